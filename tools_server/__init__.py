@@ -1,0 +1,1 @@
+"""The tool server: calculator, web search and tasks over the Model Context Protocol."""
