@@ -1,0 +1,152 @@
+"""Settings of the gateway, from the environment and `.env`. Frozen: nothing changes them after start-up."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DEFAULT_MODEL = "openai/gpt-oss-120b"
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class ConfigError(Exception):
+    """The environment does not make sense. `str()` is for the terminal: a line for each broken value, no secret."""
+
+
+class Settings(BaseSettings):
+    """Every field can be set by the environment variable of its name; those with aliases say which."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8000, ge=0, le=65535)
+    gateway_data_dir: Path = Path(".data")
+    gateway_allow_anonymous: bool = False
+    gateway_lifeline: str | None = None
+    api_key: SecretStr | None = None
+    cors_origins: CommaSeparated = ()
+
+    database_url: str | None = None
+    postgres_host: str | None = None
+    postgres_port: int = 5432
+    postgres_user: str = "postgres"
+    postgres_password: SecretStr | None = None
+    postgres_db: str = "agent_gateway"
+    database_pool_size: int = Field(default=5, ge=1, le=200)
+    database_wait_seconds: float = Field(default=5.0, ge=0)
+    migrate_on_start: bool = False
+    journal_flush_ms: float = Field(default=50.0, ge=1, le=10_000)
+    synchronous_journal: bool = False
+    journal_retention_days: float = Field(default=30.0, gt=0)
+
+    groq_api_key: SecretStr | None = None
+    groq_base_url: str = "https://api.groq.com"
+    groq_simulated: bool = False
+    groq_default_model: str = Field(
+        default=DEFAULT_MODEL, validation_alias=AliasChoices("GROQ_DEFAULT_MODEL", "GROQ_MODEL")
+    )
+    groq_temperature: float | None = Field(default=None, ge=0, le=2)
+    groq_max_tokens: int | None = Field(default=None, ge=1)
+    groq_top_p: float | None = Field(default=None, ge=0, le=1)
+    groq_reasoning_effort: str | None = None
+    model_aliases: bool = True
+    model_idle_timeout: float = Field(default=60.0, gt=0)
+
+    mcp_config: Path | None = None
+    mcp_server_url: str | None = None
+    tools_server_port: int = Field(default=8001, ge=0, le=65535)
+    tools_server_secret: SecretStr | None = None
+    tool_timeout: float = Field(default=60.0, gt=0)
+    tool_parallelism: int = Field(default=8, ge=1, le=128)
+    tool_result_max_chars: int = Field(default=32_000, ge=1_000)
+
+    agent_timeout: float = Field(default=120.0, gt=0)
+    agent_max_steps: int = Field(default=10, ge=1, le=100)
+    agent_max_tokens: int = Field(default=200_000, ge=1)
+    agent_system_prompt: str | None = None
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    max_messages: int = Field(default=500, ge=1)
+    max_message_chars: int = Field(default=400_000, ge=1)
+    max_running_turns: int = Field(default=2_000, ge=1)
+    shutdown_grace_seconds: float = Field(default=4.0, ge=0, le=300)
+
+    log_json: bool | None = None
+    log_level: str = "INFO"
+    debug: bool = False
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("groq_base_url")
+    @classmethod
+    def _groq_root(cls, value: str) -> str:
+        """The SDK appends `/openai/v1` itself; people write it all the same."""
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/").removesuffix("/openai/v1").rstrip("/")
+
+    @field_validator("mcp_server_url")
+    @classmethod
+    def _mcp_path(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be a URL such as http://127.0.0.1:8001/mcp")
+        return urlunsplit(parts._replace(path="/mcp")) if parts.path in ("", "/") else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _asyncpg_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        scheme, separator, rest = value.partition("://")
+        if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
+            raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/database")
+        return f"postgresql+asyncpg://{rest}"
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+            raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        return value.upper()
+
+    @cached_property
+    def postgres_url(self) -> str | None:
+        """Where Postgres is, for SQLAlchemy with asyncpg; None: nobody said, so the embedded one serves."""
+        if self.database_url is not None:
+            return self.database_url
+        if self.postgres_host is None:
+            return None
+        password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
+        return (
+            f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}"
+            f"@{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
+        )
+
+    @property
+    def effective_log_level(self) -> str:
+        return "DEBUG" if self.debug else self.log_level
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the environment and `.env`; `overrides` win.
+
+    Raises:
+        ConfigError: a value is broken. The message names each variable and what is wrong with it.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def _line(problem: Any) -> str:
+    name = str(problem["loc"][0]).upper() if problem["loc"] else "settings"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,155 @@
+"""Everything the gateway tells a caller went wrong.
+
+    GatewayError                 500 internal_error
+     ├─ InvalidRequest           422 invalid_request
+     │   └─ PayloadTooLarge      413 payload_too_large
+     ├─ NotAuthenticated         401 not_authenticated
+     ├─ NotFound                 404 not_found
+     │   ├─ ModelNotFound        404 model_not_found
+     │   └─ ToolNotFound         404 tool_not_found
+     ├─ Conflict                 409 conflict
+     ├─ Overloaded               503 overloaded
+     │   ├─ ServerStopping       503 server_stopping
+     │   └─ StorageUnavailable   503 storage_unavailable
+     ├─ TurnTimeout              504 turn_timeout
+     └─ ModelError               502 model_error
+         ├─ ModelKeyRefused      502 model_key_refused
+         ├─ ModelRateLimited     429 model_rate_limited
+         ├─ ModelRequestRefused  400 model_request_refused
+         ├─ ModelUnavailable     503 model_unavailable
+         └─ ModelStreamBroken    502 model_stream_broken
+
+The message is public: it goes to clients as it stands, so it never holds internal detail.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+
+class GatewayError(Exception):
+    """An error with a stable `code`, an HTTP `status` and a public `message`.
+
+    `param` names the offending field of the request; `retry_after` is in seconds.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    default_message: ClassVar[str] = "Something went wrong inside the gateway. The request id finds it in the log."
+
+    def __init__(
+        self, message: str | None = None, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        self.message = message or self.default_message
+        self.param = param
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+    def info(self) -> "ErrorInfo":
+        return ErrorInfo(code=self.code, message=self.message, param=self.param)
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The public part of an error, as events and JSON bodies carry it."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class InvalidRequest(GatewayError):
+    code = "invalid_request"
+    status = 422
+    default_message = "The request is not valid."
+
+
+class PayloadTooLarge(InvalidRequest):
+    code = "payload_too_large"
+    status = 413
+
+
+class NotAuthenticated(GatewayError):
+    code = "not_authenticated"
+    status = 401
+    default_message = "Send an API key, as `Authorization: Bearer …` or `X-API-Key: …`."
+
+
+class NotFound(GatewayError):
+    code = "not_found"
+    status = 404
+    default_message = "There is nothing here under that name."
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class ToolNotFound(NotFound):
+    code = "tool_not_found"
+
+
+class Conflict(GatewayError):
+    code = "conflict"
+    status = 409
+
+
+class Overloaded(GatewayError):
+    code = "overloaded"
+    status = 503
+    default_message = "The gateway is at its limit. Try again shortly."
+
+
+class ServerStopping(Overloaded):
+    code = "server_stopping"
+    default_message = "The gateway is stopping. Try again shortly."
+
+
+class StorageUnavailable(Overloaded):
+    code = "storage_unavailable"
+    default_message = (
+        "The database cannot be reached, and a turn that cannot be kept is not started. Try again shortly."
+    )
+
+
+class TurnTimeout(GatewayError):
+    code = "turn_timeout"
+    status = 504
+    default_message = "The turn took longer than it may."
+
+
+class ModelError(GatewayError):
+    """The model's server did not answer as it should. `retryable`: the same request may well succeed."""
+
+    code = "model_error"
+    status = 502
+    default_message = "The model's server answered with an error."
+    retryable: ClassVar[bool] = False
+
+
+class ModelKeyRefused(ModelError):
+    code = "model_key_refused"
+    default_message = "The model's server refused the gateway's API key. The administrator must check GROQ_API_KEY."
+
+
+class ModelRateLimited(ModelError):
+    code = "model_rate_limited"
+    status = 429
+    default_message = "The model's rate limit is reached."
+
+
+class ModelRequestRefused(ModelError):
+    code = "model_request_refused"
+    status = 400
+
+
+class ModelUnavailable(ModelError):
+    code = "model_unavailable"
+    status = 503
+    default_message = "The model's server cannot be reached or is overloaded. Try again shortly."
+    retryable = True
+
+
+class ModelStreamBroken(ModelError):
+    code = "model_stream_broken"
+    default_message = "The model's answer broke off before its end."
+    retryable = True

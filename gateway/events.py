@@ -1,0 +1,142 @@
+"""The closed union of what a turn tells the world. Each dispatch over it ends in `assert_never`.
+
+As JSON an event is its fields and its `type`; its number lives beside it, in the log, the journal and the SSE `id`.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from gateway.errors import ErrorInfo
+from gateway.messages import JsonObject, Outcome, Usage
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    pass
+
+
+class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
+    """`tools` are the names on offer; `warnings` are for people, e.g. that a retired model id was replaced."""
+
+    turn_id: str
+    conversation_id: str | None
+    model: str
+    tools: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class ReasoningDelta(_Event, frozen=True, kw_only=True, tag="reasoning.delta"):
+    step: int
+    text: str
+
+
+class TextDelta(_Event, frozen=True, kw_only=True, tag="text.delta"):
+    step: int
+    text: str
+
+
+class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
+    """Sent before the call runs. `arguments` is the model's text where that is no JSON object."""
+
+    step: int
+    call_id: str
+    server: str | None
+    tool: str
+    arguments: JsonObject | str
+
+
+class ToolProgress(_Event, frozen=True, kw_only=True, tag="tool.progress"):
+    call_id: str
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class ToolLog(_Event, frozen=True, kw_only=True, tag="tool.log"):
+    call_id: str
+    level: str
+    message: str
+
+
+class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
+    """`content` holds MCP content blocks, as the server sent them but for the size limit."""
+
+    call_id: str
+    outcome: Outcome
+    content: list[JsonObject]
+    structured: Any = None
+    duration_ms: float = 0.0
+
+
+class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
+    """The model's stream of this step has ended well: what it asked for now counts."""
+
+    step: int
+    finish_reason: str
+    usage: Usage
+
+
+class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
+    """The model call of `step` is made again. With `discard`, the step's text and calls so far no longer count."""
+
+    step: int
+    reason: str
+    attempt: int
+    discard: bool = False
+
+
+class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
+    """Times in milliseconds: `first_token_ms` to the first model output, `duration_ms` the whole turn."""
+
+    finish_reason: str
+    usage: Usage
+    steps: int
+    duration_ms: float
+    first_token_ms: float | None = None
+    cost_usd: float | None = None
+
+
+class TurnFailed(_Event, frozen=True, kw_only=True, tag="turn.failed"):
+    """`saved` says what was kept: "text" (what was streamed so far) or "prompt" (nothing had been answered)."""
+
+    error: ErrorInfo
+    saved: Literal["text", "prompt", "nothing"]
+
+
+class TurnCancelled(_Event, frozen=True, kw_only=True, tag="turn.cancelled"):
+    error: ErrorInfo
+    saved: Literal["text", "prompt", "nothing"]
+
+
+Event = (
+    TurnStarted
+    | ReasoningDelta
+    | TextDelta
+    | ToolCallStarted
+    | ToolProgress
+    | ToolLog
+    | ToolFinished
+    | StepCompleted
+    | ModelRetry
+    | TurnCompleted
+    | TurnFailed
+    | TurnCancelled
+)
+Delta = ReasoningDelta | TextDelta
+TurnEnd = TurnCompleted | TurnFailed | TurnCancelled
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder(Event).decode
+
+
+def type_of(event: Event) -> str:
+    """The event's wire name, e.g. `text.delta`."""
+    return str(event.__struct_config__.tag)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An event with its number inside the turn, from 1, and its JSON, encoded once for every reader."""
+
+    seq: int
+    event: Event
+    data: bytes

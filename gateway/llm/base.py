@@ -1,0 +1,88 @@
+"""What the agent loop asks of a model, whatever server it runs on."""
+
+from typing import Protocol
+
+import msgspec
+
+from gateway.messages import Message, Parameters, ToolCall, ToolChoice, ToolSpec, Usage
+
+
+class ModelCall(msgspec.Struct, frozen=True):
+    """One call of a model. `idle_timeout` is how many seconds the stream may be silent."""
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice | None = None
+    parameters: Parameters = Parameters()
+
+
+class ModelAnswer(msgspec.Struct, frozen=True):
+    """How a model's stream ended. What it said went to the sink."""
+
+    finish_reason: str
+    usage: Usage
+
+
+class ModelSink(Protocol):
+    """Takes the model's output as it arrives: at most one text a read of the socket, in order."""
+
+    def opened(self) -> None:
+        """The first valid chunk is here: the request was accepted."""
+        ...
+
+    def text(self, text: str) -> None: ...
+    def reasoning(self, text: str) -> None: ...
+
+    def tool_call(self, call: ToolCall) -> None:
+        """A call whose arguments are complete."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until more output can be taken. Called once a read."""
+        ...
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model on offer. Windows in tokens; prices in USD per million tokens."""
+
+    id: str
+    context_window: int
+    max_output_tokens: int
+    status: str = "unknown"
+    owned_by: str | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+    price_cached: float | None = None
+    reasoning_efforts: tuple[str, ...] = ()
+    tools: bool = True
+
+
+class Model(Protocol):
+    """A model server."""
+
+    async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+        """Stream one answer into `sink`.
+
+        Raises:
+            ModelError: or a subclass, when the server refuses, breaks off or cannot be reached.
+        """
+        ...
+
+    async def check(self) -> str | None:
+        """None when the model's server answers; else what is wrong with it, fit for the public."""
+        ...
+
+
+class Models(Protocol):
+    """The catalogue."""
+
+    def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
+        """The model to use for a requested id, and warnings if that is another one.
+
+        Raises:
+            ModelNotFound: no such model, or it is retired and aliases are off.
+        """
+        ...
+
+    def all(self) -> list[ModelInfo]: ...

@@ -1,0 +1,77 @@
+"""Structured logs: one JSON object a line, or coloured text at a terminal. Secrets are removed on the way out."""
+
+import contextvars
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
+
+_SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|(?<!_)token$|cookie", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"(gsk_|sk-|Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_REDACTED = "[redacted]"
+
+
+def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in event.items():
+        if _SECRET_NAME.search(key):
+            event[key] = _REDACTED
+        elif isinstance(value, str):
+            event[key] = _SECRET_TEXT.sub(_REDACTED, value)
+    return event
+
+
+def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (current := request_id.get()) is not None:
+        event.setdefault("request_id", current)
+    return event
+
+
+def configure(*, json: bool, level: str = "INFO") -> None:
+    """Send structlog's and the standard library's records to stderr in one shape. May be called again."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        _add_request_id,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    renderer: list[Any] = (
+        [structlog.processors.dict_tracebacks, _redact, structlog.processors.JSONRenderer()]
+        if json
+        else [_redact, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("uvicorn.access", "httpx", "httpx2", "alembic.runtime.plugins", "mcp", "sse_starlette"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+
+
+def get_logger(name: str) -> Any:
+    """A structlog logger; `name` is the module's."""
+    return structlog.stdlib.get_logger(name)

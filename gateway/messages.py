@@ -1,0 +1,126 @@
+"""The values that travel between the parts of the gateway. None has a row id: storage adds identity."""
+
+from typing import Any, Literal
+
+import msgspec
+
+Role = Literal["system", "user", "assistant", "tool"]
+Outcome = Literal["ok", "error", "unknown", "denied"]
+JsonObject = dict[str, Any]
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is calling. `user` owns what the call makes; `key` names the credential, never its secret."""
+
+    user: str
+    role: Literal["admin", "user", "viewer"] = "user"
+    key: str | None = None
+
+
+LOCAL = Principal(user="local", role="admin")
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call as the model wrote it: `arguments` is its text, usually but not surely a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One chat message in OpenAI's shape. `content` is text, a list of content parts, or None beside tool calls."""
+
+    role: Role
+    content: str | list[JsonObject] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The readable text of the content; parts that are no text leave nothing."""
+        if isinstance(self.content, list):
+            return "\n".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
+        return self.content or ""
+
+
+class ToolSpec(msgspec.Struct, frozen=True):
+    """A tool on offer. `name` is unique in the toolbox and fits Groq; `tool` is the server's own name for it."""
+
+    name: str
+    server: str
+    tool: str
+    description: str
+    input_schema: JsonObject
+    title: str | None = None
+    output_schema: JsonObject | None = None
+    read_only: bool = False
+    destructive: bool = True
+    idempotent: bool = False
+    open_world: bool = True
+
+
+class ToolResult(msgspec.Struct, frozen=True):
+    """What came of a call. `content` holds MCP content blocks as JSON; `structured` the tool's own JSON, if any."""
+
+    outcome: Outcome
+    content: list[JsonObject]
+    structured: Any = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as the model's server counted them; times in seconds as it reported them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    queue_time: float = 0.0
+    model_time: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
+
+
+class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the model shall answer. None means: as the model's server has it."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+    reasoning_effort: str | None = None
+
+
+ToolChoice = str | JsonObject
+"""`auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`."""
+
+
+class TurnRequest(msgspec.Struct, frozen=True):
+    """One user request, whatever wire format brought it.
+
+    `tools` lists the names that may be used (None: all); `conversation_id` is an id, "new", or None for a turn alone.
+    """
+
+    messages: tuple[Message, ...]
+    model: str
+    parameters: Parameters = Parameters()
+    tools: tuple[str, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    conversation_id: str | None = None
+    system: str | None = None
+    user_label: str | None = None
+    on_disconnect: Literal["cancel", "continue"] = "cancel"
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The text of the last user message: what the turn is about."""
+        return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
+
+
+def text_block(text: str) -> JsonObject:
+    """An MCP content block of plain text."""
+    return {"type": "text", "text": text}

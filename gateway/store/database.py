@@ -1,0 +1,138 @@
+"""Postgres for the rest of the package: the engine, its sessions, migrations, and whether it is there at all."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlmodel import text
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.errors import StorageUnavailable
+from gateway.log import get_logger
+
+log = get_logger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+UNREACHABLE = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+
+
+class DatabaseError(Exception):
+    """The database cannot be used. `str()` is one line for the terminal, without the password."""
+
+
+class Database:
+    """The engine and its short sessions. No session may be held while a stream runs."""
+
+    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+        self.url = url
+        self.engine: AsyncEngine = create_async_engine(
+            url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, connect_args={"timeout": 5}
+        )
+        self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
+
+    @property
+    def dsn(self) -> str:
+        """The same address for asyncpg without SQLAlchemy."""
+        return make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """A session that commits at the end of the block.
+
+        Raises:
+            StorageUnavailable: the database cannot be reached.
+        """
+        try:
+            async with self._sessions() as session:
+                yield session
+                await session.commit()
+        except (*UNREACHABLE, SQLAlchemyError) as error:
+            if is_unreachable(error):
+                log.warning("database_unreachable", error=type(error).__name__)
+                raise StorageUnavailable from error
+            raise
+
+    async def check(self) -> str | None:
+        """None when the database answers within two seconds, else what is wrong, fit for the public."""
+        try:
+            async with asyncio.timeout(2), self.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (*UNREACHABLE, SQLAlchemyError):
+            return "the database does not answer"
+        return None
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the database was away, rather than at odds with what was asked of it."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, UNREACHABLE)
+    return isinstance(error, UNREACHABLE)
+
+
+async def wait_until_ready(url: str, seconds: float) -> None:
+    """Return once the database takes a login.
+
+    Raises:
+        DatabaseError: it still refuses after `seconds`, or refuses for good (password, no such database).
+    """
+    target = make_url(url)
+    dsn = target.set(drivername="postgresql").render_as_string(hide_password=False)
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=max(1.0, min(5.0, seconds)))
+            await connection.close()
+            return
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            if asyncio.get_running_loop().time() >= deadline or not target.query.get("host"):
+                raise DatabaseError(f"DATABASE_URL: {_where(url)} refuses the login: {error}") from None
+        except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                reason = type(error).__name__ if isinstance(error, TimeoutError) else str(error)
+                raise DatabaseError(f"DATABASE_URL: {_where(url)} cannot be reached: {reason}") from None
+        await asyncio.sleep(0.05)
+
+
+def _where(url: str) -> str:
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def alembic_config(url: str) -> Config:
+    """Alembic's configuration for this project, aimed at `url`."""
+    config = Config(str(ROOT / "alembic.ini"))
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config.attributes["url"] = url
+    return config
+
+
+def upgrade(url: str, target: str = "heads") -> None:
+    """Bring the schema to `target`. Blocks: run it in a thread.
+
+    Several processes may do so at once: a lock orders them.
+    """
+    command.upgrade(alembic_config(url), target)
+
+
+async def missing_migrations(url: str) -> list[str]:
+    """The heads that the database has not reached; empty when its schema is current."""
+    heads = set(ScriptDirectory.from_config(alembic_config(url)).get_heads())
+    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(dsn, timeout=5)
+    try:
+        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
+            return sorted(heads)
+        rows = await connection.fetch("SELECT version_num FROM public.alembic_version")
+        return sorted(heads - {row["version_num"] for row in rows})
+    finally:
+        await connection.close()

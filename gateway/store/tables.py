@@ -1,0 +1,116 @@
+"""The gateway's tables. Alembic makes them; `alembic check` in the tests keeps the two alike."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Column, Computed, DateTime, ForeignKey, Index, Integer, Text, desc, func, text
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
+from sqlmodel import Field, SQLModel
+
+# A tsvector holds at most a megabyte: what lies beyond the first 50,000 characters of each is kept but not searched.
+SEARCH_TEXT = "to_tsvector('simple'::regconfig, \"left\"(prompt, 50000) || ' ' || \"left\"(response, 50000))"
+
+
+def _created_at() -> Any:
+    return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+def _when() -> Any:
+    return Column(DateTime(timezone=True), nullable=True)
+
+
+def _json(*, nullable: bool = True) -> Any:
+    return Column(JSONB, nullable=nullable)
+
+
+class Conversation(SQLModel, table=True):
+    """Turns in order, owned by one user."""
+
+    __tablename__: ClassVar[Any] = "conversations"
+    __table_args__ = (Index("ix_conversations_owner", "owner", desc("id")),)
+
+    id: UUID = Field(primary_key=True)
+    owner: str = Field(sa_type=Text)
+    title: str = Field(default="", sa_type=Text)
+    created_at: datetime = Field(sa_column=_created_at())
+    updated_at: datetime = Field(sa_column=_created_at())
+
+
+class Turn(SQLModel, table=True):
+    """One user request and all that it took to answer it. `status`: running, completed, failed, cancelled."""
+
+    __tablename__: ClassVar[Any] = "turns"
+    __table_args__ = (
+        Index("ix_turns_owner", "owner", desc("id")),
+        Index("ix_turns_conversation", "conversation_id", "id"),
+        Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
+        Index("ix_turns_search", "search", postgresql_using="gin"),
+    )
+
+    id: UUID = Field(primary_key=True)
+    conversation_id: UUID | None = Field(
+        default=None, sa_column=Column(ForeignKey("conversations.id", ondelete="CASCADE"), nullable=True)
+    )
+    owner: str = Field(sa_type=Text)
+    user_label: str | None = Field(default=None, sa_type=Text)
+    worker_id: UUID | None = None
+    status: str = Field(sa_type=Text)
+    prompt: str = Field(sa_type=Text)
+    response: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    messages: list[Any] = Field(sa_column=_json(nullable=False))
+    model_name: str = Field(sa_type=Text)
+    parameters: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    options: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    finish_reason: str | None = Field(default=None, sa_type=Text)
+    usage: dict[str, Any] | None = Field(default=None, sa_column=_json())
+    cost_usd: float | None = None
+    steps: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    error: dict[str, Any] | None = Field(default=None, sa_column=_json())
+    request_id: str | None = Field(default=None, sa_type=Text)
+    created_at: datetime = Field(sa_column=_created_at())
+    completed_at: datetime | None = Field(default=None, sa_column=_when())
+    first_token_ms: float | None = None
+    duration_ms: float | None = None
+    search: Any = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
+
+
+class ToolCallRow(SQLModel, table=True):
+    """What a tool was asked and what came of it: written before the call runs, completed after."""
+
+    __tablename__: ClassVar[Any] = "tool_calls"
+
+    turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
+    call_id: str = Field(primary_key=True, sa_type=Text)
+    step: int
+    server: str | None = Field(default=None, sa_type=Text)
+    tool: str = Field(sa_type=Text)
+    arguments: Any = Field(sa_column=_json())
+    outcome: str | None = Field(default=None, sa_type=Text)
+    content: Any = Field(default=None, sa_column=_json())
+    structured: Any = Field(default=None, sa_column=_json())
+    started_at: datetime = Field(sa_column=_created_at())
+    duration_ms: float | None = None
+
+
+class TurnEvents(SQLModel, table=True):
+    """The journal: consecutive events `first_seq … last_seq` of a turn, one JSON object a line of `payload`."""
+
+    __tablename__: ClassVar[Any] = "turn_events"
+
+    turn_id: UUID = Field(primary_key=True)
+    first_seq: int = Field(primary_key=True)
+    last_seq: int
+    payload: str = Field(sa_type=Text)
+
+
+class Worker(SQLModel, table=True):
+    """A gateway process that runs turns, and when it was last heard of."""
+
+    __tablename__: ClassVar[Any] = "workers"
+
+    id: UUID = Field(primary_key=True)
+    host: str = Field(sa_type=Text)
+    pid: int = Field(sa_type=BigInteger)
+    started_at: datetime = Field(sa_column=_created_at())
+    seen_at: datetime = Field(sa_column=_created_at())

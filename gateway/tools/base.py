@@ -1,0 +1,48 @@
+"""What the agent loop and the API ask of the connected MCP servers."""
+
+from typing import Protocol
+
+import msgspec
+
+from gateway.messages import JsonObject, Principal, ToolResult, ToolSpec
+
+
+class ServerStatus(msgspec.Struct, frozen=True):
+    """How one MCP server stands. `state`: connecting, up, down, disabled; `since`: ISO 8601."""
+
+    name: str
+    url: str | None
+    state: str
+    since: str
+    reason: str | None = None
+    tools: int = 0
+    protocol_version: str | None = None
+
+
+class CallObserver(Protocol):
+    """Hears what a server says while a call runs."""
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None: ...
+    def log(self, level: str, message: str) -> None: ...
+
+
+class Toolbox(Protocol):
+    """The tools of all connected MCP servers under one set of names."""
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """Every tool on offer now, in a stable order."""
+        ...
+
+    def find(self, name: str) -> ToolSpec | None: ...
+
+    def instructions(self) -> str:
+        """What the connected servers want a model to know about them; empty if nothing."""
+        ...
+
+    async def call(
+        self, spec: ToolSpec, arguments: JsonObject, *, principal: Principal, observer: CallObserver | None = None
+    ) -> ToolResult:
+        """Run a tool for `principal`. Never raises for what goes wrong with the call: the result says it."""
+        ...
+
+    def servers(self) -> list[ServerStatus]: ...

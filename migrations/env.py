@@ -1,0 +1,63 @@
+"""Alembic's entry: both packages' tables, one tree, one version table."""
+
+import asyncio
+import zlib
+from typing import Any
+
+from alembic import context
+from sqlalchemy import pool, text
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlmodel import SQLModel
+
+import gateway.store.tables
+import tools_server.tasks  # noqa: F401
+from gateway.config import load
+
+config = context.config
+LOCK = zlib.crc32(b"agent-gateway migrations")
+OURS = {"public", "tools"}
+
+
+def url() -> str:
+    given = config.attributes.get("url") or load().postgres_url
+    if given is None:
+        raise SystemExit("Set DATABASE_URL (or POSTGRES_HOST …), or run `agent-gateway db upgrade`.")
+    return given
+
+
+def include_name(name: str | None, type_: str, _parents: Any) -> bool:
+    return type_ != "schema" or name is None or name in OURS
+
+
+def run(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
+    connection.commit()
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        include_schemas=True,
+        include_name=include_name,
+        compare_server_default=False,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+    connection.commit()
+    connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK})
+    connection.commit()
+
+
+async def run_online() -> None:
+    engine = create_async_engine(url(), poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+    await engine.dispose()
+
+
+if context.is_offline_mode():
+    context.configure(url=url(), target_metadata=SQLModel.metadata, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    asyncio.run(run_online())
