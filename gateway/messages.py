@@ -1,8 +1,11 @@
 """The values that travel between the parts of the gateway. None has a row id: storage adds identity."""
 
 from typing import Any, Literal
+from uuid import UUID
 
 import msgspec
+
+from gateway.errors import ErrorInfo
 
 Role = Literal["system", "user", "assistant", "tool"]
 Outcome = Literal["ok", "error", "unknown", "denied"]
@@ -119,6 +122,33 @@ class TurnRequest(msgspec.Struct, frozen=True):
     def prompt(self) -> str:
         """The text of the last user message: what the turn is about."""
         return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
+
+
+class TurnRecord(msgspec.Struct, frozen=True):
+    """A turn as it is known at its start. `model` is the one in use, which an alias may have put for the asked one."""
+
+    id: UUID
+    owner: str
+    request: TurnRequest
+    model: str
+    conversation_id: UUID | None = None
+    worker_id: UUID | None = None
+    request_id: str | None = None
+
+
+class TurnOutcome(msgspec.Struct, frozen=True):
+    """What is kept of a turn at its end. `messages` are the request's own and all that the turn added."""
+
+    status: Literal["completed", "failed", "cancelled"]
+    messages: tuple[Message, ...]
+    response: str
+    steps: int
+    usage: Usage
+    duration_ms: float
+    finish_reason: str | None = None
+    error: ErrorInfo | None = None
+    cost_usd: float | None = None
+    first_token_ms: float | None = None
 
 
 def text_block(text: str) -> JsonObject:

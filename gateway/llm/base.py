@@ -8,7 +8,7 @@ from gateway.messages import Message, Parameters, ToolCall, ToolChoice, ToolSpec
 
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call of a model. `idle_timeout` is how many seconds the stream may be silent."""
+    """One call of a model."""
 
     model: str
     messages: tuple[Message, ...]
@@ -56,6 +56,15 @@ class ModelInfo(msgspec.Struct, frozen=True):
     price_cached: float | None = None
     reasoning_efforts: tuple[str, ...] = ()
     tools: bool = True
+
+    def cost(self, usage: Usage) -> float | None:
+        """What the tokens cost in USD; None where no price is known."""
+        if self.price_in is None or self.price_out is None:
+            return None
+        cached_price = self.price_in if self.price_cached is None else self.price_cached
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        micro = fresh * self.price_in + usage.cached_tokens * cached_price + usage.completion_tokens * self.price_out
+        return round(micro / 1_000_000, 9)
 
 
 class Model(Protocol):

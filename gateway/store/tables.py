@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Column, Computed, DateTime, ForeignKey, Index, Integer, Text, desc, func, text
+from sqlalchemy import BigInteger, Column, Computed, DateTime, ForeignKey, Index, Integer, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlmodel import Field, SQLModel
 
@@ -28,7 +28,7 @@ class Conversation(SQLModel, table=True):
     """Turns in order, owned by one user."""
 
     __tablename__: ClassVar[Any] = "conversations"
-    __table_args__ = (Index("ix_conversations_owner", "owner", desc("id")),)
+    __table_args__ = (Index("ix_conversations_owner", "owner", text("id DESC")),)
 
     id: UUID = Field(primary_key=True)
     owner: str = Field(sa_type=Text)
@@ -42,7 +42,7 @@ class Turn(SQLModel, table=True):
 
     __tablename__: ClassVar[Any] = "turns"
     __table_args__ = (
-        Index("ix_turns_owner", "owner", desc("id")),
+        Index("ix_turns_owner", "owner", text("id DESC")),
         Index("ix_turns_conversation", "conversation_id", "id"),
         Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
         Index("ix_turns_search", "search", postgresql_using="gin"),

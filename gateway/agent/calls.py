@@ -1,0 +1,165 @@
+"""The tool calls of one step: which may run when, and what becomes of each."""
+
+import asyncio
+import time
+from typing import Protocol
+
+import msgspec
+
+from gateway.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
+from gateway.log import get_logger
+from gateway.messages import JsonObject, Principal, ToolCall, ToolResult, ToolSpec, text_block
+from gateway.tools.base import Toolbox
+
+log = get_logger(__name__)
+
+
+class Emitter(Protocol):
+    """Where a turn's events go."""
+
+    def emit(self, event: Event) -> None: ...
+
+    async def durable(self) -> None:
+        """Wait until all that was emitted so far is kept."""
+        ...
+
+
+class StepCalls:
+    """Runs a step's calls as they become known.
+
+    A read-only call waits for the calls that change something before it, any other for all calls before it: so the
+    model's order holds where it can matter. Only read-only calls may start before `release()`, which says that the
+    model's stream ended well: a step that is cut is asked again, and must not have changed anything.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        *,
+        offered: dict[str, ToolSpec],
+        toolbox: Toolbox,
+        principal: Principal,
+        out: Emitter,
+        limit: int,
+    ) -> None:
+        self._step = step
+        self._offered = offered
+        self._toolbox = toolbox
+        self._principal = principal
+        self._out = out
+        self._slots = asyncio.Semaphore(limit)
+        self._released = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changing: list[asyncio.Task[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, call: ToolCall) -> None:
+        """Announce a call and let it run when its time has come."""
+        spec = self._offered.get(call.name)
+        arguments = _parse(call.arguments)
+        self._out.emit(
+            ToolCallStarted(
+                step=self._step,
+                call_id=call.id,
+                server=spec.server if spec else None,
+                tool=call.name,
+                arguments=call.arguments if arguments is None else arguments,
+            )
+        )
+        read_only = spec is None or arguments is None or spec.read_only
+        before = list(self._changing if read_only else self._tasks)
+        task = asyncio.create_task(self._run(call, spec, arguments, before, wait_release=not read_only))
+        self._tasks.append(task)
+        if not read_only:
+            self._changing.append(task)
+
+    def release(self) -> None:
+        """The model's stream ended well: calls that change something may run."""
+        self._released.set()
+
+    async def finish(self) -> None:
+        """Wait for every call's result."""
+        if self._tasks:
+            await asyncio.gather(*self._tasks)
+
+    async def cancel(self) -> None:
+        """Stop what still runs; nothing of this step is left behind."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(
+        self,
+        call: ToolCall,
+        spec: ToolSpec | None,
+        arguments: JsonObject | None,
+        before: list[asyncio.Task[None]],
+        *,
+        wait_release: bool,
+    ) -> None:
+        if before:
+            await asyncio.wait(before)
+        if wait_release:
+            await self._released.wait()
+        async with self._slots:
+            await self._out.durable()
+            started = time.perf_counter()
+            result = await self._result(call, spec, arguments)
+            duration_ms = round((time.perf_counter() - started) * 1000, 2)
+        log.info("tool_call", tool=call.name, outcome=result.outcome, duration_ms=duration_ms)
+        self._out.emit(
+            ToolFinished(
+                call_id=call.id,
+                outcome=result.outcome,
+                content=result.content,
+                structured=result.structured,
+                duration_ms=duration_ms,
+            )
+        )
+
+    async def _result(self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None) -> ToolResult:
+        if spec is None:
+            names = ", ".join(sorted(self._offered)) or "none"
+            return _error(f"There is no tool named {call.name!r}. The tools on offer: {names}.")
+        if arguments is None:
+            return _error(f"The arguments of {call.name} must be one JSON object that fits its schema.")
+        observer = _Observer(call.id, self._out)
+        return await self._toolbox.call(spec, arguments, principal=self._principal, observer=observer)
+
+
+class _Observer:
+    """Turns what a server says during a call into events, as many and as long as a turn can bear."""
+
+    _MOST = 500
+    _LONGEST = 2_000
+
+    def __init__(self, call_id: str, out: Emitter) -> None:
+        self._call_id = call_id
+        self._out = out
+        self._left = self._MOST
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        message = message and message[: self._LONGEST]
+        self._emit(ToolProgress(call_id=self._call_id, progress=progress, total=total, message=message))
+
+    def log(self, level: str, message: str) -> None:
+        self._emit(ToolLog(call_id=self._call_id, level=level, message=message[: self._LONGEST]))
+
+    def _emit(self, event: Event) -> None:
+        if self._left > 0:
+            self._left -= 1
+            self._out.emit(event)
+
+
+def _parse(arguments: str) -> JsonObject | None:
+    """The arguments as an object; models write nothing at all where a tool takes none. None: it is no object."""
+    try:
+        return msgspec.json.decode(arguments.strip() or "{}", type=JsonObject)
+    except msgspec.DecodeError:
+        return None
+
+
+def _error(message: str) -> ToolResult:
+    return ToolResult(outcome="error", content=[text_block(message)])

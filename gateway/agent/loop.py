@@ -1,0 +1,149 @@
+"""Model ⇄ tools until the answer stands."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Protocol
+from uuid import uuid4
+
+import msgspec
+
+from gateway.agent.calls import Emitter, StepCalls
+from gateway.agent.transcript import Transcript
+from gateway.errors import ModelError
+from gateway.events import ModelRetry, ReasoningDelta, StepCompleted, TextDelta
+from gateway.llm.base import Model, ModelAnswer, ModelCall
+from gateway.log import get_logger
+from gateway.messages import Message, Parameters, Principal, ToolCall, ToolChoice, ToolSpec
+from gateway.tools.base import Toolbox
+
+log = get_logger(__name__)
+
+
+class LoopLimits(msgspec.Struct, frozen=True):
+    """`steps` a turn may take, `tokens` it may use in all, tool calls that may run at once, retries of a model call."""
+
+    steps: int = 10
+    tokens: int = 200_000
+    parallel_calls: int = 8
+    model_retries: int = 2
+    retry_delay: float = 0.5
+
+
+class TurnOutput(Emitter, Protocol):
+    """The turn as the loop sees it from inside."""
+
+    transcript: Transcript
+
+    def opened(self) -> None:
+        """The model has accepted the turn's first request."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until more events can be taken."""
+        ...
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own."""
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    tool_choice: ToolChoice | None
+    parameters: Parameters
+    principal: Principal
+
+
+class AgentLoop:
+    """Runs turns. Holds no state of any of them."""
+
+    def __init__(self, model: Model, toolbox: Toolbox, limits: LoopLimits) -> None:
+        self._model = model
+        self._toolbox = toolbox
+        self._limits = limits
+
+    async def run(self, conversation: Conversation, turn: TurnOutput) -> str:
+        """Take steps until the model calls no more tools; returns the turn's finish reason.
+
+        Raises:
+            ModelError: the model's server failed, and asking again would not do or did not help.
+        """
+        offered = {spec.name: spec for spec in conversation.tools}
+        first = turn.transcript.steps + 1
+        for step in range(first, self._limits.steps + 1):
+            calls = StepCalls(
+                step,
+                offered=offered,
+                toolbox=self._toolbox,
+                principal=conversation.principal,
+                out=turn,
+                limit=self._limits.parallel_calls,
+            )
+            try:
+                answer = await self._ask(step, conversation, turn, calls)
+                turn.emit(StepCompleted(step=step, finish_reason=answer.finish_reason, usage=answer.usage))
+                calls.release()
+                await calls.finish()
+            finally:
+                await calls.cancel()
+            if not len(calls):
+                return answer.finish_reason
+            if turn.transcript.usage.total_tokens >= self._limits.tokens:
+                return "token_limit"
+        return "step_limit"
+
+    async def _ask(self, step: int, conversation: Conversation, turn: TurnOutput, calls: StepCalls) -> ModelAnswer:
+        """One answer of the model. Asked again silently only while nothing of it has been shown."""
+        call = ModelCall(
+            model=conversation.model,
+            messages=conversation.messages + turn.transcript.messages,
+            tools=conversation.tools,
+            tool_choice=_choice(conversation.tool_choice, step),
+            parameters=conversation.parameters,
+        )
+        attempt = 1
+        while True:
+            sink = _StepSink(step, turn, calls.add)
+            try:
+                return await self._model.complete(call, sink)
+            except ModelError as error:
+                if not error.retryable or sink.spoke or attempt > self._limits.model_retries:
+                    raise
+                log.warning("model_retry", step=step, attempt=attempt, code=error.code)
+                turn.emit(ModelRetry(step=step, reason=error.code, attempt=attempt))
+            await asyncio.sleep(self._limits.retry_delay * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311
+            attempt += 1
+
+
+class _StepSink:
+    """The model's output on its way to events."""
+
+    def __init__(self, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None]) -> None:
+        self._step = step
+        self._turn = turn
+        self._add_call = add_call
+        self.spoke = False
+        self.drain = turn.drain
+
+    def opened(self) -> None:
+        self._turn.opened()
+
+    def text(self, text: str) -> None:
+        self.spoke = True
+        self._turn.emit(TextDelta(step=self._step, text=text))
+
+    def reasoning(self, text: str) -> None:
+        self.spoke = True
+        self._turn.emit(ReasoningDelta(step=self._step, text=text))
+
+    def tool_call(self, call: ToolCall) -> None:
+        self.spoke = True
+        if not call.id or self._turn.transcript.knows_call(call.id):
+            call = ToolCall(f"call_{uuid4().hex}", call.name, call.arguments)
+        self._add_call(call)
+
+
+def _choice(wanted: ToolChoice | None, step: int) -> ToolChoice | None:
+    """A forced choice holds for the first step only, or the turn would never come to an answer."""
+    return wanted if step == 1 or wanted in ("none", "auto") else None

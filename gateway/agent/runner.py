@@ -1,0 +1,325 @@
+"""Owns every running turn: its task, its events, its end. A response is a reader of the turn, never its owner."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Literal
+from uuid import UUID
+
+import uuid_utils.compat as uuids
+
+from gateway.agent import context
+from gateway.agent.base import History, Journal
+from gateway.agent.loop import AgentLoop, Conversation
+from gateway.agent.transcript import Transcript
+from gateway.agent.turn_log import TurnLog
+from gateway.errors import (
+    ErrorInfo,
+    GatewayError,
+    Overloaded,
+    ServerStopping,
+    StorageUnavailable,
+    TurnTimeout,
+)
+from gateway.events import Event, TurnCancelled, TurnCompleted, TurnEnd, TurnFailed, TurnStarted
+from gateway.llm.base import ModelInfo, Models
+from gateway.log import get_logger
+from gateway.messages import Message, Principal, ToolSpec, TurnOutcome, TurnRecord, TurnRequest
+from gateway.tools.base import Toolbox
+
+log = get_logger(__name__)
+
+CancelReason = Literal["client_disconnected", "server_stopping", "cancelled"]
+_CANCEL_MESSAGES: dict[CancelReason, str] = {
+    "client_disconnected": "The client went away, and the turn was not asked to go on without it.",
+    "server_stopping": "The gateway was stopped while the turn was running.",
+    "cancelled": "The turn was cancelled.",
+}
+
+
+class RunningTurn:
+    """One turn under way. Emits events into its log and its journal; others read the log."""
+
+    def __init__(self, record: TurnRecord, owner: Principal, turn_log: TurnLog, journal: Journal) -> None:
+        self.record = record
+        self.principal = owner
+        self.log = turn_log
+        self.transcript = Transcript()
+        self.failure: GatewayError | None = None
+        self.cancel_reason: CancelReason | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.finishing = False
+        self.started_at = time.perf_counter()
+        self.first_token_ms: float | None = None
+        self._journal = journal
+        self._opened = asyncio.Event()
+        self._audience = 0
+
+    @property
+    def id(self) -> UUID:
+        return self.record.id
+
+    def emit(self, event: Event) -> None:
+        """Number the event, fold it, show it when it may be seen."""
+        self.transcript.apply(event)
+        self.log.append(event)
+        if self.log.visible == len(self.log.entries):
+            self._journal.soon(self.log)
+        else:
+            self._journal.now(self.log)
+
+    async def durable(self) -> None:
+        await self._journal.now(self.log)
+
+    async def drain(self) -> None:
+        if self._journal.congested:
+            await self._journal.room()
+
+    def opened(self) -> None:
+        if not self._opened.is_set():
+            self.first_token_ms = self.elapsed_ms()
+            self._opened.set()
+
+    async def until_opened(self, seconds: float) -> None:
+        """Return when the model has begun to answer, or the turn has ended, or the time is up.
+
+        Raises:
+            GatewayError: the turn failed before the model said anything.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._opened.wait()
+        except TimeoutError:
+            return
+        if self.failure is not None and self.first_token_ms is None:
+            raise self.failure
+
+    def ended(self) -> None:
+        """Nothing more will come: let those go who wait for a beginning."""
+        self._opened.set()
+
+    @asynccontextmanager
+    async def audience(self) -> AsyncGenerator[None]:
+        """Stay while someone reads for whose sake the turn runs. When the last one leaves early, the policy decides."""
+        self._audience += 1
+        try:
+            yield
+        finally:
+            self._audience -= 1
+            if not self._audience and not self.log.ended and self.record.request.on_disconnect == "cancel":
+                self.cancel("client_disconnected")
+
+    def cancel(self, reason: CancelReason) -> None:
+        """Stop the model call and the tools; what was streamed so far is kept."""
+        if self.cancel_reason is None and self.task is not None and not self.finishing:
+            self.cancel_reason = reason
+            self.task.cancel()
+
+    def elapsed_ms(self) -> float:
+        return round((time.perf_counter() - self.started_at) * 1000, 2)
+
+
+class Runner:
+    """Starts turns, knows those that run here, and ends them in order."""
+
+    def __init__(
+        self,
+        loop: AgentLoop,
+        *,
+        models: Models,
+        toolbox: Toolbox,
+        journal: Journal,
+        history: History,
+        system_prompt: str | None = None,
+        deadline: float = 120.0,
+        storage_patience: float = 30.0,
+        max_turns: int = 2_000,
+        synchronous_journal: bool = False,
+        worker_id: UUID | None = None,
+    ) -> None:
+        self._loop = loop
+        self._models = models
+        self._toolbox = toolbox
+        self._journal = journal
+        self._history = history
+        self._system_prompt = system_prompt or context.SYSTEM_PROMPT
+        self._deadline = deadline
+        self._storage_patience = storage_patience
+        self._max_turns = max_turns
+        self._synchronous = synchronous_journal
+        self._worker_id = worker_id
+        self._turns: dict[UUID, RunningTurn] = {}
+        self.stopping = False
+
+    @property
+    def running(self) -> int:
+        return len(self._turns)
+
+    def get(self, turn_id: UUID) -> RunningTurn | None:
+        return self._turns.get(turn_id)
+
+    async def start(self, request: TurnRequest, principal: Principal, request_id: str | None = None) -> RunningTurn:
+        """Begin a turn; when this returns its start is durable and its task runs.
+
+        Raises:
+            GatewayError: the request cannot be served; nothing of it was kept.
+        """
+        if self.stopping:
+            raise ServerStopping
+        if self.running >= self._max_turns:
+            raise Overloaded(f"The gateway already runs {self._max_turns} turns. Try again shortly.")
+        model, warnings = self._models.resolve(request.model)
+        conversation_id = await self._history.open(request.conversation_id, principal, request.prompt)
+        turn_id = UUID(int=uuids.uuid7().int)
+        record = TurnRecord(
+            id=turn_id,
+            owner=principal.user,
+            request=request,
+            model=model.id,
+            conversation_id=conversation_id,
+            worker_id=self._worker_id,
+            request_id=request_id,
+        )
+        turn = RunningTurn(record, principal, TurnLog(turn_id, synchronous=self._synchronous), self._journal)
+        tools, missing = self._offer(request)
+        turn.log.append(
+            TurnStarted(
+                turn_id=str(turn_id),
+                conversation_id=str(conversation_id) if conversation_id else None,
+                model=model.id,
+                tools=tuple(spec.name for spec in tools),
+                warnings=(*request.warnings, *warnings, *missing),
+            )
+        )
+        self._turns[turn_id] = turn
+        try:
+            await self._journal.begin(record, turn.log)
+        except BaseException:
+            del self._turns[turn_id]
+            raise
+        turn.task = asyncio.create_task(self._run(turn, model, tools), name=f"turn {turn_id}")
+        return turn
+
+    async def stop(self, grace: float) -> None:
+        """Take no new turns, let the running ones end for `grace` seconds, then tell readers and cancel the rest."""
+        self.stopping = True
+        tasks = [turn.task for turn in self._turns.values() if turn.task is not None]
+        if not tasks:
+            return
+        log.info("turns_finishing", running=len(tasks), grace_seconds=grace)
+        _, late = await asyncio.wait(tasks, timeout=grace)
+        for turn in list(self._turns.values()):
+            turn.log.close("server_stopping")
+            turn.cancel("server_stopping")
+        if late:
+            await asyncio.wait(late, timeout=2)
+
+    def _offer(self, request: TurnRequest) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
+        """The tools on offer to this turn, and a warning for each that was asked for and is not there."""
+        specs = self._toolbox.specs()
+        if request.tools is None:
+            return specs, ()
+        missing = sorted(set(request.tools) - {spec.name for spec in specs})
+        warnings = tuple(f"The tool {name!r} is not on offer: no connected server has it now." for name in missing)
+        return tuple(spec for spec in specs if spec.name in request.tools), warnings
+
+    async def _conversation(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> Conversation:
+        request, conversation_id = turn.record.request, turn.record.conversation_id
+        instructions = self._toolbox.instructions() if tools else ""
+        fixed = [context.system_message(self._system_prompt, instructions, request.system), *request.messages]
+        past: tuple[Message, ...] = ()
+        if conversation_id is not None and request.conversation_id != "new":
+            history = await self._history.load(conversation_id)
+            past = context.fit_history(history, fixed, model, request.parameters.max_tokens)
+        return Conversation(
+            model=model.id,
+            messages=(fixed[0], *past, *fixed[1:]),
+            tools=tools,
+            tool_choice=request.tool_choice,
+            parameters=request.parameters,
+            principal=turn.principal,
+        )
+
+    async def _run(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> None:
+        try:
+            end = await self._reach_end(turn, model, tools)
+            await self._finish(turn, end)
+        finally:
+            turn.ended()
+            self._turns.pop(turn.id, None)
+
+    async def _reach_end(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> TurnEnd:
+        """Run the loop; whatever happens becomes one of the events that end a turn."""
+        deadline = asyncio.timeout(self._deadline)
+        try:
+            async with deadline:
+                conversation = await self._conversation(turn, model, tools)
+                finish_reason = await self._loop.run(conversation, turn)
+        except asyncio.CancelledError:
+            if turn.cancel_reason is None:
+                raise
+            error = ErrorInfo(code=turn.cancel_reason, message=_CANCEL_MESSAGES[turn.cancel_reason])
+            return TurnCancelled(error=error, saved=_saved(turn))
+        except GatewayError as error:
+            return self._failed(turn, error)
+        except Exception:  # a turn must end, whatever breaks in it; the log has the rest
+            if deadline.expired():
+                return self._failed(turn, TurnTimeout(f"The turn took longer than its {self._deadline:g} seconds."))
+            log.exception("turn_broke", turn_id=str(turn.id))
+            return self._failed(turn, GatewayError())
+        return TurnCompleted(
+            finish_reason=finish_reason,
+            usage=turn.transcript.usage,
+            steps=turn.transcript.steps,
+            duration_ms=turn.elapsed_ms(),
+            first_token_ms=turn.first_token_ms,
+            cost_usd=model.cost(turn.transcript.usage),
+        )
+
+    def _failed(self, turn: RunningTurn, error: GatewayError) -> TurnFailed:
+        turn.failure = error
+        return TurnFailed(error=error.info(), saved=_saved(turn))
+
+    async def _finish(self, turn: RunningTurn, end: TurnEnd) -> None:
+        """Keep the turn's end, then show it. A database that stays away too long sends the readers away instead."""
+        turn.finishing = True
+        turn.log.append(end)
+        outcome = _outcome(turn, end)
+        kept = self._journal.finish(turn.log, outcome)
+        try:
+            await asyncio.wait_for(asyncio.shield(kept), self._storage_patience)
+        except TimeoutError:
+            log.error("turn_end_not_kept_in_time", turn_id=str(turn.id))
+            turn.log.close(StorageUnavailable.code)
+        log.info(
+            f"turn_{outcome.status}",
+            turn_id=str(turn.id),
+            model=turn.record.model,
+            steps=outcome.steps,
+            tokens=outcome.usage.total_tokens,
+            first_token_ms=outcome.first_token_ms,
+            duration_ms=outcome.duration_ms,
+            code=outcome.error.code if outcome.error else None,
+        )
+
+
+def _saved(turn: RunningTurn) -> Literal["text", "prompt"]:
+    return "text" if turn.transcript.response else "prompt"
+
+
+def _outcome(turn: RunningTurn, end: TurnEnd) -> TurnOutcome:
+    transcript = turn.transcript
+    failed = end if isinstance(end, TurnFailed | TurnCancelled) else None
+    return TurnOutcome(
+        status="completed" if failed is None else "failed" if isinstance(failed, TurnFailed) else "cancelled",
+        messages=turn.record.request.messages + transcript.messages,
+        response=transcript.response,
+        steps=transcript.steps,
+        usage=transcript.usage,
+        duration_ms=turn.elapsed_ms(),
+        finish_reason=end.finish_reason if isinstance(end, TurnCompleted) else None,
+        error=failed.error if failed else None,
+        cost_usd=end.cost_usd if isinstance(end, TurnCompleted) else None,
+        first_token_ms=turn.first_token_ms,
+    )

@@ -1,0 +1,117 @@
+"""Folds events into messages. The loop asks the model with what is folded here, and the same fold is stored."""
+
+from typing import assert_never
+
+import msgspec
+
+from gateway import events as e
+from gateway.messages import JsonObject, Message, ToolCall, Usage
+
+_json = msgspec.json.Encoder(order="sorted")
+LOST = "The outcome of this call is not known: the turn was interrupted before its result arrived."
+
+
+class _Step:
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.calls: dict[str, e.ToolCallStarted] = {}
+        self.results: dict[str, e.ToolFinished] = {}
+        self.completed: e.StepCompleted | None = None
+
+    def messages(self) -> list[Message]:
+        """The assistant's message and one a call: a call without a result gets one that says so."""
+        text = "".join(self.text)
+        if not self.calls:
+            return [Message(role="assistant", content=text)] if text else []
+        calls = tuple(ToolCall(c.call_id, c.tool, _arguments(c)) for c in self.calls.values())
+        said = Message(role="assistant", content=text or None, tool_calls=calls)
+        return [said, *(self._result(call_id) for call_id in self.calls)]
+
+    def _result(self, call_id: str) -> Message:
+        result = self.results.get(call_id)
+        return Message(role="tool", tool_call_id=call_id, content=for_model(result) if result else LOST)
+
+
+class Transcript:
+    """What a turn has said and done so far, told by its events."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, _Step] = {}
+        self._call_steps: dict[str, _Step] = {}
+        self.usage = Usage()
+
+    def apply(self, event: e.Event) -> None:
+        match event:
+            case e.TextDelta():
+                self._step(event.step).text.append(event.text)
+            case e.ToolCallStarted():
+                step = self._call_steps[event.call_id] = self._step(event.step)
+                step.calls[event.call_id] = event
+            case e.ToolFinished():
+                self._call_steps[event.call_id].results[event.call_id] = event
+            case e.StepCompleted():
+                self._step(event.step).completed = event
+                self.usage = self.usage + event.usage
+            case e.ModelRetry():
+                if event.discard:
+                    self._steps.pop(event.step, None)
+            case (
+                e.TurnStarted()
+                | e.ReasoningDelta()
+                | e.ToolProgress()
+                | e.ToolLog()
+                | e.TurnCompleted()
+                | e.TurnFailed()
+                | e.TurnCancelled()
+            ):
+                pass
+            case _:
+                assert_never(event)
+
+    @property
+    def steps(self) -> int:
+        return len(self._steps)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The assistant's and the tools' messages, in order, fit to be sent to a model."""
+        return tuple(message for _, step in sorted(self._steps.items()) for message in step.messages())
+
+    @property
+    def response(self) -> str:
+        """The text of the last step that said anything."""
+        texts = ("".join(step.text) for _, step in sorted(self._steps.items(), reverse=True))
+        return next((text for text in texts if text), "")
+
+    def knows_call(self, call_id: str) -> bool:
+        return call_id in self._call_steps
+
+    def _step(self, number: int) -> _Step:
+        return self._steps.setdefault(number, _Step())
+
+
+def _arguments(call: e.ToolCallStarted) -> str:
+    """Groq takes arguments only as the text of a JSON object; what was none stands in the tool's error result."""
+    return _json.encode(call.arguments).decode() if isinstance(call.arguments, dict) else "{}"
+
+
+def for_model(result: e.ToolFinished) -> str:
+    """The result as text for the model: text blocks as they are, other blocks named, the structured form if alone."""
+    text = "\n".join(_block_text(block) for block in result.content)
+    if not text and result.structured is not None:
+        text = _json.encode(result.structured).decode()
+    if result.outcome == "ok":
+        return text or "(no output)"
+    return text if text.lower().startswith("error") else f"Error: {text or result.outcome}"
+
+
+def _block_text(block: JsonObject) -> str:
+    kind = block.get("type")
+    if kind == "text":
+        return str(block.get("text", ""))
+    if kind == "resource":
+        resource = block.get("resource", {})
+        return str(resource.get("text") or f"[resource {resource.get('uri')}, {resource.get('mimeType', 'binary')}]")
+    if kind == "resource_link":
+        return f"[link {block.get('uri')}: {block.get('description') or block.get('name')}]"
+    return f"[{kind} {block.get('mimeType', '')}, not shown to you]"
