@@ -1,5 +1,6 @@
 """Settings of the gateway, from the environment and `.env`. Frozen: nothing changes them after start-up."""
 
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,6 +130,11 @@ class Settings(BaseSettings):
             f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}"
             f"@{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
         )
+
+    @property
+    def json_logs(self) -> bool:
+        """JSON unless LOG_JSON says otherwise or a person is watching."""
+        return not sys.stderr.isatty() if self.log_json is None else self.log_json
 
     @property
     def effective_log_level(self) -> str:

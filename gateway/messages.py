@@ -96,6 +96,11 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: tuple[str, ...] | None = None
     reasoning_effort: str | None = None
 
+    def over(self, defaults: "Parameters") -> "Parameters":
+        """These, with the defaults where they say nothing."""
+        chosen = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) is not None}
+        return msgspec.structs.replace(defaults, **chosen)
+
 
 ToolChoice = str | JsonObject
 """`auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`."""

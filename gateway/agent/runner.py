@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Literal
 from uuid import UUID
 
@@ -99,16 +97,15 @@ class RunningTurn:
         """Nothing more will come: let those go who wait for a beginning."""
         self._opened.set()
 
-    @asynccontextmanager
-    async def audience(self) -> AsyncGenerator[None]:
-        """Stay while someone reads for whose sake the turn runs. When the last one leaves early, the policy decides."""
+    def join(self) -> None:
+        """Someone reads for whose sake the turn runs."""
         self._audience += 1
-        try:
-            yield
-        finally:
-            self._audience -= 1
-            if not self._audience and not self.log.ended and self.record.request.on_disconnect == "cancel":
-                self.cancel("client_disconnected")
+
+    def leave(self) -> None:
+        """One of those is gone. When the last one leaves before the end, the request's policy decides."""
+        self._audience -= 1
+        if not self._audience and not self.log.ended and self.record.request.on_disconnect == "cancel":
+            self.cancel("client_disconnected")
 
     def cancel(self, reason: CancelReason) -> None:
         """Stop the model call and the tools; what was streamed so far is kept."""

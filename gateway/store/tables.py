@@ -33,8 +33,8 @@ class Conversation(SQLModel, table=True):
     id: UUID = Field(primary_key=True)
     owner: str = Field(sa_type=Text)
     title: str = Field(default="", sa_type=Text)
-    created_at: datetime = Field(sa_column=_created_at())
-    updated_at: datetime = Field(sa_column=_created_at())
+    created_at: datetime | None = Field(default=None, sa_column=_created_at())
+    updated_at: datetime | None = Field(default=None, sa_column=_created_at())
 
 
 class Turn(SQLModel, table=True):
@@ -68,7 +68,7 @@ class Turn(SQLModel, table=True):
     steps: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     error: dict[str, Any] | None = Field(default=None, sa_column=_json())
     request_id: str | None = Field(default=None, sa_type=Text)
-    created_at: datetime = Field(sa_column=_created_at())
+    created_at: datetime | None = Field(default=None, sa_column=_created_at())
     completed_at: datetime | None = Field(default=None, sa_column=_when())
     first_token_ms: float | None = None
     duration_ms: float | None = None
@@ -89,7 +89,7 @@ class ToolCallRow(SQLModel, table=True):
     outcome: str | None = Field(default=None, sa_type=Text)
     content: Any = Field(default=None, sa_column=_json())
     structured: Any = Field(default=None, sa_column=_json())
-    started_at: datetime = Field(sa_column=_created_at())
+    started_at: datetime | None = Field(default=None, sa_column=_created_at())
     duration_ms: float | None = None
 
 
@@ -112,5 +112,5 @@ class Worker(SQLModel, table=True):
     id: UUID = Field(primary_key=True)
     host: str = Field(sa_type=Text)
     pid: int = Field(sa_type=BigInteger)
-    started_at: datetime = Field(sa_column=_created_at())
-    seen_at: datetime = Field(sa_column=_created_at())
+    started_at: datetime | None = Field(default=None, sa_column=_created_at())
+    seen_at: datetime | None = Field(default=None, sa_column=_created_at())

@@ -1,0 +1,77 @@
+"""What endpoints get: the parts that `app.py` built, and who is calling."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from gateway.agent.runner import Runner
+from gateway.api.auth import authenticate
+from gateway.config import Settings
+from gateway.errors import GatewayError
+from gateway.llm.base import Model, Models
+from gateway.messages import Principal
+from gateway.store.database import Database
+from gateway.tools.base import Toolbox
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class State:
+    """The parts of a running gateway."""
+
+    settings: Settings
+    runner: Runner
+    toolbox: Toolbox
+    models: Models
+    model: Model
+    database: Database
+    started_at: float = field(default_factory=time.monotonic)
+
+
+def get_state(request: Request) -> State:
+    return request.app.state.gateway
+
+
+def get_principal(request: Request, state: Annotated[State, Depends(get_state)]) -> Principal:
+    return authenticate(request.headers, state.settings)
+
+
+StateDep = Annotated[State, Depends(get_state)]
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+class ClientGone(GatewayError):
+    """The client hung up before there was an answer. Nobody reads this."""
+
+    code = "client_disconnected"
+    status = 499
+    default_message = "The client closed the connection."
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up. The request's body must have been read.
+
+    Raises:
+        ClientGone: it hung up.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,80 @@
+"""One shape for every error: `{"error": {"code", "message", "param"?, "request_id"}}`."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.log import get_logger, request_id
+
+log = get_logger(__name__)
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: PayloadTooLarge.code}
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    message: str
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """What every endpoint answers when it cannot do what was asked."""
+
+    error: ErrorDetail
+
+
+def error_response(
+    request: Request, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None
+) -> JSONResponse:
+    error: dict[str, Any] = {"code": code, "message": message, "param": param, "request_id": request_id.get()}
+    headers: dict[str, str] = {}
+    if (turn_id := getattr(request.state, "turn_id", None)) is not None:
+        headers["X-Turn-Id"] = turn_id
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after)))
+    body = {"error": {name: value for name, value in error.items() if value is not None}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _gateway_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GatewayError)
+    return error_response(request, error.status, error.code, error.message, error.param, error.retry_after)
+
+
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
+    param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return error_response(request, 422, InvalidRequest.code, f"{param or 'body'}: {message}{more}", param or None)
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    response = error_response(request, error.status_code, code, message)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("request_broke", path=request.url.path, exc_info=error)
+    return error_response(request, 500, GatewayError.code, GatewayError.default_message)
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure of the app answer in the one shape."""
+    app.add_exception_handler(GatewayError, _gateway_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)

@@ -1,0 +1,59 @@
+"""Bounds on what a request may bring, before anything reads it."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import InvalidRequest, PayloadTooLarge
+from gateway.messages import TurnRequest
+
+
+class BodyLimit:
+    """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        seen = int(declared) if declared.isdigit() else 0
+        if seen > self._most:
+            # Raised inside the application, so that its error handlers answer.
+            receive = self._refuse
+        await self._app(scope, self._counted(receive), send)
+
+    async def _refuse(self) -> Message:
+        raise self._too_large()
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The body is larger than the {self._most:,} bytes that a request may have.")
+
+    def _counted(self, receive: Receive) -> Receive:
+        total = 0
+
+        async def counted() -> Message:
+            nonlocal total
+            message = await receive()
+            if message["type"] == "http.request":
+                total += len(message.get("body", b""))
+                if total > self._most:
+                    raise self._too_large()
+            return message
+
+        return counted
+
+
+def check_size(request: TurnRequest, *, most_messages: int, most_chars: int) -> None:
+    """Raises:
+    InvalidRequest: the request has too many messages, or too long a one.
+    """
+    if len(request.messages) > most_messages:
+        raise InvalidRequest(f"At most {most_messages} messages, not {len(request.messages)}.", param="messages")
+    for index, message in enumerate(request.messages):
+        if len(message.text) > most_chars:
+            raise InvalidRequest(
+                f"A message has at most {most_chars:,} characters, not {len(message.text):,}.",
+                param=f"messages.{index}.content",
+            )

@@ -1,0 +1,47 @@
+"""Request ids and the access log. Pure ASGI, and cheap for each chunk: it runs for every token."""
+
+import re
+import time
+from collections.abc import Awaitable
+
+import uuid_utils
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.log import get_logger, request_id
+
+log = get_logger("gateway.access")
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_QUIET = ("/health", "/ready")
+
+
+class RequestContext:
+    """Takes `X-Request-ID` if it is safe to log, else makes one; returns it; logs each request at its end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        current = given if _SAFE_ID.fullmatch(given) else str(uuid_utils.uuid7()).encode()
+        token = request_id.set(current.decode())
+        started = time.perf_counter()
+        status = 0
+
+        def with_id(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", current)]
+            return send(message)
+
+        try:
+            await self._app(scope, receive, with_id)
+        finally:
+            duration_ms = round((time.perf_counter() - started) * 1000, 2)
+            say = log.debug if scope["path"] in _QUIET else log.info
+            say("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)
+            request_id.reset(token)

@@ -1,0 +1,39 @@
+"""`/api/v1/models`: the catalogue."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from gateway.api.deps import PrincipalDep, StateDep
+
+router = APIRouter(prefix="/api/v1", tags=["models"])
+
+
+class ModelView(BaseModel):
+    """Windows in tokens, prices in USD per million tokens."""
+
+    id: str
+    status: str
+    owned_by: str | None
+    context_window: int
+    max_output_tokens: int
+    price_in: float | None
+    price_out: float | None
+    price_cached: float | None
+    reasoning_efforts: list[str]
+    tools: bool
+
+
+class ModelList(BaseModel):
+    default: str
+    simulated: bool
+    models: list[ModelView]
+
+
+@router.get("/models", summary="The models on offer")
+async def list_models(_principal: PrincipalDep, state: StateDep) -> ModelList:
+    """What may stand in `model`, and which one is used where nothing stands there."""
+    return ModelList(
+        default=state.settings.groq_default_model,
+        simulated=state.settings.groq_simulated,
+        models=[ModelView.model_validate(model, from_attributes=True) for model in state.models.all()],
+    )

@@ -1,0 +1,129 @@
+"""Puts the gateway together: the one module that knows every class."""
+
+import asyncio
+import gc
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from uuid_utils.compat import uuid7
+
+from gateway import __version__
+from gateway.agent.loop import AgentLoop, LoopLimits
+from gateway.agent.runner import Runner
+from gateway.api import chat, errors, health, models, tools
+from gateway.api.deps import State
+from gateway.api.limits import BodyLimit
+from gateway.api.middleware import RequestContext
+from gateway.config import ConfigError, Settings
+from gateway.llm.catalog import Catalog
+from gateway.llm.groq import GroqModel
+from gateway.log import get_logger
+from gateway.store.conversations import ConversationStore
+from gateway.store.database import Database
+from gateway.store.journal import PostgresJournal
+from gateway.tools.servers import load_servers
+from gateway.tools.toolbox import McpToolbox
+
+log = get_logger(__name__)
+
+_MODELS_REFRESH_SECONDS = 3600.0
+_SETTLE_SECONDS = 1.0
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The gateway's ASGI application. Its lifespan connects and disconnects everything.
+
+    `settings` must name a database and a model's server: the embedded ones are the caller's to start.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with running(settings) as state:
+            app.state.gateway = state
+            gc.collect()
+            gc.freeze()  # what lives as long as the process need not be looked at in every collection
+            gc.set_threshold(50_000, 20, 50)
+            yield
+
+    app = FastAPI(
+        title="MCP agent gateway",
+        version=__version__,
+        description="Chats in; the tools of every connected MCP server and Groq's models behind; every turn kept.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Turn-Id", "Retry-After"],
+        )
+    app.add_middleware(RequestContext)
+    errors.install(app)
+    for module in (chat, tools, models, health):
+        app.include_router(module.router)
+    return app
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncGenerator[State]:
+    """Every part, started; stopped in the opposite order."""
+    if settings.postgres_url is None or settings.groq_api_key is None:
+        raise ConfigError("DATABASE_URL and GROQ_API_KEY must be set here: `agent-gateway serve` fills them in.")
+    async with AsyncExitStack() as stack:
+        database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
+        stack.push_async_callback(database.close)
+
+        journal = PostgresJournal(database.dsn, flush_seconds=settings.journal_flush_ms / 1000)
+        await journal.start()
+        stack.push_async_callback(journal.stop)
+
+        model = GroqModel(
+            api_key=settings.groq_api_key.get_secret_value(),
+            base_url=settings.groq_base_url,
+            idle_timeout=settings.model_idle_timeout,
+        )
+        stack.push_async_callback(model.close)
+        catalog = Catalog(aliases=settings.model_aliases)
+        refreshing = asyncio.create_task(_keep_fresh(model, catalog), name="models")
+        stack.push_async_callback(_cancel, refreshing)
+
+        toolbox = McpToolbox(load_servers(settings), settings)
+        await toolbox.start()
+        stack.push_async_callback(toolbox.stop)
+
+        limits = LoopLimits(
+            steps=settings.agent_max_steps,
+            tokens=settings.agent_max_tokens,
+            parallel_calls=settings.tool_parallelism,
+        )
+        runner = Runner(
+            AgentLoop(model, toolbox, limits),
+            models=catalog,
+            toolbox=toolbox,
+            journal=journal,
+            history=ConversationStore(database),
+            system_prompt=settings.agent_system_prompt,
+            deadline=settings.agent_timeout,
+            max_turns=settings.max_running_turns,
+            synchronous_journal=settings.synchronous_journal,
+            worker_id=uuid7(),
+        )
+        stack.push_async_callback(runner.stop, 0)
+        await toolbox.settle(_SETTLE_SECONDS)
+        yield State(settings, runner, toolbox, catalog, model, database)
+
+
+async def _keep_fresh(model: GroqModel, catalog: Catalog) -> None:
+    while True:
+        await model.refresh(catalog)
+        await asyncio.sleep(_MODELS_REFRESH_SECONDS)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

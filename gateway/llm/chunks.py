@@ -1,0 +1,232 @@
+"""Decodes a chat-completions stream from raw bytes: all the chunks of one read together, without an object too many."""
+
+import msgspec
+
+from gateway.errors import (
+    ModelError,
+    ModelRateLimited,
+    ModelRequestRefused,
+    ModelStreamBroken,
+    ModelUnavailable,
+)
+from gateway.llm.base import ModelAnswer, ModelSink
+from gateway.messages import ToolCall, Usage
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCallDelta(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_ToolCallDelta] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+    finish_reason: str | None = None
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Reasoning(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    queue_time: float | None = None
+    total_time: float | None = None
+    prompt_tokens_details: _Cached | None = None
+    completion_tokens_details: _Reasoning | None = None
+
+    def value(self) -> Usage:
+        cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.total_tokens,
+            cached_tokens=(cached and cached.cached_tokens) or 0,
+            reasoning_tokens=(reasoning and reasoning.reasoning_tokens) or 0,
+            queue_time=self.queue_time or 0.0,
+            model_time=self.total_time or 0.0,
+        )
+
+
+class UpstreamError(msgspec.Struct):
+    """The error object of Groq's bodies, frames and chunks."""
+
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+    status_code: int | None = None
+    failed_generation: str | None = None
+
+
+class _XGroq(msgspec.Struct):
+    usage: _Usage | None = None
+    error: UpstreamError | str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = msgspec.field(default_factory=list[_Choice])
+    usage: _Usage | None = None
+    x_groq: _XGroq | None = None
+    error: UpstreamError | str | None = None
+
+
+_decode = msgspec.json.Decoder(_Chunk, strict=False).decode
+
+
+class _PartialCall:
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.name = ""
+        self.arguments: list[str] = []
+
+    def add(self, delta: _ToolCallDelta) -> None:
+        self.id = delta.id or self.id
+        if delta.function is not None:
+            self.name += delta.function.name or ""
+            self.arguments.append(delta.function.arguments or "")
+
+    def value(self) -> ToolCall:
+        return ToolCall(self.id, self.name, "".join(self.arguments))
+
+
+class ChunkReader:
+    """Feed it the reads of one stream; it tells the sink what the model said, and knows in the end how it ended.
+
+    A tool call is told once the next one begins or the model has finished: only then are its arguments complete.
+    """
+
+    def __init__(self, sink: ModelSink) -> None:
+        self._sink = sink
+        self._rest = b""
+        self._opened = False
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, _PartialCall] = {}
+        self._finish_reason: str | None = None
+        self._usage: Usage | None = None
+        self.done = False
+
+    def feed(self, data: bytes) -> None:
+        """Take one read, cut anywhere.
+
+        Raises:
+            ModelError: the stream carries an error, or something that is no chunk.
+        """
+        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._payload(line[5:].strip())
+        self._tell()
+
+    def answer(self) -> ModelAnswer:
+        """How the stream ended.
+
+        Raises:
+            ModelStreamBroken: it did not end: no finish reason came.
+        """
+        if self._rest.startswith(b"data:"):
+            self._payload(self._rest[5:].strip())
+            self._tell()
+        if self._finish_reason is None:
+            raise ModelStreamBroken
+        return ModelAnswer(self._finish_reason, self._usage or Usage())
+
+    def _payload(self, payload: bytes) -> None:
+        if payload == b"[DONE]":
+            self.done = True
+            return
+        try:
+            chunk = _decode(payload)
+        except msgspec.DecodeError:
+            raise ModelStreamBroken("The model's server sent something that is not its stream format.") from None
+        self._take(chunk)
+
+    def _take(self, chunk: _Chunk) -> None:
+        extra = chunk.x_groq
+        error = chunk.error or (extra and extra.error)
+        if error is not None:
+            self._tell()
+            raise stream_error(error)
+        if not self._opened:
+            self._opened = True
+            self._sink.opened()
+        if extra is not None and extra.usage is not None:
+            self._usage = extra.usage.value()
+        elif chunk.usage is not None:
+            self._usage = chunk.usage.value()
+        if chunk.choices:
+            self._choose(chunk.choices[0])
+
+    def _choose(self, choice: _Choice) -> None:
+        delta = choice.delta
+        if delta.content:
+            self._text.append(delta.content)
+        elif delta.reasoning:
+            self._reasoning.append(delta.reasoning)
+        if delta.tool_calls:
+            self._tell()
+            for part in delta.tool_calls:
+                self._call_part(part)
+        if choice.finish_reason:
+            self._finish_reason = choice.finish_reason
+            self._tell()
+            self._complete_calls()
+
+    def _call_part(self, part: _ToolCallDelta) -> None:
+        if part.index not in self._calls:
+            self._complete_calls()
+            self._calls[part.index] = _PartialCall()
+        self._calls[part.index].add(part)
+
+    def _complete_calls(self) -> None:
+        calls, self._calls = self._calls, {}
+        for _, call in sorted(calls.items()):
+            self._sink.tool_call(call.value())
+
+    def _tell(self) -> None:
+        """Hand on what has gathered. Reasoning comes before text: a read in which it turns keeps that order."""
+        if self._reasoning:
+            self._sink.reasoning("".join(self._reasoning))
+            self._reasoning.clear()
+        if self._text:
+            self._sink.text("".join(self._text))
+            self._text.clear()
+
+
+def stream_error(error: UpstreamError | str) -> ModelError:
+    """The error that a stream carried after its 200, as ours."""
+    if isinstance(error, str):
+        return ModelStreamBroken()
+    if error.code in ("rate_limit_exceeded", 429) or error.status_code == 429:
+        return ModelRateLimited()
+    if error.code in ("capacity_exceeded", "over_capacity") or (error.status_code or 0) >= 498:
+        return ModelUnavailable()
+    if error.code == "tool_use_failed" or error.status_code == 400:
+        return ModelRequestRefused(_refusal(error))
+    return ModelStreamBroken()
+
+
+def _refusal(error: UpstreamError) -> str:
+    if error.code == "tool_use_failed":
+        return "The model wrote a tool call that its server could not read."
+    return f"The model's server refused the request: {error.message[:500]}"

@@ -1,0 +1,328 @@
+"""Group commit: the writes of all turns, gathered and committed together.
+
+One task a process writes. When it is idle a write is committed at once; while a commit runs, what arrives waits for the
+next one. So a quiet gateway answers without delay and a busy one pays for one commit where it would have paid for many.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from gateway.errors import GatewayError, StorageUnavailable
+from gateway.events import Entry, ToolCallStarted, ToolFinished
+from gateway.log import get_logger
+from gateway.messages import TurnOutcome, TurnRecord, Usage
+
+log = get_logger(__name__)
+
+_AWAY = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+_AWAY_STATES = (asyncpg.OperatorInterventionError, asyncpg.TooManyConnectionsError, asyncpg.CannotConnectNowError)
+_NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+BEGIN_TURN = """
+INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
+                   parameters, options, request_id)
+VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING"""
+CALL_STARTED = """
+INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (turn_id, call_id) DO NOTHING"""
+CALL_FINISHED = """
+UPDATE tool_calls SET outcome = $3, content = $4, structured = $5, duration_ms = $6
+WHERE turn_id = $1 AND call_id = $2"""
+EVENTS = """
+INSERT INTO turn_events (turn_id, first_seq, last_seq, payload) VALUES ($1, $2, $3, $4)
+ON CONFLICT (turn_id, first_seq) DO NOTHING"""
+FINISH_TURN = """
+UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
+                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12
+WHERE id = $1"""
+_ORDER = (BEGIN_TURN, CALL_STARTED, CALL_FINISHED, EVENTS, FINISH_TURN)
+"""A batch runs its statements in this order; every one may safely be run twice, as after a lost connection it is."""
+
+
+class Source(Protocol):
+    """A turn's log, as the journal sees it."""
+
+    turn_id: UUID
+
+    def take(self) -> list[Entry]: ...
+    def committed(self, seq: int) -> None: ...
+
+
+class _Write:
+    """One turn's share of a commit: rows by statement, and who to tell."""
+
+    __slots__ = ("done", "last_seq", "rows", "size", "source")
+
+    def __init__(self, source: Source, entries: list[Entry], rows: list[tuple[str, tuple[Any, ...]]]) -> None:
+        self.source = source
+        self.last_seq = entries[-1].seq if entries else 0
+        self.rows = rows + _entry_rows(source.turn_id, entries)
+        self.size = sum(len(entry.data) for entry in entries)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class PostgresJournal:
+    """The journal over one connection of its own.
+
+    `flush_seconds` is the longest that a delta stays in memory only; `most_bytes` bounds what may wait while the
+    database is away: past it `congested` is true and turns wait in `room()`.
+    """
+
+    def __init__(
+        self, dsn: str, *, flush_seconds: float = 0.05, patience: float = 5.0, most_bytes: int = 32 * 1024 * 1024
+    ) -> None:
+        self._dsn = dsn
+        self._flush_seconds = flush_seconds
+        self._patience = patience
+        self._most_bytes = most_bytes
+        self._waiting: list[_Write] = []
+        self._waiting_bytes = 0
+        self._in_flight: list[_Write] = []
+        self._dirty: dict[UUID, Source] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._work = asyncio.Event()
+        self._roomy = asyncio.Event()
+        self._roomy.set()
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._writer: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to write. A database that is away is waited for, in the background."""
+        self._writer = asyncio.create_task(self._write_forever(), name="journal")
+
+    async def stop(self, seconds: float = 5.0) -> None:
+        """Write what still waits, for at most `seconds`, then let go."""
+        self._flush_dirty()
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._waiting and asyncio.get_running_loop().time() < deadline:
+            await asyncio.wait([self._waiting[-1].done], timeout=deadline - asyncio.get_running_loop().time())
+        if self._waiting:
+            log.error("journal_lost", writes=len(self._waiting))
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        await self._disconnect()
+
+    async def begin(self, turn: TurnRecord, log: Source) -> None:
+        """See `Journal.begin`."""
+        write = self._submit(log, [(BEGIN_TURN, _turn_row(turn))])
+        try:
+            await asyncio.wait_for(asyncio.shield(write.done), self._patience)
+        except TimeoutError:
+            self._withdraw(write)
+            raise StorageUnavailable from None
+
+    def soon(self, log: Source) -> None:
+        """See `Journal.soon`."""
+        self._dirty[log.turn_id] = log
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._flush_seconds, self._flush_dirty)
+
+    def now(self, log: Source) -> asyncio.Future[None]:
+        """See `Journal.now`."""
+        return self._submit(log, []).done
+
+    def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
+        """See `Journal.finish`."""
+        return self._submit(log, [(FINISH_TURN, _outcome_row(log.turn_id, outcome))]).done
+
+    @property
+    def congested(self) -> bool:
+        return not self._roomy.is_set()
+
+    async def room(self) -> None:
+        await self._roomy.wait()
+
+    def _flush_dirty(self) -> None:
+        self._timer = None
+        for source in list(self._dirty.values()):
+            self._submit(source, [])
+
+    def _submit(self, source: Source, rows: list[tuple[str, tuple[Any, ...]]]) -> _Write:
+        """Queue a turn's fresh entries. Without any, the write is done when those before it are."""
+        self._dirty.pop(source.turn_id, None)
+        write = _Write(source, source.take(), rows)
+        self._waiting.append(write)
+        self._waiting_bytes += write.size
+        if self._waiting_bytes > self._most_bytes:
+            self._roomy.clear()
+        self._work.set()
+        return write
+
+    def _withdraw(self, write: _Write) -> None:
+        """Forget a turn that nobody waits for any more; if its row is being written just now, say that it failed."""
+        if write in self._in_flight:
+            error = StorageUnavailable().info()
+            outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
+            self._submit(write.source, [(FINISH_TURN, _outcome_row(write.source.turn_id, outcome))])
+        else:
+            self._settled([write])
+            write.done.cancel()
+
+    async def _write_forever(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._waiting:
+                self._in_flight = batch = list(self._waiting)
+                await self._commit_surely(batch)
+                self._in_flight = []
+                self._settled(batch)
+
+    def _settled(self, batch: list[_Write]) -> None:
+        gone = set(map(id, batch))
+        self._waiting = [write for write in self._waiting if id(write) not in gone]
+        self._waiting_bytes = sum(write.size for write in self._waiting)
+        if self._waiting_bytes <= self._most_bytes // 2:
+            self._roomy.set()
+
+    async def _commit_surely(self, batch: list[_Write]) -> None:
+        """Commit, through any outage. A batch that Postgres refuses is taken apart: only the bad write fails."""
+        delay = 0.05
+        while True:
+            try:
+                await self._commit(batch)
+            except (*_AWAY, *_AWAY_STATES) as error:
+                log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))
+                await self._disconnect()
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 1.0)
+            except (asyncpg.PostgresError, ValueError, TypeError) as error:
+                await self._commit_one_by_one(batch, error)
+                return
+            else:
+                for write in batch:
+                    _succeed(write)
+                return
+
+    async def _commit_one_by_one(self, batch: list[_Write], error: Exception) -> None:
+        if len(batch) > 1:
+            for write in batch:
+                await self._commit_surely([write])
+            return
+        log.error("journal_write_refused", turn_id=str(batch[0].source.turn_id), error=type(error).__name__)
+        write = batch[0]
+        write.source.committed(write.last_seq)  # it never will be: its readers must not wait for that
+        if not write.done.done():
+            write.done.set_exception(GatewayError())
+            write.done.exception()  # whoever waits hears of it; nobody waiting is no fault
+
+    async def _commit(self, batch: list[_Write]) -> None:
+        by_statement: dict[str, list[tuple[Any, ...]]] = {}
+        for write in batch:
+            for statement, row in write.rows:
+                by_statement.setdefault(statement, []).append(row)
+        if not by_statement:
+            return
+        connection = await self._connected()
+        async with asyncio.timeout(10):
+            if len(by_statement) == 1:
+                await connection.executemany(*by_statement.popitem())  # is one transaction by itself
+                return
+            async with connection.transaction():
+                for statement in _ORDER:
+                    if rows := by_statement.get(statement):
+                        await connection.executemany(statement, rows)
+
+    async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await asyncpg.connect(self._dsn, timeout=5)
+            await self._connection.set_type_codec(
+                "jsonb", schema="pg_catalog", encoder=_jsonb, decoder=msgspec.json.decode
+            )
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*_AWAY):
+                await connection.close(timeout=1)
+
+
+def _succeed(write: _Write) -> None:
+    if write.last_seq:
+        write.source.committed(write.last_seq)
+    if not write.done.done():
+        write.done.set_result(None)
+
+
+def _jsonb(value: Any) -> str:
+    """Postgres keeps no NUL character, in no form."""
+    encoded = msgspec.json.encode(value).decode()
+    return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
+
+
+def _text(value: str) -> str:
+    return value.replace("\x00", "\ufffd")
+
+
+def _turn_row(turn: TurnRecord) -> tuple[Any, ...]:
+    request = turn.request
+    options = {
+        "tools": request.tools,
+        "tool_choice": request.tool_choice,
+        "system": request.system,
+        "on_disconnect": request.on_disconnect,
+    }
+    return (
+        turn.id,
+        turn.conversation_id,
+        turn.owner,
+        request.user_label and _text(request.user_label),
+        turn.worker_id,
+        _text(request.prompt),
+        request.messages,
+        turn.model,
+        request.parameters,
+        {name: value for name, value in options.items() if value is not None},
+        turn.request_id,
+    )
+
+
+def _outcome_row(turn_id: UUID, outcome: TurnOutcome) -> tuple[Any, ...]:
+    return (
+        turn_id,
+        outcome.status,
+        _text(outcome.response),
+        outcome.messages,
+        outcome.finish_reason,
+        outcome.usage,
+        outcome.cost_usd,
+        outcome.steps,
+        outcome.error,
+        datetime.now(UTC),
+        outcome.first_token_ms,
+        outcome.duration_ms,
+    )
+
+
+def _entry_rows(turn_id: UUID, entries: list[Entry]) -> list[tuple[str, tuple[Any, ...]]]:
+    """One journal row for all entries, which are consecutive, and a ledger row for each call's start and end."""
+    if not entries:
+        return []
+    payload = b"\n".join(entry.data for entry in entries).decode()
+    rows: list[tuple[str, tuple[Any, ...]]] = [(EVENTS, (turn_id, entries[0].seq, entries[-1].seq, payload))]
+    return rows + list(_ledger_rows(turn_id, entries))
+
+
+def _ledger_rows(turn_id: UUID, entries: Iterable[Entry]) -> Iterable[tuple[str, tuple[Any, ...]]]:
+    for entry in entries:
+        match entry.event:
+            case ToolCallStarted() as call:
+                yield CALL_STARTED, (turn_id, call.call_id, call.step, call.server, call.tool, call.arguments)
+            case ToolFinished() as result:
+                content, structured = result.content, result.structured
+                yield (
+                    CALL_FINISHED,
+                    (turn_id, result.call_id, result.outcome, content, structured, result.duration_ms),
+                )
+            case _:
+                pass  # the journal row alone keeps it

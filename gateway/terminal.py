@@ -1,0 +1,146 @@
+"""`agent-gateway chat`: talks to a running gateway, shows tokens and tool calls as they come."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncGenerator
+from typing import Any, TextIO
+
+import aiohttp
+
+_DIM, _RED, _PLAIN = "\033[2m", "\033[31m", "\033[0m"
+
+
+class ChatFailed(Exception):
+    """The gateway refused, or could not be reached. `str()` is for the terminal."""
+
+
+class Terminal:
+    """One conversation with the gateway at `url`. Answers go to `out`, all else to `side`."""
+
+    def __init__(self, url: str, *, api_key: str | None, model: str | None, out: TextIO, side: TextIO) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._model = model
+        self._out = out
+        self._side = side
+        self._conversation = "new"
+        self._at_line_start = True
+
+    async def ask(self, prompt: str) -> None:
+        """Send one message of the conversation and print the turn.
+
+        Raises:
+            ChatFailed: the turn did not complete.
+        """
+        body = {"messages": [{"role": "user", "content": prompt}], "conversation_id": self._conversation}
+        if self._model:
+            body["model"] = self._model
+        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=60)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
+                session.post(f"{self._url}/api/v1/chat/stream", json=body) as response,
+            ):
+                if response.status != 200:
+                    raise ChatFailed(_error_line(response.status, await response.text()))
+                async for event in _events(response.content):
+                    self._show(event)
+        except aiohttp.ClientConnectorError:
+            raise ChatFailed(f"No gateway answers at {self._url}. Start one with `make run`.") from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ChatFailed(f"The connection broke: {type(error).__name__}.") from None
+        finally:
+            self._newline()
+
+    def _show(self, event: dict[str, Any]) -> None:
+        match event.get("type"):
+            case "turn.started":
+                self._conversation = event["conversation_id"] or self._conversation
+                for warning in event.get("warnings", ()):
+                    self._note(f"! {warning}")
+            case "text.delta":
+                self._write(event["text"])
+            case "tool.call":
+                self._note(f"→ {event['tool']} {json.dumps(event['arguments'], ensure_ascii=False)}")
+            case "tool.result":
+                self._note(f"← {event['outcome']} {_shorten(_text(event['content']))} ({event['duration_ms']:.0f} ms)")
+            case "model.retry":
+                self._note(f"… asking the model again: {event['reason']}")
+            case "turn.failed" | "turn.cancelled":
+                raise ChatFailed(f"{event['error']['message']} [{event['error']['code']}]")
+            case None:
+                raise ChatFailed(f"The gateway closed the stream: {event.get('reason')}.")
+            case _:
+                pass  # nothing that a person at a terminal would want to see
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+        self._at_line_start = text.endswith("\n")
+
+    def _note(self, text: str) -> None:
+        self._newline()
+        colour = self._side.isatty()
+        print(f"{_DIM}{text}{_PLAIN}" if colour else text, file=self._side, flush=True)
+
+    def _newline(self) -> None:
+        if not self._at_line_start:
+            self._write("\n")
+
+
+async def _events(lines: aiohttp.StreamReader) -> AsyncGenerator[dict[str, Any]]:
+    """The JSON of each frame, until `[DONE]`."""
+    async for line in lines:
+        if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+            yield json.loads(line[6:])
+
+
+def _error_line(status: int, body: str) -> str:
+    try:
+        error = json.loads(body)["error"]
+        return f"{error['message']} [{error['code']}]"
+    except (ValueError, KeyError, TypeError):
+        return f"The gateway answered with status {status}."
+
+
+def _text(content: list[dict[str, Any]]) -> str:
+    return " ".join(str(block.get("text", f"[{block.get('type')}]")) for block in content)
+
+
+def _shorten(text: str, most: int = 120) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
+def run(prompt: str | None, url: str, *, api_key: str | None, model: str | None) -> int:
+    """Ask once, or read prompts until the input ends. Returns the exit code."""
+    terminal = Terminal(url, api_key=api_key, model=model, out=sys.stdout, side=sys.stderr)
+    if prompt is not None:
+        return _ask(terminal, prompt)
+    code = 0
+    while (line := _read_line()) is not None:
+        if line in ("exit", "quit"):
+            break
+        if line:
+            code = _ask(terminal, line)
+    return 0 if sys.stdin.isatty() else code
+
+
+def _read_line() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _ask(terminal: Terminal, prompt: str) -> int:
+    """Ctrl-C stops this answer (the gateway cancels the turn), not the conversation."""
+    try:
+        asyncio.run(terminal.ask(prompt))
+    except ChatFailed as error:
+        print(f"{_RED}{error}{_PLAIN}" if sys.stderr.isatty() else error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,197 @@
+"""The gateway's own wire format: every event of the turn, as it is."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Annotated, Any, Literal, assert_never
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from gateway import events as e
+from gateway.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
+from gateway.wire.sse import DONE, frame, unnumbered
+
+Text = Annotated[str, StringConstraints(max_length=1_000_000)]
+
+
+class FunctionBody(BaseModel):
+    name: str = Field(max_length=128)
+    arguments: str = Field(default="{}", description="The arguments as the text of a JSON object.")
+
+
+class ToolCallBody(BaseModel):
+    id: str = Field(min_length=1, max_length=128)
+    type: Literal["function"] = "function"
+    function: FunctionBody
+
+
+class MessageBody(BaseModel):
+    """A chat message in OpenAI's shape."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text | list[JsonObject] | None = Field(default=None, description="Text, or a list of content parts.")
+    tool_calls: list[ToolCallBody] | None = None
+    tool_call_id: str | None = Field(default=None, max_length=128)
+    name: str | None = Field(default=None, max_length=128)
+
+    def value(self) -> Message:
+        calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in self.tool_calls or ())
+        return Message(self.role, self.content, calls, self.tool_call_id, self.name)
+
+
+class ToolFunctionName(BaseModel):
+    name: str
+
+
+class NamedToolChoice(BaseModel):
+    type: Literal["function"]
+    function: ToolFunctionName
+
+
+class ChatRequest(BaseModel):
+    """One user request: what to answer, and how."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is 23*19?"}]}]},
+    )
+
+    messages: list[MessageBody] = Field(min_length=1, description="The new messages, oldest first.")
+    model: str | None = Field(default=None, min_length=1, max_length=200, description="Default: GROQ_DEFAULT_MODEL.")
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, description="The most tokens of one step's answer.")
+    stop: str | list[str] | None = Field(default=None, description="Up to four texts that end the answer.")
+    reasoning_effort: Literal["none", "default", "low", "medium", "high"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tools: list[str] | None = Field(default=None, max_length=128, description="Names that may be used. Default: all.")
+    conversation_id: str | None = Field(default=None, description='An id, or "new". Default: a turn of its own.')
+    system: Text | None = Field(default=None, description="Added to the gateway's system prompt.")
+    user: str | None = Field(default=None, max_length=256, description="A label to find the turn by; no identity.")
+    on_disconnect: Literal["cancel", "continue"] = "cancel"
+
+    def value(self, *, default_model: str, defaults: Parameters) -> TurnRequest:
+        """The request in the gateway's own terms, with the defaults where it says nothing."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        asked = Parameters(self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort)
+        choice = self.tool_choice
+        return TurnRequest(
+            messages=tuple(message.value() for message in self.messages),
+            model=self.model or default_model,
+            parameters=asked.over(defaults),
+            tools=None if self.tools is None else tuple(dict.fromkeys(self.tools)),
+            tool_choice=choice.model_dump() if isinstance(choice, NamedToolChoice) else choice,
+            conversation_id=self.conversation_id,
+            system=self.system,
+            user_label=self.user,
+            on_disconnect=self.on_disconnect,
+        )
+
+
+class ToolCallReport(BaseModel):
+    id: str
+    server: str | None
+    tool: str
+    arguments: Any
+    outcome: str | None = None
+    content: list[JsonObject] = []
+    duration_ms: float | None = None
+
+
+class UsageReport(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class ChatResponse(BaseModel):
+    """A whole turn, collected from its events."""
+
+    turn_id: str
+    conversation_id: str | None
+    model: str
+    response: str
+    reasoning: str | None = None
+    tool_calls: list[ToolCallReport] = []
+    finish_reason: str | None = None
+    usage: UsageReport = UsageReport()
+    cost_usd: float | None = None
+    steps: int = 0
+    duration_ms: float | None = None
+    warnings: list[str] = []
+
+
+async def stream(
+    turn_id: str, batches: AsyncIterator[list[e.Entry]], closing: Callable[[], str | None]
+) -> AsyncGenerator[bytes]:
+    """The turn's events as SSE bytes, all of a batch in one piece, `[DONE]` behind the last.
+
+    Where the batches end before the turn does, `closing()` says why, and the un-numbered `stream.closing` tells it.
+    """
+    ended = False
+    async for batch in batches:
+        ended = isinstance(batch[-1].event, e.TurnEnd)
+        yield b"".join(map(frame, batch)) + (DONE if ended else b"")
+    if not ended:
+        yield unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": closing()}))
+
+
+class Collector:
+    """Folds events into the answer of the non-streaming endpoint."""
+
+    def __init__(self) -> None:
+        self.end: e.TurnEnd | None = None
+        self._started: e.TurnStarted | None = None
+        self._text: dict[int, list[str]] = {}
+        self._reasoning: dict[int, list[str]] = {}
+        self._calls: dict[str, ToolCallReport] = {}
+
+    def take(self, event: e.Event) -> None:
+        match event:
+            case e.TurnStarted():
+                self._started = event
+            case e.TextDelta():
+                self._text.setdefault(event.step, []).append(event.text)
+            case e.ReasoningDelta():
+                self._reasoning.setdefault(event.step, []).append(event.text)
+            case e.ToolCallStarted():
+                self._calls[event.call_id] = ToolCallReport(
+                    id=event.call_id, server=event.server, tool=event.tool, arguments=event.arguments
+                )
+            case e.ToolFinished():
+                call = self._calls[event.call_id]
+                call.outcome, call.content, call.duration_ms = event.outcome, event.content, event.duration_ms
+            case e.ModelRetry():
+                if event.discard:
+                    self._text.pop(event.step, None)
+                    self._reasoning.pop(event.step, None)
+            case e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled():
+                self.end = event
+            case e.ToolProgress() | e.ToolLog() | e.StepCompleted():
+                pass
+            case _:
+                assert_never(event)
+
+    def response(self) -> ChatResponse:
+        """The answer; the turn must have completed."""
+        assert self._started is not None
+        assert isinstance(self.end, e.TurnCompleted)
+        usage = msgspec.to_builtins(self.end.usage)
+        texts = ["".join(parts) for _, parts in sorted(self._text.items())]
+        return ChatResponse(
+            turn_id=self._started.turn_id,
+            conversation_id=self._started.conversation_id,
+            model=self._started.model,
+            response=next((text for text in reversed(texts) if text), ""),
+            reasoning="\n".join("".join(parts) for _, parts in sorted(self._reasoning.items())) or None,
+            tool_calls=list(self._calls.values()),
+            finish_reason=self.end.finish_reason,
+            usage=UsageReport.model_validate(usage),
+            cost_usd=self.end.cost_usd,
+            steps=self.end.steps,
+            duration_ms=self.end.duration_ms,
+            warnings=list(self._started.warnings),
+        )
