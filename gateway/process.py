@@ -44,7 +44,7 @@ def _wait_for_end_of_input() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, calling `on_stop` as soon as it is told to stop: it waits for streams, so these must hear of it first."""
+    """uvicorn, calling `on_stop` as soon as it is told to stop: it waits for streams, which must hear of it first."""
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)

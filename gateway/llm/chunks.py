@@ -158,6 +158,7 @@ class ChunkReader:
         try:
             chunk = _decode(payload)
         except msgspec.DecodeError:
+            self._tell()
             raise ModelStreamBroken("The model's server sent something that is not its stream format.") from None
         self._take(chunk)
 

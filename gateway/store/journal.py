@@ -5,7 +5,6 @@ next one. So a quiet gateway answers without delay and a busy one pays for one c
 """
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -22,8 +21,13 @@ from gateway.messages import TurnOutcome, TurnRecord, Usage
 
 log = get_logger(__name__)
 
-_AWAY = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
-_AWAY_STATES = (asyncpg.OperatorInterventionError, asyncpg.TooManyConnectionsError, asyncpg.CannotConnectNowError)
+_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
 _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 BEGIN_TURN = """
@@ -109,7 +113,7 @@ class PostgresJournal:
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
-        await self._disconnect()
+        self._disconnect()
 
     async def begin(self, turn: TurnRecord, log: Source) -> None:
         """See `Journal.begin`."""
@@ -190,14 +194,14 @@ class PostgresJournal:
         while True:
             try:
                 await self._commit(batch)
-            except (*_AWAY, *_AWAY_STATES) as error:
+            except Exception as error:  # noqa: BLE001 - the one writer must outlive whatever happens to its connection
+                if _is_refusal(error):
+                    await self._commit_one_by_one(batch, error)
+                    return
                 log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))
-                await self._disconnect()
+                self._disconnect()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 1.0)
-            except (asyncpg.PostgresError, ValueError, TypeError) as error:
-                await self._commit_one_by_one(batch, error)
-                return
             else:
                 for write in batch:
                     _succeed(write)
@@ -240,11 +244,17 @@ class PostgresJournal:
             )
         return self._connection
 
-    async def _disconnect(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(*_AWAY):
-                await connection.close(timeout=1)
+            connection.terminate()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether Postgres was there and would refuse the same rows again; asyncpg's own checks are ValueErrors."""
+    if isinstance(error, asyncpg.PostgresError):
+        return not isinstance(error, _AWAY)
+    return isinstance(error, ValueError | TypeError)
 
 
 def _succeed(write: _Write) -> None:

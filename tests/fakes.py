@@ -1,0 +1,91 @@
+"""Stand-ins for where a test must hold the very moment: a toolbox whose calls end when the test says so."""
+
+import asyncio
+from uuid import uuid4
+
+from gateway.agent.transcript import Transcript
+from gateway.agent.turn_log import TurnLog
+from gateway.events import Event
+from gateway.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
+from gateway.tools.base import CallObserver, ServerStatus
+
+
+def spec(name: str, *, read_only: bool = False) -> ToolSpec:
+    return ToolSpec(name, "tools", name, f"The tool {name}.", {"type": "object"}, read_only=read_only)
+
+
+class GatedToolbox:
+    """Each call waits until the test opens its gate; `running` and `started` tell what goes on."""
+
+    def __init__(self, *specs: ToolSpec) -> None:
+        self._specs = specs
+        self.started: list[str] = []
+        self.running: set[str] = set()
+        self.cancelled: list[str] = []
+        self._gates: dict[str, asyncio.Event] = {}
+        self._changed = asyncio.Condition()
+
+    def open(self, name: str) -> None:
+        self._gate(name).set()
+
+    async def until_started(self, *names: str) -> None:
+        async with asyncio.timeout(5), self._changed:
+            await self._changed.wait_for(lambda: set(names) <= set(self.started))
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        return self._specs
+
+    def find(self, name: str) -> ToolSpec | None:
+        return next((spec for spec in self._specs if spec.name == name), None)
+
+    def instructions(self) -> str:
+        return ""
+
+    def servers(self) -> list[ServerStatus]:
+        return []
+
+    async def call(
+        self, spec: ToolSpec, arguments: JsonObject, *, principal: Principal, observer: CallObserver | None = None
+    ) -> ToolResult:
+        name = str(arguments.get("as", spec.name))
+        self.started.append(name)
+        self.running.add(name)
+        async with self._changed:
+            self._changed.notify_all()
+        try:
+            await self._gate(name).wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(name)
+            raise
+        finally:
+            self.running.discard(name)
+        return ToolResult(outcome="ok", content=[text_block(f"{name} done")])
+
+    def _gate(self, name: str) -> asyncio.Event:
+        return self._gates.setdefault(name, asyncio.Event())
+
+
+class RecordingTurn:
+    """A turn's inside, without a runner: what is emitted is durable at once."""
+
+    def __init__(self) -> None:
+        self.log = TurnLog(uuid4())
+        self.transcript = Transcript()
+        self.was_opened = False
+
+    @property
+    def events(self) -> list[Event]:
+        return [entry.event for entry in self.log.entries]
+
+    def emit(self, event: Event) -> None:
+        self.transcript.apply(event)
+        self.log.append(event)
+
+    def opened(self) -> None:
+        self.was_opened = True
+
+    async def durable(self) -> None:
+        self.log.committed(len(self.log.entries))
+
+    async def drain(self) -> None:
+        pass

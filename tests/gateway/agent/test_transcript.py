@@ -1,0 +1,81 @@
+"""Events folded into messages."""
+
+from gateway import events as e
+from gateway.agent.transcript import LOST, Transcript
+from gateway.messages import Message, ToolCall, Usage, text_block
+
+
+def folded(*events: e.Event) -> Transcript:
+    transcript = Transcript()
+    for event in events:
+        transcript.apply(e.decode(e.encode(event)))  # as it comes back from the journal
+    return transcript
+
+
+CALL = e.ToolCallStarted(step=1, call_id="c1", server="tools", tool="calculator", arguments={"expression": "23*19"})
+RESULT = e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("23*19 = 437")], duration_ms=1.5)
+STEP_1 = e.StepCompleted(step=1, finish_reason="tool_calls", usage=Usage(10, 5, 15))
+
+
+def test_a_turn_with_a_tool_call_becomes_three_messages() -> None:
+    transcript = folded(
+        e.TextDelta(step=1, text="Let me "),
+        e.TextDelta(step=1, text="see."),
+        CALL,
+        STEP_1,
+        RESULT,
+        e.TextDelta(step=2, text="437"),
+        e.StepCompleted(step=2, finish_reason="stop", usage=Usage(20, 2, 22)),
+    )
+    assert transcript.messages == (
+        Message("assistant", "Let me see.", (ToolCall("c1", "calculator", '{"expression":"23*19"}'),)),
+        Message("tool", "23*19 = 437", tool_call_id="c1"),
+        Message("assistant", "437"),
+    )
+    assert transcript.response == "437"
+    assert transcript.usage == Usage(30, 7, 37)
+    assert transcript.steps == 2
+
+
+def test_a_call_without_its_result_gets_one_that_says_so() -> None:
+    transcript = folded(CALL, STEP_1)
+    assert transcript.messages[1] == Message("tool", LOST, tool_call_id="c1")
+
+
+def test_a_discarded_step_leaves_nothing() -> None:
+    retry = e.ModelRetry(step=2, reason="takeover", attempt=1, discard=True)
+    transcript = folded(
+        CALL, STEP_1, RESULT, e.TextDelta(step=2, text="half a"), retry, e.TextDelta(step=2, text="whole")
+    )
+    assert transcript.response == "whole"
+    assert [message.content for message in transcript.messages] == [None, "23*19 = 437", "whole"]
+
+
+def test_reasoning_is_never_part_of_a_message() -> None:
+    transcript = folded(e.ReasoningDelta(step=1, text="hmm"), e.TextDelta(step=1, text="yes"))
+    assert transcript.messages == (Message("assistant", "yes"),)
+
+
+def test_arguments_that_are_no_object_are_replayed_as_an_empty_one() -> None:
+    bad = e.ToolCallStarted(step=1, call_id="c1", server=None, tool="calculator", arguments='{"expression": ')
+    assert folded(bad).messages[0].tool_calls[0].arguments == "{}"
+
+
+def test_blocks_that_are_no_text_are_named_to_the_model() -> None:
+    image = {"type": "image", "mimeType": "image/png", "data": "AAAA"}
+    link = {"type": "resource_link", "uri": "tasks://all", "name": "all"}
+    inner = {"type": "resource", "resource": {"uri": "file:///a", "text": "inside"}}
+    result = e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("see"), image, link, inner])
+    assert folded(CALL, result).messages[1].content == (
+        "see\n[image image/png, not shown to you]\n[link tasks://all: all]\ninside"
+    )
+
+
+def test_structured_result_alone_is_given_as_json() -> None:
+    result = e.ToolFinished(call_id="c1", outcome="ok", content=[], structured={"b": 1, "a": [2]})
+    assert folded(CALL, result).messages[1].content == '{"a":[2],"b":1}'
+
+
+def test_failed_result_says_error_to_the_model() -> None:
+    result = e.ToolFinished(call_id="c1", outcome="error", content=[text_block("division by zero")])
+    assert folded(CALL, result).messages[1].content == "Error: division by zero"

@@ -1,0 +1,89 @@
+"""What readers of a turn see, and when."""
+
+import asyncio
+from uuid import uuid4
+
+from gateway.agent.turn_log import TurnLog
+from gateway.errors import ErrorInfo
+from gateway.events import Entry, StepCompleted, TextDelta, TurnCancelled
+from gateway.messages import Usage
+
+DELTA = TextDelta(step=1, text="a")
+BARRIER = StepCompleted(step=1, finish_reason="stop", usage=Usage())
+END = TurnCancelled(error=ErrorInfo("cancelled", "x"), saved="text")
+
+
+async def read(log: TurnLog, after: int = 0) -> list[int]:
+    return [entry.seq async for batch in log.follow(after) for entry in batch]
+
+
+async def test_events_are_numbered_from_one_without_a_gap() -> None:
+    log = TurnLog(uuid4())
+    for event in (DELTA, BARRIER, DELTA, END):
+        log.append(event)
+    assert [entry.seq for entry in log.entries] == [1, 2, 3, 4]
+
+
+async def test_delta_is_visible_at_once_and_any_other_event_when_committed() -> None:
+    log = TurnLog(uuid4())
+    log.append(DELTA)
+    assert log.visible == 1
+    log.append(BARRIER)
+    log.append(DELTA)
+    assert log.visible == 1
+    log.committed(2)
+    assert log.visible == 3
+
+
+async def test_synchronous_log_shows_no_delta_before_it_is_committed() -> None:
+    log = TurnLog(uuid4(), synchronous=True)
+    log.append(DELTA)
+    log.append(DELTA)
+    assert log.visible == 0
+    log.committed(1)
+    assert log.visible == 1
+
+
+async def test_a_thousand_readers_each_get_every_event_once_in_order() -> None:
+    log = TurnLog(uuid4())
+    readers = [asyncio.create_task(read(log)) for _ in range(1000)]
+    for _ in range(50):
+        log.append(DELTA)
+        await asyncio.sleep(0)
+    log.append(END)
+    log.committed(51)
+    async with asyncio.timeout(5):
+        assert set(map(tuple, await asyncio.gather(*readers))) == {tuple(range(1, 52))}
+
+
+async def test_reader_may_begin_behind_any_number() -> None:
+    log = TurnLog(uuid4())
+    for _ in range(5):
+        log.append(DELTA)
+    log.append(END)
+    log.committed(6)
+    assert await read(log, after=4) == [5, 6]
+    assert await read(log, after=6) == []
+
+
+async def test_close_sends_readers_away_with_what_is_visible() -> None:
+    log = TurnLog(uuid4())
+    log.append(DELTA)
+    reader = asyncio.create_task(read(log))
+    await asyncio.sleep(0)
+    log.append(END)
+    log.close("server_stopping")
+    async with asyncio.timeout(5):
+        assert await reader == [1]
+    assert log.closing == "server_stopping"
+
+
+async def test_take_gives_each_entry_to_the_journal_once() -> None:
+    log = TurnLog(uuid4())
+    log.append(DELTA)
+    first = log.take()
+    log.append(DELTA)
+    log.append(DELTA)
+    assert [entry.seq for entry in first + log.take()] == [1, 2, 3]
+    assert log.take() == []
+    assert isinstance(first[0], Entry)

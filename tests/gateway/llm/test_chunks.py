@@ -1,0 +1,125 @@
+"""The stream decoder, fed with reads cut at every place."""
+
+import json
+
+import pytest
+
+from gateway.errors import ModelRateLimited, ModelRequestRefused, ModelStreamBroken, ModelUnavailable
+from gateway.llm.chunks import ChunkReader
+from gateway.messages import ToolCall
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.said: list[object] = []
+        self.opens = 0
+
+    def opened(self) -> None:
+        self.opens += 1
+
+    def text(self, text: str) -> None:
+        self._join("text", text)
+
+    def reasoning(self, text: str) -> None:
+        self._join("reasoning", text)
+
+    def tool_call(self, call: ToolCall) -> None:
+        self.said.append(call)
+
+    async def drain(self) -> None: ...
+
+    def _join(self, kind: str, text: str) -> None:
+        last = self.said[-1] if self.said else None
+        if isinstance(last, tuple) and last[0] == kind:
+            self.said[-1] = (kind, last[1] + text)
+        else:
+            self.said.append((kind, text))
+
+
+def sse(*chunks: object) -> bytes:
+    return b"".join(b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in chunks)
+
+
+def delta(finish: str | None = None, **fields: object) -> dict[str, object]:
+    return {"id": "c", "choices": [{"index": 0, "delta": fields, "finish_reason": finish}]}
+
+
+def part(index: int, arguments: str, name: str | None = None, call_id: str | None = None) -> dict[str, object]:
+    return {"index": index, "id": call_id, "function": {"name": name, "arguments": arguments}}
+
+
+STREAM = (
+    sse(delta(role="assistant", content=""), delta(reasoning="Ich prüfe "), delta(reasoning="das…"))
+    + sse(delta(content="Grüße 👋"))
+    + b": a comment\n\n"
+    + sse(
+        delta(tool_calls=[part(0, '{"expr', "calculator", "a")]),
+        delta(tool_calls=[part(0, 'ession":"1+1"}')]),
+        delta(tool_calls=[part(1, "{}", "list_tasks", "b")]),
+        delta(finish="tool_calls"),
+        {"choices": [], "x_groq": {"usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+                                             "prompt_tokens_details": {"cached_tokens": 4}}}},
+    )
+    + b"data: [DONE]\n\n"
+)  # fmt: skip
+SAID = [
+    ("reasoning", "Ich prüfe das…"),
+    ("text", "Grüße 👋"),
+    ToolCall("a", "calculator", '{"expression":"1+1"}'),
+    ToolCall("b", "list_tasks", "{}"),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])
+def test_the_same_is_said_however_the_bytes_are_cut(size: int) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    for start in range(0, len(STREAM), size):
+        reader.feed(STREAM[start : start + size])
+    answer = reader.answer()
+    assert sink.said == SAID
+    assert sink.opens == 1
+    assert answer.finish_reason == "tool_calls"
+    assert (answer.usage.prompt_tokens, answer.usage.cached_tokens, answer.usage.total_tokens) == (7, 4, 10)
+    assert reader.done
+
+
+def test_all_text_of_one_read_is_told_at_once() -> None:
+    texts: list[str] = []
+    sink = Sink()
+    sink.text = texts.append  # type: ignore[method-assign]
+    ChunkReader(sink).feed(sse(*(delta(content=word) for word in "abc")))
+    assert texts == ["abc"]
+
+
+def test_windows_line_ends_are_read_too() -> None:
+    sink = Sink()
+    ChunkReader(sink).feed(sse(delta(content="x")).replace(b"\n", b"\r\n"))
+    assert sink.said == [("text", "x")]
+
+
+def test_stream_without_a_finish_reason_is_broken() -> None:
+    reader = ChunkReader(Sink())
+    reader.feed(sse(delta(content="half an ans")))
+    with pytest.raises(ModelStreamBroken):
+        reader.answer()
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        (b"data: {not json}\n\n", ModelStreamBroken),
+        (b"data: [1,2]\n\n", ModelStreamBroken),
+        (b'event: error\ndata: {"error":{"message":"m","code":"tool_use_failed"}}\n\n', ModelRequestRefused),
+        (b'data: {"error":{"message":"m","code":"rate_limit_exceeded"}}\n\n', ModelRateLimited),
+        (b'data: {"error":{"message":"m","status_code":503}}\n\n', ModelUnavailable),
+        (b'data: {"error":{"message":"m","code":"capacity_exceeded"}}\n\n', ModelUnavailable),
+        (b'data: {"choices":[],"x_groq":{"error":"stopped early"}}\n\n', ModelStreamBroken),
+        (b'data: {"error":"x"}\n\n', ModelStreamBroken),
+    ],
+)
+def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: bytes, error: type[Exception]) -> None:
+    sink = Sink()
+    with pytest.raises(error):
+        ChunkReader(sink).feed(sse(delta(content="before")) + frame)
+    assert sink.said == [("text", "before")]

@@ -1,0 +1,159 @@
+"""Group commit, against the real Postgres."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from gateway import events as e
+from gateway.agent.turn_log import TurnLog
+from gateway.errors import StorageUnavailable
+from gateway.messages import Message, TurnOutcome, TurnRecord, TurnRequest, Usage, text_block
+from gateway.store.journal import PostgresJournal
+from tests.conftest import dsn
+
+
+def record(turn_id: UUID, prompt: str = "What is 23*19?") -> TurnRecord:
+    request = TurnRequest((Message("user", prompt),), model="m")
+    return TurnRecord(turn_id, "local", request, "openai/gpt-oss-120b")
+
+
+def started(turn_id: UUID) -> e.TurnStarted:
+    return e.TurnStarted(turn_id=str(turn_id), conversation_id=None, model="m")
+
+
+def outcome(response: str = "437") -> TurnOutcome:
+    messages = (Message("user", "What is 23*19?"), Message("assistant", response))
+    return TurnOutcome("completed", messages, response, 1, Usage(1, 2, 3), 12.5, finish_reason="stop")
+
+
+END = e.TurnCompleted(finish_reason="stop", usage=Usage(), steps=1, duration_ms=1.0)
+
+
+@pytest.fixture
+async def journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
+    journal = PostgresJournal(dsn(database_url), flush_seconds=0.02)
+    await journal.start()
+    yield journal
+    await journal.stop()
+
+
+async def begun(journal: PostgresJournal) -> TurnLog:
+    log = TurnLog(uuid4())
+    log.append(started(log.turn_id))
+    await journal.begin(record(log.turn_id), log)
+    return log
+
+
+async def replay(db: asyncpg.Connection, turn_id: UUID) -> list[e.Event]:
+    rows = await db.fetch("SELECT * FROM turn_events WHERE turn_id = $1 ORDER BY first_seq", turn_id)
+    expected = 1
+    for row in rows:
+        assert row["first_seq"] == expected
+        expected = row["last_seq"] + 1
+    return [e.decode(line) for row in rows for line in row["payload"].split("\n")]
+
+
+async def test_a_whole_turn_is_replayed_exactly_as_it_was_told(
+    journal: PostgresJournal, db: asyncpg.Connection
+) -> None:
+    log = await begun(journal)
+    log.append(e.TextDelta(step=1, text="let me\nsee \u2028 \x00 👋"))
+    journal.soon(log)
+    log.append(
+        e.ToolCallStarted(step=1, call_id="c1", server="tools", tool="calculator", arguments={"a": 'x\x00\\u0000"'})
+    )
+    await journal.now(log)
+    log.append(e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("437")], duration_ms=2.0))
+    log.append(END)
+    await journal.finish(log, outcome())
+    assert await replay(db, log.turn_id) == [entry.event for entry in log.entries]
+    assert log.ended
+    turn = await db.fetchrow("SELECT * FROM turns WHERE id = $1", log.turn_id)
+    assert turn is not None
+    assert (turn["status"], turn["prompt"], turn["response"]) == ("completed", "What is 23*19?", "437")
+    call = await db.fetchrow("SELECT * FROM tool_calls WHERE turn_id = $1", log.turn_id)
+    assert call is not None
+    assert (call["tool"], call["outcome"], call["duration_ms"]) == ("calculator", "ok", 2.0)
+    assert await db.fetchval("SELECT model_name FROM chat_logs WHERE id = $1", log.turn_id) == "openai/gpt-oss-120b"
+
+
+async def test_intent_of_a_call_is_kept_before_its_outcome(journal: PostgresJournal, db: asyncpg.Connection) -> None:
+    log = await begun(journal)
+    log.append(e.ToolCallStarted(step=1, call_id="c1", server="tools", tool="add_task", arguments={"title": "milk"}))
+    await journal.now(log)
+    row = await db.fetchrow("SELECT tool, arguments, outcome FROM tool_calls")
+    assert row is not None
+    assert tuple(row) == ("add_task", '{"title": "milk"}', None)
+
+
+async def test_deltas_are_kept_one_flush_later_without_anyone_waiting(
+    journal: PostgresJournal, db: asyncpg.Connection
+) -> None:
+    log = await begun(journal)
+    for letter in "abc":
+        log.append(e.TextDelta(step=1, text=letter))
+        journal.soon(log)
+    async with asyncio.timeout(5):
+        while await db.fetchval("SELECT max(last_seq) FROM turn_events") != 4:
+            await asyncio.sleep(0.005)  # no event tells of another connection's commit
+    assert await db.fetchval("SELECT count(*) FROM turn_events") == 2
+
+
+async def test_many_turns_share_few_commits(journal: PostgresJournal, db: asyncpg.Connection) -> None:
+    before = await db.fetchval("SELECT pg_current_xact_id()::text::bigint")
+    await asyncio.gather(*(begun(journal) for _ in range(200)))
+    used = await db.fetchval("SELECT pg_current_xact_id()::text::bigint") - before
+    assert await db.fetchval("SELECT count(*) FROM turns") == 200
+    assert used <= 20
+
+
+async def test_a_write_that_postgres_refuses_fails_alone(journal: PostgresJournal, db: asyncpg.Connection) -> None:
+    logs = [TurnLog(uuid4()) for _ in range(3)]
+    for log in logs:
+        log.append(started(log.turn_id))
+    unknown_conversation = TurnRecord(
+        logs[1].turn_id, "local", TurnRequest((), model="m"), "m", conversation_id=uuid4()
+    )
+    records = [record(logs[0].turn_id), unknown_conversation, record(logs[2].turn_id)]
+    results = await asyncio.gather(*map(journal.begin, records, logs), return_exceptions=True)
+    assert [type(result).__name__ for result in results] == ["NoneType", "GatewayError", "NoneType"]
+    assert await db.fetchval("SELECT count(*) FROM turns") == 2
+
+
+async def test_a_lost_connection_is_not_noticed_by_the_turn(journal: PostgresJournal, db: asyncpg.Connection) -> None:
+    log = await begun(journal)
+    await db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    log.append(END)
+    async with asyncio.timeout(5):
+        await journal.finish(log, outcome())
+    assert await db.fetchval("SELECT status FROM turns") == "completed"
+    assert len(await replay(db, log.turn_id)) == 2
+
+
+async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
+    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", patience=0.2)
+    await journal.start()
+    log = TurnLog(uuid4())
+    log.append(started(log.turn_id))
+    with pytest.raises(StorageUnavailable):
+        await journal.begin(record(log.turn_id), log)
+    await journal.stop(0.1)
+
+
+async def test_turns_wait_when_too_much_waits_for_the_database() -> None:
+    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", most_bytes=10_000)
+    await journal.start()
+    log = TurnLog(uuid4())
+    assert not journal.congested
+    log.append(e.TextDelta(step=1, text="x" * 20_000))
+    journal.now(log)
+    assert journal.congested
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(journal.room(), 0.05)
+    await journal.stop(0.1)
