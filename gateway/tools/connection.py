@@ -1,0 +1,329 @@
+"""One MCP server: connected by a task of its own, kept connected, and asked from any task."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+import httpx2
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from mcp.types import (
+    INVALID_REQUEST,
+    REQUEST_TIMEOUT,
+    CallToolResult,
+    Implementation,
+    LoggingMessageNotificationParams,
+    Tool,
+    ToolListChangedNotification,
+)
+
+from gateway import __version__
+from gateway.log import get_logger
+from gateway.messages import JsonObject
+from gateway.tools.base import CallObserver, ServerStatus
+from gateway.tools.identity import TokenSigner, acting_for
+from gateway.tools.servers import ServerConfig
+from gateway.tools.transport import CONNECTION_CLOSED, IsolatingTransport
+
+log = get_logger(__name__)
+
+State = Literal["connecting", "up", "down", "disabled"]
+
+_HANDSHAKE_SECONDS = 10.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+_MOST_PAGES, _MOST_TOOLS = 100, 1_000
+_GONE_MESSAGES = ("Session not found", "Session terminated")
+
+
+class CallFailed(Exception):
+    """A call had no result. `ran`: False if it provably never ran, None if nobody knows. `str()` is for the model."""
+
+    def __init__(self, message: str, *, ran: bool | None) -> None:
+        super().__init__(message)
+        self.ran = ran
+
+
+class Connection:
+    """The SDK's `Client` to one server, entered and left by one task.
+
+    A protocol 2026-07-28 client outlives its server's restarts: its listen stream tells when the server is away. An
+    older one is bound to a session that the server forgets, so it is made anew. Calls wait `patience` seconds for a
+    server that is just coming up, then fail.
+    """
+
+    def __init__(
+        self, config: ServerConfig, *, signer: TokenSigner | None, on_change: Callable[[], None], patience: float = 1.0
+    ) -> None:
+        self.config = config
+        self.tools: tuple[Tool, ...] = ()
+        self.instructions = ""
+        self.tried = asyncio.Event()
+        self._signer = signer if config.identity == "gateway" else None
+        self._on_change = on_change
+        self._patience = patience
+        self._client: Client | None = None
+        self._transport: IsolatingTransport | None = None
+        self._up = asyncio.Event()
+        self._broken = asyncio.Event()
+        self._stale = asyncio.Event()
+        self._stopping = False
+        self._owner: asyncio.Task[None] | None = None
+        self._observers: dict[object, CallObserver] = {}
+        self._state: State = "connecting"
+        self._since = datetime.now(UTC)
+        self._reason: str | None = None
+        self._version: str | None = None
+
+    # --- life
+
+    def start(self) -> None:
+        if self.config.fault or self.config.disabled:
+            self._become("disabled", self.config.fault or "disabled in the configuration")
+            self.tried.set()
+        else:
+            self._owner = asyncio.create_task(self._own(), name=f"mcp {self.config.name}")
+
+    async def stop(self) -> None:
+        """Leave the client, at most five seconds for a server that does not let go."""
+        self._stopping = True
+        self._broken.set()
+        if self._owner is not None:
+            await asyncio.wait({self._owner}, timeout=0.1 if self._client is None else 5)
+            self._owner.cancel()
+            await asyncio.gather(self._owner, return_exceptions=True)
+
+    async def _own(self) -> None:
+        pause = _SHORTEST_PAUSE
+        while not self._stopping:
+            self._broken.clear()
+            try:
+                await self._connect_and_watch()
+                pause = _SHORTEST_PAUSE
+            except Exception as error:  # noqa: BLE001 - whatever ends a connection, another is tried; groups too
+                self._become("down", _reason(error))
+            finally:
+                self._client = None
+                self._up.clear()
+                self.tried.set()
+            if not self._stopping:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _connect_and_watch(self) -> None:
+        """Stay connected until the connection breaks or is to stop. Runs whole in the owner's task."""
+        transport = IsolatingTransport(limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32))
+        async with contextlib.AsyncExitStack() as stack:
+            http = await stack.enter_async_context(self._http(transport))
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                client = await stack.enter_async_context(self._new_client(http))
+                await self._refresh(client)
+            transport.armed = True
+            self._client = client
+            self._version = client.protocol_version
+            self.instructions = client.instructions or ""
+            self._become("up")
+            self._up.set()
+            self.tried.set()
+            watching = asyncio.create_task(self._watch(client))
+            try:
+                await self._broken.wait()
+            finally:
+                self._client = None
+                self._up.clear()
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+        if not self._stopping:
+            self._become("down", "the server forgot the session, or the connection broke")
+
+    def _http(self, transport: IsolatingTransport) -> httpx2.AsyncClient:
+        hooks = {"request": [self._signer.add_token]} if self._signer else {}
+        return httpx2.AsyncClient(
+            transport=transport,
+            headers=self.config.headers,
+            event_hooks=hooks,
+            timeout=httpx2.Timeout(5, read=300, pool=5),
+        )
+
+    def _new_client(self, http: httpx2.AsyncClient) -> Client:
+        return Client(
+            streamable_http_client(self.config.url, http_client=http),
+            read_timeout_seconds=_HANDSHAKE_SECONDS,
+            message_handler=self._on_message,
+            logging_callback=self._on_log,
+            log_level="info",
+            client_info=Implementation(name="agent-gateway", version=__version__),
+        )
+
+    async def _watch(self, client: Client) -> None:
+        """Keep the tools fresh, and notice a server that is away."""
+        while True:
+            reason = "the server closed its stream of changes"
+            try:
+                async with client.listen(tools_list_changed=True) as changes:
+                    await self._refresh(client)  # nothing tells what changed while nobody listened
+                    self._become("up")
+                    self._up.set()
+                    async for _ in changes:
+                        await self._refresh(client)
+            except ListenNotSupportedError:
+                await self._watch_notifications(client)
+            except (SubscriptionLost, MCPError, TimeoutError) as error:
+                reason = _reason(error)
+            self._up.clear()
+            self._become("down", reason)
+            await asyncio.sleep(random.uniform(_SHORTEST_PAUSE, 2 * _SHORTEST_PAUSE))  # noqa: S311
+
+    async def _watch_notifications(self, client: Client) -> None:
+        """Older servers push `tools/list_changed` into the session; it ends with the session."""
+        while True:
+            await self._stale.wait()
+            self._stale.clear()
+            with contextlib.suppress(MCPError, TimeoutError):
+                await self._refresh(client)
+
+    async def _on_message(self, message: Any) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            self._stale.set()
+
+    async def _on_log(self, params: LoggingMessageNotificationParams) -> None:
+        """Log messages name no call: they are shown where only one can be meant."""
+        if len(self._observers) == 1:
+            next(iter(self._observers.values())).log(params.level, str(params.data))
+
+    async def _refresh(self, client: Client) -> None:
+        tools: dict[str, Tool] = {}
+        cursor: str | None = None
+        for _ in range(_MOST_PAGES):
+            page = await client.list_tools(cursor=cursor, cache_mode="refresh")
+            tools |= {tool.name: tool for tool in page.tools}
+            cursor = page.next_cursor
+            if cursor is None or len(tools) >= _MOST_TOOLS:
+                break
+        self.tools = tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MOST_TOOLS])
+        self._on_change()
+
+    def _become(self, state: State, reason: str | None = None) -> None:
+        if state == self._state:
+            return
+        self._state, self._reason, self._since = state, reason, datetime.now(UTC)
+        say = log.info if state == "up" else log.warning
+        say("mcp_server", server=self.config.name, state=state, reason=reason, tools=len(self.tools))
+        self._on_change()
+
+    # --- use, from any task
+
+    @property
+    def up(self) -> bool:
+        return self._up.is_set()
+
+    def status(self) -> ServerStatus:
+        return ServerStatus(
+            name=self.config.name,
+            url=self.config.url or None,
+            state=self._state,
+            since=self._since.isoformat(timespec="milliseconds"),
+            reason=self._reason,
+            tools=len(self.tools) if self._state == "up" else 0,
+            protocol_version=self._version,
+        )
+
+    async def call(
+        self, tool: str, arguments: JsonObject, *, user: str, timeout: float, observer: CallObserver | None
+    ) -> CallToolResult:
+        """Run one tool as `user`. Sent again once, and only if it provably never left or the session was gone.
+
+        Raises:
+            CallFailed: there is no result.
+        """
+        try:
+            return await self._call_once(tool, arguments, user, timeout, observer)
+        except _NeverRan:
+            pass
+        try:
+            return await self._call_once(tool, arguments, user, timeout, observer)
+        except _NeverRan:
+            raise self._unreachable() from None
+
+    async def _call_once(
+        self, tool: str, arguments: JsonObject, user: str, timeout: float, observer: CallObserver | None
+    ) -> CallToolResult:
+        client = await self._connected()
+        key = object()
+        if observer is not None:
+            self._observers[key] = observer
+        try:
+            with acting_for(user):
+                return await client.call_tool(
+                    tool,
+                    arguments,
+                    read_timeout_seconds=timeout,
+                    progress_callback=_progress_to(observer) if observer else None,
+                )
+        except MCPError as error:
+            raise self._translated(error, client, timeout) from error
+        except (RuntimeError, ValueError) as error:  # what the SDK raises over a result that breaks its own schema
+            log.warning("mcp_bad_result", server=self.config.name, tool=tool, error=type(error).__name__)
+            raise CallFailed("The server's result does not fit the tool's own output schema.", ran=True) from error
+        finally:
+            self._observers.pop(key, None)
+
+    async def _connected(self) -> Client:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._up.wait()
+        except TimeoutError:
+            raise self._unreachable() from None
+        if self._client is None:
+            raise self._unreachable()
+        return self._client
+
+    def _unreachable(self) -> CallFailed:
+        return CallFailed(f"The MCP server {self.config.name!r} is not reachable now.", ran=False)
+
+    def _translated(self, error: MCPError, client: Client, timeout: float) -> Exception:
+        if error.code == REQUEST_TIMEOUT:
+            return CallFailed(f"There was no result within {timeout:g} seconds, and the call was given up.", ran=None)
+        if error.code == INVALID_REQUEST and error.message in _GONE_MESSAGES:
+            self._lose(client)
+            return _NeverRan()
+        if error.code == CONNECTION_CLOSED:
+            unsent = isinstance(error.data, dict) and bool(error.data.get("unsent"))  # pyright: ignore
+            if unsent:
+                self._lose(client)
+                return _NeverRan()
+            return CallFailed(f"The connection to the MCP server {self.config.name!r} was lost.", ran=None)
+        return CallFailed(f"The MCP server refused the call: {error.message[:500]}", ran=False)
+
+    def _lose(self, client: Client) -> None:
+        """This client's server is gone: calls wait for the next one. A listening client finds out by itself."""
+        if self._client is client:
+            self._up.clear()
+            self._broken.set()
+
+
+class _NeverRan(Exception):
+    """The request did not reach the tool: it may be sent again."""
+
+
+def _progress_to(observer: CallObserver) -> Any:
+    async def progress(progress: float, total: float | None, message: str | None) -> None:
+        observer.progress(progress, total, message)
+
+    return progress
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, for people: the innermost error's kind, without addresses or internals."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
+    if isinstance(error, httpx2.ConnectError):
+        return "nothing answers at its address"
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
+        return "it does not answer in time"
+    if isinstance(error, MCPError):
+        return f"it answered with an error: {error.message[:200]}"
+    return f"the connection failed ({type(error).__name__})"

@@ -1,0 +1,121 @@
+"""Which MCP servers to connect to: `mcp.json` in the shape that Claude Desktop, Cursor and VS Code use."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gateway.config import ConfigError, Settings
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+DEFAULT_FILE = Path("mcp.json")
+
+
+class ServerConfig(BaseModel):
+    """One entry. `fault` says why it cannot be used; then nothing else of it counts.
+
+    `prefix` goes before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity`
+    "gateway" sends a short-lived token that names the user; `allow` and `deny` are globs over its tools' own names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    url: str = ""
+    headers: dict[str, str] = Field(default_factory=dict)
+    prefix: str | None = None
+    timeout: float | None = Field(default=None, gt=0)
+    identity: Literal["none", "gateway"] = "none"
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
+    disabled: bool = False
+    fault: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must be the http:// or https:// address of a streamable HTTP server")
+        return value
+
+    def permits(self, tool: str) -> bool:
+        """Whether the gateway may offer this tool; `deny` wins."""
+        return _matches(tool, self.allow) and not _matches(tool, self.deny)
+
+
+def _matches(tool: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(tool, glob) for glob in globs)
+
+
+def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[ServerConfig]:
+    """The servers of MCP_CONFIG, else of MCP_SERVER_URL, else of `./mcp.json`, else none.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no JSON. A broken entry only disables itself.
+    """
+    if settings.mcp_config is not None:
+        return _read(settings.mcp_config, "MCP_CONFIG", environment)
+    if settings.mcp_server_url is not None:
+        identity = "gateway" if settings.tools_server_secret else "none"
+        return [ServerConfig(name="tools", url=settings.mcp_server_url, prefix="", identity=identity)]
+    if DEFAULT_FILE.exists():
+        return _read(DEFAULT_FILE, "mcp.json", environment)
+    return []
+
+
+def _read(path: Path, setting: str, environment: Mapping[str, str]) -> list[ServerConfig]:
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {path} is not valid JSON: {error}") from None
+    entries = document.get("mcpServers", document.get("servers")) if isinstance(document, dict) else None  # pyright: ignore
+    if not isinstance(entries, dict):
+        raise ConfigError(f'{setting}: {path} must hold an object "mcpServers" with an entry a server')
+    return [_entry(str(name), entry, environment) for name, entry in entries.items()]  # pyright: ignore
+
+
+def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfig:
+    """The entry's settings, or the entry with what is wrong with it."""
+    try:
+        if not isinstance(entry, dict):
+            raise ConfigError("the entry must be an object")
+        if "command" in entry:
+            raise ConfigError("servers started by a command are not supported yet: give the url of a running one")
+        if "url" not in entry:
+            raise ConfigError("the entry has no url")
+        return ServerConfig.model_validate({**_expand(entry, environment), "name": name})
+    except ConfigError as error:
+        return _faulty(name, str(error))
+    except ValidationError as error:
+        first = error.errors()[0]
+        return _faulty(name, f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}")
+
+
+def _faulty(name: str, fault: str) -> ServerConfig:
+    return ServerConfig.model_construct(
+        name=name, url="", headers={}, prefix=None, timeout=None, identity="none", allow=("*",), deny=(),
+        disabled=False, fault=fault,
+    )  # fmt: skip
+
+
+def _expand(value: Any, environment: Mapping[str, str]) -> Any:
+    """`${NAME}` and `${NAME:-default}` in every string."""
+    if isinstance(value, dict):
+        return {key: _expand(inner, environment) for key, inner in value.items()}  # pyright: ignore
+    if isinstance(value, list):
+        return [_expand(inner, environment) for inner in value]  # pyright: ignore
+    return _VARIABLE.sub(lambda match: _lookup(match, environment), value) if isinstance(value, str) else value
+
+
+def _lookup(match: re.Match[str], environment: Mapping[str, str]) -> str:
+    value = environment.get(match[1]) or match[2]
+    if value is None:
+        raise ConfigError(f"the environment variable {match[1]} is not set")
+    return value

@@ -1,0 +1,136 @@
+"""The tools of all connected servers under one set of names, and the way to each."""
+
+import asyncio
+import hashlib
+import re
+
+from mcp.types import Tool
+
+from gateway.config import Settings
+from gateway.log import get_logger
+from gateway.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
+from gateway.tools.base import CallObserver, ServerStatus
+from gateway.tools.connection import CallFailed, Connection
+from gateway.tools.identity import TokenSigner
+from gateway.tools.results import reduce_result
+from gateway.tools.servers import ServerConfig
+
+log = get_logger(__name__)
+
+MOST_TOOLS = 128
+_MOST_NAME = 64
+_MOST_DESCRIPTION = 4_000
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]")
+
+
+class McpToolbox:
+    """See `Toolbox`. A server's tools are on offer while it is up; they come back by themselves."""
+
+    def __init__(self, servers: list[ServerConfig], settings: Settings) -> None:
+        secret = settings.tools_server_secret
+        signer = TokenSigner(secret.get_secret_value()) if secret else None
+        self._timeout = settings.tool_timeout
+        self._most_chars = settings.tool_result_max_chars
+        self._connections = {
+            server.name: Connection(server, signer=signer, on_change=self._forget_specs) for server in servers
+        }
+        self._specs: tuple[ToolSpec, ...] | None = None
+
+    async def start(self) -> None:
+        """Begin to connect; returns at once, with every server still down."""
+        for connection in self._connections.values():
+            connection.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(connection.stop() for connection in self._connections.values()))
+
+    async def settle(self, seconds: float) -> None:
+        """Wait until every server has been tried, for at most `seconds`."""
+        tried = [asyncio.create_task(connection.tried.wait()) for connection in self._connections.values()]
+        if tried:
+            _, late = await asyncio.wait(tried, timeout=seconds)
+            for task in late:
+                task.cancel()
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        if self._specs is None:
+            self._specs = self._build_specs()
+        return self._specs
+
+    def find(self, name: str) -> ToolSpec | None:
+        return next((spec for spec in self.specs() if spec.name == name), None)
+
+    def instructions(self) -> str:
+        told = (c.instructions.strip() for c in self._connections.values() if c.up)
+        return "\n\n".join(text[:_MOST_DESCRIPTION] for text in told if text)
+
+    def servers(self) -> list[ServerStatus]:
+        return [connection.status() for connection in self._connections.values()]
+
+    async def call(
+        self, spec: ToolSpec, arguments: JsonObject, *, principal: Principal, observer: CallObserver | None = None
+    ) -> ToolResult:
+        """See `Toolbox.call`."""
+        connection = self._connections[spec.server]
+        timeout = connection.config.timeout or self._timeout
+        try:
+            result = await connection.call(
+                spec.tool, arguments, user=principal.user, timeout=timeout, observer=observer
+            )
+        except CallFailed as failure:
+            return _failed(spec, failure)
+        return reduce_result(result, self._most_chars)
+
+    def _forget_specs(self) -> None:
+        self._specs = None
+
+    def _build_specs(self) -> tuple[ToolSpec, ...]:
+        specs: dict[str, ToolSpec] = {}
+        for connection in self._connections.values():
+            if not connection.up:
+                continue
+            for tool in connection.tools:
+                if connection.config.permits(tool.name):
+                    spec = make_spec(connection.config, tool)
+                    if spec.name in specs:
+                        spec = make_spec(connection.config, tool, distinct=True)
+                    specs[spec.name] = spec
+        if len(specs) > MOST_TOOLS:
+            log.warning("too_many_tools", tools=len(specs), offered=MOST_TOOLS)
+        return tuple(specs.values())[:MOST_TOOLS]
+
+
+def make_spec(server: ServerConfig, tool: Tool, *, distinct: bool = False) -> ToolSpec:
+    """A server's tool as the gateway offers it. The annotations' defaults are the protocol's: the cautious ones."""
+    hints = tool.annotations
+    return ToolSpec(
+        name=exposed_name(server.name if server.prefix is None else server.prefix, server.name, tool.name, distinct),
+        server=server.name,
+        tool=tool.name,
+        description=(tool.description or tool.title or tool.name)[:_MOST_DESCRIPTION],
+        input_schema=tool.input_schema,
+        title=tool.title,
+        output_schema=tool.output_schema,
+        read_only=bool(hints and hints.read_only_hint),
+        destructive=not (hints and hints.destructive_hint is False),
+        idempotent=bool(hints and hints.idempotent_hint),
+        open_world=not (hints and hints.open_world_hint is False),
+    )
+
+
+def exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
+    """`prefix_tool` in the characters and the length that Groq takes; a hash keeps apart what that makes alike."""
+    wanted = f"{prefix}_{tool}" if prefix else tool
+    name = _UNFIT.sub("_", wanted)
+    if name == wanted and len(name) <= _MOST_NAME and not distinct:
+        return name
+    mark = hashlib.sha256(f"{server}\0{tool}".encode()).hexdigest()[:6]
+    return f"{name[: _MOST_NAME - 7]}_{mark}"
+
+
+def _failed(spec: ToolSpec, failure: CallFailed) -> ToolResult:
+    """No result: `unknown` where the tool may have changed something and nobody can tell."""
+    if failure.ran is None and not spec.read_only:
+        note = f"{failure} It may or may not have taken effect: find out before you call it again."
+        return ToolResult(outcome="unknown", content=[text_block(note)])
+    return ToolResult(outcome="error", content=[text_block(str(failure))])
