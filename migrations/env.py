@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
-import gateway.store.tables
+import gateway.store.tables  # noqa: F401
 import tools_server.tasks  # noqa: F401
 from gateway.config import load
 

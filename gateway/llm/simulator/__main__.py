@@ -16,17 +16,23 @@ from gateway.llm.simulator.server import SimulatorSettings, serve_simulator
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gateway.llm.simulator", description=__doc__)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--fd", type=int, help="serve on this inherited, bound socket instead")
     parser.add_argument("--tokens-per-second", type=float, default=SimulatorSettings().tokens_per_second)
     options = parser.parse_args()
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", options.port))
+        listener = socket.socket(fileno=options.fd) if options.fd is not None else _bound(options.port)
     except OSError as error:
         sys.stderr.write(f"simulator: cannot listen on 127.0.0.1:{options.port}: {error.strerror}\n")
         return 2
     asyncio.run(_serve(SimulatorSettings(tokens_per_second=options.tokens_per_second), listener))
     return 0
+
+
+def _bound(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    return listener
 
 
 async def _serve(settings: SimulatorSettings, listener: socket.socket) -> None:
