@@ -39,10 +39,11 @@ clean:
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 
 .venv/.run: requirements.lock pyproject.toml | $(UV) .venv/bin/python
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/python -m compileall -q $(PACKAGES)
 	@touch $@
 
 .venv/.dev: requirements-dev.lock .venv/.run
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock
 	@touch $@

@@ -24,7 +24,10 @@ def up() -> None:
 
     with clear_errors():
         settings = load()
-    raise typer.Exit(supervisor.run(settings))
+        if settings.postgres_url is not None:
+            _check_database(settings.postgres_url, settings.database_wait_seconds)
+        code = supervisor.run(settings)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -54,24 +57,24 @@ def chat(
 @db.command()
 def upgrade() -> None:
     """Bring the schema of both packages up to date."""
-    from gateway.store import database
+    from gateway.store import database, migrations
 
     with clear_errors():
         settings = load()
         with _postgres(settings) as url:
             asyncio.run(database.wait_until_ready(url, settings.database_wait_seconds))
-            database.upgrade(url)
+            migrations.upgrade(url)
     print("The database is up to date.")
 
 
 @contextmanager
 def clear_errors() -> Generator[None]:
     """What the person at the terminal can mend is a line or two, not a traceback."""
-    from gateway.store.database import DatabaseError
+    from gateway.store.embedded import EmbeddedError
 
     try:
         yield
-    except (ConfigError, DatabaseError) as error:
+    except (ConfigError, EmbeddedError) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
 
@@ -107,15 +110,21 @@ async def _serve(settings: Settings) -> None:
             await process.Server(config, stop_turns).serve(sockets=[listener])
 
 
-async def _prepare_schema(settings: Settings, url: str) -> None:
+def _check_database(url: str, seconds: float) -> None:
     from gateway.store import database
 
+    asyncio.run(database.wait_until_ready(url, seconds))
+
+
+async def _prepare_schema(settings: Settings, url: str) -> None:
+    from gateway.store import database, migrations
+
     await database.wait_until_ready(url, settings.database_wait_seconds)
-    if not await database.missing_migrations(url):
+    if not await migrations.missing_migrations(url):
         return
     if not settings.migrate_on_start and settings.postgres_url is not None:
         raise database.DatabaseError("DATABASE_URL: the schema is not up to date: run `agent-gateway db upgrade`")
-    await asyncio.to_thread(database.upgrade, url)
+    await asyncio.to_thread(migrations.upgrade, url)
 
 
 @contextmanager

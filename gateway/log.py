@@ -65,7 +65,7 @@ def configure(*, json: bool, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("uvicorn.access", "httpx", "httpx2", "alembic.runtime.plugins", "mcp", "sse_starlette"):
+    for chatty in ("uvicorn.access", "uvicorn.error", "httpx", "httpx2", "alembic", "mcp", "sse_starlette"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []

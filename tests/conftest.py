@@ -7,10 +7,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url
 from uuid_utils import uuid4
 
-from gateway.store import database, embedded
+from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
+from gateway.store import embedded, migrations
+from gateway.store.database import plain_dsn as dsn
+from tests.stack import Gateway, serve_gateway, serve_tools
 
 TEMPLATE = "template_gateway"
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -29,7 +31,7 @@ def postgres() -> Generator[embedded.EmbeddedPostgres]:
         server = embedded.acquire(Path(directory), settings=FAST)
         try:
             asyncio.run(_execute(server.url("postgres"), f"CREATE DATABASE {TEMPLATE}"))
-            database.upgrade(server.url(TEMPLATE))
+            migrations.upgrade(server.url(TEMPLATE))
             yield server
         finally:
             server.release()
@@ -54,13 +56,30 @@ async def db(database_url: str) -> AsyncGenerator[asyncpg.Connection]:
         await connection.close()
 
 
-def dsn(url: str) -> str:
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-
 async def _execute(url: str, statement: str) -> None:
     connection = await asyncpg.connect(dsn(url))
     try:
         await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@pytest.fixture
+async def simulator() -> AsyncGenerator[Simulator]:
+    """The simulated Groq, as fast as it goes."""
+    async with serve_simulator(SimulatorSettings(tokens_per_second=0, first_token_delay=0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def tools_url(database_url: str) -> AsyncGenerator[str]:
+    """The tool server's MCP address."""
+    async with serve_tools(database_url) as address:
+        yield address
+
+
+@pytest.fixture
+async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    """A whole gateway: simulator, tool server, database, over real HTTP."""
+    async with serve_gateway(database_url, simulator, tools_url) as running:
+        yield running

@@ -4,8 +4,6 @@ import asyncio
 from pathlib import Path
 
 import structlog
-from alembic import command
-from alembic.config import Config
 from sqlalchemy.exc import SQLAlchemyError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,6 +12,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 def upgrade(url: str) -> None:
     """Bring the schema up to date. Blocks. Others may do so at the same time: a lock orders them."""
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     config.attributes["url"] = url

@@ -61,7 +61,8 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "http_error")
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    route = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
+    message = f"{route}{error.detail}"
     response = error_response(request, error.status_code, code, message)
     response.headers.update(error.headers or {})
     return response

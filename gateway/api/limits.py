@@ -1,8 +1,9 @@
 """Bounds on what a request may bring, before anything reads it."""
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import InvalidRequest, PayloadTooLarge
+from gateway.errors import InvalidRequest
 from gateway.messages import TurnRequest
 
 
@@ -27,8 +28,9 @@ class BodyLimit:
     async def _refuse(self) -> Message:
         raise self._too_large()
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The body is larger than the {self._most:,} bytes that a request may have.")
+    def _too_large(self) -> HTTPException:
+        """FastAPI lets this one through while it reads a body; any other error becomes a 400 there."""
+        return HTTPException(413, f"The body is larger than the {self._most:,} bytes that a request may have.")
 
     def _counted(self, receive: Receive) -> Receive:
         total = 0

@@ -1,30 +1,26 @@
-"""Postgres for the rest of the package: the engine, its sessions, migrations, and whether it is there at all."""
+"""Postgres for the rest of the package: the engine, its sessions, and whether it is there at all."""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.config import ConfigError
 from gateway.errors import StorageUnavailable
 from gateway.log import get_logger
 
 log = get_logger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 UNREACHABLE = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
-class DatabaseError(Exception):
+class DatabaseError(ConfigError):
     """The database cannot be used. `str()` is one line for the terminal, without the password."""
 
 
@@ -40,8 +36,7 @@ class Database:
 
     @property
     def dsn(self) -> str:
-        """The same address for asyncpg without SQLAlchemy."""
-        return make_url(self.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        return plain_dsn(self.url)
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
@@ -73,6 +68,11 @@ class Database:
         await self.engine.dispose()
 
 
+def plain_dsn(url: str) -> str:
+    """The same address for asyncpg without SQLAlchemy."""
+    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
 def is_unreachable(error: BaseException) -> bool:
     """Whether the database was away, rather than at odds with what was asked of it."""
     if isinstance(error, DBAPIError):
@@ -87,7 +87,7 @@ async def wait_until_ready(url: str, seconds: float) -> None:
         DatabaseError: it still refuses after `seconds`, or refuses for good (password, no such database).
     """
     target = make_url(url)
-    dsn = target.set(drivername="postgresql").render_as_string(hide_password=False)
+    dsn = plain_dsn(url)
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
@@ -106,33 +106,3 @@ async def wait_until_ready(url: str, seconds: float) -> None:
 
 def _where(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
-
-
-def alembic_config(url: str) -> Config:
-    """Alembic's configuration for this project, aimed at `url`."""
-    config = Config(str(ROOT / "alembic.ini"))
-    config.set_main_option("script_location", str(ROOT / "migrations"))
-    config.attributes["url"] = url
-    return config
-
-
-def upgrade(url: str, target: str = "heads") -> None:
-    """Bring the schema to `target`. Blocks: run it in a thread.
-
-    Several processes may do so at once: a lock orders them.
-    """
-    command.upgrade(alembic_config(url), target)
-
-
-async def missing_migrations(url: str) -> list[str]:
-    """The heads that the database has not reached; empty when its schema is current."""
-    heads = set(ScriptDirectory.from_config(alembic_config(url)).get_heads())
-    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = await asyncpg.connect(dsn, timeout=5)
-    try:
-        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
-            return sorted(heads)
-        rows = await connection.fetch("SELECT version_num FROM public.alembic_version")
-        return sorted(heads - {row["version_num"] for row in rows})
-    finally:
-        await connection.close()

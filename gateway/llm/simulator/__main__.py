@@ -24,7 +24,8 @@ def main() -> int:
     except OSError as error:
         sys.stderr.write(f"simulator: cannot listen on 127.0.0.1:{options.port}: {error.strerror}\n")
         return 2
-    asyncio.run(_serve(SimulatorSettings(tokens_per_second=options.tokens_per_second), listener))
+    settings = SimulatorSettings(tokens_per_second=options.tokens_per_second)
+    asyncio.run(_serve(settings, listener, announce=options.fd is None))
     return 0
 
 
@@ -35,7 +36,7 @@ def _bound(port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: SimulatorSettings, listener: socket.socket) -> None:
+async def _serve(settings: SimulatorSettings, listener: socket.socket, *, announce: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -43,8 +44,9 @@ async def _serve(settings: SimulatorSettings, listener: socket.socket) -> None:
     if os.environ.get("GATEWAY_LIFELINE") == "stdin":
         threading.Thread(target=_until_input_ends, args=(loop, stop), daemon=True).start()
     async with serve_simulator(settings, listener) as simulator:
-        sys.stdout.write(msgspec.json.encode({"simulator": simulator.base_url}).decode() + "\n")
-        sys.stdout.flush()
+        if announce:
+            sys.stdout.write(msgspec.json.encode({"simulator": simulator.base_url}).decode() + "\n")
+            sys.stdout.flush()
         await stop.wait()
 
 

@@ -1,0 +1,415 @@
+"""Chats over HTTP: the native stream, the collected answer, what is kept, and what goes wrong."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+
+from gateway.llm.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from gateway.store.journal import PostgresJournal
+from tests.stack import Gateway, serve_gateway
+
+
+async def turn_row(db: asyncpg.Connection, turn_id: str) -> Any:
+    return await db.fetchrow("SELECT * FROM turns WHERE id = $1::uuid", turn_id)
+
+
+async def until_ended(db: asyncpg.Connection, turn_id: str) -> Any:
+    """The turn's row once it has ended; another connection's commit sends no event here."""
+    async with asyncio.timeout(5):
+        while (row := await turn_row(db, turn_id))["status"] == "running":
+            await asyncio.sleep(0.005)
+    return row
+
+
+async def test_stream_tells_a_tool_using_turn_from_start_to_done(gateway: Gateway, db: asyncpg.Connection) -> None:
+    reply = await gateway.chat_stream("What is 23*19?")
+    assert reply.status == 200
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.headers["x-accel-buffering"] == "no"
+    assert reply.done
+    numbered = reply.events[:-1]
+    assert [event.id for event in numbered] == list(range(1, len(numbered) + 1))
+    assert all(event.data["type"] == event.type for event in numbered)
+    started, call, result, end = (
+        reply.of(kind)[0] for kind in ("turn.started", "tool.call", "tool.result", "turn.completed")
+    )
+    assert started["turn_id"] == reply.headers["x-turn-id"]
+    assert (call["tool"], call["server"], call["arguments"]) == ("calculator", "tools", {"expression": "23*19"})
+    assert (result["outcome"], result["structured"]["result"]) == ("ok", 437)
+    assert result["content"][0]["text"] == "23*19 = 437"
+    assert "437" in reply.text
+    assert (end["finish_reason"], end["steps"]) == ("stop", 2)
+    assert end["usage"]["total_tokens"] > 0
+    assert end["cost_usd"] > 0
+    row = await turn_row(db, started["turn_id"])
+    assert (row["status"], row["prompt"], row["response"]) == ("completed", "What is 23*19?", reply.text)
+
+
+async def test_all_messages_of_a_turn_are_kept_with_its_calls_and_results(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    reply = await gateway.chat_stream("What is 23*19?", temperature=0.3, user="label-1")
+    row = await turn_row(db, reply.headers["x-turn-id"])
+    roles = [message["role"] for message in json.loads(row["messages"])]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+    assert json.loads(row["parameters"]) == {"temperature": 0.3}
+    assert (row["model_name"], row["user_label"], row["finish_reason"]) == ("openai/gpt-oss-120b", "label-1", "stop")
+    assert json.loads(row["usage"])["total_tokens"] == reply.of("turn.completed")[0]["usage"]["total_tokens"]
+    assert row["duration_ms"] >= row["first_token_ms"] > 0
+    call = await db.fetchrow("SELECT * FROM tool_calls WHERE turn_id = $1::uuid", reply.headers["x-turn-id"])
+    assert call is not None
+    assert (call["tool"], call["outcome"], json.loads(call["arguments"])) == (
+        "calculator",
+        "ok",
+        {"expression": "23*19"},
+    )
+
+
+async def test_collected_answer_holds_what_the_stream_tells(gateway: Gateway, db: asyncpg.Connection) -> None:
+    reply = await gateway.chat("What is 23*19?")
+    body = reply.body
+    assert reply.status == 200
+    assert "437" in body["response"]
+    assert body["turn_id"] == reply.headers["x-turn-id"]
+    assert body["conversation_id"] is None
+    assert body["model"] == "openai/gpt-oss-120b"
+    assert body["finish_reason"] == "stop"
+    call = body["tool_calls"][0]
+    assert (call["tool"], call["outcome"], call["arguments"]) == ("calculator", "ok", {"expression": "23*19"})
+    assert call["duration_ms"] > 0
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
+    assert (await turn_row(db, body["turn_id"]))["response"] == body["response"]
+
+
+async def test_tasks_are_added_listed_and_completed_over_several_steps(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    await gateway.chat("Add a task to buy milk")
+    await gateway.chat("Add a task to write a letter")
+    reply = await gateway.chat("Show my pending tasks and mark the first one done")
+    assert [call["tool"] for call in reply.body["tool_calls"]] == ["list_tasks", "complete_task"]
+    rows = await db.fetch("SELECT user_id, id, title, status FROM tools.tasks ORDER BY id")
+    assert [tuple(row) for row in rows] == [
+        ("local", 1, "buy milk", "completed"),
+        ("local", 2, "write a letter", "pending"),
+    ]
+    logs = await db.fetch("SELECT id, prompt, model_name, created_at FROM chat_logs ORDER BY id DESC")
+    assert logs[0]["prompt"] == "Show my pending tasks and mark the first one done"
+    assert len(logs) == 3
+
+
+async def test_conversation_is_remembered_and_another_users_is_not_found(gateway: Gateway) -> None:
+    first = await gateway.chat("My name is Ada", conversation_id="new")
+    conversation = first.body["conversation_id"]
+    assert conversation
+    second = await gateway.chat("What is my name?", conversation_id=conversation)
+    assert second.body["response"].startswith("Your name is Ada.")
+    assert second.body["conversation_id"] == conversation
+    for unknown in ("01890000-0000-7000-8000-000000000000", "nonsense"):
+        reply = await gateway.chat("Hello", conversation_id=unknown)
+        assert (reply.status, reply.body["error"]["code"]) == (404, "not_found")
+        assert reply.body["error"]["param"] == "conversation_id"
+
+
+async def test_history_of_a_tool_using_turn_is_accepted_by_the_model(gateway: Gateway) -> None:
+    first = await gateway.chat("What is 23*19?", conversation_id="new")
+    second = await gateway.chat("What did I ask before?", conversation_id=first.body["conversation_id"])
+    assert second.body["response"].startswith("Before this you wrote: What is 23*19?")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "x", "extra": 1}]}, "messages.0.extra"),
+        ({"messages": [{"role": "user", "content": "x"}], "temperature": 3}, "temperature"),
+        ({"messages": [{"role": "user", "content": "x"}], "no_such_field": 3}, "no_such_field"),
+        ({"messages": [{"role": "user", "content": "x"}] * 501}, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 400_001}]}, "messages.0.content"),
+        ([1, 2], None),
+    ],
+)
+async def test_bad_request_is_a_422_that_names_what_is_wrong(gateway: Gateway, body: Any, param: str | None) -> None:
+    for path in ("/api/v1/chat", "/api/v1/chat/stream"):
+        reply = await gateway.post(path, body)
+        error = reply.body["error"]
+        assert (reply.status, error["code"]) == (422, "invalid_request")
+        assert error.get("param") == param
+        assert error["message"]
+        assert error["request_id"] == reply.headers["x-request-id"]
+
+
+async def test_broken_json_is_a_422_in_the_same_shape(gateway: Gateway) -> None:
+    headers = {"content-type": "application/json"}
+    async with gateway.session.post(f"{gateway.base_url}/api/v1/chat", data=b"{oops", headers=headers) as response:
+        assert response.status == 422
+        assert (await response.json())["error"]["message"] == "The body is not valid JSON."
+
+
+async def test_body_over_the_limit_is_a_413_declared_or_not(gateway: Gateway) -> None:
+    async def chunks() -> Any:
+        for _ in range(100):
+            yield b" " * 65_536
+
+    for data in (b" " * (5 * 1024 * 1024), chunks()):
+        headers = {"content-type": "application/json"}
+        async with gateway.session.post(f"{gateway.base_url}/api/v1/chat", data=data, headers=headers) as response:
+            assert response.status == 413
+            assert (await response.json())["error"]["code"] == "payload_too_large"
+
+
+async def test_request_id_is_taken_if_it_is_safe_and_made_if_not(gateway: Gateway) -> None:
+    kept = await gateway.get("/health", headers={"x-request-id": "abc-123"})
+    made = await gateway.get("/health", headers={"x-request-id": "evil id"})
+    assert kept.headers["x-request-id"] == "abc-123"
+    assert len(made.headers["x-request-id"]) == 36
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (Fault(kind="status", status=401), 502, "model_key_refused"),
+        (Fault(kind="status", status=403), 502, "model_key_refused"),
+        (Fault(kind="status", status=429, headers={"retry-after": "7"}), 429, "model_rate_limited"),
+        (Fault(kind="status", status=400), 400, "model_request_refused"),
+        (Fault(kind="status", status=413), 400, "model_request_refused"),
+        (Fault(kind="status", status=424), 400, "model_request_refused"),
+        (Fault(kind="status", status=500, times=9), 503, "model_unavailable"),
+        (Fault(kind="status", status=498, times=9), 503, "model_unavailable"),
+        (Fault(kind="status", status=502, times=9, body="<html>bad gateway</html>"), 503, "model_unavailable"),
+        (Fault(kind="malformed_tool_call", failed_generation="<function=x>"), 400, "model_request_refused"),
+        (Fault(kind="cut", times=9), 502, "model_stream_broken"),
+        (Fault(kind="abort", times=9), 502, "model_stream_broken"),
+        (Fault(kind="garbage", times=9), 502, "model_stream_broken"),
+    ],
+    ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else str(value),
+)
+async def test_failure_before_the_first_token_is_a_status(
+    gateway: Gateway, db: asyncpg.Connection, fault: Fault, status: int, code: str
+) -> None:
+    gateway.simulator.faults.add(fault)
+    reply = await gateway.chat_stream("Hello there")
+    assert (reply.status, reply.body["error"]["code"]) == (status, code)
+    if status == 429:
+        assert reply.headers["retry-after"] == "7"
+    row = await until_ended(db, reply.headers["x-turn-id"])
+    assert (row["status"], json.loads(row["error"])["code"]) == ("failed", code)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault(kind="mid_stream_error", after_chunks=4), "model_stream_broken"),
+        (Fault(kind="data_error", after_chunks=4), "model_stream_broken"),
+        (Fault(kind="x_groq_error", after_chunks=4), "model_stream_broken"),
+        (Fault(kind="cut", after_chunks=4), "model_stream_broken"),
+        (Fault(kind="abort", after_chunks=4), "model_stream_broken"),
+        (Fault(kind="garbage", after_chunks=4), "model_stream_broken"),
+        (Fault(kind="malformed_tool_call", after_chunks=4), "model_request_refused"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else str(value),
+)
+async def test_failure_after_the_first_token_is_an_event_that_says_what_was_saved(
+    gateway: Gateway, db: asyncpg.Connection, fault: Fault, code: str
+) -> None:
+    gateway.simulator.faults.add(fault)
+    reply = await gateway.chat_stream("count to 50", reasoning_effort="none", model="qwen/qwen3.8-27b")
+    assert reply.status == 200
+    failed = reply.of("turn.failed")[0]
+    assert (failed["error"]["code"], failed["saved"]) == (code, "text")
+    assert reply.done
+    row = await turn_row(db, reply.headers["x-turn-id"])
+    assert (row["status"], row["response"]) == ("failed", reply.text)
+    assert reply.text
+
+
+async def test_passing_failure_is_asked_again_before_the_client_saw_anything(gateway: Gateway) -> None:
+    gateway.simulator.faults.add(Fault(kind="status", status=503))
+    reply = await gateway.chat_stream("Hello there")
+    assert reply.status == 200
+    assert reply.of("model.retry") == [
+        {"type": "model.retry", "step": 1, "reason": "model_unavailable", "attempt": 1, "discard": False}
+    ]
+    assert reply.of("turn.completed")
+
+
+async def test_unknown_tool_and_broken_arguments_become_results_the_model_sees(gateway: Gateway) -> None:
+    for kind in ("unknown_tool", "invalid_json_arguments", "bad_arguments"):
+        gateway.simulator.faults.add(Fault(kind=kind))
+        reply = await gateway.chat_stream("What is 1+1?")
+        assert reply.of("tool.result")[0]["outcome"] == "error", kind
+        assert reply.of("turn.completed"), kind
+
+
+async def test_retired_model_is_answered_by_its_successor_with_a_warning(gateway: Gateway) -> None:
+    reply = await gateway.chat("Hello", model="llama-3.3-70b-versatile")
+    assert reply.body["model"] == "openai/gpt-oss-120b"
+    assert "retired" in reply.body["warnings"][0]
+    missing = await gateway.chat("Hello", model="gpt-99")
+    assert (missing.status, missing.body["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_only_allowed_tools_are_offered(gateway: Gateway) -> None:
+    reply = await gateway.chat_stream("What is 23*19?", tools=["list_tasks", "no_such_tool"])
+    started = reply.of("turn.started")[0]
+    assert started["tools"] == ["list_tasks"]
+    assert "no_such_tool" in started["warnings"][0]
+    assert not reply.of("tool.call")
+    sent = gateway.simulator.requests[-1]
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["list_tasks"]
+
+
+async def test_the_same_prefix_is_sent_each_time_so_that_the_prompt_cache_holds(gateway: Gateway) -> None:
+    await gateway.chat("What is 23*19?", conversation_id="new")
+    reply = await gateway.chat_stream("What is 23*19?")
+    assert reply.of("turn.completed")[0]["usage"]["cached_tokens"] > 0
+    first, second = gateway.simulator.requests[0], gateway.simulator.requests[-1]
+    assert json.dumps(first["tools"]) == json.dumps(second["tools"])
+    assert first["messages"][0] == second["messages"][0]
+    assert "calculator is exact" in first["messages"][0]["content"]
+
+
+async def test_endless_tool_use_ends_at_the_step_limit(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    simulator.faults.add(Fault(kind="tool_calls", times=99, calls=[{"name": "list_tasks", "arguments": {}}]))
+    async with serve_gateway(database_url, simulator, tools_url, agent_max_steps=3) as gateway:
+        reply = await gateway.chat("Hello")
+    assert (reply.body["finish_reason"], reply.body["steps"], len(reply.body["tool_calls"])) == ("step_limit", 3, 3)
+
+
+async def test_turn_over_its_deadline_fails_with_a_504_and_the_model_call_is_cancelled(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    simulator.faults.add(Fault(kind="slow_first_token"))
+    async with serve_gateway(database_url, simulator, tools_url, agent_timeout=0.3) as gateway:
+        reply = await gateway.chat("Hello")
+        assert (reply.status, reply.body["error"]["code"]) == (504, "turn_timeout")
+        await simulator.until(lambda s: s.cancelled == 1)
+
+
+async def test_silent_model_is_given_up(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    simulator.faults.add(Fault(kind="stall", after_chunks=5, times=9))
+    async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=0.3) as gateway:
+        reply = await gateway.chat_stream("count to 50")
+    assert reply.of("turn.failed")[0]["error"]["code"] == "model_unavailable"
+
+
+async def test_client_that_hangs_up_cancels_the_model_call_and_leaves_its_partial_text(
+    database_url: str, tools_url: str, db: asyncpg.Connection
+) -> None:
+    async with (
+        serve_simulator(SimulatorSettings(tokens_per_second=200, first_token_delay=0)) as simulator,
+        serve_gateway(database_url, simulator, tools_url) as gateway,
+    ):
+        async with gateway.stream("count to 5000") as stream:
+            turn_id = stream.response.headers["x-turn-id"]
+            await stream.until("text.delta")
+            stream.response.close()
+        await simulator.until(lambda s: s.cancelled == 1)
+        row = await until_ended(db, turn_id)
+    assert (row["status"], json.loads(row["error"])["code"]) == ("cancelled", "client_disconnected")
+    assert row["response"].startswith("1")
+    assert len(row["response"]) < 1000
+
+
+async def test_client_that_hangs_up_on_the_collected_answer_cancels_too(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    simulator.faults.add(Fault(kind="slow_first_token"))
+    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+        for path in ("/api/v1/chat", "/api/v1/chat/stream"):
+            body = {"messages": [{"role": "user", "content": "Hello"}]}
+            asking = asyncio.create_task(gateway.session.post(f"{gateway.base_url}{path}", json=body))
+            before = simulator.cancelled
+            await simulator.until(lambda s: s.streaming == 1)
+            asking.cancel()
+            await simulator.until(lambda s, before=before: s.cancelled == before + 1)  # type: ignore[misc]
+            simulator.faults.add(Fault(kind="slow_first_token"))
+        async with asyncio.timeout(5):
+            while await db.fetchval("SELECT count(*) FROM turns WHERE status = 'cancelled'") != 2:
+                await asyncio.sleep(0.005)
+
+
+async def test_turn_told_to_go_on_ends_without_its_client(
+    database_url: str, tools_url: str, db: asyncpg.Connection
+) -> None:
+    async with (
+        serve_simulator(SimulatorSettings(tokens_per_second=2000, first_token_delay=0)) as simulator,
+        serve_gateway(database_url, simulator, tools_url) as gateway,
+    ):
+        async with gateway.stream("count to 300", on_disconnect="continue") as stream:
+            turn_id = stream.response.headers["x-turn-id"]
+            await stream.until("text.delta")
+            stream.response.close()
+        row = await until_ended(db, turn_id)
+    assert row["status"] == "completed"
+    assert row["response"].endswith("299 300 (simulated)")
+
+
+async def test_stop_ends_streams_with_closing_and_the_kept_state_is_true(
+    database_url: str, tools_url: str, db: asyncpg.Connection
+) -> None:
+    async with (
+        serve_simulator(SimulatorSettings(tokens_per_second=200, first_token_delay=0)) as simulator,
+        serve_gateway(database_url, simulator, tools_url) as gateway,
+        gateway.stream("count to 5000") as stream,
+    ):
+        await stream.until("text.delta")
+        stopping = asyncio.create_task(gateway.state.runner.stop(0))
+        closing = await stream.until("stream.closing")
+        assert closing.id is None
+        assert closing.data["reason"] == "server_stopping"
+        assert not [event async for event in stream.events()]
+        await stopping
+        row = await turn_row(db, stream.response.headers["x-turn-id"])
+        assert (row["status"], json.loads(row["error"])["code"]) == ("cancelled", "server_stopping")
+        refused = await gateway.chat_stream("Hello")
+        assert (refused.status, refused.body["error"]["code"]) == (503, "server_stopping")
+        assert (await gateway.get("/ready")).status == 503
+
+
+async def test_short_turns_end_by_themselves_within_the_grace_of_a_stop(database_url: str, tools_url: str) -> None:
+    async with (
+        serve_simulator(SimulatorSettings(tokens_per_second=500, first_token_delay=0)) as simulator,
+        serve_gateway(database_url, simulator, tools_url) as gateway,
+        gateway.stream("count to 100") as stream,
+    ):
+        await stream.until("text.delta")
+        await gateway.state.runner.stop(4)
+        await stream.until("turn.completed")
+
+
+async def test_database_away_at_the_start_is_a_503_and_ready_says_so(
+    simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PostgresJournal.__init__.__kwdefaults__, "patience", 0.3)
+    async with serve_gateway("postgresql+asyncpg://nobody@127.0.0.1:9/none", simulator, tools_url) as gateway:
+        reply = await gateway.chat("Hello")
+        assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+        ready = await gateway.get("/ready")
+        assert ready.status == 503
+        assert ready.body["database"] == {"ok": False, "reason": "the database does not answer"}
+        assert (await gateway.get("/health")).status == 200
+
+
+async def test_gateway_serves_while_the_tool_server_is_down(database_url: str, simulator: Simulator) -> None:
+    async with serve_gateway(database_url, simulator, None) as gateway:
+        reply = await gateway.chat("Hello")
+        assert reply.status == 200
+        ready = await gateway.get("/ready")
+        assert (ready.status, ready.body["status"]) == (200, "degraded")
+        assert ready.body["mcp_servers"][0]["state"] == "down"
+
+
+async def test_two_hundred_streams_at_once_all_end_whole(gateway: Gateway, db: asyncpg.Connection) -> None:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        crowd = Gateway(gateway.base_url, session, gateway.state, gateway.simulator)
+        replies = await asyncio.gather(*(crowd.chat_stream(f"count to {n}") for n in range(1, 201)))
+    assert all(reply.text.endswith(f" {n} (simulated)") or n == 1 for n, reply in enumerate(replies, 1))
+    assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 200

@@ -1,0 +1,59 @@
+"""Tools, models and health over HTTP."""
+
+import asyncpg
+
+from gateway import __version__
+from tests.stack import Gateway
+
+
+async def test_tools_are_listed_with_server_schema_annotations_and_state(gateway: Gateway) -> None:
+    body = (await gateway.get("/api/v1/tools")).body
+    names = [tool["name"] for tool in body["tools"]]
+    assert names == sorted(names)
+    assert {"calculator", "web_search", "fetch_page", "add_task", "list_tasks", "complete_task", "delete_task"} <= set(
+        names
+    )
+    calculator = next(tool for tool in body["tools"] if tool["name"] == "calculator")
+    assert calculator["server"] == "tools"
+    assert calculator["server_state"] == "up"
+    assert "expression" in calculator["input_schema"]["properties"]
+    assert calculator["annotations"]["read_only"] is True
+    assert body["servers"][0]["protocol_version"] == "2026-07-28"
+
+
+async def test_a_tool_is_called_by_hand(gateway: Gateway, db: asyncpg.Connection) -> None:
+    reply = await gateway.post("/api/v1/tools/calculator", {"expression": "5*9"})
+    assert reply.body["outcome"] == "ok"
+    assert reply.body["content"][0]["text"] == "5*9 = 45"
+    await gateway.post("/api/v1/tools/add_task", {"title": "buy milk"})
+    assert await db.fetchval("SELECT title FROM tools.tasks WHERE user_id = 'local'") == "buy milk"
+
+
+async def test_what_a_tool_says_went_wrong_is_its_result_and_an_unknown_tool_is_a_404(gateway: Gateway) -> None:
+    wrong = await gateway.post("/api/v1/tools/calculator", {"expression": "1/0"})
+    assert (wrong.status, wrong.body["outcome"]) == (200, "error")
+    assert "division by zero" in wrong.body["content"][0]["text"]
+    missing = await gateway.post("/api/v1/tools/frobnicate", {})
+    assert (missing.status, missing.body["error"]["code"]) == (404, "tool_not_found")
+
+
+async def test_models_are_listed_with_the_default(gateway: Gateway) -> None:
+    body = (await gateway.get("/api/v1/models")).body
+    assert body["default"] == "openai/gpt-oss-120b"
+    assert body["simulated"] is True
+    model = next(model for model in body["models"] if model["id"] == body["default"])
+    assert (model["context_window"], model["max_output_tokens"], model["price_in"]) == (131_072, 65_536, 0.15)
+
+
+async def test_health_and_ready_say_how_things_stand(gateway: Gateway) -> None:
+    health = (await gateway.get("/health")).body
+    assert (health["status"], health["version"]) == ("healthy", __version__)
+    ready = await gateway.get("/ready")
+    assert (ready.status, ready.body["status"]) == (200, "ready")
+
+
+async def test_unknown_path_and_method_answer_in_the_error_shape(gateway: Gateway) -> None:
+    missing = await gateway.get("/no/such/path")
+    assert (missing.status, missing.body["error"]["code"]) == (404, "not_found")
+    wrong = await gateway.get("/api/v1/chat")
+    assert (wrong.status, wrong.body["error"]["code"]) == (405, "method_not_allowed")

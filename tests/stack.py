@@ -1,0 +1,197 @@
+"""The parts of a running gateway, in this process and its event loop, on ports that the system picks."""
+
+import json
+import socket
+from asyncio import create_task, sleep, wait
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import uvicorn
+from pydantic import SecretStr
+
+from gateway.api.deps import State
+from gateway.app import create_app
+from gateway.config import Settings
+from gateway.llm.simulator import Simulator
+from tools_server.config import Settings as ToolsSettings
+from tools_server.server import create_app as create_tools_app
+from tools_server.server import create_server
+from tools_server.tasks import TaskStore
+
+SECRET = "a-secret-of-the-tests-that-is-long-enough"
+JsonObject = dict[str, Any]
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serve_asgi(app: Any) -> AsyncGenerator[str]:
+    """Serve an ASGI application over real HTTP; yields its address."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = _Server(config)
+    serving = create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        assert not serving.done(), serving.exception()
+        await sleep(0.002)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await wait([serving], timeout=5)
+
+
+@asynccontextmanager
+async def serve_tools(database_url: str) -> AsyncGenerator[str]:
+    """The real tool server; yields its MCP address."""
+    settings = ToolsSettings(tools_server_secret=SecretStr(SECRET), _env_file=None)  # type: ignore[call-arg]
+    store = TaskStore(database_url)
+    try:
+        async with serve_asgi(create_tools_app(create_server(settings, store), settings)) as address:
+            yield f"{address}/mcp"
+    finally:
+        await store.close()
+
+
+@dataclass
+class Event:
+    """One frame of a native stream."""
+
+    id: int | None
+    type: str | None
+    data: Any
+
+
+@dataclass
+class Reply:
+    """A finished stream: status, headers, frames."""
+
+    status: int
+    headers: Any
+    events: list[Event] = field(default_factory=list)
+    body: Any = None
+
+    def of(self, kind: str) -> list[Any]:
+        return [event.data for event in self.events if event.type == kind]
+
+    @property
+    def text(self) -> str:
+        """The text of the last step that said anything."""
+        steps: dict[int, str] = {}
+        for delta in self.of("text.delta"):
+            steps[delta["step"]] = steps.get(delta["step"], "") + delta["text"]
+        return steps[max(steps)] if steps else ""
+
+    @property
+    def done(self) -> bool:
+        return bool(self.events) and self.events[-1] == Event(None, None, "[DONE]")
+
+
+class Stream:
+    """A native stream under way."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+        self.seen: list[Event] = []
+
+    async def until(self, kind: str) -> Event:
+        async for event in self.events():
+            if event.type == kind:
+                return event
+        raise AssertionError(f"no {kind} in {[event.type for event in self.seen]}")
+
+    async def events(self) -> AsyncGenerator[Event]:
+        frame: dict[str, str] = {}
+        async for raw in self.response.content:
+            line = raw.decode().rstrip("\n")
+            if line.startswith(":"):
+                continue
+            if line:
+                name, _, value = line.partition(": ")
+                frame[name] = value
+            elif frame:
+                data = frame["data"]
+                event = Event(
+                    int(frame["id"]) if "id" in frame else None,
+                    frame.get("event"),
+                    data if data == "[DONE]" else json.loads(data),
+                )
+                frame = {}
+                self.seen.append(event)
+                yield event
+
+
+class Client:
+    """An HTTP client of the gateway."""
+
+    def __init__(self, base_url: str, session: aiohttp.ClientSession) -> None:
+        self.base_url = base_url
+        self.session = session
+
+    @asynccontextmanager
+    async def stream(self, prompt: str | None = None, **body: Any) -> AsyncGenerator[Stream]:
+        async with self.session.post(f"{self.base_url}/api/v1/chat/stream", json=_chat(prompt, body)) as response:
+            yield Stream(response)
+
+    async def chat_stream(self, prompt: str | None = None, **body: Any) -> Reply:
+        async with self.stream(prompt, **body) as stream:
+            reply = Reply(stream.response.status, stream.response.headers)
+            if stream.response.content_type == "text/event-stream":
+                reply.events = [event async for event in stream.events()]
+            else:
+                reply.body = await stream.response.json()
+            return reply
+
+    async def chat(self, prompt: str | None = None, **body: Any) -> Reply:
+        return await self.post("/api/v1/chat", _chat(prompt, body))
+
+    async def post(self, path: str, body: Any, **options: Any) -> Reply:
+        async with self.session.post(f"{self.base_url}{path}", json=body, **options) as response:
+            return Reply(response.status, response.headers, body=await response.json())
+
+    async def get(self, path: str, **options: Any) -> Reply:
+        async with self.session.get(f"{self.base_url}{path}", **options) as response:
+            return Reply(response.status, response.headers, body=await response.json(content_type=None))
+
+
+def _chat(prompt: str | None, body: JsonObject) -> JsonObject:
+    return body if prompt is None else {"messages": [{"role": "user", "content": prompt}], **body}
+
+
+@dataclass
+class Gateway(Client):
+    """A gateway under test: a client of it, and what is inside."""
+
+    base_url: str
+    session: aiohttp.ClientSession
+    state: State
+    simulator: Simulator
+
+
+@asynccontextmanager
+async def serve_gateway(
+    database_url: str, simulator: Simulator, tools_url: str | None, **settings: Any
+) -> AsyncGenerator[Gateway]:
+    """The real gateway over real HTTP, connected to the given parts."""
+    complete = Settings(
+        _env_file=None,  # type: ignore[call-arg]
+        database_url=database_url,
+        groq_api_key=SecretStr("simulated"),
+        groq_base_url=simulator.base_url,
+        groq_simulated=True,
+        mcp_server_url=tools_url or "http://127.0.0.1:9/mcp",
+        tools_server_secret=SecretStr(SECRET),
+        **settings,
+    )
+    app = create_app(complete)
+    timeout = aiohttp.ClientTimeout(total=60)
+    async with serve_asgi(app) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
+        yield Gateway(base_url, session, app.state.gateway, simulator)
