@@ -23,7 +23,7 @@ from gateway.log import get_logger
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.journal import PostgresJournal
-from gateway.tools.servers import load_servers
+from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
 
 log = get_logger(__name__)
@@ -36,11 +36,17 @@ def create_app(settings: Settings) -> FastAPI:
     """The gateway's ASGI application. Its lifespan connects and disconnects everything.
 
     `settings` must name a database and a model's server: the embedded ones are the caller's to start.
+
+    Raises:
+        ConfigError: they do not, or the file of MCP servers cannot be read.
     """
+    if settings.postgres_url is None or settings.groq_api_key is None:
+        raise ConfigError("DATABASE_URL and GROQ_API_KEY must be set here: `agent-gateway serve` fills them in")
+    servers = load_servers(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with running(settings) as state:
+        async with running(settings, servers) as state:
             app.state.gateway = state
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
@@ -70,10 +76,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncGenerator[State]:
+async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGenerator[State]:
     """Every part, started; stopped in the opposite order."""
-    if settings.postgres_url is None or settings.groq_api_key is None:
-        raise ConfigError("DATABASE_URL and GROQ_API_KEY must be set here: `agent-gateway serve` fills them in.")
+    assert settings.postgres_url is not None
+    assert settings.groq_api_key is not None
     async with AsyncExitStack() as stack:
         database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
         stack.push_async_callback(database.close)
@@ -92,7 +98,7 @@ async def running(settings: Settings) -> AsyncGenerator[State]:
         refreshing = asyncio.create_task(_keep_fresh(model, catalog), name="models")
         stack.push_async_callback(_cancel, refreshing)
 
-        toolbox = McpToolbox(load_servers(settings), settings)
+        toolbox = McpToolbox(servers, settings)
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
 

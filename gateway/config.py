@@ -1,7 +1,6 @@
 """Settings of the gateway, from the environment and `.env`. Frozen: nothing changes them after start-up."""
 
 import sys
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -118,7 +117,7 @@ class Settings(BaseSettings):
             raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
         return value.upper()
 
-    @cached_property
+    @property
     def postgres_url(self) -> str | None:
         """Where Postgres is, for SQLAlchemy with asyncpg; None: nobody said, so the embedded one serves."""
         if self.database_url is not None:

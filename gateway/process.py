@@ -44,7 +44,10 @@ def _wait_for_end_of_input() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, calling `on_stop` as soon as it is told to stop: it waits for streams, which must hear of it first."""
+    """uvicorn, calling `on_stop` as soon as it is told to stop: it waits for streams, which must hear of it first.
+
+    Being told to stop is no failure: it does not raise the signal again in the end, so the process exits with 0.
+    """
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -54,3 +57,4 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             self._on_stop()
         super().handle_exit(sig, frame)
+        self._captured_signals.clear()

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Generator
+from types import FrameType
 from typing import Annotated, Any
 
 import structlog
@@ -54,11 +55,19 @@ async def run(settings: Settings, url: str, listener: socket.socket | None) -> N
             config = uvicorn.Config(
                 create_app(mcp, settings), log_config=None, access_log=False, timeout_graceful_shutdown=1
             )
-            await uvicorn.Server(config).serve(sockets=[listener])
+            await Server(config).serve(sockets=[listener])
     finally:
         migrating.cancel()
         await asyncio.gather(migrating, return_exceptions=True)
         await store.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn; being told to stop is no failure: it does not raise the signal again, and the process exits with 0."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
 
 
 @contextlib.contextmanager
