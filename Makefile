@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway tools_server
 
-.PHONY: run test check format lock clean
+.PHONY: run test check format lock node clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -28,8 +28,12 @@ lock: | $(UV)
 	$(UV) $(LOCK) -o requirements.lock
 	$(UV) $(LOCK) --extra dev -c requirements.lock -o requirements-dev.lock
 
+# The clients in Node that some tests drive; without them those tests skip.
+node:
+	cd tests/node && npm ci --silent
+
 clean:
-	rm -rf .venv .uv .data build dist
+	rm -rf .venv .uv .data tests/node/node_modules
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv

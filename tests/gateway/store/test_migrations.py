@@ -1,0 +1,48 @@
+"""The schema that Alembic makes is the schema that the tables declare."""
+
+import asyncio
+import os
+import sys
+
+import asyncpg
+from alembic import command
+
+from gateway.store import embedded, migrations
+from tests.conftest import dsn
+
+
+async def test_tables_and_migrations_agree(database_url: str) -> None:
+    await asyncio.to_thread(command.check, migrations.alembic_config(database_url))
+
+
+async def test_every_migration_goes_down_and_up_again(database_url: str, db: asyncpg.Connection) -> None:
+    config = migrations.alembic_config(database_url)
+    for branch in ("gateway", "tools"):
+        await asyncio.to_thread(command.downgrade, config, f"{branch}@base")
+    assert await db.fetchval("SELECT to_regclass('turns')") is None
+    assert await db.fetchval("SELECT to_regclass('tools.tasks')") is None
+    await asyncio.to_thread(migrations.upgrade, database_url)
+    assert await db.fetchval("SELECT to_regclass('tools.tasks')") is not None
+    assert await migrations.missing_migrations(database_url) == []
+
+
+async def test_several_processes_may_migrate_at_once(postgres: embedded.EmbeddedPostgres) -> None:
+    admin = await asyncpg.connect(dsn(postgres.url("postgres")))
+    await admin.execute("CREATE DATABASE migrated_at_once")
+    url = postgres.url("migrated_at_once")
+    try:
+        assert await migrations.missing_migrations(url) == ["gateway_0001", "tools_0001"]
+        upgrading = [sys.executable, "-m", "gateway.cli", "db", "upgrade"]
+        environment = {**os.environ, "DATABASE_URL": url}
+        processes = [await asyncio.create_subprocess_exec(*upgrading, env=environment) for _ in range(3)]
+        assert [await process.wait() for process in processes] == [0, 0, 0]
+        assert await migrations.missing_migrations(url) == []
+    finally:
+        await admin.execute("DROP DATABASE migrated_at_once WITH (FORCE)")
+        await admin.close()
+
+
+async def test_search_uses_its_index(database_url: str, db: asyncpg.Connection) -> None:
+    await db.execute("SET enable_seqscan = off")
+    plan = await db.fetch("EXPLAIN SELECT id FROM turns WHERE search @@ websearch_to_tsquery('simple', 'milk')")
+    assert "ix_turns_search" in "\n".join(row[0] for row in plan)

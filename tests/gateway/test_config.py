@@ -1,0 +1,104 @@
+"""Settings from the environment."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import ConfigError, Settings, load
+from tools_server.config import Settings as ToolsSettings
+
+EXAMPLE = Path(__file__).parent.parent.parent / ".env.example"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (*Settings.model_fields, "groq_model"):
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def written(value: Any) -> str:
+    if value is None or value == ():
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_env_example_lists_every_setting_with_its_default() -> None:
+    shown = dict(re.findall(r"^# ([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
+    fields = Settings.model_fields | ToolsSettings.model_fields
+    assert shown == {name.upper(): written(field.default) for name, field in fields.items()}
+
+
+def test_default_model_has_two_names_and_the_newer_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().groq_default_model == "openai/gpt-oss-120b"
+    monkeypatch.setenv("GROQ_MODEL", "old-name")
+    assert load().groq_default_model == "old-name"
+    monkeypatch.setenv("GROQ_DEFAULT_MODEL", "new-name")
+    assert load().groq_default_model == "new-name"
+
+
+@pytest.mark.parametrize(
+    "given", ["https://api.groq.com", "https://api.groq.com/", "https://api.groq.com/openai/v1", "https://api.groq.com/openai/v1/"]
+)  # fmt: skip
+def test_groq_address_is_taken_with_or_without_its_path(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("GROQ_BASE_URL", given)
+    assert load().groq_base_url == "https://api.groq.com"
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("http://h:1", "http://h:1/mcp"),
+        ("http://h:1/", "http://h:1/mcp"),
+        ("http://h:1/mcp", "http://h:1/mcp"),
+        ("https://h/other/path", "https://h/other/path"),
+    ],
+)
+def test_mcp_address_without_a_path_gets_the_usual_one(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
+    monkeypatch.setenv("MCP_SERVER_URL", given)
+    assert load().mcp_server_url == used
+
+
+def test_database_is_named_by_url_or_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().postgres_url is None
+    monkeypatch.setenv("POSTGRES_HOST", "db")
+    monkeypatch.setenv("POSTGRES_PASSWORD", "p@ss/word")
+    assert load().postgres_url == "postgresql+asyncpg://postgres:p%40ss%2Fword@db:5432/agent_gateway"
+    for given in ("postgres://u@h/d", "postgresql://u@h/d", "postgresql+asyncpg://u@h/d"):
+        monkeypatch.setenv("DATABASE_URL", given)
+        assert load().postgres_url == "postgresql+asyncpg://u@h/d"
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "http://a, http://b,")
+    assert load().cors_origins == ("http://a", "http://b")
+
+
+def test_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AGENT_TIMEOUT=30\nGATEWAY_PORT=9000\nSOMETHING_ELSE=1\nGROQ_TEMPERATURE=\n")
+    monkeypatch.setenv("GATEWAY_PORT", "9001")
+    settings = load()
+    assert (settings.agent_timeout, settings.gateway_port, settings.groq_temperature) == (30, 9001, None)
+
+
+def test_every_broken_value_is_named_and_no_secret_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_PORT", "lots")
+    monkeypatch.setenv("DATABASE_URL", "mysql://me:hunter2@h/d")
+    with pytest.raises(ConfigError) as caught:
+        load()
+    assert str(caught.value).splitlines() == [
+        "GATEWAY_PORT: Input should be a valid integer, unable to parse string as an integer",
+        "DATABASE_URL: must be a PostgreSQL URL such as postgresql://user:password@host:5432/database",
+    ]
+
+
+def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROQ_API_KEY", "gsk_secret")
+    monkeypatch.setenv("API_KEY", "key-secret")
+    shown = repr(load())
+    assert "gsk_secret" not in shown
+    assert "key-secret" not in shown
