@@ -1,0 +1,18 @@
+# One image, two commands: `agent-gateway serve` (default) and `tools-server`.
+FROM python:3.13-slim
+
+RUN pip install --no-cache-dir uv
+WORKDIR /app
+COPY requirements.lock .
+RUN uv pip install --system --no-cache --compile-bytecode --require-hashes -r requirements.lock
+COPY pyproject.toml README.md alembic.ini mcp.json ./
+COPY gateway gateway
+COPY tools_server tools_server
+COPY migrations migrations
+RUN uv pip install --system --no-cache --no-deps --editable . && python -m compileall -q gateway tools_server \
+ && useradd --system --create-home --uid 10001 gateway
+
+USER gateway
+ENV GATEWAY_DATA_DIR=/home/gateway/data LOG_JSON=true
+EXPOSE 8000 8001
+CMD ["agent-gateway", "serve"]
