@@ -28,7 +28,8 @@ async def upgrade_when_there(url: str) -> None:
         try:
             await asyncio.to_thread(upgrade, url)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("schema_waits_for_database", error=type(error).__name__)
+            say = log.warning if pause > 1 else log.debug  # at a common start the database is up a moment later
+            say("schema_waits_for_database", error=type(error).__name__)
         else:
             return
         await asyncio.sleep(pause)

@@ -35,9 +35,8 @@ class TokenSigner:
         self._tokens: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     async def add_token(self, request: httpx2.Request) -> None:
-        """An httpx2 request hook. Requests of nobody in particular (discovery, listening) carry no token."""
-        if (user := _user.get()) is not None:
-            request.headers["Authorization"] = f"Bearer {self._token(user)}"
+        """An httpx2 request hook. Discovery and listening are for no user: they are the gateway's own."""
+        request.headers["Authorization"] = f"Bearer {self._token(_user.get() or ISSUER)}"
 
     def _token(self, user: str) -> str:
         now = time.time()
