@@ -12,12 +12,17 @@ from tools_server.config import Settings
 
 LOCAL_USER = "local"
 _USER = "tools_server.user"
+_ISSUER = "agent-gateway"
 _MOST_NAME = 256
 _LEEWAY_SECONDS = 5
 
 
 class TokenRefused(Exception):
     """Why a request may not pass, for its sender."""
+
+
+class TokenMissing(TokenRefused):
+    """There is none, and one is needed."""
 
 
 class Authentication:
@@ -34,14 +39,14 @@ class Authentication:
             try:
                 scope[_USER] = self._user(dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))
             except TokenRefused as error:
-                await _refuse(send, str(error))
+                await _refuse(send, error)
                 return
         await self._app(scope, receive, send)
 
     def _user(self, authorization: str) -> str:
         if not authorization:
             if self._demanded:
-                raise TokenRefused("a bearer token is required")
+                raise TokenMissing("a bearer token is required")
             return LOCAL_USER
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -57,30 +62,39 @@ class Authentication:
                 secret,
                 algorithms=["HS256"],
                 audience=self._audience,
+                issuer=_ISSUER,
                 leeway=_LEEWAY_SECONDS,
-                options={"require": ["sub", "aud", "exp"]},
+                options={"require": ["sub", "aud", "iss", "iat", "exp"]},
             )
         except jwt.ExpiredSignatureError:
             raise TokenRefused("the token has expired") from None
         except jwt.InvalidTokenError:
             raise TokenRefused("the token is not valid") from None
-        if not 0 < len(claims["sub"]) <= _MOST_NAME:
+        user: str = claims["sub"]
+        if not (user.strip() and len(user) <= _MOST_NAME and user.isprintable()):
             raise TokenRefused("the token names no user")
-        return claims["sub"]
+        return user
 
 
 def current_user(ctx: Context[Any]) -> str:
-    """The user for whom this very call is made: read off its own HTTP request, as connections are shared."""
+    """The user for whom this very call is made: read off its own HTTP request, as connections are shared.
+
+    Only stdio has no request. One that has not passed the middleware is an error, never `local`.
+    """
     request = ctx.request_context.request
-    return request.scope.get(_USER, LOCAL_USER) if isinstance(request, Request) else LOCAL_USER
+    if request is None:
+        return LOCAL_USER
+    assert isinstance(request, Request)
+    return request.scope[_USER]
 
 
-async def _refuse(send: Send, reason: str) -> None:
-    body = json.dumps({"error": {"code": "not_authenticated", "message": f"Refused: {reason}."}}).encode()
+async def _refuse(send: Send, error: TokenRefused) -> None:
+    body = json.dumps({"error": {"code": "not_authenticated", "message": f"Refused: {error}."}}).encode()
+    challenge = b"Bearer" if isinstance(error, TokenMissing) else b'Bearer error="invalid_token"'
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"www-authenticate", b'Bearer error="invalid_token"'),
+        (b"www-authenticate", challenge),
     ]
     await send({"type": "http.response.start", "status": 401, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -4,11 +4,13 @@ import ipaddress
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
@@ -31,7 +33,7 @@ class Settings(BaseSettings):
 
     database_url: str | None = None
     postgres_host: str | None = None
-    postgres_port: int = 5432
+    postgres_port: int = Field(default=5432, ge=1, le=65535)
     postgres_user: str = "postgres"
     postgres_password: SecretStr | None = None
     postgres_db: str = "agent_gateway"
@@ -63,10 +65,34 @@ class Settings(BaseSettings):
     def _asyncpg_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        scheme, separator, rest = value.partition("://")
-        if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
+        scheme, _, rest = value.partition("://")
+        url = f"postgresql+asyncpg://{rest}"
+        try:
+            make_url(url)
+        except (ArgumentError, ValueError):
+            scheme = ""
+        if scheme.split("+")[0] not in ("postgres", "postgresql"):
             raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/database")
-        return f"postgresql+asyncpg://{rest}"
+        return url
+
+    @field_validator("searxng_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value
+
+    @model_validator(mode="after")
+    def _search_is_possible(self) -> Self:
+        needed = {
+            "tavily": ("TAVILY_API_KEY", self.tavily_api_key),
+            "brave": ("BRAVE_API_KEY", self.brave_api_key),
+            "searxng": ("SEARXNG_URL", self.searxng_url),
+        }
+        name, value = needed.get(self.search_backend, ("", ""))
+        if value is None:
+            raise ValueError(f"{name}: must be set for SEARCH_BACKEND={self.search_backend}")
+        return self
 
     @cached_property
     def postgres_url(self) -> str | None:
@@ -88,6 +114,10 @@ class Settings(BaseSettings):
             return False
 
     @property
+    def effective_log_level(self) -> str:
+        return "DEBUG" if self.debug else self.log_level
+
+    @property
     def json_logs(self) -> bool:
         return not sys.stderr.isatty() if self.log_json is None else self.log_json
 
@@ -101,5 +131,9 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = (f"{str(p['loc'][0]).upper()}: {p['msg'].removeprefix('Value error, ')}" for p in error.errors())
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(map(_line, error.errors()))) from None
+
+
+def _line(problem: Any) -> str:
+    name = f"{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
+    return f"{name}{problem['msg'].removeprefix('Value error, ')}"

@@ -1,25 +1,24 @@
 """`web_search`, over whichever search engine is configured."""
 
 import asyncio
-from typing import Annotated, Any, Protocol, TypeVar
+import json
+from typing import Annotated, Any, Protocol
 
 import aiohttp
-import anyio
-import anyio.to_thread
 import structlog
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field, TypeAdapter
 
-from tools_server.config import ConfigError, Settings
+from tools_server.blocking import Resolver, Threads
+from tools_server.config import Settings
 
 log = structlog.stdlib.get_logger(__name__)
 
-T = TypeVar("T")
-
 MOST_RESULTS = 20
-_MOST_SNIPPET = 500
+_MOST_TITLE, _MOST_SNIPPET = 300, 500
+_MOST_BYTES = 2 * 1024 * 1024
 
 
 class Hit(BaseModel):
@@ -50,33 +49,38 @@ class SearchBackend(Protocol):
 
 
 class DuckDuckGo:
-    """DuckDuckGo through the library `ddgs`, which blocks: a thread each, few at once, given up after the timeout."""
+    """DuckDuckGo through the library `ddgs`, which blocks: in few threads, given up after the timeout.
+
+    A search that is given up still ends by itself, as each of its requests has the same timeout.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._threads = anyio.CapacityLimiter(4)
+        self._threads = Threads(4)
 
     async def search(self, query: str, most: int) -> list[Hit]:
         try:
             async with asyncio.timeout(self._timeout + 1):
-                found = await anyio.to_thread.run_sync(
-                    self._search, query, most, abandon_on_cancel=True, limiter=self._threads
-                )
+                found = await self._threads.run(self._search, query, most)
         except TimeoutError:
-            raise SearchFailed("it did not answer in time") from None
-        return [Hit(title=hit["title"], url=hit["href"], snippet=hit.get("body", "")) for hit in found]
+            raise SearchFailed("DuckDuckGo did not answer in time") from None
+        return [
+            Hit(title=hit.get("title", ""), url=hit["href"], snippet=hit.get("body", ""))
+            for hit in found
+            if hit.get("href")
+        ]
 
     def _search(self, query: str, most: int) -> list[dict[str, str]]:
         from ddgs import DDGS  # pyright: ignore[reportUnknownVariableType]
         from ddgs.exceptions import DDGSException
 
         try:
-            engine: Any = DDGS(timeout=int(self._timeout))
-            return engine.text(query, max_results=most)
+            engine: Any = DDGS(timeout=max(1, int(self._timeout)))
+            return engine.text(query, max_results=most, backend="duckduckgo")
         except DDGSException as error:
             if "no results" in str(error).lower():
-                return []
-            raise SearchFailed("it cannot be reached from here") from error
+                raise SearchFailed("DuckDuckGo found nothing for these words, or refuses to answer") from error
+            raise SearchFailed("DuckDuckGo cannot be reached from here; the network may be away") from error
 
 
 class JsonBackend:
@@ -95,13 +99,18 @@ class JsonBackend:
         self._most = most
         self._more = more or {}
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=min(timeout, 5))
+        self._resolver = Resolver(Threads(4))
 
     async def search(self, query: str, most: int) -> list[Hit]:
         asked: dict[str, Any] = {self._query: query, **self._more} | ({self._most: most} if self._most else {})
         posted = self._method == "POST"
         try:
             async with (
-                aiohttp.ClientSession(timeout=self._timeout, headers=self._headers) as session,
+                aiohttp.ClientSession(
+                    timeout=self._timeout,
+                    headers=self._headers,
+                    connector=aiohttp.TCPConnector(resolver=self._resolver, force_close=True),
+                ) as session,
                 session.request(
                     self._method,
                     self._url,
@@ -111,14 +120,14 @@ class JsonBackend:
                 ) as response,
             ):
                 if response.status != 200:
-                    raise SearchFailed(f"it answered with status {response.status}")
-                return self._hits(await response.json(content_type=None))[:most]
+                    raise SearchFailed(f"the search engine answered with status {response.status}")
+                return self._hits(json.loads(await _bounded_body(response)))[:most]
         except TimeoutError:
-            raise SearchFailed("it did not answer in time") from None
-        except aiohttp.ClientError:
-            raise SearchFailed("it cannot be reached from here") from None
-        except ValueError:
-            raise SearchFailed("its answer could not be read") from None
+            raise SearchFailed("the search engine did not answer in time") from None
+        except aiohttp.ClientConnectorError:
+            raise SearchFailed("the search engine cannot be reached from here; the network may be away") from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            raise SearchFailed("the search engine's answer could not be read") from None
 
     def _hits(self, answer: Any) -> list[Hit]:
         for step in self._path:
@@ -135,42 +144,41 @@ class JsonBackend:
 _Rows = TypeAdapter(list[dict[str, Any]])
 
 
-def make_backend(settings: Settings) -> SearchBackend:
-    """The search engine that the settings name.
+async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_chunked(65_536):
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise SearchFailed("the search engine's answer is too large")
+    return bytes(body)
 
-    Raises:
-        ConfigError: its key or address is missing.
-    """
+
+def make_backend(settings: Settings) -> SearchBackend:
+    """The search engine that the settings name; they made sure that its key or address is there."""
     timeout = settings.search_timeout
     match settings.search_backend:
         case "duckduckgo":
             return DuckDuckGo(timeout)
         case "tavily":
-            key = _required(settings.tavily_api_key, "TAVILY_API_KEY").get_secret_value()
+            key = settings.tavily_api_key.get_secret_value() if settings.tavily_api_key else ""
             return JsonBackend(
                 "https://api.tavily.com/search", method="POST", headers={"Authorization": f"Bearer {key}"},
                 path=("results",), fields=("title", "url", "content"), query="query", most="max_results",
                 timeout=timeout,
             )  # fmt: skip
         case "brave":
-            key = _required(settings.brave_api_key, "BRAVE_API_KEY").get_secret_value()
+            key = settings.brave_api_key.get_secret_value() if settings.brave_api_key else ""
             return JsonBackend(
                 "https://api.search.brave.com/res/v1/web/search", method="GET", headers={"X-Subscription-Token": key},
                 path=("web", "results"), fields=("title", "url", "description"), query="q", most="count",
                 timeout=timeout,
             )  # fmt: skip
         case "searxng":
-            url = _required(settings.searxng_url, "SEARXNG_URL").rstrip("/")
+            url = (settings.searxng_url or "").rstrip("/").removesuffix("/search")
             return JsonBackend(
-                f"{url.removesuffix('/search')}/search", method="GET", headers={}, path=("results",),
-                fields=("title", "url", "content"), query="q", most=None, more={"format": "json"}, timeout=timeout,
+                f"{url}/search", method="GET", headers={}, path=("results",), fields=("title", "url", "content"),
+                query="q", most=None, more={"format": "json"}, timeout=timeout,
             )  # fmt: skip
-
-
-def _required(value: T | None, name: str) -> T:
-    if value is None:
-        raise ConfigError(f"{name}: must be set for this SEARCH_BACKEND")
-    return value
 
 
 def register(mcp: MCPServer[Any], backend: SearchBackend) -> None:
@@ -193,9 +201,13 @@ def register(mcp: MCPServer[Any], backend: SearchBackend) -> None:
         except SearchFailed as error:
             log.warning("search_failed", reason=str(error))
             raise ToolError(f"The web search does not work now: {error}. Say so; do not invent results.") from None
-        hits = [hit.model_copy(update={"snippet": hit.snippet[:_MOST_SNIPPET]}) for hit in hits[:max_results]]
+        hits = [_shortened(hit) for hit in hits[:max_results]]
         text = "\n\n".join(f"{n}. {hit.title}\n{hit.url}\n{hit.snippet}" for n, hit in enumerate(hits, 1))
         return CallToolResult(
             content=[TextContent(type="text", text=text or f"Nothing was found for {query!r}.")],
             structured_content=Hits(query=query, results=hits).model_dump(mode="json"),
         )
+
+
+def _shortened(hit: Hit) -> Hit:
+    return Hit(title=hit.title[:_MOST_TITLE], url=hit.url, snippet=hit.snippet[:_MOST_SNIPPET])

@@ -1,0 +1,38 @@
+"""The tables of the schema `tools`."""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import CheckConstraint, Column, DateTime, Integer, Text, func
+from sqlmodel import Field as ColumnField
+from sqlmodel import SQLModel
+
+
+class Task(SQLModel, table=True):
+    """A task. Its id counts from 1 for each user, and is never used again."""
+
+    __tablename__: ClassVar[Any] = "tasks"
+    __table_args__ = (
+        CheckConstraint("status IN ('pending', 'completed')", name="ck_tasks_status"),
+        {"schema": "tools"},
+    )
+
+    user_id: str = ColumnField(sa_column=Column(Text, primary_key=True))
+    id: int = ColumnField(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    title: str = ColumnField(sa_type=Text)
+    description: str = ColumnField(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    status: str = ColumnField(default="pending", sa_type=Text)
+    created_at: datetime | None = ColumnField(
+        default=None, sa_column=Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+    )
+    completed_at: datetime | None = ColumnField(default=None, sa_column=Column(DateTime(timezone=True)))
+
+
+class TaskCounter(SQLModel, table=True):
+    """The last id that a user's tasks have used."""
+
+    __tablename__: ClassVar[Any] = "task_counters"
+    __table_args__: ClassVar[Any] = {"schema": "tools"}
+
+    user_id: str = ColumnField(sa_column=Column(Text, primary_key=True))
+    last_id: int

@@ -1,0 +1,154 @@
+"""The task tools, the resource `tasks://{status}` and the prompt that plans the day."""
+
+from collections.abc import Awaitable
+from typing import Annotated, Any, Literal, TypeVar
+
+from mcp import MCPError
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
+from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, Field
+
+from tools_server.auth import current_user
+from tools_server.tasks.store import (
+    MOST_TASKS,
+    Status,
+    TaskList,
+    TaskStore,
+    TasksUnavailable,
+    TaskView,
+    TooManyTasks,
+    UnknownTask,
+)
+
+T = TypeVar("T")
+
+MOST_TITLE, MOST_DESCRIPTION = 200, 2_000
+
+
+class TaskChanged(BaseModel):
+    task: TaskView
+
+
+class TaskDeleted(BaseModel):
+    deleted: TaskView
+
+
+TaskId = Annotated[int, Field(description="The task's number, as list_tasks shows it: #3 is 3.", ge=1, le=2**31 - 1)]
+Title = Annotated[str, Field(description="What is to be done, in a few words.", min_length=1, max_length=MOST_TITLE)]
+Description = Annotated[str, Field(description="Details, if there are any.", max_length=MOST_DESCRIPTION)]
+
+_READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
+_CHANGES = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
+_DELETES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+
+
+def register(mcp: MCPServer[Any], store: TaskStore) -> None:
+    @mcp.tool(title="Add a task", annotations=_ADDS)
+    async def add_task(
+        title: Title, ctx: Context[Any], description: Description = ""
+    ) -> Annotated[CallToolResult, TaskChanged]:
+        """Add a task to the user's list. Returns its number. Add each task once; to change one use update_task."""
+        task = await _answer(store.add(current_user(ctx), _clean_title(title), _clean(description)))
+        return _said(f"Added task #{task.id}: {task.title}", TaskChanged(task=task))
+
+    @mcp.tool(title="List tasks", annotations=_READS)
+    async def list_tasks(
+        ctx: Context[Any],
+        status: Annotated[
+            Literal["all", "pending", "completed"], Field(description="Which ones: pending are those still to do.")
+        ] = "all",
+    ) -> Annotated[CallToolResult, TaskList]:
+        """List the user's tasks, oldest first, each with its number and whether it is pending or completed."""
+        found = await _answer(store.list(current_user(ctx), _STATUSES[status]))
+        return _said(_listing(found, status), found)
+
+    @mcp.tool(title="Complete a task", annotations=_CHANGES)
+    async def complete_task(task_id: TaskId, ctx: Context[Any]) -> Annotated[CallToolResult, TaskChanged]:
+        """Mark a task as completed. Take its number from list_tasks; never guess it."""
+        task = await _answer(store.complete(current_user(ctx), task_id))
+        return _said(f"Completed task #{task.id}: {task.title}", TaskChanged(task=task))
+
+    @mcp.tool(title="Change a task", annotations=_CHANGES)
+    async def update_task(
+        task_id: TaskId, ctx: Context[Any], title: Title | None = None, description: Description | None = None
+    ) -> Annotated[CallToolResult, TaskChanged]:
+        """Change a task's title or description, or both. What is not given stays as it is."""
+        if title is None and description is None:
+            raise ToolError("Give a new title or a new description.")
+        new_title = None if title is None else _clean_title(title)
+        new_description = None if description is None else _clean(description)
+        task = await _answer(store.update(current_user(ctx), task_id, new_title, new_description))
+        return _said(f"Changed task #{task.id}: {task.title}", TaskChanged(task=task))
+
+    @mcp.tool(title="Delete a task", annotations=_DELETES)
+    async def delete_task(task_id: TaskId, ctx: Context[Any]) -> Annotated[CallToolResult, TaskDeleted]:
+        """Delete a task for good. To mark it as done use complete_task. Take its number from list_tasks."""
+        task = await _answer(store.delete(current_user(ctx), task_id))
+        return _said(f"Deleted task #{task.id}: {task.title}", TaskDeleted(deleted=task))
+
+    @mcp.resource("tasks://{status}", title="Tasks", mime_type="text/plain")
+    async def tasks_by_status(status: str, ctx: Context[Any]) -> str:
+        """The user's tasks, one a line. The status is all, pending or completed."""
+        if status not in _STATUSES:
+            raise ResourceNotFoundError("There are tasks://all, tasks://pending and tasks://completed.")
+        try:
+            found = await store.list(current_user(ctx), _STATUSES[status])
+        except TasksUnavailable as error:
+            raise ResourceError(str(error)) from None
+        return _listing(found, status)
+
+    @mcp.prompt(title="Plan my day")
+    async def plan_day(ctx: Context[Any]) -> str:
+        """Plan the day from the user's pending tasks."""
+        try:
+            found = await store.list(current_user(ctx), "pending")
+        except TasksUnavailable as error:
+            raise MCPError(INTERNAL_ERROR, str(error)) from None
+        return (
+            "Plan my day from my pending tasks. Put the urgent and the short ones first, group what belongs together, "
+            f"say what can wait, and ask me where something is unclear.\n\n{_listing(found, 'pending')}"
+        )
+
+
+_STATUSES: dict[str, Status | None] = {"all": None, "pending": "pending", "completed": "completed"}
+
+
+async def _answer(work: Awaitable[T]) -> T:
+    """The store's result, its failures as something a model can act on."""
+    try:
+        return await work
+    except UnknownTask as error:
+        there = "; ".join(task.line() for task in error.existing) or "none at all"
+        raise ToolError(f"The user has no task #{error.task_id}. There are: {there}.") from None
+    except TooManyTasks:
+        raise ToolError(f"The user has {MOST_TASKS} tasks, which is the most. Delete some first.") from None
+    except TasksUnavailable as error:
+        raise ToolError(str(error)) from None
+
+
+def _listing(found: TaskList, status: str) -> str:
+    kind = "" if status == "all" else f"{status} "
+    if not found.tasks:
+        return f"There are no {kind}tasks."
+    more = f"\n… and {found.total - len(found.tasks)} more." if found.total > len(found.tasks) else ""
+    return "\n".join(task.lines() for task in found.tasks) + more
+
+
+def _said(text: str, structured: BaseModel) -> CallToolResult:
+    return CallToolResult(
+        content=[TextContent(type="text", text=text)], structured_content=structured.model_dump(mode="json")
+    )
+
+
+def _clean(text: str) -> str:
+    """Postgres keeps no NUL character."""
+    return text.replace("\x00", "").strip()
+
+
+def _clean_title(title: str) -> str:
+    cleaned = " ".join(_clean(title).split())
+    if not cleaned:
+        raise ToolError("The title is empty. Say in a few words what is to be done.")
+    return cleaned
