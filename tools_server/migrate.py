@@ -3,10 +3,15 @@
 import asyncio
 from pathlib import Path
 
+import asyncpg
 import structlog
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from tools_server.blocking import Threads
+
 ROOT = Path(__file__).resolve().parent.parent
+_LONGEST_PAUSE = 5.0
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -23,13 +28,27 @@ def upgrade(url: str) -> None:
 
 async def upgrade_when_there(url: str) -> None:
     """Upgrade as soon as the database is there; until then the tools that need none of it serve."""
-    pause = 0.1
+    from alembic.util import CommandError
+
+    threads, pause, told = Threads(1), 0.1, ""
     while True:
         try:
-            await asyncio.to_thread(upgrade, url)
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("schema_waits_for_database", error=type(error).__name__)
-        else:
+            await _reach(url)
+            await threads.run(upgrade, url)
             return
+        except CommandError as error:
+            log.error("schema_cannot_be_upgraded", error=str(error))  # made by a newer version, say
+            return
+        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            if type(error).__name__ != told:
+                told = type(error).__name__
+                log.warning("schema_waits_for_database", error=told)
         await asyncio.sleep(pause)
-        pause = min(pause * 2, 5.0)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def _reach(url: str) -> None:
+    """A thread that waits for a dead host could not be stopped: see that somebody answers first."""
+    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(dsn, timeout=3)
+    await connection.close()
