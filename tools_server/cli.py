@@ -30,7 +30,7 @@ def serve(
     stdio: Annotated[bool, typer.Option("--stdio", help="Speak MCP over standard input and output.")] = False,
 ) -> None:
     """Run the tool server: over HTTP at /mcp, or over stdio."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to end in order
+    signal.signal(signal.SIGTERM, _leave)
     try:
         settings = load()
         configure(json=settings.json_logs, level=settings.effective_log_level)
@@ -40,6 +40,11 @@ def serve(
     except (ConfigError, embedded.EmbeddedError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
+
+
+def _leave(_number: int, _frame: object) -> None:
+    """Until the server has its own way to end."""
+    sys.exit(0)
 
 
 async def run(settings: Settings, server: embedded.EmbeddedPostgres | None, listener: socket.socket | None) -> None:
