@@ -2,27 +2,27 @@
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
 import sys
-import threading
-from collections.abc import Generator
-from types import FrameType
-from typing import Annotated, Any
+from collections.abc import Callable, Generator
+from typing import Annotated
 
 import structlog
 import typer
-import uvicorn
 
 from gateway.store import embedded
 from tools_server.config import ConfigError, Settings, load
+from tools_server.log import configure
 from tools_server.migrate import upgrade_when_there
-from tools_server.server import create_app, create_server
+from tools_server.server import ToolServer, create_app, create_server
+from tools_server.serving import HttpServer, bind, end_with_parent
 from tools_server.tasks import TaskStore
 
-app = typer.Typer(add_completion=False)
+_POSTGRES_LOOK = 2.0
+log = structlog.stdlib.get_logger(__name__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -30,118 +30,108 @@ def serve(
     stdio: Annotated[bool, typer.Option("--stdio", help="Speak MCP over standard input and output.")] = False,
 ) -> None:
     """Run the tool server: over HTTP at /mcp, or over stdio."""
+    signal.signal(signal.SIGTERM, _leave)
     try:
         settings = load()
-        configure_logs(settings)
-        listener = None if stdio else bind(settings)
-        with postgres(settings) as url:
-            asyncio.run(run(settings, url, listener))
+        configure(json=settings.json_logs, level=settings.effective_log_level)
+        listener = None if stdio else bind(settings.tools_server_host, settings.tools_server_port)
+        with postgres(settings) as server, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(run(settings, server, listener))
     except (ConfigError, embedded.EmbeddedError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
 
 
-async def run(settings: Settings, url: str, listener: socket.socket | None) -> None:
-    """Serve until told to stop; over stdio where there is no listener."""
+def _leave(_number: int, _frame: object) -> None:
+    """Until the server has its own way to end."""
+    sys.exit(0)
+
+
+async def run(settings: Settings, server: embedded.EmbeddedPostgres | None, listener: socket.socket | None) -> None:
+    """Serve until told to stop; over stdio where there is no listener, tasks in `server` where no address is set."""
+    url = settings.postgres_url or (server.url() if server else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
-    migrating = asyncio.create_task(upgrade_when_there(url), name="migrations")
+    beside = [asyncio.create_task(upgrade_when_there(url), name="migrations")]
+    if server is not None:
+        beside.append(asyncio.create_task(_keep_running(server), name="postgres"))
     try:
         if listener is None:
-            await mcp.run_stdio_async()
+            await _serve_stdio(mcp, server.release if server else None)
         else:
-            end_with_parent(settings.gateway_lifeline)
-            # A second is enough for calls: what still runs then is cancelled, as are listening streams.
-            config = uvicorn.Config(
-                create_app(mcp, settings), log_config=None, access_log=False, timeout_graceful_shutdown=1
-            )
-            await Server(config).serve(sockets=[listener])
+            await _serve_http(mcp, settings, listener)
     finally:
-        migrating.cancel()
-        await asyncio.gather(migrating, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await store.close()
 
 
-class Server(uvicorn.Server):
-    """uvicorn; being told to stop is no failure: it does not raise the signal again, and the process exits with 0."""
+async def _serve_http(mcp: ToolServer, settings: Settings, listener: socket.socket) -> None:
+    if not settings.on_loopback and settings.tools_server_secret is None:
+        log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, TOOLS_SERVER_HOST not loopback")
+    end_with_parent(settings.gateway_lifeline)
+    await HttpServer(create_app(mcp, settings), mcp.end_listening).serve(sockets=[listener])
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        self._captured_signals.clear()
+
+async def _serve_stdio(mcp: ToolServer, release: Callable[[], None] | None) -> None:
+    def leave() -> None:
+        """Nothing can interrupt the reading of standard input, so this is the end."""
+        if release is not None:
+            release()
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, leave)
+    await mcp.run_stdio_async()
 
 
 @contextlib.contextmanager
-def postgres(settings: Settings) -> Generator[str]:
-    """The configured database; without one the embedded, shared with a gateway on the same data directory."""
+def postgres(settings: Settings) -> Generator[embedded.EmbeddedPostgres | None]:
+    """The embedded Postgres, shared with a gateway on the same data directory; None where an address is configured."""
     if settings.postgres_url is not None:
-        yield settings.postgres_url
+        yield None
         return
-    server = embedded.acquire(settings.gateway_data_dir)
-    for note in server.notes:
-        structlog.stdlib.get_logger(__name__).info("embedded_postgres", note=note)
     try:
-        yield server.url()
+        server = embedded.acquire(settings.gateway_data_dir)
+    except OSError as error:
+        raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
+    for note in server.notes:
+        log.info("embedded_postgres", note=note)
+    try:
+        yield server
     finally:
         server.release()
 
 
-def bind(settings: Settings) -> socket.socket:
-    host, port = settings.tools_server_host, settings.tools_server_port
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+async def _keep_running(server: embedded.EmbeddedPostgres) -> None:
+    """Whoever started it may stop it, and go. In the main thread: the kernel ends Postgres with the one it began in."""
+    while True:
+        await asyncio.sleep(_POSTGRES_LOOK)
+        try:
+            server.revive()
+        except (embedded.EmbeddedError, OSError) as error:
+            log.error("embedded_postgres", error=str(error))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"TOOLS_SERVER_PORT: cannot listen on {host}:{port}: {error.strerror}") from None
-    return listener
-
-
-def end_with_parent(lifeline: str | None) -> None:
-    """With GATEWAY_LIFELINE=stdin, stop as by SIGTERM when standard input ends: the parent that held it is gone."""
-
-    def wait() -> None:
-        while os.read(0, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if lifeline == "stdin":
-        threading.Thread(target=wait, daemon=True, name="lifeline").start()
-
-
-def configure_logs(settings: Settings) -> None:
-    """Everything to standard error: over stdio, standard output is the protocol's."""
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    renderer: list[Any] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-        if settings.json_logs
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel("DEBUG" if settings.debug else settings.log_level)
-    for chatty in ("mcp", "alembic", "uvicorn.error", "trafilatura", "ddgs", "primp"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def main() -> None:
-    app()
+    """Ends at once when the command has: a thread of a search that was given up would hold up the interpreter's end."""
+    code: object = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 if __name__ == "__main__":

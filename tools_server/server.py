@@ -5,9 +5,20 @@ from typing import Any
 
 from mcp.server import NotificationOptions
 from mcp.server.caching import CacheHint
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.subscriptions import ListenHandler
 from mcp.server.transport_security import TransportSecuritySettings
-from mcp.types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+from mcp.types import (
+    CallToolResult,
+    Completion,
+    CompletionArgument,
+    CompletionContext,
+    InputRequiredResult,
+    PromptReference,
+    ResourceTemplateReference,
+)
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
@@ -22,9 +33,41 @@ calculator is exact: use it for all arithmetic. web_search finds pages, fetch_pa
 user's own task list: look numbers up with list_tasks before you change or delete a task."""
 
 
-def create_server(settings: Settings, store: tasks.TaskStore) -> MCPServer[Any]:
+class ToolServer(MCPServer[Any]):
+    """The SDK's server, with what it has no public way to say."""
+
+    def tell_older_hosts_of_changes(self) -> None:
+        """Hosts of the handshake era are told that the list of tools may change."""
+        low = self._lowlevel_server
+        original = low.create_initialization_options
+
+        def with_changes(*_arguments: Any, **_options: Any) -> Any:
+            return original(NotificationOptions(tools_changed=True))
+
+        low.create_initialization_options = with_changes
+
+    def end_listening(self) -> None:
+        """End the open listen streams, each with its last message: clients see that it was meant."""
+        entry = self._lowlevel_server.get_request_handler("subscriptions/listen")
+        if entry is not None and isinstance(entry.handler, ListenHandler):
+            entry.handler.close()
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """As the SDK does, but what is wrong with the arguments is said for a model, not for pydantic's users."""
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            cause = error.__cause__
+            if isinstance(error, UnexpectedToolError) or not isinstance(cause, ValidationError):
+                raise
+            raise ToolError(f"Wrong arguments for {name}: {_problems(cause)}") from cause
+
+
+def create_server(settings: Settings, store: tasks.TaskStore) -> ToolServer:
     """The server with all its tools. Its HTTP form is `create_app`; over stdio it runs as it is."""
-    mcp: MCPServer[Any] = MCPServer(
+    mcp = ToolServer(
         "tools",
         title="Tools",
         version=VERSION,
@@ -32,7 +75,7 @@ def create_server(settings: Settings, store: tasks.TaskStore) -> MCPServer[Any]:
         log_level="WARNING",
         cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
     )
-    _tell_older_hosts_of_changes(mcp)
+    mcp.tell_older_hosts_of_changes()
     calculator.register(mcp)
     web_search.register(mcp, web_search.make_backend(settings))
     fetch_page.register(mcp, fetch_page.Fetcher())
@@ -42,29 +85,29 @@ def create_server(settings: Settings, store: tasks.TaskStore) -> MCPServer[Any]:
     return mcp
 
 
-def create_app(mcp: MCPServer[Any], settings: Settings) -> ASGIApp:
+def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     """Streamable HTTP at `/mcp`, `/health`, and the guard before them."""
-    hosts = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
+    local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
     security = TransportSecuritySettings(
-        allowed_hosts=[*hosts, *settings.tools_server_allowed_hosts],
-        allowed_origins=[*(f"http://{host}" for host in hosts), *settings.tools_server_allowed_origins],
+        allowed_hosts=local + [form for host in settings.tools_server_allowed_hosts for form in _with_ports(host)],
+        allowed_origins=[*(f"http://{host}" for host in local), *settings.tools_server_allowed_origins],
     )
     app = mcp.streamable_http_app(transport_security=security, host=settings.tools_server_host)
     return Authentication(app, settings)
 
 
-def _tell_older_hosts_of_changes(mcp: MCPServer[Any]) -> None:
-    """Hosts of the handshake era are told that the list of tools may change; the SDK has no public way to say so."""
-    low = mcp._lowlevel_server  # pyright: ignore[reportPrivateUsage]
-    original = low.create_initialization_options
-
-    def with_changes(*_arguments: Any, **_options: Any) -> Any:
-        return original(NotificationOptions(tools_changed=True))
-
-    low.create_initialization_options = with_changes
+def _with_ports(host: str) -> list[str]:
+    """A host that is named without a port may be asked at any."""
+    return [host, f"{host}:*"] if ":" not in host or host.endswith("]") else [host]
 
 
-def _complete_arguments(mcp: MCPServer[Any]) -> None:
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
+    )
+
+
+def _complete_arguments(mcp: ToolServer) -> None:
     @mcp.completion()
     async def complete(
         ref: PromptReference | ResourceTemplateReference,
@@ -76,7 +119,7 @@ def _complete_arguments(mcp: MCPServer[Any]) -> None:
         return None
 
 
-def _report_health(mcp: MCPServer[Any], store: tasks.TaskStore) -> None:
+def _report_health(mcp: ToolServer, store: tasks.TaskStore) -> None:
     started = time.monotonic()
 
     @mcp.custom_route("/health", methods=["GET"])
