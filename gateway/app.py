@@ -4,25 +4,33 @@ import asyncio
 import gc
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from uuid_utils.compat import uuid7
 
 from gateway import __version__
+from gateway.agent.following import Following
 from gateway.agent.loop import AgentLoop, LoopLimits
+from gateway.agent.membership import Membership
 from gateway.agent.runner import Runner
 from gateway.api import chat, errors, health, models, tools
+from gateway.api import turns as turns_api
 from gateway.api.deps import State
 from gateway.api.limits import BodyLimit
 from gateway.api.middleware import RequestContext
 from gateway.config import ConfigError, Settings
+from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
 from gateway.llm.groq import GroqModel
 from gateway.log import get_logger
+from gateway.messages import BusMessage
+from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.journal import PostgresJournal
+from gateway.store.turns import TurnStore
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
 
@@ -30,6 +38,7 @@ log = get_logger(__name__)
 
 _MODELS_REFRESH_SECONDS = 3600.0
 _SETTLE_SECONDS = 1.0
+_FORGET_SECONDS = 3600.0
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -70,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for module in (chat, tools, models, health):
+    for module in (chat, turns_api, tools, models, health):
         app.include_router(module.router)
     return app
 
@@ -84,7 +93,8 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
         stack.push_async_callback(database.close)
 
-        journal = PostgresJournal(database.dsn, flush_seconds=settings.journal_flush_ms / 1000)
+        worker_id = uuid7()
+        journal = PostgresJournal(database.dsn, worker_id, flush_seconds=settings.journal_flush_ms / 1000)
         await journal.start()
         stack.push_async_callback(journal.stop)
 
@@ -107,27 +117,59 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             tokens=settings.agent_max_tokens,
             parallel_calls=settings.tool_parallelism,
         )
+        turns = TurnStore(database)
+
+        def heard(message: BusMessage) -> None:
+            runner.heard(message)
+            following.heard(message)
+            membership.heard(message)
+
+        bus = Bus(database.dsn, heard)
         runner = Runner(
             AgentLoop(model, toolbox, limits),
             models=catalog,
             toolbox=toolbox,
             journal=journal,
             history=ConversationStore(database),
+            kept=turns,
+            bus=bus,
+            worker_id=worker_id,
             system_prompt=settings.agent_system_prompt,
             deadline=settings.agent_timeout,
             max_turns=settings.max_running_turns,
             synchronous_journal=settings.synchronous_journal,
-            worker_id=uuid7(),
         )
-        stack.push_async_callback(runner.stop, 0)
+        following = Following(runner, turns, bus)
+        beat = settings.heartbeat_seconds
+        membership = Membership(runner, turns, worker_id, interval=beat, silent=4 * beat)
+        await bus.start()
+        stack.push_async_callback(bus.stop)
+        stack.push_async_callback(following.stop)
         await toolbox.settle(_SETTLE_SECONDS)
-        yield State(settings, runner, toolbox, catalog, model, database)
+        await membership.start()
+        forgetting = asyncio.create_task(_forget(turns, settings.journal_retention_days), name="retention")
+        stack.push_async_callback(_cancel, forgetting)
+        stack.push_async_callback(runner.stop, 0)
+        stack.push_async_callback(membership.stop)
+        yield State(settings, runner, following, turns, bus, toolbox, catalog, model, database)
 
 
 async def _keep_fresh(model: GroqModel, catalog: Catalog) -> None:
     while True:
         await model.refresh(catalog)
         await asyncio.sleep(_MODELS_REFRESH_SECONDS)
+
+
+async def _forget(turns: TurnStore, days: float) -> None:
+    """Delete what the journal keeps of turns that ended long ago, a portion at a time."""
+    while True:
+        pause = _FORGET_SECONDS
+        try:
+            if await turns.forget_events(timedelta(days=days)):
+                pause = 1.0
+        except StorageUnavailable:
+            log.warning("retention_waits_for_database")
+        await asyncio.sleep(pause)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

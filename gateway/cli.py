@@ -97,8 +97,7 @@ async def _serve(settings: Settings) -> None:
             loop = asyncio.get_running_loop()
 
             def stop_turns() -> None:
-                runner = api.state.gateway.runner
-                asyncio.run_coroutine_threadsafe(runner.stop(settings.shutdown_grace_seconds), loop)
+                asyncio.run_coroutine_threadsafe(api.state.gateway.stop(settings.shutdown_grace_seconds), loop)
 
             config = uvicorn.Config(
                 api,

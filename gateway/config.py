@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     migrate_on_start: bool = False
     journal_flush_ms: float = Field(default=50.0, ge=1, le=10_000)
     synchronous_journal: bool = False
+    journal_retention_days: float = Field(default=30.0, gt=0)
+    heartbeat_seconds: float = Field(default=2.0, gt=0, le=60)
 
     groq_api_key: SecretStr | None = None
     groq_base_url: str = "https://api.groq.com"

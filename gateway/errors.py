@@ -153,3 +153,15 @@ class ModelStreamBroken(ModelError):
     code = "model_stream_broken"
     default_message = "The model's answer broke off before its end."
     retryable = True
+
+
+def error_of(info: ErrorInfo) -> GatewayError:
+    """The error that an event's public part came from; one of an unknown code is a plain `GatewayError`."""
+    return _by_code(GatewayError).get(info.code, GatewayError)(info.message, param=info.param)
+
+
+def _by_code(kind: type[GatewayError]) -> dict[str, type[GatewayError]]:
+    found = {kind.code: kind}
+    for child in kind.__subclasses__():
+        found |= _by_code(child)
+    return found

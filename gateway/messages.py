@@ -122,6 +122,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     user_label: str | None = None
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     warnings: tuple[str, ...] = ()
+    idempotency_key: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -137,7 +138,6 @@ class TurnRecord(msgspec.Struct, frozen=True):
     request: TurnRequest
     model: str
     conversation_id: UUID | None = None
-    worker_id: UUID | None = None
     request_id: str | None = None
 
 
@@ -154,6 +154,16 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     error: ErrorInfo | None = None
     cost_usd: float | None = None
     first_token_ms: float | None = None
+
+
+class BusMessage(msgspec.Struct, frozen=True):
+    """What workers tell each other of a turn.
+
+    `cancel` it; `watch`: tell of its events; `events`: there are new ones; `orphan`: nobody runs it.
+    """
+
+    kind: Literal["cancel", "watch", "events", "orphan"]
+    turn_id: UUID
 
 
 def text_block(text: str) -> JsonObject:

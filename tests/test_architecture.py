@@ -11,9 +11,10 @@ MODULES = sorted(path for package in ("gateway", "tools_server") for path in (RO
 
 LEAVES = {"gateway.messages", "gateway.events", "gateway.errors", "gateway.config", "gateway.log"}
 AGENT_MAY = LEAVES | {"gateway.agent", "gateway.llm.base", "gateway.tools.base"}
-API_MAY = LEAVES | {"gateway.api", "gateway.agent.runner", "gateway.store", "gateway.wire", "gateway.llm.base"} | {
-    "gateway.tools.base"
-}  # fmt: skip
+AGENT_DOORS = {"gateway.agent.runner", "gateway.agent.following"}
+API_MAY = (
+    LEAVES | AGENT_DOORS | {"gateway.api", "gateway.store", "gateway.wire", "gateway.llm.base", "gateway.tools.base"}
+)
 RULES: dict[str, set[str]] = {
     "gateway.llm": LEAVES | {"gateway.llm"},
     "gateway.tools": LEAVES | {"gateway.tools"},

@@ -1,11 +1,13 @@
 """What the agent asks others to keep for it. The store satisfies these."""
 
 import asyncio
+from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
 
 from gateway.agent.turn_log import TurnLog
-from gateway.messages import Message, Principal, TurnOutcome, TurnRecord
+from gateway.events import Entry
+from gateway.messages import BusMessage, Message, Principal, TurnOutcome, TurnRecord
 
 
 class Journal(Protocol):
@@ -54,3 +56,38 @@ class History(Protocol):
     async def load(self, conversation_id: UUID) -> list[tuple[Message, ...]]:
         """The messages of its ended turns, a tuple a turn, oldest first."""
         ...
+
+
+class KeptTurns(Protocol):
+    """Turns as they are kept, and who runs them. Every method may raise StorageUnavailable."""
+
+    async def events(self, turn_id: UUID, after: int) -> list[Entry]:
+        """The journal behind number `after`, in order; a part of it if it is long, none if there is no more."""
+        ...
+
+    async def status(self, turn_id: UUID) -> str | None: ...
+
+    async def beat(self, worker_id: UUID) -> None:
+        """Say that the worker lives."""
+        ...
+
+    async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
+        """Take the turns that nobody runs: of dead workers, of those silent for so long, of nobody.
+
+        With each comes whether somebody has asked to cancel it.
+        """
+        ...
+
+    async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
+        """Leave turns to whoever claims them."""
+        ...
+
+    async def leave(self, worker_id: UUID) -> None:
+        """The worker ends well."""
+        ...
+
+
+class Bus(Protocol):
+    """Workers telling each other; a message may get lost."""
+
+    def publish(self, message: BusMessage) -> None: ...

@@ -75,6 +75,17 @@ class StepCalls:
         if not read_only:
             self._changing.append(task)
 
+    def repeat(self, call: ToolCallStarted) -> None:
+        """Settle a call that another worker had begun: made again only where that can do no harm."""
+        spec = self._offered.get(call.tool)
+        if spec is None or not (spec.read_only or spec.idempotent):
+            note = text_block("The gateway was interrupted during this call. It may or may not have taken effect.")
+            self._out.emit(ToolFinished(call_id=call.call_id, outcome="unknown", content=[note]))
+            return
+        arguments = call.arguments if isinstance(call.arguments, dict) else None
+        again = ToolCall(call.call_id, call.tool, "")
+        self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False)))
+
     def release(self) -> None:
         """The model's stream ended well: calls that change something may run."""
         self._released.set()

@@ -66,20 +66,16 @@ class AgentLoop:
     async def run(self, conversation: Conversation, turn: TurnOutput) -> str:
         """Take steps until the model calls no more tools; returns the turn's finish reason.
 
+        A turn that another worker had begun goes on behind its last finished step.
+
         Raises:
             ModelError: the model's server failed, and asking again would not do or did not help.
         """
-        offered = {spec.name: spec for spec in conversation.tools}
+        if (finish_reason := await self._resume(conversation, turn)) is not None:
+            return finish_reason
         first = turn.transcript.steps + 1
         for step in range(first, self._limits.steps + 1):
-            calls = StepCalls(
-                step,
-                offered=offered,
-                toolbox=self._toolbox,
-                principal=conversation.principal,
-                out=turn,
-                limit=self._limits.parallel_calls,
-            )
+            calls = self._calls(step, conversation, turn)
             try:
                 answer = await self._ask(step, conversation, turn, calls)
                 turn.emit(StepCompleted(step=step, finish_reason=answer.finish_reason, usage=answer.usage))
@@ -92,6 +88,33 @@ class AgentLoop:
             if turn.transcript.usage.total_tokens >= self._limits.tokens:
                 return "token_limit"
         return "step_limit"
+
+    async def _resume(self, conversation: Conversation, turn: TurnOutput) -> str | None:
+        """Bring a turn that was taken over to the end of a step; its finish reason if it had no more to do."""
+        transcript = turn.transcript
+        if (half := transcript.half_step()) is not None:
+            turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True))
+        if (last := transcript.last_step()) is None:
+            return None
+        calls = self._calls(last.step, conversation, turn)
+        try:
+            for call in transcript.open_calls():
+                calls.repeat(call)
+            calls.release()
+            await calls.finish()
+        finally:
+            await calls.cancel()
+        return None if transcript.has_calls(last.step) else last.finish_reason
+
+    def _calls(self, step: int, conversation: Conversation, turn: TurnOutput) -> StepCalls:
+        return StepCalls(
+            step,
+            offered={spec.name: spec for spec in conversation.tools},
+            toolbox=self._toolbox,
+            principal=conversation.principal,
+            out=turn,
+            limit=self._limits.parallel_calls,
+        )
 
     async def _ask(self, step: int, conversation: Conversation, turn: TurnOutput, calls: StepCalls) -> ModelAnswer:
         """One answer of the model. Asked again silently only while nothing of it has been shown."""

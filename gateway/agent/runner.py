@@ -8,7 +8,7 @@ from uuid import UUID
 import uuid_utils.compat as uuids
 
 from gateway.agent import context
-from gateway.agent.base import History, Journal
+from gateway.agent.base import Bus, History, Journal, KeptTurns
 from gateway.agent.loop import AgentLoop, Conversation
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
@@ -20,19 +20,19 @@ from gateway.errors import (
     StorageUnavailable,
     TurnTimeout,
 )
-from gateway.events import Event, TurnCancelled, TurnCompleted, TurnEnd, TurnFailed, TurnStarted
+from gateway.events import Entry, Event, TurnCancelled, TurnCompleted, TurnEnd, TurnFailed, TurnStarted
 from gateway.llm.base import ModelInfo, Models
 from gateway.log import get_logger
-from gateway.messages import Message, Principal, ToolSpec, TurnOutcome, TurnRecord, TurnRequest
+from gateway.messages import BusMessage, Message, Principal, ToolSpec, TurnOutcome, TurnRecord, TurnRequest
 from gateway.tools.base import Toolbox
 
 log = get_logger(__name__)
 
-CancelReason = Literal["client_disconnected", "server_stopping", "cancelled"]
+CancelReason = Literal["client_disconnected", "cancelled", "handed_over"]
 _CANCEL_MESSAGES: dict[CancelReason, str] = {
     "client_disconnected": "The client went away, and the turn was not asked to go on without it.",
-    "server_stopping": "The gateway was stopped while the turn was running.",
     "cancelled": "The turn was cancelled.",
+    "handed_over": "Another worker goes on with the turn.",
 }
 
 
@@ -47,7 +47,7 @@ class RunningTurn:
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None
         self.task: asyncio.Task[None] | None = None
-        self.finishing = False
+        self.stage: Literal["waiting", "running", "finishing"] = "waiting"
         self.started_at = time.perf_counter()
         self.first_token_ms: float | None = None
         self._journal = journal
@@ -109,9 +109,10 @@ class RunningTurn:
 
     def cancel(self, reason: CancelReason) -> None:
         """Stop the model call and the tools; what was streamed so far is kept."""
-        if self.cancel_reason is None and self.task is not None and not self.finishing:
+        if self.cancel_reason is None and self.stage != "finishing":
             self.cancel_reason = reason
-            self.task.cancel()
+            if self.stage == "running" and self.task is not None:
+                self.task.cancel()  # one that has not begun looks at the reason before it does
 
     def elapsed_ms(self) -> float:
         return round((time.perf_counter() - self.started_at) * 1000, 2)
@@ -128,18 +129,22 @@ class Runner:
         toolbox: Toolbox,
         journal: Journal,
         history: History,
+        kept: KeptTurns,
+        bus: Bus,
+        worker_id: UUID,
         system_prompt: str | None = None,
         deadline: float = 120.0,
         storage_patience: float = 30.0,
         max_turns: int = 2_000,
         synchronous_journal: bool = False,
-        worker_id: UUID | None = None,
     ) -> None:
         self._loop = loop
         self._models = models
         self._toolbox = toolbox
         self._journal = journal
         self._history = history
+        self._kept = kept
+        self._bus = bus
         self._system_prompt = system_prompt or context.SYSTEM_PROMPT
         self._deadline = deadline
         self._storage_patience = storage_patience
@@ -175,7 +180,6 @@ class Runner:
             request=request,
             model=model.id,
             conversation_id=conversation_id,
-            worker_id=self._worker_id,
             request_id=request_id,
         )
         turn = RunningTurn(record, principal, TurnLog(turn_id, synchronous=self._synchronous), self._journal)
@@ -198,19 +202,64 @@ class Runner:
         turn.task = asyncio.create_task(self._run(turn, model, tools), name=f"turn {turn_id}")
         return turn
 
+    def take_over(self, record: TurnRecord, events: list[Entry], *, cancel: bool) -> None:
+        """Go on with a turn that another worker had begun and that is claimed for this one."""
+        model, _ = self._models.resolve(record.model)
+        tools, _ = self._offer(record.request)
+        turn_log = TurnLog(record.id, synchronous=self._synchronous)
+        turn_log.adopt(events)
+        turn_log.jump()
+        turn = RunningTurn(record, Principal(user=record.owner), turn_log, self._journal)
+        for entry in events:
+            turn.transcript.apply(entry.event)
+        if cancel:
+            turn.cancel("cancelled")
+        log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
+        self._turns[turn.id] = turn
+        turn.task = asyncio.create_task(self._run(turn, model, tools), name=f"turn {turn.id}")
+
+    def heard(self, message: BusMessage) -> None:
+        """What another worker (or this one) tells of a turn that may run here."""
+        turn = self._turns.get(message.turn_id)
+        if turn is None:
+            return
+        if message.kind == "cancel":
+            turn.cancel("cancelled")
+        elif message.kind == "watch":
+            news = BusMessage("events", turn.id)
+            turn.log.on_commit = lambda: self._bus.publish(news)
+            self._bus.publish(news)
+
     async def stop(self, grace: float) -> None:
-        """Take no new turns, let the running ones end for `grace` seconds, then tell readers and cancel the rest."""
+        """Take no new turns, let the running ones end for `grace` seconds, then leave the rest to other workers.
+
+        Their readers are told first. Without another worker, the next start goes on with them.
+        """
         self.stopping = True
         tasks = [turn.task for turn in self._turns.values() if turn.task is not None]
-        if not tasks:
-            return
-        log.info("turns_finishing", running=len(tasks), grace_seconds=grace)
-        _, late = await asyncio.wait(tasks, timeout=grace)
-        for turn in list(self._turns.values()):
-            turn.log.close("server_stopping")
-            turn.cancel("server_stopping")
-        if late:
-            await asyncio.wait(late, timeout=2)
+        if tasks:
+            log.info("turns_finishing", running=len(tasks), grace_seconds=grace)
+            await asyncio.wait(tasks, timeout=grace)
+        left = await self.hand_over("server_stopping")
+        try:
+            await self._kept.release(self._worker_id, left)
+            await self._kept.leave(self._worker_id)
+        except StorageUnavailable:
+            log.warning("turns_left_to_be_found", turns=len(left))
+        for turn_id in left:
+            self._bus.publish(BusMessage("orphan", turn_id))
+
+    async def hand_over(self, reason: str) -> list[UUID]:
+        """Stop running, without ending them: what has happened is kept, and others go on from there."""
+        turns = [turn for turn in self._turns.values() if turn.stage != "finishing"]
+        for turn in turns:
+            turn.log.close(reason)
+            turn.cancel("handed_over")
+        tasks = [turn.task for turn in turns if turn.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=2)
+            await asyncio.wait([self._journal.now(turn.log) for turn in turns], timeout=2)
+        return [turn.id for turn in turns]
 
     def _offer(self, request: TurnRequest) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
         """The tools on offer to this turn, and a warning for each that was asked for and is not there."""
@@ -239,16 +288,20 @@ class Runner:
         )
 
     async def _run(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> None:
+        turn.stage = "running"
         try:
             end = await self._reach_end(turn, model, tools)
-            await self._finish(turn, end)
+            if end is not None:
+                await self._finish(turn, end)
         finally:
             turn.ended()
             self._turns.pop(turn.id, None)
 
-    async def _reach_end(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> TurnEnd:
-        """Run the loop; whatever happens becomes one of the events that end a turn."""
+    async def _reach_end(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> TurnEnd | None:
+        """Run the loop; whatever happens becomes one of the events that end a turn, or None: it goes on elsewhere."""
         deadline = asyncio.timeout(self._deadline)
+        if turn.cancel_reason is not None:
+            return _cancelled(turn)
         try:
             async with deadline:
                 conversation = await self._conversation(turn, model, tools)
@@ -256,8 +309,7 @@ class Runner:
         except asyncio.CancelledError:
             if turn.cancel_reason is None:
                 raise
-            error = ErrorInfo(code=turn.cancel_reason, message=_CANCEL_MESSAGES[turn.cancel_reason])
-            return TurnCancelled(error=error, saved=_saved(turn))
+            return _cancelled(turn)
         except GatewayError as error:
             return self._failed(turn, error)
         except Exception:  # a turn must end, whatever breaks in it; the log has the rest
@@ -280,7 +332,7 @@ class Runner:
 
     async def _finish(self, turn: RunningTurn, end: TurnEnd) -> None:
         """Keep the turn's end, then show it. A database that stays away too long sends the readers away instead."""
-        turn.finishing = True
+        turn.stage = "finishing"
         turn.log.append(end)
         outcome = _outcome(turn, end)
         kept = self._journal.finish(turn.log, outcome)
@@ -299,6 +351,14 @@ class Runner:
             duration_ms=outcome.duration_ms,
             code=outcome.error.code if outcome.error else None,
         )
+
+
+def _cancelled(turn: RunningTurn) -> TurnCancelled | None:
+    assert turn.cancel_reason is not None
+    if turn.cancel_reason == "handed_over":
+        return None
+    error = ErrorInfo(code=turn.cancel_reason, message=_CANCEL_MESSAGES[turn.cancel_reason])
+    return TurnCancelled(error=error, saved=_saved(turn))
 
 
 def _saved(turn: RunningTurn) -> Literal["text", "prompt"]:

@@ -83,6 +83,23 @@ class Transcript:
         texts = ("".join(step.text) for _, step in sorted(self._steps.items(), reverse=True))
         return next((text for text in texts if text), "")
 
+    def half_step(self) -> int | None:
+        """The number of the last step if the model's stream of it has not ended: it does not count yet."""
+        last = max(self._steps, default=None)
+        return None if last is None or self._steps[last].completed else last
+
+    def last_step(self) -> e.StepCompleted | None:
+        """The end of the last step's stream."""
+        return self._steps[max(self._steps)].completed if self._steps else None
+
+    def open_calls(self) -> list[e.ToolCallStarted]:
+        """The calls of ended steps that have no result."""
+        steps = [step for step in self._steps.values() if step.completed]
+        return [call for step in steps for call_id, call in step.calls.items() if call_id not in step.results]
+
+    def has_calls(self, step: int) -> bool:
+        return bool(self._steps[step].calls)
+
     def knows_call(self, call_id: str) -> bool:
         return call_id in self._call_steps
 

@@ -1,41 +1,58 @@
 """The events of one turn in memory: numbered, shown to readers once they are durable, read by any number of them."""
 
 import asyncio
+from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
 from gateway.events import Delta, Entry, Event, TurnCancelled, TurnCompleted, TurnFailed, encode
 
 _DELTAS = Delta.__args__
 _ENDS = (TurnCompleted, TurnFailed, TurnCancelled)
+TAKEOVER_JUMP = 10_000
+"""How far the numbers jump when another worker takes a turn over: none that the first may have shown is used again."""
 
 
 class TurnLog:
     """Readers hold an index, not a queue: a slow one costs nothing and slows nobody.
 
     A delta is shown at once, any other event (and what follows it) when `committed` says that it is durable;
-    with `synchronous`, deltas wait as well.
+    with `synchronous`, deltas wait as well. `on_commit` hears of each commit.
     """
 
     def __init__(self, turn_id: UUID, *, synchronous: bool = False) -> None:
         self.turn_id = turn_id
         self.entries: list[Entry] = []
         self.closing: str | None = None
+        self.on_commit: Callable[[], None] | None = None
+        self._next_seq = 1
         self._synchronous = synchronous
-        self._undurable: deque[int] = deque()
+        self._undurable: deque[tuple[int, int]] = deque()
         self._taken = 0
         self._readers: list[asyncio.Future[None]] = []
 
     def append(self, event: Event) -> Entry:
         """Number the event and keep it."""
-        entry = Entry(len(self.entries) + 1, event, encode(event))
-        self.entries.append(entry)
+        entry = Entry(self._next_seq, event, encode(event))
+        self._next_seq += 1
         if self._synchronous or not isinstance(event, _DELTAS):
-            self._undurable.append(entry.seq)
-        elif not self._undurable:
+            self._undurable.append((entry.seq, len(self.entries)))
+        self.entries.append(entry)
+        if not self._undurable:
             self._wake()
         return entry
+
+    def adopt(self, entries: Iterable[Entry]) -> None:
+        """Take over entries that the journal has already: another worker's."""
+        self.entries.extend(entries)
+        self._taken = len(self.entries)
+        self._next_seq = self.last_seq + 1
+        self._wake()
+
+    def jump(self) -> None:
+        """Leave out the numbers that the worker before may have shown without keeping them."""
+        self._next_seq = self.last_seq + TAKEOVER_JUMP
 
     def take(self) -> list[Entry]:
         """The entries that the journal has not been given yet. It must write them, in this order."""
@@ -45,9 +62,11 @@ class TurnLog:
 
     def committed(self, seq: int) -> None:
         """All up to `seq` is durable."""
-        while self._undurable and self._undurable[0] <= seq:
+        while self._undurable and self._undurable[0][0] <= seq:
             self._undurable.popleft()
         self._wake()
+        if self.on_commit is not None:
+            self.on_commit()
 
     def close(self, reason: str) -> None:
         """Send the readers away before the turn's end: this process will not show it to them."""
@@ -55,9 +74,13 @@ class TurnLog:
         self._wake()
 
     @property
+    def last_seq(self) -> int:
+        return self.entries[-1].seq if self.entries else 0
+
+    @property
     def visible(self) -> int:
         """How many entries readers may see."""
-        return self._undurable[0] - 1 if self._undurable else len(self.entries)
+        return self._undurable[0][1] if self._undurable else len(self.entries)
 
     @property
     def ended(self) -> bool:
@@ -66,11 +89,15 @@ class TurnLog:
 
     async def follow(self, after: int = 0) -> AsyncGenerator[list[Entry]]:
         """Yield the entries behind number `after`, all there are at a time, until the turn ends or the log closes."""
+        read = _behind(self.entries, after)
         while True:
-            if self.visible > after:
-                batch = self.entries[after : self.visible]
-                after += len(batch)
-                yield batch
+            if self.visible > read:
+                batch = self.entries[read : self.visible]
+                read += len(batch)
+                if batch[0].seq <= after:  # a copy may be given what its reader has
+                    batch = batch[_behind(batch, after) :]
+                if batch:
+                    yield batch
             elif self.ended or self.closing:
                 return
             else:
@@ -86,3 +113,8 @@ class TurnLog:
         for reader in readers:
             if not reader.done():
                 reader.set_result(None)
+
+
+def _behind(entries: list[Entry], seq: int) -> int:
+    """The index of the first entry behind number `seq`."""
+    return bisect_right(entries, seq, key=lambda entry: entry.seq)

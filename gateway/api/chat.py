@@ -1,15 +1,19 @@
 """`/api/v1/chat`: one user request in, one turn out, streamed or collected."""
 
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
+from gateway.agent.following import Reading
 from gateway.agent.runner import RunningTurn
 from gateway.api.deps import PrincipalDep, State, StateDep, unless_disconnected
 from gateway.api.errors import ErrorBody
 from gateway.api.limits import check_size
-from gateway.errors import GatewayError, ServerStopping
-from gateway.events import TurnCompleted
+from gateway.api.turns import following
+from gateway.errors import Conflict, ServerStopping, error_of
+from gateway.events import Entry, TurnCancelled, TurnCompleted, TurnFailed
 from gateway.log import request_id
 from gateway.messages import Parameters, Principal
 from gateway.wire.native import ChatRequest, ChatResponse, Collector, stream
@@ -30,6 +34,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         504: "The turn took too long",
     }.items()
 }
+IdempotencyKey = Annotated[
+    str | None,
+    Header(max_length=200, description="A key begins a turn once; again, it is answered with that turn."),
+]
 _TURN_ID = {"X-Turn-Id": {"description": "The turn's id", "schema": {"type": "string"}}}
 
 
@@ -46,12 +54,21 @@ _TURN_ID = {"X-Turn-Id": {"description": "The turn's id", "schema": {"type": "st
         },
     },
 )
-async def chat_stream(body: ChatRequest, request: Request, principal: PrincipalDep, state: StateDep) -> Response:
+async def chat_stream(
+    body: ChatRequest,
+    request: Request,
+    principal: PrincipalDep,
+    state: StateDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
     """Run a turn and stream its events.
 
-    A failure before the model's first output is an HTTP status; after that it is a `turn.failed` event.
+    A failure before the model's first output is an HTTP status; after that it is a `turn.failed` event. With an
+    `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
-    turn = await _begin(body, request, principal, state)
+    turn = await _begin(body, request, principal, state, idempotency_key)
+    if isinstance(turn, UUID):
+        return following(state, turn)
     try:
         await unless_disconnected(request, turn.until_opened(FIRST_CHUNK_PATIENCE))
     except BaseException:
@@ -64,21 +81,37 @@ async def chat_stream(body: ChatRequest, request: Request, principal: PrincipalD
 
 @router.post("/chat", summary="Chat, in one answer", responses=_ERRORS)
 async def chat(
-    body: ChatRequest, request: Request, response: Response, principal: PrincipalDep, state: StateDep
+    body: ChatRequest,
+    request: Request,
+    response: Response,
+    principal: PrincipalDep,
+    state: StateDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> ChatResponse:
-    """Run a turn and answer with all of it at its end."""
-    turn = await _begin(body, request, principal, state)
+    """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
+    turn = await _begin(body, request, principal, state, idempotency_key)
+    reading = state.following.open(turn) if isinstance(turn, UUID) else Reading(turn.log)
     try:
-        collector = await unless_disconnected(request, _collect(turn))
+        collector = await unless_disconnected(request, _collect(reading.log.follow()))
     finally:
-        turn.leave()
-    if not isinstance(collector.end, TurnCompleted):
-        raise turn.failure or (ServerStopping() if turn.log.closing else GatewayError())
-    response.headers["X-Turn-Id"] = str(turn.id)
-    return collector.response()
+        reading.close()
+        if isinstance(turn, RunningTurn):
+            turn.leave()
+    response.headers["X-Turn-Id"] = request.state.turn_id
+    match collector.end:
+        case TurnCompleted():
+            return collector.response()
+        case TurnFailed() | TurnCancelled() as end:
+            failure = turn.failure if isinstance(turn, RunningTurn) else None
+            raise failure or error_of(end.error)
+        case None:
+            raise ServerStopping
 
 
-async def _begin(body: ChatRequest, request: Request, principal: Principal, state: State) -> RunningTurn:
+async def _begin(
+    body: ChatRequest, request: Request, principal: Principal, state: State, key: str | None
+) -> RunningTurn | UUID:
+    """A new turn; or the id of the one that the key has begun before."""
     settings = state.settings
     defaults = Parameters(
         temperature=settings.groq_temperature,
@@ -86,17 +119,27 @@ async def _begin(body: ChatRequest, request: Request, principal: Principal, stat
         max_tokens=settings.groq_max_tokens,
         reasoning_effort=settings.groq_reasoning_effort,
     )
-    turn_request = body.value(default_model=settings.groq_default_model, defaults=defaults)
+    turn_request = body.value(default_model=settings.groq_default_model, defaults=defaults, idempotency_key=key)
     check_size(turn_request, most_messages=settings.max_messages, most_chars=settings.max_message_chars)
-    turn = await state.runner.start(turn_request, principal, request_id.get())
+    if key is not None and (known := await state.turns.find(principal.user, key)) is not None:
+        request.state.turn_id = str(known)
+        return known
+    try:
+        turn = await state.runner.start(turn_request, principal, request_id.get())
+    except Conflict:
+        known = await state.turns.find(principal.user, key) if key is not None else None
+        if known is None:
+            raise
+        request.state.turn_id = str(known)
+        return known
     turn.join()
     request.state.turn_id = str(turn.id)
     return turn
 
 
-async def _collect(turn: RunningTurn) -> Collector:
+async def _collect(batches: AsyncIterator[list[Entry]]) -> Collector:
     collector = Collector()
-    async for batch in turn.log.follow():
+    async for batch in batches:
         for entry in batch:
             collector.take(entry.event)
     return collector

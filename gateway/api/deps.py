@@ -8,13 +8,16 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
+from gateway.agent.following import Following
 from gateway.agent.runner import Runner
 from gateway.api.auth import authenticate
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.llm.base import Model, Models
 from gateway.messages import Principal
+from gateway.store.bus import Bus
 from gateway.store.database import Database
+from gateway.store.turns import TurnStore
 from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
@@ -26,11 +29,18 @@ class State:
 
     settings: Settings
     runner: Runner
+    following: Following
+    turns: TurnStore
+    bus: Bus
     toolbox: Toolbox
     models: Models
     model: Model
     database: Database
     started_at: float = field(default_factory=time.monotonic)
+
+    async def stop(self, grace: float) -> None:
+        """Tell every reader, and leave what has not ended within `grace` seconds to others."""
+        await asyncio.gather(self.following.stop(), self.runner.stop(grace))
 
 
 def get_state(request: Request) -> State:

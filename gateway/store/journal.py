@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from gateway.errors import GatewayError, StorageUnavailable
+from gateway.errors import Conflict, GatewayError, StorageUnavailable
 from gateway.events import Entry, ToolCallStarted, ToolFinished
 from gateway.log import get_logger
 from gateway.messages import TurnOutcome, TurnRecord, Usage
@@ -32,8 +32,8 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 BEGIN_TURN = """
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
-                   parameters, options, request_id)
-VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING"""
+                   parameters, options, request_id, idempotency_key)
+VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO NOTHING"""
 CALL_STARTED = """
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments) VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (turn_id, call_id) DO NOTHING"""
@@ -41,14 +41,17 @@ CALL_FINISHED = """
 UPDATE tool_calls SET outcome = $3, content = $4, structured = $5, duration_ms = $6
 WHERE turn_id = $1 AND call_id = $2"""
 EVENTS = """
-INSERT INTO turn_events (turn_id, first_seq, last_seq, payload) VALUES ($1, $2, $3, $4)
+INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
+SELECT $1::uuid, $2::int, $3::int, $4::text
+WHERE EXISTS (SELECT 1 FROM turns WHERE id = $1 AND worker_id = $5::uuid)
 ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 FINISH_TURN = """
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
                  error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12
-WHERE id = $1"""
+WHERE id = $1 AND worker_id = $13"""
 _ORDER = (BEGIN_TURN, CALL_STARTED, CALL_FINISHED, EVENTS, FINISH_TURN)
-"""A batch runs its statements in this order; every one may safely be run twice, as after a lost connection it is."""
+"""A batch runs its statements in this order. Each may safely be run twice, as after a lost connection it is; and a
+worker whose turn was taken over by another writes nothing more of it."""
 
 
 class Source(Protocol):
@@ -60,15 +63,18 @@ class Source(Protocol):
     def committed(self, seq: int) -> None: ...
 
 
+_Row = tuple[str, tuple[Any, ...]]
+
+
 class _Write:
     """One turn's share of a commit: rows by statement, and who to tell."""
 
     __slots__ = ("done", "last_seq", "rows", "size", "source")
 
-    def __init__(self, source: Source, entries: list[Entry], rows: list[tuple[str, tuple[Any, ...]]]) -> None:
+    def __init__(self, source: Source, entries: list[Entry], rows: list[_Row], worker_id: UUID) -> None:
         self.source = source
         self.last_seq = entries[-1].seq if entries else 0
-        self.rows = rows + _entry_rows(source.turn_id, entries)
+        self.rows = rows + _entry_rows(source.turn_id, entries, worker_id)
         self.size = sum(len(entry.data) for entry in entries)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -81,9 +87,16 @@ class PostgresJournal:
     """
 
     def __init__(
-        self, dsn: str, *, flush_seconds: float = 0.05, patience: float = 5.0, most_bytes: int = 32 * 1024 * 1024
+        self,
+        dsn: str,
+        worker_id: UUID,
+        *,
+        flush_seconds: float = 0.05,
+        patience: float = 5.0,
+        most_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         self._dsn = dsn
+        self._worker_id = worker_id
         self._flush_seconds = flush_seconds
         self._patience = patience
         self._most_bytes = most_bytes
@@ -117,7 +130,7 @@ class PostgresJournal:
 
     async def begin(self, turn: TurnRecord, log: Source) -> None:
         """See `Journal.begin`."""
-        write = self._submit(log, [(BEGIN_TURN, _turn_row(turn))])
+        write = self._submit(log, [(BEGIN_TURN, _turn_row(turn, self._worker_id))])
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._patience)
         except TimeoutError:
@@ -136,7 +149,7 @@ class PostgresJournal:
 
     def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
-        return self._submit(log, [(FINISH_TURN, _outcome_row(log.turn_id, outcome))]).done
+        return self._submit(log, [(FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))]).done
 
     @property
     def congested(self) -> bool:
@@ -150,10 +163,10 @@ class PostgresJournal:
         for source in list(self._dirty.values()):
             self._submit(source, [])
 
-    def _submit(self, source: Source, rows: list[tuple[str, tuple[Any, ...]]]) -> _Write:
+    def _submit(self, source: Source, rows: list[_Row]) -> _Write:
         """Queue a turn's fresh entries. Without any, the write is done when those before it are."""
         self._dirty.pop(source.turn_id, None)
-        write = _Write(source, source.take(), rows)
+        write = _Write(source, source.take(), rows, self._worker_id)
         self._waiting.append(write)
         self._waiting_bytes += write.size
         if self._waiting_bytes > self._most_bytes:
@@ -166,7 +179,7 @@ class PostgresJournal:
         if write in self._in_flight:
             error = StorageUnavailable().info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            self._submit(write.source, [(FINISH_TURN, _outcome_row(write.source.turn_id, outcome))])
+            self._submit(write.source, [(FINISH_TURN, _outcome_row(write.source.turn_id, outcome, self._worker_id))])
         else:
             self._settled([write])
             write.done.cancel()
@@ -212,11 +225,13 @@ class PostgresJournal:
             for write in batch:
                 await self._commit_surely([write])
             return
-        log.error("journal_write_refused", turn_id=str(batch[0].source.turn_id), error=type(error).__name__)
+        say = log.info if isinstance(error, asyncpg.UniqueViolationError) else log.error
+        say("journal_write_refused", turn_id=str(batch[0].source.turn_id), error=type(error).__name__)
         write = batch[0]
         write.source.committed(write.last_seq)  # it never will be: its readers must not wait for that
         if not write.done.done():
-            write.done.set_exception(GatewayError())
+            taken = isinstance(error, asyncpg.UniqueViolationError)
+            write.done.set_exception(Conflict("This idempotency key has begun a turn.") if taken else GatewayError())
             write.done.exception()  # whoever waits hears of it; nobody waiting is no fault
 
     async def _commit(self, batch: list[_Write]) -> None:
@@ -274,7 +289,7 @@ def _text(value: str) -> str:
     return value.replace("\x00", "\ufffd")
 
 
-def _turn_row(turn: TurnRecord) -> tuple[Any, ...]:
+def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
     request = turn.request
     options = {
         "tools": request.tools,
@@ -287,17 +302,18 @@ def _turn_row(turn: TurnRecord) -> tuple[Any, ...]:
         turn.conversation_id,
         turn.owner,
         request.user_label and _text(request.user_label),
-        turn.worker_id,
+        worker_id,
         _text(request.prompt),
         request.messages,
         turn.model,
         request.parameters,
         {name: value for name, value in options.items() if value is not None},
         turn.request_id,
+        request.idempotency_key,
     )
 
 
-def _outcome_row(turn_id: UUID, outcome: TurnOutcome) -> tuple[Any, ...]:
+def _outcome_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> tuple[Any, ...]:
     return (
         turn_id,
         outcome.status,
@@ -311,19 +327,20 @@ def _outcome_row(turn_id: UUID, outcome: TurnOutcome) -> tuple[Any, ...]:
         datetime.now(UTC),
         outcome.first_token_ms,
         outcome.duration_ms,
+        worker_id,
     )
 
 
-def _entry_rows(turn_id: UUID, entries: list[Entry]) -> list[tuple[str, tuple[Any, ...]]]:
+def _entry_rows(turn_id: UUID, entries: list[Entry], worker_id: UUID) -> list[_Row]:
     """One journal row for all entries, which are consecutive, and a ledger row for each call's start and end."""
     if not entries:
         return []
     payload = b"\n".join(entry.data for entry in entries).decode()
-    rows: list[tuple[str, tuple[Any, ...]]] = [(EVENTS, (turn_id, entries[0].seq, entries[-1].seq, payload))]
+    rows: list[_Row] = [(EVENTS, (turn_id, entries[0].seq, entries[-1].seq, payload, worker_id))]
     return rows + list(_ledger_rows(turn_id, entries))
 
 
-def _ledger_rows(turn_id: UUID, entries: Iterable[Entry]) -> Iterable[tuple[str, tuple[Any, ...]]]:
+def _ledger_rows(turn_id: UUID, entries: Iterable[Entry]) -> Iterable[_Row]:
     for entry in entries:
         match entry.event:
             case ToolCallStarted() as call:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Column, Computed, DateTime, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy import BigInteger, Boolean, Column, Computed, DateTime, ForeignKey, Index, Integer, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlmodel import Field, SQLModel
 
@@ -45,6 +45,7 @@ class Turn(SQLModel, table=True):
         Index("ix_turns_owner", "owner", text("id DESC")),
         Index("ix_turns_conversation", "conversation_id", "id"),
         Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
+        Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
         Index("ix_turns_search", "search", postgresql_using="gin"),
     )
 
@@ -68,6 +69,10 @@ class Turn(SQLModel, table=True):
     steps: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     error: dict[str, Any] | None = Field(default=None, sa_column=_json())
     request_id: str | None = Field(default=None, sa_type=Text)
+    idempotency_key: str | None = Field(default=None, sa_type=Text)
+    cancel_requested: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false"))
+    )
     created_at: datetime | None = Field(default=None, sa_column=_created_at())
     completed_at: datetime | None = Field(default=None, sa_column=_when())
     first_token_ms: float | None = None

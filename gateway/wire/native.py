@@ -71,7 +71,7 @@ class ChatRequest(BaseModel):
     user: str | None = Field(default=None, max_length=256, description="A label to find the turn by; no identity.")
     on_disconnect: Literal["cancel", "continue"] = "cancel"
 
-    def value(self, *, default_model: str, defaults: Parameters) -> TurnRequest:
+    def value(self, *, default_model: str, defaults: Parameters, idempotency_key: str | None = None) -> TurnRequest:
         """The request in the gateway's own terms, with the defaults where it says nothing."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         asked = Parameters(self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort)
@@ -86,6 +86,7 @@ class ChatRequest(BaseModel):
             system=self.system,
             user_label=self.user,
             on_disconnect=self.on_disconnect,
+            idempotency_key=idempotency_key,
         )
 
 
@@ -130,13 +131,16 @@ async def stream(
     """The turn's events as SSE bytes, all of a batch in one piece, `[DONE]` behind the last.
 
     Where the batches end before the turn does, `closing()` says why, and the un-numbered `stream.closing` tells it.
+    A reader that had the last event already gets `[DONE]` alone.
     """
     ended = False
     async for batch in batches:
         ended = isinstance(batch[-1].event, e.TurnEnd)
         yield b"".join(map(frame, batch)) + (DONE if ended else b"")
     if not ended:
-        yield unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": closing()}))
+        reason = closing()
+        farewell = unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
+        yield farewell if reason else DONE
 
 
 class Collector:

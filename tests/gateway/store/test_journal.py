@@ -34,7 +34,7 @@ END = e.TurnCompleted(finish_reason="stop", usage=Usage(), steps=1, duration_ms=
 
 @pytest.fixture
 async def journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
-    journal = PostgresJournal(dsn(database_url), flush_seconds=0.02)
+    journal = PostgresJournal(dsn(database_url), uuid4(), flush_seconds=0.02)
     await journal.start()
     yield journal
     await journal.stop()
@@ -137,7 +137,7 @@ async def test_a_lost_connection_is_not_noticed_by_the_turn(journal: PostgresJou
 
 
 async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
-    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", patience=0.2)
+    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), patience=0.2)
     await journal.start()
     log = TurnLog(uuid4())
     log.append(started(log.turn_id))
@@ -147,7 +147,7 @@ async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
 
 
 async def test_turns_wait_when_too_much_waits_for_the_database() -> None:
-    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", most_bytes=10_000)
+    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), most_bytes=10_000)
     await journal.start()
     log = TurnLog(uuid4())
     assert not journal.congested

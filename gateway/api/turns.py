@@ -1,0 +1,123 @@
+"""`/api/v1/turns`: a turn as it is kept; following it and stopping it from any worker."""
+
+import asyncio
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel
+
+from gateway.api.deps import PrincipalDep, State, StateDep
+from gateway.api.errors import ErrorBody
+from gateway.messages import BusMessage, Principal
+from gateway.wire.native import stream
+from gateway.wire.sse import FrameStream
+
+router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
+
+_CANCEL_PATIENCE = 2.0
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "You have no such turn"}}
+
+
+class ToolCallView(BaseModel):
+    """What ran: `outcome` is null while nobody knows it."""
+
+    call_id: str
+    step: int
+    server: str | None
+    tool: str
+    arguments: Any
+    outcome: str | None
+    content: Any
+    structured: Any
+    started_at: datetime
+    duration_ms: float | None
+
+
+class TurnView(BaseModel):
+    """`status`: running, completed, failed or cancelled."""
+
+    id: UUID
+    conversation_id: UUID | None
+    status: str
+    model_name: str
+    prompt: str
+    response: str
+    messages: list[Any]
+    parameters: dict[str, Any]
+    finish_reason: str | None
+    usage: dict[str, Any] | None
+    cost_usd: float | None
+    steps: int
+    error: dict[str, Any] | None
+    user_label: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    first_token_ms: float | None
+    duration_ms: float | None
+    tool_calls: list[ToolCallView] = []
+
+
+@router.get("/{turn_id}", summary="A turn", responses=_NOT_FOUND)
+async def get_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
+    """The turn with all of its messages, and its ledger of tool calls."""
+    return await _view(turn_id, principal, state)
+
+
+@router.get(
+    "/{turn_id}/events",
+    summary="Follow a turn",
+    response_class=Response,
+    responses={**_NOT_FOUND, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
+async def follow_turn(
+    turn_id: UUID,
+    principal: PrincipalDep,
+    state: StateDep,
+    after: Annotated[int | None, Query(ge=0, description="The number of the last event that you have.")] = None,
+    last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
+) -> Response:
+    """Every event behind `after`, then each as it happens, from whichever worker runs the turn.
+
+    A finished turn's stream ends behind its last event. Following never decides over the turn: leave as you like.
+    """
+    await state.turns.get(turn_id, principal)
+    known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
+    return following(state, turn_id, known)
+
+
+def following(state: State, turn_id: UUID, after: int = 0) -> Response:
+    """A stream that only reads the turn."""
+    reading = state.following.open(turn_id)
+    frames = stream(str(turn_id), reading.log.follow(after), lambda: reading.log.closing)
+    return FrameStream(frames, headers={"X-Turn-Id": str(turn_id)}, on_close=reading.close)
+
+
+@router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
+async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
+    """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
+    turn = await state.turns.get(turn_id, principal)
+    if turn.status == "running":
+        reading = state.following.open(turn_id)
+        try:
+            await state.turns.request_cancel(turn_id)
+            message = BusMessage("cancel", turn_id)
+            state.runner.heard(message)
+            state.bus.publish(message)
+            async with asyncio.timeout(_CANCEL_PATIENCE):
+                async for _ in reading.log.follow():
+                    pass
+        except TimeoutError:
+            pass  # the wish is kept: the view says that the turn still runs
+        finally:
+            reading.close()
+    return await _view(turn_id, principal, state)
+
+
+async def _view(turn_id: UUID, principal: Principal, state: State) -> TurnView:
+    turn = await state.turns.get(turn_id, principal)
+    view = TurnView.model_validate(turn, from_attributes=True)
+    calls = await state.turns.tool_calls(turn_id)
+    view.tool_calls = [ToolCallView.model_validate(call, from_attributes=True) for call in calls]
+    return view

@@ -1,0 +1,171 @@
+"""Turns as they are kept: to be shown, followed, found again by key, and taken over."""
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import CursorResult, delete, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col, func, or_, select
+
+from gateway.errors import NotFound
+from gateway.events import Entry, decode
+from gateway.messages import Message, Parameters, Principal, TurnRecord, TurnRequest
+from gateway.store.database import Database
+from gateway.store.tables import ToolCallRow, Turn, TurnEvents, Worker
+
+MOST_ROWS = 2_000
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+# Where a process id means something: this container (or machine), since it was started.
+_HOST = f"{socket.gethostname()} {_BOOT.read_text().strip() if _BOOT.exists() else ''}".strip()
+
+
+class TurnStore:
+    """Reads of turns, and who runs them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, turn_id: UUID, principal: Principal) -> Turn:
+        """Raises:
+        NotFound: the principal has no such turn.
+        """
+        query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
+        async with self._database.session() as session:
+            turn = (await session.exec(query)).first()
+        if turn is None:
+            raise NotFound(f"There is no turn {str(turn_id)!r}.")
+        return turn
+
+    async def tool_calls(self, turn_id: UUID) -> list[ToolCallRow]:
+        """What ran, in order."""
+        query = select(ToolCallRow).where(ToolCallRow.turn_id == turn_id)
+        async with self._database.session() as session:
+            return list((await session.exec(query.order_by(col(ToolCallRow.started_at)))).all())
+
+    async def find(self, owner: str, idempotency_key: str) -> UUID | None:
+        """The turn that a key has begun."""
+        query = select(Turn.id).where(Turn.owner == owner, Turn.idempotency_key == idempotency_key)
+        async with self._database.session() as session:
+            return (await session.exec(query)).first()
+
+    async def events(self, turn_id: UUID, after: int) -> list[Entry]:
+        """See `KeptTurns.events`."""
+        query = (
+            select(TurnEvents)
+            .where(TurnEvents.turn_id == turn_id, TurnEvents.last_seq > after)
+            .order_by(col(TurnEvents.first_seq))
+            .limit(MOST_ROWS)
+        )
+        async with self._database.session() as session:
+            rows = (await session.exec(query)).all()
+        return [entry for row in rows for entry in _entries(row) if entry.seq > after]
+
+    async def status(self, turn_id: UUID) -> str | None:
+        async with self._database.session() as session:
+            return (await session.exec(select(Turn.status).where(Turn.id == turn_id))).first()
+
+    async def request_cancel(self, turn_id: UUID) -> None:
+        """Keep the wish, for whoever takes the turn over."""
+        wish = update(Turn).where(col(Turn.id) == turn_id, col(Turn.status) == "running").values(cancel_requested=True)
+        async with self._database.session() as session:
+            await session.exec(wish)
+
+    # --- workers
+
+    async def beat(self, worker_id: UUID) -> None:
+        """See `KeptTurns.beat`."""
+        row = insert(Worker).values(id=worker_id, host=_HOST, pid=os.getpid())
+        seen = row.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()})
+        async with self._database.session() as session:
+            await session.exec(seen)
+
+    async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
+        """See `KeptTurns.claim`. A worker of this machine whose process is gone is dead, however lately it was seen."""
+        async with self._database.session() as session:
+            neighbours = (await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))).all()
+        dead = [worker.id for worker in neighbours if not _lives(worker.pid)]
+        gone = select(Worker.id).where(or_(col(Worker.id).in_(dead), col(Worker.seen_at) < func.now() - silent))
+        orphaned = (
+            select(Turn.id)
+            .where(
+                Turn.status == "running",
+                or_(
+                    col(Turn.worker_id).is_(None),
+                    col(Turn.worker_id).in_(gone),
+                    col(Turn.worker_id).not_in(select(Worker.id)),
+                ),
+            )
+            .limit(100)
+            .with_for_update(skip_locked=True)
+        )
+        claim = update(Turn).where(col(Turn.id).in_(orphaned)).values(worker_id=worker_id).returning(Turn)
+        async with self._database.session() as session:
+            claimed = [_record(turn) for turn in (await session.exec(claim)).scalars()]  # pyright: ignore
+            await session.exec(delete(Worker).where(col(Worker.id).in_(gone)))
+        return claimed
+
+    async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
+        """See `KeptTurns.release`."""
+        mine = update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.worker_id) == worker_id).values(worker_id=None)
+        async with self._database.session() as session:
+            await session.exec(mine)
+
+    async def leave(self, worker_id: UUID) -> None:
+        """See `KeptTurns.leave`."""
+        async with self._database.session() as session:
+            await session.exec(delete(Worker).where(col(Worker.id) == worker_id))
+
+    async def forget_events(self, older_than: timedelta) -> int:
+        """Delete the journal of turns that ended so long ago; how many rows went. The turns stay."""
+        ended = select(Turn.id).where(col(Turn.completed_at) < func.now() - older_than)
+        old = select(TurnEvents.turn_id, TurnEvents.first_seq).where(col(TurnEvents.turn_id).in_(ended)).limit(10_000)
+        async with self._database.session() as session:
+            key = tuple_(col(TurnEvents.turn_id), col(TurnEvents.first_seq))
+            result: Any = await session.exec(delete(TurnEvents).where(key.in_(old)))
+            assert isinstance(result, CursorResult)
+            return result.rowcount
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _entries(row: TurnEvents) -> list[Entry]:
+    lines = row.payload.split("\n")
+    return [Entry(row.first_seq + n, decode(line), line.encode()) for n, line in enumerate(lines)]
+
+
+def _record(turn: Turn) -> tuple[TurnRecord, bool]:
+    """A kept turn as its request was; the messages of one that runs are still the request's own."""
+    options = turn.options
+    request = TurnRequest(
+        messages=msgspec.convert(turn.messages, tuple[Message, ...]),
+        model=turn.model_name,
+        parameters=msgspec.convert(turn.parameters, Parameters),
+        tools=None if options.get("tools") is None else tuple(options["tools"]),
+        tool_choice=options.get("tool_choice"),
+        conversation_id=str(turn.conversation_id) if turn.conversation_id else None,
+        system=options.get("system"),
+        user_label=turn.user_label,
+        on_disconnect="continue",
+    )
+    record = TurnRecord(
+        id=turn.id,
+        owner=turn.owner,
+        request=request,
+        model=turn.model_name,
+        conversation_id=turn.conversation_id,
+        request_id=turn.request_id,
+    )
+    return record, turn.cancel_requested

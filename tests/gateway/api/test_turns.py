@@ -1,0 +1,252 @@
+"""Turns that survive: followed, cancelled, begun once, taken over."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.llm.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from tests.stack import Event, Gateway, Stream, serve_gateway
+
+
+@pytest.fixture
+async def slow_simulator() -> AsyncGenerator[Simulator]:
+    async with serve_simulator(SimulatorSettings(tokens_per_second=300, first_token_delay=0)) as running:
+        yield running
+
+
+@pytest.fixture
+async def workers(database_url: str, slow_simulator: Simulator, tools_url: str) -> AsyncGenerator[list[Gateway]]:
+    """Two gateways on one database."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=0.2)
+            )
+            for _ in range(2)
+        ]
+
+
+@asynccontextmanager
+async def follow(gateway: Gateway, turn_id: str, **options: Any) -> AsyncGenerator[Stream]:
+    url = f"{gateway.base_url}/api/v1/turns/{turn_id}/events"
+    async with gateway.session.get(url, **options) as response:
+        assert response.status == 200, await response.text()
+        yield Stream(response)
+
+
+async def events_of(gateway: Gateway, turn_id: str, **options: Any) -> list[Event]:
+    async with follow(gateway, turn_id, **options) as stream:
+        return [event async for event in stream.events()]
+
+
+def text_of(events: list[Event]) -> str:
+    """The text that a follower has by the events' rules."""
+    steps: dict[int, str] = {}
+    for event in events:
+        if event.type == "text.delta":
+            steps[event.data["step"]] = steps.get(event.data["step"], "") + event.data["text"]
+        elif event.type == "model.retry" and event.data["discard"]:
+            steps.pop(event.data["step"], None)
+    return steps[max(steps)] if steps else ""
+
+
+async def test_finished_turn_is_replayed_exactly_as_it_was_sent(gateway: Gateway) -> None:
+    reply = await gateway.chat_stream("What is 23*19?")
+    assert await events_of(gateway, reply.headers["x-turn-id"]) == reply.events
+
+
+async def test_follower_resumes_behind_the_last_event_it_has(gateway: Gateway) -> None:
+    reply = await gateway.chat_stream("What is 23*19?")
+    turn_id = reply.headers["x-turn-id"]
+    assert await events_of(gateway, turn_id, params={"after": "3"}) == reply.events[3:]
+    assert await events_of(gateway, turn_id, headers={"Last-Event-ID": "5"}) == reply.events[5:]
+    last = str(len(reply.events) - 1)
+    assert await events_of(gateway, turn_id, params={"after": last}) == [Event(None, None, "[DONE]")]
+
+
+async def test_followers_on_the_other_worker_see_the_turn_live_and_whole(workers: list[Gateway]) -> None:
+    one, other = workers
+    async with one.stream("count to 150") as stream:
+        turn_id = stream.response.headers["x-turn-id"]
+        await stream.until("text.delta")
+        async with follow(other, turn_id) as following:
+            await following.until("text.delta")
+            assert stream.seen[-1].type == "text.delta"  # it was still under way
+            rest, followed = await asyncio.gather(
+                asyncio.create_task(_all(stream)), asyncio.create_task(_all(following))
+            )
+    assert followed == rest
+
+
+async def _all(stream: Stream) -> list[Event]:
+    async for _ in stream.events():
+        pass
+    return stream.seen
+
+
+async def test_follower_that_reconnects_often_gets_exactly_the_journal(workers: list[Gateway]) -> None:
+    one, other = workers
+    async with one.stream("count to 100", on_disconnect="continue") as stream:
+        turn_id = stream.response.headers["x-turn-id"]
+        await stream.until("text.delta")
+    seen: list[Event] = []
+    for round_ in range(100):
+        after = str(seen[-1].id) if seen else "0"
+        async with follow((one, other)[round_ % 2], turn_id, params={"after": after}) as following:
+            async for event in following.events():
+                if event.data == "[DONE]":
+                    break
+                seen.append(event)
+                if round_ < 99:
+                    break
+    assert [event.id for event in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1].type == "turn.completed"
+    assert seen == (await events_of(other, turn_id))[:-1]
+
+
+async def test_following_never_decides_over_the_turn(workers: list[Gateway]) -> None:
+    one, _ = workers
+    async with one.stream("count to 60") as stream:
+        async with follow(one, stream.response.headers["x-turn-id"]) as following:
+            await following.until("text.delta")
+            following.response.close()
+        await stream.until("turn.completed")
+
+
+async def test_unknown_turn_is_a_404_and_an_id_that_is_none_a_422(gateway: Gateway) -> None:
+    unknown = "01890000-0000-7000-8000-000000000000"
+    for path in (f"/api/v1/turns/{unknown}", f"/api/v1/turns/{unknown}/events"):
+        reply = await gateway.get(path)
+        assert (reply.status, reply.body["error"]["code"]) == (404, "not_found")
+    assert (await gateway.post(f"/api/v1/turns/{unknown}/cancel", None)).status == 404
+    assert (await gateway.get("/api/v1/turns/nonsense")).status == 422
+
+
+async def test_turn_is_shown_with_its_messages_and_its_ledger(gateway: Gateway) -> None:
+    reply = await gateway.chat("What is 23*19?")
+    body = (await gateway.get(f"/api/v1/turns/{reply.body['turn_id']}")).body
+    assert (body["status"], body["prompt"], body["response"]) == ("completed", "What is 23*19?", reply.body["response"])
+    call = body["tool_calls"][0]
+    assert (call["tool"], call["outcome"], call["structured"]["result"]) == ("calculator", "ok", 437)
+
+
+async def test_cancel_from_the_other_worker_stops_the_model_call_and_may_be_repeated(
+    workers: list[Gateway], slow_simulator: Simulator
+) -> None:
+    one, other = workers
+    async with one.stream("count to 5000") as stream:
+        turn_id = stream.response.headers["x-turn-id"]
+        await stream.until("text.delta")
+        cancelled = await other.post(f"/api/v1/turns/{turn_id}/cancel", None)
+        await stream.until("turn.cancelled")
+        await slow_simulator.until(lambda s: s.cancelled == 1)
+    assert (cancelled.body["status"], cancelled.body["error"]["code"]) == ("cancelled", "cancelled")
+    assert cancelled.body["response"] == text_of(stream.seen)
+    again = await one.post(f"/api/v1/turns/{turn_id}/cancel", None)
+    assert (again.status, again.body) == (200, cancelled.body)
+
+
+async def test_idempotency_key_begins_a_turn_once(gateway: Gateway, db: asyncpg.Connection) -> None:
+    headers = {"Idempotency-Key": "k-1"}
+    body = {"messages": [{"role": "user", "content": "Add a task to buy milk"}]}
+    replies = await asyncio.gather(*(gateway.post("/api/v1/chat", body, headers=headers) for _ in range(5)))
+    assert {reply.status for reply in replies} == {200}
+    assert len({reply.body["turn_id"] for reply in replies}) == 1
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
+    url = f"{gateway.base_url}/api/v1/chat/stream"
+    async with gateway.session.post(url, json=body, headers=headers) as response:
+        assert response.headers["x-turn-id"] == replies[0].body["turn_id"]
+        assert (await _all(Stream(response)))[-1].data == "[DONE]"
+
+
+async def test_stopped_workers_turn_goes_on_elsewhere_under_new_numbers(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
+    one, other = workers
+    async with one.stream("count to 300", on_disconnect="continue") as stream:
+        turn_id = stream.response.headers["x-turn-id"]
+        await stream.until("text.delta")
+        await one.state.stop(0)
+        await stream.until("stream.closing")
+    events = await events_of(other, turn_id)
+    numbers = [event.id for event in events[:-1]]
+    assert numbers == sorted(set(numbers))  # type: ignore[type-var]
+    retry = next(event for event in events if event.type == "model.retry")
+    assert (retry.data["reason"], retry.data["discard"]) == ("takeover", True)
+    assert retry.id == numbers[numbers.index(retry.id) - 1] + 10_000  # type: ignore[operator]
+    assert text_of(events).endswith("299 300 (simulated)")
+    row = await db.fetchrow("SELECT status, response FROM turns WHERE id = $1::uuid", turn_id)
+    assert row is not None
+    assert tuple(row) == ("completed", text_of(events))
+
+
+async def test_finished_steps_are_not_repeated_after_a_takeover(
+    workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
+) -> None:
+    one, other = workers
+    slow_simulator.faults.add(Fault(kind="stall", match="buy milk", after_chunks=3, times=0))
+    async with one.stream("Add a task to buy milk", on_disconnect="continue") as stream:
+        turn_id = stream.response.headers["x-turn-id"]
+        await stream.until("tool.result")
+        await one.state.stop(0)
+    events = await events_of(other, turn_id)
+    assert events[-2].type == "turn.completed"
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
+    assert len([event for event in events if event.type == "tool.call"]) == 1
+
+
+@pytest.mark.parametrize(("tool", "outcome"), [("list_tasks", "ok"), ("add_task", "unknown")])
+async def test_call_cut_by_a_crash_is_repeated_only_where_that_does_no_harm(
+    workers: list[Gateway], db: asyncpg.Connection, tool: str, outcome: str
+) -> None:
+    """A worker dies between a call's intent and its outcome: its rows are as such a worker leaves them."""
+    one, _ = workers
+    turn_id = "01a1fc00-0000-7000-8000-000000000001"
+    arguments = {"title": "buy milk"} if tool == "add_task" else {}
+    journal = [
+        {"type": "turn.started", "turn_id": turn_id, "conversation_id": None, "model": "openai/gpt-oss-120b"},
+        {"type": "tool.call", "step": 1, "call_id": "c1", "server": "tools", "tool": tool, "arguments": arguments},
+        {"type": "step.completed", "step": 1, "finish_reason": "tool_calls", "usage": {"total_tokens": 5}},
+    ]
+    message = [{"role": "user", "content": f"call {tool} with {json.dumps(arguments)}"}]
+    await db.execute(
+        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
+        " VALUES ($1::uuid, 'local', 'running', 'x', $2::jsonb, 'openai/gpt-oss-120b', '{}', '{}')",
+        turn_id, json.dumps(message),
+    )  # fmt: skip
+    payload = "\n".join(map(json.dumps, journal))
+    await db.execute("INSERT INTO turn_events VALUES ($1::uuid, 1, 3, $2)", turn_id, payload)
+    events = await events_of(one, turn_id)
+    result = next(event for event in events if event.type == "tool.result")
+    assert (result.data["call_id"], result.data["outcome"]) == ("c1", outcome)
+    assert events[-2].type == "turn.completed"
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+
+
+async def test_wish_to_cancel_outlives_the_worker(workers: list[Gateway], db: asyncpg.Connection) -> None:
+    one, other = workers
+    async with one.stream("count to 5000", on_disconnect="continue") as stream:
+        turn_id = stream.response.headers["x-turn-id"]
+        await stream.until("text.delta")
+        await db.execute("UPDATE turns SET cancel_requested = true")
+        await one.state.stop(0)
+    events = await events_of(other, turn_id)
+    assert events[-2].type == "turn.cancelled"
+
+
+async def test_old_journals_are_forgotten_and_their_turns_stay(gateway: Gateway, db: asyncpg.Connection) -> None:
+    from datetime import timedelta
+
+    reply = await gateway.chat("Hello")
+    assert await gateway.state.turns.forget_events(timedelta(days=1)) == 0
+    await db.execute("UPDATE turns SET completed_at = now() - interval '2 days'")
+    assert await gateway.state.turns.forget_events(timedelta(days=1)) > 0
+    events = await events_of(gateway, reply.body["turn_id"])
+    assert [event.type for event in events] == ["stream.closing"]
+    assert events[0].data["reason"] == "journal_expired"
+    assert (await gateway.get(f"/api/v1/turns/{reply.body['turn_id']}")).body["response"] == reply.body["response"]
