@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
@@ -15,10 +15,10 @@ import typer
 from gateway.store import embedded
 from tools_server.config import ConfigError, Settings, load
 from tools_server.log import configure
-from tools_server.migrate import upgrade_when_there
-from tools_server.server import ToolServer, create_app, create_server
 from tools_server.serving import HttpServer, bind, end_with_parent
-from tools_server.tasks import TaskStore
+
+if TYPE_CHECKING:
+    from tools_server.server import ToolServer
 
 _POSTGRES_LOOK = 2.0
 log = structlog.stdlib.get_logger(__name__)
@@ -49,6 +49,11 @@ def _leave(_number: int, _frame: object) -> None:
 
 async def run(settings: Settings, server: embedded.EmbeddedPostgres | None, listener: socket.socket | None) -> None:
     """Serve until told to stop; over stdio where there is no listener, tasks in `server` where no address is set."""
+    # Here, as they take most of a second to import: a broken setting or a taken port is told at once.
+    from tools_server.migrate import upgrade_when_there
+    from tools_server.server import create_app, create_server
+    from tools_server.tasks import TaskStore
+
     url = settings.postgres_url or (server.url() if server else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
@@ -59,7 +64,10 @@ async def run(settings: Settings, server: embedded.EmbeddedPostgres | None, list
         if listener is None:
             await _serve_stdio(mcp, server.release if server else None)
         else:
-            await _serve_http(mcp, settings, listener)
+            if not settings.on_loopback and settings.tools_server_secret is None:
+                log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, and the host not loopback")
+            end_with_parent(settings.gateway_lifeline)
+            await HttpServer(create_app(mcp, settings), mcp.end_listening).serve(sockets=[listener])
     finally:
         for task in beside:
             task.cancel()
@@ -67,14 +75,7 @@ async def run(settings: Settings, server: embedded.EmbeddedPostgres | None, list
         await store.close()
 
 
-async def _serve_http(mcp: ToolServer, settings: Settings, listener: socket.socket) -> None:
-    if not settings.on_loopback and settings.tools_server_secret is None:
-        log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, TOOLS_SERVER_HOST not loopback")
-    end_with_parent(settings.gateway_lifeline)
-    await HttpServer(create_app(mcp, settings), mcp.end_listening).serve(sockets=[listener])
-
-
-async def _serve_stdio(mcp: ToolServer, release: Callable[[], None] | None) -> None:
+async def _serve_stdio(mcp: "ToolServer", release: Callable[[], None] | None) -> None:
     def leave() -> None:
         """Nothing can interrupt the reading of standard input, so this is the end."""
         if release is not None:

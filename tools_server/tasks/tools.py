@@ -37,6 +37,10 @@ class TaskDeleted(BaseModel):
 TaskId = Annotated[int, Field(description="The task's number, as list_tasks shows it: #3 is 3.", ge=1, le=2**31 - 1)]
 Title = Annotated[str, Field(description="What is to be done, in a few words.", min_length=1, max_length=MOST_TITLE)]
 Description = Annotated[str, Field(description="Details, if there are any.", max_length=MOST_DESCRIPTION)]
+NewTitle = Annotated[Title | None, Field(description="The new title; left out, it stays as it is.")]
+NewDescription = Annotated[
+    Description | None, Field(description="The new details; left out, they stay as they are; empty, they are removed.")
+]
 
 _READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=False, open_world_hint=False)
@@ -72,7 +76,7 @@ def register(mcp: MCPServer[Any], store: TaskStore) -> None:
 
     @mcp.tool(title="Change a task", annotations=_CHANGES)
     async def update_task(
-        task_id: TaskId, ctx: Context[Any], title: Title | None = None, description: Description | None = None
+        task_id: TaskId, ctx: Context[Any], title: NewTitle = None, description: NewDescription = None
     ) -> Annotated[CallToolResult, TaskChanged]:
         """Change a task's title or description, or both. What is not given stays as it is."""
         if title is None and description is None:

@@ -1,0 +1,173 @@
+"""The tool server over real HTTP, in this loop or as a process, and web servers for it to ask."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from aiohttp import web
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from gateway.tools.identity import TokenSigner
+from tests.stack import SECRET
+from tools_server.config import Settings
+from tools_server.server import create_app, create_server
+from tools_server.serving import HttpServer
+from tools_server.tasks import TaskStore
+
+ROOT = Path(__file__).parent.parent.parent
+NO_DATABASE = "postgresql+asyncpg://postgres@127.0.0.1:9/none"
+ERAS = ["auto", "legacy"]
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def settings(**values: Any) -> Settings:
+    return Settings(_env_file=None, **{"tools_server_secret": SECRET, "database_url": NO_DATABASE, **values})  # type: ignore[call-arg]
+
+
+class _Server(HttpServer):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serve(app: Any, before_stop: Callable[[], None] = lambda: None) -> AsyncGenerator[str]:
+    """Serve an ASGI application on a port that the system picks; yields its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = _Server(app, before_stop)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        async with asyncio.timeout(5):
+            await serving
+
+
+@asynccontextmanager
+async def serve_tools(**values: Any) -> AsyncGenerator[str]:
+    """The tool server with these settings; yields its address without `/mcp`."""
+    chosen = settings(**values)
+    store = TaskStore(chosen.postgres_url or NO_DATABASE)
+    mcp = create_server(chosen, store)
+    try:
+        async with serve(create_app(mcp, chosen), mcp.end_listening) as address:
+            yield address
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def connect(address: str, era: str, **headers: str) -> AsyncGenerator[Client]:
+    """One connection, whose requests carry the token of whom the gateway's `acting_for` names."""
+    hooks: dict[str, list[Any]] = {"request": [TokenSigner(SECRET).add_token]}
+    async with (
+        httpx2.AsyncClient(event_hooks=hooks, headers=headers) as http,
+        Client(
+            streamable_http_client(f"{address}/mcp", http_client=http),
+            mode=era,  # pyright: ignore[reportArgumentType]
+            read_timeout_seconds=20,
+        ) as client,
+    ):
+        yield client
+
+
+def text_of(result: Any) -> str:
+    return "\n".join(block.text for block in result.content)
+
+
+@asynccontextmanager
+async def serve_web(handler: Handler) -> AsyncGenerator[str]:
+    """A web server on loopback that answers every path with the handler; yields its address."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@dataclass
+class Ended:
+    code: int
+    seconds: float
+    stderr: str
+
+
+@dataclass
+class ToolServerProcess:
+    """`tools-server` as a process of its own."""
+
+    process: asyncio.subprocess.Process
+    address: str
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(20), httpx2.AsyncClient() as http:
+            while True:
+                try:
+                    response = await http.get(f"{self.address}/health")
+                except httpx2.ConnectError:
+                    assert self.process.returncode is None, (await self.process.communicate())[1].decode()
+                    await asyncio.sleep(0.02)
+                else:
+                    assert response.status_code == 200
+                    return
+
+    async def end(self, by: signal.Signals | None = signal.SIGTERM) -> Ended:
+        """Wait for its end, after the signal if one is given."""
+        began = time.monotonic()
+        if by is not None:
+            self.process.send_signal(by)
+        async with asyncio.timeout(10):
+            _, stderr = await self.process.communicate()
+        assert self.process.returncode is not None
+        return Ended(self.process.returncode, time.monotonic() - began, stderr.decode())
+
+
+def environment(**values: str) -> dict[str, str]:
+    ours = {"DATABASE_URL": NO_DATABASE, "TOOLS_SERVER_SECRET": SECRET, "LOG_JSON": "true"}
+    return {"PATH": os.environ["PATH"], **ours, **values}
+
+
+@asynccontextmanager
+async def run_tools_server(**values: str) -> AsyncGenerator[ToolServerProcess]:
+    """`tools-server` over HTTP with this environment; on a free port unless one is given."""
+    port = values.setdefault("TOOLS_SERVER_PORT", str(closed_port()))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tools_server.cli", cwd=ROOT, env=environment(**values),
+        stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield ToolServerProcess(process, f"http://127.0.0.1:{port}")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+@pytest.fixture
+async def tools(database_url: str) -> AsyncGenerator[str]:
+    """The tool server's address, with a database of its own."""
+    async with serve_tools(database_url=database_url) as address:
+        yield address

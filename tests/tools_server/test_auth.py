@@ -1,0 +1,135 @@
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx2
+import jwt
+import pytest
+
+from gateway.tools.identity import acting_for
+from tests.stack import SECRET
+from tests.tools_server.conftest import ERAS, connect, serve_tools, text_of
+
+CALL = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {
+        "name": "calculator",
+        "arguments": {"expression": "1+1"},
+        "_meta": {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+        },
+    },
+}
+HEADERS = {
+    "Accept": "application/json, text/event-stream",
+    "MCP-Protocol-Version": "2026-07-28",
+    "Mcp-Method": "tools/call",
+    "Mcp-Name": "calculator",
+}
+
+
+def token(secret: str = SECRET, algorithm: str = "HS256", **changes: Any) -> str:
+    now = int(time.time())
+    claims = {"iss": "agent-gateway", "aud": "tools-server", "sub": "ann", "iat": now, "exp": now + 60} | changes
+    return jwt.encode({name: value for name, value in claims.items() if value is not None}, secret, algorithm)
+
+
+async def post(address: str, authorization: str | None = None, **headers: str) -> httpx2.Response:
+    more = {"Authorization": authorization} if authorization is not None else {}
+    async with httpx2.AsyncClient() as http:
+        return await http.post(f"{address}/mcp", json=CALL, headers={**HEADERS, **more, **headers})
+
+
+@pytest.fixture(scope="module")
+async def guarded() -> AsyncGenerator[str]:
+    """The address of a tool server that knows the secret."""
+    async with serve_tools() as address:
+        yield address
+
+
+async def test_good_token_is_let_in() -> None:
+    async with serve_tools() as address:
+        assert (await post(address, f"Bearer {token()}")).status_code == 200
+        assert (await post(address, f"bearer {token(exp=int(time.time()) - 2)}")).status_code == 200  # clocks differ
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        f"Bearer {token(secret='another-secret-that-is-long-enough-too')}",
+        f"Bearer {token(aud='another-server')}",
+        f"Bearer {token(iss='somebody')}",
+        f"Bearer {token(exp=int(time.time()) - 60)}",
+        f"Bearer {token(exp=None)}",
+        f"Bearer {token(iat=None)}",
+        f"Bearer {token(iat=int(time.time()) + 3600)}",
+        f"Bearer {token(iss=None)}",
+        f"Bearer {token(aud=None)}",
+        f"Bearer {token(sub=None)}",
+        f"Bearer {token(sub='')}",
+        f"Bearer {token(sub=' ')}",
+        f"Bearer {token(sub='a' * 257)}",
+        f"Bearer {token(sub='a' + chr(0))}",
+        f"Bearer {token(SECRET * 2, 'HS512')}",
+        f"Bearer {jwt.encode({'sub': 'ann', 'aud': 'tools-server', 'exp': 9999999999}, '', 'none')}",
+        "Bearer nonsense",
+        "Bearer",
+        "Basic YW5uOnB3",
+        SECRET,
+    ],
+)
+async def test_bad_token_is_refused(guarded: str, authorization: str) -> None:
+    response = await post(guarded, authorization)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+    assert response.json()["error"]["code"] == "not_authenticated"
+    assert response.json()["error"]["message"].startswith("Refused: ")
+
+
+async def test_bad_token_is_refused_also_where_none_is_needed() -> None:
+    async with serve_tools(tools_server_host="127.0.0.1") as address:
+        assert (await post(address)).status_code == 200
+        assert (await post(address, "Bearer nonsense")).status_code == 401
+
+
+async def test_token_that_cannot_be_verified_is_refused() -> None:
+    async with serve_tools(tools_server_secret=None) as address:
+        response = await post(address, f"Bearer {token()}")
+    assert response.status_code == 401
+    assert "TOOLS_SERVER_SECRET" in response.json()["error"]["message"]
+
+
+async def test_beyond_loopback_a_token_is_required_except_for_health() -> None:
+    async with serve_tools(tools_server_host="0.0.0.0") as address:
+        missing = await post(address)
+        assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
+        assert (await post(address, f"Bearer {token()}")).status_code == 200
+        async with httpx2.AsyncClient() as http:
+            assert (await http.get(f"{address}/health")).status_code == 200
+
+
+async def test_browser_on_another_site_is_no_loopback_caller() -> None:
+    async with serve_tools() as address:
+        assert (await post(address, Host="evil.example:8001")).status_code == 421
+        assert (await post(address, Origin="https://evil.example")).status_code == 403
+
+
+async def test_hosts_and_origins_can_be_allowed() -> None:
+    async with serve_tools(
+        tools_server_allowed_hosts="tools:8001, tools.internal", tools_server_allowed_origins="https://app.example"
+    ) as address:
+        for host in ("tools:8001", "tools.internal", "tools.internal:8001"):
+            assert (await post(address, Host=host)).status_code == 200
+        assert (await post(address, Host="tools:9")).status_code == 421
+        assert (await post(address, Origin="https://app.example")).status_code == 200
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_the_gateways_own_tokens_are_understood(tools: str, era: str) -> None:
+    async with connect(tools, era) as client:
+        with acting_for("ann"):
+            added = await client.call_tool("add_task", {"title": "buy milk"})
+    assert text_of(added) == "Added task #1: buy milk"

@@ -1,0 +1,202 @@
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mcp import Client, StdioServerParameters
+
+from tests.tools_server.conftest import (
+    ERAS,
+    NO_DATABASE,
+    ROOT,
+    Ended,
+    connect,
+    environment,
+    run_tools_server,
+    serve_web,
+    text_of,
+)
+
+
+def stdio(**values: str) -> StdioServerParameters:
+    return StdioServerParameters(
+        command=sys.executable, args=["-m", "tools_server.cli", "--stdio"], env=environment(**values), cwd=ROOT
+    )
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """Where an embedded Postgres can live, whoever it runs as."""
+    directory = Path(tempfile.mkdtemp(prefix="agw-tools-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_over_stdio_the_user_is_local(database_url: str, era: str) -> None:
+    async with Client(stdio(DATABASE_URL=database_url), mode=era) as client:  # pyright: ignore[reportArgumentType]
+        assert text_of(await client.call_tool("calculator", {"expression": "5*9"})) == "5*9 = 45"
+        assert text_of(await client.call_tool("add_task", {"title": "buy milk"})) == "Added task #1: buy milk"
+        assert text_of(await client.call_tool("list_tasks", {})) == "#1 [pending] buy milk"
+
+
+async def test_stdio_alone_brings_its_own_database(short_directory: Path) -> None:
+    settings = {"DATABASE_URL": "", "GATEWAY_DATA_DIR": str(short_directory)}
+    for expected in ("Added task #1: first", "Added task #2: second"):
+        async with Client(stdio(**settings), read_timeout_seconds=20) as client:
+            for _ in range(200):
+                added = await client.call_tool("add_task", {"title": expected.split(": ")[1]})
+                if not added.is_error:  # the schema comes beside the serving
+                    break
+                await asyncio.sleep(0.05)
+            assert text_of(added) == expected
+
+
+def test_over_stdio_nothing_but_the_protocol_is_written_to_standard_output() -> None:
+    asked = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "tools_server.cli", "--stdio"],
+        input=json.dumps(asked) + "\n", capture_output=True, text=True, timeout=20, cwd=ROOT,
+        env=environment(DEBUG="true"), check=True,
+    )  # fmt: skip
+    [line] = ended.stdout.splitlines()
+    assert json.loads(line)["result"]["protocolVersion"] == "2025-06-18"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_ends_stdio_too(number: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tools_server.cli", "--stdio", cwd=ROOT, env=environment(DATABASE_URL=NO_DATABASE),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
+    async with asyncio.timeout(20):
+        await process.stdout.readline()
+        process.send_signal(number)
+        assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_ends_it_well(number: signal.Signals) -> None:
+    async with run_tools_server() as server:
+        await server.ready()
+        assert_ended_well(await server.end(number))
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_open_streams_do_not_hold_up_the_end(era: str) -> None:
+    async with run_tools_server() as server:
+        await server.ready()
+        async with connect(server.address, era) as client:
+            if era == "legacy":  # its standing GET stream opens by itself
+                await client.call_tool("calculator", {"expression": "1"})
+                assert_ended_well(await server.end())
+                return
+            async with client.listen(tools_list_changed=True) as changes:
+                assert_ended_well(await server.end())
+                assert [change async for change in changes] == []  # told, not cut: that would be an error
+
+
+async def test_running_call_does_not_hold_up_the_end() -> None:
+    asked = asyncio.Event()
+
+    async def never(_request: object) -> None:
+        asked.set()
+        await asyncio.sleep(60)
+
+    async with (
+        serve_web(never) as engine,  # type: ignore[arg-type]
+        run_tools_server(SEARCH_BACKEND="searxng", SEARXNG_URL=engine, SEARCH_TIMEOUT="30") as server,
+    ):
+        await server.ready()
+        async with connect(server.address, "auto") as client:
+            call = asyncio.create_task(client.call_tool("web_search", {"query": "x"}))
+            async with asyncio.timeout(10):
+                await asked.wait()
+            assert_ended_well(await server.end())
+            await asyncio.wait([call], timeout=5)
+            call.cancel()
+
+
+async def test_it_ends_with_whoever_holds_its_lifeline() -> None:
+    async with run_tools_server(GATEWAY_LIFELINE="stdin") as server:
+        await server.ready()
+        assert server.process.stdin is not None
+        server.process.stdin.close()
+        assert_ended_well(await server.end(by=None))
+
+
+async def test_without_a_lifeline_standard_input_means_nothing() -> None:
+    async with run_tools_server() as server:
+        assert server.process.stdin is not None
+        server.process.stdin.close()
+        await server.ready()
+        assert_ended_well(await server.end())
+
+
+def assert_ended_well(ended: Ended) -> None:
+    assert ended.code == 0, ended.stderr
+    assert ended.seconds < 1.0
+    assert "Traceback" not in ended.stderr
+
+
+async def test_taken_port_is_one_line_and_exit_code_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        async with run_tools_server(TOOLS_SERVER_PORT=port) as server:
+            ended = await server.end(by=None)
+    assert ended.code == 2
+    assert ended.stderr == f"TOOLS_SERVER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOOLS_SERVER_PORT", "eighty"),
+        ("TOOLS_SERVER_HOST", "no-such-host.invalid"),
+        ("TOOLS_SERVER_HOST", "203.0.113.1"),
+        ("DATABASE_URL", "sqlite://"),
+        ("GATEWAY_DATA_DIR", "/dev/null/data"),
+    ],
+)
+async def test_broken_setting_is_one_line_and_exit_code_2(name: str, value: str) -> None:
+    more = {"DATABASE_URL": ""} if name == "GATEWAY_DATA_DIR" else {}
+    async with run_tools_server(**{**more, name: value}) as server:
+        ended = await server.end(by=None)
+    assert ended.code == 2
+    assert ended.stderr.startswith(f"{name}: ")
+    assert ended.stderr.count("\n") == 1
+
+
+async def test_traceback_in_the_log_shows_no_values() -> None:
+    script = (
+        "import logging; from tools_server.log import configure; configure(json=JSON, level='INFO')\n"
+        "def fail(title): raise RuntimeError('broken')\n"
+        "try: fail('buy ' + 'milk')\n"
+        "except RuntimeError: logging.getLogger('x').exception('it failed')\n"
+    )
+    for json_logs in ("True", "False"):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script.replace("JSON", json_logs), cwd=ROOT, env=dict(os.environ),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        stdout, stderr = await process.communicate()
+        assert stdout == b""
+        assert b"RuntimeError" in stderr
+        assert b"buy milk" not in stderr

@@ -1,0 +1,103 @@
+import logging
+from typing import Any
+
+import httpx2
+import pytest
+from mcp import Client
+from mcp.types import ResourceTemplateReference
+
+from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
+from tools_server.server import ToolServer, create_server
+from tools_server.tasks import TaskStore
+
+READ_ONLY = {"calculator", "web_search", "fetch_page", "list_tasks"}
+
+
+@pytest.fixture
+def mcp() -> ToolServer:
+    return create_server(settings(), TaskStore(NO_DATABASE))
+
+
+async def test_every_tool_tells_a_model_what_it_needs_to_know(mcp: ToolServer) -> None:
+    async with Client(mcp) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    assert set(tools) == READ_ONLY | {"add_task", "complete_task", "update_task", "delete_task"}
+    for name, tool in tools.items():
+        assert tool.title, name
+        assert len(tool.description or "") > 40, name
+        assert tool.output_schema is not None, name
+        assert tool.annotations is not None, name
+        assert tool.annotations.read_only_hint is (name in READ_ONLY), name
+        assert tool.annotations.destructive_hint is (name == "delete_task"), name
+        assert tool.annotations.idempotent_hint is (name != "add_task"), name
+        assert tool.annotations.open_world_hint is (name in {"web_search", "fetch_page"}), name
+        for argument in tool.input_schema["properties"].values():
+            assert argument["description"], name
+
+
+async def test_resource_and_prompt_are_described(mcp: ToolServer) -> None:
+    async with Client(mcp) as client:
+        [template] = (await client.list_resource_templates()).resource_templates
+        [prompt] = (await client.list_prompts()).prompts
+    assert (template.uri_template, bool(template.description)) == ("tasks://{status}", True)
+    assert (prompt.name, bool(prompt.description)) == ("plan_day", True)
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_both_eras_are_served_and_told_that_tools_may_change(era: str) -> None:
+    async with serve_tools() as address, connect(address, era) as client:
+        assert client.server_info is not None
+        assert client.server_info.name == "tools"
+        assert client.server_capabilities is not None
+        assert client.server_capabilities.tools is not None
+        assert client.server_capabilities.tools.list_changed
+        assert "calculator" in (client.instructions or "")
+        assert text_of(await client.call_tool("calculator", {"expression": "2*3"})) == "2*3 = 6"
+
+
+async def test_status_of_the_resource_is_completed(mcp: ToolServer) -> None:
+    async with Client(mcp) as client:
+        ref = ResourceTemplateReference(type="ref/resource", uri="tasks://{status}")
+        found = await client.complete(ref, {"name": "status", "value": "p"})
+        assert found.completion.values == ["pending"]
+        nothing = await client.complete(ref, {"name": "colour", "value": ""})
+        assert nothing.completion.values == []
+
+
+async def test_tools_list_may_be_kept_for_a_while(mcp: ToolServer) -> None:
+    async with Client(mcp) as client:
+        listed = await client.list_tools()
+    assert (listed.ttl_ms, listed.cache_scope) == (60_000, "public")
+
+
+async def test_unexpected_failure_is_generic_to_the_model_and_whole_in_the_log(
+    mcp: ToolServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    @mcp.tool()
+    async def broken() -> str:
+        """Break."""
+        raise RuntimeError("password is hunter2")
+
+    with caplog.at_level(logging.ERROR):
+        async with Client(mcp) as client:
+            result = await client.call_tool("broken", {})
+    assert result.is_error
+    assert text_of(result) == "Error executing tool broken"
+    assert "hunter2" in caplog.text
+
+
+async def test_health_tells_of_the_database(database_url: str) -> None:
+    async def health(address: str) -> dict[str, Any]:
+        async with httpx2.AsyncClient() as http:
+            response = await http.get(f"{address}/health")
+        assert response.status_code == 200
+        return response.json()
+
+    async with serve_tools(database_url=database_url) as address:
+        told = await health(address)
+        assert (told["status"], told["database"]) == ("healthy", True)
+        assert told["uptime_seconds"] >= 0
+        assert told["version"]
+    async with serve_tools() as address:
+        told = await health(address)
+        assert (told["status"], told["database"]) == ("degraded", False)
