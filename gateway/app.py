@@ -29,6 +29,7 @@ from gateway.messages import BusMessage
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
+from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal
 from gateway.store.turns import TurnStore
 from gateway.tools.servers import ServerConfig, load_servers
@@ -118,6 +119,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             parallel_calls=settings.tool_parallelism,
         )
         turns = TurnStore(database)
+        inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days))
 
         def heard(message: BusMessage) -> None:
             runner.heard(message)
@@ -132,6 +134,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             journal=journal,
             history=ConversationStore(database),
             kept=turns,
+            inputs=inputs,
             bus=bus,
             worker_id=worker_id,
             system_prompt=settings.agent_system_prompt,
@@ -141,7 +144,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         )
         following = Following(runner, turns, bus)
         beat = settings.heartbeat_seconds
-        membership = Membership(runner, turns, worker_id, interval=beat, silent=4 * beat)
+        membership = Membership(runner, turns, inputs, worker_id, interval=beat, silent=4 * beat)
         await bus.start()
         stack.push_async_callback(bus.stop)
         stack.push_async_callback(following.stop)
@@ -151,7 +154,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
-        yield State(settings, runner, following, turns, bus, toolbox, catalog, model, database)
+        yield State(settings, runner, following, turns, inputs, bus, toolbox, catalog, model, database)
 
 
 async def _keep_fresh(model: GroqModel, catalog: Catalog) -> None:

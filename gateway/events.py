@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.errors import ErrorInfo
-from gateway.messages import JsonObject, Outcome, Usage
+from gateway.messages import Action, JsonObject, Outcome, Usage
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -68,6 +68,26 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
     duration_ms: float = 0.0
 
 
+class InputRequired(_Event, frozen=True, kw_only=True, tag="input.required"):
+    """The call waits for a person: `schema` says what an accepting answer holds, or `url` which page to visit."""
+
+    input_id: str
+    call_id: str
+    kind: Literal["question", "approval", "authorization"]
+    message: str
+    schema: JsonObject | None = None
+    url: str | None = None
+    expires_at: str | None = None
+
+
+class InputResolved(_Event, frozen=True, kw_only=True, tag="input.resolved"):
+    input_id: str
+    call_id: str
+    action: Action
+    content: JsonObject | None = None
+    by: str | None = None
+
+
 class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
     """The model's stream of this step has ended well: what it asked for now counts."""
 
@@ -116,6 +136,8 @@ Event = (
     | ToolProgress
     | ToolLog
     | ToolFinished
+    | InputRequired
+    | InputResolved
     | StepCompleted
     | ModelRetry
     | TurnCompleted

@@ -14,6 +14,8 @@ request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request
 _SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|(?<!_)token$|cookie", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(gsk_|sk-|Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _REDACTED = "[redacted]"
+# Local variables would bring prompts and keys into the log.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
 def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -42,7 +44,7 @@ def configure(*, json: bool, level: str = "INFO") -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: list[Any] = (
-        [structlog.processors.dict_tracebacks, _redact, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS, _redact, structlog.processors.JSONRenderer()]
         if json
         else [_redact, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )

@@ -9,6 +9,8 @@ from gateway.errors import ErrorInfo
 
 Role = Literal["system", "user", "assistant", "tool"]
 Outcome = Literal["ok", "error", "unknown", "denied"]
+Approval = Literal["never", "destructive", "always"]
+Action = Literal["accept", "decline", "cancel", "expire"]
 JsonObject = dict[str, Any]
 
 
@@ -62,6 +64,7 @@ class ToolSpec(msgspec.Struct, frozen=True):
     destructive: bool = True
     idempotent: bool = False
     open_world: bool = True
+    approval: Approval = "never"
 
 
 class ToolResult(msgspec.Struct, frozen=True):
@@ -123,6 +126,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     warnings: tuple[str, ...] = ()
     idempotency_key: str | None = None
+    approval: Approval = "never"
 
     @property
     def prompt(self) -> str:
@@ -154,6 +158,44 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     error: ErrorInfo | None = None
     cost_usd: float | None = None
     first_token_ms: float | None = None
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What a call needs to know before it can go on. `schema` is the JSON schema of an accepting answer's content.
+
+    `key` is the asker's own name for it; `url` a page to visit in place of an answer with content.
+    """
+
+    key: str
+    kind: Literal["question", "approval", "authorization"]
+    message: str
+    schema: JsonObject | None = None
+    url: str | None = None
+
+
+class InputNeeded(msgspec.Struct, frozen=True):
+    """A call's result when it has none yet: questions, and the server's state to send back with the answers."""
+
+    questions: tuple[Question, ...]
+    state: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What was decided, and by whom."""
+
+    action: Action
+    content: JsonObject | None = None
+    by: str | None = None
+
+
+class KeptInput(msgspec.Struct, frozen=True):
+    """A question of a turn, and its answer once there is one."""
+
+    id: UUID
+    call_id: str
+    question: Question
+    state: str | None = None
+    answer: Answer | None = None
 
 
 class BusMessage(msgspec.Struct, frozen=True):

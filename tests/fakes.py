@@ -1,12 +1,13 @@
 """Stand-ins for where a test must hold the very moment: a toolbox whose calls end when the test says so."""
 
 import asyncio
+from collections.abc import Sequence
 from uuid import uuid4
 
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.events import Event
-from gateway.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
+from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
 from gateway.tools.base import CallObserver, ServerStatus
 
 
@@ -45,7 +46,13 @@ class GatedToolbox:
         return []
 
     async def call(
-        self, spec: ToolSpec, arguments: JsonObject, *, principal: Principal, observer: CallObserver | None = None
+        self,
+        spec: ToolSpec,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        observer: CallObserver | None = None,
+        answers: Sequence[KeptInput] = (),
     ) -> ToolResult:
         name = str(arguments.get("as", spec.name))
         self.started.append(name)
@@ -89,3 +96,6 @@ class RecordingTurn:
 
     async def drain(self) -> None:
         pass
+
+    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+        raise AssertionError(f"{call_id} asks {needed}")

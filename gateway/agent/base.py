@@ -1,13 +1,21 @@
 """What the agent asks others to keep for it. The store satisfies these."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 from gateway.agent.turn_log import TurnLog
 from gateway.events import Entry
-from gateway.messages import BusMessage, Message, Principal, TurnOutcome, TurnRecord
+from gateway.messages import (
+    BusMessage,
+    InputNeeded,
+    KeptInput,
+    Message,
+    Principal,
+    TurnOutcome,
+    TurnRecord,
+)
 
 
 class Journal(Protocol):
@@ -31,6 +39,10 @@ class Journal(Protocol):
 
     def finish(self, log: TurnLog, outcome: TurnOutcome) -> asyncio.Future[None]:
         """Write the rest of the log and the turn's outcome in one commit."""
+        ...
+
+    def park(self, log: TurnLog) -> asyncio.Future[None]:
+        """Write the rest of the log and leave the turn to wait for a person, in one commit."""
         ...
 
     @property
@@ -84,6 +96,26 @@ class KeptTurns(Protocol):
 
     async def leave(self, worker_id: UUID) -> None:
         """The worker ends well."""
+        ...
+
+
+class Inputs(Protocol):
+    """Questions of turns and their answers. Every method may raise StorageUnavailable."""
+
+    async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
+        """Keep a call's questions, each with when it expires."""
+        ...
+
+    async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
+        """All that a turn has asked, with the answers so far."""
+        ...
+
+    async def wake(self, turn_id: UUID) -> bool:
+        """Let a parked turn go on if an answer came while it was being parked; whether one did."""
+        ...
+
+    async def expire(self) -> list[UUID]:
+        """Decide the questions whose time is over; the turns that may go on."""
         ...
 
 

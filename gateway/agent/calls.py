@@ -6,9 +6,20 @@ from typing import Protocol
 
 import msgspec
 
+from gateway.agent.policy import approval_of, needs_approval
 from gateway.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.log import get_logger
-from gateway.messages import JsonObject, Principal, ToolCall, ToolResult, ToolSpec, text_block
+from gateway.messages import (
+    Approval,
+    InputNeeded,
+    JsonObject,
+    KeptInput,
+    Principal,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    text_block,
+)
 from gateway.tools.base import Toolbox
 
 log = get_logger(__name__)
@@ -21,6 +32,10 @@ class Emitter(Protocol):
 
     async def durable(self) -> None:
         """Wait until all that was emitted so far is kept."""
+        ...
+
+    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+        """Keep the questions of a call, then show them. The call goes on when they are answered."""
         ...
 
 
@@ -41,12 +56,14 @@ class StepCalls:
         principal: Principal,
         out: Emitter,
         limit: int,
+        approval: Approval = "never",
     ) -> None:
         self._step = step
         self._offered = offered
         self._toolbox = toolbox
         self._principal = principal
         self._out = out
+        self._approval: Approval = approval
         self._slots = asyncio.Semaphore(limit)
         self._released = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,6 +103,18 @@ class StepCalls:
         again = ToolCall(call.call_id, call.tool, "")
         self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False)))
 
+    def answered(self, call: ToolCallStarted, inputs: list[KeptInput]) -> None:
+        """Go on with a call whose questions have their answers."""
+        spec = self._offered.get(call.tool)
+        arguments = call.arguments if isinstance(call.arguments, dict) else {}
+        approvals = [kept.answer for kept in inputs if kept.question.kind == "approval" and kept.answer]
+        if any(answer.action != "accept" for answer in approvals):
+            note = text_block("The user did not allow this call. Do not try it again unless they ask for it.")
+            self._out.emit(ToolFinished(call_id=call.call_id, outcome="denied", content=[note]))
+            return
+        again = ToolCall(call.call_id, call.tool, "")
+        self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False, given=inputs)))
+
     def release(self) -> None:
         """The model's stream ended well: calls that change something may run."""
         self._released.set()
@@ -109,6 +138,7 @@ class StepCalls:
         before: list[asyncio.Task[None]],
         *,
         wait_release: bool,
+        given: list[KeptInput] | None = None,
     ) -> None:
         if before:
             await asyncio.wait(before)
@@ -117,8 +147,11 @@ class StepCalls:
         async with self._slots:
             await self._out.durable()
             started = time.perf_counter()
-            result = await self._result(call, spec, arguments)
+            result = await self._result(call, spec, arguments, given)
             duration_ms = round((time.perf_counter() - started) * 1000, 2)
+        if isinstance(result, InputNeeded):
+            await self._out.ask(call.id, result)
+            return
         log.info("tool_call", tool=call.name, outcome=result.outcome, duration_ms=duration_ms)
         self._out.emit(
             ToolFinished(
@@ -130,14 +163,19 @@ class StepCalls:
             )
         )
 
-    async def _result(self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None) -> ToolResult:
+    async def _result(
+        self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None, given: list[KeptInput] | None
+    ) -> ToolResult | InputNeeded:
         if spec is None:
             names = ", ".join(sorted(self._offered)) or "none"
             return _error(f"There is no tool named {call.name!r}. The tools on offer: {names}.")
         if arguments is None:
             return _error(f"The arguments of {call.name} must be one JSON object that fits its schema.")
+        if given is None and needs_approval(spec, self._approval):
+            return approval_of(spec, arguments)
         observer = _Observer(call.id, self._out)
-        return await self._toolbox.call(spec, arguments, principal=self._principal, observer=observer)
+        answers = [kept for kept in given or () if kept.question.kind != "approval"]
+        return await self._toolbox.call(spec, arguments, principal=self._principal, observer=observer, answers=answers)
 
 
 class _Observer:

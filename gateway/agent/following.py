@@ -98,6 +98,6 @@ class _Copy:
         status = await self._kept.status(turn_id)
         entries = await self._kept.events(turn_id, self.log.last_seq)
         self.log.adopt(entries)
-        if not entries and status != "running":
+        if not entries and status not in ("running", "waiting"):
             self.log.close(EXPIRED)
         return bool(entries)

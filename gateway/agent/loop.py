@@ -11,10 +11,19 @@ import msgspec
 from gateway.agent.calls import Emitter, StepCalls
 from gateway.agent.transcript import Transcript
 from gateway.errors import ModelError
-from gateway.events import ModelRetry, ReasoningDelta, StepCompleted, TextDelta
+from gateway.events import InputResolved, ModelRetry, ReasoningDelta, StepCompleted, TextDelta, ToolCallStarted
 from gateway.llm.base import Model, ModelAnswer, ModelCall
 from gateway.log import get_logger
-from gateway.messages import Message, Parameters, Principal, ToolCall, ToolChoice, ToolSpec
+from gateway.messages import (
+    Approval,
+    KeptInput,
+    Message,
+    Parameters,
+    Principal,
+    ToolCall,
+    ToolChoice,
+    ToolSpec,
+)
 from gateway.tools.base import Toolbox
 
 log = get_logger(__name__)
@@ -34,6 +43,7 @@ class TurnOutput(Emitter, Protocol):
     """The turn as the loop sees it from inside."""
 
     transcript: Transcript
+    inputs: list[KeptInput]
 
     def opened(self) -> None:
         """The model has accepted the turn's first request."""
@@ -53,6 +63,7 @@ class Conversation(msgspec.Struct, frozen=True):
     tool_choice: ToolChoice | None
     parameters: Parameters
     principal: Principal
+    approval: Approval = "never"
 
 
 class AgentLoop:
@@ -63,15 +74,15 @@ class AgentLoop:
         self._toolbox = toolbox
         self._limits = limits
 
-    async def run(self, conversation: Conversation, turn: TurnOutput) -> str:
-        """Take steps until the model calls no more tools; returns the turn's finish reason.
+    async def run(self, conversation: Conversation, turn: TurnOutput) -> str | None:
+        """Take steps until the model calls no more tools; returns the turn's finish reason, or None: it must wait.
 
-        A turn that another worker had begun goes on behind its last finished step.
+        A turn that another worker had begun, or that has waited, goes on behind its last finished step.
 
         Raises:
             ModelError: the model's server failed, and asking again would not do or did not help.
         """
-        if (finish_reason := await self._resume(conversation, turn)) is not None:
+        if (finish_reason := await self._resume(conversation, turn)) is not None or turn.transcript.waits:
             return finish_reason
         first = turn.transcript.steps + 1
         for step in range(first, self._limits.steps + 1):
@@ -83,6 +94,8 @@ class AgentLoop:
                 await calls.finish()
             finally:
                 await calls.cancel()
+            if turn.transcript.waits:
+                return None
             if not len(calls):
                 return answer.finish_reason
             if turn.transcript.usage.total_tokens >= self._limits.tokens:
@@ -99,12 +112,30 @@ class AgentLoop:
         calls = self._calls(last.step, conversation, turn)
         try:
             for call in transcript.open_calls():
-                calls.repeat(call)
+                self._settle(call, calls, turn)
             calls.release()
             await calls.finish()
         finally:
             await calls.cancel()
         return None if transcript.has_calls(last.step) else last.finish_reason
+
+    def _settle(self, call: ToolCallStarted, calls: StepCalls, turn: TurnOutput) -> None:
+        """Go on with a call that has no result: answered, still waiting, or cut off."""
+        waiting = turn.transcript.open_inputs(call.call_id)
+        asked = [kept for kept in turn.inputs if str(kept.id) in waiting]
+        if not asked:
+            calls.repeat(call)
+        elif all(kept.answer is not None for kept in asked):
+            for kept in asked:
+                assert kept.answer is not None
+                answer = kept.answer
+                turn.emit(
+                    InputResolved(
+                        input_id=str(kept.id), call_id=call.call_id, action=answer.action, content=answer.content,
+                        by=answer.by,
+                    )
+                )  # fmt: skip
+            calls.answered(turn.transcript.call(call.call_id), asked)
 
     def _calls(self, step: int, conversation: Conversation, turn: TurnOutput) -> StepCalls:
         return StepCalls(
@@ -114,6 +145,7 @@ class AgentLoop:
             principal=conversation.principal,
             out=turn,
             limit=self._limits.parallel_calls,
+            approval=conversation.approval,
         )
 
     async def _ask(self, step: int, conversation: Conversation, turn: TurnOutput, calls: StepCalls) -> ModelAnswer:

@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 from uuid import UUID
 
-from gateway.agent.base import KeptTurns
+from gateway.agent.base import Inputs, KeptTurns
 from gateway.agent.runner import Runner
 from gateway.errors import GatewayError, StorageUnavailable
 from gateway.events import Entry
@@ -21,10 +21,18 @@ class Membership:
     """
 
     def __init__(
-        self, runner: Runner, kept: KeptTurns, worker_id: UUID, *, interval: float = 2.0, silent: float = 8.0
+        self,
+        runner: Runner,
+        kept: KeptTurns,
+        inputs: Inputs,
+        worker_id: UUID,
+        *,
+        interval: float = 2.0,
+        silent: float = 8.0,
     ) -> None:
         self._runner = runner
         self._kept = kept
+        self._inputs = inputs
         self._worker_id = worker_id
         self._interval = interval
         self._silent = silent
@@ -58,6 +66,7 @@ class Membership:
                 self._seen_at = began
                 await self._release()
                 if not self._runner.stopping:
+                    await self._inputs.expire()
                     await self._take_over()
             except StorageUnavailable:
                 log.warning("heartbeat_missed")
@@ -75,7 +84,8 @@ class Membership:
     async def _take_over(self) -> None:
         for record, cancel in await self._kept.claim(self._worker_id, timedelta(seconds=self._silent)):
             try:
-                self._runner.take_over(record, await self._journal_of(record), cancel=cancel)
+                events, inputs = await self._journal_of(record), await self._inputs.of_turn(record.id)
+                self._runner.take_over(record, events, inputs, cancel=cancel)
             except StorageUnavailable:
                 raise
             except GatewayError as error:

@@ -8,7 +8,7 @@ from uuid import UUID
 import uuid_utils.compat as uuids
 
 from gateway.agent import context
-from gateway.agent.base import Bus, History, Journal, KeptTurns
+from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns
 from gateway.agent.loop import AgentLoop, Conversation
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
@@ -20,10 +20,20 @@ from gateway.errors import (
     StorageUnavailable,
     TurnTimeout,
 )
-from gateway.events import Entry, Event, TurnCancelled, TurnCompleted, TurnEnd, TurnFailed, TurnStarted
+from gateway.events import Entry, Event, InputRequired, TurnCancelled, TurnCompleted, TurnEnd, TurnFailed, TurnStarted
 from gateway.llm.base import ModelInfo, Models
 from gateway.log import get_logger
-from gateway.messages import BusMessage, Message, Principal, ToolSpec, TurnOutcome, TurnRecord, TurnRequest
+from gateway.messages import (
+    BusMessage,
+    InputNeeded,
+    KeptInput,
+    Message,
+    Principal,
+    ToolSpec,
+    TurnOutcome,
+    TurnRecord,
+    TurnRequest,
+)
 from gateway.tools.base import Toolbox
 
 log = get_logger(__name__)
@@ -39,11 +49,14 @@ _CANCEL_MESSAGES: dict[CancelReason, str] = {
 class RunningTurn:
     """One turn under way. Emits events into its log and its journal; others read the log."""
 
-    def __init__(self, record: TurnRecord, owner: Principal, turn_log: TurnLog, journal: Journal) -> None:
+    def __init__(
+        self, record: TurnRecord, owner: Principal, turn_log: TurnLog, journal: Journal, inputs: Inputs
+    ) -> None:
         self.record = record
         self.principal = owner
         self.log = turn_log
         self.transcript = Transcript()
+        self.inputs: list[KeptInput] = []
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None
         self.task: asyncio.Task[None] | None = None
@@ -51,6 +64,7 @@ class RunningTurn:
         self.started_at = time.perf_counter()
         self.first_token_ms: float | None = None
         self._journal = journal
+        self._inputs = inputs
         self._opened = asyncio.Event()
         self._audience = 0
 
@@ -69,6 +83,16 @@ class RunningTurn:
 
     async def durable(self) -> None:
         await self._journal.now(self.log)
+
+    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+        for kept, expires_at in await self._inputs.ask(self.id, call_id, needed):
+            question = kept.question
+            self.emit(
+                InputRequired(
+                    input_id=str(kept.id), call_id=call_id, kind=question.kind, message=question.message,
+                    schema=question.schema, url=question.url, expires_at=expires_at.isoformat(timespec="seconds"),
+                )
+            )  # fmt: skip
 
     async def drain(self) -> None:
         if self._journal.congested:
@@ -130,6 +154,7 @@ class Runner:
         journal: Journal,
         history: History,
         kept: KeptTurns,
+        inputs: Inputs,
         bus: Bus,
         worker_id: UUID,
         system_prompt: str | None = None,
@@ -144,6 +169,7 @@ class Runner:
         self._journal = journal
         self._history = history
         self._kept = kept
+        self._inputs = inputs
         self._bus = bus
         self._system_prompt = system_prompt or context.SYSTEM_PROMPT
         self._deadline = deadline
@@ -182,7 +208,8 @@ class Runner:
             conversation_id=conversation_id,
             request_id=request_id,
         )
-        turn = RunningTurn(record, principal, TurnLog(turn_id, synchronous=self._synchronous), self._journal)
+        turn_log = TurnLog(turn_id, synchronous=self._synchronous)
+        turn = RunningTurn(record, principal, turn_log, self._journal, self._inputs)
         tools, missing = self._offer(request)
         turn.log.append(
             TurnStarted(
@@ -202,16 +229,18 @@ class Runner:
         turn.task = asyncio.create_task(self._run(turn, model, tools), name=f"turn {turn_id}")
         return turn
 
-    def take_over(self, record: TurnRecord, events: list[Entry], *, cancel: bool) -> None:
-        """Go on with a turn that another worker had begun and that is claimed for this one."""
+    def take_over(self, record: TurnRecord, events: list[Entry], inputs: list[KeptInput], *, cancel: bool) -> None:
+        """Go on with a turn that is claimed for this worker: another had begun it, or it has waited for a person."""
         model, _ = self._models.resolve(record.model)
         tools, _ = self._offer(record.request)
         turn_log = TurnLog(record.id, synchronous=self._synchronous)
         turn_log.adopt(events)
-        turn_log.jump()
-        turn = RunningTurn(record, Principal(user=record.owner), turn_log, self._journal)
+        turn = RunningTurn(record, Principal(user=record.owner), turn_log, self._journal, self._inputs)
+        turn.inputs = inputs
         for entry in events:
             turn.transcript.apply(entry.event)
+        if not turn.transcript.waits:
+            turn_log.jump()
         if cancel:
             turn.cancel("cancelled")
         log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
@@ -285,6 +314,7 @@ class Runner:
             tool_choice=request.tool_choice,
             parameters=request.parameters,
             principal=turn.principal,
+            approval=request.approval,
         )
 
     async def _run(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> None:
@@ -293,6 +323,8 @@ class Runner:
             end = await self._reach_end(turn, model, tools)
             if end is not None:
                 await self._finish(turn, end)
+            elif turn.cancel_reason is None:
+                await self._park(turn)
         finally:
             turn.ended()
             self._turns.pop(turn.id, None)
@@ -306,6 +338,8 @@ class Runner:
             async with deadline:
                 conversation = await self._conversation(turn, model, tools)
                 finish_reason = await self._loop.run(conversation, turn)
+            if finish_reason is None:
+                return None
         except asyncio.CancelledError:
             if turn.cancel_reason is None:
                 raise
@@ -325,6 +359,18 @@ class Runner:
             first_token_ms=turn.first_token_ms,
             cost_usd=model.cost(turn.transcript.usage),
         )
+
+    async def _park(self, turn: RunningTurn) -> None:
+        """Let the turn wait for a person: from now on it is rows."""
+        turn.stage = "finishing"
+        await self._journal.park(turn.log)
+        turn.log.close("input_required")
+        log.info("turn_waits", turn_id=str(turn.id))
+        try:
+            if await self._inputs.wake(turn.id):
+                self._bus.publish(BusMessage("orphan", turn.id))
+        except StorageUnavailable:
+            log.warning("turn_may_sleep_on", turn_id=str(turn.id))
 
     def _failed(self, turn: RunningTurn, error: GatewayError) -> TurnFailed:
         turn.failure = error

@@ -38,6 +38,7 @@ class Transcript:
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
         self._call_steps: dict[str, _Step] = {}
+        self._open_inputs: dict[str, str] = {}
         self.usage = Usage()
 
     def apply(self, event: e.Event) -> None:
@@ -52,6 +53,11 @@ class Transcript:
             case e.StepCompleted():
                 self._step(event.step).completed = event
                 self.usage = self.usage + event.usage
+            case e.InputRequired():
+                self._open_inputs[event.input_id] = event.call_id
+            case e.InputResolved():
+                self._open_inputs.pop(event.input_id, None)
+                self._edit(event)
             case e.ModelRetry():
                 if event.discard:
                     self._steps.pop(event.step, None)
@@ -83,6 +89,22 @@ class Transcript:
         texts = ("".join(step.text) for _, step in sorted(self._steps.items(), reverse=True))
         return next((text for text in texts if text), "")
 
+    @property
+    def waits(self) -> bool:
+        """Whether a call waits for a person."""
+        return bool(self._open_inputs)
+
+    def open_inputs(self, call_id: str) -> set[str]:
+        """The ids of the questions of a call that nobody has answered yet."""
+        return {input_id for input_id, asking in self._open_inputs.items() if asking == call_id}
+
+    def _edit(self, resolved: e.InputResolved) -> None:
+        """Whoever approved a call may have changed its arguments: then it is that call which was made."""
+        arguments = (resolved.content or {}).get("arguments")
+        if resolved.action == "accept" and isinstance(arguments, dict) and resolved.call_id in self._call_steps:
+            calls = self._call_steps[resolved.call_id].calls
+            calls[resolved.call_id] = msgspec.structs.replace(calls[resolved.call_id], arguments=arguments)
+
     def half_step(self) -> int | None:
         """The number of the last step if the model's stream of it has not ended: it does not count yet."""
         last = max(self._steps, default=None)
@@ -96,6 +118,10 @@ class Transcript:
         """The calls of ended steps that have no result."""
         steps = [step for step in self._steps.values() if step.completed]
         return [call for step in steps for call_id, call in step.calls.items() if call_id not in step.results]
+
+    def call(self, call_id: str) -> e.ToolCallStarted:
+        """A call as it stands: with the arguments that it was allowed with."""
+        return self._call_steps[call_id].calls[call_id]
 
     def has_calls(self, step: int) -> bool:
         return bool(self._steps[step].calls)

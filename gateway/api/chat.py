@@ -104,6 +104,8 @@ async def chat(
         case TurnFailed() | TurnCancelled() as end:
             failure = turn.failure if isinstance(turn, RunningTurn) else None
             raise failure or error_of(end.error)
+        case None if collector.waits:
+            return collector.response()
         case None:
             raise ServerStopping
 

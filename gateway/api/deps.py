@@ -17,6 +17,7 @@ from gateway.llm.base import Model, Models
 from gateway.messages import Principal
 from gateway.store.bus import Bus
 from gateway.store.database import Database
+from gateway.store.inputs import InputStore
 from gateway.store.turns import TurnStore
 from gateway.tools.base import Toolbox
 
@@ -31,6 +32,7 @@ class State:
     runner: Runner
     following: Following
     turns: TurnStore
+    inputs: InputStore
     bus: Bus
     toolbox: Toolbox
     models: Models

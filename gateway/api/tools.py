@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from gateway.api.deps import PrincipalDep, StateDep
 from gateway.api.errors import ErrorBody
 from gateway.errors import ToolNotFound
-from gateway.messages import JsonObject, Outcome
+from gateway.messages import InputNeeded, JsonObject, Outcome, ToolResult, text_block
 
 router = APIRouter(prefix="/api/v1", tags=["tools"])
 
@@ -100,6 +100,10 @@ async def call_tool(
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists those on offer.")
     started = time.perf_counter()
     result = await state.toolbox.call(spec, arguments, principal=principal)
+    if isinstance(result, InputNeeded):
+        asked = "; ".join(question.message for question in result.questions)
+        note = f"The tool asks: {asked} Questions are answered in a chat; here, call it with all that it needs."
+        result = ToolResult(outcome="error", content=[text_block(note)])
     return ToolCallResult(
         tool=spec.name,
         server=spec.server,

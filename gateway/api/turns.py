@@ -2,15 +2,23 @@
 
 import asyncio
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Header, Query, Response
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import (
+    SchemaError,
+    best_match,  # pyright: ignore[reportUnknownVariableType]
+)
 from pydantic import BaseModel
+from referencing.exceptions import Unresolvable
 
 from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.errors import ErrorBody
-from gateway.messages import BusMessage, Principal
+from gateway.errors import InvalidRequest
+from gateway.messages import Answer, BusMessage, JsonObject, Principal
 from gateway.wire.native import stream
 from gateway.wire.sse import FrameStream
 
@@ -35,8 +43,17 @@ class ToolCallView(BaseModel):
     duration_ms: float | None
 
 
+class InputView(BaseModel):
+    """A question of the turn, and its answer if it has one."""
+
+    id: UUID
+    call_id: str
+    question: JsonObject
+    answer: JsonObject | None
+
+
 class TurnView(BaseModel):
-    """`status`: running, completed, failed or cancelled."""
+    """`status`: running, waiting (for a person), completed, failed or cancelled."""
 
     id: UUID
     conversation_id: UUID | None
@@ -57,6 +74,7 @@ class TurnView(BaseModel):
     first_token_ms: float | None
     duration_ms: float | None
     tool_calls: list[ToolCallView] = []
+    inputs: list[InputView] = []
 
 
 @router.get("/{turn_id}", summary="A turn", responses=_NOT_FOUND)
@@ -94,17 +112,61 @@ def following(state: State, turn_id: UUID, after: int = 0) -> Response:
     return FrameStream(frames, headers={"X-Turn-Id": str(turn_id)}, on_close=reading.close)
 
 
+class InputBody(BaseModel):
+    """An answer. `content` must fit the question's schema where the action is `accept`."""
+
+    input_id: UUID
+    action: Literal["accept", "decline", "cancel"]
+    content: JsonObject | None = None
+
+
+@router.post(
+    "/{turn_id}/input",
+    summary="Answer a turn's question",
+    responses={
+        **_NOT_FOUND,
+        409: {"model": ErrorBody, "description": "It has been answered already, or has expired"},
+    },
+)
+async def answer_input(turn_id: UUID, body: InputBody, principal: PrincipalDep, state: StateDep) -> TurnView:
+    """Answer, decline or cancel what a turn asks; approvals are questions too.
+
+    Whichever worker comes first goes on with the turn: follow `/events` behind the last event that you have. To approve
+    a call with other arguments, accept with `content: {"arguments": {…}}`.
+    """
+    await state.turns.get(turn_id, principal)
+    question = (await state.inputs.get(turn_id, body.input_id)).question
+    content = body.content if body.action == "accept" else None
+    if body.action == "accept" and question.schema is not None:
+        _check_content(content or {}, question.schema)
+    await state.inputs.answer(turn_id, body.input_id, Answer(body.action, content, by=principal.user))
+    state.bus.publish(BusMessage("orphan", turn_id))
+    return await _view(turn_id, principal, state)
+
+
+def _check_content(content: JsonObject, schema: JsonObject) -> None:
+    validator: Any = Draft202012Validator(schema)
+    try:
+        error: Any = best_match(validator.iter_errors(content))
+    except (SchemaError, Unresolvable):
+        raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
+    if error is not None:
+        path = ".".join(["content", *map(str, error.absolute_path)])
+        raise InvalidRequest(f"{path}: {error.message[:500]}", param=path)
+
+
 @router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
 async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
     """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
     turn = await state.turns.get(turn_id, principal)
-    if turn.status == "running":
+    if turn.status in ("running", "waiting"):
         reading = state.following.open(turn_id)
         try:
             await state.turns.request_cancel(turn_id)
             message = BusMessage("cancel", turn_id)
             state.runner.heard(message)
             state.bus.publish(message)
+            state.bus.publish(BusMessage("orphan", turn_id))
             async with asyncio.timeout(_CANCEL_PATIENCE):
                 async for _ in reading.log.follow():
                     pass
@@ -120,4 +182,13 @@ async def _view(turn_id: UUID, principal: Principal, state: State) -> TurnView:
     view = TurnView.model_validate(turn, from_attributes=True)
     calls = await state.turns.tool_calls(turn_id)
     view.tool_calls = [ToolCallView.model_validate(call, from_attributes=True) for call in calls]
+    view.inputs = [
+        InputView(
+            id=kept.id,
+            call_id=kept.call_id,
+            question=msgspec.to_builtins(kept.question),
+            answer=msgspec.to_builtins(kept.answer),
+        )
+        for kept in await state.inputs.of_turn(turn_id)
+    ]
     return view

@@ -12,6 +12,7 @@ from gateway.store.database import Database
 from gateway.store.tables import Conversation, Turn
 
 _TITLE = 80
+_ENDED = ("completed", "failed", "cancelled")
 
 
 class ConversationStore:
@@ -33,7 +34,7 @@ class ConversationStore:
         """See `History.load`. A turn that ended without any answer is left out: nothing followed from it."""
         query = (
             select(col(Turn.messages))
-            .where(Turn.conversation_id == conversation_id, Turn.status != "running", Turn.response != "")
+            .where(Turn.conversation_id == conversation_id, col(Turn.status).in_(_ENDED), Turn.response != "")
             .order_by(col(Turn.id).desc())
             .limit(self._most_turns)
         )

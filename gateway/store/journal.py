@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from gateway.errors import Conflict, GatewayError, StorageUnavailable
-from gateway.events import Entry, ToolCallStarted, ToolFinished
+from gateway.events import Entry, InputResolved, ToolCallStarted, ToolFinished
 from gateway.log import get_logger
 from gateway.messages import TurnOutcome, TurnRecord, Usage
 
@@ -49,7 +49,9 @@ FINISH_TURN = """
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
                  error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12
 WHERE id = $1 AND worker_id = $13"""
-_ORDER = (BEGIN_TURN, CALL_STARTED, CALL_FINISHED, EVENTS, FINISH_TURN)
+CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
+PARK_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
+_ORDER = (BEGIN_TURN, CALL_STARTED, CALL_EDITED, CALL_FINISHED, EVENTS, FINISH_TURN, PARK_TURN)
 """A batch runs its statements in this order. Each may safely be run twice, as after a lost connection it is; and a
 worker whose turn was taken over by another writes nothing more of it."""
 
@@ -150,6 +152,10 @@ class PostgresJournal:
     def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
         return self._submit(log, [(FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))]).done
+
+    def park(self, log: Source) -> asyncio.Future[None]:
+        """See `Journal.park`."""
+        return self._submit(log, [(PARK_TURN, (log.turn_id, self._worker_id))]).done
 
     @property
     def congested(self) -> bool:
@@ -296,6 +302,7 @@ def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
         "tool_choice": request.tool_choice,
         "system": request.system,
         "on_disconnect": request.on_disconnect,
+        "approval": None if request.approval == "never" else request.approval,
     }
     return (
         turn.id,
@@ -351,5 +358,7 @@ def _ledger_rows(turn_id: UUID, entries: Iterable[Entry]) -> Iterable[_Row]:
                     CALL_FINISHED,
                     (turn_id, result.call_id, result.outcome, content, structured, result.duration_ms),
                 )
+            case InputResolved(action="accept", content={"arguments": arguments}) as resolved:
+                yield CALL_EDITED, (turn_id, resolved.call_id, arguments)
             case _:
                 pass  # the journal row alone keeps it

@@ -38,7 +38,7 @@ class Conversation(SQLModel, table=True):
 
 
 class Turn(SQLModel, table=True):
-    """One user request and all that it took to answer it. `status`: running, completed, failed, cancelled."""
+    """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled."""
 
     __tablename__: ClassVar[Any] = "turns"
     __table_args__ = (
@@ -96,6 +96,39 @@ class ToolCallRow(SQLModel, table=True):
     structured: Any = Field(default=None, sa_column=_json())
     started_at: datetime | None = Field(default=None, sa_column=_created_at())
     duration_ms: float | None = None
+
+
+class TurnInput(SQLModel, table=True):
+    """A question of a turn that waits for a person, with the asking server's state, and the answer."""
+
+    __tablename__: ClassVar[Any] = "turn_inputs"
+    __table_args__ = (
+        Index("ix_turn_inputs_turn", "turn_id"),
+        Index("ix_turn_inputs_open", "expires_at", postgresql_where=text("answer IS NULL")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), nullable=False))
+    call_id: str = Field(sa_type=Text)
+    question: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    state: str | None = Field(default=None, sa_type=Text)
+    answer: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    created_at: datetime | None = Field(default=None, sa_column=_created_at())
+    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+
+
+class AuditLog(SQLModel, table=True):
+    """Who did what, when. A trigger forbids to change or delete a row."""
+
+    __tablename__: ClassVar[Any] = "audit_log"
+    __table_args__ = (Index("ix_audit_log_subject", "subject"),)
+
+    id: UUID = Field(primary_key=True)
+    at: datetime | None = Field(default=None, sa_column=_created_at())
+    actor: str = Field(sa_type=Text)
+    action: str = Field(sa_type=Text)
+    subject: str = Field(sa_type=Text)
+    detail: dict[str, Any] = Field(sa_column=_json(nullable=False))
 
 
 class TurnEvents(SQLModel, table=True):

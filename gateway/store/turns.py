@@ -71,7 +71,8 @@ class TurnStore:
 
     async def request_cancel(self, turn_id: UUID) -> None:
         """Keep the wish, for whoever takes the turn over."""
-        wish = update(Turn).where(col(Turn.id) == turn_id, col(Turn.status) == "running").values(cancel_requested=True)
+        open_ = (col(Turn.id) == turn_id, col(Turn.status).in_(("running", "waiting")))
+        wish = update(Turn).where(*open_).values(cancel_requested=True, status="running")
         async with self._database.session() as session:
             await session.exec(wish)
 
@@ -159,6 +160,7 @@ def _record(turn: Turn) -> tuple[TurnRecord, bool]:
         system=options.get("system"),
         user_label=turn.user_label,
         on_disconnect="continue",
+        approval=options.get("approval", "never"),
     )
     record = TurnRecord(
         id=turn.id,

@@ -1,10 +1,11 @@
 """What the agent loop and the API ask of the connected MCP servers."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
-from gateway.messages import JsonObject, Principal, ToolResult, ToolSpec
+from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
@@ -40,9 +41,18 @@ class Toolbox(Protocol):
         ...
 
     async def call(
-        self, spec: ToolSpec, arguments: JsonObject, *, principal: Principal, observer: CallObserver | None = None
-    ) -> ToolResult:
-        """Run a tool for `principal`. Never raises for what goes wrong with the call: the result says it."""
+        self,
+        spec: ToolSpec,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        observer: CallObserver | None = None,
+        answers: Sequence[KeptInput] = (),
+    ) -> ToolResult | InputNeeded:
+        """Run a tool for `principal`. Never raises for what goes wrong with the call: the result says it.
+
+        `answers` are those to what this very call has asked before; it may ask again.
+        """
         ...
 
     def servers(self) -> list[ServerStatus]: ...

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -16,6 +16,7 @@ from mcp.types import (
     REQUEST_TIMEOUT,
     CallToolResult,
     Implementation,
+    InputRequiredResult,
     LoggingMessageNotificationParams,
     Tool,
     ToolListChangedNotification,
@@ -23,9 +24,10 @@ from mcp.types import (
 
 from gateway import __version__
 from gateway.log import get_logger
-from gateway.messages import JsonObject
+from gateway.messages import InputNeeded, JsonObject, KeptInput
 from gateway.tools.base import CallObserver, ServerStatus
 from gateway.tools.identity import TokenSigner, acting_for
+from gateway.tools.questions import UnfitQuestion, decline, questions_of, responses_to
 from gateway.tools.servers import ServerConfig
 from gateway.tools.transport import CONNECTION_CLOSED, IsolatingTransport
 
@@ -154,6 +156,7 @@ class Connection:
             read_timeout_seconds=_HANDSHAKE_SECONDS,
             message_handler=self._on_message,
             logging_callback=self._on_log,
+            elicitation_callback=decline,
             log_level="info",
             client_info=Implementation(name="agent-gateway", version=__version__),
         )
@@ -232,39 +235,54 @@ class Connection:
         )
 
     async def call(
-        self, tool: str, arguments: JsonObject, *, user: str, timeout: float, observer: CallObserver | None
-    ) -> CallToolResult:
+        self,
+        tool: str,
+        arguments: JsonObject,
+        *,
+        user: str,
+        timeout: float,
+        observer: CallObserver | None,
+        answers: Sequence[KeptInput] = (),
+    ) -> CallToolResult | InputNeeded:
         """Run one tool as `user`. Sent again once, and only if it provably never left or the session was gone.
 
         Raises:
             CallFailed: there is no result.
         """
-        try:
-            return await self._call_once(tool, arguments, user, timeout, observer)
-        except _NeverRan:
-            pass
-        try:
-            return await self._call_once(tool, arguments, user, timeout, observer)
-        except _NeverRan:
-            raise self._unreachable() from None
+        for _ in range(2):
+            with contextlib.suppress(_NeverRan):
+                return await self._call_once(tool, arguments, user, timeout, observer, answers)
+        raise self._unreachable()
 
     async def _call_once(
-        self, tool: str, arguments: JsonObject, user: str, timeout: float, observer: CallObserver | None
-    ) -> CallToolResult:
+        self,
+        tool: str,
+        arguments: JsonObject,
+        user: str,
+        timeout: float,
+        observer: CallObserver | None,
+        answers: Sequence[KeptInput],
+    ) -> CallToolResult | InputNeeded:
         client = await self._connected()
         key = object()
         if observer is not None:
             self._observers[key] = observer
         try:
             with acting_for(user):
-                return await client.call_tool(
+                result = await client.session.call_tool(
                     tool,
                     arguments,
                     read_timeout_seconds=timeout,
                     progress_callback=_progress_to(observer) if observer else None,
+                    input_responses=responses_to(answers),
+                    request_state=answers[0].state if answers else None,
+                    allow_input_required=True,
                 )
+                return questions_of(result) if isinstance(result, InputRequiredResult) else result
         except MCPError as error:
             raise self._translated(error, client, timeout) from error
+        except UnfitQuestion as error:
+            raise CallFailed(str(error), ran=False) from error
         except (RuntimeError, ValueError) as error:  # what the SDK raises over a result that breaks its own schema
             log.warning("mcp_bad_result", server=self.config.name, tool=tool, error=type(error).__name__)
             raise CallFailed("The server's result does not fit the tool's own output schema.", ran=True) from error

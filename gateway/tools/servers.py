@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gateway.config import ConfigError, Settings
+from gateway.messages import Approval
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 DEFAULT_FILE = Path("mcp.json")
@@ -20,7 +21,8 @@ class ServerConfig(BaseModel):
     """One entry. `fault` says why it cannot be used; then nothing else of it counts.
 
     `prefix` goes before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity`
-    "gateway" sends a short-lived token that names the user; `allow` and `deny` are globs over its tools' own names.
+    "gateway" sends a short-lived token that names the user; `allow` and `deny` are globs over its tools' own names;
+    `approval` says which of its tools' calls a person must approve.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -33,6 +35,7 @@ class ServerConfig(BaseModel):
     identity: Literal["none", "gateway"] = "none"
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
+    approval: Approval = "never"
     disabled: bool = False
     fault: str | None = None
 
@@ -101,7 +104,7 @@ def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfi
 def _faulty(name: str, fault: str) -> ServerConfig:
     return ServerConfig.model_construct(
         name=name, url="", headers={}, prefix=None, timeout=None, identity="none", allow=("*",), deny=(),
-        disabled=False, fault=fault,
+        approval="never", disabled=False, fault=fault,
     )  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import re
+from collections.abc import Sequence
 
 from mcp.types import Tool
 
 from gateway.config import Settings
 from gateway.log import get_logger
-from gateway.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
+from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
 from gateway.tools.base import CallObserver, ServerStatus
 from gateway.tools.connection import CallFailed, Connection
 from gateway.tools.identity import TokenSigner
@@ -68,18 +69,24 @@ class McpToolbox:
         return [connection.status() for connection in self._connections.values()]
 
     async def call(
-        self, spec: ToolSpec, arguments: JsonObject, *, principal: Principal, observer: CallObserver | None = None
-    ) -> ToolResult:
+        self,
+        spec: ToolSpec,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        observer: CallObserver | None = None,
+        answers: Sequence[KeptInput] = (),
+    ) -> ToolResult | InputNeeded:
         """See `Toolbox.call`."""
         connection = self._connections[spec.server]
         timeout = connection.config.timeout or self._timeout
         try:
             result = await connection.call(
-                spec.tool, arguments, user=principal.user, timeout=timeout, observer=observer
+                spec.tool, arguments, user=principal.user, timeout=timeout, observer=observer, answers=answers
             )
         except CallFailed as failure:
             return _failed(spec, failure)
-        return reduce_result(result, self._most_chars)
+        return result if isinstance(result, InputNeeded) else reduce_result(result, self._most_chars)
 
     def _forget_specs(self) -> None:
         self._specs = None
@@ -115,6 +122,7 @@ def make_spec(server: ServerConfig, tool: Tool, *, distinct: bool = False) -> To
         destructive=not (hints and hints.destructive_hint is False),
         idempotent=bool(hints and hints.idempotent_hint),
         open_world=not (hints and hints.open_world_hint is False),
+        approval=server.approval,
     )
 
 

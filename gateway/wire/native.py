@@ -70,6 +70,9 @@ class ChatRequest(BaseModel):
     system: Text | None = Field(default=None, description="Added to the gateway's system prompt.")
     user: str | None = Field(default=None, max_length=256, description="A label to find the turn by; no identity.")
     on_disconnect: Literal["cancel", "continue"] = "cancel"
+    approval: Literal["never", "destructive", "always"] = Field(
+        default="never", description="Which tool calls a person must approve; the servers' own policy holds besides."
+    )
 
     def value(self, *, default_model: str, defaults: Parameters, idempotency_key: str | None = None) -> TurnRequest:
         """The request in the gateway's own terms, with the defaults where it says nothing."""
@@ -87,6 +90,7 @@ class ChatRequest(BaseModel):
             user_label=self.user,
             on_disconnect=self.on_disconnect,
             idempotency_key=idempotency_key,
+            approval=self.approval,
         )
 
 
@@ -98,6 +102,18 @@ class ToolCallReport(BaseModel):
     outcome: str | None = None
     content: list[JsonObject] = []
     duration_ms: float | None = None
+
+
+class InputReport(BaseModel):
+    """A question that the turn waits for; answer it with `POST /api/v1/turns/{id}/input`."""
+
+    input_id: str
+    call_id: str
+    kind: str
+    message: str
+    schema_: JsonObject | None = Field(default=None, alias="schema", description="JSON schema of an accepting answer.")
+    url: str | None = None
+    expires_at: str | None = None
 
 
 class UsageReport(BaseModel):
@@ -117,6 +133,7 @@ class ChatResponse(BaseModel):
     response: str
     reasoning: str | None = None
     tool_calls: list[ToolCallReport] = []
+    inputs: list[InputReport] = []
     finish_reason: str | None = None
     usage: UsageReport = UsageReport()
     cost_usd: float | None = None
@@ -152,6 +169,12 @@ class Collector:
         self._text: dict[int, list[str]] = {}
         self._reasoning: dict[int, list[str]] = {}
         self._calls: dict[str, ToolCallReport] = {}
+        self._inputs: dict[str, InputReport] = {}
+
+    @property
+    def waits(self) -> bool:
+        """Whether the turn waits for a person."""
+        return self.end is None and bool(self._inputs)
 
     def take(self, event: e.Event) -> None:
         match event:
@@ -174,16 +197,20 @@ class Collector:
                     self._reasoning.pop(event.step, None)
             case e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled():
                 self.end = event
+            case e.InputRequired():
+                self._inputs[event.input_id] = InputReport.model_validate(event, from_attributes=True)
+            case e.InputResolved():
+                self._inputs.pop(event.input_id, None)
             case e.ToolProgress() | e.ToolLog() | e.StepCompleted():
                 pass
             case _:
                 assert_never(event)
 
     def response(self) -> ChatResponse:
-        """The answer; the turn must have completed."""
+        """The answer; the turn must have completed, or wait for a person."""
         assert self._started is not None
-        assert isinstance(self.end, e.TurnCompleted)
-        usage = msgspec.to_builtins(self.end.usage)
+        end = self.end if isinstance(self.end, e.TurnCompleted) else None
+        usage: JsonObject = msgspec.to_builtins(end.usage) if end else {}
         texts = ["".join(parts) for _, parts in sorted(self._text.items())]
         return ChatResponse(
             turn_id=self._started.turn_id,
@@ -192,10 +219,11 @@ class Collector:
             response=next((text for text in reversed(texts) if text), ""),
             reasoning="\n".join("".join(parts) for _, parts in sorted(self._reasoning.items())) or None,
             tool_calls=list(self._calls.values()),
-            finish_reason=self.end.finish_reason,
+            inputs=list(self._inputs.values()),
+            finish_reason=end.finish_reason if end else "input_required",
             usage=UsageReport.model_validate(usage),
-            cost_usd=self.end.cost_usd,
-            steps=self.end.steps,
-            duration_ms=self.end.duration_ms,
+            cost_usd=end.cost_usd if end else None,
+            steps=end.steps if end else len(self._text),
+            duration_ms=end.duration_ms if end else None,
             warnings=list(self._started.warnings),
         )
