@@ -35,6 +35,9 @@ class Authentication:
         self._demanded = not settings.on_loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
+            scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if scope["type"] == "http" and scope["path"] != "/health":
             try:
                 scope[_USER] = self._user(dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))

@@ -1,5 +1,6 @@
 """The MCP server: one line a tool family."""
 
+import inspect
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from mcp.types import (
     InputRequiredResult,
     PromptReference,
     ResourceTemplateReference,
+    Tool,
 )
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -51,6 +53,11 @@ class ToolServer(MCPServer[Any]):
         entry = self._lowlevel_server.get_request_handler("subscriptions/listen")
         if entry is not None and isinstance(entry.handler, ListenHandler):
             entry.handler.close()
+
+    async def list_tools(self) -> list[Tool]:
+        """As the SDK does, without the indentation of the docstrings."""
+        tools = await super().list_tools()
+        return [tool.model_copy(update={"description": inspect.cleandoc(tool.description or "")}) for tool in tools]
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None

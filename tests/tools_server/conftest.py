@@ -37,9 +37,18 @@ def settings(**values: Any) -> Settings:
 
 
 class _Server(HttpServer):
+    """Without the signals of a process, and told to stop by an event instead of looking every 100 ms."""
+
+    def __init__(self, app: Any, before_stop: Callable[[], None]) -> None:
+        super().__init__(app, before_stop)
+        self.stop = asyncio.Event()
+
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        await self.stop.wait()
 
 
 @asynccontextmanager
@@ -51,7 +60,7 @@ async def serve(app: Any, before_stop: Callable[[], None] = lambda: None) -> Asy
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stop.set()
         async with asyncio.timeout(5):
             await serving
 

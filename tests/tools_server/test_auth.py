@@ -1,3 +1,5 @@
+import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -115,6 +117,22 @@ async def test_browser_on_another_site_is_no_loopback_caller() -> None:
     async with serve_tools() as address:
         assert (await post(address, Host="evil.example:8001")).status_code == 421
         assert (await post(address, Origin="https://evil.example")).status_code == 403
+
+
+async def test_blanks_around_a_header_value_mean_nothing(guarded: str) -> None:
+    """Written by hand: HTTP clients leave such blanks out."""
+    body = json.dumps(CALL).encode()
+    lines = {**HEADERS, "Mcp-Name": "\t calculator \t", "Content-Type": "application/json", "Connection": "close"}
+    host, port = guarded.removeprefix("http://").split(":")
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"POST /mcp HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body
+        )
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200")
 
 
 async def test_hosts_and_origins_can_be_allowed() -> None:

@@ -25,6 +25,7 @@ async def test_every_tool_tells_a_model_what_it_needs_to_know(mcp: ToolServer) -
     for name, tool in tools.items():
         assert tool.title, name
         assert len(tool.description or "") > 40, name
+        assert "  " not in (tool.description or ""), name
         assert tool.output_schema is not None, name
         assert tool.annotations is not None, name
         assert tool.annotations.read_only_hint is (name in READ_ONLY), name
