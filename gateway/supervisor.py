@@ -232,8 +232,15 @@ def children(
 
 
 def _secret(settings: Settings) -> str:
-    given = settings.tools_server_secret
-    return given.get_secret_value() if given is not None else secrets.token_urlsafe(32)
+    """The given one, else the data directory's own: a question that waits through a restart is sealed with it."""
+    if settings.tools_server_secret is not None:
+        return settings.tools_server_secret.get_secret_value()
+    file = settings.gateway_data_dir / "tools-secret"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(32))
+    return file.read_text()
 
 
 async def _announce(

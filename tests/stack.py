@@ -54,9 +54,11 @@ async def serve_tools(database_url: str) -> AsyncGenerator[str]:
     """The real tool server; yields its MCP address."""
     settings = ToolsSettings(tools_server_secret=SecretStr(SECRET), _env_file=None)  # type: ignore[call-arg]
     store = TaskStore(database_url)
+    server = create_server(settings, store)
     try:
-        async with serve_asgi(create_tools_app(create_server(settings, store), settings)) as address:
+        async with serve_asgi(create_tools_app(server, settings)) as address:
             yield f"{address}/mcp"
+            server.end_listening()
     finally:
         await store.close()
 

@@ -82,9 +82,13 @@ class Authentication:
 def current_user(ctx: Context[Any]) -> str:
     """The user for whom this very call is made: read off its own HTTP request, as connections are shared.
 
-    Only stdio has no request. One that has not passed the middleware is an error, never `local`.
+    See `user_of`.
     """
-    request = ctx.request_context.request
+    return user_of(ctx.request_context.request)
+
+
+def user_of(request: object) -> str:
+    """Only stdio has no request. One that has not passed the middleware is an error, never `local`."""
     if request is None:
         return LOCAL_USER
     assert isinstance(request, Request)

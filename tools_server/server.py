@@ -1,6 +1,8 @@
 """The MCP server: one line a tool family."""
 
+import hashlib
 import inspect
+import secrets
 import time
 from typing import Any
 
@@ -8,6 +10,7 @@ from mcp.server import NotificationOptions
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp.server.request_state import RequestStateSecurity
 from mcp.server.subscriptions import ListenHandler
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import (
@@ -26,10 +29,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from tools_server import calculator, fetch_page, tasks, web_search
-from tools_server.auth import Authentication
+from tools_server.auth import Authentication, user_of
 from tools_server.config import Settings
 
 VERSION = "0.1.0"
+STATE_SECONDS = 30 * 86_400.0
 INSTRUCTIONS = """\
 calculator is exact: use it for all arithmetic. web_search finds pages, fetch_page reads one. The task tools keep the \
 user's own task list: look numbers up with list_tasks before you change or delete a task."""
@@ -81,6 +85,7 @@ def create_server(settings: Settings, store: tasks.TaskStore) -> ToolServer:
         instructions=INSTRUCTIONS,
         log_level="WARNING",
         cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
+        request_state_security=_state_security(settings),
     )
     mcp.tell_older_hosts_of_changes()
     calculator.register(mcp)
@@ -90,6 +95,13 @@ def create_server(settings: Settings, store: tasks.TaskStore) -> ToolServer:
     _complete_arguments(mcp)
     _report_health(mcp, store)
     return mcp
+
+
+def _state_security(settings: Settings) -> RequestStateSecurity:
+    """How a question's state is sealed: for its user, and readable after a restart where there is a secret."""
+    secret = settings.tools_server_secret
+    key = hashlib.sha256(secret.get_secret_value().encode()).digest() if secret else secrets.token_bytes(32)
+    return RequestStateSecurity(keys=[key], ttl=STATE_SECONDS, bind_principal=lambda ctx: user_of(ctx.request))
 
 
 def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:

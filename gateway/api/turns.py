@@ -146,13 +146,14 @@ async def answer_input(turn_id: UUID, body: InputBody, principal: PrincipalDep, 
 
 def _check_content(content: JsonObject, schema: JsonObject) -> None:
     validator: Any = Draft202012Validator(schema)
+    best: Any = best_match
     try:
-        error: Any = best_match(validator.iter_errors(content))
+        error = best(validator.iter_errors(content))
     except (SchemaError, Unresolvable):
         raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
     if error is not None:
         path = ".".join(["content", *map(str, error.absolute_path)])
-        raise InvalidRequest(f"{path}: {error.message[:500]}", param=path)
+        raise InvalidRequest(f"{path}: {str(error.message)[:500]}", param=path)
 
 
 @router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)

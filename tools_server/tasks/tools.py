@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
+from mcp.server.mcpserver.resolve import Elicit, Resolve
 from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
@@ -24,6 +25,10 @@ from tools_server.tasks.store import (
 T = TypeVar("T")
 
 MOST_TITLE, MOST_DESCRIPTION = 200, 2_000
+
+
+class Which(BaseModel):
+    task_id: int = Field(description="The number of the task that is meant.", ge=1)
 
 
 class TaskChanged(BaseModel):
@@ -49,6 +54,25 @@ _DELETES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempote
 
 
 def register(mcp: MCPServer[Any], store: TaskStore) -> None:
+    async def which(ctx: Context[Any], task_id: int | None, title: str | None) -> Which | Elicit[Which]:
+        """The task that is meant; the user is asked where the title does not tell."""
+        if task_id is not None:
+            return Which(task_id=task_id)
+        if not title:
+            raise ToolError("Give the task's number, or its title.")
+        listed = (await _answer(store.list(current_user(ctx), None))).tasks
+        wanted = title.strip().casefold()
+        found = [t for t in listed if t.title.casefold() == wanted] or [
+            t for t in listed if wanted in t.title.casefold()
+        ]
+        if not found:
+            there = "; ".join(task.line() for task in listed[:20]) or "none at all"
+            raise ToolError(f"The user has no task called {title!r}. There are: {there}.")
+        if len(found) == 1:
+            return Which(task_id=found[0].id)
+        lines = "\n".join(task.line() for task in found)
+        return Elicit(f"Several tasks are called {title!r}. Which one is to be deleted?\n{lines}", Which)
+
     @mcp.tool(title="Add a task", annotations=_ADDS)
     async def add_task(
         title: Title, ctx: Context[Any], description: Description = ""
@@ -87,9 +111,17 @@ def register(mcp: MCPServer[Any], store: TaskStore) -> None:
         return _said(f"Changed task #{task.id}: {task.title}", TaskChanged(task=task))
 
     @mcp.tool(title="Delete a task", annotations=_DELETES)
-    async def delete_task(task_id: TaskId, ctx: Context[Any]) -> Annotated[CallToolResult, TaskDeleted]:
-        """Delete a task for good. To mark it as done use complete_task. Take its number from list_tasks."""
-        task = await _answer(store.delete(current_user(ctx), task_id))
+    async def delete_task(
+        ctx: Context[Any],
+        chosen: Annotated[Which, Resolve(which)],
+        task_id: Annotated[TaskId | None, Field(description="The task's number, if you know it.")] = None,
+        title: Annotated[str | None, Field(description="Else its title.", max_length=MOST_TITLE)] = None,
+    ) -> Annotated[CallToolResult, TaskDeleted]:
+        """Delete a task for good, by its number or else by its title. To mark it as done use complete_task.
+
+        Where several tasks have the title, the user is asked which one is meant.
+        """
+        task = await _answer(store.delete(current_user(ctx), chosen.task_id))
         return _said(f"Deleted task #{task.id}: {task.title}", TaskDeleted(deleted=task))
 
     @mcp.resource("tasks://{status}", title="Tasks", mime_type="text/plain")
