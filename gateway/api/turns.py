@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import msgspec
@@ -146,9 +146,8 @@ async def answer_input(turn_id: UUID, body: InputBody, principal: PrincipalDep, 
 
 def _check_content(content: JsonObject, schema: JsonObject) -> None:
     validator: Any = Draft202012Validator(schema)
-    best: Any = best_match
     try:
-        error = best(validator.iter_errors(content))
+        error: Any = cast(Any, best_match)(validator.iter_errors(content))
     except (SchemaError, Unresolvable):
         raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
     if error is not None:
