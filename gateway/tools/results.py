@@ -8,7 +8,7 @@ from mcp.types import CallToolResult
 
 from gateway.messages import JsonObject, ToolResult, text_block
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\x1b\[[0-9;?]*[ -/]*[@-~]")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MOST_BLOCKS = 200
 _MOST_BASE64 = 256 * 1024
 

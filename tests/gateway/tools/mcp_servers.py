@@ -1,0 +1,125 @@
+"""Small MCP servers for the tests: in this process, or as a process of their own (`python -m … PORT`)."""
+
+import asyncio
+import sys
+from typing import Any
+
+import uvicorn
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.subscriptions import InMemorySubscriptionBus, ToolsListChanged
+from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+READ_ONLY = ToolAnnotations(read_only_hint=True)
+
+
+class Trial:
+    """A server whose calls the test can hold, and that remembers what came."""
+
+    def __init__(self) -> None:
+        self.bus = InMemorySubscriptionBus()
+        self.mcp: MCPServer[Any] = MCPServer(
+            "trial", instructions="Trial instructions.", log_level="ERROR", subscriptions=self.bus
+        )
+        self.started = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.requests: list[tuple[str, str | None]] = []
+        self._register(self.mcp)
+
+    def app(self, *, modern: bool = True) -> ASGIApp:
+        """The server over HTTP; `modern=False`: one that knows only the handshake era."""
+        inner = self.mcp.streamable_http_app()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                headers = dict(scope["headers"])
+                method = headers.get(b"mcp-method", b"").decode()
+                self.requests.append((method, headers.get(b"authorization", b"").decode() or None))
+                if not modern:
+                    kept = (b"mcp-method", b"mcp-name")
+                    version = b"mcp-protocol-version"
+                    scope["headers"] = [
+                        (name, value)
+                        for name, value in scope["headers"]
+                        if name not in kept and not (name == version and value == b"2026-07-28")
+                    ]
+            await inner(scope, receive, send)
+
+        return app
+
+    async def add_tool(self, name: str) -> None:
+        async def added() -> str:
+            return name
+
+        self.mcp.add_tool(added, name=name, description=f"The tool {name}.")
+        await self.bus.publish(ToolsListChanged())
+
+    def _register(self, mcp: MCPServer[Any]) -> None:
+        @mcp.tool(annotations=READ_ONLY)
+        async def echo(text: str) -> str:
+            """Say it again."""
+            return text
+
+        @mcp.tool(annotations=READ_ONLY)
+        async def whoami(ctx: Context[Any]) -> str:
+            """Who is calling."""
+            request = ctx.request_context.request
+            assert isinstance(request, Request)
+            await asyncio.sleep(0)
+            return request.headers.get("authorization", "nobody")
+
+        @mcp.tool(annotations=READ_ONLY)
+        async def hang_read() -> str:
+            """Never answer; changes nothing."""
+            return await self._hang()
+
+        @mcp.tool()
+        async def hang_write() -> str:
+            """Never answer; may have changed something."""
+            return await self._hang()
+
+        @mcp.tool()
+        async def crash() -> str:
+            """Break."""
+            raise ValueError("internal detail")
+
+        @mcp.tool()
+        async def refuse() -> str:
+            """Say no."""
+            raise ToolError("No, because of the weather.")
+
+        @mcp.tool()
+        async def chatter(ctx: Context[Any]) -> str:
+            """Tell of its progress."""
+            await ctx.report_progress(1, 2, "half")
+            await ctx.info("a log line")
+            await ctx.report_progress(2, 2, "whole")
+            return "done"
+
+        @mcp.tool(structured_output=False)
+        async def picture() -> CallToolResult:
+            """Text and an image."""
+            image = ImageContent(type="image", data="aGk=", mime_type="image/png")
+            return CallToolResult(content=[TextContent(type="text", text="see"), image])
+
+    async def _hang(self) -> str:
+        self.started.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        return "late"
+
+
+async def serve(port: int, *, modern: bool) -> None:
+    config = uvicorn.Config(
+        Trial().app(modern=modern), host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=0
+    )
+    await uvicorn.Server(config).serve()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), modern="legacy" not in sys.argv))
