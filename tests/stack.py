@@ -1,5 +1,6 @@
 """The parts of a running gateway, in this process and its event loop, on ports that the system picks."""
 
+import asyncio
 import json
 import socket
 from asyncio import create_task, sleep, wait
@@ -23,6 +24,20 @@ from tools_server.tasks import TaskStore
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
+
+
+class _Prompt:
+    """asyncio, whose naps are short: uvicorn looks ten times a second whether it is to stop, a run starts 500 servers."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.005))
+
+
+uvicorn.server.asyncio = _Prompt()  # type: ignore[assignment]
 
 
 class _Server(uvicorn.Server):
