@@ -30,7 +30,7 @@ from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.inputs import InputStore
-from gateway.store.journal import PostgresJournal
+from gateway.store.journal import PostgresJournal, UnkeptJournal
 from gateway.store.turns import TurnStore
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
@@ -132,6 +132,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             models=catalog,
             toolbox=toolbox,
             journal=journal,
+            no_journal=UnkeptJournal(journal),
             history=ConversationStore(database),
             kept=turns,
             inputs=inputs,

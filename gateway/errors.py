@@ -8,10 +8,12 @@
      │   ├─ ModelNotFound        404 model_not_found
      │   └─ ToolNotFound         404 tool_not_found
      ├─ Conflict                 409 conflict
+     │   └─ TurnNotKept          409 turn_not_kept
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
      │   └─ StorageUnavailable   503 storage_unavailable
      ├─ TurnTimeout              504 turn_timeout
+     ├─ TurnLost                 503 turn_lost
      └─ ModelError               502 model_error
          ├─ ModelKeyRefused      502 model_key_refused
          ├─ ModelRateLimited     429 model_rate_limited
@@ -93,6 +95,13 @@ class Conflict(GatewayError):
     status = 409
 
 
+class TurnNotKept(Conflict):
+    code = "turn_not_kept"
+    default_message = (
+        "This turn is not kept: it can be followed only while it runs, and only at the worker that runs it."
+    )
+
+
 class Overloaded(GatewayError):
     code = "overloaded"
     status = 503
@@ -115,6 +124,12 @@ class TurnTimeout(GatewayError):
     code = "turn_timeout"
     status = 504
     default_message = "The turn took longer than it may."
+
+
+class TurnLost(GatewayError):
+    code = "turn_lost"
+    status = 503
+    default_message = "The worker that ran this turn is gone, and of a turn that is not kept nobody can go on."
 
 
 class ModelError(GatewayError):

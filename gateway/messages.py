@@ -113,6 +113,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     """One user request, whatever wire format brought it.
 
     `tools` lists the names that may be used (None: all); `conversation_id` is an id, "new", or None for a turn alone.
+    Without `store`, nothing that anybody said is kept.
     """
 
     messages: tuple[Message, ...]
@@ -127,6 +128,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     idempotency_key: str | None = None
     approval: Approval = "never"
+    store: bool = True
 
     @property
     def prompt(self) -> str:
@@ -163,7 +165,8 @@ class TurnOutcome(msgspec.Struct, frozen=True):
 class Question(msgspec.Struct, frozen=True):
     """What a call needs to know before it can go on. `schema` is the JSON schema of an accepting answer's content.
 
-    `key` is the asker's own name for it; `url` a page to visit in place of an answer with content.
+    `key` is the asker's own name for it; `url` a page to visit in place of an answer with content. `held`: the server
+    holds its call open for the answer, so only the worker that made the call can pass it on.
     """
 
     key: str
@@ -171,6 +174,7 @@ class Question(msgspec.Struct, frozen=True):
     message: str
     schema: JsonObject | None = None
     url: str | None = None
+    held: bool = False
 
 
 class InputNeeded(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ import json
 import socket
 from asyncio import create_task, sleep, wait
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,14 @@ SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
 
 
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class _Prompt:
-    """asyncio, whose naps are short: uvicorn looks ten times a second whether it is to stop, a run starts 500 servers."""
+    """asyncio with short naps: uvicorn looks whether to stop ten times a second, and a run starts 500 servers."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(asyncio, name)

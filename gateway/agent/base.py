@@ -8,6 +8,7 @@ from uuid import UUID
 from gateway.agent.turn_log import TurnLog
 from gateway.events import Entry
 from gateway.messages import (
+    Answer,
     BusMessage,
     InputNeeded,
     KeptInput,
@@ -108,6 +109,12 @@ class Inputs(Protocol):
 
     async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
         """All that a turn has asked, with the answers so far."""
+        ...
+
+    async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None: ...
+
+    async def drop_held(self, turn_id: UUID) -> None:
+        """Decide the questions that only a worker now gone could have answered."""
         ...
 
     async def wake(self, turn_id: UUID) -> bool:

@@ -10,11 +10,13 @@ from gateway.agent.policy import approval_of, needs_approval
 from gateway.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.log import get_logger
 from gateway.messages import (
+    Answer,
     Approval,
     InputNeeded,
     JsonObject,
     KeptInput,
     Principal,
+    Question,
     ToolCall,
     ToolResult,
     ToolSpec,
@@ -36,6 +38,10 @@ class Emitter(Protocol):
 
     async def ask(self, call_id: str, needed: InputNeeded) -> None:
         """Keep the questions of a call, then show them. The call goes on when they are answered."""
+        ...
+
+    async def ask_now(self, call_id: str, question: Question) -> Answer:
+        """Keep and show a question of a call that is held open for it; the answer, whenever it comes."""
         ...
 
 
@@ -104,7 +110,10 @@ class StepCalls:
         self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False)))
 
     def answered(self, call: ToolCallStarted, inputs: list[KeptInput]) -> None:
-        """Go on with a call whose questions have their answers."""
+        """Go on with a call whose questions have their answers; one that was held open for them was cut with them."""
+        if any(kept.question.held for kept in inputs):
+            self.repeat(call)
+            return
         spec = self._offered.get(call.tool)
         arguments = call.arguments if isinstance(call.arguments, dict) else {}
         approvals = [kept.answer for kept in inputs if kept.question.kind == "approval" and kept.answer]
@@ -195,6 +204,9 @@ class _Observer:
 
     def log(self, level: str, message: str) -> None:
         self._emit(ToolLog(call_id=self._call_id, level=level, message=message[: self._LONGEST]))
+
+    async def ask(self, question: Question) -> Answer:
+        return await self._out.ask_now(self._call_id, question)
 
     def _emit(self, event: Event) -> None:
         if self._left > 0:

@@ -6,7 +6,7 @@ from uuid import UUID
 from gateway.agent.base import Bus, KeptTurns
 from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
-from gateway.errors import StorageUnavailable
+from gateway.errors import StorageUnavailable, TurnNotKept
 from gateway.messages import BusMessage
 
 _LOOK_SECONDS = 1.0
@@ -35,10 +35,16 @@ class Following:
         self._bus = bus
         self._copies: dict[UUID, _Copy] = {}
 
-    def open(self, turn_id: UUID) -> Reading:
-        """A log of the turn, which must exist."""
+    def open(self, turn_id: UUID, *, kept: bool = True) -> Reading:
+        """A log of the turn, which must exist.
+
+        Raises:
+            TurnNotKept: it is not `kept`, and does not run here.
+        """
         if (running := self._runner.get(turn_id)) is not None:
             return Reading(running.log)
+        if not kept:
+            raise TurnNotKept
         copy = self._copies.get(turn_id)
         if copy is None:
             copy = self._copies[turn_id] = _Copy(turn_id, self._kept, self._bus, self._copies)

@@ -84,6 +84,7 @@ class Membership:
     async def _take_over(self) -> None:
         for record, cancel in await self._kept.claim(self._worker_id, timedelta(seconds=self._silent)):
             try:
+                await self._inputs.drop_held(record.id)
                 events, inputs = await self._journal_of(record), await self._inputs.of_turn(record.id)
                 self._runner.take_over(record, events, inputs, cancel=cancel)
             except StorageUnavailable:

@@ -12,38 +12,57 @@ from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns
 from gateway.agent.loop import AgentLoop, Conversation
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
+from gateway.deadline import Deadline
 from gateway.errors import (
     ErrorInfo,
     GatewayError,
     Overloaded,
     ServerStopping,
     StorageUnavailable,
+    TurnLost,
     TurnTimeout,
 )
-from gateway.events import Entry, Event, InputRequired, TurnCancelled, TurnCompleted, TurnEnd, TurnFailed, TurnStarted
+from gateway.events import (
+    Entry,
+    Event,
+    InputRequired,
+    InputResolved,
+    ToolFinished,
+    TurnCancelled,
+    TurnCompleted,
+    TurnEnd,
+    TurnFailed,
+    TurnStarted,
+)
 from gateway.llm.base import ModelInfo, Models
 from gateway.log import get_logger
 from gateway.messages import (
+    Answer,
     BusMessage,
     InputNeeded,
     KeptInput,
     Message,
     Principal,
+    Question,
     ToolSpec,
     TurnOutcome,
     TurnRecord,
     TurnRequest,
+    text_block,
 )
 from gateway.tools.base import Toolbox
 
 log = get_logger(__name__)
 
-CancelReason = Literal["client_disconnected", "cancelled", "handed_over"]
+CancelReason = Literal["client_disconnected", "cancelled", "handed_over", "server_stopping"]
 _CANCEL_MESSAGES: dict[CancelReason, str] = {
     "client_disconnected": "The client went away, and the turn was not asked to go on without it.",
     "cancelled": "The turn was cancelled.",
     "handed_over": "Another worker goes on with the turn.",
+    "server_stopping": "The gateway stopped, and of a turn that is not kept nobody can go on.",
 }
+_LOOK_SECONDS = 2.0
+_NOBODY_TO_ASK = "This call needs a person's answer, and a turn that is not kept cannot wait for one."
 
 
 class RunningTurn:
@@ -60,10 +79,13 @@ class RunningTurn:
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None
         self.task: asyncio.Task[None] | None = None
+        self.lost = False
+        self.deadline: Deadline | None = None
+        self.answers_came = asyncio.Event()
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"
         self.started_at = time.perf_counter()
         self.first_token_ms: float | None = None
-        self._journal = journal
+        self.journal = journal
         self._inputs = inputs
         self._opened = asyncio.Event()
         self._audience = 0
@@ -72,20 +94,46 @@ class RunningTurn:
     def id(self) -> UUID:
         return self.record.id
 
+    @property
+    def kept(self) -> bool:
+        """Whether others can go on with the turn, and read it later."""
+        return self.record.request.store
+
     def emit(self, event: Event) -> None:
         """Number the event, fold it, show it when it may be seen."""
         self.transcript.apply(event)
         self.log.append(event)
         if self.log.visible == len(self.log.entries):
-            self._journal.soon(self.log)
+            self.journal.soon(self.log)
         else:
-            self._journal.now(self.log)
+            self.journal.now(self.log)
 
     async def durable(self) -> None:
-        await self._journal.now(self.log)
+        await self.journal.now(self.log)
 
     async def ask(self, call_id: str, needed: InputNeeded) -> None:
-        for kept, expires_at in await self._inputs.ask(self.id, call_id, needed):
+        if self.kept:
+            await self._show(call_id, needed)
+        else:
+            self.emit(ToolFinished(call_id=call_id, outcome="denied", content=[text_block(_NOBODY_TO_ASK)]))
+
+    async def ask_now(self, call_id: str, question: Question) -> Answer:
+        if not self.kept:
+            return Answer("decline", by="gateway")
+        (asked,) = await self._show(call_id, InputNeeded((question,)))
+        assert self.deadline is not None
+        with self.deadline.standing_still():
+            answer = await self._answer_to(asked)
+        self.emit(
+            InputResolved(
+                input_id=str(asked.id), call_id=call_id, action=answer.action, content=answer.content, by=answer.by
+            )
+        )
+        return answer
+
+    async def _show(self, call_id: str, needed: InputNeeded) -> list[KeptInput]:
+        asked = await self._inputs.ask(self.id, call_id, needed)
+        for kept, expires_at in asked:
             question = kept.question
             self.emit(
                 InputRequired(
@@ -93,10 +141,26 @@ class RunningTurn:
                     schema=question.schema, url=question.url, expires_at=expires_at.isoformat(timespec="seconds"),
                 )
             )  # fmt: skip
+        return [kept for kept, _ in asked]
+
+    async def _answer_to(self, asked: KeptInput) -> Answer:
+        """Told by the bus, and looked for now and then: a message may get lost."""
+        while True:
+            self.answers_came.clear()
+            try:
+                if (answer := await self._inputs.answer_to(self.id, asked.id)) is not None:
+                    return answer
+            except StorageUnavailable:
+                log.warning("answer_waits_for_database", turn_id=str(self.id))
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self.answers_came.wait()
+            except TimeoutError:
+                continue
 
     async def drain(self) -> None:
-        if self._journal.congested:
-            await self._journal.room()
+        if self.journal.congested:
+            await self.journal.room()
 
     def opened(self) -> None:
         if not self._opened.is_set():
@@ -152,6 +216,7 @@ class Runner:
         models: Models,
         toolbox: Toolbox,
         journal: Journal,
+        no_journal: Journal,
         history: History,
         kept: KeptTurns,
         inputs: Inputs,
@@ -167,6 +232,7 @@ class Runner:
         self._models = models
         self._toolbox = toolbox
         self._journal = journal
+        self._no_journal = no_journal
         self._history = history
         self._kept = kept
         self._inputs = inputs
@@ -209,7 +275,7 @@ class Runner:
             request_id=request_id,
         )
         turn_log = TurnLog(turn_id, synchronous=self._synchronous)
-        turn = RunningTurn(record, principal, turn_log, self._journal, self._inputs)
+        turn = self._turn(record, principal, turn_log)
         tools, missing = self._offer(request)
         turn.log.append(
             TurnStarted(
@@ -222,7 +288,7 @@ class Runner:
         )
         self._turns[turn_id] = turn
         try:
-            await self._journal.begin(record, turn.log)
+            await turn.journal.begin(record, turn.log)
         except BaseException:
             del self._turns[turn_id]
             raise
@@ -235,17 +301,22 @@ class Runner:
         tools, _ = self._offer(record.request)
         turn_log = TurnLog(record.id, synchronous=self._synchronous)
         turn_log.adopt(events)
-        turn = RunningTurn(record, Principal(user=record.owner), turn_log, self._journal, self._inputs)
+        turn = self._turn(record, Principal(user=record.owner), turn_log)
         turn.inputs = inputs
         for entry in events:
             turn.transcript.apply(entry.event)
         if not turn.transcript.waits:
             turn_log.jump()
+        turn.lost = not turn.kept
         if cancel:
             turn.cancel("cancelled")
         log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
         self._turns[turn.id] = turn
         turn.task = asyncio.create_task(self._run(turn, model, tools), name=f"turn {turn.id}")
+
+    def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog) -> RunningTurn:
+        journal = self._journal if record.request.store else self._no_journal
+        return RunningTurn(record, principal, turn_log, journal, self._inputs)
 
     def heard(self, message: BusMessage) -> None:
         """What another worker (or this one) tells of a turn that may run here."""
@@ -254,6 +325,8 @@ class Runner:
             return
         if message.kind == "cancel":
             turn.cancel("cancelled")
+        elif message.kind == "orphan":
+            turn.answers_came.set()
         elif message.kind == "watch":
             news = BusMessage("events", turn.id)
             turn.log.on_commit = lambda: self._bus.publish(news)
@@ -282,13 +355,14 @@ class Runner:
         """Stop running, without ending them: what has happened is kept, and others go on from there."""
         turns = [turn for turn in self._turns.values() if turn.stage != "finishing"]
         for turn in turns:
-            turn.log.close(reason)
-            turn.cancel("handed_over")
+            if turn.kept:
+                turn.log.close(reason)
+            turn.cancel("handed_over" if turn.kept else "server_stopping")
         tasks = [turn.task for turn in turns if turn.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=2)
-            await asyncio.wait([self._journal.now(turn.log) for turn in turns], timeout=2)
-        return [turn.id for turn in turns]
+            await asyncio.wait([turn.journal.now(turn.log) for turn in turns], timeout=2)
+        return [turn.id for turn in turns if turn.kept]
 
     def _offer(self, request: TurnRequest) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
         """The tools on offer to this turn, and a warning for each that was asked for and is not there."""
@@ -331,9 +405,11 @@ class Runner:
 
     async def _reach_end(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> TurnEnd | None:
         """Run the loop; whatever happens becomes one of the events that end a turn, or None: it goes on elsewhere."""
-        deadline = asyncio.timeout(self._deadline)
+        turn.deadline = deadline = Deadline(self._deadline)
         if turn.cancel_reason is not None:
             return _cancelled(turn)
+        if turn.lost:
+            return self._failed(turn, TurnLost())
         try:
             async with deadline:
                 conversation = await self._conversation(turn, model, tools)
@@ -347,7 +423,7 @@ class Runner:
         except GatewayError as error:
             return self._failed(turn, error)
         except Exception:  # a turn must end, whatever breaks in it; the log has the rest
-            if deadline.expired():
+            if deadline.expired:
                 return self._failed(turn, TurnTimeout(f"The turn took longer than its {self._deadline:g} seconds."))
             log.exception("turn_broke", turn_id=str(turn.id))
             return self._failed(turn, GatewayError())
@@ -363,7 +439,7 @@ class Runner:
     async def _park(self, turn: RunningTurn) -> None:
         """Let the turn wait for a person: from now on it is rows."""
         turn.stage = "finishing"
-        await self._journal.park(turn.log)
+        await turn.journal.park(turn.log)
         turn.log.close("input_required")
         log.info("turn_waits", turn_id=str(turn.id))
         try:
@@ -381,7 +457,7 @@ class Runner:
         turn.stage = "finishing"
         turn.log.append(end)
         outcome = _outcome(turn, end)
-        kept = self._journal.finish(turn.log, outcome)
+        kept = turn.journal.finish(turn.log, outcome)
         try:
             await asyncio.wait_for(asyncio.shield(kept), self._storage_patience)
         except TimeoutError:
@@ -407,7 +483,9 @@ def _cancelled(turn: RunningTurn) -> TurnCancelled | None:
     return TurnCancelled(error=error, saved=_saved(turn))
 
 
-def _saved(turn: RunningTurn) -> Literal["text", "prompt"]:
+def _saved(turn: RunningTurn) -> Literal["text", "prompt", "nothing"]:
+    if not turn.kept:
+        return "nothing"
     return "text" if turn.transcript.response else "prompt"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import APIRouter, Header, Request, Response
 
@@ -16,6 +15,7 @@ from gateway.errors import Conflict, ServerStopping, error_of
 from gateway.events import Entry, TurnCancelled, TurnCompleted, TurnFailed
 from gateway.log import request_id
 from gateway.messages import Parameters, Principal
+from gateway.store.tables import Turn
 from gateway.wire.native import ChatRequest, ChatResponse, Collector, stream
 from gateway.wire.sse import FrameStream
 
@@ -67,7 +67,7 @@ async def chat_stream(
     `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
     turn = await _begin(body, request, principal, state, idempotency_key)
-    if isinstance(turn, UUID):
+    if isinstance(turn, Turn):
         return following(state, turn)
     try:
         await unless_disconnected(request, turn.until_opened(FIRST_CHUNK_PATIENCE))
@@ -90,7 +90,7 @@ async def chat(
 ) -> ChatResponse:
     """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
     turn = await _begin(body, request, principal, state, idempotency_key)
-    reading = state.following.open(turn) if isinstance(turn, UUID) else Reading(turn.log)
+    reading = state.following.open(turn.id, kept=turn.store) if isinstance(turn, Turn) else Reading(turn.log)
     try:
         collector = await unless_disconnected(request, _collect(reading.log.follow()))
     finally:
@@ -112,8 +112,8 @@ async def chat(
 
 async def _begin(
     body: ChatRequest, request: Request, principal: Principal, state: State, key: str | None
-) -> RunningTurn | UUID:
-    """A new turn; or the id of the one that the key has begun before."""
+) -> RunningTurn | Turn:
+    """A new turn; or the one that the key has begun before."""
     settings = state.settings
     defaults = Parameters(
         temperature=settings.groq_temperature,
@@ -124,7 +124,7 @@ async def _begin(
     turn_request = body.value(default_model=settings.groq_default_model, defaults=defaults, idempotency_key=key)
     check_size(turn_request, most_messages=settings.max_messages, most_chars=settings.max_message_chars)
     if key is not None and (known := await state.turns.find(principal.user, key)) is not None:
-        request.state.turn_id = str(known)
+        request.state.turn_id = str(known.id)
         return known
     try:
         turn = await state.runner.start(turn_request, principal, request_id.get())
@@ -132,7 +132,7 @@ async def _begin(
         known = await state.turns.find(principal.user, key) if key is not None else None
         if known is None:
             raise
-        request.state.turn_id = str(known)
+        request.state.turn_id = str(known.id)
         return known
     turn.join()
     request.state.turn_id = str(turn.id)

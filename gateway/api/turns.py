@@ -19,6 +19,7 @@ from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.errors import ErrorBody
 from gateway.errors import InvalidRequest
 from gateway.messages import Answer, BusMessage, JsonObject, Principal
+from gateway.store.tables import Turn
 from gateway.wire.native import stream
 from gateway.wire.sse import FrameStream
 
@@ -53,11 +54,12 @@ class InputView(BaseModel):
 
 
 class TurnView(BaseModel):
-    """`status`: running, waiting (for a person), completed, failed or cancelled."""
+    """`status`: running, waiting (for a person), completed, failed or cancelled. Without `store`, figures alone."""
 
     id: UUID
     conversation_id: UUID | None
     status: str
+    store: bool
     model_name: str
     prompt: str
     response: str
@@ -100,16 +102,16 @@ async def follow_turn(
 
     A finished turn's stream ends behind its last event. Following never decides over the turn: leave as you like.
     """
-    await state.turns.get(turn_id, principal)
+    turn = await state.turns.get(turn_id, principal)
     known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
-    return following(state, turn_id, known)
+    return following(state, turn, known)
 
 
-def following(state: State, turn_id: UUID, after: int = 0) -> Response:
+def following(state: State, turn: Turn, after: int = 0) -> Response:
     """A stream that only reads the turn."""
-    reading = state.following.open(turn_id)
-    frames = stream(str(turn_id), reading.log.follow(after), lambda: reading.log.closing)
-    return FrameStream(frames, headers={"X-Turn-Id": str(turn_id)}, on_close=reading.close)
+    reading = state.following.open(turn.id, kept=turn.store)
+    frames = stream(str(turn.id), reading.log.follow(after), lambda: reading.log.closing)
+    return FrameStream(frames, headers={"X-Turn-Id": str(turn.id)}, on_close=reading.close)
 
 
 class InputBody(BaseModel):
@@ -160,7 +162,7 @@ async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -
     """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
     turn = await state.turns.get(turn_id, principal)
     if turn.status in ("running", "waiting"):
-        reading = state.following.open(turn_id)
+        reading = state.following.open(turn_id)  # one that is not kept shows its end alone
         try:
             await state.turns.request_cancel(turn_id)
             message = BusMessage("cancel", turn_id)

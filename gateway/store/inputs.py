@@ -45,6 +45,24 @@ class InputStore:
         async with self._database.session() as session:
             return [_kept(row) for row in (await session.exec(query)).all()]
 
+    async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None:
+        """See `Inputs.answer_to`."""
+        return (await self.get(turn_id, input_id)).answer
+
+    async def drop_held(self, turn_id: UUID) -> None:
+        """See `Inputs.drop_held`."""
+        held = (col(TurnInput.turn_id) == turn_id, col(TurnInput.question)["held"].astext == "true")
+        answer = Answer("expire", by="gateway")
+        dropping = (
+            update(TurnInput)
+            .where(*held, col(TurnInput.answer).is_(None))
+            .values(answer=msgspec.to_builtins(answer))
+            .returning(col(TurnInput.id))
+        )
+        async with self._database.session() as session:
+            dropped: list[Any] = list((await session.exec(dropping)).scalars())  # pyright: ignore
+            session.add_all([_audit(turn_id, input_id, answer) for input_id in dropped])
+
     async def wake(self, turn_id: UUID) -> bool:
         """See `Inputs.wake`."""
         answered = select(TurnInput.id).where(TurnInput.turn_id == turn_id, col(TurnInput.answer).is_not(None))
@@ -68,15 +86,18 @@ class InputStore:
         """Decide a question, once; the turn may go on.
 
         Raises:
-            Conflict: it has been decided already, or has expired.
+            Conflict: it has been decided already, or has expired, or the turn has ended.
         """
-        undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None))
+        open_ = select(Turn.id).where(Turn.id == turn_id, col(Turn.status).in_(("running", "waiting")))
+        undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None), open_.exists())
         decision = update(TurnInput).where(*undecided).values(answer=msgspec.to_builtins(answer))
         waiting = update(Turn).where(col(Turn.id) == turn_id, col(Turn.status) == "waiting").values(status="running")
         async with self._database.session() as session:
             result: Any = await session.exec(decision)
             if not result.rowcount:
-                raise Conflict("This question has its answer already, or has expired.", param="input_id")
+                raise Conflict(
+                    "This question has its answer already, has expired, or its turn has ended.", param="input_id"
+                )
             await session.exec(waiting)
             session.add(_audit(turn_id, input_id, answer))
 

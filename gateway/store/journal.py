@@ -17,7 +17,7 @@ import msgspec
 from gateway.errors import Conflict, GatewayError, StorageUnavailable
 from gateway.events import Entry, InputResolved, ToolCallStarted, ToolFinished
 from gateway.log import get_logger
-from gateway.messages import TurnOutcome, TurnRecord, Usage
+from gateway.messages import TurnOutcome, TurnRecord, TurnRequest, Usage
 
 log = get_logger(__name__)
 
@@ -271,6 +271,64 @@ class PostgresJournal:
             connection.terminate()
 
 
+class UnkeptJournal:
+    """For turns that must not be kept: their row holds figures alone, and their events are shown without a record."""
+
+    congested = False
+
+    def __init__(self, journal: PostgresJournal) -> None:
+        self._journal = journal
+
+    async def begin(self, turn: TurnRecord, log: Source) -> None:
+        """See `Journal.begin`."""
+        request = TurnRequest(
+            messages=(), model=turn.request.model, parameters=turn.request.parameters, store=False,
+            idempotency_key=turn.request.idempotency_key,
+        )  # fmt: skip
+        await self._journal.begin(msgspec.structs.replace(turn, request=request), _Silence(turn.id))
+        self.soon(log)
+
+    def soon(self, log: Source) -> None:
+        """See `Journal.soon`."""
+        entries = log.take()
+        if entries:
+            log.committed(entries[-1].seq)
+
+    def now(self, log: Source) -> asyncio.Future[None]:
+        """See `Journal.now`."""
+        self.soon(log)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
+        """See `Journal.finish`."""
+        figures = msgspec.structs.replace(outcome, messages=(), response="")
+        done = self._journal.finish(_Silence(log.turn_id), figures)
+        done.add_done_callback(lambda _: self.soon(log))
+        return done
+
+    def park(self, log: Source) -> asyncio.Future[None]:
+        """See `Journal.park`. Such a turn never waits for a person."""
+        raise AssertionError
+
+    async def room(self) -> None:
+        return
+
+
+class _Silence:
+    """A turn's log with nothing to write."""
+
+    def __init__(self, turn_id: UUID) -> None:
+        self.turn_id = turn_id
+
+    def take(self) -> list[Entry]:
+        return []
+
+    def committed(self, seq: int) -> None:
+        pass
+
+
 def _is_refusal(error: Exception) -> bool:
     """Whether Postgres was there and would refuse the same rows again; asyncpg's own checks are ValueErrors."""
     if isinstance(error, asyncpg.PostgresError):
@@ -303,6 +361,7 @@ def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
         "system": request.system,
         "on_disconnect": request.on_disconnect,
         "approval": None if request.approval == "never" else request.approval,
+        "store": None if request.store else False,
     }
     return (
         turn.id,

@@ -79,6 +79,11 @@ class Turn(SQLModel, table=True):
     duration_ms: float | None = None
     search: Any = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
 
+    @property
+    def store(self) -> bool:
+        """Whether more is kept than figures."""
+        return bool(self.options.get("store", True))
+
 
 class ToolCallRow(SQLModel, table=True):
     """What a tool was asked and what came of it: written before the call runs, completed after."""

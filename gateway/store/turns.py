@@ -47,9 +47,9 @@ class TurnStore:
         async with self._database.session() as session:
             return list((await session.exec(query.order_by(col(ToolCallRow.started_at)))).all())
 
-    async def find(self, owner: str, idempotency_key: str) -> UUID | None:
+    async def find(self, owner: str, idempotency_key: str) -> Turn | None:
         """The turn that a key has begun."""
-        query = select(Turn.id).where(Turn.owner == owner, Turn.idempotency_key == idempotency_key)
+        query = select(Turn).where(Turn.owner == owner, Turn.idempotency_key == idempotency_key)
         async with self._database.session() as session:
             return (await session.exec(query)).first()
 
@@ -161,6 +161,7 @@ def _record(turn: Turn) -> tuple[TurnRecord, bool]:
         user_label=turn.user_label,
         on_disconnect="continue",
         approval=options.get("approval", "never"),
+        store=turn.store,
     )
     record = TurnRecord(
         id=turn.id,

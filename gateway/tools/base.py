@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec
+from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Principal, Question, ToolResult, ToolSpec
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
@@ -21,10 +21,14 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
 
 class CallObserver(Protocol):
-    """Hears what a server says while a call runs."""
+    """Hears what a server says while a call runs, and answers what it asks in the middle of it."""
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None: ...
     def log(self, level: str, message: str) -> None: ...
+
+    async def ask(self, question: Question) -> Answer:
+        """A person's answer, however long it takes."""
+        ...
 
 
 class Toolbox(Protocol):

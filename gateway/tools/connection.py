@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import random
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -9,12 +10,14 @@ from typing import Any, Literal, cast
 
 import httpx2
 from mcp import Client, MCPError
+from mcp.client.context import ClientRequestContext
 from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.types import (
     INVALID_REQUEST,
-    REQUEST_TIMEOUT,
     CallToolResult,
+    ElicitRequestParams,
+    ElicitResult,
     Implementation,
     InputRequiredResult,
     LoggingMessageNotificationParams,
@@ -23,11 +26,12 @@ from mcp.types import (
 )
 
 from gateway import __version__
+from gateway.deadline import Deadline
 from gateway.log import get_logger
-from gateway.messages import InputNeeded, JsonObject, KeptInput
+from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Question
 from gateway.tools.base import CallObserver, ServerStatus
 from gateway.tools.identity import TokenSigner, acting_for
-from gateway.tools.questions import UnfitQuestion, decline, questions_of, responses_to
+from gateway.tools.questions import UnfitQuestion, answered, held_question, questions_of, responses_to
 from gateway.tools.servers import ServerConfig
 from gateway.tools.transport import CONNECTION_CLOSED, IsolatingTransport
 
@@ -36,6 +40,7 @@ log = get_logger(__name__)
 State = Literal["connecting", "up", "down", "disabled"]
 
 _HANDSHAKE_SECONDS = 10.0
+_NO_LIMIT = 30 * 86400.0  # the SDK's own limit cannot stand still
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _MOST_PAGES, _MOST_TOOLS = 100, 1_000
 _GONE_MESSAGES = ("Session not found", "Session terminated")
@@ -74,7 +79,7 @@ class Connection:
         self._stale = asyncio.Event()
         self._stopping = False
         self._owner: asyncio.Task[None] | None = None
-        self._observers: dict[object, CallObserver] = {}
+        self._calls: set[_Call] = set()
         self._state: State = "connecting"
         self._since = datetime.now(UTC)
         self._reason: str | None = None
@@ -156,7 +161,7 @@ class Connection:
             read_timeout_seconds=_HANDSHAKE_SECONDS,
             message_handler=self._on_message,
             logging_callback=self._on_log,
-            elicitation_callback=decline,
+            elicitation_callback=self._on_elicit,
             log_level="info",
             client_info=Implementation(name="agent-gateway", version=__version__),
         )
@@ -193,9 +198,23 @@ class Connection:
             self._stale.set()
 
     async def _on_log(self, params: LoggingMessageNotificationParams) -> None:
-        """Log messages name no call: they are shown where only one can be meant."""
-        if len(self._observers) == 1:
-            next(iter(self._observers.values())).log(params.level, str(params.data))
+        if (call := self._call_meant()) is not None and call.observer is not None:
+            call.observer.log(params.level, str(params.data))
+
+    async def _on_elicit(self, context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        """A server of the handshake era asks in the middle of a call. What names no call is declined."""
+        call = self._call_meant()
+        if call is None or call.observer is None:
+            log.info("elicitation_declined", server=self.config.name, request=str(context.request_id))
+            return ElicitResult(action="decline")
+        return answered(await call.ask(held_question(params)))
+
+    def _call_meant(self) -> "_Call | None":
+        """The call whose response stream brought the message; or, where none did, the only one there is."""
+        call = _current_call.get()
+        if call is not None:
+            return call
+        return next(iter(self._calls)) if len(self._calls) == 1 else None
 
     async def _refresh(self, client: Client) -> None:
         tools: dict[str, Tool] = {}
@@ -264,30 +283,31 @@ class Connection:
         answers: Sequence[KeptInput],
     ) -> CallToolResult | InputNeeded:
         client = await self._connected()
-        key = object()
-        if observer is not None:
-            self._observers[key] = observer
+        deadline = Deadline(timeout)
         try:
-            with acting_for(user):
-                result = await client.session.call_tool(
-                    tool,
-                    arguments,
-                    read_timeout_seconds=timeout,
-                    progress_callback=_progress_to(observer) if observer else None,
-                    input_responses=responses_to(answers),
-                    request_state=answers[0].state if answers else None,
-                    allow_input_required=True,
-                )
+            async with deadline, _Call(observer, deadline, among=self._calls):
+                with acting_for(user):
+                    result = await client.session.call_tool(
+                        tool,
+                        arguments,
+                        read_timeout_seconds=_NO_LIMIT,
+                        progress_callback=_progress_to(observer) if observer else None,
+                        input_responses=responses_to(answers),
+                        request_state=answers[0].state if answers else None,
+                        allow_input_required=True,
+                    )
                 return questions_of(result) if isinstance(result, InputRequiredResult) else result
+        except TimeoutError:
+            raise CallFailed(
+                f"There was no result within {timeout:g} seconds, and the call was given up.", ran=None
+            ) from None
         except MCPError as error:
-            raise self._translated(error, client, timeout) from error
+            raise self._translated(error, client) from error
         except UnfitQuestion as error:
             raise CallFailed(str(error), ran=False) from error
         except (RuntimeError, ValueError) as error:  # what the SDK raises over a result that breaks its own schema
             log.warning("mcp_bad_result", server=self.config.name, tool=tool, error=type(error).__name__)
             raise CallFailed("The server's result does not fit the tool's own output schema.", ran=True) from error
-        finally:
-            self._observers.pop(key, None)
 
     async def _connected(self) -> Client:
         try:
@@ -302,9 +322,7 @@ class Connection:
     def _unreachable(self) -> CallFailed:
         return CallFailed(f"The MCP server {self.config.name!r} is not reachable now.", ran=False)
 
-    def _translated(self, error: MCPError, client: Client, timeout: float) -> Exception:
-        if error.code == REQUEST_TIMEOUT:
-            return CallFailed(f"There was no result within {timeout:g} seconds, and the call was given up.", ran=None)
+    def _translated(self, error: MCPError, client: Client) -> Exception:
         if error.code == INVALID_REQUEST and error.message in _GONE_MESSAGES:
             self._lose(client)
             return _NeverRan()
@@ -321,6 +339,44 @@ class Connection:
         if self._client is client:
             self._up.clear()
             self._broken.set()
+
+
+class _Call:
+    """One call under way, as what the server says meanwhile finds it."""
+
+    def __init__(self, observer: CallObserver | None, deadline: Deadline, *, among: "set[_Call]") -> None:
+        self.observer = observer
+        self._deadline = deadline
+        self._among = among
+        self._asking: set[asyncio.Task[Answer]] = set()
+        self._token: contextvars.Token[_Call | None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._among.add(self)
+        self._token = _current_call.set(self)
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._token is not None
+        _current_call.reset(self._token)
+        self._among.discard(self)
+        for task in self._asking:
+            task.cancel()
+
+    async def ask(self, question: Question) -> Answer:
+        """A person's answer; the call's time stands still. A call that is over has cancelled its questions."""
+        assert self.observer is not None
+        task = asyncio.create_task(self.observer.ask(question))
+        self._asking.add(task)
+        try:
+            with self._deadline.standing_still():
+                await asyncio.wait((task,))
+            return Answer("cancel") if task.cancelled() else task.result()
+        finally:
+            task.cancel()
+            self._asking.discard(task)
+
+
+_current_call: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("mcp_call", default=None)
 
 
 class _NeverRan(Exception):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mcp.client.session import ClientRequestContext
+import msgspec
 from mcp.types import (
     ElicitRequest,
     ElicitRequestFormParams,
@@ -14,10 +14,7 @@ from mcp.types import (
     InputResponses,
 )
 
-from gateway.log import get_logger
-from gateway.messages import InputNeeded, KeptInput, Question
-
-log = get_logger(__name__)
+from gateway.messages import Answer, InputNeeded, KeptInput, Question
 
 _MOST_QUESTIONS = 10
 _LONGEST = 4_000
@@ -42,7 +39,11 @@ def questions_of(result: InputRequiredResult) -> InputNeeded:
 def _question(key: str, request: Any) -> Question:
     if not isinstance(request, ElicitRequest):
         raise UnfitQuestion("The server asked for something else than a person's answer, and the call was given up.")
-    match request.params:
+    return _asked(key, request.params)
+
+
+def _asked(key: str, params: ElicitRequestParams) -> Question:
+    match params:
         case ElicitRequestFormParams() as form:
             return Question(key, "question", form.message[:_LONGEST], form.requested_schema)
         case ElicitRequestURLParams() as page:
@@ -50,18 +51,18 @@ def _question(key: str, request: Any) -> Question:
 
 
 def responses_to(answers: Sequence[KeptInput]) -> InputResponses | None:
-    """The answers as the server takes them; one that expired counts as cancelled."""
-    return {kept.question.key: _response(kept) for kept in answers} or None
+    """The answers as the server takes them."""
+    return {kept.question.key: answered(kept.answer) for kept in answers if kept.answer} or None
 
 
-def _response(kept: KeptInput) -> ElicitResult:
-    assert kept.answer is not None
-    action = "cancel" if kept.answer.action == "expire" else kept.answer.action
-    content: Any = kept.answer.content if action == "accept" else None
+def held_question(params: ElicitRequestParams) -> Question:
+    """What a server of the handshake era asks in the middle of a call, which it holds open."""
+    question = _asked("elicitation", params)
+    return msgspec.structs.replace(question, held=True)
+
+
+def answered(answer: Answer) -> ElicitResult:
+    """An answer as servers take it; one that expired counts as cancelled."""
+    action = "cancel" if answer.action == "expire" else answer.action
+    content: Any = answer.content if action == "accept" else None
     return ElicitResult(action=action, content=content)
-
-
-async def decline(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
-    """Servers of the handshake era ask in the middle of a call and hold it open; they get a proper no."""
-    log.info("elicitation_declined", request=str(context.request_id), mode=params.mode)
-    return ElicitResult(action="decline")

@@ -1,10 +1,10 @@
 """The gateway's own wire format: every event of the turn, as it is."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, Literal, Self, assert_never
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gateway import events as e
 from gateway.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
@@ -74,6 +74,16 @@ class ChatRequest(BaseModel):
         default="never", description="Which tool calls a person must approve; the servers' own policy holds besides."
     )
 
+    store: bool = Field(
+        default=True, description="Without it no prompt, no text and no event is kept, only usage figures."
+    )
+
+    @model_validator(mode="after")
+    def _nothing_to_converse(self) -> Self:
+        if not self.store and self.conversation_id == "new":
+            raise ValueError("store: a turn that is not kept cannot begin a conversation")
+        return self
+
     def value(self, *, default_model: str, defaults: Parameters, idempotency_key: str | None = None) -> TurnRequest:
         """The request in the gateway's own terms, with the defaults where it says nothing."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -91,6 +101,7 @@ class ChatRequest(BaseModel):
             on_disconnect=self.on_disconnect,
             idempotency_key=idempotency_key,
             approval=self.approval,
+            store=self.store,
         )
 
 

@@ -17,8 +17,8 @@ import aiohttp
 import asyncpg
 import pytest
 
-from tests.e2e.up import ROOT, clean_environment, command, free_port, running_up
-from tests.stack import SECRET, Client, Event, Stream
+from tests.e2e.up import ROOT, clean_environment, command, running_up
+from tests.stack import SECRET, Client, Event, Stream, free_port
 
 TURNS = 50
 
@@ -157,6 +157,20 @@ async def test_killed_worker_goes_on_with_its_own_turns_after_its_restart(site: 
         one.kill()
     async with site.worker() as again:
         await check_whole(again, db, turn_ids)
+
+
+async def test_question_is_answered_after_both_processes_were_replaced(site: Site, db: asyncpg.Connection) -> None:
+    async with site.worker() as one, site.worker():
+        for _ in range(2):
+            await one.chat("Add a task to buy milk")
+        asking = await one.chat_stream("delete the task buy milk")
+        turn_id, asked = asking.headers["x-turn-id"], asking.of("input.required")[0]
+    async with site.worker(), site.worker() as other:
+        body = {"input_id": asked["input_id"], "action": "accept", "content": {"task_id": 2}}
+        assert (await other.post(f"/api/v1/turns/{turn_id}/input", body)).status == 200
+        (events,) = await check_whole(other, db, [turn_id])
+    assert events[: len(asking.events) - 1] == asking.events[:-1]
+    assert [row["id"] for row in await db.fetch("SELECT id FROM tools.tasks")] == [1]
 
 
 async def test_a_thousand_followers_on_the_other_worker_all_see_the_whole_turn(site: Site) -> None:

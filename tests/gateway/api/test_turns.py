@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
 from tests.stack import Event, Gateway, Stream, serve_gateway
 
 
@@ -189,7 +189,6 @@ async def test_finished_steps_are_not_repeated_after_a_takeover(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     one, other = workers
-    slow_simulator.faults.add(Fault(kind="stall", match="buy milk", after_chunks=3, times=0))
     async with one.stream("Add a task to buy milk", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("tool.result")

@@ -2,17 +2,22 @@
 
 import asyncio
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.subscriptions import InMemorySubscriptionBus, ToolsListChanged
 from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 READ_ONLY = ToolAnnotations(read_only_hint=True)
+
+
+class Place(BaseModel):
+    row: Literal["front", "back"]
 
 
 class Trial:
@@ -26,6 +31,7 @@ class Trial:
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.requests: list[tuple[str, str | None]] = []
+        self.answers: list[tuple[int, str]] = []
         self._register(self.mcp)
 
     def app(self, *, modern: bool = True) -> ASGIApp:
@@ -97,6 +103,13 @@ class Trial:
             await ctx.info("a log line")
             await ctx.report_progress(2, 2, "whole")
             return "done"
+
+        @mcp.tool()
+        async def reserve(seats: int, ctx: Context[Any]) -> str:
+            """Reserve seats, once somebody says where."""
+            answer = await ctx.elicit(f"Where shall the {seats} seats be?", Place)
+            self.answers.append((seats, answer.action))
+            return f"{seats} at the {answer.data.row}" if answer.action == "accept" else "nothing reserved"
 
         @mcp.tool(structured_output=False)
         async def picture() -> CallToolResult:

@@ -18,9 +18,8 @@ from gateway.config import Settings
 from gateway.messages import Principal, ToolResult
 from gateway.tools.servers import ServerConfig
 from gateway.tools.toolbox import McpToolbox
-from tests.e2e.up import free_port
 from tests.gateway.tools.mcp_servers import Trial
-from tests.stack import SECRET, serve_asgi
+from tests.stack import SECRET, free_port, serve_asgi
 
 ROOT = Path(__file__).parent.parent.parent.parent
 ADA = Principal("ada")
