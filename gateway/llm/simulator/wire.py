@@ -55,8 +55,9 @@ class Answer:
         self.request_id = f"req_{uuid4().hex[:26]}"
         self._chat = chat
         self._created = int(time.time())
-        self.reasoning = _TOKEN.findall(reply.reasoning)
-        self.text, self.finish_reason = _cut(chat, _TOKEN.findall(reply.text))
+        reasoning = _TOKEN.findall(reply.reasoning)
+        self.reasoning = reasoning[: chat.limit]
+        self.text, self.finish_reason = _cut(chat, _TOKEN.findall(reply.text), spent=len(reasoning))
         self.calls = [
             {"id": f"fc_{uuid4()}", "type": "function", "function": {"name": c.name, "arguments": _json(c.arguments)}}
             for c in reply.calls
@@ -125,13 +126,13 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) else _encode(value).decode()
 
 
-def _cut(chat: Chat, tokens: list[str]) -> tuple[list[str], str]:
-    """The tokens up to the first stop text or the limit, and why they end."""
+def _cut(chat: Chat, tokens: list[str], *, spent: int) -> tuple[list[str], str]:
+    """The tokens up to the first stop text or the limit, of which reasoning has `spent` some, and why they end."""
     stops = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
     text = "".join(tokens)
     ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
     if ends:
         tokens = _TOKEN.findall(text[: min(ends)])
-    if chat.limit is not None and len(tokens) > chat.limit:
-        return tokens[: chat.limit], "length"
+    if chat.limit is not None and spent + len(tokens) > chat.limit:
+        return tokens[: max(chat.limit - spent, 0)], "length"
     return tokens, "stop"

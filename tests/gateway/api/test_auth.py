@@ -1,0 +1,96 @@
+"""The static key, CORS, and what the logs must never hold."""
+
+import io
+import json
+import logging
+from collections.abc import AsyncGenerator, Generator
+
+import pytest
+from pydantic import SecretStr
+
+from gateway.llm.simulator import Fault, Simulator
+from gateway.log import configure, get_logger
+from tests.stack import Gateway, serve_gateway
+
+KEY = "a-key-of-the-tests"
+
+
+@pytest.fixture
+async def locked(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    options = {"api_key": SecretStr(KEY), "cors_origins": ("https://app.example",)}
+    async with serve_gateway(database_url, simulator, tools_url, **options) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": f"Bearer {KEY}"}, 200),
+        ({"X-API-Key": KEY}, 200),
+        ({"X-API-Key": "kéy"}, 401),
+    ],
+)
+async def test_key_is_asked_of_every_route_but_health_and_ready(
+    locked: Gateway, headers: dict[str, str], status: int
+) -> None:
+    reply = await locked.get("/api/v1/tools", headers=headers)
+    assert reply.status == status
+    if status == 401:
+        assert reply.body["error"]["code"] == "not_authenticated"
+    for path in ("/health", "/ready"):
+        assert (await locked.get(path, headers=headers)).status == 200
+
+
+async def test_key_that_nobody_asked_for_is_ignored(gateway: Gateway) -> None:
+    assert (await gateway.get("/api/v1/models", headers={"Authorization": "Bearer whatever"})).status == 200
+
+
+@pytest.mark.parametrize(("origin", "allowed"), [("https://app.example", True), ("https://evil.example", False)])
+async def test_only_named_origins_may_call_from_a_browser(locked: Gateway, origin: str, allowed: bool) -> None:
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    async with locked.session.options(f"{locked.base_url}/api/v1/chat", headers=headers) as response:
+        assert (response.headers.get("access-control-allow-origin") == origin) is allowed
+
+
+@pytest.fixture
+def log_text() -> Generator[io.StringIO]:
+    """All that is logged, as in a deployment."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    text = io.StringIO()
+    configure(json=True)
+    assert isinstance(root.handlers[0], logging.StreamHandler)
+    root.handlers[0].setStream(text)
+    yield text
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gateway, log_text: io.StringIO) -> None:
+    headers = {"X-API-Key": KEY}
+    locked.simulator.faults.add(Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke"))
+    for prompt in ("Add a task to feed the camel", "zebra"):
+        body = {"messages": [{"role": "user", "content": prompt}]}
+        await locked.post("/api/v1/chat", body, headers=headers)
+    await locked.get("/api/v1/tools?api_key=geheim-1234", headers={"X-API-Key": "geheim-5678"})
+    lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
+    assert {"turn_completed", "turn_failed", "tool_call", "request"} <= {line["event"] for line in lines}
+    for secret in ("camel", "zebra", KEY, "geheim", "simulated"):
+        assert secret not in log_text.getvalue()
+    assert all(line.get("request_id") for line in lines if line["event"] == "request")
+
+
+def test_secrets_are_removed_from_whatever_is_logged(log_text: io.StringIO) -> None:
+    log = get_logger("test")
+    log.warning("said", api_key="abc", note="Bearer abcdefghijk and gsk_1234567890abcdef", url="postgres://u:p4ss@h/d")
+    try:
+        password = "p4ss-of-a-local"
+        raise ValueError(len(password))
+    except ValueError:
+        log.exception("broke")
+    text = log_text.getvalue()
+    for secret in ("abcdefghijk", "gsk_1234567890", "p4ss", '"abc"'):
+        assert secret not in text
+    assert "ValueError" in text

@@ -1,0 +1,177 @@
+"""The simulated Groq, asked by the official SDK: it speaks Groq's wire format and refuses what Groq refuses."""
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import aiohttp
+import groq
+import pytest
+
+from gateway.llm.simulator import Fault, Simulator
+
+MODEL = "openai/gpt-oss-120b"
+USER = {"role": "user", "content": "What is 23*19?"}
+CALCULATOR = {
+    "type": "function",
+    "function": {
+        "name": "calculator",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    },
+}
+CALL = {"id": "c1", "type": "function", "function": {"name": "calculator", "arguments": '{"expression": "1"}'}}
+ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+@pytest.fixture
+async def client(simulator: Simulator) -> AsyncGenerator[groq.AsyncGroq]:
+    async with groq.AsyncGroq(api_key="gsk_test", base_url=simulator.base_url, max_retries=0) as client:
+        yield client
+
+
+async def ask(client: groq.AsyncGroq, **body: Any) -> Any:
+    return await client.chat.completions.create(**{"model": MODEL, "messages": [USER], **body})
+
+
+async def test_plain_answer_calls_the_tool_that_fits(client: groq.AsyncGroq) -> None:
+    answer = await ask(client, tools=[CALCULATOR])
+    assert answer.choices[0].finish_reason == "tool_calls"
+    call = answer.choices[0].message.tool_calls[0].function
+    assert (call.name, json.loads(call.arguments)) == ("calculator", {"expression": "23*19"})
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+async def test_stream_has_one_role_one_finish_and_the_usage_in_x_groq(client: groq.AsyncGroq) -> None:
+    chunks = [chunk async for chunk in await ask(client, stream=True)]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert next(chunk.choices[0].delta.role for chunk in chunks if chunk.choices) == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
+    assert chunks[-1].x_groq.usage.completion_tokens > 0
+
+
+async def test_prompt_seen_before_is_counted_as_cached(client: groq.AsyncGroq) -> None:
+    messages = [{"role": "system", "content": "camel " * 2000}, USER]
+    first = await ask(client, messages=messages)
+    second = await ask(client, messages=messages)
+    assert (first.usage.prompt_tokens_details is None) or first.usage.prompt_tokens_details.cached_tokens == 0
+    assert second.usage.prompt_tokens_details.cached_tokens > 1000
+
+
+async def test_limit_cuts_the_answer_and_says_so(client: groq.AsyncGroq) -> None:
+    for most in (5, 40):  # less and more than it reasons
+        answer = await ask(client, messages=[{"role": "user", "content": "count to 500"}], max_completion_tokens=most)
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage.completion_tokens == most
+
+
+REFUSED: list[tuple[dict[str, Any], int, str]] = [
+    ({"model": "no-such-model"}, 404, "does not exist"),
+    ({"model": "llama-3.3-70b-versatile"}, 400, "decommissioned"),
+    ({"messages": []}, 400, "minimum number of items"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, 400, "allowed values"),
+    ({"messages": [USER | {"mood": "good"}]}, 400, "'mood' is unsupported"),
+    ({"messages": [USER | {"content": None}]}, 400, "must not be null"),
+    ({"messages": [USER, ASSISTANT]}, 400, "have no results"),
+    ({"messages": [USER, ASSISTANT, USER]}, 400, "have no results"),
+    ({"messages": [USER, {"role": "tool", "content": "1", "tool_call_id": "c1"}]}, 400, "answers no tool call"),
+    ({"messages": [USER, {"role": "tool", "content": "1"}]}, 400, "must not be empty"),
+    ({"tools": [CALCULATOR] * 129}, 400, "maximum number of items is 128"),
+    ({"tools": [{"type": "function", "function": {"name": "a.b"}}]}, 400, "does not match"),
+    ({"tool_choice": "required"}, 400, "there are no tools"),
+    ({"temperature": 2.1}, 400, "'temperature'"),
+    ({"top_p": 1.5}, 400, "'top_p'"),
+    ({"n": 2}, 400, "'n'"),
+    ({"max_completion_tokens": 0}, 400, "max_completion_tokens"),
+    ({"max_completion_tokens": 70_000}, 400, "max_completion_tokens"),
+    ({"stop": list("abcde")}, 400, "'stop'"),
+    ({"reasoning_effort": "none"}, 400, "reasoning_effort"),
+    ({"reasoning_format": "raw", "tools": [CALCULATOR]}, 400, "reasoning_format"),
+    ({"include_reasoning": True, "reasoning_format": "parsed"}, 400, "exclude each other"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}, "tools": [CALCULATOR]},
+        400,
+        "do not go with tools",
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "message"), REFUSED, ids=lambda value: str(value)[:50])
+async def test_what_groq_refuses_is_refused(client: groq.AsyncGroq, body: Any, status: int, message: str) -> None:
+    if body.get("max_completion_tokens") == 0:
+        body = {"max_tokens": -1}
+    with pytest.raises(groq.APIStatusError, match=message) as caught:
+        await ask(client, **body)
+    assert caught.value.status_code == status
+
+
+async def test_invalid_key_is_a_401(simulator: Simulator) -> None:
+    async with groq.AsyncGroq(api_key="invalid", base_url=simulator.base_url) as client:
+        with pytest.raises(groq.AuthenticationError, match="Invalid API Key"):
+            await ask(client)
+
+
+async def raw_stream(simulator: Simulator, prompt: str = "count to 50") -> bytes:
+    """What comes over the wire, as far as it comes."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True}
+    url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": "Bearer k"}
+    received = b""
+    async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as response:
+        try:
+            async for piece in response.content.iter_any():
+                received += piece
+        except aiohttp.ClientPayloadError:
+            received += b"<aborted>"
+    return received
+
+
+@pytest.mark.parametrize(
+    ("fault", "seen", "whole"),
+    [
+        (Fault(kind="mid_stream_error", after_chunks=2, error={"error": {"message": "oh"}}), b"event: error", False),
+        (Fault(kind="data_error", after_chunks=2, error={"error": {"message": "oh"}}), b'data: {"error"', False),
+        (Fault(kind="x_groq_error"), b'"error":"stopped early"', False),
+        (Fault(kind="cut", after_chunks=2), b"data: {", False),
+        (Fault(kind="abort", after_chunks=2), b"<aborted>", False),
+        (Fault(kind="garbage"), b"data: {this is not JSON", True),
+        (Fault(kind="text", text="Words of the test."), b"Words", True),
+        (Fault(kind="split_frames"), b"50", True),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else None,
+)
+async def test_stream_misbehaves_as_told_and_only_once(
+    simulator: Simulator, fault: Fault, seen: bytes, whole: bool
+) -> None:
+    simulator.faults.add(fault)
+    received = await raw_stream(simulator)
+    assert seen in received
+    assert received.endswith(b"data: [DONE]\n\n") is whole
+    again = await raw_stream(simulator)
+    assert again.endswith(b"data: [DONE]\n\n")
+    assert seen not in again or fault.kind in ("cut", "split_frames")
+
+
+@pytest.mark.parametrize("status", [400, 401, 413, 422, 429, 498, 500, 502, 503])
+async def test_status_is_answered_with_its_body_and_headers(
+    client: groq.AsyncGroq, simulator: Simulator, status: int
+) -> None:
+    body = {"error": {"message": "as told", "type": "x"}}
+    simulator.faults.add(Fault(kind="status", status=status, body=body, headers={"retry-after": "7"}))
+    with pytest.raises(groq.APIStatusError, match="as told") as caught:
+        await ask(client)
+    assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (status, "7")
+
+
+async def test_fault_concerns_only_the_prompts_and_models_that_it_matches(
+    client: groq.AsyncGroq, simulator: Simulator
+) -> None:
+    simulator.faults.add(Fault(kind="text", text="Hit.", match="camel"))
+    assert "Hit" not in (await ask(client)).choices[0].message.content
+    hit = await ask(client, messages=[{"role": "user", "content": "a camel"}])
+    assert "Hit" in hit.choices[0].message.content
+
+
+async def test_client_that_hangs_up_stops_the_stream(client: groq.AsyncGroq, simulator: Simulator) -> None:
+    stream = await ask(client, messages=[{"role": "user", "content": "count to 100000"}], stream=True)
+    await anext(aiter(stream))
+    await stream.close()
+    await simulator.until(lambda s: s.cancelled == 1 and s.streaming == 0)
