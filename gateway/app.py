@@ -29,6 +29,7 @@ from gateway.messages import BusMessage
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
+from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
 from gateway.store.turns import TurnStore
@@ -119,6 +120,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             parallel_calls=settings.tool_parallelism,
         )
         turns = TurnStore(database)
+        conversations = ConversationStore(database)
         inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days))
 
         def heard(message: BusMessage) -> None:
@@ -133,7 +135,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             toolbox=toolbox,
             journal=journal,
             no_journal=UnkeptJournal(journal),
-            history=ConversationStore(database),
+            history=conversations,
             kept=turns,
             inputs=inputs,
             bus=bus,
@@ -155,7 +157,10 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
-        yield State(settings, runner, following, turns, inputs, bus, toolbox, catalog, model, database)
+        yield State(
+            settings, runner, following, turns, inputs, conversations, HistoryStore(database), bus, toolbox, catalog,
+            model, database,
+        )  # fmt: skip
 
 
 async def _keep_fresh(model: GroqModel, catalog: Catalog) -> None:

@@ -2,12 +2,14 @@
 
     GatewayError                 500 internal_error
      ├─ InvalidRequest           422 invalid_request
-     │   └─ PayloadTooLarge      413 payload_too_large
+     │   ├─ PayloadTooLarge      413 payload_too_large
+     │   └─ UnsupportedParameter 422 unsupported_parameter
      ├─ NotAuthenticated         401 not_authenticated
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
      │   └─ ToolNotFound         404 tool_not_found
      ├─ Conflict                 409 conflict
+     │   ├─ ConversationBusy     409 conversation_busy
      │   └─ TurnNotKept          409 turn_not_kept
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
@@ -19,7 +21,8 @@
          ├─ ModelRateLimited     429 model_rate_limited
          ├─ ModelRequestRefused  400 model_request_refused
          ├─ ModelUnavailable     503 model_unavailable
-         └─ ModelStreamBroken    502 model_stream_broken
+         ├─ ModelStreamBroken    502 model_stream_broken
+         └─ OutputInvalid        502 structured_output_invalid
 
 The message is public: it goes to clients as it stands, so it never holds internal detail.
 """
@@ -70,6 +73,10 @@ class PayloadTooLarge(InvalidRequest):
     status = 413
 
 
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
 class NotAuthenticated(GatewayError):
     code = "not_authenticated"
     status = 401
@@ -93,6 +100,11 @@ class ToolNotFound(NotFound):
 class Conflict(GatewayError):
     code = "conflict"
     status = 409
+
+
+class ConversationBusy(Conflict):
+    code = "conversation_busy"
+    default_message = "Another turn of this conversation has not ended yet."
 
 
 class TurnNotKept(Conflict):
@@ -168,6 +180,11 @@ class ModelStreamBroken(ModelError):
     code = "model_stream_broken"
     default_message = "The model's answer broke off before its end."
     retryable = True
+
+
+class OutputInvalid(ModelError):
+    code = "structured_output_invalid"
+    default_message = "The model did not answer in the form that response_format asks for."
 
 
 def error_of(info: ErrorInfo) -> GatewayError:

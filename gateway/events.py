@@ -36,13 +36,17 @@ class TextDelta(_Event, frozen=True, kw_only=True, tag="text.delta"):
 
 
 class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
-    """Sent before the call runs. `arguments` is the model's text where that is no JSON object."""
+    """Sent before the call runs. `arguments` is the model's text where that is no JSON object.
+
+    A `client` call is not run here: the turn ends with the finish reason `tool_calls`; the client brings the result.
+    """
 
     step: int
     call_id: str
     server: str | None
     tool: str
     arguments: JsonObject | str
+    client: bool = False
 
 
 class ToolProgress(_Event, frozen=True, kw_only=True, tag="tool.progress"):

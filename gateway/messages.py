@@ -50,8 +50,11 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.content or ""
 
 
-class ToolSpec(msgspec.Struct, frozen=True):
-    """A tool on offer. `name` is unique in the toolbox and fits Groq; `tool` is the server's own name for it."""
+class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tool on offer. `name` is unique in the toolbox and fits Groq; `tool` is the server's own name for it.
+
+    A `client` tool has no server: who sent the request runs it, and comes back with the result.
+    """
 
     name: str
     server: str
@@ -65,6 +68,7 @@ class ToolSpec(msgspec.Struct, frozen=True):
     idempotent: bool = False
     open_world: bool = True
     approval: Approval = "never"
+    client: bool = False
 
 
 class ToolResult(msgspec.Struct, frozen=True):
@@ -98,6 +102,12 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     max_tokens: int | None = None
     stop: tuple[str, ...] | None = None
     reasoning_effort: str | None = None
+    seed: int | None = None
+    parallel_tool_calls: bool | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
 
     def over(self, defaults: "Parameters") -> "Parameters":
         """These, with the defaults where they say nothing."""
@@ -109,11 +119,14 @@ ToolChoice = str | JsonObject
 """`auto`, `none`, `required`, or `{"type": "function", "function": {"name": …}}`."""
 
 
-class TurnRequest(msgspec.Struct, frozen=True):
+class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """One user request, whatever wire format brought it.
 
-    `tools` lists the names that may be used (None: all); `conversation_id` is an id, "new", or None for a turn alone.
-    Without `store`, nothing that anybody said is kept.
+    `tools` lists the names that may be used (None: all), `client_tools` what the client runs itself. `conversation_id`
+    is an id, "new", or None for a turn alone; `parent_turn_id` the turn that this one follows, where that is not the
+    conversation's last. `response_format` is OpenAI's. Without `store`, nothing that anybody said is kept; with
+    `drop_unsupported`, parameters that the model does not take are left out with a warning. `echo` is what the wire
+    format wants back when the turn is read again.
     """
 
     messages: tuple[Message, ...]
@@ -129,6 +142,12 @@ class TurnRequest(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     approval: Approval = "never"
     store: bool = True
+    parent_turn_id: UUID | None = None
+    client_tools: tuple[ToolSpec, ...] = ()
+    response_format: JsonObject | None = None
+    metadata: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    drop_unsupported: bool = False
+    echo: JsonObject | None = None
 
     @property
     def prompt(self) -> str:

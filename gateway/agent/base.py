@@ -16,6 +16,7 @@ from gateway.messages import (
     Principal,
     TurnOutcome,
     TurnRecord,
+    TurnRequest,
 )
 
 
@@ -57,17 +58,22 @@ class Journal(Protocol):
 class History(Protocol):
     """Conversations and their turns."""
 
-    async def open(self, conversation_id: str | None, principal: Principal, title: str) -> UUID | None:
-        """The id of the principal's conversation; "new" makes one, None is none.
+    async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
+        """The id of the conversation that the request is part of; "new" makes one, None is none.
 
         Raises:
-            NotFound: the principal has no conversation of that id.
+            NotFound: the principal has no such conversation or parent turn.
+            ConversationBusy: the parent turn has not ended.
             StorageUnavailable: the database cannot be reached.
         """
         ...
 
-    async def load(self, conversation_id: UUID) -> list[tuple[Message, ...]]:
-        """The messages of its ended turns, a tuple a turn, oldest first."""
+    async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
+        """The messages of the turns that a turn follows, a tuple a turn, oldest first."""
+        ...
+
+    async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
+        """What ended turns of an owner added to the messages that they were sent."""
         ...
 
 

@@ -1,8 +1,10 @@
 """The tool calls of one step: which may run when, and what becomes of each."""
 
 import asyncio
+import re
 import time
 from typing import Protocol
+from uuid import UUID
 
 import msgspec
 
@@ -29,6 +31,9 @@ log = get_logger(__name__)
 
 class Emitter(Protocol):
     """Where a turn's events go."""
+
+    @property
+    def id(self) -> UUID: ...
 
     def emit(self, event: Event) -> None: ...
 
@@ -74,14 +79,18 @@ class StepCalls:
         self._released = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._changing: list[asyncio.Task[None]] = []
+        self.handed_out = 0
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def add(self, call: ToolCall) -> None:
-        """Announce a call and let it run when its time has come."""
+        """Announce a call and let it run when its time has come. The client's own are left to the client."""
         spec = self._offered.get(call.name)
         arguments = _parse(call.arguments)
+        if spec is not None and spec.client:
+            self._hand_out(call, arguments)
+            return
         self._out.emit(
             ToolCallStarted(
                 step=self._step,
@@ -97,6 +106,20 @@ class StepCalls:
         self._tasks.append(task)
         if not read_only:
             self._changing.append(task)
+
+    def _hand_out(self, call: ToolCall, arguments: JsonObject | None) -> None:
+        """The id names the turn: who brings the result brings that back."""
+        self.handed_out += 1
+        self._out.emit(
+            ToolCallStarted(
+                step=self._step,
+                call_id=client_call_id(self._out.id, self._step, self.handed_out),
+                server=None,
+                tool=call.name,
+                arguments=call.arguments if arguments is None else arguments,
+                client=True,
+            )
+        )
 
     def repeat(self, call: ToolCallStarted) -> None:
         """Settle a call that another worker had begun: made again only where that can do no harm."""
@@ -212,6 +235,19 @@ class _Observer:
         if self._left > 0:
             self._left -= 1
             self._out.emit(event)
+
+
+_CLIENT_CALL = re.compile(r"call_([0-9a-f]{32})_\d+_\d+")
+
+
+def client_call_id(turn_id: UUID, step: int, number: int) -> str:
+    return f"call_{turn_id.hex}_{step}_{number}"
+
+
+def turn_of_call(call_id: str) -> UUID | None:
+    """The turn that has handed out a call."""
+    match = _CLIENT_CALL.fullmatch(call_id)
+    return UUID(hex=match[1]) if match else None
 
 
 def _parse(arguments: str) -> JsonObject | None:

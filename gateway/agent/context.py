@@ -1,5 +1,7 @@
 """What stands before a turn's own messages: the system prompt and as much history as fits the model."""
 
+from collections.abc import Iterable
+
 from gateway.llm.base import ModelInfo
 from gateway.messages import Message
 
@@ -27,6 +29,24 @@ def estimate_tokens(message: Message) -> int:
     """About how many tokens a message takes."""
     characters = len(message.text) + sum(len(c.name) + len(c.arguments) for c in message.tool_calls)
     return characters // _CHARS_PER_TOKEN + _MESSAGE_OVERHEAD
+
+
+LOST = "This call has no result: nobody brought one."
+
+
+def complete_calls(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The messages with a result for every call, as models demand: one that says so where there is none."""
+    whole: list[Message] = []
+    open_calls: dict[str, None] = {}
+    for message in messages:
+        if message.role == "tool":
+            open_calls.pop(message.tool_call_id or "", None)
+        else:
+            whole += [Message(role="tool", tool_call_id=call_id, content=LOST) for call_id in open_calls]
+            open_calls = {call.id: None for call in message.tool_calls}
+        whole.append(message)
+    whole += [Message(role="tool", tool_call_id=call_id, content=LOST) for call_id in open_calls]
+    return tuple(whole)
 
 
 def fit_history(

@@ -9,13 +9,15 @@ from uuid import uuid4
 import msgspec
 
 from gateway.agent.calls import Emitter, StepCalls
+from gateway.agent.structured import Form
 from gateway.agent.transcript import Transcript
-from gateway.errors import ModelError
+from gateway.errors import ModelError, OutputInvalid
 from gateway.events import InputResolved, ModelRetry, ReasoningDelta, StepCompleted, TextDelta, ToolCallStarted
 from gateway.llm.base import Model, ModelAnswer, ModelCall
 from gateway.log import get_logger
 from gateway.messages import (
     Approval,
+    JsonObject,
     KeptInput,
     Message,
     Parameters,
@@ -23,10 +25,13 @@ from gateway.messages import (
     ToolCall,
     ToolChoice,
     ToolSpec,
+    Usage,
 )
 from gateway.tools.base import Toolbox
 
 log = get_logger(__name__)
+
+_MOST_FORM_ATTEMPTS = 2
 
 
 class LoopLimits(msgspec.Struct, frozen=True):
@@ -64,6 +69,7 @@ class Conversation(msgspec.Struct, frozen=True):
     parameters: Parameters
     principal: Principal
     approval: Approval = "never"
+    response_format: JsonObject | None = None
 
 
 class AgentLoop:
@@ -84,11 +90,15 @@ class AgentLoop:
         """
         if (finish_reason := await self._resume(conversation, turn)) is not None or turn.transcript.waits:
             return finish_reason
-        first = turn.transcript.steps + 1
-        for step in range(first, self._limits.steps + 1):
+        form = Form(conversation.response_format) if conversation.response_format else None
+        step, limit_reached = turn.transcript.steps + 1, "step_limit"
+        while step <= self._limits.steps and (conversation.tools or form is None):
             calls = self._calls(step, conversation, turn)
             try:
-                answer = await self._ask(step, conversation, turn, calls)
+                asked = self._call(conversation, turn, step)
+                answer, draft = await self._ask(asked, step, turn, calls.add, quiet=form is not None)
+                if form is not None and not form.problem(draft):
+                    turn.emit(TextDelta(step=step, text=draft))
                 turn.emit(StepCompleted(step=step, finish_reason=answer.finish_reason, usage=answer.usage))
                 calls.release()
                 await calls.finish()
@@ -96,11 +106,17 @@ class AgentLoop:
                 await calls.cancel()
             if turn.transcript.waits:
                 return None
-            if not len(calls):
+            if calls.handed_out:
+                return "tool_calls"
+            if not len(calls) and (form is None or turn.transcript.said(step)):
                 return answer.finish_reason
+            step += 1
+            if not len(calls):
+                break
             if turn.transcript.usage.total_tokens >= self._limits.tokens:
-                return "token_limit"
-        return "step_limit"
+                limit_reached = "token_limit"
+                break
+        return limit_reached if form is None else await self._fill_in(form, step, conversation, turn)
 
     async def _resume(self, conversation: Conversation, turn: TurnOutput) -> str | None:
         """Bring a turn that was taken over to the end of a step; its finish reason if it had no more to do."""
@@ -117,7 +133,10 @@ class AgentLoop:
             await calls.finish()
         finally:
             await calls.cancel()
-        return None if transcript.has_calls(last.step) else last.finish_reason
+        if transcript.hands_out(last.step):
+            return "tool_calls"
+        unformed = conversation.response_format is not None and not transcript.said(last.step)
+        return None if transcript.has_calls(last.step) or unformed else last.finish_reason
 
     def _settle(self, call: ToolCallStarted, calls: StepCalls, turn: TurnOutput) -> None:
         """Go on with a call that has no result: answered, still waiting, or cut off."""
@@ -148,20 +167,53 @@ class AgentLoop:
             approval=conversation.approval,
         )
 
-    async def _ask(self, step: int, conversation: Conversation, turn: TurnOutput, calls: StepCalls) -> ModelAnswer:
-        """One answer of the model. Asked again silently only while nothing of it has been shown."""
-        call = ModelCall(
+    async def _fill_in(self, form: Form, step: int, conversation: Conversation, turn: TurnOutput) -> str:
+        """The answer in its form: models give that only without tools. One that does not fit is asked for once more.
+
+        Raises:
+            OutputInvalid: it does not fit either.
+        """
+        call = msgspec.structs.replace(
+            self._call(conversation, turn, step), tools=(), tool_choice=None, response_format=form.response_format
+        )
+        usage, problem = Usage(), ""
+        for attempt in range(1, _MOST_FORM_ATTEMPTS + 1):
+            answer, text = await self._ask(call, step, turn, _no_calls, quiet=True)
+            usage = usage + answer.usage
+            if (problem := form.problem(text)) is None:
+                turn.emit(TextDelta(step=step, text=text))
+                turn.emit(StepCompleted(step=step, finish_reason=answer.finish_reason, usage=usage))
+                return answer.finish_reason
+            if answer.finish_reason == "length":
+                raise OutputInvalid("The answer reached its token limit before it was complete JSON.")
+            turn.emit(ModelRetry(step=step, reason=OutputInvalid.code, attempt=attempt))
+            again = Message(role="user", content=f"That does not fit: {problem}. Answer again, with the JSON alone.")
+            call = msgspec.structs.replace(
+                call, messages=(*call.messages, Message(role="assistant", content=text or "{}"), again)
+            )
+        raise OutputInvalid(f"The model's answer does not fit response_format: {problem}.")
+
+    def _call(self, conversation: Conversation, turn: TurnOutput, step: int) -> ModelCall:
+        return ModelCall(
             model=conversation.model,
             messages=conversation.messages + turn.transcript.messages,
             tools=conversation.tools,
             tool_choice=_choice(conversation.tool_choice, step),
             parameters=conversation.parameters,
         )
+
+    async def _ask(
+        self, call: ModelCall, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None], *, quiet: bool
+    ) -> tuple[ModelAnswer, str]:
+        """One answer of the model, and its text where `quiet` keeps that from being shown.
+
+        Asked again silently only while nothing of it has been shown.
+        """
         attempt = 1
         while True:
-            sink = _StepSink(step, turn, calls.add)
+            sink = _StepSink(step, turn, add_call, quiet=quiet)
             try:
-                return await self._model.complete(call, sink)
+                return await self._model.complete(call, sink), "".join(sink.draft)
             except ModelError as error:
                 if not error.retryable or sink.spoke or attempt > self._limits.model_retries:
                     raise
@@ -174,7 +226,9 @@ class AgentLoop:
 class _StepSink:
     """The model's output on its way to events."""
 
-    def __init__(self, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None]) -> None:
+    def __init__(self, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None], *, quiet: bool) -> None:
+        self.draft: list[str] = []
+        self._quiet = quiet
         self._step = step
         self._turn = turn
         self._add_call = add_call
@@ -185,6 +239,9 @@ class _StepSink:
         self._turn.opened()
 
     def text(self, text: str) -> None:
+        if self._quiet:
+            self.draft.append(text)
+            return
         self.spoke = True
         self._turn.emit(TextDelta(step=self._step, text=text))
 
@@ -197,6 +254,10 @@ class _StepSink:
         if not call.id or self._turn.transcript.knows_call(call.id):
             call = ToolCall(f"call_{uuid4().hex}", call.name, call.arguments)
         self._add_call(call)
+
+
+def _no_calls(_call: ToolCall) -> None:
+    """No tool was on offer: what the model calls all the same is no answer, which its text shows."""
 
 
 def _choice(wanted: ToolChoice | None, step: int) -> ToolChoice | None:

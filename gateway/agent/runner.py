@@ -5,11 +5,14 @@ import time
 from typing import Literal
 from uuid import UUID
 
+import msgspec
 import uuid_utils.compat as uuids
 
 from gateway.agent import context
 from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns
+from gateway.agent.calls import turn_of_call
 from gateway.agent.loop import AgentLoop, Conversation
+from gateway.agent.structured import Form
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.deadline import Deadline
@@ -264,7 +267,11 @@ class Runner:
         if self.running >= self._max_turns:
             raise Overloaded(f"The gateway already runs {self._max_turns} turns. Try again shortly.")
         model, warnings = self._models.resolve(request.model)
-        conversation_id = await self._history.open(request.conversation_id, principal, request.prompt)
+        parameters, dropped = self._models.fit(request.parameters, model, drop=request.drop_unsupported)
+        request = msgspec.structs.replace(request, parameters=parameters)
+        if request.response_format is not None:
+            Form(request.response_format)
+        conversation_id = await self._history.open(request, principal)
         turn_id = UUID(int=uuids.uuid7().int)
         record = TurnRecord(
             id=turn_id,
@@ -283,7 +290,7 @@ class Runner:
                 conversation_id=str(conversation_id) if conversation_id else None,
                 model=model.id,
                 tools=tuple(spec.name for spec in tools),
-                warnings=(*request.warnings, *warnings, *missing),
+                warnings=(*request.warnings, *warnings, *dropped, *missing),
             )
         )
         self._turns[turn_id] = turn
@@ -365,31 +372,50 @@ class Runner:
         return [turn.id for turn in turns if turn.kept]
 
     def _offer(self, request: TurnRequest) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
-        """The tools on offer to this turn, and a warning for each that was asked for and is not there."""
-        specs = self._toolbox.specs()
+        """The tools on offer to this turn, and a warning for each that was asked for and is not there.
+
+        A tool that the client brings stands before one of ours of the same name.
+        """
+        own = {spec.name for spec in request.client_tools}
+        specs = tuple(spec for spec in self._toolbox.specs() if spec.name not in own)
         if request.tools is None:
-            return specs, ()
-        missing = sorted(set(request.tools) - {spec.name for spec in specs})
+            return specs + request.client_tools, ()
+        missing = sorted(set(request.tools) - {spec.name for spec in specs} - own)
         warnings = tuple(f"The tool {name!r} is not on offer: no connected server has it now." for name in missing)
-        return tuple(spec for spec in specs if spec.name in request.tools), warnings
+        return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
 
     async def _conversation(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> Conversation:
         request, conversation_id = turn.record.request, turn.record.conversation_id
-        instructions = self._toolbox.instructions() if tools else ""
-        fixed = [context.system_message(self._system_prompt, instructions, request.system), *request.messages]
+        instructions = self._toolbox.instructions() if any(not spec.client for spec in tools) else ""
+        messages = await self._with_hidden_work(request.messages, turn.record.owner)
+        fixed = [context.system_message(self._system_prompt, instructions, request.system), *messages]
         past: tuple[Message, ...] = ()
-        if conversation_id is not None and request.conversation_id != "new":
-            history = await self._history.load(conversation_id)
+        if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
+            history = await self._history.load(turn.id)
             past = context.fit_history(history, fixed, model, request.parameters.max_tokens)
         return Conversation(
             model=model.id,
-            messages=(fixed[0], *past, *fixed[1:]),
+            messages=context.complete_calls((fixed[0], *past, *fixed[1:])),
             tools=tools,
             tool_choice=request.tool_choice,
             parameters=request.parameters,
             principal=turn.principal,
             approval=request.approval,
+            response_format=request.response_format,
         )
+
+    async def _with_hidden_work(self, messages: tuple[Message, ...], owner: str) -> tuple[Message, ...]:
+        """Clients that bring tools send the whole chat each time, without what ours did between: we put that back."""
+        handed_out = [{turn_of_call(call.id) for call in message.tool_calls} - {None} for message in messages]
+        wanted = [turn_id for ids in handed_out for turn_id in ids if turn_id is not None]
+        if not wanted:
+            return messages
+        added = await self._history.added(wanted, owner)
+        whole: list[Message] = []
+        for message, ids in zip(messages, handed_out, strict=True):
+            known = added.get(next((turn_id for turn_id in ids if turn_id is not None), UUID(int=0)))
+            whole += known or (message,)
+        return tuple(whole)
 
     async def _run(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> None:
         turn.stage = "running"

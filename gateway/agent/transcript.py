@@ -19,13 +19,13 @@ class _Step:
         self.completed: e.StepCompleted | None = None
 
     def messages(self) -> list[Message]:
-        """The assistant's message and one a call: a call without a result gets one that says so."""
+        """The assistant's message and one a call that ran here: a call without a result gets one that says so."""
         text = "".join(self.text)
         if not self.calls:
             return [Message(role="assistant", content=text)] if text else []
         calls = tuple(ToolCall(c.call_id, c.tool, _arguments(c)) for c in self.calls.values())
         said = Message(role="assistant", content=text or None, tool_calls=calls)
-        return [said, *(self._result(call_id) for call_id in self.calls)]
+        return [said, *(self._result(call_id) for call_id, call in self.calls.items() if not call.client)]
 
     def _result(self, call_id: str) -> Message:
         result = self.results.get(call_id)
@@ -117,7 +117,12 @@ class Transcript:
     def open_calls(self) -> list[e.ToolCallStarted]:
         """The calls of ended steps that have no result."""
         steps = [step for step in self._steps.values() if step.completed]
-        return [call for step in steps for call_id, call in step.calls.items() if call_id not in step.results]
+        return [
+            call
+            for step in steps
+            for call_id, call in step.calls.items()
+            if call_id not in step.results and not call.client
+        ]
 
     def call(self, call_id: str) -> e.ToolCallStarted:
         """A call as it stands: with the arguments that it was allowed with."""
@@ -125,6 +130,13 @@ class Transcript:
 
     def has_calls(self, step: int) -> bool:
         return bool(self._steps[step].calls)
+
+    def hands_out(self, step: int) -> bool:
+        """Whether the step called a tool of the client's."""
+        return any(call.client for call in self._steps[step].calls.values())
+
+    def said(self, step: int) -> str:
+        return "".join(self._steps[step].text)
 
     def knows_call(self, call_id: str) -> bool:
         return call_id in self._call_steps

@@ -1,31 +1,25 @@
 """`/api/v1/chat`: one user request in, one turn out, streamed or collected."""
 
-from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from gateway.agent.following import Reading
 from gateway.agent.runner import RunningTurn
-from gateway.api.deps import PrincipalDep, State, StateDep, unless_disconnected
+from gateway.api.begin import begin, collected, defaults, streamed
+from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.errors import ErrorBody
-from gateway.api.limits import check_size
-from gateway.api.turns import following
-from gateway.errors import Conflict, ServerStopping, error_of
-from gateway.events import Entry, TurnCancelled, TurnCompleted, TurnFailed
-from gateway.log import request_id
-from gateway.messages import Parameters, Principal
+from gateway.messages import Principal
 from gateway.store.tables import Turn
-from gateway.wire.native import ChatRequest, ChatResponse, Collector, stream
-from gateway.wire.sse import FrameStream
+from gateway.wire.native import ChatRequest, ChatResponse, response_of, stream
 
 router = APIRouter(prefix="/api/v1", tags=["chat"])
 
-FIRST_CHUNK_PATIENCE = 10.0
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         404: "No such model or conversation",
+        409: "Another turn of the conversation runs, and `if_busy` is `reject`",
         413: "The body is too large",
         422: "The request is not valid",
         429: "The model's rate limit is reached; see Retry-After",
@@ -67,16 +61,7 @@ async def chat_stream(
     `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
     turn = await _begin(body, request, principal, state, idempotency_key)
-    if isinstance(turn, Turn):
-        return following(state, turn)
-    try:
-        await unless_disconnected(request, turn.until_opened(FIRST_CHUNK_PATIENCE))
-    except BaseException:
-        turn.leave()
-        raise
-    turn_id = str(turn.id)
-    frames = stream(turn_id, turn.log.follow(), lambda: turn.log.closing)
-    return FrameStream(frames, headers={"X-Turn-Id": turn_id}, on_close=turn.leave)
+    return await streamed(turn, request, state, partial(stream, str(turn.id)))
 
 
 @router.post("/chat", summary="Chat, in one answer", responses=_ERRORS)
@@ -90,58 +75,11 @@ async def chat(
 ) -> ChatResponse:
     """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
     turn = await _begin(body, request, principal, state, idempotency_key)
-    reading = state.following.open(turn.id, kept=turn.store) if isinstance(turn, Turn) else Reading(turn.log)
-    try:
-        collector = await unless_disconnected(request, _collect(reading.log.follow()))
-    finally:
-        reading.close()
-        if isinstance(turn, RunningTurn):
-            turn.leave()
-    response.headers["X-Turn-Id"] = request.state.turn_id
-    match collector.end:
-        case TurnCompleted():
-            return collector.response()
-        case TurnFailed() | TurnCancelled() as end:
-            failure = turn.failure if isinstance(turn, RunningTurn) else None
-            raise failure or error_of(end.error)
-        case None if collector.waits:
-            return collector.response()
-        case None:
-            raise ServerStopping
+    return response_of(await collected(turn, request, response, state))
 
 
 async def _begin(
     body: ChatRequest, request: Request, principal: Principal, state: State, key: str | None
 ) -> RunningTurn | Turn:
-    """A new turn; or the one that the key has begun before."""
-    settings = state.settings
-    defaults = Parameters(
-        temperature=settings.groq_temperature,
-        top_p=settings.groq_top_p,
-        max_tokens=settings.groq_max_tokens,
-        reasoning_effort=settings.groq_reasoning_effort,
-    )
-    turn_request = body.value(default_model=settings.groq_default_model, defaults=defaults, idempotency_key=key)
-    check_size(turn_request, most_messages=settings.max_messages, most_chars=settings.max_message_chars)
-    if key is not None and (known := await state.turns.find(principal.user, key)) is not None:
-        request.state.turn_id = str(known.id)
-        return known
-    try:
-        turn = await state.runner.start(turn_request, principal, request_id.get())
-    except Conflict:
-        known = await state.turns.find(principal.user, key) if key is not None else None
-        if known is None:
-            raise
-        request.state.turn_id = str(known.id)
-        return known
-    turn.join()
-    request.state.turn_id = str(turn.id)
-    return turn
-
-
-async def _collect(batches: AsyncIterator[list[Entry]]) -> Collector:
-    collector = Collector()
-    async for batch in batches:
-        for entry in batch:
-            collector.take(entry.event)
-    return collector
+    value = body.value(default_model=state.settings.groq_default_model, defaults=defaults(state), idempotency_key=key)
+    return await begin(value, request, principal, state, key=key, if_busy=body.if_busy)

@@ -16,7 +16,9 @@ from gateway.errors import GatewayError
 from gateway.llm.base import Model, Models
 from gateway.messages import Principal
 from gateway.store.bus import Bus
+from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
+from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.turns import TurnStore
 from gateway.tools.base import Toolbox
@@ -33,6 +35,8 @@ class State:
     following: Following
     turns: TurnStore
     inputs: InputStore
+    conversations: ConversationStore
+    history: HistoryStore
     bus: Bus
     toolbox: Toolbox
     models: Models

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
@@ -15,13 +16,12 @@ from jsonschema.exceptions import (
 from pydantic import BaseModel
 from referencing.exceptions import Unresolvable
 
+from gateway.api.begin import following
 from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.errors import ErrorBody
 from gateway.errors import InvalidRequest
 from gateway.messages import Answer, BusMessage, JsonObject, Principal
-from gateway.store.tables import Turn
 from gateway.wire.native import stream
-from gateway.wire.sse import FrameStream
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
 
@@ -58,6 +58,7 @@ class TurnView(BaseModel):
 
     id: UUID
     conversation_id: UUID | None
+    parent_id: UUID | None
     status: str
     store: bool
     model_name: str
@@ -104,14 +105,7 @@ async def follow_turn(
     """
     turn = await state.turns.get(turn_id, principal)
     known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
-    return following(state, turn, known)
-
-
-def following(state: State, turn: Turn, after: int = 0) -> Response:
-    """A stream that only reads the turn."""
-    reading = state.following.open(turn.id, kept=turn.store)
-    frames = stream(str(turn.id), reading.log.follow(after), lambda: reading.log.closing)
-    return FrameStream(frames, headers={"X-Turn-Id": str(turn.id)}, on_close=reading.close)
+    return following(turn, state, partial(stream, str(turn_id)), known)
 
 
 class InputBody(BaseModel):

@@ -4,17 +4,18 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.messages import Message, Parameters, ToolCall, ToolChoice, ToolSpec, Usage
+from gateway.messages import JsonObject, Message, Parameters, ToolCall, ToolChoice, ToolSpec, Usage
 
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call of a model."""
+    """One call of a model. `response_format` is OpenAI's, and goes without tools."""
 
     model: str
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: ToolChoice | None = None
     parameters: Parameters = Parameters()
+    response_format: JsonObject | None = None
 
 
 class ModelAnswer(msgspec.Struct, frozen=True):
@@ -91,6 +92,14 @@ class Models(Protocol):
 
         Raises:
             ModelNotFound: no such model, or it is retired and aliases are off.
+        """
+        ...
+
+    def fit(self, parameters: Parameters, model: ModelInfo, *, drop: bool) -> tuple[Parameters, tuple[str, ...]]:
+        """The parameters as the model takes them, and a warning for each that was dropped.
+
+        Raises:
+            UnsupportedParameter: the model does not take one, and `drop` is off.
         """
         ...
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 
-from gateway.errors import ModelNotFound
+import msgspec
+
+from gateway.errors import ModelNotFound, UnsupportedParameter
 from gateway.llm.base import ModelInfo
+from gateway.messages import Parameters
 
 _LEVELS = ("low", "medium", "high")
 
@@ -30,6 +33,15 @@ RETIRED: Mapping[str, str] = {
 }
 
 
+# What none of Groq's models takes, with the value that stands for having none.
+_NOT_TAKEN: Mapping[str, float] = {
+    "top_k": 0,
+    "repetition_penalty": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+}
+
+
 class Catalog:
     """The models on offer. What the server lists wins over what is known here; the rest of each entry stays."""
 
@@ -46,6 +58,21 @@ class Catalog:
 
     def known(self, model: str) -> ModelInfo | None:
         return self._models.get(model)
+
+    def fit(self, parameters: Parameters, model: ModelInfo, *, drop: bool) -> tuple[Parameters, tuple[str, ...]]:
+        """See `Models.fit`. A value that changes nothing is left out silently: clients send such by default."""
+        warnings: list[str] = []
+        left_out: dict[str, None] = {}
+        for name, neutral in _NOT_TAKEN.items():
+            value = getattr(parameters, name)
+            if value is None:
+                continue
+            left_out[name] = None
+            if value != neutral and not drop:
+                raise UnsupportedParameter(f"The model {model.id!r} does not take {name}: leave it out.", param=name)
+            if value != neutral:
+                warnings.append(f"{name} was left out: the model {model.id!r} does not take it.")
+        return msgspec.structs.replace(parameters, **left_out), tuple(warnings)
 
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
         """See `Models.resolve`. An id that the server lists is never an alias."""

@@ -214,6 +214,40 @@ class ChunkReader:
             self._text.clear()
 
 
+class _Said(msgspec.Struct):
+    content: str | None = None
+    reasoning: str | None = None
+
+
+class _WholeChoice(msgspec.Struct):
+    message: _Said
+    finish_reason: str | None = None
+
+
+class _Whole(msgspec.Struct):
+    choices: list[_WholeChoice]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
+    """An answer that came in one piece.
+
+    Raises:
+        ModelStreamBroken: it is none.
+    """
+    try:
+        whole = msgspec.json.decode(body, type=_Whole)
+        choice = whole.choices[0]
+    except (msgspec.DecodeError, IndexError):
+        raise ModelStreamBroken from None
+    sink.opened()
+    if choice.message.reasoning:
+        sink.reasoning(choice.message.reasoning)
+    if choice.message.content:
+        sink.text(choice.message.content)
+    return ModelAnswer(choice.finish_reason or "stop", whole.usage.value())
+
+
 def stream_error(error: UpstreamError | str) -> ModelError:
     """The error that a stream carried after its 200, as ours."""
     if isinstance(error, str):

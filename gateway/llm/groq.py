@@ -21,10 +21,11 @@ from gateway.errors import (
     ModelRequestRefused,
     ModelStreamBroken,
     ModelUnavailable,
+    OutputInvalid,
 )
 from gateway.llm.base import ModelAnswer, ModelCall, ModelInfo, ModelSink
 from gateway.llm.catalog import Catalog
-from gateway.llm.chunks import ChunkReader, UpstreamError
+from gateway.llm.chunks import ChunkReader, UpstreamError, read_whole
 from gateway.log import get_logger
 from gateway.messages import JsonObject, Message, ToolSpec
 
@@ -52,6 +53,8 @@ class GroqModel:
 
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
         """See `Model.complete`."""
+        if call.response_format is not None:
+            return await self._complete_form(call, sink)
         reader = ChunkReader(sink)
         with_streaming = self._client.chat.completions.with_streaming_response
         async with _translated(), with_streaming.create(stream=True, **request_body(call)) as response:
@@ -59,6 +62,14 @@ class GroqModel:
                 reader.feed(data)
                 await sink.drain()
         return reader.answer()
+
+    async def _complete_form(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+        """Groq does not stream answers in a form."""
+        create: Any = self._client.chat.completions.with_raw_response.create
+        async with _translated():
+            response = await create(response_format=call.response_format, **request_body(call))
+            return read_whole(await response.read(), sink)
+        raise AssertionError("unreachable")
 
     async def check(self) -> str | None:
         """See `Model.check`: asks for the list of models, which costs no tokens."""
@@ -161,6 +172,8 @@ def _status_error(error: groq.APIStatusError) -> GatewayError:
         return ModelRequestRefused("The request is too large for this model: shorten the messages or the history.")
     if status == 498 or status >= 500:
         return ModelUnavailable(retry_after=_seconds(error.response.headers.get("retry-after")))
+    if detail.code == "json_validate_failed":
+        return OutputInvalid()
     if detail.code == "tool_use_failed":
         return ModelRequestRefused("The model wrote a tool call that its server could not read.")
     if 400 <= status < 500:

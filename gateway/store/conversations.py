@@ -1,63 +1,148 @@
-"""Conversations and their turns, as the agent reads them."""
+"""Conversations and their turns, as the agent reads them and as their owners keep house."""
 
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import uuid_utils.compat as uuids
-from sqlmodel import col, select
+from sqlalchemy import delete, literal, update
+from sqlmodel import col, func, select
 
-from gateway.errors import NotFound
-from gateway.messages import Message, Principal
+from gateway.errors import ConversationBusy, NotFound
+from gateway.messages import Message, Principal, TurnRequest
 from gateway.store.database import Database
-from gateway.store.tables import Conversation, Turn
+from gateway.store.tables import Conversation, Turn, TurnEvents
 
 _TITLE = 80
-_ENDED = ("completed", "failed", "cancelled")
+_COUNTED = 100_000
+_OPEN = ("running", "waiting")
+_ANCESTORS = """
+    WITH RECURSIVE line AS (
+        SELECT parent_id AS id, 1 AS depth FROM turns WHERE id = :turn_id
+        UNION ALL
+        SELECT turns.parent_id, depth + 1 FROM line JOIN turns ON turns.id = line.id WHERE depth < :most
+    )
+    SELECT turns.messages FROM line JOIN turns ON turns.id = line.id
+    WHERE turns.response <> '' OR turns.finish_reason = 'tool_calls'
+    ORDER BY depth DESC
+"""
 
 
 class ConversationStore:
-    """What `History` asks for, over short sessions."""
+    """What `History` asks for, and the conversations themselves, over short sessions."""
 
     def __init__(self, database: Database, *, most_turns: int = 200) -> None:
         self._database = database
         self._most_turns = most_turns
 
-    async def open(self, conversation_id: str | None, principal: Principal, title: str) -> UUID | None:
-        """See `History.open`."""
-        if conversation_id is None:
-            return None
-        if conversation_id == "new":
-            return await self._create(principal, title)
-        return await self._find(conversation_id, principal)
+    # --- for the agent
 
-    async def load(self, conversation_id: UUID) -> list[tuple[Message, ...]]:
+    async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
+        """See `History.open`."""
+        parent = await self._parent(request.parent_turn_id, principal) if request.parent_turn_id else None
+        if request.conversation_id == "new":
+            return await self._create(principal, request.prompt)
+        if request.conversation_id is not None:
+            return (await self.get(request.conversation_id, principal)).id
+        return parent.conversation_id if parent else None
+
+    async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
         """See `History.load`. A turn that ended without any answer is left out: nothing followed from it."""
-        query = (
-            select(col(Turn.messages))
-            .where(Turn.conversation_id == conversation_id, col(Turn.status).in_(_ENDED), Turn.response != "")
-            .order_by(col(Turn.id).desc())
-            .limit(self._most_turns)
-        )
+        rows = await self._database.rows(_ANCESTORS, turn_id=turn_id, most=self._most_turns)
+        return [msgspec.convert(_decoded(row[0]), tuple[Message, ...]) for row in rows]
+
+    async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
+        """See `History.added`."""
+        query = select(Turn).where(col(Turn.id).in_(turn_ids), Turn.owner == owner, Turn.status == "completed")
         async with self._database.session() as session:
-            rows = (await session.exec(query)).all()
-        return [msgspec.convert(row, tuple[Message, ...]) for row in reversed(rows)]
+            turns = (await session.exec(query)).all()
+        return {turn.id: msgspec.convert(turn.messages[turn.sent_messages :], tuple[Message, ...]) for turn in turns}
+
+    async def _parent(self, turn_id: UUID, principal: Principal) -> Turn:
+        query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
+        async with self._database.session() as session:
+            turn = (await session.exec(query)).first()
+        if turn is None:
+            raise NotFound(f"There is no turn {str(turn_id)!r} to go on from.", param="parent_turn_id")
+        if turn.status in _OPEN:
+            raise ConversationBusy("The turn to go on from has not ended yet.", param="parent_turn_id")
+        return turn
 
     async def _create(self, principal: Principal, title: str) -> UUID:
         conversation_id = UUID(int=uuids.uuid7().int)
-        short = " ".join(title.replace("\x00", "\ufffd").split())[:_TITLE]
         async with self._database.session() as session:
-            session.add(Conversation(id=conversation_id, owner=principal.user, title=short))
+            session.add(Conversation(id=conversation_id, owner=principal.user, title=_short(title)))
         return conversation_id
 
-    async def _find(self, conversation_id: str, principal: Principal) -> UUID:
+    # --- for their owners
+
+    async def get(self, conversation_id: str, principal: Principal) -> Conversation:
+        """Raises:
+        NotFound: the principal has no such conversation.
+        """
         missing = NotFound(f"There is no conversation {conversation_id[:64]!r}.", param="conversation_id")
         try:
             wanted = UUID(conversation_id)
         except ValueError:
             raise missing from None
-        query = select(Conversation.id).where(Conversation.id == wanted, Conversation.owner == principal.user)
+        query = select(Conversation).where(Conversation.id == wanted, Conversation.owner == principal.user)
         async with self._database.session() as session:
             found = (await session.exec(query)).first()
         if found is None:
             raise missing
         return found
+
+    async def page(self, principal: Principal, *, limit: int, before: UUID | None) -> list[Conversation]:
+        """The newest first; `before` is the last one of the page before."""
+        query = select(Conversation).where(Conversation.owner == principal.user)
+        if before is not None:
+            query = query.where(Conversation.id < before)
+        async with self._database.session() as session:
+            return list((await session.exec(query.order_by(col(Conversation.id).desc()).limit(limit))).all())
+
+    async def count(self) -> int:
+        """How many there are, of all owners: as the planner knows it where they are many."""
+        [(about,)] = await self._database.rows("SELECT reltuples FROM pg_class WHERE oid = 'conversations'::regclass")
+        if about > _COUNTED:
+            return int(about)
+        async with self._database.session() as session:
+            return (await session.exec(select(func.count()).select_from(Conversation))).one()
+
+    async def turns(self, conversation_id: UUID) -> list[Turn]:
+        """All of its turns, every branch, oldest first."""
+        query = select(Turn).where(Turn.conversation_id == conversation_id).order_by(col(Turn.id))
+        async with self._database.session() as session:
+            return list((await session.exec(query)).all())
+
+    async def open_turns(self, conversation_id: UUID) -> list[UUID]:
+        """Those that have not ended."""
+        query = select(Turn.id).where(Turn.conversation_id == conversation_id, col(Turn.status).in_(_OPEN))
+        async with self._database.session() as session:
+            return list((await session.exec(query)).all())
+
+    async def running_turn(self, conversation_id: UUID) -> UUID | None:
+        """The turn that keeps the conversation busy, unless it waits for a person."""
+        query = select(Turn.id).where(Turn.busy_conversation_id == conversation_id, Turn.status == "running")
+        async with self._database.session() as session:
+            return (await session.exec(query)).first()
+
+    async def rename(self, conversation_id: UUID, title: str) -> None:
+        change = update(Conversation).where(col(Conversation.id) == conversation_id)
+        async with self._database.session() as session:
+            await session.exec(change.values(title=_short(title), updated_at=func.now()))
+
+    async def delete(self, conversation_id: UUID) -> None:
+        """Delete it with its turns, their events, calls and questions."""
+        turns = select(Turn.id).where(Turn.conversation_id == conversation_id)
+        async with self._database.session() as session:
+            await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id).in_(turns)))
+            await session.exec(delete(Conversation).where(col(Conversation.id) == literal(conversation_id)))
+
+
+def _short(title: str) -> str:
+    return " ".join(title.replace("\x00", "\ufffd").split())[:_TITLE]
+
+
+def _decoded(value: Any) -> Any:
+    """Plain SQL brings JSON as text."""
+    return msgspec.json.decode(value) if isinstance(value, str) else value

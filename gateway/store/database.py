@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 from sqlalchemy import make_url
@@ -54,6 +55,16 @@ class Database:
                 log.warning("database_unreachable", error=type(error).__name__)
                 raise StorageUnavailable from error
             raise
+
+    async def rows(self, statement: str, **values: Any) -> list[Any]:
+        """The rows of a plain SQL query, its `:name`s filled in.
+
+        Raises:
+            StorageUnavailable: the database cannot be reached.
+        """
+        async with self.session() as session:
+            result = await (await session.connection()).execute(text(statement), values)
+            return list(result.all())
 
     async def check(self) -> str | None:
         """None when the database answers within two seconds, else what is wrong, fit for the public."""

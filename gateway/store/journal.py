@@ -14,10 +14,10 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from gateway.errors import Conflict, GatewayError, StorageUnavailable
+from gateway.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
 from gateway.events import Entry, InputResolved, ToolCallStarted, ToolFinished
 from gateway.log import get_logger
-from gateway.messages import TurnOutcome, TurnRecord, TurnRequest, Usage
+from gateway.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
 
 log = get_logger(__name__)
 
@@ -32,10 +32,14 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 BEGIN_TURN = """
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
-                   parameters, options, request_id, idempotency_key)
-VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO NOTHING"""
+                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id)
+VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
+        CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
+        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)))
+ON CONFLICT (id) DO NOTHING"""
 CALL_STARTED = """
-INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments) VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (turn_id, call_id) DO NOTHING"""
 CALL_FINISHED = """
 UPDATE tool_calls SET outcome = $3, content = $4, structured = $5, duration_ms = $6
@@ -47,7 +51,7 @@ WHERE EXISTS (SELECT 1 FROM turns WHERE id = $1 AND worker_id = $5::uuid)
 ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 FINISH_TURN = """
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
-                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12
+                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL
 WHERE id = $1 AND worker_id = $13"""
 CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
 PARK_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
@@ -236,8 +240,7 @@ class PostgresJournal:
         write = batch[0]
         write.source.committed(write.last_seq)  # it never will be: its readers must not wait for that
         if not write.done.done():
-            taken = isinstance(error, asyncpg.UniqueViolationError)
-            write.done.set_exception(Conflict("This idempotency key has begun a turn.") if taken else GatewayError())
+            write.done.set_exception(_refused(error))
             write.done.exception()  # whoever waits hears of it; nobody waiting is no fault
 
     async def _commit(self, batch: list[_Write]) -> None:
@@ -283,7 +286,7 @@ class UnkeptJournal:
         """See `Journal.begin`."""
         request = TurnRequest(
             messages=(), model=turn.request.model, parameters=turn.request.parameters, store=False,
-            idempotency_key=turn.request.idempotency_key,
+            idempotency_key=turn.request.idempotency_key, parent_turn_id=turn.request.parent_turn_id,
         )  # fmt: skip
         await self._journal.begin(msgspec.structs.replace(turn, request=request), _Silence(turn.id))
         self.soon(log)
@@ -329,6 +332,13 @@ class _Silence:
         pass
 
 
+def _refused(error: Exception) -> GatewayError:
+    if not isinstance(error, asyncpg.UniqueViolationError):
+        return GatewayError()
+    busy = error.constraint_name == "ux_turns_busy"
+    return ConversationBusy() if busy else Conflict("This idempotency key has begun a turn.")
+
+
 def _is_refusal(error: Exception) -> bool:
     """Whether Postgres was there and would refuse the same rows again; asyncpg's own checks are ValueErrors."""
     if isinstance(error, asyncpg.PostgresError):
@@ -355,14 +365,11 @@ def _text(value: str) -> str:
 
 def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
     request = turn.request
-    options = {
-        "tools": request.tools,
-        "tool_choice": request.tool_choice,
-        "system": request.system,
-        "on_disconnect": request.on_disconnect,
-        "approval": None if request.approval == "never" else request.approval,
-        "store": None if request.store else False,
-    }
+    # Whatever is not its default and has no column of its own.
+    columns = {"messages": (), "parameters": Parameters(), "user_label": None, "idempotency_key": None}
+    options = msgspec.to_builtins(msgspec.structs.replace(request, **columns))
+    for name in ("messages", "model", "conversation_id"):
+        options.pop(name, None)
     return (
         turn.id,
         turn.conversation_id,
@@ -373,9 +380,11 @@ def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
         request.messages,
         turn.model,
         request.parameters,
-        {name: value for name, value in options.items() if value is not None},
+        options,
         turn.request_id,
         request.idempotency_key,
+        len(request.messages),
+        request.parent_turn_id,
     )
 
 
@@ -410,7 +419,11 @@ def _ledger_rows(turn_id: UUID, entries: Iterable[Entry]) -> Iterable[_Row]:
     for entry in entries:
         match entry.event:
             case ToolCallStarted() as call:
-                yield CALL_STARTED, (turn_id, call.call_id, call.step, call.server, call.tool, call.arguments)
+                outcome = "client" if call.client else None
+                yield (
+                    CALL_STARTED,
+                    (turn_id, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
+                )
             case ToolFinished() as result:
                 content, structured = result.content, result.structured
                 yield (

@@ -38,13 +38,19 @@ class Conversation(SQLModel, table=True):
 
 
 class Turn(SQLModel, table=True):
-    """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled."""
+    """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled.
+
+    `parent_id` is the turn whose history this one goes on from; `busy_conversation_id`, unique, its conversation while
+    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request.
+    """
 
     __tablename__: ClassVar[Any] = "turns"
     __table_args__ = (
         Index("ix_turns_owner", "owner", text("id DESC")),
         Index("ix_turns_conversation", "conversation_id", "id"),
         Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
+        Index("ix_turns_parent", "parent_id"),
+        Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
         Index("ix_turns_search", "search", postgresql_using="gin"),
     )
@@ -53,6 +59,8 @@ class Turn(SQLModel, table=True):
     conversation_id: UUID | None = Field(
         default=None, sa_column=Column(ForeignKey("conversations.id", ondelete="CASCADE"), nullable=True)
     )
+    parent_id: UUID | None = None
+    busy_conversation_id: UUID | None = None
     owner: str = Field(sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None
@@ -60,6 +68,7 @@ class Turn(SQLModel, table=True):
     prompt: str = Field(sa_type=Text)
     response: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
     messages: list[Any] = Field(sa_column=_json(nullable=False))
+    sent_messages: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     model_name: str = Field(sa_type=Text)
     parameters: dict[str, Any] = Field(sa_column=_json(nullable=False))
     options: dict[str, Any] = Field(sa_column=_json(nullable=False))

@@ -14,7 +14,7 @@ from sqlmodel import col, func, or_, select
 
 from gateway.errors import NotFound
 from gateway.events import Entry, decode
-from gateway.messages import Message, Parameters, Principal, TurnRecord, TurnRequest
+from gateway.messages import Principal, TurnRecord, TurnRequest
 from gateway.store.database import Database
 from gateway.store.tables import ToolCallRow, Turn, TurnEvents, Worker
 
@@ -149,20 +149,15 @@ def _entries(row: TurnEvents) -> list[Entry]:
 
 def _record(turn: Turn) -> tuple[TurnRecord, bool]:
     """A kept turn as its request was; the messages of one that runs are still the request's own."""
-    options = turn.options
-    request = TurnRequest(
-        messages=msgspec.convert(turn.messages, tuple[Message, ...]),
-        model=turn.model_name,
-        parameters=msgspec.convert(turn.parameters, Parameters),
-        tools=None if options.get("tools") is None else tuple(options["tools"]),
-        tool_choice=options.get("tool_choice"),
-        conversation_id=str(turn.conversation_id) if turn.conversation_id else None,
-        system=options.get("system"),
-        user_label=turn.user_label,
-        on_disconnect="continue",
-        approval=options.get("approval", "never"),
-        store=turn.store,
-    )
+    columns = {
+        "messages": turn.messages,
+        "model": turn.model_name,
+        "parameters": turn.parameters,
+        "conversation_id": str(turn.conversation_id) if turn.conversation_id else None,
+        "user_label": turn.user_label,
+        "on_disconnect": "continue",  # whoever waited for it waits elsewhere now
+    }
+    request = msgspec.convert(turn.options | columns, TurnRequest)
     record = TurnRecord(
         id=turn.id,
         owner=turn.owner,

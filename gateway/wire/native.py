@@ -1,13 +1,15 @@
 """The gateway's own wire format: every event of the turn, as it is."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Annotated, Any, Literal, Self, assert_never
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gateway import events as e
 from gateway.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
+from gateway.wire.collected import Collected
 from gateway.wire.sse import DONE, frame, unnumbered
 
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
@@ -63,10 +65,20 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, ge=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1, description="The most tokens of one step's answer.")
     stop: str | list[str] | None = Field(default=None, description="Up to four texts that end the answer.")
+    seed: int | None = None
+    response_format: JsonObject | None = Field(
+        default=None, description="`json_object` or `json_schema`, as OpenAI has them. Goes with tools and streaming."
+    )
     reasoning_effort: Literal["none", "default", "low", "medium", "high"] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     tools: list[str] | None = Field(default=None, max_length=128, description="Names that may be used. Default: all.")
     conversation_id: str | None = Field(default=None, description='An id, or "new". Default: a turn of its own.')
+    parent_turn_id: UUID | None = Field(
+        default=None, description="The turn to go on from: a branch. Default: the conversation's last."
+    )
+    if_busy: Literal["wait", "reject"] = Field(
+        default="wait", description="While another turn of the conversation runs: wait for its end, or answer 409."
+    )
     system: Text | None = Field(default=None, description="Added to the gateway's system prompt.")
     user: str | None = Field(default=None, max_length=256, description="A label to find the turn by; no identity.")
     on_disconnect: Literal["cancel", "continue"] = "cancel"
@@ -87,7 +99,9 @@ class ChatRequest(BaseModel):
     def value(self, *, default_model: str, defaults: Parameters, idempotency_key: str | None = None) -> TurnRequest:
         """The request in the gateway's own terms, with the defaults where it says nothing."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        asked = Parameters(self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort)
+        asked = Parameters(
+            self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort, self.seed
+        )
         choice = self.tool_choice
         return TurnRequest(
             messages=tuple(message.value() for message in self.messages),
@@ -102,10 +116,14 @@ class ChatRequest(BaseModel):
             idempotency_key=idempotency_key,
             approval=self.approval,
             store=self.store,
+            parent_turn_id=self.parent_turn_id,
+            response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
         )
 
 
 class ToolCallReport(BaseModel):
+    """`outcome` is null while the call has none."""
+
     id: str
     server: str | None
     tool: str
@@ -153,6 +171,27 @@ class ChatResponse(BaseModel):
     warnings: list[str] = []
 
 
+def response_of(turn: Collected) -> ChatResponse:
+    """The answer; the turn must have completed, or wait for a person."""
+    assert turn.started is not None
+    end = turn.end if isinstance(turn.end, e.TurnCompleted) else None
+    return ChatResponse(
+        turn_id=turn.started.turn_id,
+        conversation_id=turn.started.conversation_id,
+        model=turn.started.model,
+        response=turn.response,
+        reasoning=turn.reasoning,
+        tool_calls=[ToolCallReport.model_validate(call, from_attributes=True) for call in turn.calls.values()],
+        inputs=[InputReport.model_validate(asked, from_attributes=True) for asked in turn.inputs.values()],
+        finish_reason=turn.finish_reason,
+        usage=UsageReport.model_validate(turn.usage, from_attributes=True),
+        cost_usd=end.cost_usd if end else None,
+        steps=turn.steps,
+        duration_ms=end.duration_ms if end else None,
+        warnings=list(turn.started.warnings),
+    )
+
+
 async def stream(
     turn_id: str, batches: AsyncIterator[list[e.Entry]], closing: Callable[[], str | None]
 ) -> AsyncGenerator[bytes]:
@@ -169,72 +208,3 @@ async def stream(
         reason = closing()
         farewell = unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
         yield farewell if reason else DONE
-
-
-class Collector:
-    """Folds events into the answer of the non-streaming endpoint."""
-
-    def __init__(self) -> None:
-        self.end: e.TurnEnd | None = None
-        self._started: e.TurnStarted | None = None
-        self._text: dict[int, list[str]] = {}
-        self._reasoning: dict[int, list[str]] = {}
-        self._calls: dict[str, ToolCallReport] = {}
-        self._inputs: dict[str, InputReport] = {}
-
-    @property
-    def waits(self) -> bool:
-        """Whether the turn waits for a person."""
-        return self.end is None and bool(self._inputs)
-
-    def take(self, event: e.Event) -> None:
-        match event:
-            case e.TurnStarted():
-                self._started = event
-            case e.TextDelta():
-                self._text.setdefault(event.step, []).append(event.text)
-            case e.ReasoningDelta():
-                self._reasoning.setdefault(event.step, []).append(event.text)
-            case e.ToolCallStarted():
-                self._calls[event.call_id] = ToolCallReport(
-                    id=event.call_id, server=event.server, tool=event.tool, arguments=event.arguments
-                )
-            case e.ToolFinished():
-                call = self._calls[event.call_id]
-                call.outcome, call.content, call.duration_ms = event.outcome, event.content, event.duration_ms
-            case e.ModelRetry():
-                if event.discard:
-                    self._text.pop(event.step, None)
-                    self._reasoning.pop(event.step, None)
-            case e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled():
-                self.end = event
-            case e.InputRequired():
-                self._inputs[event.input_id] = InputReport.model_validate(event, from_attributes=True)
-            case e.InputResolved():
-                self._inputs.pop(event.input_id, None)
-            case e.ToolProgress() | e.ToolLog() | e.StepCompleted():
-                pass
-            case _:
-                assert_never(event)
-
-    def response(self) -> ChatResponse:
-        """The answer; the turn must have completed, or wait for a person."""
-        assert self._started is not None
-        end = self.end if isinstance(self.end, e.TurnCompleted) else None
-        usage: JsonObject = msgspec.to_builtins(end.usage) if end else {}
-        texts = ["".join(parts) for _, parts in sorted(self._text.items())]
-        return ChatResponse(
-            turn_id=self._started.turn_id,
-            conversation_id=self._started.conversation_id,
-            model=self._started.model,
-            response=next((text for text in reversed(texts) if text), ""),
-            reasoning="\n".join("".join(parts) for _, parts in sorted(self._reasoning.items())) or None,
-            tool_calls=list(self._calls.values()),
-            inputs=list(self._inputs.values()),
-            finish_reason=end.finish_reason if end else "input_required",
-            usage=UsageReport.model_validate(usage),
-            cost_usd=end.cost_usd if end else None,
-            steps=end.steps if end else len(self._text),
-            duration_ms=end.duration_ms if end else None,
-            warnings=list(self._started.warnings),
-        )

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.events import Entry, type_of
 
 PING_SECONDS = 15.0
+SSE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 
 
@@ -24,7 +25,7 @@ def unnumbered(event: str, data: bytes) -> bytes:
 
 
 class FrameStream(EventSourceResponse):
-    """Sends byte strings that hold whole frames, one write each.
+    """Sends byte strings that hold whole frames, one write each; of another `media_type` than SSE, without pings.
 
     sse-starlette keeps its three duties: pings, disconnects, shutdown. Only its send loop is replaced, which opens a
     cancel scope for every chunk to bound the time of a write; here the ping task looks whether a write has got stuck.
@@ -39,10 +40,12 @@ class FrameStream(EventSourceResponse):
         headers: Mapping[str, str],
         on_close: Callable[[], None],
         ping: float = PING_SECONDS,
+        media_type: str = SSE,
     ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - its stream type has a bare dict
-            frames, headers=headers, ping=ping, sep="\n", shutdown_grace_period=300
+            frames, headers=headers, media_type=media_type, ping=ping, sep="\n", shutdown_grace_period=300
         )
+        self._pings = media_type == SSE
         self._frames = frames
         self._on_close = on_close
         self._writes = 0
@@ -71,7 +74,8 @@ class FrameStream(EventSourceResponse):
         while self.active:
             await asyncio.sleep(self._ping_interval)
             if not self._writing:
-                await self._send_ping(send)
+                if self._pings:
+                    await self._send_ping(send)
             elif stuck_at == self._writes:
                 raise SendTimeoutError
             else:

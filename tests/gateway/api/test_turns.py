@@ -3,32 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
-from tests.stack import Event, Gateway, Stream, serve_gateway
-
-
-@pytest.fixture
-async def slow_simulator() -> AsyncGenerator[Simulator]:
-    async with serve_simulator(SimulatorSettings(tokens_per_second=300, first_token_delay=0)) as running:
-        yield running
-
-
-@pytest.fixture
-async def workers(database_url: str, slow_simulator: Simulator, tools_url: str) -> AsyncGenerator[list[Gateway]]:
-    """Two gateways on one database."""
-    async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(
-                serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=0.2)
-            )
-            for _ in range(2)
-        ]
+from gateway.llm.simulator import Simulator
+from tests.stack import Event, Gateway, Stream
 
 
 @asynccontextmanager

@@ -41,8 +41,9 @@ async def test_view_says_that_it_was_not_kept(gateway: Gateway) -> None:
     assert (view["store"], view["status"], view["prompt"], view["messages"]) == (False, "completed", "", [])
 
 
-async def test_it_is_followed_from_memory_while_it_runs_and_not_after(gateway: Gateway) -> None:
-    async with gateway.stream("count to 3000", store=False) as stream:
+async def test_it_is_followed_from_memory_while_it_runs_and_not_after(workers: list[Gateway]) -> None:
+    gateway = workers[0]
+    async with gateway.stream("count to 150", store=False) as stream:
         first = await stream.until("text.delta")
         turn_id = stream.response.headers["x-turn-id"]
         async with follow(gateway, turn_id) as other:

@@ -189,7 +189,7 @@ async def test_new_tool_is_offered_as_soon_as_the_server_tells(trial: Served, mo
 async def test_allow_and_deny_decide_what_is_offered(trial: Served) -> None:
     chosen = trial[1].model_copy(update={"allow": ("*e*",), "deny": ("crash", "hang_*", "refuse")})
     async with toolbox_of(chosen) as toolbox:
-        assert [spec.name for spec in toolbox.specs()] == ["chatter", "echo", "picture"]
+        assert [spec.name for spec in toolbox.specs()] == ["chatter", "echo", "picture", "reserve"]
 
 
 async def test_server_that_is_down_at_the_start_comes_up_by_itself(modern: bool) -> None:

@@ -1,0 +1,59 @@
+"""Answers in a form that the request asks for: OpenAI's `response_format` of the types json_object and json_schema."""
+
+from typing import Any, cast
+
+import msgspec
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import (
+    SchemaError,
+    best_match,  # pyright: ignore[reportUnknownVariableType]
+)
+from referencing.exceptions import Unresolvable
+
+from gateway.errors import InvalidRequest
+from gateway.messages import JsonObject
+
+_LONGEST = 500
+
+
+class Form:
+    """What an answer must look like.
+
+    Raises:
+        InvalidRequest: the format is none, or its schema is not valid.
+    """
+
+    def __init__(self, response_format: JsonObject) -> None:
+        self.response_format = response_format
+        match response_format:
+            case {"type": "json_object"}:
+                schema: JsonObject = {"type": "object"}
+            case {"type": "json_schema", "json_schema": {"schema": dict()}}:
+                schema = response_format["json_schema"]["schema"]
+            case _:
+                raise InvalidRequest(
+                    'response_format must be {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", '
+                    '"json_schema": {"name": …, "schema": {…}}}.',
+                    param="response_format",
+                )
+        try:
+            Draft202012Validator.check_schema(schema)
+        except SchemaError as error:
+            message = f"response_format: the schema is not valid: {error.message[:_LONGEST]}"
+            raise InvalidRequest(message, param="response_format") from None
+        self._validator: Any = Draft202012Validator(schema)
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with an answer; None: it fits."""
+        try:
+            value: Any = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            return f"it is not valid JSON: {error}"
+        try:
+            error: Any = cast(Any, best_match)(self._validator.iter_errors(value))
+        except Unresolvable:
+            return "its schema refers to what is not in it"
+        if error is None:
+            return None
+        path = ".".join(str(part) for part in error.absolute_path)
+        return f"{path or 'the answer'}: {str(error.message)[:_LONGEST]}"

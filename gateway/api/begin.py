@@ -1,0 +1,155 @@
+"""What every route that runs a turn shares: begin it, then answer with it, streamed or whole, in any wire format."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Literal
+from uuid import UUID
+
+from fastapi import Request, Response
+
+from gateway.agent.following import Reading
+from gateway.agent.runner import RunningTurn
+from gateway.api.deps import State, unless_disconnected
+from gateway.api.limits import check_size
+from gateway.errors import Conflict, ConversationBusy, ServerStopping, error_of
+from gateway.events import Entry, TurnCancelled, TurnCompleted, TurnFailed
+from gateway.log import request_id
+from gateway.messages import Parameters, Principal, TurnRequest
+from gateway.store.tables import Turn
+from gateway.wire.collected import Collected
+from gateway.wire.sse import SSE, FrameStream
+
+FIRST_CHUNK_PATIENCE = 10.0
+BUSY_PATIENCE = 120.0
+
+Write = Callable[[AsyncIterator[list[Entry]], Callable[[], str | None]], AsyncGenerator[bytes]]
+"""A wire format: from batches of events, and why they ended before the turn did, to bytes."""
+
+
+def defaults(state: State) -> Parameters:
+    """What the administrator has set where a request says nothing."""
+    settings = state.settings
+    return Parameters(
+        temperature=settings.groq_temperature,
+        top_p=settings.groq_top_p,
+        max_tokens=settings.groq_max_tokens,
+        reasoning_effort=settings.groq_reasoning_effort,
+    )
+
+
+async def begin(
+    turn_request: TurnRequest,
+    request: Request,
+    principal: Principal,
+    state: State,
+    *,
+    key: str | None = None,
+    if_busy: Literal["wait", "reject"] = "wait",
+) -> RunningTurn | Turn:
+    """A new turn, which runs for the sake of this request; or the one that the idempotency key has begun before.
+
+    Raises:
+        GatewayError: it cannot be begun.
+    """
+    check_size(turn_request, most_messages=state.settings.max_messages, most_chars=state.settings.max_message_chars)
+    if key is not None and (known := await state.turns.find(principal.user, key)) is not None:
+        request.state.turn_id = str(known.id)
+        return known
+    while True:
+        try:
+            turn = await state.runner.start(turn_request, principal, request_id.get())
+        except ConversationBusy:
+            busy = await _busy_turn(turn_request, principal, state)
+            if if_busy == "reject" or busy is None:
+                raise
+            await unless_disconnected(request, _ended(busy, state))
+        except Conflict:
+            known = await state.turns.find(principal.user, key) if key is not None else None
+            if known is None:
+                raise
+            request.state.turn_id = str(known.id)
+            return known
+        else:
+            turn.join()
+            request.state.turn_id = str(turn.id)
+            return turn
+
+
+async def _busy_turn(request: TurnRequest, principal: Principal, state: State) -> UUID | None:
+    """The turn to wait for; None where waiting would be for a person's answer, or nothing says for what."""
+    if request.conversation_id is None:
+        return None
+    conversation = await state.conversations.get(request.conversation_id, principal)
+    return await state.conversations.running_turn(conversation.id)
+
+
+async def _ended(turn_id: UUID, state: State) -> None:
+    reading = state.following.open(turn_id)
+    try:
+        async with asyncio.timeout(BUSY_PATIENCE):
+            async for _ in reading.log.follow():
+                pass
+    except TimeoutError:
+        raise ConversationBusy from None
+    finally:
+        reading.close()
+
+
+async def streamed(
+    turn: RunningTurn | Turn, request: Request, state: State, write: Write, *, media_type: str = SSE
+) -> Response:
+    """The turn's events as they happen.
+
+    Raises:
+        GatewayError: the turn failed before the model's first output.
+    """
+    if isinstance(turn, Turn):
+        return following(turn, state, write)
+    try:
+        await unless_disconnected(request, turn.until_opened(FIRST_CHUNK_PATIENCE))
+    except BaseException:
+        turn.leave()
+        raise
+    frames = write(turn.log.follow(), lambda: turn.log.closing)
+    return FrameStream(frames, headers={"X-Turn-Id": str(turn.id)}, on_close=turn.leave, media_type=media_type)
+
+
+def following(turn: Turn, state: State, write: Write, after: int = 0) -> Response:
+    """A stream that only reads the turn: it may come and go."""
+    reading = state.following.open(turn.id, kept=turn.store)
+    frames = write(reading.log.follow(after), lambda: reading.log.closing)
+    return FrameStream(frames, headers={"X-Turn-Id": str(turn.id)}, on_close=reading.close)
+
+
+async def collected(turn: RunningTurn | Turn, request: Request, response: Response, state: State) -> Collected:
+    """The whole turn, at its end; or as far as it came, where it waits for a person.
+
+    Raises:
+        GatewayError: it failed, was cancelled, or the gateway stops.
+    """
+    reading = state.following.open(turn.id, kept=turn.store) if isinstance(turn, Turn) else Reading(turn.log)
+    try:
+        whole = await unless_disconnected(request, _collect(reading.log.follow()))
+    finally:
+        reading.close()
+        if isinstance(turn, RunningTurn):
+            turn.leave()
+    response.headers["X-Turn-Id"] = str(turn.id)
+    match whole.end:
+        case TurnCompleted():
+            return whole
+        case TurnFailed() | TurnCancelled() as end:
+            failure = turn.failure if isinstance(turn, RunningTurn) else None
+            raise failure or error_of(end.error)
+        case None if whole.waits:
+            return whole
+        case None:
+            raise ServerStopping
+
+
+async def _collect(batches: AsyncIterator[list[Entry]]) -> Collected:
+    whole = Collected()
+    async for batch in batches:
+        for entry in batch:
+            whole.take(entry.event)
+    return whole
