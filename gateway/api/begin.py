@@ -59,10 +59,13 @@ async def begin(
         try:
             turn = await state.runner.start(turn_request, principal, request_id.get())
         except ConversationBusy:
-            busy = await _busy_turn(turn_request, principal, state)
-            if if_busy == "reject" or busy is None:
+            if if_busy == "reject" or turn_request.conversation_id is None:
                 raise
-            await unless_disconnected(request, _ended(busy, state))
+            busy = await state.conversations.busy_turn(turn_request.conversation_id, principal)
+            if busy is not None and busy.status == "waiting":
+                raise ConversationBusy("Another turn of this conversation waits for an answer.") from None
+            if busy is not None:  # else it has ended meanwhile
+                await unless_disconnected(request, _ended(busy.id, state))
         except Conflict:
             known = await state.turns.find(principal.user, key) if key is not None else None
             if known is None:
@@ -73,14 +76,6 @@ async def begin(
             turn.join()
             request.state.turn_id = str(turn.id)
             return turn
-
-
-async def _busy_turn(request: TurnRequest, principal: Principal, state: State) -> UUID | None:
-    """The turn to wait for; None where waiting would be for a person's answer, or nothing says for what."""
-    if request.conversation_id is None:
-        return None
-    conversation = await state.conversations.get(request.conversation_id, principal)
-    return await state.conversations.running_turn(conversation.id)
 
 
 async def _ended(turn_id: UUID, state: State) -> None:

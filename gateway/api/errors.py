@@ -1,15 +1,16 @@
-"""One shape for every error: `{"error": {"code", "message", "param"?, "request_id"}}`."""
+"""One shape for every error: `{"error": {"code", "message", "param"?, "request_id"}}`; under `/v1/` it is OpenAI's."""
 
-from typing import Any
-
+import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from gateway.errors import GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.log import get_logger, request_id
+from gateway.messages import JsonObject
+from gateway.wire.openai_chat import error_body
 
 log = get_logger(__name__)
 
@@ -32,13 +33,18 @@ class ErrorBody(BaseModel):
 def error_response(
     request: Request, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None
 ) -> JSONResponse:
-    error: dict[str, Any] = {"code": code, "message": message, "param": param, "request_id": request_id.get()}
     headers: dict[str, str] = {}
     if (turn_id := getattr(request.state, "turn_id", None)) is not None:
         headers["X-Turn-Id"] = turn_id
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, round(retry_after)))
-    body = {"error": {name: value for name, value in error.items() if value is not None}}
+    info = ErrorInfo(code=code, message=message, param=param)
+    if request.url.path.startswith(("/v1/", "/openai/v1/")):
+        status = 400 if status == 422 else status
+        return JSONResponse(error_body(info, status), status_code=status, headers=headers)
+    body: JsonObject = {"error": {**msgspec.to_builtins(info), "request_id": request_id.get()}}
+    if not request.url.path.startswith("/api/v1/"):
+        body["detail"] = message  # where the forerunners' users look
     return JSONResponse(body, status_code=status, headers=headers)
 
 

@@ -120,11 +120,11 @@ class ConversationStore:
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 
-    async def running_turn(self, conversation_id: UUID) -> UUID | None:
-        """The turn that keeps the conversation busy, unless it waits for a person."""
-        query = select(Turn.id).where(Turn.busy_conversation_id == conversation_id, Turn.status == "running")
+    async def busy_turn(self, conversation_id: str, principal: Principal) -> Turn | None:
+        """The turn that has to end before another may begin."""
+        conversation = await self.get(conversation_id, principal)
         async with self._database.session() as session:
-            return (await session.exec(query)).first()
+            return (await session.exec(select(Turn).where(Turn.busy_conversation_id == conversation.id))).first()
 
     async def rename(self, conversation_id: UUID, title: str) -> None:
         change = update(Conversation).where(col(Conversation.id) == conversation_id)

@@ -1,0 +1,373 @@
+"""OpenAI's chat completions. What the gateway's tools did inside is in `x_gateway`, which OpenAI's clients ignore."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from gateway import events as e
+from gateway.errors import ErrorInfo, error_of
+from gateway.messages import Approval, JsonObject, Message, Parameters, Role, ToolCall, ToolSpec, TurnRequest, Usage
+from gateway.wire.collected import Collected, CollectedCall
+from gateway.wire.sse import DONE
+
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Reason = Literal["stop", "length", "tool_calls", "content_filter"]
+_REASONS: dict[str, Reason] = {
+    "stop": "stop", "length": "length", "tool_calls": "tool_calls", "step_limit": "length", "token_limit": "length",
+    "input_required": "stop", "content_filter": "content_filter",
+}  # fmt: skip
+_encode = msgspec.json.Encoder().encode
+_arguments = msgspec.json.Encoder(order="sorted").encode
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FunctionCallBody(_Body):
+    name: str = Field(max_length=128)
+    arguments: str = "{}"
+
+
+class ToolCallBody(BaseModel):
+    """A call as it came out of an answer; what else stands in it is ignored."""
+
+    id: str = Field(min_length=1, max_length=128)
+    type: Literal["function"] = "function"
+    function: FunctionCallBody
+
+
+class MessageBody(_Body):
+    """One message. Whatever an answer's message has is taken back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[JsonObject] | None = None
+    name: str | None = Field(default=None, max_length=128)
+    tool_calls: list[ToolCallBody] | None = None
+    tool_call_id: str | None = Field(default=None, max_length=128)
+    refusal: Any = None
+    annotations: Any = None
+    audio: Any = None
+    function_call: None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    executed_tools: Any = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> "MessageBody":
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content must not be null")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a message of the role tool needs its tool_call_id")
+        return self
+
+    def value(self) -> Message:
+        calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in self.tool_calls or ())
+        role: Role = "system" if self.role == "developer" else self.role
+        return Message(role, self.content, calls, self.tool_call_id, self.name)
+
+
+class FunctionBody(_Body):
+    name: ToolName
+    description: str | None = Field(default=None, max_length=8_192)
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class ToolBody(_Body):
+    """A tool that the client runs."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+    def value(self) -> ToolSpec:
+        function = self.function
+        return client_tool(function.name, function.description, function.parameters)
+
+
+class NamedFunction(_Body):
+    name: str
+
+
+class NamedChoice(_Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class StreamOptions(_Body):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class GatewayOptions(_Body):
+    """What OpenAI's format has no place for."""
+
+    tools: Literal["all", "none"] | list[str] = "all"
+    conversation_id: str | None = None
+    parent_turn_id: UUID | None = None
+    approval: Approval = "never"
+    on_disconnect: Literal["cancel", "continue"] = "cancel"
+
+
+class ChatCompletionRequest(_Body):
+    """OpenAI's request. Fields that have no meaning here, but are harmless, are taken and ignored."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is 23*19?"}]}]},
+    )
+
+    messages: list[MessageBody] = Field(min_length=1)
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(
+        default=None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
+    )
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: int | None = None
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    top_k: int | None = Field(default=None, ge=0)
+    repetition_penalty: float | None = Field(default=None, ge=0, le=2)
+    reasoning_effort: Literal["none", "default", "minimal", "low", "medium", "high"] | None = None
+    tools: list[ToolBody] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: JsonObject | None = None
+    user: str | None = Field(default=None, max_length=256)
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    store: bool | None = Field(default=None, description="false: nothing that was said is kept.")
+    x_gateway: GatewayOptions = GatewayOptions()
+    n: Literal[1] | None = Field(default=None, description="One choice is all there is.")
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    verbosity: Any = None
+    reasoning_format: Any = None
+    include_reasoning: Any = None
+
+    def value(
+        self, *, default_model: str, defaults: Parameters, tools: str | None = None, key: str | None = None
+    ) -> TurnRequest:
+        """The request in the gateway's own terms. `tools`: the header X-Gateway-Tools, which wins over the body."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        asked = Parameters(
+            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=stop or None,
+            reasoning_effort="low" if self.reasoning_effort == "minimal" else self.reasoning_effort, seed=self.seed,
+            parallel_tool_calls=self.parallel_tool_calls, top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty, frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+        )  # fmt: skip
+        choice, own = self.tool_choice, self.x_gateway
+        return TurnRequest(
+            messages=tuple(message.value() for message in self.messages),
+            model=self.model or default_model,
+            parameters=asked.over(defaults),
+            tools=chosen_tools(tools if tools is not None else own.tools),
+            tool_choice=choice.model_dump() if isinstance(choice, NamedChoice) else choice,
+            conversation_id=own.conversation_id,
+            parent_turn_id=own.parent_turn_id,
+            user_label=self.user,
+            on_disconnect=own.on_disconnect,
+            idempotency_key=key,
+            approval=own.approval,
+            store=self.store is not False,
+            client_tools=tuple(tool.value() for tool in self.tools or ()),
+            response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
+            metadata=self.metadata or {},
+        )
+
+
+def client_tool(name: str, description: str | None, parameters: JsonObject | None) -> ToolSpec:
+    """A tool of the client's, as the model is offered it."""
+    schema = parameters or {"type": "object", "properties": {}}
+    return ToolSpec(name, "", name, description or name, schema, client=True)
+
+
+def chosen_tools(chosen: str | list[str]) -> tuple[str, ...] | None:
+    """The names of the gateway's tools that may be used; None: all."""
+    if isinstance(chosen, str):
+        if chosen.strip().lower() == "all":
+            return None
+        chosen = [] if chosen.strip().lower() == "none" else [name.strip() for name in chosen.split(",")]
+    return tuple(dict.fromkeys(name for name in chosen if name))
+
+
+# --- answers
+
+
+def completion(turn: Collected) -> JsonObject:
+    """A whole turn as one `chat.completion`."""
+    assert turn.started is not None
+    message: JsonObject = {"role": "assistant", "content": "\n\n".join(turn.texts) or None, "refusal": None}
+    if turn.reasoning:
+        message["reasoning"] = turn.reasoning
+    if turn.client_calls:
+        message["tool_calls"] = [_tool_call(call) for call in turn.client_calls]
+    elif message["content"] is None:
+        message["content"] = ""
+    reason = _REASONS.get(turn.finish_reason or "", "stop")
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    head = envelope(turn.started.turn_id, turn.started.model, "chat.completion")
+    return head | {"choices": [choice], "usage": usage_body(turn.usage), "x_gateway": x_gateway(turn)}
+
+
+def x_gateway(turn: Collected) -> JsonObject:
+    """What the turn was and did, beyond what OpenAI's format can say."""
+    assert turn.started is not None
+    end = turn.end if isinstance(turn.end, e.TurnCompleted) else None
+    told: JsonObject = {
+        "turn_id": turn.started.turn_id,
+        "conversation_id": turn.started.conversation_id,
+        "finish_reason": turn.finish_reason,
+        "steps": turn.steps,
+        "cost_usd": end.cost_usd if end else None,
+        "tool_calls": [_ran(call) for call in turn.calls.values() if not call.client],
+        "inputs": [msgspec.to_builtins(asked) for asked in turn.inputs.values()],
+        "warnings": list(turn.started.warnings),
+    }
+    return {name: value for name, value in told.items() if value not in (None, [])}
+
+
+def _ran(call: CollectedCall) -> JsonObject:
+    return {
+        "id": call.id, "server": call.server, "tool": call.tool, "arguments": call.arguments, "outcome": call.outcome,
+        "content": call.content, "duration_ms": call.duration_ms,
+    }  # fmt: skip
+
+
+def _tool_call(call: CollectedCall) -> JsonObject:
+    return {"id": call.id, "type": "function", "function": {"name": call.tool, "arguments": arguments_text(call)}}
+
+
+def arguments_text(call: CollectedCall | e.ToolCallStarted) -> str:
+    """A call's arguments as models and OpenAI's clients write them: as text."""
+    return call.arguments if isinstance(call.arguments, str) else _arguments(call.arguments).decode()
+
+
+def usage_body(usage: Usage) -> JsonObject:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def envelope(turn_id: str, model: str, kind: str) -> JsonObject:
+    """What every chunk of an answer has in common: all of it follows from the turn."""
+    turn = UUID(turn_id)
+    return {"id": f"chatcmpl-{turn.hex}", "object": kind, "created": created_at(turn), "model": model}
+
+
+def created_at(turn_id: UUID) -> int:
+    """The second at which a turn began: a UUID of version 7 tells."""
+    return (turn_id.int >> 80) // 1000
+
+
+def error_body(error: ErrorInfo, status: int | None = None) -> JsonObject:
+    """An error in OpenAI's shape."""
+    status = error_of(error).status if status is None else status
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+class Chunks:
+    """Writes a turn's events as `chat.completion.chunk` objects: one id, one role, one end."""
+
+    def __init__(self, *, include_usage: bool = False, extended: bool = True) -> None:
+        self._include_usage = include_usage
+        self._extended = extended
+        self._turn = Collected()
+        self._head: JsonObject = {}
+        self._last_step = 0
+        self._handed_out = 0
+
+    def write(self, event: e.Event) -> list[JsonObject]:
+        """The chunks of one event: none for most that only the gateway's own format tells."""
+        self._turn.take(event)
+        match event:
+            case e.TurnStarted():
+                self._head = envelope(event.turn_id, event.model, "chat.completion.chunk")
+                return [self._chunk({"role": "assistant", "content": ""})]
+            case e.TextDelta():
+                between = "\n\n" if self._last_step not in (0, event.step) else ""
+                self._last_step = event.step
+                return [self._chunk({"content": between + event.text})]
+            case e.ReasoningDelta():
+                return [self._chunk({"reasoning": event.text})] if self._extended else []
+            case e.ToolCallStarted() if event.client:
+                function = {"name": event.tool, "arguments": arguments_text(event)}
+                call = {"index": self._handed_out, "id": event.call_id, "type": "function", "function": function}
+                self._handed_out += 1
+                return [self._chunk({"tool_calls": [call]})]
+            case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry() if self._extended:
+                return [self._chunk({}) | {"x_gateway": {"event": msgspec.to_builtins(event)}}]
+            case e.TurnCompleted():
+                return self.end()
+            case e.TurnFailed() | e.TurnCancelled():
+                return [error_body(event.error)]
+            case _:
+                return []
+
+    def end(self) -> list[JsonObject]:
+        """The last chunks."""
+        last = self._chunk({}, _REASONS.get(self._turn.finish_reason or "", "stop"))
+        if self._extended:
+            last["x_gateway"] = x_gateway(self._turn)
+        if not self._include_usage:
+            return [last]
+        return [last, self._head | {"choices": [], "usage": usage_body(self._turn.usage)}]
+
+    @property
+    def failed(self) -> bool:
+        return isinstance(self._turn.end, e.TurnFailed | e.TurnCancelled)
+
+    def _chunk(self, delta: JsonObject, finish_reason: Reason | None = None) -> JsonObject:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._head | {"choices": [choice]}
+
+
+def data(chunk: JsonObject) -> bytes:
+    """A chunk as a server-sent event."""
+    return b"data: %s\n\n" % _encode(chunk)
+
+
+def line(chunk: JsonObject) -> bytes:
+    """A chunk as a line of JSON."""
+    return _encode(chunk) + b"\n"
+
+
+async def stream(
+    batches: AsyncIterator[list[e.Entry]],
+    closing: Callable[[], str | None],
+    *,
+    chunks: Chunks,
+    frame: Callable[[JsonObject], bytes] = data,
+    done: bytes = DONE,
+) -> AsyncGenerator[bytes]:
+    """A turn as chunks, each framed; `done` behind an answer, nothing behind an error."""
+    ended = False
+    async for batch in batches:
+        ended = isinstance(batch[-1].event, e.TurnEnd)
+        told = b"".join(frame(chunk) for entry in batch for chunk in chunks.write(entry.event))
+        yield told + (done if ended and not chunks.failed else b"")
+    if not ended:
+        reason = closing() or "server_stopping"
+        if reason == "input_required":
+            yield b"".join(map(frame, chunks.end())) + done
+        else:
+            yield frame(error_body(ErrorInfo(code=reason, message=f"The stream ended before the answer: {reason}.")))
