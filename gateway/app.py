@@ -15,7 +15,7 @@ from gateway.agent.following import Following
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.membership import Membership
 from gateway.agent.runner import Runner
-from gateway.api import chat, errors, health, models, openai_chat, tools
+from gateway.api import chat, errors, health, models, openai_chat, openai_responses, tools
 from gateway.api import turns as turns_api
 from gateway.api.deps import State
 from gateway.api.limits import BodyLimit
@@ -83,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for module in (chat, turns_api, tools, models, health):
         app.include_router(module.router)
+    app.include_router(openai_responses.router)
     for prefix in openai_chat.PREFIXES:
         app.include_router(openai_chat.router, prefix=prefix, include_in_schema=prefix == "/v1")
     return app

@@ -47,6 +47,7 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     tool: str
     arguments: JsonObject | str
     client: bool = False
+    needs_approval: bool = False
 
 
 class ToolProgress(_Event, frozen=True, kw_only=True, tag="tool.progress"):
@@ -90,6 +91,10 @@ class InputResolved(_Event, frozen=True, kw_only=True, tag="input.resolved"):
     action: Action
     content: JsonObject | None = None
     by: str | None = None
+
+
+class TurnResumed(_Event, frozen=True, kw_only=True, tag="turn.resumed"):
+    """The turn has waited for a person, and goes on with an answer."""
 
 
 class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
@@ -142,6 +147,7 @@ Event = (
     | ToolFinished
     | InputRequired
     | InputResolved
+    | TurnResumed
     | StepCompleted
     | ModelRetry
     | TurnCompleted

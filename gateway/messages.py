@@ -124,9 +124,9 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `tools` lists the names that may be used (None: all), `client_tools` what the client runs itself. `conversation_id`
     is an id, "new", or None for a turn alone; `parent_turn_id` the turn that this one follows, where that is not the
-    conversation's last. `response_format` is OpenAI's. Without `store`, nothing that anybody said is kept; with
-    `drop_unsupported`, parameters that the model does not take are left out with a warning. `echo` is what the wire
-    format wants back when the turn is read again.
+    conversation's last. `approve` names tools whose calls a person must allow. `response_format` is OpenAI's. Without
+    `store`, nothing that anybody said is kept; with `drop_unsupported`, parameters that the model does not take are
+    left out with a warning. `echo` is what the wire format wants back when the turn is read again.
     """
 
     messages: tuple[Message, ...]
@@ -146,6 +146,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     client_tools: tuple[ToolSpec, ...] = ()
     response_format: JsonObject | None = None
     metadata: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    approve: tuple[str, ...] = ()
     drop_unsupported: bool = False
     echo: JsonObject | None = None
 

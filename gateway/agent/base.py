@@ -84,6 +84,10 @@ class KeptTurns(Protocol):
         """The journal behind number `after`, in order; a part of it if it is long, none if there is no more."""
         ...
 
+    async def journal(self, turn_id: UUID) -> list[Entry]:
+        """The whole journal."""
+        ...
+
     async def status(self, turn_id: UUID) -> str | None: ...
 
     async def beat(self, worker_id: UUID) -> None:

@@ -98,6 +98,7 @@ class StepCalls:
                 server=spec.server if spec else None,
                 tool=call.name,
                 arguments=call.arguments if arguments is None else arguments,
+                needs_approval=spec is not None and arguments is not None and needs_approval(spec, self._approval),
             )
         )
         read_only = spec is None or arguments is None or spec.read_only

@@ -12,7 +12,15 @@ from gateway.agent.calls import Emitter, StepCalls
 from gateway.agent.structured import Form
 from gateway.agent.transcript import Transcript
 from gateway.errors import ModelError, OutputInvalid
-from gateway.events import InputResolved, ModelRetry, ReasoningDelta, StepCompleted, TextDelta, ToolCallStarted
+from gateway.events import (
+    InputResolved,
+    ModelRetry,
+    ReasoningDelta,
+    StepCompleted,
+    TextDelta,
+    ToolCallStarted,
+    TurnResumed,
+)
 from gateway.llm.base import Model, ModelAnswer, ModelCall
 from gateway.log import get_logger
 from gateway.messages import (
@@ -121,6 +129,8 @@ class AgentLoop:
     async def _resume(self, conversation: Conversation, turn: TurnOutput) -> str | None:
         """Bring a turn that was taken over to the end of a step; its finish reason if it had no more to do."""
         transcript = turn.transcript
+        if transcript.waits and any(kept.answer and transcript.asks(str(kept.id)) for kept in turn.inputs):
+            turn.emit(TurnResumed())
         if (half := transcript.half_step()) is not None:
             turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True))
         if (last := transcript.last_step()) is None:

@@ -7,9 +7,8 @@ from uuid import UUID
 from gateway.agent.base import Inputs, KeptTurns
 from gateway.agent.runner import Runner
 from gateway.errors import GatewayError, StorageUnavailable
-from gateway.events import Entry
 from gateway.log import get_logger
-from gateway.messages import BusMessage, TurnRecord
+from gateway.messages import BusMessage
 
 log = get_logger(__name__)
 
@@ -85,15 +84,9 @@ class Membership:
         for record, cancel in await self._kept.claim(self._worker_id, timedelta(seconds=self._silent)):
             try:
                 await self._inputs.drop_held(record.id)
-                events, inputs = await self._journal_of(record), await self._inputs.of_turn(record.id)
+                events, inputs = await self._kept.journal(record.id), await self._inputs.of_turn(record.id)
                 self._runner.take_over(record, events, inputs, cancel=cancel)
             except StorageUnavailable:
                 raise
             except GatewayError as error:
                 log.error("turn_not_taken_over", turn_id=str(record.id), code=error.code)
-
-    async def _journal_of(self, record: TurnRecord) -> list[Entry]:
-        events: list[Entry] = []
-        while more := await self._kept.events(record.id, events[-1].seq if events else 0):
-            events += more
-        return events

@@ -377,7 +377,11 @@ class Runner:
         A tool that the client brings stands before one of ours of the same name.
         """
         own = {spec.name for spec in request.client_tools}
-        specs = tuple(spec for spec in self._toolbox.specs() if spec.name not in own)
+        specs = tuple(
+            msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
+            for spec in self._toolbox.specs()
+            if spec.name not in own
+        )
         if request.tools is None:
             return specs + request.client_tools, ()
         missing = sorted(set(request.tools) - {spec.name for spec in specs} - own)

@@ -66,6 +66,7 @@ class Transcript:
                 | e.ReasoningDelta()
                 | e.ToolProgress()
                 | e.ToolLog()
+                | e.TurnResumed()
                 | e.TurnCompleted()
                 | e.TurnFailed()
                 | e.TurnCancelled()
@@ -93,6 +94,10 @@ class Transcript:
     def waits(self) -> bool:
         """Whether a call waits for a person."""
         return bool(self._open_inputs)
+
+    def asks(self, input_id: str) -> bool:
+        """Whether this question is still open."""
+        return input_id in self._open_inputs
 
     def open_inputs(self, call_id: str) -> set[str]:
         """The ids of the questions of a call that nobody has answered yet."""

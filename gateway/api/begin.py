@@ -2,25 +2,32 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Literal
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from fastapi import Request, Response
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import (
+    SchemaError,
+    best_match,  # pyright: ignore[reportUnknownVariableType]
+)
+from referencing.exceptions import Unresolvable
 
 from gateway.agent.following import Reading
 from gateway.agent.runner import RunningTurn
 from gateway.api.deps import State, unless_disconnected
 from gateway.api.limits import check_size
-from gateway.errors import Conflict, ConversationBusy, ServerStopping, error_of
+from gateway.errors import Conflict, ConversationBusy, InvalidRequest, ServerStopping, error_of
 from gateway.events import Entry, TurnCancelled, TurnCompleted, TurnFailed
 from gateway.log import request_id
-from gateway.messages import Parameters, Principal, TurnRequest
+from gateway.messages import Answer, BusMessage, JsonObject, Parameters, Principal, TurnRequest
 from gateway.store.tables import Turn
 from gateway.wire.collected import Collected
 from gateway.wire.sse import SSE, FrameStream
 
 FIRST_CHUNK_PATIENCE = 10.0
 BUSY_PATIENCE = 120.0
+_CANCEL_PATIENCE = 2.0
 
 Write = Callable[[AsyncIterator[list[Entry]], Callable[[], str | None]], AsyncGenerator[bytes]]
 """A wire format: from batches of events, and why they ended before the turn did, to bytes."""
@@ -148,3 +155,49 @@ async def _collect(batches: AsyncIterator[list[Entry]]) -> Collected:
         for entry in batch:
             whole.take(entry.event)
     return whole
+
+
+async def stop_turn(turn: Turn, state: State) -> None:
+    """Stop a turn wherever it runs, and wait a little for its end. One that has ended stays as it is."""
+    if turn.status not in ("running", "waiting"):
+        return
+    reading = state.following.open(turn.id)  # one that is not kept shows its end alone
+    try:
+        await state.turns.request_cancel(turn.id)
+        message = BusMessage("cancel", turn.id)
+        state.runner.heard(message)
+        state.bus.publish(message)
+        state.bus.publish(BusMessage("orphan", turn.id))
+        async with asyncio.timeout(_CANCEL_PATIENCE):
+            async for _ in reading.log.follow():
+                pass
+    except TimeoutError:
+        pass  # the wish is kept, for whoever runs the turn
+    finally:
+        reading.close()
+
+
+async def answer_question(turn_id: UUID, input_id: UUID, answer: Answer, state: State) -> None:
+    """Decide what a turn asks; whichever worker comes first goes on with it.
+
+    Raises:
+        NotFound: the turn has not asked this.
+        InvalidRequest: the answer does not fit the question.
+        Conflict: it has been decided already.
+    """
+    question = (await state.inputs.get(turn_id, input_id)).question
+    if answer.action == "accept" and question.schema is not None:
+        _check_content(answer.content or {}, question.schema)
+    await state.inputs.answer(turn_id, input_id, answer)
+    state.bus.publish(BusMessage("orphan", turn_id))
+
+
+def _check_content(content: JsonObject, schema: JsonObject) -> None:
+    validator: Any = Draft202012Validator(schema)
+    try:
+        error: Any = cast(Any, best_match)(validator.iter_errors(content))
+    except (SchemaError, Unresolvable):
+        raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
+    if error is not None:
+        path = ".".join(["content", *map(str, error.absolute_path)])
+        raise InvalidRequest(f"{path}: {str(error.message)[:500]}", param=path)

@@ -1,31 +1,22 @@
 """`/api/v1/turns`: a turn as it is kept; following it and stopping it from any worker."""
 
-import asyncio
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Response
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import (
-    SchemaError,
-    best_match,  # pyright: ignore[reportUnknownVariableType]
-)
 from pydantic import BaseModel
-from referencing.exceptions import Unresolvable
 
-from gateway.api.begin import following
+from gateway.api.begin import answer_question, following, stop_turn
 from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.errors import ErrorBody
-from gateway.errors import InvalidRequest
-from gateway.messages import Answer, BusMessage, JsonObject, Principal
+from gateway.messages import Answer, JsonObject, Principal
 from gateway.wire.native import stream
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
 
-_CANCEL_PATIENCE = 2.0
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "You have no such turn"}}
 
 
@@ -131,45 +122,15 @@ async def answer_input(turn_id: UUID, body: InputBody, principal: PrincipalDep, 
     a call with other arguments, accept with `content: {"arguments": {…}}`.
     """
     await state.turns.get(turn_id, principal)
-    question = (await state.inputs.get(turn_id, body.input_id)).question
     content = body.content if body.action == "accept" else None
-    if body.action == "accept" and question.schema is not None:
-        _check_content(content or {}, question.schema)
-    await state.inputs.answer(turn_id, body.input_id, Answer(body.action, content, by=principal.user))
-    state.bus.publish(BusMessage("orphan", turn_id))
+    await answer_question(turn_id, body.input_id, Answer(body.action, content, by=principal.user), state)
     return await _view(turn_id, principal, state)
-
-
-def _check_content(content: JsonObject, schema: JsonObject) -> None:
-    validator: Any = Draft202012Validator(schema)
-    try:
-        error: Any = cast(Any, best_match)(validator.iter_errors(content))
-    except (SchemaError, Unresolvable):
-        raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
-    if error is not None:
-        path = ".".join(["content", *map(str, error.absolute_path)])
-        raise InvalidRequest(f"{path}: {str(error.message)[:500]}", param=path)
 
 
 @router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
 async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
     """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
-    turn = await state.turns.get(turn_id, principal)
-    if turn.status in ("running", "waiting"):
-        reading = state.following.open(turn_id)  # one that is not kept shows its end alone
-        try:
-            await state.turns.request_cancel(turn_id)
-            message = BusMessage("cancel", turn_id)
-            state.runner.heard(message)
-            state.bus.publish(message)
-            state.bus.publish(BusMessage("orphan", turn_id))
-            async with asyncio.timeout(_CANCEL_PATIENCE):
-                async for _ in reading.log.follow():
-                    pass
-        except TimeoutError:
-            pass  # the wish is kept: the view says that the turn still runs
-        finally:
-            reading.close()
+    await stop_turn(await state.turns.get(turn_id, principal), state)
     return await _view(turn_id, principal, state)
 
 

@@ -12,9 +12,10 @@ from sqlalchemy import CursorResult, delete, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, or_, select
 
-from gateway.errors import NotFound
+from gateway import events as e
+from gateway.errors import ErrorInfo, NotFound
 from gateway.events import Entry, decode
-from gateway.messages import Principal, TurnRecord, TurnRequest
+from gateway.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
 from gateway.store.database import Database
 from gateway.store.tables import ToolCallRow, Turn, TurnEvents, Worker
 
@@ -53,6 +54,12 @@ class TurnStore:
         async with self._database.session() as session:
             return (await session.exec(query)).first()
 
+    async def delete(self, turn_id: UUID) -> None:
+        """Delete a turn with its events, calls and questions. What went on from it stays, without it."""
+        async with self._database.session() as session:
+            await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id) == turn_id))
+            await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
+
     async def events(self, turn_id: UUID, after: int) -> list[Entry]:
         """See `KeptTurns.events`."""
         query = (
@@ -64,6 +71,33 @@ class TurnStore:
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()
         return [entry for row in rows for entry in _entries(row) if entry.seq > after]
+
+    async def journal(self, turn_id: UUID) -> list[Entry]:
+        """See `KeptTurns.journal`."""
+        events: list[Entry] = []
+        while more := await self.events(turn_id, events[-1].seq if events else 0):
+            events += more
+        return events
+
+    async def retold(self, turn: Turn) -> list[e.Event]:
+        """The events of an ended turn as far as its row and its ledger tell them: for when the journal is forgotten."""
+        calls = {call.call_id: call for call in await self.tool_calls(turn.id)}
+        conversation = str(turn.conversation_id) if turn.conversation_id else None
+        events: list[e.Event] = [
+            e.TurnStarted(turn_id=str(turn.id), conversation_id=conversation, model=turn.model_name)
+        ]
+        step = 0
+        for message in turn.messages[turn.sent_messages :]:
+            if message["role"] != "assistant":
+                continue
+            step += 1
+            if message.get("content"):
+                events.append(e.TextDelta(step=step, text=message["content"]))
+            for call in (calls[call["id"]] for call in message.get("tool_calls") or () if call["id"] in calls):
+                events += _call_events(call, step)
+        usage = msgspec.convert(turn.usage or {}, Usage)
+        events.append(e.StepCompleted(step=step, finish_reason=turn.finish_reason or "stop", usage=usage))
+        return [*events, _end_event(turn, usage)]
 
     async def status(self, turn_id: UUID) -> str | None:
         async with self._database.session() as session:
@@ -130,6 +164,39 @@ class TurnStore:
             result: Any = await session.exec(delete(TurnEvents).where(key.in_(old)))
             assert isinstance(result, CursorResult)
             return result.rowcount
+
+
+def _call_events(call: ToolCallRow, step: int) -> list[e.Event]:
+    client = call.outcome == "client"
+    started = e.ToolCallStarted(
+        step=step, call_id=call.call_id, server=call.server, tool=call.tool, arguments=call.arguments, client=client
+    )
+    if client or call.outcome is None:
+        return [started]
+    return [
+        started,
+        e.ToolFinished(
+            call_id=call.call_id,
+            outcome=msgspec.convert(call.outcome, Outcome),
+            content=call.content or [],
+            structured=call.structured,
+            duration_ms=call.duration_ms or 0.0,
+        ),
+    ]
+
+
+def _end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
+    if turn.status == "completed":
+        return e.TurnCompleted(
+            finish_reason=turn.finish_reason or "stop",
+            usage=usage,
+            steps=turn.steps,
+            duration_ms=turn.duration_ms or 0.0,
+            first_token_ms=turn.first_token_ms,
+            cost_usd=turn.cost_usd,
+        )
+    kind = e.TurnCancelled if turn.status == "cancelled" else e.TurnFailed
+    return kind(error=msgspec.convert(turn.error, ErrorInfo), saved="text" if turn.response else "prompt")
 
 
 def _lives(pid: int) -> bool:

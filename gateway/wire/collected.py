@@ -67,7 +67,7 @@ class Collected:
                 arguments = (event.content or {}).get("arguments")
                 if event.action == "accept" and isinstance(arguments, dict) and event.call_id in self.calls:
                     self.calls[event.call_id].arguments = arguments
-            case e.ToolProgress() | e.ToolLog():
+            case e.ToolProgress() | e.ToolLog() | e.TurnResumed():
                 pass
             case _:
                 assert_never(event)
