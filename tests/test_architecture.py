@@ -42,6 +42,7 @@ FENCES: dict[str, tuple[str, ...]] = {
         "gateway.wire.sse",
         "gateway.llm.simulator",
         "tools_server.server",
+        "tools_server.plain",
         "tools_server.auth",
     ),
 }

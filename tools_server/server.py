@@ -31,6 +31,7 @@ from starlette.types import ASGIApp
 from tools_server import calculator, fetch_page, tasks, web_search
 from tools_server.auth import Authentication, user_of
 from tools_server.config import Settings
+from tools_server.plain import add_plain_routes
 
 VERSION = "0.1.0"
 STATE_SECONDS = 30 * 86_400.0
@@ -105,13 +106,14 @@ def _state_security(settings: Settings) -> RequestStateSecurity:
 
 
 def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
-    """Streamable HTTP at `/mcp`, `/health`, and the guard before them."""
+    """Streamable HTTP at `/mcp`, plain views of it, `/health`, and the guard before them."""
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
     security = TransportSecuritySettings(
         allowed_hosts=local + [form for host in settings.tools_server_allowed_hosts for form in _with_ports(host)],
         allowed_origins=[*(f"http://{host}" for host in local), *settings.tools_server_allowed_origins],
     )
     app = mcp.streamable_http_app(transport_security=security, host=settings.tools_server_host)
+    add_plain_routes(app)
     return Authentication(app, settings)
 
 
