@@ -15,7 +15,18 @@ from gateway.agent.following import Following
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.membership import Membership
 from gateway.agent.runner import Runner
-from gateway.api import chat, errors, health, models, openai_chat, openai_responses, tools
+from gateway.api import (
+    chat,
+    conversations,
+    errors,
+    forerunners,
+    health,
+    history,
+    models,
+    openai_chat,
+    openai_responses,
+    tools,
+)
 from gateway.api import turns as turns_api
 from gateway.api.deps import State
 from gateway.api.limits import BodyLimit
@@ -81,11 +92,12 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for module in (chat, turns_api, tools, models, health):
+    for module in (chat, turns_api, tools, models, health, conversations, history, forerunners):
         app.include_router(module.router)
     app.include_router(openai_responses.router)
     for prefix in openai_chat.PREFIXES:
         app.include_router(openai_chat.router, prefix=prefix, include_in_schema=prefix == "/v1")
+    app.include_router(forerunners.message_router)  # takes whatever /api/ path is left
     return app
 
 
@@ -123,7 +135,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             parallel_calls=settings.tool_parallelism,
         )
         turns = TurnStore(database)
-        conversations = ConversationStore(database)
+        conversation_store = ConversationStore(database)
         inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days))
 
         def heard(message: BusMessage) -> None:
@@ -138,7 +150,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             toolbox=toolbox,
             journal=journal,
             no_journal=UnkeptJournal(journal),
-            history=conversations,
+            history=conversation_store,
             kept=turns,
             inputs=inputs,
             bus=bus,
@@ -161,8 +173,8 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
         yield State(
-            settings, runner, following, turns, inputs, conversations, HistoryStore(database), bus, toolbox, catalog,
-            model, database,
+            settings, runner, following, turns, inputs, conversation_store, HistoryStore(database), bus, toolbox,
+            catalog, model, database,
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@
      │   ├─ PayloadTooLarge      413 payload_too_large
      │   └─ UnsupportedParameter 422 unsupported_parameter
      ├─ NotAuthenticated         401 not_authenticated
+     ├─ Forbidden                403 forbidden
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
      │   └─ ToolNotFound         404 tool_not_found
@@ -81,6 +82,11 @@ class NotAuthenticated(GatewayError):
     code = "not_authenticated"
     status = 401
     default_message = "Send an API key, as `Authorization: Bearer …` or `X-API-Key: …`."
+
+
+class Forbidden(GatewayError):
+    code = "forbidden"
+    status = 403
 
 
 class NotFound(GatewayError):

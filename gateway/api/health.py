@@ -9,15 +9,20 @@ from pydantic import BaseModel
 from gateway import __version__
 from gateway.api.deps import StateDep
 from gateway.api.tools import ServerView
+from gateway.errors import StorageUnavailable
 
 router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
+    """`conversations`: how many are kept, null while nobody can tell; `conversations_in_memory` is its old name."""
+
     status: str
     version: str
     uptime_seconds: float
     running_turns: int
+    conversations: int | None
+    conversations_in_memory: int | None
 
 
 class Check(BaseModel):
@@ -37,11 +42,18 @@ class Readiness(BaseModel):
 
 @router.get("/health", summary="Is the process alive?")
 async def health(state: StateDep) -> Health:
+    try:
+        async with asyncio.timeout(1):
+            conversations = await state.conversations.count()
+    except (StorageUnavailable, TimeoutError):
+        conversations = None
     return Health(
         status="healthy",
         version=__version__,
         uptime_seconds=round(time.monotonic() - state.started_at, 1),
         running_turns=state.runner.running,
+        conversations=conversations,
+        conversations_in_memory=conversations,
     )
 
 

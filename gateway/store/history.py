@@ -23,7 +23,8 @@ _MATCH = "FROM turns WHERE owner = :owner AND search @@ (SELECT query FROM q)"
 COUNT = f"{_Q} SELECT count(*) {_MATCH}"
 SEARCH = f"""
 {_Q}, hits AS MATERIALIZED (
-    SELECT id, ts_rank_cd(search, (SELECT query FROM q)) AS rank {_MATCH}
+    SELECT id, rank FROM (SELECT id, ts_rank_cd(search, (SELECT query FROM q)) AS rank {_MATCH}) AS ranked
+    WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset
 )
 SELECT id, conversation_id, prompt, response, model_name, status, created_at, rank,
@@ -69,15 +70,28 @@ class HistoryStore:
         async with self._database.session() as session:
             return (await session.exec(query)).one()
 
-    async def search(self, principal: Principal, query: str, *, lang: str, limit: int, offset: int) -> list[Hit]:
+    async def search(
+        self,
+        principal: Principal,
+        query: str,
+        *,
+        lang: str,
+        limit: int,
+        offset: int = 0,
+        after: tuple[float, UUID] | None = None,
+    ) -> list[Hit]:
         """The turns whose prompt or response match, best first; `query` as one types it into a search engine.
+
+        `after` is rank and id of the last hit of the page before.
 
         Raises:
             InvalidRequest: Postgres does not know the language.
         """
         await self._check(lang)
         values = {"owner": principal.user, "query": _text(query), "lang": lang}
-        return [Hit(*row) for row in await self._database.rows(SEARCH, **values, limit=limit, offset=offset)]
+        rank, turn_id = after or (None, None)
+        page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
+        return [Hit(*row) for row in await self._database.rows(SEARCH, **values, **page)]
 
     async def found(self, principal: Principal, query: str, *, lang: str) -> int:
         """How many turns match in all."""

@@ -1,0 +1,165 @@
+"""Conversations: kept house with, gone on from, branched, never interleaved."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.llm.simulator import Fault
+from tests.stack import Gateway
+
+
+async def begin(gateway: Gateway, prompt: str = "My name is Ada.") -> tuple[str, str]:
+    reply = await gateway.chat(prompt, conversation_id="new")
+    return reply.body["conversation_id"], reply.body["turn_id"]
+
+
+async def call(gateway: Gateway, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:
+    async with gateway.session.request(method, f"{gateway.base_url}{path}", json=body) as response:
+        return response.status, await response.json() if response.status != 204 else None, response.headers
+
+
+async def test_they_are_listed_newest_first_page_by_page(gateway: Gateway) -> None:
+    ids = [(await begin(gateway, f"Prompt {n}"))[0] for n in range(5)]
+    first = (await gateway.get("/api/v1/conversations?limit=3")).body
+    assert [c["title"] for c in first["conversations"]] == ["Prompt 4", "Prompt 3", "Prompt 2"]
+    rest = (await gateway.get(f"/api/v1/conversations?limit=3&before={first['next']}")).body
+    assert [c["id"] for c in rest["conversations"]] == ids[1::-1]
+    assert rest["next"] is None
+
+
+async def test_one_is_shown_renamed_exported_and_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
+    conversation_id, turn_id = await begin(gateway, "What is 23*19?")
+    path = f"/api/v1/conversations/{conversation_id}"
+    _, shown, _ = await call(gateway, "GET", path)
+    assert [turn["id"] for turn in shown["turns"]] == [turn_id]
+    assert [message["role"] for message in shown["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert (await call(gateway, "PATCH", path, {"title": " New  name "}))[1]["title"] == "New name"
+    status, exported, headers = await call(gateway, "GET", f"{path}/export")
+    assert (status, exported["title"], exported["turns"]) == (200, "New name", shown["turns"])
+    assert f'filename="conversation-{conversation_id}.json"' in headers["content-disposition"]
+    assert (await call(gateway, "DELETE", path))[0] == 204
+    for table in ("turns", "turn_events", "tool_calls", "conversations"):
+        assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
+    assert (await call(gateway, "GET", path))[0] == 404
+
+
+async def test_running_turn_is_stopped_before_its_conversation_goes(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
+    one, other = workers
+    async with one.stream("count to 5000", conversation_id="new") as stream:
+        started = (await stream.until("turn.started")).data
+        await stream.until("text.delta")
+        status, _, _ = await call(other, "DELETE", f"/api/v1/conversations/{started['conversation_id']}")
+        assert status == 204
+        await stream.until("turn.cancelled")
+    assert await db.fetchval("SELECT count(*) FROM turns") == 0
+
+
+async def test_those_of_others_are_not_found(gateway: Gateway, db: asyncpg.Connection) -> None:
+    conversation_id, turn_id = await begin(gateway)
+    await db.execute("UPDATE conversations SET owner = 'somebody else'")
+    await db.execute("UPDATE turns SET owner = 'somebody else'")
+    path = f"/api/v1/conversations/{conversation_id}"
+    for method, suffix, body in (
+        ("GET", "", None), ("GET", "/export", None), ("PATCH", "", {"title": "x"}), ("DELETE", "", None)
+    ):  # fmt: skip
+        assert (await call(gateway, method, path + suffix, body))[0] == 404
+    assert (await gateway.get("/api/v1/conversations")).body["conversations"] == []
+    assert (await gateway.chat("Hello", parent_turn_id=turn_id)).status == 404
+
+
+# --- one turn at a time
+
+
+async def test_second_turn_waits_for_the_first_and_knows_it(workers: list[Gateway], db: asyncpg.Connection) -> None:
+    one, other = workers
+    conversation_id, _ = await begin(one, "Hello")
+    async with one.stream("count to 100", conversation_id=conversation_id) as stream:
+        await stream.until("text.delta")
+        waiting = asyncio.create_task(other.chat("What did I ask?", conversation_id=conversation_id))
+        first = await stream.until("turn.completed")
+    second = await waiting
+    assert second.status == 200
+    assert "count to 100" in second.body["response"]
+    parents = [row["parent_id"] for row in await db.fetch("SELECT parent_id FROM turns ORDER BY id")]
+    ids = [row["id"] for row in await db.fetch("SELECT id FROM turns ORDER BY id")]
+    assert parents == [None, *ids[:-1]]
+    assert first.data["steps"] == 1
+
+
+async def test_many_at_once_make_one_line(gateway: Gateway, db: asyncpg.Connection) -> None:
+    conversation_id, _ = await begin(gateway)
+    asking = [gateway.chat(f"Prompt {n}", conversation_id=conversation_id) for n in range(8)]
+    replies = await asyncio.gather(*asking)
+    assert {reply.status for reply in replies} == {200}
+    rows = await db.fetch("SELECT id, parent_id FROM turns ORDER BY id")
+    assert [row["parent_id"] for row in rows] == [None, *[row["id"] for row in rows][:-1]]
+    assert await db.fetchval("SELECT count(*) FROM turns WHERE busy_conversation_id IS NOT NULL") == 0
+
+
+async def test_second_turn_may_be_refused_instead(workers: list[Gateway]) -> None:
+    one, other = workers
+    conversation_id, _ = await begin(one, "Hello")
+    async with one.stream("count to 100", conversation_id=conversation_id) as stream:
+        await stream.until("text.delta")
+        refused = await other.chat("Hello", conversation_id=conversation_id, if_busy="reject")
+        assert (refused.status, refused.body["error"]["code"]) == (409, "conversation_busy")
+        await stream.until("turn.completed")
+    assert (await other.chat("Hello", conversation_id=conversation_id, if_busy="reject")).status == 200
+
+
+async def test_turn_that_waits_for_a_person_keeps_its_conversation(gateway: Gateway) -> None:
+    waiting = await gateway.chat("Add a task to buy milk", conversation_id="new", approval="always")
+    refused = await gateway.chat("Hello", conversation_id=waiting.body["conversation_id"])
+    assert (refused.status, refused.body["error"]["code"]) == (409, "conversation_busy")
+    assert "waits for an answer" in refused.body["error"]["message"]
+
+
+async def test_failed_turn_frees_its_conversation_and_is_left_out(gateway: Gateway) -> None:
+    conversation_id, _ = await begin(gateway)
+    gateway.simulator.faults.add(Fault(kind="status", status=401))
+    assert (await gateway.chat("zebra", conversation_id=conversation_id)).status == 502
+    assert "Ada" in (await gateway.chat("What is my name?", conversation_id=conversation_id)).body["response"]
+    assert "zebra" not in str(gateway.simulator.requests[-1]["messages"])
+
+
+# --- branches
+
+
+async def test_turn_may_be_asked_again_or_otherwise_and_history_follows_the_branch(gateway: Gateway) -> None:
+    conversation_id, first = await begin(gateway, "Prompt one")
+    second = (await gateway.chat("Prompt two", conversation_id=conversation_id)).body["turn_id"]
+    edited = (await gateway.chat("Prompt other", parent_turn_id=first)).body
+    assert edited["conversation_id"] == conversation_id
+    asked = await gateway.chat("What did I ask?", parent_turn_id=edited["turn_id"])
+    assert "Prompt one; Prompt other" in asked.body["response"]
+    older = await gateway.chat("What did I ask?", parent_turn_id=second)
+    assert "Prompt one; Prompt two" in older.body["response"]
+    _, shown, _ = await call(gateway, "GET", f"/api/v1/conversations/{conversation_id}")
+    assert len(shown["turns"]) == 5
+    prompts = [message["content"] for message in shown["messages"] if message["role"] == "user"]
+    assert prompts == ["Prompt one", "Prompt two", "What did I ask?"]
+
+
+async def test_branches_may_run_at_once(workers: list[Gateway]) -> None:
+    one, other = workers
+    _, first = await begin(one)
+    async with one.stream("count to 100", parent_turn_id=first) as stream:
+        await stream.until("text.delta")
+        assert "Ada" in (await other.chat("What is my name?", parent_turn_id=first)).body["response"]
+        await stream.until("turn.completed")
+
+
+async def test_turn_that_has_not_ended_cannot_be_gone_on_from(gateway: Gateway) -> None:
+    waiting = await gateway.chat("Add a task to buy milk", approval="always")
+    refused = await gateway.chat("Hello", parent_turn_id=waiting.body["turn_id"])
+    assert (refused.status, refused.body["error"]["param"]) == (409, "parent_turn_id")
+
+
+@pytest.mark.parametrize("body", [{"title": ""}, {"title": 1}, {"name": "x"}, {}])
+async def test_bad_change_is_a_422(gateway: Gateway, body: Any) -> None:
+    conversation_id, _ = await begin(gateway)
+    assert (await call(gateway, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422

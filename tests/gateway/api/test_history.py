@@ -1,0 +1,140 @@
+"""History and full-text search, over as many turns as one user may have."""
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from gateway.store.database import Database
+from gateway.store.history import SEARCH
+from tests.stack import Gateway
+
+INSERT = """
+INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)
+VALUES (gen_random_uuid(), $1, 'completed', $2, $3, '[]', 'm', '{}', '{}')
+"""
+
+
+@pytest.fixture
+async def said(db: asyncpg.Connection) -> None:
+    turns = [
+        ("local", "Where do camels live?", "Camels live in deserts."),
+        ("local", "Do zebras run?", "A zebra runs; running zebras are fast."),
+        ("local", "A naïve café in Zürich", "Ein Läufer läuft."),
+        ("somebody else", "camels of others", "secret"),
+    ]
+    await db.executemany(INSERT, turns)
+
+
+async def found(gateway: Gateway, query: str, **options: Any) -> list[Any]:
+    parameters = "".join(f"&{name}={value}" for name, value in options.items())
+    reply = await gateway.get(f"/api/v1/search?query={quote(query)}{parameters}")
+    assert reply.status == 200, reply.body
+    return reply.body["items"]
+
+
+async def test_history_is_paged_without_a_gap(gateway: Gateway) -> None:
+    for n in range(5):
+        await gateway.chat(f"Prompt {n}")
+    seen: list[str] = []
+    path = "/api/v1/history?limit=2&total=true"
+    while True:
+        page = (await gateway.get(path)).body
+        seen += [item["prompt"] for item in page["items"]]
+        assert page["total"] == 5
+        if page["next"] is None:
+            break
+        path = f"/api/v1/history?limit=2&total=true&before={page['next']}"
+    assert seen == [f"Prompt {n}" for n in (4, 3, 2, 1, 0)]
+    by_offset = (await gateway.get("/history?limit=2&offset=3")).body
+    assert [item["prompt"] for item in by_offset["items"]] == ["Prompt 1", "Prompt 0"]
+    one = by_offset["items"][0]
+    assert (await gateway.get(f"/history/{one['id']}")).body == one
+
+
+@pytest.mark.usefixtures("said")
+async def test_search_finds_ranks_and_marks_only_ones_own(gateway: Gateway) -> None:
+    (hit,) = await found(gateway, "camels")
+    assert hit["prompt"] == "Where do camels live?"
+    assert "<mark>camels</mark>" in hit["snippet"]
+    assert hit["rank"] > 0
+    assert (await gateway.get("/search?query=camels")).body["items"] == [hit]
+
+
+@pytest.mark.usefixtures("said")
+@pytest.mark.parametrize(
+    ("query", "options", "prompts"),
+    [
+        ("camels OR zebra", {}, 2),
+        ('"live in deserts"', {}, 1),
+        ("camels -deserts", {}, 0),
+        ("zebras", {}, 1),
+        ("desert", {}, 0),
+        ("desert", {"lang": "english"}, 1),
+        ("run", {"lang": "english"}, 1),
+        ("fast running", {"lang": "english"}, 1),
+        ("café Zürich", {}, 1),
+        ("the", {"lang": "english"}, 0),
+        ("!!! ' & | :* \\", {}, 0),
+        ("'); DROP TABLE turns; --", {"lang": "english"}, 0),
+    ],
+)
+async def test_words_are_found_as_in_a_search_engine(
+    gateway: Gateway, query: str, options: dict[str, str], prompts: int
+) -> None:
+    assert len(await found(gateway, query, **options)) == prompts
+
+
+async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection) -> None:
+    await db.executemany(INSERT, [("local", "camel " * n, "") for n in range(1, 8)])
+    seen: list[str] = []
+    path = "/api/v1/search?query=camel&limit=3&total=true"
+    while True:
+        page = (await gateway.get(path)).body
+        seen += [item["prompt"] for item in page["items"]]
+        assert page["total"] == 7
+        if page["next"] is None:
+            break
+        path = f"/api/v1/search?query=camel&limit=3&total=true&before={page['next']}"
+    assert seen == ["camel " * n for n in range(7, 0, -1)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/search",
+        "/api/v1/search?query=",
+        "/api/v1/search?query=x&lang=klingon",
+        "/api/v1/search?query=x&limit=0",
+        "/api/v1/search?query=x&limit=201",
+        "/api/v1/search?query=x&before=nonsense",
+        "/api/v1/history?before=nonsense",
+        "/history?offset=-1",
+        "/history/nonsense",
+    ],
+)
+async def test_bad_query_is_a_422(gateway: Gateway, path: str) -> None:
+    assert (await gateway.get(path)).status == 422
+
+
+async def test_index_is_used_for_a_hundred_thousand_turns(database_url: str, db: asyncpg.Connection) -> None:
+    await db.execute(
+        "INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)"
+        " SELECT gen_random_uuid(), 'local', 'completed', 'prompt number ' || n, 'answer ' || md5(n::text), '[]', 'm',"
+        " '{}', '{}' FROM generate_series(1, 100000) AS n"
+    )
+    await db.execute("VACUUM ANALYZE turns")
+    database = Database(database_url)
+    values = {"owner": "local", "query": "777", "lang": "simple", "limit": 20, "offset": 0}
+    try:
+        async with database.engine.connect() as connection:
+            statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}")
+            plan = (await connection.execute(statement, {**values, "after_rank": None, "after_id": None})).scalar()
+    finally:
+        await database.close()
+    told = plan if isinstance(plan, str) else json.dumps(plan)
+    assert '"ix_turns_search"' in told
+    assert '"Seq Scan"' not in told
