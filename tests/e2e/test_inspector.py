@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Generator
@@ -12,13 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.node import NODE, needs
 from tests.e2e.up import ROOT, running_up
 
-INSPECTOR = ROOT / "tests" / "node" / "node_modules" / ".bin" / "mcp-inspector"
-pytestmark = pytest.mark.skipif(
-    "CI" not in os.environ and (not INSPECTOR.exists() or shutil.which("node") is None),
-    reason="needs Node and the MCP Inspector: `make node`",
-)
+INSPECTOR = NODE / "node_modules" / ".bin" / "mcp-inspector"
+pytestmark = needs("@modelcontextprotocol/inspector")
 
 
 @pytest.fixture

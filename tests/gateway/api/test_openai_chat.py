@@ -286,6 +286,18 @@ async def test_bad_request_is_a_400_in_openais_shape_that_names_the_field(
     assert (error["param"] or "").startswith(param or "")
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/responses", "/api/v1/chat", "/stream", "/api/chat/stream"]
+)
+async def test_absurd_sizes_are_refused_in_each_formats_shape(gateway: Gateway, path: str) -> None:
+    huge = await gateway.post(path, {"prompt": "x" * 5_000_000})
+    assert (huge.status, huge.body["error"]["code"]) == (413, "payload_too_large")
+    assert ("type" in huge.body["error"]) is path.startswith("/v1/")
+    messages = [{"role": "user", "content": "x"}] * 501
+    many = await gateway.post(path, {"messages": messages, "input": messages})
+    assert many.status == (400 if path.startswith("/v1/") else 422)
+
+
 async def test_broken_json_and_unknown_routes_have_openais_shape(gateway: Gateway) -> None:
     async with gateway.session.post(f"{gateway.base_url}/v1/chat/completions", data=b"{") as response:
         assert (response.status, (await response.json())["error"]["type"]) == (400, "invalid_request_error")
