@@ -10,7 +10,7 @@ run: .venv/.run
 	@exec $(BIN)/agent-gateway up
 
 test: .venv/.dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
