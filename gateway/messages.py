@@ -15,11 +15,15 @@ JsonObject = dict[str, Any]
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who is calling. `user` owns what the call makes; `key` names the credential, never its secret."""
+    """Who is calling. `user` owns what the call makes; `key` names the credential, never its secret.
+
+    `headers` are those of the request that MCP servers want passed on; they are kept nowhere.
+    """
 
     user: str
     role: Literal["admin", "user", "viewer"] = "user"
     key: str | None = None
+    headers: dict[str, str] = msgspec.field(default_factory=dict[str, str])
 
 
 LOCAL = Principal(user="local", role="admin")

@@ -45,6 +45,9 @@ class GatedToolbox:
     def servers(self) -> list[ServerStatus]:
         return []
 
+    def forwarded_headers(self) -> frozenset[str]:
+        return frozenset()
+
     async def call(
         self,
         spec: ToolSpec,

@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 from fastapi import Depends, Request
 
 from gateway.agent.following import Following
@@ -54,7 +55,11 @@ def get_state(request: Request) -> State:
 
 
 def get_principal(request: Request, state: Annotated[State, Depends(get_state)]) -> Principal:
-    return authenticate(request.headers, state.settings)
+    principal = authenticate(request.headers, state.settings)
+    if not (wanted := state.toolbox.forwarded_headers()):
+        return principal
+    headers = {name: value for name in wanted if (value := request.headers.get(name)) is not None}
+    return msgspec.structs.replace(principal, headers=headers)
 
 
 StateDep = Annotated[State, Depends(get_state)]

@@ -35,6 +35,7 @@ class ToolView(BaseModel):
 class ServerView(BaseModel):
     name: str
     url: str | None
+    transport: str
     state: str
     since: str
     reason: str | None

@@ -9,10 +9,11 @@ from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Princip
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """How one MCP server stands. `state`: connecting, up, down, disabled; `since`: ISO 8601."""
+    """How one MCP server stands. `state`: connecting, up, degraded, needs_auth, down, disabled; `since`: ISO 8601."""
 
     name: str
     url: str | None
+    transport: str
     state: str
     since: str
     reason: str | None = None
@@ -60,3 +61,7 @@ class Toolbox(Protocol):
         ...
 
     def servers(self) -> list[ServerStatus]: ...
+
+    def forwarded_headers(self) -> frozenset[str]:
+        """The headers of clients' requests that some server wants passed on."""
+        ...

@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import httpx2
 from mcp import Client, MCPError
 from mcp.client.context import ClientRequestContext
-from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.types import (
     INVALID_REQUEST,
@@ -28,18 +27,20 @@ from mcp.types import (
 from gateway import __version__
 from gateway.deadline import Deadline
 from gateway.log import get_logger
-from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Question
+from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Principal, Question
 from gateway.tools.base import CallObserver, ServerStatus
-from gateway.tools.identity import TokenSigner, acting_for
+from gateway.tools.identity import TokenSigner, acting_for, forward
+from gateway.tools.opening import open_way
 from gateway.tools.questions import UnfitQuestion, answered, held_question, questions_of, responses_to
 from gateway.tools.servers import ServerConfig
-from gateway.tools.transport import CONNECTION_CLOSED, IsolatingTransport
+from gateway.tools.transport import CONNECTION_CLOSED
 
 log = get_logger(__name__)
 
-State = Literal["connecting", "up", "down", "disabled"]
+State = Literal["connecting", "up", "degraded", "needs_auth", "down", "disabled"]
 
 _HANDSHAKE_SECONDS = 10.0
+_START_SECONDS = 60.0
 _NO_LIMIT = 30 * 86400.0  # the SDK's own limit cannot stand still
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _MOST_PAGES, _MOST_TOOLS = 100, 1_000
@@ -63,17 +64,25 @@ class Connection:
     """
 
     def __init__(
-        self, config: ServerConfig, *, signer: TokenSigner | None, on_change: Callable[[], None], patience: float = 1.0
+        self,
+        config: ServerConfig,
+        *,
+        signer: TokenSigner | None,
+        on_change: Callable[[], None],
+        patience: float = 1.0,
+        principal: Principal | None = None,
     ) -> None:
         self.config = config
         self.tools: tuple[Tool, ...] = ()
         self.instructions = ""
         self.tried = asyncio.Event()
-        self._signer = signer if config.identity == "gateway" else None
+        self._principal = principal
+        self._hooks: list[Any] = [signer.add_token] if signer and config.identity == "gateway" else []
+        if (header := config.forwarded_header) is not None:
+            self._hooks.append(forward(header))
         self._on_change = on_change
         self._patience = patience
         self._client: Client | None = None
-        self._transport: IsolatingTransport | None = None
         self._up = asyncio.Event()
         self._broken = asyncio.Event()
         self._stale = asyncio.Event()
@@ -92,7 +101,16 @@ class Connection:
             self._become("disabled", self.config.fault or "disabled in the configuration")
             self.tried.set()
         else:
-            self._owner = asyncio.create_task(self._own(), name=f"mcp {self.config.name}")
+            with acting_for(self._principal) if self._principal else contextlib.nullcontext():
+                self._owner = asyncio.create_task(self._own(), name=f"mcp {self.config.name}")
+
+    async def retire(self, seconds: float) -> None:
+        """Stop when the calls under way have ended, at most so many seconds from now."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._calls:
+                    await asyncio.wait([call.ended for call in self._calls])
+        await self.stop()
 
     async def stop(self) -> None:
         """Leave the client, at most five seconds for a server that does not let go."""
@@ -111,7 +129,8 @@ class Connection:
                 await self._connect_and_watch()
                 pause = _SHORTEST_PAUSE
             except Exception as error:  # noqa: BLE001 - whatever ends a connection, another is tried; groups too
-                self._become("down", _reason(error))
+                state, reason = _reason(error)
+                self._become(state, reason)
             finally:
                 self._client = None
                 self._up.clear()
@@ -122,13 +141,13 @@ class Connection:
 
     async def _connect_and_watch(self) -> None:
         """Stay connected until the connection breaks or is to stop. Runs whole in the owner's task."""
-        transport = IsolatingTransport(limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32))
+        patience = _START_SECONDS if self.config.transport == "stdio" else _HANDSHAKE_SECONDS
         async with contextlib.AsyncExitStack() as stack:
-            http = await stack.enter_async_context(self._http(transport))
-            async with asyncio.timeout(_HANDSHAKE_SECONDS):
-                client = await stack.enter_async_context(self._new_client(http))
+            way = await stack.enter_async_context(open_way(self.config, self._hooks, self._broken.set))
+            async with asyncio.timeout(patience):
+                client = await stack.enter_async_context(self._new_client(way.streams))
                 await self._refresh(client)
-            transport.armed = True
+            way.arm()
             self._client = client
             self._version = client.protocol_version
             self.instructions = client.instructions or ""
@@ -144,20 +163,12 @@ class Connection:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
         if not self._stopping:
-            self._become("down", "the server forgot the session, or the connection broke")
+            ended = "its process ended" if self.config.transport == "stdio" else "the connection broke"
+            self._become("down", f"the server forgot the session, or {ended}")
 
-    def _http(self, transport: IsolatingTransport) -> httpx2.AsyncClient:
-        hooks = {"request": [self._signer.add_token]} if self._signer else {}
-        return httpx2.AsyncClient(
-            transport=transport,
-            headers=self.config.headers,
-            event_hooks=hooks,
-            timeout=httpx2.Timeout(5, read=300, pool=5),
-        )
-
-    def _new_client(self, http: httpx2.AsyncClient) -> Client:
+    def _new_client(self, streams: Any) -> Client:
         return Client(
-            streamable_http_client(self.config.url, http_client=http),
+            streams,
             read_timeout_seconds=_HANDSHAKE_SECONDS,
             message_handler=self._on_message,
             logging_callback=self._on_log,
@@ -180,9 +191,12 @@ class Connection:
             except ListenNotSupportedError:
                 await self._watch_notifications(client)
             except (SubscriptionLost, MCPError, TimeoutError) as error:
-                reason = _reason(error)
+                _, reason = _reason(error)
             self._up.clear()
             self._become("down", reason)
+            if self.config.transport != "http":
+                self._broken.set()  # nothing but a new connection brings it back
+                return
             await asyncio.sleep(random.uniform(_SHORTEST_PAUSE, 2 * _SHORTEST_PAUSE))  # noqa: S311
 
     async def _watch_notifications(self, client: Client) -> None:
@@ -246,6 +260,7 @@ class Connection:
         return ServerStatus(
             name=self.config.name,
             url=self.config.url or None,
+            transport=self.config.transport,
             state=self._state,
             since=self._since.isoformat(timespec="milliseconds"),
             reason=self._reason,
@@ -258,26 +273,26 @@ class Connection:
         tool: str,
         arguments: JsonObject,
         *,
-        user: str,
+        principal: Principal,
         timeout: float,
         observer: CallObserver | None,
         answers: Sequence[KeptInput] = (),
     ) -> CallToolResult | InputNeeded:
-        """Run one tool as `user`. Sent again once, and only if it provably never left or the session was gone.
+        """Run one tool as `principal`. Sent again once, and only if it provably never left or the session was gone.
 
         Raises:
             CallFailed: there is no result.
         """
         for _ in range(2):
             with contextlib.suppress(_NeverRan):
-                return await self._call_once(tool, arguments, user, timeout, observer, answers)
+                return await self._call_once(tool, arguments, principal, timeout, observer, answers)
         raise self._unreachable()
 
     async def _call_once(
         self,
         tool: str,
         arguments: JsonObject,
-        user: str,
+        principal: Principal,
         timeout: float,
         observer: CallObserver | None,
         answers: Sequence[KeptInput],
@@ -286,7 +301,7 @@ class Connection:
         deadline = Deadline(timeout)
         try:
             async with deadline, _Call(observer, deadline, among=self._calls):
-                with acting_for(user):
+                with acting_for(principal):
                     result = await client.session.call_tool(
                         tool,
                         arguments,
@@ -331,6 +346,8 @@ class Connection:
             if unsent:
                 self._lose(client)
                 return _NeverRan()
+            if self.config.transport != "http":
+                self._lose(client)
             return CallFailed(f"The connection to the MCP server {self.config.name!r} was lost.", ran=None)
         return CallFailed(f"The MCP server refused the call: {error.message[:500]}", ran=False)
 
@@ -349,6 +366,7 @@ class _Call:
         self._deadline = deadline
         self._among = among
         self._asking: set[asyncio.Task[Answer]] = set()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._token: contextvars.Token[_Call | None] | None = None
 
     async def __aenter__(self) -> None:
@@ -359,6 +377,7 @@ class _Call:
         assert self._token is not None
         _current_call.reset(self._token)
         self._among.discard(self)
+        self.ended.set_result(None)
         for task in self._asking:
             task.cancel()
 
@@ -390,14 +409,24 @@ def _progress_to(observer: CallObserver) -> Any:
     return progress
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> tuple[State, str]:
     """What went wrong, for people: the innermost error's kind, without addresses or internals."""
     while isinstance(error, BaseExceptionGroup):
         error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
-    if isinstance(error, httpx2.ConnectError):
-        return "nothing answers at its address"
-    if isinstance(error, TimeoutError | httpx2.TimeoutException):
-        return "it does not answer in time"
-    if isinstance(error, MCPError):
-        return f"it answered with an error: {error.message[:200]}"
-    return f"the connection failed ({type(error).__name__})"
+    match error:
+        case httpx2.ConnectError():
+            return "down", "nothing answers at its address"
+        case TimeoutError() | httpx2.TimeoutException():
+            return "down", "it does not answer in time"
+        case httpx2.HTTPStatusError() if error.response.status_code in (401, 403):
+            return "needs_auth", f"it refuses the credentials that it is sent ({error.response.status_code})"
+        case httpx2.HTTPStatusError():
+            return "down", f"it answers with the status {error.response.status_code}"
+        case MCPError() if "401" in error.message or "nauthorized" in error.message:
+            return "needs_auth", "it refuses the credentials that it is sent"
+        case MCPError():
+            return "down", f"it answered with an error: {error.message[:200]}"
+        case FileNotFoundError() | PermissionError():
+            return "down", f"its command cannot be run: {error.strerror}"
+        case _:
+            return "down", f"the connection failed ({type(error).__name__})"

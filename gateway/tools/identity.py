@@ -4,27 +4,42 @@ import contextlib
 import contextvars
 import time
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import Any
 
 import httpx2
 import jwt
+
+from gateway.messages import Principal
 
 ISSUER = "agent-gateway"
 AUDIENCE = "tools-server"
 _LIFETIME = 120.0
 _MOST_USERS = 10_000
 
-_user: contextvars.ContextVar[str | None] = contextvars.ContextVar("mcp_user", default=None)
+_principal: contextvars.ContextVar[Principal | None] = contextvars.ContextVar("mcp_principal", default=None)
 
 
 @contextlib.contextmanager
-def acting_for(user: str) -> Generator[None]:
-    """Requests made inside the block are the user's, over whatever shared connection they go."""
-    token = _user.set(user)
+def acting_for(principal: Principal) -> Generator[None]:
+    """Requests made inside the block are the principal's, over whatever shared connection they go."""
+    token = _principal.set(principal)
     try:
         yield
     finally:
-        _user.reset(token)
+        _principal.reset(token)
+
+
+def forward(header: str) -> Callable[[httpx2.Request], Any]:
+    """An httpx2 request hook that passes a header of the client's on."""
+
+    async def add(request: httpx2.Request) -> None:
+        principal = _principal.get()
+        value = principal.headers.get(header.lower()) if principal else None
+        if value is not None:
+            request.headers[header] = value
+
+    return add
 
 
 class TokenSigner:
@@ -36,7 +51,8 @@ class TokenSigner:
 
     async def add_token(self, request: httpx2.Request) -> None:
         """An httpx2 request hook. Discovery and listening are for no user: they are the gateway's own."""
-        request.headers["Authorization"] = f"Bearer {self._token(_user.get() or ISSUER)}"
+        principal = _principal.get()
+        request.headers["Authorization"] = f"Bearer {self._token(principal.user if principal else ISSUER)}"
 
     def _token(self, user: str) -> str:
         now = time.time()

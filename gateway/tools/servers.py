@@ -20,19 +20,27 @@ DEFAULT_FILE = Path("mcp.json")
 class ServerConfig(BaseModel):
     """One entry. `fault` says why it cannot be used; then nothing else of it counts.
 
-    `prefix` goes before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity`
-    "gateway" sends a short-lived token that names the user; `allow` and `deny` are globs over its tools' own names;
-    `approval` says which of its tools' calls a person must approve.
+    Either `url` (with `type` "sse" for the transport of old servers) or `command` with `args` and `env`. `prefix` goes
+    before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity` "gateway" sends a
+    short-lived token that names the user, "header:NAME" passes on that header of the client's; `share` "user" opens a
+    connection for each user; `allow` and `deny` are globs over its tools' own names; `approval` says which of its
+    tools' calls a person must approve; `on_change` "hold" holds back a tool whose definition changes until approved.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     url: str = ""
+    type: Literal["http", "streamable-http", "streamableHttp", "sse", "stdio"] | None = None
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: dict[str, str] | None = None
     headers: dict[str, str] = Field(default_factory=dict)
-    prefix: str | None = None
+    prefix: str | None = Field(default=None, max_length=64)
     timeout: float | None = Field(default=None, gt=0)
-    identity: Literal["none", "gateway"] = "none"
+    identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
+    share: Literal["all", "user"] = "all"
+    on_change: Literal["flag", "hold"] = "flag"
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
     approval: Approval = "never"
@@ -45,6 +53,17 @@ class ServerConfig(BaseModel):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be the http:// or https:// address of a streamable HTTP server")
         return value
+
+    @property
+    def transport(self) -> Literal["http", "sse", "stdio"]:
+        if self.command:
+            return "stdio"
+        return "sse" if self.type == "sse" else "http"
+
+    @property
+    def forwarded_header(self) -> str | None:
+        """The header of a client's request that is passed on to this server."""
+        return self.identity.removeprefix("header:") if self.identity.startswith("header:") else None
 
     def permits(self, tool: str) -> bool:
         """Whether the gateway may offer this tool; `deny` wins."""
@@ -89,10 +108,10 @@ def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfi
     try:
         if not isinstance(entry, dict):
             raise ConfigError("the entry must be an object")
-        if "command" in entry:
-            raise ConfigError("servers started by a command are not supported yet: give the url of a running one")
-        if "url" not in entry:
-            raise ConfigError("the entry has no url")
+        if "command" not in entry and "url" not in entry:
+            raise ConfigError("the entry has neither a url nor a command")
+        if "command" in entry and "url" in entry:
+            raise ConfigError("the entry has both a url and a command")
         return ServerConfig.model_validate({**_expand(entry, environment), "name": name})
     except ConfigError as error:
         return _faulty(name, str(error))
@@ -103,8 +122,9 @@ def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfi
 
 def _faulty(name: str, fault: str) -> ServerConfig:
     return ServerConfig.model_construct(
-        name=name, url="", headers={}, prefix=None, timeout=None, identity="none", allow=("*",), deny=(),
-        approval="never", disabled=False, fault=fault,
+        name=name, url="", type=None, command="", args=(), env=None, headers={}, prefix=None, timeout=None,
+        identity="none", share="all", on_change="flag", allow=("*",), deny=(), approval="never", disabled=False,
+        fault=fault,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from mcp.types import Tool
@@ -19,6 +20,8 @@ from gateway.tools.servers import ServerConfig
 log = get_logger(__name__)
 
 MOST_TOOLS = 128
+_MOST_PERSONAL = 200
+_PATIENCE, _PERSONAL_PATIENCE = 1.0, 15.0
 _MOST_NAME = 64
 _MOST_DESCRIPTION = 4_000
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
@@ -29,13 +32,19 @@ class McpToolbox:
 
     def __init__(self, servers: list[ServerConfig], settings: Settings) -> None:
         secret = settings.tools_server_secret
-        signer = TokenSigner(secret.get_secret_value()) if secret else None
+        self._signer = TokenSigner(secret.get_secret_value()) if secret else None
         self._timeout = settings.tool_timeout
         self._most_chars = settings.tool_result_max_chars
-        self._connections = {
-            server.name: Connection(server, signer=signer, on_change=self._forget_specs) for server in servers
-        }
+        self._connections = {server.name: self._connection(server) for server in servers}
+        self._personal: OrderedDict[tuple[str, str], Connection] = OrderedDict()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._specs: tuple[ToolSpec, ...] | None = None
+
+    def _connection(self, server: ServerConfig, principal: Principal | None = None) -> Connection:
+        patience = _PERSONAL_PATIENCE if principal else _PATIENCE
+        return Connection(
+            server, signer=self._signer, on_change=self._forget_specs, patience=patience, principal=principal
+        )
 
     async def start(self) -> None:
         """Begin to connect; returns at once, with every server still down."""
@@ -43,7 +52,44 @@ class McpToolbox:
             connection.start()
 
     async def stop(self) -> None:
-        await asyncio.gather(*(connection.stop() for connection in self._connections.values()))
+        for task in self._retiring:
+            task.cancel()
+        everything = [*self._connections.values(), *self._personal.values()]
+        await asyncio.gather(*(connection.stop() for connection in everything))
+
+    def apply(self, servers: list[ServerConfig]) -> None:
+        """Connect to these servers from now on. Those that stay as they were are not touched; calls under way at the
+        others end first."""
+        wanted = {server.name: server for server in servers}
+        for name, connection in list(self._connections.items()):
+            if wanted.get(name) != connection.config:
+                self._retire(self._connections.pop(name))
+                for key in [key for key in self._personal if key[0] == name]:
+                    self._retire(self._personal.pop(key))
+        kept = self._connections
+        self._connections = {name: kept.get(name) or self._connection(server) for name, server in wanted.items()}
+        for name in wanted.keys() - kept.keys():
+            self._connections[name].start()
+        self._forget_specs()
+
+    def _retire(self, connection: Connection) -> None:
+        task = asyncio.create_task(connection.retire(self._timeout), name=f"retiring {connection.config.name}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def _connection_of(self, server: str, principal: Principal) -> Connection | None:
+        """The connection for a call: one for all, or the user's own, which is opened when first needed."""
+        shared = self._connections.get(server)
+        if shared is None or shared.config.share == "all":
+            return shared
+        key = (server, principal.user)
+        if key not in self._personal:
+            self._personal[key] = self._connection(shared.config, principal)
+            self._personal[key].start()
+            if len(self._personal) > _MOST_PERSONAL:
+                self._retire(self._personal.popitem(last=False)[1])
+        self._personal.move_to_end(key)
+        return self._personal[key]
 
     async def settle(self, seconds: float) -> None:
         """Wait until every server has been tried, for at most `seconds`."""
@@ -68,6 +114,10 @@ class McpToolbox:
     def servers(self) -> list[ServerStatus]:
         return [connection.status() for connection in self._connections.values()]
 
+    def forwarded_headers(self) -> frozenset[str]:
+        headers = (connection.config.forwarded_header for connection in self._connections.values())
+        return frozenset(header.lower() for header in headers if header)
+
     async def call(
         self,
         spec: ToolSpec,
@@ -78,11 +128,13 @@ class McpToolbox:
         answers: Sequence[KeptInput] = (),
     ) -> ToolResult | InputNeeded:
         """See `Toolbox.call`."""
-        connection = self._connections[spec.server]
+        connection = self._connection_of(spec.server, principal)
+        if connection is None:
+            return _failed(spec, CallFailed(f"The MCP server {spec.server!r} is no longer connected.", ran=False))
         timeout = connection.config.timeout or self._timeout
         try:
             result = await connection.call(
-                spec.tool, arguments, user=principal.user, timeout=timeout, observer=observer, answers=answers
+                spec.tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers
             )
         except CallFailed as failure:
             return _failed(spec, failure)

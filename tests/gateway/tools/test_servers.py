@@ -39,12 +39,14 @@ def test_environment_is_expanded_with_defaults(tmp_path: Path) -> None:
     ("entry", "fault"),
     [
         ({"url": "http://${NOT_SET}/mcp"}, "the environment variable NOT_SET is not set"),
-        ({"command": "npx"}, "servers started by a command are not supported yet"),
-        ({}, "the entry has no url"),
+        ({}, "the entry has neither a url nor a command"),
+        ({"url": "http://h/mcp", "command": "npx"}, "the entry has both a url and a command"),
+        ({"url": "http://h/mcp", "type": "carrier pigeon"}, "type: Input should be"),
+        ({"url": "http://h/mcp", "share": "nobody"}, "share: Input should be"),
         ([], "the entry must be an object"),
         ({"url": "ftp://h"}, "url: must be the http:// or https:// address"),
         ({"url": "http://h/mcp", "timeout": -1}, "timeout: Input should be greater than 0"),
-        ({"url": "http://h/mcp", "identity": "me"}, "identity: Input should be 'none' or 'gateway'"),
+        ({"url": "http://h/mcp", "identity": "me"}, "identity: String should match pattern"),
         ({"url": "http://h/mcp", "approval": "maybe"}, "approval: Input should be"),
     ],
 )
