@@ -22,6 +22,7 @@ from gateway.api import (
     forerunners,
     health,
     history,
+    mcp_servers,
     models,
     openai_chat,
     openai_responses,
@@ -37,12 +38,14 @@ from gateway.llm.catalog import Catalog
 from gateway.llm.groq import GroqModel
 from gateway.log import get_logger
 from gateway.messages import BusMessage
+from gateway.registry import Registry
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
+from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
@@ -92,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for module in (chat, turns_api, tools, models, health, conversations, history, forerunners):
+    for module in (chat, turns_api, tools, models, health, conversations, history, mcp_servers, forerunners):
         app.include_router(module.router)
     app.include_router(openai_responses.router)
     for prefix in openai_chat.PREFIXES:
@@ -125,7 +128,8 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         refreshing = asyncio.create_task(_keep_fresh(model, catalog), name="models")
         stack.push_async_callback(_cancel, refreshing)
 
-        toolbox = McpToolbox(servers, settings)
+        server_store = ServerStore(database)
+        toolbox = McpToolbox(servers, settings, server_store)
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
 
@@ -142,8 +146,10 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             runner.heard(message)
             following.heard(message)
             membership.heard(message)
+            registry.heard(message)
 
         bus = Bus(database.dsn, heard)
+        registry = Registry(settings, toolbox, server_store, bus)
         runner = Runner(
             AgentLoop(model, toolbox, limits),
             models=catalog,
@@ -165,6 +171,8 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         membership = Membership(runner, turns, inputs, worker_id, interval=beat, silent=4 * beat)
         await bus.start()
         stack.push_async_callback(bus.stop)
+        await registry.start()
+        stack.push_async_callback(registry.stop)
         stack.push_async_callback(following.stop)
         await toolbox.settle(_SETTLE_SECONDS)
         await membership.start()
@@ -173,9 +181,21 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
         yield State(
-            settings, runner, following, turns, inputs, conversation_store, HistoryStore(database), bus, toolbox,
-            catalog, model, database,
-        )  # fmt: skip
+            settings=settings,
+            runner=runner,
+            following=following,
+            turns=turns,
+            inputs=inputs,
+            conversations=conversation_store,
+            history=HistoryStore(database),
+            servers=server_store,
+            registry=registry,
+            bus=bus,
+            toolbox=toolbox,
+            models=catalog,
+            model=model,
+            database=database,
+        )
 
 
 async def _keep_fresh(model: GroqModel, catalog: Catalog) -> None:

@@ -1,6 +1,7 @@
 """`agent-gateway`: every way to start the gateway, and to talk to it."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -99,6 +100,11 @@ async def _serve(settings: Settings) -> None:
             def stop_turns() -> None:
                 asyncio.run_coroutine_threadsafe(api.state.gateway.stop(settings.shutdown_grace_seconds), loop)
 
+            def read_servers_again() -> None:
+                if (state := getattr(api.state, "gateway", None)) is not None:
+                    state.registry.reload()
+
+            loop.add_signal_handler(signal.SIGHUP, read_servers_again)
             config = uvicorn.Config(
                 api,
                 log_config=None,

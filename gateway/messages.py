@@ -1,6 +1,6 @@
 """The values that travel between the parts of the gateway. None has a row id: storage adds identity."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from uuid import UUID
 
 import msgspec
@@ -229,11 +229,14 @@ class KeptInput(msgspec.Struct, frozen=True):
 class BusMessage(msgspec.Struct, frozen=True):
     """What workers tell each other of a turn.
 
-    `cancel` it; `watch`: tell of its events; `events`: there are new ones; `orphan`: nobody runs it.
+    `cancel` it; `watch`: tell of its events; `events`: there are new ones; `orphan`: nobody runs it, or it is answered.
+    `servers` is of no turn: the MCP servers have changed.
     """
 
-    kind: Literal["cancel", "watch", "events", "orphan"]
+    kind: Literal["cancel", "watch", "events", "orphan", "servers"]
     turn_id: UUID
+
+    NO_TURN: ClassVar[UUID] = UUID(int=0)
 
 
 def text_block(text: str) -> JsonObject:

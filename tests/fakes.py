@@ -45,6 +45,12 @@ class GatedToolbox:
     def servers(self) -> list[ServerStatus]:
         return []
 
+    def changed(self) -> frozenset[tuple[str, str]]:
+        return frozenset()
+
+    def recheck(self, server: str) -> None:
+        """Nothing changes here."""
+
     def forwarded_headers(self) -> frozenset[str]:
         return frozenset()
 

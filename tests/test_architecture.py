@@ -13,7 +13,9 @@ LEAVES = {"gateway.messages", "gateway.events", "gateway.errors", "gateway.confi
 AGENT_MAY = LEAVES | {"gateway.agent", "gateway.llm.base", "gateway.tools.base"}
 AGENT_DOORS = {"gateway.agent.runner", "gateway.agent.following"}
 API_MAY = (
-    LEAVES | AGENT_DOORS | {"gateway.api", "gateway.store", "gateway.wire", "gateway.llm.base", "gateway.tools.base"}
+    LEAVES
+    | AGENT_DOORS
+    | {"gateway.registry", "gateway.api", "gateway.store", "gateway.wire", "gateway.llm.base", "gateway.tools.base"}
 )
 RULES: dict[str, set[str]] = {
     "gateway.llm": LEAVES | {"gateway.llm"},

@@ -16,11 +16,13 @@ from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.llm.base import Model, Models
 from gateway.messages import Principal
+from gateway.registry import Registry
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
+from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
 from gateway.tools.base import Toolbox
 
@@ -38,6 +40,8 @@ class State:
     inputs: InputStore
     conversations: ConversationStore
     history: HistoryStore
+    servers: ServerStore
+    registry: Registry
     bus: Bus
     toolbox: Toolbox
     models: Models

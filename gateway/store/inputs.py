@@ -11,6 +11,7 @@ from sqlmodel import col, func, select
 
 from gateway.errors import Conflict, NotFound
 from gateway.messages import Answer, InputNeeded, KeptInput, Question
+from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.tables import AuditLog, Turn, TurnInput
 
@@ -137,10 +138,5 @@ def _kept(row: TurnInput) -> KeptInput:
 
 
 def _audit(turn_id: UUID, input_id: UUID, answer: Answer) -> AuditLog:
-    return AuditLog(
-        id=UUID(int=uuids.uuid7().int),
-        actor=answer.by or "unknown",
-        action=f"input.{answer.action}",
-        subject=f"turn {turn_id}",
-        detail={"input_id": str(input_id), "content": answer.content},
-    )
+    detail = {"input_id": str(input_id), "content": answer.content}
+    return audit(answer.by or "unknown", f"input.{answer.action}", f"turn {turn_id}", detail)

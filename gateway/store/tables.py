@@ -145,6 +145,31 @@ class AuditLog(SQLModel, table=True):
     detail: dict[str, Any] = Field(sa_column=_json(nullable=False))
 
 
+class McpServerRow(SQLModel, table=True):
+    """A server added at run time; or, without `config`, one of the file that was switched off or on."""
+
+    __tablename__: ClassVar[Any] = "mcp_servers"
+
+    name: str = Field(primary_key=True, sa_type=Text)
+    config: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    disabled: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
+    changed_by: str = Field(sa_type=Text)
+    changed_at: datetime | None = Field(default=None, sa_column=_created_at())
+
+
+class McpToolRow(SQLModel, table=True):
+    """A tool's definition as it was first seen or last approved; `changed_to` is what it is now, if that differs."""
+
+    __tablename__: ClassVar[Any] = "mcp_tools"
+
+    server: str = Field(primary_key=True, sa_type=Text)
+    tool: str = Field(primary_key=True, sa_type=Text)
+    definition: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    changed_to: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    first_seen_at: datetime | None = Field(default=None, sa_column=_created_at())
+    changed_at: datetime | None = Field(default=None, sa_column=_when())
+
+
 class TurnEvents(SQLModel, table=True):
     """The journal: consecutive events `first_seq … last_seq` of a turn, one JSON object a line of `payload`."""
 

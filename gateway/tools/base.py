@@ -1,6 +1,6 @@
 """What the agent loop and the API ask of the connected MCP servers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -19,6 +19,18 @@ class ServerStatus(msgspec.Struct, frozen=True):
     reason: str | None = None
     tools: int = 0
     protocol_version: str | None = None
+
+
+class Definitions(Protocol):
+    """Remembers how tools were defined when they were first seen: their descriptions are untrusted input."""
+
+    async def compare(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
+        """The tools whose definition is another than it was; new ones are remembered.
+
+        Raises:
+            StorageUnavailable: nobody can tell now.
+        """
+        ...
 
 
 class CallObserver(Protocol):
@@ -61,6 +73,14 @@ class Toolbox(Protocol):
         ...
 
     def servers(self) -> list[ServerStatus]: ...
+
+    def changed(self) -> frozenset[tuple[str, str]]:
+        """Server and name of each tool whose definition is not the one first seen."""
+        ...
+
+    def recheck(self, server: str) -> None:
+        """Compare a server's tools again: one may have been approved."""
+        ...
 
     def forwarded_headers(self) -> frozenset[str]:
         """The headers of clients' requests that some server wants passed on."""

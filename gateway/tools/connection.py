@@ -75,6 +75,7 @@ class Connection:
         self.config = config
         self.tools: tuple[Tool, ...] = ()
         self.instructions = ""
+        self.checked = False
         self.tried = asyncio.Event()
         self._principal = principal
         self._hooks: list[Any] = [signer.add_token] if signer and config.identity == "gateway" else []
@@ -239,7 +240,9 @@ class Connection:
             cursor = page.next_cursor
             if cursor is None or len(tools) >= _MOST_TOOLS:
                 break
-        self.tools = tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MOST_TOOLS])
+        found = tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MOST_TOOLS])
+        self.checked = self.checked and found == self.tools
+        self.tools = found
         self._on_change()
 
     def _become(self, state: State, reason: str | None = None) -> None:

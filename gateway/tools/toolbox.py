@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from mcp.types import Tool
 
 from gateway.config import Settings
+from gateway.errors import StorageUnavailable
 from gateway.log import get_logger
 from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
-from gateway.tools.base import CallObserver, ServerStatus
+from gateway.tools.base import CallObserver, Definitions, ServerStatus
 from gateway.tools.connection import CallFailed, Connection
 from gateway.tools.identity import TokenSigner
 from gateway.tools.results import reduce_result
@@ -21,6 +22,7 @@ log = get_logger(__name__)
 
 MOST_TOOLS = 128
 _MOST_PERSONAL = 200
+_RECHECK_SECONDS = 1.0
 _PATIENCE, _PERSONAL_PATIENCE = 1.0, 15.0
 _MOST_NAME = 64
 _MOST_DESCRIPTION = 4_000
@@ -30,7 +32,11 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 class McpToolbox:
     """See `Toolbox`. A server's tools are on offer while it is up; they come back by themselves."""
 
-    def __init__(self, servers: list[ServerConfig], settings: Settings) -> None:
+    def __init__(self, servers: list[ServerConfig], settings: Settings, definitions: Definitions | None = None) -> None:
+        self._definitions = definitions
+        self._changed: dict[str, set[str]] = {}
+        self._unchecked: set[str] = set()
+        self._checking: asyncio.Task[None] | None = None
         secret = settings.tools_server_secret
         self._signer = TokenSigner(secret.get_secret_value()) if secret else None
         self._timeout = settings.tool_timeout
@@ -42,9 +48,13 @@ class McpToolbox:
 
     def _connection(self, server: ServerConfig, principal: Principal | None = None) -> Connection:
         patience = _PERSONAL_PATIENCE if principal else _PATIENCE
-        return Connection(
-            server, signer=self._signer, on_change=self._forget_specs, patience=patience, principal=principal
-        )
+
+        def on_change() -> None:
+            if principal is None:
+                self.recheck(server.name)
+            self._forget_specs()
+
+        return Connection(server, signer=self._signer, on_change=on_change, patience=patience, principal=principal)
 
     async def start(self) -> None:
         """Begin to connect; returns at once, with every server still down."""
@@ -52,7 +62,7 @@ class McpToolbox:
             connection.start()
 
     async def stop(self) -> None:
-        for task in self._retiring:
+        for task in [*self._retiring, *([self._checking] if self._checking else [])]:
             task.cancel()
         everything = [*self._connections.values(), *self._personal.values()]
         await asyncio.gather(*(connection.stop() for connection in everything))
@@ -114,6 +124,36 @@ class McpToolbox:
     def servers(self) -> list[ServerStatus]:
         return [connection.status() for connection in self._connections.values()]
 
+    def changed(self) -> frozenset[tuple[str, str]]:
+        return frozenset((server, tool) for server, tools in self._changed.items() for tool in tools)
+
+    def recheck(self, server: str) -> None:
+        if self._definitions is None:
+            return
+        self._unchecked.add(server)
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check(self._definitions), name="definitions")
+
+    async def _check(self, definitions: Definitions) -> None:
+        """Compare what servers offer with what they offered first. What cannot be compared now is compared later."""
+        while self._unchecked:
+            server = self._unchecked.pop()
+            connection = self._connections.get(server)
+            if connection is None or not connection.tools:
+                continue
+            offered = {tool.name: _definition(tool) for tool in connection.tools}
+            try:
+                changed = await definitions.compare(server, offered)
+            except StorageUnavailable:
+                self._unchecked.add(server)
+                await asyncio.sleep(_RECHECK_SECONDS)
+                continue
+            for tool in sorted(changed - self._changed.get(server, set())):
+                log.warning("tool_definition_changed", server=server, tool=tool, held=connection.config.on_change)
+            self._changed[server] = changed
+            connection.checked = True
+            self._forget_specs()
+
     def forwarded_headers(self) -> frozenset[str]:
         headers = (connection.config.forwarded_header for connection in self._connections.values())
         return frozenset(header.lower() for header in headers if header)
@@ -148,8 +188,12 @@ class McpToolbox:
         for connection in self._connections.values():
             if not connection.up:
                 continue
+            holds = self._definitions is not None and connection.config.on_change == "hold"
+            if holds and not connection.checked:
+                continue
+            held = self._changed.get(connection.config.name, set()) if holds else set[str]()
             for tool in connection.tools:
-                if connection.config.permits(tool.name):
+                if connection.config.permits(tool.name) and tool.name not in held:
                     spec = make_spec(connection.config, tool)
                     if spec.name in specs:
                         spec = make_spec(connection.config, tool, distinct=True)
@@ -186,6 +230,12 @@ def exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) ->
         return name
     mark = hashlib.sha256(f"{server}\0{tool}".encode()).hexdigest()[:6]
     return f"{name[: _MOST_NAME - 7]}_{mark}"
+
+
+def _definition(tool: Tool) -> JsonObject:
+    """What a model is told of a tool, and what it is told about its effects."""
+    told = tool.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {name: told.get(name) for name in ("name", "title", "description", "inputSchema", "annotations")}
 
 
 def _failed(spec: ToolSpec, failure: CallFailed) -> ToolResult:

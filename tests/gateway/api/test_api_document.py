@@ -59,7 +59,8 @@ async def test_every_curl_line_works(gateway: Gateway, tools_url: str, tmp_path:
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         out, _ = await process.communicate()
-        assert process.returncode == 0, (line, out.decode())
+        expected = b"has not changed" if path.endswith("/approve") else b""
+        assert process.returncode == 0 or (expected and expected in out), (line, out.decode())
         answers[method, path] = out.decode()
     assert "437" in answers["POST", "/stream"]
     assert answers["POST", "/api/v1/chat/stream"].endswith("data: [DONE]\n\n")

@@ -30,6 +30,7 @@ class Trial:
         )
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.release = asyncio.Event()
         self.requests: list[tuple[str, str | None]] = []
         self.answers: list[tuple[int, str]] = []
         self._register(self.mcp)
@@ -62,6 +63,13 @@ class Trial:
         self.mcp.add_tool(added, name=name, description=f"The tool {name}.")
         await self.bus.publish(ToolsListChanged())
 
+    async def redefine(self, name: str, description: str) -> None:
+        """Give a tool another description, and tell of it."""
+        tool = self.mcp._tool_manager.get_tool(name)
+        assert tool is not None
+        tool.description = description
+        await self.bus.publish(ToolsListChanged())
+
     def _register(self, mcp: MCPServer[Any]) -> None:
         @mcp.tool(annotations=READ_ONLY)
         async def echo(text: str) -> str:
@@ -85,6 +93,13 @@ class Trial:
         async def hang_write() -> str:
             """Never answer; may have changed something."""
             return await self._hang()
+
+        @mcp.tool()
+        async def slow() -> str:
+            """Take as long as the test wants."""
+            self.started.set()
+            await self.release.wait()
+            return "done"
 
         @mcp.tool()
         async def crash() -> str:
@@ -127,6 +142,13 @@ class Trial:
         return "late"
 
 
+async def serve_sse(port: int) -> None:
+    """As servers of 2024 did it."""
+    app = Trial().mcp.sse_app()
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=0)
+    await uvicorn.Server(config).serve()
+
+
 async def serve(port: int, *, modern: bool) -> None:
     config = uvicorn.Config(
         Trial().app(modern=modern), host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=0
@@ -135,4 +157,10 @@ async def serve(port: int, *, modern: bool) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), modern="legacy" not in sys.argv))
+    if "stdio" in sys.argv:
+        print("the trial server starts", file=sys.stderr)
+        Trial().mcp.run("stdio")
+    elif "sse" in sys.argv:
+        asyncio.run(serve_sse(int(sys.argv[1])))
+    else:
+        asyncio.run(serve(int(sys.argv[1]), modern="legacy" not in sys.argv))
