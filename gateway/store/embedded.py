@@ -247,6 +247,22 @@ def _initialise(place: _Place) -> None:
 
 
 def _start(place: _Place, settings: Mapping[str, str]) -> subprocess.Popen[Any]:
+    """Start it, as soon as the children of one that was killed have let go of its memory."""
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return _start_once(place, settings)
+        except _StillInUse as error:
+            if time.monotonic() > deadline:
+                raise EmbeddedError(str(error)) from None
+            time.sleep(0.1)
+
+
+class _StillInUse(Exception):
+    """Another's children still hold the cluster's memory."""
+
+
+def _start_once(place: _Place, settings: Mapping[str, str]) -> subprocess.Popen[Any]:
     flags = [part for name, value in {**_SETTINGS, **settings}.items() for part in ("-c", f"{name}={value}")]
     said = place.directory / "postgres-start.log"
     with said.open("wb") as output:
@@ -262,7 +278,9 @@ def _start(place: _Place, settings: Mapping[str, str]) -> subprocess.Popen[Any]:
     deadline = time.monotonic() + _START_SECONDS
     while _status(place.cluster) != "ready" or not _accepts(place.sockets):
         if process.poll() is not None:
-            raise EmbeddedError(f"Postgres did not start: {_last_line(said.read_text())} (see {said})")
+            why = said.read_text()
+            kind = _StillInUse if "still in use" in why else EmbeddedError
+            raise kind(f"Postgres did not start: {_last_line(why)} (see {said})")
         if time.monotonic() > deadline:
             process.send_signal(signal.SIGQUIT)
             raise EmbeddedError(f"Postgres was not ready in {_START_SECONDS:g} seconds (see {said})")

@@ -17,7 +17,7 @@ ROWS = re.findall(r"^\| `(\w+) (/[^`]*)` \| [^|]* \| `(curl .*)` \|$", DOCUMENT,
 
 
 def test_tables_hold_every_route(gateway_routes: set[tuple[str, str]]) -> None:
-    of_gateway = {(method, path) for method, path, line in ROWS if ":8001" not in line}
+    of_gateway = {(method, path) for method, path, line in ROWS if "curl http://127.0.0.1:8001" not in line}
     assert of_gateway == gateway_routes
 
 
