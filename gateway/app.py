@@ -8,6 +8,8 @@ from datetime import timedelta
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from gateway import __version__
@@ -22,6 +24,7 @@ from gateway.api import (
     forerunners,
     health,
     history,
+    mcp_content,
     mcp_servers,
     models,
     openai_chat,
@@ -37,6 +40,7 @@ from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
 from gateway.llm.groq import GroqModel
 from gateway.log import get_logger
+from gateway.mcp_server import McpEndpoint
 from gateway.messages import BusMessage
 from gateway.registry import Registry
 from gateway.store.bus import Bus
@@ -83,6 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         description="Chats in; the tools of every connected MCP server and Groq's models behind; every turn kept.",
         lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     if settings.cors_origins:
@@ -95,13 +100,35 @@ def create_app(settings: Settings) -> FastAPI:
         )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for module in (chat, turns_api, tools, models, health, conversations, history, mcp_servers, forerunners):
+    for module in (
+        chat,
+        turns_api,
+        tools,
+        models,
+        health,
+        conversations,
+        history,
+        mcp_servers,
+        mcp_content,
+        forerunners,
+    ):
         app.include_router(module.router)
     app.include_router(openai_responses.router)
     for prefix in openai_chat.PREFIXES:
         app.include_router(openai_chat.router, prefix=prefix, include_in_schema=prefix == "/v1")
     app.include_router(forerunners.message_router)  # takes whatever /api/ path is left
+    app.router.routes.append(Route("/mcp", _Mcp(app), include_in_schema=False))
     return app
+
+
+class _Mcp:
+    """The MCP endpoint of the gateway that runs."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app.state.gateway.mcp(scope, receive, send)
 
 
 @asynccontextmanager
@@ -180,6 +207,9 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
+        mcp = McpEndpoint(settings, runner, toolbox)
+        toolbox.on_change = mcp.tools_changed
+        await stack.enter_async_context(mcp.running())
         yield State(
             settings=settings,
             runner=runner,
@@ -191,6 +221,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             servers=server_store,
             registry=registry,
             bus=bus,
+            mcp=mcp,
             toolbox=toolbox,
             models=catalog,
             model=model,

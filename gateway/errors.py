@@ -15,6 +15,7 @@
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
      │   └─ StorageUnavailable   503 storage_unavailable
+     ├─ McpFailed                502 mcp_failed
      ├─ TurnTimeout              504 turn_timeout
      ├─ TurnLost                 503 turn_lost
      └─ ModelError               502 model_error
@@ -136,6 +137,12 @@ class StorageUnavailable(Overloaded):
     default_message = (
         "The database cannot be reached, and a turn that cannot be kept is not started. Try again shortly."
     )
+
+
+class McpFailed(GatewayError):
+    code = "mcp_failed"
+    status = 502
+    default_message = "The MCP server did not answer as it should."
 
 
 class TurnTimeout(GatewayError):

@@ -57,7 +57,8 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tool on offer. `name` is unique in the toolbox and fits Groq; `tool` is the server's own name for it.
 
-    A `client` tool has no server: who sent the request runs it, and comes back with the result.
+    A `client` tool has no server: who sent the request runs it, and comes back with the result. A `helper` is the
+    gateway's own way to a server's resources or prompts.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     open_world: bool = True
     approval: Approval = "never"
     client: bool = False
+    helper: bool = False
 
 
 class ToolResult(msgspec.Struct, frozen=True):

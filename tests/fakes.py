@@ -6,9 +6,10 @@ from uuid import uuid4
 
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
+from gateway.errors import NotFound
 from gateway.events import Event
 from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
-from gateway.tools.base import CallObserver, ServerStatus
+from gateway.tools.base import CallObserver, Listed, ServerStatus
 
 
 def spec(name: str, *, read_only: bool = False) -> ToolSpec:
@@ -41,6 +42,18 @@ class GatedToolbox:
 
     def instructions(self) -> str:
         return ""
+
+    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
+        return []
+
+    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+        raise NotFound
+
+    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+        raise NotFound
+
+    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        raise NotFound
 
     def servers(self) -> list[ServerStatus]:
         return []

@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
+from starlette.types import Receive, Scope, Send
 
 from gateway.agent.following import Following
 from gateway.agent.runner import Runner
@@ -29,6 +30,14 @@ from gateway.tools.base import Toolbox
 T = TypeVar("T")
 
 
+class Endpoint(Protocol):
+    """An ASGI application with open streams of its own."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def stop_listening(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class State:
     """The parts of a running gateway."""
@@ -43,6 +52,7 @@ class State:
     servers: ServerStore
     registry: Registry
     bus: Bus
+    mcp: Endpoint
     toolbox: Toolbox
     models: Models
     model: Model
@@ -51,6 +61,7 @@ class State:
 
     async def stop(self, grace: float) -> None:
         """Tell every reader, and leave what has not ended within `grace` seconds to others."""
+        self.mcp.stop_listening()
         await asyncio.gather(self.following.stop(), self.runner.stop(grace))
 
 

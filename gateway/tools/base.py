@@ -1,11 +1,13 @@
 """What the agent loop and the API ask of the connected MCP servers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Principal, Question, ToolResult, ToolSpec
+
+Listed = Literal["resources", "resource_templates", "prompts"]
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
@@ -70,6 +72,27 @@ class Toolbox(Protocol):
 
         `answers` are those to what this very call has asked before; it may ask again.
         """
+        ...
+
+    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
+        """What all servers have of a kind, as MCP describes it, each with its `server`; prompts under exposed names."""
+        ...
+
+    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+        """A resource's contents as MCP gives them; without `server`, of whichever has it.
+
+        Raises:
+            NotFound: no connected server has it.
+            McpFailed: the server did not answer as it should.
+        """
+        ...
+
+    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+        """A prompt's messages as MCP gives them. Raises as `read_resource` does."""
+        ...
+
+    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        """Completions for an argument of a prompt or resource template. Raises as `read_resource` does."""
         ...
 
     def servers(self) -> list[ServerStatus]: ...

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import contextvars
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import httpx2
 from mcp import Client, MCPError
@@ -20,6 +20,7 @@ from mcp.types import (
     Implementation,
     InputRequiredResult,
     LoggingMessageNotificationParams,
+    ServerCapabilities,
     Tool,
     ToolListChangedNotification,
 )
@@ -37,6 +38,8 @@ from gateway.tools.transport import CONNECTION_CLOSED
 
 log = get_logger(__name__)
 
+T = TypeVar("T")
+Ask = Callable[[Client], Awaitable[T]]
 State = Literal["connecting", "up", "degraded", "needs_auth", "down", "disabled"]
 
 _HANDSHAKE_SECONDS = 10.0
@@ -290,6 +293,31 @@ class Connection:
             with contextlib.suppress(_NeverRan):
                 return await self._call_once(tool, arguments, principal, timeout, observer, answers)
         raise self._unreachable()
+
+    async def ask(self, question: Ask[T], *, principal: Principal, timeout: float) -> T:
+        """Anything but a tool call: what the server has, what a resource holds, how a prompt reads.
+
+        Raises:
+            CallFailed: there is no answer.
+        """
+        client = await self._connected()
+        try:
+            async with asyncio.timeout(timeout):
+                with acting_for(principal):
+                    return await question(client)
+        except TimeoutError:
+            raise CallFailed(f"There was no answer within {timeout:g} seconds.", ran=None) from None
+        except MCPError as error:
+            failure = self._translated(error, client)
+            raise failure if isinstance(failure, CallFailed) else self._unreachable() from error
+        except (RuntimeError, ValueError) as error:  # what the SDK raises over an answer that breaks the protocol
+            log.warning("mcp_bad_answer", server=self.config.name, error=type(error).__name__)
+            raise CallFailed("The server's answer does not fit the protocol.", ran=True) from error
+
+    @property
+    def capabilities(self) -> ServerCapabilities | None:
+        """What the server says it can do, while it is up."""
+        return self._client.server_capabilities if self._client is not None and self.up else None
 
     async def _call_once(
         self,

@@ -24,7 +24,8 @@ class ServerConfig(BaseModel):
     before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity` "gateway" sends a
     short-lived token that names the user, "header:NAME" passes on that header of the client's; `share` "user" opens a
     connection for each user; `allow` and `deny` are globs over its tools' own names; `approval` says which of its
-    tools' calls a person must approve; `on_change` "hold" holds back a tool whose definition changes until approved.
+    tools' calls a person must approve; `on_change` "hold" holds back a tool whose definition changes until approved;
+    `as_tools` lets the model list and read its resources or prompts.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -41,6 +42,7 @@ class ServerConfig(BaseModel):
     identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
     share: Literal["all", "user"] = "all"
     on_change: Literal["flag", "hold"] = "flag"
+    as_tools: tuple[Literal["resources", "prompts"], ...] = ()
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
     approval: Approval = "never"
@@ -123,8 +125,8 @@ def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfi
 def _faulty(name: str, fault: str) -> ServerConfig:
     return ServerConfig.model_construct(
         name=name, url="", type=None, command="", args=(), env=None, headers={}, prefix=None, timeout=None,
-        identity="none", share="all", on_change="flag", allow=("*",), deny=(), approval="never", disabled=False,
-        fault=fault,
+        identity="none", share="all", on_change="flag", as_tools=(), allow=("*",), deny=(), approval="never",
+        disabled=False, fault=fault,
     )  # fmt: skip
 
 

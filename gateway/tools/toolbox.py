@@ -1,20 +1,22 @@
 """The tools of all connected servers under one set of names, and the way to each."""
 
 import asyncio
-import hashlib
-import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from mcp.types import Tool
 
 from gateway.config import Settings
-from gateway.errors import StorageUnavailable
+from gateway.errors import McpFailed, NotFound, StorageUnavailable
 from gateway.log import get_logger
 from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
-from gateway.tools.base import CallObserver, Definitions, ServerStatus
-from gateway.tools.connection import CallFailed, Connection
+from gateway.tools.base import CallObserver, Definitions, Listed, ServerStatus
+from gateway.tools.connection import Ask, CallFailed, Connection
+from gateway.tools.helpers import help_model, helpers_of
 from gateway.tools.identity import TokenSigner
+from gateway.tools.names import exposed_name
+from gateway.tools.resources import complete, everything, fits, has, prompt, read
 from gateway.tools.results import reduce_result
 from gateway.tools.servers import ServerConfig
 
@@ -23,16 +25,17 @@ log = get_logger(__name__)
 MOST_TOOLS = 128
 _MOST_PERSONAL = 200
 _RECHECK_SECONDS = 1.0
+_FLOCK_SECONDS = 0.05
 _PATIENCE, _PERSONAL_PATIENCE = 1.0, 15.0
-_MOST_NAME = 64
 _MOST_DESCRIPTION = 4_000
-_UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class McpToolbox:
     """See `Toolbox`. A server's tools are on offer while it is up; they come back by themselves."""
 
     def __init__(self, servers: list[ServerConfig], settings: Settings, definitions: Definitions | None = None) -> None:
+        self.on_change: Callable[[], Awaitable[None]] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._definitions = definitions
         self._changed: dict[str, set[str]] = {}
         self._unchecked: set[str] = set()
@@ -172,6 +175,8 @@ class McpToolbox:
         if connection is None:
             return _failed(spec, CallFailed(f"The MCP server {spec.server!r} is no longer connected.", ran=False))
         timeout = connection.config.timeout or self._timeout
+        if spec.helper:
+            return await help_model(self, spec, arguments, principal)
         try:
             result = await connection.call(
                 spec.tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers
@@ -180,8 +185,83 @@ class McpToolbox:
             return _failed(spec, failure)
         return result if isinstance(result, InputNeeded) else reduce_result(result, self._most_chars)
 
+    # --- resources and prompts
+
+    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
+        """See `Toolbox.listed`. A server that does not answer is left out."""
+        asked = [connection for connection in self._connections.values() if has(connection.capabilities, kind)]
+        answers = await asyncio.gather(*(self._list(connection, kind, principal) for connection in asked))
+        return [item for answer in answers for item in answer]
+
+    async def _list(self, connection: Connection, kind: Listed, principal: Principal) -> list[JsonObject]:
+        own = self._connection_of(connection.config.name, principal) or connection
+        try:
+            found = await own.ask(partial(everything, kind), principal=principal, timeout=self._timeout)
+        except CallFailed as failure:
+            log.warning("mcp_not_listed", server=connection.config.name, kind=kind, reason=str(failure))
+            return []
+        config = connection.config
+        if kind == "prompts":
+            prefix = config.name if config.prefix is None else config.prefix
+            found = [{**p, "prompt": p["name"], "name": exposed_name(prefix, config.name, p["name"])} for p in found]
+        return [{"server": config.name, **item} for item in found]
+
+    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+        """See `Toolbox.read_resource`."""
+        name = server or await self._server_of(uri, principal)
+        return await self._ask(name, partial(read, uri), principal)
+
+    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+        """See `Toolbox.get_prompt`."""
+        found = next((p for p in await self.listed("prompts", principal) if p["name"] == name), None)
+        if found is None:
+            raise NotFound(f"There is no prompt {name[:200]!r}.", param="name")
+        return await self._ask(found["server"], partial(prompt, found["prompt"], arguments), principal)
+
+    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        """See `Toolbox.complete`."""
+        if ref.get("type") == "ref/prompt":
+            found = next((p for p in await self.listed("prompts", principal) if p["name"] == ref.get("name")), None)
+            if found is None:
+                raise NotFound(f"There is no prompt {str(ref.get('name'))[:200]!r}.", param="ref")
+            return await self._ask(
+                found["server"], partial(complete, ref | {"name": found["prompt"]}, argument), principal
+            )
+        templates = await self.listed("resource_templates", principal)
+        server = next((t["server"] for t in templates if t["uriTemplate"] == ref.get("uri")), None)
+        if server is None:
+            raise NotFound(f"There is no resource template {str(ref.get('uri'))[:200]!r}.", param="ref")
+        return await self._ask(server, partial(complete, ref, argument), principal)
+
+    async def _server_of(self, uri: str, principal: Principal) -> str:
+        """The server that lists the resource, or has a template that it fits."""
+        for item in await self.listed("resources", principal):
+            if item["uri"] == uri:
+                return item["server"]
+        for item in await self.listed("resource_templates", principal):
+            if fits(uri, item["uriTemplate"]):
+                return item["server"]
+        raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
+
+    async def _ask(self, server: str, question: Ask[JsonObject], principal: Principal) -> JsonObject:
+        connection = self._connection_of(server, principal)
+        if connection is None:
+            raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
+        timeout = connection.config.timeout or self._timeout
+        try:
+            return await connection.ask(question, principal=principal, timeout=timeout)
+        except CallFailed as failure:
+            raise McpFailed(str(failure)) from failure
+
     def _forget_specs(self) -> None:
         self._specs = None
+        if self.on_change is not None and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.create_task(self._tell(self.on_change), name="tools changed")
+
+    async def _tell(self, on_change: Callable[[], Awaitable[None]]) -> None:
+        """Servers come up in flocks: what changes within a moment is told once."""
+        await asyncio.sleep(_FLOCK_SECONDS)
+        await on_change()
 
     def _build_specs(self) -> tuple[ToolSpec, ...]:
         specs: dict[str, ToolSpec] = {}
@@ -198,6 +278,8 @@ class McpToolbox:
                     if spec.name in specs:
                         spec = make_spec(connection.config, tool, distinct=True)
                     specs[spec.name] = spec
+            for helper in helpers_of(connection.config):
+                specs.setdefault(helper.name, helper)
         if len(specs) > MOST_TOOLS:
             log.warning("too_many_tools", tools=len(specs), offered=MOST_TOOLS)
         return tuple(specs.values())[:MOST_TOOLS]
@@ -220,16 +302,6 @@ def make_spec(server: ServerConfig, tool: Tool, *, distinct: bool = False) -> To
         open_world=not (hints and hints.open_world_hint is False),
         approval=server.approval,
     )
-
-
-def exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
-    """`prefix_tool` in the characters and the length that Groq takes; a hash keeps apart what that makes alike."""
-    wanted = f"{prefix}_{tool}" if prefix else tool
-    name = _UNFIT.sub("_", wanted)
-    if name == wanted and len(name) <= _MOST_NAME and not distinct:
-        return name
-    mark = hashlib.sha256(f"{server}\0{tool}".encode()).hexdigest()[:6]
-    return f"{name[: _MOST_NAME - 7]}_{mark}"
 
 
 def _definition(tool: Tool) -> JsonObject:

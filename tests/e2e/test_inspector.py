@@ -49,7 +49,8 @@ async def check(*target: str) -> None:
 async def test_inspector_lists_and_calls_the_tools_over_http_and_stdio(directory: Path) -> None:
     async with running_up(directory) as up:
         for era in ("legacy", "modern"):
-            await check(up.tools_url, "--transport", "http", "--protocol-era", era)
+            for url in (up.tools_url, f"{up.base_url}/mcp"):
+                await check(url, "--transport", "http", "--protocol-era", era)
         # A host that starts its own tool server shares the running stack's data directory.
         config = directory / "inspector.json"
         environment = {"GATEWAY_DATA_DIR": str(up.data_dir), "PATH": os.environ["PATH"]}

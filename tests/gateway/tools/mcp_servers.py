@@ -8,7 +8,15 @@ import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.subscriptions import InMemorySubscriptionBus, ToolsListChanged
-from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
+from mcp.types import (
+    CallToolResult,
+    Completion,
+    CompletionArgument,
+    CompletionContext,
+    ImageContent,
+    TextContent,
+    ToolAnnotations,
+)
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -93,6 +101,28 @@ class Trial:
         async def hang_write() -> str:
             """Never answer; may have changed something."""
             return await self._hang()
+
+        @mcp.resource("trial://greeting", mime_type="text/plain")
+        async def greeting() -> str:
+            """A text."""
+            return "Good day."
+
+        @mcp.resource("trial://greeting/{name}")
+        async def greeting_of(name: str) -> str:
+            """A text for somebody."""
+            return f"Good day, {name}."
+
+        @mcp.prompt()
+        async def summary(subject: str) -> str:
+            """Ask for a summary."""
+            return f"Sum up {subject}."
+
+        @mcp.completion()
+        async def complete(
+            ref: Any, argument: CompletionArgument, _context: CompletionContext | None
+        ) -> Completion | None:
+            names = [name for name in ("camels", "zebras") if name.startswith(argument.value)]
+            return Completion(values=names)
 
         @mcp.tool()
         async def slow() -> str:

@@ -8,9 +8,10 @@ import pytest
 from mcp.types import AudioContent, CallToolResult, ImageContent, TextContent, Tool
 
 from gateway.config import ConfigError, Settings
+from gateway.tools.names import exposed_name
 from gateway.tools.results import reduce_result
 from gateway.tools.servers import ServerConfig, load_servers
-from gateway.tools.toolbox import exposed_name, make_spec
+from gateway.tools.toolbox import make_spec
 
 
 def load(directory: Path, document: Any, environment: dict[str, str] | None = None) -> Any:
