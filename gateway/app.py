@@ -192,6 +192,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             deadline=settings.agent_timeout,
             max_turns=settings.max_running_turns,
             synchronous_journal=settings.synchronous_journal,
+            tool_tokens=settings.tool_token_budget,
         )
         following = Following(runner, turns, bus)
         beat = settings.heartbeat_seconds

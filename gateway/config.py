@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     tools_server_secret: SecretStr | None = None
     tool_timeout: float = Field(default=60.0, gt=0)
     tool_parallelism: int = Field(default=8, ge=1, le=128)
+    tool_token_budget: int = Field(default=24_000, ge=500)
     tool_result_max_chars: int = Field(default=32_000, ge=1_000)
 
     agent_timeout: float = Field(default=120.0, gt=0)

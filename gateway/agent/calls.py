@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.agent.finding import FIND_TOOLS, find
 from gateway.agent.policy import approval_of, needs_approval
 from gateway.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.log import get_logger
@@ -68,6 +69,7 @@ class StepCalls:
         out: Emitter,
         limit: int,
         approval: Approval = "never",
+        hidden: tuple[ToolSpec, ...] = (),
     ) -> None:
         self._step = step
         self._offered = offered
@@ -75,6 +77,7 @@ class StepCalls:
         self._principal = principal
         self._out = out
         self._approval: Approval = approval
+        self._hidden = hidden
         self._slots = asyncio.Semaphore(limit)
         self._released = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -204,6 +207,8 @@ class StepCalls:
             return _error(f"There is no tool named {call.name!r}. The tools on offer: {names}.")
         if arguments is None:
             return _error(f"The arguments of {call.name} must be one JSON object that fits its schema.")
+        if spec.name == FIND_TOOLS and spec.helper:
+            return find(str(arguments.get("query", "")), self._hidden)
         if given is None and needs_approval(spec, self._approval):
             return approval_of(spec, arguments)
         observer = _Observer(call.id, self._out)

@@ -68,7 +68,8 @@ class TurnOutput(Emitter, Protocol):
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own."""
+    """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own;
+    `hidden`: the tools that the model may find."""
 
     model: str
     messages: tuple[Message, ...]
@@ -78,6 +79,7 @@ class Conversation(msgspec.Struct, frozen=True):
     principal: Principal
     approval: Approval = "never"
     response_format: JsonObject | None = None
+    hidden: tuple[ToolSpec, ...] = ()
 
 
 class AgentLoop:
@@ -169,7 +171,8 @@ class AgentLoop:
     def _calls(self, step: int, conversation: Conversation, turn: TurnOutput) -> StepCalls:
         return StepCalls(
             step,
-            offered={spec.name: spec for spec in conversation.tools},
+            offered={spec.name: spec for spec in _tools(conversation, turn)},
+            hidden=conversation.hidden,
             toolbox=self._toolbox,
             principal=conversation.principal,
             out=turn,
@@ -207,7 +210,7 @@ class AgentLoop:
         return ModelCall(
             model=conversation.model,
             messages=conversation.messages + turn.transcript.messages,
-            tools=conversation.tools,
+            tools=_tools(conversation, turn),
             tool_choice=_choice(conversation.tool_choice, step),
             parameters=conversation.parameters,
         )
@@ -264,6 +267,14 @@ class _StepSink:
         if not call.id or self._turn.transcript.knows_call(call.id):
             call = ToolCall(f"call_{uuid4().hex}", call.name, call.arguments)
         self._add_call(call)
+
+
+def _tools(conversation: Conversation, turn: TurnOutput) -> tuple[ToolSpec, ...]:
+    """The tools on offer, and behind them those that were found: the prompt's beginning stays the same."""
+    if not turn.transcript.loaded:
+        return conversation.tools
+    hidden = {spec.name: spec for spec in conversation.hidden}
+    return conversation.tools + tuple(hidden[name] for name in turn.transcript.loaded if name in hidden)
 
 
 def _no_calls(_call: ToolCall) -> None:

@@ -11,6 +11,7 @@ import uuid_utils.compat as uuids
 from gateway.agent import context
 from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns
 from gateway.agent.calls import turn_of_call
+from gateway.agent.finding import Offer, offer
 from gateway.agent.loop import AgentLoop, Conversation
 from gateway.agent.structured import Form
 from gateway.agent.transcript import Transcript
@@ -230,6 +231,7 @@ class Runner:
         storage_patience: float = 30.0,
         max_turns: int = 2_000,
         synchronous_journal: bool = False,
+        tool_tokens: int = 24_000,
     ) -> None:
         self._loop = loop
         self._models = models
@@ -245,6 +247,7 @@ class Runner:
         self._storage_patience = storage_patience
         self._max_turns = max_turns
         self._synchronous = synchronous_journal
+        self._tool_tokens = tool_tokens
         self._worker_id = worker_id
         self._turns: dict[UUID, RunningTurn] = {}
         self.stopping = False
@@ -283,13 +286,13 @@ class Runner:
         )
         turn_log = TurnLog(turn_id, synchronous=self._synchronous)
         turn = self._turn(record, principal, turn_log)
-        tools, missing = self._offer(request)
+        offered, missing = self._offer(request)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn_id),
                 conversation_id=str(conversation_id) if conversation_id else None,
                 model=model.id,
-                tools=tuple(spec.name for spec in tools),
+                tools=tuple(spec.name for spec in offered.tools),
                 warnings=(*request.warnings, *warnings, *dropped, *missing),
             )
         )
@@ -299,13 +302,13 @@ class Runner:
         except BaseException:
             del self._turns[turn_id]
             raise
-        turn.task = asyncio.create_task(self._run(turn, model, tools), name=f"turn {turn_id}")
+        turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn_id}")
         return turn
 
     def take_over(self, record: TurnRecord, events: list[Entry], inputs: list[KeptInput], *, cancel: bool) -> None:
         """Go on with a turn that is claimed for this worker: another had begun it, or it has waited for a person."""
         model, _ = self._models.resolve(record.model)
-        tools, _ = self._offer(record.request)
+        offered, _ = self._offer(record.request)
         turn_log = TurnLog(record.id, synchronous=self._synchronous)
         turn_log.adopt(events)
         turn = self._turn(record, Principal(user=record.owner), turn_log)
@@ -319,7 +322,7 @@ class Runner:
             turn.cancel("cancelled")
         log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
         self._turns[turn.id] = turn
-        turn.task = asyncio.create_task(self._run(turn, model, tools), name=f"turn {turn.id}")
+        turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn.id}")
 
     def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog) -> RunningTurn:
         journal = self._journal if record.request.store else self._no_journal
@@ -371,7 +374,7 @@ class Runner:
             await asyncio.wait([turn.journal.now(turn.log) for turn in turns], timeout=2)
         return [turn.id for turn in turns if turn.kept]
 
-    def _offer(self, request: TurnRequest) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
+    def _offer(self, request: TurnRequest) -> tuple[Offer, tuple[str, ...]]:
         """The tools on offer to this turn, and a warning for each that was asked for and is not there.
 
         A tool that the client brings stands before one of ours of the same name.
@@ -383,14 +386,20 @@ class Runner:
             if spec.name not in own
         )
         if request.tools is None:
-            return specs + request.client_tools, ()
+            return self._fitting(specs + request.client_tools, request), ()
         missing = sorted(set(request.tools) - {spec.name for spec in specs} - own)
         warnings = tuple(f"The tool {name!r} is not on offer: no connected server has it now." for name in missing)
-        return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
+        chosen = tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools
+        return self._fitting(chosen, request), warnings
 
-    async def _conversation(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> Conversation:
+    def _fitting(self, specs: tuple[ToolSpec, ...], request: TurnRequest) -> Offer:
+        choice = request.tool_choice
+        named = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
+        return offer(specs, always=named, most_tokens=self._tool_tokens)
+
+    async def _conversation(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> Conversation:
         request, conversation_id = turn.record.request, turn.record.conversation_id
-        instructions = self._toolbox.instructions() if any(not spec.client for spec in tools) else ""
+        instructions = self._toolbox.instructions() if any(not spec.client for spec in offered.tools) else ""
         messages = await self._with_hidden_work(request.messages, turn.record.owner)
         fixed = [context.system_message(self._system_prompt, instructions, request.system), *messages]
         past: tuple[Message, ...] = ()
@@ -400,7 +409,8 @@ class Runner:
         return Conversation(
             model=model.id,
             messages=context.complete_calls((fixed[0], *past, *fixed[1:])),
-            tools=tools,
+            tools=offered.tools,
+            hidden=offered.hidden,
             tool_choice=request.tool_choice,
             parameters=request.parameters,
             principal=turn.principal,
@@ -421,10 +431,10 @@ class Runner:
             whole += known or (message,)
         return tuple(whole)
 
-    async def _run(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> None:
+    async def _run(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> None:
         turn.stage = "running"
         try:
-            end = await self._reach_end(turn, model, tools)
+            end = await self._reach_end(turn, model, offered)
             if end is not None:
                 await self._finish(turn, end)
             elif turn.cancel_reason is None:
@@ -433,7 +443,7 @@ class Runner:
             turn.ended()
             self._turns.pop(turn.id, None)
 
-    async def _reach_end(self, turn: RunningTurn, model: ModelInfo, tools: tuple[ToolSpec, ...]) -> TurnEnd | None:
+    async def _reach_end(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> TurnEnd | None:
         """Run the loop; whatever happens becomes one of the events that end a turn, or None: it goes on elsewhere."""
         turn.deadline = deadline = Deadline(self._deadline)
         if turn.cancel_reason is not None:
@@ -442,7 +452,7 @@ class Runner:
             return self._failed(turn, TurnLost())
         try:
             async with deadline:
-                conversation = await self._conversation(turn, model, tools)
+                conversation = await self._conversation(turn, model, offered)
                 finish_reason = await self._loop.run(conversation, turn)
             if finish_reason is None:
                 return None

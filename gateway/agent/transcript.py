@@ -5,6 +5,7 @@ from typing import assert_never
 import msgspec
 
 from gateway import events as e
+from gateway.agent.finding import FIND_TOOLS
 from gateway.messages import JsonObject, Message, ToolCall, Usage
 
 _json = msgspec.json.Encoder(order="sorted")
@@ -33,12 +34,13 @@ class _Step:
 
 
 class Transcript:
-    """What a turn has said and done so far, told by its events."""
+    """What a turn has said and done so far, told by its events. `loaded`: the tools that it has found, in order."""
 
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
         self._call_steps: dict[str, _Step] = {}
         self._open_inputs: dict[str, str] = {}
+        self.loaded: dict[str, None] = {}
         self.usage = Usage()
 
     def apply(self, event: e.Event) -> None:
@@ -49,7 +51,11 @@ class Transcript:
                 step = self._call_steps[event.call_id] = self._step(event.step)
                 step.calls[event.call_id] = event
             case e.ToolFinished():
-                self._call_steps[event.call_id].results[event.call_id] = event
+                step = self._call_steps[event.call_id]
+                step.results[event.call_id] = event
+                if step.calls[event.call_id].tool == FIND_TOOLS:
+                    found: JsonObject = event.structured or {}
+                    self.loaded |= dict.fromkeys(found.get("loaded", ()))
             case e.StepCompleted():
                 self._step(event.step).completed = event
                 self.usage = self.usage + event.usage

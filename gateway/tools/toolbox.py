@@ -22,7 +22,7 @@ from gateway.tools.servers import ServerConfig
 
 log = get_logger(__name__)
 
-MOST_TOOLS = 128
+_MOST_TOOLS = 5_000
 _MOST_PERSONAL = 200
 _RECHECK_SECONDS = 1.0
 _FLOCK_SECONDS = 0.05
@@ -280,9 +280,9 @@ class McpToolbox:
                     specs[spec.name] = spec
             for helper in helpers_of(connection.config):
                 specs.setdefault(helper.name, helper)
-        if len(specs) > MOST_TOOLS:
-            log.warning("too_many_tools", tools=len(specs), offered=MOST_TOOLS)
-        return tuple(specs.values())[:MOST_TOOLS]
+        if len(specs) > _MOST_TOOLS:
+            log.warning("too_many_tools", tools=len(specs), offered=_MOST_TOOLS)
+        return tuple(specs.values())[:_MOST_TOOLS]
 
 
 def make_spec(server: ServerConfig, tool: Tool, *, distinct: bool = False) -> ToolSpec:
