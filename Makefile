@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway tools_server
 
-.PHONY: run test check format lock node clean
+.PHONY: run test check format lock node conformance clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -31,6 +31,10 @@ lock: | $(UV)
 # The clients in Node that some tests drive; without them those tests skip.
 node:
 	cd tests/node && npm ci --silent
+
+# The official MCP conformance suite alone; `make test` runs it too where `make node` has been.
+conformance: .venv/.dev node
+	$(BIN)/pytest tests/e2e/test_conformance.py $(ARGS)
 
 clean:
 	rm -rf .venv .uv .data tests/node/node_modules

@@ -111,7 +111,9 @@ class McpEndpoint:
             body = {"error": {"code": error.code, "message": error.message}}
             await JSONResponse(body, error.status, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
             return
-        await self._app({**scope, _PRINCIPAL: principal}, receive, send)
+        # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
+        headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        await self._app({**scope, _PRINCIPAL: principal, "headers": headers}, receive, send)
 
     async def tools_changed(self) -> None:
         """Tell the hosts that listen."""
@@ -314,6 +316,8 @@ def _tool(spec: ToolSpec) -> t.Tool:
 
 
 def _result(result: ToolResult) -> t.CallToolResult:
+    if (refusal := result.refusal) is not None:
+        raise MCPError(refusal["code"], refusal["message"], refusal["data"])
     told = {"content": result.content, "structuredContent": result.structured, "isError": result.outcome != "ok"}
     return t.CallToolResult.model_validate(told)
 

@@ -78,11 +78,15 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ToolResult(msgspec.Struct, frozen=True):
-    """What came of a call. `content` holds MCP content blocks as JSON; `structured` the tool's own JSON, if any."""
+    """What came of a call. `content` holds MCP content blocks as JSON; `structured` the tool's own JSON, if any.
+
+    `refusal` is the JSON-RPC error with which the server refused the call: its code, message and data.
+    """
 
     outcome: Outcome
     content: list[JsonObject]
     structured: Any = None
+    refusal: JsonObject | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -51,11 +51,15 @@ _GONE_MESSAGES = ("Session not found", "Session terminated")
 
 
 class CallFailed(Exception):
-    """A call had no result. `ran`: False if it provably never ran, None if nobody knows. `str()` is for the model."""
+    """A call had no result. `ran`: False if it provably never ran, None if nobody knows. `str()` is for the model.
 
-    def __init__(self, message: str, *, ran: bool | None) -> None:
+    `refusal` is the JSON-RPC error that the server answered with, if it was that.
+    """
+
+    def __init__(self, message: str, *, ran: bool | None, refusal: JsonObject | None = None) -> None:
         super().__init__(message)
         self.ran = ran
+        self.refusal = refusal
 
 
 class Connection:
@@ -380,7 +384,8 @@ class Connection:
             if self.config.transport != "http":
                 self._lose(client)
             return CallFailed(f"The connection to the MCP server {self.config.name!r} was lost.", ran=None)
-        return CallFailed(f"The MCP server refused the call: {error.message[:500]}", ran=False)
+        refusal = {"code": error.code, "message": error.message[:500], "data": error.data}
+        return CallFailed(f"The MCP server refused the call: {error.message[:500]}", ran=False, refusal=refusal)
 
     def _lose(self, client: Client) -> None:
         """This client's server is gone: calls wait for the next one. A listening client finds out by itself."""

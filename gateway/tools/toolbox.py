@@ -315,4 +315,4 @@ def _failed(spec: ToolSpec, failure: CallFailed) -> ToolResult:
     if failure.ran is None and not spec.read_only:
         note = f"{failure} It may or may not have taken effect: find out before you call it again."
         return ToolResult(outcome="unknown", content=[text_block(note)])
-    return ToolResult(outcome="error", content=[text_block(str(failure))])
+    return ToolResult(outcome="error", content=[text_block(str(failure))], refusal=failure.refusal)

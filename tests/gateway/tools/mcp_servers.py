@@ -24,6 +24,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 READ_ONLY = ToolAnnotations(read_only_hint=True)
 
 
+def handshake_only(inner: ASGIApp) -> ASGIApp:
+    """A server that does not know protocol 2026-07-28: what tells of that is taken out of every request."""
+    told = (b"mcp-method", b"mcp-name")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            version = (b"mcp-protocol-version", b"2026-07-28")
+            headers = [
+                (name, value) for name, value in scope["headers"] if name not in told and (name, value) != version
+            ]
+            scope = {**scope, "headers": headers}
+        await inner(scope, receive, send)
+
+    return app
+
+
 class Place(BaseModel):
     row: Literal["front", "back"]
 
@@ -45,21 +61,14 @@ class Trial:
 
     def app(self, *, modern: bool = True) -> ASGIApp:
         """The server over HTTP; `modern=False`: one that knows only the handshake era."""
-        inner = self.mcp.streamable_http_app()
+        served = self.mcp.streamable_http_app()
+        inner = served if modern else handshake_only(served)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 headers = dict(scope["headers"])
                 method = headers.get(b"mcp-method", b"").decode()
                 self.requests.append((method, headers.get(b"authorization", b"").decode() or None))
-                if not modern:
-                    kept = (b"mcp-method", b"mcp-name")
-                    version = b"mcp-protocol-version"
-                    scope["headers"] = [
-                        (name, value)
-                        for name, value in scope["headers"]
-                        if name not in kept and not (name == version and value == b"2026-07-28")
-                    ]
             await inner(scope, receive, send)
 
         return app

@@ -1,0 +1,72 @@
+"""The official conformance suite: the tool server; a server of everything, directly and through the gateway.
+
+What may fail is in `tests/conformance/expected.toml`, with its reason; an entry that no longer fails fails the test.
+"""
+
+import asyncio
+import os
+import re
+import tomllib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from gateway.llm.simulator import Simulator
+from tests.conformance import everything
+from tests.e2e.node import NODE, needs
+from tests.stack import serve_asgi, serve_gateway
+
+pytestmark = needs("@modelcontextprotocol/conformance")
+REVISIONS = ["2025-11-25", "2026-07-28"]
+EXPECTED = tomllib.loads((Path(__file__).parent.parent / "conformance" / "expected.toml").read_text())
+RESULT = re.compile(r"^([✓✗]) ([\w-]+): \d+ passed, \d+ failed", re.MULTILINE)
+NOT_SCORED = re.compile(r"^  [✓✗] ([\w-]+) \(", re.MULTILINE)
+
+
+@pytest.fixture(params=REVISIONS)
+def revision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def scenarios(url: str, revision: str, output: Path) -> dict[str, bool]:
+    """Which of the scored scenarios pass."""
+    programs = NODE / "node_modules" / ".bin"
+    process = await asyncio.create_subprocess_exec(
+        str(programs / "conformance"), "server", "--url", url, "--requirements", revision, "-o", str(output),
+        cwd=NODE, env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    async with asyncio.timeout(120):
+        out, _ = await process.communicate()
+    told = out.decode()
+    unscored = set(NOT_SCORED.findall(told))
+    return {name: mark == "✓" for mark, name in RESULT.findall(told) if name not in unscored}
+
+
+def check(found: dict[str, bool], expected: dict[str, str]) -> None:
+    failed = {name for name, passed in found.items() if not passed}
+    assert len(found) > 20
+    assert sorted(failed) == sorted(expected)
+
+
+@pytest.fixture
+async def server(revision: str) -> AsyncGenerator[str]:
+    """A server of everything, of the revision's era."""
+    async with serve_asgi(everything.app(modern=revision >= "2026")) as url:
+        yield f"{url}/mcp"
+
+
+async def test_tool_server_passes_whatever_needs_no_fixture(tools_url: str, revision: str, tmp_path: Path) -> None:
+    check(await scenarios(tools_url, revision, tmp_path), EXPECTED["tools-server"][revision])
+
+
+async def test_what_passes_directly_passes_through_the_gateway(
+    database_url: str, simulator: Simulator, server: str, revision: str, tmp_path: Path
+) -> None:
+    direct = await scenarios(server, revision, tmp_path / "direct")
+    check(direct, EXPECTED["everything"][revision])
+    async with serve_gateway(database_url, simulator, server) as gateway:
+        through = await scenarios(f"{gateway.base_url}/mcp", revision, tmp_path / "through")
+    lost = {name for name, passed in direct.items() if passed and not through[name]}
+    assert sorted(lost) == sorted(EXPECTED["gateway"][revision])
