@@ -14,6 +14,7 @@ from mcp.client.context import ClientRequestContext
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.types import (
     INVALID_REQUEST,
+    METHOD_NOT_FOUND,
     CallToolResult,
     ElicitRequestParams,
     ElicitResult,
@@ -44,6 +45,7 @@ State = Literal["connecting", "up", "degraded", "needs_auth", "down", "disabled"
 
 _HANDSHAKE_SECONDS = 10.0
 _START_SECONDS = 60.0
+_LOOK_SECONDS = 30.0
 _NO_LIMIT = 30 * 86400.0  # the SDK's own limit cannot stand still
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _MOST_PAGES, _MOST_TOOLS = 100, 1_000
@@ -199,13 +201,28 @@ class Connection:
             except ListenNotSupportedError:
                 await self._watch_notifications(client)
             except (SubscriptionLost, MCPError, TimeoutError) as error:
-                _, reason = _reason(error)
+                if isinstance(error, MCPError) and error.code == METHOD_NOT_FOUND:
+                    reason = await self._look_now_and_then(client)
+                else:
+                    _, reason = _reason(error)
             self._up.clear()
             self._become("down", reason)
             if self.config.transport != "http":
                 self._broken.set()  # nothing but a new connection brings it back
                 return
             await asyncio.sleep(random.uniform(_SHORTEST_PAUSE, 2 * _SHORTEST_PAUSE))  # noqa: S311
+
+    async def _look_now_and_then(self, client: Client) -> str:
+        """A server of 2026-07-28 need not tell of changes; why it is away, once it is."""
+        while True:
+            try:
+                async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                    await self._refresh(client)
+            except (MCPError, TimeoutError) as error:
+                return _reason(error)[1]
+            self._become("up")
+            self._up.set()
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch_notifications(self, client: Client) -> None:
         """Older servers push `tools/list_changed` into the session; it ends with the session."""

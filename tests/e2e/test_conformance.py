@@ -6,6 +6,7 @@ What may fail is in `tests/conformance/expected.toml`, with its reason; an entry
 import asyncio
 import os
 import re
+import sys
 import tomllib
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from gateway.llm.simulator import Simulator
 from tests.conformance import everything
 from tests.e2e.node import NODE, needs
+from tests.e2e.up import ROOT
 from tests.stack import serve_asgi, serve_gateway
 
 pytestmark = needs("@modelcontextprotocol/conformance")
@@ -29,17 +31,22 @@ def revision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def scenarios(url: str, revision: str, output: Path) -> dict[str, bool]:
-    """Which of the scored scenarios pass."""
+async def conformance(*arguments: str) -> str:
+    """What the suite prints."""
     programs = NODE / "node_modules" / ".bin"
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
-        str(programs / "conformance"), "server", "--url", url, "--requirements", revision, "-o", str(output),
-        cwd=NODE, env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        str(programs / "conformance"), *arguments,
+        cwd=NODE, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     async with asyncio.timeout(120):
         out, _ = await process.communicate()
-    told = out.decode()
+    return out.decode()
+
+
+async def scenarios(url: str, revision: str, output: Path) -> dict[str, bool]:
+    """Which of the scored scenarios pass."""
+    told = await conformance("server", "--url", url, "--requirements", revision, "-o", str(output))
     unscored = set(NOT_SCORED.findall(told))
     return {name: mark == "✓" for mark, name in RESULT.findall(told) if name not in unscored}
 
@@ -70,3 +77,16 @@ async def test_what_passes_directly_passes_through_the_gateway(
         through = await scenarios(f"{gateway.base_url}/mcp", revision, tmp_path / "through")
     lost = {name for name, passed in direct.items() if passed and not through[name]}
     assert sorted(lost) == sorted(EXPECTED["gateway"][revision])
+
+
+async def test_gateways_own_connection_passes_every_client_scenario_but_those_of_logins(tmp_path: Path) -> None:
+    listed = re.findall(r"^  - ([\w/-]+) \[([^]]*)\]", await conformance("list", "--client"), re.MULTILINE)
+    wanted = [name for name, kind in listed if "/" not in name and kind != "extension"]
+    assert len(wanted) > 8
+    command = f"{sys.executable} -m tests.conformance.client"
+    failed = []
+    for name in wanted:
+        told = await conformance("client", "--command", command, "--scenario", name, "-o", str(tmp_path / name))
+        if "OVERALL: PASSED" not in told:
+            failed.append(name)
+    assert failed == []

@@ -8,6 +8,7 @@ import httpx2
 import jwt
 import pytest
 
+from gateway.messages import Principal
 from gateway.tools.identity import acting_for
 from tests.stack import SECRET
 from tests.tools_server.conftest import ERAS, connect, serve_tools, text_of
@@ -148,6 +149,6 @@ async def test_hosts_and_origins_can_be_allowed() -> None:
 @pytest.mark.parametrize("era", ERAS)
 async def test_the_gateways_own_tokens_are_understood(tools: str, era: str) -> None:
     async with connect(tools, era) as client:
-        with acting_for("ann"):
+        with acting_for(Principal("ann")):
             added = await client.call_tool("add_task", {"title": "buy milk"})
     assert text_of(added) == "Added task #1: buy milk"

@@ -6,6 +6,7 @@ import pytest
 from mcp import Client, MCPError
 from mcp.types import TextContent, TextResourceContents
 
+from gateway.messages import Principal
 from gateway.store import embedded
 from gateway.tools.identity import acting_for
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
@@ -16,7 +17,7 @@ from tools_server.tasks.store import UnknownTask
 
 
 async def say(client: Client, tool: str, user: str = "ann", **arguments: object) -> str:
-    with acting_for(user):
+    with acting_for(Principal(user)):
         return text_of(await client.call_tool(tool, arguments))
 
 
@@ -69,7 +70,7 @@ async def test_users_on_one_connection_have_nothing_to_do_with_each_others_tasks
         assert await say(client, "add_task", "bob", title="bob's own") == "Added task #1: bob's own"
         assert await say(client, "list_tasks", "ann") == "#1 [pending] ann's own"
         assert text_of(await client.call_tool("list_tasks", {})) == "There are no tasks."  # the gateway's own
-        with acting_for("bob"):
+        with acting_for(Principal("bob")):
             content = (await client.read_resource("tasks://all")).contents[0]
             assert isinstance(content, TextResourceContents)
             assert content.text == "#1 [pending] bob's own"
@@ -102,7 +103,7 @@ async def test_calls_of_two_users_at_the_same_time_stay_apart(tools: str, era: s
 @pytest.mark.parametrize("era", ERAS)
 async def test_session_opened_by_one_user_serves_the_next_as_himself(tools: str, era: str) -> None:
     """A session id is no credential: who comes with it is who the token says."""
-    with acting_for("ann"):
+    with acting_for(Principal("ann")):
         opened = connect(tools, era)
         client = await opened.__aenter__()
     try:

@@ -270,3 +270,16 @@ async def test_stop_leaves_no_task_behind(trial: Served) -> None:
     async with toolbox_of(trial[1], ServerConfig(name="dead", url="http://127.0.0.1:9/mcp")) as toolbox:
         await call(toolbox, "echo", text="x")
     await until(lambda: not {t for t in asyncio.all_tasks() - before if "mcp" in t.get_name()})
+
+
+async def test_server_that_never_tells_of_changes_is_up_all_the_same() -> None:
+    server = Trial()
+    server.mcp._lowlevel_server._request_handlers.pop("subscriptions/listen")
+    async with (
+        serve_asgi(server.app()) as address,
+        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        asked = len(server.requests)
+        await until(lambda: ("tools/list", None) in server.requests[asked:] or toolbox.servers()[0].state == "down")
+        await until(lambda: toolbox.servers()[0].state == "up")
+        assert text(await call(toolbox, "echo", text="hi")) == "hi"
