@@ -55,12 +55,16 @@ _GONE_MESSAGES = ("Session not found", "Session terminated")
 class CallFailed(Exception):
     """A call had no result. `ran`: False if it provably never ran, None if nobody knows. `str()` is for the model.
 
-    `refusal` is the JSON-RPC error that the server answered with, if it was that.
+    `lost`: the connection broke, so that another try may do better. `refusal` is the JSON-RPC error that the server
+    answered with, if it was that.
     """
 
-    def __init__(self, message: str, *, ran: bool | None, refusal: JsonObject | None = None) -> None:
+    def __init__(
+        self, message: str, *, ran: bool | None, lost: bool = False, refusal: JsonObject | None = None
+    ) -> None:
         super().__init__(message)
         self.ran = ran
+        self.lost = lost
         self.refusal = refusal
 
 
@@ -400,7 +404,8 @@ class Connection:
                 return _NeverRan()
             if self.config.transport != "http":
                 self._lose(client)
-            return CallFailed(f"The connection to the MCP server {self.config.name!r} was lost.", ran=None)
+            told = f"The connection to the MCP server {self.config.name!r} was lost."
+            return CallFailed(told, ran=None, lost=True)
         refusal = {"code": error.code, "message": error.message[:500], "data": error.data}
         return CallFailed(f"The MCP server refused the call: {error.message[:500]}", ran=False, refusal=refusal)
 

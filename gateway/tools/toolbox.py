@@ -177,12 +177,18 @@ class McpToolbox:
         timeout = connection.config.timeout or self._timeout
         if spec.helper:
             return await help_model(self, spec, arguments, principal)
-        try:
-            result = await connection.call(
-                spec.tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers
-            )
-        except CallFailed as failure:
-            return _failed(spec, failure)
+        harmless = spec.read_only or spec.idempotent
+        while True:
+            try:
+                result = await connection.call(
+                    spec.tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers
+                )
+                break
+            except CallFailed as failure:
+                if not (failure.lost and harmless):
+                    return _failed(spec, failure)
+                harmless = False  # once more, where a second time does no harm
+                log.info("tool_call_again", server=spec.server, tool=spec.tool)
         return result if isinstance(result, InputNeeded) else reduce_result(result, self._most_chars)
 
     # --- resources and prompts
