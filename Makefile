@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway tools_server
 
-.PHONY: run test check format lock node conformance clean
+.PHONY: run test check format lock node conformance mcpb clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -35,6 +35,10 @@ node:
 # The official MCP conformance suite alone; `make test` runs it too where `make node` has been.
 conformance: .venv/.dev node
 	$(BIN)/pytest tests/e2e/test_conformance.py $(ARGS)
+
+# The tool server's bundle for Claude Desktop, in build/.
+mcpb: .venv/.dev node
+	PYTHONPATH=. $(BIN)/python packaging/mcpb.py build
 
 clean:
 	rm -rf .venv .uv .data tests/node/node_modules

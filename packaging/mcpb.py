@@ -1,0 +1,91 @@
+"""Makes the tool server's bundle for a one-click install in Claude Desktop: `make mcpb`.
+
+The manifest is written from the server itself, the bundle packed and checked by the official tool.
+"""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from tools_server.config import Settings
+from tools_server.server import create_server
+from tools_server.tasks import TaskStore
+
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tests" / "node" / "node_modules" / ".bin" / "mcpb"
+CONTENTS = ("pyproject.toml", "requirements.lock", "README.md", "alembic.ini", "gateway", "tools_server", "migrations")
+NOT_INCLUDED = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def manifest() -> dict[str, Any]:
+    """What Claude Desktop shows and runs. Format: mcpb manifest 0.4, whose `uv` servers bring their own Python."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    server = create_server(Settings(_env_file=None), TaskStore("postgresql+asyncpg://nobody@127.0.0.1:9/none"))  # type: ignore[call-arg]
+    tools = asyncio.run(server.list_tools())
+    return {
+        "manifest_version": "0.4",
+        "name": "mcp-agent-gateway-tools",
+        "display_name": "Calculator, web search, tasks",
+        "version": project["version"],
+        "description": "An exact calculator, web search and page reading, and a task list of your own.",
+        "long_description": "Tasks are kept in an embedded PostgreSQL in the folder that you choose.",
+        "author": {"name": "The MCP agent gateway's authors"},
+        "server": {
+            "type": "uv",
+            "entry_point": "tools_server/cli.py",
+            "mcp_config": {
+                "command": "uv",
+                "args": ["run", "--directory", "${__dirname}", "tools-server", "--stdio"],
+                "env": {
+                    "GATEWAY_DATA_DIR": "${user_config.data_dir}",
+                    "TAVILY_API_KEY": "${user_config.tavily_api_key}",
+                },
+            },
+        },
+        "tools": [{"name": tool.name, "description": (tool.description or "").split("\n")[0]} for tool in tools],
+        "compatibility": {"platforms": ["darwin", "linux"], "runtimes": {"python": project["requires-python"]}},
+        "user_config": {
+            "data_dir": {
+                "type": "directory",
+                "title": "Data folder",
+                "description": "Where the tasks are kept. Share it with the gateway's .data to share the tasks.",
+                "default": "${HOME}/.mcp-agent-gateway",
+                "required": True,
+            },
+            "tavily_api_key": {
+                "type": "string",
+                "title": "Tavily API key",
+                "description": "For web search with Tavily (then set SEARCH_BACKEND, too). Empty: DuckDuckGo.",
+                "sensitive": True,
+                "required": False,
+                "default": "",
+            },
+        },
+    }
+
+
+def build(output: Path) -> Path:
+    """Stage, check and pack the bundle; returns its file."""
+    stage = output / "mcpb"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    for name in CONTENTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, stage / name, ignore=NOT_INCLUDED)
+        else:
+            shutil.copy(source, stage / name)
+    (stage / "manifest.json").write_text(json.dumps(manifest(), indent=2) + "\n")
+    bundle = output / "tools-server.mcpb"
+    for arguments in (["validate", str(stage / "manifest.json")], ["pack", str(stage), str(bundle)]):
+        subprocess.run([str(TOOL), *arguments], check=True, cwd=TOOL.parent.parent.parent)  # noqa: S603
+    return bundle
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build").resolve()))  # noqa: T201
