@@ -67,10 +67,10 @@ def configure(*, json: bool, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("uvicorn.access", "uvicorn.error", "httpx", "httpx2", "alembic", "sse_starlette"):
+    for chatty in ("uvicorn.access", "uvicorn.error", "httpx", "httpx2", "alembic", "mcp", "sse_starlette"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # It logs what servers sent, with tracebacks. What matters of that we say ourselves.
-    logging.getLogger("mcp").setLevel(logging.CRITICAL)
+    logging.getLogger("mcp.client").setLevel(logging.CRITICAL)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True

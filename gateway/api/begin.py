@@ -27,7 +27,7 @@ from gateway.wire.sse import SSE, FrameStream
 
 FIRST_CHUNK_PATIENCE = 10.0
 BUSY_PATIENCE = 120.0
-_CANCEL_PATIENCE = 2.0
+_CANCEL_PATIENCE = 5.0
 
 Write = Callable[[AsyncIterator[list[Entry]], Callable[[], str | None]], AsyncGenerator[bytes]]
 """A wire format: from batches of events, and why they ended before the turn did, to bytes."""

@@ -29,6 +29,7 @@ SYSTEM_HOME = Path("/var/lib/agent-gateway")
 _SOCKET_NAME = ".s.PGSQL.5432"
 _LONGEST_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _START_SECONDS = 30.0
+_DYING_SECONDS = 5.0
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -173,6 +174,9 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedError: it does not start.
         """
+        if self._process is not None and not self.running():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_DYING_SECONDS)  # its sockets go before it does
         if self._process is not None and self._process.poll() is not None:
             self._process = None
         if not self.running():
@@ -291,22 +295,23 @@ def _start_once(place: _Place, settings: Mapping[str, str]) -> subprocess.Popen[
 def _await_other(place: _Place) -> None:
     """A Postgres of another process that starts or stops just now: wait for what becomes of it."""
     deadline = time.monotonic() + _START_SECONDS
-    while (pid := _postmaster(place.cluster)) is not None and not _accepts(place.sockets):
+    while (pid := _postmaster(place)) is not None and not _accepts(place.sockets):
         if time.monotonic() > deadline:
             raise EmbeddedError(f"Postgres (process {pid}) of {place.cluster} neither starts nor stops.")
         time.sleep(0.02)
 
 
-def _postmaster(cluster: Path) -> int | None:
-    """The process that runs the cluster. The file of one that died is removed: its number may be another's by now."""
-    file = cluster / "postmaster.pid"
+def _postmaster(place: _Place) -> int | None:
+    """The process that runs the cluster. The files of one that died are removed: its number may be another's by now."""
+    file = place.cluster / "postmaster.pid"
     try:
         pid = int(file.read_text().split("\n", 1)[0])
     except (OSError, ValueError):
         return None
     if _is_postgres(pid):
         return pid
-    file.unlink(missing_ok=True)
+    for left in (place.sockets / f"{_SOCKET_NAME}.lock", file):
+        left.unlink(missing_ok=True)
     return None
 
 

@@ -12,6 +12,7 @@ from tests.stack import Gateway
 
 async def begin(gateway: Gateway, prompt: str = "My name is Ada.") -> tuple[str, str]:
     reply = await gateway.chat(prompt, conversation_id="new")
+    assert reply.status == 200, reply.body
     return reply.body["conversation_id"], reply.body["turn_id"]
 
 
