@@ -25,6 +25,7 @@ from gateway.api import (
     health,
     history,
     mcp_content,
+    mcp_oauth,
     mcp_servers,
     models,
     openai_chat,
@@ -46,9 +47,11 @@ from gateway.registry import Registry
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
+from gateway.store.grants import GrantStore
 from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
+from gateway.store.sealing import seal_of
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
 from gateway.tools.servers import ServerConfig, load_servers
@@ -110,6 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
         history,
         mcp_servers,
         mcp_content,
+        mcp_oauth,
         forerunners,
     ):
         app.include_router(module.router)
@@ -156,7 +160,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, refreshing)
 
         server_store = ServerStore(database)
-        toolbox = McpToolbox(servers, settings, server_store)
+        toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal_of(settings)))
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
 
@@ -174,8 +178,11 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             following.heard(message)
             membership.heard(message)
             registry.heard(message)
+            if message.kind == "logins":
+                toolbox.grants_changed()
 
         bus = Bus(database.dsn, heard)
+        _wake_signed_in(toolbox, inputs, bus)
         registry = Registry(settings, toolbox, server_store, bus)
         runner = Runner(
             AgentLoop(model, toolbox, limits),
@@ -228,6 +235,23 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             model=model,
             database=database,
         )
+
+
+def _wake_signed_in(toolbox: McpToolbox, inputs: InputStore, bus: Bus) -> None:
+    """Turns that wait for a sign-in go on when there was one, wherever its callback came."""
+
+    async def granted(server: str, owner: str) -> None:
+        for turn_id in await inputs.signed_in(server, owner):
+            bus.publish(BusMessage("orphan", turn_id))
+
+    assert toolbox.logins is not None
+
+    def changed() -> None:
+        toolbox.grants_changed()
+        bus.publish(BusMessage("logins", BusMessage.NO_TURN))
+
+    toolbox.logins.on_granted = granted
+    toolbox.logins.on_change = changed
 
 
 async def _keep_fresh(model: GroqModel, catalog: Catalog) -> None:

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     gateway_port: int = Field(default=8000, ge=0, le=65535)
     gateway_data_dir: Path = Path(".data")
     gateway_allow_anonymous: bool = False
+    gateway_public_url: str | None = None
+    gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
     gateway_lifeline: str | None = None
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()
@@ -85,6 +87,13 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("gateway_public_url")
+    @classmethod
+    def _browsers_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must be a URL such as https://gateway.example.com")
+        return value
+
     @field_validator("groq_base_url")
     @classmethod
     def _groq_root(cls, value: str) -> str:
@@ -119,6 +128,14 @@ class Settings(BaseSettings):
         if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
             raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
         return value.upper()
+
+    @property
+    def public_url(self) -> str:
+        """Where people's browsers find the gateway, without a slash at the end."""
+        if self.gateway_public_url is not None:
+            return self.gateway_public_url.rstrip("/")
+        host = "127.0.0.1" if self.gateway_host in ("0.0.0.0", "::") else self.gateway_host  # noqa: S104
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway_port}"
 
     @property
     def postgres_url(self) -> str | None:

@@ -196,7 +196,8 @@ class Question(msgspec.Struct, frozen=True):
     """What a call needs to know before it can go on. `schema` is the JSON schema of an accepting answer's content.
 
     `key` is the asker's own name for it; `url` a page to visit in place of an answer with content. `held`: the server
-    holds its call open for the answer, so only the worker that made the call can pass it on.
+    holds its call open for the answer, so only the worker that made the call can pass it on. `login` is the MCP server
+    that the gateway itself wants its user to sign in to.
     """
 
     key: str
@@ -205,6 +206,7 @@ class Question(msgspec.Struct, frozen=True):
     schema: JsonObject | None = None
     url: str | None = None
     held: bool = False
+    login: str | None = None
 
 
 class InputNeeded(msgspec.Struct, frozen=True):
@@ -232,14 +234,40 @@ class KeptInput(msgspec.Struct, frozen=True):
     answer: Answer | None = None
 
 
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """With what a user, or the gateway for all of them, gets into a protected server (OAuth 2.1).
+
+    `client` is the registration at the authorization server (RFC 7591); `expires_at` in seconds of the epoch.
+    """
+
+    client: JsonObject
+    access_token: str | None = None
+    refresh_token: str | None = None
+    expires_at: float | None = None
+    scope: str | None = None
+    token_endpoint: str | None = None
+    resource: str | None = None
+
+
+class Login(msgspec.Struct, frozen=True):
+    """A sign-in that was offered. `owner` "" is the gateway, for all of its users; `challenge`: the `WWW-Authenticate`
+    with which the server has refused a request, if that is known."""
+
+    server: str
+    owner: str
+    url: str
+    by: str
+    challenge: str | None = None
+
+
 class BusMessage(msgspec.Struct, frozen=True):
     """What workers tell each other of a turn.
 
     `cancel` it; `watch`: tell of its events; `events`: there are new ones; `orphan`: nobody runs it, or it is answered.
-    `servers` is of no turn: the MCP servers have changed.
+    Of no turn are `servers`: the MCP servers have changed; and `logins`: a sign-in has its answer.
     """
 
-    kind: Literal["cancel", "watch", "events", "orphan", "servers"]
+    kind: Literal["cancel", "watch", "events", "orphan", "servers", "logins"]
     turn_id: UUID
 
     NO_TURN: ClassVar[UUID] = UUID(int=0)

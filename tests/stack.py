@@ -53,10 +53,11 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_asgi(app: Any) -> AsyncGenerator[str]:
+async def serve_asgi(app: Any, port: int = 0) -> AsyncGenerator[str]:
     """Serve an ASGI application over real HTTP; yields its address."""
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = _Server(config)
     serving = create_task(server.serve(sockets=[listener]))
@@ -201,7 +202,7 @@ class Gateway(Client):
 
 @asynccontextmanager
 async def serve_gateway(
-    database_url: str, simulator: Simulator, tools_url: str | None, **settings: Any
+    database_url: str, simulator: Simulator, tools_url: str | None, *, port: int = 0, **settings: Any
 ) -> AsyncGenerator[Gateway]:
     """The real gateway over real HTTP, connected to the given parts."""
     complete = Settings(
@@ -216,5 +217,5 @@ async def serve_gateway(
     )
     app = create_app(complete)
     timeout = aiohttp.ClientTimeout(total=60)
-    async with serve_asgi(app) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
+    async with serve_asgi(app, port) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
         yield Gateway(base_url, session, app.state.gateway, simulator)

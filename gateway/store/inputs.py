@@ -102,6 +102,28 @@ class InputStore:
             await session.exec(waiting)
             session.add(_audit(turn_id, input_id, answer))
 
+    async def signed_in(self, server: str, owner: str) -> list[UUID]:
+        """Answer every question that waits for a sign-in to `server` (owner "": of anybody); their turns."""
+        asked = col(TurnInput.question)["login"].astext == server
+        turns = select(Turn.id).where(col(Turn.status).in_(("running", "waiting")))
+        if owner:
+            turns = turns.where(Turn.owner == owner)
+        answer = Answer("accept", by=owner or "gateway")
+        answering = (
+            update(TurnInput)
+            .where(asked, col(TurnInput.answer).is_(None), col(TurnInput.turn_id).in_(turns))
+            .values(answer=msgspec.to_builtins(answer))
+            .returning(col(TurnInput.turn_id), col(TurnInput.id))
+        )
+        async with self._database.session() as session:
+            rows: list[Any] = list((await session.exec(answering)).all())  # pyright: ignore
+            turn_ids = [row[0] for row in rows]
+            await session.exec(
+                update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
+            )
+            session.add_all([_audit(row[0], row[1], answer) for row in rows])
+        return turn_ids
+
     async def expire(self) -> list[UUID]:
         """See `Inputs.expire`."""
         over = (

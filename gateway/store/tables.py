@@ -4,7 +4,20 @@ from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, Column, Computed, DateTime, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Computed,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlmodel import Field, SQLModel
 
@@ -168,6 +181,31 @@ class McpToolRow(SQLModel, table=True):
     changed_to: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_seen_at: datetime | None = Field(default=None, sa_column=_created_at())
     changed_at: datetime | None = Field(default=None, sa_column=_when())
+
+
+class OAuthGrant(SQLModel, table=True):
+    """With what an owner ("": the gateway, for all) gets into a protected server at this address, encrypted."""
+
+    __tablename__: ClassVar[Any] = "oauth_grants"
+
+    server: str = Field(primary_key=True, sa_type=Text)
+    owner: str = Field(primary_key=True, sa_type=Text)
+    url: str = Field(primary_key=True, sa_type=Text)
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    changed_at: datetime | None = Field(default=None, sa_column=_created_at())
+
+
+class OAuthLogin(SQLModel, table=True):
+    """A sign-in that was offered; tickets and states are kept as hashes. `outcome`: "" is success."""
+
+    __tablename__: ClassVar[Any] = "oauth_logins"
+
+    ticket: str = Field(primary_key=True, sa_type=Text)
+    login: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    state: str | None = Field(default=None, sa_type=Text)
+    callback: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    outcome: str | None = Field(default=None, sa_type=Text)
+    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
 class TurnEvents(SQLModel, table=True):

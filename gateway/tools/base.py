@@ -1,11 +1,23 @@
 """What the agent loop and the API ask of the connected MCP servers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 import msgspec
 
-from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Principal, Question, ToolResult, ToolSpec
+from gateway.messages import (
+    Answer,
+    Grant,
+    InputNeeded,
+    JsonObject,
+    KeptInput,
+    Login,
+    Principal,
+    Question,
+    ToolResult,
+    ToolSpec,
+)
 
 Listed = Literal["resources", "resource_templates", "prompts"]
 
@@ -31,6 +43,94 @@ class Definitions(Protocol):
 
         Raises:
             StorageUnavailable: nobody can tell now.
+        """
+        ...
+
+
+class GrantChange(Protocol):
+    """A grant that nobody else changes meanwhile; what `grant` is at the end of the block is kept (None: nothing)."""
+
+    grant: Grant | None
+
+
+class Grants(Protocol):
+    """Keeps grants, sealed, and the sign-ins under way. Everything raises `StorageUnavailable`."""
+
+    async def get(self, server: str, owner: str, url: str) -> Grant | None:
+        """The grant for a server at this very address."""
+        ...
+
+    def changing(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantChange]: ...
+
+    async def offer(self, ticket: str, login: Login) -> None: ...
+
+    async def offered(self, ticket: str) -> Login | None:
+        """The sign-in that a ticket is for, while it is good."""
+        ...
+
+    async def await_callback(self, ticket: str, state: str) -> None:
+        """From now on `state` is what the authorization server's answer for this sign-in brings back."""
+        ...
+
+    async def call_back(self, ticket: str, state: str, answer: JsonObject) -> bool:
+        """Keep the authorization server's answer, once. False: nobody waits for it."""
+        ...
+
+    async def callback(self, ticket: str) -> JsonObject | None:
+        """The answer, once it has come."""
+        ...
+
+    async def end(self, ticket: str, outcome: str) -> None:
+        """The sign-in is over: "" is success, else what went wrong."""
+        ...
+
+    async def outcome(self, ticket: str) -> str | None:
+        """How it ended; None: it has not."""
+        ...
+
+
+class SignIn(Protocol):
+    """What the pages of a sign-in need."""
+
+    def client_document(self) -> JsonObject:
+        """Who the gateway is, for authorization servers that read that at its address (client id metadata)."""
+        ...
+
+    async def offer(self, server: str, principal: Principal) -> str:
+        """The address of a page that signs `principal` in to a server.
+
+        Raises:
+            NotFound: there is no such server.
+            Forbidden: only admins may, as its connection is everybody's.
+            Conflict: it is not protected by OAuth.
+        """
+        ...
+
+    async def forget(self, server: str, principal: Principal) -> None:
+        """Sign out: drop what was granted. Raises as `offer` does."""
+        ...
+
+    async def offered(self, ticket: str) -> Login:
+        """Raises:
+        NotFound: the ticket is not good, or not any more.
+        """
+        ...
+
+    async def begin(self, ticket: str) -> str:
+        """The authorization server's page to go to.
+
+        Raises:
+            NotFound: the ticket is not good, or not any more.
+            McpFailed: the server or its authorization server does not do as the protocol says.
+        """
+        ...
+
+    async def finish(self, ticket: str, answer: JsonObject) -> None:
+        """Take the authorization server's answer (`state`, `code`, `iss`, `error`) and wait for the grant.
+
+        Raises:
+            NotFound: nobody waits for this answer.
+            McpFailed: there is no grant.
         """
         ...
 
@@ -104,6 +204,9 @@ class Toolbox(Protocol):
     def recheck(self, server: str) -> None:
         """Compare a server's tools again: one may have been approved."""
         ...
+
+    @property
+    def sign_in(self) -> SignIn: ...
 
     def forwarded_headers(self) -> frozenset[str]:
         """The headers of clients' requests that some server wants passed on."""

@@ -32,6 +32,7 @@ from gateway.log import get_logger
 from gateway.messages import Answer, InputNeeded, JsonObject, KeptInput, Principal, Question
 from gateway.tools.base import CallObserver, ServerStatus
 from gateway.tools.identity import TokenSigner, acting_for, forward
+from gateway.tools.oauth import Tokens
 from gateway.tools.opening import open_way
 from gateway.tools.questions import UnfitQuestion, answered, held_question, questions_of, responses_to
 from gateway.tools.servers import ServerConfig
@@ -49,6 +50,7 @@ _LOOK_SECONDS = 30.0
 _NO_LIMIT = 30 * 86400.0  # the SDK's own limit cannot stand still
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _MOST_PAGES, _MOST_TOOLS = 100, 1_000
+_REFUSED: tuple[State, str] = ("needs_auth", "it refuses the credentials that it is sent")
 _GONE_MESSAGES = ("Session not found", "Session terminated")
 
 
@@ -56,16 +58,26 @@ class CallFailed(Exception):
     """A call had no result. `ran`: False if it provably never ran, None if nobody knows. `str()` is for the model.
 
     `lost`: the connection broke, so that another try may do better. `refusal` is the JSON-RPC error that the server
-    answered with, if it was that.
+    answered with, if it was that. `sign_in`: somebody must sign in to the server first, which
+    has refused the call with `challenge`.
     """
 
     def __init__(
-        self, message: str, *, ran: bool | None, lost: bool = False, refusal: JsonObject | None = None
+        self,
+        message: str,
+        *,
+        ran: bool | None,
+        lost: bool = False,
+        refusal: JsonObject | None = None,
+        sign_in: bool = False,
+        challenge: str = "",
     ) -> None:
         super().__init__(message)
         self.ran = ran
         self.lost = lost
         self.refusal = refusal
+        self.sign_in = sign_in
+        self.challenge = challenge
 
 
 class Connection:
@@ -83,9 +95,11 @@ class Connection:
         signer: TokenSigner | None,
         on_change: Callable[[], None],
         patience: float = 1.0,
+        tokens: Tokens,
         principal: Principal | None = None,
     ) -> None:
         self.config = config
+        self._tokens = tokens
         self.tools: tuple[Tool, ...] = ()
         self.instructions = ""
         self.checked = False
@@ -100,6 +114,7 @@ class Connection:
         self._up = asyncio.Event()
         self._broken = asyncio.Event()
         self._stale = asyncio.Event()
+        self._again = asyncio.Event()
         self._stopping = False
         self._owner: asyncio.Task[None] | None = None
         self._calls: set[_Call] = set()
@@ -143,21 +158,24 @@ class Connection:
                 await self._connect_and_watch()
                 pause = _SHORTEST_PAUSE
             except Exception as error:  # noqa: BLE001 - whatever ends a connection, another is tried; groups too
-                state, reason = _reason(error)
+                state, reason = _REFUSED if self._tokens.refused else _reason(error)
                 self._become(state, reason)
             finally:
                 self._client = None
                 self._up.clear()
                 self.tried.set()
             if not self._stopping:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                self._again.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311
+                        await self._again.wait()
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _connect_and_watch(self) -> None:
         """Stay connected until the connection breaks or is to stop. Runs whole in the owner's task."""
         patience = _START_SECONDS if self.config.transport == "stdio" else _HANDSHAKE_SECONDS
         async with contextlib.AsyncExitStack() as stack:
-            way = await stack.enter_async_context(open_way(self.config, self._hooks, self._broken.set))
+            way = await stack.enter_async_context(open_way(self.config, self._hooks, self._broken.set, self._tokens))
             async with asyncio.timeout(patience):
                 client = await stack.enter_async_context(self._new_client(way.streams))
                 await self._refresh(client)
@@ -281,11 +299,28 @@ class Connection:
         say("mcp_server", server=self.config.name, state=state, reason=reason, tools=len(self.tools))
         self._on_change()
 
+    def forget_token(self) -> None:
+        """What is kept of its grant may have changed."""
+        self._tokens.forget()
+
     # --- use, from any task
 
     @property
     def up(self) -> bool:
         return self._up.is_set()
+
+    @property
+    def needs_sign_in(self) -> bool:
+        return self._state == "needs_auth" and self._tokens.may_come
+
+    async def ready(self) -> tuple[Tool, ...]:
+        """The server's tools, once it is connected.
+
+        Raises:
+            CallFailed: it is not.
+        """
+        await self._connected()
+        return self.tools
 
     def status(self) -> ServerStatus:
         return ServerStatus(
@@ -381,8 +416,14 @@ class Connection:
             raise CallFailed("The server's result does not fit the tool's own output schema.", ran=True) from error
 
     async def _connected(self) -> Client:
+        if self._state == "needs_auth":
+            await self._try_again()
         try:
             async with asyncio.timeout(self._patience):
+                if self._state == "connecting":
+                    await self.tried.wait()
+                    if self.needs_sign_in:
+                        raise self._unauthorized()
                 await self._up.wait()
         except TimeoutError:
             raise self._unreachable() from None
@@ -390,10 +431,30 @@ class Connection:
             raise self._unreachable()
         return self._client
 
+    async def _try_again(self) -> None:
+        """Somebody may have signed in meanwhile.
+
+        Raises:
+            CallFailed: nobody has.
+        """
+        self.tried.clear()
+        self._again.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await self.tried.wait()
+        if self._state == "needs_auth":
+            raise self._unauthorized()
+
+    def _unauthorized(self) -> CallFailed:
+        told = f"The MCP server {self.config.name!r} refuses the credentials that it is sent."
+        return CallFailed(told, ran=False, sign_in=self._tokens.may_come, challenge=self._tokens.challenge)
+
     def _unreachable(self) -> CallFailed:
         return CallFailed(f"The MCP server {self.config.name!r} is not reachable now.", ran=False)
 
     def _translated(self, error: MCPError, client: Client) -> Exception:
+        if self._tokens.refused:
+            return self._unauthorized()
         if error.code == INVALID_REQUEST and error.message in _GONE_MESSAGES:
             self._lose(client)
             return _NeverRan()
@@ -476,12 +537,8 @@ def _reason(error: BaseException) -> tuple[State, str]:
             return "down", "nothing answers at its address"
         case TimeoutError() | httpx2.TimeoutException():
             return "down", "it does not answer in time"
-        case httpx2.HTTPStatusError() if error.response.status_code in (401, 403):
-            return "needs_auth", f"it refuses the credentials that it is sent ({error.response.status_code})"
         case httpx2.HTTPStatusError():
             return "down", f"it answers with the status {error.response.status_code}"
-        case MCPError() if "401" in error.message or "nauthorized" in error.message:
-            return "needs_auth", "it refuses the credentials that it is sent"
         case MCPError():
             return "down", f"it answered with an error: {error.message[:200]}"
         case FileNotFoundError() | PermissionError():

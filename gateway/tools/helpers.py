@@ -39,6 +39,19 @@ _KINDS: dict[str, list[tuple[str, str, JsonObject]]] = {
 _MOST_CHARS = 32_000
 
 
+SIGN_IN = "sign_in"
+
+
+def sign_in_helper(server: ServerConfig) -> ToolSpec:
+    """Stands in for the tools of a server that nobody has signed in to yet."""
+    prefix = server.name if server.prefix is None else server.prefix
+    return ToolSpec(
+        exposed_name(prefix, server.name, SIGN_IN), server.name, SIGN_IN,
+        f"Ask the user to sign in to the server {server.name}. Its tools are on offer afterwards.", _NOTHING,
+        read_only=True, destructive=False, idempotent=True, helper=True,
+    )  # fmt: skip
+
+
 def helpers_of(server: ServerConfig) -> list[ToolSpec]:
     """The helpers that a server's entry asks for."""
     prefix = server.name if server.prefix is None else server.prefix

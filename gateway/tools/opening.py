@@ -13,6 +13,7 @@ from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 from gateway.log import get_logger
+from gateway.tools.oauth import AuthorizedTransport, Tokens
 from gateway.tools.servers import ServerConfig
 from gateway.tools.transport import IsolatingTransport
 
@@ -32,12 +33,15 @@ class Way:
 
 
 @asynccontextmanager
-async def open_way(config: ServerConfig, hooks: list[Hook], on_end: Callable[[], None]) -> AsyncGenerator[Way]:
+async def open_way(
+    config: ServerConfig, hooks: list[Hook], on_end: Callable[[], None], tokens: Tokens
+) -> AsyncGenerator[Way]:
     """Open the way that the configuration names. `on_end` is called when one that has a single stream breaks."""
     timeout = httpx2.Timeout(5, read=300, pool=5)
+    authorized = AuthorizedTransport(httpx2.AsyncHTTPTransport(limits=_LIMITS), tokens)
     match config.transport:
         case "http":
-            transport = IsolatingTransport(limits=_LIMITS)
+            transport = IsolatingTransport(authorized)
 
             def arm() -> None:
                 transport.armed = True
@@ -53,7 +57,9 @@ async def open_way(config: ServerConfig, hooks: list[Hook], on_end: Callable[[],
                 timeout: httpx2.Timeout | None = None,
                 auth: httpx2.Auth | None = None,
             ) -> httpx2.AsyncClient:
-                return httpx2.AsyncClient(headers=headers, timeout=timeout, auth=auth, event_hooks={"request": hooks})
+                return httpx2.AsyncClient(
+                    headers=headers, timeout=timeout, auth=auth, event_hooks={"request": hooks}, transport=authorized
+                )
 
             streams = sse_client(config.url, headers=dict(config.headers), httpx_client_factory=make_client)
             yield Way(_watched(streams, on_end), lambda: None)

@@ -8,13 +8,23 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from gateway.config import ConfigError, Settings
 from gateway.messages import Approval
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 DEFAULT_FILE = Path("mcp.json")
+
+
+class OAuthClient(BaseModel):
+    """What an authorization server without dynamic registration gave out by hand; `scope` is what to ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client_id: str = Field(min_length=1, max_length=500)
+    client_secret: SecretStr | None = None
+    scope: str | None = Field(default=None, max_length=1_000)
 
 
 class ServerConfig(BaseModel):
@@ -25,7 +35,8 @@ class ServerConfig(BaseModel):
     short-lived token that names the user, "header:NAME" passes on that header of the client's; `share` "user" opens a
     connection for each user; `allow` and `deny` are globs over its tools' own names; `approval` says which of its
     tools' calls a person must approve; `on_change` "hold" holds back a tool whose definition changes until approved;
-    `as_tools` lets the model list and read its resources or prompts.
+    `as_tools` lets the model list and read its resources or prompts. A server that answers 401 is signed in to by
+    OAuth, as `oauth` says where clients cannot register themselves, unless its entry brings an `Authorization` header.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -43,6 +54,7 @@ class ServerConfig(BaseModel):
     share: Literal["all", "user"] = "all"
     on_change: Literal["flag", "hold"] = "flag"
     as_tools: tuple[Literal["resources", "prompts"], ...] = ()
+    oauth: OAuthClient | None = None
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
     approval: Approval = "never"
@@ -61,6 +73,12 @@ class ServerConfig(BaseModel):
         if self.command:
             return "stdio"
         return "sse" if self.type == "sse" else "http"
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether a person may sign in to it: over HTTP, and with no credential of the entry's own."""
+        own = any(name.lower() == "authorization" for name in self.headers)
+        return self.transport != "stdio" and self.identity == "none" and not own
 
     @property
     def forwarded_header(self) -> str | None:
@@ -125,8 +143,8 @@ def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfi
 def _faulty(name: str, fault: str) -> ServerConfig:
     return ServerConfig.model_construct(
         name=name, url="", type=None, command="", args=(), env=None, headers={}, prefix=None, timeout=None,
-        identity="none", share="all", on_change="flag", as_tools=(), allow=("*",), deny=(), approval="never",
-        disabled=False, fault=fault,
+        identity="none", share="all", on_change="flag", as_tools=(), oauth=None, allow=("*",), deny=(),
+        approval="never", disabled=False, fault=fault,
     )  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from gateway.config import Settings
 from gateway.errors import McpFailed, NotFound, StorageUnavailable
 from gateway.log import get_logger
 from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
-from gateway.tools.base import CallObserver, Definitions, Listed, ServerStatus
+from gateway.tools.base import CallObserver, Definitions, Grants, Listed, ServerStatus, SignIn
 from gateway.tools.connection import Ask, CallFailed, Connection
-from gateway.tools.helpers import help_model, helpers_of
+from gateway.tools.helpers import SIGN_IN, help_model, helpers_of, sign_in_helper
 from gateway.tools.identity import TokenSigner
 from gateway.tools.names import exposed_name
+from gateway.tools.oauth import Logins, Tokens, owner_of
 from gateway.tools.resources import complete, everything, fits, has, prompt, read
 from gateway.tools.results import reduce_result
 from gateway.tools.servers import ServerConfig
@@ -33,7 +34,15 @@ _MOST_DESCRIPTION = 4_000
 class McpToolbox:
     """See `Toolbox`. A server's tools are on offer while it is up; they come back by themselves."""
 
-    def __init__(self, servers: list[ServerConfig], settings: Settings, definitions: Definitions | None = None) -> None:
+    def __init__(
+        self,
+        servers: list[ServerConfig],
+        settings: Settings,
+        definitions: Definitions | None = None,
+        grants: Grants | None = None,
+    ) -> None:
+        self._grants = grants
+        self.logins = Logins(grants, settings.public_url, self._config) if grants is not None else None
         self.on_change: Callable[[], Awaitable[None]] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._definitions = definitions
@@ -47,6 +56,7 @@ class McpToolbox:
         self._connections = {server.name: self._connection(server) for server in servers}
         self._personal: OrderedDict[tuple[str, str], Connection] = OrderedDict()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._seen: dict[str, tuple[Tool, ...]] = {}
         self._specs: tuple[ToolSpec, ...] | None = None
 
     def _connection(self, server: ServerConfig, principal: Principal | None = None) -> Connection:
@@ -57,7 +67,19 @@ class McpToolbox:
                 self.recheck(server.name)
             self._forget_specs()
 
-        return Connection(server, signer=self._signer, on_change=on_change, patience=patience, principal=principal)
+        tokens = Tokens(self._grants, server, owner_of(server, principal))
+        return Connection(
+            server, signer=self._signer, on_change=on_change, patience=patience, principal=principal, tokens=tokens
+        )
+
+    def _config(self, name: str) -> ServerConfig | None:
+        connection = self._connections.get(name)
+        return connection.config if connection else None
+
+    @property
+    def sign_in(self) -> SignIn:
+        assert self.logins is not None
+        return self.logins
 
     async def start(self) -> None:
         """Begin to connect; returns at once, with every server still down."""
@@ -67,6 +89,8 @@ class McpToolbox:
     async def stop(self) -> None:
         for task in [*self._retiring, *([self._checking] if self._checking else [])]:
             task.cancel()
+        if self.logins is not None:
+            await self.logins.stop()
         everything = [*self._connections.values(), *self._personal.values()]
         await asyncio.gather(*(connection.stop() for connection in everything))
 
@@ -103,6 +127,13 @@ class McpToolbox:
                 self._retire(self._personal.popitem(last=False)[1])
         self._personal.move_to_end(key)
         return self._personal[key]
+
+    def grants_changed(self) -> None:
+        """Somebody has signed in or out, on whatever worker."""
+        for connection in [*self._connections.values(), *self._personal.values()]:
+            connection.forget_token()
+        if self.logins is not None:
+            self.logins.look()
 
     async def settle(self, seconds: float) -> None:
         """Wait until every server has been tried, for at most `seconds`."""
@@ -175,6 +206,12 @@ class McpToolbox:
         if connection is None:
             return _failed(spec, CallFailed(f"The MCP server {spec.server!r} is no longer connected.", ran=False))
         timeout = connection.config.timeout or self._timeout
+        if any(kept.question.login and kept.answer and kept.answer.action != "accept" for kept in answers):
+            note = f"The user did not sign in to {spec.server}. Do not try it again unless they ask for it."
+            return ToolResult("denied", [text_block(note)])
+        answers = [kept for kept in answers if not kept.question.login]
+        if spec.helper and spec.tool == SIGN_IN:
+            return await self._signed_in(connection, spec, principal)
         if spec.helper:
             return await help_model(self, spec, arguments, principal)
         harmless = spec.read_only or spec.idempotent
@@ -185,11 +222,35 @@ class McpToolbox:
                 )
                 break
             except CallFailed as failure:
+                if failure.sign_in and (needed := await self._ask_to_sign_in(connection, principal, failure)):
+                    return needed
                 if not (failure.lost and harmless):
                     return _failed(spec, failure)
                 harmless = False  # once more, where a second time does no harm
                 log.info("tool_call_again", server=spec.server, tool=spec.tool)
         return result if isinstance(result, InputNeeded) else reduce_result(result, self._most_chars)
+
+    async def _ask_to_sign_in(
+        self, connection: Connection, principal: Principal, failure: CallFailed
+    ) -> InputNeeded | None:
+        assert self.logins is not None
+        try:
+            question = await self.logins.question(connection.config, principal, failure.challenge)
+        except StorageUnavailable:
+            return None
+        return question and InputNeeded((question,))
+
+    async def _signed_in(
+        self, connection: Connection, spec: ToolSpec, principal: Principal
+    ) -> ToolResult | InputNeeded:
+        """What the helper that asks for a sign-in says: the tools that there are then."""
+        try:
+            tools = await connection.ready()
+        except CallFailed as failure:
+            needed = await self._ask_to_sign_in(connection, principal, failure) if failure.sign_in else None
+            return needed or _failed(spec, failure)
+        names = ", ".join(make_spec(connection.config, tool).name for tool in tools)
+        return ToolResult("ok", [text_block(f"The user is signed in to {spec.server}. Its tools: {names or 'none'}.")])
 
     # --- resources and prompts
 
@@ -259,6 +320,17 @@ class McpToolbox:
         except CallFailed as failure:
             raise McpFailed(str(failure)) from failure
 
+    def _tools_of(self, shared: Connection) -> tuple[Tool, ...] | None:
+        """What a server offers; where everyone signs in alone, what it offers to whoever used it last."""
+        if shared.up or shared.config.share == "all":
+            return shared.tools if shared.up else None
+        name = shared.config.name
+        for (server, _), personal in reversed(self._personal.items()):
+            if server == name and personal.tools:
+                self._seen[name] = personal.tools
+                break
+        return self._seen.get(name) if shared.needs_sign_in else None
+
     def _forget_specs(self) -> None:
         self._specs = None
         if self.on_change is not None and (self._telling is None or self._telling.done()):
@@ -272,13 +344,17 @@ class McpToolbox:
     def _build_specs(self) -> tuple[ToolSpec, ...]:
         specs: dict[str, ToolSpec] = {}
         for connection in self._connections.values():
-            if not connection.up:
+            tools = self._tools_of(connection)
+            if tools is None:
+                if connection.needs_sign_in:
+                    helper = sign_in_helper(connection.config)
+                    specs.setdefault(helper.name, helper)
                 continue
             holds = self._definitions is not None and connection.config.on_change == "hold"
             if holds and not connection.checked:
                 continue
             held = self._changed.get(connection.config.name, set()) if holds else set[str]()
-            for tool in connection.tools:
+            for tool in tools:
                 if connection.config.permits(tool.name) and tool.name not in held:
                     spec = make_spec(connection.config, tool)
                     if spec.name in specs:

@@ -4,7 +4,6 @@ In the SDK as it is, one transport error ends the whole client and every call on
 """
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import httpx2
 
@@ -22,8 +21,8 @@ class IsolatingTransport(httpx2.AsyncBaseTransport):
     Until `armed` it raises as usual: while connecting, a dead server must not be taken for an old one.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self._inner = httpx2.AsyncHTTPTransport(**options)
+    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+        self._inner = inner
         self.armed = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -1,19 +1,72 @@
-"""The client that the conformance suite drives: the gateway's own toolbox. `python -m tests.conformance.client URL`."""
+"""The client that the conformance suite drives: the gateway's own toolbox."""
 
 import asyncio
 import json
-import os
-import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
+import httpx2
+
 from gateway.config import Settings
-from gateway.messages import Answer, InputNeeded, KeptInput, Principal, Question, ToolSpec
+from gateway.errors import GatewayError
+from gateway.messages import Answer, Grant, InputNeeded, KeptInput, Login, Principal, Question, ToolSpec
 from gateway.tools.servers import ServerConfig
 from gateway.tools.toolbox import McpToolbox
 
 _NOBODY = UUID(int=0)
-ADA = Principal("ada")
+ADA = Principal("ada", role="admin")
+
+
+class MemoryGrants:
+    """Grants and sign-ins in memory: the suite starts a process for each scenario."""
+
+    def __init__(self) -> None:
+        self.grant: Grant | None = None
+        self._logins: dict[str, Login] = {}
+        self._states: dict[str, str] = {}
+        self._answers: dict[str, dict[str, Any]] = {}
+        self._outcomes: dict[str, str] = {}
+
+    async def get(self, server: str, owner: str, url: str) -> Grant | None:
+        return self.grant
+
+    @asynccontextmanager
+    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator["MemoryGrants"]:
+        yield self
+
+    async def offer(self, ticket: str, login: Login) -> None:
+        self._logins[ticket] = login
+
+    async def offered(self, ticket: str) -> Login | None:
+        return self._logins.get(ticket)
+
+    async def await_callback(self, ticket: str, state: str) -> None:
+        self._states[ticket] = state
+
+    async def call_back(self, ticket: str, state: str, answer: dict[str, Any]) -> bool:
+        self._answers[ticket] = answer
+        return self._states.get(ticket) == state
+
+    async def callback(self, ticket: str) -> dict[str, Any] | None:
+        return self._answers.get(ticket)
+
+    async def end(self, ticket: str, outcome: str) -> None:
+        self._outcomes[ticket] = outcome
+
+    async def outcome(self, ticket: str) -> str | None:
+        return self._outcomes.get(ticket)
+
+
+async def sign_in(toolbox: McpToolbox, url: str) -> None:
+    """What a person's browser does."""
+    ticket = parse_qs(urlsplit(url).query)["ticket"][0]
+    async with httpx2.AsyncClient() as browser:
+        answer = await browser.get(await toolbox.sign_in.begin(ticket))
+    back = parse_qs(urlsplit(answer.headers["Location"]).query)
+    await toolbox.sign_in.finish(ticket, {name: values[0] for name, values in back.items()})
 
 
 class Person:
@@ -63,6 +116,9 @@ async def call(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -
         result = await toolbox.call(spec, arguments, principal=ADA, observer=Person(), answers=answers)
         if not isinstance(result, InputNeeded):
             return
+        for question in result.questions:
+            if question.login and question.url:
+                await sign_in(toolbox, question.url)
         person = Person()
         answers = [
             KeptInput(id=_NOBODY, call_id="", question=q, state=result.state, answer=await person.ask(q))
@@ -70,13 +126,18 @@ async def call(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -
         ]
 
 
-async def main(url: str) -> None:
-    context = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT") or "{}")
+async def play(url: str, context: dict[str, Any]) -> None:
+    """One scenario: connect, sign in where that is wanted, call every tool."""
     settings = Settings(_env_file=None)  # type: ignore[call-arg]
-    toolbox = McpToolbox([ServerConfig(name="suite", url=url, prefix="")], settings)
+    given = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
+    server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": given or None})
+    toolbox = McpToolbox([server], settings, grants=MemoryGrants())
     await toolbox.start()
     try:
         await toolbox.settle(10)
+        if (entrance := toolbox.find("sign_in")) is not None:
+            await call(toolbox, entrance, {})
+            await toolbox.settle(10)
         wanted = context.get("toolCalls")
         for spec in toolbox.specs():
             given = [each["arguments"] for each in wanted or () if each["name"] == spec.tool]
@@ -87,5 +148,20 @@ async def main(url: str) -> None:
         await toolbox.stop()
 
 
-if __name__ == "__main__":
-    asyncio.run(main(sys.argv[-1]))
+@asynccontextmanager
+async def on_call(path: str) -> AsyncGenerator[None]:
+    """Plays the scenario of each `dial` at this Unix socket."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = json.loads(await reader.readline())
+        try:
+            await play(asked["url"], asked["context"])
+        except GatewayError:  # some scenarios want a sign-in refused
+            writer.write(b"1")
+        else:
+            writer.write(b"0")
+        finally:
+            writer.close()
+
+    async with await asyncio.start_unix_server(answer, path):
+        yield

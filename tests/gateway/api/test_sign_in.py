@@ -1,0 +1,250 @@
+"""Protected MCP servers: a turn asks its user to sign in, a browser does, the turn goes on."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import asyncpg
+import pytest
+
+from gateway.llm.simulator import Simulator
+from gateway.messages import InputNeeded, Principal, ToolResult
+from tests.gateway.api.test_turns import events_of
+from tests.gateway.tools.oauth_server import Protected
+from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
+
+ADA, BOB = Principal("ada"), Principal("bob")
+Serve = Callable[..., AbstractAsyncContextManager[Gateway]]
+
+
+@pytest.fixture
+async def vault() -> AsyncGenerator[Protected]:
+    port = free_port()
+    protected = Protected(port)
+    async with serve_asgi(protected.app(), port):
+        yield protected
+
+
+@pytest.fixture
+def serve(database_url: str, simulator: Simulator, vault: Protected, tmp_path: Path) -> Serve:
+    """Gateways in front of the vault."""
+
+    @asynccontextmanager
+    async def serving(public_port: int = 0, **entry: Any) -> AsyncGenerator[Gateway]:
+        port = free_port()
+        file = tmp_path / "mcp.json"
+        file.write_text(json.dumps({"mcpServers": {"vault": {"url": vault.url, **entry}}}))
+        settings = {"gateway_public_url": f"http://127.0.0.1:{public_port or port}", "gateway_data_dir": tmp_path}
+        async with serve_gateway(
+            database_url, simulator, None, port=port, mcp_config=file, heartbeat_seconds=0.2, **settings
+        ) as gateway:
+            yield gateway
+
+    return serving
+
+
+class Browser:
+    """Follows redirects with its own cookies, as far as a person has to look."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self.cookies: dict[str, str] = {}
+
+    async def open(self, method: str, url: str, *, follow: bool = True) -> tuple[int, str]:
+        while True:
+            headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
+            own = headers if "/api/v1/" in url else {}
+            async with self._session.request(method, url, headers=own, allow_redirects=False) as response:
+                for line in response.headers.getall("Set-Cookie", []):
+                    self.cookies |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
+                if response.status not in (302, 303) or not follow:
+                    return response.status, response.headers.get("Location") or await response.text()
+                method, url = "GET", response.headers["Location"]
+
+    async def sign_in(self, url: str) -> tuple[int, str]:
+        """Read the page, press its button, consent."""
+        status, page = await self.open("GET", url)
+        assert (status, "Sign in to vault?" in page) == (200, True), page
+        return await self.open("POST", url)
+
+
+async def whose(gateway: Gateway, principal: Principal) -> Any:
+    spec = gateway.state.toolbox.find("vault_whose_vault")
+    assert spec is not None
+    return await gateway.state.toolbox.call(spec, {}, principal=principal)
+
+
+def told(result: ToolResult | InputNeeded) -> str:
+    assert isinstance(result, ToolResult), result
+    return str(result.content[0]["text"])
+
+
+async def signed_in(gateway: Gateway) -> None:
+    """An administrator has signed in, and the server's tools are there."""
+    reply = await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})
+    assert reply.status == 200, reply.body
+    status, page = await Browser(gateway.session).sign_in(reply.body["url"])
+    assert (status, "Signed in" in page) == (200, True), page
+    async with asyncio.timeout(10):
+        while gateway.state.toolbox.find("vault_whose_vault") is None:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("share", ["user", "all"])
+async def test_turn_asks_its_user_to_sign_in_and_goes_on_when_they_have(serve: Serve, share: str) -> None:
+    async with serve(share=share) as gateway:
+        server = (await gateway.get("/api/v1/mcp/servers")).body["servers"][0]
+        assert server["state"] == "needs_auth"
+        reply = await gateway.chat_stream("call vault_sign_in {}")
+        asked = reply.of("input.required")[0]
+        assert (asked["kind"], reply.events[-1].type) == ("authorization", "stream.closing")
+        status, _ = await Browser(gateway.session).sign_in(asked["url"])
+        assert status == 200
+        events = await events_of(gateway, reply.headers["x-turn-id"])
+        kinds = [event.type for event in events]
+        assert kinds[-2:] == ["turn.completed", None] or kinds[-1] == "turn.completed", kinds
+        (result,) = [event.data for event in events if event.type == "tool.result"]
+        assert result["outcome"] == "ok"
+        assert "vault_whose_vault" in result["content"][0]["text"]
+        again = await gateway.chat_stream("call vault_whose_vault {}")
+        assert again.of("tool.result")[0]["content"][0]["text"].startswith("the vault of")
+
+
+async def test_person_who_declines_is_not_asked_by_the_same_call_again(serve: Serve) -> None:
+    async with serve(share="user") as gateway:
+        reply = await gateway.chat_stream("call vault_sign_in {}")
+        turn_id, asked = reply.headers["x-turn-id"], reply.of("input.required")[0]
+        body = {"input_id": asked["input_id"], "action": "decline"}
+        assert (await gateway.post(f"/api/v1/turns/{turn_id}/input", body)).status == 200
+        events = await events_of(gateway, turn_id)
+        assert [event.data["outcome"] for event in events if event.type == "tool.result"] == ["denied"]
+
+
+async def test_each_user_signs_in_alone_where_connections_are_not_shared(serve: Serve) -> None:
+    async with serve(share="user") as gateway:
+        await signed_in_as(gateway, ADA)
+        adas = told(await whose(gateway, ADA))
+        assert isinstance(await whose(gateway, BOB), InputNeeded)
+        await signed_in_as(gateway, BOB)
+        assert told(await whose(gateway, BOB)) != adas
+
+
+async def signed_in_as(gateway: Gateway, principal: Principal) -> None:
+    url = await gateway.state.toolbox.sign_in.offer("vault", principal)
+    status, page = await Browser(gateway.session).sign_in(url)
+    assert status == 200, page
+    spec = gateway.state.toolbox.find("vault_sign_in") or gateway.state.toolbox.find("vault_whose_vault")
+    assert spec is not None
+    assert isinstance(await gateway.state.toolbox.call(spec, {}, principal=principal), ToolResult)
+
+
+async def test_only_an_admin_is_asked_to_sign_in_for_everybody(serve: Serve) -> None:
+    async with serve() as gateway:
+        spec = gateway.state.toolbox.find("vault_sign_in")
+        assert spec is not None
+        result = await gateway.state.toolbox.call(spec, {}, principal=ADA)
+        assert isinstance(result, ToolResult)
+        assert result.outcome == "error"
+        admin = await gateway.state.toolbox.call(spec, {}, principal=Principal("eve", role="admin"))
+        assert isinstance(admin, InputNeeded)
+
+
+async def test_revoked_token_is_refreshed_without_anybody_noticing(serve: Serve, vault: Protected) -> None:
+    async with serve() as gateway:
+        await signed_in(gateway)
+        vault.revoke_access()
+        assert told(await whose(gateway, ADA)).startswith("the vault of")
+        assert vault.refreshed == 1
+
+
+async def test_token_about_to_expire_is_refreshed_once_by_all_workers_together(serve: Serve, vault: Protected) -> None:
+    vault.lifetime = 30  # less than the gateway lets a token live on
+    async with serve() as first, serve() as second:
+        await signed_in(first)
+        for gateway in (first, second):
+            async with asyncio.timeout(15):
+                while gateway.state.toolbox.find("vault_whose_vault") is None:
+                    await asyncio.sleep(0.01)
+        vault.lifetime, before = 3600, vault.refreshed
+        calls = [whose(gateway, ADA) for gateway in (first, second) for _ in range(5)]
+        assert {told(result).split(" of ")[0] for result in await asyncio.gather(*calls)} == {"the vault"}
+        assert vault.refreshed - before == 1
+
+
+async def test_client_that_the_authorization_server_forgot_registers_anew(serve: Serve, vault: Protected) -> None:
+    async with serve(share="user") as gateway:
+        await signed_in_as(gateway, ADA)
+        (before,) = vault.clients
+        vault.clients.clear()
+        vault.revoke_access()
+        needed = await whose(gateway, ADA)
+        assert isinstance(needed, InputNeeded)
+        url = needed.questions[0].url
+        assert url is not None
+        assert (await Browser(gateway.session).sign_in(url))[0] == 200
+        assert before not in told(await whose(gateway, ADA))
+
+
+async def test_consent_that_is_denied_is_told_on_the_page(serve: Serve, vault: Protected) -> None:
+    vault.deny = True
+    async with serve() as gateway:
+        reply = await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})
+        status, page = await Browser(gateway.session).sign_in(reply.body["url"])
+        assert status >= 400
+        assert "access_denied" in page
+
+
+async def test_callback_of_another_browser_or_another_state_is_refused(serve: Serve) -> None:
+    async with serve() as gateway:
+        url = (await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})).body["url"]
+        browser = Browser(gateway.session)
+        _, consent = await browser.open("POST", url, follow=False)
+        _, callback = await browser.open("GET", consent, follow=False)
+        assert (await Browser(gateway.session).open("GET", callback))[0] == 404
+        forged = callback.replace("state=", "state=x")
+        assert (await browser.open("GET", forged))[0] == 404
+        status, _ = await Browser(gateway.session).sign_in(url)
+        assert status == 200
+
+
+async def test_callback_may_come_to_another_worker_than_the_one_that_began(serve: Serve) -> None:
+    async with serve() as first:
+        port = urlsplit(first.base_url).port
+        assert port is not None
+        async with serve(public_port=port) as second:
+            url = (await second.post("/api/v1/mcp/servers/vault/sign-in", {})).body["url"]
+            browser = Browser(second.session)
+            begun_elsewhere = url.replace(first.base_url, second.base_url)
+            _, consent = await browser.open("POST", begun_elsewhere, follow=False)
+            status, page = await browser.open("GET", consent)
+            assert (status, "Signed in" in page) == (200, True), page
+
+
+async def test_tokens_are_not_readable_in_the_database(serve: Serve, vault: Protected, db: asyncpg.Connection) -> None:
+    async with serve() as gateway:
+        await signed_in(gateway)
+        (row,) = await db.fetch("SELECT sealed FROM oauth_grants")
+        assert not any(token.encode() in row["sealed"] for token in [*vault.access, *vault.refresh])
+        dump = json.dumps([str(dict(row)) for row in await db.fetch("SELECT * FROM oauth_logins")])
+        assert not any(token in dump for token in [*vault.access, *vault.refresh])
+        assert await db.fetchval("SELECT count(*) FROM audit_log WHERE action = 'login.granted'") == 1
+
+
+async def test_who_signs_out_must_sign_in_again(serve: Serve) -> None:
+    async with serve(share="user") as gateway:
+        await signed_in_as(gateway, ADA)
+        await gateway.state.toolbox.sign_in.forget("vault", ADA)
+        assert isinstance(await whose(gateway, ADA), InputNeeded)
+
+
+async def test_server_with_its_own_credential_is_not_signed_in_to(serve: Serve) -> None:
+    async with serve(headers={"Authorization": "Bearer wrong"}) as gateway:
+        assert (await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})).status == 409
+        assert (await gateway.post("/api/v1/mcp/servers/nobody/sign-in", {})).status == 404
+        assert gateway.state.toolbox.specs() == ()
