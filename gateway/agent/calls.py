@@ -141,7 +141,7 @@ class StepCalls:
         if any(kept.question.held for kept in inputs):
             self.repeat(call)
             return
-        spec = self._offered.get(call.tool)
+        spec = self._offered.get(call.tool) or self._toolbox.find(call.tool)
         arguments = call.arguments if isinstance(call.arguments, dict) else {}
         approvals = [kept.answer for kept in inputs if kept.question.kind == "approval" and kept.answer]
         if any(answer.action != "accept" for answer in approvals):

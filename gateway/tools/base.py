@@ -153,7 +153,9 @@ class Toolbox(Protocol):
         """Every tool on offer now, in a stable order."""
         ...
 
-    def find(self, name: str) -> ToolSpec | None: ...
+    def find(self, name: str) -> ToolSpec | None:
+        """The tool of this name; also one that is off offer because its call has done what it was for."""
+        ...
 
     def instructions(self) -> str:
         """What the connected servers want a model to know about them; empty if nothing."""

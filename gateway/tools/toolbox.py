@@ -149,7 +149,12 @@ class McpToolbox:
         return self._specs
 
     def find(self, name: str) -> ToolSpec | None:
-        return next((spec for spec in self.specs() if spec.name == name), None)
+        offered = (spec for spec in self.specs() if spec.name == name)
+        return next(offered, None) or next((spec for spec in self._entrances() if spec.name == name), None)
+
+    def _entrances(self) -> list[ToolSpec]:
+        """What asks for a sign-in; not on offer once somebody has, but the call that asked must still find its end."""
+        return [sign_in_helper(c.config) for c in self._connections.values() if c.config.signs_in]
 
     def instructions(self) -> str:
         told = (c.instructions.strip() for c in self._connections.values() if c.up)

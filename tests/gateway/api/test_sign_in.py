@@ -41,9 +41,7 @@ def serve(database_url: str, simulator: Simulator, vault: Protected, tmp_path: P
         file = tmp_path / "mcp.json"
         file.write_text(json.dumps({"mcpServers": {"vault": {"url": vault.url, **entry}}}))
         settings = {"gateway_public_url": f"http://127.0.0.1:{public_port or port}", "gateway_data_dir": tmp_path}
-        async with serve_gateway(
-            database_url, simulator, None, port=port, mcp_config=file, heartbeat_seconds=0.2, **settings
-        ) as gateway:
+        async with serve_gateway(database_url, simulator, None, port=port, mcp_config=file, **settings) as gateway:
             yield gateway
 
     return serving
@@ -99,9 +97,13 @@ async def signed_in(gateway: Gateway) -> None:
 @pytest.mark.parametrize("share", ["user", "all"])
 async def test_turn_asks_its_user_to_sign_in_and_goes_on_when_they_have(serve: Serve, share: str) -> None:
     async with serve(share=share) as gateway:
+        async with asyncio.timeout(10):
+            while (await gateway.get("/api/v1/mcp/servers")).body["servers"][0]["state"] == "connecting":
+                await asyncio.sleep(0.01)
         server = (await gateway.get("/api/v1/mcp/servers")).body["servers"][0]
         assert server["state"] == "needs_auth"
         reply = await gateway.chat_stream("call vault_sign_in {}")
+        assert reply.of("input.required"), reply.events
         asked = reply.of("input.required")[0]
         assert (asked["kind"], reply.events[-1].type) == ("authorization", "stream.closing")
         status, _ = await Browser(gateway.session).sign_in(asked["url"])
@@ -110,7 +112,7 @@ async def test_turn_asks_its_user_to_sign_in_and_goes_on_when_they_have(serve: S
         kinds = [event.type for event in events]
         assert kinds[-2:] == ["turn.completed", None] or kinds[-1] == "turn.completed", kinds
         (result,) = [event.data for event in events if event.type == "tool.result"]
-        assert result["outcome"] == "ok"
+        assert result["outcome"] == "ok", result
         assert "vault_whose_vault" in result["content"][0]["text"]
         again = await gateway.chat_stream("call vault_whose_vault {}")
         assert again.of("tool.result")[0]["content"][0]["text"].startswith("the vault of")
