@@ -56,7 +56,7 @@ class Fitter:
         """What the tool takes, in a line."""
         required = self.required
         fields = [
-            f"{name} ({_kind(self._resolved(schema))}{', required' * (name in required)})"
+            f"{name} ({self._kind(schema)}{', required' * (name in required)})"
             for name, schema in (self.properties or {}).items()
             if is_object(schema)
         ]
@@ -145,7 +145,7 @@ class Fitter:
             # What looks like JSON and is none may be cut: it is not made an item.
             value = self._parsed(value, path)
         elif _is_nothing(value):
-            value = [] if value == "" else value
+            value = self._did(path, "as an empty list", []) if value == "" else value
         elif not is_list(value):
             value = self._did(path, "as a list of one", [value])
         return self._did(path, "as a list of one", [value]) if is_object(value) else value
@@ -226,6 +226,14 @@ class Fitter:
         except _UNCHECKABLE:
             return False
 
+    def _kind(self, schema: JsonObject) -> str:
+        schema = self._resolved(schema)
+        if "enum" in schema:
+            return f"one of {_shown(schema['enum'])}"
+        options = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+        kinds = _kinds(schema) or [kind for one in options if is_object(one) for kind in _kinds(self._resolved(one))]
+        return " or ".join(dict.fromkeys(kinds)) or "any"
+
     def _resolved(self, schema: JsonObject) -> JsonObject:
         """The schema with what its `$ref` points to inside the whole; one that points elsewhere says nothing."""
         for _ in range(_MOST_DEPTH):
@@ -258,14 +266,6 @@ def _kinds(schema: JsonObject) -> list[str]:
     if is_list(kind):
         return kind
     return ["object"] if "properties" in schema else ["array"] if "items" in schema else []
-
-
-def _kind(schema: JsonObject) -> str:
-    if "enum" in schema:
-        return f"one of {_shown(schema['enum'])}"
-    options = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
-    kinds = _kinds(schema) or [kind for one in options if is_object(one) for kind in _kinds(one)]
-    return " or ".join(dict.fromkeys(kinds)) or "any"
 
 
 def _number(value: Any) -> Any:

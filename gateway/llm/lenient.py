@@ -31,8 +31,8 @@ _RUNS = {opener: re.compile(rf"[^\\{closers}]*+") for opener, closers in _QUOTES
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "\n": ""} | {c: c for c in "\\/\"'`“”\u2018\u2019"}
 # A remark has a letter in it: `7 // 2` is a sum.
-_SPACE = re.compile(r"(?:[\s\ufeff\u200b]|(?://|#)(?=[^\n]*[^\W\d_])[^\n]*)*+")
-_REMARK = re.compile(r"\s(?://|#)(?=.*[^\W\d_])")
+_SPACE = re.compile(r"(?:[\s\ufeff\u200b]|(?://|#)(?=[^\n]{0,99}[^\W\d_])[^\n]*)*+")
+_REMARK = re.compile(r"\s(?://|#)(?=.{0,99}[^\W\d_])")
 _KEY = re.compile(r"[\w$][\w$.-]*+")
 _COLON = re.compile(r"=>|[:=]")
 _EQUALS = re.compile(r"=(?!=)")
@@ -40,7 +40,6 @@ _BARE = re.compile(r"[^\s,:{}\[\]\"'`“”\u2018\u2019«»<][^,:{}\[\]\"'`“�
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,40})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
 _LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None, "undefined": None}
 
-_FENCE = re.compile(r"```\w*\s*(.*?)\s*```", re.DOTALL)
 _BEFORE = re.compile(r"(?:[\s\ufeff\u200b]|```\w*|<\|?\w{1,40}\|?>|json\b)*+", re.IGNORECASE)
 _AFTER = re.compile(r"(?:[\s\]});,.`]|<[|/]?\w{1,40}\|?>)*+")
 _CALL = re.compile(r"([A-Za-z_][\w.-]*+)?\s*\(")
@@ -65,9 +64,7 @@ def read(text: str, how: list[str]) -> Any:
         return value
     if len(text) > LONGEST:
         raise Unreadable("they are no JSON, and too long to be mended")
-    fenced = _FENCE.fullmatch(text.strip())
-    body = fenced[1] if fenced else text
-    body = body[_end(_BEFORE, body) :].rstrip()
+    body = text[_end(_BEFORE, text) :].rstrip().removesuffix("```").rstrip()
     if body != text.strip():
         how.append("what stood around the JSON")
     if body in ("", "null", "None", "undefined"):

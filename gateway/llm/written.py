@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from gateway.llm.lenient import LONGEST, Reader, Unreadable, is_list, is_object
-from gateway.llm.naming import plain, resolve
+from gateway.llm.naming import bare, plain
 
 PAYLOADS = ("arguments", "parameters", "args", "kwargs", "params", "input", "tool_input", "action_input", "__arg1")
 NAMES = ("name", "tool", "tool_name", "function", "function_name", "recipient_name", "action")
@@ -32,7 +32,9 @@ _GLUE = re.compile(
     r"(?:\[ARGS\]|```\w*|<\|[^|<>\s]{1,40}\|>|\b(?:json|code|commentary|analysis|assistant)\b|[\s=>:,\"'/])*+"
 )
 _NEXT_LINE = re.compile(r"[ \t`*]*+(?:json\b)?[ \t]*+(?:\n\s*+(?=\{))?")
-_PARAMETER = re.compile(r"<parameter(?:=|\s{1,4}name=)[\"']?([\w.-]{1,128}+)[\"']?[^>\n]{0,40}>")
+_PARAMETER = re.compile(
+    r"(?:^[ \t]{0,8}|(?<=>))<parameter(?:=|\s{1,4}name=)[\"']?([\w.-]{1,128}+)[\"']?[^>\n]{0,40}>", re.MULTILINE
+)
 _BLOCK_END = re.compile(
     r"</(?:function|invoke|tool_calls?|function_calls)>|\[/TOOL_CALLS\]|<\|(?:call|end|start)\|>", re.I
 )
@@ -86,13 +88,12 @@ def _is_nothing(text: str) -> bool:
 
 
 class _Scan:
-    """One pass over a text. Reading a value that turns out to be none may cost at most four passes in all."""
+    """One pass over a text. Reading a value that turns out to be none may cost one more pass in all."""
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self._text = text
-        self._names = names
-        self._plain = {plain(name) for name in names}
-        self._effort = 4 * LONGEST
+        self._offered = {plain(name) for name in names}
+        self._effort = LONGEST
         self._last = 0
 
     def calls(self, at: int) -> Iterator[Call]:
@@ -106,7 +107,7 @@ class _Scan:
         tag, recipient, action, block, bracket, word = mark.groups()
         start, end = mark.span()
         if tag or recipient:
-            return [self._marked(start, tag or recipient, end)]
+            return self._marked(start, tag or recipient, end)
         if action:
             arguments, end = self._line(end)
             return [Call(start, end, True, action, arguments)]
@@ -116,17 +117,22 @@ class _Scan:
             return self._json(start, marked=False) if self._begins_line(start) else []
         return self._word(mark) if word and self._begins_line(start) else []
 
-    def _marked(self, start: int, name: str, end: int) -> Call:
-        """A call whose markup names it: JSON follows, parameters in tags, a call's brackets, or nothing."""
+    def _marked(self, start: int, name: str, end: int) -> list[Call]:
+        """A call whose markup names it: JSON follows, parameters in tags, a call's brackets, text, or nothing."""
         body = self._glue(end)
         if self._text.startswith(("{", "["), body):
             arguments, end = self._json_text(body)
-        elif self._text.startswith("(", body) or self._text.startswith(")", body):
+        elif self._text.startswith(("(", ")"), body):
             arguments, end = self._bracketed(body)
         else:
             end = self._block_end(body)
             arguments = self._parameters(self._text[body:end])
-        return Call(start, end, True, name, arguments)
+        if not arguments.startswith(("{", "[", "<parameter")):
+            if not self._on_offer(name) or not (name.startswith("functions.") or self._begins_line(start)):
+                return []
+            if end == len(self._text) and not self._text.endswith(("/>", ")>")):
+                arguments = self._text[start:]  # cut before its arguments: it must not run without them
+        return [Call(start, end, True, name, arguments)]
 
     def _block(self, start: int, at: int) -> list[Call]:
         if self._text.startswith(("{", "["), at):
@@ -161,15 +167,14 @@ class _Scan:
 
     def _json(self, start: int, *, marked: bool) -> list[Call]:
         """The calls in JSON that starts here; from broken JSON its first call as far as it goes."""
-        reader = Reader(self._text, start)
-        try:
-            value = reader.value() if self._effort > 0 else None
-        except Unreadable:
-            self._effort -= reader.at - start
+        value, end = self._read(start)
+        if end is None:
             return self._broken(start, marked=marked)
-        if not marked and not self._ends_line(reader.at):
+        if not marked and not self._ends_line(end):
             return []
-        calls = [Call(start, reader.at, marked, name, text) for name, text in _calls_of(value, marked=marked)]
+        # Markup makes a name alone a call, but not if its arguments may have been cut.
+        absent = None if not marked else "" if self._text[end - 1] in "}]" else "{"
+        calls = [Call(start, end, marked, name, text) for name, text in _calls_of(value, absent)]
         return [call for call in calls if marked or self._on_offer(call.name)]
 
     def _broken(self, start: int, *, marked: bool) -> list[Call]:
@@ -182,13 +187,8 @@ class _Scan:
 
     def _json_text(self, at: int) -> tuple[str, int]:
         """The text of the JSON that starts here, and its end; broken, it reaches to the end of its block."""
-        reader = Reader(self._text, at)
-        try:
-            reader.value()
-        except Unreadable:
-            end = self._block_end(at)
-        else:
-            end = reader.at
+        _, end = self._read(at)
+        end = self._block_end(at) if end is None else end
         return self._text[at:end], end
 
     def _bracketed(self, at: int) -> tuple[str, int]:
@@ -196,13 +196,21 @@ class _Scan:
         if self._text.startswith(")", at):
             at = self._glue(at + 1)
             return self._json_text(at) if self._text.startswith("{", at) else ("", at)
-        reader = Reader(self._text, at + 1)
-        try:
-            value = reader.inside()
-        except Unreadable:
+        value, end = self._read(at + 1, inside=True)
+        if end is None:
             end = self._block_end(at)
             return self._text[at:end], end
-        return ("{}" if value == [] else _text(value)), reader.at
+        return _text(value), end
+
+    def _read(self, at: int, *, inside: bool = False) -> tuple[Any, int | None]:
+        """The value that starts here, or what stands inside a call's brackets, and its end; no end: there is none."""
+        reader = Reader(self._text, at)
+        try:
+            if self._effort > 0:
+                return (reader.inside() if inside else reader.value()), reader.at
+        except Unreadable:
+            self._effort -= reader.at - at
+        return None, None
 
     def _parameters(self, body: str) -> str:
         """Parameters in tags as a JSON object of texts; a body without any, or with one that is cut, as it is."""
@@ -236,11 +244,7 @@ class _Scan:
         return end.start() if end else len(self._text)
 
     def _on_offer(self, name: str) -> bool:
-        try:
-            return bool(resolve(name, self._names))
-        except Unreadable:
-            # One that could mean several is a call all the same: the model is asked which.
-            return plain(name) in self._plain
+        return any(plain(one) in self._offered for one in bare(name))
 
     def _begins_line(self, at: int) -> bool:
         if self._last and at - self._last < _LINE and _LINE_TAIL.fullmatch(self._text, self._last, at):
@@ -258,22 +262,22 @@ class _Scan:
         return not rest or rest[0] in "{[" or self._on_offer(rest.partition("(")[0].partition("{")[0])
 
 
-def _calls_of(value: Any, *, marked: bool) -> Iterator[tuple[str, str]]:
-    """The names and arguments' texts of the calls that a JSON value is."""
+def _calls_of(value: Any, absent: str | None) -> Iterator[tuple[str, str]]:
+    """The names and arguments' texts of the calls that a JSON value is; `absent` stands for arguments left out."""
     if is_list(value):
         for item in value:
-            yield from _calls_of(item, marked=marked)
+            yield from _calls_of(item, absent)
     if not is_object(value):
         return
     for key in _LISTS:
         if is_list(value.get(key)):
-            yield from _calls_of(value[key], marked=marked)
+            yield from _calls_of(value[key], absent)
             return
     for key in INNER:
         if is_object(inner := value.get(key)):
             value = {**value, key: None, **inner}
     name = next((value[key] for key in NAMES if isinstance(value.get(key), str)), None)
-    given: Any = next((value[key] for key in PAYLOADS if key in value), "" if marked else None)
+    given: Any = next((value[key] or "" for key in PAYLOADS if key in value), absent)
     if name and (is_object(given) or isinstance(given, str)) and not _is_schema(given):
         yield name, given if isinstance(given, str) else _text(given)
 

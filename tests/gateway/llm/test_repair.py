@@ -116,10 +116,9 @@ def test_call_that_is_cut_never_runs_with_half_an_argument(name: str, arguments:
     for cut in range(1, len(text)):
         made = repair(name, text[:cut], SCHEMAS)
         if isinstance(made, Repaired):
-            assert all(
-                value == arguments[key] or value == arguments[key][: len(value)]
-                for key, value in made.arguments.items()
-            )
+            for key, value in made.arguments.items():
+                whole = arguments[key]
+                assert value == (whole[: len(value)] if isinstance(value, list) else whole)
             assert text[cut - 1] in '"]el'
 
 
@@ -140,7 +139,19 @@ def test_text_that_is_too_long_holds_no_call_but_long_well_formed_arguments_run(
 
 @pytest.mark.parametrize(
     "opening",
-    ["{'", "{“", "{/*", "<function=", "Action: x\nAction Input:", "```\n{", "a.b-", "[\n", '<tool_call>{"a": '],
+    [
+        "{'",
+        "{“",
+        "{/*",
+        "<function=",
+        "<function=a>{“</function>",
+        "<function=a>(“</function>",
+        "Action: x\nAction Input:",
+        "```\n{",
+        "[\n",
+        "calculator{\n",
+        '<tool_call>{"a": ',
+    ],
 )
 def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts the characters that are read, not the time."""
@@ -154,13 +165,15 @@ def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monk
     monkeypatch.setattr(Reader, "at", property(lambda reader: reader.__dict__["_at"], count), raising=False)
     text = (opening * 200_000)[:200_000]
     calls_in(text, SCHEMAS)
-    assert read <= 10 * len(text)
+    assert read <= 4 * len(text)
 
 
 def test_ids_depend_on_the_text_alone_and_tell_equal_calls_apart() -> None:
     text = "<function=list_tasks>{}</function><function=list_tasks>{}</function>"
     first, second = calls_in(text, SCHEMAS)
-    assert first.id.startswith("call_") and len(first.id) == 13 and first.id != second.id
+    assert first.id.startswith("call_")
+    assert len(first.id) == len("call_") + 8
+    assert first.id != second.id
     assert calls_in(text, SCHEMAS) == [first, second]
 
 
