@@ -122,16 +122,18 @@ class _Scan:
         body = self._glue(end)
         if self._text.startswith(("{", "["), body):
             arguments, end = self._json_text(body)
+        elif self._text.startswith("<parameter", body):
+            end = self._block_end(body)
+            arguments = self._parameters(self._text[body:end])
+        elif not self._on_offer(name) or not (name.startswith("functions.") or self._begins_line(start)):
+            return []
         elif self._text.startswith(("(", ")"), body):
             arguments, end = self._bracketed(body)
         else:
             end = self._block_end(body)
-            arguments = self._parameters(self._text[body:end])
-        if not arguments.startswith(("{", "[", "<parameter")):
-            if not self._on_offer(name) or not (name.startswith("functions.") or self._begins_line(start)):
-                return []
+            arguments = self._text[body:end].strip(" \n\t>/)")
             if end == len(self._text) and not self._text.endswith(("/>", ")>")):
-                arguments = self._text[start:]  # cut before its arguments: it must not run without them
+                arguments = "{"  # cut before its arguments: it must not run without them
         return [Call(start, end, True, name, arguments)]
 
     def _block(self, start: int, at: int) -> list[Call]:
@@ -223,7 +225,7 @@ class _Scan:
                 return body
             said = body[start.end() : end if end >= 0 else limit]
             found[start[1]] = said.removeprefix("\n").removesuffix("\n")
-        return _text(found) if found else body.strip(" \n\t>/)")
+        return _text(found) if found else body
 
     def _line(self, at: int) -> tuple[str, int]:
         """An action's input: JSON over any number of lines, or the rest of the line."""
