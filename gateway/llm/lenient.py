@@ -100,9 +100,14 @@ def strict(text: str) -> Any:
     """The value of well-formed JSON; None: it is none, or null, or nested too deep."""
     try:
         value: Any = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+    except (msgspec.DecodeError, RecursionError):
         return None
     return value if _shallow(value) else None
+
+
+def whole_characters(text: str) -> str:
+    """The text with the halves of surrogate pairs joined; a half alone cannot be encoded and is replaced."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def called(text: str) -> str | None:
@@ -254,8 +259,7 @@ class Reader:
         said = "".join(parts)
         if "\n" in said and "\n" in self.text[start : self.at]:
             self._mended("a line break in a text")
-        # Joins the halves of surrogate pairs; a half alone is no character.
-        return said if said.isascii() else said.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return whole_characters(said)
 
     def _escape(self) -> str:
         escape = _ESCAPE.match(self.text, self.at)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from gateway.llm.fitting import Fitter
-from gateway.llm.lenient import Unreadable, called, is_list, is_object, read
+from gateway.llm.lenient import Unreadable, called, is_list, is_object, read, whole_characters
 from gateway.llm.naming import means, plain, resolve
 from gateway.llm.written import INNER, NAMES, PAYLOADS, find
 from gateway.messages import JsonObject, ToolCall, ToolSpec
@@ -44,6 +44,7 @@ _AGAIN = re.compile(r"\s*(?:\{|\[\s*\{|\"\s*\{|```|\w+\s*=(?!=))")
 
 def repair(name: str, arguments: str, schemas: Mapping[str, JsonObject]) -> Repaired | Unrepairable:
     """The call that was meant. `schemas` are the inputs' JSON schemas by the names of the tools on offer."""
+    name, arguments = whole_characters(name), whole_characters(arguments)
     try:
         tool, glued = resolve(name, schemas)
     except Unreadable as error:
@@ -67,8 +68,8 @@ def calls_in(text: str, names: Collection[str]) -> list[ToolCall]:
     alone.
     """
     calls: list[ToolCall] = []
-    for call in find(text, names):
-        digest = sha256(f"{len(calls)}\0{call.name}\0{call.arguments}".encode("utf-8", "replace"))
+    for call in find(whole_characters(text), names):
+        digest = sha256(f"{len(calls)}\0{call.name}\0{call.arguments}".encode())
         calls.append(ToolCall(f"call_{digest.hexdigest()[:8]}", call.name, call.arguments))
     return calls
 

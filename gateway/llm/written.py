@@ -60,10 +60,12 @@ class Call(NamedTuple):
 
 
 def find(text: str, names: Collection[str]) -> list[Call]:
-    """The calls of a text. What a model only thought (`</think>`) is none; one longer than the limit holds none."""
+    """The calls of a text. What a model only thought (`<think>`) is none; one longer than the limit holds none."""
     if len(text) > LONGEST:
         return []
-    found = list(_Scan(text, names).calls(text.rfind("</think>") + 1))
+    answer = text.rfind("</think>") + 1
+    text = text[:answer] + text[answer:].partition("<think>")[0]
+    found = list(_Scan(text, names).calls(answer))
     marked = [call for call in found if call.marked]
     if marked or not found:
         return marked
@@ -185,7 +187,7 @@ class _Scan:
         if not name or not payload or not (marked or self._on_offer(name[1])):
             return []
         end = self._block_end(payload.end())
-        return [Call(start, end, marked, name[1], self._text[payload.end() : end])]
+        return [Call(start, end, marked, name[1], self._text[payload.end() : end] or "{")]
 
     def _json_text(self, at: int) -> tuple[str, int]:
         """The text of the JSON that starts here, and its end; broken, it reaches to the end of its block."""
