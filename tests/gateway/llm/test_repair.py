@@ -1,0 +1,220 @@
+"""What models get wrong about calls: every one is run as it was meant, or the model is told what to do better."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from gateway.llm.lenient import Reader
+from gateway.llm.repair import Repaired, Unrepairable, calls_in, repair, tools_prompt
+from gateway.messages import ToolCall, ToolSpec
+
+CORPUS: dict[str, Any] = json.loads(Path(__file__).with_name("malformed_calls.json").read_text("utf-8"))
+SCHEMAS: dict[str, Any] = CORPUS["schemas"]
+ENTRIES: list[dict[str, Any]] = CORPUS["entries"]
+VALID = [
+    ("calculator", {"expression": "2 * (3 + 4)", "precision": 2}),
+    ("web_search", {"query": 'say "hi"\n{now}', "max_results": 3}),
+    ("add_task", {"title": "Ünïcode 🎉", "priority": "high", "tags": ["a", "b"], "done": True, "due": None}),
+    ("list_tasks", {}),
+    ("create_event", {"title": "x", "starts_at": "2026-01-01", "attendees": [{"name": "Ann"}], "place": {"room": "1"}}),
+]
+DEEP = ["[" * 100_000, '{"a":' * 30_000, '{"name": "list_tasks", "arguments": ' * 5_000, "[" * 50_000 + "]" * 50_000]
+
+
+def outcome(entry: dict[str, Any]) -> list[Repaired | Unrepairable]:
+    if entry["form"] == "generation":
+        calls = calls_in(entry["text"], SCHEMAS)
+    else:
+        calls = [ToolCall("call_1", entry["name"], entry["arguments"])]
+    return [repair(call.name, call.arguments, SCHEMAS) for call in calls]
+
+
+def as_meant(entry: dict[str, Any]) -> bool:
+    wanted = entry["expect"].get("calls")
+    return wanted == [
+        {"name": made.name, "arguments": made.arguments} for made in outcome(entry) if isinstance(made, Repaired)
+    ]
+
+
+def asked_again(entry: dict[str, Any]) -> bool:
+    return any(isinstance(made, Unrepairable) for made in outcome(entry))
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=[entry["id"] for entry in ENTRIES])
+def test_malformed_call_runs_as_meant_or_is_asked_again(entry: dict[str, Any]) -> None:
+    made, expect = outcome(entry), entry["expect"]
+    if "ask_again" in expect:
+        assert [type(one) for one in made] == [Unrepairable]
+        assert isinstance(made[0], Unrepairable)
+        assert expect["ask_again"] in made[0].problem
+    else:
+        assert [(one.name, one.arguments) for one in made if isinstance(one, Repaired)] == [
+            (call["name"], call["arguments"]) for call in expect["calls"]
+        ]
+        assert all(isinstance(one, Repaired) for one in made), made
+
+
+def test_every_entry_of_the_corpus_runs_as_meant_or_is_asked_again() -> None:
+    ran, asked = sum(map(as_meant, ENTRIES)), sum(map(asked_again, ENTRIES))
+    print(f"{len(ENTRIES)} entries: {ran / len(ENTRIES):.1%} as meant, {asked / len(ENTRIES):.1%} asked again")
+    assert len(ENTRIES) >= 75
+    assert ran + asked == len(ENTRIES)
+    assert len({entry["id"] for entry in ENTRIES}) == len(ENTRIES)
+
+
+def mutated(text: str, chance: random.Random) -> str:
+    """The text after one to three of the accidents that happen to it."""
+    for _ in range(chance.randint(1, 3)):
+        at, to = sorted((chance.randint(0, len(text)), chance.randint(0, len(text))))
+        piece = chance.choice(
+            ["{", "}", "[", "]", '"', "'", ",", ":", "\\", "\n", "//", "/*", "<|", "(", "=", "“", "0", "\ud83d"]
+        )
+        text = chance.choice(
+            [
+                text[:at],
+                text[:at] + piece + text[at:],
+                text[:at] + text[at + 1 :],
+                text[:at] + text[to:],
+                text + text[at:to],
+                text.replace('"', piece),
+                f"```json\n{text}\n```",
+                json.dumps(text),
+            ]
+        )
+    return text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_accident_raises_and_what_runs_fits_its_schema(seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(500):
+        name, arguments = chance.choice(VALID)
+        text = mutated(json.dumps(arguments, ensure_ascii=chance.random() < 0.5), chance)
+        written = mutated(f"<function={name}>{text}</function>", chance)
+        calls = [ToolCall("call_1", mutated(name, chance) if chance.random() < 0.2 else name, text)]
+        for call in calls + calls_in(written, SCHEMAS) + calls_in(text, SCHEMAS):
+            made = repair(call.name, call.arguments, SCHEMAS)
+            if isinstance(made, Repaired):
+                jsonschema.validate(made.arguments, SCHEMAS[made.name], jsonschema.Draft202012Validator)
+                json.dumps(made.arguments, ensure_ascii=False).encode()
+            else:
+                assert made.problem
+
+
+@pytest.mark.parametrize(("name", "arguments"), VALID, ids=[name for name, _ in VALID])
+def test_call_that_is_well_formed_is_left_as_it_is(name: str, arguments: dict[str, Any]) -> None:
+    assert repair(name, json.dumps(arguments), SCHEMAS) == Repaired(name, arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments"), VALID[:3], ids=[name for name, _ in VALID[:3]])
+def test_call_that_is_cut_never_runs_with_half_an_argument(name: str, arguments: dict[str, Any]) -> None:
+    text = json.dumps(arguments)
+    for cut in range(1, len(text)):
+        made = repair(name, text[:cut], SCHEMAS)
+        if isinstance(made, Repaired):
+            for key, value in made.arguments.items():
+                whole = arguments[key]
+                assert value == (whole[: len(value)] if isinstance(value, list) else whole)
+            assert text[cut - 1] in '"]el'
+
+
+@pytest.mark.parametrize("text", DEEP, ids=["lists", "objects", "calls", "closed lists"])
+def test_deep_nesting_is_no_call_and_raises_nothing(text: str) -> None:
+    assert isinstance(repair("calculator", text, SCHEMAS), Unrepairable)
+    assert isinstance(repair("calculator", f'{{"expression": {text}', SCHEMAS), Unrepairable)
+    for call in calls_in(text, SCHEMAS) + calls_in(f"<TOOL_CALLS>{text}", SCHEMAS):
+        assert isinstance(repair(call.name, call.arguments, SCHEMAS), Unrepairable)
+
+
+def test_text_that_is_too_long_holds_no_call_but_long_well_formed_arguments_run() -> None:
+    long = json.dumps({"title": "x" * 300_000})
+    assert calls_in(f"<function=add_task>{long}</function>", SCHEMAS) == []
+    assert isinstance(repair("add_task", long, SCHEMAS), Repaired)
+    assert isinstance(repair("add_task", long[:-1], SCHEMAS), Unrepairable)
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "{'",
+        "{“",
+        "{/*",
+        "<function=",
+        "<function=a>{“</function>",
+        "<function=a>(“</function>",
+        "Action: x\nAction Input:",
+        "```\n{",
+        "[\n",
+        "calculator{\n",
+        '<tool_call>{"a": ',
+    ],
+)
+def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts the characters that are read, not the time."""
+    read = 0
+
+    def count(reader: Reader, at: int) -> None:
+        nonlocal read
+        read += max(0, at - getattr(reader, "_at", at))
+        reader.__dict__["_at"] = at
+
+    monkeypatch.setattr(Reader, "at", property(lambda reader: reader.__dict__["_at"], count), raising=False)
+    text = (opening * 200_000)[:200_000]
+    calls_in(text, SCHEMAS)
+    assert read <= 4 * len(text)
+
+
+def test_ids_depend_on_the_text_alone_and_tell_equal_calls_apart() -> None:
+    text = "<function=list_tasks>{}</function><function=list_tasks>{}</function>"
+    first, second = calls_in(text, SCHEMAS)
+    assert first.id.startswith("call_")
+    assert len(first.id) == len("call_") + 8
+    assert first.id != second.id
+    assert calls_in(text, SCHEMAS) == [first, second]
+
+
+def test_schema_that_refers_to_itself_or_elsewhere_is_never_fetched_nor_endless() -> None:
+    tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "value": {"type": "integer"}}}
+    loop = {"type": "object", "properties": {"x": {"$ref": "#/properties/x"}}}
+    remote = {"type": "object", "properties": {"x": {"$ref": "https://example.invalid/schema.json"}}}
+    assert repair("t", '{"left": {"left": {"value": "1"}}}', {"t": tree}) == Repaired(
+        "t", {"left": {"left": {"value": 1}}}, ("left.left.value: as integer",)
+    )
+    assert repair("t", '{"x": 1}', {"t": loop}) == Repaired("t", {"x": 1})
+    assert repair("t", '{"x": 1}', {"t": remote}) == Repaired("t", {"x": 1})
+
+
+def test_schema_that_is_not_valid_is_not_held_against_a_call() -> None:
+    assert repair("t", "{'x': 1}", {"t": {"type": "objekt"}}) == Repaired("t", {"x": 1}, ("quotes",))
+
+
+def test_what_was_mended_is_told() -> None:
+    made = repair("Calculator", '{expression: \'1+1\', "precision": "2",}', SCHEMAS)
+    assert made == Repaired(
+        "calculator",
+        {"expression": "1+1", "precision": 2},
+        ("the name", "a key without quotes", "quotes", "a comma too many", "precision: as integer"),
+    )
+
+
+def test_a_tool_s_own_field_named_like_a_wrapper_is_kept() -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}, "input": {"type": "object"}}}
+    own = {"name": "x", "input": {"a": 1}}
+    assert repair("run", json.dumps(own), {"run": schema}) == Repaired("run", own)
+    around = {"name": "run", "arguments": own}
+    made = repair("run", json.dumps(around), {"run": schema})
+    assert isinstance(made, Repaired)
+    assert made.arguments == own
+
+
+def test_prompt_lists_the_tools_and_its_own_form_is_read_back() -> None:
+    specs = [ToolSpec(name, "server", name, "What it does.", SCHEMAS[name]) for name in ("calculator", "list_tasks")]
+    prompt = tools_prompt(specs)
+    assert prompt == tools_prompt(specs)
+    assert all(f'"name":"{spec.name}"' in prompt for spec in specs)
+    assert '<TOOL_CALLS>[{"name": ' in prompt
+    assert tools_prompt([]) == ""
