@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     tools_server_port: int = Field(default=8001, ge=0, le=65535)
     tools_server_secret: SecretStr | None = None
     tools_server_audience: str = "tools-server"
+    tools_server_oauth_issuer: str | None = None
+    tools_server_oauth_jwks_url: str | None = None
+    tools_server_public_url: str | None = None
     tools_server_allowed_hosts: CommaSeparated = ()
     tools_server_allowed_origins: CommaSeparated = ()
 
@@ -75,7 +78,9 @@ class Settings(BaseSettings):
             raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/database")
         return url
 
-    @field_validator("searxng_url")
+    @field_validator(
+        "searxng_url", "tools_server_oauth_issuer", "tools_server_oauth_jwks_url", "tools_server_public_url"
+    )
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
@@ -102,6 +107,20 @@ class Settings(BaseSettings):
         password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
         place = f"{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
         return f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}@{place}"
+
+    @property
+    def resource_url(self) -> str:
+        """The address of `/mcp` as clients know it, for which tokens are issued."""
+        own = f"http://{self.tools_server_host}:{self.tools_server_port}"
+        return f"{(self.tools_server_public_url or own).rstrip('/').removesuffix('/mcp')}/mcp"
+
+    @property
+    def jwks_url(self) -> str:
+        """Where the authorization server's keys are."""
+        return (
+            self.tools_server_oauth_jwks_url
+            or f"{(self.tools_server_oauth_issuer or '').rstrip('/')}/.well-known/jwks.json"
+        )
 
     @property
     def on_loopback(self) -> bool:

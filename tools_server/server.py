@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from tools_server import calculator, fetch_page, tasks, web_search
-from tools_server.auth import Authentication, user_of
+from tools_server.auth import Authentication, metadata_routes, user_of
 from tools_server.config import Settings
 from tools_server.plain import add_plain_routes
 
@@ -114,6 +114,7 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     )
     app = mcp.streamable_http_app(transport_security=security, host=settings.tools_server_host)
     add_plain_routes(app)
+    app.routes.extend(metadata_routes(settings))
     return Authentication(app, settings)
 
 

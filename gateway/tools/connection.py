@@ -251,8 +251,12 @@ class Connection:
         while True:
             await self._stale.wait()
             self._stale.clear()
-            with contextlib.suppress(MCPError, TimeoutError):
+            try:
                 await self._refresh(client)
+            except (MCPError, TimeoutError):
+                self._become("degraded", "its tools have changed, and it does not list them")
+            else:
+                self._become("up")
 
     async def _on_message(self, message: Any) -> None:
         if isinstance(message, ToolListChangedNotification):
@@ -330,7 +334,7 @@ class Connection:
             state=self._state,
             since=self._since.isoformat(timespec="milliseconds"),
             reason=self._reason,
-            tools=len(self.tools) if self._state == "up" else 0,
+            tools=len(self.tools) if self.up else 0,
             protocol_version=self._version,
         )
 

@@ -7,11 +7,13 @@ from typing import Any
 import httpx2
 import jwt
 import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.messages import Principal
 from gateway.tools.identity import acting_for
 from tests.stack import SECRET
-from tests.tools_server.conftest import ERAS, connect, serve_tools, text_of
+from tests.tools_server.conftest import ERAS, connect, serve_tools, serve_web, text_of
 
 CALL = {
     "jsonrpc": "2.0",
@@ -152,3 +154,59 @@ async def test_the_gateways_own_tokens_are_understood(tools: str, era: str) -> N
         with acting_for(Principal("ann")):
             added = await client.call_tool("add_task", {"title": "buy milk"})
     assert text_of(added) == "Added task #1: buy milk"
+
+
+@pytest.fixture
+async def authority() -> AsyncGenerator[tuple[str, Any]]:
+    """An authorization server's keys at their address, and the private one."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    key = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key())) | {"kid": "one", "alg": "ES256"}
+
+    async def keys(_request: web.Request) -> web.Response:
+        return web.json_response({"keys": [key]})
+
+    async with serve_web(keys) as url:
+        yield f"{url}/keys", private
+
+
+def issued(private: Any, **changes: Any) -> str:
+    now = int(time.time())
+    claims = {"iss": "https://login.example", "aud": "https://tools.example/mcp", "sub": "ann", "iat": now}
+    return jwt.encode({**claims, "exp": now + 60, **changes}, private, "ES256", headers={"kid": "one"})
+
+
+async def test_token_of_the_configured_authorization_server_names_the_user(authority: tuple[str, Any]) -> None:
+    keys, private = authority
+    async with serve_tools(
+        tools_server_host="0.0.0.0",
+        tools_server_oauth_issuer="https://login.example",
+        tools_server_oauth_jwks_url=keys,
+        tools_server_public_url="https://tools.example",
+    ) as address:
+        assert (await post(address, f"Bearer {issued(private)}")).status_code == 200
+        assert (await post(address, f"Bearer {token()}")).status_code == 200  # the gateway's own still counts
+        other = ec.generate_private_key(ec.SECP256R1())
+        now = int(time.time())
+        for bad in (
+            issued(private, aud="https://other.example/mcp"),
+            issued(private, iss="https://evil.example"),
+            issued(private, exp=now - 60),
+            issued(other),
+        ):
+            assert (await post(address, f"Bearer {bad}")).status_code == 401
+        refused = await post(address)
+        metadata = "https://tools.example/.well-known/oauth-protected-resource/mcp"
+        assert refused.headers["www-authenticate"] == f'Bearer resource_metadata="{metadata}"'
+        async with httpx2.AsyncClient() as http:
+            told = (await http.get(f"{address}/.well-known/oauth-protected-resource/mcp")).json()
+    assert told["resource"] == "https://tools.example/mcp"
+    assert told["authorization_servers"] == ["https://login.example"]
+
+
+async def test_without_the_authorization_servers_keys_its_tokens_are_refused() -> None:
+    async with serve_tools(
+        tools_server_oauth_issuer="https://login.example", tools_server_oauth_jwks_url="http://127.0.0.1:9/keys"
+    ) as address:
+        response = await post(address, f"Bearer {issued(ec.generate_private_key(ec.SECP256R1()))}")
+    assert response.status_code == 401
+    assert "cannot be had now" in response.json()["error"]["message"]
