@@ -39,7 +39,8 @@ from gateway.api.middleware import RequestContext
 from gateway.config import ConfigError, Settings
 from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
-from gateway.llm.groq import GroqModel
+from gateway.llm.sdk import SdkModel
+from gateway.llm.steady import Persistence, SteadyModel
 from gateway.log import get_logger
 from gateway.mcp_server import McpEndpoint
 from gateway.messages import BusMessage
@@ -72,8 +73,10 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         ConfigError: they do not, or the file of MCP servers cannot be read.
     """
-    if settings.postgres_url is None or settings.groq_api_key is None:
-        raise ConfigError("DATABASE_URL and GROQ_API_KEY must be set here: `agent-gateway serve` fills them in")
+    if settings.postgres_url is None or settings.provider is None:
+        raise ConfigError(
+            "DATABASE_URL and GROQ_API_KEY (or OPENAI_API_KEY) must be set here: `agent-gateway serve` fills them in"
+        )
     servers = load_servers(settings)
 
     @asynccontextmanager
@@ -139,7 +142,6 @@ class _Mcp:
 async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGenerator[State]:
     """Every part, started; stopped in the opposite order."""
     assert settings.postgres_url is not None
-    assert settings.groq_api_key is not None
     async with AsyncExitStack() as stack:
         database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
         stack.push_async_callback(database.close)
@@ -149,14 +151,13 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         await journal.start()
         stack.push_async_callback(journal.stop)
 
-        model = GroqModel(
-            api_key=settings.groq_api_key.get_secret_value(),
-            base_url=settings.groq_base_url,
-            idle_timeout=settings.model_idle_timeout,
+        upstream, catalog = _upstream(settings)
+        stack.push_async_callback(upstream.close)
+        persistence = Persistence(
+            retries=settings.model_retries, delay=settings.model_retry_delay, patience=settings.model_patience
         )
-        stack.push_async_callback(model.close)
-        catalog = Catalog(aliases=settings.model_aliases)
-        refreshing = asyncio.create_task(_keep_fresh(model, catalog), name="models")
+        model = SteadyModel(upstream, catalog, fallbacks=settings.model_fallbacks, how=persistence)
+        refreshing = asyncio.create_task(_keep_fresh(upstream, catalog), name="models")
         stack.push_async_callback(_cancel, refreshing)
 
         server_store = ServerStore(database)
@@ -254,7 +255,28 @@ def _wake_signed_in(toolbox: McpToolbox, inputs: InputStore, bus: Bus) -> None:
     toolbox.logins.on_change = changed
 
 
-async def _keep_fresh(model: GroqModel, catalog: Catalog) -> None:
+def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
+    """The model's server, and what is known of its models."""
+    if settings.groq_api_key is not None:
+        from gateway.llm.groq import groq_model
+
+        key = settings.groq_api_key.get_secret_value()
+        model = groq_model(api_key=key, base_url=settings.groq_base_url, idle_timeout=settings.model_idle_timeout)
+        return model, Catalog(aliases=settings.model_aliases)
+    assert settings.openai_api_key is not None
+    from gateway.llm.openai import OPENAI, openai_model
+
+    official = settings.openai_base_url == OPENAI
+    model = openai_model(
+        api_key=settings.openai_api_key.get_secret_value(),
+        base_url=settings.openai_base_url,
+        idle_timeout=settings.model_idle_timeout,
+    )
+    not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
+    return model, Catalog((), open_ended=True, not_taken=not_taken)
+
+
+async def _keep_fresh(model: SdkModel, catalog: Catalog) -> None:
     while True:
         await model.refresh(catalog)
         await asyncio.sleep(_MODELS_REFRESH_SECONDS)

@@ -150,7 +150,7 @@ def _postgres(settings: Settings) -> Generator[str]:
 @asynccontextmanager
 async def _groq(settings: Settings, url: str) -> AsyncGenerator[Settings]:
     """The settings with a database and a model's server: without a key, the simulated one, in this process."""
-    if settings.groq_api_key is not None:
+    if settings.provider is not None:
         yield settings.model_copy(update={"database_url": url})
         return
     from pydantic import SecretStr

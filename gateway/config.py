@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
@@ -56,7 +56,17 @@ class Settings(BaseSettings):
     groq_max_tokens: int | None = Field(default=None, ge=1)
     groq_top_p: float | None = Field(default=None, ge=0, le=1)
     groq_reasoning_effort: str | None = None
+    groq_reasoning_format: str | None = None
+    openai_api_key: SecretStr | None = None
+    openai_base_url: str = "https://api.openai.com/v1"
+    openai_default_model: str = Field(
+        default="gpt-5-mini", validation_alias=AliasChoices("OPENAI_DEFAULT_MODEL", "OPENAI_MODEL")
+    )
     model_aliases: bool = True
+    model_fallbacks: CommaSeparated = ()
+    model_retries: int = Field(default=2, ge=0, le=10)
+    model_retry_delay: float = Field(default=0.5, ge=0, le=60)
+    model_patience: float = Field(default=10.0, ge=0, le=600)
     model_idle_timeout: float = Field(default=60.0, gt=0)
 
     mcp_config: Path | None = None
@@ -82,7 +92,7 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     debug: bool = False
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "model_fallbacks", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -101,6 +111,13 @@ class Settings(BaseSettings):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/").removesuffix("/openai/v1").rstrip("/")
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _openai_root(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must be a URL such as http://127.0.0.1:11434/v1")
+        return value.rstrip("/")
 
     @field_validator("mcp_server_url")
     @classmethod
@@ -128,6 +145,17 @@ class Settings(BaseSettings):
         if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
             raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
         return value.upper()
+
+    @property
+    def provider(self) -> Literal["groq", "openai"] | None:
+        """Whose models answer; None: nobody gave a key, so the simulated Groq serves."""
+        if self.groq_api_key is not None:
+            return "groq"
+        return "openai" if self.openai_api_key is not None else None
+
+    @property
+    def default_model(self) -> str:
+        return self.openai_default_model if self.provider == "openai" else self.groq_default_model
 
     @property
     def public_url(self) -> str:

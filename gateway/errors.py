@@ -3,7 +3,8 @@
     GatewayError                 500 internal_error
      ├─ InvalidRequest           422 invalid_request
      │   ├─ PayloadTooLarge      413 payload_too_large
-     │   └─ UnsupportedParameter 422 unsupported_parameter
+     │   ├─ UnsupportedParameter 422 unsupported_parameter
+     │   └─ PromptTooLong        422 prompt_too_long
      ├─ NotAuthenticated         401 not_authenticated
      ├─ Forbidden                403 forbidden
      ├─ NotFound                 404 not_found
@@ -22,6 +23,7 @@
          ├─ ModelKeyRefused      502 model_key_refused
          ├─ ModelRateLimited     429 model_rate_limited
          ├─ ModelRequestRefused  400 model_request_refused
+         │   └─ ToolCallUnreadable 502 tool_call_unreadable
          ├─ ModelUnavailable     503 model_unavailable
          ├─ ModelStreamBroken    502 model_stream_broken
          └─ OutputInvalid        502 structured_output_invalid
@@ -77,6 +79,10 @@ class PayloadTooLarge(InvalidRequest):
 
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "prompt_too_long"
 
 
 class NotAuthenticated(GatewayError):
@@ -180,6 +186,18 @@ class ModelRateLimited(ModelError):
 class ModelRequestRefused(ModelError):
     code = "model_request_refused"
     status = 400
+
+
+class ToolCallUnreadable(ModelRequestRefused):
+    """The model's server could not read a tool call; `written` is what the model wrote."""
+
+    code = "tool_call_unreadable"
+    status = 502
+    default_message = "The model wrote tool calls that cannot be read."
+
+    def __init__(self, message: str | None = None, *, param: str | None = None, written: str = "") -> None:
+        super().__init__(message, param=param)
+        self.written = written
 
 
 class ModelUnavailable(ModelError):

@@ -39,6 +39,7 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     """Sent before the call runs. `arguments` is the model's text where that is no JSON object.
 
     A `client` call is not run here: the turn ends with the finish reason `tool_calls`; the client brings the result.
+    A `hosted` call was run by the model's own server.
     """
 
     step: int
@@ -47,6 +48,7 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     tool: str
     arguments: JsonObject | str
     client: bool = False
+    hosted: bool = False
     needs_approval: bool = False
 
 
@@ -106,12 +108,16 @@ class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
 
 
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
-    """The model call of `step` is made again. With `discard`, the step's text and calls so far no longer count."""
+    """The model call of `step` is made again. With `discard`, the step's text and calls so far no longer count.
+
+    `model` is the one that is asked now, where that is another.
+    """
 
     step: int
     reason: str
     attempt: int
     discard: bool = False
+    model: str | None = None
 
 
 class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):

@@ -172,7 +172,7 @@ class McpEndpoint:
             return _result(ToolResult("error", [text_block("prompt: a text is needed.")]))
         request = TurnRequest(
             messages=(Message("user", prompt),),
-            model=str(arguments.get("model") or self._settings.groq_default_model),
+            model=str(arguments.get("model") or self._settings.default_model),
             parameters=_defaults(self._settings),
             conversation_id=str(arguments.get("conversation_id") or "new"),
         )

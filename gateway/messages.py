@@ -30,11 +30,15 @@ LOCAL = Principal(user="local", role="admin")
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """A call as the model wrote it: `arguments` is its text, usually but not surely a JSON object."""
+    """A call as the model wrote it: `arguments` is its text, usually but not surely a JSON object.
+
+    `problem` says, in words for the model, why it cannot be made.
+    """
 
     id: str
     name: str
     arguments: str
+    problem: str = ""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -118,6 +122,8 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    reasoning_format: str | None = None
+    include_reasoning: bool | None = None
 
     def over(self, defaults: "Parameters") -> "Parameters":
         """These, with the defaults where they say nothing."""

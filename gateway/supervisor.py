@@ -185,7 +185,7 @@ def run(settings: Settings) -> int:
         postgres = None if settings.postgres_url else embedded.locate(settings.gateway_data_dir)
     except (embedded.EmbeddedError, OSError) as error:
         raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
-    simulated = settings.groq_api_key is None
+    simulated = settings.provider is None
     with contextlib.closing(socket.socket()) as listener:
         listener.bind(("127.0.0.1", 0))
         started = time.monotonic()
@@ -251,13 +251,17 @@ async def _announce(
     gateway = f"http://{host}:{settings.gateway_port}"
     missing = await _wait_until_ready(host, settings.gateway_port)
     seconds = time.monotonic() - started
-    model = f"simulated, http://127.0.0.1:{simulator_port} (set GROQ_API_KEY for the real one)"
+    addresses = {"groq": settings.groq_base_url, "openai": settings.openai_base_url}
+    upstream = (
+        addresses.get(settings.provider or "", "")
+        or f"simulated Groq, http://127.0.0.1:{simulator_port} (set GROQ_API_KEY for the real one)"
+    )
     database = str(postgres.data_dir / "postgres") + " (embedded PostgreSQL 18)" if postgres else "DATABASE_URL"
     lines = [
         f"The agent gateway is {'ready' if not missing else 'up'} after {seconds:.1f} s. Ctrl-C stops everything.",
         f"  gateway      {gateway}   (try {gateway}/docs)",
         f"  tool server  http://127.0.0.1:{settings.tools_server_port}/mcp",
-        f"  Groq         {settings.groq_base_url if settings.groq_api_key else model}",
+        f"  model        {upstream}",
         f"  Postgres     {database}",
         *(f"  note         {note}" for note in (postgres.notes if postgres else ())),
         *(f"  not ready    {line}" for line in missing),

@@ -213,7 +213,7 @@ async def serve_gateway(
         groq_simulated=True,
         mcp_server_url=tools_url or "http://127.0.0.1:9/mcp",
         tools_server_secret=SecretStr(SECRET),
-        **settings,
+        **{"model_retry_delay": 0.01, **settings},
     )
     app = create_app(complete)
     timeout = aiohttp.ClientTimeout(total=60)

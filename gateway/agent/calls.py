@@ -202,6 +202,8 @@ class StepCalls:
     async def _result(
         self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None, given: list[KeptInput] | None
     ) -> ToolResult | InputNeeded:
+        if call.problem:
+            return _error(call.problem)
         if spec is None:
             names = ", ".join(sorted(self._offered)) or "none"
             return _error(f"There is no tool named {call.name!r}. The tools on offer: {names}.")

@@ -1,7 +1,5 @@
 """Model ⇄ tools until the answer stands."""
 
-import asyncio
-import random
 from collections.abc import Callable
 from typing import Protocol
 from uuid import uuid4
@@ -11,7 +9,7 @@ import msgspec
 from gateway.agent.calls import Emitter, StepCalls
 from gateway.agent.structured import Form
 from gateway.agent.transcript import Transcript
-from gateway.errors import ModelError, OutputInvalid
+from gateway.errors import OutputInvalid
 from gateway.events import (
     InputResolved,
     ModelRetry,
@@ -19,6 +17,7 @@ from gateway.events import (
     StepCompleted,
     TextDelta,
     ToolCallStarted,
+    ToolFinished,
     TurnResumed,
 )
 from gateway.llm.base import Model, ModelAnswer, ModelCall
@@ -34,6 +33,7 @@ from gateway.messages import (
     ToolChoice,
     ToolSpec,
     Usage,
+    text_block,
 )
 from gateway.tools.base import Toolbox
 
@@ -43,13 +43,11 @@ _MOST_FORM_ATTEMPTS = 2
 
 
 class LoopLimits(msgspec.Struct, frozen=True):
-    """`steps` a turn may take, `tokens` it may use in all, tool calls that may run at once, retries of a model call."""
+    """`steps` a turn may take, `tokens` it may use in all, tool calls that may run at once."""
 
     steps: int = 10
     tokens: int = 200_000
     parallel_calls: int = 8
-    model_retries: int = 2
-    retry_delay: float = 0.5
 
 
 class TurnOutput(Emitter, Protocol):
@@ -218,22 +216,9 @@ class AgentLoop:
     async def _ask(
         self, call: ModelCall, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None], *, quiet: bool
     ) -> tuple[ModelAnswer, str]:
-        """One answer of the model, and its text where `quiet` keeps that from being shown.
-
-        Asked again silently only while nothing of it has been shown.
-        """
-        attempt = 1
-        while True:
-            sink = _StepSink(step, turn, add_call, quiet=quiet)
-            try:
-                return await self._model.complete(call, sink), "".join(sink.draft)
-            except ModelError as error:
-                if not error.retryable or sink.spoke or attempt > self._limits.model_retries:
-                    raise
-                log.warning("model_retry", step=step, attempt=attempt, code=error.code)
-                turn.emit(ModelRetry(step=step, reason=error.code, attempt=attempt))
-            await asyncio.sleep(self._limits.retry_delay * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311
-            attempt += 1
+        """One answer of the model, and its text where `quiet` keeps that from being shown."""
+        sink = _StepSink(step, turn, add_call, quiet=quiet)
+        return await self._model.complete(call, sink), "".join(sink.draft)
 
 
 class _StepSink:
@@ -245,7 +230,6 @@ class _StepSink:
         self._step = step
         self._turn = turn
         self._add_call = add_call
-        self.spoke = False
         self.drain = turn.drain
 
     def opened(self) -> None:
@@ -255,18 +239,29 @@ class _StepSink:
         if self._quiet:
             self.draft.append(text)
             return
-        self.spoke = True
         self._turn.emit(TextDelta(step=self._step, text=text))
 
     def reasoning(self, text: str) -> None:
-        self.spoke = True
         self._turn.emit(ReasoningDelta(step=self._step, text=text))
 
     def tool_call(self, call: ToolCall) -> None:
-        self.spoke = True
         if not call.id or self._turn.transcript.knows_call(call.id):
-            call = ToolCall(f"call_{uuid4().hex}", call.name, call.arguments)
+            call = msgspec.structs.replace(call, id=f"call_{uuid4().hex}")
         self._add_call(call)
+
+    def executed(self, call: ToolCall, output: str) -> None:
+        call_id = f"call_{uuid4().hex}"
+        self._turn.emit(
+            ToolCallStarted(
+                step=self._step, call_id=call_id, server=None, tool=call.name, arguments=call.arguments, hosted=True
+            )
+        )
+        self._turn.emit(ToolFinished(call_id=call_id, outcome="ok", content=[text_block(output)]))
+
+    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+        if discard:
+            self.draft.clear()
+        self._turn.emit(ModelRetry(step=self._step, reason=reason, attempt=attempt, discard=discard, model=model))
 
 
 def _tools(conversation: Conversation, turn: TurnOutput) -> tuple[ToolSpec, ...]:

@@ -39,6 +39,7 @@ class Transcript:
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
         self._call_steps: dict[str, _Step] = {}
+        self._hosted: set[str] = set()
         self._open_inputs: dict[str, str] = {}
         self.loaded: dict[str, None] = {}
         self.usage = Usage()
@@ -47,6 +48,10 @@ class Transcript:
         match event:
             case e.TextDelta():
                 self._step(event.step).text.append(event.text)
+            case e.ToolCallStarted() if event.hosted:
+                self._hosted.add(event.call_id)
+            case e.ToolFinished() if event.call_id in self._hosted:
+                pass  # the model has had its result, and is not told of it again
             case e.ToolCallStarted():
                 step = self._call_steps[event.call_id] = self._step(event.step)
                 step.calls[event.call_id] = event

@@ -41,6 +41,7 @@ def defaults(state: State) -> Parameters:
         top_p=settings.groq_top_p,
         max_tokens=settings.groq_max_tokens,
         reasoning_effort=settings.groq_reasoning_effort,
+        reasoning_format=settings.groq_reasoning_format,
     )
 
 

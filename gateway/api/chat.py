@@ -81,5 +81,5 @@ async def chat(
 async def _begin(
     body: ChatRequest, request: Request, principal: Principal, state: State, key: str | None
 ) -> RunningTurn | Turn:
-    value = body.value(default_model=state.settings.groq_default_model, defaults=defaults(state), idempotency_key=key)
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state), idempotency_key=key)
     return await begin(value, request, principal, state, key=key, if_busy=body.if_busy)

@@ -43,7 +43,7 @@ async def stream_prompt(
         Query(description="Plain text; OpenAI-style chunks, a line of JSON each; the same chunks as SSE."),
     ] = "text",
 ) -> Response:
-    value = body.value(default_model=state.settings.groq_default_model, defaults=defaults(state))
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
     turn = await begin(value, request, principal, state)
     match stream_format:
         case "text":
@@ -57,7 +57,7 @@ async def stream_prompt(
 
 @router.post("/api/chat/stream", summary="Chat in a conversation, streamed", response_class=Response)
 async def stream_prompts(body: PromptsRequest, request: Request, principal: PrincipalDep, state: StateDep) -> Response:
-    value = body.value(default_model=state.settings.groq_default_model, defaults=defaults(state))
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
     turn = await begin(value, request, principal, state)
     return await streamed(turn, request, state, partial(prompt_frames, kept=body.save_conversation))
 
@@ -86,7 +86,7 @@ async def chat_as_user(
     state: StateDep,
 ) -> MessageReply:
     """With authentication on, the user in the path must be the caller; with it off, the path says who the user is."""
-    value = body.value(default_model=state.settings.groq_default_model, defaults=defaults(state))
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
     turn = await begin(value, request, _as_user(user_id, principal, state), state)
     return reply(await collected(turn, request, response, state))
 

@@ -9,7 +9,11 @@ router = APIRouter(prefix="/api/v1", tags=["models"])
 
 
 class ModelView(BaseModel):
-    """Windows in tokens, prices in USD per million tokens."""
+    """Windows in tokens, prices in USD per million tokens.
+
+    `tools`: calls functions natively, else it is told of them in the prompt; `parallel_calls`: several in one step;
+    `not_taken`: parameters that it refuses.
+    """
 
     id: str
     status: str
@@ -21,6 +25,9 @@ class ModelView(BaseModel):
     price_cached: float | None
     reasoning_efforts: list[str]
     tools: bool
+    parallel_calls: bool
+    strict_schema: bool
+    not_taken: list[str]
 
 
 class ModelList(BaseModel):
@@ -33,7 +40,7 @@ class ModelList(BaseModel):
 async def list_models(_principal: PrincipalDep, state: StateDep) -> ModelList:
     """What may stand in `model`, and which one is used where nothing stands there."""
     return ModelList(
-        default=state.settings.groq_default_model,
+        default=state.settings.default_model,
         simulated=state.settings.groq_simulated,
         models=[ModelView.model_validate(model, from_attributes=True) for model in state.models.all()],
     )

@@ -40,7 +40,7 @@ async def chat_completions(
 ) -> Response:
     """OpenAI's chat completions. The gateway's tools run inside; calls of the client's own tools come back to it."""
     value = body.value(
-        default_model=state.settings.groq_default_model, defaults=defaults(state), tools=x_gateway_tools,
+        default_model=state.settings.default_model, defaults=defaults(state), tools=x_gateway_tools,
         key=idempotency_key,
     )  # fmt: skip
     turn = await begin(value, request, principal, state, key=idempotency_key)

@@ -50,7 +50,7 @@ async def create_response(
     specs = state.toolbox.specs()
     urls = {server.name: server.url for server in state.toolbox.servers()}
     value = body.value(
-        default_model=state.settings.groq_default_model, defaults=defaults(state), specs=specs, urls=urls,
+        default_model=state.settings.default_model, defaults=defaults(state), specs=specs, urls=urls,
         key=idempotency_key,
     )  # fmt: skip
     turn = await begin(value, request, principal, state, key=idempotency_key)

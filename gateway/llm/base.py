@@ -39,13 +39,25 @@ class ModelSink(Protocol):
         """A call whose arguments are complete."""
         ...
 
+    def executed(self, call: ToolCall, output: str) -> None:
+        """A call that the model's own server has made."""
+        ...
+
+    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+        """The model is asked again, or another is; with `discard`, what came so far no longer counts."""
+        ...
+
     async def drain(self) -> None:
         """Wait until more output can be taken. Called once a read."""
         ...
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model on offer. Windows in tokens; prices in USD per million tokens."""
+    """A model on offer. Windows in tokens; prices in USD per million tokens.
+
+    `tools`: it calls functions natively, else by a block in its text; `parallel_calls`: several in one step;
+    `not_taken`: parameters that its server refuses.
+    """
 
     id: str
     context_window: int
@@ -57,6 +69,9 @@ class ModelInfo(msgspec.Struct, frozen=True):
     price_cached: float | None = None
     reasoning_efforts: tuple[str, ...] = ()
     tools: bool = True
+    parallel_calls: bool = True
+    strict_schema: bool = False
+    not_taken: tuple[str, ...] = ()
 
     def cost(self, usage: Usage) -> float | None:
         """What the tokens cost in USD; None where no price is known."""
@@ -99,7 +114,7 @@ class Models(Protocol):
         """The parameters as the model takes them, and a warning for each that was dropped.
 
         Raises:
-            UnsupportedParameter: the model does not take one, and `drop` is off.
+            UnsupportedParameter: the model does not take one, or not this value, and `drop` is off.
         """
         ...
 

@@ -1,23 +1,45 @@
 """What is known of Groq's models (collected in autumn 2026), and what became of the retired ones."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from gateway.errors import ModelNotFound, UnsupportedParameter
 from gateway.llm.base import ModelInfo
-from gateway.messages import Parameters
+from gateway.messages import JsonObject, Parameters
 
 _LEVELS = ("low", "medium", "high")
+_PENALTIES = ("top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")
+_NO_REASONING = (*_PENALTIES, "reasoning_effort", "reasoning_format", "include_reasoning")
+_OSS = (*_PENALTIES, "reasoning_format")
+_WINDOW, _OUTPUT = 131_072, 65_536
+_UNKNOWN_WINDOW, _UNKNOWN_OUTPUT = 131_072, 16_384
 
-KNOWN: tuple[ModelInfo, ...] = (
-    ModelInfo("openai/gpt-oss-120b", 131_072, 65_536, "production", "OpenAI", 0.15, 0.60, 0.075, _LEVELS),
-    ModelInfo("openai/gpt-oss-20b", 131_072, 65_536, "production", "OpenAI", 0.075, 0.30, 0.0375, _LEVELS),
-    ModelInfo("qwen/qwen3.8-27b", 131_072, 16_384, "preview", "Alibaba Cloud", 0.80, 4.00, 0.40, ("none", "default")),
-    ModelInfo("openai/gpt-oss-safeguard-20b", 131_072, 65_536, "preview", "OpenAI", 0.075, 0.30, None, _LEVELS),
-    ModelInfo("groq/compound", 131_072, 8_192, "system", "Groq", tools=False),
-    ModelInfo("groq/compound-mini", 131_072, 8_192, "system", "Groq", tools=False),
-)
+
+def _model(name: str, status: str, owner: str, most: int, prices: tuple[float | None, ...], **more: Any) -> ModelInfo:
+    given = dict(zip(("price_in", "price_out", "price_cached"), prices, strict=True))
+    return ModelInfo(name, _WINDOW, most, status, owner, **given, **more)  # type: ignore[arg-type]
+
+
+_GPT: JsonObject = {
+    "reasoning_efforts": _LEVELS, "parallel_calls": False, "strict_schema": True, "not_taken": _OSS,
+}  # fmt: skip
+_NONE = (None, None, None)
+GROQ: tuple[ModelInfo, ...] = (
+    _model("openai/gpt-oss-120b", "production", "OpenAI", _OUTPUT, (0.15, 0.60, 0.075), **_GPT),
+    _model("openai/gpt-oss-20b", "production", "OpenAI", _OUTPUT, (0.075, 0.30, 0.0375), **_GPT),
+    _model(
+        "qwen/qwen3.8-27b", "preview", "Alibaba Cloud", 16_384, (0.80, 4.00, 0.40),
+        reasoning_efforts=("none", "default"), strict_schema=True, not_taken=_PENALTIES,
+    ),
+    _model(
+        "openai/gpt-oss-safeguard-20b", "preview", "OpenAI", _OUTPUT, (0.075, 0.30, None),
+        **{**_GPT, "strict_schema": False},
+    ),
+    _model("groq/compound", "system", "Groq", 8_192, _NONE, tools=False, not_taken=_NO_REASONING),
+    _model("groq/compound-mini", "system", "Groq", 8_192, _NONE, tools=False, not_taken=_NO_REASONING),
+)  # fmt: skip
 
 RETIRED: Mapping[str, str] = {
     "gemma2-9b-it": "openai/gpt-oss-20b",
@@ -32,55 +54,110 @@ RETIRED: Mapping[str, str] = {
     "qwen/qwen3.6-27b": "qwen/qwen3.8-27b",
 }
 
-
-# What none of Groq's models takes, with the value that stands for having none.
-_NOT_TAKEN: Mapping[str, float] = {
-    "top_k": 0,
-    "repetition_penalty": 1,
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-}
+# The value that stands for having none: clients send such by default.
+_NEUTRAL: Mapping[str, float] = {"top_k": 0, "repetition_penalty": 1, "frequency_penalty": 0, "presence_penalty": 0}
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 2), "top_p": (0, 1), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2),
+}  # fmt: skip
+_MOST_STOPS = 4
+_FORMATS = ("parsed", "raw", "hidden")
 
 
 class Catalog:
-    """The models on offer. What the server lists wins over what is known here; the rest of each entry stays."""
+    """The models on offer. What the server lists wins over what is known here; the rest of each entry stays.
 
-    def __init__(self, *, aliases: bool = True) -> None:
-        self._models = {model.id: model for model in KNOWN}
-        self._aliases = aliases
+    `open_ended`: the server's own list is all that is known, and before it is there any model may be asked for.
+    """
 
-    def update(self, listed: list[ModelInfo]) -> None:
+    def __init__(
+        self, known: tuple[ModelInfo, ...] = GROQ, *, aliases: bool = True, open_ended: bool = False,
+        not_taken: tuple[str, ...] = _PENALTIES,
+    ) -> None:  # fmt: skip
+        self._models = {model.id: model for model in known}
+        self._aliases = aliases and not open_ended
+        self._open_ended = open_ended
+        self._not_taken = not_taken
+
+    def update(self, listed: list[JsonObject]) -> None:
         """Take over the server's own list, as far as it goes beyond or against what is known."""
-        self._models.update({model.id: model for model in listed})
+        for entry in listed:
+            if entry.get("active") is not False:
+                self._models[str(entry["id"])] = self._merged(self._models.get(str(entry["id"])), entry)
+
+    def _merged(self, known: ModelInfo | None, listed: JsonObject) -> ModelInfo:
+        window = listed.get("context_window") or listed.get("max_model_len")
+        window = window or (known.context_window if known else _UNKNOWN_WINDOW)
+        most = listed.get("max_completion_tokens")
+        most = most or (known.max_output_tokens if known else min(window, _UNKNOWN_OUTPUT))
+        base = known or self._unknown(str(listed["id"]), owned_by=listed.get("owned_by"))
+        return msgspec.structs.replace(base, context_window=window, max_output_tokens=most)
+
+    def _unknown(self, model: str, owned_by: str | None = None) -> ModelInfo:
+        return ModelInfo(model, _UNKNOWN_WINDOW, _UNKNOWN_OUTPUT, owned_by=owned_by, not_taken=self._not_taken)
 
     def all(self) -> list[ModelInfo]:
         return list(self._models.values())
 
-    def known(self, model: str) -> ModelInfo | None:
-        return self._models.get(model)
-
-    def fit(self, parameters: Parameters, model: ModelInfo, *, drop: bool) -> tuple[Parameters, tuple[str, ...]]:
-        """See `Models.fit`. A value that changes nothing is left out silently: clients send such by default."""
-        warnings: list[str] = []
-        left_out: dict[str, None] = {}
-        for name, neutral in _NOT_TAKEN.items():
-            value = getattr(parameters, name)
-            if value is None:
-                continue
-            left_out[name] = None
-            if value != neutral and not drop:
-                raise UnsupportedParameter(f"The model {model.id!r} does not take {name}: leave it out.", param=name)
-            if value != neutral:
-                warnings.append(f"{name} was left out: the model {model.id!r} does not take it.")
-        return msgspec.structs.replace(parameters, **left_out), tuple(warnings)
+    def known(self, model: str) -> ModelInfo:
+        """What is known of a model; of one that nobody lists, what holds for most."""
+        return self._models.get(model) or self._unknown(model)
 
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
         """See `Models.resolve`. An id that the server lists is never an alias."""
         if (found := self._models.get(model)) is not None:
             return found, ()
+        if self._open_ended and not self._models:
+            return self._unknown(model), ()
         successor = RETIRED.get(model)
-        if successor is None:
-            raise ModelNotFound(f"There is no model {model!r}. On offer: {', '.join(self._models)}.", param="model")
+        if successor is None or self._open_ended:
+            offered = ", ".join(self._models)
+            raise ModelNotFound(f"There is no model {model[:200]!r}. On offer: {offered[:2_000]}.", param="model")
         if not self._aliases:
             raise ModelNotFound(f"The model {model!r} is retired. Its successor is {successor!r}.", param="model")
         return self._models[successor], (f"The model {model!r} is retired: {successor!r} answers in its place.",)
+
+    def fit(self, parameters: Parameters, model: ModelInfo, *, drop: bool) -> tuple[Parameters, tuple[str, ...]]:
+        """See `Models.fit`. A value that changes nothing is left out silently."""
+        warnings: list[str] = []
+        left_out: dict[str, None] = {}
+        for name in parameters.__struct_fields__:
+            value = getattr(parameters, name)
+            if value is None:
+                continue
+            if name in model.not_taken and value == _NEUTRAL.get(name):
+                left_out[name] = None
+                continue
+            allowed = _allowed(name, value, parameters, model)
+            if allowed is None:
+                continue
+            if not drop:
+                shown = str(value)[:100]
+                raise UnsupportedParameter(
+                    f"The model {model.id!r} does not take {name}={shown}: {allowed}.", param=name
+                )
+            left_out[name] = None
+            warnings.append(f"{name} was left out: the model {model.id!r} does not take it ({allowed}).")
+        return msgspec.structs.replace(parameters, **left_out), tuple(warnings)
+
+
+def _allowed(name: str, value: Any, parameters: Parameters, model: ModelInfo) -> str | None:
+    """What would be right in place of this value; None: it is."""
+    if name in model.not_taken:
+        return "leave it out"
+    if name in _RANGES:
+        low, high = _RANGES[name]
+        return None if low <= value <= high else f"it must be from {low:g} to {high:g}"
+    match name:
+        case "max_tokens":
+            return None if 1 <= value <= model.max_output_tokens else f"it must be from 1 to {model.max_output_tokens}"
+        case "stop":
+            return None if len(value) <= _MOST_STOPS else f"there may be at most {_MOST_STOPS}"
+        case "reasoning_effort":
+            levels = model.reasoning_efforts
+            return None if value in levels or not levels else f"it must be one of {', '.join(levels)}"
+        case "reasoning_format":
+            return None if value in _FORMATS else f"it must be one of {', '.join(_FORMATS)}"
+        case "include_reasoning":
+            return None if parameters.reasoning_format is None else "it excludes reasoning_format: send one of them"
+        case _:
+            return None

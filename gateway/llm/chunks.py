@@ -8,6 +8,7 @@ from gateway.errors import (
     ModelRequestRefused,
     ModelStreamBroken,
     ModelUnavailable,
+    ToolCallUnreadable,
 )
 from gateway.llm.base import ModelAnswer, ModelSink
 from gateway.messages import ToolCall, Usage
@@ -24,10 +25,20 @@ class _ToolCallDelta(msgspec.Struct):
     function: _Function | None = None
 
 
+class _Executed(msgspec.Struct):
+    index: int = 0
+    type: str = "tool"
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[_ToolCallDelta] | None = None
+    executed_tools: list[_Executed] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -121,6 +132,7 @@ class ChunkReader:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, _PartialCall] = {}
+        self._executed: set[int] = set()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self.done = False
@@ -184,10 +196,16 @@ class ChunkReader:
             self._text.append(delta.content)
         elif delta.reasoning:
             self._reasoning.append(delta.reasoning)
+        elif delta.reasoning_content:
+            self._reasoning.append(delta.reasoning_content)
         if delta.tool_calls:
             self._tell()
             for part in delta.tool_calls:
                 self._call_part(part)
+        if delta.executed_tools:
+            self._tell()
+            for done in delta.executed_tools:
+                self._executed_part(done)
         if choice.finish_reason:
             self._finish_reason = choice.finish_reason
             self._tell()
@@ -198,6 +216,12 @@ class ChunkReader:
             self._complete_calls()
             self._calls[part.index] = _PartialCall()
         self._calls[part.index].add(part)
+
+    def _executed_part(self, part: _Executed) -> None:
+        """Told once, when its output is there."""
+        if part.output is not None and part.index not in self._executed:
+            self._executed.add(part.index)
+            self._sink.executed(ToolCall("", part.name or part.type, part.arguments or "{}"), part.output)
 
     def _complete_calls(self) -> None:
         calls, self._calls = self._calls, {}
@@ -217,6 +241,7 @@ class ChunkReader:
 class _Said(msgspec.Struct):
     content: str | None = None
     reasoning: str | None = None
+    reasoning_content: str | None = None
 
 
 class _WholeChoice(msgspec.Struct):
@@ -241,8 +266,8 @@ def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
     except (msgspec.DecodeError, IndexError):
         raise ModelStreamBroken from None
     sink.opened()
-    if choice.message.reasoning:
-        sink.reasoning(choice.message.reasoning)
+    if thought := choice.message.reasoning or choice.message.reasoning_content:
+        sink.reasoning(thought)
     if choice.message.content:
         sink.text(choice.message.content)
     return ModelAnswer(choice.finish_reason or "stop", whole.usage.value())
@@ -256,12 +281,8 @@ def stream_error(error: UpstreamError | str) -> ModelError:
         return ModelRateLimited()
     if error.code in ("capacity_exceeded", "over_capacity") or (error.status_code or 0) >= 498:
         return ModelUnavailable()
-    if error.code == "tool_use_failed" or error.status_code == 400:
-        return ModelRequestRefused(_refusal(error))
-    return ModelStreamBroken()
-
-
-def _refusal(error: UpstreamError) -> str:
     if error.code == "tool_use_failed":
-        return "The model wrote a tool call that its server could not read."
-    return f"The model's server refused the request: {error.message[:500]}"
+        return ToolCallUnreadable(written=error.failed_generation or "")
+    if error.status_code == 400:
+        return ModelRequestRefused(f"The model's server refused the request: {error.message[:500]}")
+    return ModelStreamBroken()

@@ -61,15 +61,26 @@ class ChatRequest(BaseModel):
 
     messages: list[MessageBody] = Field(min_length=1, description="The new messages, oldest first.")
     model: str | None = Field(default=None, min_length=1, max_length=200, description="Default: GROQ_DEFAULT_MODEL.")
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1, description="The most tokens of one step's answer.")
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = Field(default=None, description="The most tokens of one step's answer.")
     stop: str | list[str] | None = Field(default=None, description="Up to four texts that end the answer.")
     seed: int | None = None
     response_format: JsonObject | None = Field(
         default=None, description="`json_object` or `json_schema`, as OpenAI has them. Goes with tools and streaming."
     )
     reasoning_effort: Literal["none", "default", "low", "medium", "high"] | None = None
+    reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
+    include_reasoning: bool | None = None
+    top_k: int | None = Field(default=None, ge=0)
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    parallel_tool_calls: bool | None = None
+    drop_unsupported: bool = Field(
+        default=False,
+        description="Leave parameters out that the model does not take, with a warning, instead of a 422.",
+    )
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     tools: list[str] | None = Field(default=None, max_length=128, description="Names that may be used. Default: all.")
     conversation_id: str | None = Field(default=None, description='An id, or "new". Default: a turn of its own.')
@@ -100,8 +111,10 @@ class ChatRequest(BaseModel):
         """The request in the gateway's own terms, with the defaults where it says nothing."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         asked = Parameters(
-            self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort, self.seed
-        )
+            self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort, self.seed,
+            self.parallel_tool_calls, self.top_k, self.repetition_penalty, self.frequency_penalty,
+            self.presence_penalty, self.reasoning_format, self.include_reasoning,
+        )  # fmt: skip
         choice = self.tool_choice
         return TurnRequest(
             messages=tuple(message.value() for message in self.messages),
@@ -116,6 +129,7 @@ class ChatRequest(BaseModel):
             idempotency_key=idempotency_key,
             approval=self.approval,
             store=self.store,
+            drop_unsupported=self.drop_unsupported,
             parent_turn_id=self.parent_turn_id,
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
         )

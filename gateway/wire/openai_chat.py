@@ -154,8 +154,8 @@ class ChatCompletionRequest(_Body):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
     verbosity: Any = None
-    reasoning_format: Any = None
-    include_reasoning: Any = None
+    reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
+    include_reasoning: bool | None = None
 
     def value(
         self, *, default_model: str, defaults: Parameters, tools: str | None = None, key: str | None = None
@@ -167,7 +167,8 @@ class ChatCompletionRequest(_Body):
             reasoning_effort="low" if self.reasoning_effort == "minimal" else self.reasoning_effort, seed=self.seed,
             parallel_tool_calls=self.parallel_tool_calls, top_k=self.top_k,
             repetition_penalty=self.repetition_penalty, frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
+            presence_penalty=self.presence_penalty, reasoning_format=self.reasoning_format,
+            include_reasoning=self.include_reasoning,
         )  # fmt: skip
         choice, own = self.tool_choice, self.x_gateway
         return TurnRequest(

@@ -34,6 +34,7 @@ _FIELDS: dict[str, set[str]] = {
     "assistant": {"role", "content", "name", "tool_calls", "reasoning"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
+_FEEDBACK = "Your tool call could not be made"  # of the gateway, about what the user wrote before
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -89,7 +90,8 @@ class Chat(msgspec.Struct, kw_only=True):
 
     @property
     def prompt(self) -> str:
-        return next((text_of(m) for m in reversed(self.messages) if m["role"] == "user"), "")
+        said = (text_of(m) for m in reversed(self.messages) if m["role"] == "user")
+        return next((text for text in said if not text.startswith(_FEEDBACK)), "")
 
 
 def text_of(message: JsonObject) -> str:

@@ -308,10 +308,10 @@ async def test_sdk_raises_the_error_that_fits(client: openai.AsyncOpenAI, gatewa
     with pytest.raises(openai.NotFoundError) as missing:
         await client.chat.completions.create(model="no-such-model", messages=[USER])
     assert missing.value.code == "model_not_found"
-    gateway.simulator.faults.add(Fault(kind="status", status=429, headers={"retry-after": "3"}, body={"error": {}}))
+    gateway.simulator.faults.add(Fault(kind="status", status=429, headers={"retry-after": "30"}, body={"error": {}}))
     with pytest.raises(openai.RateLimitError) as limited:
         await ask(client)
-    assert limited.value.response.headers["retry-after"] == "3"
+    assert limited.value.response.headers["retry-after"] == "30"
 
 
 async def test_failure_in_the_middle_raises_in_the_sdk(client: openai.AsyncOpenAI, gateway: Gateway) -> None:

@@ -321,7 +321,7 @@ async def test_every_item_is_one_that_the_sdk_knows(database_url: str, simulator
         serve_gateway(database_url, simulator, tools_url) as gateway,
         openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key="none") as client,
     ):
-        simulator.faults.add(Fault(kind="unknown_tool"))
+        simulator.faults.add(Fault(kind="unknown_tool", times=3))
         response = await create(client)
     known = (types.ResponseReasoningItem, types.ResponseOutputMessage)
     assert all(isinstance(item, known) or item.type.startswith("mcp_") for item in response.output)

@@ -1,0 +1,40 @@
+"""OpenAI, or any server with its chat completions: vLLM, Ollama, llama.cpp, …"""
+
+from functools import partial
+from typing import Any
+
+import httpx
+import openai
+
+from gateway.llm.base import ModelCall
+from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, chat_body
+
+OPENAI = "https://api.openai.com/v1"
+_NOT_OPENAIS = ("top_k", "repetition_penalty", "include_reasoning", "reasoning_format")
+
+
+def openai_model(*, api_key: str, base_url: str = OPENAI, idle_timeout: float = 60.0) -> SdkModel:
+    """A `Model` over OpenAI's official SDK. `base_url` ends in `/v1`; `idle_timeout` in seconds."""
+    client = openai.AsyncOpenAI(
+        api_key=api_key,
+        base_url=base_url,
+        max_retries=0,  # `SteadyModel` asks again, where a client can see it
+        timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
+        http_client=openai.DefaultAioHttpClient(
+            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT)
+        ),
+    )
+    body = partial(request_body, official=base_url == OPENAI)
+    return SdkModel(client, openai, body, key_setting="OPENAI_API_KEY", streams_forms=True)
+
+
+def request_body(call: ModelCall, *, official: bool) -> dict[str, Any]:
+    """The SDK's keyword arguments for a call. Others than OpenAI itself know `max_tokens` by its old name alone."""
+    body = chat_body(call) | {"stream_options": {"include_usage": True}}
+    if official and "max_tokens" in body:
+        body["max_completion_tokens"] = body.pop("max_tokens")
+    if not body.get("tools"):
+        body.pop("parallel_tool_calls", None)
+    if extra := {name: body.pop(name) for name in _NOT_OPENAIS if name in body}:
+        body["extra_body"] = extra
+    return body

@@ -1,0 +1,201 @@
+"""A model's server through one of the two official SDKs of this wire format, which are built alike.
+
+The SDK brings authentication, parameters and errors; the stream is read as bytes. Its own pydantic object for every
+chunk would cost more than all else on the way of a token.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import httpx
+import msgspec
+
+from gateway.errors import (
+    GatewayError,
+    ModelError,
+    ModelKeyRefused,
+    ModelNotFound,
+    ModelRateLimited,
+    ModelRequestRefused,
+    ModelStreamBroken,
+    ModelUnavailable,
+    OutputInvalid,
+    PromptTooLong,
+    ToolCallUnreadable,
+)
+from gateway.llm.base import ModelAnswer, ModelCall, ModelSink
+from gateway.llm.catalog import Catalog
+from gateway.llm.chunks import ChunkReader, UpstreamError, read_whole
+from gateway.log import get_logger
+from gateway.messages import JsonObject, Message, ToolSpec
+
+log = get_logger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
+
+
+class SdkModel:
+    """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
+    the keyword arguments of a call; with `streams_forms`, answers in a form are streamed as any other."""
+
+    def __init__(
+        self,
+        client: Any,
+        sdk: Any,
+        body: Callable[[ModelCall], dict[str, Any]],
+        *,
+        key_setting: str,
+        streams_forms: bool = False,
+    ) -> None:
+        self._client = client
+        self._sdk = sdk
+        self._body = body
+        self._key_setting = key_setting
+        self._streams_forms = streams_forms
+
+    async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+        """See `Model.complete`."""
+        if call.response_format is not None and not self._streams_forms:
+            return await self._complete_form(call, sink)
+        reader = ChunkReader(sink)
+        with_streaming = self._client.chat.completions.with_streaming_response
+        async with self._translated(), with_streaming.create(stream=True, **self._body(call)) as response:
+            async for data in response.http_response.aiter_raw():
+                reader.feed(data)
+                await sink.drain()
+        return reader.answer()
+
+    async def _complete_form(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+        """Groq does not stream answers in a form."""
+        create: Any = self._client.chat.completions.with_raw_response.create
+        async with self._translated():
+            response = await create(**self._body(call))
+            return read_whole(await response.read(), sink)
+        raise AssertionError("unreachable")
+
+    async def check(self) -> str | None:
+        """See `Model.check`: asks for the list of models, which costs no tokens."""
+        try:
+            await self.list_models(timeout=2.0)
+        except GatewayError as error:
+            return error.message
+        return None
+
+    async def list_models(self, timeout: float = 10.0) -> list[JsonObject]:
+        """The server's own list, an object a model.
+
+        Raises:
+            ModelError: the server does not answer, or refuses the key.
+        """
+        async with self._translated():
+            page = await self._client.models.list(timeout=timeout)
+            return [model.model_dump() for model in page.data]
+        raise AssertionError("unreachable")
+
+    async def refresh(self, catalog: Catalog) -> None:
+        """Bring the catalogue up to what the server lists. A server that does not answer changes nothing."""
+        try:
+            listed = await self.list_models()
+        except GatewayError as error:
+            log.warning("models_not_listed", code=error.code)
+            return
+        catalog.update(listed)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    @asynccontextmanager
+    async def _translated(self) -> AsyncGenerator[None]:
+        """Whatever the SDK and the two HTTP stacks beneath it raise, as ours."""
+        sdk = self._sdk
+        try:
+            yield
+        except sdk.APIStatusError as error:
+            raise self._status_error(error) from error
+        except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
+            raise ModelUnavailable("The model's server did not answer in time.") from error
+        except sdk.APIConnectionError as error:
+            raise ModelUnavailable from error
+        except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
+            raise ModelStreamBroken from error
+
+    def _status_error(self, error: Any) -> GatewayError:
+        """An HTTP status, as ours. Its message is shown only where it tells callers what to change."""
+        status, detail = int(error.status_code), _detail(error)
+        wait = _seconds(error.response.headers.get("retry-after"))
+        log.warning("model_refused", status=status, code=detail.code)
+        if status in (401, 403):
+            return ModelKeyRefused(
+                f"The model's server refused the gateway's key. The administrator must check {self._key_setting}."
+            )
+        if status == 404 or detail.code == "model_decommissioned":
+            return ModelNotFound("The model's server does not know this model.", param="model")
+        if status == 429:
+            return ModelRateLimited(retry_after=wait)
+        if status == 413:
+            return ModelRequestRefused("The request is too large for this model: shorten the messages or the history.")
+        if status == 498 or status >= 500:
+            return ModelUnavailable(retry_after=wait)
+        if detail.code == "context_length_exceeded":
+            return PromptTooLong("The prompt is longer than the model's window.", param="messages")
+        if detail.code == "json_validate_failed":
+            return OutputInvalid()
+        if detail.code == "tool_use_failed":
+            return ToolCallUnreadable(written=detail.failed_generation or "")
+        if 400 <= status < 500:
+            return ModelRequestRefused(f"The model's server refused the request: {detail.message[:500]}")
+        return ModelError()
+
+
+def chat_body(call: ModelCall) -> dict[str, Any]:
+    """What the servers of this wire format have in common. The same call gives the same bytes: the prompt cache lives
+    on it."""
+    body: dict[str, Any] = {"model": call.model, "messages": [message_body(message) for message in call.messages]}
+    if call.tools:
+        body["tools"] = [_tool_body(tool) for tool in call.tools]
+        if call.tool_choice is not None:
+            body["tool_choice"] = call.tool_choice
+    if call.response_format is not None:
+        body["response_format"] = call.response_format
+    parameters: dict[str, Any] = msgspec.to_builtins(call.parameters)
+    return body | parameters
+
+
+def message_body(message: Message) -> JsonObject:
+    """The fields that Groq knows of a message: it refuses any other, and a null where it wants none."""
+    body: JsonObject = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        body["tool_call_id"] = message.tool_call_id
+    elif message.name is not None:
+        body["name"] = message.name
+    return body
+
+
+def _tool_body(tool: ToolSpec) -> JsonObject:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    return {"type": "function", "function": function}
+
+
+def _detail(error: Any) -> UpstreamError:
+    body: Any = error.body
+    if isinstance(body, dict):
+        body = body.get("error", body)  # pyright: ignore
+    try:
+        return msgspec.convert(body, UpstreamError, strict=False)
+    except msgspec.ValidationError:
+        return UpstreamError(message="no reason given")
+
+
+def _seconds(value: str | None) -> float | None:
+    try:
+        return float(value) if value is not None else None
+    except ValueError:
+        return None
