@@ -24,7 +24,7 @@ def page(results: list[Result], lines: list[Line], contestants: list[Contestant]
             "# Results",
             "",
             "Made by `make bench`, all side by side in one run; [README.md](README.md) says what is what.",
-            "CPU: the server's own processes, Postgres apart; ratio: to the gateway's. MB: their resident memory's peak.",
+            "CPU: the server's own processes, Postgres apart; ratio: to the gateway's. MB: resident memory at most.",
             "Absolute figures drift with the machine, and others may use it: compare within one run.",
             "",
             f"Machine: {_machine()}.",
