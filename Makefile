@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway tools_server
 
-.PHONY: run test check format lock node conformance mcpb clean
+.PHONY: run test check format lock node conformance mcpb bench bench-quick clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -40,8 +40,15 @@ conformance: .venv/.dev node
 mcpb: .venv/.dev node
 	PYTHONPATH=. $(BIN)/python packaging/mcpb.py build
 
+# Gateway and peers under the same loads, side by side: benchmarks/RESULTS.md. The quick one writes nothing.
+bench: .venv/.dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: .venv/.dev
+	$(BIN)/python -m benchmarks --quick $(ARGS)
+
 clean:
-	rm -rf .venv .uv .data tests/node/node_modules
+	rm -rf .venv .uv .bench .data tests/node/node_modules
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv

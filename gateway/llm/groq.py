@@ -24,10 +24,8 @@ def groq_model(*, api_key: str, base_url: str, idle_timeout: float = 60.0) -> Sd
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:
-    """The SDK's keyword arguments for a call."""
+    """The body of a call."""
     body = chat_body(call)
     if "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
-    if extra := {name: body.pop(name) for name in ("top_k", "repetition_penalty") if name in body}:
-        body["extra_body"] = extra
     return body

@@ -10,7 +10,6 @@ from gateway.llm.base import ModelCall
 from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, chat_body
 
 OPENAI = "https://api.openai.com/v1"
-_NOT_OPENAIS = ("top_k", "repetition_penalty", "include_reasoning", "reasoning_format")
 
 
 def openai_model(*, api_key: str, base_url: str = OPENAI, idle_timeout: float = 60.0) -> SdkModel:
@@ -29,12 +28,10 @@ def openai_model(*, api_key: str, base_url: str = OPENAI, idle_timeout: float = 
 
 
 def request_body(call: ModelCall, *, official: bool) -> dict[str, Any]:
-    """The SDK's keyword arguments for a call. Others than OpenAI itself know `max_tokens` by its old name alone."""
+    """The body of a call. Others than OpenAI itself know `max_tokens` by its old name alone."""
     body = chat_body(call) | {"stream_options": {"include_usage": True}}
     if official and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     if not body.get("tools"):
         body.pop("parallel_tool_calls", None)
-    if extra := {name: body.pop(name) for name in _NOT_OPENAIS if name in body}:
-        body["extra_body"] = extra
     return body

@@ -39,7 +39,7 @@ MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
 
 class SdkModel:
     """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
-    the keyword arguments of a call; with `streams_forms`, answers in a form are streamed as any other."""
+    the body of a call; with `streams_forms`, answers in a form are streamed as any other."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class SdkModel:
         if call.response_format is not None and not self._streams_forms:
             return await self._complete_form(call, sink)
         reader = ChunkReader(sink)
-        with_streaming = self._client.chat.completions.with_streaming_response
-        async with self._translated(), with_streaming.create(stream=True, **self._body(call)) as response:
+        create = self._client.chat.completions.with_streaming_response.create
+        async with self._translated(), create(stream=True, **_untouched(self._body(call))) as response:
             async for data in response.http_response.aiter_raw():
                 reader.feed(data)
                 await sink.drain()
@@ -72,7 +72,7 @@ class SdkModel:
         """Groq does not stream answers in a form."""
         create: Any = self._client.chat.completions.with_raw_response.create
         async with self._translated():
-            response = await create(**self._body(call))
+            response = await create(**_untouched(self._body(call)))
             return read_whole(await response.read(), sink)
         raise AssertionError("unreachable")
 
@@ -148,6 +148,15 @@ class SdkModel:
         if 400 <= status < 500:
             return ModelRequestRefused(f"The model's server refused the request: {detail.message[:500]}")
         return ModelError()
+
+
+def _untouched(body: dict[str, Any]) -> dict[str, Any]:
+    """The SDK's keyword arguments for a body that is to be sent as it is.
+
+    The SDK walks through messages and tools with `typing` to rename fields, of which these have none: a sixth of what a
+    turn with tools costs. What is in `extra_body` it leaves alone.
+    """
+    return {"model": body["model"], "messages": (), "extra_body": body}
 
 
 def chat_body(call: ModelCall) -> dict[str, Any]:
