@@ -24,6 +24,7 @@ from gateway.api import (
     forerunners,
     health,
     history,
+    keys,
     mcp_content,
     mcp_servers,
     models,
@@ -32,7 +33,9 @@ from gateway.api import (
     tools,
 )
 from gateway.api import turns as turns_api
+from gateway.api.auth import Authenticator
 from gateway.api.deps import State
+from gateway.api.guard import Guard
 from gateway.api.limits import BodyLimit
 from gateway.api.middleware import RequestContext
 from gateway.config import ConfigError, Settings
@@ -43,14 +46,17 @@ from gateway.log import get_logger
 from gateway.mcp_server import McpEndpoint
 from gateway.messages import BusMessage
 from gateway.registry import Registry
+from gateway.store.audit import AuditStore
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
+from gateway.store.keys import KeyStore
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
+from gateway.tools.guarded import GuardedToolbox
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
 
@@ -90,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(Guard)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -110,6 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
         history,
         mcp_servers,
         mcp_content,
+        keys,
         forerunners,
     ):
         app.include_router(module.router)
@@ -159,6 +167,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         toolbox = McpToolbox(servers, settings, server_store)
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
+        guarded = GuardedToolbox(toolbox)
 
         limits = LoopLimits(
             steps=settings.agent_max_steps,
@@ -174,13 +183,17 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             following.heard(message)
             membership.heard(message)
             registry.heard(message)
+            auth.heard(message)
 
+        key_store = KeyStore(database)
+        auth = Authenticator(settings, key_store, AuditStore(database))
+        stack.push_async_callback(auth.stop)
         bus = Bus(database.dsn, heard)
         registry = Registry(settings, toolbox, server_store, bus)
         runner = Runner(
-            AgentLoop(model, toolbox, limits),
+            AgentLoop(model, guarded, limits),
             models=catalog,
-            toolbox=toolbox,
+            toolbox=guarded,
             journal=journal,
             no_journal=UnkeptJournal(journal),
             history=conversation_store,
@@ -208,11 +221,13 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
-        mcp = McpEndpoint(settings, runner, toolbox)
+        mcp = McpEndpoint(settings, runner, guarded)
         toolbox.on_change = mcp.tools_changed
         await stack.enter_async_context(mcp.running())
         yield State(
             settings=settings,
+            auth=auth,
+            keys=key_store,
             runner=runner,
             following=following,
             turns=turns,
@@ -223,7 +238,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             registry=registry,
             bus=bus,
             mcp=mcp,
-            toolbox=toolbox,
+            toolbox=guarded,
             models=catalog,
             model=model,
             database=database,

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_SHORTEST_JWT_SECRET = 32
+_SHARED_ALGORITHMS = {"HS256", "HS384", "HS512"}
+_PUBLIC_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 DEFAULT_MODEL = "openai/gpt-oss-120b"
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
@@ -28,6 +31,14 @@ class Settings(BaseSettings):
     gateway_lifeline: str | None = None
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()
+    jwt_secret: SecretStr | None = None
+    jwt_jwks_url: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_algorithms: CommaSeparated = ()
+    jwt_role_claim: str = "role"
+    jwt_scope_claim: str | None = None
+    jwt_leeway_seconds: float = Field(default=10.0, ge=0, le=300)
 
     database_url: str | None = None
     postgres_host: str | None = None
@@ -80,10 +91,28 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     debug: bool = False
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "jwt_algorithms", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _tokens_are_bound(self) -> Self:
+        """A token is only taken from one issuer, for this audience, signed in a way that its key is meant for."""
+        if self.jwt_secret is None and self.jwt_jwks_url is None:
+            return self
+        if self.jwt_secret is not None and self.jwt_jwks_url is not None:
+            raise ValueError("JWT_SECRET and JWT_JWKS_URL: set one of them")
+        if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value()) < _SHORTEST_JWT_SECRET:
+            raise ValueError(f"JWT_SECRET: must have at least {_SHORTEST_JWT_SECRET} characters")
+        if self.jwt_jwks_url is not None and not self.jwt_jwks_url.startswith(("http://", "https://")):
+            raise ValueError("JWT_JWKS_URL: must start with http:// or https://")
+        if not self.jwt_issuer or not self.jwt_audience:
+            raise ValueError("JWT_ISSUER and JWT_AUDIENCE: both are needed, or tokens made for others would be taken")
+        known = _SHARED_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_ALGORITHMS
+        if not set(self.jwt_algorithms) <= known:
+            raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(known))} go with this kind of key")
+        return self
 
     @field_validator("groq_base_url")
     @classmethod
@@ -156,5 +185,5 @@ def load(**overrides: Any) -> Settings:
 
 
 def _line(problem: Any) -> str:
-    name = str(problem["loc"][0]).upper() if problem["loc"] else "settings"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{str(problem['loc'][0]).upper()}: {said}" if problem["loc"] else said

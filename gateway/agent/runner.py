@@ -19,6 +19,7 @@ from gateway.agent.turn_log import TurnLog
 from gateway.deadline import Deadline
 from gateway.errors import (
     ErrorInfo,
+    Forbidden,
     GatewayError,
     Overloaded,
     ServerStopping,
@@ -270,6 +271,8 @@ class Runner:
         if self.running >= self._max_turns:
             raise Overloaded(f"The gateway already runs {self._max_turns} turns. Try again shortly.")
         model, warnings = self._models.resolve(request.model)
+        if not principal.may_ask(model.id):
+            raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
         parameters, dropped = self._models.fit(request.parameters, model, drop=request.drop_unsupported)
         request = msgspec.structs.replace(request, parameters=parameters)
         if request.response_format is not None:
@@ -283,10 +286,11 @@ class Runner:
             model=model.id,
             conversation_id=conversation_id,
             request_id=request_id,
+            caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
         )
         turn_log = TurnLog(turn_id, synchronous=self._synchronous)
         turn = self._turn(record, principal, turn_log)
-        offered, missing = self._offer(request)
+        offered, missing = self._offer(request, principal)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn_id),
@@ -308,10 +312,11 @@ class Runner:
     def take_over(self, record: TurnRecord, events: list[Entry], inputs: list[KeptInput], *, cancel: bool) -> None:
         """Go on with a turn that is claimed for this worker: another had begun it, or it has waited for a person."""
         model, _ = self._models.resolve(record.model)
-        offered, _ = self._offer(record.request)
+        principal = record.caller or Principal(user=record.owner)
+        offered, _ = self._offer(record.request, principal)
         turn_log = TurnLog(record.id, synchronous=self._synchronous)
         turn_log.adopt(events)
-        turn = self._turn(record, Principal(user=record.owner), turn_log)
+        turn = self._turn(record, principal, turn_log)
         turn.inputs = inputs
         for entry in events:
             turn.transcript.apply(entry.event)
@@ -374,7 +379,7 @@ class Runner:
             await asyncio.wait([turn.journal.now(turn.log) for turn in turns], timeout=2)
         return [turn.id for turn in turns if turn.kept]
 
-    def _offer(self, request: TurnRequest) -> tuple[Offer, tuple[str, ...]]:
+    def _offer(self, request: TurnRequest, principal: Principal) -> tuple[Offer, tuple[str, ...]]:
         """The tools on offer to this turn, and a warning for each that was asked for and is not there.
 
         A tool that the client brings stands before one of ours of the same name.
@@ -383,7 +388,7 @@ class Runner:
         specs = tuple(
             msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
             for spec in self._toolbox.specs()
-            if spec.name not in own
+            if spec.name not in own and principal.may_use(spec)
         )
         if request.tools is None:
             return self._fitting(specs + request.client_tools, request), ()

@@ -47,7 +47,7 @@ async def create_response(
         turn_id, part = turn_of(body.previous_response_id, "previous_response_id")
         turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, principal, state)
         return await _answer(turn, body, request, state, _writer(turn, state, part + 1))
-    specs = state.toolbox.specs()
+    specs = tuple(spec for spec in state.toolbox.specs() if principal.may_use(spec))
     urls = {server.name: server.url for server in state.toolbox.servers()}
     value = body.value(
         default_model=state.settings.groq_default_model, defaults=defaults(state), specs=specs, urls=urls,

@@ -84,6 +84,7 @@ class Turn(SQLModel, table=True):
     )
     created_at: datetime | None = Field(default=None, sa_column=_created_at())
     completed_at: datetime | None = Field(default=None, sa_column=_when())
+    caller: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_token_ms: float | None = None
     duration_ms: float | None = None
     search: Any = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
@@ -143,6 +144,38 @@ class AuditLog(SQLModel, table=True):
     action: str = Field(sa_type=Text)
     subject: str = Field(sa_type=Text)
     detail: dict[str, Any] = Field(sa_column=_json(nullable=False))
+
+
+class ApiKey(SQLModel, table=True):
+    """A key for the API: the SHA-256 of it, and the beginning by which people know it. Rows stay when it is revoked.
+
+    A key is 256 random bits, so nobody can guess it from a fast hash: a slow one would only make each request dear.
+    `scopes`, `models`, `servers` and `tools` are lists; null allows all. `created_by`: a user.
+    """
+
+    __tablename__: ClassVar[Any] = "api_keys"
+    __table_args__ = (
+        Index("ux_api_keys_hash", "hash", unique=True),
+        Index("ux_api_keys_prefix", "prefix", unique=True),
+        Index("ix_api_keys_owner", "owner", text("id DESC")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    hash: str = Field(sa_type=Text)
+    prefix: str = Field(sa_type=Text)
+    name: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    owner: str = Field(sa_type=Text)
+    role: str = Field(sa_type=Text)
+    scopes: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    models: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    servers: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    tools: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    budget: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    created_by: str = Field(sa_type=Text)
+    created_at: datetime | None = Field(default=None, sa_column=_created_at())
+    expires_at: datetime | None = Field(default=None, sa_column=_when())
+    last_used_at: datetime | None = Field(default=None, sa_column=_when())
+    revoked_at: datetime | None = Field(default=None, sa_column=_when())
 
 
 class McpServerRow(SQLModel, table=True):

@@ -232,5 +232,6 @@ def _record(turn: Turn) -> tuple[TurnRecord, bool]:
         model=turn.model_name,
         conversation_id=turn.conversation_id,
         request_id=turn.request_id,
+        caller=None if turn.caller is None else msgspec.convert(turn.caller, Principal),
     )
     return record, turn.cancel_requested
