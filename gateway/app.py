@@ -38,6 +38,7 @@ from gateway.api.deps import State
 from gateway.api.guard import Guard
 from gateway.api.limits import BodyLimit
 from gateway.api.middleware import RequestContext
+from gateway.api.rates import RATE_HEADERS, Rates
 from gateway.config import ConfigError, Settings
 from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
@@ -103,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Turn-Id", "Retry-After"],
+            expose_headers=["X-Request-ID", "X-Turn-Id", "Retry-After", *RATE_HEADERS],
         )
     app.add_middleware(RequestContext)
     errors.install(app)
@@ -188,6 +189,8 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         key_store = KeyStore(database)
         auth = Authenticator(settings, key_store, AuditStore(database))
         stack.push_async_callback(auth.stop)
+        rates = Rates(settings)
+        stack.push_async_callback(rates.close)
         bus = Bus(database.dsn, heard)
         registry = Registry(settings, toolbox, server_store, bus)
         runner = Runner(
@@ -228,6 +231,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             settings=settings,
             auth=auth,
             keys=key_store,
+            rates=rates,
             runner=runner,
             following=following,
             turns=turns,

@@ -40,6 +40,15 @@ class Settings(BaseSettings):
     jwt_scope_claim: str | None = None
     jwt_leeway_seconds: float = Field(default=10.0, ge=0, le=300)
 
+    rate_limit_enabled: bool = True
+    rate_limit_requests: int = Field(default=600, ge=1)
+    rate_limit_window_seconds: int = Field(default=60, ge=1, le=86_400)
+    rate_limit_chat_requests: int | None = Field(default=None, ge=1)
+    rate_limit_tools_requests: int | None = Field(default=None, ge=1)
+    rate_limit_mcp_requests: int | None = Field(default=None, ge=1)
+    rate_limit_streams: int = Field(default=100, ge=1)
+    redis_url: SecretStr | None = None
+
     database_url: str | None = None
     postgres_host: str | None = None
     postgres_port: int = 5432
@@ -113,6 +122,13 @@ class Settings(BaseSettings):
         if not set(self.jwt_algorithms) <= known:
             raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(known))} go with this kind of key")
         return self
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must be a Redis URL such as redis://host:6379/0")
+        return value
 
     @field_validator("groq_base_url")
     @classmethod

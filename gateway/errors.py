@@ -12,6 +12,8 @@
      ├─ Conflict                 409 conflict
      │   ├─ ConversationBusy     409 conversation_busy
      │   └─ TurnNotKept          409 turn_not_kept
+     ├─ RateLimited              429 rate_limited
+     │   └─ TooManyStreams       429 too_many_streams
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
      │   └─ StorageUnavailable   503 storage_unavailable
@@ -119,6 +121,16 @@ class TurnNotKept(Conflict):
     default_message = (
         "This turn is not kept: it can be followed only while it runs, and only at the worker that runs it."
     )
+
+
+class RateLimited(GatewayError):
+    code = "rate_limited"
+    status = 429
+    default_message = "Too many requests. Try again shortly."
+
+
+class TooManyStreams(RateLimited):
+    code = "too_many_streams"
 
 
 class Overloaded(GatewayError):

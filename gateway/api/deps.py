@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.agent.following import Following
 from gateway.agent.runner import Runner
 from gateway.api.auth import PRINCIPAL, Authenticator
+from gateway.api.rates import Rates
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.llm.base import Model, Models
@@ -49,6 +50,7 @@ class State:
     settings: Settings
     auth: Authenticator
     keys: KeyStore
+    rates: Rates
     runner: Runner
     following: Following
     turns: TurnStore
