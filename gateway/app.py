@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from gateway import __version__
+from gateway.agent.budgets import Budgets
 from gateway.agent.following import Following
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.membership import Membership
@@ -33,12 +34,14 @@ from gateway.api import (
     tools,
 )
 from gateway.api import turns as turns_api
+from gateway.api import usage as usage_api
 from gateway.api.auth import Authenticator
 from gateway.api.deps import State
 from gateway.api.guard import Guard
 from gateway.api.limits import BodyLimit
 from gateway.api.middleware import RequestContext
 from gateway.api.rates import RATE_HEADERS, Rates
+from gateway.api.usage import budget_of_users
 from gateway.config import ConfigError, Settings
 from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
@@ -57,6 +60,7 @@ from gateway.store.journal import PostgresJournal, UnkeptJournal
 from gateway.store.keys import KeyStore
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
+from gateway.store.usage import UsageStore
 from gateway.tools.guarded import GuardedToolbox
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
@@ -119,6 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
         mcp_servers,
         mcp_content,
         keys,
+        usage_api,
         forerunners,
     ):
         app.include_router(module.router)
@@ -177,6 +182,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         )
         turns = TurnStore(database)
         conversation_store = ConversationStore(database)
+        usage = UsageStore(database)
         inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days))
 
         def heard(message: BusMessage) -> None:
@@ -209,6 +215,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             max_turns=settings.max_running_turns,
             synchronous_journal=settings.synchronous_journal,
             tool_tokens=settings.tool_token_budget,
+            budgets=Budgets(usage, budget_of_users(settings)),
         )
         following = Following(runner, turns, bus)
         beat = settings.heartbeat_seconds
@@ -246,6 +253,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             models=catalog,
             model=model,
             database=database,
+            usage=usage,
         )
 
 

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     rate_limit_mcp_requests: int | None = Field(default=None, ge=1)
     rate_limit_streams: int = Field(default=100, ge=1)
     redis_url: SecretStr | None = None
+    budget_tokens_per_day: int | None = Field(default=None, ge=0)
+    budget_tokens_per_month: int | None = Field(default=None, ge=0)
+    budget_usd_per_day: float | None = Field(default=None, ge=0)
+    budget_usd_per_month: float | None = Field(default=None, ge=0)
 
     database_url: str | None = None
     postgres_host: str | None = None

@@ -5,6 +5,7 @@
      │   ├─ PayloadTooLarge      413 payload_too_large
      │   └─ UnsupportedParameter 422 unsupported_parameter
      ├─ NotAuthenticated         401 not_authenticated
+     ├─ BudgetExceeded           402 budget_exceeded
      ├─ Forbidden                403 forbidden
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
@@ -85,6 +86,12 @@ class NotAuthenticated(GatewayError):
     code = "not_authenticated"
     status = 401
     default_message = "Send an API key, as `Authorization: Bearer …` or `X-API-Key: …`."
+
+
+class BudgetExceeded(GatewayError):
+    code = "budget_exceeded"
+    status = 402
+    default_message = "The budget is used up."
 
 
 class Forbidden(GatewayError):

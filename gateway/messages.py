@@ -142,6 +142,24 @@ class Usage(msgspec.Struct, frozen=True):
         return Usage(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What has been used up so far today and this month, in UTC."""
+
+    tokens_today: int = 0
+    tokens_this_month: int = 0
+    usd_today: float = 0.0
+    usd_this_month: float = 0.0
+
+    def plus(self, tokens: int, usd: float) -> "Spent":
+        """With what is being used up now."""
+        return Spent(
+            self.tokens_today + tokens,
+            self.tokens_this_month + tokens,
+            self.usd_today + usd,
+            self.usd_this_month + usd,
+        )
+
+
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the model shall answer. None means: as the model's server has it."""
 

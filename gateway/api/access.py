@@ -69,6 +69,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/api/v1/mcp/prompts"): _TOOLS,
     ("POST", "/api/v1/mcp/prompts/{name}"): _TOOLS,
     ("GET", "/api/v1/models"): _ANYONE,
+    ("GET", "/api/v1/usage"): _READ,
     ("GET", "/api/v1/keys"): Access("keys"),
     ("POST", "/api/v1/keys"): Access("keys", "user"),
     ("DELETE", "/api/v1/keys/{key_id}"): Access("keys", "user"),

@@ -28,6 +28,7 @@ from gateway.store.inputs import InputStore
 from gateway.store.keys import KeyStore
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
+from gateway.store.usage import UsageStore
 from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class State:
     models: Models
     model: Model
     database: Database
+    usage: UsageStore
     started_at: float = field(default_factory=time.monotonic)
 
     async def stop(self, grace: float) -> None:

@@ -51,9 +51,16 @@ SELECT $1::uuid, $2::int, $3::int, $4::text
 WHERE EXISTS (SELECT 1 FROM turns WHERE id = $1 AND worker_id = $5::uuid)
 ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 FINISH_TURN = """
+WITH ended AS (
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
                  error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL
-WHERE id = $1 AND worker_id = $13"""
+WHERE id = $1 AND worker_id = $13
+RETURNING *)
+INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
+                        cost_usd, at)
+SELECT id, owner, caller->>'key', model_name, status, (usage->>'prompt_tokens')::bigint,
+       (usage->>'completion_tokens')::bigint, (usage->>'total_tokens')::bigint, cost_usd, completed_at FROM ended
+ON CONFLICT (turn_id) DO NOTHING"""
 CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
 PARK_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
 _ORDER = (BEGIN_TURN, CALL_STARTED, CALL_EDITED, CALL_FINISHED, EVENTS, FINISH_TURN, PARK_TURN)

@@ -132,6 +132,31 @@ class TurnInput(SQLModel, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
+class TurnUsage(SQLModel, table=True):
+    """What an ended turn has used up: what budgets are reckoned from. It stays when the turn is deleted."""
+
+    __tablename__: ClassVar[Any] = "turn_usage"
+    __table_args__ = (
+        Index("ix_turn_usage_owner", "owner", "at", postgresql_include=["total_tokens", "cost_usd"]),
+        Index(
+            "ix_turn_usage_key", "key", "at", postgresql_include=["total_tokens", "cost_usd"],
+            postgresql_where=text("key IS NOT NULL"),
+        ),
+        Index("ix_turn_usage_at", "at"),
+    )  # fmt: skip
+
+    turn_id: UUID = Field(primary_key=True)
+    owner: str = Field(sa_type=Text)
+    key: str | None = Field(default=None, sa_type=Text)
+    model_name: str = Field(sa_type=Text)
+    status: str = Field(sa_type=Text)
+    prompt_tokens: int = Field(sa_type=BigInteger)
+    completion_tokens: int = Field(sa_type=BigInteger)
+    total_tokens: int = Field(sa_type=BigInteger)
+    cost_usd: float | None = None
+    at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+
+
 class AuditLog(SQLModel, table=True):
     """Who did what, when. A trigger forbids to change or delete a row."""
 

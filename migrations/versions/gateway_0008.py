@@ -1,4 +1,4 @@
-"""Stored keys, and who began a turn with which of them"""
+"""Stored keys, who began a turn with which of them, and what turns have used up"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -35,8 +35,40 @@ def upgrade() -> None:
     op.create_index("ux_api_keys_prefix", "api_keys", ["prefix"], unique=True)
     op.create_index("ix_api_keys_owner", "api_keys", ["owner", sa.literal_column("id DESC")])
     op.add_column("turns", sa.Column("caller", postgresql.JSONB(), nullable=True))
+    op.create_table(
+        "turn_usage",
+        sa.Column("turn_id", sa.Uuid(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=True),
+        sa.Column("model_name", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("total_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cost_usd", sa.Float(), nullable=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("turn_id"),
+    )
+    figures = ["total_tokens", "cost_usd"]
+    op.create_index("ix_turn_usage_owner", "turn_usage", ["owner", "at"], postgresql_include=figures)
+    op.create_index(
+        "ix_turn_usage_key", "turn_usage", ["key", "at"], postgresql_include=figures,
+        postgresql_where=sa.text("key IS NOT NULL"),
+    )
+    op.create_index("ix_turn_usage_at", "turn_usage", ["at"])
+    op.execute(
+        """
+        INSERT INTO turn_usage (turn_id, owner, model_name, status, prompt_tokens, completion_tokens, total_tokens,
+                                cost_usd, at)
+        SELECT id, owner, model_name, status, coalesce((usage->>'prompt_tokens')::bigint, 0),
+               coalesce((usage->>'completion_tokens')::bigint, 0), coalesce((usage->>'total_tokens')::bigint, 0),
+               cost_usd, completed_at
+        FROM turns WHERE completed_at IS NOT NULL
+        """
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("turn_usage")
     op.drop_column("turns", "caller")
     op.drop_table("api_keys")
