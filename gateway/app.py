@@ -18,6 +18,7 @@ from gateway.agent.following import Following
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.membership import Membership
 from gateway.agent.runner import Runner
+from gateway.api import audit as audit_api
 from gateway.api import (
     chat,
     conversations,
@@ -124,6 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
         mcp_content,
         keys,
         usage_api,
+        audit_api,
         forerunners,
     ):
         app.include_router(module.router)
@@ -193,7 +195,8 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             auth.heard(message)
 
         key_store = KeyStore(database)
-        auth = Authenticator(settings, key_store, AuditStore(database))
+        audit = AuditStore(database)
+        auth = Authenticator(settings, key_store, audit)
         stack.push_async_callback(auth.stop)
         rates = Rates(settings)
         stack.push_async_callback(rates.close)
@@ -254,6 +257,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             model=model,
             database=database,
             usage=usage,
+            audit=audit,
         )
 
 

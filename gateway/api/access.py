@@ -36,6 +36,7 @@ _TOOLS = Access("tools")
 _CALL = Access("tools", "user", "tools")
 _SERVERS = Access("servers")
 _ADMIN_SERVERS = Access("servers", "admin")
+_ADMIN = Access("admin", "admin")
 
 ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/health"): _UNCOUNTED,
@@ -69,7 +70,10 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/api/v1/mcp/prompts"): _TOOLS,
     ("POST", "/api/v1/mcp/prompts/{name}"): _TOOLS,
     ("GET", "/api/v1/models"): _ANYONE,
+    ("POST", "/api/v1/turns/{turn_id}/feedback"): _CHANGE,
     ("GET", "/api/v1/usage"): _READ,
+    ("GET", "/api/v1/admin/stats"): _ADMIN,
+    ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/keys"): Access("keys"),
     ("POST", "/api/v1/keys"): Access("keys", "user"),
     ("DELETE", "/api/v1/keys/{key_id}"): Access("keys", "user"),

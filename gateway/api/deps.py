@@ -20,6 +20,7 @@ from gateway.errors import GatewayError
 from gateway.llm.base import Model, Models
 from gateway.messages import Principal
 from gateway.registry import Registry
+from gateway.store.audit import AuditStore
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
@@ -67,6 +68,7 @@ class State:
     model: Model
     database: Database
     usage: UsageStore
+    audit: AuditStore
     started_at: float = field(default_factory=time.monotonic)
 
     async def stop(self, grace: float) -> None:

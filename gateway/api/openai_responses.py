@@ -87,7 +87,7 @@ async def delete_response(response_id: str, principal: PrincipalDep, state: Stat
     """Delete the turn with all that is kept of it; one that runs is stopped first."""
     turn, _ = await _find(response_id, principal, state)
     await stop_turn(turn, state)
-    await state.turns.delete(turn.id)
+    await state.turns.delete(turn.id, by=principal.user)
     return {"id": response_id, "object": "response", "deleted": True}
 
 

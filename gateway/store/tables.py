@@ -99,6 +99,7 @@ class ToolCallRow(SQLModel, table=True):
     """What a tool was asked and what came of it: written before the call runs, completed after."""
 
     __tablename__: ClassVar[Any] = "tool_calls"
+    __table_args__ = (Index("ix_tool_calls_started", "started_at"),)
 
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
     call_id: str = Field(primary_key=True, sa_type=Text)
@@ -154,14 +155,32 @@ class TurnUsage(SQLModel, table=True):
     completion_tokens: int = Field(sa_type=BigInteger)
     total_tokens: int = Field(sa_type=BigInteger)
     cost_usd: float | None = None
+    error_code: str | None = Field(default=None, sa_type=Text)
     at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+
+
+class Feedback(SQLModel, table=True):
+    """What its owner thinks of a turn: `rating` up or down, and why."""
+
+    __tablename__: ClassVar[Any] = "turn_feedback"
+    __table_args__ = (Index("ix_turn_feedback_owner", "owner", "at"), Index("ix_turn_feedback_at", "at"))
+
+    turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
+    owner: str = Field(sa_type=Text)
+    rating: str = Field(sa_type=Text)
+    comment: str | None = Field(default=None, sa_type=Text)
+    at: datetime | None = Field(default=None, sa_column=_created_at())
 
 
 class AuditLog(SQLModel, table=True):
     """Who did what, when. A trigger forbids to change or delete a row."""
 
     __tablename__: ClassVar[Any] = "audit_log"
-    __table_args__ = (Index("ix_audit_log_subject", "subject"),)
+    __table_args__ = (
+        Index("ix_audit_log_subject", "subject"),
+        Index("ix_audit_log_actor", "actor", text("id DESC")),
+        Index("ix_audit_log_action", "action", text("id DESC")),
+    )
 
     id: UUID = Field(primary_key=True)
     at: datetime | None = Field(default=None, sa_column=_created_at())

@@ -46,6 +46,7 @@ def upgrade() -> None:
         sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
         sa.Column("total_tokens", sa.BigInteger(), nullable=False),
         sa.Column("cost_usd", sa.Float(), nullable=True),
+        sa.Column("error_code", sa.Text(), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("turn_id"),
     )
@@ -59,16 +60,35 @@ def upgrade() -> None:
     op.execute(
         """
         INSERT INTO turn_usage (turn_id, owner, model_name, status, prompt_tokens, completion_tokens, total_tokens,
-                                cost_usd, at)
+                                cost_usd, error_code, at)
         SELECT id, owner, model_name, status, coalesce((usage->>'prompt_tokens')::bigint, 0),
                coalesce((usage->>'completion_tokens')::bigint, 0), coalesce((usage->>'total_tokens')::bigint, 0),
-               cost_usd, completed_at
+               cost_usd, error->>'code', completed_at
         FROM turns WHERE completed_at IS NOT NULL
         """
     )
+    op.create_table(
+        "turn_feedback",
+        sa.Column("turn_id", sa.Uuid(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("rating", sa.Text(), nullable=False),
+        sa.Column("comment", sa.Text(), nullable=True),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(["turn_id"], ["turns.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("turn_id"),
+    )
+    op.create_index("ix_turn_feedback_owner", "turn_feedback", ["owner", "at"])
+    op.create_index("ix_turn_feedback_at", "turn_feedback", ["at"])
+    op.create_index("ix_tool_calls_started", "tool_calls", ["started_at"])
+    op.create_index("ix_audit_log_actor", "audit_log", ["actor", sa.literal_column("id DESC")])
+    op.create_index("ix_audit_log_action", "audit_log", ["action", sa.literal_column("id DESC")])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_audit_log_action", "audit_log")
+    op.drop_index("ix_audit_log_actor", "audit_log")
+    op.drop_index("ix_tool_calls_started", "tool_calls")
+    op.drop_table("turn_feedback")
     op.drop_table("turn_usage")
     op.drop_column("turns", "caller")
     op.drop_table("api_keys")
