@@ -25,8 +25,8 @@ format: .venv/.dev
 # The locks name versions and hashes, never addresses, so they hold for any mirror of the package index.
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
 lock: | $(UV)
-	$(UV) $(LOCK) -o requirements.lock
-	$(UV) $(LOCK) --extra dev -c requirements.lock -o requirements-dev.lock
+	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
+	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
 
 # The clients in Node that some tests drive; without them those tests skip.
 node:

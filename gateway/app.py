@@ -13,10 +13,12 @@ from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from gateway import __version__
+from gateway.agent.budgets import Budgets
 from gateway.agent.following import Following
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.membership import Membership
 from gateway.agent.runner import Runner
+from gateway.api import audit as audit_api
 from gateway.api import (
     chat,
     conversations,
@@ -24,6 +26,7 @@ from gateway.api import (
     forerunners,
     health,
     history,
+    keys,
     mcp_content,
     mcp_oauth,
     mcp_servers,
@@ -33,9 +36,14 @@ from gateway.api import (
     tools,
 )
 from gateway.api import turns as turns_api
+from gateway.api import usage as usage_api
+from gateway.api.auth import Authenticator
 from gateway.api.deps import State
+from gateway.api.guard import Guard
 from gateway.api.limits import BodyLimit
 from gateway.api.middleware import RequestContext
+from gateway.api.rates import RATE_HEADERS, Rates
+from gateway.api.usage import budget_of_users
 from gateway.config import ConfigError, Settings
 from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
@@ -45,6 +53,7 @@ from gateway.log import get_logger
 from gateway.mcp_server import McpEndpoint
 from gateway.messages import BusMessage
 from gateway.registry import Registry
+from gateway.store.audit import AuditStore
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
@@ -52,9 +61,12 @@ from gateway.store.grants import GrantStore
 from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
+from gateway.store.keys import KeyStore
 from gateway.store.sealing import seal_of
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
+from gateway.store.usage import UsageStore
+from gateway.tools.guarded import GuardedToolbox
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
 
@@ -96,13 +108,14 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(Guard)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Turn-Id", "Retry-After"],
+            expose_headers=["X-Request-ID", "X-Turn-Id", "Retry-After", *RATE_HEADERS],
         )
     app.add_middleware(RequestContext)
     errors.install(app)
@@ -117,6 +130,9 @@ def create_app(settings: Settings) -> FastAPI:
         mcp_servers,
         mcp_content,
         mcp_oauth,
+        keys,
+        usage_api,
+        audit_api,
         forerunners,
     ):
         app.include_router(module.router)
@@ -164,6 +180,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal_of(settings)))
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
+        guarded = GuardedToolbox(toolbox)
 
         limits = LoopLimits(
             steps=settings.agent_max_steps,
@@ -172,6 +189,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         )
         turns = TurnStore(database)
         conversation_store = ConversationStore(database)
+        usage = UsageStore(database)
         inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days))
 
         def heard(message: BusMessage) -> None:
@@ -181,14 +199,21 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             registry.heard(message)
             if message.kind == "logins":
                 toolbox.grants_changed()
+            auth.heard(message)
 
+        key_store = KeyStore(database)
+        audit = AuditStore(database)
+        auth = Authenticator(settings, key_store, audit)
+        stack.push_async_callback(auth.stop)
+        rates = Rates(settings)
+        stack.push_async_callback(rates.close)
         bus = Bus(database.dsn, heard)
         _wake_signed_in(toolbox, inputs, bus)
         registry = Registry(settings, toolbox, server_store, bus)
         runner = Runner(
-            AgentLoop(model, toolbox, limits),
+            AgentLoop(model, guarded, limits),
             models=catalog,
-            toolbox=toolbox,
+            toolbox=guarded,
             journal=journal,
             no_journal=UnkeptJournal(journal),
             history=conversation_store,
@@ -201,6 +226,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             max_turns=settings.max_running_turns,
             synchronous_journal=settings.synchronous_journal,
             tool_tokens=settings.tool_token_budget,
+            budgets=Budgets(usage, budget_of_users(settings)),
         )
         following = Following(runner, turns, bus)
         beat = settings.heartbeat_seconds
@@ -216,11 +242,14 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
-        mcp = McpEndpoint(settings, runner, toolbox)
+        mcp = McpEndpoint(settings, runner, guarded)
         toolbox.on_change = mcp.tools_changed
         await stack.enter_async_context(mcp.running())
         yield State(
             settings=settings,
+            auth=auth,
+            keys=key_store,
+            rates=rates,
             runner=runner,
             following=following,
             turns=turns,
@@ -231,10 +260,12 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             registry=registry,
             bus=bus,
             mcp=mcp,
-            toolbox=toolbox,
+            toolbox=guarded,
             models=catalog,
             model=model,
             database=database,
+            usage=usage,
+            audit=audit,
         )
 
 

@@ -3,19 +3,28 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 import typer
 
 from gateway.config import ConfigError, Settings, load
+from gateway.messages import Area
+
+if TYPE_CHECKING:
+    from gateway.store.keys import KeyStore
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="agent-gateway", help="An agent gateway that speaks MCP.", no_args_is_help=True, add_completion=False
 )
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 app.add_typer(db, name="db")
+keys = typer.Typer(help="Keys for the API.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 
 @app.command()
@@ -68,6 +77,77 @@ def upgrade() -> None:
     print("The database is up to date.")
 
 
+@keys.command()
+def create(
+    owner: Annotated[str, typer.Option(help="Whose key: all that is made with it is theirs.")],
+    role: Annotated[Literal["admin", "user", "viewer"], typer.Option(help="What it may do.")] = "user",
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    expires_days: Annotated[float | None, typer.Option(help="How long it is good for; else for ever.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="An area that it opens; may be repeated. Else all.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models that it may ask, as globs. Else all.")] = None,
+    server: Annotated[list[str] | None, typer.Option(help="MCP servers that it may reach. Else all.")] = None,
+    tool: Annotated[list[str] | None, typer.Option(help="Tools that it may use. Else all.")] = None,
+) -> None:
+    """Make a key, and print it: this once. The first one switches authentication on."""
+    from gateway.store.keys import NewKey
+
+    if unknown := set(scope or ()) - set(get_args(Area)):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the areas are {', '.join(get_args(Area))}")
+    expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
+    new = NewKey(owner, name, role, _tuple(scope), _tuple(model), _tuple(server), _tuple(tool), expires_at=expires_at)
+    row, secret = _with_keys(lambda store: store.create(new, by="cli"))
+    print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is kept.")
+
+
+@keys.command("list")
+def list_keys(owner: Annotated[str | None, typer.Option(help="Theirs alone.")] = None) -> None:
+    """Show the keys: how each begins, whose it is, and how it stands."""
+    rows = _with_keys(lambda store: store.all(owner))
+    now = datetime.now(UTC)
+    for row in rows:
+        over = row.expires_at is not None and row.expires_at <= now
+        state = "revoked" if row.revoked_at else "expired" if over else "good"
+        used = f"{row.last_used_at:%Y-%m-%d %H:%M}" if row.last_used_at else "never used"
+        print(f"{row.prefix}  {row.role:6}  {state:7}  {used:16}  {row.owner}  {row.name}")
+
+
+@keys.command()
+def revoke(prefix: Annotated[str, typer.Argument(help="How the key begins, as `list` shows it.")]) -> None:
+    """Let a key open nothing any more."""
+
+    async def revoking(store: "KeyStore") -> None:
+        await store.revoke(await store.by_prefix(prefix), by="cli")
+
+    _with_keys(revoking)
+    print(f"{prefix} is revoked.")
+
+
+def _tuple(given: list[str] | None) -> tuple[str, ...] | None:
+    return None if given is None else tuple(given)
+
+
+def _with_keys(work: "Callable[[KeyStore], Awaitable[T]]") -> T:
+    """Something done with the keys of the configured database."""
+    from gateway.errors import GatewayError
+    from gateway.store import database
+    from gateway.store.keys import KeyStore
+
+    async def working(settings: Settings, url: str) -> T:
+        await _prepare_schema(settings, url)
+        opened = database.Database(url, pool_size=1)
+        try:
+            return await work(KeyStore(opened))
+        except GatewayError as error:
+            raise ConfigError(error.message) from None
+        finally:
+            await opened.close()
+
+    with clear_errors():
+        settings = load()
+        with _postgres(settings) as url:
+            return asyncio.run(working(settings, url))
+
+
 @contextmanager
 def clear_errors() -> Generator[None]:
     """What the person at the terminal can mend is a line or two, not a traceback."""
@@ -88,11 +168,11 @@ async def _serve(settings: Settings) -> None:
     from gateway.app import create_app
 
     log.configure(json=settings.json_logs, level=settings.effective_log_level)
-    refuse_open_gateway(settings)
     listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     process.end_with_parent(settings.gateway_lifeline)
     with _postgres(settings) as url:
         await _prepare_schema(settings, url)
+        refuse_open_gateway(settings, stored_keys=await _stored_keys(url))
         async with _groq(settings, url) as complete:
             api = create_app(complete)
             loop = asyncio.get_running_loop()
@@ -130,6 +210,17 @@ async def _prepare_schema(settings: Settings, url: str) -> None:
     if not settings.migrate_on_start and settings.postgres_url is not None:
         raise database.DatabaseError("DATABASE_URL: the schema is not up to date: run `agent-gateway db upgrade`")
     await asyncio.to_thread(migrations.upgrade, url)
+
+
+async def _stored_keys(url: str) -> bool:
+    from gateway.store.database import Database
+    from gateway.store.keys import KeyStore
+
+    database = Database(url, pool_size=1)
+    try:
+        return await KeyStore(database).any()
+    finally:
+        await database.close()
 
 
 @contextmanager

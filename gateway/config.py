@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_SHORTEST_JWT_SECRET = 32
+_SHARED_ALGORITHMS = {"HS256", "HS384", "HS512"}
+_PUBLIC_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 DEFAULT_MODEL = "openai/gpt-oss-120b"
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
@@ -30,6 +33,27 @@ class Settings(BaseSettings):
     gateway_lifeline: str | None = None
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()
+    jwt_secret: SecretStr | None = None
+    jwt_jwks_url: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_algorithms: CommaSeparated = ()
+    jwt_role_claim: str = "role"
+    jwt_scope_claim: str | None = None
+    jwt_leeway_seconds: float = Field(default=10.0, ge=0, le=300)
+
+    rate_limit_enabled: bool = True
+    rate_limit_requests: int = Field(default=600, ge=1)
+    rate_limit_window_seconds: int = Field(default=60, ge=1, le=86_400)
+    rate_limit_chat_requests: int | None = Field(default=None, ge=1)
+    rate_limit_tools_requests: int | None = Field(default=None, ge=1)
+    rate_limit_mcp_requests: int | None = Field(default=None, ge=1)
+    rate_limit_streams: int = Field(default=100, ge=1)
+    redis_url: SecretStr | None = None
+    budget_tokens_per_day: int | None = Field(default=None, ge=0)
+    budget_tokens_per_month: int | None = Field(default=None, ge=0)
+    budget_usd_per_day: float | None = Field(default=None, ge=0)
+    budget_usd_per_month: float | None = Field(default=None, ge=0)
 
     database_url: str | None = None
     postgres_host: str | None = None
@@ -92,7 +116,7 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     debug: bool = False
 
-    @field_validator("cors_origins", "model_fallbacks", mode="before")
+    @field_validator("cors_origins", "model_fallbacks", "jwt_algorithms", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -102,6 +126,31 @@ class Settings(BaseSettings):
     def _browsers_address(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL such as https://gateway.example.com")
+        return value
+
+    @model_validator(mode="after")
+    def _tokens_are_bound(self) -> Self:
+        """A token is only taken from one issuer, for this audience, signed in a way that its key is meant for."""
+        if self.jwt_secret is None and self.jwt_jwks_url is None:
+            return self
+        if self.jwt_secret is not None and self.jwt_jwks_url is not None:
+            raise ValueError("JWT_SECRET and JWT_JWKS_URL: set one of them")
+        if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value()) < _SHORTEST_JWT_SECRET:
+            raise ValueError(f"JWT_SECRET: must have at least {_SHORTEST_JWT_SECRET} characters")
+        if self.jwt_jwks_url is not None and not self.jwt_jwks_url.startswith(("http://", "https://")):
+            raise ValueError("JWT_JWKS_URL: must start with http:// or https://")
+        if not self.jwt_issuer or not self.jwt_audience:
+            raise ValueError("JWT_ISSUER and JWT_AUDIENCE: both are needed, or tokens made for others would be taken")
+        known = _SHARED_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_ALGORITHMS
+        if not set(self.jwt_algorithms) <= known:
+            raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(known))} go with this kind of key")
+        return self
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must be a Redis URL such as redis://host:6379/0")
         return value
 
     @field_validator("groq_base_url")
@@ -201,5 +250,5 @@ def load(**overrides: Any) -> Settings:
 
 
 def _line(problem: Any) -> str:
-    name = str(problem["loc"][0]).upper() if problem["loc"] else "settings"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{str(problem['loc'][0]).upper()}: {said}" if problem["loc"] else said

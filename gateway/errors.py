@@ -6,6 +6,7 @@
      │   ├─ UnsupportedParameter 422 unsupported_parameter
      │   └─ PromptTooLong        422 prompt_too_long
      ├─ NotAuthenticated         401 not_authenticated
+     ├─ BudgetExceeded           402 budget_exceeded
      ├─ Forbidden                403 forbidden
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
@@ -13,6 +14,8 @@
      ├─ Conflict                 409 conflict
      │   ├─ ConversationBusy     409 conversation_busy
      │   └─ TurnNotKept          409 turn_not_kept
+     ├─ RateLimited              429 rate_limited
+     │   └─ TooManyStreams       429 too_many_streams
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
      │   └─ StorageUnavailable   503 storage_unavailable
@@ -91,6 +94,12 @@ class NotAuthenticated(GatewayError):
     default_message = "Send an API key, as `Authorization: Bearer …` or `X-API-Key: …`."
 
 
+class BudgetExceeded(GatewayError):
+    code = "budget_exceeded"
+    status = 402
+    default_message = "The budget is used up."
+
+
 class Forbidden(GatewayError):
     code = "forbidden"
     status = 403
@@ -125,6 +134,16 @@ class TurnNotKept(Conflict):
     default_message = (
         "This turn is not kept: it can be followed only while it runs, and only at the worker that runs it."
     )
+
+
+class RateLimited(GatewayError):
+    code = "rate_limited"
+    status = 429
+    default_message = "Too many requests. Try again shortly."
+
+
+class TooManyStreams(RateLimited):
+    code = "too_many_streams"
 
 
 class Overloaded(GatewayError):

@@ -12,21 +12,21 @@ from uuid import UUID
 
 import mcp.types as t
 from mcp import MCPError
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.agent.runner import Runner
-from gateway.api.auth import authenticate, is_loopback
+from gateway.api.auth import PRINCIPAL, is_loopback
 from gateway.config import Settings
-from gateway.errors import GatewayError, NotAuthenticated, NotFound
+from gateway.errors import GatewayError, NotFound
 from gateway.events import ToolCallStarted, TurnCancelled, TurnFailed, TurnStarted
 from gateway.log import get_logger
 from gateway.messages import (
@@ -47,7 +47,6 @@ from gateway.tools.base import Listed, Toolbox
 
 log = get_logger(__name__)
 
-_PRINCIPAL = "gateway.principal"
 _MOST_ROUNDS = 10
 ASK_AGENT = ToolSpec(
     name="ask_agent",
@@ -105,15 +104,14 @@ class McpEndpoint:
                 self._listening.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            principal = authenticate(Headers(scope=scope), self._settings)
-        except NotAuthenticated as error:
-            body = {"error": {"code": error.code, "message": error.message}}
-            await JSONResponse(body, error.status, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-            return
+        principal: Principal = scope[PRINCIPAL]
         # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-        await self._app({**scope, _PRINCIPAL: principal, "headers": headers}, receive, send)
+        # The SDK lets nobody into a session but who has begun it.
+        user = AuthenticatedUser(
+            AccessToken(token="", client_id=principal.key or "", scopes=[], subject=principal.user)
+        )
+        await self._app({**scope, "user": user, "headers": headers}, receive, send)
 
     async def tools_changed(self) -> None:
         """Tell the hosts that listen."""
@@ -141,24 +139,27 @@ class McpEndpoint:
 
     # --- tools
 
-    async def _list_tools(self, _ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
-        return t.ListToolsResult(tools=[_tool(spec) for spec in (*self._toolbox.specs(), ASK_AGENT)])
+    async def _list_tools(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
+        principal = _principal(ctx)
+        specs = [spec for spec in self._toolbox.specs() if principal.may_use(spec)]
+        return t.ListToolsResult(tools=[_tool(spec) for spec in (*specs, *_agent_for(principal))])
 
     async def _call_tool(
         self, ctx: Context, params: t.CallToolRequestParams
     ) -> t.CallToolResult | t.InputRequiredResult:
         arguments = params.arguments or {}
-        if params.name == ASK_AGENT.name:
+        principal = _principal(ctx)
+        if principal.role == "viewer":
+            raise MCPError(t.INVALID_REQUEST, "A viewer may not call tools.")
+        if params.name == ASK_AGENT.name and _agent_for(principal):
             return await self._ask_agent(ctx, arguments)
         spec = self._toolbox.find(params.name)
-        if spec is None:
+        if spec is None or not principal.may_use(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
         answers = _answers(params)
         observer = _Host(ctx)
         for _ in range(_MOST_ROUNDS):
-            result = await self._toolbox.call(
-                spec, arguments, principal=_principal(ctx), observer=observer, answers=answers
-            )
+            result = await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
             if isinstance(result, ToolResult):
                 return _result(result)
             if not ctx.session.can_send_request:
@@ -296,7 +297,12 @@ class _told_to_host:  # noqa: N801 - reads as what it does
 def _principal(ctx: Context) -> Principal:
     request: object = ctx.request
     assert isinstance(request, Request)
-    return request.scope[_PRINCIPAL]
+    return request.scope[PRINCIPAL]
+
+
+def _agent_for(principal: Principal) -> tuple[ToolSpec, ...]:
+    """The agent, for those who may begin turns."""
+    return (ASK_AGENT,) if principal.role != "viewer" and principal.may_enter("chat") else ()
 
 
 def _tool(spec: ToolSpec) -> t.Tool:

@@ -1,5 +1,6 @@
 """The values that travel between the parts of the gateway. None has a row id: storage adds identity."""
 
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 from uuid import UUID
 
@@ -14,16 +15,53 @@ Action = Literal["accept", "decline", "cancel", "expire"]
 JsonObject = dict[str, Any]
 
 
-class Principal(msgspec.Struct, frozen=True):
+UserRole = Literal["admin", "user", "viewer"]
+Area = Literal["chat", "history", "tools", "servers", "keys", "admin"]
+
+
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What may be used up in a day and in a month, in UTC. None: as much as one likes."""
+
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    usd_per_day: float | None = None
+    usd_per_month: float | None = None
+
+
+class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who is calling. `user` owns what the call makes; `key` names the credential, never its secret.
 
-    `headers` are those of the request that MCP servers want passed on; they are kept nowhere.
+    Without a `key`, nobody has asked for one. `scopes` are the areas that the credential opens; `models`, `servers` and
+    `tools` are globs over what it may use; None: all of them. `budget` is the credential's own. `headers` are those of
+    the request that MCP servers want passed on; they are kept nowhere.
     """
 
     user: str
-    role: Literal["admin", "user", "viewer"] = "user"
+    role: UserRole = "user"
     key: str | None = None
     headers: dict[str, str] = msgspec.field(default_factory=dict[str, str])
+    scopes: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
+    servers: tuple[str, ...] | None = None
+    tools: tuple[str, ...] | None = None
+    budget: Budget | None = None
+
+    def may_enter(self, area: Area) -> bool:
+        return self.scopes is None or area in self.scopes
+
+    def may_ask(self, model: str) -> bool:
+        return _allowed(model, self.models)
+
+    def may_reach(self, server: str) -> bool:
+        return _allowed(server, self.servers)
+
+    def may_use(self, spec: "ToolSpec") -> bool:
+        """Whether a tool is within the allow lists; one that the client runs itself always is."""
+        return spec.client or (_allowed(spec.server, self.servers) and _allowed(spec.name, self.tools))
+
+
+def _allowed(name: str, globs: tuple[str, ...] | None) -> bool:
+    return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
 LOCAL = Principal(user="local", role="admin")
@@ -108,6 +146,24 @@ class Usage(msgspec.Struct, frozen=True):
         return Usage(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What has been used up so far today and this month, in UTC."""
+
+    tokens_today: int = 0
+    tokens_this_month: int = 0
+    usd_today: float = 0.0
+    usd_this_month: float = 0.0
+
+    def plus(self, tokens: int, usd: float) -> "Spent":
+        """With what is being used up now."""
+        return Spent(
+            self.tokens_today + tokens,
+            self.tokens_this_month + tokens,
+            self.usd_today + usd,
+            self.usd_this_month + usd,
+        )
+
+
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the model shall answer. None means: as the model's server has it."""
 
@@ -173,7 +229,10 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TurnRecord(msgspec.Struct, frozen=True):
-    """A turn as it is known at its start. `model` is the one in use, which an alias may have put for the asked one."""
+    """A turn as it is known at its start. `model` is the one in use, which an alias may have put for the asked one.
+
+    `caller` is who began it, where a credential was asked for: whoever goes on with the turn has no more rights.
+    """
 
     id: UUID
     owner: str
@@ -181,6 +240,7 @@ class TurnRecord(msgspec.Struct, frozen=True):
     model: str
     conversation_id: UUID | None = None
     request_id: str | None = None
+    caller: Principal | None = None
 
 
 class TurnOutcome(msgspec.Struct, frozen=True):
@@ -270,10 +330,11 @@ class BusMessage(msgspec.Struct, frozen=True):
     """What workers tell each other of a turn.
 
     `cancel` it; `watch`: tell of its events; `events`: there are new ones; `orphan`: nobody runs it, or it is answered.
-    Of no turn are `servers`: the MCP servers have changed; and `logins`: a sign-in has its answer.
+    Of no turn are `servers` and `keys`: the MCP servers, the stored keys have changed; and `logins`: a sign-in has its
+    answer.
     """
 
-    kind: Literal["cancel", "watch", "events", "orphan", "servers", "logins"]
+    kind: Literal["cancel", "watch", "events", "orphan", "servers", "keys", "logins"]
     turn_id: UUID
 
     NO_TURN: ClassVar[UUID] = UUID(int=0)

@@ -119,5 +119,8 @@ class RecordingTurn:
     async def drain(self) -> None:
         pass
 
+    async def afford(self) -> None:
+        pass
+
     async def ask(self, call_id: str, needed: InputNeeded) -> None:
         raise AssertionError(f"{call_id} asks {needed}")

@@ -14,6 +14,7 @@ from gateway.messages import (
     KeptInput,
     Message,
     Principal,
+    Spent,
     TurnOutcome,
     TurnRecord,
     TurnRequest,
@@ -140,3 +141,15 @@ class Bus(Protocol):
     """Workers telling each other; a message may get lost."""
 
     def publish(self, message: BusMessage) -> None: ...
+
+
+class Ledger(Protocol):
+    """What ended turns have used up."""
+
+    async def spent(self, *, owner: str | None = None, key: str | None = None) -> Spent:
+        """Of an owner, or with a key.
+
+        Raises:
+            StorageUnavailable: the database cannot be reached.
+        """
+        ...

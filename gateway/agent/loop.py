@@ -64,6 +64,12 @@ class TurnOutput(Emitter, Protocol):
         """Wait until more events can be taken."""
         ...
 
+    async def afford(self) -> None:
+        """Raises:
+        BudgetExceeded: the caller's budget does not allow another step.
+        """
+        ...
+
 
 class Conversation(msgspec.Struct, frozen=True):
     """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own;
@@ -101,6 +107,8 @@ class AgentLoop:
         form = Form(conversation.response_format) if conversation.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
         while step <= self._limits.steps and (conversation.tools or form is None):
+            if turn.transcript.steps:
+                await turn.afford()
             calls = self._calls(step, conversation, turn)
             try:
                 asked = self._call(conversation, turn, step)
@@ -184,6 +192,8 @@ class AgentLoop:
         Raises:
             OutputInvalid: it does not fit either.
         """
+        if turn.transcript.steps:
+            await turn.afford()
         call = msgspec.structs.replace(
             self._call(conversation, turn, step), tools=(), tool_choice=None, response_format=form.response_format
         )

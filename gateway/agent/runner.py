@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Literal
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import uuid_utils.compat as uuids
 
 from gateway.agent import context
 from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns
+from gateway.agent.budgets import Budgets
 from gateway.agent.calls import turn_of_call
 from gateway.agent.finding import Offer, offer
 from gateway.agent.loop import AgentLoop, Conversation
@@ -19,6 +21,7 @@ from gateway.agent.turn_log import TurnLog
 from gateway.deadline import Deadline
 from gateway.errors import (
     ErrorInfo,
+    Forbidden,
     GatewayError,
     Overloaded,
     ServerStopping,
@@ -73,10 +76,19 @@ class RunningTurn:
     """One turn under way. Emits events into its log and its journal; others read the log."""
 
     def __init__(
-        self, record: TurnRecord, owner: Principal, turn_log: TurnLog, journal: Journal, inputs: Inputs
+        self,
+        record: TurnRecord,
+        owner: Principal,
+        turn_log: TurnLog,
+        journal: Journal,
+        inputs: Inputs,
+        model: ModelInfo,
+        budgets: "Callable[[RunningTurn], Awaitable[None]]",
     ) -> None:
         self.record = record
         self.principal = owner
+        self.model = model
+        self._budgets = budgets
         self.log = turn_log
         self.transcript = Transcript()
         self.inputs: list[KeptInput] = []
@@ -97,6 +109,17 @@ class RunningTurn:
     @property
     def id(self) -> UUID:
         return self.record.id
+
+    @property
+    def tokens(self) -> int:
+        return self.transcript.usage.total_tokens
+
+    @property
+    def usd(self) -> float:
+        return self.model.cost(self.transcript.usage) or 0.0
+
+    async def afford(self) -> None:
+        await self._budgets(self)
 
     @property
     def kept(self) -> bool:
@@ -232,7 +255,9 @@ class Runner:
         max_turns: int = 2_000,
         synchronous_journal: bool = False,
         tool_tokens: int = 24_000,
+        budgets: Budgets,
     ) -> None:
+        self._budgets = budgets
         self._loop = loop
         self._models = models
         self._toolbox = toolbox
@@ -270,10 +295,13 @@ class Runner:
         if self.running >= self._max_turns:
             raise Overloaded(f"The gateway already runs {self._max_turns} turns. Try again shortly.")
         model, warnings = self._models.resolve(request.model)
+        if not principal.may_ask(model.id):
+            raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
         parameters, dropped = self._models.fit(request.parameters, model, drop=request.drop_unsupported)
         request = msgspec.structs.replace(request, parameters=parameters)
         if request.response_format is not None:
             Form(request.response_format)
+        await self._budgets.check(principal, self._turns.values())
         conversation_id = await self._history.open(request, principal)
         turn_id = UUID(int=uuids.uuid7().int)
         record = TurnRecord(
@@ -283,10 +311,11 @@ class Runner:
             model=model.id,
             conversation_id=conversation_id,
             request_id=request_id,
+            caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
         )
         turn_log = TurnLog(turn_id, synchronous=self._synchronous)
-        turn = self._turn(record, principal, turn_log)
-        offered, missing = self._offer(request)
+        turn = self._turn(record, principal, turn_log, model)
+        offered, missing = self._offer(request, principal)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn_id),
@@ -308,10 +337,11 @@ class Runner:
     def take_over(self, record: TurnRecord, events: list[Entry], inputs: list[KeptInput], *, cancel: bool) -> None:
         """Go on with a turn that is claimed for this worker: another had begun it, or it has waited for a person."""
         model, _ = self._models.resolve(record.model)
-        offered, _ = self._offer(record.request)
+        principal = record.caller or Principal(user=record.owner)
+        offered, _ = self._offer(record.request, principal)
         turn_log = TurnLog(record.id, synchronous=self._synchronous)
         turn_log.adopt(events)
-        turn = self._turn(record, Principal(user=record.owner), turn_log)
+        turn = self._turn(record, principal, turn_log, model)
         turn.inputs = inputs
         for entry in events:
             turn.transcript.apply(entry.event)
@@ -324,9 +354,12 @@ class Runner:
         self._turns[turn.id] = turn
         turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn.id}")
 
-    def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog) -> RunningTurn:
+    def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog, model: ModelInfo) -> RunningTurn:
         journal = self._journal if record.request.store else self._no_journal
-        return RunningTurn(record, principal, turn_log, journal, self._inputs)
+        return RunningTurn(record, principal, turn_log, journal, self._inputs, model, self._afford)
+
+    async def _afford(self, turn: RunningTurn) -> None:
+        await self._budgets.check(turn.principal, self._turns.values(), begun=True)
 
     def heard(self, message: BusMessage) -> None:
         """What another worker (or this one) tells of a turn that may run here."""
@@ -374,7 +407,7 @@ class Runner:
             await asyncio.wait([turn.journal.now(turn.log) for turn in turns], timeout=2)
         return [turn.id for turn in turns if turn.kept]
 
-    def _offer(self, request: TurnRequest) -> tuple[Offer, tuple[str, ...]]:
+    def _offer(self, request: TurnRequest, principal: Principal) -> tuple[Offer, tuple[str, ...]]:
         """The tools on offer to this turn, and a warning for each that was asked for and is not there.
 
         A tool that the client brings stands before one of ours of the same name.
@@ -383,7 +416,7 @@ class Runner:
         specs = tuple(
             msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
             for spec in self._toolbox.specs()
-            if spec.name not in own
+            if spec.name not in own and principal.may_use(spec)
         )
         if request.tools is None:
             return self._fitting(specs + request.client_tools, request), ()

@@ -112,7 +112,7 @@ async def remove(conversation_id: str, principal: Principal, state: State) -> UU
     conversation = await state.conversations.get(conversation_id, principal)
     for turn_id in await state.conversations.open_turns(conversation.id):
         await stop_turn(await state.turns.get(turn_id, principal), state)
-    await state.conversations.delete(conversation.id)
+    await state.conversations.delete(conversation.id, by=principal.user)
     return conversation.id
 
 

@@ -8,26 +8,33 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.types import Receive, Scope, Send
 
 from gateway.agent.following import Following
 from gateway.agent.runner import Runner
-from gateway.api.auth import authenticate
+from gateway.api.auth import PRINCIPAL, Authenticator
+from gateway.api.rates import Rates
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.llm.base import Model, Models
 from gateway.messages import Principal
 from gateway.registry import Registry
+from gateway.store.audit import AuditStore
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
+from gateway.store.keys import KeyStore
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
+from gateway.store.usage import UsageStore
 from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
+
+_IN_DOCUMENT = (Depends(APIKeyHeader(name="X-API-Key", auto_error=False)), Depends(HTTPBearer(auto_error=False)))
 
 
 class Endpoint(Protocol):
@@ -43,6 +50,9 @@ class State:
     """The parts of a running gateway."""
 
     settings: Settings
+    auth: Authenticator
+    keys: KeyStore
+    rates: Rates
     runner: Runner
     following: Following
     turns: TurnStore
@@ -57,6 +67,8 @@ class State:
     models: Models
     model: Model
     database: Database
+    usage: UsageStore
+    audit: AuditStore
     started_at: float = field(default_factory=time.monotonic)
 
     async def stop(self, grace: float) -> None:
@@ -70,8 +82,14 @@ async def get_state(request: Request) -> State:
     return request.app.state.gateway
 
 
-async def get_principal(request: Request, state: Annotated[State, Depends(get_state)]) -> Principal:
-    principal = authenticate(request.headers, state.settings)
+async def get_principal(
+    request: Request,
+    state: Annotated[State, Depends(get_state)],
+    _key: Annotated[Any, _IN_DOCUMENT[0]],
+    _bearer: Annotated[Any, _IN_DOCUMENT[1]],
+) -> Principal:
+    """Whom the guard has let in, with the headers that MCP servers want passed on."""
+    principal: Principal = request.scope[PRINCIPAL]
     if not (wanted := state.toolbox.forwarded_headers()):
         return principal
     headers = {name: value for name in wanted if (value := request.headers.get(name)) is not None}

@@ -36,6 +36,8 @@ def error_response(
     headers: dict[str, str] = {}
     if (turn_id := getattr(request.state, "turn_id", None)) is not None:
         headers["X-Turn-Id"] = turn_id
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, round(retry_after)))
     info = ErrorInfo(code=code, message=message, param=param)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from gateway.api.begin import begin, collected, defaults, streamed
 from gateway.api.conversations import remove
-from gateway.api.deps import PrincipalDep, State, StateDep
+from gateway.api.deps import PrincipalDep, StateDep
 from gateway.errors import Forbidden, NotFound
 from gateway.messages import Principal
 from gateway.store.tables import Turn
@@ -87,14 +87,14 @@ async def chat_as_user(
 ) -> MessageReply:
     """With authentication on, the user in the path must be the caller; with it off, the path says who the user is."""
     value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
-    turn = await begin(value, request, _as_user(user_id, principal, state), state)
+    turn = await begin(value, request, _as_user(user_id, principal), state)
     return reply(await collected(turn, request, response, state))
 
 
-def _as_user(user_id: str, principal: Principal, state: State) -> Principal:
+def _as_user(user_id: str, principal: Principal) -> Principal:
     if user_id in _NO_USERS:
         raise NotFound(f"{user_id!r} is no user's name.")
-    if state.settings.api_key is None:
+    if principal.key is None:
         return Principal(user=user_id)
     if user_id != principal.user:
         raise Forbidden(f"This key is {principal.user!r}'s, not {user_id!r}'s.")

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, StateDep
 from gateway.api.errors import ErrorBody
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, NotFound
+from gateway.messages import Principal
 
 router = APIRouter(tags=["MCP servers"])
 
@@ -47,13 +48,20 @@ class SignInPage(BaseModel):
 @router.post("/api/v1/mcp/servers/{name}/sign-in", summary="Sign in to a protected MCP server", responses=_ERRORS)
 async def sign_in(name: Name, principal: PrincipalDep, state: StateDep) -> SignInPage:
     """The page to open, good for seven days. Where `share` is `all`, an admin signs in for everybody."""
+    _demand_reach(name, principal)
     return SignInPage(url=await state.toolbox.sign_in.offer(name, principal))
 
 
 @router.delete("/api/v1/mcp/servers/{name}/sign-in", summary="Sign out", status_code=204, responses=_ERRORS)
 async def sign_out(name: Name, principal: PrincipalDep, state: StateDep) -> None:
     """Forget the tokens that the server's authorization server gave."""
+    _demand_reach(name, principal)
     await state.toolbox.sign_in.forget(name, principal)
+
+
+def _demand_reach(name: str, principal: Principal) -> None:
+    if not principal.may_reach(name):
+        raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
 
 
 @router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)

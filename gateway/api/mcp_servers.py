@@ -82,9 +82,9 @@ class Switch(BaseModel):
 
 
 @router.get("", summary="The MCP servers")
-async def list_servers(_principal: PrincipalDep, state: StateDep) -> McpServerList:
+async def list_servers(principal: PrincipalDep, state: StateDep) -> McpServerList:
     """How each stands, and which of their tools have changed since they were first seen."""
-    statuses = {status.name: status for status in state.toolbox.servers()}
+    statuses = {status.name: status for status in state.toolbox.servers() if principal.may_reach(status.name)}
     views: list[McpServerView] = []
     for name, status in statuses.items():
         config = state.registry.config(name)
@@ -95,7 +95,7 @@ async def list_servers(_principal: PrincipalDep, state: StateDep) -> McpServerLi
         }  # fmt: skip
         told = {name: getattr(status, name) for name in status.__struct_fields__}
         views.append(McpServerView.model_validate(told | fields))
-    changed = await state.servers.changed()
+    changed = {key: change for key, change in (await state.servers.changed()).items() if principal.may_reach(key[0])}
     return McpServerList(
         servers=views,
         changed_tools=[ChangedTool(server=s, tool=t, was=was, now=now) for (s, t), (was, now) in changed.items()],

@@ -11,6 +11,8 @@ from gateway.log import get_logger, request_id
 
 log = get_logger("gateway.access")
 
+HEADERS = "gateway.headers"
+"""Where in a request's scope those behind put headers for its answer, whoever gives it."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _QUIET = ("/health", "/ready")
 
@@ -30,12 +32,14 @@ class RequestContext:
         token = request_id.set(current.decode())
         started = time.perf_counter()
         status = 0
+        added: list[tuple[bytes, bytes]] = []
+        scope[HEADERS] = added
 
         def with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", current)]
+                message["headers"] = [*message["headers"], (b"x-request-id", current), *added]
             return send(message)
 
         try:

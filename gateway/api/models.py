@@ -37,10 +37,14 @@ class ModelList(BaseModel):
 
 
 @router.get("/models", summary="The models on offer")
-async def list_models(_principal: PrincipalDep, state: StateDep) -> ModelList:
+async def list_models(principal: PrincipalDep, state: StateDep) -> ModelList:
     """What may stand in `model`, and which one is used where nothing stands there."""
     return ModelList(
         default=state.settings.default_model,
         simulated=state.settings.groq_simulated,
-        models=[ModelView.model_validate(model, from_attributes=True) for model in state.models.all()],
+        models=[
+            ModelView.model_validate(model, from_attributes=True)
+            for model in state.models.all()
+            if principal.may_ask(model.id)
+        ],
     )

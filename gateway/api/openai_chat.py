@@ -52,13 +52,14 @@ async def chat_completions(
 
 
 @router.get("/models", summary="The models on offer, as OpenAI lists them")
-async def list_models(_principal: PrincipalDep, state: StateDep) -> JsonObject:
-    return {"object": "list", "data": [_model(model) for model in state.models.all()]}
+async def list_models(principal: PrincipalDep, state: StateDep) -> JsonObject:
+    models = [model for model in state.models.all() if principal.may_ask(model.id)]
+    return {"object": "list", "data": [_model(model) for model in models]}
 
 
 @router.get("/models/{model:path}", summary="A model")
-async def get_model(model: str, _principal: PrincipalDep, state: StateDep) -> JsonObject:
-    found = next((known for known in state.models.all() if known.id == model), None)
+async def get_model(model: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
+    found = next((known for known in state.models.all() if known.id == model and principal.may_ask(model)), None)
     if found is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
     return _model(found)

@@ -47,7 +47,7 @@ async def create_response(
         turn_id, part = turn_of(body.previous_response_id, "previous_response_id")
         turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, principal, state)
         return await _answer(turn, body, request, state, _writer(turn, state, part + 1))
-    specs = state.toolbox.specs()
+    specs = tuple(spec for spec in state.toolbox.specs() if principal.may_use(spec))
     urls = {server.name: server.url for server in state.toolbox.servers()}
     value = body.value(
         default_model=state.settings.default_model, defaults=defaults(state), specs=specs, urls=urls,
@@ -87,7 +87,7 @@ async def delete_response(response_id: str, principal: PrincipalDep, state: Stat
     """Delete the turn with all that is kept of it; one that runs is stopped first."""
     turn, _ = await _find(response_id, principal, state)
     await stop_turn(turn, state)
-    await state.turns.delete(turn.id)
+    await state.turns.delete(turn.id, by=principal.user)
     return {"id": response_id, "object": "response", "deleted": True}
 
 

@@ -58,9 +58,9 @@ class ToolCallResult(BaseModel):
 
 
 @router.get("/tools", summary="The tools on offer")
-async def list_tools(_principal: PrincipalDep, state: StateDep) -> ToolList:
-    """Every tool of every connected MCP server, and how each server stands."""
-    servers = state.toolbox.servers()
+async def list_tools(principal: PrincipalDep, state: StateDep) -> ToolList:
+    """Every tool of every connected MCP server that you may use, and how each server stands."""
+    servers = [server for server in state.toolbox.servers() if principal.may_reach(server.name)]
     states = {server.name: server.state for server in servers}
     tools = [
         ToolView(
@@ -79,6 +79,7 @@ async def list_tools(_principal: PrincipalDep, state: StateDep) -> ToolList:
             ),
         )
         for spec in state.toolbox.specs()
+        if principal.may_use(spec)
     ]
     views = [ServerView.model_validate(server, from_attributes=True) for server in servers]
     return ToolList(tools=tools, servers=views)
@@ -97,7 +98,7 @@ async def call_tool(
 ) -> ToolCallResult:
     """Run one tool as the caller, without a model. What the tool says went wrong is its result, not an HTTP error."""
     spec = state.toolbox.find(name)
-    if spec is None:
+    if spec is None or not principal.may_use(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists those on offer.")
     started = time.perf_counter()
     result = await state.toolbox.call(spec, arguments, principal=principal)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.begin import answer_question, following, stop_turn
 from gateway.api.deps import PrincipalDep, State, StateDep
@@ -132,6 +132,31 @@ async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -
     """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
     await stop_turn(await state.turns.get(turn_id, principal), state)
     return await _view(turn_id, principal, state)
+
+
+class FeedbackBody(BaseModel):
+    """What you think of the turn, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rating: Literal["up", "down"]
+    comment: str | None = Field(default=None, max_length=4_000)
+
+
+class FeedbackView(BaseModel):
+    turn_id: UUID
+    rating: str
+    comment: str | None
+    at: datetime
+
+
+@router.post("/{turn_id}/feedback", summary="Say what you think of a turn", responses=_NOT_FOUND)
+async def rate_turn(turn_id: UUID, body: FeedbackBody, principal: PrincipalDep, state: StateDep) -> FeedbackView:
+    """Up or down, in the place of what you said before. Of a turn that is not kept, the comment is not either."""
+    turn = await state.turns.get(turn_id, principal)
+    comment = body.comment.replace("\x00", "\ufffd") if body.comment and turn.store else None
+    at = await state.usage.rate(turn_id, turn.owner, body.rating, comment)
+    return FeedbackView(turn_id=turn_id, rating=body.rating, comment=comment, at=at)
 
 
 async def _view(turn_id: UUID, principal: Principal, state: State) -> TurnView:

@@ -10,6 +10,7 @@ from sqlmodel import col, func, select
 
 from gateway.errors import ConversationBusy, NotFound
 from gateway.messages import Message, Principal, TurnRequest
+from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.tables import Conversation, Turn, TurnEvents
 
@@ -131,12 +132,13 @@ class ConversationStore:
         async with self._database.session() as session:
             await session.exec(change.values(title=_short(title), updated_at=func.now()))
 
-    async def delete(self, conversation_id: UUID) -> None:
+    async def delete(self, conversation_id: UUID, *, by: str) -> None:
         """Delete it with its turns, their events, calls and questions."""
         turns = select(Turn.id).where(Turn.conversation_id == conversation_id)
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id).in_(turns)))
             await session.exec(delete(Conversation).where(col(Conversation.id) == literal(conversation_id)))
+            session.add(audit(by, "conversation.delete", f"conversation {conversation_id}", {}))
 
 
 def _short(title: str) -> str:

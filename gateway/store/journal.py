@@ -32,10 +32,11 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 BEGIN_TURN = """
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
-                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id)
+                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
+                   caller)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
-        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)))
+        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
 ON CONFLICT (id) DO NOTHING"""
 CALL_STARTED = """
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
@@ -50,9 +51,17 @@ SELECT $1::uuid, $2::int, $3::int, $4::text
 WHERE EXISTS (SELECT 1 FROM turns WHERE id = $1 AND worker_id = $5::uuid)
 ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 FINISH_TURN = """
+WITH ended AS (
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
                  error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL
-WHERE id = $1 AND worker_id = $13"""
+WHERE id = $1 AND worker_id = $13
+RETURNING *)
+INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
+                        cost_usd, error_code, at)
+SELECT id, owner, caller->>'key', model_name, status, (usage->>'prompt_tokens')::bigint,
+       (usage->>'completion_tokens')::bigint, (usage->>'total_tokens')::bigint, cost_usd, error->>'code', completed_at
+FROM ended
+ON CONFLICT (turn_id) DO NOTHING"""
 CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
 PARK_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
 _ORDER = (BEGIN_TURN, CALL_STARTED, CALL_EDITED, CALL_FINISHED, EVENTS, FINISH_TURN, PARK_TURN)
@@ -385,6 +394,7 @@ def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
         request.idempotency_key,
         len(request.messages),
         request.parent_turn_id,
+        turn.caller,
     )
 
 

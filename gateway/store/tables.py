@@ -97,6 +97,7 @@ class Turn(SQLModel, table=True):
     )
     created_at: datetime | None = Field(default=None, sa_column=_created_at())
     completed_at: datetime | None = Field(default=None, sa_column=_when())
+    caller: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_token_ms: float | None = None
     duration_ms: float | None = None
     search: Any = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
@@ -111,6 +112,7 @@ class ToolCallRow(SQLModel, table=True):
     """What a tool was asked and what came of it: written before the call runs, completed after."""
 
     __tablename__: ClassVar[Any] = "tool_calls"
+    __table_args__ = (Index("ix_tool_calls_started", "started_at"),)
 
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
     call_id: str = Field(primary_key=True, sa_type=Text)
@@ -144,11 +146,54 @@ class TurnInput(SQLModel, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
+class TurnUsage(SQLModel, table=True):
+    """What an ended turn has used up: what budgets are reckoned from. It stays when the turn is deleted."""
+
+    __tablename__: ClassVar[Any] = "turn_usage"
+    __table_args__ = (
+        Index("ix_turn_usage_owner", "owner", "at", postgresql_include=["total_tokens", "cost_usd"]),
+        Index(
+            "ix_turn_usage_key", "key", "at", postgresql_include=["total_tokens", "cost_usd"],
+            postgresql_where=text("key IS NOT NULL"),
+        ),
+        Index("ix_turn_usage_at", "at"),
+    )  # fmt: skip
+
+    turn_id: UUID = Field(primary_key=True)
+    owner: str = Field(sa_type=Text)
+    key: str | None = Field(default=None, sa_type=Text)
+    model_name: str = Field(sa_type=Text)
+    status: str = Field(sa_type=Text)
+    prompt_tokens: int = Field(sa_type=BigInteger)
+    completion_tokens: int = Field(sa_type=BigInteger)
+    total_tokens: int = Field(sa_type=BigInteger)
+    cost_usd: float | None = None
+    error_code: str | None = Field(default=None, sa_type=Text)
+    at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+
+
+class Feedback(SQLModel, table=True):
+    """What its owner thinks of a turn: `rating` up or down, and why."""
+
+    __tablename__: ClassVar[Any] = "turn_feedback"
+    __table_args__ = (Index("ix_turn_feedback_owner", "owner", "at"), Index("ix_turn_feedback_at", "at"))
+
+    turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
+    owner: str = Field(sa_type=Text)
+    rating: str = Field(sa_type=Text)
+    comment: str | None = Field(default=None, sa_type=Text)
+    at: datetime | None = Field(default=None, sa_column=_created_at())
+
+
 class AuditLog(SQLModel, table=True):
     """Who did what, when. A trigger forbids to change or delete a row."""
 
     __tablename__: ClassVar[Any] = "audit_log"
-    __table_args__ = (Index("ix_audit_log_subject", "subject"),)
+    __table_args__ = (
+        Index("ix_audit_log_subject", "subject"),
+        Index("ix_audit_log_actor", "actor", text("id DESC")),
+        Index("ix_audit_log_action", "action", text("id DESC")),
+    )
 
     id: UUID = Field(primary_key=True)
     at: datetime | None = Field(default=None, sa_column=_created_at())
@@ -156,6 +201,38 @@ class AuditLog(SQLModel, table=True):
     action: str = Field(sa_type=Text)
     subject: str = Field(sa_type=Text)
     detail: dict[str, Any] = Field(sa_column=_json(nullable=False))
+
+
+class ApiKey(SQLModel, table=True):
+    """A key for the API: the SHA-256 of it, and the beginning by which people know it. Rows stay when it is revoked.
+
+    A key is 256 random bits, so nobody can guess it from a fast hash: a slow one would only make each request dear.
+    `scopes`, `models`, `servers` and `tools` are lists; null allows all. `created_by`: a user.
+    """
+
+    __tablename__: ClassVar[Any] = "api_keys"
+    __table_args__ = (
+        Index("ux_api_keys_hash", "hash", unique=True),
+        Index("ux_api_keys_prefix", "prefix", unique=True),
+        Index("ix_api_keys_owner", "owner", text("id DESC")),
+    )
+
+    id: UUID = Field(primary_key=True)
+    hash: str = Field(sa_type=Text)
+    prefix: str = Field(sa_type=Text)
+    name: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
+    owner: str = Field(sa_type=Text)
+    role: str = Field(sa_type=Text)
+    scopes: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    models: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    servers: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    tools: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    budget: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    created_by: str = Field(sa_type=Text)
+    created_at: datetime | None = Field(default=None, sa_column=_created_at())
+    expires_at: datetime | None = Field(default=None, sa_column=_when())
+    last_used_at: datetime | None = Field(default=None, sa_column=_when())
+    revoked_at: datetime | None = Field(default=None, sa_column=_when())
 
 
 class McpServerRow(SQLModel, table=True):

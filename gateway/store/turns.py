@@ -16,6 +16,7 @@ from gateway import events as e
 from gateway.errors import ErrorInfo, NotFound
 from gateway.events import Entry, decode
 from gateway.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
+from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.tables import ToolCallRow, Turn, TurnEvents, Worker
 
@@ -54,11 +55,12 @@ class TurnStore:
         async with self._database.session() as session:
             return (await session.exec(query)).first()
 
-    async def delete(self, turn_id: UUID) -> None:
+    async def delete(self, turn_id: UUID, *, by: str) -> None:
         """Delete a turn with its events, calls and questions. What went on from it stays, without it."""
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id) == turn_id))
             await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
+            session.add(audit(by, "turn.delete", f"turn {turn_id}", {}))
 
     async def events(self, turn_id: UUID, after: int) -> list[Entry]:
         """See `KeptTurns.events`."""
@@ -232,5 +234,6 @@ def _record(turn: Turn) -> tuple[TurnRecord, bool]:
         model=turn.model_name,
         conversation_id=turn.conversation_id,
         request_id=turn.request_id,
+        caller=None if turn.caller is None else msgspec.convert(turn.caller, Principal),
     )
     return record, turn.cancel_requested

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
+from tests.keyring import Keyring
 from tests.stack import Gateway, serve_gateway
 
 
@@ -25,3 +26,11 @@ async def workers(database_url: str, slow_simulator: Simulator, tools_url: str) 
             )
             for _ in range(2)
         ]
+
+
+@pytest.fixture
+async def locked(gateway: Gateway) -> Keyring:
+    """The gateway with a stored key, so that it asks everyone for one."""
+    ring = Keyring(gateway)
+    await ring.make("root", role="admin")
+    return ring

@@ -1,0 +1,127 @@
+"""What ended turns have used up, and what people think of them.
+
+Rows of `turn_usage` come with a turn's end and stay when it is deleted. Every query is over a range of times, by index.
+"""
+
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col, func
+
+from gateway.messages import Spent
+from gateway.store.database import Database
+from gateway.store.tables import Feedback
+
+_TODAY, _THIS_MONTH = "date_trunc('day', now(), 'UTC')", "date_trunc('month', now(), 'UTC')"
+_SPENT = f"""
+SELECT coalesce(sum(total_tokens) FILTER (WHERE at >= {_TODAY}), 0), coalesce(sum(total_tokens)::bigint, 0),
+       coalesce(sum(cost_usd) FILTER (WHERE at >= {_TODAY}), 0), coalesce(sum(cost_usd), 0)
+FROM turn_usage WHERE at >= {_THIS_MONTH} AND
+"""  # noqa: S608
+_SINCE = "at >= date_trunc('day', now(), 'UTC') - make_interval(days => :days - 1)"
+BY_DAY = f"""
+SELECT (at AT TIME ZONE 'UTC')::date AS day, count(*), count(*) FILTER (WHERE status = 'completed'),
+       count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'cancelled'),
+       sum(prompt_tokens)::bigint, sum(completion_tokens)::bigint, sum(total_tokens)::bigint, coalesce(sum(cost_usd), 0)
+FROM turn_usage WHERE {_SINCE} AND (cast(:owner AS text) IS NULL OR owner = :owner) GROUP BY 1
+"""  # noqa: S608
+RATINGS = f"""
+SELECT (at AT TIME ZONE 'UTC')::date AS day, count(*) FILTER (WHERE rating = 'up'),
+       count(*) FILTER (WHERE rating = 'down')
+FROM turn_feedback WHERE {_SINCE} AND (cast(:owner AS text) IS NULL OR owner = :owner) GROUP BY 1
+"""  # noqa: S608
+BY_MODEL = f"""
+SELECT model_name, count(*), sum(total_tokens)::bigint, coalesce(sum(cost_usd), 0)
+FROM turn_usage WHERE {_SINCE} GROUP BY 1 ORDER BY 2 DESC, 1
+"""  # noqa: S608
+ERRORS = f"""
+SELECT error_code, count(*) FROM turn_usage WHERE {_SINCE} AND error_code IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1
+"""  # noqa: S608
+TOOLS = f"""
+SELECT (started_at AT TIME ZONE 'UTC')::date AS day, coalesce(server, ''), tool, count(*),
+       count(*) FILTER (WHERE outcome IN ('error', 'unknown')), count(*) FILTER (WHERE outcome = 'denied'),
+       avg(duration_ms)
+FROM tool_calls WHERE started_{_SINCE} GROUP BY 1, 2, 3 ORDER BY 1 DESC, 4 DESC, 2, 3 LIMIT 5000
+"""  # noqa: S608
+
+
+class Day(msgspec.Struct, frozen=True):
+    """Turns that ended on a day (UTC), and the ratings given on it."""
+
+    day: date
+    turns: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cost_usd: float = 0.0
+    up: int = 0
+    down: int = 0
+
+
+class ModelFigures(msgspec.Struct, frozen=True):
+    model: str
+    turns: int
+    total_tokens: int
+    cost_usd: float
+
+
+class ErrorFigures(msgspec.Struct, frozen=True):
+    code: str
+    turns: int
+
+
+class ToolFigures(msgspec.Struct, frozen=True):
+    """A tool's calls on a day. `duration_ms` is the mean; None: none of them has ended."""
+
+    day: date
+    server: str
+    tool: str
+    calls: int
+    errors: int
+    denied: int
+    duration_ms: float | None
+
+
+class UsageStore:
+    """See `Ledger` of the agent; and the figures of days, of one owner or of all."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def spent(self, *, owner: str | None = None, key: str | None = None) -> Spent:
+        """See `Ledger.spent`."""
+        column, whose = ("owner", owner) if owner is not None else ("key", key)
+        [row] = await self._database.rows(f"{_SPENT} {column} = :whose", whose=whose)
+        return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]))
+
+    async def by_day(self, days: int, owner: str | None = None) -> list[Day]:
+        """The last so many days on which there was anything, the newest first."""
+        found = {row[0]: Day(*row) for row in await self._database.rows(BY_DAY, days=days, owner=owner)}
+        for day, up, down in await self._database.rows(RATINGS, days=days, owner=owner):
+            found[day] = msgspec.structs.replace(found.get(day, Day(day)), up=up, down=down)
+        return sorted(found.values(), key=lambda each: each.day, reverse=True)
+
+    async def by_model(self, days: int) -> list[ModelFigures]:
+        return [ModelFigures(*row) for row in await self._database.rows(BY_MODEL, days=days)]
+
+    async def errors(self, days: int) -> list[ErrorFigures]:
+        return [ErrorFigures(*row) for row in await self._database.rows(ERRORS, days=days)]
+
+    async def tools(self, days: int) -> list[ToolFigures]:
+        """By day and tool, the newest day first."""
+        return [ToolFigures(*row) for row in await self._database.rows(TOOLS, days=days)]
+
+    async def rate(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
+        """Keep what the owner of a turn thinks of it, in the place of what they thought before; when that was."""
+        row = insert(Feedback).values(turn_id=turn_id, owner=owner, rating=rating, comment=comment)
+        changed = {"rating": rating, "comment": comment, "at": func.now()}
+        upsert = row.on_conflict_do_update(index_elements=["turn_id"], set_=changed).returning(col(Feedback.at))
+        async with self._database.session() as session:
+            result: Any = await session.exec(upsert)
+            return result.scalar_one()

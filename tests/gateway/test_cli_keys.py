@@ -1,0 +1,47 @@
+"""`agent-gateway keys`: as an administrator makes the first key, at a terminal, while the gateway runs."""
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+from tests.e2e.up import ROOT, clean_environment, command
+from tests.stack import Gateway
+
+
+async def keys(database_url: str, *arguments: str, code: int = 0) -> str:
+    """What `agent-gateway keys …` prints."""
+    done = await asyncio.to_thread(
+        subprocess.run, command("keys", *arguments), cwd=ROOT, env=clean_environment(DATABASE_URL=database_url),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+async def test_key_made_at_the_terminal_is_asked_for_at_once_and_can_be_revoked(
+    gateway: Gateway, database_url: str, tmp_path: Path
+) -> None:
+    assert (await gateway.get("/v1/models")).status == 200
+    secret = (await keys(database_url, "create", "--owner", "ada", "--role", "admin", "--tool", "calculator")).split()[
+        0
+    ]
+    async with asyncio.timeout(5):
+        while (await gateway.get("/v1/models")).status != 401:
+            await asyncio.sleep(0.01)
+    headers = {"X-API-Key": secret}
+    assert (await gateway.get("/v1/models", headers=headers)).status == 200
+    prefix = secret[:12]
+    listed = await keys(database_url, "list")
+    assert prefix in listed
+    assert "good" in listed
+    assert secret not in listed
+    await keys(database_url, "revoke", prefix)
+    async with asyncio.timeout(5):
+        while (await gateway.get("/v1/models", headers=headers)).status != 401:
+            await asyncio.sleep(0.01)
+    assert "revoked" in await keys(database_url, "list", "--owner", "ada")
+
+
+async def test_what_is_mistyped_is_said_in_a_line(database_url: str) -> None:
+    assert "There is no key" in await keys(database_url, "revoke", "agw_nothing", code=2)
+    assert "the areas are chat" in await keys(database_url, "create", "--owner", "ada", "--scope", "cats", code=2)
