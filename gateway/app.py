@@ -31,6 +31,7 @@ from gateway.api import (
     openai_chat,
     openai_responses,
     tools,
+    usage_report,
 )
 from gateway.api import turns as turns_api
 from gateway.api.deps import State
@@ -55,6 +56,7 @@ from gateway.store.journal import PostgresJournal, UnkeptJournal
 from gateway.store.sealing import seal_of
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
+from gateway.store.usage_report import UsageReports
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
 
@@ -114,6 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
         health,
         conversations,
         history,
+        usage_report,
         mcp_servers,
         mcp_content,
         mcp_oauth,
@@ -227,6 +230,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             inputs=inputs,
             conversations=conversation_store,
             history=HistoryStore(database),
+            usage_reports=UsageReports(database),
             servers=server_store,
             registry=registry,
             bus=bus,

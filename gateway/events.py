@@ -100,11 +100,16 @@ class TurnResumed(_Event, frozen=True, kw_only=True, tag="turn.resumed"):
 
 
 class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
-    """The model's stream of this step has ended well: what it asked for now counts."""
+    """The model's stream of this step has ended well: what it asked for now counts.
+
+    `cost_usd` is None where the model's price is not known.
+    """
 
     step: int
     finish_reason: str
     usage: Usage
+    cost_usd: float | None = None
+    tokens_per_second: float | None = None
 
 
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
@@ -129,6 +134,7 @@ class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
     duration_ms: float
     first_token_ms: float | None = None
     cost_usd: float | None = None
+    tokens_per_second: float | None = None
 
 
 class TurnFailed(_Event, frozen=True, kw_only=True, tag="turn.failed"):

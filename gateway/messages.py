@@ -94,7 +94,10 @@ class ToolResult(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the model's server counted them; times in seconds as it reported them."""
+    """Tokens as the model's server counted them; times in seconds as it reported them.
+
+    `queue_time` is before the model began, `model_time` its reading and writing, `generation_time` the writing alone.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -103,6 +106,12 @@ class Usage(msgspec.Struct, frozen=True):
     reasoning_tokens: int = 0
     queue_time: float = 0.0
     model_time: float = 0.0
+    generation_time: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """How fast the model wrote; None where its server does not say how long that took."""
+        return round(self.completion_tokens / self.generation_time, 2) if self.generation_time else None
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
@@ -173,7 +182,8 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TurnRecord(msgspec.Struct, frozen=True):
-    """A turn as it is known at its start. `model` is the one in use, which an alias may have put for the asked one."""
+    """A turn as it is known at its start. `model` is the one in use, which an alias may have put for the asked one;
+    `key` names the credential that began it."""
 
     id: UUID
     owner: str
@@ -181,6 +191,7 @@ class TurnRecord(msgspec.Struct, frozen=True):
     model: str
     conversation_id: UUID | None = None
     request_id: str | None = None
+    key: str | None = None
 
 
 class TurnOutcome(msgspec.Struct, frozen=True):

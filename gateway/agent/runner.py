@@ -283,6 +283,7 @@ class Runner:
             model=model.id,
             conversation_id=conversation_id,
             request_id=request_id,
+            key=principal.key,
         )
         turn_log = TurnLog(turn_id, synchronous=self._synchronous)
         turn = self._turn(record, principal, turn_log)
@@ -407,7 +408,7 @@ class Runner:
             history = await self._history.load(turn.id)
             past = context.fit_history(history, fixed, model, request.parameters.max_tokens)
         return Conversation(
-            model=model.id,
+            model=model,
             messages=context.complete_calls((fixed[0], *past, *fixed[1:])),
             tools=offered.tools,
             hidden=offered.hidden,
@@ -473,7 +474,8 @@ class Runner:
             steps=turn.transcript.steps,
             duration_ms=turn.elapsed_ms(),
             first_token_ms=turn.first_token_ms,
-            cost_usd=model.cost(turn.transcript.usage),
+            cost_usd=turn.transcript.cost_usd,
+            tokens_per_second=turn.transcript.usage.tokens_per_second,
         )
 
     async def _park(self, turn: RunningTurn) -> None:
@@ -541,6 +543,6 @@ def _outcome(turn: RunningTurn, end: TurnEnd) -> TurnOutcome:
         duration_ms=turn.elapsed_ms(),
         finish_reason=end.finish_reason if isinstance(end, TurnCompleted) else None,
         error=failed.error if failed else None,
-        cost_usd=end.cost_usd if isinstance(end, TurnCompleted) else None,
+        cost_usd=transcript.cost_usd,
         first_token_ms=turn.first_token_ms,
     )

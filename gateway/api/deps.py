@@ -25,6 +25,7 @@ from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
+from gateway.store.usage_report import UsageReports
 from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class State:
     inputs: InputStore
     conversations: ConversationStore
     history: HistoryStore
+    usage_reports: UsageReports
     servers: ServerStore
     registry: Registry
     bus: Bus

@@ -32,10 +32,11 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 BEGIN_TURN = """
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
-                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id)
+                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
+                   key)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
-        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)))
+        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
 ON CONFLICT (id) DO NOTHING"""
 CALL_STARTED = """
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
@@ -385,6 +386,7 @@ def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
         request.idempotency_key,
         len(request.messages),
         request.parent_turn_id,
+        turn.key,
     )
 
 

@@ -54,7 +54,8 @@ class Turn(SQLModel, table=True):
     """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled.
 
     `parent_id` is the turn whose history this one goes on from; `busy_conversation_id`, unique, its conversation while
-    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request.
+    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request; `key` the
+    name of the credential that began it.
     """
 
     __tablename__: ClassVar[Any] = "turns"
@@ -63,6 +64,8 @@ class Turn(SQLModel, table=True):
         Index("ix_turns_conversation", "conversation_id", "id"),
         Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
         Index("ix_turns_parent", "parent_id"),
+        Index("ix_turns_completed", "completed_at"),
+        Index("ix_turns_owner_completed", "owner", "completed_at"),
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
         Index("ix_turns_search", "search", postgresql_using="gin"),
@@ -75,6 +78,7 @@ class Turn(SQLModel, table=True):
     parent_id: UUID | None = None
     busy_conversation_id: UUID | None = None
     owner: str = Field(sa_type=Text)
+    key: str | None = Field(default=None, sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None
     status: str = Field(sa_type=Text)

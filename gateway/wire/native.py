@@ -160,11 +160,17 @@ class InputReport(BaseModel):
 
 
 class UsageReport(BaseModel):
+    """Times in seconds, as the model's server reported them."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    queue_time: float = 0.0
+    model_time: float = 0.0
+    generation_time: float = 0.0
+    tokens_per_second: float | None = None
 
 
 class ChatResponse(BaseModel):
