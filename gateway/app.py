@@ -53,6 +53,7 @@ from gateway.store.grants import GrantStore
 from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
+from gateway.store.response_cache import ResponseCacheStore
 from gateway.store.sealing import seal_of
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
@@ -104,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Turn-Id", "Retry-After"],
+            expose_headers=["X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Retry-After"],
         )
     app.add_middleware(RequestContext)
     errors.install(app)
@@ -197,6 +198,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             history=conversation_store,
             kept=turns,
             inputs=inputs,
+            responses=ResponseCacheStore(database),
             bus=bus,
             worker_id=worker_id,
             system_prompt=settings.agent_system_prompt,

@@ -126,7 +126,10 @@ class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
 
 
 class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
-    """Times in milliseconds: `first_token_ms` to the first model output, `duration_ms` the whole turn."""
+    """Times in milliseconds: `first_token_ms` to the first model output, `duration_ms` the whole turn.
+
+    `cached`: the answer is an earlier one's, given again; no model was asked.
+    """
 
     finish_reason: str
     usage: Usage
@@ -135,6 +138,7 @@ class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
     first_token_ms: float | None = None
     cost_usd: float | None = None
     tokens_per_second: float | None = None
+    cached: bool = False
 
 
 class TurnFailed(_Event, frozen=True, kw_only=True, tag="turn.failed"):

@@ -151,7 +151,9 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     is an id, "new", or None for a turn alone; `parent_turn_id` the turn that this one follows, where that is not the
     conversation's last. `approve` names tools whose calls a person must allow. `response_format` is OpenAI's. Without
     `store`, nothing that anybody said is kept; with `drop_unsupported`, parameters that the model does not take are
-    left out with a warning. `echo` is what the wire format wants back when the turn is read again.
+    left out with a warning. With `cache_ttl`, an answer to the same request that is no older than so many seconds may
+    stand for a new one, and the new one is kept for as long. `echo` is what the wire format wants back when the turn is
+    read again.
     """
 
     messages: tuple[Message, ...]
@@ -173,6 +175,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     approve: tuple[str, ...] = ()
     drop_unsupported: bool = False
+    cache_ttl: int | None = None
     echo: JsonObject | None = None
 
     @property
@@ -207,6 +210,14 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     error: ErrorInfo | None = None
     cost_usd: float | None = None
     first_token_ms: float | None = None
+    cached: bool = False
+
+
+class KnownResponse(msgspec.Struct, frozen=True):
+    """The answer of an earlier turn: the text of each step that said something, and the turn's finish reason."""
+
+    texts: tuple[str, ...]
+    finish_reason: str
 
 
 class Question(msgspec.Struct, frozen=True):

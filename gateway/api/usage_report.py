@@ -28,7 +28,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 class UsageSum(BaseModel):
     """Times in seconds. `cached_share`: which part of the prompts the model's server had in its cache.
-    `unpriced_turns`: those for whose model no price is known; they add nothing to `cost_usd`."""
+    `unpriced_turns`: those for whose model no price is known; they add nothing to `cost_usd`. `cached_turns`: those
+    that got an earlier turn's answer."""
 
     turns: int
     steps: int
@@ -44,6 +45,7 @@ class UsageSum(BaseModel):
     tokens_per_second: float | None
     cost_usd: float
     unpriced_turns: int
+    cached_turns: int
 
 
 class UsageRow(UsageSum):

@@ -52,7 +52,8 @@ WHERE EXISTS (SELECT 1 FROM turns WHERE id = $1 AND worker_id = $5::uuid)
 ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 FINISH_TURN = """
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
-                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL
+                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL,
+                 cached = $14
 WHERE id = $1 AND worker_id = $13"""
 CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
 PARK_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
@@ -405,6 +406,7 @@ def _outcome_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> tuple[
         outcome.first_token_ms,
         outcome.duration_ms,
         worker_id,
+        outcome.cached,
     )
 
 

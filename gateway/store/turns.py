@@ -197,6 +197,7 @@ def _end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
             first_token_ms=turn.first_token_ms,
             cost_usd=turn.cost_usd,
             tokens_per_second=usage.tokens_per_second,
+            cached=turn.cached,
         )
     kind = e.TurnCancelled if turn.status == "cancelled" else e.TurnFailed
     return kind(error=msgspec.convert(turn.error, ErrorInfo), saved="text" if turn.response else "prompt")

@@ -26,8 +26,8 @@ SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*) AS turns, coalesc
        coalesce(sum(u.reasoning_tokens), 0), coalesce(sum(u.total_tokens), 0),
        coalesce(sum(u.queue_time), 0), coalesce(sum(u.model_time), 0), coalesce(sum(u.generation_time), 0),
        coalesce(sum(u.completion_tokens) FILTER (WHERE u.generation_time > 0), 0),
-       coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL)
-FROM (SELECT {columns}, steps, cost_usd, usage FROM turns
+       coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL), count(*) FILTER (WHERE cached)
+FROM (SELECT {columns}, steps, cost_usd, cached, usage FROM turns
       WHERE completed_at >= :since AND completed_at < :until {whose}) AS ended
 LEFT JOIN LATERAL jsonb_to_record(ended.usage) AS u(
     prompt_tokens bigint, cached_tokens bigint, completion_tokens bigint, reasoning_tokens bigint, total_tokens bigint,
@@ -40,7 +40,8 @@ LIMIT :most
 
 class Figures(msgspec.Struct, frozen=True):
     """What some turns have used. Times in seconds; `timed_tokens` are the completion tokens whose writing was timed,
-    `unpriced_turns` those for whose model no price is known: they add nothing to `cost_usd`."""
+    `unpriced_turns` those for whose model no price is known: they add nothing to `cost_usd`; `cached_turns` those that
+    got an earlier turn's answer."""
 
     turns: int
     steps: int
@@ -55,6 +56,7 @@ class Figures(msgspec.Struct, frozen=True):
     timed_tokens: int
     cost_usd: float
     unpriced_turns: int
+    cached_turns: int
 
     @property
     def cached_share(self) -> float | None:

@@ -112,7 +112,7 @@ async def test_default_is_the_last_thirty_days_by_day(gateway: Gateway) -> None:
     assert table["total"] == {
         "turns": 4, "steps": 8, "prompt_tokens": 400, "cached_tokens": 75, "cached_share": 0.1875,
         "completion_tokens": 40, "reasoning_tokens": 12, "total_tokens": 440, "queue_time": 1.5, "model_time": 1.0,
-        "generation_time": 0.375, "tokens_per_second": 80.0, "cost_usd": 1.25, "unpriced_turns": 1,
+        "generation_time": 0.375, "tokens_per_second": 80.0, "cost_usd": 1.25, "unpriced_turns": 1, "cached_turns": 0,
     }  # fmt: skip
     assert table["truncated"] is False
 
