@@ -34,6 +34,7 @@ from gateway.api import (
     openai_chat,
     openai_responses,
     tools,
+    usage_report,
 )
 from gateway.api import turns as turns_api
 from gateway.api import usage as usage_api
@@ -62,10 +63,12 @@ from gateway.store.history import HistoryStore
 from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
 from gateway.store.keys import KeyStore
+from gateway.store.response_cache import ResponseCacheStore
 from gateway.store.sealing import seal_of
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
 from gateway.store.usage import UsageStore
+from gateway.store.usage_report import UsageReports
 from gateway.tools.guarded import GuardedToolbox
 from gateway.tools.servers import ServerConfig, load_servers
 from gateway.tools.toolbox import McpToolbox
@@ -115,7 +118,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Turn-Id", "Retry-After", *RATE_HEADERS],
+            expose_headers=["X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Retry-After", *RATE_HEADERS],
         )
     app.add_middleware(RequestContext)
     errors.install(app)
@@ -127,6 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
         health,
         conversations,
         history,
+        usage_report,
         mcp_servers,
         mcp_content,
         mcp_oauth,
@@ -219,6 +223,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             history=conversation_store,
             kept=turns,
             inputs=inputs,
+            responses=ResponseCacheStore(database),
             bus=bus,
             worker_id=worker_id,
             system_prompt=settings.agent_system_prompt,
@@ -256,6 +261,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             inputs=inputs,
             conversations=conversation_store,
             history=HistoryStore(database),
+            usage_reports=UsageReports(database),
             servers=server_store,
             registry=registry,
             bus=bus,

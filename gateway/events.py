@@ -100,11 +100,16 @@ class TurnResumed(_Event, frozen=True, kw_only=True, tag="turn.resumed"):
 
 
 class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
-    """The model's stream of this step has ended well: what it asked for now counts."""
+    """The model's stream of this step has ended well: what it asked for now counts.
+
+    `cost_usd` is None where the model's price is not known.
+    """
 
     step: int
     finish_reason: str
     usage: Usage
+    cost_usd: float | None = None
+    tokens_per_second: float | None = None
 
 
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
@@ -121,7 +126,10 @@ class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
 
 
 class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
-    """Times in milliseconds: `first_token_ms` to the first model output, `duration_ms` the whole turn."""
+    """Times in milliseconds: `first_token_ms` to the first model output, `duration_ms` the whole turn.
+
+    `cached`: the answer is an earlier one's, given again; no model was asked.
+    """
 
     finish_reason: str
     usage: Usage
@@ -129,6 +137,8 @@ class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
     duration_ms: float
     first_token_ms: float | None = None
     cost_usd: float | None = None
+    tokens_per_second: float | None = None
+    cached: bool = False
 
 
 class TurnFailed(_Event, frozen=True, kw_only=True, tag="turn.failed"):

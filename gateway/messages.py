@@ -132,7 +132,10 @@ class ToolResult(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the model's server counted them; times in seconds as it reported them."""
+    """Tokens as the model's server counted them; times in seconds as it reported them.
+
+    `queue_time` is before the model began, `model_time` its reading and writing, `generation_time` the writing alone.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -141,6 +144,12 @@ class Usage(msgspec.Struct, frozen=True):
     reasoning_tokens: int = 0
     queue_time: float = 0.0
     model_time: float = 0.0
+    generation_time: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """How fast the model wrote; None where its server does not say how long that took."""
+        return round(self.completion_tokens / self.generation_time, 2) if self.generation_time else None
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
@@ -198,7 +207,9 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     is an id, "new", or None for a turn alone; `parent_turn_id` the turn that this one follows, where that is not the
     conversation's last. `approve` names tools whose calls a person must allow. `response_format` is OpenAI's. Without
     `store`, nothing that anybody said is kept; with `drop_unsupported`, parameters that the model does not take are
-    left out with a warning. `echo` is what the wire format wants back when the turn is read again.
+    left out with a warning. With `cache_ttl`, an answer to the same request that is no older than so many seconds may
+    stand for a new one, and the new one is kept for as long. `echo` is what the wire format wants back when the turn is
+    read again.
     """
 
     messages: tuple[Message, ...]
@@ -220,6 +231,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     approve: tuple[str, ...] = ()
     drop_unsupported: bool = False
+    cache_ttl: int | None = None
     echo: JsonObject | None = None
 
     @property
@@ -242,6 +254,11 @@ class TurnRecord(msgspec.Struct, frozen=True):
     request_id: str | None = None
     caller: Principal | None = None
 
+    @property
+    def key(self) -> str | None:
+        """The credential that began it."""
+        return self.caller.key if self.caller else None
+
 
 class TurnOutcome(msgspec.Struct, frozen=True):
     """What is kept of a turn at its end. `messages` are the request's own and all that the turn added."""
@@ -256,6 +273,14 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     error: ErrorInfo | None = None
     cost_usd: float | None = None
     first_token_ms: float | None = None
+    cached: bool = False
+
+
+class KnownResponse(msgspec.Struct, frozen=True):
+    """The answer of an earlier turn: the text of each step that said something, and the turn's finish reason."""
+
+    texts: tuple[str, ...]
+    finish_reason: str
 
 
 class Question(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from gateway.messages import (
     BusMessage,
     InputNeeded,
     KeptInput,
+    KnownResponse,
     Message,
     Principal,
     Spent,
@@ -75,6 +76,18 @@ class History(Protocol):
 
     async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
         """What ended turns of an owner added to the messages that they were sent."""
+        ...
+
+
+class ResponseCache(Protocol):
+    """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
+
+    async def find(self, owner: str, key: bytes, ttl: float) -> KnownResponse | None:
+        """The answer that an owner got to such a request, if that is no longer ago than `ttl` seconds."""
+        ...
+
+    async def keep(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
+        """From when the turn has completed, its answer may be given again for `ttl` seconds."""
         ...
 
 

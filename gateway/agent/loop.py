@@ -20,7 +20,7 @@ from gateway.events import (
     ToolFinished,
     TurnResumed,
 )
-from gateway.llm.base import Model, ModelAnswer, ModelCall
+from gateway.llm.base import Model, ModelAnswer, ModelCall, ModelInfo
 from gateway.log import get_logger
 from gateway.messages import (
     Approval,
@@ -75,7 +75,7 @@ class Conversation(msgspec.Struct, frozen=True):
     """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own;
     `hidden`: the tools that the model may find."""
 
-    model: str
+    model: ModelInfo
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
     tool_choice: ToolChoice | None
@@ -115,7 +115,7 @@ class AgentLoop:
                 answer, draft = await self._ask(asked, step, turn, calls.add, quiet=form is not None)
                 if form is not None and not form.problem(draft):
                     turn.emit(TextDelta(step=step, text=draft))
-                turn.emit(StepCompleted(step=step, finish_reason=answer.finish_reason, usage=answer.usage))
+                turn.emit(_completed(step, answer.finish_reason, answer.usage, conversation))
                 calls.release()
                 await calls.finish()
             finally:
@@ -203,7 +203,7 @@ class AgentLoop:
             usage = usage + answer.usage
             if (problem := form.problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
-                turn.emit(StepCompleted(step=step, finish_reason=answer.finish_reason, usage=usage))
+                turn.emit(_completed(step, answer.finish_reason, usage, conversation))
                 return answer.finish_reason
             if answer.finish_reason == "length":
                 raise OutputInvalid("The answer reached its token limit before it was complete JSON.")
@@ -216,7 +216,7 @@ class AgentLoop:
 
     def _call(self, conversation: Conversation, turn: TurnOutput, step: int) -> ModelCall:
         return ModelCall(
-            model=conversation.model,
+            model=conversation.model.id,
             messages=conversation.messages + turn.transcript.messages,
             tools=_tools(conversation, turn),
             tool_choice=_choice(conversation.tool_choice, step),
@@ -272,6 +272,13 @@ class _StepSink:
         if discard:
             self.draft.clear()
         self._turn.emit(ModelRetry(step=self._step, reason=reason, attempt=attempt, discard=discard, model=model))
+
+
+def _completed(step: int, finish_reason: str, usage: Usage, conversation: Conversation) -> StepCompleted:
+    return StepCompleted(
+        step=step, finish_reason=finish_reason, usage=usage, cost_usd=conversation.model.cost(usage),
+        tokens_per_second=usage.tokens_per_second,
+    )  # fmt: skip
 
 
 def _tools(conversation: Conversation, turn: TurnOutput) -> tuple[ToolSpec, ...]:

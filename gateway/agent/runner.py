@@ -10,11 +10,12 @@ import msgspec
 import uuid_utils.compat as uuids
 
 from gateway.agent import context
-from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns
+from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns, ResponseCache
 from gateway.agent.budgets import Budgets
 from gateway.agent.calls import turn_of_call
 from gateway.agent.finding import Offer, offer
 from gateway.agent.loop import AgentLoop, Conversation
+from gateway.agent.response_cache import key_of, may_be_kept, tell_again
 from gateway.agent.structured import Form
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
@@ -69,6 +70,7 @@ _CANCEL_MESSAGES: dict[CancelReason, str] = {
     "server_stopping": "The gateway stopped, and of a turn that is not kept nobody can go on.",
 }
 _LOOK_SECONDS = 2.0
+_CACHE_PATIENCE = 2.0
 _NOBODY_TO_ASK = "This call needs a person's answer, and a turn that is not kept cannot wait for one."
 
 
@@ -101,6 +103,8 @@ class RunningTurn:
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"
         self.started_at = time.perf_counter()
         self.first_token_ms: float | None = None
+        self.cache_key: bytes | None = None
+        self.cached = False
         self.journal = journal
         self._inputs = inputs
         self._opened = asyncio.Event()
@@ -247,6 +251,7 @@ class Runner:
         history: History,
         kept: KeptTurns,
         inputs: Inputs,
+        responses: ResponseCache,
         bus: Bus,
         worker_id: UUID,
         system_prompt: str | None = None,
@@ -266,6 +271,7 @@ class Runner:
         self._history = history
         self._kept = kept
         self._inputs = inputs
+        self._responses = responses
         self._bus = bus
         self._system_prompt = system_prompt or context.SYSTEM_PROMPT
         self._deadline = deadline
@@ -440,7 +446,7 @@ class Runner:
             history = await self._history.load(turn.id)
             past = context.fit_history(history, fixed, model, request.parameters.max_tokens)
         return Conversation(
-            model=model.id,
+            model=model,
             messages=context.complete_calls((fixed[0], *past, *fixed[1:])),
             tools=offered.tools,
             hidden=offered.hidden,
@@ -486,9 +492,11 @@ class Runner:
         try:
             async with deadline:
                 conversation = await self._conversation(turn, model, offered)
-                finish_reason = await self._loop.run(conversation, turn)
+                finish_reason = await self._from_cache(conversation, turn) or await self._loop.run(conversation, turn)
             if finish_reason is None:
                 return None
+            if turn.cached or not may_be_kept(finish_reason, turn.log.entries, offered.tools + offered.hidden):
+                turn.cache_key = None
         except asyncio.CancelledError:
             if turn.cancel_reason is None:
                 raise
@@ -506,8 +514,36 @@ class Runner:
             steps=turn.transcript.steps,
             duration_ms=turn.elapsed_ms(),
             first_token_ms=turn.first_token_ms,
-            cost_usd=model.cost(turn.transcript.usage),
+            cost_usd=turn.transcript.cost_usd,
+            tokens_per_second=turn.transcript.usage.tokens_per_second,
+            cached=turn.cached,
         )
+
+    async def _from_cache(self, conversation: Conversation, turn: RunningTurn) -> str | None:
+        """The finish reason of a known answer, which it has told; None: it must be found."""
+        ttl = turn.record.request.cache_ttl
+        if ttl is None:
+            return None
+        turn.cache_key = key_of(conversation)
+        if turn.transcript.steps:
+            return None  # another worker has begun to find it
+        try:
+            known = await self._responses.find(turn.record.owner, turn.cache_key, ttl)
+        except StorageUnavailable:
+            log.warning("response_cache_away", turn_id=str(turn.id))
+            return None
+        if known is None:
+            return None
+        turn.cached = True
+        turn.opened()
+        return tell_again(known, turn)
+
+    async def _keep_response(self, turn: RunningTurn, key: bytes, ttl: int) -> None:
+        try:
+            async with asyncio.timeout(_CACHE_PATIENCE):
+                await self._responses.keep(turn.record.owner, key, turn.id, ttl)
+        except (StorageUnavailable, TimeoutError):
+            log.warning("response_not_cached", turn_id=str(turn.id))
 
     async def _park(self, turn: RunningTurn) -> None:
         """Let the turn wait for a person: from now on it is rows."""
@@ -528,6 +564,8 @@ class Runner:
     async def _finish(self, turn: RunningTurn, end: TurnEnd) -> None:
         """Keep the turn's end, then show it. A database that stays away too long sends the readers away instead."""
         turn.stage = "finishing"
+        if isinstance(end, TurnCompleted) and turn.cache_key is not None and turn.record.request.cache_ttl is not None:
+            await self._keep_response(turn, turn.cache_key, turn.record.request.cache_ttl)
         turn.log.append(end)
         outcome = _outcome(turn, end)
         kept = turn.journal.finish(turn.log, outcome)
@@ -574,6 +612,7 @@ def _outcome(turn: RunningTurn, end: TurnEnd) -> TurnOutcome:
         duration_ms=turn.elapsed_ms(),
         finish_reason=end.finish_reason if isinstance(end, TurnCompleted) else None,
         error=failed.error if failed else None,
-        cost_usd=end.cost_usd if isinstance(end, TurnCompleted) else None,
+        cost_usd=transcript.cost_usd,
         first_token_ms=turn.first_token_ms,
+        cached=turn.cached,
     )

@@ -34,7 +34,8 @@ class _Step:
 
 
 class Transcript:
-    """What a turn has said and done so far, told by its events. `loaded`: the tools that it has found, in order."""
+    """What a turn has said and done so far, told by its events. `loaded`: the tools that it has found, in order;
+    `cost_usd` is None where the price of a step is not known."""
 
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
@@ -43,6 +44,7 @@ class Transcript:
         self._open_inputs: dict[str, str] = {}
         self.loaded: dict[str, None] = {}
         self.usage = Usage()
+        self.cost_usd: float | None = 0.0
 
     def apply(self, event: e.Event) -> None:
         match event:
@@ -64,6 +66,7 @@ class Transcript:
             case e.StepCompleted():
                 self._step(event.step).completed = event
                 self.usage = self.usage + event.usage
+                self.cost_usd = _sum(self.cost_usd, event.cost_usd)
             case e.InputRequired():
                 self._open_inputs[event.input_id] = event.call_id
             case e.InputResolved():
@@ -159,6 +162,11 @@ class Transcript:
 
     def _step(self, number: int) -> _Step:
         return self._steps.setdefault(number, _Step())
+
+
+def _sum(cost: float | None, more: float | None) -> float | None:
+    """None where a part of it is not known."""
+    return None if cost is None or more is None else round(cost + more, 9)
 
 
 def _arguments(call: e.ToolCallStarted) -> str:

@@ -78,6 +78,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/api/v1/models"): _ANYONE,
     ("POST", "/api/v1/turns/{turn_id}/feedback"): _CHANGE,
     ("GET", "/api/v1/usage"): _READ,
+    ("GET", "/api/v1/budget"): _READ,
     ("GET", "/api/v1/admin/stats"): _ADMIN,
     ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/keys"): Access("keys"),

@@ -114,14 +114,24 @@ async def streamed(
         turn.leave()
         raise
     frames = write(turn.log.follow(), lambda: turn.log.closing)
-    return FrameStream(frames, headers={"X-Turn-Id": str(turn.id)}, on_close=turn.leave, media_type=media_type)
+    return FrameStream(frames, headers=_headers(turn), on_close=turn.leave, media_type=media_type)
 
 
 def following(turn: Turn, state: State, write: Write, after: int = 0) -> Response:
     """A stream that only reads the turn: it may come and go."""
     reading = state.following.open(turn.id, kept=turn.store)
     frames = write(reading.log.follow(after), lambda: reading.log.closing)
-    return FrameStream(frames, headers={"X-Turn-Id": str(turn.id)}, on_close=reading.close)
+    return FrameStream(frames, headers=_headers(turn), on_close=reading.close)
+
+
+def _headers(turn: RunningTurn | Turn) -> dict[str, str]:
+    """The turn's id; and whether its answer is an earlier one's, where that was allowed and is known."""
+    headers = {"X-Turn-Id": str(turn.id)}
+    if isinstance(turn, Turn):
+        asked = "cache_ttl" in turn.options and turn.status == "completed"
+    else:
+        asked = turn.record.request.cache_ttl is not None
+    return headers | ({"X-Gateway-Cache": "hit" if turn.cached else "miss"} if asked else {})
 
 
 async def collected(turn: RunningTurn | Turn, request: Request, response: Response, state: State) -> Collected:
@@ -137,7 +147,7 @@ async def collected(turn: RunningTurn | Turn, request: Request, response: Respon
         reading.close()
         if isinstance(turn, RunningTurn):
             turn.leave()
-    response.headers["X-Turn-Id"] = str(turn.id)
+    response.headers.update(_headers(turn))
     match whole.end:
         case TurnCompleted():
             return whole

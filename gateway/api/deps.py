@@ -30,6 +30,7 @@ from gateway.store.keys import KeyStore
 from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
 from gateway.store.usage import UsageStore
+from gateway.store.usage_report import UsageReports
 from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class State:
     inputs: InputStore
     conversations: ConversationStore
     history: HistoryStore
+    usage_reports: UsageReports
     servers: ServerStore
     registry: Registry
     bus: Bus

@@ -48,7 +48,7 @@ async def chat_completions(
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return await streamed(turn, request, state, partial(stream, chunks=Chunks(include_usage=usage)))
     whole = await collected(turn, request, response, state)
-    return JSONResponse(completion(whole), headers={"X-Turn-Id": str(turn.id)})
+    return JSONResponse(completion(whole), headers=dict(response.headers))
 
 
 @router.get("/models", summary="The models on offer, as OpenAI lists them")

@@ -60,6 +60,7 @@ class TurnView(BaseModel):
     finish_reason: str | None
     usage: dict[str, Any] | None
     cost_usd: float | None
+    cached: bool
     steps: int
     error: dict[str, Any] | None
     user_label: str | None

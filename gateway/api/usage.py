@@ -1,4 +1,4 @@
-"""`/api/v1/usage` and `/api/v1/admin/stats`: what has been used up, by one user or by all."""
+"""`/api/v1/budget` and `/api/v1/admin/stats`: what has been used up, by one user or by all."""
 
 from datetime import date
 from typing import Annotated
@@ -84,8 +84,8 @@ class StatsView(BaseModel):
     tools: list[ToolFiguresView]
 
 
-@router.get("/usage", summary="What you have used up")
-async def get_usage(principal: PrincipalDep, state: StateDep, days: Days = 30) -> UsageView:
+@router.get("/budget", summary="What you have used up, and may")
+async def get_budget(principal: PrincipalDep, state: StateDep, days: Days = 30) -> UsageView:
     """Tokens and dollars, today and this month, beside what you may use up: past it a turn is refused with 402."""
     found = await state.usage.by_day(days, principal.user)
     of_key = None

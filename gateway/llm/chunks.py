@@ -59,6 +59,7 @@ class _Usage(msgspec.Struct):
     completion_tokens: int = 0
     total_tokens: int = 0
     queue_time: float | None = None
+    completion_time: float | None = None
     total_time: float | None = None
     prompt_tokens_details: _Cached | None = None
     completion_tokens_details: _Reasoning | None = None
@@ -73,6 +74,7 @@ class _Usage(msgspec.Struct):
             reasoning_tokens=(reasoning and reasoning.reasoning_tokens) or 0,
             queue_time=self.queue_time or 0.0,
             model_time=self.total_time or 0.0,
+            generation_time=self.completion_time or 0.0,
         )
 
 

@@ -33,10 +33,10 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 BEGIN_TURN = """
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
                    parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
-                   caller)
+                   caller, key)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
-        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
+        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15, $16)
 ON CONFLICT (id) DO NOTHING"""
 CALL_STARTED = """
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
@@ -53,12 +53,13 @@ ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 FINISH_TURN = """
 WITH ended AS (
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
-                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL
+                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL,
+                 cached = $14
 WHERE id = $1 AND worker_id = $13
 RETURNING *)
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
                         cost_usd, error_code, at)
-SELECT id, owner, caller->>'key', model_name, status, (usage->>'prompt_tokens')::bigint,
+SELECT id, owner, key, model_name, status, (usage->>'prompt_tokens')::bigint,
        (usage->>'completion_tokens')::bigint, (usage->>'total_tokens')::bigint, cost_usd, error->>'code', completed_at
 FROM ended
 ON CONFLICT (turn_id) DO NOTHING"""
@@ -395,6 +396,7 @@ def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
         len(request.messages),
         request.parent_turn_id,
         turn.caller,
+        turn.key,
     )
 
 
@@ -413,6 +415,7 @@ def _outcome_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> tuple[
         outcome.first_token_ms,
         outcome.duration_ms,
         worker_id,
+        outcome.cached,
     )
 
 

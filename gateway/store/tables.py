@@ -54,7 +54,8 @@ class Turn(SQLModel, table=True):
     """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled.
 
     `parent_id` is the turn whose history this one goes on from; `busy_conversation_id`, unique, its conversation while
-    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request.
+    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request; `key` the
+    name of the credential that began it; `cached`: its answer is an earlier turn's.
     """
 
     __tablename__: ClassVar[Any] = "turns"
@@ -63,6 +64,8 @@ class Turn(SQLModel, table=True):
         Index("ix_turns_conversation", "conversation_id", "id"),
         Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
         Index("ix_turns_parent", "parent_id"),
+        Index("ix_turns_completed", "completed_at"),
+        Index("ix_turns_owner_completed", "owner", "completed_at"),
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
         Index("ix_turns_search", "search", postgresql_using="gin"),
@@ -75,6 +78,7 @@ class Turn(SQLModel, table=True):
     parent_id: UUID | None = None
     busy_conversation_id: UUID | None = None
     owner: str = Field(sa_type=Text)
+    key: str | None = Field(default=None, sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None
     status: str = Field(sa_type=Text)
@@ -88,6 +92,7 @@ class Turn(SQLModel, table=True):
     finish_reason: str | None = Field(default=None, sa_type=Text)
     usage: dict[str, Any] | None = Field(default=None, sa_column=_json())
     cost_usd: float | None = None
+    cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     steps: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     error: dict[str, Any] | None = Field(default=None, sa_column=_json())
     request_id: str | None = Field(default=None, sa_type=Text)
@@ -183,6 +188,23 @@ class Feedback(SQLModel, table=True):
     rating: str = Field(sa_type=Text)
     comment: str | None = Field(default=None, sa_type=Text)
     at: datetime | None = Field(default=None, sa_column=_created_at())
+
+
+class CachedResponse(SQLModel, table=True):
+    """A turn whose answer may be given again to the same request of its owner. `key` is the request's hash."""
+
+    __tablename__: ClassVar[Any] = "cached_responses"
+    __table_args__ = (
+        Index("ix_cached_responses_turn", "turn_id"),
+        Index("ix_cached_responses_kept", "kept_at"),
+        Index("ix_cached_responses_expires", "expires_at"),
+    )
+
+    owner: str = Field(primary_key=True, sa_type=Text)
+    key: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), nullable=False))
+    kept_at: datetime | None = Field(default=None, sa_column=_created_at())
+    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
 class AuditLog(SQLModel, table=True):

@@ -98,7 +98,9 @@ class TurnStore:
             for call in (calls[call["id"]] for call in message.get("tool_calls") or () if call["id"] in calls):
                 events += _call_events(call, step)
         usage = msgspec.convert(turn.usage or {}, Usage)
-        events.append(e.StepCompleted(step=step, finish_reason=turn.finish_reason or "stop", usage=usage))
+        events.append(
+            e.StepCompleted(step=step, finish_reason=turn.finish_reason or "stop", usage=usage, cost_usd=turn.cost_usd)
+        )
         return [*events, _end_event(turn, usage)]
 
     async def status(self, turn_id: UUID) -> str | None:
@@ -196,6 +198,8 @@ def _end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
             duration_ms=turn.duration_ms or 0.0,
             first_token_ms=turn.first_token_ms,
             cost_usd=turn.cost_usd,
+            tokens_per_second=usage.tokens_per_second,
+            cached=turn.cached,
         )
     kind = e.TurnCancelled if turn.status == "cancelled" else e.TurnFailed
     return kind(error=msgspec.convert(turn.error, ErrorInfo), saved="text" if turn.response else "prompt")

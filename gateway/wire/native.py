@@ -51,6 +51,14 @@ class NamedToolChoice(BaseModel):
     function: ToolFunctionName
 
 
+class CacheOptions(BaseModel):
+    """An answer to the same request that is no older than `ttl` seconds is given again, else the new one is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ttl: int = Field(ge=1, le=30 * 24 * 3600, description="In seconds.")
+
+
 class ChatRequest(BaseModel):
     """One user request: what to answer, and how."""
 
@@ -100,11 +108,16 @@ class ChatRequest(BaseModel):
     store: bool = Field(
         default=True, description="Without it no prompt, no text and no event is kept, only usage figures."
     )
+    cache: CacheOptions | None = Field(
+        default=None, description="Take the answer of an equal request of yours. Default: ask the model."
+    )
 
     @model_validator(mode="after")
     def _nothing_to_converse(self) -> Self:
         if not self.store and self.conversation_id == "new":
             raise ValueError("store: a turn that is not kept cannot begin a conversation")
+        if not self.store and self.cache is not None:
+            raise ValueError("cache: the answer of a turn that is not kept cannot be given again")
         return self
 
     def value(self, *, default_model: str, defaults: Parameters, idempotency_key: str | None = None) -> TurnRequest:
@@ -130,6 +143,7 @@ class ChatRequest(BaseModel):
             approval=self.approval,
             store=self.store,
             drop_unsupported=self.drop_unsupported,
+            cache_ttl=self.cache.ttl if self.cache else None,
             parent_turn_id=self.parent_turn_id,
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
         )
@@ -160,11 +174,17 @@ class InputReport(BaseModel):
 
 
 class UsageReport(BaseModel):
+    """Times in seconds, as the model's server reported them."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    queue_time: float = 0.0
+    model_time: float = 0.0
+    generation_time: float = 0.0
+    tokens_per_second: float | None = None
 
 
 class ChatResponse(BaseModel):
@@ -180,6 +200,7 @@ class ChatResponse(BaseModel):
     finish_reason: str | None = None
     usage: UsageReport = UsageReport()
     cost_usd: float | None = None
+    cached: bool = Field(default=False, description="The answer is an earlier one's, given again.")
     steps: int = 0
     duration_ms: float | None = None
     warnings: list[str] = []
@@ -200,6 +221,7 @@ def response_of(turn: Collected) -> ChatResponse:
         finish_reason=turn.finish_reason,
         usage=UsageReport.model_validate(turn.usage, from_attributes=True),
         cost_usd=end.cost_usd if end else None,
+        cached=end.cached if end else False,
         steps=turn.steps,
         duration_ms=end.duration_ms if end else None,
         warnings=list(turn.started.warnings),

@@ -11,6 +11,7 @@ from gateway import events as e
 from gateway.errors import ErrorInfo, error_of
 from gateway.messages import Approval, JsonObject, Message, Parameters, Role, ToolCall, ToolSpec, TurnRequest, Usage
 from gateway.wire.collected import Collected, CollectedCall
+from gateway.wire.native import CacheOptions
 from gateway.wire.sse import DONE
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -110,6 +111,7 @@ class GatewayOptions(_Body):
     parent_turn_id: UUID | None = None
     approval: Approval = "never"
     on_disconnect: Literal["cancel", "continue"] = "cancel"
+    cache: CacheOptions | None = None
 
 
 class ChatCompletionRequest(_Body):
@@ -157,6 +159,12 @@ class ChatCompletionRequest(_Body):
     reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
     include_reasoning: bool | None = None
 
+    @model_validator(mode="after")
+    def _nothing_to_cache(self) -> "ChatCompletionRequest":
+        if self.store is False and self.x_gateway.cache is not None:
+            raise ValueError("x_gateway.cache: the answer of a turn that is not kept cannot be given again")
+        return self
+
     def value(
         self, *, default_model: str, defaults: Parameters, tools: str | None = None, key: str | None = None
     ) -> TurnRequest:
@@ -183,6 +191,7 @@ class ChatCompletionRequest(_Body):
             on_disconnect=own.on_disconnect,
             idempotency_key=key,
             approval=own.approval,
+            cache_ttl=own.cache.ttl if own.cache else None,
             store=self.store is not False,
             client_tools=tuple(tool.value() for tool in self.tools or ()),
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
@@ -234,6 +243,7 @@ def x_gateway(turn: Collected) -> JsonObject:
         "finish_reason": turn.finish_reason,
         "steps": turn.steps,
         "cost_usd": end.cost_usd if end else None,
+        "cached": True if end and end.cached else None,
         "tool_calls": [_ran(call) for call in turn.calls.values() if not call.client],
         "inputs": [msgspec.to_builtins(asked) for asked in turn.inputs.values()],
         "warnings": list(turn.started.warnings),

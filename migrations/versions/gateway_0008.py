@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "gateway_0008"
-down_revision = "gateway_0006"
+down_revision = "gateway_0007"
 branch_labels = None
 depends_on = None
 

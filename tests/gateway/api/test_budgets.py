@@ -33,7 +33,7 @@ async def test_turn_beyond_the_budget_of_a_user_is_refused_until_the_day_is_over
         fresh = await ring.chat("ada", "hello")
         first_of_month = await db.fetchval("SELECT extract(day FROM now() AT TIME ZONE 'UTC') = 1")
         assert fresh.status == 200
-        figures = (await ring.get("ada", "/api/v1/usage")).body
+        figures = (await ring.get("ada", "/api/v1/budget")).body
         assert figures["key"] is None
         assert figures["user"]["tokens_today"] > 100
         assert figures["user"]["tokens_this_month"] > figures["user"]["tokens_today"] or first_of_month
@@ -81,7 +81,7 @@ async def test_key_has_its_own_budget_beside_its_owners(locked: Keyring, budget:
     assert [(await locked.chat("ada", "hello")).status for _ in range(2)] == [200, 402]
     body = {"messages": [{"role": "user", "content": "hello"}]}
     assert (await locked.gateway.post("/api/v1/chat", body, headers=other)).status == 200
-    figures = (await locked.get("ada", "/api/v1/usage")).body
+    figures = (await locked.get("ada", "/api/v1/budget")).body
     assert 0 < figures["key"]["tokens_today"] < figures["user"]["tokens_today"]
     assert 0 < figures["key"]["usd_today"] < figures["user"]["usd_today"]
     assert (await locked.post("ada", "/api/v1/keys", {})).status == 403  # it would be a second budget

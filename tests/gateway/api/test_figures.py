@@ -61,9 +61,9 @@ async def test_owner_rates_a_turn_and_may_think_again(locked: Keyring, db: async
     assert rows == [("ada", "down", None)]
     assert (await locked.post("bob", path, {"rating": "up"})).status == 404
     assert (await locked.post("ada", path, {"rating": "sideways"})).status == 422
-    [today] = (await locked.get("ada", "/api/v1/usage")).body["days"]
+    [today] = (await locked.get("ada", "/api/v1/budget")).body["days"]
     assert (today["turns"], today["up"], today["down"]) == (1, 0, 1)
-    assert (await locked.get("bob", "/api/v1/usage")).body["days"] == []
+    assert (await locked.get("bob", "/api/v1/budget")).body["days"] == []
 
 
 async def test_comment_on_a_turn_of_which_nothing_is_kept_is_not_kept(locked: Keyring, db: asyncpg.Connection) -> None:

@@ -51,6 +51,7 @@ KINDS: dict[tuple[str, str], tuple[Kind, Any]] = {
     ("GET", "/api/v1/models"): ("shared", None),
     ("POST", "/api/v1/turns/{turn_id}/feedback"): ("owned", {"rating": "down"}),
     ("GET", "/api/v1/usage"): ("own", None),
+    ("GET", "/api/v1/budget"): ("own", None),
     ("GET", "/api/v1/admin/stats"): ("admin", None),
     ("GET", "/api/v1/audit"): ("admin", None),
     ("GET", "/api/v1/keys"): ("own", None),

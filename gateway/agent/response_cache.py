@@ -1,0 +1,64 @@
+"""Answers that are given again: which request is the same as another, and which answer may stand for both."""
+
+import hashlib
+from collections.abc import Iterable
+
+import msgspec
+
+from gateway.agent.calls import Emitter
+from gateway.agent.loop import Conversation
+from gateway.events import Entry, InputRequired, StepCompleted, TextDelta, ToolCallStarted, ToolFinished
+from gateway.messages import KnownResponse, Message, ToolSpec, Usage
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def key_of(conversation: Conversation) -> bytes:
+    """The same for requests that ask the same: model, messages with system prompt and history, parameters, tools as
+    they are defined, form of the answer, approvals, headers passed on. Whoever asks is not part of it."""
+    told = msgspec.structs.asdict(conversation) | {
+        "model": conversation.model.id,
+        "messages": list(_without_ids(conversation.messages)),
+        "principal": conversation.principal.headers,
+    }
+    return hashlib.sha256(_encode(told)).digest()
+
+
+def _without_ids(messages: Iterable[Message]) -> Iterable[Message]:
+    """Models name their calls at random: the order of the calls tells as much."""
+    places: dict[str | None, str] = {None: ""}
+    for message in messages:
+        calls = tuple(
+            msgspec.structs.replace(call, id=places.setdefault(call.id, str(len(places))))
+            for call in message.tool_calls
+        )
+        yield msgspec.structs.replace(
+            message, tool_calls=calls, tool_call_id=places.get(message.tool_call_id, message.tool_call_id)
+        )
+
+
+def may_be_kept(finish_reason: str, entries: Iterable[Entry], tools: Iterable[ToolSpec]) -> bool:
+    """Whether the answer of a completed turn may be given again: it came to its end, asked no person, and used no tool
+    but read-only ones, which all worked."""
+    if finish_reason not in ("stop", "length"):
+        return False
+    harmless = {spec.name for spec in tools if spec.read_only and not spec.client}
+    for entry in entries:
+        match entry.event:
+            case ToolCallStarted() as call if call.client or call.tool not in harmless:
+                return False
+            case ToolFinished() as result if result.outcome != "ok":
+                return False
+            case InputRequired():
+                return False
+            case _:
+                pass
+    return True
+
+
+def tell_again(known: KnownResponse, turn: Emitter) -> str:
+    """Tell a known answer as the turn's own, which costs nothing; its finish reason."""
+    for step, text in enumerate(known.texts, 1):
+        turn.emit(TextDelta(step=step, text=text))
+        turn.emit(StepCompleted(step=step, finish_reason=known.finish_reason, usage=Usage(), cost_usd=0.0))
+    return known.finish_reason

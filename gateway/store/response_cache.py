@@ -1,0 +1,72 @@
+"""Which turn's answer may be given again. The answers stay where they are, in the turns, and go with them."""
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlmodel import text
+
+from gateway.messages import KnownResponse, Message
+from gateway.store.database import Database
+
+_FIND = """
+SELECT turns.messages, turns.sent_messages, turns.finish_reason
+FROM cached_responses AS known JOIN turns ON turns.id = known.turn_id
+WHERE known.owner = :owner AND known.key = :key AND turns.status = 'completed'
+      AND known.expires_at > now() AND known.kept_at > now() - make_interval(secs => :ttl)
+"""
+_KEEP = """
+INSERT INTO cached_responses (owner, key, turn_id, kept_at, expires_at)
+SELECT owner, :key, id, now(), now() + make_interval(secs => :ttl) FROM turns WHERE id = :turn_id FOR KEY SHARE
+ON CONFLICT (owner, key)
+DO UPDATE SET turn_id = excluded.turn_id, kept_at = excluded.kept_at, expires_at = excluded.expires_at
+"""
+# Two who make room at the same time leave each other's rows alone.
+_MAKE_ROOM = """
+DELETE FROM cached_responses WHERE (owner, key) IN (
+    SELECT owner, key FROM cached_responses {of_owner} ORDER BY kept_at DESC OFFSET :most FOR UPDATE SKIP LOCKED)
+"""
+_EXPIRE = """
+DELETE FROM cached_responses WHERE (owner, key) IN (
+    SELECT owner, key FROM cached_responses WHERE expires_at <= now() LIMIT 10000 FOR UPDATE SKIP LOCKED)
+"""
+_SWEEP_EVERY = 64
+
+
+class ResponseCacheStore:
+    """See `ResponseCache` of the agent. At most so many answers an owner, and in all."""
+
+    def __init__(self, database: Database, *, most_of_owner: int = 1_000, most: int = 100_000) -> None:
+        self._database = database
+        self._most_of_owner = most_of_owner
+        self._most = most
+        self._kept = 0
+
+    async def find(self, owner: str, key: bytes, ttl: float) -> KnownResponse | None:
+        """See `ResponseCache.find`."""
+        rows = await self._database.rows(_FIND, owner=owner, key=key, ttl=ttl)
+        if not rows:
+            return None
+        messages, sent, finish_reason = rows[0]
+        added = msgspec.convert(_decoded(messages), tuple[Message, ...])[sent:]
+        texts = tuple(message.text for message in added if message.role == "assistant" and message.text)
+        return KnownResponse(texts, str(finish_reason)) if texts else None
+
+    async def keep(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
+        """See `ResponseCache.keep`."""
+        room: list[tuple[str, dict[str, Any]]] = [
+            (_MAKE_ROOM.format(of_owner="WHERE owner = :owner"), {"owner": owner, "most": self._most_of_owner})
+        ]
+        if self._kept % _SWEEP_EVERY == 0:
+            room += [(_EXPIRE, {}), (_MAKE_ROOM.format(of_owner=""), {"most": self._most})]
+        self._kept += 1
+        async with self._database.session() as session:
+            connection = await session.connection()
+            await connection.execute(text(_KEEP), {"key": key, "turn_id": turn_id, "ttl": ttl})
+            for statement, values in room:
+                await connection.execute(text(statement), values)
+
+
+def _decoded(value: Any) -> Any:
+    """Plain SQL brings JSON as text."""
+    return msgspec.json.decode(value) if isinstance(value, str) else value

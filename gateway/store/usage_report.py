@@ -1,0 +1,115 @@
+"""What ended turns have used, added up: by day, model, user, key and conversation."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import text
+
+from gateway.errors import Overloaded
+from gateway.store.database import Database
+
+Group = Literal["day", "model", "user", "key", "conversation"]
+MOST_GROUPS = 10_000
+_QUERY_CANCELED = "57014"
+_COLUMNS: dict[Group, str] = {
+    "day": "(completed_at AT TIME ZONE 'UTC')::date",
+    "model": "model_name",
+    "user": "owner",
+    "key": "key",
+    "conversation": "conversation_id",
+}
+_ADDED_UP = """
+SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*) AS turns, coalesce(sum(steps), 0) AS steps,
+       coalesce(sum(u.prompt_tokens), 0), coalesce(sum(u.cached_tokens), 0), coalesce(sum(u.completion_tokens), 0),
+       coalesce(sum(u.reasoning_tokens), 0), coalesce(sum(u.total_tokens), 0),
+       coalesce(sum(u.queue_time), 0), coalesce(sum(u.model_time), 0), coalesce(sum(u.generation_time), 0),
+       coalesce(sum(u.completion_tokens) FILTER (WHERE u.generation_time > 0), 0),
+       coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL), count(*) FILTER (WHERE cached)
+FROM (SELECT {columns}, steps, cost_usd, cached, usage FROM turns
+      WHERE completed_at >= :since AND completed_at < :until {whose}) AS ended
+LEFT JOIN LATERAL jsonb_to_record(ended.usage) AS u(
+    prompt_tokens bigint, cached_tokens bigint, completion_tokens bigint, reasoning_tokens bigint, total_tokens bigint,
+    queue_time float8, model_time float8, generation_time float8) ON true
+GROUP BY GROUPING SETS (({groups}), ())
+ORDER BY is_total DESC, {groups}
+LIMIT :most
+"""
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What some turns have used. Times in seconds; `timed_tokens` are the completion tokens whose writing was timed,
+    `unpriced_turns` those for whose model no price is known: they add nothing to `cost_usd`; `cached_turns` those that
+    got an earlier turn's answer."""
+
+    turns: int
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+    queue_time: float
+    model_time: float
+    generation_time: float
+    timed_tokens: int
+    cost_usd: float
+    unpriced_turns: int
+    cached_turns: int
+
+    @property
+    def cached_share(self) -> float | None:
+        """Which part of the prompts the model's server had in its cache."""
+        return round(self.cached_tokens / self.prompt_tokens, 4) if self.prompt_tokens else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return round(self.timed_tokens / self.generation_time, 2) if self.generation_time else None
+
+
+class UsageReports:
+    """Sums over the turns that ended in a range of time. No query runs longer than `seconds`."""
+
+    def __init__(self, database: Database, *, seconds: float = 20.0) -> None:
+        self._database = database
+        self._seconds = seconds
+
+    async def added_up(
+        self, groups: list[Group], since: datetime, until: datetime, *, owner: str | None = None
+    ) -> tuple[list[tuple[dict[Group, Any], Figures]], Figures]:
+        """For each group of an owner's turns, or of everyone's, in order, and for all together.
+
+        At most `MOST_GROUPS` and one more, which tells that there are others.
+
+        Raises:
+            Overloaded: they are too many to be added up in time.
+        """
+        statement = _ADDED_UP.format(
+            groups=", ".join(f"of_{group}" for group in groups),
+            columns=", ".join(f"{_COLUMNS[group]} AS of_{group}" for group in groups),
+            whose="" if owner is None else "AND owner = :owner",
+        )
+        values = {"since": since, "until": until, "most": MOST_GROUPS + 2} | ({} if owner is None else {"owner": owner})
+        rows = await self._rows(statement, values)
+        width = len(groups)
+        total, *parts = [(dict(zip(groups, row[:width], strict=True)), _figures(row[width + 1 :])) for row in rows]
+        return parts, total[1]
+
+    async def _rows(self, statement: str, values: dict[str, Any]) -> list[Any]:
+        patience = text("SELECT set_config('statement_timeout', :ms, true)")
+        try:
+            async with self._database.session() as session:
+                connection = await session.connection()
+                await connection.execute(patience, {"ms": str(max(1, int(self._seconds * 1000)))})
+                return list((await connection.execute(text(statement), values)).all())
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
+                raise
+            raise Overloaded("There are too many turns to add up in time: ask for a shorter range.") from error
+
+
+def _figures(row: Any) -> Figures:
+    """Postgres adds whole numbers up to a `numeric`."""
+    kinds = (field.type for field in msgspec.structs.fields(Figures))
+    return Figures(*(kind(value) for kind, value in zip(kinds, row, strict=True)))

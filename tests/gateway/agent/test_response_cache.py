@@ -1,0 +1,49 @@
+"""Which requests are the same to the response cache."""
+
+from typing import Any
+
+import msgspec
+
+from gateway.agent.loop import Conversation
+from gateway.agent.response_cache import key_of
+from gateway.llm.base import ModelInfo
+from gateway.messages import Message, Parameters, Principal, ToolCall
+from tests.fakes import spec
+
+MODEL = ModelInfo("m", 8_192, 8_192)
+HELLO = Message("user", "Hello")
+
+
+def conversation(**changes: Any) -> Conversation:
+    plain = Conversation(MODEL, (HELLO,), (spec("a"), spec("b")), None, Parameters(), Principal("ada"))
+    return msgspec.structs.replace(plain, **changes)
+
+
+def with_call(call_id: str, answers: str) -> tuple[Message, ...]:
+    calls = (ToolCall(call_id, "a", "{}"), ToolCall("other", "a", "{}"))
+    return (HELLO, Message("assistant", None, calls), Message("tool", "1", tool_call_id=answers), HELLO)
+
+
+def test_headers_that_servers_are_passed_count_and_the_callers_role_and_key_do_not() -> None:
+    key = key_of(conversation())
+    assert key == key_of(conversation(principal=Principal("ada", "admin", "laptop")))
+    assert key != key_of(conversation(principal=Principal("ada", headers={"x-tenant": "one"})))
+
+
+def test_tools_count_by_their_definition_and_order() -> None:
+    key = key_of(conversation())
+    assert key != key_of(conversation(tools=(spec("b"), spec("a"))))
+    assert key != key_of(conversation(tools=(spec("a"), spec("b", read_only=True))))
+    assert key != key_of(conversation(tools=(spec("a"),), hidden=(spec("b"),)))
+
+
+def test_schemas_count_whatever_the_order_of_their_keys() -> None:
+    one, other = ({"type": "object", "title": "x"}, {"title": "x", "type": "object"})
+    keys = {key_of(conversation(tools=(msgspec.structs.replace(spec("a"), input_schema=s),))) for s in (one, other)}
+    assert len(keys) == 1
+
+
+def test_calls_count_by_their_place_and_not_by_their_id() -> None:
+    key = key_of(conversation(messages=with_call("x1", "x1")))
+    assert key == key_of(conversation(messages=with_call("y2", "y2")))
+    assert key != key_of(conversation(messages=with_call("x1", "other")))

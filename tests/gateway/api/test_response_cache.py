@@ -1,0 +1,248 @@
+"""The response cache: an answer that its owner got to the same request is given again, when the request allows it."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from gateway.llm.simulator import Fault, Simulator
+from gateway.store.database import Database
+from gateway.store.response_cache import ResponseCacheStore
+from tests.callers import believe_callers, caller
+from tests.stack import Gateway, Reply, Stream, serve_gateway
+
+CACHE = {"cache": {"ttl": 60}}
+SUM = "What is 23*19?"
+
+
+@pytest.fixture
+async def gateway(
+    database_url: str, simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[Gateway]:
+    believe_callers(monkeypatch)
+    async with serve_gateway(database_url, simulator, tools_url) as running:
+        yield running
+
+
+def told(reply: Reply) -> str | None:
+    return reply.headers.get("x-gateway-cache")
+
+
+async def test_same_request_gets_the_same_answer_without_asking_the_model(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    first = await gateway.chat(SUM, **CACHE)
+    asked = len(gateway.simulator.requests)
+    second = await gateway.chat(SUM, **CACHE)
+    assert (told(first), first.body["cached"]) == ("miss", False)
+    assert (told(second), second.body["cached"]) == ("hit", True)
+    assert len(gateway.simulator.requests) == asked == 2
+    assert second.body["response"] == first.body["response"]
+    assert (second.body["finish_reason"], second.body["cost_usd"], second.body["tool_calls"]) == ("stop", 0.0, [])
+    assert second.body["usage"]["total_tokens"] == 0
+    assert second.body["turn_id"] != first.body["turn_id"]
+    row = await db.fetchrow("SELECT * FROM turns WHERE id = $1", UUID(second.body["turn_id"]))
+    assert row is not None
+    assert (row["status"], row["prompt"], row["response"], row["cached"]) == (
+        "completed", SUM, first.body["response"], True,
+    )  # fmt: skip
+    view = (await gateway.get(f"/api/v1/turns/{second.body['turn_id']}")).body
+    assert [message["role"] for message in view["messages"]] == ["user", "assistant"]
+    assert view["cached"] is True
+    total = (await gateway.get("/api/v1/usage")).body["total"]
+    assert (total["turns"], total["cached_turns"], total["unpriced_turns"]) == (2, 1, 0)
+
+
+async def test_known_answer_streams_as_any_other(gateway: Gateway) -> None:
+    first = await gateway.chat_stream(SUM, **CACHE)
+    second = await gateway.chat_stream(SUM, **CACHE)
+    assert (told(first), told(second)) == ("miss", "hit")
+    assert [event.type for event in second.events] == [
+        "turn.started", "text.delta", "step.completed", "turn.completed", None,
+    ]  # fmt: skip
+    assert [event.id for event in second.events] == [1, 2, 3, 4, None]
+    assert second.text == first.text
+    (end,) = second.of("turn.completed")
+    assert (end["cached"], end["cost_usd"], end["steps"], end["usage"]["total_tokens"]) == (True, 0.0, 1, 0)
+    assert end["first_token_ms"] is not None
+    turn_id = second.headers["x-turn-id"]
+    async with gateway.session.get(f"{gateway.base_url}/api/v1/turns/{turn_id}/events") as response:
+        followed = [event async for event in Stream(response).events()]
+        assert response.headers["x-gateway-cache"] == "hit"
+    assert followed == second.events
+
+
+async def test_nobody_who_did_not_ask_for_it_is_concerned(gateway: Gateway, db: asyncpg.Connection) -> None:
+    plain = await gateway.chat(SUM)
+    assert told(plain) is None
+    assert await db.fetchval("SELECT count(*) FROM cached_responses") == 0
+    await gateway.chat(SUM, **CACHE)
+    asked = len(gateway.simulator.requests)
+    assert (await gateway.chat(SUM)).body["cached"] is False
+    assert len(gateway.simulator.requests) > asked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": [{"role": "user", "content": "What is 23*19? "}]},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": SUM}]},
+        {"model": "openai/gpt-oss-20b"},
+        {"temperature": 0.5},
+        {"seed": 7},
+        {"max_tokens": 400},
+        {"system": "Be brief."},
+        {"tools": ["calculator"]},
+        {"tool_choice": "auto"},
+        {"response_format": {"type": "json_object"}},
+        {"approval": "destructive"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_request_that_differs_is_asked(gateway: Gateway, change: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", "content": SUM}], **CACHE}
+    await gateway.chat(**body)
+    assert told(await gateway.chat(**(body | change))) == "miss"
+    assert told(await gateway.chat(**(body | change))) == "hit"
+    assert told(await gateway.chat(**body)) == "hit"
+
+
+async def test_what_does_not_change_the_answer_does_not_count(gateway: Gateway) -> None:
+    await gateway.chat(SUM, **CACHE)
+    same = await gateway.chat(SUM, user="a label", on_disconnect="continue", cache={"ttl": 5}, conversation_id="new")
+    assert told(same) == "hit"
+    assert same.body["conversation_id"]
+
+
+async def test_answer_is_its_owners_alone(gateway: Gateway) -> None:
+    body = {"messages": [{"role": "user", "content": SUM}], **CACHE}
+    for user, expected in (("ada", "miss"), ("bob", "miss"), ("ada", "hit"), ("bob", "hit")):
+        assert told(await gateway.post("/api/v1/chat", body, **caller(user))) == expected
+
+
+async def test_history_counts_and_the_ids_of_its_calls_do_not(gateway: Gateway) -> None:
+    replies: list[Reply] = []
+    for opening in (SUM, SUM, "What is 23*20?"):
+        begun = (await gateway.chat(opening, conversation_id="new")).body
+        replies.append(await gateway.chat("Thank you.", conversation_id=begun["conversation_id"], **CACHE))
+    assert [told(reply) for reply in replies] == ["miss", "hit", "miss"]
+    again = await gateway.chat("What did I ask?", conversation_id=replies[1].body["conversation_id"])
+    assert "Thank you." in again.body["response"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "body", "fault"),
+    [
+        ("Add a task to buy milk", {}, None),  # changes something
+        ("What is 1/0*1?", {}, None),  # did not work
+        (SUM, {"approval": "always"}, None),  # waits for a person
+        (SUM, {}, Fault(kind="unknown_tool", times=3)),
+        ("count to 100000", {}, Fault(kind="mid_stream_error", after_chunks=3, times=3)),  # failed
+    ],
+)
+async def test_what_must_not_be_given_again_is_not_kept(
+    gateway: Gateway, db: asyncpg.Connection, prompt: str, body: dict[str, Any], fault: Fault | None
+) -> None:
+    if fault is not None:
+        gateway.simulator.faults.add(fault)
+    reply = await gateway.chat_stream(prompt, **body, **CACHE)
+    assert reply.events[1:]
+    assert await db.fetchval("SELECT count(*) FROM cached_responses") == 0
+
+
+async def test_answer_grows_too_old(gateway: Gateway, db: asyncpg.Connection) -> None:
+    async def age(seconds: int) -> None:
+        await db.execute(
+            "UPDATE cached_responses SET kept_at = kept_at - make_interval(secs => $1),"
+            " expires_at = expires_at - make_interval(secs => $1)",
+            seconds,
+        )
+
+    await gateway.chat(SUM, cache={"ttl": 60})
+    await age(30)
+    assert told(await gateway.chat(SUM, cache={"ttl": 20})) == "miss"  # for who asks: and a newer one is kept
+    await age(15)
+    assert told(await gateway.chat(SUM, cache={"ttl": 3600})) == "hit"
+    await age(10)
+    assert told(await gateway.chat(SUM, cache={"ttl": 3600})) == "miss"  # for who kept it
+
+
+async def test_answer_goes_with_its_turn(gateway: Gateway) -> None:
+    kept = (await gateway.chat(SUM, conversation_id="new", **CACHE)).body
+    path = f"{gateway.base_url}/api/v1/conversations/{kept['conversation_id']}"
+    async with gateway.session.delete(path) as response:
+        assert response.status == 204
+    assert told(await gateway.chat(SUM, **CACHE)) == "miss"
+
+
+async def test_form_of_an_answer_is_kept_with_it(gateway: Gateway) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+    first, second = [await gateway.chat("Say a number: 7", **form, **CACHE) for _ in range(2)]
+    assert (told(first), told(second)) == ("miss", "hit")
+    assert first.body["response"] == second.body["response"] != ""
+
+
+async def test_openai_clients_ask_for_it_in_x_gateway(gateway: Gateway) -> None:
+    body = {"messages": [{"role": "user", "content": SUM}], "x_gateway": CACHE}
+    first = await gateway.post("/v1/chat/completions", body)
+    second = await gateway.post("/v1/chat/completions", body)
+    assert (told(first), told(second)) == ("miss", "hit")
+    assert "cached" not in first.body["x_gateway"]
+    assert (second.body["x_gateway"]["cached"], second.body["x_gateway"]["cost_usd"]) == (True, 0.0)
+    assert second.body["choices"][0]["message"]["content"] == first.body["choices"][0]["message"]["content"]
+    assert second.body["usage"]["total_tokens"] == 0
+    url = f"{gateway.base_url}/v1/chat/completions"
+    async with gateway.session.post(url, json=body | {"stream": True}) as response:
+        assert response.headers["x-gateway-cache"] == "hit"
+        frames = (await response.text()).split("\n\n")
+    assert '"finish_reason":"stop"' in frames[-3]
+    assert '"cached":true' in frames[-3]
+    assert frames[-2:] == ["data: [DONE]", ""]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/v1/chat", {"cache": {"ttl": 0}}),
+        ("/api/v1/chat", {"cache": {"ttl": 10**9}}),
+        ("/api/v1/chat", {"cache": {"ttl": 60, "colour": "red"}}),
+        ("/api/v1/chat", {"cache": {"ttl": 60}, "store": False}),
+        ("/v1/chat/completions", {"x_gateway": {"cache": {"ttl": 0}}}),
+        ("/v1/chat/completions", {"x_gateway": CACHE, "store": False}),
+    ],
+)
+async def test_senseless_wishes_are_refused(gateway: Gateway, path: str, body: dict[str, Any]) -> None:
+    reply = await gateway.post(path, {"messages": [{"role": "user", "content": "Hello"}], **body})
+    assert reply.status in (400, 422)
+    assert "cache" in reply.body["error"]["message"]
+
+
+async def test_idempotency_key_tells_what_its_turn_got(gateway: Gateway) -> None:
+    body = {"messages": [{"role": "user", "content": SUM}], **CACHE}
+    await gateway.post("/api/v1/chat", body)
+    for _ in range(2):
+        reply = await gateway.post("/api/v1/chat", body, headers={"Idempotency-Key": "one"})
+        assert (told(reply), reply.body["cached"]) == ("hit", True)
+
+
+async def test_only_so_many_are_kept(gateway: Gateway, database_url: str, db: asyncpg.Connection) -> None:
+    turns = [UUID((await gateway.chat(f"Hello {n}")).body["turn_id"]) for n in range(5)]
+    other = await gateway.post("/api/v1/chat", {"messages": [{"role": "user", "content": "Hi"}]}, **caller("bob"))
+    database = Database(database_url)
+    try:
+        store = ResponseCacheStore(database, most_of_owner=3)
+        for n, turn_id in enumerate(turns):
+            await store.keep("local", bytes([n]), turn_id, 60)
+        await store.keep("bob", b"x", UUID(other.body["turn_id"]), 60)
+        await store.keep("nobody", b"y", UUID(int=1), 60)  # of a turn that is gone
+        keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
+        assert keys == [b"\x02", b"\x03", b"\x04", b"x"]
+        await db.execute("UPDATE cached_responses SET expires_at = now() WHERE key = $1", b"\x03")
+        await ResponseCacheStore(database, most=2).keep("local", b"\x07", turns[0], 60)
+        keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
+        assert keys == [b"x", b"\x07"]
+    finally:
+        await database.close()
