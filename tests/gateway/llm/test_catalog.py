@@ -1,0 +1,99 @@
+"""What each model takes."""
+
+from typing import Any
+
+import pytest
+
+from gateway.errors import ModelNotFound, UnsupportedParameter
+from gateway.llm.catalog import Catalog
+from gateway.messages import Parameters
+
+OSS, QWEN, COMPOUND = "openai/gpt-oss-120b", "qwen/qwen3.8-27b", "groq/compound"
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "allowed"),
+    [
+        (OSS, {"temperature": 2.1}, "from 0 to 2"),
+        (OSS, {"temperature": -0.1}, "from 0 to 2"),
+        (OSS, {"top_p": 1.5}, "from 0 to 1"),
+        (OSS, {"max_tokens": 0}, "from 1 to 65536"),
+        (OSS, {"max_tokens": 65_537}, "from 1 to 65536"),
+        (QWEN, {"max_tokens": 16_385}, "from 1 to 16384"),
+        (OSS, {"stop": ("a", "b", "c", "d", "e")}, "at most 4"),
+        (OSS, {"reasoning_effort": "none"}, "one of low, medium, high"),
+        (QWEN, {"reasoning_effort": "high"}, "one of none, default"),
+        (COMPOUND, {"reasoning_effort": "low"}, "leave it out"),
+        (OSS, {"reasoning_format": "parsed"}, "leave it out"),
+        (QWEN, {"reasoning_format": "loud"}, "one of parsed, raw, hidden"),
+        (QWEN, {"include_reasoning": True, "reasoning_format": "raw"}, "excludes reasoning_format"),
+        (OSS, {"frequency_penalty": 0.5}, "leave it out"),
+        (OSS, {"presence_penalty": 0.5}, "leave it out"),
+        (OSS, {"top_k": 5}, "leave it out"),
+        (OSS, {"repetition_penalty": 1.1}, "leave it out"),
+    ],
+)
+def test_value_that_a_model_does_not_take_is_refused_by_name_or_dropped_with_a_warning(
+    model: str, given: dict[str, Any], allowed: str
+) -> None:
+    catalog = Catalog()
+    name = next(iter(given))
+    with pytest.raises(UnsupportedParameter) as refused:
+        catalog.fit(Parameters(**given), catalog.known(model), drop=False)
+    assert refused.value.param == name
+    assert all(part in refused.value.message for part in (name, model, allowed))
+    fitted, (warning,) = catalog.fit(Parameters(**given), catalog.known(model), drop=True)
+    assert getattr(fitted, name) is None
+    assert name in warning
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        (OSS, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 65_536, "stop": ("a",) * 4, "seed": 1}),
+        (OSS, {"reasoning_effort": "high", "include_reasoning": False}),
+        (QWEN, {"reasoning_effort": "none", "reasoning_format": "hidden", "parallel_tool_calls": True}),
+    ],
+)
+def test_what_a_model_takes_stays_as_it_is(model: str, given: dict[str, Any]) -> None:
+    catalog = Catalog()
+    assert catalog.fit(Parameters(**given), catalog.known(model), drop=False) == (Parameters(**given), ())
+
+
+def test_value_that_changes_nothing_is_left_out_silently() -> None:
+    catalog = Catalog()
+    given = Parameters(top_k=0, repetition_penalty=1, frequency_penalty=0, presence_penalty=0)
+    assert catalog.fit(given, catalog.known(OSS), drop=False) == (Parameters(), ())
+
+
+def test_servers_list_wins_and_keeps_what_only_we_know() -> None:
+    catalog = Catalog()
+    catalog.update(
+        [
+            {"id": OSS, "context_window": 200_000, "max_completion_tokens": 1_000},
+            {"id": "new/model", "owned_by": "Someone", "context_window": 8_192},
+            {"id": "off/model", "active": False},
+        ]
+    )
+    known = catalog.known(OSS)
+    assert (known.context_window, known.max_output_tokens, known.price_in) == (200_000, 1_000, 0.15)
+    assert catalog.resolve("new/model")[0].owned_by == "Someone"
+    with pytest.raises(ModelNotFound):
+        catalog.resolve("off/model")
+
+
+def test_retired_id_is_answered_by_its_successor_unless_aliases_are_off() -> None:
+    found, (warning,) = Catalog().resolve("llama-3.3-70b-versatile")
+    assert (found.id, "retired" in warning) == (OSS, True)
+    with pytest.raises(ModelNotFound, match="successor"):
+        Catalog(aliases=False).resolve("llama-3.3-70b-versatile")
+
+
+def test_other_servers_models_are_whatever_they_list() -> None:
+    catalog = Catalog((), open_ended=True, not_taken=())
+    assert catalog.resolve("anything")[0].id == "anything"
+    catalog.update([{"id": "llama3.2", "max_model_len": 4_096}])
+    assert catalog.resolve("llama3.2")[0].context_window == 4_096
+    assert catalog.fit(Parameters(top_k=5), catalog.known("llama3.2"), drop=False) == (Parameters(top_k=5), ())
+    with pytest.raises(ModelNotFound, match=r"llama3\.2"):
+        catalog.resolve("llama-3.3-70b-versatile")
