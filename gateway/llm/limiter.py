@@ -236,7 +236,7 @@ class Limiter:
         lane, now = slot.lane, self._clock.time()
         slot.expires = now + deadline
         predicted = lane.wait(slot, now, lane.queue.ahead(slot))
-        if predicted > deadline or self.waiting >= self._max_waiting:
+        if predicted >= deadline or self.waiting >= self._max_waiting:
             raise _refusal(predicted)
         slot.turn = asyncio.get_running_loop().create_future()
         lane.queue.add(slot)
@@ -289,7 +289,7 @@ class Limiter:
             wait = lane.wait(slot, now)
             if not wait and not lane.held:
                 self._grant_or_ask(slot)
-            elif late := [one for one in lane.queue if now + wait > one.expires]:
+            elif late := [one for one in lane.queue if now + wait >= one.expires]:
                 for one in late:
                     self._refuse(one, wait)
             else:
