@@ -25,6 +25,7 @@
      └─ ModelError               502 model_error
          ├─ ModelKeyRefused      502 model_key_refused
          ├─ ModelRateLimited     429 model_rate_limited
+         ├─ UpstreamRateLimited  429 upstream_rate_limited
          ├─ ModelRequestRefused  400 model_request_refused
          │   └─ ToolCallUnreadable 502 tool_call_unreadable
          ├─ ModelUnavailable     503 model_unavailable
@@ -200,6 +201,14 @@ class ModelRateLimited(ModelError):
     code = "model_rate_limited"
     status = 429
     default_message = "The model's rate limit is reached."
+
+
+class UpstreamRateLimited(ModelError):
+    """The gateway itself did not ask the model's server, knowing that it would wait for too long or be refused."""
+
+    code = "upstream_rate_limited"
+    status = 429
+    default_message = "The model's rate limit is used up for longer than this request can wait."
 
 
 class ModelRequestRefused(ModelError):

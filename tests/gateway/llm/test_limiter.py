@@ -1,0 +1,683 @@
+"""The limiter of a model server's key: exact by the headers, fair between users, and gone where nothing is known."""
+
+import asyncio
+import heapq
+import math
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+from gateway.errors import UpstreamRateLimited
+from gateway.llm.budget import DAY, read_headers, seconds
+from gateway.llm.limiter import Limiter
+
+MODEL = "openai/gpt-oss-120b"
+
+
+class FakeTimer:
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeClock:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 5_000.0
+        self._timers: list[tuple[float, int, FakeTimer]] = []
+        self._number = count()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> FakeTimer:
+        timer = FakeTimer(callback)
+        heapq.heappush(self._timers, (when, next(self._number), timer))
+        return timer
+
+    @property
+    def pending(self) -> int:
+        return sum(not timer.cancelled for _, _, timer in self._timers)
+
+    async def advance(self, span: float) -> None:
+        end = self.now + span
+        await settle()
+        while self._timers and self._timers[0][0] <= end:
+            when, _, timer = heapq.heappop(self._timers)
+            self.now = max(self.now, when)
+            if not timer.cancelled:
+                timer.callback()
+                await settle()
+        self.now = end
+        await settle()
+
+    async def sleep(self, span: float) -> None:
+        done = asyncio.get_running_loop().create_future()
+        self.call_at(self.now + span, lambda: done.done() or done.set_result(None))
+        await done
+
+
+async def settle() -> None:
+    """Let every task run until it waits."""
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def told(
+    *, limit: float = 6_000, left: float = 6_000, requests: float = 14_400, requests_left: float = 14_400
+) -> dict[str, str]:
+    """Headers as Groq sends them."""
+    return {
+        "x-ratelimit-limit-tokens": f"{limit:.0f}",
+        "x-ratelimit-remaining-tokens": f"{left:.0f}",
+        "x-ratelimit-reset-tokens": f"{(limit - left) / limit * 60:.6f}s",
+        "x-ratelimit-limit-requests": f"{requests:.0f}",
+        "x-ratelimit-remaining-requests": f"{requests_left:.0f}",
+        "x-ratelimit-reset-requests": f"{(requests - requests_left) / requests * DAY:.6f}s",
+    }
+
+
+async def tell(limiter: Limiter, headers: dict[str, str], status: int = 200, model: str = MODEL) -> None:
+    """One call alone, and what its answer says."""
+    async with limiter.slot(model, tokens=1) as slot:
+        slot.answered(headers, status)
+
+
+class Calls:
+    """Calls in tasks of their own, and the order in which they got their places."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self.served: list[str] = []
+        self.refused: list[tuple[str, UpstreamRateLimited]] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def add(self, user: str, tokens: float = 100, **options: Any) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._call(user, tokens, **options))
+        self.tasks.append(task)
+        return task
+
+    async def _call(self, user: str, tokens: float, model: str = MODEL, deadline: float | None = None) -> None:
+        try:
+            async with self._limiter.slot(model, tokens=tokens, user=user, deadline=deadline):
+                self.served.append(user)
+        except UpstreamRateLimited as error:
+            self.refused.append((user, error))
+
+
+@asynccontextmanager
+async def waiting(limiter: Limiter) -> AsyncGenerator[Calls]:
+    calls = Calls(limiter)
+    try:
+        yield calls
+    finally:
+        for task in calls.tasks:
+            task.cancel()
+        await asyncio.gather(*calls.tasks, return_exceptions=True)
+        assert limiter.waiting == 0
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def limiter(clock: FakeClock) -> Limiter:
+    return Limiter(clock=clock)
+
+
+# --- headers
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2m59.56s", 179.56),
+        ("7.66s", 7.66),
+        ("172.8ms", 0.1728),
+        ("1h2m3s", 3723.0),
+        ("6m0s", 360.0),
+        ("1d", DAY),
+        ("90µs", 90e-6),
+        ("90us", 90e-6),
+        ("500ns", 5e-7),
+        ("0s", 0.0),
+        ("5.s", 5.0),
+        (".5s", 0.5),
+        (" 3s ", 3.0),
+        ("120", 120.0),
+        ("1.5", 1.5),
+        ("0", 0.0),
+        ("9d", DAY),
+        ("999999999999999", DAY),
+        ("9" * 500 + "s", DAY),
+        ("9" * 500, None),
+        ("-3", None),
+        ("-3s", None),
+        ("3 s", None),
+        ("1e3", None),
+        ("1_0", None),
+        ("nan", None),
+        ("inf", None),
+        ("٣s", None),
+        ("soon", None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_duration_is_read(text: str | None, expected: float | None) -> None:
+    assert seconds(text) == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset", "expected"),
+    [
+        ("6000", "5000", "10s", (6000, 5000, 100)),
+        ("6000", "0", "1m0s", (6000, 0, 100)),
+        ("6000", "0", "30s", (6000, 0, 200)),  # all of it sooner than in a minute
+        ("18000", "17997", "7.66s", (18000, 17997, 300)),  # Groq's own example: too little used to tell
+        ("6000", "6000", "0s", (6000, 6000, 100)),
+        ("6000", "3000", None, (6000, 3000, 100)),
+        ("6000", "3000", "soon", (6000, 3000, 100)),
+        ("6000", "3000", "0s", (6000, 3000, 100)),
+        ("6000", "-40", "60.4s", (6000, -40, 100)),
+        ("6000", "7000", "0s", (6000, 6000, 100)),
+        (" 6000 ", "5000.5", "9.995s", (6000, 5000.5, 100)),
+        ("0", "0", "0s", None),
+        ("-1", "-1", "0s", None),
+        ("6000", None, "3s", None),
+        (None, "5000", "3s", None),
+        ("6000", "", "3s", None),
+        ("6,000", "5000", "3s", None),
+        ("unlimited", "unlimited", "0s", None),
+        ("nan", "inf", "0s", None),
+    ],
+)
+def test_limit_is_read(
+    limit: str | None, remaining: str | None, reset: str | None, expected: tuple[float, float, float] | None
+) -> None:
+    values = {"limit": limit, "remaining": remaining, "reset": reset}
+    headers = {f"x-ratelimit-{name}-tokens": value for name, value in values.items() if value is not None}
+    tokens = read_headers(headers).tokens
+    found = None if tokens is None else (tokens.limit, tokens.remaining, tokens.rate)
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_requests_are_a_days() -> None:
+    reading = read_headers({"x-ratelimit-limit-requests": "14400", "x-ratelimit-remaining-requests": "14370"})
+    assert reading.requests is not None
+    assert reading.requests.rate == pytest.approx(1 / 6)
+    assert (reading.tokens, reading.retry_after) == (None, None)
+
+
+# --- what is known
+
+
+async def test_nothing_known_nothing_limited(limiter: Limiter, clock: FakeClock) -> None:
+    async with waiting(limiter) as calls:
+        for _ in range(500):
+            calls.add("ann", tokens=1_000_000)
+        await settle()
+        assert len(calls.served) == 500
+    assert clock.pending == 0
+
+
+async def test_budget_is_handed_out_to_the_last_token_and_no_further(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=1_000))
+    async with waiting(limiter) as calls:
+        for _ in range(30):
+            calls.add("ann")
+        await settle()
+        assert len(calls.served) == 10
+        await clock.advance(0.99)
+        assert len(calls.served) == 10
+        await clock.advance(0.011)  # 100 tokens come back in a second
+        assert len(calls.served) == 11
+        assert clock.pending == 1
+        await clock.advance(19)
+        assert len(calls.served) == 30
+    assert clock.pending == 0
+
+
+async def test_requests_of_the_day_are_limited_too(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(requests_left=2))
+    async with waiting(limiter) as calls:
+        for _ in range(4):
+            calls.add("ann", tokens=1)
+        await clock.advance(5.9)
+        assert len(calls.served) == 2
+        await clock.advance(0.2)
+        assert len(calls.served) == 3
+        await clock.advance(6)
+        assert len(calls.served) == 4
+
+
+async def test_models_have_their_own_limits(limiter: Limiter) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        calls.add("ann")
+        calls.add("ann", model="openai/gpt-oss-20b")
+        await settle()
+        assert calls.served == ["ann"]
+        assert limiter.waiting == 1
+
+
+async def test_call_larger_than_the_limit_goes_when_all_is_there(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=5_000))
+    async with waiting(limiter) as calls:
+        calls.add("ann", tokens=50_000)
+        await clock.advance(9.9)
+        assert calls.served == []
+        await clock.advance(0.2)
+        assert calls.served == ["ann"]
+
+
+async def test_answer_does_not_give_back_what_calls_without_an_answer_have_taken(
+    limiter: Limiter, clock: FakeClock
+) -> None:
+    async with limiter.slot(MODEL, tokens=400), limiter.slot(MODEL, tokens=500) as second:
+        second.answered(told(left=1_000), 200)
+        async with waiting(limiter) as calls:
+            calls.add("ann", tokens=600)
+            calls.add("ann", tokens=100)
+            await settle()
+            assert calls.served == ["ann"]
+            await clock.advance(1.1)
+            assert calls.served == ["ann", "ann"]
+
+
+async def test_late_answer_of_an_older_call_changes_nothing(limiter: Limiter) -> None:
+    async with limiter.slot(MODEL, tokens=100) as older, limiter.slot(MODEL, tokens=100) as newer:
+        newer.answered(told(left=150), 200)
+        older.answered(told(left=5_900), 200)
+        async with waiting(limiter) as calls:
+            calls.add("ann", tokens=100)
+            await settle()
+            assert calls.served == []
+
+
+async def test_answer_of_a_call_alone_is_the_whole_truth(limiter: Limiter) -> None:
+    await tell(limiter, told(left=0))
+    await tell_when_free(limiter)
+    async with waiting(limiter) as calls:
+        calls.add("ann", tokens=4_000)
+        await settle()
+        assert calls.served == ["ann"]
+
+
+async def tell_when_free(limiter: Limiter) -> None:
+    """A call that the limiter cannot stop: it is not asked for its place again."""
+    slot = limiter.slot(MODEL, tokens=1)
+    slot.lane.take(slot)
+    slot.answered(told(left=4_000), 200)
+
+
+async def test_correction_frees_capacity_at_once(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=1_000))
+    async with limiter.slot(MODEL, tokens=1_000) as slot, waiting(limiter) as calls:
+        slot.answered({}, 200)
+        calls.add("ann", tokens=600)
+        await settle()
+        assert calls.served == []
+        slot.used(400)
+        await settle()
+        assert calls.served == ["ann"]
+        assert clock.pending == 0
+
+
+async def test_more_used_than_estimated_is_taken_from_those_behind(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=1_000))
+    async with limiter.slot(MODEL, tokens=100) as slot:
+        slot.used(1_000)
+    async with waiting(limiter) as calls:
+        calls.add("ann", tokens=100)
+        await clock.advance(0.9)
+        assert calls.served == []
+        await clock.advance(0.2)
+        assert calls.served == ["ann"]
+
+
+# --- refusals
+
+
+async def test_429_without_headers_blocks_the_model_longer_each_time(limiter: Limiter, clock: FakeClock) -> None:
+    for pause in (1, 2, 4, 8, 16, 32, 60, 60):
+        await tell(limiter, {}, 429)
+        async with waiting(limiter) as calls:
+            calls.add("ann")
+            await clock.advance(pause - 0.01)
+            assert calls.served == []
+        await clock.advance(0.02)
+    await tell(limiter, {})
+    await tell(limiter, {}, 429)
+    async with waiting(limiter) as calls:
+        calls.add("ann")
+        await clock.advance(1.01)
+        assert calls.served == ["ann"]
+
+
+async def test_429_blocks_for_retry_after(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, {"retry-after": "17.4"}, 429)
+    async with waiting(limiter) as calls:
+        calls.add("ann")
+        calls.add("ann", model="other")
+        await clock.advance(17.3)
+        assert len(calls.served) == 1
+        await clock.advance(0.2)
+        assert len(calls.served) == 2
+
+
+async def test_calls_refused_together_are_one_refusal(limiter: Limiter, clock: FakeClock) -> None:
+    slots = [limiter.slot(MODEL, tokens=10) for _ in range(20)]
+    for slot in slots:
+        await slot.__aenter__()
+    for slot in slots:
+        slot.answered({}, 429)
+        await slot.__aexit__(None, None, None)
+    async with waiting(limiter) as calls:
+        calls.add("ann")
+        await clock.advance(1.01)
+        assert calls.served == ["ann"]
+
+
+async def test_after_a_refusal_one_call_goes_ahead_of_the_others(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, {}, 429)
+    async with waiting(limiter) as calls:
+        probe = limiter.slot(MODEL, tokens=10, user="probe")
+        entering = asyncio.create_task(probe.__aenter__())
+        await settle()
+        for _ in range(5):
+            calls.add("ann")
+        await clock.advance(1.5)
+        await entering
+        assert calls.served == []
+        probe.answered({}, 200)
+        await settle()
+        assert len(calls.served) == 5
+        await probe.__aexit__(None, None, None)
+
+
+async def test_refused_call_has_used_nothing(limiter: Limiter) -> None:
+    await tell(limiter, told(left=1_000))
+    async with limiter.slot(MODEL, tokens=1_000) as slot:
+        slot.answered({}, 503)
+    async with waiting(limiter) as calls:
+        calls.add("ann", tokens=1_000)
+        await settle()
+        assert calls.served == ["ann"]
+
+
+async def test_call_that_got_no_answer_is_no_longer_pending(limiter: Limiter) -> None:
+    with pytest.raises(ConnectionError):
+        async with limiter.slot(MODEL, tokens=900):
+            raise ConnectionError
+    await tell(limiter, told(left=1_000))
+    async with waiting(limiter) as calls:
+        calls.add("ann", tokens=1_000)
+        await settle()
+        assert calls.served == ["ann"]
+
+
+# --- deadlines and bounds
+
+
+async def test_predicted_wait_over_the_deadline_is_refused_at_once(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        calls.add("ann", tokens=500)
+        await settle()
+        calls.add("bob", tokens=500, deadline=9.9)  # 1,000 tokens are 10 seconds
+        calls.add("cat", tokens=500, deadline=10.1)
+        await settle()
+        ((user, error),) = calls.refused
+        assert (user, error.status, error.code, error.retry_after) == ("bob", 429, "upstream_rate_limited", 10)
+        assert "10 seconds" in error.message
+        await clock.advance(10)
+        assert calls.served == ["ann", "cat"]
+
+
+async def test_prediction_knows_that_the_wait_is_shared_fairly(limiter: Limiter) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        for _ in range(100):
+            calls.add("ann")
+        await settle()
+        calls.add("bob", deadline=3)
+        calls.add("ann", deadline=30)
+        await settle()
+        assert [user for user, _ in calls.refused] == ["ann"]
+
+
+async def test_waiting_that_turns_out_too_long_is_refused_then(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=0))
+    running = limiter.slot(MODEL, tokens=1)
+    running.lane.take(running)
+    async with waiting(limiter) as calls:
+        calls.add("ann", deadline=20)
+        calls.add("bob", deadline=500)
+        await settle()
+        running.answered({"retry-after": "300"}, 429)
+        await settle()
+        assert [(user, error.retry_after) for user, error in calls.refused] == [("ann", 300)]
+        await clock.advance(301)
+        assert calls.served == ["bob"]
+
+
+async def test_wait_for_the_answer_of_another_ends_with_the_deadline(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, {"retry-after": "1"}, 429)
+    await clock.advance(1)
+    async with limiter.slot(MODEL, tokens=1), waiting(limiter) as calls:
+        calls.add("ann", deadline=5)
+        await clock.advance(4.9)
+        assert calls.refused == []
+        await clock.advance(0.2)
+        assert len(calls.refused) == 1
+
+
+async def test_queue_is_bounded(clock: FakeClock) -> None:
+    limiter = Limiter(clock=clock, max_waiting=3)
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        for user in "abcde":
+            calls.add(user)
+        await settle()
+        assert [user for user, _ in calls.refused] == ["d", "e"]
+        assert all((error.retry_after or 0) >= 1 for _, error in calls.refused)
+        assert limiter.waiting == 3
+        await clock.advance(10)
+        assert calls.served == ["a", "b", "c"]
+
+
+async def test_models_and_users_are_forgotten(clock: FakeClock) -> None:
+    limiter = Limiter(clock=clock, max_models=10)
+    for number in range(100):
+        await tell(limiter, told(left=5_000), model=f"model-{number}")
+    assert len(limiter._lanes) == 10
+    queue = limiter.slot(MODEL, tokens=1).lane.queue
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        for number in range(50):
+            calls.add(f"user-{number}")
+        await settle()
+        assert len(queue._lines) == 50
+        await clock.advance(60)
+        assert len(calls.served) == 50
+    assert not queue
+
+
+# --- fairness
+
+
+async def test_user_with_one_call_is_served_second_behind_a_user_with_100(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        for _ in range(100):
+            calls.add("ann")
+        calls.add("bob")
+        await clock.advance(3)
+        assert calls.served[:3] == ["ann", "bob", "ann"]
+
+
+async def test_late_comer_does_not_wait_for_what_stood_before(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        for _ in range(100):
+            calls.add("ann")
+        await clock.advance(20)
+        calls.add("bob")
+        await clock.advance(2.01)
+        assert calls.served == ["ann"] * 21 + ["bob"]
+
+
+async def test_tokens_count_and_not_requests(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        for _ in range(10):
+            calls.add("ann", tokens=400)
+            for _ in range(4):
+                calls.add("bob", tokens=100)
+        await clock.advance(40)
+        assert calls.served.count("ann") == 5
+        assert calls.served.count("bob") == 20
+
+
+async def test_weights_are_shares(clock: FakeClock) -> None:
+    limiter = Limiter(clock=clock, weights={"ann": 3})
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        for user in ("ann", "bob"):
+            for _ in range(40):
+                calls.add(user)
+        await clock.advance(40)
+        assert calls.served.count("ann") == 30
+        assert calls.served.count("bob") == 10
+
+
+async def test_large_call_is_not_starved_by_small_ones(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        calls.add("ann", tokens=1_000)
+        for _ in range(50):
+            calls.add("bob", tokens=100)
+        await clock.advance(21)
+        assert "ann" in calls.served
+
+
+# --- cancellation
+
+
+async def test_cancelled_waiter_leaves_no_trace(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=0))
+    async with waiting(limiter) as calls:
+        gone = [calls.add("ann", tokens=1_000) for _ in range(10)]
+        await settle()
+        calls.add("bob")
+        calls.add("ann")
+        for task in gone:
+            task.cancel()
+        await clock.advance(2)
+        assert calls.served == ["ann", "bob"]
+    assert clock.pending == 0
+
+
+async def test_first_that_is_cancelled_lets_the_next_go_at_once(limiter: Limiter) -> None:
+    await tell(limiter, told(left=500))
+    async with waiting(limiter) as calls:
+        first = calls.add("ann", tokens=5_000)
+        await settle()
+        calls.add("ann", tokens=500)
+        await settle()
+        assert calls.served == []
+        first.cancel()
+        await settle()
+        assert calls.served == ["ann"]
+
+
+async def test_cancelled_just_as_it_is_served_gives_all_back(limiter: Limiter, clock: FakeClock) -> None:
+    await tell(limiter, told(left=1_000))
+    holder = limiter.slot(MODEL, tokens=1_000)
+    await holder.__aenter__()
+    async with waiting(limiter) as calls:
+        first = calls.add("ann", tokens=600)
+        await settle()
+        calls.add("bob", tokens=600)
+        await settle()
+        holder.used(400)
+        first.cancel()
+        await settle()
+        assert calls.served == ["bob"]
+
+
+async def test_cancelled_just_as_it_is_refused_is_no_ones_exception(limiter: Limiter) -> None:
+    await tell(limiter, told(left=0))
+    running = limiter.slot(MODEL, tokens=1)
+    running.lane.take(running)
+    async with waiting(limiter) as calls:
+        task = calls.add("ann", deadline=5)
+        await settle()
+        running.answered({"retry-after": "300"}, 429)
+        task.cancel()
+        await settle()
+        assert task.cancelled()
+        assert calls.refused == []
+
+
+# --- against a server
+
+
+class Server:
+    """Counts as Groq does: what was used comes back evenly."""
+
+    def __init__(self, clock: FakeClock, limit: float) -> None:
+        self._clock = clock
+        self._limit = self.level = limit
+        self._at = clock.now
+        self.refused = 0
+
+    def admit(self, tokens: float) -> tuple[dict[str, str], int]:
+        self.level = min(self._limit, self.level + self._limit / 60 * (self._clock.now - self._at))
+        self._at = self._clock.now
+        if tokens > self.level + 0.01:
+            self.refused += 1
+            return told(limit=self._limit, left=math.floor(self.level)) | {"retry-after": "1"}, 429
+        self.level -= tokens
+        return told(limit=self._limit, left=math.floor(self.level)), 200
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_server_never_has_to_refuse_and_is_kept_busy(limiter: Limiter, clock: FakeClock, seed: int) -> None:
+    """Whatever the order in which it sees the calls, and we its answers."""
+    chance, server, total = random.Random(seed), Server(clock, 60_000), 0
+
+    async def call(user: str) -> None:
+        nonlocal total
+        async with limiter.slot(MODEL, tokens=(tokens := chance.randint(1, 4_000)), user=user) as slot:
+            await clock.sleep(chance.random())
+            headers, status = server.admit(tokens)
+            await clock.sleep(chance.random() * 3)
+            slot.answered(headers, status)
+            await clock.sleep(chance.random() * 5)
+            slot.used(tokens)
+            total += tokens
+
+    first = asyncio.create_task(call("first"))
+    await clock.advance(10)
+    await first
+    calls = [asyncio.create_task(call(f"user-{number % 7}")) for number in range(200)]
+    await clock.advance(300)
+    assert server.refused == 0
+    assert total > 0.95 * min(200 * 2_000, 300 * 1_000)
+    for task in calls:
+        task.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert limiter.waiting == 0
