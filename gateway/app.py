@@ -48,6 +48,7 @@ from gateway.api.usage import budget_of_users
 from gateway.config import ConfigError, Settings
 from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
+from gateway.llm.limiter import Limiter, SharedLimits
 from gateway.llm.sdk import SdkModel
 from gateway.llm.steady import Persistence, SteadyModel
 from gateway.log import get_logger
@@ -294,20 +295,28 @@ def _wake_signed_in(toolbox: McpToolbox, inputs: InputStore, bus: Bus) -> None:
 
 def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
     """The model's server, and what is known of its models."""
+    secret = settings.groq_api_key or settings.openai_api_key
+    assert secret is not None
+    key = secret.get_secret_value()
+    shared: SharedLimits | None = None
+    if settings.redis_url is not None:
+        from gateway.llm.limiter_redis import RedisLimits
+
+        shared = RedisLimits(settings.redis_url.get_secret_value(), key)
+    limiter = Limiter(shared=shared)
+    idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
     if settings.groq_api_key is not None:
         from gateway.llm.groq import groq_model
 
-        key = settings.groq_api_key.get_secret_value()
-        model = groq_model(api_key=key, base_url=settings.groq_base_url, idle_timeout=settings.model_idle_timeout)
+        model = groq_model(
+            api_key=key, base_url=settings.groq_base_url, idle_timeout=idle, limiter=limiter, queue=queue
+        )
         return model, Catalog(aliases=settings.model_aliases)
-    assert settings.openai_api_key is not None
     from gateway.llm.openai import OPENAI, openai_model
 
     official = settings.openai_base_url == OPENAI
     model = openai_model(
-        api_key=settings.openai_api_key.get_secret_value(),
-        base_url=settings.openai_base_url,
-        idle_timeout=settings.model_idle_timeout,
+        api_key=key, base_url=settings.openai_base_url, idle_timeout=idle, limiter=limiter, queue=queue
     )
     not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
     return model, Catalog((), open_ended=True, not_taken=not_taken)

@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     model_retries: int = Field(default=2, ge=0, le=10)
     model_retry_delay: float = Field(default=0.5, ge=0, le=60)
     model_patience: float = Field(default=10.0, ge=0, le=600)
+    model_queue_seconds: float = Field(default=30.0, ge=0, le=3_600)
     model_idle_timeout: float = Field(default=60.0, gt=0)
 
     mcp_config: Path | None = None

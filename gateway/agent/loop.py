@@ -221,6 +221,7 @@ class AgentLoop:
             tools=_tools(conversation, turn),
             tool_choice=_choice(conversation.tool_choice, step),
             parameters=conversation.parameters,
+            user=conversation.principal.user,
         )
 
     async def _ask(

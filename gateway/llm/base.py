@@ -6,9 +6,12 @@ import msgspec
 
 from gateway.messages import JsonObject, Message, Parameters, ToolCall, ToolChoice, ToolSpec, Usage
 
+_CHARS_PER_TOKEN = 4
+_encode = msgspec.json.Encoder().encode
+
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call of a model. `response_format` is OpenAI's, and goes without tools."""
+    """One call of a model. `response_format` is OpenAI's, and goes without tools; `user` is for whom it is made."""
 
     model: str
     messages: tuple[Message, ...]
@@ -16,6 +19,12 @@ class ModelCall(msgspec.Struct, frozen=True):
     tool_choice: ToolChoice | None = None
     parameters: Parameters = Parameters()
     response_format: JsonObject | None = None
+    user: str = ""
+
+    def about_tokens(self) -> int:
+        """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""
+        tools = sum(len(tool.description) + len(_encode(tool.input_schema)) for tool in self.tools)
+        return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
 
 
 class ModelAnswer(msgspec.Struct, frozen=True):

@@ -6,11 +6,14 @@ import groq
 import httpx
 
 from gateway.llm.base import ModelCall
+from gateway.llm.limiter import Limiter
 from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, chat_body
 
 
-def groq_model(*, api_key: str, base_url: str, idle_timeout: float = 60.0) -> SdkModel:
-    """A `Model` over Groq's official SDK. `base_url` is without `/openai/v1`; `idle_timeout` in seconds."""
+def groq_model(
+    *, api_key: str, base_url: str, idle_timeout: float = 60.0, limiter: Limiter | None = None, queue: float = 30.0
+) -> SdkModel:
+    """A `Model` over Groq's SDK. `base_url` is without `/openai/v1`; `idle_timeout` and `queue` in seconds."""
     client = groq.AsyncGroq(
         api_key=api_key,
         base_url=base_url,
@@ -20,7 +23,7 @@ def groq_model(*, api_key: str, base_url: str, idle_timeout: float = 60.0) -> Sd
             limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT)
         ),
     )
-    return SdkModel(client, groq, request_body, key_setting="GROQ_API_KEY")
+    return SdkModel(client, groq, request_body, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:

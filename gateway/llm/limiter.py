@@ -62,6 +62,8 @@ class SharedLimits(Protocol):
         """Give back what was reserved and not used."""
         ...
 
+    async def close(self) -> None: ...
+
 
 class Slot:
     """A call's place. As an async context it is waited for on the way in.
@@ -273,6 +275,8 @@ class Limiter:
     async def close(self) -> None:
         """Wait until those who share the limits have been told all."""
         await asyncio.gather(*self._telling, return_exceptions=True)
+        if self._shared is not None:
+            await self._shared.close()
 
     def _serve(self, lane: _Lane) -> None:
         """Hand out what can be had, refuse who cannot be served in time, and come back when the next can be.

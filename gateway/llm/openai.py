@@ -7,13 +7,21 @@ import httpx
 import openai
 
 from gateway.llm.base import ModelCall
+from gateway.llm.limiter import Limiter
 from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, chat_body
 
 OPENAI = "https://api.openai.com/v1"
 
 
-def openai_model(*, api_key: str, base_url: str = OPENAI, idle_timeout: float = 60.0) -> SdkModel:
-    """A `Model` over OpenAI's official SDK. `base_url` ends in `/v1`; `idle_timeout` in seconds."""
+def openai_model(
+    *,
+    api_key: str,
+    base_url: str = OPENAI,
+    idle_timeout: float = 60.0,
+    limiter: Limiter | None = None,
+    queue: float = 30.0,
+) -> SdkModel:
+    """A `Model` over OpenAI's official SDK. `base_url` ends in `/v1`; `idle_timeout` in seconds, like `queue`."""
     client = openai.AsyncOpenAI(
         api_key=api_key,
         base_url=base_url,
@@ -24,7 +32,9 @@ def openai_model(*, api_key: str, base_url: str = OPENAI, idle_timeout: float = 
         ),
     )
     body = partial(request_body, official=base_url == OPENAI)
-    return SdkModel(client, openai, body, key_setting="OPENAI_API_KEY", streams_forms=True)
+    return SdkModel(
+        client, openai, body, key_setting="OPENAI_API_KEY", streams_forms=True, limiter=limiter, queue=queue
+    )
 
 
 def request_body(call: ModelCall, *, official: bool) -> dict[str, Any]:

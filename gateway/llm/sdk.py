@@ -28,6 +28,7 @@ from gateway.errors import (
 from gateway.llm.base import ModelAnswer, ModelCall, ModelSink
 from gateway.llm.catalog import Catalog
 from gateway.llm.chunks import ChunkReader, UpstreamError, read_whole
+from gateway.llm.limiter import Limiter, Slot
 from gateway.log import get_logger
 from gateway.messages import JsonObject, Message, ToolSpec
 
@@ -35,11 +36,13 @@ log = get_logger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
+_LIKELY_ANSWER = 1_024
 
 
 class SdkModel:
     """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
-    the body of a call; with `streams_forms`, answers in a form are streamed as any other."""
+    the body of a call; with `streams_forms`, answers in a form are streamed as any other. A call waits at most `queue`
+    seconds for its place under the key's limits."""
 
     def __init__(
         self,
@@ -49,30 +52,50 @@ class SdkModel:
         *,
         key_setting: str,
         streams_forms: bool = False,
+        limiter: Limiter | None = None,
+        queue: float = 30.0,
     ) -> None:
         self._client = client
         self._sdk = sdk
         self._body = body
         self._key_setting = key_setting
         self._streams_forms = streams_forms
+        self._limiter = limiter or Limiter()
+        self._queue = queue
 
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
-        """See `Model.complete`."""
-        if call.response_format is not None and not self._streams_forms:
-            return await self._complete_form(call, sink)
+        """See `Model.complete`.
+
+        Raises:
+            UpstreamRateLimited: it would wait for too long.
+        """
+        tokens = call.about_tokens() + min(call.parameters.max_tokens or _LIKELY_ANSWER, _LIKELY_ANSWER)
+        async with self._limiter.slot(call.model, tokens=tokens, user=call.user, deadline=self._queue) as slot:
+            whole = call.response_format is not None and not self._streams_forms
+            try:
+                answer = await (self._complete_form if whole else self._stream)(call, sink, slot)
+            except ModelRateLimited:
+                slot.answered({}, 429)
+                raise
+            slot.used(answer.usage.total_tokens - answer.usage.cached_tokens)
+            return answer
+
+    async def _stream(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
         reader = ChunkReader(sink)
         create = self._client.chat.completions.with_streaming_response.create
-        async with self._translated(), create(stream=True, **_untouched(self._body(call))) as response:
+        async with self._translated(slot), create(stream=True, **_untouched(self._body(call))) as response:
+            slot.answered(response.headers, response.status_code)
             async for data in response.http_response.aiter_raw():
                 reader.feed(data)
                 await sink.drain()
         return reader.answer()
 
-    async def _complete_form(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+    async def _complete_form(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
         """Groq does not stream answers in a form."""
         create: Any = self._client.chat.completions.with_raw_response.create
-        async with self._translated():
+        async with self._translated(slot):
             response = await create(**_untouched(self._body(call)))
+            slot.answered(response.headers, response.status_code)
             return read_whole(await response.read(), sink)
         raise AssertionError("unreachable")
 
@@ -106,14 +129,17 @@ class SdkModel:
 
     async def close(self) -> None:
         await self._client.close()
+        await self._limiter.close()
 
     @asynccontextmanager
-    async def _translated(self) -> AsyncGenerator[None]:
+    async def _translated(self, slot: Slot | None = None) -> AsyncGenerator[None]:
         """Whatever the SDK and the two HTTP stacks beneath it raise, as ours."""
         sdk = self._sdk
         try:
             yield
         except sdk.APIStatusError as error:
+            if slot is not None:
+                slot.answered(error.response.headers, error.status_code)
             raise self._status_error(error) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
             raise ModelUnavailable("The model's server did not answer in time.") from error

@@ -11,7 +11,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.errors import ModelError, ModelRateLimited, ModelUnavailable, PromptTooLong, ToolCallUnreadable
+from gateway.errors import (
+    ModelError,
+    ModelRateLimited,
+    ModelUnavailable,
+    PromptTooLong,
+    ToolCallUnreadable,
+    UpstreamRateLimited,
+)
 from gateway.llm.base import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.llm.catalog import Catalog
 from gateway.llm.prompted import WrittenCalls, with_tools_in_prompt
@@ -21,7 +28,6 @@ from gateway.messages import Message, ToolCall, ToolSpec, Usage
 
 log = get_logger(__name__)
 
-_CHARS_PER_TOKEN = 4
 _MOST_WRITTEN = 4_000
 _FEEDBACK = "Your tool call could not be made: {0} Make it again, correctly, or answer without it."
 
@@ -173,7 +179,7 @@ class SteadyModel:
 
     def _check_fits(self, call: ModelCall) -> None:
         info = self._catalog.known(call.model)
-        tokens = sum(len(message.text) for message in call.messages) // _CHARS_PER_TOKEN
+        tokens = call.about_tokens()
         if tokens >= info.context_window:
             raise PromptTooLong(
                 f"The prompt has about {tokens:,} tokens, and the window of {info.id!r} holds {info.context_window:,} "
@@ -183,7 +189,7 @@ class SteadyModel:
 
 
 def _may_work_elsewhere(error: ModelError) -> bool:
-    return error.retryable or isinstance(error, ModelRateLimited)
+    return error.retryable or isinstance(error, ModelRateLimited | UpstreamRateLimited)
 
 
 def _fed_back(call: ModelCall, wrote: str, problem: str, *, without_tools: bool) -> ModelCall:
