@@ -12,7 +12,7 @@ from benchmarks.processes import Process, resident
 from benchmarks.upstream import prompt
 
 _SAMPLE_SECONDS = 0.2
-_PATIENCE = 180.0
+_PATIENCE = 90.0
 
 
 @dataclass(frozen=True)
