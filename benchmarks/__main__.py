@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under two minutes: smaller loads, without LiteLLM")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md from a quick or partial run, too")
-    parser.add_argument("--rounds", type=int, help="how often each load is put on (1 quick, 3 else)")
+    parser.add_argument("--rounds", type=int, help="how often each load is put on (1 quick, 2 else)")
     parser.add_argument("--only", help="only the workloads whose names hold this; nothing else is measured")
     parser.add_argument("--contestants", help="only these, separated by commas")
     options = parser.parse_args()
@@ -40,7 +40,7 @@ async def _main(options: argparse.Namespace) -> None:
     chosen = workloads.QUICK if options.quick else workloads.FULL
     chosen = [workload for workload in chosen if (options.only or "") in workload.name]
     whole = options.only is None and options.contestants is None
-    rounds = options.rounds or (1 if options.quick else 3)
+    rounds = options.rounds or (1 if options.quick else 2)
     skipped: list[str] = []
     with _directory() as directory, _stopped() as running:
         upstream, tools = Upstream(Surroundings(directory, "", "")), Tools(Surroundings(directory, "", ""))

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.upstream import TILDE
 
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
+_CODE = re.compile(rb'"code":\s*"(\w+)"')
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -61,6 +62,7 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._tokens = 0
+        self._code = ""
         self._head = b""
         self._left: int | None = None
         self._tail = b""
@@ -79,6 +81,8 @@ class _Connection(asyncio.Protocol):
             self._read_head(head)
         if count := data.count(TILDE):
             self._note(count)
+        elif code := _CODE.search(data):
+            self._code = f" ({code[1].decode()})"
         if self._left is not None:
             self._left -= len(data)
             if self._left <= 0:
@@ -110,9 +114,10 @@ class _Connection(asyncio.Protocol):
         figures.whole.append(time.perf_counter() - self._sent_at)
         figures.tokens += self._tokens
         if self._status != "200":
-            self._load.failed(f"status {self._status}")
+            self._load.failed(f"status {self._status}{self._code}")
         elif self._tokens != self._load.tokens:
-            self._load.failed("a token is missing" if self._tokens < self._load.tokens else "a token too many")
+            how = "is missing" if self._tokens < self._load.tokens else "too many"
+            self._load.failed(f"a token {how}{self._code}")
         else:
             self._load.succeeded()
         self._next()

@@ -134,7 +134,7 @@ class RunningTurn:
         """Number the event, fold it, show it when it may be seen."""
         self.transcript.apply(event)
         self.log.append(event)
-        if self.log.visible == len(self.log.entries):
+        if self.log.all_visible:
             self.journal.soon(self.log)
         else:
             self.journal.now(self.log)

@@ -161,7 +161,10 @@ class Transcript:
         return call_id in self._call_steps
 
     def _step(self, number: int) -> _Step:
-        return self._steps.setdefault(number, _Step())
+        step = self._steps.get(number)
+        if step is None:
+            step = self._steps[number] = _Step()
+        return step
 
 
 def _sum(cost: float | None, more: float | None) -> float | None:

@@ -83,6 +83,11 @@ class TurnLog:
         return self._undurable[0][1] if self._undurable else len(self.entries)
 
     @property
+    def all_visible(self) -> bool:
+        """Whether nothing waits for a commit."""
+        return not self._undurable
+
+    @property
     def ended(self) -> bool:
         """Whether the turn's last event is there for readers to see."""
         return bool(self.entries) and not self._undurable and isinstance(self.entries[-1].event, _ENDS)
@@ -91,8 +96,9 @@ class TurnLog:
         """Yield the entries behind number `after`, all there are at a time, until the turn ends or the log closes."""
         read = _behind(self.entries, after)
         while True:
-            if self.visible > read:
-                batch = self.entries[read : self.visible]
+            visible = self.visible
+            if visible > read:
+                batch = self.entries[read:visible]
                 read += len(batch)
                 if batch[0].seq <= after:  # a copy may be given what its reader has
                     batch = batch[_behind(batch, after) :]
@@ -103,10 +109,10 @@ class TurnLog:
             else:
                 await self._next()
 
-    async def _next(self) -> None:
+    def _next(self) -> asyncio.Future[None]:
         reader = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
-        await reader
+        return reader
 
     def _wake(self) -> None:
         readers, self._readers = self._readers, []

@@ -1,0 +1,95 @@
+"""What a token costs, in function calls: they do not depend on the machine, and most of its time is theirs.
+
+The whole way is walked: HTTP from the upstream, decoding, events, the journal, SSE, HTTP to the client. The upstream
+and the client run in the same process; their own calls are not counted.
+"""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from benchmarks import load
+from benchmarks.contestants import post
+from benchmarks.upstream import Upstream, prompt
+from tests.stack import Gateway, serve_gateway
+
+PACED_CEILING = 165
+"""Calls of Python and C functions for a token that comes alone; 152 when this was written."""
+BURST_CEILING = 31
+"""The same where many come in one read; 28 when this was written."""
+
+
+@dataclass
+class FixedUpstream:
+    base_url: str
+
+
+@pytest.fixture
+async def fast_gateway(database_url: str, tools_url: str) -> AsyncGenerator[Gateway]:
+    """A whole gateway over an upstream whose streams are fixed."""
+    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    upstream: Any = FixedUpstream(f"http://127.0.0.1:{port}")
+    async with server, serve_gateway(database_url, upstream, tools_url) as gateway:
+        yield gateway
+
+
+@contextmanager
+def counted() -> Generator[Counter[tuple[str, str]]]:
+    """Counts the calls in this thread by file and function, C functions under their caller's file."""
+    calls: Counter[tuple[str, str]] = Counter()
+    names: dict[CodeType, tuple[str, str]] = {}
+
+    def count(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            code = frame.f_code
+            key = names.get(code) or names.setdefault(code, (code.co_filename, code.co_qualname))
+            calls[key] += 1
+        elif event == "c_call":
+            calls[frame.f_code.co_filename, f"{argument.__name__} (C)"] += 1
+
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+async def calls_for(gateway: Gateway, tokens: int, delay_ms: int) -> Counter[tuple[str, str]]:
+    """The gateway's calls for one turn of so many tokens."""
+    body = {"messages": [{"role": "user", "content": prompt(tokens, delay_ms)}], "tools": []}
+    port = int(gateway.base_url.rsplit(":", 1)[1])
+    with counted() as calls:
+        figures = await load.put(port, post("/api/v1/chat/stream", body, {}), tokens=tokens, connections=1)
+    assert not figures.errors
+    return Counter({key: number for key, number in calls.items() if "/benchmarks/" not in key[0]})
+
+
+def reads(calls: Counter[tuple[str, str]]) -> int:
+    return sum(number for (_, name), number in calls.items() if name == "ChunkReader.feed")
+
+
+async def test_token_that_comes_alone_takes_few_calls(fast_gateway: Gateway) -> None:
+    """A busy machine brings some together, so the cost is that of a read."""
+    costs: list[float] = []
+    await calls_for(fast_gateway, 10, 0)
+    for _ in range(3):
+        short, long = [await calls_for(fast_gateway, tokens, 5) for tokens in (10, 60)]
+        costs.append((long.total() - short.total()) / (reads(long) - reads(short)))
+    assert sorted(costs)[1] <= PACED_CEILING
+
+
+async def test_token_that_comes_with_many_takes_fewer(fast_gateway: Gateway) -> None:
+    costs: list[float] = []
+    await calls_for(fast_gateway, 10, 0)
+    for _ in range(3):
+        short, long = [await calls_for(fast_gateway, tokens, 0) for tokens in (50, 250)]
+        costs.append((long.total() - short.total()) / 200)
+    assert sorted(costs)[1] <= BURST_CEILING
