@@ -22,6 +22,7 @@ from gateway.api import audit as audit_api
 from gateway.api import (
     chat,
     conversations,
+    document,
     errors,
     forerunners,
     health,
@@ -134,6 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
     for prefix in openai_chat.PREFIXES:
         app.include_router(openai_chat.router, prefix=prefix, include_in_schema=prefix == "/v1")
     app.include_router(forerunners.message_router)  # takes whatever /api/ path is left
+    document.install(app)
     app.router.routes.append(Route("/mcp", _Mcp(app), include_in_schema=False))
     return app
 

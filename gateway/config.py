@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     rate_limit_chat_requests: int | None = Field(default=None, ge=1)
     rate_limit_tools_requests: int | None = Field(default=None, ge=1)
     rate_limit_mcp_requests: int | None = Field(default=None, ge=1)
-    rate_limit_streams: int = Field(default=100, ge=1)
+    rate_limit_streams: int = Field(default=500, ge=1)
     redis_url: SecretStr | None = None
     budget_tokens_per_day: int | None = Field(default=None, ge=0)
     budget_tokens_per_month: int | None = Field(default=None, ge=0)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from gateway.errors import NotFound
+from gateway.errors import McpFailed, NotFound
 from gateway.messages import (
     Answer,
     InputNeeded,
@@ -23,8 +23,11 @@ from gateway.messages import (
 from gateway.redaction import Redactor
 from gateway.tools.base import CallObserver, Listed, ServerStatus, Toolbox
 from gateway.tools.cleaning import clean, clean_value
+from gateway.tools.connection import CallFailed
 from gateway.tools.helpers import help_model
 from gateway.tools.resources import fits
+
+_UNKNOWN = (-32002, -32602)  # how servers of the one and the other era say that they have no such resource
 
 
 class GuardedToolbox:
@@ -91,7 +94,13 @@ class GuardedToolbox:
             server = server or await self._server_of(uri, principal)
             if not principal.may_reach(server):
                 raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
-        return clean_value(await self._toolbox.read_resource(uri, principal, server))
+        try:
+            return clean_value(await self._toolbox.read_resource(uri, principal, server))
+        except McpFailed as error:
+            cause = error.__cause__
+            if isinstance(cause, CallFailed) and cause.refusal is not None and cause.refusal["code"] in _UNKNOWN:
+                raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
+            raise McpFailed(clean(error.message)) from None
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         await self._demand_prompt(name, principal)
