@@ -22,6 +22,7 @@ from gateway.api import audit as audit_api
 from gateway.api import (
     chat,
     conversations,
+    document,
     errors,
     forerunners,
     health,
@@ -54,6 +55,7 @@ from gateway.llm.steady import Persistence, SteadyModel
 from gateway.log import get_logger
 from gateway.mcp_server import McpEndpoint
 from gateway.messages import BusMessage
+from gateway.redaction import load_rules
 from gateway.registry import Registry
 from gateway.store.audit import AuditStore
 from gateway.store.bus import Bus
@@ -112,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -145,6 +147,7 @@ def create_app(settings: Settings) -> FastAPI:
     for prefix in openai_chat.PREFIXES:
         app.include_router(openai_chat.router, prefix=prefix, include_in_schema=prefix == "/v1")
     app.include_router(forerunners.message_router)  # takes whatever /api/ path is left
+    document.install(app)
     app.router.routes.append(Route("/mcp", _Mcp(app), include_in_schema=False))
     return app
 
@@ -167,8 +170,11 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
         stack.push_async_callback(database.close)
 
+        redactor = load_rules(settings.redaction_rules)
         worker_id = uuid7()
-        journal = PostgresJournal(database.dsn, worker_id, flush_seconds=settings.journal_flush_ms / 1000)
+        journal = PostgresJournal(
+            database.dsn, worker_id, flush_seconds=settings.journal_flush_ms / 1000, redactor=redactor
+        )
         await journal.start()
         stack.push_async_callback(journal.stop)
 
@@ -185,7 +191,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal_of(settings)))
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
-        guarded = GuardedToolbox(toolbox)
+        guarded = GuardedToolbox(toolbox, deny=settings.tools_deny, redactor=redactor)
 
         limits = LoopLimits(
             steps=settings.agent_max_steps,
@@ -193,8 +199,8 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             parallel_calls=settings.tool_parallelism,
         )
         turns = TurnStore(database)
-        conversation_store = ConversationStore(database)
-        usage = UsageStore(database)
+        conversation_store = ConversationStore(database, redactor=redactor)
+        usage = UsageStore(database, redactor=redactor)
         inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days))
 
         def heard(message: BusMessage) -> None:

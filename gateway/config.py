@@ -1,5 +1,6 @@
 """Settings of the gateway, from the environment and `.env`. Frozen: nothing changes them after start-up."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -8,6 +9,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key")
+_PLACEHOLDER = re.compile(
+    r"<.*>|\.{3,}|…|x{3,}|\*{3,}|(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
+    r"|.*change[-_ ]?me.*|replace[-_ ]?(me|this)|placeholder"
+    r"|secret|password|api[-_ ]?key|example|default|admin|none|null",
+    re.IGNORECASE,
+)
 _SHORTEST_JWT_SECRET = 32
 _SHARED_ALGORITHMS = {"HS256", "HS384", "HS512"}
 _PUBLIC_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
@@ -33,6 +41,7 @@ class Settings(BaseSettings):
     gateway_lifeline: str | None = None
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()
+    trusted_hosts: CommaSeparated = ()
     jwt_secret: SecretStr | None = None
     jwt_jwks_url: str | None = None
     jwt_issuer: str | None = None
@@ -48,7 +57,7 @@ class Settings(BaseSettings):
     rate_limit_chat_requests: int | None = Field(default=None, ge=1)
     rate_limit_tools_requests: int | None = Field(default=None, ge=1)
     rate_limit_mcp_requests: int | None = Field(default=None, ge=1)
-    rate_limit_streams: int = Field(default=100, ge=1)
+    rate_limit_streams: int = Field(default=500, ge=1)
     redis_url: SecretStr | None = None
     budget_tokens_per_day: int | None = Field(default=None, ge=0)
     budget_tokens_per_month: int | None = Field(default=None, ge=0)
@@ -102,11 +111,13 @@ class Settings(BaseSettings):
     tool_parallelism: int = Field(default=8, ge=1, le=128)
     tool_token_budget: int = Field(default=24_000, ge=500)
     tool_result_max_chars: int = Field(default=32_000, ge=1_000)
+    tools_deny: CommaSeparated = ()
 
     agent_timeout: float = Field(default=120.0, gt=0)
     agent_max_steps: int = Field(default=10, ge=1, le=100)
     agent_max_tokens: int = Field(default=200_000, ge=1)
     agent_system_prompt: str | None = None
+    redaction_rules: Path | None = None
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     max_messages: int = Field(default=500, ge=1)
     max_message_chars: int = Field(default=400_000, ge=1)
@@ -117,7 +128,7 @@ class Settings(BaseSettings):
     log_level: str = "INFO"
     debug: bool = False
 
-    @field_validator("cors_origins", "model_fallbacks", "jwt_algorithms", mode="before")
+    @field_validator("cors_origins", "model_fallbacks", "jwt_algorithms", "tools_deny", "trusted_hosts", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -153,6 +164,20 @@ class Settings(BaseSettings):
         if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must be a Redis URL such as redis://host:6379/0")
         return value
+
+    @field_validator(*_SECRETS)
+    @classmethod
+    def _is_no_placeholder(cls, value: SecretStr | None) -> SecretStr | None:
+        """What stands in examples is known to everyone."""
+        if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
+            raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
+        return value
+
+    @model_validator(mode="after")
+    def _redaction_sees_whole_texts(self) -> Self:
+        if self.redaction_rules is not None and self.synchronous_journal:
+            raise ValueError("REDACTION_RULES: with SYNCHRONOUS_JOURNAL texts are kept in pieces that no rule can see")
+        return self
 
     @field_validator("groq_base_url")
     @classmethod

@@ -8,6 +8,7 @@
      ├─ NotAuthenticated         401 not_authenticated
      ├─ BudgetExceeded           402 budget_exceeded
      ├─ Forbidden                403 forbidden
+     ├─ WrongHost                421 wrong_host
      ├─ NotFound                 404 not_found
      │   ├─ ModelNotFound        404 model_not_found
      │   └─ ToolNotFound         404 tool_not_found
@@ -104,6 +105,12 @@ class BudgetExceeded(GatewayError):
 class Forbidden(GatewayError):
     code = "forbidden"
     status = 403
+
+
+class WrongHost(GatewayError):
+    code = "wrong_host"
+    status = 421
+    default_message = "The gateway does not answer to this name: see TRUSTED_HOSTS."
 
 
 class NotFound(GatewayError):

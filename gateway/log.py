@@ -12,7 +12,9 @@ import structlog
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
 
 _SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|(?<!_)token$|cookie", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(gsk_|sk-|Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_SECRET_TEXT = re.compile(
+    r"(gsk_|sk-|agw_[0-9a-f]{8}_|eyJ|Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
 _REDACTED = "[redacted]"
 # Local variables would bring prompts and keys into the log.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))

@@ -362,9 +362,12 @@ def _waiting(turn_id: UUID) -> str:
 
 
 def _security(settings: Settings) -> TransportSecuritySettings:
-    """On this machine alone, a page in a browser must not reach us by a name of its own."""
-    if not is_loopback(settings.gateway_host):
+    """On this machine alone, a page in a browser must not reach us by a name of its own. See `Guard`, too."""
+    if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
     origins = [f"http://{host}" for host in local]
-    return TransportSecuritySettings(allowed_hosts=local, allowed_origins=[*origins, *settings.cors_origins])
+    return TransportSecuritySettings(
+        allowed_hosts=[*local, *(host.removesuffix(":*") for host in local)],
+        allowed_origins=[*origins, *settings.cors_origins],
+    )

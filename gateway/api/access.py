@@ -120,6 +120,13 @@ def access_of(method: str, path: str) -> Access:
     return _ANYONE if method in ("GET", "HEAD", "OPTIONS") else Access(None, "user")
 
 
+def methods_of(path: str) -> list[str]:
+    """What may be done with a path."""
+    known = {method for method, exact in ROUTES if exact == path}
+    known |= {method for method, patterns in _PATTERNS.items() if any(p.fullmatch(path) for p, _ in patterns)}
+    return sorted(known)
+
+
 def check(principal: Principal, access: Access) -> None:
     """Raises:
     Forbidden: the principal's role or scopes do not open this.

@@ -43,7 +43,7 @@ _TURN_ID = {"X-Turn-Id": {"description": "The turn's id", "schema": {"type": "st
         **_ERRORS,
         200: {
             "description": "The turn's events as server-sent events, closed with `data: [DONE]`",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {}},
             "headers": _TURN_ID,
         },
     },

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from gateway.api.access import methods_of
 from gateway.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.log import get_logger, request_id
 from gateway.messages import JsonObject
@@ -68,11 +69,15 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # how FastAPI says that it cannot decode a body
+        return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
     code = _CODES.get(error.status_code, "http_error")
     route = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
     message = f"{route}{error.detail}"
     response = error_response(request, error.status_code, code, message)
     response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(methods_of(request.url.path))
     return response
 
 

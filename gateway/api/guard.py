@@ -4,25 +4,35 @@ Pure ASGI, and only at the start of a request: nothing here runs for a chunk of 
 """
 
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.access import Access, access_of, check
-from gateway.api.auth import PRINCIPAL
+from gateway.api.auth import PRINCIPAL, is_loopback
 from gateway.api.deps import State
 from gateway.api.errors import error_response
 from gateway.api.middleware import HEADERS
-from gateway.errors import GatewayError, NotAuthenticated
+from gateway.config import Settings
+from gateway.errors import Forbidden, GatewayError, NotAuthenticated, WrongHost
 from gateway.messages import Principal
+
+_LOCAL = ("127.0.0.1", "localhost", "[[]::1]")
+_SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Guard:
     """Puts the principal into the scope, for the routes and for `/mcp` alike; or answers in their place."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
+        self._origins = settings.cors_origins
+        self._hosts = settings.trusted_hosts
+        if not self._hosts and is_loopback(settings.gateway_host):
+            self._hosts = (*_LOCAL, settings.gateway_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,12 +45,30 @@ class Guard:
         state: State = scope["app"].state.gateway
         with ExitStack() as stack:
             try:
+                self._check_host(scope)
                 principal = await _enter(scope, access, state)
+                self._check_origin(scope, principal)
                 stack.enter_context(state.rates.stream(_credential(principal, scope), access.kind))
             except GatewayError as error:
                 await _answer(error, scope, receive, send)
             else:
                 await self._app(scope, receive, send)
+
+    def _check_host(self, scope: Scope) -> None:
+        """A page in a browser must not reach us by a name of its own (DNS rebinding)."""
+        host = _host(Headers(scope=scope).get("host", ""))
+        if self._hosts and not any(fnmatchcase(host, trusted) for trusted in self._hosts):
+            raise WrongHost
+
+    def _check_origin(self, scope: Scope, principal: Principal | None) -> None:
+        """Where nobody is asked for a credential, a page of another site must change nothing in our user's name."""
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None or scope["method"] in _SAFE or (principal is not None and principal.key is not None):
+            return
+        same = urlsplit(origin).netloc == headers.get("host")
+        if not same and origin not in self._origins and "*" not in self._origins:
+            raise Forbidden("Pages of this origin may not call the gateway: see CORS_ORIGINS.")
 
 
 async def _enter(scope: Scope, access: Access, state: State) -> Principal | None:
@@ -68,6 +96,12 @@ async def _enter(scope: Scope, access: Access, state: State) -> Principal | None
         check(principal, access)
         scope[PRINCIPAL] = principal
     return principal
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without its port."""
+    name = header.lower()
+    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 
 
 def source_of(scope: Scope) -> str:

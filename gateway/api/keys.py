@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.api.access import within
@@ -90,11 +90,12 @@ async def list_keys(principal: PrincipalDep, state: StateDep) -> KeyList:
 
 
 @router.post("", summary="Make a key", status_code=201)
-async def create_key(body: NewKeyBody, principal: PrincipalDep, state: StateDep) -> CreatedKey:
+async def create_key(body: NewKeyBody, principal: PrincipalDep, state: StateDep, response: Response) -> CreatedKey:
     """The answer is the only place where the key stands. It may do no more than the one that makes it.
 
     The first key that is made switches authentication on, at every replica.
     """
+    response.headers["Cache-Control"] = "no-store"
     new = _new(body, principal)
     if principal.key is not None and principal.key.startswith(START):
         most = (await state.keys.by_prefix(principal.key)).expires_at

@@ -14,6 +14,13 @@ log = get_logger("gateway.access")
 HEADERS = "gateway.headers"
 """Where in a request's scope those behind put headers for its answer, whoever gives it."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
+_SAFETY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_API_SAFETY = (*_SAFETY, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
 _QUIET = ("/health", "/ready")
 
 
@@ -34,12 +41,13 @@ class RequestContext:
         status = 0
         added: list[tuple[bytes, bytes]] = []
         scope[HEADERS] = added
+        safety = _SAFETY if scope["path"] in _PAGES else _API_SAFETY
 
         def with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", current), *added]
+                message["headers"] = [*message["headers"], (b"x-request-id", current), *added, *safety]
             return send(message)
 
         try:

@@ -82,7 +82,7 @@ async def get_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> T
     "/{turn_id}/events",
     summary="Follow a turn",
     response_class=Response,
-    responses={**_NOT_FOUND, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={**_NOT_FOUND, 200: {"content": {"text/event-stream": {}}}},
 )
 async def follow_turn(
     turn_id: UUID,

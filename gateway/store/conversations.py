@@ -10,6 +10,7 @@ from sqlmodel import col, func, select
 
 from gateway.errors import ConversationBusy, NotFound
 from gateway.messages import Message, Principal, TurnRequest
+from gateway.redaction import Redactor
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.tables import Conversation, Turn, TurnEvents
@@ -32,8 +33,9 @@ _ANCESTORS = """
 class ConversationStore:
     """What `History` asks for, and the conversations themselves, over short sessions."""
 
-    def __init__(self, database: Database, *, most_turns: int = 200) -> None:
+    def __init__(self, database: Database, *, most_turns: int = 200, redactor: Redactor | None = None) -> None:
         self._database = database
+        self._redactor = redactor or Redactor()
         self._most_turns = most_turns
 
     # --- for the agent
@@ -72,7 +74,7 @@ class ConversationStore:
     async def _create(self, principal: Principal, title: str) -> UUID:
         conversation_id = UUID(int=uuids.uuid7().int)
         async with self._database.session() as session:
-            session.add(Conversation(id=conversation_id, owner=principal.user, title=_short(title)))
+            session.add(Conversation(id=conversation_id, owner=principal.user, title=self._title(title)))
         return conversation_id
 
     # --- for their owners
@@ -130,7 +132,7 @@ class ConversationStore:
     async def rename(self, conversation_id: UUID, title: str) -> None:
         change = update(Conversation).where(col(Conversation.id) == conversation_id)
         async with self._database.session() as session:
-            await session.exec(change.values(title=_short(title), updated_at=func.now()))
+            await session.exec(change.values(title=self._title(title), updated_at=func.now()))
 
     async def delete(self, conversation_id: UUID, *, by: str) -> None:
         """Delete it with its turns, their events, calls and questions."""
@@ -139,6 +141,9 @@ class ConversationStore:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id).in_(turns)))
             await session.exec(delete(Conversation).where(col(Conversation.id) == literal(conversation_id)))
             session.add(audit(by, "conversation.delete", f"conversation {conversation_id}", {}))
+
+    def _title(self, title: str) -> str:
+        return _short(self._redactor.text(title))
 
 
 def _short(title: str) -> str:

@@ -18,6 +18,8 @@ from gateway.errors import Conflict, ConversationBusy, GatewayError, StorageUnav
 from gateway.events import Entry, InputResolved, ToolCallStarted, ToolFinished
 from gateway.log import get_logger
 from gateway.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
+from gateway.redaction import Redactor
+from gateway.store import redacted
 
 log = get_logger(__name__)
 
@@ -110,7 +112,10 @@ class PostgresJournal:
         flush_seconds: float = 0.05,
         patience: float = 5.0,
         most_bytes: int = 32 * 1024 * 1024,
+        redactor: Redactor | None = None,
     ) -> None:
+        self._redactor = redactor or Redactor()
+        self._held: dict[UUID, list[Entry]] = {}
         self._dsn = dsn
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
@@ -146,6 +151,7 @@ class PostgresJournal:
 
     async def begin(self, turn: TurnRecord, log: Source) -> None:
         """See `Journal.begin`."""
+        turn = redacted.record(turn, self._redactor) if self._redactor else turn
         write = self._submit(log, [(BEGIN_TURN, _turn_row(turn, self._worker_id))])
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._patience)
@@ -154,7 +160,9 @@ class PostgresJournal:
             raise StorageUnavailable from None
 
     def soon(self, log: Source) -> None:
-        """See `Journal.soon`."""
+        """See `Journal.soon`. With rules to redact by, deltas wait for the end of their text."""
+        if self._redactor:
+            return
         self._dirty[log.turn_id] = log
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._flush_seconds, self._flush_dirty)
@@ -165,6 +173,7 @@ class PostgresJournal:
 
     def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
+        outcome = redacted.outcome(outcome, self._redactor) if self._redactor else outcome
         return self._submit(log, [(FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))]).done
 
     def park(self, log: Source) -> asyncio.Future[None]:
@@ -186,7 +195,13 @@ class PostgresJournal:
     def _submit(self, source: Source, rows: list[_Row]) -> _Write:
         """Queue a turn's fresh entries. Without any, the write is done when those before it are."""
         self._dirty.pop(source.turn_id, None)
-        write = _Write(source, source.take(), rows, self._worker_id)
+        fresh = source.take()
+        if self._redactor:
+            fresh, rest = redacted.whole(self._held.pop(source.turn_id, []) + fresh)
+            fresh = redacted.entries(fresh, self._redactor)
+            if rest:
+                self._held[source.turn_id] = rest
+        write = _Write(source, fresh, rows, self._worker_id)
         self._waiting.append(write)
         self._waiting_bytes += write.size
         if self._waiting_bytes > self._most_bytes:

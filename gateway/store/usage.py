@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func
 
 from gateway.messages import Spent
+from gateway.redaction import Redactor
 from gateway.store.database import Database
 from gateway.store.tables import Feedback
 
@@ -91,8 +92,9 @@ class ToolFigures(msgspec.Struct, frozen=True):
 class UsageStore:
     """See `Ledger` of the agent; and the figures of days, of one owner or of all."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, redactor: Redactor | None = None) -> None:
         self._database = database
+        self._redactor = redactor or Redactor()
 
     async def spent(self, *, owner: str | None = None, key: str | None = None) -> Spent:
         """See `Ledger.spent`."""
@@ -119,6 +121,7 @@ class UsageStore:
 
     async def rate(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
         """Keep what the owner of a turn thinks of it, in the place of what they thought before; when that was."""
+        comment = comment and self._redactor.text(comment)
         row = insert(Feedback).values(turn_id=turn_id, owner=owner, rating=rating, comment=comment)
         changed = {"rating": rating, "comment": comment, "at": func.now()}
         upsert = row.on_conflict_do_update(index_elements=["turn_id"], set_=changed).returning(col(Feedback.at))

@@ -1,25 +1,63 @@
-"""The toolbox as a caller may use it: whoever calls, and by whatever route, within their allow lists."""
+"""The toolbox as a caller may use it, whoever calls and by whatever route.
+
+Within the caller's allow lists, without what is denied to all; what goes in is redacted, what comes out is cleaned.
+"""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
-from gateway.errors import NotFound
-from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
+import msgspec
+
+from gateway.errors import McpFailed, NotFound
+from gateway.messages import (
+    Answer,
+    InputNeeded,
+    JsonObject,
+    KeptInput,
+    Principal,
+    Question,
+    ToolResult,
+    ToolSpec,
+    text_block,
+)
+from gateway.redaction import Redactor
 from gateway.tools.base import CallObserver, Listed, ServerStatus, SignIn, Toolbox
+from gateway.tools.cleaning import clean, clean_value
+from gateway.tools.connection import CallFailed
 from gateway.tools.helpers import SIGN_IN, help_model
 from gateway.tools.resources import fits
 
+_UNKNOWN = (-32002, -32602)  # how servers of the one and the other era say that they have no such resource
+
 
 class GuardedToolbox:
-    """See `Toolbox`. The last door before the MCP servers: what it refuses, no route has to."""
+    """See `Toolbox`. The last door before the MCP servers: what it refuses, no route has to.
 
-    def __init__(self, toolbox: Toolbox) -> None:
+    `deny`: globs over tools, by the names that they have here or as `server/tool`; they win over whatever allows one.
+    """
+
+    def __init__(self, toolbox: Toolbox, *, deny: tuple[str, ...] = (), redactor: Redactor | None = None) -> None:
         self._toolbox = toolbox
+        self._deny = deny
+        self._redactor = redactor or Redactor()
+        self._all: tuple[ToolSpec, ...] = ()
+        self._left: tuple[ToolSpec, ...] = ()
 
     def specs(self) -> tuple[ToolSpec, ...]:
-        return self._toolbox.specs()
+        if not self._deny:
+            return self._toolbox.specs()
+        specs = self._toolbox.specs()
+        if specs is not self._all:
+            self._all, self._left = specs, tuple(spec for spec in specs if not self._denies(spec))
+        return self._left
 
     def find(self, name: str) -> ToolSpec | None:
-        return self._toolbox.find(name)
+        spec = self._toolbox.find(name)
+        return None if spec is None or self._denies(spec) else spec
+
+    def _denies(self, spec: ToolSpec) -> bool:
+        names = (spec.name, f"{spec.server}/{spec.tool}")
+        return any(fnmatchcase(name, glob) for glob in self._deny for name in names)
 
     def instructions(self) -> str:
         return self._toolbox.instructions()
@@ -34,11 +72,18 @@ class GuardedToolbox:
         answers: Sequence[KeptInput] = (),
     ) -> ToolResult | InputNeeded:
         """See `Toolbox.call`."""
-        if not principal.may_use(spec):
+        if self._denies(spec) or not principal.may_use(spec):
             return ToolResult("denied", [text_block(f"The tool {spec.name!r} is not allowed here.")])
+        arguments = self._redactor.value(arguments)
+        observer = observer and _Cleaned(observer)
         if spec.helper and spec.tool != SIGN_IN:
-            return await help_model(self, spec, arguments, principal)
-        return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+            result = await help_model(self, spec, arguments, principal)
+        else:
+            result = await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        if isinstance(result, InputNeeded):
+            return InputNeeded(tuple(_asked(question) for question in result.questions), result.state)
+        content, structured = clean_value(result.content), clean_value(result.structured)
+        return msgspec.structs.replace(result, content=content, structured=structured)
 
     async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
         items = await self._toolbox.listed(kind, principal)
@@ -49,11 +94,17 @@ class GuardedToolbox:
             server = server or await self._server_of(uri, principal)
             if not principal.may_reach(server):
                 raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
-        return await self._toolbox.read_resource(uri, principal, server)
+        try:
+            return clean_value(await self._toolbox.read_resource(uri, principal, server))
+        except McpFailed as error:
+            cause = error.__cause__
+            if isinstance(cause, CallFailed) and cause.refusal is not None and cause.refusal["code"] in _UNKNOWN:
+                raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
+            raise McpFailed(clean(error.message)) from None
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         await self._demand_prompt(name, principal)
-        return await self._toolbox.get_prompt(name, arguments, principal)
+        return clean_value(await self._toolbox.get_prompt(name, self._redactor.value(arguments), principal))
 
     async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
         if ref.get("type") == "ref/prompt":
@@ -94,3 +145,23 @@ class GuardedToolbox:
             if fits(uri, item["uriTemplate"]):
                 return item["server"]
         raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
+
+
+class _Cleaned:
+    """An observer that hears no more than can be seen."""
+
+    def __init__(self, observer: CallObserver) -> None:
+        self._observer = observer
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self._observer.progress(progress, total, message and clean(message))
+
+    def log(self, level: str, message: str) -> None:
+        self._observer.log(level, clean(message))
+
+    async def ask(self, question: Question) -> Answer:
+        return await self._observer.ask(_asked(question))
+
+
+def _asked(question: Question) -> Question:
+    return msgspec.structs.replace(question, message=clean(question.message), schema=clean_value(question.schema))

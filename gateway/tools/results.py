@@ -1,14 +1,13 @@
 """What an MCP server answered, as the rest of the gateway carries it: bounded, and without control characters."""
 
-import re
 from typing import Any
 
 import msgspec
 from mcp.types import CallToolResult
 
 from gateway.messages import JsonObject, ToolResult, text_block
+from gateway.tools.cleaning import clean
 
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MOST_BLOCKS = 200
 _MOST_BASE64 = 256 * 1024
 
@@ -42,7 +41,7 @@ def _block(block: JsonObject, left: int) -> JsonObject:
 
 
 def _cut(text: str, most: int) -> str:
-    text = _CONTROL.sub("", text)
+    text = clean(text)
     if len(text) <= most:
         return text
     return f"{text[:most]}\n[cut: {len(text):,} characters, the first {most:,} are shown]"

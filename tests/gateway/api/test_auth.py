@@ -85,12 +85,13 @@ async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gat
 def test_secrets_are_removed_from_whatever_is_logged(log_text: io.StringIO) -> None:
     log = get_logger("test")
     log.warning("said", api_key="abc", note="Bearer abcdefghijk and gsk_1234567890abcdef", url="postgres://u:p4ss@h/d")
+    log.warning("said", note="agw_0123abcd_the-rest-of-a-key and eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl")
     try:
         password = "p4ss-of-a-local"
         raise ValueError(len(password))
     except ValueError:
         log.exception("broke")
     text = log_text.getvalue()
-    for secret in ("abcdefghijk", "gsk_1234567890", "p4ss", '"abc"'):
+    for secret in ("abcdefghijk", "gsk_1234567890", "p4ss", '"abc"', "the-rest-of-a-key", "c2lnbmF0dXJl"):
         assert secret not in text
     assert "ValueError" in text

@@ -161,7 +161,7 @@ async def test_refused_logins_are_audited_once_a_second_and_source(locked: Keyri
     [
         ({}, False, True),
         ({}, True, False),
-        ({"api_key": SecretStr("a-static-key")}, False, False),
+        ({"api_key": SecretStr("key-for-everyone")}, False, False),
         ({"jwt_secret": SecretStr("s" * 32), "jwt_issuer": "i", "jwt_audience": "a"}, False, False),
         ({"gateway_allow_anonymous": True}, False, False),
         ({"gateway_host": "127.0.0.1"}, False, False),

@@ -1,0 +1,274 @@
+"""What is kept out: denied tools, hidden characters, redacted texts, foreign hosts and pages, hostile bodies."""
+
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from mcp.server.mcpserver import Context, MCPServer
+
+from gateway.config import ConfigError, load
+from gateway.llm.simulator import Fault, Simulator
+from gateway.redaction import load_rules
+from tests.keyring import Keyring
+from tests.stack import Gateway, serve_asgi, serve_gateway
+
+RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
+
+
+# --- denied tools
+
+
+@pytest.mark.parametrize("glob", ["add_task", "add_*", "tools/add_task"])
+async def test_denied_tool_is_there_for_nobody_whatever_allows_it(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, glob: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, tools_deny=(glob,)) as gateway:
+        ring = Keyring(gateway)
+        headers = await ring.make("root", role="admin", tools=("*", "add_task"))
+        names = {tool["name"] for tool in (await ring.get("root", "/api/v1/tools")).body["tools"]}
+        assert "add_task" not in names
+        assert "calculator" in names
+        assert (await ring.post("root", "/api/v1/tools/add_task", {"title": "x"})).status == 404
+        turn = await ring.chat("root", "Add a task to rest", tools=["add_task"])
+        assert turn.status == 200
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=30) as http,
+            Client(streamable_http_client(f"{gateway.base_url}/mcp", http_client=http)) as client,
+        ):
+            assert "add_task" not in {tool.name for tool in (await client.list_tools()).tools}
+            with pytest.raises(MCPError, match="Unknown tool"):
+                await client.call_tool("add_task", {"title": "x"})
+        specs = {spec.name: spec for spec in gateway.state.toolbox._toolbox.specs()}
+        principal = await principal_of(gateway, headers)
+        result: Any = await gateway.state.toolbox.call(specs["add_task"], {"title": "x"}, principal=principal)
+        assert result.outcome == "denied"
+        assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+
+
+async def principal_of(gateway: Gateway, headers: dict[str, str]) -> Any:
+    from starlette.datastructures import Headers
+
+    return await gateway.state.auth.authenticate(Headers(headers), "test")
+
+
+# --- hidden characters
+
+HIDDEN = (
+    "\x1b[31mred\x1b[0m \x1b]8;;http://evil\x07link\x1b]8;;\x07 \u202etxet\u202c a\U000e0041\U000e0042b \x08\x00end"
+)
+SEEN = "red link txet ab end"
+
+
+@pytest.fixture
+async def sly(database_url: str, simulator: Simulator) -> AsyncGenerator[Gateway]:
+    """A gateway in front of a server whose results hold what no reader sees."""
+    server = MCPServer("sly")
+
+    @server.tool(structured_output=False)
+    async def whisper(ctx: Context[Any, Any]) -> str:
+        await ctx.report_progress(1, 2, HIDDEN)
+        return HIDDEN
+
+    @server.tool()
+    async def figures() -> dict[str, Any]:
+        return {"of": [HIDDEN], HIDDEN: 1}
+
+    @server.resource("sly://note")
+    def note() -> str:
+        return HIDDEN
+
+    async with (
+        serve_asgi(server.streamable_http_app()) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
+    ):
+        yield gateway
+
+
+async def test_hidden_characters_of_tool_results_reach_neither_people_nor_models(
+    sly: Gateway, simulator: Simulator
+) -> None:
+    told = (await sly.post("/api/v1/tools/whisper", {})).body
+    assert told["content"] == [{"type": "text", "text": SEEN}]
+    assert (await sly.post("/api/v1/tools/figures", {})).body["structured"] == {"of": [SEEN], SEEN: 1}
+    resource = (await sly.get("/api/v1/mcp/resources/read?uri=sly://note")).body
+    assert resource["contents"][0]["text"] == SEEN
+    simulator.faults.add(Fault(kind="tool_calls", calls=[{"name": "whisper", "arguments": "{}"}]))
+    stream = await sly.chat_stream("whisper to me")
+    [result] = stream.of("tool.result")
+    assert result["content"] == [{"type": "text", "text": SEEN}]
+    assert [event["message"] for event in stream.of("tool.progress")] in ([SEEN], [])
+    for event in stream.events:
+        assert "\\u202e" not in json.dumps(event.data)
+        assert "\\u001b" not in json.dumps(event.data)
+
+
+# --- redaction
+
+EMAIL = "ada@lovelace.example"
+CARD = "4111 1111 1111 1111"
+
+
+@pytest.fixture
+async def discreet(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    async with serve_gateway(database_url, simulator, tools_url, redaction_rules=RULES) as gateway:
+        yield gateway
+
+
+async def kept(db: asyncpg.Connection) -> str:
+    """Everything that is in the database."""
+    tables = await db.fetch(
+        "SELECT schemaname || '.' || tablename AS name FROM pg_tables WHERE schemaname IN ('public', 'tools')"
+    )
+    rows = [await db.fetch(f"SELECT t::text AS row FROM {table['name']} AS t") for table in tables]
+    return "\n".join(row["row"] for found in rows for row in found)
+
+
+async def test_what_rules_find_is_stored_nowhere_and_goes_to_no_tool(discreet: Gateway, db: asyncpg.Connection) -> None:
+    prompt = f"Add a task to write to {EMAIL} about card {CARD}"
+    stream = await discreet.chat_stream(prompt, conversation_id="new", system=f"You help {EMAIL}.")
+    assert stream.of("turn.completed")
+    assert stream.of("tool.call")
+    whole = await kept(db)
+    assert "[email]" in whole
+    assert EMAIL not in whole
+    assert CARD not in whole
+    titles = [row["title"] for row in await db.fetch("SELECT title FROM tools.tasks")]
+    assert len(titles) == 1
+    assert "[email]" in titles[0]
+    direct = await discreet.post("/api/v1/tools/add_task", {"title": f"ring {EMAIL}"})
+    assert "[email]" in direct.body["content"][0]["text"]
+    turn = stream.of("turn.started")[0]["turn_id"]
+    await discreet.post(f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": f"from {EMAIL}"})
+    assert EMAIL not in await kept(db)
+
+
+async def test_text_in_pieces_is_redacted_as_a_whole(
+    discreet: Gateway, simulator: Simulator, db: asyncpg.Connection
+) -> None:
+    answer = f"Write to {EMAIL}, please. And use the key gsk_abcdefghijklmnop0123."
+    simulator.faults.add(Fault(kind="text", text=answer, match="whom"))
+    simulator.faults.add(Fault(kind="split_frames", match="whom"))
+    stream = await discreet.chat_stream("whom shall I write to?")
+    assert stream.text == answer  # who asks hears it all
+    whole = await kept(db)
+    assert "Write to [email], please. And use the key [key]." in whole
+    assert "lovelace" not in whole
+    turn = stream.of("turn.started")[0]["turn_id"]
+    async with discreet.session.get(f"{discreet.base_url}/api/v1/turns/{turn}/events") as response:
+        again = (await response.read()).decode()
+    assert "[email]" in again
+    assert "lovelace" not in again
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [(None, "cannot read"), ("rule", "not valid TOML"), ("", "holds no"), ("[[rule]]\nname='a'", "needs a name"),
+     ("[[rule]]\nname='a'\npattern='('", "a: "), ("[[rule]]\nname='a'\npattern='b'\nreplacement='\\9'", "a: ")],
+)  # fmt: skip
+def test_broken_rules_are_said_at_the_start(tmp_path: Path, text: str | None, problem: str) -> None:
+    path = tmp_path / "rules.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        load_rules(path)
+
+
+def test_rules_that_would_see_texts_in_pieces_are_refused() -> None:
+    with pytest.raises(ConfigError, match="REDACTION_RULES"):
+        load(_env_file=None, redaction_rules=RULES, synchronous_journal=True)
+
+
+# --- hosts, pages, headers
+
+
+@pytest.mark.parametrize(
+    ("trusted", "host", "status"),
+    [
+        ((), "localhost:8000", 200), ((), "127.0.0.1", 200), ((), "[::1]:8000", 200), ((), "evil.example", 421),
+        ((), "127.0.0.1.evil.example", 421), ((), "", 421),
+        (("gateway.example", "*.internal"), "gateway.example:80", 200),
+        (("gateway.example", "*.internal"), "a.internal", 200), (("gateway.example",), "localhost", 421),
+    ],
+)  # fmt: skip
+async def test_gateway_answers_to_its_own_names_alone(
+    database_url: str, simulator: Simulator, tools_url: str, trusted: tuple[str, ...], host: str, status: int
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, trusted_hosts=trusted) as gateway:
+        reply = await gateway.get("/api/v1/models", headers={"Host": host})
+        assert reply.status == status
+        if status == 421:
+            assert reply.body["error"]["code"] == "wrong_host"
+        async with gateway.session.post(f"{gateway.base_url}/mcp", json={}, headers={"Host": host}) as response:
+            assert (response.status == 421) is (status == 421)
+        assert (await gateway.get("/health", headers={"Host": host})).status == 200
+
+
+async def test_page_of_another_site_changes_nothing_where_nobody_is_asked(gateway: Gateway) -> None:
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    for origin, status in (("https://evil.example", 403), ("null", 403), (gateway.base_url, 200)):
+        assert (await gateway.post("/api/v1/chat", body, headers={"Origin": origin})).status == status
+    assert (await gateway.get("/api/v1/models", headers={"Origin": "https://evil.example"})).status == 200
+    ring = Keyring(gateway)
+    headers = await ring.make("ada")
+    asked = await gateway.post("/api/v1/chat", body, headers=headers | {"Origin": "https://app.example"})
+    assert asked.status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/v1/models", "/health", "/no/such/route", "/docs"])
+async def test_every_answer_has_the_headers_that_keep_browsers_from_guessing(gateway: Gateway, path: str) -> None:
+    async with gateway.session.get(f"{gateway.base_url}{path}") as response:
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["X-Frame-Options"] == "DENY"
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        assert ("default-src 'none'" in response.headers.get("Content-Security-Policy", "")) is (path != "/docs")
+
+
+# --- bodies made to break things
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"messages":' * 50_000,
+        b'{"messages": ' + b"9" * 10_000 + b"}",
+        b'{"temperature": 1e999999, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"temperature": NaN, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": -1}',
+        b"\xff\xfe\x00",
+    ],
+    ids=["depth", "open", "digits", "infinite", "nan", "surrogate", "no utf-8"],
+)
+@pytest.mark.parametrize("path", ["/api/v1/chat", "/v1/chat/completions", "/v1/responses", "/api/v1/tools/calculator"])
+async def test_body_made_to_break_things_is_the_clients_fault(gateway: Gateway, path: str, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    async with gateway.session.post(f"{gateway.base_url}{path}", data=body, headers=headers) as response:
+        told = await response.json()
+        assert response.status in (400, 422) or (path.endswith("calculator") and told["outcome"] == "error"), told
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["changeme", "change-me-please", "<your key>", "your_api_key_here", "xxxxxxxx", "...", "secret", "PASSWORD"],
+)
+@pytest.mark.parametrize("setting", ["api_key", "tools_server_secret", "groq_api_key"])
+def test_placeholder_is_no_secret(setting: str, secret: str) -> None:
+    with pytest.raises(ConfigError, match=f"{setting.upper()}: is a placeholder") as caught:
+        load(_env_file=None, **{setting: secret})
+    assert secret == "secret" or secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("secret", ["a-key-of-the-tests", "simulated", "gsk_realistic", "correct horse battery staple"])
+def test_secret_of_ones_own_is_taken(secret: str) -> None:
+    settings = load(_env_file=None, api_key=secret)
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == secret
