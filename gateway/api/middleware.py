@@ -47,7 +47,9 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", current), *added, *safety]
+                has = {name.lower() for name, _ in message["headers"]}
+                missing = [header for header in safety if header[0] not in has]
+                message["headers"] = [*message["headers"], (b"x-request-id", current), *added, *missing]
             return send(message)
 
         try:

@@ -153,18 +153,17 @@ class SteadyModel:
         breaker = self._breakers.setdefault(call.model, Breaker(self._how, self._now))
         if (wait := breaker.wait()) > 0:
             raise ModelUnavailable("This model does not work just now, and is left alone.", retry_after=round(wait, 1))
+        native = not call.tools or self._catalog.known(call.model).tools
         try:
-            answer = await self._native(call, watch)
-        except (ModelUnavailable, ModelError) as error:
+            answer = await (self._inner.complete(call, watch) if native else self._written(call, watch))
+        except ModelError as error:
             breaker.failed() if error.retryable else breaker.worked()
             raise
         breaker.worked()
         return answer
 
-    async def _native(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
-        """The answer of a model that calls functions, or of one that writes its calls into its text."""
-        if not call.tools or self._catalog.known(call.model).tools:
-            return await self._inner.complete(call, watch)
+    async def _written(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+        """The answer of a model that writes its calls into its text."""
         written = WrittenCalls(watch, [tool.name for tool in call.tools])
         answer = await self._inner.complete(with_tools_in_prompt(call), written)
         return msgspec.structs.replace(answer, finish_reason="tool_calls") if written.finish() else answer

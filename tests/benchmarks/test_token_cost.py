@@ -20,8 +20,8 @@ from benchmarks.contestants import post
 from benchmarks.upstream import Upstream, prompt
 from tests.stack import Gateway, serve_gateway
 
-PACED_CEILING = 165
-"""Calls of Python and C functions for a token that comes alone; 152 when this was written."""
+PACED_CEILING = 178
+"""Calls of Python and C functions for a token that comes alone; 168 when this was written."""
 BURST_CEILING = 31
 """The same where many come in one read; 28 when this was written."""
 

@@ -58,6 +58,8 @@ class Browser:
         while True:
             headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
             own = headers if "/api/v1/" in url else {}
+            if method == "POST":
+                own = own | {"Origin": "{0.scheme}://{0.netloc}".format(urlsplit(url))}
             async with self._session.request(method, url, headers=own, allow_redirects=False) as response:
                 for line in response.headers.getall("Set-Cookie", []):
                     self.cookies |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
