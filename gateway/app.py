@@ -238,6 +238,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             max_turns=settings.max_running_turns,
             synchronous_journal=settings.synchronous_journal,
             tool_tokens=settings.tool_token_budget,
+            batches=settings.agent_batch_tool,
             budgets=Budgets(usage, budget_of_users(settings)),
         )
         following = Following(runner, turns, bus)

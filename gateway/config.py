@@ -116,6 +116,7 @@ class Settings(BaseSettings):
     agent_timeout: float = Field(default=120.0, gt=0)
     agent_max_steps: int = Field(default=10, ge=1, le=100)
     agent_max_tokens: int = Field(default=200_000, ge=1)
+    agent_batch_tool: bool = False
     agent_system_prompt: str | None = None
     redaction_rules: Path | None = None
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.agent.batching import BATCH, make_batch
 from gateway.agent.finding import FIND_TOOLS, find
 from gateway.agent.policy import approval_of, needs_approval
 from gateway.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
@@ -78,6 +79,7 @@ class StepCalls:
         self._out = out
         self._approval: Approval = approval
         self._hidden = hidden
+        self._limit = limit
         self._slots = asyncio.Semaphore(limit)
         self._released = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -211,11 +213,23 @@ class StepCalls:
             return _error(f"The arguments of {call.name} must be one JSON object that fits its schema.")
         if spec.name == FIND_TOOLS and spec.helper:
             return find(str(arguments.get("query", "")), self._hidden)
+        if spec.name == BATCH and spec.helper:
+            return await self._batch(call, arguments)
         if given is None and needs_approval(spec, self._approval):
             return approval_of(spec, arguments)
         observer = _Observer(call.id, self._out)
         answers = [kept for kept in given or () if kept.question.kind != "approval"]
         return await self._toolbox.call(spec, arguments, principal=self._principal, observer=observer, answers=answers)
+
+    async def _batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
+        observer = _Observer(call.id, self._out)
+
+        async def make(spec: ToolSpec, given: JsonObject) -> ToolResult | InputNeeded:
+            if needs_approval(spec, self._approval):
+                return approval_of(spec, given)
+            return await self._toolbox.call(spec, given, principal=self._principal, observer=observer)
+
+        return await make_batch(arguments, self._offered, make, self._limit)
 
 
 class _Observer:

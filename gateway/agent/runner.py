@@ -11,6 +11,7 @@ import uuid_utils.compat as uuids
 
 from gateway.agent import context
 from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns, ResponseCache
+from gateway.agent.batching import batch_spec
 from gateway.agent.budgets import Budgets
 from gateway.agent.calls import turn_of_call
 from gateway.agent.finding import Offer, offer
@@ -260,6 +261,7 @@ class Runner:
         max_turns: int = 2_000,
         synchronous_journal: bool = False,
         tool_tokens: int = 24_000,
+        batches: bool = False,
         budgets: Budgets,
     ) -> None:
         self._budgets = budgets
@@ -279,6 +281,7 @@ class Runner:
         self._max_turns = max_turns
         self._synchronous = synchronous_journal
         self._tool_tokens = tool_tokens
+        self._batches = batches
         self._worker_id = worker_id
         self._turns: dict[UUID, RunningTurn] = {}
         self.stopping = False
@@ -322,6 +325,7 @@ class Runner:
         turn_log = TurnLog(turn_id, synchronous=self._synchronous)
         turn = self._turn(record, principal, turn_log, model)
         offered, missing = self._offer(request, principal)
+        offered = self._with_batch(offered, model)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn_id),
@@ -345,6 +349,7 @@ class Runner:
         model, _ = self._models.resolve(record.model)
         principal = record.caller or Principal(user=record.owner)
         offered, _ = self._offer(record.request, principal)
+        offered = self._with_batch(offered, model)
         turn_log = TurnLog(record.id, synchronous=self._synchronous)
         turn_log.adopt(events)
         turn = self._turn(record, principal, turn_log, model)
@@ -430,6 +435,12 @@ class Runner:
         warnings = tuple(f"The tool {name!r} is not on offer: no connected server has it now." for name in missing)
         chosen = tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools
         return self._fitting(chosen, request), warnings
+
+    def _with_batch(self, offered: Offer, model: ModelInfo) -> Offer:
+        """For a model that makes one call a step, a tool that makes several, if the administrator wants that."""
+        if not self._batches or model.parallel_calls or (spec := batch_spec(offered.tools)) is None:
+            return offered
+        return msgspec.structs.replace(offered, tools=(*offered.tools, spec))
 
     def _fitting(self, specs: tuple[ToolSpec, ...], request: TurnRequest) -> Offer:
         choice = request.tool_choice
