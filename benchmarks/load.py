@@ -134,6 +134,7 @@ class _Load:
         self.tokens = tokens
         self.done = asyncio.get_running_loop().create_future()
         self.heads: list[bytes] = []
+        self.over = False
         self._request = request
         self._open = connections
         self._unsent = total
@@ -152,6 +153,8 @@ class _Load:
         self.figures.requests += 1
 
     def failed(self, reason: str) -> None:
+        if self.over:
+            return
         self.figures.requests += 1
         self.figures.errors[reason] += 1
 
@@ -200,6 +203,7 @@ async def put(
     except TimeoutError:
         for task in opening:
             task.cancel()
+        load.over = True
         load.figures.errors["no answer in time"] += total - load.figures.requests
         for transport in opened:
             transport.abort()
