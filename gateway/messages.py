@@ -254,11 +254,6 @@ class TurnRecord(msgspec.Struct, frozen=True):
     request_id: str | None = None
     caller: Principal | None = None
 
-    @property
-    def key(self) -> str | None:
-        """The credential that began it."""
-        return self.caller.key if self.caller else None
-
 
 class TurnOutcome(msgspec.Struct, frozen=True):
     """What is kept of a turn at its end. `messages` are the request's own and all that the turn added."""

@@ -20,7 +20,7 @@ from gateway.events import (
     ToolFinished,
     TurnResumed,
 )
-from gateway.llm.base import Model, ModelAnswer, ModelCall, ModelInfo
+from gateway.llm.base import Model, ModelAnswer, ModelCall
 from gateway.log import get_logger
 from gateway.messages import (
     Approval,
@@ -75,7 +75,7 @@ class Conversation(msgspec.Struct, frozen=True):
     """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own;
     `hidden`: the tools that the model may find."""
 
-    model: ModelInfo
+    model: str
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
     tool_choice: ToolChoice | None
@@ -115,7 +115,7 @@ class AgentLoop:
                 answer, draft = await self._ask(asked, step, turn, calls.add, quiet=form is not None)
                 if form is not None and not form.problem(draft):
                     turn.emit(TextDelta(step=step, text=draft))
-                turn.emit(_completed(step, answer.finish_reason, answer.usage, conversation))
+                turn.emit(_completed(step, answer))
                 calls.release()
                 await calls.finish()
             finally:
@@ -197,13 +197,13 @@ class AgentLoop:
         call = msgspec.structs.replace(
             self._call(conversation, turn, step), tools=(), tool_choice=None, response_format=form.response_format
         )
-        usage, problem = Usage(), ""
+        spent, problem = ModelAnswer("stop", Usage(), 0.0), ""
         for attempt in range(1, _MOST_FORM_ATTEMPTS + 1):
             answer, text = await self._ask(call, step, turn, _no_calls, quiet=True)
-            usage = usage + answer.usage
+            spent = answer.over(spent)
             if (problem := form.problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
-                turn.emit(_completed(step, answer.finish_reason, usage, conversation))
+                turn.emit(_completed(step, spent))
                 return answer.finish_reason
             if answer.finish_reason == "length":
                 raise OutputInvalid("The answer reached its token limit before it was complete JSON.")
@@ -216,7 +216,7 @@ class AgentLoop:
 
     def _call(self, conversation: Conversation, turn: TurnOutput, step: int) -> ModelCall:
         return ModelCall(
-            model=conversation.model.id,
+            model=conversation.model,
             messages=conversation.messages + turn.transcript.messages,
             tools=_tools(conversation, turn),
             tool_choice=_choice(conversation.tool_choice, step),
@@ -275,10 +275,10 @@ class _StepSink:
         self._turn.emit(ModelRetry(step=self._step, reason=reason, attempt=attempt, discard=discard, model=model))
 
 
-def _completed(step: int, finish_reason: str, usage: Usage, conversation: Conversation) -> StepCompleted:
+def _completed(step: int, answer: ModelAnswer) -> StepCompleted:
     return StepCompleted(
-        step=step, finish_reason=finish_reason, usage=usage, cost_usd=conversation.model.cost(usage),
-        tokens_per_second=usage.tokens_per_second,
+        step=step, finish_reason=answer.finish_reason, usage=answer.usage, cost_usd=answer.cost_usd,
+        tokens_per_second=answer.usage.tokens_per_second,
     )  # fmt: skip
 
 

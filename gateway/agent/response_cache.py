@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.agent.calls import Emitter
 from gateway.agent.loop import Conversation
-from gateway.events import Entry, InputRequired, StepCompleted, TextDelta, ToolCallStarted, ToolFinished
+from gateway.events import Entry, InputRequired, ModelRetry, StepCompleted, TextDelta, ToolCallStarted, ToolFinished
 from gateway.messages import KnownResponse, Message, ToolSpec, Usage
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -17,7 +17,6 @@ def key_of(conversation: Conversation) -> bytes:
     """The same for requests that ask the same: model, messages with system prompt and history, parameters, tools as
     they are defined, form of the answer, approvals, headers passed on. Whoever asks is not part of it."""
     told = msgspec.structs.asdict(conversation) | {
-        "model": conversation.model.id,
         "messages": list(_without_ids(conversation.messages)),
         "principal": conversation.principal.headers,
     }
@@ -38,8 +37,8 @@ def _without_ids(messages: Iterable[Message]) -> Iterable[Message]:
 
 
 def may_be_kept(finish_reason: str, entries: Iterable[Entry], tools: Iterable[ToolSpec]) -> bool:
-    """Whether the answer of a completed turn may be given again: it came to its end, asked no person, and used no tool
-    but read-only ones, which all worked."""
+    """Whether the answer of a completed turn may be given again: it came to its end, from the model that was asked,
+    asked no person, and used no tool but read-only ones, which all worked."""
     if finish_reason not in ("stop", "length"):
         return False
     harmless = {spec.name for spec in tools if spec.read_only and not spec.client}
@@ -50,6 +49,8 @@ def may_be_kept(finish_reason: str, entries: Iterable[Entry], tools: Iterable[To
             case ToolFinished() as result if result.outcome != "ok":
                 return False
             case InputRequired():
+                return False
+            case ModelRetry() as again if again.model is not None:
                 return False
             case _:
                 pass

@@ -457,7 +457,7 @@ class Runner:
             history = await self._history.load(turn.id)
             past = context.fit_history(history, fixed, model, request.parameters.max_tokens)
         return Conversation(
-            model=model,
+            model=model.id,
             messages=context.complete_calls((fixed[0], *past, *fixed[1:])),
             tools=offered.tools,
             hidden=offered.hidden,

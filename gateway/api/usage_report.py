@@ -27,11 +27,14 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class UsageSum(BaseModel):
-    """Times in seconds. `cached_share`: which part of the prompts the model's server had in its cache.
+    """Ended turns. Times in seconds. `cached_share`: which part of the prompts the model's server had in its cache.
     `unpriced_turns`: those for whose model no price is known; they add nothing to `cost_usd`. `cached_turns`: those
-    that got an earlier turn's answer."""
+    that got an earlier turn's answer. `up`, `down`: how their owners rate them."""
 
     turns: int
+    completed: int
+    failed: int
+    cancelled: int
     steps: int
     prompt_tokens: int
     cached_tokens: int
@@ -46,6 +49,8 @@ class UsageSum(BaseModel):
     cost_usd: float
     unpriced_turns: int
     cached_turns: int
+    up: int
+    down: int
 
 
 class UsageRow(UsageSum):
@@ -66,7 +71,7 @@ class UsageTable(BaseModel):
     group_by: list[Group]
     rows: list[UsageRow]
     total: UsageSum
-    truncated: bool = False
+    truncated: bool
 
 
 @router.get(

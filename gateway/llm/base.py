@@ -28,10 +28,21 @@ class ModelCall(msgspec.Struct, frozen=True):
 
 
 class ModelAnswer(msgspec.Struct, frozen=True):
-    """How a model's stream ended. What it said went to the sink."""
+    """How a model's stream ended, and what that took. What it said went to the sink.
+
+    `cost_usd` is None where the price of the model that answered is not known.
+    """
 
     finish_reason: str
     usage: Usage
+    cost_usd: float | None = None
+
+    def over(self, before: "ModelAnswer") -> "ModelAnswer":
+        """This answer with all that was spent on the way to it."""
+        cost = None
+        if self.cost_usd is not None and before.cost_usd is not None:
+            cost = round(before.cost_usd + self.cost_usd, 9)
+        return ModelAnswer(self.finish_reason, before.usage + self.usage, cost)
 
 
 class ModelSink(Protocol):

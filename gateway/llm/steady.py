@@ -111,7 +111,8 @@ class SteadyModel:
         for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
             watch = _Watch(sink, call.tools)
             try:
-                return await self._ask(msgspec.structs.replace(call, model=model), watch)
+                answer = await self._ask(msgspec.structs.replace(call, model=model), watch)
+                return msgspec.structs.replace(answer, cost_usd=self._catalog.known(model).cost(answer.usage))
             except ModelError as error:
                 if other is None or watch.spoke or not _may_work_elsewhere(error):
                     raise
@@ -121,6 +122,7 @@ class SteadyModel:
 
     async def _ask(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
         failures = repairs = 0
+        spent = Usage()
         while True:
             watch.begin(hold_bad=repairs < self._how.repairs)
             try:
@@ -128,7 +130,7 @@ class SteadyModel:
                 problem = watch.problem
             except ToolCallUnreadable as error:
                 if watch.make_out(error.written):
-                    return ModelAnswer("tool_calls", Usage())
+                    return ModelAnswer("tool_calls", spent)
                 answer, problem = None, watch.problem or "it was no JSON that fits a tool on offer."
                 watch.wrote = error.written
             except ModelError as error:
@@ -140,8 +142,10 @@ class SteadyModel:
                 log.warning("model_retry", model=call.model, attempt=failures, code=error.code)
                 await asyncio.sleep(wait)
                 continue
-            if answer is not None and problem is None:
-                return answer
+            if answer is not None:
+                spent = spent + answer.usage
+                if problem is None:
+                    return msgspec.structs.replace(answer, usage=spent)
             repairs += 1
             if watch.made or repairs > self._how.repairs + 1:
                 raise ToolCallUnreadable

@@ -35,10 +35,10 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 BEGIN_TURN = """
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
                    parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
-                   caller, key)
+                   caller)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
-        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15, $16)
+        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
 ON CONFLICT (id) DO NOTHING"""
 CALL_STARTED = """
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
@@ -60,9 +60,13 @@ UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, 
 WHERE id = $1 AND worker_id = $13
 RETURNING *)
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
-                        cost_usd, error_code, at)
-SELECT id, owner, key, model_name, status, (usage->>'prompt_tokens')::bigint,
-       (usage->>'completion_tokens')::bigint, (usage->>'total_tokens')::bigint, cost_usd, error->>'code', completed_at
+                        cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps,
+                        conversation_id, cost_usd, error_code, cached, at)
+SELECT id, owner, caller->>'key', model_name, status, (usage->>'prompt_tokens')::bigint,
+       (usage->>'completion_tokens')::bigint, (usage->>'total_tokens')::bigint, (usage->>'cached_tokens')::bigint,
+       (usage->>'reasoning_tokens')::bigint, (usage->>'queue_time')::float8, (usage->>'model_time')::float8,
+       (usage->>'generation_time')::float8, steps, conversation_id, cost_usd, error->>'code', cached,
+       completed_at
 FROM ended
 ON CONFLICT (turn_id) DO NOTHING"""
 CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
@@ -411,7 +415,6 @@ def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
         len(request.messages),
         request.parent_turn_id,
         turn.caller,
-        turn.key,
     )
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Column,
     Computed,
     DateTime,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -33,6 +34,10 @@ def _when() -> Any:
     return Column(DateTime(timezone=True), nullable=True)
 
 
+def _figure(kind: Any) -> Any:
+    return Column(kind, nullable=False, server_default="0")
+
+
 def _json(*, nullable: bool = True) -> Any:
     return Column(JSONB, nullable=nullable)
 
@@ -54,8 +59,8 @@ class Turn(SQLModel, table=True):
     """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled.
 
     `parent_id` is the turn whose history this one goes on from; `busy_conversation_id`, unique, its conversation while
-    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request; `key` the
-    name of the credential that began it; `cached`: its answer is an earlier turn's.
+    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request;
+    `cached`: its answer is an earlier turn's.
     """
 
     __tablename__: ClassVar[Any] = "turns"
@@ -64,8 +69,6 @@ class Turn(SQLModel, table=True):
         Index("ix_turns_conversation", "conversation_id", "id"),
         Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
         Index("ix_turns_parent", "parent_id"),
-        Index("ix_turns_completed", "completed_at"),
-        Index("ix_turns_owner_completed", "owner", "completed_at"),
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
         Index("ix_turns_search", "search", postgresql_using="gin"),
@@ -78,7 +81,6 @@ class Turn(SQLModel, table=True):
     parent_id: UUID | None = None
     busy_conversation_id: UUID | None = None
     owner: str = Field(sa_type=Text)
-    key: str | None = Field(default=None, sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None
     status: str = Field(sa_type=Text)
@@ -152,7 +154,10 @@ class TurnInput(SQLModel, table=True):
 
 
 class TurnUsage(SQLModel, table=True):
-    """What an ended turn has used up: what budgets are reckoned from. It stays when the turn is deleted."""
+    """What an ended turn has used up: what budgets and reports are reckoned from. It stays when the turn is deleted.
+
+    Times in seconds, as the model's server reported them.
+    """
 
     __tablename__: ClassVar[Any] = "turn_usage"
     __table_args__ = (
@@ -172,6 +177,14 @@ class TurnUsage(SQLModel, table=True):
     prompt_tokens: int = Field(sa_type=BigInteger)
     completion_tokens: int = Field(sa_type=BigInteger)
     total_tokens: int = Field(sa_type=BigInteger)
+    cached_tokens: int = Field(default=0, sa_column=_figure(BigInteger))
+    reasoning_tokens: int = Field(default=0, sa_column=_figure(BigInteger))
+    queue_time: float = Field(default=0.0, sa_column=_figure(Float))
+    model_time: float = Field(default=0.0, sa_column=_figure(Float))
+    generation_time: float = Field(default=0.0, sa_column=_figure(Float))
+    steps: int = Field(default=0, sa_column=_figure(Integer))
+    conversation_id: UUID | None = None
+    cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     cost_usd: float | None = None
     error_code: str | None = Field(default=None, sa_type=Text)
     at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))

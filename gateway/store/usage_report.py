@@ -14,24 +14,23 @@ Group = Literal["day", "model", "user", "key", "conversation"]
 MOST_GROUPS = 10_000
 _QUERY_CANCELED = "57014"
 _COLUMNS: dict[Group, str] = {
-    "day": "(completed_at AT TIME ZONE 'UTC')::date",
-    "model": "model_name",
-    "user": "owner",
-    "key": "key",
-    "conversation": "conversation_id",
+    "day": "(used.at AT TIME ZONE 'UTC')::date",
+    "model": "used.model_name",
+    "user": "used.owner",
+    "key": "used.key",
+    "conversation": "used.conversation_id",
 }
 _ADDED_UP = """
-SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*) AS turns, coalesce(sum(steps), 0) AS steps,
-       coalesce(sum(u.prompt_tokens), 0), coalesce(sum(u.cached_tokens), 0), coalesce(sum(u.completion_tokens), 0),
-       coalesce(sum(u.reasoning_tokens), 0), coalesce(sum(u.total_tokens), 0),
-       coalesce(sum(u.queue_time), 0), coalesce(sum(u.model_time), 0), coalesce(sum(u.generation_time), 0),
-       coalesce(sum(u.completion_tokens) FILTER (WHERE u.generation_time > 0), 0),
-       coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL), count(*) FILTER (WHERE cached)
-FROM (SELECT {columns}, steps, cost_usd, cached, usage FROM turns
-      WHERE completed_at >= :since AND completed_at < :until {whose}) AS ended
-LEFT JOIN LATERAL jsonb_to_record(ended.usage) AS u(
-    prompt_tokens bigint, cached_tokens bigint, completion_tokens bigint, reasoning_tokens bigint, total_tokens bigint,
-    queue_time float8, model_time float8, generation_time float8) ON true
+SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*), count(*) FILTER (WHERE status = 'completed'),
+       count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'cancelled'),
+       coalesce(sum(steps), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0),
+       coalesce(sum(completion_tokens), 0), coalesce(sum(reasoning_tokens), 0), coalesce(sum(total_tokens), 0),
+       coalesce(sum(queue_time), 0), coalesce(sum(model_time), 0), coalesce(sum(generation_time), 0),
+       coalesce(sum(completion_tokens) FILTER (WHERE generation_time > 0), 0),
+       coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL),
+       count(*) FILTER (WHERE cached), count(*) FILTER (WHERE rating = 'up'), count(*) FILTER (WHERE rating = 'down')
+FROM (SELECT {columns}, used.*, rating FROM turn_usage AS used LEFT JOIN turn_feedback USING (turn_id)
+      WHERE used.at >= :since AND used.at < :until {whose}) AS ended
 GROUP BY GROUPING SETS (({groups}), ())
 ORDER BY is_total DESC, {groups}
 LIMIT :most
@@ -41,9 +40,12 @@ LIMIT :most
 class Figures(msgspec.Struct, frozen=True):
     """What some turns have used. Times in seconds; `timed_tokens` are the completion tokens whose writing was timed,
     `unpriced_turns` those for whose model no price is known: they add nothing to `cost_usd`; `cached_turns` those that
-    got an earlier turn's answer."""
+    got an earlier turn's answer; `up` and `down` what their owners think of them."""
 
     turns: int
+    completed: int
+    failed: int
+    cancelled: int
     steps: int
     prompt_tokens: int
     cached_tokens: int
@@ -57,6 +59,8 @@ class Figures(msgspec.Struct, frozen=True):
     cost_usd: float
     unpriced_turns: int
     cached_turns: int
+    up: int
+    down: int
 
     @property
     def cached_share(self) -> float | None:
@@ -85,13 +89,8 @@ class UsageReports:
         Raises:
             Overloaded: they are too many to be added up in time.
         """
-        statement = _ADDED_UP.format(
-            groups=", ".join(f"of_{group}" for group in groups),
-            columns=", ".join(f"{_COLUMNS[group]} AS of_{group}" for group in groups),
-            whose="" if owner is None else "AND owner = :owner",
-        )
         values = {"since": since, "until": until, "most": MOST_GROUPS + 2} | ({} if owner is None else {"owner": owner})
-        rows = await self._rows(statement, values)
+        rows = await self._rows(added_up(groups, of_owner=owner is not None), values)
         width = len(groups)
         total, *parts = [(dict(zip(groups, row[:width], strict=True)), _figures(row[width + 1 :])) for row in rows]
         return parts, total[1]
@@ -107,6 +106,15 @@ class UsageReports:
             if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
                 raise
             raise Overloaded("There are too many turns to add up in time: ask for a shorter range.") from error
+
+
+def added_up(groups: list[Group], *, of_owner: bool) -> str:
+    """The query: the row of all together first."""
+    return _ADDED_UP.format(
+        groups=", ".join(f"of_{group}" for group in groups),
+        columns=", ".join(f"{_COLUMNS[group]} AS of_{group}" for group in groups),
+        whose="AND used.owner = :owner" if of_owner else "",
+    )
 
 
 def _figures(row: Any) -> Figures:

@@ -6,16 +6,14 @@ import msgspec
 
 from gateway.agent.loop import Conversation
 from gateway.agent.response_cache import key_of
-from gateway.llm.base import ModelInfo
 from gateway.messages import Message, Parameters, Principal, ToolCall
 from tests.fakes import spec
 
-MODEL = ModelInfo("m", 8_192, 8_192)
 HELLO = Message("user", "Hello")
 
 
 def conversation(**changes: Any) -> Conversation:
-    plain = Conversation(MODEL, (HELLO,), (spec("a"), spec("b")), None, Parameters(), Principal("ada"))
+    plain = Conversation("m", (HELLO,), (spec("a"), spec("b")), None, Parameters(), Principal("ada"))
     return msgspec.structs.replace(plain, **changes)
 
 

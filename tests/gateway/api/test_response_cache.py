@@ -1,6 +1,5 @@
 """The response cache: an answer that its owner got to the same request is given again, when the request allows it."""
 
-from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -10,20 +9,11 @@ import pytest
 from gateway.llm.simulator import Fault, Simulator
 from gateway.store.database import Database
 from gateway.store.response_cache import ResponseCacheStore
-from tests.callers import believe_callers, caller
+from tests.keyring import Keyring
 from tests.stack import Gateway, Reply, Stream, serve_gateway
 
 CACHE = {"cache": {"ttl": 60}}
 SUM = "What is 23*19?"
-
-
-@pytest.fixture
-async def gateway(
-    database_url: str, simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncGenerator[Gateway]:
-    believe_callers(monkeypatch)
-    async with serve_gateway(database_url, simulator, tools_url) as running:
-        yield running
 
 
 def told(reply: Reply) -> str | None:
@@ -116,10 +106,25 @@ async def test_what_does_not_change_the_answer_does_not_count(gateway: Gateway) 
     assert same.body["conversation_id"]
 
 
-async def test_answer_is_its_owners_alone(gateway: Gateway) -> None:
-    body = {"messages": [{"role": "user", "content": SUM}], **CACHE}
-    for user, expected in (("ada", "miss"), ("bob", "miss"), ("ada", "hit"), ("bob", "hit")):
-        assert told(await gateway.post("/api/v1/chat", body, **caller(user))) == expected
+async def test_answer_is_its_owners_alone(locked: Keyring) -> None:
+    for owner in ("ada", "bob"):
+        await locked.make(owner)
+    for owner, expected in (("ada", "miss"), ("bob", "miss"), ("ada", "hit"), ("bob", "hit")):
+        assert told(await locked.chat(owner, SUM, **CACHE)) == expected
+    await locked.make("ada")  # another key of the same user
+    assert told(await locked.chat("ada", SUM, **CACHE)) == "hit"
+    await locked.make("ada", tools=("calculator",))  # one that opens less
+    assert told(await locked.chat("ada", SUM, **CACHE)) == "miss"
+
+
+async def test_answer_of_another_model_is_not_kept(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    simulator.faults.add(Fault(kind="status", status=503, match="gpt-oss-120b"))
+    settings = {"model_fallbacks": "openai/gpt-oss-20b", "model_retries": 0}
+    async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
+        assert (await gateway.chat("Hello", **CACHE)).status == 200
+    assert await db.fetchval("SELECT count(*) FROM cached_responses") == 0
 
 
 async def test_history_counts_and_the_ids_of_its_calls_do_not(gateway: Gateway) -> None:
@@ -138,7 +143,6 @@ async def test_history_counts_and_the_ids_of_its_calls_do_not(gateway: Gateway) 
         ("Add a task to buy milk", {}, None),  # changes something
         ("What is 1/0*1?", {}, None),  # did not work
         (SUM, {"approval": "always"}, None),  # waits for a person
-        (SUM, {}, Fault(kind="unknown_tool", times=3)),
         ("count to 100000", {}, Fault(kind="mid_stream_error", after_chunks=3, times=3)),  # failed
     ],
 )
@@ -230,13 +234,14 @@ async def test_idempotency_key_tells_what_its_turn_got(gateway: Gateway) -> None
 
 async def test_only_so_many_are_kept(gateway: Gateway, database_url: str, db: asyncpg.Connection) -> None:
     turns = [UUID((await gateway.chat(f"Hello {n}")).body["turn_id"]) for n in range(5)]
-    other = await gateway.post("/api/v1/chat", {"messages": [{"role": "user", "content": "Hi"}]}, **caller("bob"))
+    other = (await gateway.chat("Hi")).body["turn_id"]
+    await db.execute("UPDATE turns SET owner = 'bob' WHERE id = $1", UUID(other))
     database = Database(database_url)
     try:
         store = ResponseCacheStore(database, most_of_owner=3)
         for n, turn_id in enumerate(turns):
             await store.keep("local", bytes([n]), turn_id, 60)
-        await store.keep("bob", b"x", UUID(other.body["turn_id"]), 60)
+        await store.keep("bob", b"x", UUID(other), 60)
         await store.keep("nobody", b"y", UUID(int=1), 60)  # of a turn that is gone
         keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
         assert keys == [b"\x02", b"\x03", b"\x04", b"x"]

@@ -3,7 +3,6 @@
 import csv
 import io
 import time
-from collections.abc import AsyncGenerator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -14,20 +13,16 @@ from sqlalchemy import text
 from gateway.errors import Overloaded
 from gateway.llm.simulator import Fault, Simulator
 from gateway.store.database import Database
-from gateway.store.usage_report import UsageReports
-from tests.callers import believe_callers, caller
+from gateway.store.usage_report import UsageReports, added_up
+from tests.keyring import Keyring
 from tests.stack import Gateway, Stream, serve_gateway
 
 INSERT = """
-INSERT INTO turns (id, owner, key, status, prompt, messages, model_name, parameters, options, steps, usage, cost_usd,
-                   completed_at)
-SELECT gen_random_uuid(), $1, $2, 'completed', '', '[]', $3, '{}', '{}', 2, $4, $5, $6 FROM generate_series(1, $7)
+INSERT INTO turn_usage (turn_id, owner, key, model_name, status, steps, prompt_tokens, cached_tokens, completion_tokens,
+                        reasoning_tokens, total_tokens, queue_time, model_time, generation_time, cost_usd, at)
+SELECT gen_random_uuid(), $1, $2, $3, 'completed', 2, 100, 25, 10, 4, 110, 0.5, 0.25, $4, $5, $6
+FROM generate_series(1, $7)
 """
-USAGE = (
-    '{"prompt_tokens": 100, "cached_tokens": 25, "completion_tokens": 10, "reasoning_tokens": 4, "total_tokens": 110,'
-    ' "queue_time": 0.5, "model_time": 0.25, "generation_time": 0.125}'
-)
-OLD_USAGE = '{"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110, "model_time": 0.25}'
 TODAY = datetime.now(UTC).date()
 
 
@@ -36,22 +31,13 @@ def at(day: date, hour: int = 12) -> datetime:
 
 
 @pytest.fixture
-async def gateway(
-    database_url: str, simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncGenerator[Gateway]:
-    believe_callers(monkeypatch)
-    async with serve_gateway(database_url, simulator, tools_url) as running:
-        yield running
-
-
-@pytest.fixture
 async def used(db: asyncpg.Connection) -> None:
     """Turns of two users with two models on three days, one before the last thirty; one without a price, one old."""
     days = [TODAY - timedelta(days=n) for n in (0, 1, 40)]
-    await db.execute(INSERT, "ada", "laptop", "big", USAGE, 0.5, at(days[0], 0), 2)
-    await db.execute(INSERT, "ada", "server", "small", USAGE, None, at(days[1]), 1)
-    await db.execute(INSERT, "bob", None, "big", OLD_USAGE, 0.25, at(days[1], 0), 1)
-    await db.execute(INSERT, "bob", "=cmd()", "big", USAGE, 1.0, at(days[2]), 1)
+    await db.execute(INSERT, "ada", "laptop", "big", 0.125, 0.5, at(days[0], 0), 2)
+    await db.execute(INSERT, "ada", "server", "small", 0.125, None, at(days[1]), 1)
+    await db.execute(INSERT, "bob", None, "big", 0.0, 0.25, at(days[1], 0), 1)
+    await db.execute(INSERT, "bob", "=cmd()", "big", 0.125, 1.0, at(days[2]), 1)
 
 
 async def usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
@@ -85,6 +71,7 @@ async def test_step_and_turn_tell_tokens_times_speed_and_cost(gateway: Gateway, 
     assert row["turns"] == 2
     assert row["prompt_tokens"] == end["usage"]["prompt_tokens"] + report["prompt_tokens"]
     assert row["cost_usd"] == pytest.approx(await db.fetchval("SELECT sum(cost_usd) FROM turns"))
+    assert (row["completed"], row["failed"]) == (2, 0)
 
 
 async def test_turn_that_fails_in_its_second_step_has_paid_for_the_first(gateway: Gateway) -> None:
@@ -98,7 +85,7 @@ async def test_turn_that_fails_in_its_second_step_has_paid_for_the_first(gateway
     (step,) = [event.data for event in events if event.type == "step.completed"]
     assert events[-2].type == "turn.failed"
     row = (await usage(gateway))["total"]
-    assert (row["turns"], row["cost_usd"], row["unpriced_turns"]) == (1, step["cost_usd"], 0)
+    assert (row["turns"], row["failed"], row["cost_usd"], row["unpriced_turns"]) == (1, 1, step["cost_usd"], 0)
     assert row["prompt_tokens"] == step["usage"]["prompt_tokens"] > 0
 
 
@@ -110,9 +97,11 @@ async def test_default_is_the_last_thirty_days_by_day(gateway: Gateway) -> None:
         at(TODAY + timedelta(days=n), 0).isoformat().replace("+00:00", "Z") for n in (-29, 1)
     )
     assert table["total"] == {
-        "turns": 4, "steps": 8, "prompt_tokens": 400, "cached_tokens": 75, "cached_share": 0.1875,
-        "completion_tokens": 40, "reasoning_tokens": 12, "total_tokens": 440, "queue_time": 1.5, "model_time": 1.0,
-        "generation_time": 0.375, "tokens_per_second": 80.0, "cost_usd": 1.25, "unpriced_turns": 1, "cached_turns": 0,
+        "turns": 4, "completed": 4, "failed": 0, "cancelled": 0, "up": 0, "down": 0, "steps": 8,
+        "prompt_tokens": 400, "cached_tokens": 100, "cached_share": 0.25,
+        "completion_tokens": 40, "reasoning_tokens": 16, "total_tokens": 440, "queue_time": 2.0, "model_time": 1.0,
+        "generation_time": 0.375, "tokens_per_second": 80.0, "cost_usd": 1.25, "unpriced_turns": 1,
+        "cached_turns": 0,
     }  # fmt: skip
     assert table["truncated"] is False
 
@@ -142,28 +131,70 @@ async def test_turns_are_grouped_and_chosen(gateway: Gateway, query: str, groups
     assert all(set(row) == {*names, *table["total"]} for row in table["rows"])
 
 
-async def test_conversations_and_keys_of_real_turns_are_told_apart(gateway: Gateway) -> None:
-    first = (await gateway.chat("Hello", conversation_id="new")).body
-    await gateway.chat("Hello again", conversation_id=first["conversation_id"])
-    chat = {"messages": [{"role": "user", "content": "Hello"}]}
-    await gateway.post("/api/v1/chat", chat, **caller("ada", key="laptop"))
-    await gateway.post("/api/v1/chat", chat | {"store": False}, **caller("ada", key="laptop"))
-    rows = (await usage(gateway, "group_by=user,key,conversation"))["rows"]
+async def test_conversations_and_keys_of_real_turns_are_told_apart(locked: Keyring) -> None:
+    await locked.make("ada")
+    first = (await locked.chat("root", "Hello", conversation_id="new")).body
+    await locked.chat("root", "Hello again", conversation_id=first["conversation_id"])
+    await locked.chat("ada", "Hello")
+    await locked.chat("ada", "Hello", store=False)
+    async with locked.gateway.session.delete(
+        f"{locked.gateway.base_url}/api/v1/conversations/{first['conversation_id']}", headers=locked.headers("root")
+    ) as deleted:
+        assert deleted.status == 204
+    rows = (await locked.get("root", "/api/v1/usage?group_by=user,key,conversation")).body["rows"]
     assert [(row["user"], row["key"], row["conversation"], row["turns"]) for row in rows] == [
-        ("ada", "laptop", None, 2),
-        ("local", None, first["conversation_id"], 2),
+        ("ada", locked.rows["ada"].prefix, None, 2),
+        ("root", locked.rows["root"].prefix, first["conversation_id"], 2),
     ]
 
 
 @pytest.mark.usefixtures("used")
-async def test_users_see_their_own_alone(gateway: Gateway) -> None:
+async def test_users_see_their_own_alone(locked: Keyring) -> None:
     for role in ("user", "viewer"):
-        as_ada = caller("ada", role)
-        assert [row["user"] for row in (await usage(gateway, "group_by=user", **as_ada))["rows"]] == ["ada"]
-        assert (await usage(gateway, "user=ada", **as_ada))["total"]["turns"] == 3
-        refused = await gateway.get("/api/v1/usage?user=bob", **as_ada)
+        await locked.make("ada", role=role)
+        table = (await locked.get("ada", "/api/v1/usage?group_by=user")).body
+        assert ([row["user"] for row in table["rows"]], table["total"]["turns"]) == (["ada"], 3)
+        assert (await locked.get("ada", "/api/v1/usage?user=ada")).body["total"]["turns"] == 3
+        refused = await locked.get("ada", "/api/v1/usage?user=bob")
         assert (refused.status, refused.body["error"]["code"]) == (403, "forbidden")
-    assert (await usage(gateway, "user=bob", **caller("root", "admin")))["total"]["turns"] == 1
+    assert (await locked.get("root", "/api/v1/usage?user=bob")).body["total"]["turns"] == 1
+    assert (await locked.get("root", "/api/v1/usage?group_by=user")).body["total"]["turns"] == 4
+
+
+async def test_rating_of_a_turn_counts_in_its_group(gateway: Gateway) -> None:
+    for rating in ("up", "down", "up"):
+        turn = (await gateway.chat("Hello")).body["turn_id"]
+        await gateway.post(f"/api/v1/turns/{turn}/feedback", {"rating": rating})
+    (row,) = (await usage(gateway, "group_by=model"))["rows"]
+    assert (row["turns"], row["up"], row["down"]) == (3, 2, 1)
+
+
+async def test_step_of_another_model_costs_what_that_one_does(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    refused = {"error": {"message": "over capacity", "code": "over_capacity"}}
+    simulator.faults.add(Fault(kind="status", status=503, body=refused, match="gpt-oss-120b"))
+    settings = {"model_fallbacks": "openai/gpt-oss-20b", "model_retries": 0}
+    async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
+        reply = await gateway.chat_stream("Hello")
+    (retry,), (step,) = reply.of("model.retry"), reply.of("step.completed")
+    assert retry["model"] == "openai/gpt-oss-20b"
+    tokens = step["usage"]
+    fresh = tokens["prompt_tokens"] - tokens["cached_tokens"]
+    micro = fresh * 0.075 + tokens["cached_tokens"] * 0.0375 + tokens["completion_tokens"] * 0.30
+    assert step["cost_usd"] == pytest.approx(micro / 1e6, abs=1e-8)
+    assert reply.of("turn.completed")[0]["cost_usd"] == step["cost_usd"]
+
+
+async def test_call_that_is_asked_again_is_paid_twice(gateway: Gateway) -> None:
+    gateway.simulator.faults.add(Fault(kind="unknown_tool"))
+    reply = await gateway.chat_stream("Hello")
+    assert [retry["reason"] for retry in reply.of("model.retry")] == ["tool_call_unreadable"]
+    (step,) = reply.of("step.completed")
+    prompts = [request for request in gateway.simulator.requests if "messages" in request]
+    assert len(prompts) == 2
+    once = (await gateway.chat_stream("Hello")).of("step.completed")[0]["usage"]["prompt_tokens"]
+    assert step["usage"]["prompt_tokens"] > 2 * once
 
 
 @pytest.mark.usefixtures("used")
@@ -206,10 +237,10 @@ async def test_many_groups_are_cut_and_many_turns_do_not_take_forever(
     gateway: Gateway, database_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for owner in ("ada", "bob"):
-        await db.execute(INSERT, owner, "laptop", "big", USAGE, 0.5, at(TODAY, 0), 20_000)
-    await db.execute("UPDATE turns SET completed_at = completed_at - interval '90 days' WHERE owner = 'bob'")
-    await db.execute("UPDATE turns SET key = 'key ' || (random() * 9)::int WHERE owner = 'ada'")
-    await db.execute("VACUUM ANALYZE turns")
+        await db.execute(INSERT, owner, "laptop", "big", 0.125, 0.5, at(TODAY, 0), 20_000)
+    await db.execute("UPDATE turn_usage SET at = at - interval '90 days' WHERE owner = 'bob'")
+    await db.execute("UPDATE turn_usage SET key = 'key ' || (random() * 9)::int WHERE owner = 'ada'")
+    await db.execute("VACUUM ANALYZE turn_usage")
     monkeypatch.setattr("gateway.store.usage_report.MOST_GROUPS", 2)
     monkeypatch.setattr("gateway.api.usage_report.MOST_GROUPS", 2)
     begun = time.monotonic()
@@ -222,9 +253,11 @@ async def test_many_groups_are_cut_and_many_turns_do_not_take_forever(
         with pytest.raises(Overloaded, match="shorter range"):
             await UsageReports(database, seconds=0.001).added_up(["day"], since, until)
         async with database.engine.connect() as connection:
-            for whose, index in (("", "ix_turns_completed"), ("AND owner = 'ada'", "ix_turns_owner_completed")):
-                query = f"SELECT sum(steps) FROM turns WHERE completed_at >= :since AND completed_at < :until {whose}"
-                plan = await connection.execute(text(f"EXPLAIN {query}"), {"since": at(TODAY, 1), "until": until})
-                assert index in "\n".join(row[0] for row in plan)
+            for of_owner in (False, True):
+                query = f"EXPLAIN {added_up(['day', 'key'], of_owner=of_owner)}"
+                values = {"since": at(TODAY, 1), "until": until, "most": 10} | ({"owner": "ada"} if of_owner else {})
+                plan = "\n".join(row[0] for row in await connection.execute(text(query), values))
+                assert "using ix_turn_usage_" in plan
+                assert "Seq Scan on turn_usage" not in plan
     finally:
         await database.close()
