@@ -60,8 +60,9 @@ WHERE id = $1 AND worker_id = $13
 RETURNING *)
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
                         cost_usd, error_code, at)
-SELECT id, owner, caller->>'key', model_name, status, (usage->>'prompt_tokens')::bigint,
-       (usage->>'completion_tokens')::bigint, (usage->>'total_tokens')::bigint, cost_usd, error->>'code', completed_at
+SELECT id, owner, caller->>'key', model_name, status, coalesce((usage->>'prompt_tokens')::bigint, 0),
+       coalesce((usage->>'completion_tokens')::bigint, 0), coalesce((usage->>'total_tokens')::bigint, 0),
+       cost_usd, error->>'code', completed_at
 FROM ended
 ON CONFLICT (turn_id) DO NOTHING"""
 CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
