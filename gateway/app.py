@@ -201,7 +201,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         turns = TurnStore(database)
         conversation_store = ConversationStore(database, redactor=redactor)
         usage = UsageStore(database, redactor=redactor)
-        inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days))
+        inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor)
 
         def heard(message: BusMessage) -> None:
             runner.heard(message)

@@ -11,6 +11,7 @@ from sqlmodel import col, func, select
 
 from gateway.errors import Conflict, NotFound
 from gateway.messages import Answer, InputNeeded, KeptInput, Question
+from gateway.redaction import Redactor
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.tables import AuditLog, Turn, TurnInput
@@ -21,8 +22,9 @@ MOST_EXPIRED = 100
 class InputStore:
     """See `Inputs` of the agent. `lifetime`: how long a question waits for its answer."""
 
-    def __init__(self, database: Database, *, lifetime: timedelta) -> None:
+    def __init__(self, database: Database, *, lifetime: timedelta, redactor: Redactor | None = None) -> None:
         self._database = database
+        self._redactor = redactor or Redactor()
         self._lifetime = lifetime
 
     async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
@@ -31,7 +33,7 @@ class InputStore:
         kept = [KeptInput(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
         async with self._database.session() as session:
             for one in kept:
-                question = msgspec.to_builtins(one.question)
+                question = self._redactor.value(msgspec.to_builtins(one.question))
                 session.add(
                     TurnInput(
                         id=one.id, turn_id=turn_id, call_id=call_id, question=question, state=one.state,
@@ -89,6 +91,7 @@ class InputStore:
         Raises:
             Conflict: it has been decided already, or has expired, or the turn has ended.
         """
+        answer = msgspec.structs.replace(answer, content=self._redactor.value(answer.content))
         open_ = select(Turn.id).where(Turn.id == turn_id, col(Turn.status).in_(("running", "waiting")))
         undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None), open_.exists())
         decision = update(TurnInput).where(*undecided).values(answer=msgspec.to_builtins(answer))

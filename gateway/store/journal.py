@@ -62,10 +62,11 @@ RETURNING *)
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
                         cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps,
                         conversation_id, cost_usd, error_code, cached, at)
-SELECT id, owner, caller->>'key', model_name, status, (usage->>'prompt_tokens')::bigint,
-       (usage->>'completion_tokens')::bigint, (usage->>'total_tokens')::bigint, (usage->>'cached_tokens')::bigint,
-       (usage->>'reasoning_tokens')::bigint, (usage->>'queue_time')::float8, (usage->>'model_time')::float8,
-       (usage->>'generation_time')::float8, steps, conversation_id, cost_usd, error->>'code', cached,
+SELECT id, owner, caller->>'key', model_name, status, coalesce((usage->>'prompt_tokens')::bigint, 0),
+       coalesce((usage->>'completion_tokens')::bigint, 0), coalesce((usage->>'total_tokens')::bigint, 0),
+       coalesce((usage->>'cached_tokens')::bigint, 0), coalesce((usage->>'reasoning_tokens')::bigint, 0),
+       coalesce((usage->>'queue_time')::float8, 0), coalesce((usage->>'model_time')::float8, 0),
+       coalesce((usage->>'generation_time')::float8, 0), steps, conversation_id, cost_usd, error->>'code', cached,
        completed_at
 FROM ended
 ON CONFLICT (turn_id) DO NOTHING"""

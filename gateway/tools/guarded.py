@@ -75,7 +75,11 @@ class GuardedToolbox:
         if self._denies(spec) or not principal.may_use(spec):
             return ToolResult("denied", [text_block(f"The tool {spec.name!r} is not allowed here.")])
         arguments = self._redactor.value(arguments)
-        observer = observer and _Cleaned(observer)
+        answers = [
+            msgspec.structs.replace(kept, answer=kept.answer and _redacted(kept.answer, self._redactor))
+            for kept in answers
+        ]
+        observer = observer and _Cleaned(observer, self._redactor)
         if spec.helper and spec.tool != SIGN_IN:
             result = await help_model(self, spec, arguments, principal)
         else:
@@ -150,8 +154,9 @@ class GuardedToolbox:
 class _Cleaned:
     """An observer that hears no more than can be seen."""
 
-    def __init__(self, observer: CallObserver) -> None:
+    def __init__(self, observer: CallObserver, redactor: Redactor) -> None:
         self._observer = observer
+        self._redactor = redactor
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         self._observer.progress(progress, total, message and clean(message))
@@ -160,7 +165,11 @@ class _Cleaned:
         self._observer.log(level, clean(message))
 
     async def ask(self, question: Question) -> Answer:
-        return await self._observer.ask(_asked(question))
+        return _redacted(await self._observer.ask(_asked(question)), self._redactor)
+
+
+def _redacted(answer: Answer, redactor: Redactor) -> Answer:
+    return msgspec.structs.replace(answer, content=redactor.value(answer.content))
 
 
 def _asked(question: Question) -> Question:

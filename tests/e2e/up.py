@@ -20,7 +20,24 @@ from gateway.store.database import plain_dsn
 from tests.stack import Client, free_port
 
 ROOT = Path(__file__).parent.parent.parent
-KEPT_OUT = ("GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_")
+KEPT_OUT = (
+    "JWT_",
+    "RATE_LIMIT_",
+    "REDIS_",
+    "BUDGET_",
+    "TRUSTED_",
+    "REDACTION_",
+    "GROQ_",
+    "DATABASE_URL",
+    "POSTGRES_",
+    "MCP_",
+    "API_KEY",
+    "TOOLS_",
+    "GATEWAY_",
+    "LOG_",
+    "DEBUG",
+    "AGENT_",
+)
 
 
 def clean_environment(**settings: str) -> dict[str, str]:

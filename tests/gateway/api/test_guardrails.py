@@ -1,5 +1,6 @@
 """What is kept out: denied tools, hidden characters, redacted texts, foreign hosts and pages, hostile bodies."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -146,6 +147,22 @@ async def test_what_rules_find_is_stored_nowhere_and_goes_to_no_tool(discreet: G
     turn = stream.of("turn.started")[0]["turn_id"]
     await discreet.post(f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": f"from {EMAIL}"})
     assert EMAIL not in await kept(db)
+
+
+async def test_what_is_asked_and_answered_is_redacted_too(discreet: Gateway, db: asyncpg.Connection) -> None:
+    asked = (await discreet.chat(f"Add a task to write to {EMAIL}", approval="always")).body
+    [question] = asked["inputs"]
+    assert EMAIL not in await kept(db)
+    answer = {"arguments": {"title": f"ring {EMAIL}"}}
+    body = {"input_id": question["input_id"], "action": "accept", "content": answer}
+    await discreet.post(f"/api/v1/turns/{asked['turn_id']}/input", body)
+    async with asyncio.timeout(10):
+        while (await discreet.get(f"/api/v1/turns/{asked['turn_id']}")).body["status"] in ("running", "waiting"):
+            await asyncio.sleep(0.02)
+    assert [row["title"] for row in await db.fetch("SELECT title FROM tools.tasks")] == ["ring [email]"]
+    whole = await kept(db)
+    assert EMAIL not in whole
+    assert "input.accept" in whole
 
 
 async def test_text_in_pieces_is_redacted_as_a_whole(

@@ -326,7 +326,7 @@ async def test_turn_that_another_worker_goes_on_with_keeps_to_its_callers_lists(
     async with asyncio.timeout(10):
         while (turn := await second.get(f"/api/v1/turns/{asked['turn_id']}", headers=headers)).body["status"] in OPEN:
             await asyncio.sleep(0.02)
-    assert [call["outcome"] for call in turn.body["tool_calls"]] == ["error"]
+    assert [call["outcome"] for call in turn.body["tool_calls"]] == ["denied"]
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 

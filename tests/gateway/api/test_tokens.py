@@ -24,7 +24,7 @@ ISSUER, AUDIENCE = "https://issuer.example", "agent-gateway"
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    told = {"sub": "ada", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 60} | changes
+    told = {"sub": "ada", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 86_400} | changes
     return {name: value for name, value in told.items() if value is not None}
 
 
