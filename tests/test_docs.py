@@ -29,3 +29,21 @@ def test_every_test_that_a_document_names_exists(document: Path) -> None:
 def test_every_file_that_a_document_links_to_exists(document: Path) -> None:
     linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
     assert [link for link in linked if not (document.parent / link).exists()] == []
+
+
+def test_catalogue_in_the_docs_is_the_one_in_the_code() -> None:
+    from gateway.llm.catalog import GROQ
+
+    def price(value: float | None) -> str:
+        return "-" if value is None else str(value)
+
+    table = (ROOT / "docs" / "groq.md").read_text()
+    for model in GROQ:
+        row = next(line for line in table.splitlines() if line.startswith(f"| `{model.id}` |"))
+        assert f"| {model.status} | {model.context_window:,} / {model.max_output_tokens:,} |" in row
+        prices = " / ".join(map(price, (model.price_in, model.price_out, model.price_cached)))
+        assert f"| {prices if model.price_in is not None else '-'} |" in row
+        assert f"| {', '.join(model.reasoning_efforts) or '-'} |" in row
+        assert row.endswith(
+            "| tools in the prompt |" if not model.tools else f"| {'yes' if model.parallel_calls else 'no'} |"
+        )

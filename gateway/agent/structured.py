@@ -9,6 +9,7 @@ from jsonschema.exceptions import (
     best_match,  # pyright: ignore[reportUnknownVariableType]
 )
 from referencing.exceptions import Unresolvable
+from referencing.jsonschema import EMPTY_REGISTRY
 
 from gateway.errors import InvalidRequest
 from gateway.messages import JsonObject
@@ -41,7 +42,7 @@ class Form:
         except SchemaError as error:
             message = f"response_format: the schema is not valid: {error.message[:_LONGEST]}"
             raise InvalidRequest(message, param="response_format") from None
-        self._validator: Any = Draft202012Validator(schema)
+        self._validator: Any = Draft202012Validator(schema, registry=EMPTY_REGISTRY)  # which fetches nothing
 
     def problem(self, text: str) -> str | None:
         """What is wrong with an answer; None: it fits."""
