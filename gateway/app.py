@@ -50,6 +50,7 @@ from gateway.config import ConfigError, Settings
 from gateway.errors import StorageUnavailable
 from gateway.llm.catalog import Catalog
 from gateway.llm.limiter import Limiter, SharedLimits
+from gateway.llm.recording import Recorder
 from gateway.llm.sdk import SdkModel
 from gateway.llm.steady import Persistence, SteadyModel
 from gateway.log import get_logger
@@ -312,19 +313,22 @@ def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
         shared = RedisLimits(settings.redis_url.get_secret_value(), key)
     limiter = Limiter(shared=shared)
     idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
+    recorder = Recorder(settings.groq_record, key=key) if settings.groq_record is not None else None
     if settings.groq_api_key is not None:
         from gateway.llm.groq import groq_model
 
         model = groq_model(
-            api_key=key, base_url=settings.groq_base_url, idle_timeout=idle, limiter=limiter, queue=queue
-        )
+            api_key=key, base_url=settings.groq_base_url, idle_timeout=idle, limiter=limiter, queue=queue,
+            recorder=recorder,
+        )  # fmt: skip
         return model, Catalog(aliases=settings.model_aliases)
     from gateway.llm.openai import OPENAI, openai_model
 
     official = settings.openai_base_url == OPENAI
     model = openai_model(
-        api_key=key, base_url=settings.openai_base_url, idle_timeout=idle, limiter=limiter, queue=queue
-    )
+        api_key=key, base_url=settings.openai_base_url, idle_timeout=idle, limiter=limiter, queue=queue,
+        recorder=recorder,
+    )  # fmt: skip
     not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
     return model, Catalog((), open_ended=True, not_taken=not_taken)
 

@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     groq_api_key: SecretStr | None = None
     groq_base_url: str = "https://api.groq.com"
     groq_simulated: bool = False
+    groq_record: Path | None = None
+    simulator_replay: Path | None = None
     groq_default_model: str = Field(
         default=DEFAULT_MODEL, validation_alias=AliasChoices("GROQ_DEFAULT_MODEL", "GROQ_MODEL")
     )

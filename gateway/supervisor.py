@@ -224,6 +224,7 @@ def children(
         env |= {"GROQ_API_KEY": "simulated", "GROQ_BASE_URL": address, "GROQ_SIMULATED": "true"}
         fd = simulator.fileno()
         argv = [*python, "gateway.llm.simulator", "--fd", str(fd)]
+        argv += ["--replay", str(settings.simulator_replay)] if settings.simulator_replay else []
         stack.append(Child("the simulated Groq", argv, env, stop_rank=1, pass_fds=(fd,)))
     stack.append(Child("the tool server", [*python, "tools_server.cli"], env, stop_rank=1, patience=1.5))
     patience = settings.shutdown_grace_seconds + 0.5

@@ -7,11 +7,18 @@ import httpx
 
 from gateway.llm.base import ModelCall
 from gateway.llm.limiter import Limiter
+from gateway.llm.recording import Recorder
 from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, chat_body
 
 
 def groq_model(
-    *, api_key: str, base_url: str, idle_timeout: float = 60.0, limiter: Limiter | None = None, queue: float = 30.0
+    *,
+    api_key: str,
+    base_url: str,
+    idle_timeout: float = 60.0,
+    limiter: Limiter | None = None,
+    queue: float = 30.0,
+    recorder: Recorder | None = None,
 ) -> SdkModel:
     """A `Model` over Groq's SDK. `base_url` is without `/openai/v1`; `idle_timeout` and `queue` in seconds."""
     client = groq.AsyncGroq(
@@ -20,7 +27,8 @@ def groq_model(
         max_retries=0,  # `SteadyModel` asks again, where a client can see it
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
         http_client=groq.DefaultAioHttpClient(
-            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT)
+            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
+            event_hooks=recorder.hooks if recorder else None,
         ),
     )
     return SdkModel(client, groq, request_body, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)

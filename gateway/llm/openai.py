@@ -8,6 +8,7 @@ import openai
 
 from gateway.llm.base import ModelCall
 from gateway.llm.limiter import Limiter
+from gateway.llm.recording import Recorder
 from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, chat_body
 
 OPENAI = "https://api.openai.com/v1"
@@ -20,6 +21,7 @@ def openai_model(
     idle_timeout: float = 60.0,
     limiter: Limiter | None = None,
     queue: float = 30.0,
+    recorder: Recorder | None = None,
 ) -> SdkModel:
     """A `Model` over OpenAI's official SDK. `base_url` ends in `/v1`; `idle_timeout` in seconds, like `queue`."""
     client = openai.AsyncOpenAI(
@@ -28,7 +30,8 @@ def openai_model(
         max_retries=0,  # `SteadyModel` asks again, where a client can see it
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
         http_client=openai.DefaultAioHttpClient(
-            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT)
+            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
+            event_hooks=recorder.hooks if recorder else None,
         ),
     )
     body = partial(request_body, official=base_url == OPENAI)

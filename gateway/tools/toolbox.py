@@ -359,7 +359,9 @@ class McpToolbox:
             if holds and not connection.checked:
                 continue
             held = self._changed.get(connection.config.name, set()) if holds else set[str]()
-            for tool in tools:
+            for tool in sorted(
+                tools, key=lambda tool: tool.name
+            ):  # the prompt cache needs one order, and some have none
                 if connection.config.permits(tool.name) and tool.name not in held:
                     spec = make_spec(connection.config, tool)
                     if spec.name in specs:

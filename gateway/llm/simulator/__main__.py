@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 
@@ -18,13 +19,15 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--fd", type=int, help="serve on this inherited, bound socket instead")
     parser.add_argument("--tokens-per-second", type=float, default=SimulatorSettings().tokens_per_second)
+    parser.add_argument("--replay", type=Path, help="a directory of recorded exchanges to serve where they fit")
     options = parser.parse_args()
     try:
         listener = socket.socket(fileno=options.fd) if options.fd is not None else _bound(options.port)
     except OSError as error:
         sys.stderr.write(f"simulator: cannot listen on 127.0.0.1:{options.port}: {error.strerror}\n")
         return 2
-    settings = SimulatorSettings(tokens_per_second=options.tokens_per_second)
+    replay = options.replay or os.environ.get("SIMULATOR_REPLAY")
+    settings = SimulatorSettings(options.tokens_per_second, replay=Path(replay) if replay else None)
     asyncio.run(_serve(settings, listener, announce=options.fd is None))
     return 0
 

@@ -5,6 +5,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.llm.recording import Exchange, Recordings
 from gateway.llm.simulator.brain import Call, Reply, reply
 from gateway.llm.simulator.faults import Fault, FaultPlan
 from gateway.llm.simulator.request import MODELS, Chat, JsonObject, Refusal, check_key, parse
@@ -25,10 +27,11 @@ _LIMIT = 100_000_000  # in Groq's form, but out of the way: nobody pays for what
 
 
 class SimulatorSettings(msgspec.Struct, frozen=True):
-    """`tokens_per_second` 0 is as fast as it goes; `first_token_delay` in seconds."""
+    """`tokens_per_second` 0 is as fast as it goes; `first_token_delay` in seconds; `replay`: recorded exchanges."""
 
     tokens_per_second: float = 150.0
     first_token_delay: float = 0.05
+    replay: Path | None = None
 
 
 class Simulator:
@@ -42,6 +45,8 @@ class Simulator:
         self.streaming = 0
         self.cancelled = 0
         self.cache = PromptCache()
+        self.replayed = 0
+        self._recordings = Recordings(settings.replay) if settings.replay is not None else None
         self._changed = asyncio.Condition()
 
     async def until(self, condition: Callable[["Simulator"], bool], seconds: float = 5.0) -> None:
@@ -91,6 +96,11 @@ class Simulator:
     async def _chat(self, request: Request) -> Response:
         check_key(request.headers.get("authorization", ""))
         body = await request.body()
+        if self._recordings is not None and (known := self._recordings.take(body)) is not None:
+            self.requests.append(msgspec.json.decode(body))
+            self.replayed += 1
+            await self.changed()
+            return _Replayed(known)
         chat = parse(body)
         self.requests.append(msgspec.json.decode(body))
         await self.changed()
@@ -107,6 +117,28 @@ class Simulator:
 
 class _Aborted(Exception):
     """Raised to make uvicorn drop the connection without ending the body."""
+
+
+class _Replayed(Response):
+    """An answer as it was recorded, piece by piece. One that was not read to its end lasts until its client leaves."""
+
+    def __init__(self, known: Exchange) -> None:
+        super().__init__(status_code=known.status, headers=known.headers)
+        del self.headers["content-length"]
+        self._known = known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self._known.status, "headers": self.raw_headers})
+        for chunk in self._known.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await asyncio.sleep(0)
+        match self._known.end:
+            case "complete":
+                await send({"type": "http.response.body", "body": b""})
+            case "broken":
+                raise _Aborted
+            case "silent" | "left":
+                await _disconnected(receive)
 
 
 class _Stream(Response):

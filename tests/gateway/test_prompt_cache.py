@@ -1,0 +1,80 @@
+"""What stands at the beginning of every request is the same to the byte, so that the model's server finds it in its
+prompt cache: from step to step, from turn to turn, and after a restart."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.llm.simulator import Simulator
+from gateway.tools.servers import ServerConfig
+from tests.gateway.tools.mcp_servers import Trial
+from tests.gateway.tools.test_toolbox import toolbox_of
+from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
+
+
+def prefixes(simulator: Simulator) -> list[str]:
+    """The tools and the system prompt of each request so far, as they stood there."""
+    return [json.dumps([body["tools"], body["messages"][0]]) for body in simulator.requests]
+
+
+async def test_tools_and_system_prompt_are_the_same_in_every_turn_and_after_a_restart(
+    database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path
+) -> None:
+    """With three servers, which come up in another order each time."""
+    trials = [free_port(), free_port()]
+    servers: dict[str, Any] = {f"trial{n}": {"url": f"http://127.0.0.1:{port}/mcp"} for n, port in enumerate(trials)}
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {**servers, "tools": {"url": tools_url, "identity": "gateway"}}}))
+    for first, second in (trials, trials[::-1]):
+        async with (
+            serve_gateway(database_url, simulator, None, mcp_config=file) as gateway,
+            serve_asgi(Trial().app(), first),
+        ):
+            await until_up(gateway, 2)
+            async with serve_asgi(Trial().app(), second):
+                await until_up(gateway, 3)
+                await gateway.chat("What is 23*19?")
+                began = (await gateway.chat("Add a task to rest", conversation_id="new")).body
+                await gateway.chat("Thank you", conversation_id=began["conversation_id"])
+    assert len(simulator.requests) == 10
+    assert len(set(prefixes(simulator))) == 1
+    tools = [tool["function"]["name"] for tool in simulator.requests[-1]["tools"]]
+    assert tools[0].startswith("trial0")
+    assert tools.index("trial1_echo") < tools.index("tools_calculator")
+
+
+async def until_up(gateway: Gateway, number: int) -> None:
+    async with asyncio.timeout(20):
+        while sum(server.state == "up" for server in gateway.state.toolbox.servers()) < number:
+            await asyncio.sleep(0.01)
+
+
+async def test_server_that_lists_its_tools_in_another_order_each_time_changes_nothing() -> None:
+    seen: set[tuple[str, ...]] = set()
+    told: set[tuple[str, ...]] = set()
+    for seed in range(3):
+        trial = Trial()
+        tools = trial.mcp._tool_manager._tools
+        shuffled = random.Random(seed).sample(sorted(tools), len(tools))
+        trial.mcp._tool_manager._tools = {name: tools[name] for name in shuffled}
+        async with (
+            serve_asgi(trial.app()) as address,
+            toolbox_of(ServerConfig(name="own", url=f"{address}/mcp")) as toolbox,
+        ):
+            seen.add(tuple(shuffled))
+            told.add(tuple(spec.name for spec in toolbox.specs()))
+    assert (len(seen), len(told)) == (3, 1)
+
+
+async def test_share_of_the_prompt_that_was_cached_is_told(gateway: Gateway) -> None:
+    first = (await gateway.chat("What is 23*19?")).body["usage"]
+    second = (await gateway.chat("What is 23*20?")).body["usage"]
+    assert 0 < first["cached_tokens"] < second["cached_tokens"] < second["prompt_tokens"]
+    total = (await gateway.get("/api/v1/usage")).body["total"]
+    share = (first["cached_tokens"] + second["cached_tokens"]) / (first["prompt_tokens"] + second["prompt_tokens"])
+    assert total["cached_share"] == pytest.approx(share, abs=1e-4)
+    assert second["cached_tokens"] / second["prompt_tokens"] > 0.9
