@@ -5,10 +5,11 @@ from collections.abc import Iterable
 
 import msgspec
 
+from gateway.agent.batching import BATCH
 from gateway.agent.calls import Emitter
 from gateway.agent.loop import Conversation
 from gateway.events import Entry, InputRequired, ModelRetry, StepCompleted, TextDelta, ToolCallStarted, ToolFinished
-from gateway.messages import KnownResponse, Message, ToolSpec, Usage
+from gateway.messages import JsonObject, KnownResponse, Message, ToolSpec, Usage
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -42,11 +43,16 @@ def may_be_kept(finish_reason: str, entries: Iterable[Entry], tools: Iterable[To
     if finish_reason not in ("stop", "length"):
         return False
     harmless = {spec.name for spec in tools if spec.read_only and not spec.client}
+    batches: set[str] = set()
     for entry in entries:
         match entry.event:
             case ToolCallStarted() as call if call.client or call.tool not in harmless:
                 return False
+            case ToolCallStarted(tool=tool, call_id=call_id) if tool == BATCH:
+                batches.add(call_id)
             case ToolFinished() as result if result.outcome != "ok":
+                return False
+            case ToolFinished() as result if result.call_id in batches and _failed_in_part(result):
                 return False
             case InputRequired():
                 return False
@@ -55,6 +61,11 @@ def may_be_kept(finish_reason: str, entries: Iterable[Entry], tools: Iterable[To
             case _:
                 pass
     return True
+
+
+def _failed_in_part(batch: ToolFinished) -> bool:
+    told: JsonObject = batch.structured or {}
+    return any(result["outcome"] != "ok" for result in told.get("results", ()))
 
 
 def tell_again(known: KnownResponse, turn: Emitter) -> str:

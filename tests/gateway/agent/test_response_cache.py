@@ -3,9 +3,12 @@
 from typing import Any
 
 import msgspec
+import pytest
 
+from gateway.agent.batching import BATCH
 from gateway.agent.loop import Conversation
-from gateway.agent.response_cache import key_of
+from gateway.agent.response_cache import key_of, may_be_kept
+from gateway.events import Entry, Event, ModelRetry, ToolCallStarted, ToolFinished
 from gateway.messages import Message, Parameters, Principal, ToolCall
 from tests.fakes import spec
 
@@ -45,3 +48,35 @@ def test_calls_count_by_their_place_and_not_by_their_id() -> None:
     key = key_of(conversation(messages=with_call("x1", "x1")))
     assert key == key_of(conversation(messages=with_call("y2", "y2")))
     assert key != key_of(conversation(messages=with_call("x1", "other")))
+
+
+def called(tool: str, **changes: Any) -> list[Event]:
+    started = ToolCallStarted(step=1, call_id=tool, server="tools", tool=tool, arguments={})
+    finished = ToolFinished(call_id=tool, outcome="ok", content=[], structured={"results": [1, "two"]})
+    return [started, msgspec.structs.replace(finished, **changes)]
+
+
+def results(*outcomes: str) -> dict[str, Any]:
+    return {"structured": {"results": [{"tool": "a", "outcome": outcome} for outcome in outcomes]}}
+
+
+KEPT: list[tuple[bool, list[Event]]] = [
+    (True, []),
+    (True, called("a")),
+    (False, called("a", outcome="error")),
+    (False, called("a", outcome="unknown")),
+    (False, called("writes")),
+    (False, called("nobody knows it")),
+    (True, called(BATCH, **results("ok", "ok"))),
+    (False, called(BATCH, **results("ok", "error"))),
+    (True, [ModelRetry(step=1, reason="model_unavailable", attempt=1)]),
+    (False, [ModelRetry(step=1, reason="model_unavailable", attempt=1, model="another")]),
+]
+
+
+@pytest.mark.parametrize(("kept", "events"), KEPT)
+def test_answer_may_be_kept_if_all_that_it_rests_on_was_read_and_worked(kept: bool, events: list[Event]) -> None:
+    tools = (spec("a", read_only=True), spec(BATCH, read_only=True), spec("writes"))
+    entries = [Entry(number, event, b"") for number, event in enumerate(events, 1)]
+    assert may_be_kept("stop", entries, tools) is kept
+    assert may_be_kept("step_limit", entries, tools) is False
