@@ -10,7 +10,7 @@ run: .venv/.run
 	@exec $(BIN)/agent-gateway up
 
 test: .venv/.dev
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

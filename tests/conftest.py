@@ -1,6 +1,7 @@
 """Real parts for every test: Postgres, a fresh database each, the simulated Groq, the tool server, the gateway."""
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -14,8 +15,9 @@ from gateway.store import embedded, migrations
 from gateway.store.database import plain_dsn as dsn
 from tests.stack import Gateway, serve_gateway, serve_tools
 
+_ROOM = 6 * 1024**3
 TEMPLATE = "template_gateway"
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off", "jit": "off"}
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +28,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.fixture(scope="session")
 def postgres() -> Generator[embedded.EmbeddedPostgres]:
     """One embedded Postgres for the whole run, with a migrated template database."""
-    with tempfile.TemporaryDirectory(prefix="agw-tests-", dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory(prefix="agw-tests-", dir=_fast_directory()) as directory:
         Path(directory).chmod(0o755)
         server = embedded.acquire(Path(directory), settings=FAST)
         try:
@@ -35,6 +37,12 @@ def postgres() -> Generator[embedded.EmbeddedPostgres]:
             yield server
         finally:
             server.release()
+
+
+def _fast_directory() -> str:
+    """In memory, where there is enough of it: each test copies a database, which costs a disk most of a run."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > _ROOM else "/tmp"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The parts of a running gateway, in this process and its event loop, on ports that the system picks."""
 
 import asyncio
+import gc
 import json
 import socket
 from asyncio import create_task, sleep, wait
@@ -13,6 +14,7 @@ import aiohttp
 import uvicorn
 from pydantic import SecretStr
 
+import gateway.app
 from gateway.api.deps import State
 from gateway.app import create_app
 from gateway.config import Settings
@@ -44,6 +46,20 @@ class _Prompt:
 
 
 uvicorn.server.asyncio = _Prompt()  # type: ignore[assignment]
+
+
+class _LetGo:
+    """`gc` for gateways of the tests: a process freezes what lives as long as itself, and a run starts a thousand."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(gc, name)
+
+    def collect(self) -> None: ...
+
+    def freeze(self) -> None: ...
+
+
+gateway.app.gc = _LetGo()  # type: ignore[assignment]
 
 
 class _Server(uvicorn.Server):

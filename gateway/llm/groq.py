@@ -8,7 +8,7 @@ import httpx
 from gateway.llm.base import ModelCall
 from gateway.llm.limiter import Limiter
 from gateway.llm.recording import Recorder
-from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, chat_body
+from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, certificates, chat_body
 
 
 def groq_model(
@@ -28,6 +28,7 @@ def groq_model(
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
         http_client=groq.DefaultAioHttpClient(
             limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
+            verify=certificates(),
             event_hooks=recorder.hooks if recorder else None,
         ),
     )

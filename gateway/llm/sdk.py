@@ -6,6 +6,7 @@ chunk would cost more than all else on the way of a token.
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 import aiohttp
@@ -37,6 +38,8 @@ log = get_logger(__name__)
 CONNECT_TIMEOUT = 5.0
 MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
 _LIKELY_ANSWER = 1_024
+certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
+"""Whom to trust, read once: that takes longer than all else of making a client."""
 
 
 class SdkModel:

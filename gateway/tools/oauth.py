@@ -22,6 +22,7 @@ from gateway.log import get_logger
 from gateway.messages import Grant, JsonObject, Login, Principal, Question
 from gateway.tools.base import Grants
 from gateway.tools.servers import ServerConfig
+from gateway.tools.transport import certificates
 
 log = get_logger(__name__)
 
@@ -458,7 +459,7 @@ class _Guarded(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self, server_url: str, challenge: str | None = None, *, probing: bool = False) -> None:
-        self._inner = httpx2.AsyncHTTPTransport()
+        self._inner = httpx2.AsyncHTTPTransport(verify=certificates())
         self._server_url = server_url
         self._challenge = challenge
         self._probing = probing

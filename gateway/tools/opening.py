@@ -15,7 +15,7 @@ from mcp.client.streamable_http import streamable_http_client
 from gateway.log import get_logger
 from gateway.tools.oauth import AuthorizedTransport, Tokens
 from gateway.tools.servers import ServerConfig
-from gateway.tools.transport import IsolatingTransport
+from gateway.tools.transport import IsolatingTransport, certificates
 
 log = get_logger(__name__)
 
@@ -38,7 +38,7 @@ async def open_way(
 ) -> AsyncGenerator[Way]:
     """Open the way that the configuration names. `on_end` is called when one that has a single stream breaks."""
     timeout = httpx2.Timeout(5, read=300, pool=5)
-    authorized = AuthorizedTransport(httpx2.AsyncHTTPTransport(limits=_LIMITS), tokens)
+    authorized = AuthorizedTransport(httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=certificates()), tokens)
     match config.transport:
         case "http":
             transport = IsolatingTransport(authorized)

@@ -4,6 +4,7 @@ In the SDK as it is, one transport error ends the whole client and every call on
 """
 
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 
 import httpx2
 
@@ -12,6 +13,8 @@ from gateway.log import get_logger
 log = get_logger(__name__)
 
 CONNECTION_CLOSED = -32000
+certificates = lru_cache(maxsize=1)(httpx2.create_ssl_context)
+"""Whom to trust, read once: that takes longer than all else of opening a connection."""
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
