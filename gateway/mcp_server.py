@@ -5,17 +5,21 @@ turns. The host asks its user before a call, as hosts do; the approval policy of
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import anyio
 import mcp.types as t
 from mcp import MCPError
+from mcp.server import NotificationOptions
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
+from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.server.transport_security import TransportSecuritySettings
@@ -48,6 +52,8 @@ from gateway.tools.base import Listed, Toolbox
 log = get_logger(__name__)
 
 _MOST_ROUNDS = 10
+_MOST_OLDER = 1_000
+_TELL_SECONDS = 5.0
 ASK_AGENT = ToolSpec(
     name="ask_agent",
     server="",
@@ -94,6 +100,7 @@ class McpEndpoint:
             app=self._server(), security_settings=_security(settings), max_request_body_size=settings.max_body_bytes
         )
         self._app = StreamableHTTPASGIApp(self._manager)
+        self._older: OrderedDict[str, ServerSession] = OrderedDict()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -114,15 +121,37 @@ class McpEndpoint:
         await self._app({**scope, "user": user, "headers": headers}, receive, send)
 
     async def tools_changed(self) -> None:
-        """Tell the hosts that listen."""
+        """Tell the hosts that listen, and those of the handshake era, on the stream that they hold open for it."""
         await self._bus.publish(ToolsListChanged())
+        told = await asyncio.gather(*(self._tell_older(name) for name in list(self._older)))
+        if told:
+            log.debug("hosts_told", hosts=sum(told), lost=len(told) - sum(told))
+
+    async def _tell_older(self, name: str) -> bool:
+        try:
+            async with asyncio.timeout(_TELL_SECONDS):
+                await self._older[name].send_tool_list_changed()
+        except (TimeoutError, MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError):
+            self._older.pop(name, None)  # it is gone
+            return False
+        return True
+
+    def _remember(self, ctx: Context) -> None:
+        """Who lists tools in a session is told when they change."""
+        request: object = ctx.request
+        name = request.headers.get("mcp-session-id") if isinstance(request, Request) else None
+        if name is not None:
+            self._older[name] = ctx.session
+            self._older.move_to_end(name)
+            if len(self._older) > _MOST_OLDER:
+                self._older.popitem(last=False)
 
     def stop_listening(self) -> None:
         """End the open listen streams, each with its last message."""
         self._listening.close()
 
     def _server(self) -> Server[Any]:
-        return Server(
+        server: Server[Any] = Server(
             "agent-gateway",
             version=__version__,
             title="MCP agent gateway",
@@ -136,11 +165,20 @@ class McpEndpoint:
             on_completion=self._complete,
             on_subscriptions_listen=self._listening,
         )
+        options = server.create_initialization_options
+        # Hosts of the handshake era are told here that the list of tools may change.
+
+        def with_changes(*_arguments: Any, **_options: Any) -> Any:
+            return options(NotificationOptions(tools_changed=True))
+
+        server.create_initialization_options = with_changes
+        return server
 
     # --- tools
 
     async def _list_tools(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
         principal = _principal(ctx)
+        self._remember(ctx)
         specs = [spec for spec in self._toolbox.specs() if principal.may_use(spec)]
         return t.ListToolsResult(tools=[_tool(spec) for spec in (*specs, *_agent_for(principal))])
 

@@ -62,7 +62,7 @@ class Site:
     def __init__(self, database_url: str, groq: str, tools: str, session: aiohttp.ClientSession) -> None:
         self._settings = {
             "DATABASE_URL": database_url, "GROQ_API_KEY": "simulated", "GROQ_BASE_URL": groq,
-            "RATE_LIMIT_ENABLED": "false", "HEARTBEAT_SECONDS": "0.5", "MCP_SERVER_URL": tools,
+            "RATE_LIMIT_ENABLED": "false", "HEARTBEAT_SECONDS": "1", "MCP_SERVER_URL": tools,
             "TOOLS_SERVER_SECRET": SECRET, "LOG_LEVEL": "ERROR",
         }  # fmt: skip
         self._session = session

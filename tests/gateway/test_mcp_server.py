@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from mcp.types import ElicitRequestParams, ElicitResult, PromptReference
+from mcp.types import ElicitRequestParams, ElicitResult, PromptReference, ToolListChangedNotification
 from pydantic import SecretStr
 
 from gateway.llm.simulator import Fault, Simulator
@@ -180,6 +180,22 @@ async def test_listening_host_hears_of_tools_that_come(
                 names = {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}
                 if "extra_echo" in names:
                     break
+
+
+async def test_host_of_the_handshake_era_hears_of_tools_that_come(gateway: Gateway, trial: Trial) -> None:
+    changed = asyncio.Event()
+
+    async def hear(message: Any) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            changed.set()
+
+    async with serve_asgi(trial.app()) as url, host(gateway, "legacy", message_handler=hear) as client:
+        await client.list_tools()
+        async with asyncio.timeout(10):
+            assert (await gateway.post("/api/v1/mcp/servers", {"name": "extra", "url": f"{url}/mcp"})).status == 201
+            while "extra_echo" not in {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}:
+                await changed.wait()
+                changed.clear()
 
 
 async def test_key_is_asked_here_too(database_url: str, simulator: Simulator, tools_url: str) -> None:
