@@ -61,8 +61,7 @@ class Membership:
             if began - self._seen_at > self._silent:
                 self._abandoned += await self._runner.hand_over(StorageUnavailable.code)
             try:
-                await self._kept.beat(self._worker_id)
-                self._seen_at = began
+                await self._beat()
                 await self._release()
                 if not self._runner.stopping:
                     await self._inputs.expire()
@@ -75,6 +74,11 @@ class Membership:
             except TimeoutError:
                 continue
 
+    async def _beat(self) -> None:
+        began = asyncio.get_running_loop().time()
+        await self._kept.beat(self._worker_id)
+        self._seen_at = began
+
     async def _release(self) -> None:
         if self._abandoned:
             await self._kept.release(self._worker_id, self._abandoned)
@@ -86,6 +90,8 @@ class Membership:
                 await self._inputs.drop_held(record.id)
                 events, inputs = await self._kept.journal(record.id), await self._inputs.of_turn(record.id)
                 self._runner.take_over(record, events, inputs, cancel=cancel)
+                if asyncio.get_running_loop().time() - self._seen_at >= self._interval:
+                    await self._beat()  # many take long, and whoever is silent for it loses them again
             except StorageUnavailable:
                 raise
             except GatewayError as error:
