@@ -79,3 +79,16 @@ def test_structured_result_alone_is_given_as_json() -> None:
 def test_failed_result_says_error_to_the_model() -> None:
     result = e.ToolFinished(call_id="c1", outcome="error", content=[text_block("division by zero")])
     assert folded(CALL, result).messages[1].content == "Error: division by zero"
+
+
+def test_call_that_the_models_server_made_itself_is_not_told_to_the_model_again() -> None:
+    transcript = Transcript()
+    transcript.apply(
+        e.ToolCallStarted(step=1, call_id="c1", server=None, tool="search", arguments={"query": "x"}, hosted=True)
+    )
+    transcript.apply(e.ToolFinished(call_id="c1", outcome="ok", content=[{"type": "text", "text": "found"}]))
+    transcript.apply(e.TextDelta(step=1, text="Two."))
+    transcript.apply(e.StepCompleted(step=1, finish_reason="stop", usage=Usage()))
+    assert [(message.role, message.text) for message in transcript.messages] == [("assistant", "Two.")]
+    assert transcript.open_calls() == []
+    assert not transcript.has_calls(1)

@@ -26,6 +26,11 @@ class Sink:
     def tool_call(self, call: ToolCall) -> None:
         self.said.append(call)
 
+    def executed(self, call: ToolCall, output: str) -> None:
+        self.said.append((call.name, call.arguments, output))
+
+    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None: ...
+
     async def drain(self) -> None: ...
 
     def _join(self, kind: str, text: str) -> None:
@@ -123,3 +128,22 @@ def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: byte
     with pytest.raises(error):
         ChunkReader(sink).feed(sse(delta(content="before")) + frame)
     assert sink.said == [("text", "before")]
+
+
+def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
+    def executed(**fields: object) -> dict[str, object]:
+        tool = {"index": 0, "type": "search", "arguments": '{"query": "camels"}', **fields}
+        return {"choices": [{"delta": {"executed_tools": [tool]}}]}
+
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse(executed(), executed(output="two humps"), executed(output="two humps")))
+    reader.feed(sse({"choices": [{"delta": {"content": "Two."}, "finish_reason": "stop"}]}))
+    assert sink.said == [("search", '{"query": "camels"}', "two humps"), ("text", "Two.")]
+
+
+def test_reasoning_under_the_name_that_other_servers_give_it_is_told() -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]}))
+    assert sink.said == [("reasoning", "Hm.")]
