@@ -55,13 +55,13 @@ def chat(
     model: Annotated[str | None, typer.Option(help="The model to ask.")] = None,
 ) -> None:
     """Talk to a running gateway in the terminal."""
-    from gateway import terminal
+    from gateway import terminal, tls
 
     with clear_errors():
         settings = load()
+        trusted = None if url else tls.client_context(settings)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    url = url or f"http://{settings.gateway_host}:{settings.gateway_port}"
-    raise typer.Exit(terminal.run(prompt, url, api_key=key, model=model))
+    raise typer.Exit(terminal.run(prompt, url or settings.local_url, api_key=key, model=model, trusted=trusted))
 
 
 @db.command()
@@ -163,11 +163,12 @@ def clear_errors() -> Generator[None]:
 async def _serve(settings: Settings) -> None:
     import uvicorn
 
-    from gateway import log, process
+    from gateway import log, process, tls
     from gateway.api.auth import refuse_open_gateway
     from gateway.app import create_app
 
     log.configure(json=settings.json_logs, level=settings.effective_log_level)
+    encrypted = tls.server_options(settings)
     listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     process.end_with_parent(settings.gateway_lifeline)
     with _postgres(settings) as url:
@@ -191,6 +192,7 @@ async def _serve(settings: Settings) -> None:
                 access_log=False,
                 timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
                 server_header=False,
+                **encrypted,
             )
             await process.Server(config, stop_turns).serve(sockets=[listener])
 

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     gateway_data_dir: Path = Path(".data")
     gateway_allow_anonymous: bool = False
     gateway_public_url: str | None = None
+    gateway_tls_cert_file: Path | None = None
+    gateway_tls_key_file: Path | None = None
+    gateway_tls_key_password: SecretStr | None = None
     gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
     gateway_lifeline: str | None = None
     api_key: SecretStr | None = None
@@ -144,6 +147,16 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        names = ("GATEWAY_TLS_CERT_FILE", "GATEWAY_TLS_KEY_FILE")
+        given = (self.gateway_tls_cert_file is not None, self.gateway_tls_key_file is not None)
+        if given[0] != given[1]:
+            raise ValueError(f"{names[given[0]]}: must be set where {names[given[1]]} is")
+        if self.gateway_tls_key_password is not None and not given[1]:
+            raise ValueError("GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE that it could open")
+        return self
+
+    @model_validator(mode="after")
     def _tokens_are_bound(self) -> Self:
         """A token is only taken from one issuer, for this audience, signed in a way that its key is meant for."""
         if self.jwt_secret is None and self.jwt_jwks_url is None:
@@ -238,10 +251,18 @@ class Settings(BaseSettings):
     @property
     def public_url(self) -> str:
         """Where people's browsers find the gateway, without a slash at the end."""
-        if self.gateway_public_url is not None:
-            return self.gateway_public_url.rstrip("/")
-        host = "127.0.0.1" if self.gateway_host in ("0.0.0.0", "::") else self.gateway_host  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway_port}"
+        return self.gateway_public_url.rstrip("/") if self.gateway_public_url is not None else self.local_url
+
+    @property
+    def local_host(self) -> str:
+        """The host at which this machine reaches the gateway."""
+        return "127.0.0.1" if self.gateway_host in ("0.0.0.0", "::") else self.gateway_host  # noqa: S104
+
+    @property
+    def local_url(self) -> str:
+        """Where this machine finds the gateway."""
+        host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
+        return f"{'https' if self.gateway_tls_cert_file else 'http'}://{host}:{self.gateway_port}"
 
     @property
     def postgres_url(self) -> str | None:

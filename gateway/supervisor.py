@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from gateway import tls
 from gateway.config import ConfigError, Settings
 from gateway.process import bind
 from gateway.store import embedded
@@ -174,8 +176,9 @@ def run(settings: Settings) -> int:
     """Run the stack that the settings ask for. Returns the exit code.
 
     Raises:
-        ConfigError: a port is taken, or the database that DATABASE_URL names cannot be used.
+        ConfigError: a port is taken, the certificate or the database that the settings name cannot be used.
     """
+    tls.server_options(settings)
     for host, port, setting in (
         (settings.gateway_host, settings.gateway_port, "GATEWAY_PORT"),
         ("127.0.0.1", settings.tools_server_port, "TOOLS_SERVER_PORT"),
@@ -248,9 +251,8 @@ async def _announce(
     settings: Settings, postgres: embedded.EmbeddedPostgres | None, simulator_port: int, started: float
 ) -> None:
     """Say what runs where as soon as it does."""
-    host = "127.0.0.1" if settings.gateway_host in ("0.0.0.0", "::") else settings.gateway_host  # noqa: S104
-    gateway = f"http://{host}:{settings.gateway_port}"
-    missing = await _wait_until_ready(host, settings.gateway_port)
+    gateway = settings.local_url
+    missing = await _wait_until_ready(settings.local_host, settings.gateway_port, tls.client_context(settings))
     seconds = time.monotonic() - started
     addresses = {"groq": settings.groq_base_url, "openai": settings.openai_base_url}
     upstream = (
@@ -273,11 +275,11 @@ async def _announce(
     _say("\n" + "\n".join(lines) + "\n")
 
 
-async def _wait_until_ready(host: str, port: int) -> list[str]:
+async def _wait_until_ready(host: str, port: int, trusted: ssl.SSLContext | None) -> list[str]:
     """What is not ready: empty at best. Gives up waiting after a while, as a server of `mcp.json` may be away."""
     deadline = time.monotonic() + _READY_PATIENCE
     while True:
-        answer = await _get_ready(host, port)
+        answer = await _get_ready(host, port, trusted)
         if answer is not None and answer["status"] == "ready":
             return []
         if answer is not None and time.monotonic() > deadline - _READY_PATIENCE + 5:
@@ -293,10 +295,10 @@ def _unready(answer: dict[str, Any]) -> list[str]:
     return checks + [f"MCP server {server['name']}: {server['reason'] or server['state']}" for server in away]
 
 
-async def _get_ready(host: str, port: int) -> dict[str, Any] | None:
+async def _get_ready(host: str, port: int, trusted: ssl.SSLContext | None) -> dict[str, Any] | None:
     try:
         async with asyncio.timeout(3):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=trusted)
             writer.write(f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
             answer = await reader.read()
             writer.close()

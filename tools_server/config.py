@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     tools_server_oauth_issuer: str | None = None
     tools_server_oauth_jwks_url: str | None = None
     tools_server_public_url: str | None = None
+    tools_server_tls_cert_file: Path | None = None
+    tools_server_tls_key_file: Path | None = None
+    tools_server_tls_key_password: SecretStr | None = None
     tools_server_allowed_hosts: CommaSeparated = ()
     tools_server_allowed_origins: CommaSeparated = ()
 
@@ -88,6 +91,12 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tools_server_tls_cert_file is None) != (self.tools_server_tls_key_file is None):
+            raise ValueError("TOOLS_SERVER_TLS_CERT_FILE and TOOLS_SERVER_TLS_KEY_FILE: set both of them, or none")
+        return self
+
+    @model_validator(mode="after")
     def _search_is_possible(self) -> Self:
         needed = {
             "tavily": ("TAVILY_API_KEY", self.tavily_api_key),
@@ -111,7 +120,7 @@ class Settings(BaseSettings):
     @property
     def resource_url(self) -> str:
         """The address of `/mcp` as clients know it, for which tokens are issued."""
-        own = f"http://{self.tools_server_host}:{self.tools_server_port}"
+        own = f"{'https' if self.tools_server_tls_cert_file else 'http'}://{self.tools_server_host}:{self.tools_server_port}"
         return f"{(self.tools_server_public_url or own).rstrip('/').removesuffix('/mcp')}/mcp"
 
     @property

@@ -21,6 +21,7 @@ _SAFETY = (
     (b"referrer-policy", b"no-referrer"),
 )
 _API_SAFETY = (*_SAFETY, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
+_OVER_TLS = (b"strict-transport-security", b"max-age=31536000")
 _QUIET = ("/health", "/ready")
 
 
@@ -42,6 +43,8 @@ class RequestContext:
         added: list[tuple[bytes, bytes]] = []
         scope[HEADERS] = added
         safety = _SAFETY if scope["path"] in _PAGES else _API_SAFETY
+        if scope["scheme"] == "https":
+            safety = (*safety, _OVER_TLS)
 
         def with_id(message: Message) -> Awaitable[None]:
             nonlocal status
