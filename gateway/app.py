@@ -79,6 +79,7 @@ from gateway.tools.toolbox import McpToolbox
 
 log = get_logger(__name__)
 
+_SHOWN = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
 _MODELS_REFRESH_SECONDS = 3600.0
 _SETTLE_SECONDS = 1.0
 _FORGET_SECONDS = 3600.0
@@ -116,13 +117,21 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(errors.Unbroken)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Retry-After", *RATE_HEADERS],
+            expose_headers=[
+                "X-Request-ID",
+                "X-Turn-Id",
+                "X-Gateway-Cache",
+                "Mcp-Session-Id",
+                "Retry-After",
+                *RATE_HEADERS,
+            ],
         )
     app.add_middleware(RequestContext)
     errors.install(app)

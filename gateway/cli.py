@@ -165,6 +165,7 @@ async def _serve(settings: Settings) -> None:
 
     from gateway import log, process, tls
     from gateway.api.auth import refuse_open_gateway
+    from gateway.api.protocol import HttpProtocol
     from gateway.app import create_app
 
     log.configure(json=settings.json_logs, level=settings.effective_log_level)
@@ -192,6 +193,8 @@ async def _serve(settings: Settings) -> None:
                 access_log=False,
                 timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
                 server_header=False,
+                http=HttpProtocol,
+                ws="none",
                 **encrypted,
             )
             await process.Server(config, stop_turns).serve(sockets=[listener])

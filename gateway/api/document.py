@@ -70,7 +70,7 @@ def _refusals(method: str, path: str, operation: JsonObject) -> dict[int, str]:
         return {}
     told = _EVERYWHERE | ({} if access.public else _ASKED)
     if "requestBody" in operation:
-        told |= {413: _TURNS[413]}
+        told |= {408: "The body did not arrive in time", 413: _TURNS[413]}
     if access.kind == "chat" and method == "POST":
         told |= _TURNS
     if "{" in path:

@@ -13,6 +13,8 @@ log = get_logger("gateway.access")
 
 HEADERS = "gateway.headers"
 """Where in a request's scope those behind put headers for its answer, whoever gives it."""
+BEGUN = "gateway.begun"
+"""In the scope of a request whose answer has begun."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 _SAFETY = (
@@ -23,6 +25,12 @@ _SAFETY = (
 _API_SAFETY = (*_SAFETY, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
 _OVER_TLS = (b"strict-transport-security", b"max-age=31536000")
 _QUIET = ("/health", "/ready")
+
+
+def safety_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+    """What every answer carries, so that browsers neither guess nor embed it."""
+    safety = _SAFETY if page else _API_SAFETY
+    return (*safety, _OVER_TLS) if over_tls else safety
 
 
 class RequestContext:
@@ -42,14 +50,13 @@ class RequestContext:
         status = 0
         added: list[tuple[bytes, bytes]] = []
         scope[HEADERS] = added
-        safety = _SAFETY if scope["path"] in _PAGES else _API_SAFETY
-        if scope["scheme"] == "https":
-            safety = (*safety, _OVER_TLS)
+        safety = safety_headers(over_tls=scope["scheme"] == "https", page=scope["path"] in _PAGES)
 
         def with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                scope[BEGUN] = True
                 has = {name.lower() for name, _ in message["headers"]}
                 missing = [header for header in safety if header[0] not in has]
                 message["headers"] = [*message["headers"], (b"x-request-id", current), *added, *missing]
