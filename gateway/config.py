@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key")
+_SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key", "gateway_encryption_key")
 _PLACEHOLDER = re.compile(
     r"<.*>|\.{3,}|…|x{3,}|\*{3,}|(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
     r"|.*change[-_ ]?me.*|replace[-_ ]?(me|this)|placeholder"
@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     budget_usd_per_day: float | None = Field(default=None, ge=0)
     budget_usd_per_month: float | None = Field(default=None, ge=0)
 
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
     postgres_host: str | None = None
     postgres_port: int = 5432
     postgres_user: str = "postgres"

@@ -1,6 +1,7 @@
 """Settings of the tool server, from the environment and `.env`."""
 
 import ipaddress
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+_PLACEHOLDER = re.compile(
+    r"<.*>|[.…x*]+|.*change[-_ ]?me.*|(your|my)[-_ ].*|secret|password|example|default", re.IGNORECASE
+)
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -37,7 +41,7 @@ class Settings(BaseSettings):
     tools_server_allowed_hosts: CommaSeparated = ()
     tools_server_allowed_origins: CommaSeparated = ()
 
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
     postgres_host: str | None = None
     postgres_port: int = Field(default=5432, ge=1, le=65535)
     postgres_user: str = "postgres"
@@ -60,6 +64,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("tools_server_secret")
+    @classmethod
+    def _is_no_placeholder(cls, value: SecretStr | None) -> SecretStr | None:
+        """Whoever knows it can name any user."""
+        if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
+            raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
