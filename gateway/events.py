@@ -115,7 +115,8 @@ class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
     """The model call of `step` is made again. With `discard`, the step's text and calls so far no longer count.
 
-    `model` is the one that is asked now, where that is another.
+    `model` is the one that is asked now, where that is another. `usage` and `cost_usd` are there where the step's own
+    figures will not hold what the call before has used up.
     """
 
     step: int
@@ -123,6 +124,8 @@ class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
     attempt: int
     discard: bool = False
     model: str | None = None
+    usage: Usage | msgspec.UnsetType = msgspec.UNSET
+    cost_usd: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):

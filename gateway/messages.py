@@ -156,21 +156,25 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """What has been used up so far today and this month, in UTC."""
+    """What has been used up so far today and this month, in UTC, by turns that run too; and what is set aside for the
+    model calls that run now."""
 
     tokens_today: int = 0
     tokens_this_month: int = 0
     usd_today: float = 0.0
     usd_this_month: float = 0.0
+    tokens_set_aside: int = 0
+    usd_set_aside: float = 0.0
 
-    def plus(self, tokens: int, usd: float) -> "Spent":
-        """With what is being used up now."""
-        return Spent(
-            self.tokens_today + tokens,
-            self.tokens_this_month + tokens,
-            self.usd_today + usd,
-            self.usd_this_month + usd,
-        )
+
+class Hold(msgspec.Struct, frozen=True):
+    """What a turn that runs has used up, which is in no other sum yet, and what is set aside for its next step."""
+
+    turn_id: UUID
+    tokens: int
+    usd: float
+    step_tokens: int = 0
+    step_usd: float = 0.0
 
 
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
