@@ -243,6 +243,7 @@ class AgentLoop:
             tool_choice=_choice(conversation.tool_choice, step),
             parameters=conversation.parameters,
             user=conversation.principal.user,
+            allowed=conversation.principal.models,
         )
 
     async def _ask(

@@ -11,7 +11,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call of a model. `response_format` is OpenAI's, and goes without tools; `user` is for whom it is made."""
+    """One call of a model. `response_format` is OpenAI's, and goes without tools; `user` is for whom it is made, and
+    `allowed` the globs over the models that they may ask, None: all."""
 
     model: str
     messages: tuple[Message, ...]
@@ -20,6 +21,7 @@ class ModelCall(msgspec.Struct, frozen=True):
     parameters: Parameters = Parameters()
     response_format: JsonObject | None = None
     user: str = ""
+    allowed: tuple[str, ...] | None = None
 
     def about_tokens(self) -> int:
         """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""

@@ -24,7 +24,7 @@ from gateway.llm.catalog import Catalog
 from gateway.llm.prompted import WrittenCalls, with_tools_in_prompt
 from gateway.llm.repair import Unrepairable, calls_in, repair
 from gateway.log import get_logger
-from gateway.messages import Message, ToolCall, ToolSpec, Usage
+from gateway.messages import Message, ToolCall, ToolSpec, Usage, allowed
 
 log = get_logger(__name__)
 
@@ -107,7 +107,8 @@ class SteadyModel:
             PromptTooLong: the prompt cannot fit the model's window.
         """
         self._check_fits(call)
-        models = list(dict.fromkeys((call.model, *self._fallbacks)))
+        others = (model for model in self._fallbacks if allowed(model, call.allowed))
+        models = list(dict.fromkeys((call.model, *others)))
         for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
             watch = _Watch(sink, call.tools)
             try:
