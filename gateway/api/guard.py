@@ -16,6 +16,7 @@ from gateway.api.auth import PRINCIPAL, is_loopback
 from gateway.api.deps import State
 from gateway.api.errors import error_response
 from gateway.api.middleware import HEADERS
+from gateway.api.texts import whole_characters
 from gateway.config import Settings
 from gateway.errors import Forbidden, GatewayError, WrongHost
 from gateway.messages import Principal
@@ -54,7 +55,7 @@ class Guard:
             except GatewayError as error:
                 await _answer(error, scope, receive, send)
             else:
-                await self._app(scope, receive, send)
+                await self._app(scope, whole_characters(receive), send)
 
     async def _enter(self, scope: Scope, access: Access, state: State) -> Principal | None:
         """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.

@@ -114,11 +114,14 @@ class Places:
     async def _unless_away(self, asking: Awaitable[int]) -> int | None:
         try:
             async with asyncio.timeout(2 * _PATIENCE):
-                return await asking or 0
+                answer = await asking or 0
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("places_without_redis", error=type(error).__name__, seconds=_PAUSE)
+            if not self._back_at:
+                log.warning("places_without_redis", error=type(error).__name__, seconds=_PAUSE)
             self._back_at = time.monotonic() + _PAUSE
             return None
+        self._back_at = 0.0
+        return answer
 
 
 def _key(whose: str) -> str:

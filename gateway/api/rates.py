@@ -104,7 +104,8 @@ class Rates:
                 async with asyncio.timeout(2 * _REDIS_PATIENCE):
                     window = await self._redis.hit(counted)
             except (StorageError, RedisError, OSError, TimeoutError) as error:
-                log.warning("rate_limits_without_redis", error=type(error).__name__, seconds=_REDIS_PAUSE)
+                if not self._redis_back_at:
+                    log.warning("rate_limits_without_redis", error=type(error).__name__, seconds=_REDIS_PAUSE)
                 self._redis_back_at = time.monotonic() + _REDIS_PAUSE
             else:
                 if self._redis_back_at:

@@ -5,7 +5,6 @@ next one. So a quiet gateway answers without delay and a busy one pays for one c
 """
 
 import asyncio
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from gateway.log import get_logger
 from gateway.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
 from gateway.redaction import Redactor
 from gateway.store import redacted
+from gateway.store.database import jsonb
 
 log = get_logger(__name__)
 
@@ -30,7 +30,6 @@ _AWAY = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-_NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 BEGIN_TURN = """
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
@@ -294,7 +293,7 @@ class PostgresJournal:
         if self._connection is None or self._connection.is_closed():
             self._connection = await asyncpg.connect(self._dsn, timeout=5)
             await self._connection.set_type_codec(
-                "jsonb", schema="pg_catalog", encoder=_jsonb, decoder=msgspec.json.decode
+                "jsonb", schema="pg_catalog", encoder=jsonb, decoder=msgspec.json.decode
             )
         return self._connection
 
@@ -381,12 +380,6 @@ def _succeed(write: _Write) -> None:
         write.source.committed(write.last_seq)
     if not write.done.done():
         write.done.set_result(None)
-
-
-def _jsonb(value: Any) -> str:
-    """Postgres keeps no NUL character, in no form."""
-    encoded = msgspec.json.encode(value).decode()
-    return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
 
 
 def _text(value: str) -> str:

@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ from gateway.api.auth import refuse_open_gateway
 from gateway.config import ConfigError, load
 from gateway.errors import NotAuthenticated
 from gateway.llm.simulator import Fault, Simulator
-from gateway.messages import KeyLimits
+from gateway.messages import Budget, BusMessage, KeyLimits
 from tests.keyring import Keyring
 from tests.stack import Gateway, Reply, serve_gateway
 
@@ -175,7 +175,10 @@ async def test_last_use_is_noted_at_most_once_a_minute(locked: Keyring, db: asyn
     assert await db.fetchval(last_use, root.id) > noted
 
 
-async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(locked: Keyring) -> None:
+@pytest.mark.parametrize(("remembered", "rounds"), [(True, 400), (False, 80)], ids=["remembered", "looked for"])
+async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(
+    locked: Keyring, remembered: bool, rounds: int
+) -> None:
     secret = locked.secrets["root"]
     last = "A" if secret[-1] != "A" else "B"
     keys = {
@@ -184,14 +187,16 @@ async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(locked: 
         "of nobody": "agw_" + "0" * 52,
     }
     times: dict[str, list[int]] = {name: [] for name in keys}
-    for _ in range(400):
+    for _ in range(rounds):
         for name, key in keys.items():
             headers = Headers({"x-api-key": key})
+            if not remembered:
+                locked.gateway.state.auth.heard(BusMessage("keys", BusMessage.NO_TURN))
             began = time.perf_counter_ns()
             with pytest.raises(NotAuthenticated):
                 await locked.gateway.state.auth.authenticate(headers, "test")
             times[name].append(time.perf_counter_ns() - began)
-    typical = [statistics.median(sorted(each)[:200]) for each in times.values()]
+    typical = [statistics.median(sorted(each)[: rounds // 2]) for each in times.values()]
     assert max(typical) < 1.5 * min(typical)
 
 
@@ -393,6 +398,55 @@ async def test_models_beyond_the_allow_list_are_no_fallbacks(
             simulator.faults.add(Fault(kind="status", status=503, match="openai/gpt-oss-20b"))
             assert (await ring.chat("ada", "hello", model="openai/gpt-oss-20b")).status == answers
             assert "openai/gpt-oss-120b" not in {request["model"] for request in simulator.requests}
+
+
+FACES = {
+    "/api/v1/chat": {"messages": [{"role": "user", "content": "hello"}]},
+    "/api/v1/chat/stream": {"messages": [{"role": "user", "content": "hello"}]},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
+    "/openai/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}], "stream": True},
+    "/v1/responses": {"input": "hello"},
+    "/stream": {"prompt": "hello"},
+    "/api/chat/stream": {"user_prompt": "hello"},
+    "/api/ada/chat": {"message": "hello"},
+}
+"""Every way to begin a turn over HTTP; `ask_agent` at `/mcp` is another."""
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"role": "viewer"}, 403),
+        ({"scopes": ("history", "tools")}, 403),
+        ({"models": ("openai/gpt-oss-20b",)}, 403),
+        ({"budget": Budget(tokens_per_day=0)}, 402),
+        ({"limits": KeyLimits(requests=1)}, 429),
+        ({"tools": ("calculator",)}, 200),
+        ({"servers": ("other",)}, 200),
+    ],
+    ids=str,
+)
+async def test_what_a_key_may_not_do_it_may_not_do_on_any_face(
+    locked: Keyring, options: dict[str, Any], status: int
+) -> None:
+    headers, simulator = await locked.make("ada", **options), locked.gateway.simulator
+    await locked.get("ada", "/api/v1/models")
+    for path, body in FACES.items():
+        async with locked.gateway.session.post(f"{locked.gateway.base_url}{path}", json=body, headers=headers) as reply:
+            assert (path, reply.status) == (path, status)
+            await reply.read()
+    async with AsyncExitStack() as stack:
+        if status == 429:
+            assert (await locked.post("ada", "/mcp", {})).status == 429
+        else:
+            client = await stack.enter_async_context(host(locked.gateway, headers))
+            if options.get("role") == "viewer" or "scopes" in options:
+                with pytest.raises(MCPError):
+                    await client.call_tool("ask_agent", {"prompt": "hello"})
+            else:
+                assert (await client.call_tool("ask_agent", {"prompt": "hello"})).is_error is (status != 200)
+    offered = [{tool["function"]["name"] for tool in asked.get("tools", ())} for asked in simulator.requests]
+    assert offered == ([set(options.get("tools", ()))] * (len(FACES) + 1) if status == 200 else [])
 
 
 async def test_turn_that_another_worker_goes_on_with_keeps_to_its_callers_lists(
