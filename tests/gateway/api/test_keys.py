@@ -328,6 +328,11 @@ async def test_viewer_reads_but_neither_begins_turns_nor_calls_tools(locked: Key
                 await client.call_tool(name, {})
 
 
+async def test_method_that_no_route_has_is_a_405_for_a_viewer_too(locked: Keyring) -> None:
+    await locked.make("eve", role="viewer")
+    assert [await locked.call("TRACE", "eve", path) for path in ("/health", "/v1/models")] == [405, 405]
+
+
 async def test_scopes_open_their_areas_and_no_other(locked: Keyring) -> None:
     await locked.make("ada", scopes=("tools",))
     assert (await locked.get("ada", "/api/v1/tools")).status == 200
