@@ -34,6 +34,7 @@ from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
 
+
 class Endpoint(Protocol):
     """An ASGI application with open streams of its own."""
 
