@@ -89,7 +89,7 @@ class SdkModel:
         self._client = client
         self._sdk = sdk
         self._body = body
-        self._path = path
+        self._url = f"{str(client.base_url).rstrip('/')}{path}"  # whole, or each request would put it together
         self._key_setting = key_setting
         self._streams_forms = streams_forms
         self._limiter = limiter or Limiter()
@@ -135,7 +135,7 @@ class SdkModel:
         `typing` to rename fields, of which these have none: a sixth of what a turn with tools costs."""
         body = self._body(call) | ({"stream": True} if stream else {})
         return await self._client.post(
-            self._path,
+            self._url,
             cast_to=httpx.Response,
             content=msgspec.json.encode(body),
             stream=stream,
