@@ -11,8 +11,8 @@ from gateway.errors import ErrorInfo
 from gateway.messages import Action, JsonObject, Outcome, Usage
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    pass
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
+    """Not tracked by the garbage collector, nor is its entry: no event can lead back to itself, and there are a lot."""
 
 
 class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
@@ -185,7 +185,7 @@ def type_of(event: Event) -> str:
     return str(event.__struct_config__.tag)
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """An event with its number inside the turn, from 1, and its JSON, encoded once for every reader."""
 
     seq: int
