@@ -105,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.gateway = state
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
-            gc.set_threshold(50_000, 20, 50)
+            gc.set_threshold(10_000, 50, 50)
             yield
 
     app = FastAPI(

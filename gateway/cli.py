@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 import typer
 
 from gateway.config import ConfigError, Settings, load
-from gateway.messages import Area
+from gateway.messages import Area, Budget, KeyLimits
 
 if TYPE_CHECKING:
     from gateway.store.keys import KeyStore
@@ -87,6 +87,13 @@ def create(
     model: Annotated[list[str] | None, typer.Option(help="Models that it may ask, as globs. Else all.")] = None,
     server: Annotated[list[str] | None, typer.Option(help="MCP servers that it may reach. Else all.")] = None,
     tool: Annotated[list[str] | None, typer.Option(help="Tools that it may use. Else all.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests that it may make in a window.")] = None,
+    window_seconds: Annotated[int, typer.Option(min=1, max=86_400, help="How long that window is.")] = 60,
+    streams: Annotated[int | None, typer.Option(min=1, help="Turns and streams that it may have open at once.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(min=0, help="Its own budget, beside its owner's.")] = None,
+    tokens_per_month: Annotated[int | None, typer.Option(min=0)] = None,
+    usd_per_day: Annotated[float | None, typer.Option(min=0)] = None,
+    usd_per_month: Annotated[float | None, typer.Option(min=0)] = None,
 ) -> None:
     """Make a key, and print it: this once. The first one switches authentication on."""
     from gateway.store.keys import NewKey
@@ -94,7 +101,14 @@ def create(
     if unknown := set(scope or ()) - set(get_args(Area)):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the areas are {', '.join(get_args(Area))}")
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
-    new = NewKey(owner, name, role, _tuple(scope), _tuple(model), _tuple(server), _tuple(tool), expires_at=expires_at)
+    budget = Budget(tokens_per_day, tokens_per_month, usd_per_day, usd_per_month)
+    limits = KeyLimits(requests, window_seconds, streams)
+    new = NewKey(
+        owner, name, role, _tuple(scope), _tuple(model), _tuple(server), _tuple(tool),
+        budget=None if budget == Budget() else budget,
+        limits=None if requests is None and streams is None else limits,
+        expires_at=expires_at,
+    )  # fmt: skip
     row, secret = _with_keys(lambda store: store.create(new, by="cli"))
     print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is kept.")
 

@@ -8,6 +8,7 @@ import uuid_utils
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.log import get_logger, request_id
+from gateway.wire.sse import WRITE
 
 log = get_logger("gateway.access")
 
@@ -50,6 +51,7 @@ class RequestContext:
         status = 0
         added: list[tuple[bytes, bytes]] = []
         scope[HEADERS] = added
+        scope[WRITE] = send
         safety = safety_headers(over_tls=scope["scheme"] == "https", page=scope["path"] in _PAGES)
 
         def with_id(message: Message) -> Awaitable[None]:
@@ -65,6 +67,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, with_id)
         finally:
+            del scope[WRITE]  # which leads back to the scope
             duration_ms = round((time.perf_counter() - started) * 1000, 2)
             say = log.debug if scope["path"] in _QUIET else log.info
             say("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)
