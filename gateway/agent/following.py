@@ -41,7 +41,8 @@ class Following:
         Raises:
             TurnNotKept: it is not `kept`, and does not run here.
         """
-        if (running := self._runner.get(turn_id)) is not None:
+        running = self._runner.get(turn_id)
+        if running is not None and not (kept and running.log.closing):  # one that is being put down may go on elsewhere
             return Reading(running.log)
         if not kept:
             raise TurnNotKept

@@ -497,7 +497,8 @@ class Runner:
                 await self._park(turn)
         finally:
             turn.ended()
-            self._turns.pop(turn.id, None)
+            if self._turns.get(turn.id) is turn:  # else it waited, and goes on here already
+                del self._turns[turn.id]
 
     async def _reach_end(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> TurnEnd | None:
         """Run the loop; whatever happens becomes one of the events that end a turn, or None: it goes on elsewhere."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -205,3 +206,21 @@ async def test_ten_thousand_waiting_turns_are_rows_and_one_of_them_still_goes_on
     await answer(gateway, turn_id, asked["input_id"], "accept")
     one(await ended(gateway, turn_id), "turn.completed")
     assert gateway.state.runner.running == 0
+
+
+async def test_turn_that_goes_on_before_it_was_put_down_is_followed_to_its_end(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_down = asyncio.Event()
+    wake = gateway.state.inputs.wake
+
+    async def slowly(turn_id: UUID) -> bool:
+        await put_down.wait()
+        return await wake(turn_id)
+
+    monkeypatch.setattr(gateway.state.inputs, "wake", slowly)
+    turn_id, asked = await asked_for_approval(gateway)
+    following = asyncio.create_task(ended(gateway, turn_id))
+    assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 200
+    one(await following, "turn.completed")
+    put_down.set()
