@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -53,10 +54,13 @@ async def run(
 ) -> None:
     """Serve until told to stop; over stdio where there is no listener, tasks in `server` where no address is set."""
     # Here, as they take most of a second to import: a broken setting or a taken port is told at once.
+    gc.disable()  # nothing of what is imported is garbage, and to look for some takes a fifth as long again
     from tools_server.migrate import upgrade_when_there
     from tools_server.server import create_app, create_server
     from tools_server.tasks import TaskStore
 
+    gc.freeze()
+    gc.enable()
     url = settings.postgres_url or (server.url() if server else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)

@@ -1,4 +1,4 @@
-"""The tool server's own schema: its branch of the migrations."""
+"""The tool server's own schema: its branch of the migrations. Alembic is imported by who migrates."""
 
 import asyncio
 from pathlib import Path
@@ -28,16 +28,11 @@ def upgrade(url: str) -> None:
 
 async def upgrade_when_there(url: str) -> None:
     """Upgrade as soon as the database is there; until then the tools that need none of it serve."""
-    from alembic.util import CommandError
-
     threads, pause, told = Threads(1), 0.1, ""
     while True:
         try:
-            await _reach(url)
-            await threads.run(upgrade, url)
-            return
-        except CommandError as error:
-            log.error("schema_cannot_be_upgraded", error=str(error))  # made by a newer version, say
+            if not await _is_current(url):
+                await threads.run(_upgrade_or_tell, url)
             return
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             if type(error).__name__ != told:
@@ -47,8 +42,27 @@ async def upgrade_when_there(url: str) -> None:
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-async def _reach(url: str) -> None:
-    """A thread that waits for a dead host could not be stopped: see that somebody answers first."""
+def _upgrade_or_tell(url: str) -> None:
+    from alembic.util import CommandError
+
+    try:
+        upgrade(url)
+    except CommandError as error:
+        log.error("schema_cannot_be_upgraded", error=str(error))  # made by a newer version, say
+
+
+async def _is_current(url: str) -> bool:
+    """Also sees that somebody answers before there is a thread: one that waits for a dead host could not be stopped."""
     dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(dsn, timeout=3)
-    await connection.close()
+    try:
+        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
+            return False
+        return await connection.fetchval("SELECT $1 IN (SELECT version_num FROM public.alembic_version)", head())
+    finally:
+        await connection.close()
+
+
+def head() -> str:
+    """The last revision of the tool server's branch: files have the names of their revisions."""
+    return max(path.stem for path in (ROOT / "migrations" / "versions").glob("tools_*.py"))

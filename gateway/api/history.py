@@ -95,7 +95,7 @@ async def search(
     before: Annotated[str | None, Query(max_length=100, description="The `next` of the page before.")] = None,
     total: WithTotal = False,
 ) -> Hits:
-    """Full-text search over prompts and responses, best first."""
+    """Full-text search over prompts and responses, best first, among the newest 500 turns that match."""
     hits = await state.history.search(principal, query, lang=lang, limit=limit, after=_place(before))
     number = await state.history.found(principal, query, lang=lang) if total else None
     following = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None

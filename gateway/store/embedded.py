@@ -34,7 +34,7 @@ _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
     "max_connections": "200",
-    "shared_buffers": "64MB",
+    "shared_buffers": "128MB",
     "max_wal_size": "256MB",
     # A file a weekday, begun anew each week: the log cannot grow without end.
     "logging_collector": "on",

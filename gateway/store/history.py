@@ -4,12 +4,13 @@ from datetime import datetime
 from uuid import UUID
 
 import msgspec
-from sqlmodel import col, func, select
 
 from gateway.errors import InvalidRequest
 from gateway.messages import Principal
 from gateway.store.database import Database
-from gateway.store.tables import Turn
+
+NEWEST = 500
+"""Of the turns that match so many are ranked. What a search costs is bounded by it, however common its words are."""
 
 # The index is over the words as they stand ('simple'). For a language, the words asked for are cut to their stems and
 # those taken as beginnings of words: so one index serves every language. A query of no words matches nothing.
@@ -18,24 +19,33 @@ _STEMS = (
     "regexp_replace(websearch_to_tsquery(cast(:lang AS regconfig), :query)::text, "
     r"'''(?=\s|\)|$)', ''':*', 'g')::tsquery"
 )
-_Q = f"WITH q AS MATERIALIZED (SELECT {_WORDS} || CASE :lang WHEN 'simple' THEN ''::tsquery ELSE {_STEMS} END AS query)"
-_MATCH = "FROM turns WHERE owner = :owner AND search @@ (SELECT query FROM q)"
-COUNT = f"{_Q} SELECT count(*) {_MATCH}"
+# Every part of it is immutable, so a plan made for one search has it as a constant, with what Postgres knows of how
+# common its words are: rare ones are looked up in the index, of common ones the newest turns are read.
+_QUERY = f"({_WORDS} || CASE cast(:lang AS regconfig) WHEN 'simple'::regconfig THEN ''::tsquery ELSE {_STEMS} END)"
+_MATCH = f"FROM turns WHERE owner = :owner AND search @@ {_QUERY}"
+_LOG = "id, conversation_id, prompt, response, model_name, status, created_at"
+PAGE = f"SELECT {_LOG} FROM turns WHERE owner = :owner AND id < :before ORDER BY id DESC LIMIT :limit OFFSET :offset"  # noqa: S608
+TOTAL = "SELECT count(*) FROM turns WHERE owner = :owner"
+COUNT = f"SELECT count(*) {_MATCH}"
 SEARCH = f"""
-{_Q}, hits AS MATERIALIZED (
-    SELECT id, rank FROM (SELECT id, ts_rank_cd(search, (SELECT query FROM q)) AS rank {_MATCH}) AS ranked
+WITH hits AS MATERIALIZED (
+    SELECT id, rank FROM (
+        SELECT id, ts_rank_cd(search, {_QUERY}) AS rank
+        FROM (SELECT id, search {_MATCH} ORDER BY id DESC LIMIT {NEWEST}) AS newest
+    ) AS ranked
     WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset
 )
-SELECT id, conversation_id, prompt, response, model_name, status, created_at, rank,
-       ts_headline(cast(:lang AS regconfig), "left"(prompt || ' ' || response, 20000), (SELECT query FROM q),
+SELECT {_LOG}, rank,
+       ts_headline(cast(:lang AS regconfig), "left"(prompt || ' ' || response, 20000), {_QUERY},
                    'StartSel=<mark>, StopSel=</mark>, MaxFragments=2, MaxWords=24, MinWords=8') AS snippet
 FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
 """  # noqa: S608
+_END = UUID(int=2**128 - 1)
 
 
-class Hit(msgspec.Struct, frozen=True):
-    """A turn that a search found. `snippet` has the words that matched between <mark> and </mark>, as plain text."""
+class Log(msgspec.Struct, frozen=True):
+    """A turn: what was asked and answered."""
 
     id: UUID
     conversation_id: UUID | None
@@ -44,6 +54,11 @@ class Hit(msgspec.Struct, frozen=True):
     model_name: str
     status: str
     created_at: datetime
+
+
+class Hit(Log, frozen=True):
+    """A turn that a search found. `snippet` has the words that matched between <mark> and </mark>, as plain text."""
+
     rank: float
     snippet: str
 
@@ -54,21 +69,14 @@ class HistoryStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def page(
-        self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0
-    ) -> list[Turn]:
+    async def page(self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0) -> list[Log]:
         """The newest first; behind `before`, the last of the page before, or behind so many."""
-        query = select(Turn).where(Turn.owner == principal.user)
-        if before is not None:
-            query = query.where(Turn.id < before)
-        async with self._database.session() as session:
-            rows = await session.exec(query.order_by(col(Turn.id).desc()).limit(limit).offset(offset))
-            return list(rows.all())
+        rows = await self._database.rows(PAGE, owner=principal.user, before=before or _END, limit=limit, offset=offset)
+        return [Log(*row) for row in rows]
 
     async def total(self, principal: Principal) -> int:
-        query = select(func.count()).select_from(Turn).where(Turn.owner == principal.user)
-        async with self._database.session() as session:
-            return (await session.exec(query)).one()
+        [(number,)] = await self._database.rows(TOTAL, owner=principal.user)
+        return int(number)
 
     async def search(
         self,
@@ -80,7 +88,7 @@ class HistoryStore:
         offset: int = 0,
         after: tuple[float, UUID] | None = None,
     ) -> list[Hit]:
-        """The turns whose prompt or response match, best first; `query` as one types it into a search engine.
+        """Of the newest turns whose prompt or response match the best first; `query` as in a search engine.
 
         `after` is rank and id of the last hit of the page before.
 
@@ -88,16 +96,16 @@ class HistoryStore:
             InvalidRequest: Postgres does not know the language.
         """
         await self._check(lang)
-        values = {"owner": principal.user, "query": _text(query), "lang": lang}
         rank, turn_id = after or (None, None)
+        values = {"owner": principal.user, "query": _text(query), "lang": lang}
         page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
-        return [Hit(*row) for row in await self._database.rows(SEARCH, **values, **page)]
+        return [Hit(*row) for row in await self._database.rows(SEARCH, plan_anew=True, **values, **page)]
 
     async def found(self, principal: Principal, query: str, *, lang: str) -> int:
         """How many turns match in all."""
         await self._check(lang)
         values = {"owner": principal.user, "query": _text(query), "lang": lang}
-        [(number,)] = await self._database.rows(COUNT, **values)
+        [(number,)] = await self._database.rows(COUNT, plan_anew=True, **values)
         return int(number)
 
     async def _check(self, lang: str) -> None:

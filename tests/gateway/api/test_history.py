@@ -1,15 +1,15 @@
 """History and full-text search, over as many turns as one user may have."""
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 import pytest
-from sqlalchemy import text
 
 from gateway.store.database import Database
-from gateway.store.history import SEARCH
+from gateway.store.history import NEWEST, SEARCH
 from tests.stack import Gateway
 
 INSERT = """
@@ -120,21 +120,39 @@ async def test_bad_query_is_a_422(gateway: Gateway, path: str) -> None:
     assert (await gateway.get(path)).status == 422
 
 
-async def test_index_is_used_for_a_hundred_thousand_turns(database_url: str, db: asyncpg.Connection) -> None:
+async def test_of_very_many_that_match_the_newest_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:
+    many = INSERT.replace("gen_random_uuid()", "uuidv7()")
+    await db.execute(many, "local", "camel camel camel, the oldest", "")
+    await db.executemany(many, [("local", f"camel {n}", "") for n in range(NEWEST)])
+    page = (await gateway.get("/api/v1/search?query=camel&limit=200&total=true")).body
+    assert page["total"] == NEWEST + 1
+    assert "oldest" not in page["items"][0]["prompt"]
+    last = (await gateway.get(f"/search?query=camel&offset={NEWEST - 1}")).body["items"]
+    assert len(last) == 1
+    (narrowed,) = await found(gateway, "camel oldest")
+    assert narrowed["prompt"] == "camel camel camel, the oldest"
+
+
+async def test_search_reads_few_of_a_hundred_thousand_turns(database_url: str, db: asyncpg.Connection) -> None:
     await db.execute(
         "INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)"
-        " SELECT gen_random_uuid(), 'local', 'completed', 'prompt number ' || n, 'answer ' || md5(n::text), '[]', 'm',"
+        " SELECT uuidv7(), 'local', 'completed', 'prompt number ' || n, 'answer ' || md5(n::text), '[]', 'm',"
         " '{}', '{}' FROM generate_series(1, 100000) AS n"
     )
     await db.execute("VACUUM ANALYZE turns")
     database = Database(database_url)
-    values = {"owner": "local", "query": "777", "lang": "simple", "limit": 20, "offset": 0}
+    values = {"owner": "local", "lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
+    plans: dict[str, str] = {}
     try:
-        async with database.engine.connect() as connection:
-            statement = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}")
-            plan = (await connection.execute(statement, {**values, "after_rank": None, "after_id": None})).scalar()
+        for word in ("777", "prompt"):
+            explained = await database.rows(
+                f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}", plan_anew=True, query=word, **values
+            )
+            plans[word] = json.dumps(explained[0][0])
     finally:
         await database.close()
-    told = plan if isinstance(plan, str) else json.dumps(plan)
-    assert '"ix_turns_search"' in told
-    assert '"Seq Scan"' not in told
+    assert '"ix_turns_search"' in plans["777"]
+    assert '"ix_turns_search"' not in plans["prompt"]  # it is in every turn: the newest are taken as they come
+    for plan in plans.values():
+        assert '"Seq Scan"' not in plan
+        assert max(map(float, re.findall(r'"Actual Rows": ([0-9.]+)', plan))) <= NEWEST

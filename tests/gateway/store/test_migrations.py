@@ -6,13 +6,21 @@ import sys
 
 import asyncpg
 from alembic import command
+from alembic.script import ScriptDirectory
 
 from gateway.store import embedded, migrations
 from tests.conftest import dsn
+from tools_server.migrate import head
 
 
 async def test_tables_and_migrations_agree(database_url: str) -> None:
     await asyncio.to_thread(command.check, migrations.alembic_config(database_url))
+
+
+def test_heads_are_told_without_alembic_as_with_it() -> None:
+    known = ScriptDirectory.from_config(migrations.alembic_config("")).get_heads()
+    assert migrations.heads() == set(known)
+    assert head() in known
 
 
 async def test_every_migration_goes_down_and_up_again(database_url: str, db: asyncpg.Connection) -> None:
