@@ -256,7 +256,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
-        mcp = McpEndpoint(settings, runner, guarded)
+        mcp = McpEndpoint(settings, runner, guarded, worker_id, database.dsn)
         toolbox.on_change = mcp.tools_changed
         await stack.enter_async_context(mcp.running())
         yield State(
