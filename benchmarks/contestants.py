@@ -17,7 +17,10 @@ from benchmarks.upstream import MODEL
 
 KEY = "bench-key"
 _SECRET = secrets.token_urlsafe(32)
-_KEPT_OUT = ("GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_")
+_KEPT_OUT = (
+    "GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_",
+    "WEB_CONCURRENCY",
+)  # fmt: skip
 _READY_SECONDS = 90.0
 BENCH = ROOT / ".bench"
 

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     gateway_allow_anonymous: bool = False
     gateway_public_url: str | None = None
     gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
+    gateway_workers: int = Field(
+        default=1, ge=1, le=64, validation_alias=AliasChoices("GATEWAY_WORKERS", "WEB_CONCURRENCY")
+    )
     gateway_lifeline: str | None = None
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()

@@ -37,6 +37,7 @@ KEPT_OUT = (
     "LOG_",
     "DEBUG",
     "AGENT_",
+    "WEB_CONCURRENCY",
 )
 
 
