@@ -14,7 +14,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import report, workloads
-from benchmarks.alone import Line, followers, history_and_search, start_up
+from benchmarks.alone import Line, followers, history_and_search, start_up, workers
 from benchmarks.contestants import Contestant, Gateway, LiteLLM, Obvious, Relay, Surroundings, Tools, Up, Upstream
 from benchmarks.workloads import Result, Workload
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under two minutes: smaller loads, without LiteLLM")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md from a quick or partial run, too")
     parser.add_argument("--rounds", type=int, help="how often each load is put on (1 quick, 2 else)")
-    parser.add_argument("--only", help="only the workloads whose names hold this; nothing else is measured")
+    parser.add_argument("--only", help="only the workloads whose names hold this, or `workers`")
     parser.add_argument("--contestants", help="only these, separated by commas")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -64,6 +64,8 @@ async def _main(options: argparse.Namespace) -> None:
             gateway = next(contestant for contestant in contestants if isinstance(contestant, Gateway))
             lines.append(await followers(gateway))
             lines += await history_and_search(gateway, requests=60 if options.quick else 400)
+        if options.only in (None, "workers"):
+            lines += await workers(around, 1 if options.quick else 5)
         for line in lines:
             _say(f"{line.what}: {line.figure}")
         if options.write or (whole and not options.quick):
@@ -74,6 +76,8 @@ async def _main(options: argparse.Namespace) -> None:
 
 def _contestants(around: Surroundings, options: argparse.Namespace, skipped: list[str]) -> list[Contestant]:
     kinds: list[type[Contestant]] = [Gateway, Obvious, Relay] if options.quick else [Gateway, Obvious, LiteLLM, Relay]
+    if options.only == "workers":
+        return []
     if options.contestants:
         names = options.contestants.lower().split(",")
         kinds = [kind for kind in (Gateway, Obvious, LiteLLM, Relay) if kind.name.lower() in names]
