@@ -187,6 +187,7 @@ async def _serve(settings: Settings, fd: int | None) -> None:
     from gateway.app import create_app
 
     log.configure(json=settings.json_logs, level=settings.effective_log_level)
+    process.allow_many_files()
     if fd is None:
         listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     else:

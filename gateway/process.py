@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ import uvicorn
 from gateway.config import ConfigError
 
 READY = b"ready"
+_MOST_FILES = 65_536
 _KERNEL_SPREADS = sys.platform == "linux"
 
 
@@ -73,6 +75,15 @@ class SharedPort:
 def inherited(fd: int) -> socket.socket:
     """The socket that the parent has bound for us."""
     return socket.socket(-1, -1, socket.IPPROTO_TCP, fileno=fd)
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files from what suits a shell: a stream holds two, to its client and to the model."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Lifeline:
