@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway tools_server
 
-.PHONY: run test check format lock node conformance mcpb bench bench-quick clean
+.PHONY: run test check format lock audit node conformance mcpb bench bench-quick clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -27,6 +27,11 @@ LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 
 lock: | $(UV)
 	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
+
+# What is locked against the published advisories. Needs the package index's JSON API (or, with ARGS="-s osv", OSV's); with --strict
+# it fails where they cannot be asked, instead of having found nothing.
+audit: | $(UV)
+	$(UV) tool run --quiet pip-audit -r requirements.lock --require-hashes --disable-pip --strict $(ARGS)
 
 # The clients in Node that some tests drive; without them those tests skip.
 node:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from benchmarks.costs import Costs, load
 
 _DELTA_COMMITS = 20.0
-_REDIS_CALLS = 2
+_REDIS_CALLS_A_REQUEST, _REDIS_CALLS_A_MODEL_CALL = 4, 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def plan(costs: Costs, of: Load, machine: Machine) -> Plan:
             "commits a second", commits, workers * 1000 / machine.commit_ms, "they wait for each other, and go together"
         ),
     ]
-    redis = turns * _REDIS_CALLS * (1 + calls) if workers > 1 else 0.0
+    redis = turns * (_REDIS_CALLS_A_REQUEST + calls * _REDIS_CALLS_A_MODEL_CALL) if workers > 1 else 0.0
     return Plan(turns, streams, workers, redis, gb_a_day, gb_of_journal, days, needs)
 
 

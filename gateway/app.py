@@ -79,6 +79,7 @@ from gateway.tools.toolbox import McpToolbox
 
 log = get_logger(__name__)
 
+_SHOWN = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
 _MODELS_REFRESH_SECONDS = 3600.0
 _SETTLE_SECONDS = 1.0
 _FORGET_SECONDS = 3600.0
@@ -105,7 +106,7 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
             app.state.gateway = state
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
-            gc.set_threshold(50_000, 20, 50)
+            gc.set_threshold(10_000, 50, 50)
             if until_served is not None:
                 await until_served()
             yield
@@ -119,13 +120,21 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(errors.Unbroken)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Retry-After", *RATE_HEADERS],
+            expose_headers=[
+                "X-Request-ID",
+                "X-Turn-Id",
+                "X-Gateway-Cache",
+                "Mcp-Session-Id",
+                "Retry-After",
+                *RATE_HEADERS,
+            ],
         )
     app.add_middleware(RequestContext)
     errors.install(app)

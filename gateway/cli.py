@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 import typer
 
 from gateway.config import ConfigError, Settings, load
-from gateway.messages import Area
+from gateway.messages import Area, Budget, KeyLimits
 
 if TYPE_CHECKING:
     from gateway.store.keys import KeyStore
@@ -68,13 +68,13 @@ def chat(
     model: Annotated[str | None, typer.Option(help="The model to ask.")] = None,
 ) -> None:
     """Talk to a running gateway in the terminal."""
-    from gateway import terminal
+    from gateway import terminal, tls
 
     with clear_errors():
         settings = load()
+        trusted = None if url else tls.client_context(settings)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    url = url or f"http://{settings.gateway_host}:{settings.gateway_port}"
-    raise typer.Exit(terminal.run(prompt, url, api_key=key, model=model))
+    raise typer.Exit(terminal.run(prompt, url or settings.local_url, api_key=key, model=model, trusted=trusted))
 
 
 @db.command()
@@ -100,6 +100,13 @@ def create(
     model: Annotated[list[str] | None, typer.Option(help="Models that it may ask, as globs. Else all.")] = None,
     server: Annotated[list[str] | None, typer.Option(help="MCP servers that it may reach. Else all.")] = None,
     tool: Annotated[list[str] | None, typer.Option(help="Tools that it may use. Else all.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests that it may make in a window.")] = None,
+    window_seconds: Annotated[int, typer.Option(min=1, max=86_400, help="How long that window is.")] = 60,
+    streams: Annotated[int | None, typer.Option(min=1, help="Turns and streams that it may have open at once.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(min=0, help="Its own budget, beside its owner's.")] = None,
+    tokens_per_month: Annotated[int | None, typer.Option(min=0)] = None,
+    usd_per_day: Annotated[float | None, typer.Option(min=0)] = None,
+    usd_per_month: Annotated[float | None, typer.Option(min=0)] = None,
 ) -> None:
     """Make a key, and print it: this once. The first one switches authentication on."""
     from gateway.store.keys import NewKey
@@ -107,7 +114,14 @@ def create(
     if unknown := set(scope or ()) - set(get_args(Area)):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the areas are {', '.join(get_args(Area))}")
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
-    new = NewKey(owner, name, role, _tuple(scope), _tuple(model), _tuple(server), _tuple(tool), expires_at=expires_at)
+    budget = Budget(tokens_per_day, tokens_per_month, usd_per_day, usd_per_month)
+    limits = KeyLimits(requests, window_seconds, streams)
+    new = NewKey(
+        owner, name, role, _tuple(scope), _tuple(model), _tuple(server), _tuple(tool),
+        budget=None if budget == Budget() else budget,
+        limits=None if requests is None and streams is None else limits,
+        expires_at=expires_at,
+    )  # fmt: skip
     row, secret = _with_keys(lambda store: store.create(new, by="cli"))
     print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is kept.")
 
@@ -182,11 +196,13 @@ async def _serve(settings: Settings, fd: int | None) -> None:
     """`fd`: a socket that a parent has bound, for one worker of several."""
     import uvicorn
 
-    from gateway import log, process
+    from gateway import log, process, tls
     from gateway.api.auth import refuse_open_gateway
+    from gateway.api.protocol import HttpProtocol
     from gateway.app import create_app
 
     log.configure(json=settings.json_logs, level=settings.effective_log_level)
+    encrypted = tls.server_options(settings)
     process.allow_many_files()
     if fd is None:
         listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
@@ -217,6 +233,9 @@ async def _serve(settings: Settings, fd: int | None) -> None:
                 access_log=False,
                 timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
                 server_header=False,
+                http=HttpProtocol,
+                ws="none",
+                **encrypted,
             )
             await process.Server(config, stop_turns).serve(sockets=[listener])
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key")
+_SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key", "gateway_encryption_key")
 _PLACEHOLDER = re.compile(
     r"<.*>|\.{3,}|…|x{3,}|\*{3,}|(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
     r"|.*change[-_ ]?me.*|replace[-_ ]?(me|this)|placeholder"
@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     gateway_data_dir: Path = Path(".data")
     gateway_allow_anonymous: bool = False
     gateway_public_url: str | None = None
+    gateway_tls_cert_file: Path | None = None
+    gateway_tls_key_file: Path | None = None
+    gateway_tls_key_password: SecretStr | None = None
     gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
     gateway_workers: int = Field(
         default=1, ge=1, le=64, validation_alias=AliasChoices("GATEWAY_WORKERS", "WEB_CONCURRENCY")
@@ -67,7 +70,7 @@ class Settings(BaseSettings):
     budget_usd_per_day: float | None = Field(default=None, ge=0)
     budget_usd_per_month: float | None = Field(default=None, ge=0)
 
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
     postgres_host: str | None = None
     postgres_port: int = 5432
     postgres_user: str = "postgres"
@@ -145,6 +148,16 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL such as https://gateway.example.com")
         return value
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        names = ("GATEWAY_TLS_CERT_FILE", "GATEWAY_TLS_KEY_FILE")
+        given = (self.gateway_tls_cert_file is not None, self.gateway_tls_key_file is not None)
+        if given[0] != given[1]:
+            raise ValueError(f"{names[given[0]]}: must be set where {names[given[1]]} is")
+        if self.gateway_tls_key_password is not None and not given[1]:
+            raise ValueError("GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE that it could open")
+        return self
 
     @model_validator(mode="after")
     def _tokens_are_bound(self) -> Self:
@@ -241,10 +254,18 @@ class Settings(BaseSettings):
     @property
     def public_url(self) -> str:
         """Where people's browsers find the gateway, without a slash at the end."""
-        if self.gateway_public_url is not None:
-            return self.gateway_public_url.rstrip("/")
-        host = "127.0.0.1" if self.gateway_host in ("0.0.0.0", "::") else self.gateway_host  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.gateway_port}"
+        return self.gateway_public_url.rstrip("/") if self.gateway_public_url is not None else self.local_url
+
+    @property
+    def local_host(self) -> str:
+        """The host at which this machine reaches the gateway."""
+        return "127.0.0.1" if self.gateway_host in ("0.0.0.0", "::") else self.gateway_host  # noqa: S104
+
+    @property
+    def local_url(self) -> str:
+        """Where this machine finds the gateway."""
+        host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
+        return f"{'https' if self.gateway_tls_cert_file else 'http'}://{host}:{self.gateway_port}"
 
     @property
     def postgres_url(self) -> str | None:

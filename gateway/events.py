@@ -11,8 +11,8 @@ from gateway.errors import ErrorInfo
 from gateway.messages import Action, JsonObject, Outcome, Usage
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    pass
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
+    """Not tracked by the garbage collector, nor is its entry: no event can lead back to itself, and there are a lot."""
 
 
 class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
@@ -115,7 +115,8 @@ class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
     """The model call of `step` is made again. With `discard`, the step's text and calls so far no longer count.
 
-    `model` is the one that is asked now, where that is another.
+    `model` is the one that is asked now, where that is another. `usage` and `cost_usd` are there where the step's own
+    figures will not hold what the call before has used up.
     """
 
     step: int
@@ -123,6 +124,8 @@ class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
     attempt: int
     discard: bool = False
     model: str | None = None
+    usage: Usage | msgspec.UnsetType = msgspec.UNSET
+    cost_usd: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
@@ -182,7 +185,7 @@ def type_of(event: Event) -> str:
     return str(event.__struct_config__.tag)
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """An event with its number inside the turn, from 1, and its JSON, encoded once for every reader."""
 
     seq: int

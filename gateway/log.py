@@ -5,15 +5,16 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
 
-_SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|(?<!_)token$|cookie", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|token$|cookie", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
-    r"(gsk_|sk-|agw_[0-9a-f]{8}_|eyJ|Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"(gsk_|sk-|tvly-|agw_[0-9a-f]{8}_|eyJ|Bearer |Basic )[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?<=://)[^/\s:@\"']*:[^/\s\"']+(?=@)"
 )
 _REDACTED = "[redacted]"
 # Local variables would bring prompts and keys into the log.
@@ -21,12 +22,23 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.Except
 
 
 def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if _SECRET_NAME.search(key):
-            event[key] = _REDACTED
-        elif isinstance(value, str):
-            event[key] = _SECRET_TEXT.sub(_REDACTED, value)
-    return event
+    return _without_secrets(event)
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        given = cast("dict[str, Any]", value)
+        return {
+            key: _REDACTED if _SECRET_NAME.search(str(key)) else _without_secrets(inner) for key, inner in given.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_secrets(inner) for inner in cast("list[Any]", value)]
+    return value
+
+
+def _redact_line(_logger: Any, _method: str, line: str) -> str:
+    """What is in texts, wherever they came from: a traceback's, too."""
+    return _SECRET_TEXT.sub(_REDACTED, line)
 
 
 def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -46,9 +58,9 @@ def configure(*, json: bool, level: str = "INFO") -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: list[Any] = (
-        [_TRACEBACKS, _redact, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS, _redact, structlog.processors.JSONRenderer(), _redact_line]
         if json
-        else [_redact, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [_redact, _console(), _redact_line]
     )
     structlog.configure(
         processors=[
@@ -76,6 +88,11 @@ def configure(*, json: bool, level: str = "INFO") -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
+
+
+def _console() -> Any:
+    plain = structlog.dev.plain_traceback
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
 
 
 def get_logger(name: str) -> Any:

@@ -431,7 +431,7 @@ def _security(settings: Settings) -> TransportSecuritySettings:
     if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
-    origins = [f"http://{host}" for host in local]
+    origins = [f"{scheme}://{host}" for scheme in ("http", "https") for host in local]
     return TransportSecuritySettings(
         allowed_hosts=[*local, *(host.removesuffix(":*") for host in local)],
         allowed_origins=[*origins, *settings.cors_origins],

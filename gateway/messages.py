@@ -28,12 +28,21 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     usd_per_month: float | None = None
 
 
+class KeyLimits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A key's own, beside its owner's: `requests` in any `window_seconds`, in all classes of routes together, and
+    `streams` that are open at once. None: as many as the owner may."""
+
+    requests: int | None = None
+    window_seconds: int = 60
+    streams: int | None = None
+
+
 class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who is calling. `user` owns what the call makes; `key` names the credential, never its secret.
 
     Without a `key`, nobody has asked for one. `scopes` are the areas that the credential opens; `models`, `servers` and
-    `tools` are globs over what it may use; None: all of them. `budget` is the credential's own. `headers` are those of
-    the request that MCP servers want passed on; they are kept nowhere.
+    `tools` are globs over what it may use; None: all of them. `budget` and `limits` are the credential's own. `headers`
+    are those of the request that MCP servers want passed on; they are kept nowhere.
     """
 
     user: str
@@ -45,22 +54,24 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     servers: tuple[str, ...] | None = None
     tools: tuple[str, ...] | None = None
     budget: Budget | None = None
+    limits: KeyLimits | None = None
 
     def may_enter(self, area: Area) -> bool:
         return self.scopes is None or area in self.scopes
 
     def may_ask(self, model: str) -> bool:
-        return _allowed(model, self.models)
+        return allowed(model, self.models)
 
     def may_reach(self, server: str) -> bool:
-        return _allowed(server, self.servers)
+        return allowed(server, self.servers)
 
     def may_use(self, spec: "ToolSpec") -> bool:
         """Whether a tool is within the allow lists; one that the client runs itself always is."""
-        return spec.client or (_allowed(spec.server, self.servers) and _allowed(spec.name, self.tools))
+        return spec.client or (allowed(spec.server, self.servers) and allowed(spec.name, self.tools))
 
 
-def _allowed(name: str, globs: tuple[str, ...] | None) -> bool:
+def allowed(name: str, globs: tuple[str, ...] | None) -> bool:
+    """Whether an allow list, of globs, has a name; None has all."""
     return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
@@ -156,21 +167,25 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """What has been used up so far today and this month, in UTC."""
+    """What has been used up so far today and this month, in UTC, by turns that run too; and what is set aside for the
+    model calls that run now."""
 
     tokens_today: int = 0
     tokens_this_month: int = 0
     usd_today: float = 0.0
     usd_this_month: float = 0.0
+    tokens_set_aside: int = 0
+    usd_set_aside: float = 0.0
 
-    def plus(self, tokens: int, usd: float) -> "Spent":
-        """With what is being used up now."""
-        return Spent(
-            self.tokens_today + tokens,
-            self.tokens_this_month + tokens,
-            self.usd_today + usd,
-            self.usd_this_month + usd,
-        )
+
+class Hold(msgspec.Struct, frozen=True):
+    """What a turn that runs has used up, which is in no other sum yet, and what is set aside for its next step."""
+
+    turn_id: UUID
+    tokens: int
+    usd: float
+    step_tokens: int = 0
+    step_usd: float = 0.0
 
 
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,6 +10,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from gateway import tls
 from gateway.config import ConfigError, Settings
 from gateway.process import READY, SharedPort, bind
 from gateway.store import embedded
@@ -233,8 +235,9 @@ def run(settings: Settings) -> int:
     """Run the stack that the settings ask for. Returns the exit code.
 
     Raises:
-        ConfigError: a port is taken, or the database that DATABASE_URL names cannot be used.
+        ConfigError: a port is taken, the certificate or the database that the settings name cannot be used.
     """
+    tls.server_options(settings)
     port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     bind("127.0.0.1", settings.tools_server_port, setting="TOOLS_SERVER_PORT").close()
     postgres = _embedded(settings)
@@ -258,8 +261,9 @@ def run_workers(settings: Settings, number: int) -> int:
     """Run so many gateways on one port, and what they need where nobody else provides it. Returns the exit code.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or the certificate that the settings name cannot be used.
     """
+    tls.server_options(settings)
     port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     postgres = _embedded(settings)
     with contextlib.closing(port), contextlib.closing(_simulators_port()) as listener:
@@ -269,7 +273,7 @@ def run_workers(settings: Settings, number: int) -> int:
             env["DATABASE_WAIT_SECONDS"] = "30"
         models = simulator(settings, env, listener)
         supervisor = Supervisor([*models, *workers(settings, env, port, number)], postgres, hang_up=False)
-        address = f"http://{settings.gateway_host}:{port.number}"
+        address = settings.model_copy(update={"gateway_port": port.number}).local_url
         return asyncio.run(_run(supervisor, _announce_workers(settings, supervisor, address, number, started)))
 
 
@@ -309,6 +313,7 @@ def simulator(settings: Settings, env: dict[str, str], listener: socket.socket) 
 
 def workers(settings: Settings, env: Mapping[str, str], port: SharedPort, number: int) -> list[Child]:
     """The gateway's processes. They are stopped first, what they lean on after them."""
+    env = {**env, "GATEWAY_PORT": str(port.number)}
     return [
         Child(
             "the gateway" if number == 1 else f"worker {n}", [*_PYTHON, "gateway.cli", "serve"], env,
@@ -334,9 +339,8 @@ async def _announce(
     settings: Settings, postgres: embedded.EmbeddedPostgres | None, simulator_port: int, started: float
 ) -> None:
     """Say what runs where as soon as it does."""
-    host = "127.0.0.1" if settings.gateway_host in ("0.0.0.0", "::") else settings.gateway_host  # noqa: S104
-    gateway = f"http://{host}:{settings.gateway_port}"
-    missing = await _wait_until_ready(host, settings.gateway_port)
+    gateway = settings.local_url
+    missing = await _wait_until_ready(settings.local_host, settings.gateway_port, tls.client_context(settings))
     seconds = time.monotonic() - started
     addresses = {"groq": settings.groq_base_url, "openai": settings.openai_base_url}
     upstream = (
@@ -378,11 +382,11 @@ def notes(settings: Settings, number: int) -> list[str]:
     return [f"without REDIS_URL each of the {number} workers counts {counted}the model's limits by itself"]
 
 
-async def _wait_until_ready(host: str, port: int) -> list[str]:
+async def _wait_until_ready(host: str, port: int, trusted: ssl.SSLContext | None) -> list[str]:
     """What is not ready: empty at best. Gives up waiting after a while, as a server of `mcp.json` may be away."""
     deadline = time.monotonic() + _READY_PATIENCE
     while True:
-        answer = await _get_ready(host, port)
+        answer = await _get_ready(host, port, trusted)
         if answer is not None and answer["status"] == "ready":
             return []
         if answer is not None and time.monotonic() > deadline - _READY_PATIENCE + 5:
@@ -398,10 +402,10 @@ def _unready(answer: dict[str, Any]) -> list[str]:
     return checks + [f"MCP server {server['name']}: {server['reason'] or server['state']}" for server in away]
 
 
-async def _get_ready(host: str, port: int) -> dict[str, Any] | None:
+async def _get_ready(host: str, port: int, trusted: ssl.SSLContext | None) -> dict[str, Any] | None:
     try:
         async with asyncio.timeout(3):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(host, port, ssl=trusted)
             writer.write(f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
             answer = await reader.read()
             writer.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ class Terminal:
     """One conversation with the gateway at `url`. Answers go to `out`, all else to `side`.
 
     `read` asks the person at the terminal for a line; without it (nobody is there) what a turn asks is declined.
+    `trusted` says whose certificates are taken (None: those that this machine trusts).
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Terminal:
         out: TextIO,
         side: TextIO,
         read: Callable[[str], str] | None = None,
+        trusted: ssl.SSLContext | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -37,6 +40,7 @@ class Terminal:
         self._out = out
         self._side = side
         self._read = read
+        self._trusted = trusted
         self._conversation = "new"
         self._at_line_start = True
 
@@ -51,10 +55,16 @@ class Terminal:
             body["model"] = self._model
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=60)
         try:
-            async with aiohttp.ClientSession(self._url, timeout=timeout, headers=self._headers) as session:
+            connector = aiohttp.TCPConnector(ssl=self._trusted or True)
+            async with aiohttp.ClientSession(
+                self._url, timeout=timeout, headers=self._headers, connector=connector
+            ) as session:
                 path = await self._print(session, session.post("/api/v1/chat/stream", json=body))
                 while path is not None:
                     path = await self._print(session, session.get(path))
+        except aiohttp.ClientConnectorCertificateError as error:
+            reason = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
+            raise ChatFailed(f"The certificate of {self._url} is not trusted: {reason}.") from None
         except aiohttp.ClientConnectorError:
             raise ChatFailed(f"No gateway answers at {self._url}. Start one with `make run`.") from None
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -181,10 +191,12 @@ def _shorten(text: str, most: int = 120) -> str:
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
-def run(prompt: str | None, url: str, *, api_key: str | None, model: str | None) -> int:
+def run(
+    prompt: str | None, url: str, *, api_key: str | None, model: str | None, trusted: ssl.SSLContext | None = None
+) -> int:
     """Ask once, or read prompts until the input ends. Returns the exit code."""
     read = input if sys.stdin.isatty() else None
-    terminal = Terminal(url, api_key=api_key, model=model, out=sys.stdout, side=sys.stderr, read=read)
+    terminal = Terminal(url, api_key=api_key, model=model, out=sys.stdout, side=sys.stderr, read=read, trusted=trusted)
     if prompt is not None:
         return _ask(terminal, prompt)
     code = 0

@@ -8,7 +8,8 @@ from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.errors import NotFound
 from gateway.events import Event
-from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
+from gateway.llm.base import ModelCall
+from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, Usage, text_block
 from gateway.tools.base import CallObserver, Listed, ServerStatus
 
 
@@ -119,8 +120,17 @@ class RecordingTurn:
     async def drain(self) -> None:
         pass
 
-    async def afford(self) -> None:
+    async def afford(self, call: ModelCall) -> None:
         pass
+
+    async def settle(self) -> None:
+        pass
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self.transcript.spend(usage, cost_usd)
+
+    def cost(self, usage: Usage) -> float | None:
+        return None
 
     async def ask(self, call_id: str, needed: InputNeeded) -> None:
         raise AssertionError(f"{call_id} asks {needed}")

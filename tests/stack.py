@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 import gateway.app
 from gateway.api.deps import State
+from gateway.api.protocol import HttpProtocol
 from gateway.app import create_app
 from gateway.config import Settings
 from gateway.llm.simulator import Simulator
@@ -74,7 +75,7 @@ async def serve_asgi(app: Any, port: int = 0) -> AsyncGenerator[str]:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, http=HttpProtocol)
     server = _Server(config)
     serving = create_task(server.serve(sockets=[listener]))
     while not server.started:

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
 import typer
@@ -15,7 +15,7 @@ import typer
 from gateway.store import embedded
 from tools_server.config import ConfigError, Settings, load
 from tools_server.log import configure
-from tools_server.serving import HttpServer, bind, end_with_parent
+from tools_server.serving import HttpServer, bind, end_with_parent, tls_options
 
 if TYPE_CHECKING:
     from tools_server.server import ToolServer
@@ -34,9 +34,10 @@ def serve(
     try:
         settings = load()
         configure(json=settings.json_logs, level=settings.effective_log_level)
+        tls = {} if stdio else tls_options(settings)
         listener = None if stdio else bind(settings.tools_server_host, settings.tools_server_port)
         with postgres(settings) as server, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(run(settings, server, listener))
+            runner.run(run(settings, server, listener, tls))
     except (ConfigError, embedded.EmbeddedError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
@@ -47,7 +48,9 @@ def _leave(_number: int, _frame: object) -> None:
     sys.exit(0)
 
 
-async def run(settings: Settings, server: embedded.EmbeddedPostgres | None, listener: socket.socket | None) -> None:
+async def run(
+    settings: Settings, server: embedded.EmbeddedPostgres | None, listener: socket.socket | None, tls: dict[str, Any]
+) -> None:
     """Serve until told to stop; over stdio where there is no listener, tasks in `server` where no address is set."""
     # Here, as they take most of a second to import: a broken setting or a taken port is told at once.
     from tools_server.migrate import upgrade_when_there
@@ -67,7 +70,7 @@ async def run(settings: Settings, server: embedded.EmbeddedPostgres | None, list
             if not settings.on_loopback and settings.tools_server_secret is None:
                 log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, and the host not loopback")
             end_with_parent(settings.gateway_lifeline)
-            await HttpServer(create_app(mcp, settings), mcp.end_listening).serve(sockets=[listener])
+            await HttpServer(create_app(mcp, settings), mcp.end_listening, tls).serve(sockets=[listener])
     finally:
         for task in beside:
             task.cancel()

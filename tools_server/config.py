@@ -1,6 +1,7 @@
 """Settings of the tool server, from the environment and `.env`."""
 
 import ipaddress
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+_PLACEHOLDER = re.compile(
+    r"<.*>|[.…x*]+|.*change[-_ ]?me.*|(your|my)[-_ ].*|secret|password|example|default", re.IGNORECASE
+)
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -31,10 +35,13 @@ class Settings(BaseSettings):
     tools_server_oauth_issuer: str | None = None
     tools_server_oauth_jwks_url: str | None = None
     tools_server_public_url: str | None = None
+    tools_server_tls_cert_file: Path | None = None
+    tools_server_tls_key_file: Path | None = None
+    tools_server_tls_key_password: SecretStr | None = None
     tools_server_allowed_hosts: CommaSeparated = ()
     tools_server_allowed_origins: CommaSeparated = ()
 
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
     postgres_host: str | None = None
     postgres_port: int = Field(default=5432, ge=1, le=65535)
     postgres_user: str = "postgres"
@@ -57,6 +64,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("tools_server_secret")
+    @classmethod
+    def _is_no_placeholder(cls, value: SecretStr | None) -> SecretStr | None:
+        """Whoever knows it can name any user."""
+        if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
+            raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -88,6 +103,12 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tools_server_tls_cert_file is None) != (self.tools_server_tls_key_file is None):
+            raise ValueError("TOOLS_SERVER_TLS_CERT_FILE and TOOLS_SERVER_TLS_KEY_FILE: set both of them, or none")
+        return self
+
+    @model_validator(mode="after")
     def _search_is_possible(self) -> Self:
         needed = {
             "tavily": ("TAVILY_API_KEY", self.tavily_api_key),
@@ -111,7 +132,7 @@ class Settings(BaseSettings):
     @property
     def resource_url(self) -> str:
         """The address of `/mcp` as clients know it, for which tokens are issued."""
-        own = f"http://{self.tools_server_host}:{self.tools_server_port}"
+        own = f"{'https' if self.tools_server_tls_cert_file else 'http'}://{self.tools_server_host}:{self.tools_server_port}"
         return f"{(self.tools_server_public_url or own).rstrip('/').removesuffix('/mcp')}/mcp"
 
     @property

@@ -110,7 +110,10 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
     security = TransportSecuritySettings(
         allowed_hosts=local + [form for host in settings.tools_server_allowed_hosts for form in _with_ports(host)],
-        allowed_origins=[*(f"http://{host}" for host in local), *settings.tools_server_allowed_origins],
+        allowed_origins=[
+            *(f"{scheme}://{host}" for scheme in ("http", "https") for host in local),
+            *settings.tools_server_allowed_origins,
+        ],
     )
     app = mcp.streamable_http_app(transport_security=security, host=settings.tools_server_host)
     add_plain_routes(app)

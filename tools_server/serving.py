@@ -4,13 +4,15 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
-from tools_server.config import ConfigError
+from tools_server.config import ConfigError, Settings
 
 _GRACE_SECONDS = 0.5
 _BACKLOG = 2048
@@ -35,6 +37,31 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def tls_options(settings: Settings) -> dict[str, Any]:
+    """uvicorn's options for https; none where the settings name no certificate.
+
+    Raises:
+        ConfigError: the files cannot be read or used, or do not belong together.
+    """
+    cert, key = settings.tools_server_tls_cert_file, settings.tools_server_tls_key_file
+    if cert is None or key is None:
+        return {}
+    password = settings.tools_server_tls_key_password
+    secret = password.get_secret_value() if password else ""
+    for path, setting in ((cert, "TOOLS_SERVER_TLS_CERT_FILE"), (key, "TOOLS_SERVER_TLS_KEY_FILE")):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from None
+    try:  # with a password, be it empty: without one it would ask at the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, lambda: secret)
+    except (ssl.SSLError, ValueError) as error:
+        said = (getattr(error, "reason", None) or "").replace("_", " ").lower()
+        reason = said or "they are no PEM, or the key's password is missing or wrong"
+        raise ConfigError(f"TOOLS_SERVER_TLS_CERT_FILE: {cert} with {key} cannot be used: {reason}") from None
+    return {"ssl_certfile": cert, "ssl_keyfile": key, "ssl_keyfile_password": secret or None}
+
+
 def end_with_parent(lifeline: str | None) -> None:
     """With GATEWAY_LIFELINE=stdin, stop as by SIGTERM when standard input ends: the parent that held it is gone."""
     if lifeline == "stdin":
@@ -52,7 +79,9 @@ def _wait_for_end_of_input() -> None:
 class HttpServer(uvicorn.Server):
     """Stops within a second of SIGTERM or SIGINT, whatever runs or listens, and then counts as having ended well."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], before_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], before_stop: Callable[[], None], tls: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -60,6 +89,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=_GRACE_SECONDS,  # pyright: ignore[reportArgumentType] - any number will do
+                **(tls or {}),
             )
         )
         self._before_stop = before_stop

@@ -1,6 +1,7 @@
 """What the agent asks others to keep for it. The store satisfies these."""
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -10,6 +11,7 @@ from gateway.events import Entry
 from gateway.messages import (
     Answer,
     BusMessage,
+    Hold,
     InputNeeded,
     KeptInput,
     KnownResponse,
@@ -156,13 +158,29 @@ class Bus(Protocol):
     def publish(self, message: BusMessage) -> None: ...
 
 
+class Account(Protocol):
+    """An owner's part of the ledger, while nobody else sets anything aside in it."""
+
+    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
+        """Of the owner, or of that with a key; `without` what a turn holds."""
+        ...
+
+    async def hold(self, hold: Hold, key: str | None) -> None:
+        """Set aside, in the place of what the turn has held before."""
+        ...
+
+
 class Ledger(Protocol):
-    """What ended turns have used up."""
+    """What turns have used up. Every method may raise StorageUnavailable."""
 
-    async def spent(self, *, owner: str | None = None, key: str | None = None) -> Spent:
-        """Of an owner, or with a key.
+    async def spent(self, owner: str, key: str | None = None) -> Spent:
+        """See `Account.spent`."""
+        ...
 
-        Raises:
-            StorageUnavailable: the database cannot be reached.
-        """
+    def account(self, owner: str) -> AbstractAsyncContextManager[Account]:
+        """The owner's account; what was done in it counts from the end of the block."""
+        ...
+
+    async def settle(self, hold: Hold) -> None:
+        """The turn's step has ended: only what the turn has used up counts."""
         ...

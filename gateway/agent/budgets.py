@@ -1,26 +1,50 @@
-"""What users and keys may use up, checked before a turn and between its steps."""
+"""What users and keys may use up, checked before a turn and before each of its steps.
 
-from collections.abc import Iterable
+Before a step asks the model, what it may cost at most is set aside, so that steps at the same time, wherever they run,
+do not all count on the same rest. What a turn has set aside counts until its step ends, and what it has used up until
+its end puts that into the ledger; turns of dead workers are ended by others, so nothing is set aside for ever.
+"""
+
+import asyncio
+from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
+from uuid import UUID
+from weakref import WeakValueDictionary
 
 from gateway.agent.base import Ledger
 from gateway.errors import BudgetExceeded, StorageUnavailable
+from gateway.llm.base import ModelCall, ModelInfo
 from gateway.log import get_logger
-from gateway.messages import Budget, Principal, Spent
+from gateway.messages import Budget, Hold, Principal, Spent, Usage
 
 log = get_logger(__name__)
+
+_PATIENCE = 30.0
+_LOOK_SECONDS = 0.25
 
 
 class Spending(Protocol):
     """A turn that runs: what it has used up so far is in no ledger yet."""
 
     @property
+    def id(self) -> UUID: ...
+    @property
     def principal(self) -> Principal: ...
+    @property
+    def model(self) -> ModelInfo: ...
     @property
     def tokens(self) -> int: ...
     @property
     def usd(self) -> float: ...
+
+
+class _Gate:
+    """Where the steps of an owner wait here, one behind the other, for what runs to leave enough."""
+
+    def __init__(self) -> None:
+        self.turnstile = asyncio.Lock()
+        self.settled = asyncio.Event()
 
 
 class Budgets:
@@ -29,47 +53,124 @@ class Budgets:
     def __init__(self, ledger: Ledger, of_user: Budget) -> None:
         self._ledger = ledger
         self._of_user = of_user if of_user != Budget() else None
+        self._gates: WeakValueDictionary[str, _Gate] = WeakValueDictionary()
 
-    async def check(self, principal: Principal, running: Iterable[Spending], *, begun: bool = False) -> None:
-        """Compare what is used up, by ended turns and by those that run here, with what may be.
+    async def check(self, principal: Principal) -> None:
+        """Raises:
+        BudgetExceeded: nothing is left.
+        StorageUnavailable: nobody can tell.
+        """
+        for whose, budget, key in self._budgets(principal):
+            _Left(whose, budget, await self._ledger.spent(principal.user, key)).check()
 
-        A turn that has `begun` goes on while nobody can tell.
+    async def hold(self, turn: Spending, call: ModelCall) -> None:
+        """Set aside what the call may cost at most, besides what the turn has used up; wait for that to be there.
+
+        A call that runs alone may use up more than what is left; a turn goes on while nobody can tell.
 
         Raises:
-            BudgetExceeded: nothing is left.
-            StorageUnavailable: nobody can tell.
+            BudgetExceeded: nothing is left, or what is left was set aside for others all the time.
         """
+        if not self._concern(turn.principal):
+            return
+        tokens, usd = _at_most(call, turn.model)
+        hold = Hold(turn.id, turn.tokens, turn.usd, tokens, usd)
+        gate = self._gates.setdefault(turn.principal.user, _Gate())
         try:
-            if self._of_user is not None:
-                spent = await self._ledger.spent(owner=principal.user)
-                of_user = [turn for turn in running if turn.principal.user == principal.user]
-                _compare(f"The budget of {principal.user!r}", self._of_user, _with(spent, of_user))
-            if principal.budget is not None and principal.key is not None:
-                spent = await self._ledger.spent(key=principal.key)
-                of_key = [turn for turn in running if turn.principal.key == principal.key]
-                _compare(f"The budget of the key {principal.key!r}", principal.budget, _with(spent, of_key))
+            async with asyncio.timeout(_PATIENCE), gate.turnstile:
+                while not await self._held(turn.principal, hold):
+                    await _wait(gate.settled, _LOOK_SECONDS)
+        except TimeoutError:
+            message = "What is left of the budget is set aside for model calls that run now. Try again shortly."
+            raise BudgetExceeded(message, retry_after=1) from None
         except StorageUnavailable:
-            if not begun:
-                raise
-            log.warning("budget_not_checked")
+            log.warning("budget_not_checked", turn_id=str(turn.id))
+
+    async def settle(self, turn: Spending) -> None:
+        """A step of the turn has ended: only what it has used up counts."""
+        if not self._concern(turn.principal):
+            return
+        try:
+            await self._ledger.settle(Hold(turn.id, turn.tokens, turn.usd))
+        except StorageUnavailable:
+            log.warning("budget_not_settled", turn_id=str(turn.id))
+        if (gate := self._gates.get(turn.principal.user)) is not None:
+            gate.settled.set()
+
+    async def _held(self, principal: Principal, hold: Hold) -> bool:
+        async with self._ledger.account(principal.user) as account:
+            for whose, budget, key in self._budgets(principal):
+                left = _Left(whose, budget, await account.spent(key, without=hold.turn_id), hold)
+                left.check()
+                if not left.suffices(hold):
+                    return False
+            await account.hold(hold, principal.key)
+        return True
+
+    def _concern(self, principal: Principal) -> bool:
+        return self._of_user is not None or principal.budget is not None
+
+    def _budgets(self, principal: Principal) -> Generator[tuple[str, Budget, str | None]]:
+        if self._of_user is not None:
+            yield f"The budget of {principal.user!r}", self._of_user, None
+        if principal.budget is not None and principal.key is not None:
+            yield f"The budget of the key {principal.key!r}", principal.budget, principal.key
 
 
-def _with(spent: Spent, running: list[Spending]) -> Spent:
-    return spent.plus(sum(turn.tokens for turn in running), sum(turn.usd for turn in running))
+class _Left:
+    """A budget beside what is used up of it; with `own`, by this turn, too."""
+
+    def __init__(self, whose: str, budget: Budget, spent: Spent, own: Hold | None = None) -> None:
+        self._whose = whose
+        self._others_run = bool(spent.tokens_set_aside or spent.usd_set_aside)
+        tokens, usd = (own.tokens, own.usd) if own is not None else (0, 0.0)
+        self._bounds = (
+            (budget.tokens_per_month, spent.tokens_this_month + tokens, spent.tokens_set_aside, "{:,} tokens a month"),
+            (budget.usd_per_month, spent.usd_this_month + usd, spent.usd_set_aside, "{:g} USD a month"),
+            (budget.tokens_per_day, spent.tokens_today + tokens, spent.tokens_set_aside, "{:,} tokens a day"),
+            (budget.usd_per_day, spent.usd_today + usd, spent.usd_set_aside, "{:g} USD a day"),
+        )
+
+    def check(self) -> None:
+        """Raises:
+        BudgetExceeded: nothing is left.
+        """
+        now = datetime.now(UTC)
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        tomorrow, next_month = (
+            midnight + timedelta(days=1),
+            (midnight.replace(day=1) + timedelta(days=32)).replace(day=1),
+        )
+        for most, used, _, said in self._bounds:
+            if most is not None and used >= most:
+                until = next_month if said.endswith("month") else tomorrow
+                raise BudgetExceeded(
+                    f"{self._whose}, {said.format(most)}, is used up until {until:%Y-%m-%d} (UTC).",
+                    retry_after=(until - now).total_seconds(),
+                )
+
+    def suffices(self, hold: Hold) -> bool:
+        """Whether the step may run beside those that do."""
+        if not self._others_run:
+            return True
+        wanted = (hold.step_tokens, hold.step_usd, hold.step_tokens, hold.step_usd)
+        return all(
+            most is None or used + aside + more <= most
+            for (most, used, aside, _), more in zip(self._bounds, wanted, strict=True)
+        )
 
 
-def _compare(whose: str, budget: Budget, spent: Spent) -> None:
-    now = datetime.now(UTC)
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    tomorrow, next_month = midnight + timedelta(days=1), (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
-    for most, used, said, until in (
-        (budget.tokens_per_month, spent.tokens_this_month, "{:,} tokens a month", next_month),
-        (budget.usd_per_month, spent.usd_this_month, "{:g} USD a month", next_month),
-        (budget.tokens_per_day, spent.tokens_today, "{:,} tokens a day", tomorrow),
-        (budget.usd_per_day, spent.usd_today, "{:g} USD a day", tomorrow),
-    ):
-        if most is not None and used >= most:
-            raise BudgetExceeded(
-                f"{whose}, {said.format(most)}, is used up until {until:%Y-%m-%d} (UTC).",
-                retry_after=(until - now).total_seconds(),
-            )
+def _at_most(call: ModelCall, model: ModelInfo) -> tuple[int, float]:
+    """Tokens and USD: the prompt's, about, and as many as the model may write."""
+    prompt, answer = call.about_tokens(), call.parameters.max_tokens or model.max_output_tokens
+    return prompt + answer, model.cost(Usage(prompt, answer, prompt + answer)) or 0.0
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Until the event, or the time is up: another worker's is not heard here."""
+    event.clear()
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

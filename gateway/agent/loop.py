@@ -64,10 +64,24 @@ class TurnOutput(Emitter, Protocol):
         """Wait until more events can be taken."""
         ...
 
-    async def afford(self) -> None:
-        """Raises:
-        BudgetExceeded: the caller's budget does not allow another step.
+    async def afford(self, call: ModelCall) -> None:
+        """Set aside what the call may cost at most, before it is made.
+
+        Raises:
+            BudgetExceeded: the caller's budget does not allow it.
         """
+        ...
+
+    async def settle(self) -> None:
+        """The step has ended: of what was set aside for it, only what it has used up counts."""
+        ...
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        """Count what a model call has used up that came to nothing."""
+        ...
+
+    def cost(self, usage: Usage) -> float | None:
+        """In USD; None where the model's price is not known."""
         ...
 
 
@@ -107,8 +121,6 @@ class AgentLoop:
         form = Form(conversation.response_format) if conversation.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
         while step <= self._limits.steps and (conversation.tools or form is None):
-            if turn.transcript.steps:
-                await turn.afford()
             calls = self._calls(step, conversation, turn)
             try:
                 asked = self._call(conversation, turn, step)
@@ -117,6 +129,7 @@ class AgentLoop:
                     turn.emit(TextDelta(step=step, text=draft))
                 turn.emit(_completed(step, answer))
                 calls.release()
+                await turn.settle()
                 await calls.finish()
             finally:
                 await calls.cancel()
@@ -140,7 +153,12 @@ class AgentLoop:
         if transcript.waits and any(kept.answer and transcript.asks(str(kept.id)) for kept in turn.inputs):
             turn.emit(TurnResumed())
         if (half := transcript.half_step()) is not None:
-            turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True))
+            used = self._call(conversation, turn, half).guess(transcript.written(half))
+            turn.emit(
+                ModelRetry(
+                    step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=turn.cost(used)
+                )
+            )  # fmt: skip
         if (last := transcript.last_step()) is None:
             return None
         calls = self._calls(last.step, conversation, turn)
@@ -192,22 +210,25 @@ class AgentLoop:
         Raises:
             OutputInvalid: it does not fit either.
         """
-        if turn.transcript.steps:
-            await turn.afford()
         call = msgspec.structs.replace(
             self._call(conversation, turn, step), tools=(), tool_choice=None, response_format=form.response_format
         )
-        spent, problem = ModelAnswer("stop", Usage(), 0.0), ""
+        problem = ""
         for attempt in range(1, _MOST_FORM_ATTEMPTS + 1):
             answer, text = await self._ask(call, step, turn, _no_calls, quiet=True)
-            spent = answer.over(spent)
             if (problem := form.problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
-                turn.emit(_completed(step, spent))
+                turn.emit(_completed(step, answer))
+                await turn.settle()
                 return answer.finish_reason
             if answer.finish_reason == "length":
+                turn.wasted(answer.usage, answer.cost_usd)
                 raise OutputInvalid("The answer reached its token limit before it was complete JSON.")
-            turn.emit(ModelRetry(step=step, reason=OutputInvalid.code, attempt=attempt))
+            turn.emit(
+                ModelRetry(
+                    step=step, reason=OutputInvalid.code, attempt=attempt, usage=answer.usage, cost_usd=answer.cost_usd
+                )
+            )
             again = Message(role="user", content=f"That does not fit: {problem}. Answer again, with the JSON alone.")
             call = msgspec.structs.replace(
                 call, messages=(*call.messages, Message(role="assistant", content=text or "{}"), again)
@@ -222,12 +243,14 @@ class AgentLoop:
             tool_choice=_choice(conversation.tool_choice, step),
             parameters=conversation.parameters,
             user=conversation.principal.user,
+            allowed=conversation.principal.models,
         )
 
     async def _ask(
         self, call: ModelCall, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None], *, quiet: bool
     ) -> tuple[ModelAnswer, str]:
         """One answer of the model, and its text where `quiet` keeps that from being shown."""
+        await turn.afford(call)
         sink = _StepSink(step, turn, add_call, quiet=quiet)
         return await self._model.complete(call, sink), "".join(sink.draft)
 
@@ -242,6 +265,7 @@ class _StepSink:
         self._turn = turn
         self._add_call = add_call
         self.drain = turn.drain
+        self.wasted = turn.wasted
 
     def opened(self) -> None:
         self._turn.opened()

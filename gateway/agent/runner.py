@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import Literal
 from uuid import UUID
 
@@ -43,7 +42,7 @@ from gateway.events import (
     TurnFailed,
     TurnStarted,
 )
-from gateway.llm.base import ModelInfo, Models
+from gateway.llm.base import ModelCall, ModelInfo, Models
 from gateway.log import get_logger
 from gateway.messages import (
     Answer,
@@ -57,6 +56,7 @@ from gateway.messages import (
     TurnOutcome,
     TurnRecord,
     TurnRequest,
+    Usage,
     text_block,
 )
 from gateway.tools.base import Toolbox
@@ -86,7 +86,7 @@ class RunningTurn:
         journal: Journal,
         inputs: Inputs,
         model: ModelInfo,
-        budgets: "Callable[[RunningTurn], Awaitable[None]]",
+        budgets: Budgets,
     ) -> None:
         self.record = record
         self.principal = owner
@@ -121,10 +121,19 @@ class RunningTurn:
 
     @property
     def usd(self) -> float:
-        return self.model.cost(self.transcript.usage) or 0.0
+        return self.transcript.cost_usd or 0.0
 
-    async def afford(self) -> None:
-        await self._budgets(self)
+    async def afford(self, call: ModelCall) -> None:
+        await self._budgets.hold(self, call)
+
+    async def settle(self) -> None:
+        await self._budgets.settle(self)
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self.transcript.spend(usage, cost_usd)
+
+    def cost(self, usage: Usage) -> float | None:
+        return self.model.cost(usage)
 
     @property
     def kept(self) -> bool:
@@ -310,7 +319,7 @@ class Runner:
         request = msgspec.structs.replace(request, parameters=parameters)
         if request.response_format is not None:
             Form(request.response_format)
-        await self._budgets.check(principal, self._turns.values())
+        await self._budgets.check(principal)
         conversation_id = await self._history.open(request, principal)
         turn_id = UUID(int=uuids.uuid7().int)
         record = TurnRecord(
@@ -367,10 +376,7 @@ class Runner:
 
     def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog, model: ModelInfo) -> RunningTurn:
         journal = self._journal if record.request.store else self._no_journal
-        return RunningTurn(record, principal, turn_log, journal, self._inputs, model, self._afford)
-
-    async def _afford(self, turn: RunningTurn) -> None:
-        await self._budgets.check(turn.principal, self._turns.values(), begun=True)
+        return RunningTurn(record, principal, turn_log, journal, self._inputs, model, self._budgets)
 
     def heard(self, message: BusMessage) -> None:
         """What another worker (or this one) tells of a turn that may run here."""

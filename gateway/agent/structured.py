@@ -1,18 +1,13 @@
 """Answers in a form that the request asks for: OpenAI's `response_format` of the types json_object and json_schema."""
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import (
-    SchemaError,
-    best_match,  # pyright: ignore[reportUnknownVariableType]
-)
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import EMPTY_REGISTRY
+from jsonschema.exceptions import SchemaError
 
 from gateway.errors import InvalidRequest
 from gateway.messages import JsonObject
+from gateway.schemas import Uncheckable, check_schema, checker, worst_error
 
 _LONGEST = 500
 
@@ -38,11 +33,13 @@ class Form:
                     param="response_format",
                 )
         try:
-            Draft202012Validator.check_schema(schema)
+            check_schema(schema)
         except SchemaError as error:
             message = f"response_format: the schema is not valid: {error.message[:_LONGEST]}"
             raise InvalidRequest(message, param="response_format") from None
-        self._validator: Any = Draft202012Validator(schema, registry=EMPTY_REGISTRY)  # which fetches nothing
+        except Uncheckable:
+            raise InvalidRequest("response_format: the schema is too deep.", param="response_format") from None
+        self._checker: Any = checker(schema)
 
     def problem(self, text: str) -> str | None:
         """What is wrong with an answer; None: it fits."""
@@ -51,9 +48,9 @@ class Form:
         except msgspec.DecodeError as error:
             return f"it is not valid JSON: {error}"
         try:
-            error: Any = cast(Any, best_match)(self._validator.iter_errors(value))
-        except Unresolvable:
-            return "its schema refers to what is not in it"
+            error = worst_error(self._checker, value)
+        except Uncheckable:
+            return "its schema refers to what is not in it, or to itself without an end"
         if error is None:
             return None
         path = ".".join(str(part) for part in error.absolute_path)

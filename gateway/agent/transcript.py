@@ -35,7 +35,8 @@ class _Step:
 
 class Transcript:
     """What a turn has said and done so far, told by its events. `loaded`: the tools that it has found, in order;
-    `cost_usd` is None where the price of a step is not known."""
+    `cost_usd` is None where the price of a step is not known; `thought` how many characters of reasoning the step that
+    has not ended has brought."""
 
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
@@ -45,11 +46,14 @@ class Transcript:
         self.loaded: dict[str, None] = {}
         self.usage = Usage()
         self.cost_usd: float | None = 0.0
+        self.thought = 0
 
     def apply(self, event: e.Event) -> None:
         match event:
             case e.TextDelta():
                 self._step(event.step).text.append(event.text)
+            case e.ReasoningDelta():
+                self.thought += len(event.text)
             case e.ToolCallStarted() if event.hosted:
                 self._hosted.add(event.call_id)
             case e.ToolFinished() if event.call_id in self._hosted:
@@ -65,8 +69,8 @@ class Transcript:
                     self.loaded |= dict.fromkeys(found.get("loaded", ()))
             case e.StepCompleted():
                 self._step(event.step).completed = event
-                self.usage = self.usage + event.usage
-                self.cost_usd = _sum(self.cost_usd, event.cost_usd)
+                self.spend(event.usage, event.cost_usd)
+                self.thought = 0
             case e.InputRequired():
                 self._open_inputs[event.input_id] = event.call_id
             case e.InputResolved():
@@ -75,9 +79,11 @@ class Transcript:
             case e.ModelRetry():
                 if event.discard:
                     self._steps.pop(event.step, None)
+                    self.thought = 0
+                if event.usage is not msgspec.UNSET:
+                    self.spend(event.usage, None if event.cost_usd is msgspec.UNSET else event.cost_usd)
             case (
                 e.TurnStarted()
-                | e.ReasoningDelta()
                 | e.ToolProgress()
                 | e.ToolLog()
                 | e.TurnResumed()
@@ -88,6 +94,11 @@ class Transcript:
                 pass
             case _:
                 assert_never(event)
+
+    def spend(self, usage: Usage, cost_usd: float | None) -> None:
+        """Count what was used up."""
+        self.usage = self.usage + usage
+        self.cost_usd = _sum(self.cost_usd, cost_usd)
 
     @property
     def steps(self) -> int:
@@ -126,8 +137,16 @@ class Transcript:
 
     def half_step(self) -> int | None:
         """The number of the last step if the model's stream of it has not ended: it does not count yet."""
-        last = max(self._steps, default=None)
-        return None if last is None or self._steps[last].completed else last
+        last = max(self._steps, default=0)
+        if last and not self._steps[last].completed:
+            return last
+        return last + 1 if self.thought else None
+
+    def written(self, step: int) -> int:
+        """How many characters the model has written in a step that has not ended."""
+        half = self._steps.get(step, _Step())
+        calls = sum(len(str(call.arguments)) for call in half.calls.values())
+        return self.thought + sum(map(len, half.text)) + calls
 
     def last_step(self) -> e.StepCompleted | None:
         """The end of the last step's stream."""

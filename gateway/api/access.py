@@ -117,7 +117,7 @@ def access_of(method: str, path: str) -> Access:
     for pattern, access in _PATTERNS.get(method, ()):
         if pattern.fullmatch(path):
             return access
-    return _ANYONE if method in ("GET", "HEAD", "OPTIONS") else Access(None, "user")
+    return _ANYONE if method in ("GET", "HEAD", "OPTIONS", "TRACE") else Access(None, "user")
 
 
 def methods_of(path: str) -> list[str]:

@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 from starlette.datastructures import Headers
 
+from gateway.api.lasting import LastingRequests
 from gateway.api.tokens import Verifier
 from gateway.config import ConfigError, Settings
 from gateway.errors import NotAuthenticated, StorageUnavailable
@@ -45,12 +46,14 @@ class Authenticator:
         self._closed = self._static is not None or self._verifier is not None or not may_be_open(settings)
         self._keys = keys
         self._kept = _KeptKeys(keys)
+        self.lasting = LastingRequests(keys)
         self._refusals = _Refusals(audit)
         self._noted: dict[UUID, float] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def stop(self) -> None:
         """Wait for what is still being noted."""
+        await self.lasting.stop()
         if self._background:
             await asyncio.wait(self._background, timeout=2)
 
@@ -58,6 +61,7 @@ class Authenticator:
         """The stored keys have changed."""
         if message.kind == "keys":
             self._kept.forget()
+            self.lasting.keys_changed()
 
     async def authenticate(self, headers: Headers, source: str) -> Principal:
         """The principal of a request. While nobody has asked for a credential everyone is `local`, and one that comes

@@ -2,17 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import Any, Literal, cast
+from typing import Literal
 from uuid import UUID
 
 from fastapi import Request, Response
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import (
-    SchemaError,
-    best_match,  # pyright: ignore[reportUnknownVariableType]
-)
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import EMPTY_REGISTRY
+from jsonschema.exceptions import SchemaError
 
 from gateway.agent.following import Reading
 from gateway.agent.runner import RunningTurn
@@ -22,6 +16,7 @@ from gateway.errors import Conflict, ConversationBusy, InvalidRequest, ServerSto
 from gateway.events import Entry, TurnCancelled, TurnCompleted, TurnFailed
 from gateway.log import request_id
 from gateway.messages import Answer, BusMessage, JsonObject, Parameters, Principal, TurnRequest
+from gateway.schemas import Uncheckable, checker, worst_error
 from gateway.store.tables import Turn
 from gateway.wire.collected import Collected
 from gateway.wire.sse import SSE, FrameStream
@@ -205,10 +200,9 @@ async def answer_question(turn_id: UUID, input_id: UUID, answer: Answer, state: 
 
 
 def _check_content(content: JsonObject, schema: JsonObject) -> None:
-    validator: Any = Draft202012Validator(schema, registry=EMPTY_REGISTRY)  # which fetches nothing
     try:
-        error: Any = cast(Any, best_match)(validator.iter_errors(content))
-    except (SchemaError, Unresolvable):
+        error = worst_error(checker(schema), content)
+    except (SchemaError, Uncheckable):
         raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
     if error is not None:
         path = ".".join(["content", *map(str, error.absolute_path)])

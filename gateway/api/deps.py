@@ -8,7 +8,6 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
-from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.types import Receive, Scope, Send
 
 from gateway.agent.following import Following
@@ -34,8 +33,6 @@ from gateway.store.usage_report import UsageReports
 from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
-
-_IN_DOCUMENT = (Depends(APIKeyHeader(name="X-API-Key", auto_error=False)), Depends(HTTPBearer(auto_error=False)))
 
 
 class Endpoint(Protocol):
@@ -84,14 +81,10 @@ async def get_state(request: Request) -> State:
     return request.app.state.gateway
 
 
-async def get_principal(
-    request: Request,
-    state: Annotated[State, Depends(get_state)],
-    _key: Annotated[Any, _IN_DOCUMENT[0]],
-    _bearer: Annotated[Any, _IN_DOCUMENT[1]],
-) -> Principal:
+async def get_principal(request: Request) -> Principal:
     """Whom the guard has let in, with the headers that MCP servers want passed on."""
     principal: Principal = request.scope[PRINCIPAL]
+    state: State = request.app.state.gateway
     if not (wanted := state.toolbox.forwarded_headers()):
         return principal
     headers = {name: value for name in wanted if (value := request.headers.get(name)) is not None}

@@ -1,4 +1,5 @@
-"""The OpenAPI document: each operation also tells the refusals that stand before every route, in their shape."""
+"""The OpenAPI document: each operation also tells what stands before every route, the credentials that it asks for and
+the refusals in their shape."""
 
 from typing import Any
 
@@ -43,6 +44,11 @@ _OPENAI = {
     },
 }
 
+_CREDENTIALS = {
+    "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "HTTPBearer": {"type": "http", "scheme": "bearer"},
+}
+
 
 def install(app: FastAPI) -> None:
     """Complete the document, once, when it is first asked for."""
@@ -58,8 +64,12 @@ def install(app: FastAPI) -> None:
 
 def _complete(document: JsonObject) -> None:
     document["components"]["schemas"]["OpenAIErrorBody"] = _OPENAI
+    document["components"]["securitySchemes"] = _CREDENTIALS
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
+            access = ROUTES.get((method.upper(), path))
+            if access is not None and not access.public:
+                operation["security"] = [{name: []} for name in _CREDENTIALS]
             for status, description in _refusals(method.upper(), path, operation).items():
                 _declare(operation["responses"], path, status, description)
 
@@ -70,7 +80,7 @@ def _refusals(method: str, path: str, operation: JsonObject) -> dict[int, str]:
         return {}
     told = _EVERYWHERE | ({} if access.public else _ASKED)
     if "requestBody" in operation:
-        told |= {413: _TURNS[413]}
+        told |= {408: "The body did not arrive in time", 413: _TURNS[413]}
     if access.kind == "chat" and method == "POST":
         told |= _TURNS
     if "{" in path:

@@ -6,8 +6,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.access import methods_of
+from gateway.api.middleware import BEGUN
 from gateway.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.log import get_logger, request_id
 from gateway.messages import JsonObject
@@ -15,7 +17,7 @@ from gateway.wire.openai_chat import error_body
 
 log = get_logger(__name__)
 
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: PayloadTooLarge.code}
+_CODES = {404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: PayloadTooLarge.code}
 
 
 class ErrorDetail(BaseModel):
@@ -84,6 +86,22 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("request_broke", path=request.url.path, exc_info=error)
     return error_response(request, 500, GatewayError.code, GatewayError.default_message)
+
+
+class Unbroken:
+    """Answers where what is behind it broke, so that those in front of it add to that answer as to any other. One that
+    had begun is cut off."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http" or BEGUN in scope:
+                raise
+            await _unexpected(Request(scope), error)(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:

@@ -3,7 +3,7 @@
 Pure ASGI, and only at the start of a request: nothing here runs for a chunk of a body.
 """
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
@@ -11,17 +11,19 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.access import Access, access_of, check
+from gateway.api.access import Access, RouteClass, access_of, check
 from gateway.api.auth import PRINCIPAL, is_loopback
 from gateway.api.deps import State
 from gateway.api.errors import error_response
 from gateway.api.middleware import HEADERS
+from gateway.api.texts import whole_characters
 from gateway.config import Settings
-from gateway.errors import Forbidden, GatewayError, NotAuthenticated, WrongHost
+from gateway.errors import Forbidden, GatewayError, WrongHost
 from gateway.messages import Principal
 
 _LOCAL = ("127.0.0.1", "localhost", "[[]::1]")
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_LASTING: tuple[RouteClass, ...] = ("chat", "mcp")
 
 
 class Guard:
@@ -43,16 +45,43 @@ class Guard:
             await self._app(scope, receive, send)
             return
         state: State = scope["app"].state.gateway
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             try:
-                self._check_host(scope)
-                principal = await _enter(scope, access, state)
+                principal = await self._enter(scope, access, state)
                 self._check_origin(scope, principal)
-                stack.enter_context(state.rates.stream(_credential(principal, scope), access.kind))
+                if access.kind in _LASTING:
+                    await stack.enter_async_context(state.rates.place(principal, source_of(scope)))
+                    receive = stack.enter_context(state.auth.lasting.ending_with_key(principal, receive))
             except GatewayError as error:
                 await _answer(error, scope, receive, send)
             else:
-                await self._app(scope, receive, send)
+                await self._app(scope, whole_characters(receive), send)
+
+    async def _enter(self, scope: Scope, access: Access, state: State) -> Principal | None:
+        """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.
+
+        Raises:
+            GatewayError: it may not.
+        """
+        principal = None
+        refused: GatewayError | None = None
+        try:
+            self._check_host(scope)
+            if not access.public:
+                principal = await state.auth.authenticate(Headers(scope=scope), source_of(scope))
+        except GatewayError as error:
+            refused = error
+        if state.rates.enabled:
+            window = await state.rates.hit(principal, source_of(scope), access.kind)
+            scope[HEADERS].extend(window.headers())
+            if not window.allowed:
+                raise window.error()
+        if refused is not None:
+            raise refused
+        if principal is not None:
+            check(principal, access)
+            scope[PRINCIPAL] = principal
+        return principal
 
     def _check_host(self, scope: Scope) -> None:
         """A page in a browser must not reach us by a name of its own (DNS rebinding)."""
@@ -71,33 +100,6 @@ class Guard:
             raise Forbidden("Pages of this origin may not call the gateway: see CORS_ORIGINS.")
 
 
-async def _enter(scope: Scope, access: Access, state: State) -> Principal | None:
-    """Let a request in; None: as nobody, where nobody is asked.
-
-    Raises:
-        GatewayError: it may not.
-    """
-    principal = None
-    refused: NotAuthenticated | None = None
-    if not access.public:
-        try:
-            principal = await state.auth.authenticate(Headers(scope=scope), source_of(scope))
-        except NotAuthenticated as error:
-            refused = error
-    if state.rates.enabled:
-        whose = f"user {principal.user}" if principal is not None else f"source {source_of(scope)}"
-        window = await state.rates.hit(whose, access.kind if principal is not None else "api")
-        scope[HEADERS].extend(window.headers())
-        if not window.allowed:
-            raise window.error()
-    if refused is not None:
-        raise refused
-    if principal is not None:
-        check(principal, access)
-        scope[PRINCIPAL] = principal
-    return principal
-
-
 def _host(header: str) -> str:
     """The name in a Host header, without its port."""
     name = header.lower()
@@ -108,12 +110,6 @@ def source_of(scope: Scope) -> str:
     """Where a request comes from."""
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
-
-
-def _credential(principal: Principal | None, scope: Scope) -> str:
-    if principal is None:
-        return f"source {source_of(scope)}"
-    return f"{principal.key} {principal.user}"
 
 
 async def _answer(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:

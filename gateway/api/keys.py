@@ -12,7 +12,7 @@ from gateway.api.access import within
 from gateway.api.deps import PrincipalDep, StateDep
 from gateway.api.errors import ErrorBody
 from gateway.errors import Forbidden, InvalidRequest
-from gateway.messages import Area, Budget, Principal, UserRole
+from gateway.messages import Area, Budget, KeyLimits, Principal, UserRole
 from gateway.store.keys import START, NewKey
 from gateway.store.tables import ApiKey
 
@@ -36,6 +36,17 @@ class BudgetBody(BaseModel):
     usd_per_month: float | None = Field(default=None, ge=0, le=10**9)
 
 
+class KeyLimitsBody(BaseModel):
+    """How many requests in any window of so many seconds, and how many turns, streams and MCP requests at once, beside
+    what holds for the owner."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests: int | None = Field(default=None, ge=1, le=10**6)
+    window_seconds: int = Field(default=60, ge=1, le=86_400)
+    streams: int | None = Field(default=None, ge=1, le=10**6)
+
+
 class KeyView(BaseModel):
     """`prefix` is how the key begins. `scopes` and the allow lists: null allows all."""
 
@@ -49,6 +60,7 @@ class KeyView(BaseModel):
     servers: list[str] | None
     tools: list[str] | None
     budget: BudgetBody | None
+    limits: KeyLimitsBody | None
     created_by: str
     created_at: datetime
     expires_at: datetime | None
@@ -79,6 +91,7 @@ class NewKeyBody(BaseModel):
     servers: Globs = Field(default=None, description="Globs over the names of MCP servers.")
     tools: Globs = Field(default=None, description="Globs over the names of tools.")
     budget: BudgetBody | None = None
+    limits: KeyLimitsBody | None = None
     expires_at: datetime | None = None
 
 
@@ -124,8 +137,8 @@ def _new(body: NewKeyBody, maker: Principal) -> NewKey:
     owner = body.owner or maker.user
     if owner != maker.user and maker.role != "admin":
         raise Forbidden("Only admins may make keys for others.")
-    if maker.budget is not None:
-        raise Forbidden("A key with a budget of its own may not make keys.")
+    if maker.budget is not None or maker.limits is not None:
+        raise Forbidden("A key with a budget or limits of its own may not make keys.")
     role: UserRole = body.role or ("user" if within("user", maker.role) else maker.role)
     if not within(role, maker.role):
         raise Forbidden(f"Your role is {maker.role}: you may not make a key for {role}.")
@@ -143,6 +156,7 @@ def _new(body: NewKeyBody, maker: Principal) -> NewKey:
         servers=_narrowed("servers", body.servers, maker.servers),
         tools=_narrowed("tools", body.tools, maker.tools),
         budget=None if body.budget is None else msgspec.convert(body.budget.model_dump(), Budget),
+        limits=None if body.limits is None else msgspec.convert(body.limits.model_dump(), KeyLimits),
         expires_at=expires_at,
     )
 

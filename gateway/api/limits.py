@@ -1,5 +1,7 @@
 """Bounds on what a request may bring, before anything reads it."""
 
+import asyncio
+
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,7 +10,10 @@ from gateway.messages import TurnRequest
 
 
 class BodyLimit:
-    """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it."""
+    """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it; and those that
+    are not there within `seconds` of being asked for."""
+
+    seconds = 60.0
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
@@ -34,14 +39,24 @@ class BodyLimit:
 
     def _counted(self, receive: Receive) -> Receive:
         total = 0
+        whole = False
+        deadline: float | None = None
 
         async def counted() -> Message:
-            nonlocal total
-            message = await receive()
+            nonlocal total, whole, deadline
+            if whole:
+                return await receive()
+            deadline = deadline or asyncio.get_running_loop().time() + self.seconds
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"The body did not arrive within {self.seconds:g} seconds.") from None
             if message["type"] == "http.request":
                 total += len(message.get("body", b""))
                 if total > self._most:
                     raise self._too_large()
+                whole = not message.get("more_body", False)
             return message
 
         return counted

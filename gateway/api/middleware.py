@@ -8,11 +8,14 @@ import uuid_utils
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.log import get_logger, request_id
+from gateway.wire.sse import WRITE
 
 log = get_logger("gateway.access")
 
 HEADERS = "gateway.headers"
 """Where in a request's scope those behind put headers for its answer, whoever gives it."""
+BEGUN = "gateway.begun"
+"""In the scope of a request whose answer has begun."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 _SAFETY = (
@@ -21,7 +24,14 @@ _SAFETY = (
     (b"referrer-policy", b"no-referrer"),
 )
 _API_SAFETY = (*_SAFETY, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
+_OVER_TLS = (b"strict-transport-security", b"max-age=31536000")
 _QUIET = ("/health", "/ready")
+
+
+def safety_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+    """What every answer carries, so that browsers neither guess nor embed it."""
+    safety = _SAFETY if page else _API_SAFETY
+    return (*safety, _OVER_TLS) if over_tls else safety
 
 
 class RequestContext:
@@ -41,12 +51,14 @@ class RequestContext:
         status = 0
         added: list[tuple[bytes, bytes]] = []
         scope[HEADERS] = added
-        safety = _SAFETY if scope["path"] in _PAGES else _API_SAFETY
+        scope[WRITE] = send
+        safety = safety_headers(over_tls=scope["scheme"] == "https", page=scope["path"] in _PAGES)
 
         def with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                scope[BEGUN] = True
                 has = {name.lower() for name, _ in message["headers"]}
                 missing = [header for header in safety if header[0] not in has]
                 message["headers"] = [*message["headers"], (b"x-request-id", current), *added, *missing]
@@ -55,6 +67,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, with_id)
         finally:
+            del scope[WRITE]  # which leads back to the scope
             duration_ms = round((time.perf_counter() - started) * 1000, 2)
             say = log.debug if scope["path"] in _QUIET else log.info
             say("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)

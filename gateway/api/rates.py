@@ -6,32 +6,32 @@ The library `limits` has the windows; here is whose they are, and what happens w
 import asyncio
 import math
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import msgspec
 from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import StorageError
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from gateway.api.access import RouteClass
+from gateway.api.places import Places
 from gateway.config import Settings
-from gateway.errors import RateLimited, TooManyStreams
+from gateway.errors import RateLimited
 from gateway.log import get_logger
+from gateway.messages import Principal
 
 log = get_logger(__name__)
 
 _REDIS_PATIENCE = 0.5
 _REDIS_PAUSE = 5.0
 _MOST_KEYS = 100_000
-_LASTING: tuple[RouteClass, ...] = ("chat", "mcp")
-
-
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 
@@ -42,6 +42,7 @@ class Window(msgspec.Struct, frozen=True):
     limit: int
     remaining: int
     reset: float
+    seconds: int
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         told = (self.limit, self.remaining, math.ceil(self.reset))
@@ -49,7 +50,10 @@ class Window(msgspec.Struct, frozen=True):
 
     def error(self) -> RateLimited:
         seconds = max(1, math.ceil(self.reset - time.time()))
-        return RateLimited(f"At most {self.limit} requests. Try again in {seconds} seconds.", retry_after=seconds)
+        return RateLimited(
+            f"At most {self.limit} requests in {self.seconds} seconds. Try again in {seconds} seconds.",
+            retry_after=seconds,
+        )
 
 
 class Rates:
@@ -66,12 +70,12 @@ class Rates:
             }.items()
         }
         self.enabled = settings.rate_limit_enabled
-        self._memory = MovingWindowRateLimiter(MemoryWindows())
+        self._memory = _Windows(MemoryWindows())
         self._pool: ConnectionPool | None = None
-        self._redis: MovingWindowRateLimiter | None = None
+        self._redis: _Windows | None = None
         self._redis_back_at = 0.0
         self._most_streams = settings.rate_limit_streams
-        self._streams: Counter[str] = Counter()
+        client: Redis | None = None
         if settings.redis_url is not None and self.enabled:
             self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
                 settings.redis_url.get_secret_value(),
@@ -79,58 +83,101 @@ class Rates:
                 socket_connect_timeout=_REDIS_PATIENCE,
                 retry=Retry(NoBackoff(), 1),
             )
-            pool: object = self._pool
-            options = {"connection_pool": pool, "key_prefix": "agent_gateway", "wrap_exceptions": True}
-            self._redis = MovingWindowRateLimiter(
-                RedisStorage("async+redis://", implementation="redispy", **options)  # pyright: ignore[reportArgumentType]
-            )
+            client = Redis(connection_pool=self._pool)
+            self._redis = _Windows(RedisWindows(self._pool, client))
+        self._places = Places(client)
 
     async def close(self) -> None:
+        await self._places.close()
         if self._pool is not None:
             await self._pool.aclose()
 
-    async def hit(self, whose: str, kind: RouteClass) -> Window:
-        """Count a request. Never raises: with Redis away it is counted here alone."""
-        item = self._items[kind]
+    async def hit(self, principal: Principal | None, source: str, kind: RouteClass) -> Window:
+        """Count a request of a principal; of nobody's, by where it comes from. It counts in the window of its user and
+        class, and in that of its key, if that has one; or, where one of them is full, in none.
+
+        Never raises: with Redis away it is counted here alone.
+        """
+        counted = self._counted(principal, source, kind)
         if self._redis is not None and time.monotonic() >= self._redis_back_at:
             try:
                 async with asyncio.timeout(2 * _REDIS_PATIENCE):
-                    window = await _hit(self._redis, item, kind, whose)
-            except (StorageError, OSError, TimeoutError) as error:
-                log.warning("rate_limits_without_redis", error=type(error).__name__, seconds=_REDIS_PAUSE)
+                    window = await self._redis.hit(counted)
+            except (StorageError, RedisError, OSError, TimeoutError) as error:
+                if not self._redis_back_at:
+                    log.warning("rate_limits_without_redis", error=type(error).__name__, seconds=_REDIS_PAUSE)
                 self._redis_back_at = time.monotonic() + _REDIS_PAUSE
             else:
                 if self._redis_back_at:
                     self._redis_back_at = 0.0
                     log.info("rate_limits_with_redis_again")
                 return window
-        return await _hit(self._memory, item, kind, whose)
+        return await self._memory.hit(counted)
 
-    @contextmanager
-    def stream(self, whose: str, kind: RouteClass) -> Generator[None]:
-        """Hold one of the places that a caller has at this worker for answers that last.
+    def _counted(self, principal: Principal | None, source: str, kind: RouteClass) -> "list[_Counted]":
+        if principal is None:
+            return [(self._items["api"], "api", f"source {source}")]
+        of_user = (self._items[kind], kind, f"user {principal.user}")
+        limits = principal.limits
+        if limits is None or limits.requests is None or principal.key is None:
+            return [of_user]
+        return [(RateLimitItemPerSecond(limits.requests, limits.window_seconds), "key", principal.key), of_user]
+
+    @asynccontextmanager
+    async def place(self, principal: Principal | None, source: str) -> AsyncGenerator[None]:
+        """Hold one of the places that a key has for answers that last.
 
         Raises:
             TooManyStreams: all of them are taken.
         """
-        if not self.enabled or kind not in _LASTING:
+        if not self.enabled:
             yield
             return
-        if self._streams[whose] >= self._most_streams:
-            raise TooManyStreams(f"At most {self._most_streams} of your requests may run at once.", retry_after=1)
-        self._streams[whose] += 1
-        try:
+        most, whose = self._most_streams, f"source {source}"
+        if principal is not None:
+            whose = f"{principal.key} {principal.user}"
+            own = principal.limits.streams if principal.limits is not None else None
+            most = most if own is None else min(most, own)
+        async with self._places.taken(whose, most):
             yield
-        finally:
-            self._streams[whose] -= 1
-            if not self._streams[whose]:
-                del self._streams[whose]
 
 
-async def _hit(limiter: MovingWindowRateLimiter, item: RateLimitItem, kind: str, whose: str) -> Window:
-    allowed = await limiter.hit(item, kind, whose)
-    reset, remaining = await limiter.get_window_stats(item, kind, whose)
-    return Window(allowed, item.amount, max(0, remaining) if allowed else 0, reset)
+_Counted = tuple[RateLimitItem, str, str]
+
+
+class _Windows:
+    """Several windows at once."""
+
+    def __init__(self, storage: "MemoryWindows | RedisWindows") -> None:
+        self._storage = storage
+        self._limiter = MovingWindowRateLimiter(storage)
+
+    async def hit(self, counted: list[_Counted]) -> Window:
+        """How the fullest of them stands, after this. A request that one of them refuses counts in none."""
+        for number, (item, *names) in enumerate(counted):
+            if not await self._limiter.hit(item, *names):
+                for taken, *others in counted[:number]:
+                    await self._storage.give_back(taken.key_for(*others))
+                return await self._window(False, item, names)
+        windows = [await self._window(True, item, names) for item, *names in counted]
+        return min(windows, key=lambda window: window.remaining)
+
+    async def _window(self, allowed: bool, item: RateLimitItem, names: list[str]) -> Window:
+        reset, remaining = await self._limiter.get_window_stats(item, *names)
+        return Window(allowed, item.amount, max(0, remaining) if allowed else 0, reset, item.get_expiry())
+
+
+class RedisWindows(RedisStorage):
+    """Windows in Redis."""
+
+    def __init__(self, pool: object, client: Redis) -> None:
+        options = {"connection_pool": pool, "key_prefix": "agent_gateway", "wrap_exceptions": True}
+        super().__init__("async+redis://", implementation="redispy", **options)  # pyright: ignore[reportArgumentType]
+        self._client = client
+
+    async def give_back(self, key: str) -> None:
+        """Take the newest out again."""
+        await self._client.lpop(self.bridge.prefixed_key(key))  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
 
 
 class MemoryWindows(MemoryStorage):
@@ -146,6 +193,11 @@ class MemoryWindows(MemoryStorage):
             return False
         window.extend([time.time()] * amount)
         return True
+
+    async def give_back(self, key: str) -> None:
+        """Take the newest out again."""
+        if window := self._windows.get(key):
+            window.pop()
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         window = self._window(key, expiry)

@@ -16,8 +16,12 @@ log = get_logger(__name__)
 
 _FRESH_SECONDS = 300.0
 _PATIENCE = aiohttp.ClientTimeout(total=5)
+_STALE_PATIENCE = 1.0
 _MOST_BYTES = 1024 * 1024
 _MOST_NAME = 200
+_MOST_TOKEN = 16 * 1024
+_NO_DOCUMENT = (ValueError, TypeError, AttributeError, LookupError)
+"""How PyJWT takes a document that is none."""
 _ROLES: tuple[UserRole, ...] = ("admin", "user", "viewer")
 
 
@@ -47,6 +51,8 @@ class Verifier:
         NotAuthenticated: the token is not good: its signature, issuer, audience, expiry, or that it names nobody.
         KeysUnavailable: the keys to check it with cannot be fetched.
         """
+        if len(token) > _MOST_TOKEN:
+            raise NotAuthenticated("This token is too long.")
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -61,7 +67,7 @@ class Verifier:
             log.info("token_refused", reason=type(error).__name__)
             raise NotAuthenticated("This token is not valid.") from None
         user = str(claims["sub"]).strip()
-        if not user or len(user) > _MOST_NAME or "\x00" in user:
+        if not user or len(user) > _MOST_NAME or not user.isprintable():
             raise NotAuthenticated("This token names nobody.")
         return Principal(user=user, role=self._role(claims), key="jwt", scopes=self._scopes(claims))
 
@@ -94,27 +100,26 @@ def _words(claim: Any) -> list[str]:
 
 class PublishedKeys:
     """The keys of a JWKS document. Kept for five minutes, and asked for again when a token names one that is not there:
-    so a rotation is noticed, and tokens of unknown keys cannot make us ask more than once in `pause` seconds."""
+    so a rotation is noticed, and tokens of unknown keys cannot make us ask more than once in `pause` seconds.
+
+    Whoever needs the document waits for the same answer; with a known key at hand, no longer than a second.
+    """
 
     def __init__(self, url: str, *, pause: float = 5.0) -> None:
         self._url = url
         self._pause = pause
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at = self._asked_at = float("-inf")
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
 
     async def key(self, kid: str | None) -> jwt.PyJWK:
         """Raises:
         NotAuthenticated: there is no such key.
         KeysUnavailable: the document cannot be fetched, and no key of an earlier one will do.
         """
-        if (found := self._known(kid)) is not None and self._age() < _FRESH_SECONDS:
-            return found
-        async with self._asking:
-            stale = self._known(kid) is None or self._age() >= _FRESH_SECONDS
-            if stale and time.monotonic() - self._asked_at >= self._pause:
-                self._asked_at = time.monotonic()
-                await self._fetch()
+        found = self._known(kid)
+        if found is None or self._age() >= _FRESH_SECONDS:
+            await self._ask(_STALE_PATIENCE if found is not None else None)
         if (found := self._known(kid)) is not None:
             return found
         if not self._keys:
@@ -130,14 +135,37 @@ class PublishedKeys:
     def _age(self) -> float:
         return time.monotonic() - self._fetched_at
 
+    async def _ask(self, patience: float | None) -> None:
+        """Wait for the document, which is on its way already or asked for now; not so soon after the last time."""
+        if self._asking is None:
+            if time.monotonic() - self._asked_at < self._pause:
+                return
+            self._asking = asyncio.create_task(self._fetch(), name="jwks")
+        await asyncio.wait((self._asking,), timeout=patience)
+
     async def _fetch(self) -> None:
         """What cannot be fetched or read leaves the keys as they are."""
         try:
             async with aiohttp.ClientSession(timeout=_PATIENCE) as session, session.get(self._url) as response:
                 response.raise_for_status()
-                document = jwt.PyJWKSet.from_json((await response.content.read(_MOST_BYTES)).decode())
-        except (aiohttp.ClientError, TimeoutError, ValueError, jwt.PyJWTError) as error:
+                document = jwt.PyJWKSet.from_json((await _whole(response.content)).decode())
+        except (aiohttp.ClientError, TimeoutError, jwt.PyJWTError, *_NO_DOCUMENT) as error:
             log.warning("jwks_not_fetched", error=type(error).__name__)
-            return
-        self._keys = {key.key_id: key for key in document.keys}
-        self._fetched_at = time.monotonic()
+        else:
+            self._keys = {key.key_id: key for key in document.keys}
+            self._fetched_at = time.monotonic()
+        finally:
+            self._asked_at = time.monotonic()
+            self._asking = None
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """Raises:
+    ValueError: it is too long.
+    """
+    read = bytearray()
+    async for chunk in content.iter_any():
+        read += chunk
+        if len(read) > _MOST_BYTES:
+            raise ValueError
+    return bytes(read)

@@ -18,12 +18,15 @@ Days = Annotated[int, Query(ge=1, le=366, description="How many days back, today
 
 
 class SpentView(BaseModel):
-    """Of ended turns, in UTC. Models without a known price cost nothing here."""
+    """In UTC. Models without a known price cost nothing here. `…_set_aside`: what the model calls that run now may take
+    at most; it is not in the other figures, and only kept where there is a budget."""
 
     tokens_today: int
     tokens_this_month: int
     usd_today: float
     usd_this_month: float
+    tokens_set_aside: int
+    usd_set_aside: float
     budget: BudgetBody
 
 
@@ -90,9 +93,9 @@ async def get_budget(principal: PrincipalDep, state: StateDep, days: Days = 30) 
     found = await state.usage.by_day(days, principal.user)
     of_key = None
     if principal.budget is not None:
-        of_key = _view(await state.usage.spent(key=principal.key), principal.budget)
+        of_key = _view(await state.usage.spent(principal.user, principal.key), principal.budget)
     return UsageView(
-        user=_view(await state.usage.spent(owner=principal.user), budget_of_users(state.settings)),
+        user=_view(await state.usage.spent(principal.user), budget_of_users(state.settings)),
         key=of_key,
         days=[DayView.model_validate(day, from_attributes=True) for day in found],
     )

@@ -93,7 +93,9 @@ async def get_usage(
     group_by: Annotated[
         str, Query(max_length=100, description=f"One or several of {', '.join(get_args(Group))}, with commas.")
     ] = "day",
-    user: Annotated[str | None, Query(max_length=256, description="An admin: this user's alone.")] = None,
+    user: Annotated[
+        str | None, Query(max_length=256, pattern=r"^[^\x00]*$", description="An admin: this user's alone.")
+    ] = None,
     format: Annotated[Literal["json", "csv"] | None, Query()] = None,  # noqa: A002 - the parameter's public name
     accept: Annotated[str, Header()] = "",
 ) -> UsageTable | Response:

@@ -11,7 +11,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call of a model. `response_format` is OpenAI's, and goes without tools; `user` is for whom it is made."""
+    """One call of a model. `response_format` is OpenAI's, and goes without tools; `user` is for whom it is made, and
+    `allowed` the globs over the models that they may ask, None: all."""
 
     model: str
     messages: tuple[Message, ...]
@@ -20,11 +21,17 @@ class ModelCall(msgspec.Struct, frozen=True):
     parameters: Parameters = Parameters()
     response_format: JsonObject | None = None
     user: str = ""
+    allowed: tuple[str, ...] | None = None
 
     def about_tokens(self) -> int:
         """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""
         tools = sum(len(tool.description) + len(_encode(tool.input_schema)) for tool in self.tools)
         return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
+
+    def guess(self, written: int) -> Usage:
+        """About what was used up when the model had written so many characters: only a stream's end tells exactly."""
+        prompt, completion = self.about_tokens(), -(-written // _CHARS_PER_TOKEN)
+        return Usage(prompt, completion, prompt + completion)
 
 
 class ModelAnswer(msgspec.Struct, frozen=True):
@@ -36,13 +43,6 @@ class ModelAnswer(msgspec.Struct, frozen=True):
     finish_reason: str
     usage: Usage
     cost_usd: float | None = None
-
-    def over(self, before: "ModelAnswer") -> "ModelAnswer":
-        """This answer with all that was spent on the way to it."""
-        cost = None
-        if self.cost_usd is not None and before.cost_usd is not None:
-            cost = round(before.cost_usd + self.cost_usd, 9)
-        return ModelAnswer(self.finish_reason, before.usage + self.usage, cost)
 
 
 class ModelSink(Protocol):
@@ -65,6 +65,10 @@ class ModelSink(Protocol):
 
     def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
         """The model is asked again, or another is; with `discard`, what came so far no longer counts."""
+        ...
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        """The call has failed or was cancelled, and has used this up all the same."""
         ...
 
     async def drain(self) -> None:
@@ -107,7 +111,7 @@ class Model(Protocol):
     """A model server."""
 
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
-        """Stream one answer into `sink`.
+        """Stream one answer into `sink`. The answer's figures hold all that it took.
 
         Raises:
             ModelError: or a subclass, when the server refuses, breaks off or cannot be reached.

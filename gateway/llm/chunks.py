@@ -14,18 +14,18 @@ from gateway.llm.base import ModelAnswer, ModelSink
 from gateway.messages import ToolCall, Usage
 
 
-class _Function(msgspec.Struct):
+class _Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class _ToolCallDelta(msgspec.Struct):
+class _ToolCallDelta(msgspec.Struct, gc=False):
     index: int = 0
     id: str | None = None
     function: _Function | None = None
 
 
-class _Executed(msgspec.Struct):
+class _Executed(msgspec.Struct, gc=False):
     index: int = 0
     type: str = "tool"
     name: str | None = None
@@ -33,7 +33,7 @@ class _Executed(msgspec.Struct):
     output: str | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -41,20 +41,20 @@ class _Delta(msgspec.Struct):
     executed_tools: list[_Executed] | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     delta: _Delta = msgspec.field(default_factory=_Delta)
     finish_reason: str | None = None
 
 
-class _Cached(msgspec.Struct):
+class _Cached(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Reasoning(msgspec.Struct):
+class _Reasoning(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
@@ -78,7 +78,7 @@ class _Usage(msgspec.Struct):
         )
 
 
-class UpstreamError(msgspec.Struct):
+class UpstreamError(msgspec.Struct, gc=False):
     """The error object of Groq's bodies, frames and chunks."""
 
     message: str = ""
@@ -88,12 +88,12 @@ class UpstreamError(msgspec.Struct):
     failed_generation: str | None = None
 
 
-class _XGroq(msgspec.Struct):
+class _XGroq(msgspec.Struct, gc=False):
     usage: _Usage | None = None
     error: UpstreamError | str | None = None
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] = msgspec.field(default_factory=list[_Choice])
     usage: _Usage | None = None
     x_groq: _XGroq | None = None
@@ -240,18 +240,18 @@ class ChunkReader:
             self._text.clear()
 
 
-class _Said(msgspec.Struct):
+class _Said(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
-class _WholeChoice(msgspec.Struct):
+class _WholeChoice(msgspec.Struct, gc=False):
     message: _Said
     finish_reason: str | None = None
 
 
-class _Whole(msgspec.Struct):
+class _Whole(msgspec.Struct, gc=False):
     choices: list[_WholeChoice]
     usage: _Usage = msgspec.field(default_factory=_Usage)
 

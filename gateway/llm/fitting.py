@@ -6,17 +6,15 @@ from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
-from jsonschema import Draft202012Validator
 from jsonschema.exceptions import (
     SchemaError,
     best_match,  # pyright: ignore[reportUnknownVariableType]
 )
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import EMPTY_REGISTRY
 
 from gateway.llm.lenient import Reader, Unreadable, is_list, is_object
 from gateway.llm.naming import plain
 from gateway.messages import JsonObject
+from gateway.schemas import Uncheckable, check_schema, checker, errors
 
 _MOST_STEPS = 5_000
 _MOST_DEPTH = 80
@@ -26,7 +24,6 @@ _LONGEST = 200
 _NUMBER = re.compile(r"\s*[+-]?(?:\d{1,18}\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,2})?\s*", re.ASCII)
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NOTHING = ("", "null", "none", "undefined")
-_UNCHECKABLE = (Unresolvable, RecursionError, re.error)
 
 
 class Fitter:
@@ -72,11 +69,11 @@ class Fitter:
             return []
         found: dict[str, None] = {}
         try:
-            for error in self._validator.iter_errors(arguments):
+            for error in errors(self._validator, arguments):
                 found.setdefault(_words(cast(Any, best_match)([error])))
                 if len(found) == _SHOWN:
                     break
-        except _UNCHECKABLE:
+        except Uncheckable:
             return []
         return list(found)
 
@@ -222,8 +219,8 @@ class Fitter:
     def _fits(self, value: Any, schema: Any) -> bool:
         assert self._validator is not None
         try:
-            return self._validator.evolve(schema=schema).is_valid(value)
-        except _UNCHECKABLE:
+            return next(errors(self._validator.evolve(schema=schema), value), None) is None
+        except Uncheckable:
             return False
 
     def _kind(self, schema: JsonObject) -> str:
@@ -250,13 +247,13 @@ class Fitter:
 
 @lru_cache(maxsize=512)
 def _validator(schema: bytes) -> Any:
-    """None: the schema is not valid. References are never fetched: a schema comes from anybody's server."""
+    """None: the schema is not valid."""
     decoded = msgspec.json.decode(schema)
     try:
-        Draft202012Validator.check_schema(decoded)
-    except (SchemaError, *_UNCHECKABLE):
+        check_schema(decoded)
+    except (SchemaError, Uncheckable):
         return None
-    return Draft202012Validator(decoded, registry=EMPTY_REGISTRY)
+    return checker(decoded)
 
 
 def _kinds(schema: JsonObject) -> list[str]:

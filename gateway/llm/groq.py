@@ -8,7 +8,9 @@ import httpx
 from gateway.llm.base import ModelCall
 from gateway.llm.limiter import Limiter
 from gateway.llm.recording import Recorder
-from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, certificates, chat_body
+from gateway.llm.sdk import CONNECT_TIMEOUT, SdkModel, chat_body, http_client
+
+_PATH = "/openai/v1/chat/completions"
 
 
 def groq_model(
@@ -26,13 +28,9 @@ def groq_model(
         base_url=base_url,
         max_retries=0,  # `SteadyModel` asks again, where a client can see it
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
-        http_client=groq.DefaultAioHttpClient(
-            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
-            verify=certificates(),
-            event_hooks=recorder.hooks if recorder else None,
-        ),
+        http_client=http_client(recorder),
     )
-    return SdkModel(client, groq, request_body, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
+    return SdkModel(client, groq, request_body, path=_PATH, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import openai
 from gateway.llm.base import ModelCall
 from gateway.llm.limiter import Limiter
 from gateway.llm.recording import Recorder
-from gateway.llm.sdk import CONNECT_TIMEOUT, MOST_CONNECTIONS, MOST_KEPT, SdkModel, certificates, chat_body
+from gateway.llm.sdk import CONNECT_TIMEOUT, SdkModel, chat_body, http_client
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -29,16 +29,13 @@ def openai_model(
         base_url=base_url,
         max_retries=0,  # `SteadyModel` asks again, where a client can see it
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
-        http_client=openai.DefaultAioHttpClient(
-            limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
-            verify=certificates(),
-            event_hooks=recorder.hooks if recorder else None,
-        ),
+        http_client=http_client(recorder),
     )
     body = partial(request_body, official=base_url == OPENAI)
     return SdkModel(
-        client, openai, body, key_setting="OPENAI_API_KEY", streams_forms=True, limiter=limiter, queue=queue
-    )
+        client, openai, body, path="/chat/completions", key_setting="OPENAI_API_KEY", streams_forms=True,
+        limiter=limiter, queue=queue,
+    )  # fmt: skip
 
 
 def request_body(call: ModelCall, *, official: bool) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class WrittenCalls:
         self.tool_call = sink.tool_call
         self.executed = sink.executed
         self.retry = sink.retry
+        self.wasted = sink.wasted
         self.drain = sink.drain
 
     def text(self, text: str) -> None:

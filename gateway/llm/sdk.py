@@ -5,13 +5,14 @@ chunk would cost more than all else on the way of a token.
 """
 
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
 from typing import Any
 
 import aiohttp
 import httpx
 import msgspec
+from httpx_aiohttp import HttpxAiohttpClient
 
 from gateway.errors import (
     GatewayError,
@@ -30,6 +31,7 @@ from gateway.llm.base import ModelAnswer, ModelCall, ModelSink
 from gateway.llm.catalog import Catalog
 from gateway.llm.chunks import ChunkReader, UpstreamError, read_whole
 from gateway.llm.limiter import Limiter, Slot
+from gateway.llm.recording import Recorder
 from gateway.log import get_logger
 from gateway.messages import JsonObject, Message, ToolSpec
 
@@ -41,11 +43,36 @@ _LIKELY_ANSWER = 1_024
 certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
 """Whom to trust, read once: that takes longer than all else of making a client."""
 
+_READ = httpx.ByteStream(b"")
+"""In place of a stream that has ended: it and its response hold each other, for the garbage collector to find."""
+
+
+class _NoCookies(httpx.Cookies):
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """To look for them costs more than to send the request, and none would be right to keep for all users."""
+
+
+class _HttpClient(HttpxAiohttpClient):
+    _none = _NoCookies()
+
+    @property
+    def cookies(self) -> httpx.Cookies:  # pyright: ignore[reportIncompatibleMethodOverride] - nobody sets it
+        return self._none
+
+
+def http_client(recorder: Recorder | None) -> httpx.AsyncClient:
+    """What both SDKs send their requests with: httpx over aiohttp's connections."""
+    return _HttpClient(
+        limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
+        verify=certificates(),
+        event_hooks=recorder.hooks if recorder else None,
+    )
+
 
 class SdkModel:
     """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
-    the body of a call; with `streams_forms`, answers in a form are streamed as any other. A call waits at most `queue`
-    seconds for its place under the key's limits."""
+    the body of a call, which goes to `path`; with `streams_forms`, answers in a form are streamed as any other. A call
+    waits at most `queue` seconds for its place under the key's limits."""
 
     def __init__(
         self,
@@ -53,6 +80,7 @@ class SdkModel:
         sdk: Any,
         body: Callable[[ModelCall], dict[str, Any]],
         *,
+        path: str,
         key_setting: str,
         streams_forms: bool = False,
         limiter: Limiter | None = None,
@@ -61,6 +89,7 @@ class SdkModel:
         self._client = client
         self._sdk = sdk
         self._body = body
+        self._url = f"{str(client.base_url).rstrip('/')}{path}"  # whole, or each request would put it together
         self._key_setting = key_setting
         self._streams_forms = streams_forms
         self._limiter = limiter or Limiter()
@@ -85,22 +114,33 @@ class SdkModel:
 
     async def _stream(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
         reader = ChunkReader(sink)
-        create = self._client.chat.completions.with_streaming_response.create
-        async with self._translated(slot), create(stream=True, **_untouched(self._body(call))) as response:
+        async with self._translated(slot), aclosing(await self._send(call, stream=True)) as response:
             slot.answered(response.headers, response.status_code)
-            async for data in response.http_response.aiter_raw():
+            async for data in response.aiter_raw():
                 reader.feed(data)
                 await sink.drain()
+            response.stream = _READ
         return reader.answer()
 
     async def _complete_form(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
         """Groq does not stream answers in a form."""
-        create: Any = self._client.chat.completions.with_raw_response.create
         async with self._translated(slot):
-            response = await create(**_untouched(self._body(call)))
+            response = await self._send(call, stream=False)
             slot.answered(response.headers, response.status_code)
-            return read_whole(await response.read(), sink)
+            return read_whole(response.content, sink)
         raise AssertionError("unreachable")
+
+    async def _send(self, call: ModelCall, *, stream: bool) -> httpx.Response:
+        """Through the SDK's door for any request. `chat.completions.create` would walk through messages and tools with
+        `typing` to rename fields, of which these have none: a sixth of what a turn with tools costs."""
+        body = self._body(call) | ({"stream": True} if stream else {})
+        return await self._client.post(
+            self._url,
+            cast_to=httpx.Response,
+            content=msgspec.json.encode(body),
+            stream=stream,
+            stream_cls=self._sdk.AsyncStream[Any],
+        )
 
     async def check(self) -> str | None:
         """See `Model.check`: asks for the list of models, which costs no tokens."""
@@ -177,15 +217,6 @@ class SdkModel:
         if 400 <= status < 500:
             return ModelRequestRefused(f"The model's server refused the request: {detail.message[:500]}")
         return ModelError()
-
-
-def _untouched(body: dict[str, Any]) -> dict[str, Any]:
-    """The SDK's keyword arguments for a body that is to be sent as it is.
-
-    The SDK walks through messages and tools with `typing` to rename fields, of which these have none: a sixth of what a
-    turn with tools costs. What is in `extra_body` it leaves alone.
-    """
-    return {"model": body["model"], "messages": (), "extra_body": body}
 
 
 def chat_body(call: ModelCall) -> dict[str, Any]:

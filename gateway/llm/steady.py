@@ -24,7 +24,7 @@ from gateway.llm.catalog import Catalog
 from gateway.llm.prompted import WrittenCalls, with_tools_in_prompt
 from gateway.llm.repair import Unrepairable, calls_in, repair
 from gateway.log import get_logger
-from gateway.messages import Message, ToolCall, ToolSpec, Usage
+from gateway.messages import Message, ToolCall, ToolSpec, Usage, allowed
 
 log = get_logger(__name__)
 
@@ -107,12 +107,12 @@ class SteadyModel:
             PromptTooLong: the prompt cannot fit the model's window.
         """
         self._check_fits(call)
-        models = list(dict.fromkeys((call.model, *self._fallbacks)))
+        others = (model for model in self._fallbacks if allowed(model, call.allowed))
+        models = list(dict.fromkeys((call.model, *others)))
         for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
             watch = _Watch(sink, call.tools)
             try:
-                answer = await self._ask(msgspec.structs.replace(call, model=model), watch)
-                return msgspec.structs.replace(answer, cost_usd=self._catalog.known(model).cost(answer.usage))
+                return await self._paid(msgspec.structs.replace(call, model=model), watch)
             except ModelError as error:
                 if other is None or watch.spoke or not _may_work_elsewhere(error):
                     raise
@@ -120,9 +120,19 @@ class SteadyModel:
                 sink.retry(error.code, number, discard=watch.thought, model=other)
         raise AssertionError("unreachable")
 
+    async def _paid(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+        """The answer with all that it took; what came to nothing is told, too."""
+        cost = self._catalog.known(call.model).cost
+        try:
+            answer = await self._ask(call, watch)
+        except BaseException:
+            if watch.spent.total_tokens:
+                watch.sink.wasted(watch.spent, cost(watch.spent))
+            raise
+        return msgspec.structs.replace(answer, usage=watch.spent, cost_usd=cost(watch.spent))
+
     async def _ask(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
         failures = repairs = 0
-        spent = Usage()
         while True:
             watch.begin(hold_bad=repairs < self._how.repairs)
             try:
@@ -130,7 +140,7 @@ class SteadyModel:
                 problem = watch.problem
             except ToolCallUnreadable as error:
                 if watch.make_out(error.written):
-                    return ModelAnswer("tool_calls", spent)
+                    return ModelAnswer("tool_calls", watch.spent)
                 answer, problem = None, watch.problem or "it was no JSON that fits a tool on offer."
                 watch.wrote = error.written
             except ModelError as error:
@@ -142,10 +152,8 @@ class SteadyModel:
                 log.warning("model_retry", model=call.model, attempt=failures, code=error.code)
                 await asyncio.sleep(wait)
                 continue
-            if answer is not None:
-                spent = spent + answer.usage
-                if problem is None:
-                    return msgspec.structs.replace(answer, usage=spent)
+            if answer is not None and problem is None:
+                return answer
             repairs += 1
             if watch.made or repairs > self._how.repairs + 1:
                 raise ToolCallUnreadable
@@ -160,9 +168,12 @@ class SteadyModel:
         native = not call.tools or self._catalog.known(call.model).tools
         try:
             answer = await (self._inner.complete(call, watch) if native else self._written(call, watch))
-        except ModelError as error:
-            breaker.failed() if error.retryable else breaker.worked()
+        except BaseException as error:
+            watch.broke_off(call, error)
+            if isinstance(error, ModelError):
+                breaker.failed() if error.retryable else breaker.worked()
             raise
+        watch.spent = watch.spent + answer.usage
         breaker.worked()
         return answer
 
@@ -219,6 +230,7 @@ class _Watch:
         self.drain = sink.drain
         self._clients = {tool.name for tool in tools if tool.client}
         self._schemas = {tool.name: tool.input_schema for tool in tools}
+        self.spent = Usage()
         self.begin(hold_bad=False)
 
     def begin(self, *, hold_bad: bool) -> None:
@@ -226,17 +238,31 @@ class _Watch:
         self.spoke = self.thought = self.made = False
         self.problem: str | None = None
         self.wrote = ""
+        self._answering = False
+        self._written = 0
 
     def opened(self) -> None:
+        self._answering = True
         self.sink.opened()
 
     def text(self, text: str) -> None:
         self.spoke = True
+        self._written += len(text)
         self.sink.text(text)
 
     def reasoning(self, text: str) -> None:
         self.thought = True
+        self._written += len(text)
         self.sink.reasoning(text)
+
+    def broke_off(self, call: ModelCall, error: BaseException) -> None:
+        """Count what a call without an end has used up, if the model had begun to answer it."""
+        unread = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
+        if self._answering or unread:
+            self.spent = self.spent + call.guess(self._written + unread)
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self.sink.wasted(usage, cost_usd)
 
     def executed(self, call: ToolCall, output: str) -> None:
         self.spoke = True
@@ -246,6 +272,7 @@ class _Watch:
         self.sink.retry(reason, attempt, discard=discard, model=model)
 
     def tool_call(self, call: ToolCall) -> None:
+        self._written += len(call.arguments)
         if self.problem is not None:
             return  # the step is asked for again
         mended = repair(call.name, call.arguments, self._schemas)

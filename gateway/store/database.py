@@ -1,11 +1,13 @@
 """Postgres for the rest of the package: the engine, its sessions, and whether it is there at all."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import msgspec
 from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
@@ -18,6 +20,7 @@ from gateway.log import get_logger
 
 log = get_logger(__name__)
 
+_NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 UNREACHABLE = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
@@ -31,8 +34,9 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.url = url
         self.engine: AsyncEngine = create_async_engine(
-            url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, connect_args={"timeout": 5}
-        )
+            url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, connect_args={"timeout": 5},
+            json_serializer=jsonb,
+        )  # fmt: skip
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
 
     @property
@@ -77,6 +81,12 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def jsonb(value: Any) -> str:
+    """As JSON. Postgres keeps no NUL character, in no form."""
+    encoded = msgspec.json.encode(value).decode()
+    return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
 
 
 def plain_dsn(url: str) -> str:

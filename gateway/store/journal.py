@@ -5,7 +5,6 @@ next one. So a quiet gateway answers without delay and a busy one pays for one c
 """
 
 import asyncio
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from gateway.log import get_logger
 from gateway.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
 from gateway.redaction import Redactor
 from gateway.store import redacted
+from gateway.store.database import jsonb
 
 log = get_logger(__name__)
 
@@ -30,35 +30,49 @@ _AWAY = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-_NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
-BEGIN_TURN = """
+
+def _telling(first: int) -> str:
+    """Keeps the events that a row brings in its parameters from `first` on, if it brings any, where `turn` is a row."""
+    return f"""
+INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
+SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM turn WHERE ${first}::int IS NOT NULL
+ON CONFLICT (turn_id, first_seq) DO NOTHING"""
+
+
+# A turn's events go with whatever else is written of it: a statement of its own would be a round trip more.
+_NO_EVENTS = (None, None, None)
+_OURS = "WITH turn AS (SELECT id FROM turns WHERE id = $1 AND worker_id = $2)"
+BEGIN_TURN = f"""
+WITH turn AS (
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
                    parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
                    caller)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
         coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
-ON CONFLICT (id) DO NOTHING"""
-CALL_STARTED = """
+ON CONFLICT (id) DO NOTHING
+RETURNING id)
+{_telling(16)}"""
+CALL_STARTED = f"""
+{_OURS}, told AS ({_telling(3)})
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+VALUES ($1, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (turn_id, call_id) DO NOTHING"""
-CALL_FINISHED = """
-UPDATE tool_calls SET outcome = $3, content = $4, structured = $5, duration_ms = $6
-WHERE turn_id = $1 AND call_id = $2"""
-EVENTS = """
-INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
-SELECT $1::uuid, $2::int, $3::int, $4::text
-WHERE EXISTS (SELECT 1 FROM turns WHERE id = $1 AND worker_id = $5::uuid)
-ON CONFLICT (turn_id, first_seq) DO NOTHING"""
-FINISH_TURN = """
-WITH ended AS (
+CALL_FINISHED = f"""
+{_OURS}, told AS ({_telling(3)})
+UPDATE tool_calls SET outcome = $7, content = $8, structured = $9, duration_ms = $10
+WHERE turn_id = $1 AND call_id = $6"""
+EVENTS = f"""
+{_OURS}
+{_telling(3)}"""
+FINISH_TURN = f"""
+WITH turn AS (
 UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
                  error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL,
                  cached = $14
 WHERE id = $1 AND worker_id = $13
-RETURNING *)
+RETURNING *), told AS ({_telling(15)})
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
                         cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps,
                         conversation_id, cost_usd, error_code, cached, at)
@@ -68,13 +82,15 @@ SELECT id, owner, caller->>'key', model_name, status, coalesce((usage->>'prompt_
        coalesce((usage->>'queue_time')::float8, 0), coalesce((usage->>'model_time')::float8, 0),
        coalesce((usage->>'generation_time')::float8, 0), steps, conversation_id, cost_usd, error->>'code', cached,
        completed_at
-FROM ended
+FROM turn
 ON CONFLICT (turn_id) DO NOTHING"""
 CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
 PARK_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
 _ORDER = (BEGIN_TURN, CALL_STARTED, CALL_EDITED, CALL_FINISHED, EVENTS, FINISH_TURN, PARK_TURN)
 """A batch runs its statements in this order. Each may safely be run twice, as after a lost connection it is; and a
 worker whose turn was taken over by another writes nothing more of it."""
+_ABLE = {BEGIN_TURN: 15, FINISH_TURN: 14, CALL_STARTED: 2, CALL_FINISHED: 2}
+"""The statements that can bring a turn's events, and behind how many other parameters they do."""
 
 
 class Source(Protocol):
@@ -87,17 +103,19 @@ class Source(Protocol):
 
 
 _Row = tuple[str, tuple[Any, ...]]
+_Events = tuple[int, int, str] | tuple[None, None, None]
 
 
 class _Write:
-    """One turn's share of a commit: rows by statement, and who to tell."""
+    """One turn's share of a commit, and who to tell. `row` begins or ends the turn."""
 
-    __slots__ = ("done", "last_seq", "rows", "size", "source")
+    __slots__ = ("done", "entries", "last_seq", "row", "size", "source")
 
-    def __init__(self, source: Source, entries: list[Entry], rows: list[_Row], worker_id: UUID) -> None:
+    def __init__(self, source: Source, entries: list[Entry], row: _Row | None) -> None:
         self.source = source
+        self.entries = entries
         self.last_seq = entries[-1].seq if entries else 0
-        self.rows = rows + _entry_rows(source.turn_id, entries, worker_id)
+        self.row = row
         self.size = sum(len(entry.data) for entry in entries)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -157,7 +175,7 @@ class PostgresJournal:
     async def begin(self, turn: TurnRecord, log: Source) -> None:
         """See `Journal.begin`."""
         turn = redacted.record(turn, self._redactor) if self._redactor else turn
-        write = self._submit(log, [(BEGIN_TURN, _turn_row(turn, self._worker_id))])
+        write = self._submit(log, (BEGIN_TURN, _turn_row(turn, self._worker_id)))
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._patience)
         except TimeoutError:
@@ -174,16 +192,16 @@ class PostgresJournal:
 
     def now(self, log: Source) -> asyncio.Future[None]:
         """See `Journal.now`."""
-        return self._submit(log, []).done
+        return self._submit(log).done
 
     def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
         outcome = redacted.outcome(outcome, self._redactor) if self._redactor else outcome
-        return self._submit(log, [(FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))]).done
+        return self._submit(log, (FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))).done
 
     def park(self, log: Source) -> asyncio.Future[None]:
         """See `Journal.park`."""
-        return self._submit(log, [(PARK_TURN, (log.turn_id, self._worker_id))]).done
+        return self._submit(log, (PARK_TURN, (log.turn_id, self._worker_id))).done
 
     @property
     def congested(self) -> bool:
@@ -195,9 +213,9 @@ class PostgresJournal:
     def _flush_dirty(self) -> None:
         self._timer = None
         for source in list(self._dirty.values()):
-            self._submit(source, [])
+            self._submit(source)
 
-    def _submit(self, source: Source, rows: list[_Row]) -> _Write:
+    def _submit(self, source: Source, row: _Row | None = None) -> _Write:
         """Queue a turn's fresh entries. Without any, the write is done when those before it are."""
         self._dirty.pop(source.turn_id, None)
         fresh = source.take()
@@ -206,7 +224,7 @@ class PostgresJournal:
             fresh = redacted.entries(fresh, self._redactor)
             if rest:
                 self._held[source.turn_id] = rest
-        write = _Write(source, fresh, rows, self._worker_id)
+        write = _Write(source, fresh, row)
         self._waiting.append(write)
         self._waiting_bytes += write.size
         if self._waiting_bytes > self._most_bytes:
@@ -219,7 +237,7 @@ class PostgresJournal:
         if write in self._in_flight:
             error = StorageUnavailable().info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            self._submit(write.source, [(FINISH_TURN, _outcome_row(write.source.turn_id, outcome, self._worker_id))])
+            self._submit(write.source, (FINISH_TURN, _outcome_row(write.source.turn_id, outcome, self._worker_id)))
         else:
             self._settled([write])
             write.done.cancel()
@@ -274,9 +292,12 @@ class PostgresJournal:
             write.done.exception()  # whoever waits hears of it; nobody waiting is no fault
 
     async def _commit(self, batch: list[_Write]) -> None:
-        by_statement: dict[str, list[tuple[Any, ...]]] = {}
+        by_turn: dict[UUID, list[_Write]] = {}
         for write in batch:
-            for statement, row in write.rows:
+            by_turn.setdefault(write.source.turn_id, []).append(write)
+        by_statement: dict[str, list[tuple[Any, ...]]] = {}
+        for turn_id, writes in by_turn.items():
+            for statement, row in _rows(turn_id, writes, self._worker_id):
                 by_statement.setdefault(statement, []).append(row)
         if not by_statement:
             return
@@ -294,7 +315,7 @@ class PostgresJournal:
         if self._connection is None or self._connection.is_closed():
             self._connection = await asyncpg.connect(self._dsn, timeout=5)
             await self._connection.set_type_codec(
-                "jsonb", schema="pg_catalog", encoder=_jsonb, decoder=msgspec.json.decode
+                "jsonb", schema="pg_catalog", encoder=jsonb, decoder=msgspec.json.decode
             )
         return self._connection
 
@@ -383,12 +404,6 @@ def _succeed(write: _Write) -> None:
         write.done.set_result(None)
 
 
-def _jsonb(value: Any) -> str:
-    """Postgres keeps no NUL character, in no form."""
-    encoded = msgspec.json.encode(value).decode()
-    return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
-
-
 def _text(value: str) -> str:
     return value.replace("\x00", "\ufffd")
 
@@ -438,29 +453,42 @@ def _outcome_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> tuple[
     )
 
 
-def _entry_rows(turn_id: UUID, entries: list[Entry], worker_id: UUID) -> list[_Row]:
-    """One journal row for all entries, which are consecutive, and a ledger row for each call's start and end."""
+def _rows(turn_id: UUID, writes: list[_Write], worker_id: UUID) -> list[_Row]:
+    """What one commit writes of one turn: a ledger row for each call's start and end, and the rows that begin and end
+    it. One of these also brings all its events, which are consecutive; without one they are a row alone."""
+    rows = [write.row for write in writes if write.row is not None]
+    entries = [entry for write in writes for entry in write.entries]
     if not entries:
-        return []
-    payload = b"\n".join(entry.data for entry in entries).decode()
-    rows: list[_Row] = [(EVENTS, (turn_id, entries[0].seq, entries[-1].seq, payload, worker_id))]
-    return rows + list(_ledger_rows(turn_id, entries))
+        return [_bringing(_NO_EVENTS, row) for row in rows]
+    events = entries[0].seq, entries[-1].seq, b"\n".join([entry.data for entry in entries]).decode()
+    rows += _ledger_rows(turn_id, entries, worker_id)
+    able = next((number for number, (statement, _) in enumerate(rows) if statement in _ABLE), None)
+    if able is None:
+        return [*rows, (EVENTS, (turn_id, worker_id, *events))]
+    return [_bringing(events if number == able else _NO_EVENTS, row) for number, row in enumerate(rows)]
 
 
-def _ledger_rows(turn_id: UUID, entries: Iterable[Entry]) -> Iterable[_Row]:
+def _bringing(events: _Events, row: _Row) -> _Row:
+    """The row with the events in their place among its parameters."""
+    statement, values = row
+    place = _ABLE.get(statement)
+    return row if place is None else (statement, (*values[:place], *events, *values[place:]))
+
+
+def _ledger_rows(turn_id: UUID, entries: Iterable[Entry], worker_id: UUID) -> Iterable[_Row]:
     for entry in entries:
         match entry.event:
             case ToolCallStarted() as call:
                 outcome = "client" if call.client else None
                 yield (
                     CALL_STARTED,
-                    (turn_id, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
+                    (turn_id, worker_id, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
                 )
             case ToolFinished() as result:
                 content, structured = result.content, result.structured
                 yield (
                     CALL_FINISHED,
-                    (turn_id, result.call_id, result.outcome, content, structured, result.duration_ms),
+                    (turn_id, worker_id, result.call_id, result.outcome, content, structured, result.duration_ms),
                 )
             case InputResolved(action="accept", content={"arguments": arguments}) as resolved:
                 yield CALL_EDITED, (turn_id, resolved.call_id, arguments)

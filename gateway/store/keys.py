@@ -12,7 +12,7 @@ from sqlalchemy import update
 from sqlmodel import col, func, or_, select, text
 
 from gateway.errors import NotFound
-from gateway.messages import Budget, BusMessage, Principal, UserRole
+from gateway.messages import Budget, BusMessage, KeyLimits, Principal, UserRole
 from gateway.store.audit import audit
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database
@@ -34,6 +34,7 @@ class NewKey(msgspec.Struct, frozen=True):
     servers: tuple[str, ...] | None = None
     tools: tuple[str, ...] | None = None
     budget: Budget | None = None
+    limits: KeyLimits | None = None
     expires_at: datetime | None = None
 
 
@@ -51,6 +52,7 @@ class KeyStore:
             id=UUID(int=uuids.uuid7().int), hash=digest(secret), prefix=prefix, name=new.name, owner=new.owner,
             role=new.role, scopes=_list(new.scopes), models=_list(new.models), servers=_list(new.servers),
             tools=_list(new.tools), budget=None if new.budget is None else msgspec.to_builtins(new.budget),
+            limits=None if new.limits is None else msgspec.to_builtins(new.limits),
             created_by=by, created_at=datetime.now(UTC), expires_at=new.expires_at,
         )  # fmt: skip
         detail = msgspec.to_builtins(new) | {"prefix": prefix}
@@ -111,6 +113,12 @@ class KeyStore:
         async with self._database.session() as session:
             return (await session.exec(select(ApiKey).where(ApiKey.hash == hash_))).first()
 
+    async def dead(self, prefixes: list[str]) -> list[str]:
+        """Those of them that open nothing any more."""
+        over = or_(col(ApiKey.revoked_at).is_not(None), col(ApiKey.expires_at) <= func.now())
+        async with self._database.session() as session:
+            return list((await session.exec(select(ApiKey.prefix).where(col(ApiKey.prefix).in_(prefixes), over))).all())
+
     async def used(self, key_id: UUID) -> None:
         """Note that it was used; at most once a minute, however many workers say so."""
         old = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < func.now() - _NOTED_EVERY)
@@ -127,7 +135,7 @@ def principal_of(key: ApiKey) -> Principal:
     return msgspec.convert(
         {
             "user": key.owner, "role": key.role, "key": key.prefix, "scopes": key.scopes, "models": key.models,
-            "servers": key.servers, "tools": key.tools, "budget": key.budget,
+            "servers": key.servers, "tools": key.tools, "budget": key.budget, "limits": key.limits,
         },
         Principal,
     )  # fmt: skip

@@ -190,6 +190,24 @@ class TurnUsage(SQLModel, table=True):
     at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
+class BudgetHold(SQLModel, table=True):
+    """What a turn that has not ended has used up, and what is set aside for its step, where someone has a budget.
+
+    It counts while the turn has not ended; then `turn_usage` has it.
+    """
+
+    __tablename__: ClassVar[Any] = "budget_holds"
+    __table_args__ = (Index("ix_budget_holds_owner", "owner"),)
+
+    turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
+    owner: str = Field(sa_type=Text)
+    key: str | None = Field(default=None, sa_type=Text)
+    tokens: int = Field(sa_type=BigInteger)
+    usd: float
+    step_tokens: int = Field(sa_type=BigInteger)
+    step_usd: float
+
+
 class Feedback(SQLModel, table=True):
     """What its owner thinks of a turn: `rating` up or down, and why."""
 
@@ -263,6 +281,7 @@ class ApiKey(SQLModel, table=True):
     servers: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     tools: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     budget: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    limits: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     created_by: str = Field(sa_type=Text)
     created_at: datetime | None = Field(default=None, sa_column=_created_at())
     expires_at: datetime | None = Field(default=None, sa_column=_when())

@@ -1,27 +1,55 @@
-"""What ended turns have used up, and what people think of them.
+"""What turns have used up, and what people think of them.
 
 Rows of `turn_usage` come with a turn's end and stay when it is deleted. Every query is over a range of times, by index.
+Rows of `budget_holds` count until then.
 """
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
 import msgspec
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import col, func
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel import col, func, text
 
-from gateway.messages import Spent
+from gateway.messages import Hold, Spent
 from gateway.redaction import Redactor
 from gateway.store.database import Database
 from gateway.store.tables import Feedback
 
 _TODAY, _THIS_MONTH = "date_trunc('day', now(), 'UTC')", "date_trunc('month', now(), 'UTC')"
+# One statement, so that a turn that ends just now is in one of the two sums and not in both.
 _SPENT = f"""
-SELECT coalesce(sum(total_tokens) FILTER (WHERE at >= {_TODAY}), 0), coalesce(sum(total_tokens)::bigint, 0),
-       coalesce(sum(cost_usd) FILTER (WHERE at >= {_TODAY}), 0), coalesce(sum(cost_usd), 0)
-FROM turn_usage WHERE at >= {_THIS_MONTH} AND
+SELECT ended.tokens_today + running.tokens, ended.tokens + running.tokens, ended.usd_today + running.usd,
+       ended.usd + running.usd, running.step_tokens, running.step_usd
+FROM (SELECT coalesce(sum(total_tokens) FILTER (WHERE at >= {_TODAY}), 0) AS tokens_today,
+             coalesce(sum(total_tokens), 0) AS tokens,
+             coalesce(sum(cost_usd) FILTER (WHERE at >= {_TODAY}), 0) AS usd_today, coalesce(sum(cost_usd), 0) AS usd
+      FROM turn_usage WHERE at >= {_THIS_MONTH} AND owner = :owner {{of_key}}) AS ended,
+     (SELECT coalesce(sum(hold.tokens), 0) AS tokens, coalesce(sum(hold.usd), 0) AS usd,
+             coalesce(sum(hold.step_tokens), 0) AS step_tokens, coalesce(sum(hold.step_usd), 0) AS step_usd
+      FROM budget_holds AS hold JOIN turns ON turns.id = hold.turn_id
+      WHERE hold.owner = :owner AND turns.completed_at IS NULL
+            AND hold.turn_id IS DISTINCT FROM cast(:without AS uuid) {{of_key_now}}) AS running
 """  # noqa: S608
+_ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('budget ' || :owner, 0))"
+_FORGET_ENDED = """
+DELETE FROM budget_holds USING turns
+WHERE budget_holds.owner = :owner AND turns.id = budget_holds.turn_id AND turns.completed_at IS NOT NULL
+"""
+_HOLD = """
+INSERT INTO budget_holds (turn_id, owner, key, tokens, usd, step_tokens, step_usd)
+SELECT id, :owner, :key, :tokens, :usd, :step_tokens, :step_usd FROM turns WHERE id = :turn_id
+ON CONFLICT (turn_id) DO UPDATE
+SET tokens = excluded.tokens, usd = excluded.usd, step_tokens = excluded.step_tokens, step_usd = excluded.step_usd
+"""
+_SETTLE = """
+UPDATE budget_holds SET tokens = :tokens, usd = :usd, step_tokens = :step_tokens, step_usd = :step_usd
+WHERE turn_id = :turn_id
+"""
 _SINCE = "at >= date_trunc('day', now(), 'UTC') - make_interval(days => :days - 1)"
 BY_DAY = f"""
 SELECT (at AT TIME ZONE 'UTC')::date AS day, count(*), count(*) FILTER (WHERE status = 'completed'),
@@ -89,6 +117,28 @@ class ToolFigures(msgspec.Struct, frozen=True):
     duration_ms: float | None
 
 
+class _Account:
+    """See `Account` of the agent. Its transaction has the owner's lock."""
+
+    def __init__(self, connection: AsyncConnection, owner: str) -> None:
+        self._connection = connection
+        self._owner = owner
+
+    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
+        """See `Account.spent`."""
+        of_key, of_key_now = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
+        statement = text(_SPENT.format(of_key=of_key, of_key_now=of_key_now))
+        values = {"owner": self._owner, "without": without} | ({} if key is None else {"key": key})
+        row = (await self._connection.execute(statement, values)).one()
+        return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
+
+    async def hold(self, hold: Hold, key: str | None) -> None:
+        """See `Account.hold`."""
+        await self._connection.execute(text(_FORGET_ENDED), {"owner": self._owner})
+        values = msgspec.structs.asdict(hold) | {"owner": self._owner, "key": key}
+        await self._connection.execute(text(_HOLD), values)
+
+
 class UsageStore:
     """See `Ledger` of the agent; and the figures of days, of one owner or of all."""
 
@@ -96,11 +146,23 @@ class UsageStore:
         self._database = database
         self._redactor = redactor or Redactor()
 
-    async def spent(self, *, owner: str | None = None, key: str | None = None) -> Spent:
+    async def spent(self, owner: str, key: str | None = None) -> Spent:
         """See `Ledger.spent`."""
-        column, whose = ("owner", owner) if owner is not None else ("key", key)
-        [row] = await self._database.rows(f"{_SPENT} {column} = :whose", whose=whose)
-        return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]))
+        async with self._database.session() as session:
+            return await _Account(await session.connection(), owner).spent(key)
+
+    @asynccontextmanager
+    async def account(self, owner: str) -> AsyncGenerator[_Account]:
+        """See `Ledger.account`."""
+        async with self._database.session() as session:
+            connection = await session.connection()
+            await connection.execute(text(_ALONE), {"owner": owner})
+            yield _Account(connection, owner)
+
+    async def settle(self, hold: Hold) -> None:
+        """See `Ledger.settle`."""
+        async with self._database.session() as session:
+            await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(hold))
 
     async def by_day(self, days: int, owner: str | None = None) -> list[Day]:
         """The last so many days on which there was anything, the newest first."""

@@ -46,8 +46,8 @@ class ServerConfig(BaseModel):
     type: Literal["http", "streamable-http", "streamableHttp", "sse", "stdio"] | None = None
     command: str = ""
     args: tuple[str, ...] = ()
-    env: dict[str, str] | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
+    env: dict[str, str] | None = Field(default=None, repr=False)
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
     prefix: str | None = Field(default=None, max_length=64)
     timeout: float | None = Field(default=None, gt=0)
     identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")

@@ -58,7 +58,9 @@ class Collected:
                     self._text.pop(event.step, None)
                     self._reasoning.pop(event.step, None)
                     self.calls = {i: call for i, call in self.calls.items() if call.step != event.step}
-            case e.TurnCompleted() | e.TurnFailed() | e.TurnCancelled():
+            case e.TurnCompleted():
+                self.end, self.usage = event, event.usage
+            case e.TurnFailed() | e.TurnCancelled():
                 self.end = event
             case e.InputRequired():
                 self.inputs[event.input_id] = event

@@ -156,6 +156,7 @@ class ResponseWriter:
             case e.ModelRetry():
                 return self._discard(event.step) if event.discard else []
             case e.TurnCompleted():
+                self._usage = event.usage
                 if event.finish_reason in ("length", "step_limit", "token_limit"):
                     self._incomplete = {"reason": "max_output_tokens"}
                     return [*self._close(), *self._end("incomplete")]

@@ -5,6 +5,7 @@ and the client run in the same process; their own calls are not counted.
 """
 
 import asyncio
+import gc
 import sys
 from collections import Counter
 from collections.abc import AsyncGenerator, Generator
@@ -93,3 +94,16 @@ async def test_token_that_comes_with_many_takes_fewer(fast_gateway: Gateway) -> 
         short, long = [await calls_for(fast_gateway, tokens, 0) for tokens in (50, 250)]
         costs.append((long.total() - short.total()) / 200)
     assert sorted(costs)[1] <= BURST_CEILING
+
+
+async def test_turn_leaves_nothing_to_the_garbage_collector(fast_gateway: Gateway) -> None:
+    """What it finds it looks for while every stream stands still."""
+    await calls_for(fast_gateway, 10, 0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            await calls_for(fast_gateway, 5, 0)
+        assert gc.collect() < 10
+    finally:
+        gc.enable()

@@ -24,14 +24,18 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds t
 class Workers(Up):
     """The processes, and who of them serves a connection."""
 
+    @property
+    def port(self) -> int:
+        return int(self.base_url.rpartition(":")[2])
+
     def pids(self) -> set[int]:
         return {pid for pid in self.descendants() if b"--fd" in _words(pid) and b"serve" in _words(pid)}
 
     def serving(self, client_port: int) -> int:
         """The worker at the other end of a connection from that port."""
-        mine = f"0100007F:{client_port:04X}"
+        ours = [f"0100007F:{port:04X}" for port in (self.port, client_port)]
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        inode = next(row[9] for row in rows if row[2] == mine and row[9] != "0")
+        inode = next(row[9] for row in rows if row[1:3] == ours and row[9] != "0")
         for pid in self.pids():
             if any(_link(fd) == f"socket:[{inode}]" for fd in Path(f"/proc/{pid}/fd").iterdir()):
                 return pid
@@ -60,7 +64,7 @@ class Workers(Up):
         """The workers that so many new connections go to."""
 
         async def one() -> int:
-            reader, writer = await asyncio.open_connection("127.0.0.1", int(self.base_url.rpartition(":")[2]))
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             try:
                 writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
                 assert (await reader.readline()).startswith(b"HTTP/1.1 200")

@@ -201,6 +201,10 @@ def test_unreachable_database_is_one_clear_line_without_the_password(directory: 
         ({"DATABASE_URL": "mysql://x"}, "DATABASE_URL: must be a PostgreSQL URL"),
         ({"GROQ_TEMPERATURE": "9"}, "GROQ_TEMPERATURE: Input should be less than or equal to 2"),
         ({"GATEWAY_HOST": "0.0.0.0"}, "GATEWAY_HOST: 0.0.0.0 can be reached from other machines"),
+        (
+            {"GATEWAY_TLS_CERT_FILE": "/no/such.pem", "GATEWAY_TLS_KEY_FILE": "/no/such-key.pem"},
+            "GATEWAY_TLS_CERT_FILE: cannot read /no/such.pem: No such file or directory",
+        ),
         ({"MCP_CONFIG": "/no/such/file.json"}, "MCP_CONFIG: cannot read /no/such/file.json"),
     ],
 )

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -118,8 +119,8 @@ class Up(Client):
 
 
 @asynccontextmanager
-async def running_up(directory: Path, **settings: str) -> AsyncGenerator[Up]:
-    """Start the stack in `directory`, wait until it says that it is ready; stop it in the end."""
+async def running_up(directory: Path, *, trusted: ssl.SSLContext | None = None, **settings: str) -> AsyncGenerator[Up]:
+    """Start the stack in `directory`, wait until it says that it is ready; stop it in the end. `trusted`: by https."""
     port, tools_port = free_port(), free_port()
     data_dir = directory / "data"
     environment = clean_environment(
@@ -137,8 +138,17 @@ async def running_up(directory: Path, **settings: str) -> AsyncGenerator[Up]:
             assert time.monotonic() < deadline, output.read_text()
             await asyncio.sleep(0.02)
         timeout = aiohttp.ClientTimeout(total=60)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            yield Up(f"http://127.0.0.1:{port}", session, process, data_dir, tools_port, environment, output)
+        connector = aiohttp.TCPConnector(ssl=trusted or True)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            yield Up(
+                f"{'https' if trusted else 'http'}://127.0.0.1:{port}",
+                session,
+                process,
+                data_dir,
+                tools_port,
+                environment,
+                output,
+            )
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -1,8 +1,11 @@
 """`agent-gateway keys`: as an administrator makes the first key, at a terminal, while the gateway runs."""
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
+
+import asyncpg
 
 from tests.e2e.up import ROOT, clean_environment, command
 from tests.stack import Gateway
@@ -40,6 +43,16 @@ async def test_key_made_at_the_terminal_is_asked_for_at_once_and_can_be_revoked(
         while (await gateway.get("/v1/models", headers=headers)).status != 401:
             await asyncio.sleep(0.01)
     assert "revoked" in await keys(database_url, "list", "--owner", "ada")
+
+
+async def test_key_made_at_the_terminal_may_have_limits_and_a_budget(database_url: str, db: asyncpg.Connection) -> None:
+    await keys(
+        database_url, "create", "--owner", "ada", "--requests", "5", "--window-seconds", "10", "--streams", "2",
+        "--tokens-per-day", "1000", "--usd-per-month", "0.5",
+    )  # fmt: skip
+    row = await db.fetchrow("SELECT limits, budget FROM api_keys")
+    assert json.loads(row["limits"]) == {"requests": 5, "window_seconds": 10, "streams": 2}
+    assert json.loads(row["budget"]) == {"tokens_per_day": 1000, "usd_per_month": 0.5}
 
 
 async def test_what_is_mistyped_is_said_in_a_line(database_url: str) -> None:

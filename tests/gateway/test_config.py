@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from gateway.config import ConfigError, Settings, load
+from gateway.tools.servers import ServerConfig
+from tools_server.config import ConfigError as ToolsConfigError
 from tools_server.config import Settings as ToolsSettings
+from tools_server.config import load as load_tools
 
 EXAMPLE = Path(__file__).parent.parent.parent / ".env.example"
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*Settings.model_fields, "groq_model"):
+    for name in (*Settings.model_fields, *ToolsSettings.model_fields, "groq_model"):
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -99,6 +102,21 @@ def test_every_broken_value_is_named_and_no_secret_shown(monkeypatch: pytest.Mon
 def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", "gsk_secret")
     monkeypatch.setenv("API_KEY", "key-secret")
-    shown = repr(load())
-    assert "gsk_secret" not in shown
-    assert "key-secret" not in shown
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@h/d")
+    monkeypatch.setenv("REDIS_URL", "redis://:hunter2@h")
+    monkeypatch.setenv("TOOLS_SERVER_SECRET", "signs-secret")
+    shown = repr(load()) + repr(load_tools())
+    for secret in ("gsk_secret", "key-secret", "hunter2", "signs-secret"):
+        assert secret not in shown
+
+
+def test_secrets_of_mcp_servers_do_not_show_when_they_are_printed() -> None:
+    shown = repr(ServerConfig(name="x", url="https://x", headers={"A": "hunter2"}, env={"KEY": "hunter2"}))
+    assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize("secret", ["changeme", "change-me-now", "<secret>", "xxxx", "your-secret", "secret", "..."])
+def test_tool_server_takes_no_placeholder_for_its_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("TOOLS_SERVER_SECRET", secret)
+    with pytest.raises(ToolsConfigError, match="TOOLS_SERVER_SECRET: is a placeholder"):
+        load_tools()

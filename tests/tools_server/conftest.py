@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -131,8 +132,8 @@ class ToolServerProcess:
     process: asyncio.subprocess.Process
     address: str
 
-    async def ready(self) -> None:
-        async with asyncio.timeout(20), httpx2.AsyncClient() as http:
+    async def ready(self, trusted: ssl.SSLContext | None = None) -> None:
+        async with asyncio.timeout(20), httpx2.AsyncClient(verify=trusted or True) as http:
             while True:
                 try:
                     response = await http.get(f"{self.address}/health")

@@ -1,11 +1,14 @@
-"""Several workers on one database, and a model that takes its time."""
+"""Several workers on one database, a model that takes its time, and what is logged."""
 
-from collections.abc import AsyncGenerator
+import io
+import logging
+from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack
 
 import pytest
 
 from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
+from gateway.log import configure
 from tests.keyring import Keyring
 from tests.stack import Gateway, serve_gateway
 
@@ -34,3 +37,17 @@ async def locked(gateway: Gateway) -> Keyring:
     ring = Keyring(gateway)
     await ring.make("root", role="admin")
     return ring
+
+
+@pytest.fixture
+def log_text(request: pytest.FixtureRequest) -> Generator[io.StringIO]:
+    """All that is logged, as in a deployment, or as at a terminal."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    text = io.StringIO()
+    configure(json=getattr(request, "param", True))
+    assert isinstance(root.handlers[0], logging.StreamHandler)
+    root.handlers[0].setStream(text)
+    yield text
+    root.handlers = handlers
+    root.setLevel(level)

@@ -3,13 +3,13 @@
 import io
 import json
 import logging
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 
 import pytest
 from pydantic import SecretStr
 
 from gateway.llm.simulator import Fault, Simulator
-from gateway.log import configure, get_logger
+from gateway.log import get_logger
 from tests.stack import Gateway, serve_gateway
 
 KEY = "a-key-of-the-tests"
@@ -54,20 +54,6 @@ async def test_only_named_origins_may_call_from_a_browser(locked: Gateway, origi
         assert (response.headers.get("access-control-allow-origin") == origin) is allowed
 
 
-@pytest.fixture
-def log_text() -> Generator[io.StringIO]:
-    """All that is logged, as in a deployment."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    text = io.StringIO()
-    configure(json=True)
-    assert isinstance(root.handlers[0], logging.StreamHandler)
-    root.handlers[0].setStream(text)
-    yield text
-    root.handlers = handlers
-    root.setLevel(level)
-
-
 async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gateway, log_text: io.StringIO) -> None:
     headers = {"X-API-Key": KEY}
     locked.simulator.faults.add(Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke"))
@@ -82,16 +68,24 @@ async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gat
     assert all(line.get("request_id") for line in lines if line["event"] == "request")
 
 
+@pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
 def test_secrets_are_removed_from_whatever_is_logged(log_text: io.StringIO) -> None:
     log = get_logger("test")
     log.warning("said", api_key="abc", note="Bearer abcdefghijk and gsk_1234567890abcdef", url="postgres://u:p4ss@h/d")
     log.warning("said", note="agw_0123abcd_the-rest-of-a-key and eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl")
+    log.warning("said", headers={"Authorization": "Basic deep-1"}, found=["x", {"refresh_token": "deep-2"}], tokens=31)
+    log.warning("said", note="redis://:p4ss@h, postgres://u:a@p4ss@h/d, tvly-the-rest-of-a-key, Basic dXNlcjpwYXNz")
     try:
         password = "p4ss-of-a-local"
-        raise ValueError(len(password))
+        raise ValueError(f"{len(password)} for gsk_of-a-message")
     except ValueError:
         log.exception("broke")
+    logging.getLogger("library").error("no postgres://u:%s@h", "p4ss")
     text = log_text.getvalue()
-    for secret in ("abcdefghijk", "gsk_1234567890", "p4ss", '"abc"', "the-rest-of-a-key", "c2lnbmF0dXJl"):
+    for secret in (
+        "abcdefghijk", "gsk_1234567890", "p4ss", "abc", "the-rest-of-a-key", "c2lnbmF0dXJl", "deep-", "dXNlcjpwYXNz",
+        "of-a-message",
+    ):  # fmt: skip
         assert secret not in text
     assert "ValueError" in text
+    assert "31" in text

@@ -1,9 +1,15 @@
-"""Budgets of users and keys: checked before a turn and between its steps, and not to be won back."""
+"""Budgets of users and keys: checked before a turn and each of its steps, also where many run at once, and not to be
+won back."""
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Any
 
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Simulator
+from gateway.llm.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
 from gateway.messages import Budget
 from tests.keyring import Keyring
 from tests.stack import Gateway, serve_gateway
@@ -94,4 +100,143 @@ async def test_gateway_without_budgets_asks_the_database_nothing_about_them(gate
     engine = gateway.state.database.engine.sync_engine
     event.listen(engine, "before_cursor_execute", lambda *args: queries.append(args[2]))
     await gateway.chat(TOOLS)
-    assert not [query for query in queries if "turn_usage" in query]
+    assert not [query for query in queries if "turn_usage" in query or "budget" in query]
+
+
+# --- many at once
+
+
+async def test_turns_at_once_at_two_workers_overdraw_a_budget_by_one_step_at_most(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url) as unbounded:
+        one = (await unbounded.chat("hello")).body["usage"]["total_tokens"]
+    await db.execute("DELETE FROM turn_usage")
+    async with AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(
+                serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=one * 5 // 2)
+            )
+            for _ in range(2)
+        ]
+        async with asyncio.timeout(20):
+            replies = await asyncio.gather(*(workers[n % 2].chat("hello") for n in range(16)))
+        assert Counter(reply.status for reply in replies) == {200: 3, 402: 13}
+        assert await db.fetchval("SELECT sum(total_tokens) FROM turn_usage") == 3 * one
+        told = (await workers[0].get("/api/v1/budget")).body["user"]
+        assert (told["tokens_today"], told["tokens_set_aside"]) == (3 * one, 0)
+
+
+async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
+    database_url: str, simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.agent.budgets._PATIENCE", 0.2)
+    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1))
+    async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=10_000) as gateway:
+        async with gateway.stream("forever", max_tokens=5_000) as stream:
+            turn_id = (await stream.until("turn.started")).data["turn_id"]
+            await simulator.until(lambda s: len(s.requests) == 1)
+            told = (await gateway.get("/api/v1/budget")).body["user"]
+            assert 5_000 < told["tokens_set_aside"] < 10_000
+            refused = await gateway.chat("hello", max_tokens=5_000)
+            assert (refused.status, refused.body["error"]["code"]) == (402, "budget_exceeded")
+            assert ("set aside" in refused.body["error"]["message"], refused.headers["Retry-After"]) == (True, "1")
+            assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits beside it
+            waiting = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
+            assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
+        assert (await waiting).status == 200
+        assert (await gateway.get("/api/v1/budget")).body["user"]["tokens_set_aside"] == 0
+
+
+async def test_turn_of_a_dead_worker_holds_nothing_for_ever(workers: list[Gateway], db: asyncpg.Connection) -> None:
+    one, other = workers
+    ring = Keyring(one)
+    headers = await ring.make("ada", budget=Budget(tokens_per_day=1_000_000))
+    url = f"{one.base_url}/api/v1/chat/stream"
+    body = {"messages": [{"role": "user", "content": "count to 300"}], "on_disconnect": "continue"}
+    async with one.session.post(url, json=body, headers=headers) as response:
+        turn_id = response.headers["x-turn-id"]
+        while b"text.delta" not in await response.content.readline():
+            pass
+        assert (await other.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] > 60_000
+        await db.execute("UPDATE turns SET worker_id = gen_random_uuid()")  # as if its worker had never been
+        async with asyncio.timeout(15):
+            while await db.fetchval("SELECT status FROM turns") == "running":
+                await asyncio.sleep(0.02)
+    assert (await other.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] == 0
+    used = await db.fetchrow("SELECT * FROM turn_usage")
+    said = await db.fetchval("SELECT length(response) FROM turns WHERE id = $1::uuid", turn_id)
+    assert used["status"] == "completed"
+    assert used["completion_tokens"] > said // 4  # and of the step that was cut, as far as it came
+
+
+# --- what came to nothing
+
+
+@pytest.mark.parametrize(
+    ("fault", "settings", "code"),
+    [
+        (Fault(kind="cut", after_chunks=40), {}, "model_stream_broken"),
+        (Fault(kind="abort", after_chunks=40), {}, "model_stream_broken"),
+        (Fault(kind="stall", after_chunks=40), {"agent_timeout": 0.5}, "turn_timeout"),
+        (Fault(kind="stall", after_chunks=40), {"model_idle_timeout": 0.3}, "model_unavailable"),
+    ],
+    ids=["cut", "abort", "timeout", "silence"],
+)
+async def test_what_a_failed_turn_took_counts(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, fault: Fault,
+    settings: dict[str, Any], code: str,
+) -> None:  # fmt: skip
+    simulator.faults.add(fault)
+    async with serve_gateway(database_url, simulator, tools_url, **settings, budget_tokens_per_day=300) as gateway:
+        turn = await gateway.chat_stream("count to 50", reasoning_effort="none", model="qwen/qwen3.8-27b")
+        used = await db.fetchrow("SELECT * FROM turn_usage")
+        assert (used["status"], used["error_code"]) == ("failed", code)
+        assert used["prompt_tokens"] > 300  # of the system prompt and the tools
+        assert used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"]
+        assert used["completion_tokens"] >= max(1, len(turn.text) // 4)
+        assert used["cost_usd"] > 0
+        assert (await gateway.chat("hello")).status == 402
+
+
+@pytest.mark.parametrize("how", ["cancel", "hang up"])
+async def test_what_a_cancelled_turn_took_counts(
+    database_url: str, tools_url: str, db: asyncpg.Connection, how: str
+) -> None:
+    async with (
+        serve_simulator(SimulatorSettings(tokens_per_second=300, first_token_delay=0)) as simulator,
+        serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=300) as gateway,
+    ):
+        async with gateway.stream("count to 5000") as stream:
+            turn_id = stream.response.headers["x-turn-id"]
+            await stream.until("text.delta")
+            if how == "cancel":
+                await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
+        async with asyncio.timeout(5):
+            while (used := await db.fetchrow("SELECT * FROM turn_usage")) is None:
+                await asyncio.sleep(0.01)
+        assert (used["status"], used["cost_usd"] > 0) == ("cancelled", True)
+        assert used["prompt_tokens"] > 300
+        assert used["completion_tokens"] > 0
+        shown = (await gateway.get(f"/api/v1/turns/{turn_id}")).body
+        assert (shown["usage"]["total_tokens"], shown["cost_usd"]) == (used["total_tokens"], used["cost_usd"])
+        assert (await gateway.chat("hello")).status == 402
+
+
+async def test_answers_that_do_not_fit_their_form_count(gateway: Gateway, db: asyncpg.Connection) -> None:
+    form = {"response_format": {"type": "json_object"}, "tools": []}
+    once = (await gateway.chat("Answer in JSON", **form)).body["usage"]
+    gateway.simulator.faults.add(Fault(kind="text", text="no JSON", match="JSON"))
+    twice = (await gateway.chat("Answer in JSON", **form)).body["usage"]
+    assert twice["prompt_tokens"] > 2 * once["prompt_tokens"]
+    gateway.simulator.faults.add(Fault(kind="text", text="no JSON", match="", times=9))
+    assert (await gateway.chat("Answer in JSON", **form)).status == 502
+    used = await db.fetchrow("SELECT * FROM turn_usage WHERE error_code = 'structured_output_invalid'")
+    assert used["prompt_tokens"] >= twice["prompt_tokens"]
+    assert used["cost_usd"] > 0
+
+
+async def test_turn_that_no_model_took_costs_nothing(gateway: Gateway, db: asyncpg.Connection) -> None:
+    gateway.simulator.faults.add(Fault(kind="status", status=500, times=9))
+    assert (await gateway.chat("hello")).status == 503
+    assert await db.fetchval("SELECT total_tokens FROM turn_usage") == 0

@@ -29,6 +29,43 @@ async def test_no_request_makes_a_server_error_or_an_undeclared_answer(
         assert code == 0, told
 
 
+HALF = r"\ud800"
+CHAT = r'{"messages": [{"role": "user", "content": %s}]}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/v1/chat", CHAT % f'"{HALF}"'),
+        ("/v1/chat/completions", CHAT % f'[{{"type": "text", "text": "{HALF}"}}]'),
+        ("/v1/responses", f'{{"input": "x", "metadata": {{"{HALF}": "x"}}}}'),
+        ("/stream", f'{{"prompt": "x{HALF}"}}'),
+        ("/api/v1/tools/calculator", f'{{"expression": "{HALF}"}}'),
+        ("/api/v1/mcp/prompts/plan_day", f'{{"{HALF}": "x"}}'),
+        ("/api/v1/mcp/servers", f'{{"name": "a", "url": "http://127.0.0.1:9/mcp", "deny": ["{HALF}"]}}'),
+        ("/mcp", f'{{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {{"a": "{HALF}"}}}}'),
+    ],
+)
+async def test_half_a_character_is_the_clients_fault_and_harms_nobody(gateway: Gateway, path: str, body: str) -> None:
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    url = f"{gateway.base_url}{path}"
+    async with gateway.session.post(url, data=body, headers=headers) as response:
+        assert response.status in (400, 422)
+    whole = body.replace(HALF, r"\ud83d\ude00")
+    async with gateway.session.post(url, data=whole, headers=headers) as response:
+        assert response.status < 500
+        assert "not valid JSON" not in await response.text()
+    assert {server.state for server in gateway.state.toolbox.servers() if server.name == "tools"} == {"up"}
+
+
+async def test_character_that_postgres_does_not_keep_is_replaced(gateway: Gateway) -> None:
+    server = {"name": "more", "url": "http://127.0.0.1:9/mcp", "deny": ["a\x00b", "c\\u0000d"]}
+    assert (await gateway.post("/api/v1/mcp/servers", server)).status == 201
+    [row] = await gateway.state.servers.all()
+    assert (row.config or {})["deny"] == ["a\ufffdb", "c\\u0000d"]
+    assert (await gateway.get("/api/v1/usage?user=%00")).status == 422
+
+
 async def schemathesis(gateway: Gateway, directory: Path, *options: str) -> tuple[int, str]:
     """Its exit code, and what it says."""
     process = await asyncio.create_subprocess_exec(

@@ -104,7 +104,7 @@ async def test_many_at_once_make_one_line(gateway: Gateway, db: asyncpg.Connecti
 async def test_second_turn_may_be_refused_instead(workers: list[Gateway]) -> None:
     one, other = workers
     conversation_id, _ = await begin(one, "Hello")
-    async with one.stream("count to 100", conversation_id=conversation_id) as stream:
+    async with one.stream("count to 500", conversation_id=conversation_id) as stream:
         await stream.until("text.delta")
         refused = await other.chat("Hello", conversation_id=conversation_id, if_busy="reject")
         assert (refused.status, refused.body["error"]["code"]) == (409, "conversation_busy")

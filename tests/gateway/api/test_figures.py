@@ -1,12 +1,19 @@
 """The audit log, what people think of turns, and the figures of days."""
 
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import make_url
 
+from gateway.llm.simulator import Simulator
 from gateway.store import usage
+from gateway.store.database import plain_dsn
 from tests.keyring import Keyring
+from tests.stack import serve_gateway
+
+ROLE = Path(__file__).parent.parent.parent.parent / "docs" / "application_role.sql"
 
 
 async def actions(ring: Keyring, query: str = "") -> list[tuple[str, str]]:
@@ -47,6 +54,47 @@ async def test_audit_log_cannot_be_changed(locked: Keyring, db: asyncpg.Connecti
     with pytest.raises(asyncpg.RaiseError, match="append-only"):
         await db.execute(change)
     assert await db.fetchval("SELECT count(*) FROM audit_log") == 1
+
+
+async def test_role_of_the_application_adds_to_the_audit_log_and_no_more(
+    database_url: str, db: asyncpg.Connection, simulator: Simulator, tools_url: str
+) -> None:
+    await db.execute(ROLE.read_text())
+    await db.execute("ALTER ROLE gateway_app LOGIN")
+    try:
+        url = make_url(database_url).set(username="gateway_app").render_as_string(hide_password=False)
+        async with serve_gateway(url, simulator, tools_url) as gateway:
+            ring = Keyring(gateway)
+            await ring.make("root", role="admin")
+            turn = (await ring.chat("root", "Add a task to rest", conversation_id="new", approval="never")).body
+            assert turn["tool_calls"][0]["outcome"] == "ok"
+            feedback = await ring.post("root", f"/api/v1/turns/{turn['turn_id']}/feedback", {"rating": "up"})
+            assert feedback.status == 200
+            path = f"/api/v1/conversations/{turn['conversation_id']}"
+            assert await ring.call("DELETE", "root", path) in (200, 204)
+            assert await actions(ring) == [("root", "conversation.delete"), ("test", "key.create")]
+        role = await asyncpg.connect(plain_dsn(url))
+        try:
+            for change in (
+                "UPDATE audit_log SET actor = 'nobody'",
+                "DELETE FROM audit_log",
+                "TRUNCATE audit_log",
+                "INSERT INTO audit_log SELECT * FROM audit_log ON CONFLICT (id) DO UPDATE SET actor = 'nobody'",
+                "ALTER TABLE audit_log DISABLE TRIGGER ALL",
+                "DROP TRIGGER audit_log_append_only ON audit_log",
+                "DROP TABLE audit_log",
+                "CREATE OR REPLACE FUNCTION audit_log_is_append_only() RETURNS trigger LANGUAGE sql AS ''",
+                "SET session_replication_role = replica",
+                "UPDATE alembic_version SET version_num = 'none'",
+            ):
+                with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.RaiseError)):
+                    await role.execute(change)
+        finally:
+            await role.close()
+        assert await db.fetchval("SELECT count(*) FROM audit_log WHERE actor <> 'nobody'") == 2
+    finally:
+        await db.execute("DROP OWNED BY gateway_app")
+        await db.execute("ALTER ROLE gateway_app NOLOGIN")
 
 
 async def test_owner_rates_a_turn_and_may_think_again(locked: Keyring, db: asyncpg.Connection) -> None:

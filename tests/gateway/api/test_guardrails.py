@@ -284,6 +284,11 @@ def test_placeholder_is_no_secret(setting: str, secret: str) -> None:
     assert secret == "secret" or secret not in str(caught.value)
 
 
+def test_placeholder_does_not_encrypt() -> None:
+    with pytest.raises(ConfigError, match="GATEWAY_ENCRYPTION_KEY: is a placeholder"):
+        load(_env_file=None, gateway_encryption_key="please-change-me-now")
+
+
 @pytest.mark.parametrize("secret", ["a-key-of-the-tests", "simulated", "gsk_realistic", "correct horse battery staple"])
 def test_secret_of_ones_own_is_taken(secret: str) -> None:
     settings = load(_env_file=None, api_key=secret)

@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,8 @@ from starlette.datastructures import Headers
 from gateway.api.auth import refuse_open_gateway
 from gateway.config import ConfigError, load
 from gateway.errors import NotAuthenticated
-from gateway.llm.simulator import Simulator
+from gateway.llm.simulator import Fault, Simulator
+from gateway.messages import Budget, BusMessage, KeyLimits
 from tests.keyring import Keyring
 from tests.stack import Gateway, Reply, serve_gateway
 
@@ -74,6 +75,60 @@ async def test_revoked_key_opens_nothing_at_any_worker_and_to_revoke_the_last_op
         assert (await worker.get("/api/v1/models")).status == 401
 
 
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+@pytest.mark.parametrize("path", ["/api/v1/chat/stream", "/api/v1/chat", "/mcp"])
+async def test_open_request_ends_with_its_key(
+    locked: Keyring, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, path: str, how: str
+) -> None:
+    monkeypatch.setattr("gateway.api.lasting._LOOK_SECONDS", 0.1 if how == "expired" else 60)
+    gateway = locked.gateway
+    gateway.simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=9))
+    key, other = await locked.make("ada"), await locked.make("ada")
+    streams = []
+    for headers in (key, other):
+        if path == "/mcp":
+            streams.append(asyncio.create_task(listened(gateway, headers)))
+        else:
+            body = {"messages": [{"role": "user", "content": "forever"}]}
+            streams.append(asyncio.create_task(read(gateway, path, body, headers)))
+    async with asyncio.timeout(10):
+        while len(gateway.state.auth.lasting._open) < 2:
+            await asyncio.sleep(0.01)
+        if path != "/mcp":
+            await gateway.simulator.until(lambda s: len(s.requests) == 2)
+        if how == "expired":
+            await db.execute("UPDATE api_keys SET expires_at = now() WHERE prefix = $1", key["X-API-Key"][:12])
+        else:
+            prefix = key["X-API-Key"][:12]
+            await gateway.state.keys.revoke(await gateway.state.keys.by_prefix(prefix), by="test")
+        await asyncio.wait(streams[:1])
+        if path != "/mcp":
+            await gateway.simulator.until(lambda s: s.cancelled == 1)
+    assert not streams[1].done()
+    streams[1].cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+
+
+async def read(gateway: Gateway, path: str, body: Any, headers: dict[str, str]) -> None:
+    async with gateway.session.post(f"{gateway.base_url}{path}", json=body, headers=headers) as response:
+        await response.read()
+
+
+async def listened(gateway: Gateway, headers: dict[str, str]) -> None:
+    """A host's stream for notifications, until it ends."""
+    url = f"{gateway.base_url}/mcp"
+    hello = {
+        "jsonrpc": "2.0", "id": 1, "method": "initialize",
+        "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+    }  # fmt: skip
+    accept = {"Accept": "application/json, text/event-stream"} | headers
+    async with gateway.session.post(url, json=hello, headers=accept) as begun:
+        session = {"Mcp-Session-Id": begun.headers["Mcp-Session-Id"], "MCP-Protocol-Version": "2025-06-18"}
+    async with gateway.session.get(url, headers=accept | session) as stream:
+        assert stream.status == 200
+        await stream.read()
+
+
 async def test_expired_key_opens_nothing(locked: Keyring) -> None:
     await locked.make("ada", expires_at=datetime.now(UTC) - timedelta(seconds=1))
     await locked.make("bob", expires_at=datetime.now(UTC) + timedelta(hours=1))
@@ -120,7 +175,10 @@ async def test_last_use_is_noted_at_most_once_a_minute(locked: Keyring, db: asyn
     assert await db.fetchval(last_use, root.id) > noted
 
 
-async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(locked: Keyring) -> None:
+@pytest.mark.parametrize(("remembered", "rounds"), [(True, 400), (False, 80)], ids=["remembered", "looked for"])
+async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(
+    locked: Keyring, remembered: bool, rounds: int
+) -> None:
     secret = locked.secrets["root"]
     last = "A" if secret[-1] != "A" else "B"
     keys = {
@@ -129,14 +187,16 @@ async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(locked: 
         "of nobody": "agw_" + "0" * 52,
     }
     times: dict[str, list[int]] = {name: [] for name in keys}
-    for _ in range(400):
+    for _ in range(rounds):
         for name, key in keys.items():
             headers = Headers({"x-api-key": key})
+            if not remembered:
+                locked.gateway.state.auth.heard(BusMessage("keys", BusMessage.NO_TURN))
             began = time.perf_counter_ns()
             with pytest.raises(NotAuthenticated):
                 await locked.gateway.state.auth.authenticate(headers, "test")
             times[name].append(time.perf_counter_ns() - began)
-    typical = [statistics.median(sorted(each)[:200]) for each in times.values()]
+    typical = [statistics.median(sorted(each)[: rounds // 2]) for each in times.values()]
     assert max(typical) < 1.5 * min(typical)
 
 
@@ -231,6 +291,19 @@ async def test_key_may_do_no_more_than_the_one_that_made_it(locked: Keyring, bod
             assert made.body[name] == body.get(name, list(values))
 
 
+async def test_key_with_limits_of_its_own_is_told_and_makes_no_keys(locked: Keyring, db: asyncpg.Connection) -> None:
+    for limits, status in (
+        ({"requests": 5, "window_seconds": 10, "streams": 2}, 201), ({"streams": 1}, 201), ({"requests": 0}, 422),
+        ({"streams": 0}, 422), ({"window_seconds": 0}, 422), ({"window_seconds": 100_000}, 422), ({"often": 1}, 422),
+    ):  # fmt: skip
+        made = await locked.post("root", "/api/v1/keys", {"limits": limits})
+        assert made.status == status, limits
+        if status == 201:
+            assert made.body["limits"] == {"requests": None, "window_seconds": 60} | limits
+    await locked.make("ada", limits=KeyLimits(streams=1))
+    assert (await locked.post("ada", "/api/v1/keys", {})).status == 403  # it would be a second allowance
+
+
 async def test_key_dies_no_later_than_the_one_that_made_it_lets_it(locked: Keyring) -> None:
     await locked.make("ada", expires_at=datetime.now(UTC) + timedelta(hours=1))
     for body in ({}, {"expires_at": (datetime.now(UTC) + timedelta(days=9)).isoformat()}):
@@ -253,6 +326,11 @@ async def test_viewer_reads_but_neither_begins_turns_nor_calls_tools(locked: Key
         for name in ("calculator", "ask_agent"):
             with pytest.raises(MCPError, match="viewer"):
                 await client.call_tool(name, {})
+
+
+async def test_method_that_no_route_has_is_a_405_for_a_viewer_too(locked: Keyring) -> None:
+    await locked.make("eve", role="viewer")
+    assert [await locked.call("TRACE", "eve", path) for path in ("/health", "/v1/models")] == [405, 405]
 
 
 async def test_scopes_open_their_areas_and_no_other(locked: Keyring) -> None:
@@ -311,6 +389,69 @@ async def test_models_beyond_the_allow_list_are_refused_by_their_own_names(locke
     assert (await locked.chat("ada", "hello", model="llama-3.3-70b-versatile")).status == 403
     listed = (await locked.get("ada", "/v1/models")).body["data"]
     assert [model["id"] for model in listed] == ["openai/gpt-oss-20b"]
+
+
+async def test_models_beyond_the_allow_list_are_no_fallbacks(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    options = {"model_fallbacks": ("openai/gpt-oss-120b", "qwen/qwen3.8-27b"), "model_retries": 0}
+    async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
+        ring = Keyring(gateway)
+        for models, answers in ((("openai/gpt-oss-20b", "qwen/*"), 200), (("openai/gpt-oss-20b",), 503)):
+            await ring.make("ada", models=models)
+            simulator.requests.clear()
+            simulator.faults.add(Fault(kind="status", status=503, match="openai/gpt-oss-20b"))
+            assert (await ring.chat("ada", "hello", model="openai/gpt-oss-20b")).status == answers
+            assert "openai/gpt-oss-120b" not in {request["model"] for request in simulator.requests}
+
+
+FACES = {
+    "/api/v1/chat": {"messages": [{"role": "user", "content": "hello"}]},
+    "/api/v1/chat/stream": {"messages": [{"role": "user", "content": "hello"}]},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
+    "/openai/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}], "stream": True},
+    "/v1/responses": {"input": "hello"},
+    "/stream": {"prompt": "hello"},
+    "/api/chat/stream": {"user_prompt": "hello"},
+    "/api/ada/chat": {"message": "hello"},
+}
+"""Every way to begin a turn over HTTP; `ask_agent` at `/mcp` is another."""
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"role": "viewer"}, 403),
+        ({"scopes": ("history", "tools")}, 403),
+        ({"models": ("openai/gpt-oss-20b",)}, 403),
+        ({"budget": Budget(tokens_per_day=0)}, 402),
+        ({"limits": KeyLimits(requests=1)}, 429),
+        ({"tools": ("calculator",)}, 200),
+        ({"servers": ("other",)}, 200),
+    ],
+    ids=str,
+)
+async def test_what_a_key_may_not_do_it_may_not_do_on_any_face(
+    locked: Keyring, options: dict[str, Any], status: int
+) -> None:
+    headers, simulator = await locked.make("ada", **options), locked.gateway.simulator
+    await locked.get("ada", "/api/v1/models")
+    for path, body in FACES.items():
+        async with locked.gateway.session.post(f"{locked.gateway.base_url}{path}", json=body, headers=headers) as reply:
+            assert (path, reply.status) == (path, status)
+            await reply.read()
+    async with AsyncExitStack() as stack:
+        if status == 429:
+            assert (await locked.post("ada", "/mcp", {})).status == 429
+        else:
+            client = await stack.enter_async_context(host(locked.gateway, headers))
+            if options.get("role") == "viewer" or "scopes" in options:
+                with pytest.raises(MCPError):
+                    await client.call_tool("ask_agent", {"prompt": "hello"})
+            else:
+                assert (await client.call_tool("ask_agent", {"prompt": "hello"})).is_error is (status != 200)
+    offered = [{tool["function"]["name"] for tool in asked.get("tools", ())} for asked in simulator.requests]
+    assert offered == ([set(options.get("tools", ()))] * (len(FACES) + 1) if status == 200 else [])
 
 
 async def test_turn_that_another_worker_goes_on_with_keeps_to_its_callers_lists(

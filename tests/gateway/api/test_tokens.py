@@ -1,5 +1,7 @@
 """JSON web tokens: which are taken, for whom, and how the keys to check them with come."""
 
+import asyncio
+import hmac
 import json
 import time
 from collections.abc import AsyncGenerator
@@ -7,9 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.utils import base64url_encode
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
@@ -63,6 +68,12 @@ async def with_secret(database_url: str, simulator: Simulator, tools_url: str) -
         (shared()[:-2] + "xx", 401),
         ("a.b.c", 401),
         ("..", 401),
+        (shared(sub="ada\n"), 200),
+        (shared(sub="a\nb"), 401),
+        (shared(sub="a\ud800"), 401),
+        (shared(more="x" * 20_000), 401),
+        (shared(kid=["first"]), 200),
+        (jwt.encode(claims(), SHARED, headers={"crit": ["x"]}), 401),
     ],
 )
 async def test_token_must_be_signed_and_current_and_meant_for_us(with_secret: Gateway, token: str, status: int) -> None:
@@ -117,6 +128,8 @@ class Provider:
     keys: dict[str, Any] = field(default_factory=dict[str, Any])
     asked: int = 0
     broken: bool = False
+    silent: bool = False
+    document: Any = None
 
     def add(self, kid: str, kind: str = "RSA") -> None:
         self.keys[kid] = (
@@ -130,13 +143,22 @@ class Provider:
         if scope["type"] != "http":
             return
         self.asked += 1
-        body = (
-            b"<html>out of order</html>"
-            if self.broken
-            else json.dumps({"keys": list(map(self._jwk, self.keys))}).encode()
-        )
+        if self.silent:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
+        document = self.document if self.document is not None else {"keys": list(map(self._jwk, self.keys))}
+        body = b"<html>out of order</html>" if self.broken else json.dumps(document).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": body})
+        for piece in (body[:10], body[10:]):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)  # so that they come in two reads
+        await send({"type": "http.response.body", "body": b""})
+
+    def public(self, kid: str) -> str:
+        """The key as everyone has it, in PEM."""
+        public = self.keys[kid].public_key()
+        return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
     def _jwk(self, kid: str) -> dict[str, Any]:
         private = self.keys[kid]
@@ -149,6 +171,13 @@ class Provider:
             "use": "sig",
             "alg": "RS256" if algorithm is jwt.algorithms.RSAAlgorithm else "ES256",
         }
+
+
+def hmac_with(secret: str, kid: str) -> str:
+    """HS256 with whatever secret: PyJWT itself refuses to sign with a public key."""
+    told = ({"alg": "HS256", "typ": "JWT", "kid": kid}, claims())
+    signed = b".".join(base64url_encode(json.dumps(part).encode()) for part in told)
+    return (signed + b"." + base64url_encode(hmac.digest(secret.encode(), signed, "sha256"))).decode()
 
 
 @asynccontextmanager
@@ -173,6 +202,8 @@ async def test_published_keys_are_fetched_once_and_their_tokens_taken(
                 jwt.encode(claims(), "x" * 40, algorithm="HS256", headers={"kid": "first"}),  # the other kind of key
                 provider.sign("first", aud="others"),
                 provider.sign("first", algorithm="RS512"),  # not the algorithm that was said
+                hmac_with(provider.public("first"), "first"),  # the public key taken for a shared secret
+                jwt.encode(claims(), None, algorithm="none", headers={"kid": "first"}),
             ):
                 assert (await gateway.get("/api/v1/models", headers=bearer(forged))).status == 401
             assert provider.asked == 1
@@ -207,6 +238,37 @@ async def test_keys_stay_good_while_their_provider_is_away() -> None:
         with pytest.raises(NotAuthenticated):
             await keys.key("ghost")
         await keys.key("first")
+
+
+async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.api.tokens._PATIENCE", aiohttp.ClientTimeout(total=0.4))
+    monkeypatch.setattr("gateway.api.tokens._STALE_PATIENCE", 0.05)
+    async with published("first") as (provider, url):
+        keys = PublishedKeys(url, pause=60)
+        await keys.key("first")
+        monkeypatch.setattr("gateway.api.tokens._FRESH_SECONDS", 0.0)
+        keys._asked_at, provider.silent = float("-inf"), True
+        began = time.monotonic()
+        found = await asyncio.gather(*(keys.key("first") for _ in range(50)))
+        assert time.monotonic() - began < 0.3
+        assert len({id(key) for key in found}) == 1
+        refused = await asyncio.gather(*(keys.key(f"ghost {n}") for n in range(50)), return_exceptions=True)
+        assert time.monotonic() - began < 1
+        assert {type(error) for error in refused} == {NotAuthenticated}
+        assert provider.asked == 2
+        began = time.monotonic()
+        await keys.key("first")  # nor is it asked again at once
+        assert time.monotonic() - began < 0.05
+
+
+@pytest.mark.parametrize("document", [[], "keys", {"keys": 1}, {"keys": [1]}, {"keys": [{"kty": "oct"}]}, {}])
+async def test_document_that_holds_no_keys_is_none(document: Any) -> None:
+    async with published("first") as (provider, url):
+        provider.document = document
+        with pytest.raises(KeysUnavailable):
+            await PublishedKeys(url).key("first")
 
 
 # --- settings

@@ -16,7 +16,7 @@ from gateway.llm.sdk import SdkModel
 from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
 from gateway.llm.simulator.faults import Fault
 from gateway.llm.steady import Persistence, SteadyModel
-from gateway.messages import Message, Parameters, ToolCall, ToolSpec
+from gateway.messages import Message, Parameters, ToolCall, ToolSpec, Usage
 
 OSS, QWEN, COMPOUND = "openai/gpt-oss-120b", "qwen/qwen3.8-27b", "groq/compound"
 FAST = Persistence(delay=0.001, patience=0.05)
@@ -36,6 +36,7 @@ class Sink:
         self.calls: list[ToolCall] = []
         self.done: list[tuple[str, str]] = []
         self.retries: list[tuple[str, bool, str | None]] = []
+        self.lost: list[tuple[Usage, float | None]] = []
         self.opens = 0
 
     def opened(self) -> None:
@@ -57,6 +58,9 @@ class Sink:
         self.retries.append((reason, discard, model))
         if discard:
             self.said = self.thought = ""
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self.lost.append((usage, cost_usd))
 
     async def drain(self) -> None: ...
 
@@ -180,6 +184,51 @@ async def test_clients_own_tool_is_the_clients_to_judge(steady: SteadyModel, ups
     own = msgspec.structs.replace(CALCULATOR, client=True)
     await steady.complete(ask("What is 23*19?", tools=(own,)), sink)
     assert sink.made == [("calculator", {"no_such_argument": [1, 2]})]
+
+
+# --- what it takes
+
+
+async def test_tokens_of_attempts_that_came_to_nothing_are_counted(steady: SteadyModel, upstream: Simulator) -> None:
+    once = await steady.complete(ask("What is 23*19?"), Sink())
+    for fault in (
+        Fault(kind="bad_arguments"),  # the stream has ended, and told
+        Fault(kind="malformed_tool_call", failed_generation="<function=what>is this"),  # refused, as written
+        Fault(kind="cut", after_chunks=1),  # broken off
+    ):
+        upstream.faults.add(fault)
+        sink = Sink()
+        twice = await steady.complete(ask("What is 23*19?"), sink)
+        assert len(sink.reasons) == 1
+        assert twice.usage.prompt_tokens > once.usage.prompt_tokens * 1.5, fault.kind
+        assert twice.cost_usd == Catalog().known(OSS).cost(twice.usage)
+        assert sink.lost == []
+
+
+async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(steady: SteadyModel, upstream: Simulator) -> None:
+    upstream.faults.add(Fault(kind="cut", after_chunks=40))
+    sink = Sink()
+    with pytest.raises(ModelStreamBroken):
+        await steady.complete(ask("count to 50", tools=()), sink)
+    upstream.faults.add(Fault(kind="stall", after_chunks=40))
+    other = Sink()
+    asking = asyncio.create_task(steady.complete(ask("count to 50", tools=()), other))
+    async with asyncio.timeout(5):
+        while not other.said:
+            await asyncio.sleep(0.001)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    for each in (sink, other):
+        [(usage, cost)] = each.lost
+        assert usage.completion_tokens >= (len(each.said) + len(each.thought)) // 4 > 0
+        assert usage.prompt_tokens > 0
+        assert cost == Catalog().known(OSS).cost(usage)
+    upstream.faults.add(Fault(kind="status", status=400))
+    refused = Sink()
+    with pytest.raises(GatewayError):
+        await steady.complete(ask("hello"), refused)
+    assert refused.lost == []
 
 
 # --- failures

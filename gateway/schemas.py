@@ -1,0 +1,113 @@
+"""JSON schemas of clients and of MCP servers: others wrote them, and what they check, so a check must ask no other
+address, and must end.
+
+Importing this makes jsonschema search patterns in linear time in the whole process, as the MCP SDK checks with it, too:
+Python's own engine can be made to run for days over forty characters.
+"""
+
+import re
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, cast
+
+from jsonschema import (
+    Draft3Validator,
+    Draft4Validator,
+    Draft6Validator,
+    Draft7Validator,
+    Draft201909Validator,
+    Draft202012Validator,
+    _keywords,  # pyright: ignore[reportPrivateUsage]
+    _legacy_keywords,  # pyright: ignore[reportPrivateUsage]
+    _utils,  # pyright: ignore[reportPrivateUsage]
+)
+from jsonschema.exceptions import (
+    best_match,  # pyright: ignore[reportUnknownVariableType]
+)
+from pydantic_core import SchemaError as NotLinear
+from pydantic_core import SchemaValidator, core_schema
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import EMPTY_REGISTRY
+
+_MOST_REFERENCES = 10_000
+_left: ContextVar[int | None] = ContextVar("references_left", default=None)
+# A schema may name another draft for a part of itself.
+_DRAFTS: Any = (
+    Draft3Validator, Draft4Validator, Draft6Validator, Draft7Validator, Draft201909Validator, Draft202012Validator,
+)  # fmt: skip
+
+
+class Uncheckable(Exception):
+    """The schema refers to what is not in it, or to itself without an end."""
+
+
+def check_schema(schema: Any) -> None:
+    """Raises:
+    jsonschema.SchemaError: it is not valid.
+    Uncheckable: nobody can tell.
+    """
+    try:
+        Draft202012Validator.check_schema(schema)
+    except RecursionError:
+        raise Uncheckable from None
+
+
+def checker(schema: Any) -> Any:
+    """For `errors` and `worst_error`."""
+    return Draft202012Validator(schema, registry=EMPTY_REGISTRY)  # which fetches nothing
+
+
+def errors(checker: Any, value: Any) -> Iterator[Any]:
+    """What does not fit.
+
+    Raises:
+        Uncheckable: nobody can tell.
+    """
+    token = _left.set(_MOST_REFERENCES)
+    try:
+        yield from checker.iter_errors(value)
+    except (Unresolvable, RecursionError, re.error):
+        raise Uncheckable from None
+    finally:
+        _left.reset(token)
+
+
+def worst_error(checker: Any, value: Any) -> Any:
+    """The one to tell; None: the value fits. Raises as `errors` does."""
+    return cast(Any, best_match)(errors(checker, value))
+
+
+def _counted(original: Any) -> Any:
+    """A few references to one another that each stand ten times are as many checks as one likes."""
+
+    def counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Any:
+        if (left := _left.get()) is not None:
+            if left == 0:
+                raise Uncheckable
+            _left.set(left - 1)
+        return original(validator, reference, instance, schema)
+
+    return counted
+
+
+def _search(pattern: str, text: str) -> bool:
+    """In the place of `re.search`. What only Python's engine knows (to look around, or back) is not checked."""
+    linear = _linear(pattern)
+    return linear is None or linear.isinstance_python(text)
+
+
+@lru_cache(maxsize=1024)
+def _linear(pattern: str) -> SchemaValidator | None:
+    try:
+        return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
+    except NotLinear:
+        return None
+
+
+for _module in cast("tuple[Any, ...]", (_keywords, _legacy_keywords, _utils)):
+    _module.re = SimpleNamespace(search=_search)
+for _draft in _DRAFTS:
+    for _keyword in {"$ref", "$dynamicRef", "$recursiveRef"} & _draft.VALIDATORS.keys():
+        _draft.VALIDATORS[_keyword] = _counted(_draft.VALIDATORS[_keyword])

@@ -1,0 +1,164 @@
+"""What comes in before it is a request, and what goes out whatever breaks."""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from gateway.api.limits import BodyLimit
+from gateway.api.protocol import HEAD_BYTES, HttpProtocol
+from gateway.llm.catalog import Catalog
+from gateway.llm.simulator import Simulator
+from gateway.mcp_server import McpEndpoint
+from tests.stack import Gateway, Reply, serve_gateway
+
+HOST = b"Host: localhost\r\n"
+SAFE = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+async def said(gateway: Gateway, *pieces: bytes) -> bytes:
+    """All that is answered to raw bytes, until the gateway hangs up."""
+    url = urlsplit(gateway.base_url)
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        reading = asyncio.create_task(reader.read())
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+        except ConnectionError:
+            assert reader.at_eof()
+        try:
+            return await reading
+        except ConnectionResetError:  # it had hung up while more was coming
+            return b""
+        finally:
+            writer.close()
+
+
+def reply_of(answer: bytes) -> Reply:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    start, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return Reply(int(start.split()[1]), headers, body=json.loads(body))
+
+
+def assert_refusal(reply: Reply, status: int, code: str) -> None:
+    assert (reply.status, reply.body["error"]["code"]) == (status, code)
+    assert reply.headers["x-request-id"] == reply.body["error"]["request_id"]
+    for name, value in SAFE.items():
+        assert reply.headers[name] == value
+
+
+async def test_what_is_no_http_is_refused_in_the_one_shape(gateway: Gateway) -> None:
+    for broken in (
+        b"GET / HTTP/1.1\r\nHost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",  # how TLS begins
+        b"GET /caf\xe9 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ):
+        assert_refusal(reply_of(await said(gateway, broken)), 400, "invalid_http")
+
+
+def too_much(piece: bytes, times: float = 1.1) -> Iterable[bytes]:
+    """More than any request may bring of it, without an end."""
+    return (piece * 512 for _ in range(int(times * HEAD_BYTES / 512 / len(piece)) + 1))
+
+
+async def test_head_without_an_end_is_not_gathered(gateway: Gateway) -> None:
+    for start, piece in (
+        (b"GET /health HTTP/1.1\r\nX-A: ", b"a"),
+        (b"GET /health HTTP/1.1\r\n", b"X-A: a\r\n"),
+        (b"GET /", b"a"),
+    ):
+        assert_refusal(reply_of(await said(gateway, start, *too_much(piece))), 431, "head_too_large")
+
+
+async def test_trailers_without_an_end_are_not_gathered(gateway: Gateway) -> None:
+    start = b"POST /api/v1/chat HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-A: "
+    for piece in (b"X-A: a\r\n", b"a"):
+        answer = await said(gateway, start, *too_much(piece, times=20))
+        assert b"200 OK" not in answer  # cut off in mid-request, where the connection itself cannot answer
+
+
+async def test_head_that_comes_too_slowly_is_refused_and_silence_hung_up_on(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HttpProtocol, "head_seconds", 0.05)
+    assert_refusal(reply_of(await said(gateway, b"GET /health HT")), 408, "request_timeout")
+    assert await said(gateway) == b""
+    monkeypatch.undo()
+    assert (await gateway.get("/health")).status == 200
+
+
+async def test_body_that_does_not_come_is_not_waited_for(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BodyLimit, "seconds", 0.05)
+    headers = HOST + b"Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n"
+    for path in (b"/api/v1/chat", b"/v1/chat/completions"):
+        reply = reply_of(await said(gateway, b"POST " + path + b" HTTP/1.1\r\n" + headers + b'{"mess'))
+        assert (reply.status, reply.body["error"]["code"]) == (408, "request_timeout")
+    assert b" 408 " in await said(gateway, b"POST /mcp HTTP/1.1\r\n" + headers)
+
+
+# --- what breaks
+
+
+@pytest.fixture
+async def shared(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    """A gateway that pages of another origin may call."""
+    origins = ("https://app.example",)
+    async with serve_gateway(database_url, simulator, tools_url, cors_origins=origins) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("where", ["guard", "route"])
+async def test_whatever_breaks_is_answered_in_the_one_shape_without_internals(
+    shared: Gateway, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO, where: str
+) -> None:
+    def broken(*_arguments: Any, **_options: Any) -> Any:
+        raise RuntimeError("hunter2 stands in /etc/secret")
+
+    if where == "guard":
+        monkeypatch.setattr(shared.state.auth, "authenticate", broken)
+    monkeypatch.setattr(McpEndpoint, "__call__", broken)
+    monkeypatch.setattr(Catalog, "all", broken)
+    headers = {"X-Request-ID": "the-request", "Origin": "https://app.example"}
+    for path in ("/api/v1/models", "/v1/models", "/mcp"):
+        async with shared.session.get(f"{shared.base_url}{path}", headers=headers) as response:
+            assert response.status == 500
+            text = await response.text()
+            error = json.loads(text)["error"]
+            assert error["code"] == "internal_error"
+            assert path == "/v1/models" or error["request_id"] == "the-request"
+            assert "hunter2" not in text
+            assert response.headers.getall("X-Request-ID") == ["the-request"]
+            assert response.headers["Access-Control-Allow-Origin"] == "https://app.example"
+            for name, value in SAFE.items():
+                assert response.headers.getall(name) == [value]
+    lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
+    told = [line for line in lines if line["event"] == "request_broke"]
+    assert [line["request_id"] for line in told] == ["the-request"] * 3
+    assert all("RuntimeError" in str(line["exception"]) for line in told)
+
+
+async def test_answer_that_breaks_after_its_beginning_is_cut_off(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_endpoint: Any, _scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+        await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+        raise RuntimeError
+
+    monkeypatch.setattr(McpEndpoint, "__call__", broken)
+    answer = await said(gateway, b"GET /mcp HTTP/1.1\r\n" + HOST + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"so far")

@@ -1,0 +1,67 @@
+"""The tool server over https."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.llm.simulator import Simulator
+from gateway.tools.transport import certificates
+from tests.certificates import self_signed
+from tests.stack import serve_gateway
+from tests.tools_server.conftest import run_tools_server
+from tools_server.config import ConfigError, load
+from tools_server.serving import tls_options
+
+
+async def test_gateway_calls_a_tool_server_that_speaks_https(
+    tmp_path: Path, database_url: str, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = self_signed(tmp_path, password="opens the key")
+    settings = made.settings("TOOLS_SERVER") | {"TOOLS_SERVER_TLS_KEY_PASSWORD": "opens the key"}
+    async with run_tools_server(**settings, DATABASE_URL=database_url) as server:
+        plain, server.address = server.address, server.address.replace("http://", "https://")
+        trusted = ssl.create_default_context(cafile=str(made.cert))
+        await server.ready(trusted)
+        async with httpx2.AsyncClient() as http:
+            with pytest.raises(httpx2.TransportError):
+                await http.get(f"{plain}/health")
+        monkeypatch.setenv("SSL_CERT_FILE", str(made.cert))
+        certificates.cache_clear()
+        try:
+            async with serve_gateway(database_url, simulator, f"{server.address}/mcp") as gateway:
+                told = await gateway.post("/api/v1/tools/calculator", {"expression": "23*19"})
+                assert told.body["structured"]["result"] == 437
+        finally:
+            certificates.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda made: made.key.unlink(), "TOOLS_SERVER_TLS_KEY_FILE: cannot read .*: No such file"),
+        (lambda made: made.cert.write_text("-"), "TOOLS_SERVER_TLS_CERT_FILE: .* they are no PEM"),
+        (
+            lambda made: made.key.write_bytes(self_signed(made.cert.parent, name="other").key.read_bytes()),
+            "TOOLS_SERVER_TLS_CERT_FILE: .* key values mismatch",
+        ),
+        (
+            lambda made: self_signed(made.cert.parent, password="right"),
+            "TOOLS_SERVER_TLS_CERT_FILE: .* password is missing or wrong",
+        ),
+    ],
+    ids=["no key", "no PEM", "another's key", "encrypted"],
+)
+def test_files_that_cannot_serve_are_refused(tmp_path: Path, spoil: Any, line: str) -> None:
+    made = self_signed(tmp_path)
+    spoil(made)
+    settings = load(_env_file=None, tools_server_tls_cert_file=made.cert, tools_server_tls_key_file=made.key)
+    with pytest.raises(ConfigError, match=f"^{line}"):
+        tls_options(settings)
+
+
+def test_certificate_without_its_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="set both of them, or none"):
+        load(_env_file=None, tools_server_tls_cert_file="cert.pem")
