@@ -62,8 +62,8 @@ async def _main(options: argparse.Namespace) -> None:
             gateway = next(contestant for contestant in contestants if isinstance(contestant, Gateway))
             lines.append(await followers(gateway))
             lines += await history_and_search(gateway, requests=60 if options.quick else 400)
-        if options.only in (None, "workers"):
-            lines += await workers(around, 1 if options.quick else 5)
+        if options.only == "workers" or (whole and not options.quick):
+            lines += await workers(around, 5)
         for line in lines:
             say(f"{line.what}: {line.figure}")
         if options.write or (whole and not options.quick):

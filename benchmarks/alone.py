@@ -111,23 +111,28 @@ async def workers(around: Surroundings, rounds: int) -> list[Line]:
     held to less than the machine has does the throughput show what a second one adds.
     """
     one, two = Workers(around, 1), Workers(around, 2)
+    free: list[tuple[_Burst, _Burst]] = []
+    slowed: dict[int, list[tuple[_Burst, _Burst]]] = {32: [], 128: []}
     try:
         for contestant in (one, two):
             await contestant.start()
-            await _burst(contestant, 64)
-        free = [(await _burst(one, 640), await _burst(two, 640)) for _ in range(rounds)]
-        slowed: list[tuple[_Burst, _Burst]] = []
+            await _burst(contestant, 32, 64)
         for _ in range(rounds):
-            with held(_SHARE, one.workers()):
-                first = await _burst(one, 320)
-            with held(_SHARE, two.workers()):
-                slowed.append((first, await _burst(two, 640)))
+            free.append((await _burst(one, 32, 640), await _burst(two, 32, 640)))
+            for streams, both in slowed.items():
+                with held(_SHARE, one.workers()):
+                    first = await _burst(one, streams, 384)
+                with held(_SHARE, two.workers()):
+                    both.append((first, await _burst(two, streams, 768)))
     finally:
         one.stop()
         two.stop()
+    what = "burst: 200 tokens, {} streams, two workers against one, {}"
+    apart = f"each with {_SHARE:.0%} of a core"
     return [
-        _compared("burst: 200 tokens, 32 streams, two workers against one, sharing two cores with the rest", free, ""),
-        _compared(f"the same, each worker with {_SHARE:.0%} of a core and the rest with all else", slowed, "1.8 times"),
+        _compared(what.format(32, "sharing two cores with all else"), free, ""),
+        _compared(what.format(32, apart), slowed[32], ""),
+        _compared(what.format(128, apart), slowed[128], "1.8 times"),
     ]
 
 
@@ -146,10 +151,10 @@ class _Burst:
         return self.figures.tokens / max(self.cpu)
 
 
-async def _burst(contestant: Workers, number: int) -> _Burst:
+async def _burst(contestant: Workers, streams: int, number: int) -> _Burst:
     pids = contestant.workers()
     before = [cpu_seconds(pid)[0] for pid in pids]
-    figures = await put(contestant.port, contestant.request(prompt(200)), tokens=200, connections=32, total=number)
+    figures = await put(contestant.port, contestant.request(prompt(200)), tokens=200, connections=streams, total=number)
     return _Burst(figures, [cpu_seconds(pid)[0] - past for pid, past in zip(pids, before, strict=True)])
 
 
