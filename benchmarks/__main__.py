@@ -1,21 +1,19 @@
 """`python -m benchmarks`: all contestants under all workloads, side by side."""
 
 import argparse
-import contextlib
 import gc
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 
 from benchmarks import report, workloads
-from benchmarks.alone import Line, followers, history_and_search, start_up
+from benchmarks.alone import Line, followers, history_and_search, start_up, workers
 from benchmarks.contestants import Contestant, Gateway, LiteLLM, Obvious, Relay, Surroundings, Tools, Up, Upstream
+from benchmarks.running import directory, say, stopped
 from benchmarks.workloads import Result, Workload
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -26,7 +24,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under two minutes: smaller loads, without LiteLLM")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md from a quick or partial run, too")
     parser.add_argument("--rounds", type=int, help="how often each load is put on (1 quick, 2 else)")
-    parser.add_argument("--only", help="only the workloads whose names hold this; nothing else is measured")
+    parser.add_argument("--only", help="only the workloads whose names hold this, or `workers`")
     parser.add_argument("--contestants", help="only these, separated by commas")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -42,12 +40,12 @@ async def _main(options: argparse.Namespace) -> None:
     whole = options.only is None and options.contestants is None
     rounds = options.rounds or (1 if options.quick else 2)
     skipped: list[str] = []
-    with _directory() as directory, _stopped() as running:
-        upstream, tools = Upstream(Surroundings(directory, "", "")), Tools(Surroundings(directory, "", ""))
+    with directory() as place, stopped() as running:
+        upstream, tools = Upstream(Surroundings(place, "", "")), Tools(Surroundings(place, "", ""))
         running += [upstream, tools]
         await upstream.start()
         await tools.start()
-        around = Surroundings(directory, f"http://127.0.0.1:{upstream.port}", f"http://127.0.0.1:{tools.port}/mcp")
+        around = Surroundings(place, f"http://127.0.0.1:{upstream.port}", f"http://127.0.0.1:{tools.port}/mcp")
         contestants = _contestants(around, options, skipped)
         running += contestants
         lines: list[Line] = []
@@ -58,29 +56,33 @@ async def _main(options: argparse.Namespace) -> None:
                 lines += await start_up(contestant, up, rounds)
             else:
                 await contestant.start()
-            _say(f"{contestant.name}: ready in {contestant.ready_seconds:.1f} s")
+            say(f"{contestant.name}: ready in {contestant.ready_seconds:.1f} s")
         results = await _measure(chosen, [*contestants, upstream], rounds)
         if whole:
             gateway = next(contestant for contestant in contestants if isinstance(contestant, Gateway))
             lines.append(await followers(gateway))
             lines += await history_and_search(gateway, requests=60 if options.quick else 400)
+        if options.only == "workers" or (whole and not options.quick):
+            lines += await workers(around, 5)
         for line in lines:
-            _say(f"{line.what}: {line.figure}")
+            say(f"{line.what}: {line.figure}")
         if options.write or (whole and not options.quick):
             RESULTS.write_text(report.page(results, lines, [*contestants, upstream], skipped))
-            _say(f"written: {RESULTS.relative_to(Path.cwd())}")
-    _say(f"{time.monotonic() - started:.0f} s in all")
+            say(f"written: {RESULTS.relative_to(Path.cwd())}")
+    say(f"{time.monotonic() - started:.0f} s in all")
 
 
 def _contestants(around: Surroundings, options: argparse.Namespace, skipped: list[str]) -> list[Contestant]:
     kinds: list[type[Contestant]] = [Gateway, Obvious, Relay] if options.quick else [Gateway, Obvious, LiteLLM, Relay]
+    if options.only == "workers":
+        return []
     if options.contestants:
         names = options.contestants.lower().split(",")
         kinds = [kind for kind in (Gateway, Obvious, LiteLLM, Relay) if kind.name.lower() in names]
     if LiteLLM in kinds and (why := LiteLLM.install()) is not None:
         kinds.remove(LiteLLM)
         skipped.append(f"LiteLLM was skipped: {why}.")
-        _say(skipped[-1])
+        say(skipped[-1])
     return [kind(around) for kind in kinds]
 
 
@@ -95,37 +97,9 @@ async def _measure(chosen: Sequence[Workload], contestants: list[Contestant], ro
                     await workloads.run(workload, contestant, of_this[contestant.name])
         found = list(of_this.values())
         for line in report.table(found)[0 if not results else 2 :]:
-            _say(line)
+            say(line)
         results += found
     return results
-
-
-@contextlib.contextmanager
-def _directory() -> Generator[Path]:
-    """A directory for all data and logs; kept where something went wrong."""
-    directory = Path(tempfile.mkdtemp(prefix="agw-bench-"))
-    directory.chmod(0o755)
-    try:
-        yield directory
-    except BaseException:
-        _say(f"the logs are in {directory}")
-        raise
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _stopped() -> Generator[list[Contestant]]:
-    """Whoever is put into the list is stopped in the end."""
-    running: list[Contestant] = []
-    try:
-        yield running
-    finally:
-        for contestant in reversed(running):
-            contestant.stop()
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

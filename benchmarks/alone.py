@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from benchmarks.contestants import Contestant, Gateway, Up, get
+from benchmarks.contestants import Contestant, Gateway, Surroundings, Up, Workers, get
 from benchmarks.load import Figures, percentile, put
+from benchmarks.processes import cpu_seconds, held
 from benchmarks.upstream import prompt
 from gateway.store import embedded
 from gateway.store.database import plain_dsn
 
 TURNS = 100_000
 FOLLOWERS = 100
+_SHARE = 0.25
 _FOLLOWED_TOKENS, _FOLLOWED_DELAY_MS = 100, 20
 
 # Twelve words a prompt and forty an answer, out of 4,096: each is in about one turn of eighty; `common` is in all.
@@ -99,6 +101,75 @@ async def followers(gateway: Gateway) -> Line:
         f"follow one turn ({tokens} tokens at {_FOLLOWED_DELAY_MS} ms), {FOLLOWERS} followers",
         told + _problems(figures),
     )
+
+
+async def workers(around: Surroundings, rounds: int) -> list[Line]:
+    """One worker and two, under the same burst in turn: as fast as it goes here, and with a quarter of a core for each.
+
+    On two cores the load, the upstream and Postgres take what the second worker would need: only where each worker is
+    held to less than the machine has does the throughput show what a second one adds.
+    """
+    one, two = Workers(around, 1), Workers(around, 2)
+    free: list[tuple[_Burst, _Burst]] = []
+    slowed: dict[int, list[tuple[_Burst, _Burst]]] = {32: [], 128: []}
+    try:
+        for contestant in (one, two):
+            await contestant.start()
+            await _burst(contestant, 32, 64)
+        for _ in range(rounds):
+            free.append((await _burst(one, 32, 640), await _burst(two, 32, 640)))
+            for streams, both in slowed.items():
+                with held(_SHARE, one.workers()):
+                    first = await _burst(one, streams, 384)
+                with held(_SHARE, two.workers()):
+                    both.append((first, await _burst(two, streams, 768)))
+    finally:
+        one.stop()
+        two.stop()
+    what = "burst: 200 tokens, {} streams, two workers against one, {}"
+    apart = f"each with {_SHARE:.0%} of a core"
+    return [
+        _compared(what.format(32, "sharing two cores with all else"), free, ""),
+        _compared(what.format(32, apart), slowed[32], ""),
+        _compared(what.format(128, apart), slowed[128], "1.8 times"),
+    ]
+
+
+@dataclass(frozen=True)
+class _Burst:
+    figures: Figures
+    cpu: list[float]
+
+    @property
+    def speed(self) -> float:
+        return self.figures.tokens / self.figures.seconds
+
+    @property
+    def capacity(self) -> float:
+        """Tokens a second, had each worker a core of its own and nobody to wait for."""
+        return self.figures.tokens / max(self.cpu)
+
+
+async def _burst(contestant: Workers, streams: int, number: int) -> _Burst:
+    pids = contestant.workers()
+    before = [cpu_seconds(pid)[0] for pid in pids]
+    figures = await put(contestant.port, contestant.request(prompt(200)), tokens=200, connections=streams, total=number)
+    return _Burst(figures, [cpu_seconds(pid)[0] - past for pid, past in zip(pids, before, strict=True)])
+
+
+def _compared(what: str, rounds: list[tuple[_Burst, _Burst]], target: str) -> Line:
+    """Medians of the rounds: the throughput, and what the CPU of the busier worker would allow."""
+    one, two, ratio, allowed = (
+        sorted(values)[len(rounds) // 2]
+        for values in (
+            [first.speed for first, _ in rounds],
+            [second.speed for _, second in rounds],
+            [second.speed / first.speed for first, second in rounds],
+            [second.capacity / first.capacity for first, second in rounds],
+        )
+    )
+    told = f"{two:,.0f} against {one:,.0f} tokens/s: {ratio:.2f} times; by the CPU of the busier worker {allowed:.2f}"
+    return Line(what, told + "".join(_problems(burst.figures) for pair in rounds for burst in pair), target)
 
 
 def _problems(figures: Figures) -> str:

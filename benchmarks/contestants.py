@@ -17,7 +17,10 @@ from benchmarks.upstream import MODEL
 
 KEY = "bench-key"
 _SECRET = secrets.token_urlsafe(32)
-_KEPT_OUT = ("GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_")
+_KEPT_OUT = (
+    "GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_",
+    "WEB_CONCURRENCY",
+)  # fmt: skip
 _READY_SECONDS = 90.0
 BENCH = ROOT / ".bench"
 
@@ -94,6 +97,9 @@ class Gateway(Contestant):
             "GROQ_BASE_URL": self.around.upstream,
             "MCP_SERVER_URL": self.around.tools,
             "TOOLS_SERVER_SECRET": _SECRET,
+            # Counted as ever, but never reached: one key sends all of the load.
+            "RATE_LIMIT_REQUESTS": "1000000",
+            "RATE_LIMIT_STREAMS": "100000",
         }
 
     def request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
@@ -101,6 +107,29 @@ class Gateway(Contestant):
         if not tools:
             body["tools"] = []
         return post("/api/v1/chat/stream" if stream else "/api/v1/chat", body, {"X-API-Key": KEY})
+
+
+class Workers(Gateway):
+    """The gateway in so many processes, with a database of its own."""
+
+    def __init__(self, around: Surroundings, number: int) -> None:
+        super().__init__(around)
+        self.number = number
+        self.name = f"gateway-{number}"
+
+    @property
+    def data(self) -> Path:
+        return self.around.directory / self.name
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--workers", str(self.number)]
+
+    def workers(self) -> list[int]:
+        """Their process ids."""
+        assert self.process is not None
+        pids = self.process.server_pids()
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids}
+        return [pid for pid in pids if b"--fd" in words[pid]] or [self.process.pid]
 
 
 class Obvious(Contestant):

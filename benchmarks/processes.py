@@ -4,8 +4,10 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +80,17 @@ class Process:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+
+
+@contextmanager
+def held(share: float, pids: list[int]) -> Generator[None]:
+    """See `benchmarks.held`."""
+    argv = [sys.executable, "-S", str(Path(__file__).with_name("held.py")), str(share), *map(str, pids)]
+    holding = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        holding.communicate()
 
 
 def resident(pids: list[int]) -> int:

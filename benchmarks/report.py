@@ -27,7 +27,7 @@ def page(results: list[Result], lines: list[Line], contestants: list[Contestant]
             "CPU: the server's own processes, Postgres apart; ratio: to the gateway's. MB: resident memory at most.",
             "Absolute figures drift with the machine, and others may use it: compare within one run.",
             "",
-            f"Machine: {_machine()}.",
+            f"Machine: {machine()}.",
             f"Versions: {_versions()}.",
             "",
             *table(results),
@@ -79,7 +79,7 @@ def _line(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _machine() -> str:
+def machine() -> str:
     info = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
     hertz = next((line.split(":", 1)[1].strip() for line in info if line.startswith("cpu MHz")), "0")

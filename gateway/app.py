@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
@@ -85,10 +85,11 @@ _SETTLE_SECONDS = 1.0
 _FORGET_SECONDS = 3600.0
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
     """The gateway's ASGI application. Its lifespan connects and disconnects everything.
 
-    `settings` must name a database and a model's server: the embedded ones are the caller's to start.
+    `settings` must name a database and a model's server: the embedded ones are the caller's to start. When everything
+    runs, the lifespan waits for `until_served`.
 
     Raises:
         ConfigError: they do not, or the file of MCP servers cannot be read.
@@ -106,6 +107,8 @@ def create_app(settings: Settings) -> FastAPI:
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
             gc.set_threshold(10_000, 50, 50)
+            if until_served is not None:
+                await until_served()
             yield
 
     app = FastAPI(
@@ -265,7 +268,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
-        mcp = McpEndpoint(settings, runner, guarded)
+        mcp = McpEndpoint(settings, runner, guarded, worker_id, database.dsn)
         toolbox.on_change = mcp.tools_changed
         await stack.enter_async_context(mcp.running())
         yield State(

@@ -42,11 +42,24 @@ def up() -> None:
 
 
 @app.command()
-def serve() -> None:
+def serve(
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="How many processes share the port. Default: GATEWAY_WORKERS, 1.")
+    ] = None,
+    fd: Annotated[int | None, typer.Option(hidden=True, help="The socket of one worker of several.")] = None,
+) -> None:
     """Run the gateway alone, everything from the environment."""
-    with clear_errors():
+    code = 0
+    with clear_errors(to_parent=fd is not None):
         settings = load()
-        asyncio.run(_serve(settings))
+        number = workers or settings.gateway_workers
+        if fd is None and number > 1:
+            from gateway import supervisor
+
+            code = supervisor.run_workers(settings, number)
+        else:
+            asyncio.run(_serve(settings, fd))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -164,18 +177,24 @@ def _with_keys(work: "Callable[[KeyStore], Awaitable[T]]") -> T:
 
 
 @contextmanager
-def clear_errors() -> Generator[None]:
-    """What the person at the terminal can mend is a line or two, not a traceback."""
+def clear_errors(*, to_parent: bool = False) -> Generator[None]:
+    """What the person at the terminal can mend is a line or two, not a traceback. A worker's parent prints it once."""
     from gateway.store.embedded import EmbeddedError
 
     try:
         yield
     except (ConfigError, EmbeddedError) as error:
-        print(error, file=sys.stderr)
+        if to_parent:
+            from gateway import process
+
+            process.tell_parent(str(error).encode())
+        else:
+            print(error, file=sys.stderr)
         raise typer.Exit(2) from None
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, fd: int | None) -> None:
+    """`fd`: a socket that a parent has bound, for one worker of several."""
     gc.disable()  # nothing of what is imported is garbage, and to look for some takes a fifth as long again
     import uvicorn
 
@@ -188,17 +207,24 @@ async def _serve(settings: Settings) -> None:
     gc.enable()
     log.configure(json=settings.json_logs, level=settings.effective_log_level)
     encrypted = tls.server_options(settings)
-    listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
-    process.end_with_parent(settings.gateway_lifeline)
+    process.allow_many_files()
+    if fd is None:
+        listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
+    else:
+        listener = process.inherited(fd)
+    lifeline = process.Lifeline() if settings.gateway_lifeline == "stdin" else None
     with _postgres(settings) as url:
         await _prepare_schema(settings, url)
         refuse_open_gateway(settings, stored_keys=await _stored_keys(url))
         async with _groq(settings, url) as complete:
-            api = create_app(complete)
+            api = create_app(complete, until_served=lifeline.until_all_ready if lifeline and fd is not None else None)
             loop = asyncio.get_running_loop()
 
             def stop_turns() -> None:
-                asyncio.run_coroutine_threadsafe(api.state.gateway.stop(settings.shutdown_grace_seconds), loop)
+                if lifeline is not None:
+                    loop.call_soon_threadsafe(lifeline.stop_waiting)
+                if (state := getattr(api.state, "gateway", None)) is not None:
+                    asyncio.run_coroutine_threadsafe(state.stop(settings.shutdown_grace_seconds), loop)
 
             def read_servers_again() -> None:
                 if (state := getattr(api.state, "gateway", None)) is not None:

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     gateway_tls_key_file: Path | None = None
     gateway_tls_key_password: SecretStr | None = None
     gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
+    gateway_workers: int = Field(
+        default=1, ge=1, le=64, validation_alias=AliasChoices("GATEWAY_WORKERS", "WEB_CONCURRENCY")
+    )
     gateway_lifeline: str | None = None
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()

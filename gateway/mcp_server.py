@@ -23,7 +23,9 @@ from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.server.transport_security import TransportSecuritySettings
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
@@ -47,10 +49,12 @@ from gateway.messages import (
     TurnRequest,
     text_block,
 )
+from gateway.peers import Peers
 from gateway.tools.base import Listed, Toolbox
 
 log = get_logger(__name__)
 
+_SESSION = "mcp-session-id"
 _MOST_ROUNDS = 10
 _MOST_OLDER = 1_000
 _TELL_SECONDS = 5.0
@@ -88,10 +92,15 @@ Context = ServerRequestContext[Any, Any]
 
 
 class McpEndpoint:
-    """The ASGI application for `/mcp`. Serves while `running()`."""
+    """The ASGI application for `/mcp`. Serves while `running()`.
 
-    def __init__(self, settings: Settings, runner: Runner, toolbox: Toolbox) -> None:
+    A session of the handshake era lives in the worker where it began. Its id ends with that worker's name, so that any
+    other one knows whom to pass a request on to.
+    """
+
+    def __init__(self, settings: Settings, runner: Runner, toolbox: Toolbox, worker_id: UUID, database: str) -> None:
         self._settings = settings
+        self._peers = Peers(worker_id, database, self)
         self._runner = runner
         self._toolbox = toolbox
         self._bus = InMemorySubscriptionBus()
@@ -109,16 +118,33 @@ class McpEndpoint:
                 yield
             finally:
                 self._listening.close()
+                await self._peers.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session, _, worker = Headers(scope=scope).get(_SESSION, "").rpartition("-")
+        if session and await self._peers.pass_on(worker, scope, receive, send):
+            return
         principal: Principal = scope[PRINCIPAL]
         # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        if session and worker == self._peers.name:
+            MutableHeaders(raw=headers)[_SESSION] = session
         # The SDK lets nobody into a session but who has begun it.
         user = AuthenticatedUser(
             AccessToken(token="", client_id=principal.key or "", scopes=[], subject=principal.user)
         )
-        await self._app({**scope, "user": user, "headers": headers}, receive, send)
+        await self._app({**scope, "user": user, "headers": headers}, receive, self._naming_worker(send))
+
+    def _naming_worker(self, send: Send) -> Send:
+        async def naming(message: AsgiMessage) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if (session := headers.get(_SESSION)) is not None:
+                    await self._peers.open()
+                    headers[_SESSION] = f"{session}-{self._peers.name}"
+            await send(message)
+
+        return naming
 
     async def tools_changed(self) -> None:
         """Tell the hosts that listen, and those of the handshake era, on the stream that they hold open for it."""
@@ -149,6 +175,7 @@ class McpEndpoint:
     def stop_listening(self) -> None:
         """End the open listen streams, each with its last message."""
         self._listening.close()
+        self._peers.hang_up()
 
     def _server(self) -> Server[Any]:
         server: Server[Any] = Server(

@@ -33,7 +33,8 @@ RULES: dict[str, set[str]] = {
     "gateway.wire": LEAVES | {"gateway.wire"},
     "gateway.agent": AGENT_MAY,
     "gateway.api": API_MAY,
-    "gateway.mcp_server": LEAVES | {"gateway.agent.runner", "gateway.tools.base", "gateway.api.auth"},
+    "gateway.mcp_server": LEAVES | {"gateway.agent.runner", "gateway.tools.base", "gateway.api.auth", "gateway.peers"},
+    "gateway.peers": LEAVES | {"gateway.api.auth"},
     "tools_server": {"tools_server"},
 }
 DOORS = {

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import delete, text, update
 from sqlmodel import col, select
 
+from gateway.errors import NotFound
 from gateway.log import get_logger
 from gateway.messages import Grant, JsonObject, Login
 from gateway.store.audit import audit
@@ -99,9 +100,11 @@ class GrantStore:
             result: Any = await session.exec(update(OAuthLogin).where(*waiting).values(callback=sealed))
             return bool(result.rowcount)
 
-    async def callback(self, ticket: str) -> JsonObject | None:
+    async def callback(self, ticket: str, state: str) -> JsonObject | None:
         row = await self._row(ticket)
-        plain = self._seal.open(row.callback) if row is not None and row.callback is not None else None
+        if row is None or row.state != _hash(state):
+            raise NotFound("Another sign-in has taken the place of this one.", param="state")
+        plain = self._seal.open(row.callback) if row.callback is not None else None
         return None if plain is None else msgspec.json.decode(plain)
 
     async def end(self, ticket: str, outcome: str) -> None:

@@ -76,8 +76,12 @@ class Grants(Protocol):
         """Keep the authorization server's answer, once. False: nobody waits for it."""
         ...
 
-    async def callback(self, ticket: str) -> JsonObject | None:
-        """The answer, once it has come."""
+    async def callback(self, ticket: str, state: str) -> JsonObject | None:
+        """The answer, once it has come.
+
+        Raises:
+            NotFound: nothing waits for that `state` any more, because the sign-in was begun again or is over.
+        """
         ...
 
     async def end(self, ticket: str, outcome: str) -> None:

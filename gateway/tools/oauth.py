@@ -298,13 +298,19 @@ class Logins:
         if outcome != "":
             raise McpFailed(f"The sign-in did not work: {outcome or 'there was no end to it'}.")
 
-    async def _await_callback(self, ticket: str) -> JsonObject:
-        while (answer := await self._grants.callback(ticket)) is None:
+    async def _await_callback(self, ticket: str, state: str) -> JsonObject:
+        while (answer := await self._callback(ticket, state)) is None:
             self._look.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._look.wait()
         return answer
+
+    async def _callback(self, ticket: str, state: str) -> JsonObject | None:
+        try:
+            return await self._grants.callback(ticket, state)
+        except NotFound:  # begun again at another worker: give way, as to one that is begun again here
+            raise asyncio.CancelledError from None
 
     async def _run(self, flow: "_Flow") -> None:
         """One sign-in, from discovery to the grant. However it ends, its outcome is kept."""
@@ -341,7 +347,7 @@ class _Flow:
         login: Login,
         ticket: str,
         callback_url: str,
-        await_callback: Callable[[str], Awaitable[JsonObject]],
+        await_callback: Callable[[str, str], Awaitable[JsonObject]],
     ) -> None:
         self.login = login
         self.ticket = ticket
@@ -350,6 +356,7 @@ class _Flow:
         self._config = config
         self._place = (login.server, login.owner, login.url)
         self._await_callback = await_callback
+        self._state = ""
         scope = config.oauth.scope if config.oauth else None
         wanted = _metadata(callback_url, scope)
         document = callback_url.removesuffix(CALLBACK_PATH) + CLIENT_PATH
@@ -389,12 +396,13 @@ class _Flow:
         if not _permitted(url, self._config.url):
             raise _Unfit("the authorization server's page is not at an https:// address")
         state = parse_qs(urlsplit(url).query).get("state", [""])[0]
+        self._state = state
         await self._grants.await_callback(self.ticket, state)
         if not self.page.done():
             self.page.set_result(url)
 
     async def _answer(self) -> AuthorizationCodeResult:
-        answer = await self._await_callback(self.ticket)
+        answer = await self._await_callback(self.ticket, self._state)
         if error := answer.get("error"):
             if error in ("invalid_client", "unauthorized_client"):
                 await self.forget_client()

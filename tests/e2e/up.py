@@ -38,6 +38,7 @@ KEPT_OUT = (
     "LOG_",
     "DEBUG",
     "AGENT_",
+    "WEB_CONCURRENCY",
 )
 
 

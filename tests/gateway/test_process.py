@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +26,12 @@ async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
         assert writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         client.close()
         writer.close()
+
+
+def test_shells_limit_of_open_files_is_none_for_streams() -> None:
+    code = (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
+        "from gateway.process import allow_many_files; allow_many_files(); print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    soft, hard = map(int, subprocess.check_output([sys.executable, "-c", code], timeout=20).split())
+    assert soft == min(hard, 65_536) if hard > 0 else soft == 65_536

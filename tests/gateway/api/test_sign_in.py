@@ -230,6 +230,22 @@ async def test_callback_may_come_to_another_worker_than_the_one_that_began(serve
             assert (status, "Signed in" in page) == (200, True), page
 
 
+async def test_sign_in_begun_again_at_another_worker_takes_the_place_of_the_first(serve: Serve) -> None:
+    async with serve() as first:
+        port = urlsplit(first.base_url).port
+        assert port is not None
+        async with serve(public_port=port) as second:
+            url = (await first.post("/api/v1/mcp/servers/vault/sign-in", {})).body["url"]
+            elsewhere = url.replace(first.base_url, second.base_url)
+            for _ in range(3):
+                assert (await Browser(first.session).open("POST", url, follow=False))[0] in (302, 303)
+                browser = Browser(second.session)
+                _, consent = await browser.open("POST", elsewhere, follow=False)
+            status, page = await browser.open("GET", consent)
+            assert (status, "Signed in" in page) == (200, True), page
+            assert await second.state.audit.page(action="login.failed", limit=5) == []
+
+
 async def test_tokens_are_not_readable_in_the_database(serve: Serve, vault: Protected, db: asyncpg.Connection) -> None:
     async with serve() as gateway:
         await signed_in(gateway)
