@@ -50,8 +50,8 @@ class MemoryGrants:
         self._answers[ticket] = answer
         return self._states.get(ticket) == state
 
-    async def callback(self, ticket: str) -> dict[str, Any] | None:
-        return self._answers.get(ticket)
+    async def callback(self, ticket: str, state: str) -> dict[str, Any] | None:
+        return self._answers.get(ticket) if self._states.get(ticket) == state else None
 
     async def end(self, ticket: str, outcome: str) -> None:
         self._outcomes[ticket] = outcome
