@@ -142,6 +142,7 @@ async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
             assert (refused.status, refused.body["error"]["code"]) == (402, "budget_exceeded")
             assert ("set aside" in refused.body["error"]["message"], refused.headers["Retry-After"]) == (True, "1")
             assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits beside it
+            monkeypatch.setattr("gateway.agent.budgets._PATIENCE", 30)
             waiting = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
             assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
         assert (await waiting).status == 200
