@@ -58,7 +58,10 @@ def serve(
 
             code = supervisor.run_workers(settings, number)
         else:
-            asyncio.run(_serve(settings, fd))
+            from gateway import process
+
+            with asyncio.Runner(loop_factory=process.loop_factory()) as runner:
+                runner.run(_serve(settings, fd))
     raise typer.Exit(code)
 
 
