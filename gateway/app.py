@@ -155,11 +155,11 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
         audit_api,
         forerunners,
     ):
-        app.include_router(module.router)
-    app.include_router(openai_responses.router)
+        app.router.routes.extend(module.router.routes)  # as they are: to include them makes each again, for every app
+    app.router.routes.extend(openai_responses.router.routes)
     for prefix in openai_chat.PREFIXES:
         app.include_router(openai_chat.router, prefix=prefix, include_in_schema=prefix == "/v1")
-    app.include_router(forerunners.message_router)  # takes whatever /api/ path is left
+    app.router.routes.extend(forerunners.message_router.routes)  # takes whatever /api/ path is left
     document.install(app)
     app.router.routes.append(Route("/mcp", _Mcp(app), include_in_schema=False))
     return app
