@@ -22,6 +22,7 @@ from gateway import tls
 from gateway.config import ConfigError, Settings
 from gateway.process import READY, SharedPort, bind
 from gateway.store import embedded
+from gateway.tools.servers import load_servers
 
 _READY_PATIENCE = 30.0
 _DEATHS, _DEATHS_WITHIN = 5, 60.0
@@ -235,9 +236,11 @@ def run(settings: Settings) -> int:
     """Run the stack that the settings ask for. Returns the exit code.
 
     Raises:
-        ConfigError: a port is taken, the certificate or the database that the settings name cannot be used.
+        ConfigError: a port is taken, or the certificate, the database or the MCP servers that the settings name cannot
+            be used.
     """
     tls.server_options(settings)
+    load_servers(settings)
     port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
     bind("127.0.0.1", settings.tools_server_port, setting="TOOLS_SERVER_PORT").close()
     postgres = _embedded(settings)

@@ -5,13 +5,15 @@ import gc
 import json
 import socket
 from asyncio import create_task, sleep, wait
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import mcp.server.mcpserver.tools.base as mcp_tools
 import uvicorn
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata, func_metadata
 from pydantic import SecretStr
 
 import gateway.app
@@ -61,6 +63,22 @@ class _LetGo:
 
 
 gateway.app.gc = _LetGo()  # type: ignore[assignment]
+
+_known: dict[Any, FuncMetadata] = {}
+
+
+def _describe_once(
+    func: Callable[..., Any], skip_names: Sequence[str] = (), structured_output: bool | None = None
+) -> FuncMetadata:
+    """What the SDK makes of a tool's signature, which is the same for each of the thousand tool servers of a run."""
+    signature = [repr(getattr(func, name, None)) for name in ("__annotations__", "__defaults__", "__kwdefaults__")]
+    key = (getattr(func, "__code__", func), *signature, *skip_names, structured_output)
+    if key not in _known:
+        _known[key] = func_metadata(func, skip_names, structured_output)
+    return _known[key]
+
+
+mcp_tools.func_metadata = _describe_once
 
 
 class _Server(uvicorn.Server):
