@@ -86,7 +86,12 @@ async def test_gateways_own_connection_passes_the_client_scenarios(tmp_path: Pat
         command = f"{sys.executable} -S {Path(everything.__file__).with_name('dial.py')} {directory}/dial"
         async with on_call(f"{directory}/dial"):
             told = await conformance("client", "--command", command, "--suite", "all", "-o", str(tmp_path))
-    found = {name: mark == "✓" for mark, name in RESULT.findall(told)}
+            found = {name: mark == "✓" for mark, name in RESULT.findall(told)}
+            failed = {name for name, passed in found.items() if not passed}
+            # The suite plays all fifty at once: on a busy machine some run out of their time, and are played alone.
+            for name in failed - EXPECTED["client"].keys():
+                alone = await conformance("client", "--command", command, "--scenario", name, "-o", str(tmp_path))
+                told += alone
+                failed -= {name} if re.search(r"^Passed: (\d+)/\1, 0 failed", alone, re.MULTILINE) else set()
     assert len(found) > 40
-    failed = {name for name, passed in found.items() if not passed}
     assert sorted(failed) == sorted(EXPECTED["client"]), told[-6_000:]
