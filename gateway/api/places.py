@@ -5,13 +5,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 from uuid import uuid4
-
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from gateway.errors import TooManyStreams
 from gateway.log import get_logger
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 log = get_logger(__name__)
 
@@ -38,7 +39,7 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 class Places:
     """Counts what is open. A worker that is killed gives its places back when their lease is over."""
 
-    def __init__(self, redis: Redis | None, *, lease: float = _LEASE) -> None:
+    def __init__(self, redis: "Redis | None", *, lease: float = _LEASE) -> None:
         self._here: Counter[str] = Counter()
         self._redis = redis
         self._lease = lease
@@ -112,10 +113,12 @@ class Places:
         await self._unless_away(self._redis.zrem(_key(whose), *names))
 
     async def _unless_away(self, asking: Awaitable[int]) -> int | None:
+        from gateway.api.rates_redis import AWAY
+
         try:
             async with asyncio.timeout(2 * _PATIENCE):
                 answer = await asking or 0
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             if not self._back_at:
                 log.warning("places_without_redis", error=type(error).__name__, seconds=_PAUSE)
             self._back_at = time.monotonic() + _PAUSE

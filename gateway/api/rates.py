@@ -9,16 +9,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 from limits import RateLimitItem, RateLimitItemPerSecond
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import StorageError
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from gateway.api.access import RouteClass
 from gateway.api.places import Places
@@ -27,9 +23,14 @@ from gateway.errors import RateLimited
 from gateway.log import get_logger
 from gateway.messages import Principal
 
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from gateway.api.rates_redis import RedisWindows
+
 log = get_logger(__name__)
 
-_REDIS_PATIENCE = 0.5
+_REDIS_PATIENCE = 1.0
 _REDIS_PAUSE = 5.0
 _MOST_KEYS = 100_000
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
@@ -71,26 +72,23 @@ class Rates:
         }
         self.enabled = settings.rate_limit_enabled
         self._memory = _Windows(MemoryWindows())
-        self._pool: ConnectionPool | None = None
+        self._client: Redis | None = None
         self._redis: _Windows | None = None
+        self._redis_away: tuple[type[Exception], ...] = ()
         self._redis_back_at = 0.0
         self._most_streams = settings.rate_limit_streams
-        client: Redis | None = None
         if settings.redis_url is not None and self.enabled:
-            self._pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-                settings.redis_url.get_secret_value(),
-                socket_timeout=_REDIS_PATIENCE,
-                socket_connect_timeout=_REDIS_PATIENCE,
-                retry=Retry(NoBackoff(), 1),
-            )
-            client = Redis(connection_pool=self._pool)
-            self._redis = _Windows(RedisWindows(self._pool, client))
-        self._places = Places(client)
+            from gateway.api import rates_redis
+
+            self._client = rates_redis.connect(settings.redis_url.get_secret_value())
+            self._redis = _Windows(rates_redis.RedisWindows(self._client))
+            self._redis_away = rates_redis.AWAY
+        self._places = Places(self._client)
 
     async def close(self) -> None:
         await self._places.close()
-        if self._pool is not None:
-            await self._pool.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     async def hit(self, principal: Principal | None, source: str, kind: RouteClass) -> Window:
         """Count a request of a principal; of nobody's, by where it comes from. It counts in the window of its user and
@@ -101,9 +99,9 @@ class Rates:
         counted = self._counted(principal, source, kind)
         if self._redis is not None and time.monotonic() >= self._redis_back_at:
             try:
-                async with asyncio.timeout(2 * _REDIS_PATIENCE):
+                async with asyncio.timeout(_REDIS_PATIENCE):
                     window = await self._redis.hit(counted)
-            except (StorageError, RedisError, OSError, TimeoutError) as error:
+            except self._redis_away as error:
                 if not self._redis_back_at:
                     log.warning("rate_limits_without_redis", error=type(error).__name__, seconds=_REDIS_PAUSE)
                 self._redis_back_at = time.monotonic() + _REDIS_PAUSE
@@ -165,19 +163,6 @@ class _Windows:
     async def _window(self, allowed: bool, item: RateLimitItem, names: list[str]) -> Window:
         reset, remaining = await self._limiter.get_window_stats(item, *names)
         return Window(allowed, item.amount, max(0, remaining) if allowed else 0, reset, item.get_expiry())
-
-
-class RedisWindows(RedisStorage):
-    """Windows in Redis."""
-
-    def __init__(self, pool: object, client: Redis) -> None:
-        options = {"connection_pool": pool, "key_prefix": "agent_gateway", "wrap_exceptions": True}
-        super().__init__("async+redis://", implementation="redispy", **options)  # pyright: ignore[reportArgumentType]
-        self._client = client
-
-    async def give_back(self, key: str) -> None:
-        """Take the newest out again."""
-        await self._client.lpop(self.bridge.prefixed_key(key))  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]
 
 
 class MemoryWindows(MemoryStorage):
