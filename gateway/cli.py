@@ -198,23 +198,27 @@ def clear_errors(*, to_parent: bool = False) -> Generator[None]:
 
 async def _serve(settings: Settings, fd: int | None) -> None:
     """`fd`: a socket that a parent has bound, for one worker of several."""
+    from gateway import log, process, tls
+    from gateway.tools.servers import load_servers
+
+    log.configure(json=settings.json_logs, level=settings.effective_log_level)
+    encrypted = tls.server_options(settings)
+    load_servers(settings)
+    process.allow_many_files()
+    if fd is None:
+        listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
+    else:
+        listener = process.inherited(fd)
+    # Here, as they take more than a second to import: what is wrong with the above is told at once.
     gc.disable()  # nothing of what is imported is garbage, and to look for some takes a fifth as long again
     import uvicorn
 
-    from gateway import log, process, tls
     from gateway.api.auth import refuse_open_gateway
     from gateway.api.protocol import HttpProtocol
     from gateway.app import create_app
 
     gc.freeze()
     gc.enable()
-    log.configure(json=settings.json_logs, level=settings.effective_log_level)
-    encrypted = tls.server_options(settings)
-    process.allow_many_files()
-    if fd is None:
-        listener = process.bind(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
-    else:
-        listener = process.inherited(fd)
     lifeline = process.Lifeline() if settings.gateway_lifeline == "stdin" else None
     with _postgres(settings) as url:
         await _prepare_schema(settings, url)

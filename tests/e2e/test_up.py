@@ -1,4 +1,4 @@
-"""What a user sees who clones the project and runs it."""
+"""What a user sees who clones the project and runs it. What does not end the stack is tried on the same one."""
 
 import asyncio
 import os
@@ -8,23 +8,45 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.e2e.up import ROOT, clean_environment, command, free_port, running_up
+from tests.e2e.up import ROOT, Up, clean_environment, command, free_port, running_up
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the stack's processes in /proc")
 
 
-@pytest.fixture
-def directory() -> Generator[Path]:
+@contextmanager
+def own_directory() -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix="agw-e2e-", dir="/tmp") as path:
         Path(path).chmod(0o755)
         yield Path(path)
+
+
+@pytest.fixture
+def directory() -> Generator[Path]:
+    with own_directory() as path:
+        yield path
+
+
+class Running(NamedTuple):
+    """The stack that several tests share, and the event of its search engine, which never answers."""
+
+    up: Up
+    searched: asyncio.Event
+
+
+@pytest.fixture(scope="module")
+async def running() -> AsyncGenerator[Running]:
+    with own_directory() as directory:
+        search = {"SEARCH_BACKEND": "searxng", "SEARCH_TIMEOUT": "60"}
+        async with hanging_search() as (url, searched), running_up(directory, SEARXNG_URL=url, **search) as up:
+            yield Running(up, searched)
 
 
 @asynccontextmanager
@@ -50,70 +72,82 @@ async def hanging_search() -> AsyncGenerator[tuple[str, asyncio.Event]]:
         await runner.cleanup()
 
 
-async def test_readme_walk_calculates_keeps_tasks_and_logs_all_turns(directory: Path) -> None:
-    async with running_up(directory) as up:
-        said = up.output.read_text()
-        assert "simulated" in said
-        assert f"curl -N {up.base_url}/api/v1/chat/stream" in said
+async def test_readme_walk_calculates_keeps_tasks_and_logs_all_turns(running: Running) -> None:
+    up = running.up
+    said = up.output.read_text()
+    assert "simulated" in said
+    assert f"curl -N {up.base_url}/api/v1/chat/stream" in said
 
-        reply = await up.chat_stream("What is 23*19?")
-        assert reply.of("tool.call")[0]["tool"] == "calculator"
-        assert reply.of("tool.result")[0]["structured"]["result"] == 437
-        assert "437" in reply.text
-        assert reply.done
-        await up.chat("Add a task to buy milk")
-        await up.chat("Show my pending tasks and mark the first one done")
-        assert await up.rows("SELECT title, status FROM tools.tasks") == [("buy milk", "completed")]
-        assert await up.rows("SELECT prompt FROM chat_logs ORDER BY id DESC") == [
-            ("Show my pending tasks and mark the first one done",),
-            ("Add a task to buy milk",),
-            ("What is 23*19?",),
-        ]
+    reply = await up.chat_stream("What is 23*19?")
+    assert reply.of("tool.call")[0]["tool"] == "calculator"
+    assert reply.of("tool.result")[0]["structured"]["result"] == 437
+    assert "437" in reply.text
+    assert reply.done
+    await up.chat("Add a task to buy milk")
+    await up.chat("Show my pending tasks and mark the first one done")
+    assert await up.rows("SELECT title, status FROM tools.tasks") == [("buy milk", "completed")]
+    walked = [
+        ("Show my pending tasks and mark the first one done",),
+        ("Add a task to buy milk",),
+        ("What is 23*19?",),
+    ]
+    assert (await up.rows("SELECT prompt FROM chat_logs ORDER BY id DESC"))[:3] == walked
 
-        asking = [*command("chat", "What is 6*7?")]
-        spoken = subprocess.run(asking, cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30)
-        assert spoken.returncode == 0, spoken.stderr
-        assert "42" in spoken.stdout
-        assert 'calculator {"expression": "6*7"}' in spoken.stderr
-        talked = subprocess.run(
-            command("chat"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30,
-            input="My name is Ada\nWhat is my name?\n",
-        )  # fmt: skip
-        assert "Your name is Ada." in talked.stdout
+    asking = [*command("chat", "What is 6*7?")]
+    spoken = subprocess.run(asking, cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30)
+    assert spoken.returncode == 0, spoken.stderr
+    assert "42" in spoken.stdout
+    assert 'calculator {"expression": "6*7"}' in spoken.stderr
+    talked = subprocess.run(
+        command("chat"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30,
+        input="My name is Ada\nWhat is my name?\n",
+    )  # fmt: skip
+    assert "Your name is Ada." in talked.stdout
 
 
 async def test_tool_server_killed_in_mid_call_gives_an_error_and_serves_again_without_a_gateway_restart(
-    directory: Path,
+    running: Running,
 ) -> None:
-    async with (
-        hanging_search() as (url, asked),
-        running_up(directory, SEARCH_BACKEND="searxng", SEARXNG_URL=url, SEARCH_TIMEOUT="60") as up,
-    ):
-        gateway_before = up.child("gateway.cli")
-        asking = asyncio.create_task(up.chat_stream("search the web for cats"))
-        async with asyncio.timeout(10):
-            await asked.wait()
-        os.kill(up.child("tools_server.cli"), signal.SIGKILL)
-        reply = await asking
-        result = reply.of("tool.result")[0]
-        assert result["outcome"] == "error"
-        assert "the MCP server 'tools'" in result["content"][0]["text"].replace("The", "the")
-        assert reply.of("turn.completed")
-        await up.until_ready()
-        again = await up.chat("What is 23*19?")
-        assert again.body["tool_calls"][0]["outcome"] == "ok"
-        assert up.child("gateway.cli") == gateway_before
+    up = running.up
+    gateway_before = up.child("gateway.cli")
+    asking = asyncio.create_task(up.chat_stream("search the web for cats"))
+    async with asyncio.timeout(10):
+        await running.searched.wait()
+    os.kill(up.child("tools_server.cli"), signal.SIGKILL)
+    reply = await asking
+    result = reply.of("tool.result")[0]
+    assert result["outcome"] == "error"
+    assert "the MCP server 'tools'" in result["content"][0]["text"].replace("The", "the")
+    assert reply.of("turn.completed")
+    await up.until_ready()
+    again = await up.chat("What is 23*19?")
+    assert again.body["tool_calls"][0]["outcome"] == "ok"
+    assert up.child("gateway.cli") == gateway_before
 
 
-async def test_hung_up_client_leaves_a_cancelled_turn_with_its_partial_text(directory: Path) -> None:
-    async with running_up(directory) as up:
-        async with up.stream("count to 5000") as stream:
-            await stream.until("text.delta")
-            stream.response.close()
-        async with asyncio.timeout(5):
-            query = "SELECT status, response <> '', error->>'code' FROM turns"
-            while await up.rows(query) != [("cancelled", True, "client_disconnected")]:
-                await asyncio.sleep(0.05)
+async def test_hung_up_client_leaves_a_cancelled_turn_with_its_partial_text(running: Running) -> None:
+    up = running.up
+    async with up.stream("count to 5000") as stream:
+        await stream.until("text.delta")
+        stream.response.close()
+    async with asyncio.timeout(5):
+        query = "SELECT status, response <> '', error->>'code' FROM turns WHERE prompt = 'count to 5000'"
+        while await up.rows(query) != [("cancelled", True, "client_disconnected")]:
+            await asyncio.sleep(0.05)
+
+
+async def test_killed_postgres_comes_back_and_the_next_turn_is_kept(running: Running) -> None:
+    up = running.up
+    await up.chat("Hello")
+    pid = int((up.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while (await up.chat("Hello again")).status != 200:
+            await asyncio.sleep(0.1)
+    prompts = [row[0] for row in await up.rows("SELECT prompt FROM turns WHERE status = 'completed'")]
+    assert "Hello" in prompts
+    assert "Hello again" in prompts
+    await up.until_ready()
 
 
 @pytest.mark.parametrize("whom", ["supervisor", "group", "gateway"])
@@ -147,19 +181,6 @@ async def test_killed_supervisor_leaves_no_child(directory: Path) -> None:
         async with asyncio.timeout(8):
             while [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
                 await asyncio.sleep(0.05)
-
-
-async def test_killed_postgres_comes_back_and_the_next_turn_is_kept(directory: Path) -> None:
-    async with running_up(directory) as up:
-        await up.chat("Hello")
-        pid = int((up.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
-        os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(20):
-            while (await up.chat("Hello again")).status != 200:
-                await asyncio.sleep(0.1)
-        prompts = [row[0] for row in await up.rows("SELECT prompt FROM turns WHERE status = 'completed'")]
-        assert "Hello" in prompts
-        assert "Hello again" in prompts
 
 
 def fails(*arguments: str, **settings: str) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from tests.stack import Gateway, serve_gateway
 LAX = "negative_data_rejection,positive_data_acceptance"
 
 
-@pytest.mark.parametrize(("caller", "examples"), [("admin", 3), ("viewer", 1), ("nobody", 1)])
+@pytest.mark.parametrize(("caller", "examples"), [("admin", 2), ("viewer", 1), ("nobody", 1)])
 async def test_no_request_makes_a_server_error_or_an_undeclared_answer(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path, caller: str, examples: int
 ) -> None:
