@@ -4,7 +4,9 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -13,10 +15,11 @@ from uuid_utils import uuid4
 from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
 from gateway.store import embedded, migrations
 from gateway.store.database import plain_dsn as dsn
-from tests.stack import Gateway, serve_gateway, serve_tools
+from tests.stack import Gateway, ServeStanding, serve_gateway, serve_tools
 
 _ROOM = 6 * 1024**3
 TEMPLATE = "template_gateway"
+AT_ONCE = SimulatorSettings(tokens_per_second=0, first_token_delay=0)
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off", "jit": "off"}
 
 
@@ -48,6 +51,12 @@ def _fast_directory() -> str:
 @pytest.fixture
 async def database_url(postgres: embedded.EmbeddedPostgres) -> AsyncGenerator[str]:
     """A fresh, migrated database, as SQLAlchemy's URL. Copied from the template: some 20 ms."""
+    async with _database(postgres) as url:
+        yield url
+
+
+@asynccontextmanager
+async def _database(postgres: embedded.EmbeddedPostgres) -> AsyncGenerator[str]:
     name = f"test_{uuid4().hex}"
     await _execute(postgres.url("postgres"), f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield postgres.url(name)
@@ -75,7 +84,7 @@ async def _execute(url: str, statement: str) -> None:
 @pytest.fixture
 async def simulator() -> AsyncGenerator[Simulator]:
     """The simulated Groq, as fast as it goes."""
-    async with serve_simulator(SimulatorSettings(tokens_per_second=0, first_token_delay=0)) as running:
+    async with serve_simulator(AT_ONCE) as running:
         yield running
 
 
@@ -91,3 +100,23 @@ async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> As
     """A whole gateway: simulator, tool server, database, over real HTTP."""
     async with serve_gateway(database_url, simulator, tools_url) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+async def serve_standing(postgres: embedded.EmbeddedPostgres) -> AsyncGenerator[ServeStanding]:
+    """Starts a whole gateway that all tests of a file share, and that therefore must be left as it was found."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(**settings: Any) -> Gateway:
+            url = await stack.enter_async_context(_database(postgres))
+            simulator = await stack.enter_async_context(serve_simulator(AT_ONCE))
+            tools_url = await stack.enter_async_context(serve_tools(url))
+            return await stack.enter_async_context(serve_gateway(url, simulator, tools_url, **settings))
+
+        yield serve
+
+
+@pytest.fixture(scope="module")
+async def standing(serve_standing: ServeStanding) -> Gateway:
+    """A whole gateway for requests that it refuses."""
+    return await serve_standing()

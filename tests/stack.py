@@ -5,12 +5,13 @@ import gc
 import json
 import socket
 from asyncio import create_task, sleep, wait
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import asyncpg
 import mcp.server.mcpserver.tools.base as mcp_tools
 import uvicorn
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata, func_metadata
@@ -235,6 +236,9 @@ class Gateway(Client):
     simulator: Simulator
 
 
+ServeStanding = Callable[..., Awaitable[Gateway]]
+
+
 @asynccontextmanager
 async def serve_gateway(
     database_url: str, simulator: Simulator, tools_url: str | None, *, port: int = 0, **settings: Any
@@ -254,3 +258,12 @@ async def serve_gateway(
     timeout = aiohttp.ClientTimeout(total=60)
     async with serve_asgi(app, port) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
         yield Gateway(base_url, session, app.state.gateway, simulator)
+
+
+async def insert(gateway: Gateway, statement: str, rows: Sequence[Any]) -> None:
+    """Put rows into a gateway's database behind its back."""
+    connection = await asyncpg.connect(gateway.state.database.dsn)
+    try:
+        await connection.executemany(statement, rows)
+    finally:
+        await connection.close()

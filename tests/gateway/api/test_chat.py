@@ -134,9 +134,9 @@ async def test_history_of_a_tool_using_turn_is_accepted_by_the_model(gateway: Ga
         ([1, 2], None),
     ],
 )
-async def test_bad_request_is_a_422_that_names_what_is_wrong(gateway: Gateway, body: Any, param: str | None) -> None:
+async def test_bad_request_is_a_422_that_names_what_is_wrong(standing: Gateway, body: Any, param: str | None) -> None:
     for path in ("/api/v1/chat", "/api/v1/chat/stream"):
-        reply = await gateway.post(path, body)
+        reply = await standing.post(path, body)
         error = reply.body["error"]
         assert (reply.status, error["code"]) == (422, "invalid_request")
         assert error.get("param") == param

@@ -46,16 +46,16 @@ CHAT = r'{"messages": [{"role": "user", "content": %s}]}'
         ("/mcp", f'{{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {{"a": "{HALF}"}}}}'),
     ],
 )
-async def test_half_a_character_is_the_clients_fault_and_harms_nobody(gateway: Gateway, path: str, body: str) -> None:
+async def test_half_a_character_is_the_clients_fault_and_harms_nobody(standing: Gateway, path: str, body: str) -> None:
     headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-    url = f"{gateway.base_url}{path}"
-    async with gateway.session.post(url, data=body, headers=headers) as response:
+    url = f"{standing.base_url}{path}"
+    async with standing.session.post(url, data=body, headers=headers) as response:
         assert response.status in (400, 422)
     whole = body.replace(HALF, r"\ud83d\ude00")
-    async with gateway.session.post(url, data=whole, headers=headers) as response:
+    async with standing.session.post(url, data=whole, headers=headers) as response:
         assert response.status < 500
         assert "not valid JSON" not in await response.text()
-    assert {server.state for server in gateway.state.toolbox.servers() if server.name == "tools"} == {"up"}
+    assert {server.state for server in standing.state.toolbox.servers() if server.name == "tools"} == {"up"}
 
 
 async def test_character_that_postgres_does_not_keep_is_replaced(gateway: Gateway) -> None:

@@ -161,6 +161,6 @@ async def test_turn_that_has_not_ended_cannot_be_gone_on_from(gateway: Gateway) 
 
 
 @pytest.mark.parametrize("body", [{"title": ""}, {"title": 1}, {"name": "x"}, {}])
-async def test_bad_change_is_a_422(gateway: Gateway, body: Any) -> None:
-    conversation_id, _ = await begin(gateway)
-    assert (await call(gateway, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422
+async def test_bad_change_is_a_422(standing: Gateway, body: Any) -> None:
+    conversation_id, _ = await begin(standing)
+    assert (await call(standing, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422

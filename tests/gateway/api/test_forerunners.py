@@ -132,8 +132,8 @@ async def test_hyperparameters_reach_the_model_as_far_as_it_takes_them(gateway: 
         ("no_such_parameter", 1),
     ],
 )
-async def test_hyperparameter_out_of_range_is_a_422_that_names_it(gateway: Gateway, name: str, value: Any) -> None:
-    reply = await gateway.post("/api/chat/stream", {"user_prompt": "Hello", "hyperparameters": {name: value}})
+async def test_hyperparameter_out_of_range_is_a_422_that_names_it(standing: Gateway, name: str, value: Any) -> None:
+    reply = await standing.post("/api/chat/stream", {"user_prompt": "Hello", "hyperparameters": {name: value}})
     assert reply.status == 422
     assert reply.body["error"]["param"].startswith(f"hyperparameters.{name}")
     assert name in reply.body["detail"]
@@ -158,8 +158,8 @@ async def test_user_of_the_path_owns_the_tasks_and_the_conversation(gateway: Gat
 
 
 @pytest.mark.parametrize("user", ["v1", "chat", "conversations", "a%20b", "x" * 129])
-async def test_reserved_and_strange_user_names_are_refused(gateway: Gateway, user: str) -> None:
-    assert (await say(gateway, user, "Hello")).status in (404, 422)
+async def test_reserved_and_strange_user_names_are_refused(standing: Gateway, user: str) -> None:
+    assert (await say(standing, user, "Hello")).status in (404, 422)
 
 
 async def test_long_and_empty_messages_are_refused(gateway: Gateway) -> None:
@@ -199,8 +199,8 @@ async def test_with_a_key_the_user_of_the_path_must_be_the_caller(locked: Gatewa
         ("/stream", []),
     ],
 )
-async def test_bad_request_is_a_422_with_a_detail(gateway: Gateway, path: str, body: Any) -> None:
-    reply = await gateway.post(path, body)
+async def test_bad_request_is_a_422_with_a_detail(standing: Gateway, path: str, body: Any) -> None:
+    reply = await standing.post(path, body)
     assert reply.status == 422
     assert reply.body["error"]["code"] == "invalid_request"
     assert isinstance(reply.body["detail"], str)

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.store.database import Database
 from gateway.store.history import NEWEST, SEARCH
-from tests.stack import Gateway
+from tests.stack import Gateway, ServeStanding, insert
 
 INSERT = """
 INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)
@@ -18,15 +18,18 @@ VALUES (gen_random_uuid(), $1, 'completed', $2, $3, '[]', 'm', '{}', '{}')
 """
 
 
-@pytest.fixture
-async def said(db: asyncpg.Connection) -> None:
+@pytest.fixture(scope="module")
+async def said(serve_standing: ServeStanding) -> Gateway:
+    """A gateway that remembers a few turns."""
     turns = [
         ("local", "Where do camels live?", "Camels live in deserts."),
         ("local", "Do zebras run?", "A zebra runs; running zebras are fast."),
         ("local", "A naïve café in Zürich", "Ein Läufer läuft."),
         ("somebody else", "camels of others", "secret"),
     ]
-    await db.executemany(INSERT, turns)
+    gateway = await serve_standing()
+    await insert(gateway, INSERT, turns)
+    return gateway
 
 
 async def found(gateway: Gateway, query: str, **options: Any) -> list[Any]:
@@ -55,16 +58,14 @@ async def test_history_is_paged_without_a_gap(gateway: Gateway) -> None:
     assert (await gateway.get(f"/history/{one['id']}")).body == one
 
 
-@pytest.mark.usefixtures("said")
-async def test_search_finds_ranks_and_marks_only_ones_own(gateway: Gateway) -> None:
-    (hit,) = await found(gateway, "camels")
+async def test_search_finds_ranks_and_marks_only_ones_own(said: Gateway) -> None:
+    (hit,) = await found(said, "camels")
     assert hit["prompt"] == "Where do camels live?"
     assert "<mark>camels</mark>" in hit["snippet"]
     assert hit["rank"] > 0
-    assert (await gateway.get("/search?query=camels")).body["items"] == [hit]
+    assert (await said.get("/search?query=camels")).body["items"] == [hit]
 
 
-@pytest.mark.usefixtures("said")
 @pytest.mark.parametrize(
     ("query", "options", "prompts"),
     [
@@ -83,9 +84,9 @@ async def test_search_finds_ranks_and_marks_only_ones_own(gateway: Gateway) -> N
     ],
 )
 async def test_words_are_found_as_in_a_search_engine(
-    gateway: Gateway, query: str, options: dict[str, str], prompts: int
+    said: Gateway, query: str, options: dict[str, str], prompts: int
 ) -> None:
-    assert len(await found(gateway, query, **options)) == prompts
+    assert len(await found(said, query, **options)) == prompts
 
 
 async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection) -> None:
@@ -116,8 +117,8 @@ async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection)
         "/history/nonsense",
     ],
 )
-async def test_bad_query_is_a_422(gateway: Gateway, path: str) -> None:
-    assert (await gateway.get(path)).status == 422
+async def test_bad_query_is_a_422(standing: Gateway, path: str) -> None:
+    assert (await standing.get(path)).status == 422
 
 
 async def test_of_very_many_that_match_the_newest_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:

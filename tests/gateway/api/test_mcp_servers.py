@@ -78,8 +78,8 @@ async def test_server_is_disabled_and_enabled_wherever_it_comes_from(gateway: Ga
         ({"name": "x", "url": "http://h/mcp", "timeout": 0}, "timeout"),
     ],
 )
-async def test_bad_server_is_a_422_that_names_the_field(gateway: Gateway, body: Any, param: str) -> None:
-    reply = await send(gateway, "POST", body=body)
+async def test_bad_server_is_a_422_that_names_the_field(standing: Gateway, body: Any, param: str) -> None:
+    reply = await send(standing, "POST", body=body)
     assert (reply.status, reply.body["error"]["param"]) == (422, param)
 
 

@@ -276,9 +276,9 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:60])
 async def test_bad_request_is_a_400_in_openais_shape_that_names_the_field(
-    gateway: Gateway, body: dict[str, Any], param: str | None
+    standing: Gateway, body: dict[str, Any], param: str | None
 ) -> None:
-    reply = await gateway.post("/v1/chat/completions", {"model": MODEL, "messages": [USER], **body})
+    reply = await standing.post("/v1/chat/completions", {"model": MODEL, "messages": [USER], **body})
     assert reply.status == 400
     error = reply.body["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -289,12 +289,12 @@ async def test_bad_request_is_a_400_in_openais_shape_that_names_the_field(
 @pytest.mark.parametrize(
     "path", ["/v1/chat/completions", "/v1/responses", "/api/v1/chat", "/stream", "/api/chat/stream"]
 )
-async def test_absurd_sizes_are_refused_in_each_formats_shape(gateway: Gateway, path: str) -> None:
-    huge = await gateway.post(path, {"prompt": "x" * 5_000_000})
+async def test_absurd_sizes_are_refused_in_each_formats_shape(standing: Gateway, path: str) -> None:
+    huge = await standing.post(path, {"prompt": "x" * 5_000_000})
     assert (huge.status, huge.body["error"]["code"]) == (413, "payload_too_large")
     assert ("type" in huge.body["error"]) is path.startswith("/v1/")
     messages = [{"role": "user", "content": "x"}] * 501
-    many = await gateway.post(path, {"messages": messages, "input": messages})
+    many = await standing.post(path, {"messages": messages, "input": messages})
     assert many.status == (400 if path.startswith("/v1/") else 422)
 
 

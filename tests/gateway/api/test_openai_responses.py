@@ -294,8 +294,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:60])
-async def test_bad_request_is_a_400_in_openais_shape(gateway: Gateway, body: dict[str, Any], param: str) -> None:
-    reply = await gateway.post("/v1/responses", {"model": MODEL, "input": "Hello", **body})
+async def test_bad_request_is_a_400_in_openais_shape(standing: Gateway, body: dict[str, Any], param: str) -> None:
+    reply = await standing.post("/v1/responses", {"model": MODEL, "input": "Hello", **body})
     assert (reply.status, reply.body["error"]["type"]) == (400, "invalid_request_error")
     assert reply.body["error"]["param"].startswith(param)
 

@@ -218,8 +218,8 @@ async def test_openai_clients_ask_for_it_in_x_gateway(gateway: Gateway) -> None:
         ("/v1/chat/completions", {"x_gateway": CACHE, "store": False}),
     ],
 )
-async def test_senseless_wishes_are_refused(gateway: Gateway, path: str, body: dict[str, Any]) -> None:
-    reply = await gateway.post(path, {"messages": [{"role": "user", "content": "Hello"}], **body})
+async def test_senseless_wishes_are_refused(standing: Gateway, path: str, body: dict[str, Any]) -> None:
+    reply = await standing.post(path, {"messages": [{"role": "user", "content": "Hello"}], **body})
     assert reply.status in (400, 422)
     assert "cache" in reply.body["error"]["message"]
 

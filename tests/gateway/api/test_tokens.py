@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import jwt
@@ -22,7 +23,7 @@ from gateway.api.tokens import KeysUnavailable, PublishedKeys
 from gateway.config import ConfigError, load
 from gateway.errors import NotAuthenticated
 from gateway.llm.simulator import Simulator
-from tests.stack import Gateway, serve_asgi, serve_gateway
+from tests.stack import Gateway, ServeStanding, serve_asgi, serve_gateway
 
 SHARED = "a-shared-secret-of-the-tests-that-is-long"
 ISSUER, AUDIENCE = "https://issuer.example", "agent-gateway"
@@ -41,11 +42,9 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-@pytest.fixture
-async def with_secret(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    options = {"jwt_secret": SecretStr(SHARED), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
-    async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
-        yield gateway
+@pytest.fixture(scope="module")
+async def with_secret(serve_standing: ServeStanding) -> Gateway:
+    return await serve_standing(jwt_secret=SecretStr(SHARED), jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ async def test_token_is_asked_for(with_secret: Gateway) -> None:
 )  # fmt: skip
 async def test_claim_names_the_role(with_secret: Gateway, told: Any, role: str) -> None:
     headers = bearer(shared(role=told))
-    server = {"name": "more", "url": "http://127.0.0.1:9/mcp"}
+    server = {"name": f"more_{uuid4().hex[:8]}", "url": "http://127.0.0.1:9/mcp"}
     assert (await with_secret.post("/api/v1/mcp/servers", server, headers=headers)).status == (
         201 if role == "admin" else 403
     )

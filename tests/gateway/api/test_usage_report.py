@@ -15,7 +15,7 @@ from gateway.llm.simulator import Fault, Simulator
 from gateway.store.database import Database
 from gateway.store.usage_report import UsageReports, added_up
 from tests.keyring import Keyring
-from tests.stack import Gateway, Stream, serve_gateway
+from tests.stack import Gateway, ServeStanding, Stream, insert, serve_gateway
 
 INSERT = """
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, steps, prompt_tokens, cached_tokens, completion_tokens,
@@ -30,14 +30,22 @@ def at(day: date, hour: int = 12) -> datetime:
     return datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
 
 
-@pytest.fixture
-async def used(db: asyncpg.Connection) -> None:
+async def use(gateway: Gateway) -> Gateway:
     """Turns of two users with two models on three days, one before the last thirty; one without a price, one old."""
     days = [TODAY - timedelta(days=n) for n in (0, 1, 40)]
-    await db.execute(INSERT, "ada", "laptop", "big", 0.125, 0.5, at(days[0], 0), 2)
-    await db.execute(INSERT, "ada", "server", "small", 0.125, None, at(days[1]), 1)
-    await db.execute(INSERT, "bob", None, "big", 0.0, 0.25, at(days[1], 0), 1)
-    await db.execute(INSERT, "bob", "=cmd()", "big", 0.125, 1.0, at(days[2]), 1)
+    turns = [
+        ("ada", "laptop", "big", 0.125, 0.5, at(days[0], 0), 2),
+        ("ada", "server", "small", 0.125, None, at(days[1]), 1),
+        ("bob", None, "big", 0.0, 0.25, at(days[1], 0), 1),
+        ("bob", "=cmd()", "big", 0.125, 1.0, at(days[2]), 1),
+    ]
+    await insert(gateway, INSERT, turns)
+    return gateway
+
+
+@pytest.fixture(scope="module")
+async def used(serve_standing: ServeStanding) -> Gateway:
+    return await use(await serve_standing())
 
 
 async def usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
@@ -89,9 +97,8 @@ async def test_turn_that_fails_in_its_second_step_has_paid_for_the_first(gateway
     assert row["prompt_tokens"] == step["usage"]["prompt_tokens"] > 0
 
 
-@pytest.mark.usefixtures("used")
-async def test_default_is_the_last_thirty_days_by_day(gateway: Gateway) -> None:
-    table = await usage(gateway)
+async def test_default_is_the_last_thirty_days_by_day(used: Gateway) -> None:
+    table = await usage(used)
     assert [row["day"] for row in table["rows"]] == [str(TODAY - timedelta(days=1)), str(TODAY)]
     assert (table["from"], table["to"]) == tuple(
         at(TODAY + timedelta(days=n), 0).isoformat().replace("+00:00", "Z") for n in (-29, 1)
@@ -106,7 +113,6 @@ async def test_default_is_the_last_thirty_days_by_day(gateway: Gateway) -> None:
     assert table["truncated"] is False
 
 
-@pytest.mark.usefixtures("used")
 @pytest.mark.parametrize(
     ("query", "groups"),
     [
@@ -123,8 +129,8 @@ async def test_default_is_the_last_thirty_days_by_day(gateway: Gateway) -> None:
         ("group_by=conversation", [(None, 4)]),
     ],
 )
-async def test_turns_are_grouped_and_chosen(gateway: Gateway, query: str, groups: list[Any]) -> None:
-    table = await usage(gateway, query)
+async def test_turns_are_grouped_and_chosen(used: Gateway, query: str, groups: list[Any]) -> None:
+    table = await usage(used, query)
     names = table["group_by"]
     assert [(*(row[name] for name in names), row["turns"]) for row in table["rows"]] == groups
     assert table["total"]["turns"] == sum(group[-1] for group in groups)
@@ -148,8 +154,8 @@ async def test_conversations_and_keys_of_real_turns_are_told_apart(locked: Keyri
     ]
 
 
-@pytest.mark.usefixtures("used")
 async def test_users_see_their_own_alone(locked: Keyring) -> None:
+    await use(locked.gateway)
     for role in ("user", "viewer"):
         await locked.make("ada", role=role)
         table = (await locked.get("ada", "/api/v1/usage?group_by=user")).body
@@ -197,11 +203,10 @@ async def test_call_that_is_asked_again_is_paid_twice(gateway: Gateway) -> None:
     assert step["usage"]["prompt_tokens"] > 2 * once
 
 
-@pytest.mark.usefixtures("used")
-async def test_csv_on_request(gateway: Gateway) -> None:
+async def test_csv_on_request(used: Gateway) -> None:
     path = f"/api/v1/usage?group_by=user,key&from={TODAY - timedelta(days=100)}"
     for query, headers in (("&format=csv", {}), ("", {"Accept": "text/csv"})):
-        async with gateway.session.get(f"{gateway.base_url}{path}{query}", headers=headers) as response:
+        async with used.session.get(f"{used.base_url}{path}{query}", headers=headers) as response:
             assert response.status == 200
             assert response.headers["content-type"] == "text/csv; charset=utf-8"
             assert 'filename="usage-20' in response.headers["content-disposition"]
@@ -210,7 +215,7 @@ async def test_csv_on_request(gateway: Gateway) -> None:
             ("ada", "laptop", "2", "1.0"), ("ada", "server", "1", "0.0"), ("bob", "'=cmd()", "1", "1.0"),
             ("bob", "", "1", "0.25"),
         ]  # fmt: skip
-    async with gateway.session.get(f"{gateway.base_url}{path}&format=json", headers={"Accept": "text/csv"}) as response:
+    async with used.session.get(f"{used.base_url}{path}&format=json", headers={"Accept": "text/csv"}) as response:
         assert response.content_type == "application/json"
 
 
@@ -229,8 +234,8 @@ async def test_csv_on_request(gateway: Gateway) -> None:
         "format=xml",
     ],
 )
-async def test_bad_query_is_a_422(gateway: Gateway, query: str) -> None:
-    assert (await gateway.get(f"/api/v1/usage?{query}")).status == 422
+async def test_bad_query_is_a_422(standing: Gateway, query: str) -> None:
+    assert (await standing.get(f"/api/v1/usage?{query}")).status == 422
 
 
 async def test_many_groups_are_cut_and_many_turns_do_not_take_forever(
