@@ -46,11 +46,23 @@ async def conformance(*arguments: str) -> str:
     return out.decode()
 
 
-async def scenarios(url: str, revision: str, output: Path) -> dict[str, bool]:
+async def passes_alone(name: str, *arguments: str) -> bool:
+    """A scenario that failed among the others is played once more: on a busy machine some run out of their time, and
+    one time in hundreds the SDK's server blocks in writing to a stream that nobody reads any more."""
+    told = await conformance(*arguments, "--scenario", name)
+    print(told)
+    return re.search(r"^Passed: (\d+)/\1, 0 failed", told, re.MULTILINE) is not None
+
+
+async def scenarios(url: str, revision: str, output: Path, expected: dict[str, str]) -> dict[str, bool]:
     """Which of the scored scenarios pass."""
-    told = await conformance("server", "--url", url, "--requirements", revision, "-o", str(output))
+    server = ("server", "--url", url, "-o", str(output))
+    told = await conformance(*server, "--requirements", revision)
     unscored = set(NOT_SCORED.findall(told))
-    return {name: mark == "✓" for mark, name in RESULT.findall(told) if name not in unscored}
+    found = {name: mark == "✓" for mark, name in RESULT.findall(told) if name not in unscored}
+    for name in [name for name, passed in found.items() if not passed and name not in expected]:
+        found[name] = await passes_alone(name, *server, "--spec-version", revision)
+    return found
 
 
 def check(found: dict[str, bool], expected: dict[str, str]) -> None:
@@ -67,18 +79,20 @@ async def server(revision: str) -> AsyncGenerator[str]:
 
 
 async def test_tool_server_passes_whatever_needs_no_fixture(tools_url: str, revision: str, tmp_path: Path) -> None:
-    check(await scenarios(tools_url, revision, tmp_path), EXPECTED["tools-server"][revision])
+    expected = EXPECTED["tools-server"][revision]
+    check(await scenarios(tools_url, revision, tmp_path, expected), expected)
 
 
 async def test_what_passes_directly_passes_through_the_gateway(
     database_url: str, simulator: Simulator, server: str, revision: str, tmp_path: Path
 ) -> None:
-    direct = await scenarios(server, revision, tmp_path / "direct")
-    check(direct, EXPECTED["everything"][revision])
+    expected, also = EXPECTED["everything"][revision], EXPECTED["gateway"][revision]
+    direct = await scenarios(server, revision, tmp_path / "direct", expected)
+    check(direct, expected)
     async with serve_gateway(database_url, simulator, server) as gateway:
-        through = await scenarios(f"{gateway.base_url}/mcp", revision, tmp_path / "through")
+        through = await scenarios(f"{gateway.base_url}/mcp", revision, tmp_path / "through", expected | also)
     lost = {name for name, passed in direct.items() if passed and not through[name]}
-    assert sorted(lost) == sorted(EXPECTED["gateway"][revision])
+    assert sorted(lost) == sorted(also)
 
 
 async def test_gateways_own_connection_passes_the_client_scenarios(tmp_path: Path) -> None:
@@ -88,10 +102,8 @@ async def test_gateways_own_connection_passes_the_client_scenarios(tmp_path: Pat
             told = await conformance("client", "--command", command, "--suite", "all", "-o", str(tmp_path))
             found = {name: mark == "✓" for mark, name in RESULT.findall(told)}
             failed = {name for name, passed in found.items() if not passed}
-            # The suite plays all fifty at once: on a busy machine some run out of their time, and are played alone.
             for name in failed - EXPECTED["client"].keys():
-                alone = await conformance("client", "--command", command, "--scenario", name, "-o", str(tmp_path))
-                told += alone
-                failed -= {name} if re.search(r"^Passed: (\d+)/\1, 0 failed", alone, re.MULTILINE) else set()
+                if await passes_alone(name, "client", "--command", command, "-o", str(tmp_path)):
+                    failed.remove(name)
     assert len(found) > 40
     assert sorted(failed) == sorted(EXPECTED["client"]), told[-6_000:]
