@@ -8,6 +8,7 @@ from asyncio import create_task, sleep, wait
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -16,8 +17,13 @@ import mcp.server.mcpserver.tools.base as mcp_tools
 import uvicorn
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata, func_metadata
 from pydantic import SecretStr
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import LRUCache
 
 import gateway.app
+import gateway.store.database
+import tools_server.tasks.store
 from gateway.api.deps import State
 from gateway.api.protocol import HttpProtocol
 from gateway.app import create_app
@@ -81,6 +87,29 @@ def _describe_once(
 
 mcp_tools.func_metadata = _describe_once
 
+_compiled: dict[str, Any] = {"compiled_cache": LRUCache(2_000)}
+for module in (gateway.store.database, tools_server.tasks.store):
+    module.create_async_engine = partial(create_async_engine, execution_options=_compiled)  # type: ignore[attr-defined]
+# All engines of a run speak to one Postgres: what one has compiled, another need not.
+PGDialect_asyncpg.__hash__ = lambda self: hash(self._json_serializer)  # type: ignore[attr-defined,method-assign]
+PGDialect_asyncpg.__eq__ = lambda self, other: self._json_serializer is getattr(other, "_json_serializer", 0)  # type: ignore
+
+
+class _Given:
+    """Settings as they are given: neither the machine's environment nor a `.env` has a say, or is read."""
+
+    @classmethod
+    def settings_customise_sources(cls, _cls: Any, init_settings: Any, **_others: Any) -> Any:
+        return (init_settings,)
+
+
+class _GatewaySettings(_Given, Settings):
+    pass
+
+
+class _ToolsSettings(_Given, ToolsSettings):
+    pass
+
 
 class _Server(uvicorn.Server):
     @contextmanager
@@ -110,7 +139,7 @@ async def serve_asgi(app: Any, port: int = 0) -> AsyncGenerator[str]:
 @asynccontextmanager
 async def serve_tools(database_url: str) -> AsyncGenerator[str]:
     """The real tool server; yields its MCP address."""
-    settings = ToolsSettings(tools_server_secret=SecretStr(SECRET), _env_file=None)  # type: ignore[call-arg]
+    settings = _ToolsSettings(tools_server_secret=SecretStr(SECRET))
     store = TaskStore(database_url)
     server = create_server(settings, store)
     try:
@@ -244,8 +273,7 @@ async def serve_gateway(
     database_url: str, simulator: Simulator, tools_url: str | None, *, port: int = 0, **settings: Any
 ) -> AsyncGenerator[Gateway]:
     """The real gateway over real HTTP, connected to the given parts."""
-    complete = Settings(
-        _env_file=None,  # type: ignore[call-arg]
+    complete = _GatewaySettings(
         database_url=database_url,
         groq_api_key=SecretStr("simulated"),
         groq_base_url=simulator.base_url,

@@ -102,8 +102,8 @@ async def test_turn_leaves_nothing_to_the_garbage_collector(fast_gateway: Gatewa
     gc.collect()
     gc.disable()
     try:
-        for _ in range(10):
+        for _ in range(30):
             await calls_for(fast_gateway, 5, 0)
-        assert gc.collect() < 10
+        assert gc.collect() < 2 * 30  # less than any cycle of a turn's own makes; what runs beside may leave one
     finally:
         gc.enable()
