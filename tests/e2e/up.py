@@ -22,6 +22,7 @@ from tests.stack import Client, free_port
 
 ROOT = Path(__file__).parent.parent.parent
 KEPT_OUT = (
+    "PYTHONDONTWRITEBYTECODE",  # or each process compiles the packages anew, for a second
     "JWT_",
     "RATE_LIMIT_",
     "REDIS_",
