@@ -44,6 +44,7 @@ try {
   for await (const event of frames(response)) {
     show(page, event)
     if (event.type === 'tool.call') leaving.abort() // the laptop closes
+    leaving.signal.throwIfAborted() // whatever else had come by then
   }
 } catch (error) {
   if (error.name !== 'AbortError') throw error
