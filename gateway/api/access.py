@@ -14,20 +14,21 @@ RouteClass = Literal["chat", "tools", "mcp", "api"]
 
 
 class Access(NamedTuple):
-    """`area` None: any credential opens it. `public`: nobody is asked for one."""
+    """`area` None: any credential opens it. `public`: nobody is asked for one. `begins`: it may begin a turn."""
 
     area: Area | None
     role: UserRole = "viewer"
     kind: RouteClass = "api"
     public: bool = False
     counted: bool = True
+    begins: bool = False
 
 
 _ROLES: dict[UserRole, int] = {"viewer": 0, "user": 1, "admin": 2}
 _OPEN = Access(None, public=True)
 _UNCOUNTED = Access(None, public=True, counted=False)
 _ANYONE = Access(None)
-_BEGIN = Access("chat", "user", "chat")
+_BEGIN = Access("chat", "user", "chat", begins=True)
 _STEER = Access("chat", "user")
 _FOLLOW = Access("history", kind="chat")
 _READ = Access("history")

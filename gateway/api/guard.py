@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.api.access import Access, RouteClass, access_of, check
 from gateway.api.auth import PRINCIPAL, is_loopback
 from gateway.api.deps import State
+from gateway.api.entrance import Entrance
 from gateway.api.errors import error_response
 from gateway.api.middleware import HEADERS
 from gateway.api.texts import whole_characters
@@ -31,6 +32,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
+        self._entrance = Entrance()
         self._origins = settings.cors_origins
         self._hosts = settings.trusted_hosts
         if not self._hosts and is_loopback(settings.gateway_host):
@@ -44,6 +46,8 @@ class Guard:
         if not access.counted:
             await self._app(scope, receive, send)
             return
+        if access.begins:
+            await self._entrance.enter()
         state: State = scope["app"].state.gateway
         async with AsyncExitStack() as stack:
             try:

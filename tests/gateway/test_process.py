@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import uvicorn
 
-from gateway.process import bind
+from gateway.process import Server, bind, loop_factory
 
 
 @pytest.fixture
@@ -26,6 +27,32 @@ async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
         assert writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         client.close()
         writer.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs uvloop")
+def test_many_new_clients_are_accepted_in_few_passes_of_the_loop() -> None:
+    """A pass takes long while there are many streams; uvloop accepts one connection a pass of each socket."""
+
+    async def passes_for(clients: int) -> int:
+        listener = bind("127.0.0.1", 0, setting="GATEWAY_PORT")
+        config = uvicorn.Config(lambda *_: None, log_config=None, lifespan="off")
+        server = Server(config, lambda: None)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0)
+        waiting = [socket.create_connection(listener.getsockname()) for _ in range(clients)]
+        passes = 0
+        while len(server.server_state.connections) < clients:
+            passes += 1
+            await asyncio.sleep(0)
+        for client in waiting:
+            client.close()
+        server.should_exit = True
+        await serving
+        return passes
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        assert runner.run(passes_for(64)) < 64 / 4
 
 
 def test_shells_limit_of_open_files_is_none_for_streams() -> None:
