@@ -7,7 +7,7 @@ chunk would cost more than all else on the way of a token.
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import aiohttp
 import httpx
@@ -116,7 +116,7 @@ class SdkModel:
         reader = ChunkReader(sink)
         async with self._translated(slot), aclosing(await self._send(call, stream=True)) as response:
             slot.answered(response.headers, response.status_code)
-            async for data in cast(httpx.AsyncByteStream, response.stream):  # as it is: aiter_raw() would cut it anew
+            async for data in response.aiter_raw():
                 reader.feed(data)
                 await sink.drain()
             response.stream = _READ
