@@ -1,7 +1,7 @@
 """Which route needs what: the area that a credential must open, the least role, and the class it is counted in.
 
-The one place where that is said. A route that is not here is refused to viewers unless it only reads; a test fails for
-each route of the OpenAPI document that nobody has put here.
+The one place where that is said. A route that is not here is not served; a test fails for each route of the OpenAPI
+document that nobody has put here.
 """
 
 import re
@@ -27,7 +27,7 @@ class Access(NamedTuple):
 _ROLES: dict[UserRole, int] = {"viewer": 0, "user": 1, "admin": 2}
 _OPEN = Access(None, public=True)
 _UNCOUNTED = Access(None, public=True, counted=False)
-_ANYONE = Access(None)
+ANYONE = Access(None)
 _BEGIN = Access("chat", "user", "chat", begins=True)
 _STEER = Access("chat", "user")
 _FOLLOW = Access("history", kind="chat")
@@ -76,7 +76,7 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("GET", "/api/v1/mcp/resources/read"): _TOOLS,
     ("GET", "/api/v1/mcp/prompts"): _TOOLS,
     ("POST", "/api/v1/mcp/prompts/{name}"): _TOOLS,
-    ("GET", "/api/v1/models"): _ANYONE,
+    ("GET", "/api/v1/models"): ANYONE,
     ("POST", "/api/v1/turns/{turn_id}/feedback"): _CHANGE,
     ("GET", "/api/v1/usage"): _READ,
     ("GET", "/api/v1/budget"): _READ,
@@ -86,11 +86,11 @@ ROUTES: dict[tuple[str, str], Access] = {
     ("POST", "/api/v1/keys"): Access("keys", "user"),
     ("DELETE", "/api/v1/keys/{key_id}"): Access("keys", "user"),
     ("POST", "/v1/chat/completions"): _BEGIN,
-    ("GET", "/v1/models"): _ANYONE,
-    ("GET", "/v1/models/{model}"): _ANYONE,
+    ("GET", "/v1/models"): ANYONE,
+    ("GET", "/v1/models/{model}"): ANYONE,
     ("POST", "/openai/v1/chat/completions"): _BEGIN,
-    ("GET", "/openai/v1/models"): _ANYONE,
-    ("GET", "/openai/v1/models/{model}"): _ANYONE,
+    ("GET", "/openai/v1/models"): ANYONE,
+    ("GET", "/openai/v1/models/{model}"): ANYONE,
     ("POST", "/v1/responses"): _BEGIN,
     ("GET", "/v1/responses/{response_id}"): _FOLLOW,
     ("GET", "/v1/responses/{response_id}/input_items"): _READ,
@@ -111,14 +111,15 @@ ROUTES: dict[tuple[str, str], Access] = {
 _WITH_SLASHES = {"model"}
 
 
-def access_of(method: str, path: str) -> Access:
-    """What a request needs. Of what no route takes: as little as possible, for its answer is that there is none."""
+def access_of(method: str, path: str) -> Access | None:
+    """What a request needs; None: no route takes it. The application, which may see one there, must not be asked."""
+    method = "GET" if method == "HEAD" else method
     if (known := ROUTES.get((method, path))) is not None:
         return known
     for pattern, access in _PATTERNS.get(method, ()):
         if pattern.fullmatch(path):
             return access
-    return _ANYONE if method in ("GET", "HEAD", "OPTIONS", "TRACE") else Access(None, "user")
+    return None
 
 
 def methods_of(path: str) -> list[str]:

@@ -69,7 +69,8 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(request, 422, InvalidRequest.code, f"{param or 'body'}: {message}{more}", param or None)
 
 
-def _http_error(request: Request, error: Exception) -> JSONResponse:
+def http_error(request: Request, error: Exception) -> JSONResponse:
+    """A status without a body, in the one shape."""
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # how FastAPI says that it cannot decode a body
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
@@ -108,5 +109,5 @@ def install(app: FastAPI) -> None:
     """Make every failure of the app answer in the one shape."""
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(Exception, _unexpected)

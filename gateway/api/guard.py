@@ -8,14 +8,15 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.access import Access, RouteClass, access_of, check
+from gateway.api.access import ANYONE, Access, RouteClass, access_of, check, methods_of
 from gateway.api.auth import PRINCIPAL, is_loopback
 from gateway.api.deps import State
 from gateway.api.entrance import Entrance
-from gateway.api.errors import error_response
+from gateway.api.errors import error_response, http_error
 from gateway.api.middleware import HEADERS
 from gateway.api.texts import whole_characters
 from gateway.config import Settings
@@ -42,7 +43,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        access = access_of(scope["method"], scope["path"])
+        known = access_of(scope["method"], scope["path"])
+        access = known or ANYONE
         if not access.counted:
             await self._app(scope, receive, send)
             return
@@ -58,8 +60,12 @@ class Guard:
                     receive = stack.enter_context(state.auth.lasting.ending_with_key(principal, receive))
             except GatewayError as error:
                 await _answer(error, scope, receive, send)
-            else:
-                await self._app(scope, whole_characters(receive), send)
+                return
+            if known is None:
+                status = 405 if methods_of(scope["path"]) else 404
+                await http_error(Request(scope), HTTPException(status))(scope, receive, send)
+                return
+            await self._app(scope, whole_characters(receive), send)
 
     async def _enter(self, scope: Scope, access: Access, state: State) -> Principal | None:
         """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.

@@ -40,6 +40,7 @@ class Readiness(BaseModel):
     mcp_servers: list[ServerView]
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Is the process alive?")
 async def health(state: StateDep) -> Health:
     try:
@@ -57,6 +58,7 @@ async def health(state: StateDep) -> Health:
     )
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can it do its work?", responses={503: {"model": Readiness}})
 async def ready(response: Response, state: StateDep) -> Readiness:
     """503 when no turn can be kept. A model or MCP server that is away only degrades."""

@@ -2,9 +2,11 @@
 a viewer. A route that nobody has classified here, and in `gateway/api/access.py`, fails."""
 
 from typing import Any, Literal
+from uuid import uuid4
 
 import asyncpg
 import pytest
+from yarl import URL
 
 from gateway.api.access import ROUTES
 from gateway.app import create_app
@@ -187,6 +189,30 @@ async def test_what_is_anothers_is_not_there(ada: Ada, db: asyncpg.Connection) -
     assert await counts(db) == before
     for path in ("/api/v1/turns/{turn_id}", "/api/v1/conversations/{conversation_id}", "/v1/responses/{response_id}"):
         assert (await ada.ring.get("ada", ada.url(path))).status == 200
+
+
+async def test_path_that_only_looks_like_a_routes_opens_nothing(locked: Keyring) -> None:
+    """A router that is more lenient than the guard must not be asked: `$` in its patterns lets a line end pass."""
+    viewer = await locked.make("ada", role="viewer", scopes=("tools",))
+    names = dict.fromkeys(("turn_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
+    names |= {"user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
+    for method, path in ROUTES:
+        for tail in ("%0a", "%0A%0a", "%0d", "%00", "/", "%20", ";x"):
+            if path.endswith("}") and tail not in ("%0a", "/"):
+                continue  # a name may end in anything
+            url = URL(f"{locked.gateway.base_url}{path.format(**names)}{tail}", encoded=True)
+            async with locked.gateway.session.request(method, url, json={}, headers=viewer) as response:
+                assert response.status in (403, 404, 405, 422), (method, url)
+            async with locked.gateway.session.request(method, url, json={}) as response:
+                assert response.status == 401, (method, url)
+
+
+async def test_probes_may_ask_for_heads(locked: Keyring) -> None:
+    await locked.make("ada")
+    for path in ("/health", "/ready"):
+        async with locked.gateway.session.head(f"{locked.gateway.base_url}{path}") as response:
+            assert response.status == 200
+            assert "x-ratelimit-limit" not in response.headers
 
 
 async def counts(db: asyncpg.Connection) -> list[Any]:
