@@ -200,8 +200,9 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         refreshing = asyncio.create_task(_keep_fresh(upstream, catalog), name="models")
         stack.push_async_callback(_cancel, refreshing)
 
-        server_store = ServerStore(database)
-        toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal_of(settings)))
+        seal = seal_of(settings)
+        server_store = ServerStore(database, seal)
+        toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal))
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
         guarded = GuardedToolbox(toolbox, deny=settings.tools_deny, redactor=redactor)

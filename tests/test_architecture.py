@@ -18,6 +18,7 @@ LEAVES = {
     "gateway.deadline",
     "gateway.redaction",
     "gateway.schemas",
+    "gateway.urls",
 }
 AGENT_MAY = LEAVES | {"gateway.agent", "gateway.llm.base", "gateway.tools.base"}
 AGENT_DOORS = {"gateway.agent.runner", "gateway.agent.following"}

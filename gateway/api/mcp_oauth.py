@@ -11,6 +11,7 @@ from gateway.api.deps import PrincipalDep, StateDep
 from gateway.api.errors import ErrorBody
 from gateway.errors import GatewayError, NotFound
 from gateway.messages import Principal
+from gateway.urls import bare
 
 router = APIRouter(tags=["MCP servers"])
 
@@ -78,9 +79,8 @@ async def start_page(ticket: Ticket, state: StateDep) -> HTMLResponse:
     except GatewayError as error:
         return _page("Sign-in", error.message, status=error.status)
     whose = f"the gateway's user {login.owner}" if login.owner else "everybody who uses the gateway"
-    text = (
-        f"The agent gateway wants to use the MCP server {login.server} ({login.url}) for {whose}, as {login.by} asked."
-    )
+    server = f"{login.server} ({bare(login.url)})"
+    text = f"The agent gateway wants to use the MCP server {server} for {whose}, as {login.by} asked."
     return _page(f"Sign in to {login.server}?", text, more='<form method="post"><button>Sign in</button></form>')
 
 

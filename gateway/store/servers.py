@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from sqlalchemy import delete, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
@@ -11,28 +12,50 @@ from gateway.errors import NotFound
 from gateway.messages import JsonObject
 from gateway.store.audit import audit
 from gateway.store.database import Database
+from gateway.store.sealing import Seal
 from gateway.store.tables import McpServerRow, McpToolRow
+from gateway.urls import bare
+
+SEALED = "sealed"
 
 
 class ServerStore:
-    """Rows of `mcp_servers` and `mcp_tools`."""
+    """Rows of `mcp_servers` and `mcp_tools`. How a server is reached is sealed: keys stand in headers and addresses."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, seal: Seal) -> None:
         self._database = database
+        self._seal = seal
 
     async def all(self) -> list[McpServerRow]:
         """Every server that was added or switched at run time, by name."""
         async with self._database.session() as session:
-            return list((await session.exec(select(McpServerRow).order_by(col(McpServerRow.name)))).all())
+            rows = list((await session.exec(select(McpServerRow).order_by(col(McpServerRow.name)))).all())
+        for row in rows:
+            row.config = row.config and self._opened(row.config)
+        return rows
 
     async def put(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
         """Add a server, or switch one; `config` None: one that the file configures."""
-        row = insert(McpServerRow).values(name=name, config=config, disabled=disabled, changed_by=by)
+        kept = config and self._sealed(config)
+        row = insert(McpServerRow).values(name=name, config=kept, disabled=disabled, changed_by=by)
         changed = {"config": row.excluded.config, "disabled": disabled, "changed_by": by, "changed_at": func.now()}
         async with self._database.session() as session:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
-            detail = {"disabled": disabled, "url": (config or {}).get("url")}
+            detail = {"disabled": disabled, "url": bare((config or {}).get("url", "")) or None}
             session.add(audit(by, "server.put", f"server {name}", detail))
+
+    def _sealed(self, config: JsonObject) -> JsonObject:
+        if SEALED in config:  # it could not be opened here
+            return {SEALED: config[SEALED]}
+        return {SEALED: self._seal.close(msgspec.json.encode(config)).decode()}
+
+    def _opened(self, kept: JsonObject) -> JsonObject:
+        if SEALED not in kept:  # from before its headers were sealed
+            return kept
+        plain = self._seal.open(kept[SEALED].encode())
+        if plain is None:
+            return kept | {"fault": "it was added under another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
+        return msgspec.json.decode(plain)
 
     async def remove(self, name: str, *, by: str) -> None:
         """Forget a server and what was known of its tools."""

@@ -23,7 +23,8 @@ Listed = Literal["resources", "resource_templates", "prompts"]
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """How one MCP server stands. `state`: connecting, up, degraded, needs_auth, down, disabled; `since`: ISO 8601."""
+    """How one MCP server stands. `state`: connecting, up, degraded, needs_auth, down, disabled; `since`: ISO 8601;
+    `url` without what may be secret in it."""
 
     name: str
     url: str | None

@@ -37,6 +37,7 @@ from gateway.tools.opening import open_way
 from gateway.tools.questions import UnfitQuestion, answered, held_question, questions_of, responses_to
 from gateway.tools.servers import ServerConfig
 from gateway.tools.transport import CONNECTION_CLOSED
+from gateway.urls import bare
 
 log = get_logger(__name__)
 
@@ -329,7 +330,7 @@ class Connection:
     def status(self) -> ServerStatus:
         return ServerStatus(
             name=self.config.name,
-            url=self.config.url or None,
+            url=bare(self.config.url) or None,
             transport=self.config.transport,
             state=self._state,
             since=self._since.isoformat(timespec="milliseconds"),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import InvalidRequest, NotFound
 from gateway.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
+from gateway.urls import bare
 from gateway.wire.openai_chat import ToolName, client_tool
 
 _encode = msgspec.json.Encoder().encode
@@ -275,7 +276,7 @@ class ResponseRequest(_Body):
                 known = ", ".join(sorted(urls)) or "none"
                 message = f"{where}.server_label: {tool.server_label!r} is not configured here; configured: {known}."
                 raise InvalidRequest(message, param=f"{where}.server_label")
-            if tool.server_url is not None and tool.server_url != urls[tool.server_label]:
+            if tool.server_url is not None and bare(tool.server_url) != urls[tool.server_label]:
                 message = f"{where}.server_url: servers are the administrator's to configure; leave the address out."
                 raise InvalidRequest(message, param=f"{where}.server_url")
             chosen = [spec for spec in specs if spec.server == tool.server_label and _matches(spec, tool.allowed_tools)]

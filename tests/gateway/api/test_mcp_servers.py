@@ -57,6 +57,37 @@ async def test_server_added_on_one_worker_serves_on_every_one_and_after_a_restar
     assert actions == ["server.put", "server.remove"]
 
 
+async def test_secrets_of_a_server_are_shown_nowhere_and_sealed_where_they_are_kept(
+    database_url: str, simulator: Simulator, trial_url: str, db: asyncpg.Connection, tmp_path: Path
+) -> None:
+    url = trial_url.replace("http://", "http://usr:hunter2pw@") + "?api_key=zzsecret"
+    body = {"name": "extra", "url": url, "headers": {"X-Secret": "geheim"}}
+    async with serve_gateway(database_url, simulator, None, gateway_data_dir=tmp_path) as gateway:
+        await send(gateway, "POST", body=body)
+        await until(lambda: offers(gateway, "extra_echo"))
+        await gateway.chat("Hello")
+        audit = await gateway.get("/api/v1/audit")
+        shown = [await gateway.get(f"/{path}") for path in ("ready", "api/v1/mcp/servers", "api/v1/tools")]
+        asked = {"input": "Hello", "tools": [{"type": "mcp", "server_label": "extra", "server_url": url}]}
+        assert (await gateway.post("/v1/responses", asked)).status == 200
+    everything = str([reply.body for reply in [audit, *shown]])
+    assert trial_url in everything
+    kept = str(await db.fetch("SELECT s::text, a::text FROM mcp_servers s, audit_log a"))
+    for secret in ("hunter2pw", "zzsecret", "geheim"):
+        assert secret not in everything
+        assert secret not in kept
+    async with serve_gateway(database_url, simulator, None, gateway_data_dir=tmp_path) as again:
+        await until(lambda: offers(again, "extra_echo"))
+    other = {"gateway_data_dir": tmp_path / "other"}
+    async with serve_gateway(database_url, simulator, None, **other) as elsewhere:
+        await until(lambda: elsewhere.state.registry.source("extra") is not None)
+        await send(elsewhere, "PATCH", "/extra", {"disabled": False})
+        server = next(server for server in (await send(elsewhere, "GET")).body["servers"] if server["name"] == "extra")
+        assert (server["state"], "GATEWAY_ENCRYPTION_KEY" in server["reason"]) == ("disabled", True)
+    async with serve_gateway(database_url, simulator, None, gateway_data_dir=tmp_path) as still:
+        await until(lambda: offers(still, "extra_echo"))
+
+
 async def test_server_is_disabled_and_enabled_wherever_it_comes_from(gateway: Gateway) -> None:
     assert (await send(gateway, "PATCH", "/tools", {"disabled": True})).status == 200
     await until(lambda: not offers(gateway, "calculator"))
