@@ -236,6 +236,9 @@ class McpEndpoint:
         prompt = arguments.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
             return _result(ToolResult("error", [text_block("prompt: a text is needed.")]))
+        if len(prompt) > (most := self._settings.max_message_chars):
+            told = f"prompt: at most {most:,} characters, not {len(prompt):,}."
+            return _result(ToolResult("error", [text_block(told)]))
         request = TurnRequest(
             messages=(Message("user", prompt),),
             model=str(arguments.get("model") or self._settings.default_model),

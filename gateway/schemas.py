@@ -6,7 +6,7 @@ Python's own engine can be made to run for days over forty characters.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 from types import SimpleNamespace
@@ -39,6 +39,23 @@ _DRAFTS: Any = (
 )  # fmt: skip
 
 
+MOST_DEPTH = 100
+
+
+def too_deep(value: Any) -> bool:
+    """Whether objects and arrays are nested in more than `MOST_DEPTH` others. Deeper ones break what walks them."""
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        level = [part for item in level if isinstance(item, dict | list) for part in _parts(item)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return cast(Iterable[Any], value.values() if isinstance(value, dict) else value)
+
+
 class Uncheckable(Exception):
     """The schema refers to what is not in it, or to itself without an end."""
 
@@ -48,6 +65,8 @@ def check_schema(schema: Any) -> None:
     jsonschema.SchemaError: it is not valid.
     Uncheckable: nobody can tell.
     """
+    if too_deep(schema):
+        raise Uncheckable
     try:
         Draft202012Validator.check_schema(schema)
     except RecursionError:

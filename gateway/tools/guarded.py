@@ -21,6 +21,7 @@ from gateway.messages import (
     text_block,
 )
 from gateway.redaction import Redactor
+from gateway.schemas import MOST_DEPTH, too_deep
 from gateway.tools.base import CallObserver, Listed, ServerStatus, SignIn, Toolbox
 from gateway.tools.cleaning import clean, clean_value
 from gateway.tools.connection import CallFailed
@@ -74,6 +75,9 @@ class GuardedToolbox:
         """See `Toolbox.call`."""
         if self._denies(spec) or not principal.may_use(spec):
             return ToolResult("denied", [text_block(f"The tool {spec.name!r} is not allowed here.")])
+        if too_deep(arguments):
+            told = f"The arguments are nested more than {MOST_DEPTH} deep: make them flatter."
+            return ToolResult("error", [text_block(told)])
         arguments = self._redactor.value(arguments)
         answers = [
             msgspec.structs.replace(kept, answer=kept.answer and _redacted(kept.answer, self._redactor))

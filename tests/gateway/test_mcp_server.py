@@ -90,7 +90,8 @@ async def test_agent_is_asked_and_gone_on_with(gateway: Gateway, mode: str, db: 
         assert "23*19" in text(again)
         refused = await client.call_tool("ask_agent", {"prompt": "Hello", "model": "no-such-model"})
         assert refused.is_error
-        assert (await client.call_tool("ask_agent", {"prompt": " "})).is_error
+        for prompt in (" ", "x" * 400_001):
+            assert (await client.call_tool("ask_agent", {"prompt": prompt})).is_error
     assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 2
 
 

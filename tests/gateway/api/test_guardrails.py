@@ -201,6 +201,25 @@ def test_rules_that_would_see_texts_in_pieces_are_refused() -> None:
         load(_env_file=None, redaction_rules=RULES, synchronous_journal=True)
 
 
+# --- depth
+
+
+def nested(depth: int) -> Any:
+    value: Any = "x"
+    for _ in range(depth):
+        value = {"of": value}
+    return value
+
+
+async def test_what_is_nested_too_deep_is_refused_before_anything_walks_it(standing: Gateway) -> None:
+    deep, flat = [(await standing.post("/api/v1/tools/calculator", {"expression": nested(n)})).body for n in (300, 50)]
+    assert (deep["outcome"], "100 deep" in deep["content"][0]["text"]) == ("error", True)
+    assert "deep" not in flat["content"][0]["text"]
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": nested(300)}}}
+    reply = await standing.chat("Hello", response_format=schema)
+    assert (reply.status, reply.body["error"]["param"]) == (422, "response_format")
+
+
 # --- hosts, pages, headers
 
 
