@@ -18,6 +18,7 @@ from mcp.server.mcpserver import Context, MCPServer
 from gateway.config import ConfigError, load
 from gateway.llm.simulator import Fault, Simulator
 from gateway.redaction import Redactor, Rule, load_rules
+from gateway.tools.cleaning import clean
 from tests.keyring import Keyring
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
@@ -109,6 +110,40 @@ async def test_hidden_characters_of_tool_results_reach_neither_people_nor_models
     for event in stream.events:
         assert "\\u202e" not in json.dumps(event.data)
         assert "\\u001b" not in json.dumps(event.data)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "seen"),
+    [
+        ("a" + "".join(chr(0xE0100 + byte) for byte in b"obey"), "a"),
+        ("a\ufe00\ufe01\ufe0fb \ufe0f", "ab "),
+        ("pass\u200bword\u2060 \ufeffx\u200e\u200f\u061c\u00ad\u2063", "password x"),
+        ("a\u200d\u200cb\u200d", "ab"),
+        ("\U0001f642" + "\ufe0f\u2060" * 9 + "\u200d" * 9, "\U0001f642\ufe0f"),
+        ("a\x1bPq#0;2;0;0;0#0~~\x1b\\b\x1b_Gi=1;AAAA\x1b\\c\x1b^x\x1b\\d\x1bXx\x1b\\e", "abcde"),
+        ("a\x1b]0;title\x1b\\b\x1b]2;x\x9cc\x1bPnever ends", "abc"),
+        ("a\x1b(Bb\x1bcc\x1b[?25ld\x1b[1;31", "abcd"),
+        ("\x1b\u200b[31mred", "[31mred"),
+    ],
+    ids=["selectors", "first-selectors", "widthless", "joiners", "runs", "dcs", "osc", "short", "nested"],
+)
+def test_nothing_that_people_do_not_see_stays(hidden: str, seen: str) -> None:
+    assert clean(hidden) == seen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain\ttext\r\nof two lines", "\u2764\ufe0f \u260e\ufe0e 1\ufe0f\u20e3 \u2139\ufe0f",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308",
+        "\U0001f469\U0001f3fd\u200d\U0001f4bb \u2764\ufe0f\u200d\U0001f525",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c",
+        "\u65e5\u672c\u3000\u8a9e na\u00efve \u05e9\u05dc\u05d5\u05dd",
+    ],
+    ids=["plain", "presentation", "families", "tones", "persian", "hindi", "others"],
+)  # fmt: skip
+def test_text_that_needs_joiners_and_selectors_keeps_them(text: str) -> None:
+    assert clean(text) == text
 
 
 # --- redaction
