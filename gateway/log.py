@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from io import StringIO
 from typing import Any, cast
 
 import structlog
@@ -17,6 +18,14 @@ _SECRET_TEXT = re.compile(
     r"|(?<=://)[^/\s:@\"']*:[^/\s\"']+(?=@)"
 )
 _REDACTED = "[redacted]"
+# Whose errors quote rows and values; what they say without them.
+_DATABASE = ("asyncpg", "sqlalchemy")
+_TOLD = ("sqlstate", "table_name", "column_name", "constraint_name", "statement")
+_ROW = re.compile(r"(?:\n|\\n)DETAIL: .*", re.DOTALL)
+# Control characters, what turns the direction of writing, and what no reader sees.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
 # Local variables would bring prompts and keys into the log.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
@@ -33,7 +42,69 @@ def _without_secrets(value: Any) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_without_secrets(inner) for inner in cast("list[Any]", value)]
+    if isinstance(value, str) and "DETAIL: " in value:
+        return _ROW.sub("", value)
     return value
+
+
+def _without_rows(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """With exceptions of the database, and those that they come from, only the sort and the place are told."""
+    given = event.get("exc_info")
+    given = sys.exc_info() if given is True else given
+    error = cast(Any, given)[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        known: dict[int, BaseException] = {}
+        told = _told(error, known)
+        event["exc_info"] = told if any(isinstance(one, _Told) for one in known.values()) else error
+    return event
+
+
+class _Told(Exception):
+    """In the place of an exception whose text is not for the log."""
+
+
+def _told(error: Any, known: dict[int, BaseException], *, below: bool = False) -> BaseException:
+    """A copy of an exception, for its looks alone, and of all that led to it. `known`: the copies so far, by id;
+    `below`: it is one of those that led to an exception of the database."""
+    if id(error) in known:
+        return known[id(error)]
+    hidden = below or type(error).__module__.partition(".")[0] in _DATABASE
+    copy: Any
+    if issubclass(type(error), BaseExceptionGroup):
+        known[id(error)] = Exception(error.message)  # for one of its own that it has led to
+        copy = BaseExceptionGroup(error.message, [_told(one, known, below=below) for one in error.exceptions])
+    else:
+        names = {"__module__": type(error).__module__, "__qualname__": type(error).__qualname__}
+        looks = type(type(error).__name__, (_Told if hidden else Exception,), names)
+        places = [f"{name}={value}" for name in _TOLD if (value := getattr(error, name, None))]
+        copy = looks(" ".join(places) if hidden else str(error))
+    known[id(error)] = copy
+    copy.__traceback__ = error.__traceback__
+    for name in ("__cause__", "__context__"):
+        if (led := getattr(error, name)) is not None:
+            setattr(copy, name, _told(led, known, below=hidden))
+    copy.__suppress_context__ = error.__suppress_context__
+    return copy
+
+
+def _escaped(value: Any) -> Any:
+    """A value without what a terminal would do, or not show: in its place stands its escape, `\\x1b`."""
+    if isinstance(value, dict):
+        return {_escaped(name): _escaped(inner) for name, inner in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in cast("list[Any]", value)]
+    if isinstance(value, str):
+        return _UNSEEN.sub(_escape, value)
+    return value
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def _seen(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    kept = {name: event.pop(name) for name in ("exc_info", "stack") if name in event}
+    return {**_escaped(dict(event)), **kept}
 
 
 def _redact_line(_logger: Any, _method: str, line: str) -> str:
@@ -58,9 +129,9 @@ def configure(*, json: bool, level: str = "INFO") -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: list[Any] = (
-        [_TRACEBACKS, _redact, structlog.processors.JSONRenderer(), _redact_line]
+        [_without_rows, _TRACEBACKS, _redact, structlog.processors.JSONRenderer(), _redact_line]
         if json
-        else [_redact, _console(), _redact_line]
+        else [_without_rows, _redact, _seen, _console(), _redact_line]
     )
     structlog.configure(
         processors=[
@@ -91,8 +162,13 @@ def configure(*, json: bool, level: str = "INFO") -> None:
 
 
 def _console() -> Any:
-    plain = structlog.dev.plain_traceback
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)
+
+
+def _traceback(out: Any, exc_info: Any) -> None:
+    whole = StringIO()
+    structlog.dev.plain_traceback(whole, exc_info)
+    out.write("\n".join(_escaped(line.replace("\t", "    ")) for line in whole.getvalue().split("\n")))
 
 
 def get_logger(name: str) -> Any:

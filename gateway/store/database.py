@@ -41,7 +41,7 @@ class Database:
         self.url = url
         self.engine: AsyncEngine = create_async_engine(
             url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, connect_args={"timeout": 5},
-            json_serializer=jsonb,
+            json_serializer=jsonb, hide_parameters=True,
         )  # fmt: skip
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self._lone = self.engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -33,7 +33,7 @@ class InputStore:
         kept = [KeptInput(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
         async with self._database.session() as session:
             for one in kept:
-                question = self._redactor.value(msgspec.to_builtins(one.question))
+                question = self._redactor.texts(msgspec.to_builtins(one.question))
                 session.add(
                     TurnInput(
                         id=one.id, turn_id=turn_id, call_id=call_id, question=question, state=one.state,

@@ -121,7 +121,7 @@ class GuardedToolbox:
             templates = await self.listed("resource_templates", principal)
             if all(template["uriTemplate"] != ref.get("uri") for template in templates):
                 raise NotFound(f"There is no resource template {str(ref.get('uri'))[:200]!r}.", param="ref")
-        return await self._toolbox.complete(ref, argument, principal)
+        return await self._toolbox.complete(ref, self._redactor.value(argument), principal)
 
     def servers(self) -> list[ServerStatus]:
         return self._toolbox.servers()

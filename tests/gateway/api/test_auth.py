@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.llm.simulator import Fault, Simulator
 from gateway.log import get_logger
+from gateway.store.database import Database
 from tests.stack import Gateway, serve_gateway
 
 KEY = "a-key-of-the-tests"
@@ -66,6 +68,55 @@ async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gat
     for secret in ("camel", "zebra", KEY, "geheim", "simulated"):
         assert secret not in log_text.getvalue()
     assert all(line.get("request_id") for line in lines if line["event"] == "request")
+
+
+@pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
+async def test_statement_that_fails_brings_no_row_into_the_log(database_url: str, log_text: io.StringIO) -> None:
+    database = Database(database_url)
+    log = get_logger("test")
+    row = {"hash": "geheim-hash", "prefix": "geheim-prefix", "name": "geheim\nname", "owner": "geheim-owner"}
+    given = "gen_random_uuid(), :hash, :prefix, :name, :owner, 'user', 'x'"
+    insert = f"INSERT INTO api_keys (id, hash, prefix, name, owner, role, created_by) VALUES ({given}) RETURNING id"
+    try:
+        await database.rows(insert, **row)
+        for statement, values in (
+            (insert, row),
+            (insert, row | {"prefix": None}),
+            ("SELECT CAST(:value AS uuid)", {"value": "geheim-id"}),
+            ("SELECT CAST(CAST(:value AS text) AS uuid)", {"value": "geheim-id"}),
+        ):
+            try:
+                try:
+                    await database.rows(statement, **values)
+                except SQLAlchemyError as error:
+                    if statement is insert:
+                        log.error("said", error=str(error), of=repr(error.orig))
+                    raise ExceptionGroup("several", [error]) from error
+            except ExceptionGroup as error:
+                log.error("broke", exc_info=error)
+                logging.getLogger("library").exception("broke too")
+    finally:
+        await database.close()
+    text = log_text.getvalue()
+    for told in ("IntegrityError", "UniqueViolationError", "sqlstate=23505", "constraint_name=ux_api_keys_", "rows"):
+        assert told in text
+    assert "geheim" not in text
+
+
+@pytest.mark.parametrize("log_text", [False], indirect=True, ids=["terminal"])
+async def test_what_a_terminal_would_act_on_is_escaped(standing: Gateway, log_text: io.StringIO) -> None:
+    await standing.get("/y%1b%5b31mred%c2%9b%e2%80%ae%0aforged")
+    log = get_logger("test")
+    log.warning("said\x1b[2J", deep={"a\x1b": ["\u202e"]}, flat="x\x1b[31m")
+    try:
+        raise ValueError("of\x1b[31ma message")
+    except ValueError:
+        log.exception("broke")
+    logging.getLogger("library").error("told \x9b2J")
+    text = log_text.getvalue()
+    assert "\\x1b[31mred\\x9b\\u202e\\nforged" in text
+    assert "of\\x1b[31ma message" in text
+    assert not set(text) & {"\x1b", "\x9b", "\u202e"}
 
 
 @pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import asyncpg
 import httpx2
 import pytest
+import regex
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
 
 from gateway.config import ConfigError, load
 from gateway.llm.simulator import Fault, Simulator
-from gateway.redaction import load_rules
+from gateway.redaction import Redactor, Rule, load_rules
+from gateway.tools.cleaning import clean
 from tests.keyring import Keyring
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
@@ -109,6 +112,40 @@ async def test_hidden_characters_of_tool_results_reach_neither_people_nor_models
         assert "\\u001b" not in json.dumps(event.data)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "seen"),
+    [
+        ("a" + "".join(chr(0xE0100 + byte) for byte in b"obey"), "a"),
+        ("a\ufe00\ufe01\ufe0fb \ufe0f", "ab "),
+        ("pass\u200bword\u2060 \ufeffx\u200e\u200f\u061c\u00ad\u2063", "password x"),
+        ("a\u200d\u200cb\u200d", "ab"),
+        ("\U0001f642" + "\ufe0f\u2060" * 9 + "\u200d" * 9, "\U0001f642\ufe0f"),
+        ("a\x1bPq#0;2;0;0;0#0~~\x1b\\b\x1b_Gi=1;AAAA\x1b\\c\x1b^x\x1b\\d\x1bXx\x1b\\e", "abcde"),
+        ("a\x1b]0;title\x1b\\b\x1b]2;x\x9cc\x1bPnever ends", "abc"),
+        ("a\x1b(Bb\x1bcc\x1b[?25ld\x1b[1;31", "abcd"),
+        ("\x1b\u200b[31mred", "[31mred"),
+    ],
+    ids=["selectors", "first-selectors", "widthless", "joiners", "runs", "dcs", "osc", "short", "nested"],
+)
+def test_nothing_that_people_do_not_see_stays(hidden: str, seen: str) -> None:
+    assert clean(hidden) == seen
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain\ttext\r\nof two lines", "\u2764\ufe0f \u260e\ufe0e 1\ufe0f\u20e3 \u2139\ufe0f",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308",
+        "\U0001f469\U0001f3fd\u200d\U0001f4bb \u2764\ufe0f\u200d\U0001f525",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c",
+        "\u65e5\u672c\u3000\u8a9e na\u00efve \u05e9\u05dc\u05d5\u05dd",
+    ],
+    ids=["plain", "presentation", "families", "tones", "persian", "hindi", "others"],
+)  # fmt: skip
+def test_text_that_needs_joiners_and_selectors_keeps_them(text: str) -> None:
+    assert clean(text) == text
+
+
 # --- redaction
 
 EMAIL = "ada@lovelace.example"
@@ -181,6 +218,91 @@ async def test_text_in_pieces_is_redacted_as_a_whole(
         again = (await response.read()).decode()
     assert "[email]" in again
     assert "lovelace" not in again
+
+
+async def test_whatever_a_request_brings_is_stored_redacted(discreet: Gateway, db: asyncpg.Connection) -> None:
+    of = f"of {EMAIL}"
+    schema = {"type": "object", "properties": {EMAIL: {"type": "integer", "maximum": 9007199254740991, "title": of}}}
+    response = await discreet.post(
+        "/v1/responses",
+        {
+            "input": "hello", "instructions": of, "metadata": {EMAIL: of}, "user": EMAIL,
+            "tools": [{"type": "function", "name": "look", "description": of, "parameters": schema}],
+            "text": {"format": {"type": "json_schema", "name": "answer", "schema": schema}},
+        },
+    )  # fmt: skip
+    assert response.status == 200, response.body
+    assert response.body["instructions"] == of  # who asks hears it all
+    chat = await discreet.post(
+        "/v1/chat/completions",
+        {
+            "model": response.body["model"], "user": EMAIL, "stop": [EMAIL], "metadata": {EMAIL: of},
+            "messages": [{"role": "user", "name": "ada@lovelace.example", "content": "hello"}],
+        },
+    )  # fmt: skip
+    assert chat.status == 200, chat.body
+    assert EMAIL not in await kept(db)
+    again = (await discreet.get(f"/v1/responses/{response.body['id']}")).body
+    assert (again["instructions"], again["metadata"]) == ("of [email]", {"[email]": "of [email]"})
+    maximum = again["tools"][0]["parameters"]["properties"]["[email]"]["maximum"]
+    assert maximum == 9007199254740991
+
+
+def test_arguments_are_redacted_whatever_they_are_called() -> None:
+    rules = load_rules(RULES)
+    given = {"data": f"mail {EMAIL}", "blob": [EMAIL], EMAIL: 1, "x@lovelace.example": 2, "n": 4111111111111111}
+    assert rules.value(given) == {
+        "data": "mail [email]",
+        "blob": ["[email]"],
+        "[email]": 1,
+        "[email] 4": 2,
+        "n": "[card]",
+    }
+    assert rules.value([4111111111111111.0, -4111111111111111]) == ["[card]", "-[card]"]
+    others = [0, 7, True, None, 52.520008123456789, float("inf"), 1234567890123]
+    assert rules.value(others) == others
+
+
+def test_base64_of_content_stays_and_nothing_else_does() -> None:
+    rules = load_rules(RULES)
+    image = {"type": "image", "data": "sk/sk-abcdefghijklmnop==", "mimeType": "image/png"}
+    file = {"type": "resource", "resource": {"uri": "a://b", "blob": "sk/sk-abcdefghijklmnop"}}
+    assert rules.blocks([image, file]) == [image, file]
+    lies = [image | {"data": EMAIL}, {"type": "text", "text": "x", "data": EMAIL}, {"type": "audio", "data": [EMAIL]}]
+    lies += [{"type": "resource", "resource": {"uri": EMAIL, "blob": EMAIL}}, image | {"mimeType": EMAIL}]
+    assert EMAIL not in json.dumps(rules.blocks(lies))
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "eyJ-", "a@", "a.", "a@b", "sk-", "1", "1 ", "AB12", "AB12 CDE ", "eyJaaaaaaaa."]
+)
+def test_long_texts_are_redacted_in_no_time(part: str) -> None:
+    rules = load_rules(RULES)
+    began = time.thread_time()
+    text = part * (400_000 // len(part))
+    left = rules.text(f"{text} {EMAIL}")
+    assert time.thread_time() - began < 10
+    assert left.endswith(" [email]")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", r"\beyJ[A-Za-z0-9_-]{8,}\.[\w-]+\.", r"(a|aa)+$", r"\d+\s*$", r"(\w+)+\s*$"],
+)
+def test_rule_that_takes_too_long_is_refused_at_the_start(tmp_path: Path, pattern: str) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(f"[[rule]]\nname = 'slow'\npattern = '{pattern}'")
+    with pytest.raises(ConfigError, match="slow: takes too long"):
+        load_rules(path)
+
+
+def test_text_with_which_a_rule_takes_too_long_is_replaced_whole() -> None:
+    rules = Redactor([Rule("odd", regex.compile("(q|qq)+!"), "-"), Rule("email", regex.compile("ada@"), "[email]")])
+    trap = "q" * 100 + " !"
+    began = time.thread_time()
+    assert rules.text(trap) == "[odd]"
+    assert rules.value([trap] * 1000 + ["qq! ada@b"]) == ["[odd]"] * 1000 + ["- [email]b"]
+    assert time.thread_time() - began < 10
 
 
 @pytest.mark.parametrize(
