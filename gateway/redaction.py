@@ -12,14 +12,12 @@ from time import thread_time
 from typing import Any, cast
 
 import msgspec
-import regex  # pyright: ignore[reportMissingTypeStubs]
 
 from gateway.config import ConfigError
 from gateway.log import get_logger
 
 log = get_logger(__name__)
 
-_regex: Any = regex
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]*=*\s*")
 _PROBE_CHARACTERS = 10_000
 # Ten times what a good pattern takes.
@@ -148,6 +146,9 @@ def load_rules(path: Path | None) -> Redactor:
 
 
 def _rule(path: Path, given: Any) -> Rule:
+    import regex  # pyright: ignore[reportMissingTypeStubs] - here, as few have rules
+
+    engine: Any = regex
     name: Any = given.get("name")
     pattern: Any = given.get("pattern")
     if not isinstance(name, str) or not isinstance(pattern, str) or not pattern:
@@ -155,8 +156,8 @@ def _rule(path: Path, given: Any) -> Rule:
     try:
         replacement = str(given.get("replacement", f"[{name}]"))
         re.compile(pattern).sub(replacement, "")  # which looks at the replacement even where nothing is found
-        rule = Rule(name, _regex.compile(pattern), replacement)
-    except (re.error, _regex.error, IndexError) as error:
+        rule = Rule(name, engine.compile(pattern), replacement)
+    except (re.error, engine.error, IndexError) as error:
         raise ConfigError(f"REDACTION_RULES: {path}: {name}: {error}") from None
     try:
         for probe in _probes(pattern):
