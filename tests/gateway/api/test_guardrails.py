@@ -13,6 +13,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
 
+from gateway.api.guard import source_of
 from gateway.config import ConfigError, load
 from gateway.llm.simulator import Fault, Simulator
 from gateway.redaction import load_rules
@@ -20,6 +21,26 @@ from tests.keyring import Keyring
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
+
+
+# --- where requests come from
+
+
+@pytest.mark.parametrize(
+    ("client", "source"),
+    [
+        (("192.0.2.7", 1), "192.0.2.7"),
+        (("::ffff:192.0.2.7", 1), "192.0.2.7"),
+        (("2001:0DB8::0:1", 1), "2001:db8::1"),
+        (("fe80::1%" + "A" * 5_000, 1), "fe80::1"),
+        (("A" * 5_000, 1), "unknown"),
+        (("192.0.2.7 again", 1), "unknown"),
+        (("", 0), "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_source_of_a_request_is_an_address_written_in_one_way_or_unknown(client: Any, source: str) -> None:
+    assert source_of({"client": client}) == source
 
 
 # --- denied tools
