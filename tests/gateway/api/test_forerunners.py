@@ -177,7 +177,7 @@ async def locked(database_url: str, simulator: Simulator, tools_url: str) -> Asy
 async def test_with_a_key_the_user_of_the_path_must_be_the_caller(locked: Gateway) -> None:
     headers = {"X-API-Key": "right"}
     refused = await locked.post("/api/ada/chat", {"message": "Hello"}, headers=headers)
-    assert (refused.status, refused.body["error"]["code"]) == (403, "forbidden")
+    assert (refused.status, refused.body["error"]["code"]) == (404, "not_found")
     assert (await locked.post("/api/local/chat", {"message": "Hello"}, headers=headers)).status == 200
     assert (await locked.post("/api/local/chat", {"message": "Hello"})).status == 401
 
