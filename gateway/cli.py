@@ -7,17 +7,19 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import msgspec
 import typer
 
 from gateway.config import ConfigError, Settings, load
-from gateway.messages import Area, Budget, KeyLimits
+from gateway.messages import Budget, KeyLimits
 
 if TYPE_CHECKING:
     from gateway.store.keys import KeyStore
 
 T = TypeVar("T")
+_OPTIONS = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
 
 app = typer.Typer(
     name="agent-gateway", help="An agent gateway that speaks MCP.", no_args_is_help=True, add_completion=False
@@ -104,22 +106,25 @@ def create(
     model: Annotated[list[str] | None, typer.Option(help="Models that it may ask, as globs. Else all.")] = None,
     server: Annotated[list[str] | None, typer.Option(help="MCP servers that it may reach. Else all.")] = None,
     tool: Annotated[list[str] | None, typer.Option(help="Tools that it may use. Else all.")] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Requests that it may make in a window.")] = None,
-    window_seconds: Annotated[int, typer.Option(min=1, max=86_400, help="How long that window is.")] = 60,
-    streams: Annotated[int | None, typer.Option(min=1, help="Turns and streams that it may have open at once.")] = None,
-    tokens_per_day: Annotated[int | None, typer.Option(min=0, help="Its own budget, beside its owner's.")] = None,
-    tokens_per_month: Annotated[int | None, typer.Option(min=0)] = None,
-    usd_per_day: Annotated[float | None, typer.Option(min=0)] = None,
-    usd_per_month: Annotated[float | None, typer.Option(min=0)] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests that it may make in a window.")] = None,
+    window_seconds: Annotated[int, typer.Option(help="How long that window is.")] = 60,
+    streams: Annotated[int | None, typer.Option(help="Turns and streams that it may have open at once.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(help="Its own budget, beside its owner's.")] = None,
+    tokens_per_month: Annotated[int | None, typer.Option()] = None,
+    usd_per_day: Annotated[float | None, typer.Option()] = None,
+    usd_per_month: Annotated[float | None, typer.Option()] = None,
 ) -> None:
     """Make a key, and print it: this once. The first one switches authentication on."""
     from gateway.store.keys import NewKey
 
-    if unknown := set(scope or ()) - set(get_args(Area)):
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: the areas are {', '.join(get_args(Area))}")
-    expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
     budget = Budget(tokens_per_day, tokens_per_month, usd_per_day, usd_per_month)
     limits = KeyLimits(requests, window_seconds, streams)
+    with clear_errors():
+        expires_at = _in_days(expires_days)
+        _check_key(
+            owner=owner, name=name, role=role, scopes=scope, models=model, servers=server, tools=tool,
+            budget=msgspec.to_builtins(budget), limits=msgspec.to_builtins(limits), expires_at=expires_at,
+        )  # fmt: skip
     new = NewKey(
         owner, name, role, _tuple(scope), _tuple(model), _tuple(server), _tuple(tool),
         budget=None if budget == Budget() else budget,
@@ -151,6 +156,43 @@ def revoke(prefix: Annotated[str, typer.Argument(help="How the key begins, as `l
 
     _with_keys(revoking)
     print(f"{prefix} is revoked.")
+
+
+def _check_key(**given: Any) -> None:
+    """Raises:
+    ConfigError: the HTTP API would not take such a key. A line for each option.
+    """
+    from pydantic import ValidationError
+
+    from gateway.wire.keys import NewKeyBody
+
+    try:
+        NewKeyBody.model_validate(given)
+    except ValidationError as error:
+        lines = [_option_line(*problem["loc"], said=problem["msg"]) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _option_line(first: int | str, *inner: int | str, said: str) -> str:
+    """What is wrong with an option: `--tool: …` of ("tools", 0), `--streams: …` of ("limits", "streams")."""
+    name = str(inner[0] if first in ("budget", "limits") else first)
+    return f"--{_OPTIONS.get(name, name).replace('_', '-')}: {said}"
+
+
+def _in_days(days: float | None) -> datetime | None:
+    """Raises:
+    ConfigError: that is not in the future, or not a moment at all.
+    """
+    if days is None:
+        return None
+    now = datetime.now(UTC)
+    try:
+        moment = now + timedelta(days=days)
+    except (OverflowError, ValueError):
+        moment = now
+    if moment <= now:
+        raise ConfigError("--expires-days: must be a number of days after now, before the year 10000")
+    return moment
 
 
 def _tuple(given: list[str] | None) -> tuple[str, ...] | None:

@@ -2,20 +2,23 @@
 
 import re
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key", "gateway_encryption_key")
 _PLACEHOLDER = re.compile(
-    r"<.*>|\.{3,}|…|x{3,}|\*{3,}|(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
+    r"<.*>|.*(\.{3}|…|\*{3})|([a-z]{1,9}[-_]){0,3}x{3,}"
+    r"|(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
     r"|.*change[-_ ]?me.*|replace[-_ ]?(me|this)|placeholder"
     r"|secret|password|api[-_ ]?key|example|default|admin|none|null",
     re.IGNORECASE,
 )
+_SHORTEST_API_KEY = 16
 _SHORTEST_JWT_SECRET = 32
 _SHARED_ALGORITHMS = {"HS256", "HS384", "HS512"}
 _PUBLIC_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
@@ -188,9 +191,37 @@ class Settings(BaseSettings):
     @classmethod
     def _is_no_placeholder(cls, value: SecretStr | None) -> SecretStr | None:
         """What stands in examples is known to everyone."""
-        if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
+        if value is not None and _is_placeholder(value.get_secret_value()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_not_guessed(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _SHORTEST_API_KEY:
+            raise ValueError(f"must have at least {_SHORTEST_API_KEY} characters")
+        return value
+
+    @model_validator(mode="after")
+    def _openais_key_is_no_placeholder(self) -> Self:
+        """Servers of one's own take any key, so there `none` or `xxx` will do."""
+        theirs = urlsplit(self.openai_base_url).hostname == "api.openai.com"
+        if theirs and self.openai_api_key is not None and _is_placeholder(self.openai_api_key.get_secret_value()):
+            raise ValueError("OPENAI_API_KEY: is a placeholder: set the key that OpenAI gave you")
+        return self
+
+    @model_validator(mode="after")
+    def _database_of_others_has_no_placeholder(self) -> Self:
+        """On this machine it is a developer's, and nobody else reaches it."""
+        if (url := self.postgres_url) is None:
+            return self
+        parts = urlsplit(url)
+        if parts.hostname and not is_loopback(parts.hostname) and _is_placeholder(unquote(parts.password or "")):
+            setting = "DATABASE_URL: its password" if self.database_url is not None else "POSTGRES_PASSWORD:"
+            raise ValueError(
+                f"{setting} is a placeholder: set one of your own, for example from `openssl rand -hex 32`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _redaction_sees_whole_texts(self) -> Self:
@@ -300,6 +331,20 @@ def load(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise ConfigError("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_placeholder(secret: str) -> bool:
+    return _PLACEHOLDER.fullmatch(secret.strip()) is not None
 
 
 def _line(problem: Any) -> str:

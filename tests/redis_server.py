@@ -1,5 +1,6 @@
 """A real Redis, which can be taken away and brought back."""
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -31,6 +32,15 @@ class RedisServer:
                 except redis.ConnectionError:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
+
+    def hang(self) -> None:
+        """From now on it takes connections and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         if self._process is not None:

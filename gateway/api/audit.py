@@ -16,8 +16,9 @@ Wanted = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")]
 
 
 class AuditView(BaseModel):
-    """`action`: key.create, key.revoke, login.refused, server.put, server.remove, tool.approve, input.…,
-    conversation.delete, turn.delete."""
+    """`action`: key.create, key.revoke, login.refused, login.granted, login.failed, login.forgotten, server.put,
+    server.remove, tool.approve, input.…, conversation.delete, turn.delete. A refused login is a
+    caller's; the others are sign-ins to MCP servers."""
 
     id: UUID
     at: datetime

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Coroutine
@@ -16,7 +15,7 @@ from starlette.datastructures import Headers
 
 from gateway.api.lasting import LastingRequests
 from gateway.api.tokens import Verifier
-from gateway.config import ConfigError, Settings
+from gateway.config import ConfigError, Settings, is_loopback
 from gateway.errors import NotAuthenticated, StorageUnavailable
 from gateway.log import get_logger
 from gateway.messages import LOCAL, BusMessage, Principal
@@ -204,15 +203,6 @@ def refuse_open_gateway(settings: Settings, *, stored_keys: bool) -> None:
             f"GATEWAY_HOST: {settings.gateway_host} can be reached from other machines: set API_KEY or JWT_SECRET, "
             "make a key with `agent-gateway keys create`, or set GATEWAY_ALLOW_ANONYMOUS=true if that is what you want"
         )
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bearer(headers: Headers) -> str:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from gateway.api.begin import begin, collected, defaults, streamed
 from gateway.api.conversations import remove
 from gateway.api.deps import PrincipalDep, StateDep
-from gateway.errors import Forbidden, NotFound
+from gateway.errors import NotFound
 from gateway.messages import Principal
 from gateway.store.tables import Turn
 from gateway.wire.forerunners import (
@@ -85,7 +85,8 @@ async def chat_as_user(
     principal: PrincipalDep,
     state: StateDep,
 ) -> MessageReply:
-    """With authentication on, the user in the path must be the caller; with it off, the path says who the user is."""
+    """With authentication on, the user in the path must be the caller, any other is a 404; with it off, the path says
+    who the user is."""
     value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
     turn = await begin(value, request, _as_user(user_id, principal), state)
     return reply(await collected(turn, request, response, state))
@@ -97,7 +98,7 @@ def _as_user(user_id: str, principal: Principal) -> Principal:
     if principal.key is None:
         return Principal(user=user_id)
     if user_id != principal.user:
-        raise Forbidden(f"This key is {principal.user!r}'s, not {user_id!r}'s.")
+        raise NotFound(f"There is no user {user_id!r} for whom you could speak.", param="user_id")
     return principal
 
 

@@ -5,6 +5,7 @@ Pure ASGI, and only at the start of a request: nothing here runs for a chunk of 
 
 from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -117,9 +118,16 @@ def _host(header: str) -> str:
 
 
 def source_of(scope: Scope) -> str:
-    """Where a request comes from."""
+    """The IP address that a request comes from, written in one way; "unknown" where there is none, or where a proxy
+    passes on what is none (`X-Forwarded-For`), lest whoever wrote that be somebody else at each request."""
     client = scope.get("client")
-    return str(client[0]) if client else "unknown"
+    try:
+        address = ip_address(str(client[0]).partition("%")[0]) if client else None
+    except ValueError:
+        address = None
+    if address is None:
+        return "unknown"
+    return str(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else str(address)
 
 
 async def _answer(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,5 +1,6 @@
 """What was said: `/api/v1/history` and `/api/v1/search`, and the same as the gateway's forerunners have it."""
 
+import struct
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
@@ -123,6 +124,7 @@ def _place(cursor: str | None) -> tuple[float, UUID] | None:
         return None
     rank, _, turn_id = cursor.partition("_")
     try:
+        struct.pack("<f", float(rank))  # Postgres has it as a float4
         return float(rank), UUID(turn_id)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidRequest("before: this is no `next` of a page.", param="before") from None

@@ -1,12 +1,11 @@
 """`/api/v1/keys`: keys for the API. Admins have them all before them, everyone else their own."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, get_args
+from typing import Any
 from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.api.access import within
 from gateway.api.deps import PrincipalDep, StateDep
@@ -15,84 +14,12 @@ from gateway.errors import Forbidden, InvalidRequest
 from gateway.messages import Area, Budget, KeyLimits, Principal, UserRole
 from gateway.store.keys import START, NewKey
 from gateway.store.tables import ApiKey
+from gateway.wire.keys import CreatedKey, KeyList, KeyView, NewKeyBody
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
 
-Glob = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
-Globs = Annotated[list[Glob] | None, Field(max_length=200)]
-UserName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@+-]{1,128}$")]
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "You have no such key"}}
 _WILD = frozenset("*?[")
-
-
-class BudgetBody(BaseModel):
-    """What may be used up in a day and in a month (UTC)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    tokens_per_day: int | None = Field(default=None, ge=0, le=10**15)
-    tokens_per_month: int | None = Field(default=None, ge=0, le=10**15)
-    usd_per_day: float | None = Field(default=None, ge=0, le=10**9)
-    usd_per_month: float | None = Field(default=None, ge=0, le=10**9)
-
-
-class KeyLimitsBody(BaseModel):
-    """How many requests in any window of so many seconds, and how many turns, streams and MCP requests at once, beside
-    what holds for the owner."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    requests: int | None = Field(default=None, ge=1, le=10**6)
-    window_seconds: int = Field(default=60, ge=1, le=86_400)
-    streams: int | None = Field(default=None, ge=1, le=10**6)
-
-
-class KeyView(BaseModel):
-    """`prefix` is how the key begins. `scopes` and the allow lists: null allows all."""
-
-    id: UUID
-    prefix: str
-    name: str
-    owner: str
-    role: str
-    scopes: list[str] | None
-    models: list[str] | None
-    servers: list[str] | None
-    tools: list[str] | None
-    budget: BudgetBody | None
-    limits: KeyLimitsBody | None
-    created_by: str
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    revoked_at: datetime | None
-
-
-class KeyList(BaseModel):
-    keys: list[KeyView]
-
-
-class CreatedKey(KeyView):
-    """`key` is shown this once: only its hash is kept."""
-
-    key: str
-
-
-class NewKeyBody(BaseModel):
-    """A key of one's own; an admin may make one for another `owner`. What is left out is what the maker may do."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$")
-    owner: UserName | None = None
-    role: UserRole | None = Field(default=None, description="Default: user, or the maker's if that is less.")
-    scopes: list[Area] | None = Field(default=None, max_length=len(get_args(Area)))
-    models: Globs = Field(default=None, description="Globs over the ids of models.")
-    servers: Globs = Field(default=None, description="Globs over the names of MCP servers.")
-    tools: Globs = Field(default=None, description="Globs over the names of tools.")
-    budget: BudgetBody | None = None
-    limits: KeyLimitsBody | None = None
-    expires_at: datetime | None = None
 
 
 @router.get("", summary="Your keys")
@@ -142,11 +69,8 @@ def _new(body: NewKeyBody, maker: Principal) -> NewKey:
     role: UserRole = body.role or ("user" if within("user", maker.role) else maker.role)
     if not within(role, maker.role):
         raise Forbidden(f"Your role is {maker.role}: you may not make a key for {role}.")
-    expires_at = body.expires_at
-    if expires_at is not None:
-        expires_at = expires_at if expires_at.tzinfo else expires_at.replace(tzinfo=UTC)
-        if expires_at <= datetime.now(UTC):
-            raise InvalidRequest("expires_at: lies in the past.", param="expires_at")
+    if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
+        raise InvalidRequest("expires_at: lies in the past.", param="expires_at")
     return NewKey(
         owner=owner,
         name=body.name,
@@ -157,7 +81,7 @@ def _new(body: NewKeyBody, maker: Principal) -> NewKey:
         tools=_narrowed("tools", body.tools, maker.tools),
         budget=None if body.budget is None else msgspec.convert(body.budget.model_dump(), Budget),
         limits=None if body.limits is None else msgspec.convert(body.limits.model_dump(), KeyLimits),
-        expires_at=expires_at,
+        expires_at=body.expires_at,
     )
 
 

@@ -1,23 +1,18 @@
 """How many answers that last a caller may have open at once: at this worker, or, with Redis, at all of them."""
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from gateway.errors import TooManyStreams
-from gateway.log import get_logger
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from gateway.api.rates_redis import SharedRedis
 
-log = get_logger(__name__)
-
-_PATIENCE = 0.5
-_PAUSE = 5.0
 _LEASE = 30.0
 # A place is a member of its caller's sorted set until its time is over, which is put off while it is in use.
 _TAKE = """
@@ -39,16 +34,15 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 class Places:
     """Counts what is open. A worker that is killed gives its places back when their lease is over."""
 
-    def __init__(self, redis: "Redis | None", *, lease: float = _LEASE) -> None:
+    def __init__(self, redis: "SharedRedis | None", *, lease: float = _LEASE) -> None:
         self._here: Counter[str] = Counter()
         self._redis = redis
         self._lease = lease
         self._leased: dict[str, str] = {}
-        self._back_at = 0.0
         self._keeping: asyncio.Task[None] | None = None
         self._giving: set[asyncio.Task[None]] = set()
         if redis is not None:
-            self._take, self._keep = redis.register_script(_TAKE), redis.register_script(_KEEP)
+            self._take, self._keep = redis.client.register_script(_TAKE), redis.client.register_script(_KEEP)
 
     async def close(self) -> None:
         if self._keeping is not None:
@@ -78,10 +72,10 @@ class Places:
 
     async def _lease_one(self, whose: str, most: int) -> str | None:
         """The place's name; None: Redis is away, and this worker counts alone."""
-        if self._redis is None or time.monotonic() < self._back_at:
+        if self._redis is None:
             return None
         name = uuid4().hex
-        free = await self._unless_away(self._take(keys=[_key(whose)], args=[most, name, self._lease]))
+        free = await self._unless_away(partial(self._take, keys=[_key(whose)], args=[most, name, self._lease]))
         if free is None:
             return None
         if not free:
@@ -99,7 +93,7 @@ class Places:
             for name, whose in self._leased.items():
                 names.setdefault(whose, []).append(name)
             for whose, of_one in names.items():
-                await self._unless_away(self._keep(keys=[_key(whose)], args=[self._lease, *of_one]))
+                await self._unless_away(partial(self._keep, keys=[_key(whose)], args=[self._lease, *of_one]))
                 if gone := [name for name in of_one if name not in self._leased]:
                     await self._remove(whose, *gone)  # it may have been renewed just after it was given back
 
@@ -110,21 +104,16 @@ class Places:
 
     async def _remove(self, whose: str, *names: str) -> None:
         assert self._redis is not None
-        await self._unless_away(self._redis.zrem(_key(whose), *names))
+        await self._unless_away(partial(self._redis.client.zrem, _key(whose), *names), in_pause=True)
 
-    async def _unless_away(self, asking: Awaitable[int]) -> int | None:
-        from gateway.api.rates_redis import AWAY
+    async def _unless_away(self, asking: Callable[[], Awaitable[int]], *, in_pause: bool = False) -> int | None:
+        from gateway.api.rates_redis import RedisAway
 
+        assert self._redis is not None
         try:
-            async with asyncio.timeout(2 * _PATIENCE):
-                answer = await asking or 0
-        except AWAY as error:
-            if not self._back_at:
-                log.warning("places_without_redis", error=type(error).__name__, seconds=_PAUSE)
-            self._back_at = time.monotonic() + _PAUSE
+            return await self._redis.ask("places", asking, in_pause=in_pause)
+        except RedisAway:
             return None
-        self._back_at = 0.0
-        return answer
 
 
 def _key(whose: str) -> str:

@@ -3,12 +3,12 @@
 The library `limits` has the windows; here is whose they are, and what happens when Redis is away.
 """
 
-import asyncio
 import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,18 +20,11 @@ from gateway.api.access import RouteClass
 from gateway.api.places import Places
 from gateway.config import Settings
 from gateway.errors import RateLimited
-from gateway.log import get_logger
 from gateway.messages import Principal
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from gateway.api.rates_redis import RedisWindows, SharedRedis
 
-    from gateway.api.rates_redis import RedisWindows
-
-log = get_logger(__name__)
-
-_REDIS_PATIENCE = 1.0
-_REDIS_PAUSE = 5.0
 _MOST_KEYS = 100_000
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
@@ -72,23 +65,20 @@ class Rates:
         }
         self.enabled = settings.rate_limit_enabled
         self._memory = _Windows(MemoryWindows())
-        self._client: Redis | None = None
-        self._redis: _Windows | None = None
-        self._redis_away: tuple[type[Exception], ...] = ()
-        self._redis_back_at = 0.0
+        self._redis: SharedRedis | None = None
+        self._shared: _Windows | None = None
         self._most_streams = settings.rate_limit_streams
         if settings.redis_url is not None and self.enabled:
             from gateway.api import rates_redis
 
-            self._client = rates_redis.connect(settings.redis_url.get_secret_value())
-            self._redis = _Windows(rates_redis.RedisWindows(self._client))
-            self._redis_away = rates_redis.AWAY
-        self._places = Places(self._client)
+            self._redis = rates_redis.connect(settings.redis_url.get_secret_value())
+            self._shared = _Windows(rates_redis.RedisWindows(self._redis.client))
+        self._places = Places(self._redis)
 
     async def close(self) -> None:
         await self._places.close()
-        if self._client is not None:
-            await self._client.aclose()
+        if self._redis is not None:
+            await self._redis.client.aclose()
 
     async def hit(self, principal: Principal | None, source: str, kind: RouteClass) -> Window:
         """Count a request of a principal; of nobody's, by where it comes from. It counts in the window of its user and
@@ -97,19 +87,11 @@ class Rates:
         Never raises: with Redis away it is counted here alone.
         """
         counted = self._counted(principal, source, kind)
-        if self._redis is not None and time.monotonic() >= self._redis_back_at:
-            try:
-                async with asyncio.timeout(_REDIS_PATIENCE):
-                    window = await self._redis.hit(counted)
-            except self._redis_away as error:
-                if not self._redis_back_at:
-                    log.warning("rate_limits_without_redis", error=type(error).__name__, seconds=_REDIS_PAUSE)
-                self._redis_back_at = time.monotonic() + _REDIS_PAUSE
-            else:
-                if self._redis_back_at:
-                    self._redis_back_at = 0.0
-                    log.info("rate_limits_with_redis_again")
-                return window
+        if self._redis is not None and self._shared is not None:
+            from gateway.api.rates_redis import RedisAway
+
+            with suppress(RedisAway):
+                return await self._redis.ask("rate_limits", partial(self._shared.hit, counted))
         return await self._memory.hit(counted)
 
     def _counted(self, principal: Principal | None, source: str, kind: RouteClass) -> "list[_Counted]":

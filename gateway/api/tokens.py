@@ -66,8 +66,8 @@ class Verifier:
         except jwt.PyJWTError as error:
             log.info("token_refused", reason=type(error).__name__)
             raise NotAuthenticated("This token is not valid.") from None
-        user = str(claims["sub"]).strip()
-        if not user or len(user) > _MOST_NAME or not user.isprintable():
+        user = str(claims["sub"])
+        if not user or user != user.strip() or len(user) > _MOST_NAME or not user.isprintable():
             raise NotAuthenticated("This token names nobody.")
         return Principal(user=user, role=self._role(claims), key="jwt", scopes=self._scopes(claims))
 

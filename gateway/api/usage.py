@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, StateDep
-from gateway.api.keys import BudgetBody
 from gateway.config import Settings
 from gateway.messages import Budget, Spent
+from gateway.wire.keys import BudgetView
 
 router = APIRouter(prefix="/api/v1", tags=["usage"])
 
@@ -27,7 +27,7 @@ class SpentView(BaseModel):
     usd_this_month: float
     tokens_set_aside: int
     usd_set_aside: float
-    budget: BudgetBody
+    budget: BudgetView
 
 
 class DayView(BaseModel):
@@ -124,4 +124,4 @@ def budget_of_users(settings: Settings) -> Budget:
 
 
 def _view(spent: Spent, budget: Budget) -> SpentView:
-    return SpentView(**msgspec.structs.asdict(spent), budget=BudgetBody(**msgspec.structs.asdict(budget)))
+    return SpentView(**msgspec.structs.asdict(spent), budget=BudgetView(**msgspec.structs.asdict(budget)))

@@ -153,7 +153,7 @@ class RedisLimits:
         if time.monotonic() < self._back_at:
             return None
         try:
-            async with asyncio.timeout(2 * _PATIENCE):
+            async with asyncio.timeout(_PATIENCE):
                 reply = await self._script(keys=[f"{self._prefix}:{model}"], args=arguments)
         except (RedisError, OSError, TimeoutError) as error:
             self._back_at = time.monotonic() + _PAUSE

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import delete, text, update
 from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.errors import NotFound
 from gateway.log import get_logger
@@ -45,9 +46,7 @@ class GrantStore:
     @asynccontextmanager
     async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator[Change]:
         async with self._database.session() as session:
-            connection = await session.connection()
-            await connection.execute(_LOCK, {"name": f"grant {server} {owner} {url}"})
-            row = await session.get(OAuthGrant, (server, owner, url))
+            row = await self._locked(session, server, owner, url)
             before = self._opened(row)
             change = Change(before)
             yield change
@@ -60,6 +59,19 @@ class GrantStore:
                 row = row or OAuthGrant(server=server, owner=owner, url=url, sealed=sealed)
                 row.sealed, row.changed_at = sealed, datetime.now(UTC)
                 session.add(row)
+
+    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+        async with self._database.session() as session:
+            row = await self._locked(session, server, owner, url)
+            if row is not None:
+                await session.delete(row)
+                session.add(audit(by, "login.forgotten", f"server {server}", {"owner": owner}))
+
+    async def _locked(self, session: AsyncSession, server: str, owner: str, url: str) -> OAuthGrant | None:
+        """The row, whether there is one or not for this transaction alone."""
+        connection = await session.connection()
+        await connection.execute(_LOCK, {"name": f"grant {server} {owner} {url}"})
+        return await session.get(OAuthGrant, (server, owner, url))
 
     def _opened(self, row: OAuthGrant | None) -> Grant | None:
         if row is None:

@@ -63,6 +63,10 @@ class Grants(Protocol):
 
     def changing(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantChange]: ...
 
+    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+        """Drop a grant, if there is one, as `by` wants."""
+        ...
+
     async def offer(self, ticket: str, login: Login) -> None: ...
 
     async def offered(self, ticket: str) -> Login | None:

@@ -232,8 +232,7 @@ class Logins:
 
     async def forget(self, server: str, principal: Principal) -> None:
         config = self._protected(server, principal)
-        async with self._grants.changing(config.name, owner_of(config, principal), config.url) as change:
-            change.grant = None
+        await self._grants.forget(config.name, owner_of(config, principal), config.url, by=principal.user)
         self._changed()
 
     def _changed(self) -> None:

@@ -37,6 +37,9 @@ class MemoryGrants:
     async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator["MemoryGrants"]:
         yield self
 
+    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+        self.grant = None
+
     async def offer(self, ticket: str, login: Login) -> None:
         self._logins[ticket] = login
 

@@ -6,7 +6,10 @@ import subprocess
 from pathlib import Path
 
 import asyncpg
+import pytest
+from typer.testing import CliRunner
 
+from gateway.cli import app
 from tests.e2e.up import ROOT, clean_environment, command
 from tests.stack import Gateway
 
@@ -57,4 +60,26 @@ async def test_key_made_at_the_terminal_may_have_limits_and_a_budget(database_ur
 
 async def test_what_is_mistyped_is_said_in_a_line(database_url: str) -> None:
     assert "There is no key" in await keys(database_url, "revoke", "agw_nothing", code=2)
-    assert "the areas are chat" in await keys(database_url, "create", "--owner", "ada", "--scope", "cats", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--requests", "5000000", "--window-seconds", "86400"), ["--requests"]),
+        (("--tokens-per-day", "99999999999999999999"), ["--tokens-per-day"]),
+        (("--window-seconds", "0", "--streams", "0"), ["--window-seconds", "--streams"]),
+        (("--usd-per-day", "nan"), ["--usd-per-day"]),
+        (("--owner", ""), ["--owner"]),
+        (("--owner", "x y/z"), ["--owner"]),
+        (("--name", "x" * 201), ["--name"]),
+        (("--scope", "chat", "--scope", "cats", "--tool", ""), ["--scope", "--tool"]),
+        (("--expires-days=-1",), ["--expires-days"]),
+        (("--expires-days", "nan"), ["--expires-days"]),
+        (("--expires-days", "1e12"), ["--expires-days"]),
+    ],
+)  # fmt: skip
+def test_key_that_the_api_would_not_make_is_refused_with_a_line_an_option(
+    arguments: tuple[str, ...], named: list[str]
+) -> None:
+    done = CliRunner().invoke(app, ["keys", "create", "--owner", "ada", *arguments])
+    assert (done.exit_code, [line.partition(":")[0] for line in done.output.splitlines()]) == (2, named)

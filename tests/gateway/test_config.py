@@ -101,7 +101,7 @@ def test_every_broken_value_is_named_and_no_secret_shown(monkeypatch: pytest.Mon
 
 def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", "gsk_secret")
-    monkeypatch.setenv("API_KEY", "key-secret")
+    monkeypatch.setenv("API_KEY", "key-secret-of-mine")
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@h/d")
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@h")
     monkeypatch.setenv("TOOLS_SERVER_SECRET", "signs-secret")

@@ -200,11 +200,11 @@ async def test_host_of_the_handshake_era_hears_of_tools_that_come(gateway: Gatew
 
 
 async def test_key_is_asked_here_too(database_url: str, simulator: Simulator, tools_url: str) -> None:
-    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("right")) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
         refused = await gateway.post("/mcp", {})
         assert (refused.status, refused.body["error"]["code"]) == (401, "not_authenticated")
         assert refused.headers["www-authenticate"] == "Bearer"
-        async with host(gateway, "auto", headers={"Authorization": "Bearer right"}) as client:
+        async with host(gateway, "auto", headers={"Authorization": "Bearer the-right-key-16"}) as client:
             assert text(await client.call_tool("calculator", {"expression": "1+1"})) == "1+1 = 2"
 
 

@@ -170,14 +170,14 @@ async def test_long_and_empty_messages_are_refused(gateway: Gateway) -> None:
 
 @pytest.fixture
 async def locked(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("right")) as running:
+    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as running:
         yield running
 
 
 async def test_with_a_key_the_user_of_the_path_must_be_the_caller(locked: Gateway) -> None:
-    headers = {"X-API-Key": "right"}
+    headers = {"X-API-Key": "the-right-key-16"}
     refused = await locked.post("/api/ada/chat", {"message": "Hello"}, headers=headers)
-    assert (refused.status, refused.body["error"]["code"]) == (403, "forbidden")
+    assert (refused.status, refused.body["error"]["code"]) == (404, "not_found")
     assert (await locked.post("/api/local/chat", {"message": "Hello"}, headers=headers)).status == 200
     assert (await locked.post("/api/local/chat", {"message": "Hello"})).status == 401
 

@@ -15,6 +15,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
 
+from gateway.api.guard import source_of
 from gateway.config import ConfigError, load
 from gateway.llm.simulator import Fault, Simulator
 from gateway.redaction import Redactor, Rule, load_rules
@@ -23,6 +24,26 @@ from tests.keyring import Keyring
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
+
+
+# --- where requests come from
+
+
+@pytest.mark.parametrize(
+    ("client", "source"),
+    [
+        (("192.0.2.7", 1), "192.0.2.7"),
+        (("::ffff:192.0.2.7", 1), "192.0.2.7"),
+        (("2001:0DB8::0:1", 1), "2001:db8::1"),
+        (("fe80::1%" + "A" * 5_000, 1), "fe80::1"),
+        (("A" * 5_000, 1), "unknown"),
+        (("192.0.2.7 again", 1), "unknown"),
+        (("", 0), "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_source_of_a_request_is_an_address_written_in_one_way_or_unknown(client: Any, source: str) -> None:
+    assert source_of({"client": client}) == source
 
 
 # --- denied tools
@@ -415,9 +436,21 @@ async def test_body_made_to_break_things_is_the_clients_fault(standing: Gateway,
 
 @pytest.mark.parametrize(
     "secret",
-    ["changeme", "change-me-please", "<your key>", "your_api_key_here", "xxxxxxxx", "...", "secret", "PASSWORD"],
+    [
+        "changeme",
+        "change-me-please",
+        "<your key>",
+        "your_api_key_here",
+        "xxxxxxxx",
+        "...",
+        "secret",
+        "PASSWORD",
+        "gsk_...",
+        "sk-proj-xxxx",
+        "your-api-key",
+    ],
 )
-@pytest.mark.parametrize("setting", ["api_key", "tools_server_secret", "groq_api_key"])
+@pytest.mark.parametrize("setting", ["api_key", "tools_server_secret", "groq_api_key", "openai_api_key"])
 def test_placeholder_is_no_secret(setting: str, secret: str) -> None:
     with pytest.raises(ConfigError, match=f"{setting.upper()}: is a placeholder") as caught:
         load(_env_file=None, **{setting: secret})
@@ -429,8 +462,51 @@ def test_placeholder_does_not_encrypt() -> None:
         load(_env_file=None, gateway_encryption_key="please-change-me-now")
 
 
-@pytest.mark.parametrize("secret", ["a-key-of-the-tests", "simulated", "gsk_realistic", "correct horse battery staple"])
+@pytest.mark.parametrize("secret", ["a-key-of-the-tests", "gsk_a1b2c3d4e5f6a7b8", "correct horse battery staple"])
 def test_secret_of_ones_own_is_taken(secret: str) -> None:
     settings = load(_env_file=None, api_key=secret)
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == secret
+
+
+@pytest.mark.parametrize("secret", ["a", "test", "fifteen-letters"])
+def test_key_for_everyone_that_is_soon_guessed_is_refused(secret: str) -> None:
+    with pytest.raises(ConfigError, match="API_KEY: must have at least 16 characters"):
+        load(_env_file=None, api_key=secret)
+
+
+def test_servers_of_ones_own_take_any_openai_key() -> None:
+    assert load(_env_file=None, openai_api_key="none", openai_base_url="http://127.0.0.1:11434/v1").provider == "openai"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"postgres_host": "db", "postgres_password": "changeme"}, "POSTGRES_PASSWORD: is a placeholder"),
+        ({"database_url": "postgresql://me:%3Cpassword%3E@db/d"}, "DATABASE_URL: its password is a placeholder"),
+    ],
+)
+def test_database_of_another_machine_must_not_have_a_placeholder_for_its_password(
+    settings: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load(_env_file=None, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"postgres_password": "changeme"},
+        {"postgres_host": "localhost", "postgres_password": "changeme"},
+        {
+            "database_url": "postgresql://me:changeme@127.0.0.1/d",
+            "postgres_host": "db",
+            "postgres_password": "changeme",
+        },
+        {"database_url": "postgresql://me:changeme@/d?host=/run/postgresql"},
+        {"database_url": "postgresql://me@db/d"},
+        {"postgres_host": "db", "postgres_password": "p@ss/word"},
+    ],
+)
+def test_database_of_this_machine_may_have_any_password(settings: dict[str, str]) -> None:
+    load(_env_file=None, **settings)

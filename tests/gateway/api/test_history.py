@@ -112,6 +112,7 @@ async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection)
         "/api/v1/search?query=x&limit=0",
         "/api/v1/search?query=x&limit=201",
         "/api/v1/search?query=x&before=nonsense",
+        "/api/v1/search?query=x&before=1e300_00000000-0000-0000-0000-000000000001",
         "/api/v1/history?before=nonsense",
         "/history?offset=-1",
         "/history/nonsense",

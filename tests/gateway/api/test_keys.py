@@ -304,6 +304,23 @@ async def test_key_with_limits_of_its_own_is_told_and_makes_no_keys(locked: Keyr
     assert (await locked.post("ada", "/api/v1/keys", {})).status == 403  # it would be a second allowance
 
 
+@pytest.mark.parametrize("expires_at", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
+async def test_expiry_that_is_no_moment_in_utc_is_refused(standing: Gateway, expires_at: str) -> None:
+    refused = await standing.post("/api/v1/keys", {"expires_at": expires_at})
+    assert (refused.status, refused.body["error"]["param"]) == (422, "expires_at")
+
+
+async def test_keys_with_more_than_may_be_given_now_are_shown_as_they_are(locked: Keyring) -> None:
+    budget, limits = Budget(tokens_per_day=10**20 - 1), KeyLimits(requests=5_000_000, window_seconds=90_000)
+    await locked.make("lim", budget=budget, limits=limits)
+    for owner in ("lim", "root"):
+        keys = (await locked.get(owner, "/api/v1/keys")).body["keys"]
+        (shown,) = (key for key in keys if key["owner"] == "lim")
+        assert shown["budget"]["tokens_per_day"] == 10**20 - 1
+        assert shown["limits"] == {"requests": 5_000_000, "window_seconds": 90_000, "streams": None}
+    assert (await locked.get("lim", "/api/v1/budget")).body["key"]["budget"]["tokens_per_day"] == 10**20 - 1
+
+
 async def test_key_dies_no_later_than_the_one_that_made_it_lets_it(locked: Keyring) -> None:
     await locked.make("ada", expires_at=datetime.now(UTC) + timedelta(hours=1))
     for body in ({}, {"expires_at": (datetime.now(UTC) + timedelta(days=9)).isoformat()}):

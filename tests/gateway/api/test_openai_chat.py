@@ -322,8 +322,8 @@ async def test_failure_in_the_middle_raises_in_the_sdk(client: openai.AsyncOpenA
 
 
 async def test_key_goes_as_bearer(database_url: str, simulator: Simulator, tools_url: str) -> None:
-    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("right")) as gateway:
-        for key, right in (("right", True), ("wrong", False)):
+    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
+        for key, right in (("the-right-key-16", True), ("wrong", False)):
             async with openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key=key) as client:
                 if right:
                     assert (await client.models.retrieve(MODEL)).id == MODEL

@@ -13,9 +13,11 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from gateway.api.places import Places
 from gateway.api.rates import MemoryWindows, Rates
+from gateway.api.rates_redis import PATIENCE, SharedRedis
 from gateway.config import load
 from gateway.errors import TooManyStreams
 from gateway.llm.simulator import Fault, Simulator
@@ -290,7 +292,7 @@ async def test_limits_can_be_switched_off(database_url: str, simulator: Simulato
 async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.api.rates._REDIS_PAUSE", 0.0)
+    monkeypatch.setattr("gateway.api.rates_redis.PAUSE", 0.0)
     settings = load(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=2)
     first, second = Rates(settings), Rates(settings)
     try:
@@ -313,8 +315,27 @@ async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
         await second.close()
 
 
+async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_all_others(redis: RedisServer) -> None:
+    rates = Rates(load(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=9))
+    try:
+        assert (await rates.hit(ADA, "here", "chat")).remaining == 8
+        redis.hang()
+        started = time.monotonic()
+        with capture_logs() as logs:
+            for left in (8, 7):  # counted here alone
+                assert (await rates.hit(ADA, "here", "chat")).remaining == left
+                async with rates.place(ADA, "here"):
+                    pass
+        assert round((time.monotonic() - started) / PATIENCE) == 1
+        told = [(entry["event"], entry["error"]) for entry in logs]
+        assert told == [("rate_limits_without_redis", "TimeoutError"), ("places_without_redis", "TimeoutError")]
+        redis.go_on()
+    finally:
+        await rates.close()
+
+
 async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: RedisServer) -> None:
-    first, second = (Places(Redis(port=redis.port), lease=0.5) for _ in range(2))
+    first, second = (Places(SharedRedis(Redis(port=redis.port)), lease=0.5) for _ in range(2))
     async with first.taken("key", 1):
         await asyncio.sleep(1.2)  # longer than a lease: it is renewed
         with pytest.raises(TooManyStreams):

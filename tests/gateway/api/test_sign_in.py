@@ -259,8 +259,11 @@ async def test_tokens_are_not_readable_in_the_database(serve: Serve, vault: Prot
 async def test_who_signs_out_must_sign_in_again(serve: Serve) -> None:
     async with serve(share="user") as gateway:
         await signed_in_as(gateway, ADA)
-        await gateway.state.toolbox.sign_in.forget("vault", ADA)
+        for _ in range(2):
+            await gateway.state.toolbox.sign_in.forget("vault", ADA)
         assert isinstance(await whose(gateway, ADA), InputNeeded)
+        audited = [(row.actor, row.action, row.subject) for row in await gateway.state.audit.page(limit=9)]
+        assert audited == [("ada", "login.forgotten", "server vault"), ("ada", "login.granted", "server vault")]
 
 
 async def test_server_with_its_own_credential_is_not_signed_in_to(serve: Serve) -> None:

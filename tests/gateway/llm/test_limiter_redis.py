@@ -150,3 +150,14 @@ async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(
         async with AsyncExitStack() as stack:
             assert await got(replicas[0], stack, 1, deadline=1.0)
         assert [entry["event"] for entry in logs] == ["model_limits_without_redis", "model_limits_with_redis_again"]
+
+
+async def test_redis_that_hangs_is_waited_for_once(redis: RedisServer, replicas: list[Limiter]) -> None:
+    await tell(replicas[0], told(5_000))
+    redis.hang()
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        for _ in range(5):
+            assert await got(replicas[0], stack, 100, deadline=5.0)
+    assert round((time.monotonic() - started) / limiter_redis._PATIENCE) == 1
+    redis.go_on()
