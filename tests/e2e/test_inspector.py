@@ -51,10 +51,12 @@ async def test_inspector_lists_and_calls_the_tools_over_http_and_stdio(directory
     async with running_up(directory) as up:
         for era in ("legacy", "modern"):
             for url in (up.tools_url, f"{up.base_url}/mcp"):
-                await check(url, "--transport", "http", "--protocol-era", era, listed=era == "modern")
+                # Each is a start of Node: both eras list, both addresses call in both.
+                listed = (era == "modern") == (url == up.tools_url)
+                await check(url, "--transport", "http", "--protocol-era", era, listed=listed)
         # A host that starts its own tool server shares the running stack's data directory.
         config = directory / "inspector.json"
         environment = {"GATEWAY_DATA_DIR": str(up.data_dir), "PATH": os.environ["PATH"]}
         server = {"command": sys.executable, "args": ["-m", "tools_server.cli", "--stdio"], "env": environment}
         config.write_text(json.dumps({"mcpServers": {"tools": server}}))
-        await check("--config", str(config), "--server", "tools")
+        await check("--config", str(config), "--server", "tools", listed=False)
