@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.processes import ROOT, Process, free_port
 from benchmarks.upstream import MODEL
 
-KEY = "bench-key"
+KEY = "the-key-of-the-benchmarks"
 _SECRET = secrets.token_urlsafe(32)
 _KEPT_OUT = (
     "GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_",
