@@ -31,15 +31,13 @@ class Workers(Up):
     def pids(self) -> set[int]:
         return {pid for pid in self.descendants() if b"--fd" in _words(pid) and b"serve" in _words(pid)}
 
-    def serving(self, client_port: int) -> int:
-        """The worker at the other end of a connection from that port."""
-        ours = [f"0100007F:{port:04X}" for port in (self.port, client_port)]
+    def serving(self, *client_ports: int) -> list[int]:
+        """The workers at the other ends of connections from those ports."""
+        sockets = {_link(fd): pid for pid in self.pids() for fd in Path(f"/proc/{pid}/fd").iterdir()}
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        inode = next(row[9] for row in rows if row[1:3] == ours and row[9] != "0")
-        for pid in self.pids():
-            if any(_link(fd) == f"socket:[{inode}]" for fd in Path(f"/proc/{pid}/fd").iterdir()):
-                return pid
-        raise AssertionError(f"no worker has the connection from {client_port}")
+        inodes = {(row[1], row[2]): row[9] for row in rows if row[9] != "0"}
+        ours = f"0100007F:{self.port:04X}"
+        return [sockets[f"socket:[{inodes[ours, f'0100007F:{port:04X}']}]"] for port in client_ports]
 
     @asynccontextmanager
     async def client_of(self, wanted: int) -> AsyncGenerator[Client]:
@@ -56,24 +54,26 @@ class Workers(Up):
             async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(30)) as session:
                 client = Client(self.base_url, session)
                 await client.get("/health")
-                if self.serving(used[0].getsockname()[1]) == wanted:
+                if self.serving(used[0].getsockname()[1]) == [wanted]:
                     yield client
                     return
 
     async def served_by(self, connections: int) -> set[int]:
         """The workers that so many new connections go to."""
 
-        async def one() -> int:
+        async def one() -> asyncio.StreamWriter:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            try:
-                writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-                return self.serving(writer.get_extra_info("sockname")[1])
-            finally:
-                writer.close()
+            writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            return writer
 
         async with asyncio.timeout(10):
-            return set(await asyncio.gather(*(one() for _ in range(connections))))
+            opened = await asyncio.gather(*(one() for _ in range(connections)))
+        try:
+            return set(self.serving(*(writer.get_extra_info("sockname")[1] for writer in opened)))
+        finally:
+            for writer in opened:
+                writer.close()
 
 
 def _words(pid: int) -> list[bytes]:
