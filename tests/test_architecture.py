@@ -18,6 +18,7 @@ LEAVES = {
     "gateway.deadline",
     "gateway.redaction",
     "gateway.schemas",
+    "gateway.shared_redis",
     "gateway.urls",
 }
 AGENT_MAY = LEAVES | {"gateway.agent", "gateway.llm.base", "gateway.tools.base"}
@@ -43,7 +44,11 @@ DOORS = {
     "tools_server.cli": {"tools_server", "gateway.store.embedded"},
 }
 LEAF_LIBRARIES = {"pydantic", "pydantic_settings", "msgspec", "structlog"}
-THEIR_OWN = {"gateway.schemas": {"jsonschema", "referencing", "pydantic_core"}, "gateway.redaction": {"regex"}}
+THEIR_OWN = {
+    "gateway.schemas": {"jsonschema", "referencing", "pydantic_core"},
+    "gateway.redaction": {"regex"},
+    "gateway.shared_redis": {"redis", "limits"},
+}
 FENCES: dict[str, tuple[str, ...]] = {
     "groq": ("gateway.llm.groq",),
     "mcp": ("gateway.tools", "gateway.mcp_server", "tools_server"),

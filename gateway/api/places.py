@@ -5,13 +5,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from gateway.errors import TooManyStreams
-
-if TYPE_CHECKING:
-    from gateway.api.rates_redis import SharedRedis
+from gateway.shared_redis import RedisAway, SharedRedis
 
 _LEASE = 30.0
 # A place is a member of its caller's sorted set until its time is over, which is put off while it is in use.
@@ -34,7 +31,7 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 class Places:
     """Counts what is open. A worker that is killed gives its places back when their lease is over."""
 
-    def __init__(self, redis: "SharedRedis | None", *, lease: float = _LEASE) -> None:
+    def __init__(self, redis: SharedRedis | None, *, lease: float = _LEASE) -> None:
         self._here: Counter[str] = Counter()
         self._redis = redis
         self._lease = lease
@@ -107,8 +104,6 @@ class Places:
         await self._unless_away(partial(self._redis.client.zrem, _key(whose), *names), in_pause=True)
 
     async def _unless_away(self, asking: Callable[[], Awaitable[int]], *, in_pause: bool = False) -> int | None:
-        from gateway.api.rates_redis import RedisAway
-
         assert self._redis is not None
         try:
             return await self._redis.ask("places", asking, in_pause=in_pause)

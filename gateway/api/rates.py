@@ -21,9 +21,10 @@ from gateway.api.places import Places
 from gateway.config import Settings
 from gateway.errors import RateLimited
 from gateway.messages import Principal
+from gateway.shared_redis import RedisAway, SharedRedis
 
 if TYPE_CHECKING:
-    from gateway.api.rates_redis import RedisWindows, SharedRedis
+    from gateway.api.rates_redis import RedisWindows
 
 _MOST_KEYS = 100_000
 RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
@@ -88,8 +89,6 @@ class Rates:
         """
         counted = self._counted(principal, source, kind)
         if self._redis is not None and self._shared is not None:
-            from gateway.api.rates_redis import RedisAway
-
             with suppress(RedisAway):
                 return await self._redis.ask("rate_limits", partial(self._shared.hit, counted))
         return await self._memory.hit(counted)

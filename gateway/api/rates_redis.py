@@ -1,69 +1,11 @@
-"""What all workers count together, in Redis. Imported only where there is one: its client takes 6 MB."""
-
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+"""Windows in Redis, which all workers count together. Imported only where there is one."""
 
 from limits.aio.storage import RedisStorage
-from limits.errors import StorageError
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
-from gateway.log import get_logger
-
-log = get_logger(__name__)
-
-T = TypeVar("T")
-PATIENCE = 0.5
-PAUSE = 5.0
-_AWAY = (StorageError, RedisError, OSError, TimeoutError)
-
-
-class RedisAway(Exception):
-    """Redis does not answer, or has not a moment ago."""
-
-
-class SharedRedis:
-    """A Redis, and whether it is away, as all find out together who ask it: once one of them has waited in vain, it is
-    left alone for `PAUSE` seconds."""
-
-    def __init__(self, client: Redis) -> None:
-        self.client = client
-        self._back_at = 0.0
-        self._error = ""
-        self._without: set[str] = set()
-
-    async def ask(self, what: str, asking: Callable[[], Awaitable[T]], *, in_pause: bool = False) -> T:
-        """Its answer, within `PATIENCE` seconds. `what` is what the log says is without Redis; `in_pause`: nobody waits
-        for this, so it is asked even if it was away a moment ago.
-
-        Raises:
-            RedisAway: there is none.
-        """
-        if not in_pause and time.monotonic() < self._back_at:
-            self._tell(what)
-            raise RedisAway
-        try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await asking()
-        except _AWAY as error:
-            self._back_at = time.monotonic() + PAUSE
-            self._error = type(error).__name__
-            self._tell(what)
-            raise RedisAway from error
-        self._back_at = 0.0
-        if what in self._without:
-            self._without.remove(what)
-            log.info(f"{what}_with_redis_again")
-        return answer
-
-    def _tell(self, what: str) -> None:
-        if what not in self._without:
-            self._without.add(what)
-            log.warning(f"{what}_without_redis", error=self._error, seconds=PAUSE)
+from gateway.shared_redis import PATIENCE, SharedRedis
 
 
 def connect(url: str) -> SharedRedis:

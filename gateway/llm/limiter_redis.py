@@ -4,24 +4,18 @@ A hash a model holds what `Budget` holds in memory, and is changed by one script
 fro; the clock is Redis's.
 """
 
-import asyncio
 import hashlib
-import time
+from functools import partial
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from gateway.llm.budget import Reading, Told
 from gateway.llm.limiter import Ticket
-from gateway.log import get_logger
+from gateway.shared_redis import PATIENCE, RedisAway, SharedRedis
 
-log = get_logger(__name__)
-
-_PATIENCE = 0.5
-_PAUSE = 5.0
 _CONNECTIONS = 32
 
 # What is pending counts for two epochs: a gateway that dies leaves nothing for longer.
@@ -114,16 +108,14 @@ class RedisLimits:
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             max_connections=_CONNECTIONS,
-            timeout=_PATIENCE,
-            socket_timeout=_PATIENCE,
-            socket_connect_timeout=_PATIENCE,
+            timeout=PATIENCE,
+            socket_timeout=PATIENCE,
+            socket_connect_timeout=PATIENCE,
             retry=Retry(NoBackoff(), 1),
         )
-        self._redis = Redis(connection_pool=pool)
-        self._script = self._redis.register_script(_SCRIPT)
+        self._redis = SharedRedis(Redis(connection_pool=pool))
+        self._script = self._redis.client.register_script(_SCRIPT)
         self._prefix = f"agent_gateway:upstream:{hashlib.sha256(api_key.encode()).hexdigest()[:16]}"
-        self._away = False
-        self._back_at = 0.0
 
     async def reserve(self, model: str, tokens: float) -> Ticket:
         """See `SharedLimits.reserve`."""
@@ -146,25 +138,15 @@ class RedisLimits:
             await self._run(ticket.model, "correct", tokens)
 
     async def close(self) -> None:
-        await self._redis.aclose()
+        await self._redis.client.aclose()
 
     async def _run(self, model: str, *arguments: str | float) -> Any:
         """The script's reply; None while Redis is away, which is tried again after a pause."""
-        if time.monotonic() < self._back_at:
-            return None
+        asking = partial(self._script, keys=[f"{self._prefix}:{model}"], args=arguments)
         try:
-            async with asyncio.timeout(_PATIENCE):
-                reply = await self._script(keys=[f"{self._prefix}:{model}"], args=arguments)
-        except (RedisError, OSError, TimeoutError) as error:
-            self._back_at = time.monotonic() + _PAUSE
-            if not self._away:
-                log.warning("model_limits_without_redis", error=type(error).__name__)
-            self._away = True
+            return await self._redis.ask("model_limits", asking)
+        except RedisAway:
             return None
-        if self._away:
-            log.info("model_limits_with_redis_again")
-        self._away = False
-        return reply
 
 
 def _arguments(told: Told | None) -> tuple[float | str, ...]:

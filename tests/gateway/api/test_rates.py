@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 
 from gateway.api.places import Places
 from gateway.api.rates import MemoryWindows, Rates
-from gateway.api.rates_redis import PATIENCE, SharedRedis
 from gateway.config import load
 from gateway.errors import TooManyStreams
 from gateway.llm.simulator import Fault, Simulator
 from gateway.messages import KeyLimits, Principal
+from gateway.shared_redis import PATIENCE, SharedRedis
 from gateway.store.database import Database
 from gateway.store.keys import KeyStore, NewKey
 from tests.e2e.up import ROOT, clean_environment, command
@@ -292,7 +292,7 @@ async def test_limits_can_be_switched_off(database_url: str, simulator: Simulato
 async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.api.rates_redis.PAUSE", 0.0)
+    monkeypatch.setattr("gateway.shared_redis.PAUSE", 0.0)
     settings = load(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=2)
     first, second = Rates(settings), Rates(settings)
     try:
