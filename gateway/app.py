@@ -127,14 +127,7 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=[
-                "X-Request-ID",
-                "X-Turn-Id",
-                "X-Gateway-Cache",
-                "Mcp-Session-Id",
-                "Retry-After",
-                *RATE_HEADERS,
-            ],
+            expose_headers=[*_SHOWN, *RATE_HEADERS],
         )
     app.add_middleware(RequestContext)
     errors.install(app)

@@ -30,8 +30,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.agent.runner import Runner
-from gateway.api.auth import PRINCIPAL, is_loopback
-from gateway.config import Settings
+from gateway.api.auth import PRINCIPAL
+from gateway.config import Settings, is_loopback
 from gateway.errors import GatewayError, NotFound
 from gateway.events import ToolCallStarted, TurnCancelled, TurnFailed, TurnStarted
 from gateway.log import get_logger

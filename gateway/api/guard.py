@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.access import ANYONE, Access, RouteClass, access_of, check, methods_of
-from gateway.api.auth import PRINCIPAL, is_loopback
+from gateway.api.auth import PRINCIPAL
 from gateway.api.deps import State
 from gateway.api.entrance import Entrance
 from gateway.api.errors import error_response, http_error
 from gateway.api.middleware import HEADERS
 from gateway.api.texts import whole_characters
-from gateway.config import Settings
+from gateway.config import Settings, is_loopback
 from gateway.errors import Forbidden, GatewayError, WrongHost
 from gateway.messages import Principal
 

@@ -117,6 +117,17 @@ class ToolFigures(msgspec.Struct, frozen=True):
     duration_ms: float | None
 
 
+def _spent(owner: str, key: str | None, without: UUID | None = None) -> tuple[str, dict[str, Any]]:
+    """What tells it, and the values for that."""
+    of_key, of_key_now = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
+    values = {"owner": owner, "without": without} | ({} if key is None else {"key": key})
+    return _SPENT.format(of_key=of_key, of_key_now=of_key_now), values
+
+
+def _read(row: Any) -> Spent:
+    return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
+
+
 class _Account:
     """See `Account` of the agent. Its transaction has the owner's lock."""
 
@@ -126,11 +137,8 @@ class _Account:
 
     async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
         """See `Account.spent`."""
-        of_key, of_key_now = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
-        statement = text(_SPENT.format(of_key=of_key, of_key_now=of_key_now))
-        values = {"owner": self._owner, "without": without} | ({} if key is None else {"key": key})
-        row = (await self._connection.execute(statement, values)).one()
-        return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
+        statement, values = _spent(self._owner, key, without)
+        return _read((await self._connection.execute(text(statement), values)).one())
 
     async def hold(self, hold: Hold, key: str | None) -> None:
         """See `Account.hold`."""
@@ -148,8 +156,9 @@ class UsageStore:
 
     async def spent(self, owner: str, key: str | None = None) -> Spent:
         """See `Ledger.spent`."""
-        async with self._database.session() as session:
-            return await _Account(await session.connection(), owner).spent(key)
+        statement, values = _spent(owner, key)
+        [row] = await self._database.rows(statement, **values)
+        return _read(row)
 
     @asynccontextmanager
     async def account(self, owner: str) -> AsyncGenerator[_Account]:
