@@ -5,6 +5,8 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
+from functools import lru_cache
 from io import StringIO
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ _SECRET_TEXT = re.compile(
     r"|(?<=://)[^/\s:@\"']*:[^/\s\"']+(?=@)"
 )
 _REDACTED = "[redacted]"
+_LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
 # Whose errors quote rows and values; what they say without them.
 _DATABASE = ("asyncpg", "sqlalchemy")
 _TOLD = ("sqlstate", "table_name", "column_name", "constraint_name", "statement")
@@ -38,13 +41,18 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         given = cast("dict[str, Any]", value)
         return {
-            key: _REDACTED if _SECRET_NAME.search(str(key)) else _without_secrets(inner) for key, inner in given.items()
+            key: _REDACTED if _names_a_secret(str(key)) else _without_secrets(inner) for key, inner in given.items()
         }
     if isinstance(value, list | tuple):
         return [_without_secrets(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, str) and "DETAIL: " in value:
         return _ROW.sub("", value)
     return value
+
+
+@lru_cache(maxsize=1024)
+def _names_a_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
 
 
 def _without_rows(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -118,10 +126,36 @@ def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any])
     return event
 
 
+class _Lines:
+    """Where the gateway's own lines go: past the standard library, whose record of each takes as long as the line."""
+
+    handler = logging.StreamHandler(sys.stderr)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.standard = logging.getLogger(name)
+
+    def info(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # a log that nobody takes any more stops no turn
+            self.handler.stream.write(f"{line}\n")
+            self.handler.flush()
+
+    debug = warning = error = critical = info
+
+
+def _wanted(lines: _Lines, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if not lines.standard.isEnabledFor(_LEVELS[method]):
+        raise structlog.DropEvent
+    return event
+
+
+_PROCESSORS: list[Any] = []
+"""Changed in place: loggers that were used before `configure` keep it."""
+
+
 def configure(*, json: bool, level: str = "INFO") -> None:
     """Send structlog's and the standard library's records to stderr in one shape. May be called again."""
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         _add_request_id,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -133,16 +167,9 @@ def configure(*, json: bool, level: str = "INFO") -> None:
         if json
         else [_without_rows, _redact, _seen, _console(), _redact_line]
     )
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
+    _PROCESSORS[:] = [_wanted, *shared, *renderer]
+    structlog.configure(processors=_PROCESSORS, logger_factory=_Lines, cache_logger_on_first_use=True)
+    handler = _Lines.handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
