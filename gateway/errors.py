@@ -20,6 +20,7 @@
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
      │   └─ StorageUnavailable   503 storage_unavailable
+     ├─ ClientGone               499 client_disconnected
      ├─ McpFailed                502 mcp_failed
      ├─ TurnTimeout              504 turn_timeout
      ├─ TurnLost                 503 turn_lost
@@ -170,6 +171,14 @@ class StorageUnavailable(Overloaded):
     default_message = (
         "The database cannot be reached, and a turn that cannot be kept is not started. Try again shortly."
     )
+
+
+class ClientGone(GatewayError):
+    """The client hung up before there was an answer. Nobody reads this."""
+
+    code = "client_disconnected"
+    status = 499
+    default_message = "The client closed the connection."
 
 
 class McpFailed(GatewayError):

@@ -94,23 +94,17 @@ async def _ended(turn_id: UUID, state: State) -> None:
         reading.close()
 
 
-async def streamed(
-    turn: RunningTurn | Turn, request: Request, state: State, write: Write, *, media_type: str = SSE
-) -> Response:
-    """The turn's events as they happen.
-
-    Raises:
-        GatewayError: the turn failed before the model's first output.
-    """
+def streamed(turn: RunningTurn | Turn, state: State, write: Write, *, media_type: str = SSE) -> Response:
+    """The turn's events as they happen; or its failure, where it failed before the model's first output."""
     if isinstance(turn, Turn):
         return following(turn, state, write)
-    try:
-        await unless_disconnected(request, turn.until_opened(FIRST_CHUNK_PATIENCE))
-    except BaseException:
-        turn.leave()
-        raise
+
+    async def ready() -> dict[str, str]:
+        await turn.until_opened(FIRST_CHUNK_PATIENCE)
+        return _headers(turn)
+
     frames = write(turn.log.follow(), lambda: turn.log.closing)
-    return FrameStream(frames, headers=_headers(turn), on_close=turn.leave, media_type=media_type)
+    return FrameStream(frames, headers={}, ready=ready, on_close=turn.leave, media_type=media_type)
 
 
 def following(turn: Turn, state: State, write: Write, after: int = 0) -> Response:

@@ -61,7 +61,7 @@ async def chat_stream(
     `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
     turn = await _begin(body, request, principal, state, idempotency_key)
-    return await streamed(turn, request, state, partial(stream, str(turn.id)))
+    return streamed(turn, state, partial(stream, str(turn.id)))
 
 
 @router.post("/chat", summary="Chat, in one answer", responses=_ERRORS)

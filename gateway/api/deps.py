@@ -15,7 +15,7 @@ from gateway.agent.runner import Runner
 from gateway.api.auth import PRINCIPAL, Authenticator
 from gateway.api.rates import Rates
 from gateway.config import Settings
-from gateway.errors import GatewayError
+from gateway.errors import ClientGone
 from gateway.llm.base import Model, Models
 from gateway.messages import Principal
 from gateway.registry import Registry
@@ -93,14 +93,6 @@ async def get_principal(request: Request) -> Principal:
 
 StateDep = Annotated[State, Depends(get_state)]
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
-
-
-class ClientGone(GatewayError):
-    """The client hung up before there was an answer. Nobody reads this."""
-
-    code = "client_disconnected"
-    status = 499
-    default_message = "The client closed the connection."
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -47,19 +47,19 @@ async def stream_prompt(
     turn = await begin(value, request, principal, state)
     match stream_format:
         case "text":
-            return await streamed(turn, request, state, plain_text, media_type="text/plain; charset=utf-8")
+            return streamed(turn, state, plain_text, media_type="text/plain; charset=utf-8")
         case "openai":
             lines = partial(chunk_stream, chunks=Chunks(extended=False), frame=line, done=b"")
-            return await streamed(turn, request, state, lines, media_type="application/x-ndjson")
+            return streamed(turn, state, lines, media_type="application/x-ndjson")
         case "sse":
-            return await streamed(turn, request, state, partial(chunk_stream, chunks=Chunks(extended=False)))
+            return streamed(turn, state, partial(chunk_stream, chunks=Chunks(extended=False)))
 
 
 @router.post("/api/chat/stream", summary="Chat in a conversation, streamed", response_class=Response)
 async def stream_prompts(body: PromptsRequest, request: Request, principal: PrincipalDep, state: StateDep) -> Response:
     value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
     turn = await begin(value, request, principal, state)
-    return await streamed(turn, request, state, partial(prompt_frames, kept=body.save_conversation))
+    return streamed(turn, state, partial(prompt_frames, kept=body.save_conversation))
 
 
 @router.get("/api/conversations/{conversation_id}", summary="What was said in a conversation")

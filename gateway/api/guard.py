@@ -3,8 +3,8 @@
 Pure ASGI, and only at the start of a request: nothing here runs for a chunk of a body.
 """
 
-from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit
 
@@ -52,23 +52,25 @@ class Guard:
         if access.begins:
             await self._entrance.enter()
         state: State = scope["app"].state.gateway
-        async with AsyncExitStack() as stack:
-            try:
-                principal = await self._enter(scope, access, state)
-                self._check_origin(scope, principal)
-                if access.kind in _LASTING:
-                    await stack.enter_async_context(state.rates.place(principal, source_of(scope)))
-                    receive = stack.enter_context(state.auth.lasting.ending_with_key(principal, receive))
-            except GatewayError as error:
-                await _answer(error, scope, receive, send)
-                return
-            if known is None:
-                status = 405 if methods_of(scope["path"]) else 404
-                await http_error(Request(scope), HTTPException(status))(scope, receive, send)
-                return
+        lasts = access.kind in _LASTING
+        try:
+            source = source_of(scope)
+            principal = await self._enter(scope, access, state, source)
+            self._check_origin(scope, principal)
+            place = await state.rates.place(principal, source) if lasts else None
+        except GatewayError as error:
+            await _answer(error, scope, receive, send)
+            return
+        if known is None:
+            status = 405 if methods_of(scope["path"]) else 404
+            await http_error(Request(scope), HTTPException(status))(scope, receive, send)
+        elif place is None:
             await self._app(scope, whole_characters(receive), send)
+        else:
+            with place, state.auth.lasting.ending_with_key(principal, receive) as lasting:
+                await self._app(scope, whole_characters(lasting), send)
 
-    async def _enter(self, scope: Scope, access: Access, state: State) -> Principal | None:
+    async def _enter(self, scope: Scope, access: Access, state: State, source: str) -> Principal | None:
         """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.
 
         Raises:
@@ -79,11 +81,11 @@ class Guard:
         try:
             self._check_host(scope)
             if not access.public:
-                principal = await state.auth.authenticate(Headers(scope=scope), source_of(scope))
+                principal = await state.auth.authenticate(Headers(scope=scope), source)
         except GatewayError as error:
             refused = error
         if state.rates.enabled:
-            window = await state.rates.hit(principal, source_of(scope), access.kind)
+            window = await state.rates.hit(principal, source, access.kind)
             scope[HEADERS].extend(window.headers())
             if not window.allowed:
                 raise window.error()
@@ -121,11 +123,14 @@ def source_of(scope: Scope) -> str:
     """The IP address that a request comes from, written in one way; "unknown" where there is none, or where a proxy
     passes on what is none (`X-Forwarded-For`), lest whoever wrote that be somebody else at each request."""
     client = scope.get("client")
+    return _address(str(client[0])) if client else "unknown"
+
+
+@lru_cache(maxsize=1024)
+def _address(host: str) -> str:
     try:
-        address = ip_address(str(client[0]).partition("%")[0]) if client else None
+        address = ip_address(host.partition("%")[0])
     except ValueError:
-        address = None
-    if address is None:
         return "unknown"
     return str(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else str(address)
 

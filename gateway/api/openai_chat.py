@@ -46,7 +46,7 @@ async def chat_completions(
     turn = await begin(value, request, principal, state, key=idempotency_key)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return await streamed(turn, request, state, partial(stream, chunks=Chunks(include_usage=usage)))
+        return streamed(turn, state, partial(stream, chunks=Chunks(include_usage=usage)))
     whole = await collected(turn, request, response, state)
     return JSONResponse(completion(whole), headers=dict(response.headers))
 

@@ -124,7 +124,7 @@ async def _answer(
     turn: RunningTurn | Turn, body: ResponseRequest, request: Request, state: State, writer: ResponseWriter
 ) -> Response:
     if body.stream:
-        return await streamed(turn, request, state, partial(stream, writer=writer))
+        return streamed(turn, state, partial(stream, writer=writer))
     headers = {"X-Turn-Id": str(turn.id)}
     if body.background:
         if isinstance(turn, RunningTurn):

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from uuid import uuid4
 
@@ -28,6 +27,19 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 """
 
 
+class Place:
+    """Give it back by leaving its `with`."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back = give_back
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._give_back()
+
+
 class Places:
     """Counts what is open. A worker that is killed gives its places back when their lease is over."""
 
@@ -46,9 +58,8 @@ class Places:
             self._keeping.cancel()
         await asyncio.gather(*self._giving, *filter(None, [self._keeping]), return_exceptions=True)
 
-    @asynccontextmanager
-    async def taken(self, whose: str, most: int) -> AsyncGenerator[None]:
-        """Hold one of so many places.
+    async def take(self, whose: str, most: int) -> "Place":
+        """One of so many places, held from now on.
 
         Raises:
             TooManyStreams: all of them are taken.
@@ -58,19 +69,26 @@ class Places:
         self._here[whose] += 1
         name = None
         try:
-            name = await self._lease_one(whose, most)
-            yield
-        finally:
-            self._here[whose] -= 1
-            if not self._here[whose]:
-                del self._here[whose]
-            if name is not None:
-                self._give_back(name)
+            name = await self._lease_one(whose, most) if self._redis is not None else None
+        except BaseException:
+            self._leave(whose)
+            raise
+        return Place(partial(self._give_back, whose, name))
+
+    def _give_back(self, whose: str, name: str | None) -> None:
+        self._leave(whose)
+        if name is not None:
+            task = asyncio.create_task(self._remove(self._leased.pop(name), name))
+            self._giving.add(task)
+            task.add_done_callback(self._giving.discard)
+
+    def _leave(self, whose: str) -> None:
+        self._here[whose] -= 1
+        if not self._here[whose]:
+            del self._here[whose]
 
     async def _lease_one(self, whose: str, most: int) -> str | None:
         """The place's name; None: Redis is away, and this worker counts alone."""
-        if self._redis is None:
-            return None
         name = uuid4().hex
         free = await self._unless_away(partial(self._take, keys=[_key(whose)], args=[most, name, self._lease]))
         if free is None:
@@ -93,11 +111,6 @@ class Places:
                 await self._unless_away(partial(self._keep, keys=[_key(whose)], args=[self._lease, *of_one]))
                 if gone := [name for name in of_one if name not in self._leased]:
                     await self._remove(whose, *gone)  # it may have been renewed just after it was given back
-
-    def _give_back(self, name: str) -> None:
-        task = asyncio.create_task(self._remove(self._leased.pop(name), name))
-        self._giving.add(task)
-        task.add_done_callback(self._giving.discard)
 
     async def _remove(self, whose: str, *names: str) -> None:
         assert self._redis is not None

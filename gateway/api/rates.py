@@ -6,8 +6,7 @@ The library `limits` has the windows; here is whose they are, and what happens w
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -102,23 +101,20 @@ class Rates:
             return [of_user]
         return [(RateLimitItemPerSecond(limits.requests, limits.window_seconds), "key", principal.key), of_user]
 
-    @asynccontextmanager
-    async def place(self, principal: Principal | None, source: str) -> AsyncGenerator[None]:
-        """Hold one of the places that a key has for answers that last.
+    async def place(self, principal: Principal | None, source: str) -> AbstractContextManager[None]:
+        """One of the places that a key has for answers that last.
 
         Raises:
             TooManyStreams: all of them are taken.
         """
         if not self.enabled:
-            yield
-            return
+            return nullcontext()
         most, whose = self._most_streams, f"source {source}"
         if principal is not None:
             whose = f"{principal.key} {principal.user}"
             own = principal.limits.streams if principal.limits is not None else None
             most = most if own is None else min(most, own)
-        async with self._places.taken(whose, most):
-            yield
+        return await self._places.take(whose, most)
 
 
 _Counted = tuple[RateLimitItem, str, str]

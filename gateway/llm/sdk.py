@@ -89,7 +89,8 @@ class SdkModel:
         self._client = client
         self._sdk = sdk
         self._body = body
-        self._url = f"{str(client.base_url).rstrip('/')}{path}"  # whole, or each request would put it together
+        # Whole and parsed: else each request would do that.
+        self._url = httpx.URL(str(client.base_url).rstrip("/") + path)
         self._key_setting = key_setting
         self._streams_forms = streams_forms
         self._limiter = limiter or Limiter()

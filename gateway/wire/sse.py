@@ -2,12 +2,13 @@
 
 import asyncio
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
+from gateway.errors import ClientGone
 from gateway.events import Entry, type_of
 
 PING_SECONDS = 15.0
@@ -34,7 +35,9 @@ class FrameStream(EventSourceResponse):
     tasks leave the whole request in reference cycles, on which the garbage collector then stops every stream. Two
     duties stay, pings and disconnects; a write that gets nowhere from one ping to the next ends the stream. The third,
     shutdown, is the runner's: it tells the streams, and they end by themselves.
-    `on_close` is called when the response is over, however it ended, also where it never began.
+    `ready` is awaited before the answer begins: it gives further headers, or raises what is answered instead; who
+    hangs up meanwhile is not waited for. `on_close` is called when the response is over, however it ended, also where
+    it never began.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class FrameStream(EventSourceResponse):
         *,
         headers: Mapping[str, str],
         on_close: Callable[[], None],
+        ready: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
         ping: float = PING_SECONDS,
         media_type: str = SSE,
     ) -> None:
@@ -51,7 +55,9 @@ class FrameStream(EventSourceResponse):
         )
         self._pings = media_type == SSE
         self._frames = frames
+        self._ready = ready
         self._on_close = on_close
+        self._begun = False
         self._writes = 0
         self._writing = False
 
@@ -70,6 +76,8 @@ class FrameStream(EventSourceResponse):
                     raise SendTimeoutError
             if sending.done():
                 sending.result()
+            elif not self._begun:
+                raise ClientGone
         finally:
             sending.cancel()
             gone.cancel()
@@ -77,6 +85,9 @@ class FrameStream(EventSourceResponse):
             self._on_close()
 
     async def _send_all(self, send: Send, write: Send) -> None:
+        if self._ready is not None:
+            self.headers.update(await self._ready())
+        self._begun = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._frames) as frames:
             async for chunk in frames:
@@ -84,16 +95,14 @@ class FrameStream(EventSourceResponse):
                 await write({"type": "http.response.body", "body": chunk, "more_body": True})
                 self._writing = False
                 self._writes += 1
-        async with self._send_lock:
-            self.active = False
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.active = False
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_ping(self, send: Send) -> None:
-        if not self._pings:
+        if not self._pings or not self._begun or not self.active:
             return
         try:
-            async with asyncio.timeout(self.ping_interval), self._send_lock:
-                if self.active:
-                    await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+            async with asyncio.timeout(self.ping_interval):
+                await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
         except TimeoutError:
             raise SendTimeoutError from None

@@ -324,7 +324,7 @@ async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_
         with capture_logs() as logs:
             for left in (8, 7):  # counted here alone
                 assert (await rates.hit(ADA, "here", "chat")).remaining == left
-                async with rates.place(ADA, "here"):
+                with await rates.place(ADA, "here"):
                     pass
         assert round((time.monotonic() - started) / PATIENCE) == 1
         told = [(entry["event"], entry["error"]) for entry in logs]
@@ -336,11 +336,10 @@ async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_
 
 async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: RedisServer) -> None:
     first, second = (Places(SharedRedis(Redis(port=redis.port)), lease=0.5) for _ in range(2))
-    async with first.taken("key", 1):
+    with await first.take("key", 1):
         await asyncio.sleep(1.2)  # longer than a lease: it is renewed
-        with pytest.raises(TooManyStreams):
-            async with second.taken("key", 1):
-                pass
+        with pytest.raises(TooManyStreams), await second.take("key", 1):
+            pass
         assert first._keeping is not None
         first._keeping.cancel()  # as if its process had been killed
         async with asyncio.timeout(5):
@@ -348,7 +347,7 @@ async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: Re
                 await asyncio.sleep(0.02)
     redis.stop()
     assert await free(second)  # each counts by itself
-    async with second.taken("key", 1):
+    with await second.take("key", 1):
         assert not await free(second)
     for places in (first, second):
         await places.close()
@@ -356,7 +355,7 @@ async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: Re
 
 async def free(places: Places) -> bool:
     try:
-        async with places.taken("key", 1):
+        with await places.take("key", 1):
             return True
     except TooManyStreams:
         return False
