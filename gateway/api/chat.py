@@ -7,9 +7,8 @@ from fastapi import APIRouter, Header, Request, Response
 
 from gateway.agent.runner import RunningTurn
 from gateway.api.begin import begin, collected, defaults, streamed
-from gateway.api.deps import PrincipalDep, State, StateDep
+from gateway.api.deps import State, principal_of, state_of
 from gateway.api.errors import ErrorBody
-from gateway.messages import Principal
 from gateway.store.tables import Turn
 from gateway.wire.native import ChatRequest, ChatResponse, response_of, stream
 
@@ -51,8 +50,6 @@ _TURN_ID = {"X-Turn-Id": {"description": "The turn's id", "schema": {"type": "st
 async def chat_stream(
     body: ChatRequest,
     request: Request,
-    principal: PrincipalDep,
-    state: StateDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run a turn and stream its events.
@@ -60,7 +57,8 @@ async def chat_stream(
     A failure before the model's first output is an HTTP status; after that it is a `turn.failed` event. With an
     `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
-    turn = await _begin(body, request, principal, state, idempotency_key)
+    state = state_of(request)
+    turn = await _begin(body, request, state, idempotency_key)
     return streamed(turn, state, partial(stream, str(turn.id)))
 
 
@@ -69,17 +67,14 @@ async def chat(
     body: ChatRequest,
     request: Request,
     response: Response,
-    principal: PrincipalDep,
-    state: StateDep,
     idempotency_key: IdempotencyKey = None,
 ) -> ChatResponse:
     """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
-    turn = await _begin(body, request, principal, state, idempotency_key)
+    state = state_of(request)
+    turn = await _begin(body, request, state, idempotency_key)
     return response_of(await collected(turn, request, response, state))
 
 
-async def _begin(
-    body: ChatRequest, request: Request, principal: Principal, state: State, key: str | None
-) -> RunningTurn | Turn:
+async def _begin(body: ChatRequest, request: Request, state: State, key: str | None) -> RunningTurn | Turn:
     value = body.value(default_model=state.settings.default_model, defaults=defaults(state), idempotency_key=key)
-    return await begin(value, request, principal, state, key=key, if_busy=body.if_busy)
+    return await begin(value, request, principal_of(request), state, key=key, if_busy=body.if_busy)

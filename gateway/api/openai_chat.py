@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.api.begin import begin, collected, defaults, streamed
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, StateDep, principal_of, state_of
 from gateway.errors import ModelNotFound
 from gateway.llm.base import ModelInfo
 from gateway.messages import JsonObject
@@ -33,17 +33,16 @@ async def chat_completions(
     body: ChatCompletionRequest,
     request: Request,
     response: Response,
-    principal: PrincipalDep,
-    state: StateDep,
     x_gateway_tools: GatewayTools = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """OpenAI's chat completions. The gateway's tools run inside; calls of the client's own tools come back to it."""
+    state = state_of(request)
     value = body.value(
         default_model=state.settings.default_model, defaults=defaults(state), tools=x_gateway_tools,
         key=idempotency_key,
     )  # fmt: skip
-    turn = await begin(value, request, principal, state, key=idempotency_key)
+    turn = await begin(value, request, principal_of(request), state, key=idempotency_key)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return streamed(turn, state, partial(stream, chunks=Chunks(include_usage=usage)))

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from gateway.agent.following import Reading
 from gateway.agent.runner import RunningTurn
 from gateway.api.begin import answer_question, begin, defaults, following, stop_turn, streamed
-from gateway.api.deps import PrincipalDep, State, StateDep, unless_disconnected
+from gateway.api.deps import PrincipalDep, State, StateDep, principal_of, state_of, unless_disconnected
 from gateway.errors import NotFound
 from gateway.events import Entry, TurnResumed
 from gateway.messages import Answer, JsonObject, Principal
@@ -34,14 +34,13 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 async def create_response(
     body: ResponseRequest,
     request: Request,
-    principal: PrincipalDep,
-    state: StateDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """OpenAI's Responses API. The gateway's tools show as MCP items; `tools` of type `mcp` choose among its servers.
 
     An `mcp_approval_response` goes on with the turn that asked: a new response, which is its next part.
     """
+    state, principal = state_of(request), principal_of(request)
     if approvals := body.approvals:
         assert body.previous_response_id is not None
         turn_id, part = turn_of(body.previous_response_id, "previous_response_id")
