@@ -52,6 +52,11 @@ class Journal(Protocol):
         ...
 
     @property
+    def away(self) -> bool:
+        """Whether the database could not be reached when it was last written to."""
+        ...
+
+    @property
     def congested(self) -> bool:
         """Whether more is waiting for the database than may: then `room()` before going on."""
         ...

@@ -71,7 +71,7 @@ class Budgets:
         Raises:
             BudgetExceeded: nothing is left, or what is left was set aside for others all the time.
         """
-        if not self._concern(turn.principal):
+        if not self.concern(turn.principal):
             return
         tokens, usd = _at_most(call, turn.model)
         hold = Hold(turn.id, turn.tokens, turn.usd, tokens, usd)
@@ -88,7 +88,7 @@ class Budgets:
 
     async def settle(self, turn: Spending) -> None:
         """A step of the turn has ended: only what it has used up counts."""
-        if not self._concern(turn.principal):
+        if not self.concern(turn.principal):
             return
         try:
             await self._ledger.settle(Hold(turn.id, turn.tokens, turn.usd))
@@ -107,7 +107,8 @@ class Budgets:
             await account.hold(hold, principal.key)
         return True
 
-    def _concern(self, principal: Principal) -> bool:
+    def concern(self, principal: Principal) -> bool:
+        """Whether the principal has one."""
         return self._of_user is not None or principal.budget is not None
 
     def _budgets(self, principal: Principal) -> Generator[tuple[str, Budget, str | None]]:

@@ -303,7 +303,8 @@ class Runner:
         return self._turns.get(turn_id)
 
     async def start(self, request: TurnRequest, principal: Principal, request_id: str | None = None) -> RunningTurn:
-        """Begin a turn; when this returns its start is durable and its task runs.
+        """Begin a turn; when this returns its start is durable and its task runs. Where nothing is likely to refuse it,
+        the model is asked while its start is being written; nothing of the answer is seen before that is durable.
 
         Raises:
             GatewayError: the request cannot be served; nothing of it was kept.
@@ -345,13 +346,26 @@ class Runner:
             )
         )
         self._turns[turn_id] = turn
+        if ahead := self._may_run_ahead(turn):
+            self._set_off(turn, model, offered)
         try:
             await turn.journal.begin(record, turn.log)
         except BaseException:
             del self._turns[turn_id]
+            turn.cancel("handed_over")  # ends it without a word
             raise
-        turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn_id}")
+        if not ahead:
+            self._set_off(turn, model, offered)
         return turn
+
+    def _may_run_ahead(self, turn: RunningTurn) -> bool:
+        """Whether the turn's row is neither likely to be refused nor needed before the model has answered."""
+        request = turn.record.request
+        alone = request.idempotency_key is None and turn.record.conversation_id is None and request.cache_ttl is None
+        return alone and turn.kept and not turn.journal.away and not self._budgets.concern(turn.principal)
+
+    def _set_off(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> None:
+        turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn.id}")
 
     def take_over(self, record: TurnRecord, events: list[Entry], inputs: list[KeptInput], *, cancel: bool) -> None:
         """Go on with a turn that is claimed for this worker: another had begun it, or it has waited for a person."""
@@ -372,7 +386,7 @@ class Runner:
             turn.cancel("cancelled")
         log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
         self._turns[turn.id] = turn
-        turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn.id}")
+        self._set_off(turn, model, offered)
 
     def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog, model: ModelInfo) -> RunningTurn:
         journal = self._journal if record.request.store else self._no_journal

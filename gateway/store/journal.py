@@ -139,6 +139,7 @@ class PostgresJournal:
     ) -> None:
         self._redactor = redactor or Redactor()
         self._held: dict[UUID, list[Entry]] = {}
+        self.away = False
         self._dsn = dsn
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
@@ -270,10 +271,12 @@ class PostgresJournal:
                     await self._commit_one_by_one(batch, error)
                     return
                 log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))
+                self.away = True
                 self._disconnect()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 1.0)
             else:
+                self.away = False
                 for write in batch:
                     _succeed(write)
                 return
@@ -332,6 +335,10 @@ class UnkeptJournal:
 
     def __init__(self, journal: PostgresJournal) -> None:
         self._journal = journal
+
+    @property
+    def away(self) -> bool:
+        return self._journal.away
 
     async def begin(self, turn: TurnRecord, log: Source) -> None:
         """See `Journal.begin`."""

@@ -401,6 +401,33 @@ async def test_database_away_at_the_start_is_a_503_and_ready_says_so(
         assert (await gateway.get("/health")).status == 200
 
 
+async def test_model_answers_while_the_turns_start_is_written_and_nothing_is_seen_before(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    async with db.transaction():
+        await db.execute("LOCK TABLE turns IN SHARE MODE")
+        asking = asyncio.create_task(gateway.chat("Hello"))
+        await gateway.simulator.until(lambda s: len(s.requests) == 1 and not s.streaming)
+        assert not asking.done()
+    reply = await asking
+    assert reply.status == 200
+    assert await db.fetchval("SELECT response FROM turns") == reply.body["response"] != ""
+
+
+async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PostgresJournal.__init__.__kwdefaults__, "patience", 0.3)
+    simulator.faults.add(Fault(kind="slow_first_token"))
+    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+        async with db.transaction():
+            await db.execute("LOCK TABLE turns IN SHARE MODE")
+            reply = await gateway.chat("Hello")
+            await simulator.until(lambda s: s.cancelled == 1)
+        assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+        assert gateway.state.runner.running == 0
+
+
 async def test_gateway_serves_while_the_tool_server_is_down(database_url: str, simulator: Simulator) -> None:
     async with serve_gateway(database_url, simulator, None) as gateway:
         reply = await gateway.chat("Hello")
