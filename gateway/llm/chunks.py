@@ -149,7 +149,7 @@ class ChunkReader:
         self._rest = lines.pop()
         for line in lines:
             if line.startswith(b"data:"):
-                self._payload(line[5:].strip())
+                self._payload(line[5:])
         self._tell()
 
     def answer(self) -> ModelAnswer:
@@ -159,22 +159,25 @@ class ChunkReader:
             ModelStreamBroken: it did not end: no finish reason came.
         """
         if self._rest.startswith(b"data:"):
-            self._payload(self._rest[5:].strip())
+            self._payload(self._rest[5:])
             self._tell()
         if self._finish_reason is None:
             raise ModelStreamBroken
         return ModelAnswer(self._finish_reason, self._usage or Usage())
 
     def _payload(self, payload: bytes) -> None:
-        if payload == b"[DONE]":
-            self.done = True
-            return
         try:
             chunk = _decode(payload)
         except msgspec.DecodeError:
+            if payload.strip() == b"[DONE]":
+                self.done = True
+                return
             self._tell()
             raise ModelStreamBroken("The model's server sent something that is not its stream format.") from None
-        self._take(chunk)
+        if self._opened and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
+            self._choose(chunk.choices[0])  # as nearly all are
+        else:
+            self._take(chunk)
 
     def _take(self, chunk: _Chunk) -> None:
         extra = chunk.x_groq
