@@ -41,7 +41,7 @@ log = get_logger(__name__)
 CONNECT_TIMEOUT = 5.0
 MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
 _LIKELY_ANSWER = 1_024
-AiohttpResponseStream.CHUNK_SIZE = 64 * 1024
+AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore
 """What there is comes in one piece, up to as much as aiohttp reads ahead: a piece is an event, a frame and a write."""
 certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
 """Whom to trust, read once: that takes longer than all else of making a client."""
