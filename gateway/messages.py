@@ -1,6 +1,8 @@
 """The values that travel between the parts of the gateway. None has a row id: storage adds identity."""
 
 from fnmatch import fnmatchcase
+from functools import cached_property
+from operator import add
 from typing import Any, ClassVar, Literal
 from uuid import UUID
 
@@ -59,6 +61,11 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     def may_enter(self, area: Area) -> bool:
         return self.scopes is None or area in self.scopes
 
+    @property
+    def may_use_all(self) -> bool:
+        """Whether no tool is out of reach."""
+        return self.servers is None and self.tools is None
+
     def may_ask(self, model: str) -> bool:
         return allowed(model, self.models)
 
@@ -107,7 +114,7 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.content or ""
 
 
-class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """A tool on offer. `name` is unique in the toolbox and fits Groq; `tool` is the server's own name for it.
 
     A `client` tool has no server: who sent the request runs it, and comes back with the result. A `helper` is the
@@ -128,6 +135,17 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     approval: Approval = "never"
     client: bool = False
     helper: bool = False
+
+    @cached_property
+    def function(self) -> msgspec.Raw:
+        """The tool in OpenAI's shape, as JSON. It is written once: every step of every turn brings all of them."""
+        function = {"name": self.name, "description": self.description, "parameters": self.input_schema}
+        return msgspec.Raw(msgspec.json.encode({"type": "function", "function": function}))
+
+    @cached_property
+    def chars(self) -> int:
+        """How many characters of a prompt it takes."""
+        return len(self.name) + len(self.description) + len(msgspec.json.encode(self.input_schema))
 
 
 class ToolResult(msgspec.Struct, frozen=True):
@@ -163,7 +181,7 @@ class Usage(msgspec.Struct, frozen=True):
         return round(self.completion_tokens / self.generation_time, 2) if self.generation_time else None
 
     def __add__(self, other: "Usage") -> "Usage":
-        return Usage(*(getattr(self, f) + getattr(other, f) for f in self.__struct_fields__))
+        return Usage(*map(add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
 class Spent(msgspec.Struct, frozen=True):

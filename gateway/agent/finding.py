@@ -15,7 +15,6 @@ _MOST_FOUND = 10
 _CHARS_PER_TOKEN = 4
 _KEPT_FREE = 0.25
 _WORD = re.compile(r"[a-z0-9]+")
-_encode = msgspec.json.Encoder().encode
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -74,7 +73,7 @@ def _words(text: str) -> list[str]:
 
 
 def _tokens(spec: ToolSpec) -> int:
-    return (len(spec.name) + len(spec.description) + len(_encode(spec.input_schema))) // _CHARS_PER_TOKEN
+    return spec.chars // _CHARS_PER_TOKEN
 
 
 def _spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:

@@ -444,11 +444,13 @@ class Runner:
         A tool that the client brings stands before one of ours of the same name.
         """
         own = {spec.name for spec in request.client_tools}
-        specs = tuple(
-            msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
-            for spec in self._toolbox.specs()
-            if spec.name not in own and principal.may_use(spec)
-        )
+        specs = self._toolbox.specs()
+        if own or request.approve or not principal.may_use_all:
+            specs = tuple(
+                msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
+                for spec in specs
+                if spec.name not in own and principal.may_use(spec)
+            )
         if request.tools is None:
             return self._fitting(specs + request.client_tools, request), ()
         missing = sorted(set(request.tools) - {spec.name for spec in specs} - own)

@@ -7,7 +7,6 @@ import msgspec
 from gateway.messages import JsonObject, Message, Parameters, ToolCall, ToolChoice, ToolSpec, Usage
 
 _CHARS_PER_TOKEN = 4
-_encode = msgspec.json.Encoder().encode
 
 
 class ModelCall(msgspec.Struct, frozen=True):
@@ -25,7 +24,7 @@ class ModelCall(msgspec.Struct, frozen=True):
 
     def about_tokens(self) -> int:
         """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""
-        tools = sum(len(tool.description) + len(_encode(tool.input_schema)) for tool in self.tools)
+        tools = sum(tool.chars for tool in self.tools)
         return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
 
     def guess(self, written: int) -> Usage:

@@ -8,7 +8,7 @@ import httpx
 from gateway.llm.base import ModelCall
 from gateway.llm.limiter import Limiter
 from gateway.llm.recording import Recorder
-from gateway.llm.sdk import CONNECT_TIMEOUT, SdkModel, chat_body, http_client
+from gateway.llm.sdk import CONNECT_TIMEOUT, SdkModel, chat_body, default_headers, http_client
 
 _PATH = "/openai/v1/chat/completions"
 
@@ -29,6 +29,7 @@ def groq_model(
         max_retries=0,  # `SteadyModel` asks again, where a client can see it
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
         http_client=http_client(recorder),
+        default_headers=default_headers(groq),
     )
     return SdkModel(client, groq, request_body, path=_PATH, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
 

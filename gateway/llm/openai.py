@@ -9,7 +9,7 @@ import openai
 from gateway.llm.base import ModelCall
 from gateway.llm.limiter import Limiter
 from gateway.llm.recording import Recorder
-from gateway.llm.sdk import CONNECT_TIMEOUT, SdkModel, chat_body, http_client
+from gateway.llm.sdk import CONNECT_TIMEOUT, SdkModel, chat_body, default_headers, http_client
 
 OPENAI = "https://api.openai.com/v1"
 
@@ -30,6 +30,7 @@ def openai_model(
         max_retries=0,  # `SteadyModel` asks again, where a client can see it
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
         http_client=http_client(recorder),
+        default_headers=default_headers(openai),
     )
     body = partial(request_body, official=base_url == OPENAI)
     return SdkModel(

@@ -34,7 +34,7 @@ from gateway.llm.chunks import ChunkReader, UpstreamError, read_whole
 from gateway.llm.limiter import Limiter, Slot
 from gateway.llm.recording import Recorder
 from gateway.log import get_logger
-from gateway.messages import JsonObject, Message, ToolSpec
+from gateway.messages import JsonObject, Message
 
 log = get_logger(__name__)
 
@@ -46,6 +46,7 @@ AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore
 certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
 """Whom to trust, read once: that takes longer than all else of making a client."""
 
+_UNSAID = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 _READ = httpx.ByteStream(b"")
 """In place of a stream that has ended: it and its response hold each other, for the garbage collector to find."""
 
@@ -72,6 +73,12 @@ def http_client(recorder: Recorder | None) -> httpx.AsyncClient:
     )
 
 
+def default_headers(sdk: Any) -> dict[str, Any]:
+    """For a client of either SDK: without those by which it tells the model's server of this machine. They are nobody's
+    business, and take a call a twentieth of its time."""
+    return {f"X-Stainless-{name}": sdk.Omit() for name in _UNSAID}
+
+
 class SdkModel:
     """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
     the body of a call, which goes to `path`; with `streams_forms`, answers in a form are streamed as any other. A call
@@ -94,6 +101,9 @@ class SdkModel:
         self._body = body
         # Whole and parsed: else each request would do that.
         self._url = httpx.URL(str(client.base_url).rstrip("/") + path)
+        # What the SDK would make anew, or copy, for each call.
+        self._options: dict[str, Any] = {"headers": {}, "params": {}, "max_retries": 0, "timeout": client.timeout}
+        self._stream_class = sdk.AsyncStream[Any]
         self._key_setting = key_setting
         self._streams_forms = streams_forms
         self._limiter = limiter or Limiter()
@@ -142,8 +152,9 @@ class SdkModel:
             self._url,
             cast_to=httpx.Response,
             content=msgspec.json.encode(body),
+            options=self._options,
             stream=stream,
-            stream_cls=self._sdk.AsyncStream[Any],
+            stream_cls=self._stream_class,
         )
 
     async def check(self) -> str | None:
@@ -228,7 +239,7 @@ def chat_body(call: ModelCall) -> dict[str, Any]:
     on it."""
     body: dict[str, Any] = {"model": call.model, "messages": [message_body(message) for message in call.messages]}
     if call.tools:
-        body["tools"] = [_tool_body(tool) for tool in call.tools]
+        body["tools"] = [tool.function for tool in call.tools]
         if call.tool_choice is not None:
             body["tool_choice"] = call.tool_choice
     if call.response_format is not None:
@@ -250,11 +261,6 @@ def message_body(message: Message) -> JsonObject:
     elif message.name is not None:
         body["name"] = message.name
     return body
-
-
-def _tool_body(tool: ToolSpec) -> JsonObject:
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
-    return {"type": "function", "function": function}
 
 
 def _detail(error: Any) -> UpstreamError:

@@ -1,0 +1,49 @@
+"""What goes over the wire to a model's server."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from multidict import CIMultiDictProxy
+
+from gateway.errors import ModelError
+from gateway.llm.base import ModelCall
+from gateway.llm.groq import groq_model
+from gateway.llm.openai import openai_model
+from gateway.llm.sdk import SdkModel
+from gateway.messages import Message
+from tests.gateway.llm.test_steady import Sink
+
+
+@asynccontextmanager
+async def listening(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[str]:
+    """A server that notes the headers of each request, and is then out of order."""
+
+    async def note(request: web.Request) -> web.Response:
+        received.append(request.headers)
+        return web.Response(status=500)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", note)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/v1"))
+
+
+@pytest.mark.parametrize("make", [groq_model, openai_model])
+async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., SdkModel]) -> None:
+    received: list[CIMultiDictProxy[str]] = []
+    async with listening(received) as url:
+        model = make(api_key="key-of-ours", base_url=url)
+        call = ModelCall(model="m", messages=(Message("user", "Hello"),))
+        for _ in range(2):
+            with pytest.raises(ModelError):
+                await model.complete(call, Sink())
+        await model.close()
+    assert len(received) == 2
+    for headers in received:
+        assert headers["Authorization"] == "Bearer key-of-ours"
+        assert headers["Content-Type"] == "application/json"
+        told = {name for name in headers if name.lower().startswith("x-stainless")}
+        assert {name.lower() for name in told} <= {"x-stainless-retry-count", "x-stainless-read-timeout"}
