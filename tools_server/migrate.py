@@ -12,6 +12,8 @@ from tools_server.blocking import Threads
 
 ROOT = Path(__file__).resolve().parent.parent
 _LONGEST_PAUSE = 5.0
+_UNTOLD = 1.0
+"""Seconds that a database may take to come without a word about it: `agent-gateway up` starts both at once."""
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -35,7 +37,7 @@ async def upgrade_when_there(url: str) -> None:
                 await threads.run(_upgrade_or_tell, url)
             return
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if type(error).__name__ != told:
+            if pause > _UNTOLD and type(error).__name__ != told:
                 told = type(error).__name__
                 log.warning("schema_waits_for_database", error=told)
         await asyncio.sleep(pause)
