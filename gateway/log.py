@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line, or coloured text at a terminal. Secrets are removed on the way out."""
 
 import contextvars
+import json as _json
 import logging
 import re
 import sys
@@ -136,7 +137,7 @@ class _Lines:
         self.standard = logging.getLogger(name)
 
     def info(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # a log that nobody takes any more stops no turn
+        with suppress(Exception):  # a log that nobody takes any more stops no turn
             self.handler.stream.write(f"{line}\n")
             self.handler.flush()
 
@@ -147,6 +148,22 @@ def _wanted(lines: _Lines, method: str, event: MutableMapping[str, Any]) -> Muta
     if not lines.standard.isEnabledFor(_LEVELS[method]):
         raise structlog.DropEvent
     return event
+
+
+def _rendered_by(renderer: list[Any]) -> Any:
+    """All of it as one processor. What cannot be written down breaks its line, never who says it."""
+
+    def rendered(lines: _Lines, method: str, event: MutableMapping[str, Any]) -> str:
+        told: Any = event
+        try:
+            for process in renderer:
+                told = process(lines, method, told)
+        except Exception as error:  # noqa: BLE001 - an exception whose own text breaks, say
+            lost = {"event": "line_not_logged", "level": "error", "logger": lines.name, "error": type(error).__name__}
+            return _json.dumps(lost)
+        return told
+
+    return rendered
 
 
 _PROCESSORS: list[Any] = []
@@ -167,7 +184,7 @@ def configure(*, json: bool, level: str = "INFO") -> None:
         if json
         else [_without_rows, _redact, _seen, _console(), _redact_line]
     )
-    _PROCESSORS[:] = [_wanted, *shared, *renderer]
+    _PROCESSORS[:] = [_wanted, *shared, _rendered_by(renderer)]
     structlog.configure(processors=_PROCESSORS, logger_factory=_Lines, cache_logger_on_first_use=True)
     handler = _Lines.handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -179,7 +196,10 @@ def configure(*, json: bool, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for chatty in ("uvicorn.access", "uvicorn.error", "httpx", "httpx2", "alembic", "mcp", "sse_starlette"):
+    # At DEBUG the models' SDKs would log whole prompts.
+    for chatty in (
+        "uvicorn.access", "uvicorn.error", "httpx", "httpx2", "alembic", "mcp", "sse_starlette", "groq", "openai",
+    ):  # fmt: skip
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # It logs what servers sent, with tracebacks. What matters of that we say ourselves.
     logging.getLogger("mcp.client").setLevel(logging.CRITICAL)

@@ -1,6 +1,7 @@
 """The tool server's own schema: its branch of the migrations. Alembic is imported by who migrates."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import asyncpg
@@ -30,14 +31,14 @@ def upgrade(url: str) -> None:
 
 async def upgrade_when_there(url: str) -> None:
     """Upgrade as soon as the database is there; until then the tools that need none of it serve."""
-    threads, pause, told = Threads(1), 0.1, ""
+    threads, pause, told, begun = Threads(1), 0.1, "", time.monotonic()
     while True:
         try:
             if not await _is_current(url):
                 await threads.run(_upgrade_or_tell, url)
             return
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if pause > _UNTOLD and type(error).__name__ != told:
+            if time.monotonic() - begun > _UNTOLD and type(error).__name__ != told:
                 told = type(error).__name__
                 log.warning("schema_waits_for_database", error=told)
         await asyncio.sleep(pause)

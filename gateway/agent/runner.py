@@ -351,7 +351,7 @@ class Runner:
         try:
             await turn.journal.begin(record, turn.log)
         except BaseException:
-            del self._turns[turn_id]
+            self._turns.pop(turn_id, None)
             turn.cancel("handed_over")  # ends it without a word
             raise
         if not ahead:
@@ -361,8 +361,9 @@ class Runner:
     def _may_run_ahead(self, turn: RunningTurn) -> bool:
         """Whether the turn's row is neither likely to be refused nor needed before the model has answered."""
         request = turn.record.request
-        alone = request.idempotency_key is None and turn.record.conversation_id is None and request.cache_ttl is None
-        return alone and turn.kept and not turn.journal.away and not self._budgets.concern(turn.principal)
+        alone = turn.record.conversation_id is None and request.parent_turn_id is None  # its past is found by its row
+        plain = request.store and request.idempotency_key is None and request.cache_ttl is None
+        return alone and plain and not turn.journal.away and not self._budgets.concern(turn.principal)
 
     def _set_off(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> None:
         turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn.id}")

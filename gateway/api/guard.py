@@ -25,6 +25,7 @@ from gateway.errors import Forbidden, GatewayError, WrongHost
 from gateway.messages import Principal
 
 _LOCAL = ("127.0.0.1", "localhost", "[[]::1]")
+_LONGEST_ADDRESS = 64
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _LASTING: tuple[RouteClass, ...] = ("chat", "mcp")
 
@@ -123,7 +124,8 @@ def source_of(scope: Scope) -> str:
     """The IP address that a request comes from, written in one way; "unknown" where there is none, or where a proxy
     passes on what is none (`X-Forwarded-For`), lest whoever wrote that be somebody else at each request."""
     client = scope.get("client")
-    return _address(str(client[0])) if client else "unknown"
+    host = str(client[0]) if client else ""
+    return _address(host) if len(host) <= _LONGEST_ADDRESS else "unknown"
 
 
 @lru_cache(maxsize=1024)

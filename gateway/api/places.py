@@ -58,7 +58,7 @@ class Places:
             self._keeping.cancel()
         await asyncio.gather(*self._giving, *filter(None, [self._keeping]), return_exceptions=True)
 
-    async def take(self, whose: str, most: int) -> "Place":
+    async def take(self, whose: str, most: int) -> Place:
         """One of so many places, held from now on.
 
         Raises:
@@ -67,7 +67,6 @@ class Places:
         if self._here[whose] >= most:
             raise _refusal(most)
         self._here[whose] += 1
-        name = None
         try:
             name = await self._lease_one(whose, most) if self._redis is not None else None
         except BaseException:

@@ -234,14 +234,22 @@ class PostgresJournal:
         return write
 
     def _withdraw(self, write: _Write) -> None:
-        """Forget a turn that nobody waits for any more; if its row is being written just now, say that it failed."""
-        if write in self._in_flight:
+        """Forget a turn that nobody waits for any more, with all that it has brought since; if its row is being written
+        just now, say that it failed, unless its end is, too."""
+        source = write.source
+        self._dirty.pop(source.turn_id, None)
+        self._held.pop(source.turn_id, None)
+        flying = [other for other in self._in_flight if other.source is source]
+        waiting = [other for other in self._waiting if other.source is source and other not in flying]
+        self._settled(waiting)
+        for other in waiting:
+            other.done.cancel()
+        if any(other.row is not None and other.row[0] == FINISH_TURN for other in flying):
+            return
+        if write in flying:
             error = StorageUnavailable().info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            self._submit(write.source, (FINISH_TURN, _outcome_row(write.source.turn_id, outcome, self._worker_id)))
-        else:
-            self._settled([write])
-            write.done.cancel()
+            self._submit(source, (FINISH_TURN, _outcome_row(source.turn_id, outcome, self._worker_id)))
 
     async def _write_forever(self) -> None:
         while True:
@@ -268,6 +276,7 @@ class PostgresJournal:
                 await self._commit(batch)
             except Exception as error:  # noqa: BLE001 - the one writer must outlive whatever happens to its connection
                 if _is_refusal(error):
+                    self.away = False
                     await self._commit_one_by_one(batch, error)
                     return
                 log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))

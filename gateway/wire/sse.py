@@ -60,6 +60,7 @@ class FrameStream(EventSourceResponse):
         self._begun = False
         self._writes = 0
         self._writing = False
+        self._ending = asyncio.Lock()  # a ping that waits to be written must not come behind the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send_all(send, scope.get(WRITE, send)))
@@ -95,14 +96,16 @@ class FrameStream(EventSourceResponse):
                 await write({"type": "http.response.body", "body": chunk, "more_body": True})
                 self._writing = False
                 self._writes += 1
-        self.active = False
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async with self._ending:
+            self.active = False
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_ping(self, send: Send) -> None:
-        if not self._pings or not self._begun or not self.active:
+        if not self._pings or not self._begun:
             return
         try:
-            async with asyncio.timeout(self.ping_interval):
-                await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+            async with asyncio.timeout(self.ping_interval), self._ending:
+                if self.active:
+                    await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
         except TimeoutError:
             raise SendTimeoutError from None

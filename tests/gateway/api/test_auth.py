@@ -140,3 +140,20 @@ def test_secrets_are_removed_from_whatever_is_logged(log_text: io.StringIO) -> N
         assert secret not in text
     assert "ValueError" in text
     assert "31" in text
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
+def test_what_cannot_be_logged_harms_nobody_who_says_it(log_text: io.StringIO) -> None:
+    log = get_logger("test")
+    try:
+        raise Unspeakable
+    except Unspeakable:
+        log.exception("broke")
+    assert json.loads(log_text.getvalue())["event"] == "line_not_logged"
+    log_text.close()
+    log.warning("said")  # to a stream that is closed

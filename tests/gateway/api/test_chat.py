@@ -428,6 +428,45 @@ async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
         assert gateway.state.runner.running == 0
 
 
+@pytest.mark.parametrize("put_down", [False, True])
+async def test_turn_that_is_over_before_its_start_could_be_written_is_told_and_kept_as_failed(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch,
+    put_down: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(PostgresJournal.__init__.__kwdefaults__, "patience", 0.3)
+    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+        async with db.transaction():
+            await db.execute("LOCK TABLE turns IN SHARE MODE")
+            asking = asyncio.create_task(gateway.chat("Hello"))
+            await simulator.until(lambda s: len(s.requests) == 1)
+            if put_down:
+                await gateway.state.runner.hand_over("server_stopping")
+            reply = await asking
+        assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+        async with asyncio.timeout(5):
+            while (row := await db.fetchrow("SELECT status, response FROM turns")) is None or row[
+                "status"
+            ] == "running":
+                await asyncio.sleep(0.005)
+        assert tuple(row) == ("failed", "")
+        assert await db.fetchval("SELECT array_agg(status) FROM turn_usage") == ["failed"]
+        assert "turn.completed" not in await db.fetchval("SELECT string_agg(payload, '') FROM turn_events")
+
+
+async def test_turn_that_goes_on_from_another_is_not_asked_without_its_past(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    first = (await gateway.chat("My name is Ada.")).body["turn_id"]
+    async with db.transaction():
+        await db.execute("LOCK TABLE turns IN SHARE MODE")
+        asking = asyncio.create_task(gateway.chat("What is my name?", parent_turn_id=first))
+        async with asyncio.timeout(5):
+            while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.005)
+    assert (await asking).status == 200
+    assert "My name is Ada." in [message["content"] for message in gateway.simulator.requests[-1]["messages"]]
+
+
 async def test_gateway_serves_while_the_tool_server_is_down(database_url: str, simulator: Simulator) -> None:
     async with serve_gateway(database_url, simulator, None) as gateway:
         reply = await gateway.chat("Hello")

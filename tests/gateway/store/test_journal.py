@@ -146,6 +146,28 @@ async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
     await journal.stop(0.1)
 
 
+async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -> None:
+    """A row of a turn that has none would have the whole batch refused, and written one by one."""
+    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), patience=0.2)
+    await journal.start()
+    log = TurnLog(uuid4())
+    log.append(started(log.turn_id))
+    beginning = asyncio.create_task(journal.begin(record(log.turn_id), log))
+    while not journal._in_flight:
+        await asyncio.sleep(0)
+    log.append(e.ToolCallStarted(step=1, call_id="c", server="s", tool="t", arguments={}))
+    call = journal.now(log)
+    log.append(END)
+    end = journal.finish(log, outcome())
+    with pytest.raises(StorageUnavailable):
+        await beginning
+    assert call.cancelled()
+    assert end.cancelled()
+    assert [write.row[0].split()[0] for write in journal._waiting if write.row] == ["WITH", "WITH"]
+    assert [write.row[1][1] for write in journal._waiting[1:] if write.row] == ["failed"]
+    await journal.stop(0.1)
+
+
 async def test_turns_wait_when_too_much_waits_for_the_database() -> None:
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), most_bytes=10_000)
     await journal.start()
