@@ -124,14 +124,14 @@ def source_of(scope: Scope) -> str:
     """The IP address that a request comes from, written in one way; "unknown" where there is none, or where a proxy
     passes on what is none (`X-Forwarded-For`), lest whoever wrote that be somebody else at each request."""
     client = scope.get("client")
-    host = str(client[0]) if client else ""
+    host = str(client[0]).partition("%")[0] if client else ""
     return _address(host) if len(host) <= _LONGEST_ADDRESS else "unknown"
 
 
 @lru_cache(maxsize=1024)
 def _address(host: str) -> str:
     try:
-        address = ip_address(host.partition("%")[0])
+        address = ip_address(host)
     except ValueError:
         return "unknown"
     return str(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else str(address)
