@@ -25,7 +25,7 @@ async def workers(database_url: str, slow_simulator: Simulator, tools_url: str) 
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
-                serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=0.2)
+                serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=0.5)
             )
             for _ in range(2)
         ]

@@ -27,7 +27,7 @@ async def trial_url(trial: Trial) -> AsyncGenerator[str]:
 
 @pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, trial_url: str) -> AsyncGenerator[Gateway]:
-    async with serve_gateway(database_url, simulator, trial_url, heartbeat_seconds=0.2) as running:
+    async with serve_gateway(database_url, simulator, trial_url, heartbeat_seconds=0.4) as running:
         yield running
 
 

@@ -16,7 +16,7 @@ from tests.stack import Event, Gateway, Reply, serve_gateway
 
 @pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.2) as running:
+    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.4) as running:
         yield running
 
 
