@@ -362,7 +362,7 @@ class Runner:
         """Whether the turn's row is neither likely to be refused nor needed before the model has answered."""
         request = turn.record.request
         alone = turn.record.conversation_id is None and request.parent_turn_id is None  # its past is found by its row
-        plain = request.store and request.idempotency_key is None and request.cache_ttl is None
+        plain = turn.kept and request.idempotency_key is None and request.cache_ttl is None
         return alone and plain and not turn.journal.away and not self._budgets.concern(turn.principal)
 
     def _set_off(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> None:

@@ -91,7 +91,7 @@ def principal_of(request: Request) -> Principal:
 
 async def get_state(request: Request) -> State:
     """A coroutine, as all dependencies here: FastAPI sends plain functions through a thread, at 0.2 ms each. To resolve
-    one still costs as much as a token: routes that begin turns call `state_of` and `principal_of` themselves."""
+    one still costs as much as a token: the chat routes that are called most call `state_of` and `principal_of`."""
     return state_of(request)
 
 

@@ -53,12 +53,11 @@ class Guard:
         if access.begins:
             await self._entrance.enter()
         state: State = scope["app"].state.gateway
-        lasts = access.kind in _LASTING
         try:
             source = source_of(scope)
             principal = await self._enter(scope, access, state, source)
             self._check_origin(scope, principal)
-            place = await state.rates.place(principal, source) if lasts else None
+            place = await state.rates.place(principal, source) if access.kind in _LASTING else None
         except GatewayError as error:
             await _answer(error, scope, receive, send)
             return
