@@ -47,6 +47,7 @@ certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
 """Whom to trust, read once: that takes longer than all else of making a client."""
 
 _UNSAID = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+_UNSAID_OF_A_CALL = ("Retry-Count", "Read-Timeout")
 _READ = httpx.ByteStream(b"")
 """In place of a stream that has ended: it and its response hold each other, for the garbage collector to find."""
 
@@ -66,17 +67,24 @@ class _HttpClient(HttpxAiohttpClient):
 
 def http_client(recorder: Recorder | None) -> httpx.AsyncClient:
     """What both SDKs send their requests with: httpx over aiohttp's connections."""
-    return _HttpClient(
+    client = _HttpClient(
         limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
         verify=certificates(),
         event_hooks=recorder.hooks if recorder else None,
     )
+    client.headers.clear()  # of httpx's own, which are copied for each call, the SDKs replace all but these
+    client.headers["Accept-Encoding"] = "identity"  # a stream that is compressed comes late, and in larger pieces
+    return client
 
 
 def default_headers(sdk: Any) -> dict[str, Any]:
     """For a client of either SDK: without those by which it tells the model's server of this machine. They are nobody's
     business, and take a call a twentieth of its time."""
-    return {f"X-Stainless-{name}": sdk.Omit() for name in _UNSAID}
+    return _without(sdk, _UNSAID)
+
+
+def _without(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {f"X-Stainless-{name}": sdk.Omit() for name in names}
 
 
 class SdkModel:
@@ -102,7 +110,9 @@ class SdkModel:
         # Whole and parsed: else each request would do that.
         self._url = httpx.URL(str(client.base_url).rstrip("/") + path)
         # What the SDK would make anew, or copy, for each call.
-        self._options: dict[str, Any] = {"headers": {}, "params": {}, "max_retries": 0, "timeout": client.timeout}
+        self._options: dict[str, Any] = {
+            "headers": _without(sdk, _UNSAID_OF_A_CALL), "params": {}, "max_retries": 0, "timeout": client.timeout
+        }  # fmt: skip
         self._stream_class = sdk.AsyncStream[Any]
         self._key_setting = key_setting
         self._streams_forms = streams_forms
@@ -130,7 +140,8 @@ class SdkModel:
         reader = ChunkReader(sink)
         async with self._translated(slot), aclosing(await self._send(call, stream=True)) as response:
             slot.answered(response.headers, response.status_code)
-            async for data in response.aiter_raw():
+            compressed = "content-encoding" in response.headers  # by a proxy that heeds no Accept-Encoding
+            async for data in response.aiter_bytes() if compressed else response.aiter_raw():
                 reader.feed(data)
                 await sink.drain()
             response.stream = _READ
