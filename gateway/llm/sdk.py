@@ -211,7 +211,7 @@ class SdkModel:
                 slot.answered(error.response.headers, error.status_code)
             raise self._status_error(error) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
-            raise ModelUnavailable("The model's server did not answer in time.") from error
+            raise ModelUnavailable("The model's server did not answer in time." if _late(error) else None) from error
         except sdk.APIConnectionError as error:
             raise ModelUnavailable from error
         except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
@@ -272,6 +272,13 @@ def message_body(message: Message) -> JsonObject:
     elif message.name is not None:
         body["name"] = message.name
     return body
+
+
+def _late(error: BaseException) -> bool:
+    """Whether it is what it says: httpx-aiohttp calls it a timeout as well when a server hangs up."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, TimeoutError)
 
 
 def _detail(error: Any) -> UpstreamError:

@@ -1,6 +1,7 @@
 """What goes over the wire to a model's server."""
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -8,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from multidict import CIMultiDictProxy
 
-from gateway.errors import ModelError
+from gateway.errors import ModelError, ModelUnavailable
 from gateway.llm.base import ModelCall
 from gateway.llm.groq import groq_model
 from gateway.llm.openai import openai_model
@@ -70,3 +71,32 @@ async def test_stream_that_is_compressed_against_our_wish_is_read(make: Callable
         answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
         await model.close()
     assert (sink.said, answered.finish_reason, wished) == ("Hello", "stop", ["identity"])
+
+
+async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("behave", "message"),
+    [(hang_up, "cannot be reached"), (say_nothing, "did not answer in time")],
+    ids=["hangs-up", "says-nothing"],
+)
+async def test_server_that_hangs_up_is_not_said_to_be_late(
+    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], message: str
+) -> None:
+    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    async with server:
+        model = groq_model(
+            api_key="key-of-ours",
+            base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            idle_timeout=0.2,
+        )
+        with pytest.raises(ModelUnavailable, match=message):
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()
