@@ -7,14 +7,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
 from starlette.datastructures import Headers
 
 from gateway.api.lasting import LastingRequests
-from gateway.api.tokens import Verifier
 from gateway.config import ConfigError, Settings, is_loopback
 from gateway.errors import NotAuthenticated, StorageUnavailable
 from gateway.log import get_logger
@@ -22,6 +21,9 @@ from gateway.messages import LOCAL, BusMessage, Principal
 from gateway.store.audit import AuditStore
 from gateway.store.keys import KeyStore, principal_of
 from gateway.store.tables import ApiKey
+
+if TYPE_CHECKING:
+    from gateway.api.tokens import Verifier
 
 log = get_logger(__name__)
 
@@ -41,7 +43,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings, keys: KeyStore, audit: AuditStore) -> None:
         self._static = _sha256(settings.api_key.get_secret_value()) if settings.api_key else None
-        self._verifier = Verifier(settings) if takes_tokens(settings) else None
+        self._verifier = _verifier(settings)
         self._closed = self._static is not None or self._verifier is not None or not may_be_open(settings)
         self._keys = keys
         self._kept = _KeptKeys(keys)
@@ -185,6 +187,14 @@ class _Refusals:
 
 def takes_tokens(settings: Settings) -> bool:
     return settings.jwt_secret is not None or settings.jwt_jwks_url is not None
+
+
+def _verifier(settings: Settings) -> "Verifier | None":
+    if not takes_tokens(settings):
+        return None
+    from gateway.api.tokens import Verifier
+
+    return Verifier(settings)
 
 
 def may_be_open(settings: Settings) -> bool:

@@ -5,10 +5,10 @@ import contextvars
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import httpx2
-import jwt
 
 from gateway.messages import Principal
 
@@ -46,7 +46,9 @@ class TokenSigner:
     """Signs who is acting, HS256, and adds it to requests. A token serves until half its life is over."""
 
     def __init__(self, secret: str) -> None:
-        self._secret = secret
+        import jwt  # here, as it takes 2 MB that only signers need
+
+        self._sign = partial(jwt.encode, key=secret, algorithm="HS256")
         self._tokens: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
     async def add_token(self, request: httpx2.Request) -> None:
@@ -59,7 +61,7 @@ class TokenSigner:
         good_until, token = self._tokens.get(user, (0.0, ""))
         if now > good_until:
             claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": user, "iat": int(now), "exp": int(now + _LIFETIME)}
-            token = jwt.encode(claims, self._secret, algorithm="HS256")
+            token = self._sign(claims)
             self._tokens[user] = (now + _LIFETIME / 2, token)
         self._tokens.move_to_end(user)
         if len(self._tokens) > _MOST_USERS:
