@@ -10,7 +10,7 @@ from gateway.llm.limiter import Limiter
 from gateway.llm.recording import Recorder
 from gateway.llm.sdk import CONNECT_TIMEOUT, SdkModel, chat_body, default_headers, http_client
 
-_PATH = "/openai/v1/chat/completions"
+_ROOT = "/openai/v1"
 
 
 def groq_model(
@@ -31,7 +31,7 @@ def groq_model(
         http_client=http_client(recorder),
         default_headers=default_headers(groq),
     )
-    return SdkModel(client, groq, request_body, path=_PATH, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
+    return SdkModel(client, groq, request_body, root=_ROOT, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
 
 
 def request_body(call: ModelCall) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def openai_model(
     )
     body = partial(request_body, official=base_url == OPENAI)
     return SdkModel(
-        client, openai, body, path="/chat/completions", key_setting="OPENAI_API_KEY", streams_forms=True,
+        client, openai, body, root="", key_setting="OPENAI_API_KEY", streams_forms=True,
         limiter=limiter, queue=queue,
     )  # fmt: skip
 

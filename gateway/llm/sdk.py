@@ -52,6 +52,10 @@ _READ = httpx.ByteStream(b"")
 """In place of a stream that has ended: it and its response hold each other, for the garbage collector to find."""
 
 
+class _ModelList(msgspec.Struct):
+    data: list[JsonObject] | None = None
+
+
 class _NoCookies(httpx.Cookies):
     def extract_cookies(self, response: httpx.Response) -> None:
         """To look for them costs more than to send the request, and none would be right to keep for all users."""
@@ -89,8 +93,8 @@ def _without(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 class SdkModel:
     """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
-    the body of a call, which goes to `path`; with `streams_forms`, answers in a form are streamed as any other. A call
-    waits at most `queue` seconds for its place under the key's limits."""
+    the body of a call; the API is under `root` of the client's address; with `streams_forms`, answers in a form are
+    streamed as any other. A call waits at most `queue` seconds for its place under the key's limits."""
 
     def __init__(
         self,
@@ -98,7 +102,7 @@ class SdkModel:
         sdk: Any,
         body: Callable[[ModelCall], dict[str, Any]],
         *,
-        path: str,
+        root: str,
         key_setting: str,
         streams_forms: bool = False,
         limiter: Limiter | None = None,
@@ -108,7 +112,9 @@ class SdkModel:
         self._sdk = sdk
         self._body = body
         # Whole and parsed: else each request would do that.
-        self._url = httpx.URL(str(client.base_url).rstrip("/") + path)
+        root = str(client.base_url).rstrip("/") + root
+        self._url = httpx.URL(f"{root}/chat/completions")
+        self._models_url = httpx.URL(f"{root}/models")
         # What the SDK would make anew, or copy, for each call.
         self._options: dict[str, Any] = {
             "headers": _without(sdk, _UNSAID_OF_A_CALL), "params": {}, "max_retries": 0, "timeout": client.timeout
@@ -180,11 +186,16 @@ class SdkModel:
         """The server's own list, an object a model.
 
         Raises:
-            ModelError: the server does not answer, or refuses the key.
+            ModelError: the server does not answer with it, or refuses the key.
         """
         async with self._translated():
-            page = await self._client.models.list(timeout=timeout)
-            return [model.model_dump() for model in page.data]
+            # Through the same door: `client.models` imports all that the SDK can ask, 14 MB of OpenAI's.
+            options = self._options | {"timeout": timeout}
+            response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
+            try:
+                return msgspec.json.decode(response.content, type=_ModelList).data or []
+            except msgspec.DecodeError:
+                raise ModelError("The model's server answered with no list of models.") from None
         raise AssertionError("unreachable")
 
     async def refresh(self, catalog: Catalog) -> None:

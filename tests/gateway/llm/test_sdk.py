@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import pytest
 from aiohttp import web
@@ -14,7 +14,7 @@ from gateway.llm.base import ModelCall
 from gateway.llm.groq import groq_model
 from gateway.llm.openai import openai_model
 from gateway.llm.sdk import SdkModel
-from gateway.messages import Message
+from gateway.messages import JsonObject, Message
 from tests.gateway.llm.test_steady import Sink
 
 
@@ -99,4 +99,28 @@ async def test_server_that_hangs_up_is_not_said_to_be_late(
         )
         with pytest.raises(ModelUnavailable, match=message):
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "listed"),
+    [
+        ('{"object": "list", "data": [{"id": "m", "context_window": 8}]}', [{"id": "m", "context_window": 8}]),
+        ('{"object": "list", "data": null}', []),  # from some that have none
+        ("<html>It works!</html>", None),
+    ],
+)
+@pytest.mark.parametrize(("make", "path"), [(groq_model, "/v1/openai/v1/models"), (openai_model, "/v1/models")])
+async def test_servers_list_of_models_is_read_as_it_is(
+    make: Callable[..., SdkModel], path: str, body: str, listed: list[JsonObject] | None
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get(path, answer)
+    async with TestServer(app) as server:
+        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        with nullcontext() if listed is not None else pytest.raises(ModelError):
+            assert await model.list_models() == listed
         await model.close()
