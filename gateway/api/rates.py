@@ -1,6 +1,6 @@
 """How often, and how many at once: windows that move, in memory or in Redis.
 
-The library `limits` has the windows; here is whose they are, and what happens when Redis is away.
+The library `limits` has those in Redis; here are the others, whose they all are, and what happens when Redis is away.
 """
 
 import math
@@ -11,9 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
-from limits import RateLimitItem, RateLimitItemPerSecond
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 
 from gateway.api.access import RouteClass
 from gateway.api.places import Places
@@ -54,8 +51,8 @@ class Rates:
     """Counts requests. With Redis, every worker's together; while it is away each worker counts by itself."""
 
     def __init__(self, settings: Settings) -> None:
-        self._items = {
-            kind: RateLimitItemPerSecond(most or settings.rate_limit_requests, settings.rate_limit_window_seconds)
+        self._most = {
+            kind: most or settings.rate_limit_requests
             for kind, most in {
                 "api": None,
                 "chat": settings.rate_limit_chat_requests,
@@ -63,6 +60,7 @@ class Rates:
                 "mcp": settings.rate_limit_mcp_requests,
             }.items()
         }
+        self._seconds = settings.rate_limit_window_seconds
         self.enabled = settings.rate_limit_enabled
         self._memory = _Windows(MemoryWindows())
         self._redis: SharedRedis | None = None
@@ -94,12 +92,12 @@ class Rates:
 
     def _counted(self, principal: Principal | None, source: str, kind: RouteClass) -> "list[_Counted]":
         if principal is None:
-            return [(self._items["api"], "api", f"source {source}")]
-        of_user = (self._items[kind], kind, f"user {principal.user}")
+            return [_Counted(f"api/source {source}", self._most["api"], self._seconds)]
+        of_user = _Counted(f"{kind}/user {principal.user}", self._most[kind], self._seconds)
         limits = principal.limits
         if limits is None or limits.requests is None or principal.key is None:
             return [of_user]
-        return [(RateLimitItemPerSecond(limits.requests, limits.window_seconds), "key", principal.key), of_user]
+        return [_Counted(f"key/{principal.key}", limits.requests, limits.window_seconds), of_user]
 
     async def place(self, principal: Principal | None, source: str) -> AbstractContextManager[None]:
         """One of the places that a key has for answers that last.
@@ -117,7 +115,17 @@ class Rates:
         return await self._places.take(whose, most)
 
 
-_Counted = tuple[RateLimitItem, str, str]
+class _Counted(msgspec.Struct, frozen=True):
+    """A window that a request counts in: at most so many in any so many seconds."""
+
+    whose: str
+    most: int
+    seconds: int
+
+    @property
+    def key(self) -> str:
+        """With other limits it is another window."""
+        return f"{self.whose}/{self.most}/{self.seconds}"
 
 
 class _Windows:
@@ -125,35 +133,35 @@ class _Windows:
 
     def __init__(self, storage: "MemoryWindows | RedisWindows") -> None:
         self._storage = storage
-        self._limiter = MovingWindowRateLimiter(storage)
 
     async def hit(self, counted: list[_Counted]) -> Window:
         """How the fullest of them stands, after this. A request that one of them refuses counts in none."""
-        for number, (item, *names) in enumerate(counted):
-            if not await self._limiter.hit(item, *names):
-                for taken, *others in counted[:number]:
-                    await self._storage.give_back(taken.key_for(*others))
-                return await self._window(False, item, names)
-        windows = [await self._window(True, item, names) for item, *names in counted]
+        for number, one in enumerate(counted):
+            if not await self._storage.acquire_entry(one.key, one.most, one.seconds):
+                for taken in counted[:number]:
+                    await self._storage.give_back(taken.key)
+                return await self._window(False, one)
+        windows = [await self._window(True, one) for one in counted]
         return min(windows, key=lambda window: window.remaining)
 
-    async def _window(self, allowed: bool, item: RateLimitItem, names: list[str]) -> Window:
-        reset, remaining = await self._limiter.get_window_stats(item, *names)
-        return Window(allowed, item.amount, max(0, remaining) if allowed else 0, reset, item.get_expiry())
+    async def _window(self, allowed: bool, one: _Counted) -> Window:
+        start, number = await self._storage.get_moving_window(one.key, one.most, one.seconds)
+        remaining = max(0, one.most - number) if allowed else 0
+        return Window(allowed, one.most, remaining, start + one.seconds, one.seconds)
 
 
-class MemoryWindows(MemoryStorage):
-    """Windows of this process. The library's own looks through all of its keys, in threads, at every request."""
+class MemoryWindows:
+    """Windows of this process, as `limits` has them. Its own bring 1.5 MB, and look through all of their keys, in
+    threads, at every request."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._windows: OrderedDict[str, deque[float]] = OrderedDict()
 
-    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+    async def acquire_entry(self, key: str, limit: int, expiry: int) -> bool:
         window = self._window(key, expiry)
-        if len(window) + amount > limit:
+        if len(window) >= limit:
             return False
-        window.extend([time.time()] * amount)
+        window.append(time.time())
         return True
 
     async def give_back(self, key: str) -> None:
