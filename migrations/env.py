@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 import gateway.store.tables  # noqa: F401
-import tools_server.tasks  # noqa: F401
+import tools_server.tasks.table  # noqa: F401
 from gateway.config import load
 
 config = context.config

@@ -14,7 +14,7 @@ from typing import Any
 
 from tools_server.config import Settings
 from tools_server.server import create_server
-from tools_server.tasks import TaskStore
+from tools_server.tasks.store import TaskStore
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tests" / "node" / "node_modules" / ".bin" / "mcpb"

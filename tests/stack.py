@@ -32,7 +32,7 @@ from gateway.llm.simulator import Simulator
 from tools_server.config import Settings as ToolsSettings
 from tools_server.server import create_app as create_tools_app
 from tools_server.server import create_server
-from tools_server.tasks import TaskStore
+from tools_server.tasks.store import TaskStore
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]

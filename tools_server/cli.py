@@ -57,7 +57,7 @@ async def run(
     gc.disable()  # nothing of what is imported is garbage, and to look for some takes a fifth as long again
     from tools_server.migrate import upgrade_when_there
     from tools_server.server import create_app, create_server
-    from tools_server.tasks import TaskStore
+    from tools_server.tasks.store import TaskStore
 
     gc.freeze()
     gc.enable()

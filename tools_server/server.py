@@ -28,10 +28,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
-from tools_server import calculator, fetch_page, tasks, web_search
+from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import Authentication, metadata_routes, user_of
 from tools_server.config import Settings
 from tools_server.plain import add_plain_routes
+from tools_server.tasks import tools as task_tools
+from tools_server.tasks.store import TaskStore
 
 VERSION = "0.1.0"
 STATE_SECONDS = 30 * 86_400.0
@@ -77,7 +79,7 @@ class ToolServer(MCPServer[Any]):
             raise ToolError(f"Wrong arguments for {name}: {_problems(cause)}") from cause
 
 
-def create_server(settings: Settings, store: tasks.TaskStore) -> ToolServer:
+def create_server(settings: Settings, store: TaskStore) -> ToolServer:
     """The server with all its tools. Its HTTP form is `create_app`; over stdio it runs as it is."""
     mcp = ToolServer(
         "tools",
@@ -92,7 +94,7 @@ def create_server(settings: Settings, store: tasks.TaskStore) -> ToolServer:
     calculator.register(mcp)
     web_search.register(mcp, web_search.make_backend(settings))
     fetch_page.register(mcp, fetch_page.Fetcher())
-    tasks.register(mcp, store)
+    task_tools.register(mcp, store)
     _complete_arguments(mcp)
     _report_health(mcp, store)
     return mcp
@@ -144,7 +146,7 @@ def _complete_arguments(mcp: ToolServer) -> None:
         return None
 
 
-def _report_health(mcp: ToolServer, store: tasks.TaskStore) -> None:
+def _report_health(mcp: ToolServer, store: TaskStore) -> None:
     started = time.monotonic()
 
     @mcp.custom_route("/health", methods=["GET"])

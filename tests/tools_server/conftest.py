@@ -24,7 +24,7 @@ from tests.stack import SECRET
 from tools_server.config import Settings
 from tools_server.server import create_app, create_server
 from tools_server.serving import HttpServer
-from tools_server.tasks import TaskStore
+from tools_server.tasks.store import TaskStore
 
 ROOT = Path(__file__).parent.parent.parent
 NO_DATABASE = "postgresql+asyncpg://postgres@127.0.0.1:9/none"

@@ -6,7 +6,7 @@ from mcp import Client
 from tests.tools_server.conftest import NO_DATABASE, settings, text_of
 from tools_server.arithmetic import CannotCalculate, evaluate, written
 from tools_server.server import create_server
-from tools_server.tasks import TaskStore
+from tools_server.tasks.store import TaskStore
 
 
 @pytest.mark.parametrize(

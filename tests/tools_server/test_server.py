@@ -8,7 +8,7 @@ from mcp.types import ResourceTemplateReference
 
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
 from tools_server.server import ToolServer, create_server
-from tools_server.tasks import TaskStore
+from tools_server.tasks.store import TaskStore
 
 READ_ONLY = {"calculator", "web_search", "fetch_page", "list_tasks"}
 

@@ -12,8 +12,7 @@ from gateway.tools.identity import acting_for
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
 from tools_server.migrate import upgrade, upgrade_when_there
 from tools_server.server import create_server
-from tools_server.tasks import TaskStore
-from tools_server.tasks.store import UnknownTask
+from tools_server.tasks.store import TaskStore, UnknownTask
 
 
 async def say(client: Client, tool: str, user: str = "ann", **arguments: object) -> str:

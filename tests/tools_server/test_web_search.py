@@ -7,7 +7,7 @@ from mcp import Client
 
 from tests.tools_server.conftest import NO_DATABASE, closed_port, serve_web, settings, text_of
 from tools_server.server import create_server
-from tools_server.tasks import TaskStore
+from tools_server.tasks.store import TaskStore
 from tools_server.web_search import Hit, JsonBackend, SearchFailed, make_backend
 
 ANSWER = {
