@@ -63,6 +63,17 @@ _MOST_STOPS = 4
 _FORMATS = ("parsed", "raw", "hidden")
 
 
+class _Listed(msgspec.Struct):
+    """A model as its server lists it."""
+
+    id: str
+    active: bool | None = None
+    owned_by: str | None = None
+    context_window: int | None = None
+    max_model_len: int | None = None
+    max_completion_tokens: int | None = None
+
+
 class Catalog:
     """The models on offer. What the server lists wins over what is known here; the rest of each entry stays.
 
@@ -79,17 +90,22 @@ class Catalog:
         self._not_taken = not_taken
 
     def update(self, listed: list[JsonObject]) -> None:
-        """Take over the server's own list, as far as it goes beyond or against what is known."""
+        """Take over the server's own list, as far as it goes beyond or against what is known. Entries that are none
+        are passed over."""
         for entry in listed:
-            if entry.get("active") is not False:
-                self._models[str(entry["id"])] = self._merged(self._models.get(str(entry["id"])), entry)
+            try:
+                model = msgspec.convert(entry, _Listed, strict=False)
+            except msgspec.ValidationError:
+                continue
+            if model.active is not False:
+                self._models[model.id] = self._merged(self._models.get(model.id), model)
 
-    def _merged(self, known: ModelInfo | None, listed: JsonObject) -> ModelInfo:
-        window = listed.get("context_window") or listed.get("max_model_len")
+    def _merged(self, known: ModelInfo | None, listed: _Listed) -> ModelInfo:
+        window = listed.context_window or listed.max_model_len
         window = window or (known.context_window if known else _UNKNOWN_WINDOW)
-        most = listed.get("max_completion_tokens")
+        most = listed.max_completion_tokens
         most = most or (known.max_output_tokens if known else min(window, _UNKNOWN_OUTPUT))
-        base = known or self._unknown(str(listed["id"]), owned_by=listed.get("owned_by"))
+        base = known or self._unknown(listed.id, owned_by=listed.owned_by)
         return msgspec.structs.replace(base, context_window=window, max_output_tokens=most)
 
     def _unknown(self, model: str, owned_by: str | None = None) -> ModelInfo:

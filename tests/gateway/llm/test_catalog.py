@@ -82,6 +82,14 @@ def test_servers_list_wins_and_keeps_what_only_we_know() -> None:
         catalog.resolve("off/model")
 
 
+def test_listed_entry_that_is_none_is_passed_over() -> None:
+    catalog = Catalog((), open_ended=True)
+    catalog.update(
+        [{"object": "model"}, {"id": "odd", "context_window": "wide"}, {"id": "good", "context_window": "8192"}]
+    )
+    assert [(model.id, model.context_window) for model in catalog.all()] == [("good", 8_192)]
+
+
 def test_retired_id_is_answered_by_its_successor_unless_aliases_are_off() -> None:
     found, (warning,) = Catalog().resolve("llama-3.3-70b-versatile")
     assert (found.id, "retired" in warning) == (OSS, True)
