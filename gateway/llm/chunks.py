@@ -152,6 +152,11 @@ class ChunkReader:
                 self._payload(line[5:])
         self._tell()
 
+    @property
+    def complete(self) -> bool:
+        """Whether the model has finished: nothing that the connection does from now on takes that back."""
+        return self.done or self._finish_reason is not None
+
     def answer(self) -> ModelAnswer:
         """How the stream ended.
 

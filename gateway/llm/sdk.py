@@ -4,6 +4,7 @@ The SDK brings authentication, parameters and errors; the stream is read as byte
 chunk would cost more than all else on the way of a token.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
@@ -41,6 +42,7 @@ log = get_logger(__name__)
 CONNECT_TIMEOUT = 5.0
 MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
 _LIKELY_ANSWER = 1_024
+_END_SECONDS = 0.2
 AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore
 """What there is comes in one piece, up to as much as aiohttp reads ahead: a piece is an event, a frame and a write."""
 certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
@@ -147,10 +149,17 @@ class SdkModel:
         async with self._translated(slot), aclosing(await self._send(call, stream=True)) as response:
             slot.answered(response.headers, response.status_code)
             compressed = "content-encoding" in response.headers  # by a proxy that heeds no Accept-Encoding
-            async for data in response.aiter_bytes() if compressed else response.aiter_raw():
-                reader.feed(data)
-                await sink.drain()
-            response.stream = _READ
+            try:
+                async with asyncio.timeout(None) as end:
+                    async for data in response.aiter_bytes() if compressed else response.aiter_raw():
+                        reader.feed(data)
+                        await sink.drain()
+                        if reader.done:  # some leave the connection open
+                            end.reschedule(asyncio.get_running_loop().time() + _END_SECONDS)
+                response.stream = _READ
+            except (TimeoutError, httpx.HTTPError, aiohttp.ClientError):
+                if not reader.complete:
+                    raise
         return reader.answer()
 
     async def _complete_form(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:

@@ -102,6 +102,40 @@ async def test_server_that_hangs_up_is_not_said_to_be_late(
         await model.close()
 
 
+_WHOLE = (
+    b'data: {"choices":[{"delta":{"content":"Hello"}}]}\n\ndata: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+)
+
+
+async def stays_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE + b"data: [DONE]\n\n")
+    await reader.read()
+    writer.close()
+
+
+async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head + b"%x\r\n" % len(_WHOLE) + _WHOLE + b"\r\n")  # and no last chunk
+    writer.close()
+
+
+@pytest.mark.parametrize("behave", [stays_open, breaks_off])
+async def test_answer_that_is_complete_stands_whatever_its_connection_does(
+    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> None:
+    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    sink = Sink()
+    async with server:
+        model = openai_model(
+            api_key="key-of-ours", base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        )
+        async with asyncio.timeout(5):
+            answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
+        await model.close()
+    assert (sink.said, answered.finish_reason) == ("Hello", "stop")
+
+
 @pytest.mark.parametrize(
     ("body", "listed"),
     [
