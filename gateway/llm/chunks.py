@@ -101,6 +101,8 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
+NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises over what is no JSON, no UTF-8, or too deep."""
 
 
 class _PartialCall:
@@ -173,7 +175,7 @@ class ChunkReader:
     def _payload(self, payload: bytes) -> None:
         try:
             chunk = _decode(payload)
-        except msgspec.DecodeError:
+        except NOT_READABLE:
             if payload.strip() == b"[DONE]":
                 self.done = True
                 return
@@ -273,7 +275,7 @@ def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
     try:
         whole = msgspec.json.decode(body, type=_Whole)
         choice = whole.choices[0]
-    except (msgspec.DecodeError, IndexError):
+    except (*NOT_READABLE, IndexError):
         raise ModelStreamBroken from None
     sink.opened()
     if thought := choice.message.reasoning or choice.message.reasoning_content:

@@ -31,7 +31,7 @@ from gateway.errors import (
 )
 from gateway.llm.base import ModelAnswer, ModelCall, ModelSink
 from gateway.llm.catalog import Catalog
-from gateway.llm.chunks import ChunkReader, UpstreamError, read_whole
+from gateway.llm.chunks import NOT_READABLE, ChunkReader, UpstreamError, read_whole
 from gateway.llm.limiter import Limiter, Slot
 from gateway.llm.recording import Recorder
 from gateway.log import get_logger
@@ -203,7 +203,7 @@ class SdkModel:
             response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
             try:
                 return msgspec.json.decode(response.content, type=_ModelList).data or []
-            except msgspec.DecodeError:
+            except NOT_READABLE:
                 raise ModelError("The model's server answered with no list of models.") from None
         raise AssertionError("unreachable")
 

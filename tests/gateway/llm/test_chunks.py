@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gateway.errors import ModelRateLimited, ModelRequestRefused, ModelStreamBroken, ModelUnavailable
-from gateway.llm.chunks import ChunkReader
+from gateway.llm.chunks import ChunkReader, read_whole
 from gateway.messages import ToolCall
 
 
@@ -128,6 +128,19 @@ def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: byte
     with pytest.raises(error):
         ChunkReader(sink).feed(sse(delta(content="before")) + frame)
     assert sink.said == [("text", "before")]
+
+
+@pytest.mark.parametrize(
+    "payload", [b'{"choices":[{"delta":{"content":"\xff"}}]}', b'{"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}"]
+)
+def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    with pytest.raises(ModelStreamBroken):
+        reader.feed(sse(delta(content="a")) + b"data: " + payload + b"\n\n")
+    assert sink.said == [("text", "a")]
+    with pytest.raises(ModelStreamBroken):
+        read_whole(payload, sink)
 
 
 def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
