@@ -20,7 +20,7 @@ class _Function(msgspec.Struct, gc=False):
 
 
 class _ToolCallDelta(msgspec.Struct, gc=False):
-    index: int = 0
+    index: int | None = 0
     id: str | None = None
     function: _Function | None = None
 
@@ -42,7 +42,7 @@ class _Delta(msgspec.Struct, gc=False):
 
 
 class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta = msgspec.field(default_factory=_Delta)
+    delta: _Delta | None = None
     finish_reason: str | None = None
 
 
@@ -55,9 +55,9 @@ class _Reasoning(msgspec.Struct, gc=False):
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    total_tokens: int | None = 0
     queue_time: float | None = None
     completion_time: float | None = None
     total_time: float | None = None
@@ -67,9 +67,9 @@ class _Usage(msgspec.Struct, gc=False):
     def value(self) -> Usage:
         cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
         return Usage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            total_tokens=self.total_tokens,
+            prompt_tokens=self.prompt_tokens or 0,
+            completion_tokens=self.completion_tokens or 0,
+            total_tokens=self.total_tokens or 0,
             cached_tokens=(cached and cached.cached_tokens) or 0,
             reasoning_tokens=(reasoning and reasoning.reasoning_tokens) or 0,
             queue_time=self.queue_time or 0.0,
@@ -94,12 +94,13 @@ class _XGroq(msgspec.Struct, gc=False):
 
 
 class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] = msgspec.field(default_factory=list[_Choice])
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     x_groq: _XGroq | None = None
     error: UpstreamError | str | None = None
 
 
+_SILENT = _Delta()
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
 NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises over what is no JSON, no UTF-8, or too deep."""
@@ -203,7 +204,7 @@ class ChunkReader:
             self._choose(chunk.choices[0])
 
     def _choose(self, choice: _Choice) -> None:
-        delta = choice.delta
+        delta = choice.delta or _SILENT
         if delta.content:
             self._text.append(delta.content)
         elif delta.reasoning:
@@ -224,10 +225,11 @@ class ChunkReader:
             self._complete_calls()
 
     def _call_part(self, part: _ToolCallDelta) -> None:
-        if part.index not in self._calls:
+        index = part.index or 0
+        if index not in self._calls:
             self._complete_calls()
-            self._calls[part.index] = _PartialCall()
-        self._calls[part.index].add(part)
+            self._calls[index] = _PartialCall()
+        self._calls[index].add(part)
 
     def _executed_part(self, part: _Executed) -> None:
         """Told once, when its output is there."""
@@ -263,7 +265,7 @@ class _WholeChoice(msgspec.Struct, gc=False):
 
 class _Whole(msgspec.Struct, gc=False):
     choices: list[_WholeChoice]
-    usage: _Usage = msgspec.field(default_factory=_Usage)
+    usage: _Usage | None = None
 
 
 def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
@@ -282,7 +284,7 @@ def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
         sink.reasoning(thought)
     if choice.message.content:
         sink.text(choice.message.content)
-    return ModelAnswer(choice.finish_reason or "stop", whole.usage.value())
+    return ModelAnswer(choice.finish_reason or "stop", whole.usage.value() if whole.usage else Usage())
 
 
 def stream_error(error: UpstreamError | str) -> ModelError:

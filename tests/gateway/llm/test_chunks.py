@@ -143,6 +143,25 @@ def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
         read_whole(payload, sink)
 
 
+def test_null_is_read_as_nothing_wherever_it_stands() -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    nulls = {"prompt_tokens": 7, "completion_tokens": None, "total_tokens": None, "prompt_tokens_details": None}
+    reader.feed(
+        sse(
+            {"choices": [{"delta": None, "finish_reason": None}], "usage": None, "error": None},
+            delta(content="a", tool_calls=None),
+            delta(content=None, tool_calls=[{"index": None, "id": "x", "function": {"name": "f", "arguments": None}}]),
+            {"choices": [{"delta": None, "finish_reason": "tool_calls"}]},
+            {"choices": None, "usage": nulls},
+        )
+    )
+    answer = reader.answer()
+    assert sink.said == [("text", "a"), ToolCall("x", "f", "")]
+    assert (answer.finish_reason, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("tool_calls", 7, 0)
+    assert read_whole(b'{"choices":[{"message":{"content":null}}],"usage":null}', sink).usage.total_tokens == 0
+
+
 def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
     def executed(**fields: object) -> dict[str, object]:
         tool = {"index": 0, "type": "search", "arguments": '{"query": "camels"}', **fields}
