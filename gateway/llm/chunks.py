@@ -11,12 +11,12 @@ from gateway.errors import (
     ToolCallUnreadable,
 )
 from gateway.llm.base import ModelAnswer, ModelSink
-from gateway.messages import ToolCall, Usage
+from gateway.messages import JsonObject, ToolCall, Usage
 
 
 class _Function(msgspec.Struct, gc=False):
     name: str | None = None
-    arguments: str | None = None
+    arguments: str | JsonObject | None = None
 
 
 class _ToolCallDelta(msgspec.Struct, gc=False):
@@ -114,11 +114,17 @@ class _PartialCall:
         self.name = ""
         self.arguments: list[str] = []
 
+    def ended_by(self, delta: _ToolCallDelta) -> bool:
+        """Whether another call begins. Some servers count none, or name a call in each of its parts again."""
+        return bool(self.id and delta.id and delta.id != self.id and delta.function and delta.function.name)
+
     def add(self, delta: _ToolCallDelta) -> None:
         self.id = delta.id or self.id
-        if delta.function is not None:
-            self.name += delta.function.name or ""
-            self.arguments.append(delta.function.arguments or "")
+        if (function := delta.function) is not None:
+            if function.name and function.name != self.name:
+                self.name += function.name
+            given = function.arguments or ""
+            self.arguments.append(given if isinstance(given, str) else msgspec.json.encode(given).decode())
 
     def value(self) -> ToolCall:
         return ToolCall(self.id, self.name, "".join(self.arguments))
@@ -226,10 +232,11 @@ class ChunkReader:
 
     def _call_part(self, part: _ToolCallDelta) -> None:
         index = part.index or 0
-        if index not in self._calls:
+        call = self._calls.get(index)
+        if call is None or call.ended_by(part):
             self._complete_calls()
-            self._calls[index] = _PartialCall()
-        self._calls[index].add(part)
+            call = self._calls[index] = _PartialCall()
+        call.add(part)
 
     def _executed_part(self, part: _Executed) -> None:
         """Told once, when its output is there."""

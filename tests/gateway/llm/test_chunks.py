@@ -162,6 +162,25 @@ def test_null_is_read_as_nothing_wherever_it_stands() -> None:
     assert read_whole(b'{"choices":[{"message":{"content":null}}],"usage":null}', sink).usage.total_tokens == 0
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [part(0, "{}", "f", "a"), part(0, '{"x":1}', "g", "b")],
+        [part(0, "{}", "f", "a"), part(1, '{"x"', "g", "b"), part(1, ":1}", "g", "b")],
+        [part(0, "{}", "f", "a"), {"index": 1, "id": "b", "function": {"name": "g", "arguments": {"x": 1}}}],
+        [part(0, "{}", "f", "a"), part(1, '{"x"', "g", "b"), part(1, ":1}", None, "b")],
+    ],
+    ids=["no-count", "named-again", "arguments-as-object", "id-again"],
+)
+def test_tool_calls_are_told_apart_as_other_servers_write_them(parts: list[dict[str, object]]) -> None:
+    said: list[object] = [ToolCall("a", "f", "{}"), ToolCall("b", "g", '{"x":1}')]
+    for chunks in ([delta(tool_calls=[each]) for each in parts], [delta(tool_calls=parts)]):
+        sink = Sink()
+        reader = ChunkReader(sink)
+        reader.feed(sse(*chunks, delta(finish="tool_calls")))
+        assert sink.said == said
+
+
 def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
     def executed(**fields: object) -> dict[str, object]:
         tool = {"index": 0, "type": "search", "arguments": '{"query": "camels"}', **fields}
