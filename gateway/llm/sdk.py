@@ -30,6 +30,7 @@ from gateway.errors import (
     ToolCallUnreadable,
 )
 from gateway.llm.base import ModelAnswer, ModelCall, ModelSink
+from gateway.llm.budget import seconds
 from gateway.llm.catalog import Catalog
 from gateway.llm.chunks import NOT_READABLE, ChunkReader, UpstreamError, read_whole
 from gateway.llm.limiter import Limiter, Slot
@@ -240,7 +241,7 @@ class SdkModel:
     def _status_error(self, error: Any) -> GatewayError:
         """An HTTP status, as ours. Its message is shown only where it tells callers what to change."""
         status, detail = int(error.status_code), _detail(error)
-        wait = _seconds(error.response.headers.get("retry-after"))
+        wait = seconds(error.response.headers.get("retry-after"))
         log.warning("model_refused", status=status, code=detail.code)
         if status in (401, 403):
             return ModelKeyRefused(
@@ -309,10 +310,3 @@ def _detail(error: Any) -> UpstreamError:
         return msgspec.convert(body, UpstreamError, strict=False)
     except msgspec.ValidationError:
         return UpstreamError(message="no reason given")
-
-
-def _seconds(value: str | None) -> float | None:
-    try:
-        return float(value) if value is not None else None
-    except ValueError:
-        return None

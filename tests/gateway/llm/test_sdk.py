@@ -137,6 +137,24 @@ async def test_answer_that_is_complete_stands_whatever_its_connection_does(
 
 
 @pytest.mark.parametrize(
+    ("told", "wait"),
+    [("3", 3), ("nan", None), ("inf", None), ("-5", None), ("9" * 40, None), ("Wed, 21 Oct 2030 07:28:00 GMT", None)],
+)
+async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=503, headers={"Retry-After": told})
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        model = openai_model(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        with pytest.raises(ModelUnavailable) as error:
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()
+    assert error.value.retry_after == wait
+
+
+@pytest.mark.parametrize(
     ("body", "listed"),
     [
         ('{"object": "list", "data": [{"id": "m", "context_window": 8}]}', [{"id": "m", "context_window": 8}]),
