@@ -16,6 +16,8 @@ CONNECTION_CLOSED = -32000
 certificates = lru_cache(maxsize=1)(httpx2.create_ssl_context)
 """Whom to trust, read once: that takes longer than all else of opening a connection."""
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_SESSION = "mcp-session-id"
+_UNKNOWN_METHOD, _SERVER_ERROR = b"-32601", b"-32000"
 
 
 class IsolatingTransport(httpx2.AsyncBaseTransport):
@@ -31,6 +33,9 @@ class IsolatingTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
             response = await self._inner.handle_async_request(request)
+            if self.armed and await _forgot_session(request, response):
+                await response.aclose()
+                return httpx2.Response(404, request=request)  # of which the SDK says what it is
         except httpx2.TransportError as error:
             if not self.armed:
                 raise
@@ -41,6 +46,17 @@ class IsolatingTransport(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+async def _forgot_session(request: httpx2.Request, response: httpx2.Response) -> bool:
+    """Whether the server does not know the session any more: it answers with 404, whatever it says of it. With 400 do
+    servers that are written after the TypeScript SDK's examples."""
+    if request.method != "POST" or _SESSION not in request.headers or response.status_code not in (400, 404):
+        return False
+    body = await response.aread()
+    if response.status_code == 404:
+        return _UNKNOWN_METHOD not in body
+    return _SERVER_ERROR in body and any(word in body.lower() for word in (b"session", b"not initialized"))
 
 
 class _CutQuietly(httpx2.AsyncByteStream):

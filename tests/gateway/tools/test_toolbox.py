@@ -13,6 +13,8 @@ from pathlib import Path
 import jwt
 import pytest
 from pydantic import SecretStr
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.config import Settings
 from gateway.messages import Principal, ToolResult
@@ -243,6 +245,45 @@ async def test_server_that_forgot_the_session_is_called_again_at_once() -> None:
             async with asyncio.timeout(10):
                 while (await call(toolbox, "s_echo", text="back")).outcome != "ok":
                     await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (404, -32001, "Session not found"),
+        (404, -32000, "It has expired"),
+        (400, -32000, "Bad Request: No valid session ID provided"),
+        (400, -32000, "Bad Request: Server not initialized"),
+    ],
+)
+async def test_session_that_is_gone_is_made_anew_however_the_server_says_so(
+    status: int, code: int, message: str
+) -> None:
+    inner = Trial().app(modern=False)
+    made: list[bytes] = []
+
+    async def forgetful(scope: Scope, receive: Receive, send: Send) -> None:
+        session = dict(scope.get("headers", [])).get(b"mcp-session-id")
+        if scope.get("method") == "POST" and session is not None and session in made[:-1]:
+            error = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
+            await JSONResponse(error, status_code=status)(scope, receive, send)
+            return
+
+        async def noted(event: Message) -> None:
+            session = dict(event.get("headers", [])).get(b"mcp-session-id")
+            if session is not None and session not in made:
+                made.append(session)
+            await send(event)
+
+        await inner(scope, receive, noted)
+
+    async with (
+        serve_asgi(forgetful) as address,
+        toolbox_of(ServerConfig(name="s", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        assert text(await call(toolbox, "echo", text="one")) == "one"
+        made.append(b"another")  # it has restarted
+        assert text(await call(toolbox, "echo", text="two")) == "two"
 
 
 def _listening(port: int) -> bool:
