@@ -21,7 +21,7 @@ def reduce_result(result: CallToolResult, most_chars: int) -> ToolResult:
     left = most_chars
     for block in blocks[:_MOST_BLOCKS]:
         kept = _block(block, left)
-        left -= len(kept.get("text", ""))
+        left -= len(kept.get("text") or kept.get("resource", {}).get("text", ""))
         content.append(kept)
     if len(blocks) > _MOST_BLOCKS:
         content.append(text_block(f"[cut: {len(blocks)} blocks, the first {_MOST_BLOCKS} are shown]"))

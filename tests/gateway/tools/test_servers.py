@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mcp.types import AudioContent, CallToolResult, ImageContent, TextContent, Tool
+from mcp.types import (
+    AudioContent,
+    CallToolResult,
+    EmbeddedResource,
+    ImageContent,
+    TextContent,
+    TextResourceContents,
+    Tool,
+)
 
 from gateway.config import ConfigError, Settings
 from gateway.tools.names import exposed_name
@@ -111,6 +119,14 @@ def test_long_text_is_cut_with_a_note_over_all_blocks() -> None:
     reduced = reduce_result(result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
     assert reduced.content[0]["text"] == "a" * 80
     assert reduced.content[1]["text"].startswith("b" * 20 + "\n[cut: 80 characters, the first 20 are shown]")
+
+
+def test_text_of_embedded_resources_counts_as_well() -> None:
+    held = EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a" * 80))
+    reduced = reduce_result(result(held, held, TextContent(text="b" * 80)), 100)
+    assert reduced.content[0]["resource"]["text"] == "a" * 80
+    assert reduced.content[1]["resource"]["text"].startswith("a" * 20 + "\n[cut: 80 characters, the first 20")
+    assert reduced.content[2]["text"].startswith("\n[cut: 80 characters, the first 0")
 
 
 def test_control_characters_are_removed_and_line_breaks_stay() -> None:
