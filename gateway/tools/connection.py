@@ -52,6 +52,8 @@ _NO_LIMIT = 30 * 86400.0  # the SDK's own limit cannot stand still
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _MOST_PAGES, _MOST_TOOLS = 100, 1_000
 _REFUSED: tuple[State, str] = ("needs_auth", "it refuses the credentials that it is sent")
+_UNANSWERED = (MCPError, TimeoutError, ValueError, RuntimeError)
+"""What the SDK raises where a list does not come; the last two over one that breaks the protocol."""
 _GONE_MESSAGES = ("Session not found", "Session terminated")
 
 
@@ -223,7 +225,7 @@ class Connection:
                         await self._refresh(client)
             except ListenNotSupportedError:
                 await self._watch_notifications(client)
-            except (SubscriptionLost, MCPError, TimeoutError) as error:
+            except (SubscriptionLost, *_UNANSWERED) as error:
                 if isinstance(error, MCPError) and error.code == METHOD_NOT_FOUND:
                     reason = await self._look_now_and_then(client)
                 else:
@@ -241,7 +243,7 @@ class Connection:
             try:
                 async with asyncio.timeout(_HANDSHAKE_SECONDS):
                     await self._refresh(client)
-            except (MCPError, TimeoutError) as error:
+            except _UNANSWERED as error:
                 return _reason(error)[1]
             self._become("up")
             self._up.set()
@@ -254,7 +256,7 @@ class Connection:
             self._stale.clear()
             try:
                 await self._refresh(client)
-            except (MCPError, TimeoutError):
+            except _UNANSWERED:
                 self._become("degraded", "its tools have changed, and it does not list them")
             else:
                 self._become("up")
@@ -546,6 +548,8 @@ def _reason(error: BaseException) -> tuple[State, str]:
             return "down", f"it answers with the status {error.response.status_code}"
         case MCPError():
             return "down", f"it answered with an error: {error.message[:200]}"
+        case ValueError() | RuntimeError():
+            return "down", "its answer does not fit the protocol"
         case FileNotFoundError() | PermissionError():
             return "down", f"its command cannot be run: {error.strerror}"
         case _:

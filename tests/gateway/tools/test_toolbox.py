@@ -9,9 +9,12 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
+from mcp import Client
+from mcp.types import ListToolsResult
 from pydantic import SecretStr
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -284,6 +287,29 @@ async def test_session_that_is_gone_is_made_anew_however_the_server_says_so(
         assert text(await call(toolbox, "echo", text="one")) == "one"
         made.append(b"another")  # it has restarted
         assert text(await call(toolbox, "echo", text="two")) == "two"
+
+
+async def test_list_that_breaks_the_protocol_is_not_the_last_that_is_read(
+    trial: Served, modern: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not modern:
+        pytest.skip("the SDK's server tells handshake-era clients of changes only from inside a request")
+    server, config = trial
+    real, bad = Client.list_tools, False
+
+    async def list_tools(self: Client, **more: Any) -> Any:
+        return ListToolsResult.model_validate({"tools": [{"name": 5}]}) if bad else await real(self, **more)
+
+    monkeypatch.setattr(Client, "list_tools", list_tools)
+    async with toolbox_of(config) as toolbox:
+        await until(lambda: toolbox.find("echo") is not None)
+        bad = True
+        await server.add_tool("first")
+        await until(lambda: toolbox.servers()[0].state != "up")
+        bad = False
+        await server.add_tool("second")
+        await until(lambda: toolbox.find("second") is not None)
+        assert toolbox.servers()[0].state == "up"
 
 
 def _listening(port: int) -> bool:
