@@ -15,6 +15,7 @@ from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.types import (
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
+    PARSE_ERROR,
     CallToolResult,
     ElicitRequestParams,
     ElicitResult,
@@ -55,6 +56,8 @@ _REFUSED: tuple[State, str] = ("needs_auth", "it refuses the credentials that it
 _UNANSWERED = (MCPError, TimeoutError, ValueError, RuntimeError)
 """What the SDK raises where a list does not come; the last two over one that breaks the protocol."""
 _GONE_MESSAGES = ("Session not found", "Session terminated")
+_UNREADABLE = "Failed to parse"
+"""So the SDK begins what it says of an answer that is none."""
 
 
 class CallFailed(Exception):
@@ -465,6 +468,8 @@ class Connection:
         if error.code == INVALID_REQUEST and error.message in _GONE_MESSAGES:
             self._lose(client)
             return _NeverRan()
+        if error.code == PARSE_ERROR and error.message.startswith(_UNREADABLE):
+            return CallFailed(f"The answer of the MCP server {self.config.name!r} cannot be read.", ran=None)
         if error.code == CONNECTION_CLOSED:
             unsent = isinstance(error.data, dict) and bool(error.data.get("unsent"))  # pyright: ignore
             if unsent:

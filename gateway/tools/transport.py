@@ -36,6 +36,9 @@ class IsolatingTransport(httpx2.AsyncBaseTransport):
             if self.armed and await _forgot_session(request, response):
                 await response.aclose()
                 return httpx2.Response(404, request=request)  # of which the SDK says what it is
+            if self.armed and response.status_code >= 500 and b"jsonrpc" not in await response.aread():
+                await response.aclose()
+                return _failure(request, unsent=False)  # of a proxy: nobody knows what became of the request
         except httpx2.TransportError as error:
             if not self.armed:
                 raise

@@ -59,6 +59,10 @@ class Faulty:
             case "not json":
                 await send(head)
                 await send({"type": "http.response.body", "body": b"{this is no JSON"})
+            case "surrogate":
+                await send(head)
+                told = b'{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type": "text", "text": "\\ud83d"}]}}'
+                await send({"type": "http.response.body", "body": told % call_id})
             case "no json-rpc":
                 await send(head)
                 await send({"type": "http.response.body", "body": b'{"hello": "world"}'})
@@ -127,6 +131,20 @@ async def test_broken_answer_fails_its_own_call_in_time_and_the_next_one_works(m
             faulty.fault = None
             await until(lambda: toolbox.servers()[0].state == "up")
             assert text(await call(toolbox, "echo", text="hi")) == "hi"
+
+
+@pytest.mark.parametrize("fault", ["500", "not json", "surrogate"])
+async def test_call_whose_answer_cannot_be_read_may_have_taken_effect(modern: bool, fault: str) -> None:
+    faulty = Faulty(Trial(), modern=modern)
+    async with (
+        serve_asgi(faulty) as address,
+        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        faulty.fault = fault
+        result = await call(toolbox, "picture")
+    assert (result.outcome, faulty.broken) == ("unknown", 1)
+    assert "may or may not have taken effect" in text(result)
+    assert "validation error" not in text(result)
 
 
 async def test_read_only_call_is_made_again_when_its_connection_was_lost(modern: bool) -> None:
