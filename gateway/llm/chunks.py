@@ -183,8 +183,9 @@ class ChunkReader:
         try:
             chunk = _decode(payload)
         except NOT_READABLE:
-            if payload.strip() == b"[DONE]":
+            if (said := payload.strip()) == b"[DONE]":
                 self.done = True
+            if said in (b"[DONE]", b""):
                 return
             self._tell()
             raise ModelStreamBroken("The model's server sent something that is not its stream format.") from None
@@ -213,7 +214,7 @@ class ChunkReader:
         delta = choice.delta or _SILENT
         if delta.content:
             self._text.append(delta.content)
-        elif delta.reasoning:
+        if delta.reasoning:
             self._reasoning.append(delta.reasoning)
         elif delta.reasoning_content:
             self._reasoning.append(delta.reasoning_content)

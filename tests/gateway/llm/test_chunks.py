@@ -181,6 +181,21 @@ def test_tool_calls_are_told_apart_as_other_servers_write_them(parts: list[dict[
         assert sink.said == said
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_that_shares_a_chunk_with_text_is_told(name: str) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse(delta(**{name: "So."}, content="Yes")))
+    assert sink.said == [("reasoning", "So."), ("text", "Yes")]
+
+
+def test_line_without_data_is_passed_over() -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse(delta(content="a")) + b"data:\n\ndata: \r\n\r\n" + sse(delta(finish="stop", content="b")))
+    assert (sink.said, reader.answer().finish_reason) == ([("text", "ab")], "stop")
+
+
 def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
     def executed(**fields: object) -> dict[str, object]:
         tool = {"index": 0, "type": "search", "arguments": '{"query": "camels"}', **fields}
