@@ -1,12 +1,14 @@
 """Text that is none, turned away at the door."""
 
+import json
 import re
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# As an escape, or as the bytes that no UTF-8 has. A NUL is in all UTF-16 and UTF-32, which Python reads, too.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
 
 
 def whole_characters(receive: Receive) -> Receive:
@@ -30,7 +32,7 @@ def whole_characters(receive: Receive) -> Receive:
 
 def _check(body: bytes) -> None:
     try:
-        msgspec.json.decode(body)
-    except msgspec.DecodeError:
+        msgspec.json.decode(body.decode(json.detect_encoding(body)))
+    except (UnicodeDecodeError, msgspec.DecodeError):
         # Let through by FastAPI while it reads a body; any other error would be changed.
         raise HTTPException(400, "The body is not valid JSON.") from None

@@ -49,8 +49,11 @@ CHAT = r'{"messages": [{"role": "user", "content": %s}]}'
 async def test_half_a_character_is_the_clients_fault_and_harms_nobody(standing: Gateway, path: str, body: str) -> None:
     headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
     url = f"{standing.base_url}{path}"
-    async with standing.session.post(url, data=body, headers=headers) as response:
-        assert response.status in (400, 422)
+    raw = body.replace(HALF, "\ud800")
+    halves = [body.encode(), body.encode("utf-16"), *(raw.encode(c, "surrogatepass") for c in ("utf-8", "utf-16"))]
+    for half in halves:
+        async with standing.session.post(url, data=half, headers=headers) as response:
+            assert response.status in (400, 422), half
     whole = body.replace(HALF, r"\ud83d\ude00")
     async with standing.session.post(url, data=whole, headers=headers) as response:
         assert response.status < 500
