@@ -4,6 +4,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 def bare(url: str) -> str:
-    """The address without what may be secret in it: user and password, query and fragment."""
-    parts = urlsplit(url)
+    """The address without what may be secret in it: user and password, query and fragment; nothing of what is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -66,6 +67,10 @@ class ServerConfig(BaseModel):
     def _is_http(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be the http:// or https:// address of a streamable HTTP server")
+        try:
+            _ = urlsplit(value).port
+        except ValueError as error:
+            raise ValueError(f"is no address: {error}") from None
         return value
 
     @property

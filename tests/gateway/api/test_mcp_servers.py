@@ -102,6 +102,8 @@ async def test_server_is_disabled_and_enabled_wherever_it_comes_from(gateway: Ga
     ("body", "param"),
     [
         ({"name": "x", "url": "ftp://h"}, "url"),
+        ({"name": "x", "url": "http://[::1/mcp"}, "url"),
+        ({"name": "x", "url": "http://h:99999/mcp"}, "url"),
         ({"name": "x"}, "url"),
         ({"name": "x", "url": "http://h/mcp", "command": "rm"}, "command"),
         ({"name": "x", "url": "http://h/mcp", "identity": "gateway"}, "identity"),

@@ -286,6 +286,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools"),
     ({"tools": [{"type": "mcp", "server_label": "nobody"}]}, "tools.0.server_label"),
     ({"tools": [TOOLS | {"server_url": "https://evil.example/mcp"}]}, "tools.0.server_url"),
+    ({"tools": [TOOLS | {"server_url": "http://[::1/mcp"}]}, "tools.0.server_url"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
     ({"background": True, "store": False}, "background"),
     ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 1}}}}, "response_format"),

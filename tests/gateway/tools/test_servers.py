@@ -54,6 +54,7 @@ def test_environment_is_expanded_with_defaults(tmp_path: Path) -> None:
         ({"url": "http://h/mcp", "share": "nobody"}, "share: Input should be"),
         ([], "the entry must be an object"),
         ({"url": "ftp://h"}, "url: must be the http:// or https:// address"),
+        ({"url": "http://[::1/mcp"}, "url: is no address"),
         ({"url": "http://h/mcp", "timeout": -1}, "timeout: Input should be greater than 0"),
         ({"url": "http://h/mcp", "identity": "me"}, "identity: String should match pattern"),
         ({"url": "http://h/mcp", "approval": "maybe"}, "approval: Input should be"),
