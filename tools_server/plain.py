@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import httpx2
+from mcp.shared.inbound import encode_header_value
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -52,7 +53,9 @@ async def _wanted(request: Request) -> tuple[str, dict[str, Any]]:
     example = '{"name": "calculator", "arguments": {"expression": "5*9"}}'
     try:
         wanted: Any = json.loads(body)
-    except ValueError:
+        # Python takes half a character, numbers without an end and any depth; what goes on to MCP cannot hold them.
+        json.dumps(wanted, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
         raise _Refused(422, "invalid_request", f"The body must be JSON such as {example}.") from None
     match wanted:
         case {"name": str(name), **more} if set(more) <= {"arguments"}:
@@ -71,7 +74,7 @@ async def _ask(app: Starlette, request: Request, method: str, params: dict[str, 
         "Accept": "application/json, text/event-stream",
         "MCP-Protocol-Version": _PROTOCOL,
         "Mcp-Method": method,
-        **({"Mcp-Name": params["name"]} if "name" in params else {}),
+        **({"Mcp-Name": encode_header_value(params["name"])} if "name" in params else {}),
     }
     message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": _META}}
 

@@ -47,6 +47,13 @@ async def test_call_is_made_as_the_caller(database_url: str) -> None:
         (b'{"name": "calculator", "arguments": {"expression": "1/0"}}', 422, "tool_error"),
         (b'{"name": "calculator", "arguments": {}}', 422, "tool_error"),
         (b'{"name": "nothing"}', 404, None),
+        (b'{"name": "calculator", "arguments": {"expression": "\\ud800"}}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": {"expression": 1e400}}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": {"expression": NaN}}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": ' + b"[" * 9_000 + b"]" * 9_000 + b"}", 422, "invalid_request"),
+        ('{"name": "r\u00e9sum\u00e9"}'.encode(), 404, None),
+        (b'{"name": "a\\nb: c"}', 404, None),
+        (b'{"name": "calculator", "arguments": {"a": ' + b"[" * 800 + b"]" * 800 + b"}}", 422, None),
         (b" " * 2_000_000, 413, "payload_too_large"),
     ],
 )
