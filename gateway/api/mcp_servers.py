@@ -13,6 +13,7 @@ from gateway.messages import Approval, JsonObject, Principal
 router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
 
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+ToolName = Annotated[str, Path(pattern=r"^[^\x00]*$")]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     403: {"model": ErrorBody, "description": "Only admins may change servers"},
     404: {"model": ErrorBody, "description": "There is no such server"},
@@ -127,7 +128,7 @@ async def remove_server(name: Name, principal: PrincipalDep, state: StateDep) ->
 
 
 @router.post("/{name}/tools/{tool}/approve", summary="Take a changed tool as it is now", responses=_ERRORS)
-async def approve_tool(name: Name, tool: str, principal: PrincipalDep, state: StateDep) -> McpServerList:
+async def approve_tool(name: Name, tool: ToolName, principal: PrincipalDep, state: StateDep) -> McpServerList:
     """A tool whose definition has changed is offered again, where its server's `on_change` is `hold`."""
     _demand_admin(principal)
     await state.servers.approve(name, tool, by=principal.user)

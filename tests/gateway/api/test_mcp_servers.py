@@ -167,6 +167,7 @@ async def test_changed_definition_is_flagged_and_by_option_held_back_until_appro
     assert (approved.status, approved.body["changed_tools"]) == (200, [])
     await until(lambda: offers(gateway, "extra_echo") and not gateway.state.toolbox.changed())
     assert (await send(gateway, "POST", "/extra/tools/echo/approve")).status == 404
+    assert (await send(gateway, "POST", "/extra/tools/%00/approve")).status == 422
 
 
 async def test_held_tool_stays_held_after_a_restart(
