@@ -6,6 +6,7 @@ import secrets
 import time
 from typing import Any
 
+from mcp import MCPError
 from mcp.server import NotificationOptions
 from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import Context, MCPServer
@@ -14,10 +15,12 @@ from mcp.server.request_state import RequestStateSecurity
 from mcp.server.subscriptions import ListenHandler
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import (
+    INVALID_PARAMS,
     CallToolResult,
     Completion,
     CompletionArgument,
     CompletionContext,
+    GetPromptResult,
     InputRequiredResult,
     PromptReference,
     ResourceTemplateReference,
@@ -77,6 +80,17 @@ class ToolServer(MCPServer[Any]):
             if isinstance(error, UnexpectedToolError) or not isinstance(cause, ValidationError):
                 raise
             raise ToolError(f"Wrong arguments for {name}: {_problems(cause)}") from cause
+
+    async def get_prompt(
+        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Any, Any] | None = None
+    ) -> GetPromptResult | InputRequiredResult:
+        """As the SDK does, but a prompt or an argument that there is not is the caller's mistake, no internal error."""
+        taken = {prompt.name: {each.name for each in prompt.arguments or ()} for prompt in await self.list_prompts()}
+        if name not in taken:
+            raise MCPError(INVALID_PARAMS, f"Unknown prompt: {name}")
+        if odd := sorted(set(arguments or ()) - taken[name]):
+            raise MCPError(INVALID_PARAMS, f"The prompt {name} takes no argument {odd[0]!r}.")
+        return await super().get_prompt(name, arguments, context)
 
 
 def create_server(settings: Settings, store: TaskStore) -> ToolServer:

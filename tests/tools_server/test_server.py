@@ -3,8 +3,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from mcp import Client
-from mcp.types import ResourceTemplateReference
+from mcp import Client, MCPError
+from mcp.types import INVALID_PARAMS, ResourceTemplateReference
 
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
 from tools_server.server import ToolServer, create_server
@@ -34,6 +34,14 @@ async def test_every_tool_tells_a_model_what_it_needs_to_know(mcp: ToolServer) -
         assert tool.annotations.open_world_hint is (name in {"web_search", "fetch_page"}), name
         for argument in tool.input_schema["properties"].values():
             assert argument["description"], name
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("nothing", {}), ("plan_day", {"extra": "x"})])
+async def test_prompt_that_there_is_not_is_the_callers_mistake(mcp: ToolServer, name: str, arguments: Any) -> None:
+    async with Client(mcp) as client:
+        with pytest.raises(MCPError) as caught:
+            await client.get_prompt(name, arguments)
+    assert caught.value.code == INVALID_PARAMS
 
 
 async def test_resource_and_prompt_are_described(mcp: ToolServer) -> None:
