@@ -100,6 +100,7 @@ class _Chunk(msgspec.Struct, gc=False):
     error: UpstreamError | str | None = None
 
 
+_LONGEST_LINE = 4 * 1024 * 1024
 _SILENT = _Delta()
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
 NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -156,6 +157,8 @@ class ChunkReader:
         """
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         self._rest = lines.pop()
+        if len(self._rest) > _LONGEST_LINE:
+            raise ModelStreamBroken("The model's server sent a line that does not end.")
         for line in lines:
             if line.startswith(b"data:"):
                 self._payload(line[5:])

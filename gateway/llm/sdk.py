@@ -262,7 +262,8 @@ class SdkModel:
         if detail.code == "tool_use_failed":
             return ToolCallUnreadable(written=detail.failed_generation or "")
         if 400 <= status < 500:
-            return ModelRequestRefused(f"The model's server refused the request: {detail.message[:500]}")
+            reason = detail.message[:500] or "no reason given"
+            return ModelRequestRefused(f"The model's server refused the request: {reason}")
         return ModelError()
 
 
@@ -303,10 +304,15 @@ def _late(error: BaseException) -> bool:
 
 
 def _detail(error: Any) -> UpstreamError:
+    """The error object, in whichever of its shapes a server of this wire format sends it."""
     body: Any = error.body
+    if isinstance(body, list) and body:
+        body = body[0]  # pyright: ignore
     if isinstance(body, dict):
-        body = body.get("error", body)  # pyright: ignore
+        body = body.get("error") or body.get("detail") or body  # pyright: ignore
+    if isinstance(body, str) and not body.lstrip().startswith("<"):  # a page is for browsers
+        return UpstreamError(message=body)
     try:
         return msgspec.convert(body, UpstreamError, strict=False)
     except msgspec.ValidationError:
-        return UpstreamError(message="no reason given")
+        return UpstreamError()

@@ -8,7 +8,7 @@ import uuid_utils.compat as uuids
 from sqlalchemy import delete, literal, update
 from sqlmodel import col, func, select
 
-from gateway.errors import ConversationBusy, NotFound
+from gateway.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.messages import Message, Principal, TurnRequest
 from gateway.redaction import Redactor
 from gateway.store.audit import audit
@@ -46,7 +46,10 @@ class ConversationStore:
         if request.conversation_id == "new":
             return await self._create(principal, request.prompt)
         if request.conversation_id is not None:
-            return (await self.get(request.conversation_id, principal)).id
+            conversation = await self.get(request.conversation_id, principal)
+            if parent is not None and parent.conversation_id != conversation.id:
+                raise InvalidRequest("The turn to go on from is not in this conversation.", param="parent_turn_id")
+            return conversation.id
         return parent.conversation_id if parent else None
 
     async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:

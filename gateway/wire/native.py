@@ -93,7 +93,7 @@ class ChatRequest(BaseModel):
     tools: list[str] | None = Field(default=None, max_length=128, description="Names that may be used. Default: all.")
     conversation_id: str | None = Field(default=None, description='An id, or "new". Default: a turn of its own.')
     parent_turn_id: UUID | None = Field(
-        default=None, description="The turn to go on from: a branch. Default: the conversation's last."
+        default=None, description="The turn to go on from, in the same conversation: a branch. Default: its last."
     )
     if_busy: Literal["wait", "reject"] = Field(
         default="wait", description="While another turn of the conversation runs: wait for its end, or answer 409."

@@ -160,6 +160,16 @@ async def test_turn_that_has_not_ended_cannot_be_gone_on_from(gateway: Gateway) 
     assert (refused.status, refused.body["error"]["param"]) == (409, "parent_turn_id")
 
 
+async def test_turn_of_another_conversation_cannot_be_gone_on_from_in_this_one(gateway: Gateway) -> None:
+    conversation_id, first = await begin(gateway)
+    _, other = await begin(gateway)
+    alone = (await gateway.chat("Hello")).body["turn_id"]
+    for parent in (other, alone):
+        refused = await gateway.chat("Hello", conversation_id=conversation_id, parent_turn_id=parent)
+        assert (refused.status, refused.body["error"]["param"]) == (422, "parent_turn_id")
+    assert (await gateway.chat("Hello", conversation_id=conversation_id, parent_turn_id=first)).status == 200
+
+
 @pytest.mark.parametrize("body", [{"title": ""}, {"title": 1}, {"name": "x"}, {}])
 async def test_bad_change_is_a_422(standing: Gateway, body: Any) -> None:
     conversation_id, _ = await begin(standing)

@@ -143,6 +143,12 @@ def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
         read_whole(payload, sink)
 
 
+def test_line_that_does_not_end_breaks_the_stream() -> None:
+    reader = ChunkReader(Sink())
+    with pytest.raises(ModelStreamBroken, match="does not end"):
+        any(map(reader.feed, [b"data: " + b"x" * 64 * 1024] * 100))
+
+
 def test_null_is_read_as_nothing_wherever_it_stands() -> None:
     sink = Sink()
     reader = ChunkReader(sink)

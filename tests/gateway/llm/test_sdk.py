@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from multidict import CIMultiDictProxy
 
-from gateway.errors import ModelError, ModelUnavailable
+from gateway.errors import ModelError, ModelRequestRefused, ModelUnavailable
 from gateway.llm.base import ModelCall
 from gateway.llm.groq import groq_model
 from gateway.llm.openai import openai_model
@@ -175,4 +175,32 @@ async def test_servers_list_of_models_is_read_as_it_is(
         model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
         with nullcontext() if listed is not None else pytest.raises(ModelError):
             assert await model.list_models() == listed
+        await model.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"error": {"message": "too many tools"}}', "too many tools"),
+        ('{"error": "too many tools"}', "too many tools"),
+        ('{"detail": "too many tools"}', "too many tools"),
+        ('[{"error": {"code": 400, "message": "too many tools"}}]', "too many tools"),
+        ("too many tools", "too many tools"),
+        ("<html>nginx</html>", "no reason given"),
+        ('{"error": null}', "no reason given"),
+    ],
+)
+@pytest.mark.parametrize("make", [groq_model, openai_model])
+async def test_reason_of_a_refusal_is_told_in_whichever_shape_it_comes(
+    make: Callable[..., SdkModel], body: str, reason: str
+) -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=400, text=body)
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        with pytest.raises(ModelRequestRefused, match=f"refused the request: {reason}$"):
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
         await model.close()
