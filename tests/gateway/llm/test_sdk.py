@@ -83,19 +83,19 @@ async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 
 
 @pytest.mark.parametrize(
-    ("behave", "message"),
-    [(hang_up, "cannot be reached"), (say_nothing, "did not answer in time")],
+    ("behave", "patience", "message"),
+    [(hang_up, 20.0, "cannot be reached"), (say_nothing, 0.2, "did not answer in time")],
     ids=["hangs-up", "says-nothing"],
 )
 async def test_server_that_hangs_up_is_not_said_to_be_late(
-    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], message: str
+    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], patience: float, message: str
 ) -> None:
     server = await asyncio.start_server(behave, "127.0.0.1", 0)
     async with server:
         model = groq_model(
             api_key="key-of-ours",
             base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
-            idle_timeout=0.2,
+            idle_timeout=patience,
         )
         with pytest.raises(ModelUnavailable, match=message):
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
