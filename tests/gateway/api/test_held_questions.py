@@ -27,7 +27,7 @@ async def trial_url(trial: Trial) -> AsyncGenerator[str]:
 
 @pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, trial_url: str) -> AsyncGenerator[Gateway]:
-    async with serve_gateway(database_url, simulator, trial_url, heartbeat_seconds=0.4) as running:
+    async with serve_gateway(database_url, simulator, trial_url, heartbeat_seconds=0.5) as running:
         yield running
 
 
@@ -118,7 +118,7 @@ async def test_call_cut_with_its_question_is_not_made_again_by_who_takes_the_tur
     async with reserving(gateway, 2, on_disconnect="continue") as (stream, (asked,)):
         turn_id = stream.response.headers["x-turn-id"]
         await gateway.state.stop(0)
-    async with serve_gateway(database_url, gateway.simulator, trial_url, heartbeat_seconds=0.2) as other:
+    async with serve_gateway(database_url, gateway.simulator, trial_url, heartbeat_seconds=0.5) as other:
         async with asyncio.timeout(10):
             events = await events_of(other, turn_id)
         assert await answer(other, asked, turn_id, "accept", {"row": "front"}) == 409

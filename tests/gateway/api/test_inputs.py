@@ -16,7 +16,7 @@ from tests.stack import Event, Gateway, Reply, serve_gateway
 
 @pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.4) as running:
+    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5) as running:
         yield running
 
 
@@ -40,7 +40,7 @@ def one(events: list[Event], kind: str) -> Any:
 
 
 async def ended(gateway: Gateway, turn_id: str) -> list[Event]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await events_of(gateway, turn_id)
 
 
@@ -158,7 +158,7 @@ async def test_server_asks_which_task_is_meant_and_is_answered_after_the_gateway
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     def serve() -> Any:
-        return serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.2)
+        return serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5)
 
     async with serve() as first:
         for title in ("Buy milk", "buy milk", "write"):
