@@ -276,7 +276,7 @@ def _parse(arguments: str) -> JsonObject | None:
     """The arguments as an object; models write nothing at all where a tool takes none. None: it is no object."""
     try:
         return msgspec.json.decode(arguments.strip() or "{}", type=JsonObject)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
 
 

@@ -47,6 +47,8 @@ class Form:
             value: Any = msgspec.json.decode(text)
         except msgspec.DecodeError as error:
             return f"it is not valid JSON: {error}"
+        except RecursionError:
+            return "it is too deep"
         try:
             error = worst_error(self._checker, value)
         except Uncheckable:

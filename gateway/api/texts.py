@@ -7,8 +7,9 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-# As an escape, or as the bytes that no UTF-8 has. A NUL is in all UTF-16 and UTF-32, which Python reads, too.
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
+# Half a character: as an escape, or as the bytes that no UTF-8 has. A NUL is in all UTF-16 and UTF-32, which Python
+# reads, too.
+_SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
 
 
 def whole_characters(receive: Receive) -> Receive:
@@ -23,7 +24,7 @@ def whole_characters(receive: Receive) -> Receive:
             if not message.get("more_body", False):
                 body = b"".join(chunks)
                 chunks.clear()
-                if _SURROGATE.search(body):
+                if _SUSPECT.search(body):
                     _check(body)
         return message
 
@@ -33,6 +34,6 @@ def whole_characters(receive: Receive) -> Receive:
 def _check(body: bytes) -> None:
     try:
         msgspec.json.decode(body.decode(json.detect_encoding(body)))
-    except (UnicodeDecodeError, msgspec.DecodeError):
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         # Let through by FastAPI while it reads a body; any other error would be changed.
         raise HTTPException(400, "The body is not valid JSON.") from None

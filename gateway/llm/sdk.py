@@ -155,7 +155,7 @@ class SdkModel:
                     async for data in response.aiter_bytes() if compressed else response.aiter_raw():
                         reader.feed(data)
                         await sink.drain()
-                        if reader.done:  # some leave the connection open
+                        if reader.done and end.when() is None:  # some leave the connection open
                             end.reschedule(asyncio.get_running_loop().time() + _END_SECONDS)
                 response.stream = _READ
             except (TimeoutError, httpx.HTTPError, aiohttp.ClientError):

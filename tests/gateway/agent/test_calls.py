@@ -55,6 +55,16 @@ async def test_read_only_calls_run_side_by_side_and_changing_ones_in_the_models_
     assert toolbox.started[-2:] == ["r3", "w2"]
 
 
+async def test_call_whose_arguments_are_too_deep_to_read_is_told_to_be_wrong() -> None:
+    toolbox, turn = GatedToolbox(READ), RecordingTurn()
+    calls = calls_over(toolbox, turn)
+    calls.add(ToolCall("call_deep", "read", '{"as": ' + "[" * 100_000 + "]" * 100_000 + "}"))
+    calls.release()
+    await calls.finish()
+    assert [event.outcome for event in turn.events if isinstance(event, ToolFinished)] == ["error"]
+    assert not toolbox.started
+
+
 async def test_no_more_calls_run_at_once_than_the_limit() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn, limit=2)

@@ -25,6 +25,10 @@ def test_pattern_that_would_run_for_days_is_checked_in_no_time(schema: object) -
     assert form({"additionalProperties": schema, **schema}).problem(f'{{"x": "{text}", "y": "{text}"}}')  # type: ignore[dict-item]
 
 
+def test_answer_that_is_too_deep_to_read_does_not_fit() -> None:
+    assert form({}).problem("[" * 100_000 + "]" * 100_000) == "it is too deep"
+
+
 def test_names_that_would_be_matched_for_days_are_checked_in_no_time() -> None:
     bad = form({"patternProperties": {"^(a|a)*$": {"type": "string"}}, "additionalProperties": False})
     assert bad.problem(f'{{"{"a" * 60}!": 1}}')

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import pytest
 from aiohttp import web
@@ -113,6 +113,14 @@ async def stays_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     writer.close()
 
 
+async def chatters_on(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE + b"data: [DONE]\n\n")
+    with suppress(ConnectionError):
+        while not writer.is_closing():
+            writer.write(b": ping\n\n")
+            await asyncio.sleep(0.01)
+
+
 async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -120,7 +128,7 @@ async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     writer.close()
 
 
-@pytest.mark.parametrize("behave", [stays_open, breaks_off])
+@pytest.mark.parametrize("behave", [stays_open, chatters_on, breaks_off])
 async def test_answer_that_is_complete_stands_whatever_its_connection_does(
     behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> None:
