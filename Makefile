@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway tools_server
 
-.PHONY: run test check format lock audit node conformance mcpb bench bench-quick clean
+.PHONY: run test check format lock audit schema node conformance mcpb bench bench-quick clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -32,6 +32,10 @@ lock: | $(UV)
 # it fails where they cannot be asked, instead of having found nothing.
 audit: | $(UV)
 	$(UV) tool run --quiet pip-audit -r requirements.lock --require-hashes --disable-pip --strict $(ARGS)
+
+# What all migrations together make, for a new embedded Postgres. A test fails where it is not of today.
+schema: .venv/.dev
+	DATABASE_URL=postgresql+asyncpg:// $(BIN)/alembic upgrade heads --sql > migrations/schema.sql
 
 # The clients in Node that some tests drive; without them those tests skip.
 node:

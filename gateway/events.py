@@ -185,9 +185,18 @@ def type_of(event: Event) -> str:
     return str(event.__struct_config__.tag)
 
 
-class Entry(msgspec.Struct, frozen=True, gc=False):
-    """An event with its number inside the turn, from 1, and its JSON, encoded once for every reader."""
+class Entry(msgspec.Struct, gc=False):
+    """An event with its number inside the turn, from 1, and its JSON, encoded once for all who read it as it comes."""
 
     seq: int
     event: Event
-    data: bytes
+    _data: bytes | None
+
+    @property
+    def data(self) -> bytes:
+        """The event as JSON."""
+        return self._data or encode(self.event)
+
+    def kept(self) -> None:
+        """The journal has it: what may still read it here is late, and rare. It is two fifths of what a token holds."""
+        self._data = None

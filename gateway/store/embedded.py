@@ -24,6 +24,9 @@ from typing import Any
 from urllib.parse import quote
 
 DATABASE = "agent_gateway"
+SCHEMA = Path(__file__).resolve().parent.parent.parent / "migrations" / "schema.sql"
+"""What all migrations together make, by `make schema`. A new cluster has it from the start: without Alembic, which takes
+a process 0.4 s and 7 MB."""
 SYSTEM_USER = "agent-gateway-pg"
 SYSTEM_HOME = Path("/var/lib/agent-gateway")
 _SOCKET_NAME = ".s.PGSQL.5432"
@@ -242,11 +245,12 @@ def _initialise(place: _Place) -> None:
     )  # fmt: skip
     if made.returncode != 0:
         raise EmbeddedError(f"initdb failed: {_last_line(made.stderr)}")
-    single = place.run(
-        place.programs / "postgres", "--single", "-D", half, "postgres", input=f"CREATE DATABASE {DATABASE}\n"
-    )
-    if single.returncode != 0:
-        raise EmbeddedError(f"the database could not be made: {_last_line(single.stderr)}")
+    settings = ("exit_on_error=on", "log_min_messages=fatal", "log_min_error_statement=panic")
+    postgres = (place.programs / "postgres", "--single", "-j", "-F", *(f"-c{each}" for each in settings), "-D", half)
+    for database, statements in (("postgres", f"CREATE DATABASE {DATABASE};\n\n"), (DATABASE, SCHEMA.read_text())):
+        ran = place.run(*postgres, database, input=statements)
+        if ran.returncode != 0:
+            raise EmbeddedError(f"the database could not be made: {_last_line(ran.stderr)}")
     half.rename(place.cluster)
 
 

@@ -414,6 +414,8 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _succeed(write: _Write) -> None:
+    for entry in write.entries:
+        entry.kept()
     if write.last_seq:
         write.source.committed(write.last_seq)
     if not write.done.done():

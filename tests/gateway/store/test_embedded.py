@@ -14,8 +14,9 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from alembic import command
 
-from gateway.store import embedded
+from gateway.store import embedded, migrations
 from tests.conftest import FAST, dsn
 
 
@@ -65,6 +66,25 @@ def test_fresh_start_has_the_database_and_keeps_what_else_lies_there(data_dir: P
         assert str(answer(server, "SHOW server_version")).startswith("18")
     assert not server.running()
     assert (data_dir / "notes.txt").read_text() == "mine"
+
+
+def test_new_cluster_has_the_current_schema_from_the_start(data_dir: Path) -> None:
+    with running(data_dir) as server:
+        assert asyncio.run(migrations.missing_migrations(server.url())) == []
+        command.check(migrations.alembic_config(server.url()))
+
+
+def test_new_cluster_whose_schema_cannot_be_made_is_told_and_made_the_next_time(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "schema.sql"
+    broken.write_text("CREATE TABLE t (x int);\n\nCREATE TABLE t (x int);\n\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(embedded, "SCHEMA", broken)
+        with pytest.raises(embedded.EmbeddedError, match='could not be made: .*relation "t" already exists'):
+            embedded.acquire(data_dir, settings=FAST)
+    with running(data_dir) as server:
+        assert answer(server, "SELECT to_regclass('t')") is None
 
 
 def test_what_was_kept_is_there_after_a_restart(data_dir: Path) -> None:

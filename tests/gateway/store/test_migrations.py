@@ -1,6 +1,7 @@
 """The schema that Alembic makes is the schema that the tables declare."""
 
 import asyncio
+import io
 import os
 import sys
 
@@ -32,6 +33,14 @@ async def test_every_migration_goes_down_and_up_again(database_url: str, db: asy
     await asyncio.to_thread(migrations.upgrade, database_url)
     assert await db.fetchval("SELECT to_regclass('tools.tasks')") is not None
     assert await migrations.missing_migrations(database_url) == []
+
+
+def test_schema_of_a_new_cluster_is_what_the_migrations_make() -> None:
+    written = io.StringIO()
+    config = migrations.alembic_config("postgresql+asyncpg://")
+    config.output_buffer = written
+    command.upgrade(config, "heads", sql=True)
+    assert written.getvalue() == embedded.SCHEMA.read_text(), "run `make schema`"
 
 
 async def test_several_processes_may_migrate_at_once(postgres: embedded.EmbeddedPostgres) -> None:

@@ -1,0 +1,398 @@
+BEGIN;
+
+CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL, 
+    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+
+-- Running upgrade  -> tools_0001
+
+CREATE SCHEMA IF NOT EXISTS tools;
+
+CREATE TABLE tools.tasks (
+    user_id TEXT NOT NULL, 
+    id INTEGER NOT NULL, 
+    title TEXT NOT NULL, 
+    description TEXT DEFAULT '' NOT NULL, 
+    status TEXT NOT NULL, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    completed_at TIMESTAMP WITH TIME ZONE, 
+    PRIMARY KEY (user_id, id), 
+    CONSTRAINT ck_tasks_status CHECK (status IN ('pending', 'completed'))
+);
+
+CREATE TABLE tools.task_counters (
+    user_id TEXT NOT NULL, 
+    last_id INTEGER NOT NULL, 
+    PRIMARY KEY (user_id)
+);
+
+INSERT INTO alembic_version (version_num) VALUES ('tools_0001') RETURNING alembic_version.version_num;
+
+-- Running upgrade  -> gateway_0001
+
+CREATE TABLE conversations (
+    id UUID NOT NULL, 
+    owner TEXT NOT NULL, 
+    title TEXT NOT NULL, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_conversations_owner ON conversations (owner, id DESC);
+
+CREATE TABLE turn_events (
+    turn_id UUID NOT NULL, 
+    first_seq INTEGER NOT NULL, 
+    last_seq INTEGER NOT NULL, 
+    payload TEXT NOT NULL, 
+    PRIMARY KEY (turn_id, first_seq)
+);
+
+CREATE TABLE workers (
+    id UUID NOT NULL, 
+    host TEXT NOT NULL, 
+    pid BIGINT NOT NULL, 
+    started_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    seen_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (id)
+);
+
+CREATE TABLE turns (
+    id UUID NOT NULL, 
+    conversation_id UUID, 
+    owner TEXT NOT NULL, 
+    user_label TEXT, 
+    worker_id UUID, 
+    status TEXT NOT NULL, 
+    prompt TEXT NOT NULL, 
+    response TEXT DEFAULT '' NOT NULL, 
+    messages JSONB NOT NULL, 
+    model_name TEXT NOT NULL, 
+    parameters JSONB NOT NULL, 
+    options JSONB NOT NULL, 
+    finish_reason TEXT, 
+    usage JSONB, 
+    cost_usd FLOAT, 
+    steps INTEGER DEFAULT '0' NOT NULL, 
+    error JSONB, 
+    request_id TEXT, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    completed_at TIMESTAMP WITH TIME ZONE, 
+    first_token_ms FLOAT, 
+    duration_ms FLOAT, 
+    search TSVECTOR GENERATED ALWAYS AS (to_tsvector('simple'::regconfig, "left"(prompt, 50000) || ' ' || "left"(response, 50000))) STORED, 
+    PRIMARY KEY (id), 
+    FOREIGN KEY(conversation_id) REFERENCES conversations (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_turns_conversation ON turns (conversation_id, id);
+
+CREATE INDEX ix_turns_owner ON turns (owner, id DESC);
+
+CREATE INDEX ix_turns_running ON turns (worker_id) WHERE status = 'running';
+
+CREATE INDEX ix_turns_search ON turns USING gin (search);
+
+CREATE TABLE tool_calls (
+    turn_id UUID NOT NULL, 
+    call_id TEXT NOT NULL, 
+    step INTEGER NOT NULL, 
+    server TEXT, 
+    tool TEXT NOT NULL, 
+    arguments JSONB, 
+    outcome TEXT, 
+    content JSONB, 
+    structured JSONB, 
+    started_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    duration_ms FLOAT, 
+    PRIMARY KEY (turn_id, call_id), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+CREATE VIEW chat_logs AS SELECT id, prompt, response, model_name, created_at FROM turns;
+
+INSERT INTO alembic_version (version_num) VALUES ('gateway_0001') RETURNING alembic_version.version_num;
+
+-- Running upgrade gateway_0001 -> gateway_0002
+
+ALTER TABLE turns ADD COLUMN idempotency_key TEXT;
+
+ALTER TABLE turns ADD COLUMN cancel_requested BOOLEAN DEFAULT false NOT NULL;
+
+CREATE UNIQUE INDEX ux_turns_idempotency ON turns (owner, idempotency_key);
+
+UPDATE alembic_version SET version_num='gateway_0002' WHERE alembic_version.version_num = 'gateway_0001';
+
+-- Running upgrade gateway_0002 -> gateway_0003
+
+CREATE TABLE turn_inputs (
+    id UUID NOT NULL, 
+    turn_id UUID NOT NULL, 
+    call_id TEXT NOT NULL, 
+    question JSONB NOT NULL, 
+    state TEXT, 
+    answer JSONB, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    expires_at TIMESTAMP WITH TIME ZONE NOT NULL, 
+    PRIMARY KEY (id), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_turn_inputs_turn ON turn_inputs (turn_id);
+
+CREATE INDEX ix_turn_inputs_open ON turn_inputs (expires_at) WHERE answer IS NULL;
+
+CREATE TABLE audit_log (
+    id UUID NOT NULL, 
+    at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    actor TEXT NOT NULL, 
+    action TEXT NOT NULL, 
+    subject TEXT NOT NULL, 
+    detail JSONB NOT NULL, 
+    PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_audit_log_subject ON audit_log (subject);
+
+CREATE FUNCTION audit_log_is_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'audit_log is append-only';
+        END $$;
+
+CREATE TRIGGER audit_log_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log FOR EACH STATEMENT EXECUTE FUNCTION audit_log_is_append_only();
+
+UPDATE alembic_version SET version_num='gateway_0003' WHERE alembic_version.version_num = 'gateway_0002';
+
+-- Running upgrade gateway_0003 -> gateway_0004
+
+ALTER TABLE turns ADD COLUMN parent_id UUID;
+
+ALTER TABLE turns ADD COLUMN busy_conversation_id UUID;
+
+ALTER TABLE turns ADD COLUMN sent_messages INTEGER DEFAULT '0' NOT NULL;
+
+UPDATE turns SET parent_id = earlier.parent_id FROM (
+            SELECT id, lag(id) OVER (PARTITION BY conversation_id ORDER BY id) AS parent_id
+            FROM turns WHERE conversation_id IS NOT NULL
+        ) AS earlier WHERE turns.id = earlier.id AND earlier.parent_id IS NOT NULL;
+
+CREATE INDEX ix_turns_parent ON turns (parent_id);
+
+CREATE UNIQUE INDEX ux_turns_busy ON turns (busy_conversation_id);
+
+UPDATE alembic_version SET version_num='gateway_0004' WHERE alembic_version.version_num = 'gateway_0003';
+
+-- Running upgrade gateway_0004 -> gateway_0005
+
+CREATE TABLE mcp_servers (
+    name TEXT NOT NULL, 
+    config JSONB, 
+    disabled BOOLEAN DEFAULT false NOT NULL, 
+    changed_by TEXT NOT NULL, 
+    changed_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (name)
+);
+
+CREATE TABLE mcp_tools (
+    server TEXT NOT NULL, 
+    tool TEXT NOT NULL, 
+    definition JSONB NOT NULL, 
+    changed_to JSONB, 
+    first_seen_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    changed_at TIMESTAMP WITH TIME ZONE, 
+    PRIMARY KEY (server, tool)
+);
+
+UPDATE alembic_version SET version_num='gateway_0005' WHERE alembic_version.version_num = 'gateway_0004';
+
+-- Running upgrade gateway_0005 -> gateway_0006
+
+CREATE TABLE oauth_grants (
+    server TEXT NOT NULL, 
+    owner TEXT NOT NULL, 
+    url TEXT NOT NULL, 
+    sealed BYTEA NOT NULL, 
+    changed_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (server, owner, url)
+);
+
+CREATE TABLE oauth_logins (
+    ticket TEXT NOT NULL, 
+    login JSONB NOT NULL, 
+    state TEXT, 
+    callback BYTEA, 
+    outcome TEXT, 
+    expires_at TIMESTAMP WITH TIME ZONE NOT NULL, 
+    PRIMARY KEY (ticket)
+);
+
+UPDATE alembic_version SET version_num='gateway_0006' WHERE alembic_version.version_num = 'gateway_0005';
+
+-- Running upgrade gateway_0006 -> gateway_0007
+
+ALTER TABLE turns ADD COLUMN key TEXT;
+
+ALTER TABLE turns ADD COLUMN cached BOOLEAN DEFAULT false NOT NULL;
+
+CREATE INDEX ix_turns_completed ON turns (completed_at);
+
+CREATE INDEX ix_turns_owner_completed ON turns (owner, completed_at);
+
+CREATE TABLE cached_responses (
+    owner TEXT NOT NULL, 
+    key BYTEA NOT NULL, 
+    turn_id UUID NOT NULL, 
+    kept_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    expires_at TIMESTAMP WITH TIME ZONE NOT NULL, 
+    PRIMARY KEY (owner, key), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_cached_responses_turn ON cached_responses (turn_id);
+
+CREATE INDEX ix_cached_responses_kept ON cached_responses (kept_at);
+
+CREATE INDEX ix_cached_responses_expires ON cached_responses (expires_at);
+
+UPDATE alembic_version SET version_num='gateway_0007' WHERE alembic_version.version_num = 'gateway_0006';
+
+-- Running upgrade gateway_0007 -> gateway_0008
+
+CREATE TABLE api_keys (
+    id UUID NOT NULL, 
+    hash TEXT NOT NULL, 
+    prefix TEXT NOT NULL, 
+    name TEXT DEFAULT '' NOT NULL, 
+    owner TEXT NOT NULL, 
+    role TEXT NOT NULL, 
+    scopes JSONB, 
+    models JSONB, 
+    servers JSONB, 
+    tools JSONB, 
+    budget JSONB, 
+    created_by TEXT NOT NULL, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    expires_at TIMESTAMP WITH TIME ZONE, 
+    last_used_at TIMESTAMP WITH TIME ZONE, 
+    revoked_at TIMESTAMP WITH TIME ZONE, 
+    PRIMARY KEY (id)
+);
+
+CREATE UNIQUE INDEX ux_api_keys_hash ON api_keys (hash);
+
+CREATE UNIQUE INDEX ux_api_keys_prefix ON api_keys (prefix);
+
+CREATE INDEX ix_api_keys_owner ON api_keys (owner, id DESC);
+
+ALTER TABLE turns ADD COLUMN caller JSONB;
+
+CREATE TABLE turn_usage (
+    turn_id UUID NOT NULL, 
+    owner TEXT NOT NULL, 
+    key TEXT, 
+    model_name TEXT NOT NULL, 
+    status TEXT NOT NULL, 
+    prompt_tokens BIGINT NOT NULL, 
+    completion_tokens BIGINT NOT NULL, 
+    total_tokens BIGINT NOT NULL, 
+    cost_usd FLOAT, 
+    error_code TEXT, 
+    at TIMESTAMP WITH TIME ZONE NOT NULL, 
+    PRIMARY KEY (turn_id)
+);
+
+CREATE INDEX ix_turn_usage_owner ON turn_usage (owner, at) INCLUDE (total_tokens, cost_usd);
+
+CREATE INDEX ix_turn_usage_key ON turn_usage (key, at) INCLUDE (total_tokens, cost_usd) WHERE key IS NOT NULL;
+
+CREATE INDEX ix_turn_usage_at ON turn_usage (at);
+
+INSERT INTO turn_usage (turn_id, owner, model_name, status, prompt_tokens, completion_tokens, total_tokens,
+                                cost_usd, error_code, at)
+        SELECT id, owner, model_name, status, coalesce((usage->>'prompt_tokens')::bigint, 0),
+               coalesce((usage->>'completion_tokens')::bigint, 0), coalesce((usage->>'total_tokens')::bigint, 0),
+               cost_usd, error->>'code', completed_at
+        FROM turns WHERE completed_at IS NOT NULL;
+
+CREATE TABLE turn_feedback (
+    turn_id UUID NOT NULL, 
+    owner TEXT NOT NULL, 
+    rating TEXT NOT NULL, 
+    comment TEXT, 
+    at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (turn_id), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_turn_feedback_owner ON turn_feedback (owner, at);
+
+CREATE INDEX ix_turn_feedback_at ON turn_feedback (at);
+
+CREATE INDEX ix_tool_calls_started ON tool_calls (started_at);
+
+CREATE INDEX ix_audit_log_actor ON audit_log (actor, id DESC);
+
+CREATE INDEX ix_audit_log_action ON audit_log (action, id DESC);
+
+UPDATE alembic_version SET version_num='gateway_0008' WHERE alembic_version.version_num = 'gateway_0007';
+
+-- Running upgrade gateway_0008 -> gateway_0009
+
+ALTER TABLE turn_usage ADD COLUMN cached_tokens BIGINT DEFAULT '0' NOT NULL;
+
+ALTER TABLE turn_usage ADD COLUMN reasoning_tokens BIGINT DEFAULT '0' NOT NULL;
+
+ALTER TABLE turn_usage ADD COLUMN queue_time FLOAT DEFAULT '0' NOT NULL;
+
+ALTER TABLE turn_usage ADD COLUMN model_time FLOAT DEFAULT '0' NOT NULL;
+
+ALTER TABLE turn_usage ADD COLUMN generation_time FLOAT DEFAULT '0' NOT NULL;
+
+ALTER TABLE turn_usage ADD COLUMN steps INTEGER DEFAULT '0' NOT NULL;
+
+ALTER TABLE turn_usage ADD COLUMN conversation_id UUID;
+
+ALTER TABLE turn_usage ADD COLUMN cached BOOLEAN DEFAULT false NOT NULL;
+
+UPDATE turn_usage
+        SET steps = turns.steps, conversation_id = turns.conversation_id, cached = turns.cached,
+            key = coalesce(turn_usage.key, turns.key),
+            cached_tokens = coalesce((usage->>'cached_tokens')::bigint, 0),
+            reasoning_tokens = coalesce((usage->>'reasoning_tokens')::bigint, 0),
+            queue_time = coalesce((usage->>'queue_time')::float8, 0),
+            model_time = coalesce((usage->>'model_time')::float8, 0),
+            generation_time = coalesce((usage->>'generation_time')::float8, 0)
+        FROM turns WHERE turns.id = turn_usage.turn_id;
+
+DROP INDEX ix_turns_owner_completed;
+
+DROP INDEX ix_turns_completed;
+
+ALTER TABLE turns DROP COLUMN key;
+
+UPDATE alembic_version SET version_num='gateway_0009' WHERE alembic_version.version_num = 'gateway_0008';
+
+-- Running upgrade gateway_0009 -> gateway_0010
+
+CREATE TABLE budget_holds (
+    turn_id UUID NOT NULL, 
+    owner TEXT NOT NULL, 
+    key TEXT, 
+    tokens BIGINT NOT NULL, 
+    usd FLOAT NOT NULL, 
+    step_tokens BIGINT NOT NULL, 
+    step_usd FLOAT NOT NULL, 
+    PRIMARY KEY (turn_id), 
+    FOREIGN KEY(turn_id) REFERENCES turns (id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_budget_holds_owner ON budget_holds (owner);
+
+ALTER TABLE api_keys ADD COLUMN limits JSONB;
+
+UPDATE alembic_version SET version_num='gateway_0010' WHERE alembic_version.version_num = 'gateway_0009';
+
+COMMIT;
+
