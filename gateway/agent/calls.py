@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from functools import cached_property
 from typing import Protocol
 from uuid import UUID
 
@@ -81,10 +82,13 @@ class StepCalls:
         self._hidden = hidden
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
-        self._released = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._changing: list[asyncio.Task[None]] = []
         self.handed_out = 0
+
+    @cached_property
+    def _released(self) -> asyncio.Event:
+        return asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._tasks)

@@ -25,8 +25,8 @@ from urllib.parse import quote
 
 DATABASE = "agent_gateway"
 SCHEMA = Path(__file__).resolve().parent.parent.parent / "migrations" / "schema.sql"
-"""What all migrations together make, by `make schema`. A new cluster has it from the start: without Alembic, which takes
-a process 0.4 s and 7 MB."""
+"""What all migrations together make, by `make schema`. A new cluster has it from the start, without Alembic, which
+takes a process 0.4 s and 7 MB."""
 SYSTEM_USER = "agent-gateway-pg"
 SYSTEM_HOME = Path("/var/lib/agent-gateway")
 _SOCKET_NAME = ".s.PGSQL.5432"

@@ -81,7 +81,7 @@ def test_new_cluster_whose_schema_cannot_be_made_is_told_and_made_the_next_time(
     broken.write_text("CREATE TABLE t (x int);\n\nCREATE TABLE t (x int);\n\n")
     with monkeypatch.context() as patched:
         patched.setattr(embedded, "SCHEMA", broken)
-        with pytest.raises(embedded.EmbeddedError, match='could not be made: .*relation "t" already exists'):
+        with pytest.raises(embedded.EmbeddedError, match=r'could not be made: .*relation "t" already exists'):
             embedded.acquire(data_dir, settings=FAST)
     with running(data_dir) as server:
         assert answer(server, "SELECT to_regclass('t')") is None
