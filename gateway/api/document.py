@@ -80,7 +80,7 @@ def _refusals(method: str, path: str, operation: JsonObject) -> dict[int, str]:
         return {}
     told = _EVERYWHERE | ({} if access.public else _ASKED)
     if "requestBody" in operation:
-        told |= {408: "The body did not arrive in time", 413: _TURNS[413]}
+        told |= {408: "The body did not arrive in time", 413: _TURNS[413], 415: "The body is compressed"}
     if access.kind == "chat" and method == "POST":
         told |= _TURNS
     if "{" in path:

@@ -8,10 +8,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.errors import InvalidRequest
 from gateway.messages import TurnRequest
 
+_PLAIN = (b"", b"identity")
+
 
 class BodyLimit:
-    """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it; and those that
-    are not there within `seconds` of being asked for."""
+    """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it; those that are
+    not there within `seconds` of being asked for; and compressed ones."""
 
     seconds = 60.0
 
@@ -23,15 +25,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        seen = int(declared) if declared.isdigit() else 0
-        if seen > self._most:
-            # Raised inside the application, so that its error handlers answer.
-            receive = self._refuse
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._most:
+            receive = _refuse(self._too_large())
+        elif headers.get(b"content-encoding", b"identity").lower() not in _PLAIN:
+            receive = _refuse(HTTPException(415, "A compressed body is not read: send it without Content-Encoding."))
         await self._app(scope, self._counted(receive), send)
-
-    async def _refuse(self) -> Message:
-        raise self._too_large()
 
     def _too_large(self) -> HTTPException:
         """FastAPI lets this one through while it reads a body; any other error becomes a 400 there."""
@@ -60,6 +60,15 @@ class BodyLimit:
             return message
 
         return counted
+
+
+def _refuse(error: HTTPException) -> Receive:
+    """Raised inside the application, so that its error handlers answer."""
+
+    async def refuse() -> Message:
+        raise error
+
+    return refuse
 
 
 def check_size(request: TurnRequest, *, most_messages: int, most_chars: int) -> None:

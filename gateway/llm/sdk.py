@@ -253,7 +253,7 @@ class SdkModel:
             return ModelRateLimited(retry_after=wait)
         if status == 413:
             return ModelRequestRefused("The request is too large for this model: shorten the messages or the history.")
-        if status == 498 or status >= 500:
+        if status in (408, 409, 498) or status >= 500:  # 409 of this wire format: something else holds it just now
             return ModelUnavailable(retry_after=wait)
         if detail.code == "context_length_exceeded":
             return PromptTooLong("The prompt is longer than the model's window.", param="messages")

@@ -137,5 +137,5 @@ def _arguments(arguments: str, redactor: Redactor) -> str:
     """Redacted value by value, so that they stay JSON."""
     try:
         return msgspec.json.encode(redactor.value(msgspec.json.decode(arguments))).decode()
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return redactor.text(arguments)

@@ -1,6 +1,7 @@
 """Chats over HTTP: the native stream, the collected answer, what is kept, and what goes wrong."""
 
 import asyncio
+import gzip
 import json
 from typing import Any
 
@@ -161,6 +162,17 @@ async def test_body_over_the_limit_is_a_413_declared_or_not(gateway: Gateway) ->
         async with gateway.session.post(f"{gateway.base_url}/api/v1/chat", data=data, headers=headers) as response:
             assert response.status == 413
             assert (await response.json())["error"]["code"] == "payload_too_large"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/chat", "/v1/chat/completions", "/v1/responses"])
+async def test_compressed_body_is_a_415_that_says_so(gateway: Gateway, path: str) -> None:
+    body = gzip.compress(b'{"messages":[{"role":"user","content":"Hello"}]}')
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    async with gateway.session.post(f"{gateway.base_url}{path}", data=body, headers=headers) as response:
+        assert response.status == 415
+        error = (await response.json())["error"]
+        assert error["code"] == "unsupported_encoding"
+        assert "without Content-Encoding" in error["message"]
 
 
 async def test_request_id_is_taken_if_it_is_safe_and_made_if_not(gateway: Gateway) -> None:

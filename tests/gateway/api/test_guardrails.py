@@ -18,7 +18,9 @@ from mcp.server.mcpserver import Context, MCPServer
 from gateway.api.guard import source_of
 from gateway.config import ConfigError, load
 from gateway.llm.simulator import Fault, Simulator
+from gateway.messages import Message, ToolCall, TurnOutcome, Usage
 from gateway.redaction import Redactor, Rule, load_rules
+from gateway.store import redacted
 from gateway.tools.cleaning import clean
 from tests.keyring import Keyring
 from tests.stack import Gateway, serve_asgi, serve_gateway
@@ -315,6 +317,15 @@ def test_rule_that_takes_too_long_is_refused_at_the_start(tmp_path: Path, patter
     path.write_text(f"[[rule]]\nname = 'slow'\npattern = '{pattern}'")
     with pytest.raises(ConfigError, match="slow: takes too long"):
         load_rules(path)
+
+
+def test_arguments_too_deep_to_read_are_redacted_as_the_text_that_they_are() -> None:
+    redactor = Redactor([Rule("email", regex.compile("ada@example.com"), "[email]")])
+    deep = "[" * 5_000
+    call = ToolCall("1", "tool", f'{deep}"ada@example.com"')
+    end = TurnOutcome("failed", (Message("assistant", "", (call,)),), "", steps=1, usage=Usage(), duration_ms=0.0)
+    (kept,) = redacted.outcome(end, redactor).messages
+    assert kept.tool_calls[0].arguments == f'{deep}"[email]"'
 
 
 def test_text_with_which_a_rule_takes_too_long_is_replaced_whole() -> None:

@@ -239,6 +239,8 @@ async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(steady: Stea
     [
         Fault(kind="status", status=500),
         Fault(kind="status", status=498),
+        Fault(kind="status", status=408),
+        Fault(kind="status", status=409),
         Fault(kind="status", status=503, body="<html>not JSON</html>"),
         Fault(kind="status", status=429, headers={"retry-after": "0.01"}),
         Fault(kind="mid_stream_error"),
