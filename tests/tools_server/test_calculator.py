@@ -67,10 +67,10 @@ def test_expression_is_evaluated(expression: str, result: str) -> None:
     ],
 )
 def test_what_would_be_too_much_is_refused_at_once(expression: str) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(CannotCalculate):
         evaluate(expression)
-    assert time.perf_counter() - began < 0.1
+    assert time.thread_time() - began < 0.1
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import asyncio
 import hashlib
 import json
-import statistics
+import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -175,10 +175,8 @@ async def test_last_use_is_noted_at_most_once_a_minute(locked: Keyring, db: asyn
     assert await db.fetchval(last_use, root.id) > noted
 
 
-@pytest.mark.parametrize(("remembered", "rounds"), [(True, 400), (False, 80)], ids=["remembered", "looked for"])
-async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(
-    locked: Keyring, remembered: bool, rounds: int
-) -> None:
+@pytest.mark.parametrize("remembered", [True, False], ids=["remembered", "looked for"])
+async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_steps(locked: Keyring, remembered: bool) -> None:
     secret = locked.secrets["root"]
     last = "A" if secret[-1] != "A" else "B"
     keys = {
@@ -186,18 +184,28 @@ async def test_unknown_and_nearly_right_keys_take_as_long_as_each_other(
         "wrong from the start": "x" * len(secret),
         "of nobody": "agw_" + "0" * 52,
     }
-    times: dict[str, list[int]] = {name: [] for name in keys}
-    for _ in range(rounds):
+    fewest: dict[str, int] = {}
+    for _ in range(20):  # what else runs in this process adds steps, to some rounds
         for name, key in keys.items():
             headers = Headers({"x-api-key": key})
             if not remembered:
                 locked.gateway.state.auth.heard(BusMessage("keys", BusMessage.NO_TURN))
-            began = time.perf_counter_ns()
-            with pytest.raises(NotAuthenticated):
+            with pytest.raises(NotAuthenticated), steps() as taken:
                 await locked.gateway.state.auth.authenticate(headers, "test")
-            times[name].append(time.perf_counter_ns() - began)
-    typical = [statistics.median(sorted(each)[: rounds // 2]) for each in times.values()]
-    assert max(typical) < 1.5 * min(typical)
+            fewest[name] = min(len(taken), fewest.get(name, len(taken)))
+    assert len(set(fewest.values())) == 1, fewest
+
+
+@contextmanager
+def steps() -> Generator[list[str]]:
+    """The calls of Python and C functions in this thread. How long each takes is the same for all: what is compared are
+    hashes."""
+    taken: list[str] = []
+    sys.setprofile(lambda _frame, event, _: taken.append(event) if event in ("call", "c_call") else None)
+    try:
+        yield taken
+    finally:
+        sys.setprofile(None)
 
 
 async def test_refused_logins_are_audited_once_a_second_and_source(locked: Keyring, db: asyncpg.Connection) -> None:

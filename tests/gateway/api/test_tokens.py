@@ -243,24 +243,21 @@ async def test_keys_stay_good_while_their_provider_is_away() -> None:
 async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.api.tokens._PATIENCE", aiohttp.ClientTimeout(total=0.4))
+    monkeypatch.setattr("gateway.api.tokens._PATIENCE", aiohttp.ClientTimeout(total=1))
     monkeypatch.setattr("gateway.api.tokens._STALE_PATIENCE", 0.05)
     async with published("first") as (provider, url):
         keys = PublishedKeys(url, pause=60)
         await keys.key("first")
         monkeypatch.setattr("gateway.api.tokens._FRESH_SECONDS", 0.0)
         keys._asked_at, provider.silent = float("-inf"), True
-        began = time.monotonic()
         found = await asyncio.gather(*(keys.key("first") for _ in range(50)))
-        assert time.monotonic() - began < 0.3
+        assert keys._asking is not None  # nobody has waited for that
         assert len({id(key) for key in found}) == 1
         refused = await asyncio.gather(*(keys.key(f"ghost {n}") for n in range(50)), return_exceptions=True)
-        assert time.monotonic() - began < 1
         assert {type(error) for error in refused} == {NotAuthenticated}
-        assert provider.asked == 2
-        began = time.monotonic()
         await keys.key("first")  # nor is it asked again at once
-        assert time.monotonic() - began < 0.05
+        assert keys._asking is None
+        assert provider.asked == 2
 
 
 @pytest.mark.parametrize("document", [[], "keys", {"keys": 1}, {"keys": [1]}, {"keys": [{"kty": "oct"}]}, {}])
