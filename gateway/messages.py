@@ -15,6 +15,8 @@ Outcome = Literal["ok", "error", "unknown", "denied"]
 Approval = Literal["never", "destructive", "always"]
 Action = Literal["accept", "decline", "cancel", "expire"]
 JsonObject = dict[str, Any]
+NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises over what is no JSON, no UTF-8, or too deep."""
 
 
 UserRole = Literal["admin", "user", "viewer"]

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from functools import cached_property
 from typing import Protocol
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from gateway.agent.policy import approval_of, needs_approval
 from gateway.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.log import get_logger
 from gateway.messages import (
+    NOT_READABLE,
     Answer,
     Approval,
     InputNeeded,
@@ -82,13 +82,10 @@ class StepCalls:
         self._hidden = hidden
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
+        self._released = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._changing: list[asyncio.Task[None]] = []
         self.handed_out = 0
-
-    @cached_property
-    def _released(self) -> asyncio.Event:
-        return asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -280,7 +277,7 @@ def _parse(arguments: str) -> JsonObject | None:
     """The arguments as an object; models write nothing at all where a tool takes none. None: it is no object."""
     try:
         return msgspec.json.decode(arguments.strip() or "{}", type=JsonObject)
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_READABLE:
         return None
 
 

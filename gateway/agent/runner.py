@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from functools import cached_property
 from typing import Literal
 from uuid import UUID
 
@@ -101,6 +100,7 @@ class RunningTurn:
         self.task: asyncio.Task[None] | None = None
         self.lost = False
         self.deadline: Deadline | None = None
+        self.answers_came = asyncio.Event()
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"
         self.started_at = time.perf_counter()
         self.first_token_ms: float | None = None
@@ -108,17 +108,12 @@ class RunningTurn:
         self.cached = False
         self.journal = journal
         self._inputs = inputs
-        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._opened = asyncio.Event()
         self._audience = 0
 
     @property
     def id(self) -> UUID:
         return self.record.id
-
-    @cached_property
-    def answers_came(self) -> asyncio.Event:
-        """Made where a turn asks: an event holds a kilobyte."""
-        return asyncio.Event()
 
     @property
     def tokens(self) -> int:
@@ -209,9 +204,9 @@ class RunningTurn:
             await self.journal.room()
 
     def opened(self) -> None:
-        if not self._opened.done():
+        if not self._opened.is_set():
             self.first_token_ms = self.elapsed_ms()
-            self._opened.set_result(None)
+            self._opened.set()
 
     async def until_opened(self, seconds: float) -> None:
         """Return when the model has begun to answer, or the turn has ended, or the time is up.
@@ -219,14 +214,17 @@ class RunningTurn:
         Raises:
             GatewayError: the turn failed before the model said anything.
         """
-        await asyncio.wait([self._opened], timeout=seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._opened.wait()
+        except TimeoutError:
+            return
         if self.failure is not None and self.first_token_ms is None:
             raise self.failure
 
     def ended(self) -> None:
         """Nothing more will come: let those go who wait for a beginning."""
-        if not self._opened.done():
-            self._opened.set_result(None)
+        self._opened.set()
 
     def join(self) -> None:
         """Someone reads for whose sake the turn runs."""

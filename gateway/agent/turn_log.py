@@ -2,6 +2,7 @@
 
 import asyncio
 from bisect import bisect_right
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
@@ -27,7 +28,7 @@ class TurnLog:
         self.on_commit: Callable[[], None] | None = None
         self._next_seq = 1
         self._synchronous = synchronous
-        self._undurable: list[tuple[int, int]] = []
+        self._undurable: deque[tuple[int, int]] = deque()
         self._taken = 0
         self._readers: list[asyncio.Future[None]] = []
 
@@ -62,7 +63,7 @@ class TurnLog:
     def committed(self, seq: int) -> None:
         """All up to `seq` is durable."""
         while self._undurable and self._undurable[0][0] <= seq:
-            self._undurable.pop(0)
+            self._undurable.popleft()
         self._wake()
         if self.on_commit is not None:
             self.on_commit()

@@ -11,7 +11,7 @@ from gateway.errors import (
     ToolCallUnreadable,
 )
 from gateway.llm.base import ModelAnswer, ModelSink
-from gateway.messages import JsonObject, ToolCall, Usage
+from gateway.messages import NOT_READABLE, JsonObject, ToolCall, Usage
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -103,8 +103,6 @@ class _Chunk(msgspec.Struct, gc=False):
 _LONGEST_LINE = 4 * 1024 * 1024
 _SILENT = _Delta()
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
-NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises over what is no JSON, no UTF-8, or too deep."""
 
 
 class _PartialCall:

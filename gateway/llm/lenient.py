@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from gateway.messages import JsonObject
+from gateway.messages import NOT_READABLE, JsonObject
 
 LONGEST = 200_000
 """Characters of a text that is read leniently. Well-formed JSON may be longer."""
@@ -100,7 +100,7 @@ def strict(text: str) -> Any:
     """The value of well-formed JSON; None: it is none, or null, or nested too deep."""
     try:
         value: Any = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_READABLE:
         return None
     return value if _shallow(value) else None
 

@@ -32,11 +32,11 @@ from gateway.errors import (
 from gateway.llm.base import ModelAnswer, ModelCall, ModelSink
 from gateway.llm.budget import seconds
 from gateway.llm.catalog import Catalog
-from gateway.llm.chunks import NOT_READABLE, ChunkReader, UpstreamError, read_whole
+from gateway.llm.chunks import ChunkReader, UpstreamError, read_whole
 from gateway.llm.limiter import Limiter, Slot
 from gateway.llm.recording import Recorder
 from gateway.log import get_logger
-from gateway.messages import JsonObject, Message
+from gateway.messages import NOT_READABLE, JsonObject, Message
 
 log = get_logger(__name__)
 

@@ -8,7 +8,7 @@ import msgspec
 from gateway import events as e
 from gateway.errors import ErrorInfo
 from gateway.events import Entry, encode
-from gateway.messages import JsonObject, Message, ToolSpec, TurnOutcome, TurnRecord
+from gateway.messages import NOT_READABLE, JsonObject, Message, ToolSpec, TurnOutcome, TurnRecord
 from gateway.redaction import Redactor
 
 
@@ -137,5 +137,5 @@ def _arguments(arguments: str, redactor: Redactor) -> str:
     """Redacted value by value, so that they stay JSON."""
     try:
         return msgspec.json.encode(redactor.value(msgspec.json.decode(arguments))).decode()
-    except (msgspec.DecodeError, RecursionError):
+    except NOT_READABLE:
         return redactor.text(arguments)

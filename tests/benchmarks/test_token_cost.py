@@ -6,12 +6,9 @@ and the client run in the same process; their own calls are not counted.
 
 import asyncio
 import gc
-import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -19,6 +16,7 @@ import pytest
 from benchmarks import load
 from benchmarks.contestants import post
 from benchmarks.upstream import Upstream, prompt
+from tests.counting import counted
 from tests.stack import Gateway, serve_gateway
 
 PACED_CEILING = 172
@@ -43,27 +41,6 @@ async def fast_gateway(database_url: str, tools_url: str) -> AsyncGenerator[Gate
     upstream: Any = FixedUpstream(f"http://127.0.0.1:{port}")
     async with server, serve_gateway(database_url, upstream, tools_url) as gateway:
         yield gateway
-
-
-@contextmanager
-def counted() -> Generator[Counter[tuple[str, str]]]:
-    """Counts the calls in this thread by file and function, C functions under their caller's file."""
-    calls: Counter[tuple[str, str]] = Counter()
-    names: dict[CodeType, tuple[str, str]] = {}
-
-    def count(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call":
-            code = frame.f_code
-            key = names.get(code) or names.setdefault(code, (code.co_filename, code.co_qualname))
-            calls[key] += 1
-        elif event == "c_call":
-            calls[frame.f_code.co_filename, f"{argument.__name__} (C)"] += 1
-
-    sys.setprofile(count)
-    try:
-        yield calls
-    finally:
-        sys.setprofile(None)
 
 
 async def calls_for(gateway: Gateway, tokens: int, delay_ms: int) -> Counter[tuple[str, str]]:

@@ -3,10 +3,9 @@
 import asyncio
 import hashlib
 import json
-import sys
 import time
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +23,7 @@ from gateway.config import ConfigError, load
 from gateway.errors import NotAuthenticated
 from gateway.llm.simulator import Fault, Simulator
 from gateway.messages import Budget, BusMessage, KeyLimits
+from tests.counting import counted
 from tests.keyring import Keyring
 from tests.stack import Gateway, Reply, serve_gateway
 
@@ -190,22 +190,10 @@ async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_steps(locke
             headers = Headers({"x-api-key": key})
             if not remembered:
                 locked.gateway.state.auth.heard(BusMessage("keys", BusMessage.NO_TURN))
-            with pytest.raises(NotAuthenticated), steps() as taken:
+            with pytest.raises(NotAuthenticated), counted() as calls:
                 await locked.gateway.state.auth.authenticate(headers, "test")
-            fewest[name] = min(len(taken), fewest.get(name, len(taken)))
+            fewest[name] = min(calls.total(), fewest.get(name, calls.total()))
     assert len(set(fewest.values())) == 1, fewest
-
-
-@contextmanager
-def steps() -> Generator[list[str]]:
-    """The calls of Python and C functions in this thread. How long each takes is the same for all: what is compared are
-    hashes."""
-    taken: list[str] = []
-    sys.setprofile(lambda _frame, event, _: taken.append(event) if event in ("call", "c_call") else None)
-    try:
-        yield taken
-    finally:
-        sys.setprofile(None)
 
 
 async def test_refused_logins_are_audited_once_a_second_and_source(locked: Keyring, db: asyncpg.Connection) -> None:
