@@ -5,7 +5,7 @@ RUN pip install --no-cache-dir uv
 WORKDIR /app
 COPY requirements.lock .
 RUN uv pip install --system --no-cache --compile-bytecode --require-hashes -r requirements.lock
-COPY pyproject.toml README.md alembic.ini mcp.json ./
+COPY pyproject.toml LICENSE README.md alembic.ini mcp.json ./
 COPY gateway gateway
 COPY tools_server tools_server
 COPY migrations migrations

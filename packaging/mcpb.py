@@ -18,7 +18,16 @@ from tools_server.tasks.store import TaskStore
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tests" / "node" / "node_modules" / ".bin" / "mcpb"
-CONTENTS = ("pyproject.toml", "requirements.lock", "README.md", "alembic.ini", "gateway", "tools_server", "migrations")
+CONTENTS = (
+    "pyproject.toml",
+    "requirements.lock",
+    "LICENSE",
+    "README.md",
+    "alembic.ini",
+    "gateway",
+    "tools_server",
+    "migrations",
+)
 NOT_INCLUDED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
@@ -35,6 +44,7 @@ def manifest() -> dict[str, Any]:
         "description": "An exact calculator, web search and page reading, and a task list of your own.",
         "long_description": "Tasks are kept in an embedded PostgreSQL in the folder that you choose.",
         "author": {"name": "The MCP agent gateway's authors"},
+        "license": "MIT",
         "server": {
             "type": "uv",
             "entry_point": "tools_server/cli.py",

@@ -1,0 +1,22 @@
+"""What the built package must contain."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = PROJECT["tool"]["uv"]["build-backend"]["module-name"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_declares_its_type_annotations(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("path", PROJECT["project"]["license-files"])
+def test_license_is_part_of_the_image_and_of_the_bundle(path: str) -> None:
+    """Both install from a copy of pyproject.toml, whose license file the build backend then demands."""
+    assert f" {path} " in (ROOT / "Dockerfile").read_text()
+    assert f'"{path}"' in (ROOT / "packaging" / "mcpb.py").read_text()
