@@ -1,0 +1,239 @@
+"""Incompatible differences between two versions of an OpenAPI document or a JSON schema.
+
+References are resolved before anything is compared, so the names of components do not matter. Each difference is one
+line, `<where>: <what>`. Additions are no differences.
+"""
+
+from collections.abc import Iterator
+from math import inf
+from typing import Any
+
+JsonObject = dict[str, Any]
+
+METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
+UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
+LOWER_BOUNDS = {"minimum": -inf, "exclusiveMinimum": -inf, "minLength": 0, "minItems": 0, "minProperties": 0}
+NUMERIC = {"integer": {"number"}}
+
+
+def compare_openapi(old: JsonObject, new: JsonObject) -> Iterator[str]:
+    """Incompatible differences between two OpenAPI documents."""
+    sent, received = SchemaComparison(old, new, sent=True), SchemaComparison(old, new, sent=False)
+    for path, operations in old["paths"].items():
+        for method, operation in operations.items():
+            if method not in METHODS:
+                continue
+            where = f"{method.upper()} {path}"
+            changed = new["paths"].get(path, {}).get(method)
+            if changed is None:
+                yield f"{where}: removed"
+                continue
+            yield from _compare_parameters(operation, changed, sent, where)
+            yield from _compare_request_body(operation, changed, sent, where)
+            yield from _compare_responses(operation, changed, received, where)
+
+
+def compare_schemas(old: JsonObject, new: JsonObject) -> Iterator[str]:
+    """Incompatible differences between two JSON schemas of something that clients receive."""
+    return SchemaComparison(old, new, sent=False).compare(old, new, "")
+
+
+def _compare_parameters(old: JsonObject, new: JsonObject, schemas: "SchemaComparison", where: str) -> Iterator[str]:
+    before = {_parameter_key(parameter): parameter for parameter in old.get("parameters", ())}
+    after = {_parameter_key(parameter): parameter for parameter in new.get("parameters", ())}
+    for key, parameter in before.items():
+        if key not in after:
+            yield f"{where} {key}: removed"
+            continue
+        if after[key].get("required") and not parameter.get("required"):
+            yield f"{where} {key}: required now"
+        yield from schemas.compare(parameter.get("schema", {}), after[key].get("schema", {}), f"{where} {key}")
+    for key in after.keys() - before.keys():
+        if after[key].get("required"):
+            yield f"{where} {key}: required now"
+
+
+def _parameter_key(parameter: JsonObject) -> str:
+    name = parameter["name"]
+    return f"{parameter['in']} {name.lower() if parameter['in'] == 'header' else name}"
+
+
+def _compare_request_body(old: JsonObject, new: JsonObject, schemas: "SchemaComparison", where: str) -> Iterator[str]:
+    before, after = old.get("requestBody"), new.get("requestBody")
+    if before is None:
+        if after is not None and after.get("required"):
+            yield f"{where} request: required now"
+        return
+    if after is None:
+        yield f"{where} request: removed"
+        return
+    if after.get("required") and not before.get("required"):
+        yield f"{where} request: required now"
+    yield from _compare_content(before, after, schemas, f"{where} request")
+
+
+def _compare_responses(old: JsonObject, new: JsonObject, schemas: "SchemaComparison", where: str) -> Iterator[str]:
+    """An error's status may go away: then the error does not happen any more."""
+    for status, response in old["responses"].items():
+        changed = new["responses"].get(status)
+        if changed is None:
+            if status.startswith("2"):
+                yield f"{where} {status}: removed"
+            continue
+        for header in response.get("headers", {}):
+            if header not in changed.get("headers", {}):
+                yield f"{where} {status} header {header}: removed"
+        yield from _compare_content(response, changed, schemas, f"{where} {status}")
+
+
+def _compare_content(old: JsonObject, new: JsonObject, schemas: "SchemaComparison", where: str) -> Iterator[str]:
+    for kind, content in old.get("content", {}).items():
+        changed = new.get("content", {}).get(kind)
+        if changed is None:
+            yield f"{where} {kind}: removed"
+        else:
+            yield from schemas.compare(content.get("schema", {}), changed.get("schema", {}), where)
+
+
+class SchemaComparison:
+    """Compare schemas inside two documents. `sent`: clients send such values; else they receive them."""
+
+    def __init__(self, old: JsonObject, new: JsonObject, *, sent: bool) -> None:
+        self._old = old
+        self._new = new
+        self._sent = sent
+        self._under_way: set[tuple[int, int]] = set()
+
+    def compare(self, old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
+        old, new = resolve(old, self._old), resolve(new, self._new)
+        pair = (id(old), id(new))
+        if pair in self._under_way:  # a schema that contains itself
+            return
+        self._under_way.add(pair)
+        try:
+            yield from self._compare_alternatives(alternatives(old, self._old), alternatives(new, self._new), where)
+        finally:
+            self._under_way.discard(pair)
+
+    def _compare_alternatives(self, old: list[JsonObject], new: list[JsonObject], where: str) -> Iterator[str]:
+        for alternative in old:
+            matches = [candidate for candidate in new if self._can_match(alternative, candidate)]
+            if not matches:
+                yield f"{where}: {describe(alternative)} removed"
+                continue
+            differences = (list(self._compare_one(alternative, match, where)) for match in matches)
+            yield from min(differences, key=len)
+        if not self._sent:
+            known = {
+                kind for alternative in old for kind in (type_of(alternative), *NUMERIC.get(type_of(alternative), ()))
+            }
+            for kind in sorted({type_of(alternative) for alternative in new} - known):
+                if known != {"anything"}:
+                    yield f"{where}: may be {kind} now"
+
+    def _can_match(self, old: JsonObject, new: JsonObject) -> bool:
+        before, after = type_of(old), type_of(new)
+        wider, narrower = (after, before) if self._sent else (before, after)
+        if before != after and wider not in (*NUMERIC.get(narrower, ()), "anything"):
+            return False
+        tags, changed = tags_of(old), tags_of(new)
+        return all(changed.get(name, value) == value for name, value in tags.items())
+
+    def _compare_one(self, old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
+        yield from self._compare_values(old, new, where)
+        if self._sent:
+            yield from _compare_bounds(old, new, where)
+        if old.get("format") != new.get("format") and (old.get("format") or self._sent):
+            yield f"{where}: format {old.get('format', 'none')} changed to {new.get('format', 'none')}"
+        if "items" in old or "items" in new:
+            yield from self.compare(old.get("items", {}), new.get("items", {}), f"{where}[]")
+        yield from self._compare_properties(old, new, where)
+
+    def _compare_values(self, old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
+        before, after = values_of(old), values_of(new)
+        if before is not None and after is not None:
+            yield from (f"{where}: value {value!r} removed" for value in before if value not in after)
+        elif after is not None and self._sent:
+            yield f"{where}: only {after} now"
+
+    def _compare_properties(self, old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
+        before, after = old.get("properties", {}), new.get("properties", {})
+        for name, schema in before.items():
+            at = f"{where}.{name}".removeprefix(".")
+            if name in after:
+                yield from self.compare(schema, after[name], at)
+            else:
+                yield f"{at}: removed"
+        if self._sent:
+            for name in sorted(set(new.get("required", ())) - set(old.get("required", ()))):
+                yield f"{where}.{name}: required now"
+        else:
+            for name in sorted((set(old.get("required", ())) - set(new.get("required", ()))) & after.keys()):
+                yield f"{where}.{name}: not always present now".removeprefix(".")
+        extra_before, extra_after = old.get("additionalProperties", True), new.get("additionalProperties", True)
+        if self._sent and extra_before is not False and extra_after is False:
+            yield f"{where}: unknown properties are refused now"
+        elif isinstance(extra_before, dict) and isinstance(extra_after, dict):
+            yield from self.compare(extra_before, extra_after, f"{where}.*")
+
+
+def _compare_bounds(old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
+    for bound in UPPER_BOUNDS:
+        if bound in new and new[bound] < old.get(bound, inf):
+            yield f"{where}: {bound} {new[bound]} now"
+    for bound, unset in LOWER_BOUNDS.items():
+        if bound in new and new[bound] > old.get(bound, unset):
+            yield f"{where}: {bound} {new[bound]} now"
+    if "pattern" in new and new["pattern"] != old.get("pattern"):
+        yield f"{where}: pattern {new['pattern']} now"
+
+
+def resolve(schema: JsonObject | bool, document: JsonObject) -> JsonObject:
+    """A schema without references at its top, and with a lone `allOf` merged into it."""
+    if isinstance(schema, bool):
+        return {}
+    while "$ref" in schema:
+        target: Any = document
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[part.replace("~1", "/").replace("~0", "~")]
+        schema = target
+    for part in schema.get("allOf", ()):
+        schema = {**schema, **resolve(part, document)}
+    return schema
+
+
+def alternatives(schema: JsonObject, document: JsonObject) -> list[JsonObject]:
+    """The schemas of which a value fits one: those of `anyOf`, `oneOf` and of a list of types."""
+    schema = resolve(schema, document)
+    for word in ("anyOf", "oneOf"):
+        if word in schema:
+            return [found for part in schema[word] for found in alternatives(part, document)]
+    if isinstance(schema.get("type"), list):
+        return [{**schema, "type": kind} for kind in schema["type"]]
+    return [schema]
+
+
+def values_of(schema: JsonObject) -> list[Any] | None:
+    """The only values that a schema allows, if it names them."""
+    return [schema["const"]] if "const" in schema else schema.get("enum")
+
+
+def type_of(schema: JsonObject) -> str:
+    if "type" in schema:
+        return str(schema["type"])
+    kinds = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null"}
+    values = values_of(schema)
+    if values:
+        return kinds.get(type(values[0]).__name__, "anything")
+    return "object" if "properties" in schema else "anything"
+
+
+def tags_of(schema: JsonObject) -> JsonObject:
+    """Properties that have one value only: they tell the alternatives of a union apart."""
+    values = {name: values_of(part) for name, part in schema.get("properties", {}).items()}
+    return {name: only[0] for name, only in values.items() if only is not None and len(only) == 1}
+
+
+def describe(schema: JsonObject) -> str:
+    tags = ", ".join(map(repr, tags_of(schema).values()))
+    return f"{type_of(schema)} {tags}".rstrip()
