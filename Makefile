@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway tools_server
 
-.PHONY: run test check format lock audit schema node conformance mcpb bench bench-quick clean
+.PHONY: run test check format lock audit schema node conformance mcpb docs release-schemas bench bench-quick clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -17,6 +17,7 @@ check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pytest -q tests/test_architecture.py
+	@$(MAKE) --no-print-directory docs
 
 format: .venv/.dev
 	$(BIN)/ruff format .
@@ -44,6 +45,15 @@ node:
 # The official MCP conformance suite alone; `make test` runs it too where `make node` has been.
 conformance: .venv/.dev node
 	$(BIN)/pytest tests/e2e/test_conformance.py $(ARGS)
+
+# The documentation site, in build/site. A broken link or a page that is missing in the navigation is an error.
+docs: .venv/.dev
+	$(BIN)/python packaging/docs_site.py
+	$(BIN)/zensical build --clean --strict
+
+# The public schemas of a release, from its commit: docs/releases/<version>, for tests/test_compatibility.py.
+release-schemas: .venv/.dev
+	$(BIN)/python packaging/release_schemas.py $(VERSION) $(or $(COMMIT),HEAD)
 
 # The tool server's bundle for Claude Desktop, in build/.
 mcpb: .venv/.dev node
