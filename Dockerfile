@@ -1,4 +1,4 @@
-# One image, two commands: `agent-gateway serve` (default) and `tools-server`.
+# One image with two commands: `agent-gateway serve` (default) and `tools-server`.
 FROM python:3.13-slim
 
 RUN pip install --no-cache-dir uv

@@ -1,6 +1,6 @@
--- The role that `agent-gateway serve` and `tools-server` run as, where `agent-gateway db upgrade` runs as the tables' owner.
--- It may read and write, but neither change the schema nor, in the audit log, anything that stands there. Run this as the
--- owner after each upgrade; then let the role in: ALTER ROLE gateway_app LOGIN PASSWORD '…'.
+-- Creates a restricted role for `agent-gateway serve` and `tools-server`. It can read and write data, but it can neither change
+-- the schema nor change or delete rows of the audit log. `agent-gateway db upgrade` runs as the owner of the tables.
+-- Run this file as the owner after each upgrade. Then permit logins: ALTER ROLE gateway_app LOGIN PASSWORD '…'.
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'gateway_app') THEN
         CREATE ROLE gateway_app NOLOGIN;
