@@ -22,6 +22,7 @@ PAGES_OUTSIDE_DOCS = {
     "SECURITY.md": "security-policy.md",
     "benchmarks/README.md": "benchmarks/index.md",
     "benchmarks/RESULTS.md": "benchmarks/results.md",
+    "examples/README.md": "examples.md",
 }
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 

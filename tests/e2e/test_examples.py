@@ -1,0 +1,122 @@
+"""The programs of examples/, as a user runs them: against `agent-gateway up`, in processes of their own."""
+
+import asyncio
+import importlib.util
+import re
+import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+from mcp.server.mcpserver import MCPServer
+from pydantic import SecretStr
+
+from gateway.llm.simulator import Simulator
+from tests.e2e.up import ROOT, Up, running_up
+from tests.stack import SECRET, serve_asgi, serve_gateway
+from tools_server.config import Settings as ToolsSettings
+from tools_server.server import create_app, create_server
+from tools_server.tasks.store import TaskStore
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+async def up() -> AsyncGenerator[Up]:
+    """The whole stack, connected to the MCP servers of examples/mcp.json."""
+    with tempfile.TemporaryDirectory(prefix="agw-examples-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        servers = {"MCP_CONFIG": str(EXAMPLES / "mcp.json"), "PYTHON": sys.executable}
+        async with running_up(Path(directory), **servers) as stack:
+            yield stack
+
+
+async def run(up: Up | None, name: str, *arguments: str, typed: str = "") -> str:
+    """What a program prints. It must succeed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(EXAMPLES / name), *arguments,
+        cwd=ROOT, env=up.environment | {"GATEWAY_URL": up.base_url} if up else None,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate(typed.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 0, out.decode()
+    return out.decode()
+
+
+async def test_stream_chat_prints_text_tool_calls_and_usage(up: Up) -> None:
+    lines = (await run(up, "stream_chat.py", "What is 23*19?")).splitlines()
+    assert lines[:2] == ['-> calculator {"expression": "23*19"}', "<- ok: 23*19 = 437"]
+    assert "437" in lines[2]
+    assert re.fullmatch(r"\d+ tokens, \d+ ms", lines[3])
+
+
+async def test_openai_sdk_gets_the_answer_that_the_gateways_tools_made(up: Up) -> None:
+    assert "437" in await run(up, "openai_sdk.py", "What is 23*19?")
+
+
+async def test_resume_stream_reads_the_rest_of_the_turn(up: Up) -> None:
+    out = await run(up, "resume_stream.py")
+    before, after = (int(number) for number in re.findall(r"event (\d+)", out))
+    assert after > before
+    assert " ".join(map(str, range(1, 101))) in out
+
+
+@pytest.mark.parametrize(("typed", "created"), [("y", True), ("n", False)])
+async def test_approve_tool_call_runs_it_only_if_the_person_allows_it(up: Up, typed: str, created: bool) -> None:
+    title = f"answer {typed}"
+    out = await run(up, "approve_tool_call.py", f"Add a task to {title}", typed=typed)
+    assert f"{{'title': '{title}'}}" in out
+    assert ((title,) in await up.rows("SELECT title FROM tools.tasks")) is created
+
+
+async def test_own_mcp_server_is_called_through_the_gateway(up: Up) -> None:
+    out = await run(up, "stream_chat.py", 'call weather_forecast with {"city": "Oslo"}')
+    assert "<- ok: Oslo: snow, -4 °C" in out
+
+
+async def test_mcp_client_finds_all_tools_and_asks_the_agent(up: Up) -> None:
+    tools, calculated, answered = (await run(up, "mcp_client.py")).splitlines()
+    assert {"calculator", "weather_forecast", "ask_agent"} <= set(tools.removeprefix("tools: ").split(", "))
+    assert calculated == "calculator: {'expression': '23*19', 'result': 437}"
+    assert "42" in answered
+
+
+async def test_own_tool_can_be_tried_alone() -> None:
+    assert await run(None, "word_count.py", "a b b") == "{'words': 3, 'most_frequent': ['b', 'a']}\n"
+
+
+async def test_own_tool_in_the_tool_server_is_offered_by_the_gateway(database_url: str, simulator: Simulator) -> None:
+    settings = ToolsSettings(_env_file=None, tools_server_secret=SecretStr(SECRET))  # type: ignore[call-arg]
+    store = TaskStore(database_url)
+    server = create_server(settings, store)
+    register_example("word_count.py", server)
+    try:
+        async with (
+            serve_asgi(create_app(server, settings)) as address,
+            serve_gateway(database_url, simulator, f"{address}/mcp") as gateway,
+        ):
+            reply = await gateway.chat_stream('call word_count with {"text": "a b b"}')
+            assert reply.of("tool.result")[0]["structured"] == {"words": 3, "most_frequent": ["b", "a"]}
+            server.end_listening()
+    finally:
+        await store.close()
+
+
+def register_example(name: str, server: MCPServer) -> None:
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.register(server)
+
+
+def test_readme_lists_every_example() -> None:
+    listed = set(re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text()))
+    assert listed == {path.name for path in EXAMPLES.iterdir() if path.is_file()} - {"README.md"}
