@@ -2,7 +2,7 @@
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
-PACKAGES := gateway tools_server
+PACKAGES := gateway gateway_runtime tools_server
 
 .PHONY: run test check format lock audit schema node conformance mcpb docs release-schemas bench bench-quick clean
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import report, workloads
-from benchmarks.alone import Line, followers, history_and_search, start_up, workers
-from benchmarks.contestants import Contestant, Gateway, LiteLLM, Obvious, Relay, Surroundings, Tools, Up, Upstream
-from benchmarks.running import directory, say, stopped
+from benchmarks.gateway_only import Line, followers, history_and_search, start_up, workers
+from benchmarks.session import directory, say, stopped
+from benchmarks.subjects import Contestant, Gateway, LiteLLM, Obvious, Relay, Surroundings, Tools, Up, Upstream
 from benchmarks.workloads import Result, Workload
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

@@ -14,14 +14,14 @@ import asyncpg
 import msgspec
 import uvloop
 
-from benchmarks.contestants import Surroundings, Tools, Upstream, Workers
 from benchmarks.load import put
 from benchmarks.processes import ROOT, Process, resident
 from benchmarks.report import machine
-from benchmarks.running import directory, say, stopped
+from benchmarks.session import directory, say, stopped
+from benchmarks.subjects import Surroundings, Tools, Upstream, Workers
 from benchmarks.upstream import prompt
-from gateway.store import embedded
 from gateway.store.database import plain_dsn
+from gateway_runtime import embedded_postgres
 
 FILE = Path(__file__).with_name("costs.json")
 PAGE = ROOT / "docs" / "scaling.md"
@@ -244,7 +244,7 @@ async def _running() -> AsyncGenerator[Measured]:
         gateway = Workers(around, 1)
         running.append(gateway)
         await gateway.start()
-        database = await asyncpg.connect(plain_dsn(embedded.locate(gateway.data).url()))
+        database = await asyncpg.connect(plain_dsn(embedded_postgres.locate(gateway.data).url()))
         try:
             yield Measured(gateway, database)
         finally:

@@ -84,8 +84,8 @@ class Process:
 
 @contextmanager
 def held(share: float, pids: list[int]) -> Generator[None]:
-    """See `benchmarks.held`."""
-    argv = [sys.executable, "-S", str(Path(__file__).with_name("held.py")), str(share), *map(str, pids)]
+    """See `benchmarks.cpu_share`."""
+    argv = [sys.executable, "-S", str(Path(__file__).with_name("cpu_share.py")), str(share), *map(str, pids)]
     holding = subprocess.Popen(argv, stdin=subprocess.PIPE)
     try:
         yield

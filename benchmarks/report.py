@@ -5,9 +5,9 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.alone import Line
-from benchmarks.contestants import Contestant, LiteLLM
+from benchmarks.gateway_only import Line
 from benchmarks.processes import ROOT
+from benchmarks.subjects import Contestant, LiteLLM
 from benchmarks.workloads import Result
 
 _PACKAGES = ("aiohttp", "fastapi", "groq", "mcp", "msgspec", "sqlmodel", "sse-starlette", "uvicorn", "uvloop")

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from benchmarks.contestants import Contestant
 from benchmarks.load import Figures, percentile, put
 from benchmarks.processes import Process, resident
+from benchmarks.subjects import Contestant
 from benchmarks.upstream import prompt
 
 _SAMPLE_SECONDS = 0.2

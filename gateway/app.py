@@ -14,68 +14,49 @@ from uuid_utils.compat import uuid7
 
 from gateway import __version__
 from gateway.agent.budgets import Budgets
-from gateway.agent.following import Following
 from gateway.agent.loop import AgentLoop, LoopLimits
-from gateway.agent.membership import Membership
 from gateway.agent.runner import Runner
-from gateway.api import audit as audit_api
-from gateway.api import (
-    chat,
-    conversations,
-    document,
-    errors,
-    forerunners,
-    health,
-    history,
-    keys,
-    mcp_content,
-    mcp_oauth,
-    mcp_servers,
-    models,
-    openai_chat,
-    openai_responses,
-    tools,
-    usage_report,
-)
-from gateway.api import turns as turns_api
-from gateway.api import usage as usage_api
-from gateway.api.auth import Authenticator
+from gateway.agent.server_registry import Registry
+from gateway.agent.subscriptions import Following
+from gateway.agent.workers import Membership
 from gateway.api.deps import State
-from gateway.api.guard import Guard
-from gateway.api.limits import BodyLimit
-from gateway.api.middleware import RequestContext
-from gateway.api.rates import RATE_HEADERS, Rates
-from gateway.api.usage import budget_of_users
+from gateway.api.http import errors, openapi
+from gateway.api.http.body_limit import BodyLimit
+from gateway.api.http.request_context import RequestContext
+from gateway.api.mcp.endpoint import McpEndpoint
+from gateway.api.rate_limit.limiter import RATE_HEADERS, Rates
+from gateway.api.routes.native.budget import budget_of_users
+from gateway.api.routes.registration import register_routes
+from gateway.api.security.authentication import Authenticator
+from gateway.api.security.middleware import Guard
+from gateway.common.logging import get_logger
+from gateway.common.redaction import load_rules
 from gateway.config import ConfigError, Settings
-from gateway.errors import StorageUnavailable
+from gateway.domain.errors import StorageUnavailable
+from gateway.domain.messages import BusMessage
 from gateway.llm.catalog import Catalog
-from gateway.llm.limiter import Limiter, SharedLimits
+from gateway.llm.client import SdkModel
+from gateway.llm.rate_limit.limiter import Limiter, SharedLimits
 from gateway.llm.recording import Recorder
-from gateway.llm.sdk import SdkModel
-from gateway.llm.steady import Persistence, SteadyModel
-from gateway.log import get_logger
-from gateway.mcp_server import McpEndpoint
-from gateway.messages import BusMessage
-from gateway.redaction import load_rules
-from gateway.registry import Registry
+from gateway.llm.resilient import Persistence, SteadyModel
+from gateway.mcp_client.policy import GuardedToolbox
+from gateway.mcp_client.server_config import ServerConfig, load_servers
+from gateway.mcp_client.toolbox import McpToolbox
+from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
-from gateway.store.grants import GrantStore
+from gateway.store.encryption import seal_of
 from gateway.store.history import HistoryStore
-from gateway.store.inputs import InputStore
 from gateway.store.journal import PostgresJournal, UnkeptJournal
-from gateway.store.keys import KeyStore
+from gateway.store.mcp_servers import ServerStore
+from gateway.store.oauth_grants import GrantStore
+from gateway.store.questions import InputStore
 from gateway.store.response_cache import ResponseCacheStore
-from gateway.store.sealing import seal_of
-from gateway.store.servers import ServerStore
 from gateway.store.turns import TurnStore
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
-from gateway.tools.guarded import GuardedToolbox
-from gateway.tools.servers import ServerConfig, load_servers
-from gateway.tools.toolbox import McpToolbox
 
 log = get_logger(__name__)
 
@@ -131,29 +112,8 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
         )
     app.add_middleware(RequestContext)
     errors.install(app)
-    for module in (
-        chat,
-        turns_api,
-        tools,
-        models,
-        health,
-        conversations,
-        history,
-        usage_report,
-        mcp_servers,
-        mcp_content,
-        mcp_oauth,
-        keys,
-        usage_api,
-        audit_api,
-        forerunners,
-    ):
-        app.router.routes.extend(module.router.routes)  # as they are: to include them makes each again, for every app
-    app.router.routes.extend(openai_responses.router.routes)
-    for prefix in openai_chat.PREFIXES:
-        app.include_router(openai_chat.router, prefix=prefix, include_in_schema=prefix == "/v1")
-    app.router.routes.extend(forerunners.message_router.routes)  # takes whatever /api/ path is left
-    document.install(app)
+    register_routes(app)
+    openapi.install(app)
     app.router.routes.append(Route("/mcp", _Mcp(app), include_in_schema=False))
     return app
 
@@ -314,21 +274,21 @@ def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
     key = secret.get_secret_value()
     shared: SharedLimits | None = None
     if settings.redis_url is not None:
-        from gateway.llm.limiter_redis import RedisLimits
+        from gateway.llm.rate_limit.redis import RedisLimits
 
         shared = RedisLimits(settings.redis_url.get_secret_value(), key)
     limiter = Limiter(shared=shared)
     idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
     recorder = Recorder(settings.groq_record, key=key) if settings.groq_record is not None else None
     if settings.groq_api_key is not None:
-        from gateway.llm.groq import groq_model
+        from gateway.llm.providers.groq import groq_model
 
         model = groq_model(
             api_key=key, base_url=settings.groq_base_url, idle_timeout=idle, limiter=limiter, queue=queue,
             recorder=recorder,
         )  # fmt: skip
         return model, Catalog(aliases=settings.model_aliases)
-    from gateway.llm.openai import OPENAI, openai_model
+    from gateway.llm.providers.openai import OPENAI, openai_model
 
     official = settings.openai_base_url == OPENAI
     model = openai_model(

@@ -10,8 +10,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
-import gateway.store.tables  # noqa: F401
-import tools_server.tasks.table  # noqa: F401
+import gateway.store.models  # noqa: F401
+import tools_server.tasks.models  # noqa: F401
 from gateway.config import load
 
 config = context.config

@@ -12,9 +12,10 @@ import asyncpg
 import pytest
 from uuid_utils import uuid4
 
-from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
-from gateway.store import embedded, migrations
+from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
+from gateway.store import migrations
 from gateway.store.database import plain_dsn as dsn
+from gateway_runtime import embedded_postgres
 from tests.stack import Gateway, ServeStanding, serve_gateway, serve_tools
 
 _ROOM = 6 * 1024**3
@@ -29,11 +30,11 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Generator[embedded.EmbeddedPostgres]:
+def postgres() -> Generator[embedded_postgres.EmbeddedPostgres]:
     """One embedded Postgres for the whole run, with a migrated template database."""
     with tempfile.TemporaryDirectory(prefix="agw-tests-", dir=_fast_directory()) as directory:
         Path(directory).chmod(0o755)
-        server = embedded.acquire(Path(directory), settings=FAST)
+        server = embedded_postgres.acquire(Path(directory), settings=FAST)
         try:
             asyncio.run(_execute(server.url("postgres"), f"CREATE DATABASE {TEMPLATE}"))
             migrations.upgrade(server.url(TEMPLATE))
@@ -49,14 +50,14 @@ def _fast_directory() -> str:
 
 
 @pytest.fixture
-async def database_url(postgres: embedded.EmbeddedPostgres) -> AsyncGenerator[str]:
+async def database_url(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[str]:
     """A fresh, migrated database, as SQLAlchemy's URL. Copied from the template: some 15 ms."""
     async with _database(postgres) as url:
         yield url
 
 
 @asynccontextmanager
-async def _database(postgres: embedded.EmbeddedPostgres) -> AsyncGenerator[str]:
+async def _database(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[str]:
     name = f"test_{uuid4().hex}"
     # Files copied, at half the cost of pages through the log.
     await _execute(postgres.url("postgres"), f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
@@ -104,7 +105,7 @@ async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> As
 
 
 @pytest.fixture(scope="module")
-async def serve_standing(postgres: embedded.EmbeddedPostgres) -> AsyncGenerator[ServeStanding]:
+async def serve_standing(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[ServeStanding]:
     """Starts a whole gateway that all tests of a file share, and that therefore must be left as it was found."""
     async with AsyncExitStack() as stack:
 

@@ -6,11 +6,20 @@ from uuid import uuid4
 
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
-from gateway.errors import NotFound
-from gateway.events import Event
-from gateway.llm.base import ModelCall
-from gateway.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, Usage, text_block
-from gateway.tools.base import CallObserver, Listed, ServerStatus
+from gateway.domain.errors import NotFound
+from gateway.domain.events import Event
+from gateway.domain.messages import (
+    InputNeeded,
+    JsonObject,
+    KeptInput,
+    Principal,
+    ToolResult,
+    ToolSpec,
+    Usage,
+    text_block,
+)
+from gateway.ports.model import ModelCall
+from gateway.ports.tools import CallObserver, Listed, ServerStatus
 
 
 def spec(name: str, *, read_only: bool = False) -> ToolSpec:

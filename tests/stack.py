@@ -25,10 +25,10 @@ import gateway.app
 import gateway.store.database
 import tools_server.tasks.store
 from gateway.api.deps import State
-from gateway.api.protocol import HttpProtocol
+from gateway.api.http.protocol import HttpProtocol
 from gateway.app import create_app
 from gateway.config import Settings
-from gateway.llm.simulator import Simulator
+from gateway.simulator import Simulator
 from tools_server.config import Settings as ToolsSettings
 from tools_server.server import create_app as create_tools_app
 from tools_server.server import create_server

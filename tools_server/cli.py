@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import structlog
 import typer
 
-from gateway.store import embedded
+from gateway_runtime import embedded_postgres
 from tools_server.config import ConfigError, Settings, load
+from tools_server.http_server import HttpServer, bind, end_with_parent, tls_options
 from tools_server.log import configure
-from tools_server.serving import HttpServer, bind, end_with_parent, tls_options
 
 if TYPE_CHECKING:
     from tools_server.server import ToolServer
@@ -39,7 +39,7 @@ def serve(
         listener = None if stdio else bind(settings.tools_server_host, settings.tools_server_port)
         with postgres(settings) as server, asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(run(settings, server, listener, tls))
-    except (ConfigError, embedded.EmbeddedError) as error:
+    except (ConfigError, embedded_postgres.EmbeddedError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
 
@@ -50,12 +50,15 @@ def _leave(_number: int, _frame: object) -> None:
 
 
 async def run(
-    settings: Settings, server: embedded.EmbeddedPostgres | None, listener: socket.socket | None, tls: dict[str, Any]
+    settings: Settings,
+    server: embedded_postgres.EmbeddedPostgres | None,
+    listener: socket.socket | None,
+    tls: dict[str, Any],
 ) -> None:
     """Serve until told to stop; over stdio where there is no listener, tasks in `server` where no address is set."""
     # Here, as they take most of a second to import: a broken setting or a taken port is told at once.
     gc.disable()  # nothing of what is imported is garbage, and to look for some takes a fifth as long again
-    from tools_server.migrate import upgrade_when_there
+    from tools_server.migrations import upgrade_when_there
     from tools_server.server import create_app, create_server
     from tools_server.tasks.store import TaskStore
 
@@ -95,13 +98,13 @@ async def _serve_stdio(mcp: "ToolServer", release: Callable[[], None] | None) ->
 
 
 @contextlib.contextmanager
-def postgres(settings: Settings) -> Generator[embedded.EmbeddedPostgres | None]:
+def postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres | None]:
     """The embedded Postgres, shared with a gateway on the same data directory; None where an address is configured."""
     if settings.postgres_url is not None:
         yield None
         return
     try:
-        server = embedded.acquire(settings.gateway_data_dir)
+        server = embedded_postgres.acquire(settings.gateway_data_dir)
     except OSError as error:
         raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
     for note in server.notes:
@@ -112,13 +115,13 @@ def postgres(settings: Settings) -> Generator[embedded.EmbeddedPostgres | None]:
         server.release()
 
 
-async def _keep_running(server: embedded.EmbeddedPostgres) -> None:
+async def _keep_running(server: embedded_postgres.EmbeddedPostgres) -> None:
     """Whoever started it may stop it, and go. In the main thread: the kernel ends Postgres with the one it began in."""
     while True:
         await asyncio.sleep(_POSTGRES_LOOK)
         try:
             server.revive()
-        except (embedded.EmbeddedError, OSError) as error:
+        except (embedded_postgres.EmbeddedError, OSError) as error:
             log.error("embedded_postgres", error=str(error))
 
 

@@ -16,8 +16,8 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 from yarl import URL
 
-from tools_server.addresses import Address, is_public
-from tools_server.blocking import Resolver, Threads
+from tools_server.public_addresses import Address, is_public
+from tools_server.thread_pool import Resolver, Threads
 
 log = structlog.stdlib.get_logger(__name__)
 

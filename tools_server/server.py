@@ -34,7 +34,7 @@ from starlette.types import ASGIApp
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import Authentication, metadata_routes, user_of
 from tools_server.config import Settings
-from tools_server.plain import add_plain_routes
+from tools_server.rest import add_plain_routes
 from tools_server.tasks import tools as task_tools
 from tools_server.tasks.store import TaskStore
 

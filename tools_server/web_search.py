@@ -11,8 +11,8 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field, TypeAdapter
 
-from tools_server.blocking import Resolver, Threads
 from tools_server.config import Settings
+from tools_server.thread_pool import Resolver, Threads
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""Runs turns: the agent loop, tool calls, budgets and takeover, behind ports."""

@@ -12,11 +12,11 @@ from typing import Protocol
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from gateway.agent.base import Ledger
-from gateway.errors import BudgetExceeded, StorageUnavailable
-from gateway.llm.base import ModelCall, ModelInfo
-from gateway.log import get_logger
-from gateway.messages import Budget, Hold, Principal, Spent, Usage
+from gateway.common.logging import get_logger
+from gateway.domain.errors import BudgetExceeded, StorageUnavailable
+from gateway.domain.messages import Budget, Hold, Principal, Spent, Usage
+from gateway.ports.model import ModelCall, ModelInfo
+from gateway.ports.store import Ledger
 
 log = get_logger(__name__)
 

@@ -6,11 +6,12 @@ from uuid import uuid4
 
 import msgspec
 
-from gateway.agent.calls import Emitter, StepCalls
-from gateway.agent.structured import Form
+from gateway.agent.structured_output import Form
+from gateway.agent.tool_calls import Emitter, StepCalls
 from gateway.agent.transcript import Transcript
-from gateway.errors import OutputInvalid
-from gateway.events import (
+from gateway.common.logging import get_logger
+from gateway.domain.errors import OutputInvalid
+from gateway.domain.events import (
     InputResolved,
     ModelRetry,
     ReasoningDelta,
@@ -20,9 +21,7 @@ from gateway.events import (
     ToolFinished,
     TurnResumed,
 )
-from gateway.llm.base import Model, ModelAnswer, ModelCall
-from gateway.log import get_logger
-from gateway.messages import (
+from gateway.domain.messages import (
     Approval,
     JsonObject,
     KeptInput,
@@ -35,7 +34,8 @@ from gateway.messages import (
     Usage,
     text_block,
 )
-from gateway.tools.base import Toolbox
+from gateway.ports.model import Model, ModelAnswer, ModelCall
+from gateway.ports.tools import Toolbox
 
 log = get_logger(__name__)
 

@@ -5,11 +5,19 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gateway.agent.batching import BATCH
-from gateway.agent.calls import Emitter
+from gateway.agent.batch_tool import BATCH
 from gateway.agent.loop import Conversation
-from gateway.events import Entry, InputRequired, ModelRetry, StepCompleted, TextDelta, ToolCallStarted, ToolFinished
-from gateway.messages import JsonObject, KnownResponse, Message, ToolSpec, Usage
+from gateway.agent.tool_calls import Emitter
+from gateway.domain.events import (
+    Entry,
+    InputRequired,
+    ModelRetry,
+    StepCompleted,
+    TextDelta,
+    ToolCallStarted,
+    ToolFinished,
+)
+from gateway.domain.messages import JsonObject, KnownResponse, Message, ToolSpec, Usage
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 

@@ -8,19 +8,19 @@ from uuid import UUID
 import msgspec
 import uuid_utils.compat as uuids
 
-from gateway.agent import context
-from gateway.agent.base import Bus, History, Inputs, Journal, KeptTurns, ResponseCache
-from gateway.agent.batching import batch_spec
+from gateway.agent import prompt
+from gateway.agent.batch_tool import batch_spec
 from gateway.agent.budgets import Budgets
-from gateway.agent.calls import turn_of_call
-from gateway.agent.finding import Offer, offer
 from gateway.agent.loop import AgentLoop, Conversation
 from gateway.agent.response_cache import key_of, may_be_kept, tell_again
-from gateway.agent.structured import Form
+from gateway.agent.structured_output import Form
+from gateway.agent.tool_calls import turn_of_call
+from gateway.agent.tool_search import Offer, offer
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
-from gateway.deadline import Deadline
-from gateway.errors import (
+from gateway.common.logging import get_logger
+from gateway.common.pausable_timeout import Deadline
+from gateway.domain.errors import (
     ErrorInfo,
     Forbidden,
     GatewayError,
@@ -30,7 +30,7 @@ from gateway.errors import (
     TurnLost,
     TurnTimeout,
 )
-from gateway.events import (
+from gateway.domain.events import (
     Entry,
     Event,
     InputRequired,
@@ -42,9 +42,7 @@ from gateway.events import (
     TurnFailed,
     TurnStarted,
 )
-from gateway.llm.base import ModelCall, ModelInfo, Models
-from gateway.log import get_logger
-from gateway.messages import (
+from gateway.domain.messages import (
     Answer,
     BusMessage,
     InputNeeded,
@@ -59,7 +57,9 @@ from gateway.messages import (
     Usage,
     text_block,
 )
-from gateway.tools.base import Toolbox
+from gateway.ports.model import ModelCall, ModelInfo, Models
+from gateway.ports.store import Bus, History, Inputs, Journal, KeptTurns, ResponseCache
+from gateway.ports.tools import Toolbox
 
 log = get_logger(__name__)
 
@@ -284,7 +284,7 @@ class Runner:
         self._inputs = inputs
         self._responses = responses
         self._bus = bus
-        self._system_prompt = system_prompt or context.SYSTEM_PROMPT
+        self._system_prompt = system_prompt or prompt.SYSTEM_PROMPT
         self._deadline = deadline
         self._storage_patience = storage_patience
         self._max_turns = max_turns
@@ -474,14 +474,14 @@ class Runner:
         request, conversation_id = turn.record.request, turn.record.conversation_id
         instructions = self._toolbox.instructions() if any(not spec.client for spec in offered.tools) else ""
         messages = await self._with_hidden_work(request.messages, turn.record.owner)
-        fixed = [context.system_message(self._system_prompt, instructions, request.system), *messages]
+        fixed = [prompt.system_message(self._system_prompt, instructions, request.system), *messages]
         past: tuple[Message, ...] = ()
         if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
             history = await self._history.load(turn.id)
-            past = context.fit_history(history, fixed, model, request.parameters.max_tokens)
+            past = prompt.fit_history(history, fixed, model, request.parameters.max_tokens)
         return Conversation(
             model=model.id,
-            messages=context.complete_calls((fixed[0], *past, *fixed[1:])),
+            messages=prompt.complete_calls((fixed[0], *past, *fixed[1:])),
             tools=offered.tools,
             hidden=offered.hidden,
             tool_choice=request.tool_choice,

@@ -4,9 +4,9 @@ from typing import assert_never
 
 import msgspec
 
-from gateway import events as e
-from gateway.agent.finding import FIND_TOOLS
-from gateway.messages import JsonObject, Message, ToolCall, Usage
+from gateway.agent.tool_search import FIND_TOOLS
+from gateway.domain import events as e
+from gateway.domain.messages import JsonObject, Message, ToolCall, Usage
 
 _json = msgspec.json.Encoder(order="sorted")
 LOST = "The outcome of this call is not known: the turn was interrupted before its result arrived."

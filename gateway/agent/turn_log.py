@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
-from gateway.events import Delta, Entry, Event, TurnCancelled, TurnCompleted, TurnFailed, encode
+from gateway.domain.events import Delta, Entry, Event, TurnCancelled, TurnCompleted, TurnFailed, encode
 
 _DELTAS = Delta.__args__
 _ENDS = (TurnCompleted, TurnFailed, TurnCancelled)

@@ -1,0 +1,1 @@
+"""The HTTP API: routes, security, rate limits and the MCP endpoint."""

@@ -10,27 +10,27 @@ import msgspec
 from fastapi import Depends, Request
 from starlette.types import Receive, Scope, Send
 
-from gateway.agent.following import Following
 from gateway.agent.runner import Runner
-from gateway.api.auth import PRINCIPAL, Authenticator
-from gateway.api.rates import Rates
+from gateway.agent.server_registry import Registry
+from gateway.agent.subscriptions import Following
+from gateway.api.rate_limit.limiter import Rates
+from gateway.api.security.authentication import PRINCIPAL, Authenticator
 from gateway.config import Settings
-from gateway.errors import ClientGone
-from gateway.llm.base import Model, Models
-from gateway.messages import Principal
-from gateway.registry import Registry
+from gateway.domain.errors import ClientGone
+from gateway.domain.messages import Principal
+from gateway.ports.model import Model, Models
+from gateway.ports.tools import Toolbox
+from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
 from gateway.store.bus import Bus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
-from gateway.store.inputs import InputStore
-from gateway.store.keys import KeyStore
-from gateway.store.servers import ServerStore
+from gateway.store.mcp_servers import ServerStore
+from gateway.store.questions import InputStore
 from gateway.store.turns import TurnStore
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
-from gateway.tools.base import Toolbox
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Model clients: streaming, retries, rate limits and repair of malformed output."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import ModelNotFound, UnsupportedParameter
-from gateway.llm.base import ModelInfo
-from gateway.messages import JsonObject, Parameters
+from gateway.domain.errors import ModelNotFound, UnsupportedParameter
+from gateway.domain.messages import JsonObject, Parameters
+from gateway.ports.model import ModelInfo
 
 _LEVELS = ("low", "medium", "high")
 _PENALTIES = ("top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")

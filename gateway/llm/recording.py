@@ -17,8 +17,8 @@ import httpx
 import msgspec
 import uuid_utils
 
-from gateway.log import get_logger
-from gateway.messages import JsonObject
+from gateway.common.logging import get_logger
+from gateway.domain.messages import JsonObject
 
 log = get_logger(__name__)
 

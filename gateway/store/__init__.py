@@ -1,0 +1,1 @@
+"""Postgres: tables, repositories, the journal and the message bus."""

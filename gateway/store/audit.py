@@ -7,7 +7,7 @@ import uuid_utils.compat as uuids
 from sqlmodel import col, select
 
 from gateway.store.database import Database
-from gateway.store.tables import AuditLog
+from gateway.store.models import AuditLog
 
 
 def audit(actor: str, action: str, subject: str, detail: dict[str, Any]) -> AuditLog:

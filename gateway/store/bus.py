@@ -9,8 +9,8 @@ from collections.abc import Callable
 import asyncpg
 import msgspec
 
-from gateway.log import get_logger
-from gateway.messages import BusMessage
+from gateway.common.logging import get_logger
+from gateway.domain.messages import BusMessage
 
 log = get_logger(__name__)
 

@@ -8,12 +8,12 @@ import uuid_utils.compat as uuids
 from sqlalchemy import delete, literal, update
 from sqlmodel import col, func, select
 
-from gateway.errors import ConversationBusy, InvalidRequest, NotFound
-from gateway.messages import Message, Principal, TurnRequest
-from gateway.redaction import Redactor
+from gateway.common.redaction import Redactor
+from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
+from gateway.domain.messages import Message, Principal, TurnRequest
 from gateway.store.audit import audit
 from gateway.store.database import Database
-from gateway.store.tables import Conversation, Turn, TurnEvents
+from gateway.store.models import Conversation, Turn, TurnEvents
 
 _TITLE = 80
 _COUNTED = 100_000

@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.common.logging import get_logger
 from gateway.config import ConfigError
-from gateway.errors import StorageUnavailable
-from gateway.log import get_logger
+from gateway.domain.errors import StorageUnavailable
 
 log = get_logger(__name__)
 

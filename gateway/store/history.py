@@ -5,8 +5,8 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.errors import InvalidRequest
-from gateway.messages import Principal
+from gateway.domain.errors import InvalidRequest
+from gateway.domain.messages import Principal
 from gateway.store.database import Database
 
 NEWEST = 500

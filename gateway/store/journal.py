@@ -13,12 +13,12 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from gateway.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
-from gateway.events import Entry, InputResolved, ToolCallStarted, ToolFinished
-from gateway.log import get_logger
-from gateway.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
-from gateway.redaction import Redactor
-from gateway.store import redacted
+from gateway.common.logging import get_logger
+from gateway.common.redaction import Redactor
+from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
+from gateway.domain.events import Entry, InputResolved, ToolCallStarted, ToolFinished
+from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
+from gateway.store import redaction
 from gateway.store.database import jsonb
 
 log = get_logger(__name__)
@@ -175,7 +175,7 @@ class PostgresJournal:
 
     async def begin(self, turn: TurnRecord, log: Source) -> None:
         """See `Journal.begin`."""
-        turn = redacted.record(turn, self._redactor) if self._redactor else turn
+        turn = redaction.record(turn, self._redactor) if self._redactor else turn
         write = self._submit(log, (BEGIN_TURN, _turn_row(turn, self._worker_id)))
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._patience)
@@ -197,7 +197,7 @@ class PostgresJournal:
 
     def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
-        outcome = redacted.outcome(outcome, self._redactor) if self._redactor else outcome
+        outcome = redaction.outcome(outcome, self._redactor) if self._redactor else outcome
         return self._submit(log, (FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))).done
 
     def park(self, log: Source) -> asyncio.Future[None]:
@@ -221,8 +221,8 @@ class PostgresJournal:
         self._dirty.pop(source.turn_id, None)
         fresh = source.take()
         if self._redactor:
-            fresh, rest = redacted.whole(self._held.pop(source.turn_id, []) + fresh)
-            fresh = redacted.entries(fresh, self._redactor)
+            fresh, rest = redaction.whole(self._held.pop(source.turn_id, []) + fresh)
+            fresh = redaction.entries(fresh, self._redactor)
             if rest:
                 self._held[source.turn_id] = rest
         write = _Write(source, fresh, row)

@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 from sqlmodel import text
 
-from gateway.messages import KnownResponse, Message
+from gateway.domain.messages import KnownResponse, Message
 from gateway.store.database import Database
 
 _FIND = """

@@ -12,13 +12,13 @@ from sqlalchemy import CursorResult, delete, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, or_, select
 
-from gateway import events as e
-from gateway.errors import ErrorInfo, NotFound
-from gateway.events import Entry, decode
-from gateway.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
+from gateway.domain import events as e
+from gateway.domain.errors import ErrorInfo, NotFound
+from gateway.domain.events import Entry, decode
+from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
 from gateway.store.audit import audit
 from gateway.store.database import Database
-from gateway.store.tables import ToolCallRow, Turn, TurnEvents, Worker
+from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
 
 MOST_ROWS = 2_000
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

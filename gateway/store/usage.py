@@ -15,10 +15,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col, func, text
 
-from gateway.messages import Hold, Spent
-from gateway.redaction import Redactor
+from gateway.common.redaction import Redactor
+from gateway.domain.messages import Hold, Spent
 from gateway.store.database import Database
-from gateway.store.tables import Feedback
+from gateway.store.models import Feedback
 
 _TODAY, _THIS_MONTH = "date_trunc('day', now(), 'UTC')", "date_trunc('month', now(), 'UTC')"
 # One statement, so that a turn that ends just now is in one of the two sums and not in both.

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import text
 
-from gateway.errors import Overloaded
+from gateway.domain.errors import Overloaded
 from gateway.store.database import Database
 
 Group = Literal["day", "model", "user", "key", "conversation"]

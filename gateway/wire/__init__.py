@@ -1,0 +1,1 @@
+"""Wire formats: chat requests into turn requests, events into bytes."""

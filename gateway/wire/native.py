@@ -7,10 +7,10 @@ from uuid import UUID
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from gateway import events as e
-from gateway.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
-from gateway.wire.collected import Collected
+from gateway.domain import events as e
+from gateway.domain.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
 from gateway.wire.sse import DONE, frame, unnumbered
+from gateway.wire.turn_summary import Collected
 
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
 

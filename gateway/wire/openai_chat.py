@@ -7,12 +7,22 @@ from uuid import UUID
 import msgspec
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from gateway import events as e
-from gateway.errors import ErrorInfo, error_of
-from gateway.messages import Approval, JsonObject, Message, Parameters, Role, ToolCall, ToolSpec, TurnRequest, Usage
-from gateway.wire.collected import Collected, CollectedCall
+from gateway.domain import events as e
+from gateway.domain.errors import ErrorInfo, error_of
+from gateway.domain.messages import (
+    Approval,
+    JsonObject,
+    Message,
+    Parameters,
+    Role,
+    ToolCall,
+    ToolSpec,
+    TurnRequest,
+    Usage,
+)
 from gateway.wire.native import CacheOptions
 from gateway.wire.sse import DONE
+from gateway.wire.turn_summary import Collected, CollectedCall
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Reason = Literal["stop", "length", "tool_calls", "content_filter"]

@@ -11,9 +11,9 @@ from uuid import UUID
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.errors import InvalidRequest, NotFound
-from gateway.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
-from gateway.urls import bare
+from gateway.common.urls import bare
+from gateway.domain.errors import InvalidRequest, NotFound
+from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.openai_chat import ToolName, client_tool
 
 _encode = msgspec.json.Encoder().encode

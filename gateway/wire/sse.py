@@ -8,8 +8,8 @@ from contextlib import aclosing
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import ClientGone
-from gateway.events import Entry, type_of
+from gateway.domain.errors import ClientGone
+from gateway.domain.events import Entry, type_of
 
 PING_SECONDS = 15.0
 SSE = "text/event-stream"

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import Table
 from sqlmodel import SQLModel
 
-import gateway.store.tables  # noqa: F401
-import tools_server.tasks.table  # noqa: F401
+import gateway.store.models  # noqa: F401
+import tools_server.tasks.models  # noqa: F401
 from benchmarks.costs import LABELS, PAGE, Costs, load, table
 from benchmarks.scaling import Load, Machine, Plan, examples, main, plan, stop
 

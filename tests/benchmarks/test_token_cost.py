@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import load
-from benchmarks.contestants import post
+from benchmarks.subjects import post
 from benchmarks.upstream import Upstream, prompt
 from tests.counting import counted
 from tests.stack import Gateway, serve_gateway

@@ -11,10 +11,10 @@ from uuid import UUID
 import httpx2
 
 from gateway.config import Settings
-from gateway.errors import GatewayError
-from gateway.messages import Answer, Grant, InputNeeded, KeptInput, Login, Principal, Question, ToolSpec
-from gateway.tools.servers import ServerConfig
-from gateway.tools.toolbox import McpToolbox
+from gateway.domain.errors import GatewayError
+from gateway.domain.messages import Answer, Grant, InputNeeded, KeptInput, Login, Principal, Question, ToolSpec
+from gateway.mcp_client.server_config import ServerConfig
+from gateway.mcp_client.toolbox import McpToolbox
 
 _NOBODY = UUID(int=0)
 ADA = Principal("ada", role="admin")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.llm.simulator import Simulator
+from gateway.simulator import Simulator
 from tests.conformance import everything
 from tests.conformance.client import on_call
 from tests.e2e.node import NODE, needs

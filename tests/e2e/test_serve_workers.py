@@ -128,7 +128,7 @@ async def test_nobody_is_served_before_both_workers_can_and_then_both_serve(work
 
 
 async def test_postgres_and_the_simulated_groq_are_started_once(workers: Workers) -> None:
-    simulators = [pid for pid in workers.descendants() if b"gateway.llm.simulator" in _words(pid)]
+    simulators = [pid for pid in workers.descendants() if b"gateway.simulator" in _words(pid)]
     assert len(simulators) == 1
     assert len(workers.descendants()) == 4  # two workers, the simulator, the postmaster
     for pid in workers.pids():

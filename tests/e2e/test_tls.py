@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.terminal import ChatFailed, Terminal
+from gateway.cli.chat import ChatFailed, Terminal
 from tests.certificates import self_signed
 from tests.e2e.up import ROOT, command, running_up
 

@@ -79,7 +79,7 @@ class Site:
 @pytest.fixture
 async def site(database_url: str) -> AsyncGenerator[Site]:
     groq, tools = free_port(), free_port()
-    simulator = [sys.executable, "-m", "gateway.llm.simulator", "--port", str(groq), "--tokens-per-second", "100"]
+    simulator = [sys.executable, "-m", "gateway.simulator", "--port", str(groq), "--tokens-per-second", "100"]
     server = [sys.executable, "-m", "tools_server.cli"]
     settings = {"DATABASE_URL": database_url, "TOOLS_SERVER_SECRET": SECRET, "TOOLS_SERVER_PORT": str(tools)}
     connector = aiohttp.TCPConnector(limit=0)

@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 import asyncpg
 
-from gateway.store import embedded
 from gateway.store.database import plain_dsn
+from gateway_runtime import embedded_postgres
 from tests.stack import Client, free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -103,7 +103,7 @@ class Up(Client):
 
     async def rows(self, query: str) -> list[Any]:
         """What the stack's own database says; started again for this if the stack is down."""
-        server = embedded.acquire(self.data_dir)
+        server = embedded_postgres.acquire(self.data_dir)
         try:
             connection = await asyncpg.connect(plain_dsn(server.url()))
             try:

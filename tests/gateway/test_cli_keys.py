@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app
+from gateway.cli.main import app
 from tests.e2e.up import ROOT, clean_environment, command
 from tests.stack import Gateway
 

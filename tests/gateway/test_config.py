@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.config import ConfigError, Settings, load
-from gateway.tools.servers import ServerConfig
+from gateway.mcp_client.server_config import ServerConfig
 from tools_server.config import ConfigError as ToolsConfigError
 from tools_server.config import Settings as ToolsSettings
 from tools_server.config import load as load_tools

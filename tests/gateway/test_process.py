@@ -8,7 +8,7 @@ import sys
 import pytest
 import uvicorn
 
-from gateway.process import Server, bind, loop_factory
+from gateway.server.process import Server, bind, loop_factory
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_many_new_clients_are_accepted_in_few_passes_of_the_loop() -> None:
 def test_shells_limit_of_open_files_is_none_for_streams() -> None:
     code = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
-        "from gateway.process import allow_many_files; allow_many_files(); print(*r.getrlimit(r.RLIMIT_NOFILE))"
+        "from gateway.server.process import allow_many_files; allow_many_files(); print(*r.getrlimit(r.RLIMIT_NOFILE))"
     )
     soft, hard = map(int, subprocess.check_output([sys.executable, "-c", code], timeout=20).split())
     assert soft == min(hard, 65_536) if hard > 0 else soft == 65_536

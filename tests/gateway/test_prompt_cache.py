@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.llm.simulator import Simulator
-from gateway.tools.servers import ServerConfig
-from tests.gateway.tools.mcp_servers import Trial
-from tests.gateway.tools.test_toolbox import toolbox_of
+from gateway.mcp_client.server_config import ServerConfig
+from gateway.simulator import Simulator
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.test_toolbox import toolbox_of
 from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
 
 

@@ -7,8 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
-from gateway.process import SharedPort
-from gateway.supervisor import FAILED, MISCONFIGURED, STOPPED, Child, Supervisor
+from gateway.server.process import SharedPort
+from gateway.server.supervisor import FAILED, MISCONFIGURED, STOPPED, Child, Supervisor
 
 READY_AND_GO = "import os; os.write(0, b'ready'); os.read(0, 9); "
 
@@ -43,8 +43,8 @@ async def test_what_no_worker_can_start_with_is_said_once(port: SharedPort, capf
 async def test_worker_that_never_stays_is_started_again_and_then_given_up(
     port: SharedPort, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: str, how: str
 ) -> None:
-    monkeypatch.setattr("gateway.supervisor._DEATHS_WITHIN", 3600.0)
-    monkeypatch.setattr("gateway.supervisor._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("gateway.server.supervisor._DEATHS_WITHIN", 3600.0)
+    monkeypatch.setattr("gateway.server.supervisor._FIRST_PAUSE", 0.001)
     assert await run(worker(port, code, "worker 1")) == FAILED
     said = capfd.readouterr().err
     assert said.count(f"worker 1 ended with {how}: starting it again") == 4

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway import tls
 from gateway.config import ConfigError, Settings, load
+from gateway.server import tls
 from tests.certificates import Certificate, self_signed
 
 

@@ -19,11 +19,11 @@ from aiohttp import web
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from gateway.tools.identity import TokenSigner
+from gateway.mcp_client.caller_identity import TokenSigner
 from tests.stack import SECRET
 from tools_server.config import Settings
+from tools_server.http_server import HttpServer
 from tools_server.server import create_app, create_server
-from tools_server.serving import HttpServer
 from tools_server.tasks.store import TaskStore
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway.messages import Principal
-from gateway.tools.identity import acting_for
+from gateway.domain.messages import Principal
+from gateway.mcp_client.caller_identity import acting_for
 from tests.stack import SECRET
 from tests.tools_server.conftest import ERAS, connect, serve_tools, serve_web, text_of
 

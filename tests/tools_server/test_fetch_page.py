@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 
 from tests.tools_server.conftest import Handler, closed_port, serve_web
-from tools_server.addresses import Address
 from tools_server.fetch_page import MOST_BYTES, MOST_CHARACTERS, Fetcher, PageRefused
+from tools_server.public_addresses import Address
 
 ARTICLE = (
     "<html><head><title>Of\n cats</title><script>var secret = 1</script></head><body><nav><a href='/'>Menu</a></nav>"

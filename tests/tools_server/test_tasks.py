@@ -6,11 +6,11 @@ import pytest
 from mcp import Client, MCPError
 from mcp.types import TextContent, TextResourceContents
 
-from gateway.messages import Principal
-from gateway.store import embedded
-from gateway.tools.identity import acting_for
+from gateway.domain.messages import Principal
+from gateway.mcp_client.caller_identity import acting_for
+from gateway_runtime import embedded_postgres
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
-from tools_server.migrate import upgrade, upgrade_when_there
+from tools_server.migrations import upgrade, upgrade_when_there
 from tools_server.server import create_server
 from tools_server.tasks.store import TaskStore, UnknownTask
 
@@ -214,7 +214,7 @@ async def test_restart_of_postgres_between_two_calls_is_not_seen(tmp_path_factor
     directory = tmp_path_factory.mktemp("restart")
     for path in (directory, *list(directory.parents)[:2]):
         path.chmod(0o755)  # Postgres may run as a user of its own
-    server = await asyncio.to_thread(embedded.locate, Path(directory))
+    server = await asyncio.to_thread(embedded_postgres.locate, Path(directory))
     server.revive()
     try:
         await asyncio.to_thread(upgrade, server.url())
@@ -233,7 +233,7 @@ async def test_schema_comes_as_soon_as_the_database_does(tmp_path_factory: pytes
     directory = tmp_path_factory.mktemp("late")
     for path in (directory, *list(directory.parents)[:2]):
         path.chmod(0o755)
-    server = await asyncio.to_thread(embedded.locate, Path(directory))
+    server = await asyncio.to_thread(embedded_postgres.locate, Path(directory))
     migrating = asyncio.create_task(upgrade_when_there(server.url()))
     store = TaskStore(server.url())
     try:

@@ -7,13 +7,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.llm.simulator import Simulator
-from gateway.tools.transport import certificates
+from gateway.mcp_client.http_transport import certificates
+from gateway.simulator import Simulator
 from tests.certificates import self_signed
 from tests.stack import serve_gateway
 from tests.tools_server.conftest import run_tools_server
 from tools_server.config import ConfigError, load
-from tools_server.serving import tls_options
+from tools_server.http_server import tls_options
 
 
 async def test_gateway_calls_a_tool_server_that_speaks_https(

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from tools_server.tasks.table import Task, TaskCounter
+from tools_server.tasks.models import Task, TaskCounter
 
 log = structlog.stdlib.get_logger(__name__)
 

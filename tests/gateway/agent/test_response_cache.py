@@ -5,11 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.agent.batching import BATCH
+from gateway.agent.batch_tool import BATCH
 from gateway.agent.loop import Conversation
 from gateway.agent.response_cache import key_of, may_be_kept
-from gateway.events import Entry, Event, ModelRetry, ToolCallStarted, ToolFinished
-from gateway.messages import Message, Parameters, Principal, ToolCall
+from gateway.domain.events import Entry, Event, ModelRetry, ToolCallStarted, ToolFinished
+from gateway.domain.messages import Message, Parameters, Principal, ToolCall
 from tests.fakes import spec
 
 HELLO = Message("user", "Hello")

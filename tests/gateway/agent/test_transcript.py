@@ -1,8 +1,8 @@
 """Events folded into messages."""
 
-from gateway import events as e
 from gateway.agent.transcript import LOST, Transcript
-from gateway.messages import Message, ToolCall, Usage, text_block
+from gateway.domain import events as e
+from gateway.domain.messages import Message, ToolCall, Usage, text_block
 
 
 def folded(*events: e.Event) -> Transcript:

@@ -4,9 +4,9 @@ import asyncio
 from uuid import uuid4
 
 from gateway.agent.turn_log import TurnLog
-from gateway.errors import ErrorInfo
-from gateway.events import Entry, StepCompleted, TextDelta, TurnCancelled
-from gateway.messages import Usage
+from gateway.domain.errors import ErrorInfo
+from gateway.domain.events import Entry, StepCompleted, TextDelta, TurnCancelled
+from gateway.domain.messages import Usage
 
 DELTA = TextDelta(step=1, text="a")
 BARRIER = StepCompleted(step=1, finish_reason="stop", usage=Usage())

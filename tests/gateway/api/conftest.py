@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.llm.simulator import Simulator, SimulatorSettings, serve_simulator
-from gateway.log import configure
-from tests.keyring import Keyring
+from gateway.common.logging import configure
+from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
+from tests.auth_helpers import Keyring
 from tests.stack import Gateway, serve_gateway
 
 

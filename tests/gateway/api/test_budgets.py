@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
-from gateway.messages import Budget
-from tests.keyring import Keyring
+from gateway.domain.messages import Budget
+from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from tests.auth_helpers import Keyring
 from tests.stack import Gateway, serve_gateway
 
 TOOLS = "Add a task to rest"

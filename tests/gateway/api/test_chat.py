@@ -9,7 +9,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
 from gateway.store.journal import PostgresJournal
 from tests.stack import Gateway, serve_gateway
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.llm.simulator import Simulator
-from tests.keyring import Keyring
+from gateway.simulator import Simulator
+from tests.auth_helpers import Keyring
 from tests.stack import Gateway, serve_gateway
 
 LAX = "negative_data_rejection,positive_data_acceptance"

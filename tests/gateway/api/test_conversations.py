@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Fault
+from gateway.simulator import Fault
 from tests.stack import Gateway
 
 

@@ -15,14 +15,14 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
 
-from gateway.api.guard import source_of
+from gateway.api.security.middleware import source_of
+from gateway.common.redaction import Redactor, Rule, load_rules
 from gateway.config import ConfigError, load
-from gateway.llm.simulator import Fault, Simulator
-from gateway.messages import Message, ToolCall, TurnOutcome, Usage
-from gateway.redaction import Redactor, Rule, load_rules
-from gateway.store import redacted
-from gateway.tools.cleaning import clean
-from tests.keyring import Keyring
+from gateway.domain.messages import Message, ToolCall, TurnOutcome, Usage
+from gateway.mcp_client.sanitize import clean
+from gateway.simulator import Fault, Simulator
+from gateway.store import redaction
+from tests.auth_helpers import Keyring
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
@@ -324,7 +324,7 @@ def test_arguments_too_deep_to_read_are_redacted_as_the_text_that_they_are() -> 
     deep = "[" * 5_000
     call = ToolCall("1", "tool", f'{deep}"ada@example.com"')
     end = TurnOutcome("failed", (Message("assistant", "", (call,)),), "", steps=1, usage=Usage(), duration_ms=0.0)
-    (kept,) = redacted.outcome(end, redactor).messages
+    (kept,) = redaction.outcome(end, redactor).messages
     assert kept.tool_calls[0].arguments == f'{deep}"[email]"'
 
 

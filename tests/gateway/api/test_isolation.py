@@ -1,5 +1,5 @@
 """What one user owns is not there for another: every route of the OpenAPI document, as the wrong user, as nobody and as
-a viewer. A route that nobody has classified here, and in `gateway/api/access.py`, fails."""
+a viewer. A route that nobody has classified here, and in `gateway/api/security/permissions.py`, fails."""
 
 from typing import Any, Literal
 from uuid import uuid4
@@ -8,11 +8,11 @@ import asyncpg
 import pytest
 from yarl import URL
 
-from gateway.api.access import ROUTES
+from gateway.api.security.permissions import ROUTES
 from gateway.app import create_app
 from gateway.config import Settings
-from gateway.messages import UserRole
-from tests.keyring import Keyring
+from gateway.domain.messages import UserRole
+from tests.auth_helpers import Keyring
 
 Kind = Literal["public", "shared", "own", "owned", "begins", "admin"]
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}

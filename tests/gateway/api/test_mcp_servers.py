@@ -8,9 +8,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Simulator
-from tests.gateway.tools.mcp_servers import Trial
-from tests.gateway.tools.test_toolbox import until
+from gateway.simulator import Simulator
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.test_toolbox import until
 from tests.stack import Gateway, Reply, serve_asgi, serve_gateway
 
 

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.api.limits import BodyLimit
-from gateway.api.protocol import HEAD_BYTES, HttpProtocol
+from gateway.api.http.body_limit import BodyLimit
+from gateway.api.http.protocol import HEAD_BYTES, HttpProtocol
+from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.llm.catalog import Catalog
-from gateway.llm.simulator import Simulator
-from gateway.mcp_server import McpEndpoint
+from gateway.simulator import Simulator
 from tests.stack import Gateway, Reply, serve_gateway
 
 HOST = b"Host: localhost\r\n"

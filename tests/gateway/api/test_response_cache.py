@@ -6,10 +6,10 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Fault, Simulator
+from gateway.simulator import Fault, Simulator
 from gateway.store.database import Database
 from gateway.store.response_cache import ResponseCacheStore
-from tests.keyring import Keyring
+from tests.auth_helpers import Keyring
 from tests.stack import Gateway, Reply, Stream, serve_gateway
 
 CACHE = {"cache": {"ttl": 60}}

@@ -13,10 +13,10 @@ import aiohttp
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Simulator
-from gateway.messages import InputNeeded, Principal, ToolResult
+from gateway.domain.messages import InputNeeded, Principal, ToolResult
+from gateway.simulator import Simulator
 from tests.gateway.api.test_turns import events_of
-from tests.gateway.tools.oauth_server import Protected
+from tests.gateway.mcp_client.oauth_server import Protected
 from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
 
 ADA, BOB = Principal("ada"), Principal("bob")

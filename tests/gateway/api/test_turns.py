@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gateway.llm.simulator import Simulator
+from gateway.simulator import Simulator
 from tests.stack import Event, Gateway, Stream
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import ModelNotFound, UnsupportedParameter
+from gateway.domain.errors import ModelNotFound, UnsupportedParameter
+from gateway.domain.messages import Parameters
 from gateway.llm.catalog import Catalog
-from gateway.messages import Parameters
 
 OSS, QWEN, COMPOUND = "openai/gpt-oss-120b", "qwen/qwen3.8-27b", "groq/compound"
 

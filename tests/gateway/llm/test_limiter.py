@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import UpstreamRateLimited
-from gateway.llm.budget import DAY, read_headers, seconds
-from gateway.llm.limiter import Limiter
+from gateway.domain.errors import UpstreamRateLimited
+from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.rate_limit.token_bucket import DAY, read_headers, seconds
 
 MODEL = "openai/gpt-oss-120b"
 

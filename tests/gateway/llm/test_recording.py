@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from gateway.llm.recording import Recorder, Recordings
-from gateway.llm.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
 from tests.stack import Gateway, Reply, serve_gateway
 
 SUM = "What is 23*19?"
@@ -164,7 +164,7 @@ async def test_simulator_as_a_process_serves_them_too(simulator: Simulator, tmp_
     path, headers = "/openai/v1/chat/completions", {"Authorization": "Bearer k"}
     async with httpx.AsyncClient(event_hooks=Recorder(tmp_path).hooks) as client:
         await client.post(f"{simulator.base_url}{path}", json=body, headers=headers)
-    argv = [sys.executable, "-m", "gateway.llm.simulator", *(["--replay", str(tmp_path)] if by == "argument" else [])]
+    argv = [sys.executable, "-m", "gateway.simulator", *(["--replay", str(tmp_path)] if by == "argument" else [])]
     environment = os.environ | ({"SIMULATOR_REPLAY": str(tmp_path)} if by == "environment" else {})
     process = await asyncio.create_subprocess_exec(*argv, env=environment, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None

@@ -8,9 +8,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from gateway.llm.lenient import Reader
-from gateway.llm.repair import Repaired, Unrepairable, calls_in, repair, tools_prompt
-from gateway.messages import ToolCall, ToolSpec
+from gateway.domain.messages import ToolCall, ToolSpec
+from gateway.llm.tool_repair.json_repair import Reader
+from gateway.llm.tool_repair.repair import Repaired, Unrepairable, calls_in, repair, tools_prompt
 
 CORPUS: dict[str, Any] = json.loads(Path(__file__).with_name("malformed_calls.json").read_text("utf-8"))
 SCHEMAS: dict[str, Any] = CORPUS["schemas"]

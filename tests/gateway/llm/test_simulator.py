@@ -8,7 +8,7 @@ import aiohttp
 import groq
 import pytest
 
-from gateway.llm.simulator import Fault, Simulator
+from gateway.simulator import Fault, Simulator
 
 MODEL = "openai/gpt-oss-120b"
 USER = {"role": "user", "content": "What is 23*19?"}

@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from gateway import events as e
 from gateway.agent.turn_log import TurnLog
-from gateway.errors import StorageUnavailable
-from gateway.messages import Message, TurnOutcome, TurnRecord, TurnRequest, Usage, text_block
+from gateway.domain import events as e
+from gateway.domain.errors import StorageUnavailable
+from gateway.domain.messages import Message, TurnOutcome, TurnRecord, TurnRequest, Usage, text_block
 from gateway.store.journal import PostgresJournal
 from tests.conftest import dsn
 

@@ -9,9 +9,10 @@ import asyncpg
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from gateway.store import embedded, migrations
+from gateway.store import migrations
+from gateway_runtime import embedded_postgres
 from tests.conftest import dsn
-from tools_server.migrate import head
+from tools_server.migrations import head
 
 
 async def test_tables_and_migrations_agree(database_url: str) -> None:
@@ -40,10 +41,10 @@ def test_schema_of_a_new_cluster_is_what_the_migrations_make() -> None:
     config = migrations.alembic_config("postgresql+asyncpg://")
     config.output_buffer = written
     command.upgrade(config, "heads", sql=True)
-    assert written.getvalue() == embedded.SCHEMA.read_text(), "run `make schema`"
+    assert written.getvalue() == embedded_postgres.SCHEMA.read_text(), "run `make schema`"
 
 
-async def test_several_processes_may_migrate_at_once(postgres: embedded.EmbeddedPostgres) -> None:
+async def test_several_processes_may_migrate_at_once(postgres: embedded_postgres.EmbeddedPostgres) -> None:
     admin = await asyncpg.connect(dsn(postgres.url("postgres")))
     await admin.execute("CREATE DATABASE migrated_at_once")
     url = postgres.url("migrated_at_once")

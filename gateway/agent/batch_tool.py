@@ -1,0 +1,75 @@
+"""`batch`: for models that make one call a step, several read-only calls in one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gateway.domain.messages import InputNeeded, JsonObject, ToolResult, ToolSpec, text_block
+
+BATCH = "batch"
+_MOST_CALLS = 20
+Make = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | InputNeeded]]
+
+
+def batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
+    """The tool, for what is on offer; None where there are no two calls to make at once."""
+    names = [spec.name for spec in offered if _takes(spec)]
+    if not names:
+        return None
+    schema: JsonObject = {
+        "type": "object",
+        "properties": {
+            "calls": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": _MOST_CALLS,
+                "items": {
+                    "type": "object",
+                    "properties": {"tool": {"type": "string", "enum": names}, "arguments": {"type": "object"}},
+                    "required": ["tool", "arguments"],
+                    "additionalProperties": False,
+                },
+            }
+        },
+        "required": ["calls"],
+        "additionalProperties": False,
+    }
+    description = "Make several calls of tools that only read at once, each with its own arguments. Results in order."
+    return ToolSpec(
+        BATCH, "gateway", BATCH, description, schema, read_only=True, destructive=False, idempotent=True, helper=True
+    )
+
+
+async def make_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: Make, limit: int) -> ToolResult:
+    """Every call's result, in order; one that fails fails alone."""
+    slots = asyncio.Semaphore(limit)
+
+    async def one(call: Any) -> ToolResult:
+        spec = offered.get(call["tool"])
+        if spec is None or not _takes(spec):
+            return _refused(f"{call['tool']!r} is no tool that only reads: call it by itself.")
+        async with slots:
+            result = await make(spec, call["arguments"])
+        if isinstance(result, InputNeeded):
+            return _refused(f"{spec.name} has a question to the user: call it by itself.")
+        return result
+
+    calls: list[Any] = arguments["calls"]
+    results = await asyncio.gather(*(one(call) for call in calls))
+    content: list[JsonObject] = []
+    for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):
+        content += [text_block(f"{number}. {call['tool']}: {result.outcome}"), *result.content]
+    structured = [
+        {"tool": call["tool"], "outcome": result.outcome, "structured": result.structured}
+        for call, result in zip(calls, results, strict=True)
+    ]
+    failed = all(result.outcome != "ok" for result in results)
+    return ToolResult("error" if failed else "ok", content, {"results": structured})
+
+
+def _takes(spec: ToolSpec) -> bool:
+    return spec.read_only and not spec.client and not spec.helper and spec.approval != "always"
+
+
+def _refused(message: str) -> ToolResult:
+    return ToolResult("error", [text_block(message)])

@@ -1,0 +1,59 @@
+"""Answers in a form that the request asks for: OpenAI's `response_format` of the types json_object and json_schema."""
+
+from typing import Any
+
+import msgspec
+from jsonschema.exceptions import SchemaError
+
+from gateway.common.json_schema import Uncheckable, check_schema, checker, worst_error
+from gateway.domain.errors import InvalidRequest
+from gateway.domain.messages import JsonObject
+
+_LONGEST = 500
+
+
+class Form:
+    """What an answer must look like.
+
+    Raises:
+        InvalidRequest: the format is none, or its schema is not valid.
+    """
+
+    def __init__(self, response_format: JsonObject) -> None:
+        self.response_format = response_format
+        match response_format:
+            case {"type": "json_object"}:
+                schema: JsonObject = {"type": "object"}
+            case {"type": "json_schema", "json_schema": {"schema": dict()}}:
+                schema = response_format["json_schema"]["schema"]
+            case _:
+                raise InvalidRequest(
+                    'response_format must be {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", '
+                    '"json_schema": {"name": …, "schema": {…}}}.',
+                    param="response_format",
+                )
+        try:
+            check_schema(schema)
+        except SchemaError as error:
+            message = f"response_format: the schema is not valid: {error.message[:_LONGEST]}"
+            raise InvalidRequest(message, param="response_format") from None
+        except Uncheckable:
+            raise InvalidRequest("response_format: the schema is too deep.", param="response_format") from None
+        self._checker: Any = checker(schema)
+
+    def problem(self, text: str) -> str | None:
+        """What is wrong with an answer; None: it fits."""
+        try:
+            value: Any = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            return f"it is not valid JSON: {error}"
+        except RecursionError:
+            return "it is too deep"
+        try:
+            error = worst_error(self._checker, value)
+        except Uncheckable:
+            return "its schema refers to what is not in it, or to itself without an end"
+        if error is None:
+            return None
+        path = ".".join(str(part) for part in error.absolute_path)
+        return f"{path or 'the answer'}: {str(error.message)[:_LONGEST]}"

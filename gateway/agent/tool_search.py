@@ -1,0 +1,94 @@
+"""More tools than fit into a model's request: some are offered, and `find_tools` loads what the model looks for."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from gateway.domain.messages import JsonObject, ToolResult, ToolSpec, text_block
+
+FIND_TOOLS = "find_tools"
+MOST_TOOLS = 128
+_MOST_FOUND = 10
+_CHARS_PER_TOKEN = 4
+_KEPT_FREE = 0.25
+_WORD = re.compile(r"[a-z0-9]+")
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What a turn's model is offered from the start, and what it may find."""
+
+    tools: tuple[ToolSpec, ...]
+    hidden: tuple[ToolSpec, ...] = ()
+
+
+def offer(specs: tuple[ToolSpec, ...], *, always: Iterable[str], most_tokens: int) -> Offer:
+    """All tools if they fit; else as many as leave room for what is found, in their order, with `find_tools`.
+
+    `always` names those that must be there. The order is kept: the prompt cache depends on it.
+    """
+    if len(specs) <= MOST_TOOLS and sum(map(_tokens, specs)) <= most_tokens:
+        return Offer(specs)
+    needed = set(always)
+    tokens, number = most_tokens * (1 - _KEPT_FREE), MOST_TOOLS * (1 - _KEPT_FREE)
+    first: list[ToolSpec] = []
+    for spec in specs:
+        tokens -= _tokens(spec)
+        if spec.client or spec.name in needed or (tokens > 0 and len(first) < number):
+            first.append(spec)
+    chosen = {spec.name for spec in first}
+    hidden = tuple(spec for spec in specs if spec.name not in chosen)
+    return Offer((*first, _spec(hidden)), hidden)
+
+
+def find(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
+    """The hidden tools that fit a query best, by the words of their names and descriptions; rare words count more."""
+    wanted = set(_words(query))
+    documents = [
+        (spec, Counter(_words(f"{spec.name} {spec.title or ''}")), set(_words(spec.description))) for spec in hidden
+    ]
+    rarity = {
+        word: math.log(1 + len(documents) / (1 + sum(word in name or word in text for _, name, text in documents)))
+        for word in wanted
+    }
+    scores = [
+        (sum(rarity[word] * (3 * (word in name) + (word in text)) for word in wanted), -place, spec)
+        for place, (spec, name, text) in enumerate(documents)
+    ]
+    best = sorted((score for score in scores if score[0] > 0), key=lambda s: s[:2], reverse=True)[:_MOST_FOUND]
+    if not best:
+        note = "No tool fits these words. Try others: what the tool does, or the system that it works on."
+        return ToolResult("ok", [text_block(note)], {"loaded": []})
+    lines = [f"{spec.name}: {' '.join(spec.description.split())[:200]}" for _, _, spec in best]
+    told = "You can call these tools now:\n" + "\n".join(lines)
+    return ToolResult("ok", [text_block(told)], {"loaded": [spec.name for _, _, spec in best]})
+
+
+def _words(text: str) -> list[str]:
+    """Words without their plural, of names in any style."""
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text).lower()
+    return [word.removesuffix("s") if len(word) > 3 else word for word in _WORD.findall(split)]
+
+
+def _tokens(spec: ToolSpec) -> int:
+    return spec.chars // _CHARS_PER_TOKEN
+
+
+def _spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:
+    servers = ", ".join(dict.fromkeys(spec.server for spec in hidden))
+    schema: JsonObject = {
+        "type": "object",
+        "properties": {"query": {"type": "string", "description": "What the tool should do, in a few words."}},
+        "required": ["query"],
+        "additionalProperties": False,
+    }
+    description = (
+        f"Find more tools: {len(hidden)} others are there, of {servers}. Those found can be called from then on. "
+        "Use it whenever the tools that you see do not do what is needed."
+    )
+    return ToolSpec(
+        FIND_TOOLS, "gateway", FIND_TOOLS, description[:1_000], schema, read_only=True, destructive=False,
+        idempotent=True, open_world=False, helper=True,
+    )  # fmt: skip

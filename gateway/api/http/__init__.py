@@ -1,0 +1,1 @@
+"""HTTP plumbing: errors, body limits, request context, OpenAPI and the protocol class."""

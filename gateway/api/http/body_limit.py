@@ -1,0 +1,85 @@
+"""Bounds on what a request may bring, before anything reads it."""
+
+import asyncio
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.domain.errors import InvalidRequest
+from gateway.domain.messages import TurnRequest
+
+_PLAIN = (b"", b"identity")
+
+
+class BodyLimit:
+    """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it; those that are
+    not there within `seconds` of being asked for; and compressed ones."""
+
+    seconds = 60.0
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._most:
+            receive = _refuse(self._too_large())
+        elif headers.get(b"content-encoding", b"identity").lower() not in _PLAIN:
+            receive = _refuse(HTTPException(415, "A compressed body is not read: send it without Content-Encoding."))
+        await self._app(scope, self._counted(receive), send)
+
+    def _too_large(self) -> HTTPException:
+        """FastAPI lets this one through while it reads a body; any other error becomes a 400 there."""
+        return HTTPException(413, f"The body is larger than the {self._most:,} bytes that a request may have.")
+
+    def _counted(self, receive: Receive) -> Receive:
+        total = 0
+        whole = False
+        deadline: float | None = None
+
+        async def counted() -> Message:
+            nonlocal total, whole, deadline
+            if whole:
+                return await receive()
+            deadline = deadline or asyncio.get_running_loop().time() + self.seconds
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"The body did not arrive within {self.seconds:g} seconds.") from None
+            if message["type"] == "http.request":
+                total += len(message.get("body", b""))
+                if total > self._most:
+                    raise self._too_large()
+                whole = not message.get("more_body", False)
+            return message
+
+        return counted
+
+
+def _refuse(error: HTTPException) -> Receive:
+    """Raised inside the application, so that its error handlers answer."""
+
+    async def refuse() -> Message:
+        raise error
+
+    return refuse
+
+
+def check_size(request: TurnRequest, *, most_messages: int, most_chars: int) -> None:
+    """Raises:
+    InvalidRequest: the request has too many messages, or too long a one.
+    """
+    if len(request.messages) > most_messages:
+        raise InvalidRequest(f"At most {most_messages} messages, not {len(request.messages)}.", param="messages")
+    for index, message in enumerate(request.messages):
+        if len(message.text) > most_chars:
+            raise InvalidRequest(
+                f"A message has at most {most_chars:,} characters, not {len(message.text):,}.",
+                param=f"messages.{index}.content",
+            )

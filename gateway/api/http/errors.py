@@ -1,0 +1,116 @@
+"""One shape for every error: `{"error": {"code", "message", "param"?, "request_id"}}`; under `/v1/` it is OpenAI's."""
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.api.http.request_context import BEGUN
+from gateway.api.security.permissions import methods_of
+from gateway.common.logging import get_logger, request_id
+from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.domain.messages import JsonObject
+from gateway.wire.openai_chat import error_body
+
+log = get_logger(__name__)
+
+_CODES = {
+    404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: PayloadTooLarge.code,
+    415: "unsupported_encoding",
+}  # fmt: skip
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    message: str
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """What every endpoint answers when it cannot do what was asked."""
+
+    error: ErrorDetail
+
+
+def error_response(
+    request: Request, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None
+) -> JSONResponse:
+    headers: dict[str, str] = {}
+    if (turn_id := getattr(request.state, "turn_id", None)) is not None:
+        headers["X-Turn-Id"] = turn_id
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after)))
+    info = ErrorInfo(code=code, message=message, param=param)
+    if request.url.path.startswith(("/v1/", "/openai/v1/")):
+        status = 400 if status == 422 else status
+        return JSONResponse(error_body(info, status), status_code=status, headers=headers)
+    body: JsonObject = {"error": {**msgspec.to_builtins(info), "request_id": request_id.get()}}
+    if not request.url.path.startswith("/api/v1/"):
+        body["detail"] = message  # where the forerunners' users look
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _gateway_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GatewayError)
+    return error_response(request, error.status, error.code, error.message, error.param, error.retry_after)
+
+
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
+    param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return error_response(request, 422, InvalidRequest.code, f"{param or 'body'}: {message}{more}", param or None)
+
+
+def http_error(request: Request, error: Exception) -> JSONResponse:
+    """A status without a body, in the one shape."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # how FastAPI says that it cannot decode a body
+        return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
+    code = _CODES.get(error.status_code, "http_error")
+    route = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
+    message = f"{route}{error.detail}"
+    response = error_response(request, error.status_code, code, message)
+    response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(methods_of(request.url.path))
+    return response
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("request_broke", path=request.url.path, exc_info=error)
+    return error_response(request, 500, GatewayError.code, GatewayError.default_message)
+
+
+class Unbroken:
+    """Answers where what is behind it broke, so that those in front of it add to that answer as to any other. One that
+    had begun is cut off."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http" or BEGUN in scope:
+                raise
+            await _unexpected(Request(scope), error)(scope, receive, send)
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure of the app answer in the one shape."""
+    app.add_exception_handler(GatewayError, _gateway_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, _unexpected)

@@ -1,0 +1,1 @@
+"""Limits for each caller: requests, open streams and admission of new turns."""

@@ -1,0 +1,1 @@
+"""Routes for administration: API keys and the audit log."""

@@ -1,0 +1,1 @@
+"""Routes of the older projects, kept for their clients."""

@@ -1,0 +1,107 @@
+"""The routes of the gateway's forerunners. Other routes under `/api/` must be registered before `message_router`."""
+
+from functools import partial
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.routes.native.conversations import remove
+from gateway.api.turn_responses import begin, collected, defaults, streamed
+from gateway.domain.errors import NotFound
+from gateway.domain.messages import Principal
+from gateway.store.models import Turn
+from gateway.wire.legacy import (
+    MessageReply,
+    MessageRequest,
+    PromptRequest,
+    PromptsRequest,
+    SpokenConversation,
+    SpokenMessage,
+    plain_text,
+    prompt_frames,
+    reply,
+)
+from gateway.wire.openai_chat import Chunks, line
+from gateway.wire.openai_chat import stream as chunk_stream
+
+router = APIRouter(tags=["forerunners"])
+message_router = APIRouter(tags=["forerunners"])
+
+UserId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._@+-]{1,128}$", description="Who is speaking.")]
+_NO_USERS = ("v1", "chat", "conversations")
+
+
+@router.post("/stream", summary="Stream an answer to one prompt", response_class=Response)
+async def stream_prompt(
+    body: PromptRequest,
+    request: Request,
+    principal: PrincipalDep,
+    state: StateDep,
+    stream_format: Annotated[
+        Literal["text", "openai", "sse"],
+        Query(description="Plain text; OpenAI-style chunks, a line of JSON each; the same chunks as SSE."),
+    ] = "text",
+) -> Response:
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
+    turn = await begin(value, request, principal, state)
+    match stream_format:
+        case "text":
+            return streamed(turn, state, plain_text, media_type="text/plain; charset=utf-8")
+        case "openai":
+            lines = partial(chunk_stream, chunks=Chunks(extended=False), frame=line, done=b"")
+            return streamed(turn, state, lines, media_type="application/x-ndjson")
+        case "sse":
+            return streamed(turn, state, partial(chunk_stream, chunks=Chunks(extended=False)))
+
+
+@router.post("/api/chat/stream", summary="Chat in a conversation, streamed", response_class=Response)
+async def stream_prompts(body: PromptsRequest, request: Request, principal: PrincipalDep, state: StateDep) -> Response:
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
+    turn = await begin(value, request, principal, state)
+    return streamed(turn, state, partial(prompt_frames, kept=body.save_conversation))
+
+
+@router.get("/api/conversations/{conversation_id}", summary="What was said in a conversation")
+async def get_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> SpokenConversation:
+    conversation = await state.conversations.get(conversation_id, principal)
+    turns = await state.conversations.turns(conversation.id)
+    messages = [message for turn in turns for message in _spoken(turn)]
+    return SpokenConversation(conversation_id=str(conversation.id), messages=messages)
+
+
+@router.delete("/api/conversations/{conversation_id}", summary="Delete a conversation")
+async def delete_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> dict[str, str | bool]:
+    removed = await remove(conversation_id, principal, state)
+    return {"conversation_id": str(removed), "deleted": True}
+
+
+@message_router.post("/api/{user_id}/chat", summary="Chat as a user, in one answer")
+async def chat_as_user(
+    user_id: UserId,
+    body: MessageRequest,
+    request: Request,
+    response: Response,
+    principal: PrincipalDep,
+    state: StateDep,
+) -> MessageReply:
+    """With authentication on, the user in the path must be the caller, any other is a 404; with it off, the path says
+    who the user is."""
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
+    turn = await begin(value, request, _as_user(user_id, principal), state)
+    return reply(await collected(turn, request, response, state))
+
+
+def _as_user(user_id: str, principal: Principal) -> Principal:
+    if user_id in _NO_USERS:
+        raise NotFound(f"{user_id!r} is no user's name.")
+    if principal.key is None:
+        return Principal(user=user_id)
+    if user_id != principal.user:
+        raise NotFound(f"There is no user {user_id!r} for whom you could speak.", param="user_id")
+    return principal
+
+
+def _spoken(turn: Turn) -> list[SpokenMessage]:
+    said = [SpokenMessage(role="user", content=turn.prompt)]
+    return [*said, SpokenMessage(role="assistant", content=turn.response)] if turn.response else said

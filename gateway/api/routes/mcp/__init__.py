@@ -1,0 +1,1 @@
+"""Routes for connected MCP servers: configuration, resources, prompts and sign-in."""

@@ -1,0 +1,120 @@
+"""Signing in to protected MCP servers: who asks for it, and the pages that a person's browser sees."""
+
+from html import escape
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Cookie, Path, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from pydantic import BaseModel
+
+from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.http.errors import ErrorBody
+from gateway.common.urls import bare
+from gateway.domain.errors import GatewayError, NotFound
+from gateway.domain.messages import Principal
+
+router = APIRouter(tags=["MCP servers"])
+
+_COOKIE = "agent_gateway_login"
+_COOKIE_PATH = "/api/v1/mcp/oauth"
+_COOKIE_SECONDS = 600
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",  # with none at all, the button's request would name no origin, and be refused
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+}
+_PAGE = """\
+<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>body{{font:1.1em system-ui,sans-serif;max-width:36em;margin:15vh auto;padding:0 1em}}
+button{{font:inherit;padding:.5em 1.5em}}</style>
+<h1>{title}</h1><p>{text}</p>{more}</html>
+"""
+Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Ticket = Annotated[str, Query(max_length=100)]
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    403: {"model": ErrorBody, "description": "Only admins may sign in for everybody"},
+    404: {"model": ErrorBody, "description": "There is no such server"},
+    409: {"model": ErrorBody, "description": "Nobody signs in to this server"},
+}
+
+
+class SignInPage(BaseModel):
+    """Where a browser signs its person in."""
+
+    url: str
+
+
+@router.post("/api/v1/mcp/servers/{name}/sign-in", summary="Sign in to a protected MCP server", responses=_ERRORS)
+async def sign_in(name: Name, principal: PrincipalDep, state: StateDep) -> SignInPage:
+    """The page to open, good for seven days. Where `share` is `all`, an admin signs in for everybody."""
+    _demand_reach(name, principal)
+    return SignInPage(url=await state.toolbox.sign_in.offer(name, principal))
+
+
+@router.delete("/api/v1/mcp/servers/{name}/sign-in", summary="Sign out", status_code=204, responses=_ERRORS)
+async def sign_out(name: Name, principal: PrincipalDep, state: StateDep) -> None:
+    """Forget the tokens that the server's authorization server gave."""
+    _demand_reach(name, principal)
+    await state.toolbox.sign_in.forget(name, principal)
+
+
+def _demand_reach(name: str, principal: Principal) -> None:
+    if not principal.may_reach(name):
+        raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
+
+
+@router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)
+async def client_document(state: StateDep) -> dict[str, Any]:
+    """The gateway's client id metadata document, which authorization servers fetch."""
+    return state.toolbox.sign_in.client_document()
+
+
+@router.get(f"{_COOKIE_PATH}/start", response_class=HTMLResponse, include_in_schema=False)
+async def start_page(ticket: Ticket, state: StateDep) -> HTMLResponse:
+    """Says who signs in to what, so that nobody signs in for another by following a link."""
+    try:
+        login = await state.toolbox.sign_in.offered(ticket)
+    except GatewayError as error:
+        return _page("Sign-in", error.message, status=error.status)
+    whose = f"the gateway's user {login.owner}" if login.owner else "everybody who uses the gateway"
+    server = f"{login.server} ({bare(login.url)})"
+    text = f"The agent gateway wants to use the MCP server {server} for {whose}, as {login.by} asked."
+    return _page(f"Sign in to {login.server}?", text, more='<form method="post"><button>Sign in</button></form>')
+
+
+@router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
+async def start(ticket: Ticket, state: StateDep) -> Response:
+    """On to the authorization server. The cookie sees to it that the same browser comes back."""
+    try:
+        url = await state.toolbox.sign_in.begin(ticket)
+    except GatewayError as error:
+        return _page("The sign-in cannot begin", error.message, status=error.status)
+    response = RedirectResponse(url, status_code=303, headers=_HEADERS)
+    secure = state.settings.public_url.startswith("https://")
+    response.set_cookie(
+        _COOKIE, ticket, max_age=_COOKIE_SECONDS, path=_COOKIE_PATH, httponly=True, samesite="lax", secure=secure
+    )
+    return response
+
+
+@router.get(f"{_COOKIE_PATH}/callback", response_class=HTMLResponse, include_in_schema=False)
+async def callback(
+    request: Request, state: StateDep, ticket: Annotated[str, Cookie(alias=_COOKIE, max_length=100)] = ""
+) -> HTMLResponse:
+    """Where the authorization server sends the browser back to."""
+    answer = {name: value[:4_000] for name, value in request.query_params.items()}
+    try:
+        await state.toolbox.sign_in.finish(ticket, answer)
+    except GatewayError as error:
+        page = _page("The sign-in did not work", error.message, status=error.status)
+    else:
+        page = _page("Signed in", "You can close this page: the conversation goes on by itself.")
+    page.delete_cookie(_COOKIE, path=_COOKIE_PATH)
+    return page
+
+
+def _page(title: str, text: str, *, more: str = "", status: int = 200) -> HTMLResponse:
+    body = _PAGE.format(title=escape(title), text=escape(text), more=more)
+    return HTMLResponse(body, status_code=status, headers=_HEADERS)

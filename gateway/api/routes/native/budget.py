@@ -1,0 +1,127 @@
+"""`/api/v1/budget` and `/api/v1/admin/stats`: what has been used up, by one user or by all."""
+
+from datetime import date
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from gateway.api.deps import PrincipalDep, StateDep
+from gateway.config import Settings
+from gateway.domain.messages import Budget, Spent
+from gateway.wire.api_keys import BudgetView
+
+router = APIRouter(prefix="/api/v1", tags=["usage"])
+
+Days = Annotated[int, Query(ge=1, le=366, description="How many days back, today among them; days are UTC's.")]
+
+
+class SpentView(BaseModel):
+    """In UTC. Models without a known price cost nothing here. `…_set_aside`: what the model calls that run now may take
+    at most; it is not in the other figures, and only kept where there is a budget."""
+
+    tokens_today: int
+    tokens_this_month: int
+    usd_today: float
+    usd_this_month: float
+    tokens_set_aside: int
+    usd_set_aside: float
+    budget: BudgetView
+
+
+class DayView(BaseModel):
+    """Turns that ended on a day, and the ratings given on it."""
+
+    day: date
+    turns: int
+    completed: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cost_usd: float
+    up: int
+    down: int
+
+
+class UsageView(BaseModel):
+    """`key`: the credential's own share, where it has a budget of its own. `days`: the newest first, none empty."""
+
+    user: SpentView
+    key: SpentView | None
+    days: list[DayView]
+
+
+class ModelFiguresView(BaseModel):
+    model: str
+    turns: int
+    total_tokens: int
+    cost_usd: float
+
+
+class ErrorFiguresView(BaseModel):
+    code: str
+    turns: int
+
+
+class ToolFiguresView(BaseModel):
+    """A tool's calls on a day; `duration_ms` is the mean, null while none has ended."""
+
+    day: date
+    server: str
+    tool: str
+    calls: int
+    errors: int
+    denied: int
+    duration_ms: float | None
+
+
+class StatsView(BaseModel):
+    """`days` and `tools` the newest day first; `models` and `errors` over all of the days, the most frequent first."""
+
+    days: list[DayView]
+    models: list[ModelFiguresView]
+    errors: list[ErrorFiguresView]
+    tools: list[ToolFiguresView]
+
+
+@router.get("/budget", summary="What you have used up, and may")
+async def get_budget(principal: PrincipalDep, state: StateDep, days: Days = 30) -> UsageView:
+    """Tokens and dollars, today and this month, beside what you may use up: past it a turn is refused with 402."""
+    found = await state.usage.by_day(days, principal.user)
+    of_key = None
+    if principal.budget is not None:
+        of_key = _view(await state.usage.spent(principal.user, principal.key), principal.budget)
+    return UsageView(
+        user=_view(await state.usage.spent(principal.user), budget_of_users(state.settings)),
+        key=of_key,
+        days=[DayView.model_validate(day, from_attributes=True) for day in found],
+    )
+
+
+@router.get("/admin/stats", summary="What all have used up")
+async def get_stats(_principal: PrincipalDep, state: StateDep, days: Days = 30) -> StatsView:
+    """For admins: turns, tokens, cost, errors, ratings and the use of tools, of all users together."""
+    usage = state.usage
+    return StatsView(
+        days=[DayView.model_validate(each, from_attributes=True) for each in await usage.by_day(days)],
+        models=[ModelFiguresView.model_validate(each, from_attributes=True) for each in await usage.by_model(days)],
+        errors=[ErrorFiguresView.model_validate(each, from_attributes=True) for each in await usage.errors(days)],
+        tools=[ToolFiguresView.model_validate(each, from_attributes=True) for each in await usage.tools(days)],
+    )
+
+
+def budget_of_users(settings: Settings) -> Budget:
+    """What each user may use up."""
+    return Budget(
+        settings.budget_tokens_per_day,
+        settings.budget_tokens_per_month,
+        settings.budget_usd_per_day,
+        settings.budget_usd_per_month,
+    )
+
+
+def _view(spent: Spent, budget: Budget) -> SpentView:
+    return SpentView(**msgspec.structs.asdict(spent), budget=BudgetView(**msgspec.structs.asdict(budget)))

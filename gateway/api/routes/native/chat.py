@@ -1,0 +1,80 @@
+"""`/api/v1/chat`: one user request in, one turn out, streamed or collected."""
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+
+from gateway.agent.runner import RunningTurn
+from gateway.api.deps import State, principal_of, state_of
+from gateway.api.http.errors import ErrorBody
+from gateway.api.turn_responses import begin, collected, defaults, streamed
+from gateway.store.models import Turn
+from gateway.wire.native import ChatRequest, ChatResponse, response_of, stream
+
+router = APIRouter(prefix="/api/v1", tags=["chat"])
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        404: "No such model or conversation",
+        409: "Another turn of the conversation runs, and `if_busy` is `reject`",
+        413: "The body is too large",
+        422: "The request is not valid",
+        429: "The model's rate limit is reached; see Retry-After",
+        502: "The model's server failed or refused the key",
+        503: "The database or the model cannot be reached, or the gateway is stopping",
+        504: "The turn took too long",
+    }.items()
+}
+IdempotencyKey = Annotated[
+    str | None,
+    Header(max_length=200, description="A key begins a turn once; again, it is answered with that turn."),
+]
+_TURN_ID = {"X-Turn-Id": {"description": "The turn's id", "schema": {"type": "string"}}}
+
+
+@router.post(
+    "/chat/stream",
+    summary="Chat, streamed",
+    response_class=Response,
+    responses={
+        **_ERRORS,
+        200: {
+            "description": "The turn's events as server-sent events, closed with `data: [DONE]`",
+            "content": {"text/event-stream": {}},
+            "headers": _TURN_ID,
+        },
+    },
+)
+async def chat_stream(
+    body: ChatRequest,
+    request: Request,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Run a turn and stream its events.
+
+    A failure before the model's first output is an HTTP status; after that it is a `turn.failed` event. With an
+    `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
+    """
+    state = state_of(request)
+    turn = await _begin(body, request, state, idempotency_key)
+    return streamed(turn, state, partial(stream, str(turn.id)))
+
+
+@router.post("/chat", summary="Chat, in one answer", responses=_ERRORS)
+async def chat(
+    body: ChatRequest,
+    request: Request,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> ChatResponse:
+    """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
+    state = state_of(request)
+    turn = await _begin(body, request, state, idempotency_key)
+    return response_of(await collected(turn, request, response, state))
+
+
+async def _begin(body: ChatRequest, request: Request, state: State, key: str | None) -> RunningTurn | Turn:
+    value = body.value(default_model=state.settings.default_model, defaults=defaults(state), idempotency_key=key)
+    return await begin(value, request, principal_of(request), state, key=key, if_busy=body.if_busy)

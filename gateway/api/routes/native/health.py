@@ -1,0 +1,76 @@
+"""`/health` says that the process lives, `/ready` whether it can do its work."""
+
+import asyncio
+import time
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from gateway import __version__
+from gateway.api.deps import StateDep
+from gateway.api.routes.native.tools import ServerView
+from gateway.domain.errors import StorageUnavailable
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """`conversations`: how many are kept, null while nobody can tell; `conversations_in_memory` is its old name."""
+
+    status: str
+    version: str
+    uptime_seconds: float
+    running_turns: int
+    conversations: int | None
+    conversations_in_memory: int | None
+
+
+class Check(BaseModel):
+    ok: bool
+    reason: str | None = None
+
+
+class Readiness(BaseModel):
+    """`status`: ready; degraded (the model or an MCP server is away); unavailable (the database is away)."""
+
+    status: str
+    database: Check
+    model: Check
+    simulated: bool
+    mcp_servers: list[ServerView]
+
+
+@router.head("/health", include_in_schema=False)
+@router.get("/health", summary="Is the process alive?")
+async def health(state: StateDep) -> Health:
+    try:
+        async with asyncio.timeout(1):
+            conversations = await state.conversations.count()
+    except (StorageUnavailable, TimeoutError):
+        conversations = None
+    return Health(
+        status="healthy",
+        version=__version__,
+        uptime_seconds=round(time.monotonic() - state.started_at, 1),
+        running_turns=state.runner.running,
+        conversations=conversations,
+        conversations_in_memory=conversations,
+    )
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", summary="Can it do its work?", responses={503: {"model": Readiness}})
+async def ready(response: Response, state: StateDep) -> Readiness:
+    """503 when no turn can be kept. A model or MCP server that is away only degrades."""
+    database, model = await asyncio.gather(state.database.check(), state.model.check())
+    servers = [ServerView.model_validate(server, from_attributes=True) for server in state.toolbox.servers()]
+    whole = model is None and all(server.state in ("up", "disabled") for server in servers)
+    if database is not None or state.runner.stopping:
+        response.status_code = 503
+    return Readiness(
+        status="unavailable" if response.status_code == 503 else "ready" if whole else "degraded",
+        database=Check(ok=database is None, reason=database),
+        model=Check(ok=model is None, reason=model),
+        simulated=state.settings.groq_simulated,
+        mcp_servers=servers,
+    )

@@ -1,0 +1,177 @@
+"""`/api/v1/turns`: a turn as it is kept; following it and stopping it from any worker."""
+
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.api.deps import PrincipalDep, State, StateDep
+from gateway.api.http.errors import ErrorBody
+from gateway.api.turn_responses import answer_question, following, stop_turn
+from gateway.domain.messages import Answer, JsonObject, Principal
+from gateway.wire.native import stream
+
+router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
+
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "You have no such turn"}}
+
+
+class ToolCallView(BaseModel):
+    """What ran: `outcome` is null while nobody knows it."""
+
+    call_id: str
+    step: int
+    server: str | None
+    tool: str
+    arguments: Any
+    outcome: str | None
+    content: Any
+    structured: Any
+    started_at: datetime
+    duration_ms: float | None
+
+
+class InputView(BaseModel):
+    """A question of the turn, and its answer if it has one."""
+
+    id: UUID
+    call_id: str
+    question: JsonObject
+    answer: JsonObject | None
+
+
+class TurnView(BaseModel):
+    """`status`: running, waiting (for a person), completed, failed or cancelled. Without `store`, figures alone."""
+
+    id: UUID
+    conversation_id: UUID | None
+    parent_id: UUID | None
+    status: str
+    store: bool
+    model_name: str
+    prompt: str
+    response: str
+    messages: list[Any]
+    parameters: dict[str, Any]
+    finish_reason: str | None
+    usage: dict[str, Any] | None
+    cost_usd: float | None
+    cached: bool
+    steps: int
+    error: dict[str, Any] | None
+    user_label: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    first_token_ms: float | None
+    duration_ms: float | None
+    tool_calls: list[ToolCallView] = []
+    inputs: list[InputView] = []
+
+
+@router.get("/{turn_id}", summary="A turn", responses=_NOT_FOUND)
+async def get_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
+    """The turn with all of its messages, and its ledger of tool calls."""
+    return await _view(turn_id, principal, state)
+
+
+@router.get(
+    "/{turn_id}/events",
+    summary="Follow a turn",
+    response_class=Response,
+    responses={**_NOT_FOUND, 200: {"content": {"text/event-stream": {}}}},
+)
+async def follow_turn(
+    turn_id: UUID,
+    principal: PrincipalDep,
+    state: StateDep,
+    after: Annotated[int | None, Query(ge=0, description="The number of the last event that you have.")] = None,
+    last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
+) -> Response:
+    """Every event behind `after`, then each as it happens, from whichever worker runs the turn.
+
+    A finished turn's stream ends behind its last event. Following never decides over the turn: leave as you like.
+    """
+    turn = await state.turns.get(turn_id, principal)
+    known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
+    return following(turn, state, partial(stream, str(turn_id)), known)
+
+
+class InputBody(BaseModel):
+    """An answer. `content` must fit the question's schema where the action is `accept`."""
+
+    input_id: UUID
+    action: Literal["accept", "decline", "cancel"]
+    content: JsonObject | None = None
+
+
+@router.post(
+    "/{turn_id}/input",
+    summary="Answer a turn's question",
+    responses={
+        **_NOT_FOUND,
+        409: {"model": ErrorBody, "description": "It has been answered already, or has expired"},
+    },
+)
+async def answer_input(turn_id: UUID, body: InputBody, principal: PrincipalDep, state: StateDep) -> TurnView:
+    """Answer, decline or cancel what a turn asks; approvals are questions too.
+
+    Whichever worker comes first goes on with the turn: follow `/events` behind the last event that you have. To approve
+    a call with other arguments, accept with `content: {"arguments": {…}}`.
+    """
+    await state.turns.get(turn_id, principal)
+    content = body.content if body.action == "accept" else None
+    await answer_question(turn_id, body.input_id, Answer(body.action, content, by=principal.user), state)
+    return await _view(turn_id, principal, state)
+
+
+@router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
+async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
+    """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
+    await stop_turn(await state.turns.get(turn_id, principal), state)
+    return await _view(turn_id, principal, state)
+
+
+class FeedbackBody(BaseModel):
+    """What you think of the turn, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rating: Literal["up", "down"]
+    comment: str | None = Field(default=None, max_length=4_000)
+
+
+class FeedbackView(BaseModel):
+    turn_id: UUID
+    rating: str
+    comment: str | None
+    at: datetime
+
+
+@router.post("/{turn_id}/feedback", summary="Say what you think of a turn", responses=_NOT_FOUND)
+async def rate_turn(turn_id: UUID, body: FeedbackBody, principal: PrincipalDep, state: StateDep) -> FeedbackView:
+    """Up or down, in the place of what you said before. Of a turn that is not kept, the comment is not either."""
+    turn = await state.turns.get(turn_id, principal)
+    comment = body.comment.replace("\x00", "\ufffd") if body.comment and turn.store else None
+    at = await state.usage.rate(turn_id, turn.owner, body.rating, comment)
+    return FeedbackView(turn_id=turn_id, rating=body.rating, comment=comment, at=at)
+
+
+async def _view(turn_id: UUID, principal: Principal, state: State) -> TurnView:
+    turn = await state.turns.get(turn_id, principal)
+    view = TurnView.model_validate(turn, from_attributes=True)
+    calls = await state.turns.tool_calls(turn_id)
+    view.tool_calls = [ToolCallView.model_validate(call, from_attributes=True) for call in calls]
+    view.inputs = [
+        InputView(
+            id=kept.id,
+            call_id=kept.call_id,
+            question=msgspec.to_builtins(kept.question),
+            answer=msgspec.to_builtins(kept.answer),
+        )
+        for kept in await state.inputs.of_turn(turn_id)
+    ]
+    return view

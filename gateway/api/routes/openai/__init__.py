@@ -1,0 +1,1 @@
+"""Routes that OpenAI and Groq clients call."""

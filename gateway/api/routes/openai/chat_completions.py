@@ -1,0 +1,76 @@
+"""`/v1/chat/completions` and `/v1/models`: what OpenAI's and Groq's clients call."""
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.api.deps import PrincipalDep, StateDep, principal_of, state_of
+from gateway.api.turn_responses import begin, collected, defaults, streamed
+from gateway.domain.errors import ModelNotFound
+from gateway.domain.messages import JsonObject
+from gateway.ports.model import ModelInfo
+from gateway.wire.openai_chat import ChatCompletionRequest, Chunks, completion, stream
+
+router = APIRouter(tags=["OpenAI"])
+PREFIXES = ("/v1", "/openai/v1")  # the second is where Groq's SDK looks
+
+GatewayTools = Annotated[
+    str | None, Header(max_length=8_192, description="`none`, `all`, or the names of the gateway's tools to offer.")
+]
+IdempotencyKey = Annotated[str | None, Header(max_length=200)]
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A `chat.completion`, or with `stream` its chunks as server-sent events",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+}
+
+
+@router.post("/chat/completions", summary="Chat completions", response_class=JSONResponse, responses=_CONTENT)
+async def chat_completions(
+    body: ChatCompletionRequest,
+    request: Request,
+    response: Response,
+    x_gateway_tools: GatewayTools = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """OpenAI's chat completions. The gateway's tools run inside; calls of the client's own tools come back to it."""
+    state = state_of(request)
+    value = body.value(
+        default_model=state.settings.default_model, defaults=defaults(state), tools=x_gateway_tools,
+        key=idempotency_key,
+    )  # fmt: skip
+    turn = await begin(value, request, principal_of(request), state, key=idempotency_key)
+    if body.stream:
+        usage = bool(body.stream_options and body.stream_options.include_usage)
+        return streamed(turn, state, partial(stream, chunks=Chunks(include_usage=usage)))
+    whole = await collected(turn, request, response, state)
+    return JSONResponse(completion(whole), headers=dict(response.headers))
+
+
+@router.get("/models", summary="The models on offer, as OpenAI lists them")
+async def list_models(principal: PrincipalDep, state: StateDep) -> JsonObject:
+    models = [model for model in state.models.all() if principal.may_ask(model.id)]
+    return {"object": "list", "data": [_model(model) for model in models]}
+
+
+@router.get("/models/{model:path}", summary="A model")
+async def get_model(model: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
+    found = next((known for known in state.models.all() if known.id == model and principal.may_ask(model)), None)
+    if found is None:
+        raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
+    return _model(found)
+
+
+def _model(model: ModelInfo) -> JsonObject:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": 1_754_400_000,
+        "owned_by": model.owned_by or "unknown",
+        "active": True,
+        "context_window": model.context_window,
+        "max_completion_tokens": model.max_output_tokens,
+    }

@@ -1,0 +1,36 @@
+"""Adds every route module to the application; a new endpoint is one line here."""
+
+from fastapi import FastAPI
+
+from gateway.api.routes.admin import api_keys, audit
+from gateway.api.routes.legacy import chat as legacy_chat
+from gateway.api.routes.mcp import mcp_resources, mcp_servers, mcp_sign_in
+from gateway.api.routes.native import budget, chat, conversations, health, history, models, tools, turns, usage
+from gateway.api.routes.openai import chat_completions, responses
+
+
+def register_routes(app: FastAPI) -> None:
+    """Add all routes in the order in which a request's path is matched."""
+    for module in (
+        chat,
+        turns,
+        tools,
+        models,
+        health,
+        conversations,
+        history,
+        usage,
+        mcp_servers,
+        mcp_resources,
+        mcp_sign_in,
+        api_keys,
+        budget,
+        audit,
+        legacy_chat,
+        responses,
+    ):
+        # `include_router` would build each route a second time, for every application.
+        app.router.routes.extend(module.router.routes)
+    for prefix in chat_completions.PREFIXES:
+        app.include_router(chat_completions.router, prefix=prefix, include_in_schema=prefix == "/v1")
+    app.router.routes.extend(legacy_chat.message_router.routes)  # matches every remaining path under /api/

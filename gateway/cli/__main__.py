@@ -1,0 +1,5 @@
+"""Runs the command as `python -m gateway.cli`."""
+
+from gateway.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Messages, events and errors: the values that every other package exchanges."""

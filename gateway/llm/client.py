@@ -1,0 +1,318 @@
+"""A model's server through one of the two official SDKs of this wire format, which are built alike.
+
+The SDK brings authentication, parameters and errors; the stream is read as bytes. Its own pydantic object for every
+chunk would cost more than all else on the way of a token.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import lru_cache
+from typing import Any
+
+import aiohttp
+import httpx
+import msgspec
+from httpx_aiohttp import HttpxAiohttpClient
+from httpx_aiohttp.transport import AiohttpResponseStream
+
+from gateway.common.logging import get_logger
+from gateway.domain.errors import (
+    GatewayError,
+    ModelError,
+    ModelKeyRefused,
+    ModelNotFound,
+    ModelRateLimited,
+    ModelRequestRefused,
+    ModelStreamBroken,
+    ModelUnavailable,
+    OutputInvalid,
+    PromptTooLong,
+    ToolCallUnreadable,
+)
+from gateway.domain.messages import NOT_READABLE, JsonObject, Message
+from gateway.llm.catalog import Catalog
+from gateway.llm.rate_limit.limiter import Limiter, Slot
+from gateway.llm.rate_limit.token_bucket import seconds
+from gateway.llm.recording import Recorder
+from gateway.llm.stream import ChunkReader, UpstreamError, read_whole
+from gateway.ports.model import ModelAnswer, ModelCall, ModelSink
+
+log = get_logger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
+_LIKELY_ANSWER = 1_024
+_END_SECONDS = 0.2
+AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore
+"""What there is comes in one piece, up to as much as aiohttp reads ahead: a piece is an event, a frame and a write."""
+certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
+"""Whom to trust, read once: that takes longer than all else of making a client."""
+
+_UNSAID = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+_UNSAID_OF_A_CALL = ("Retry-Count", "Read-Timeout")
+_READ = httpx.ByteStream(b"")
+"""In place of a stream that has ended: it and its response hold each other, for the garbage collector to find."""
+
+
+class _ModelList(msgspec.Struct):
+    data: list[JsonObject] | None = None
+
+
+class _NoCookies(httpx.Cookies):
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """To look for them costs more than to send the request, and none would be right to keep for all users."""
+
+
+class _HttpClient(HttpxAiohttpClient):
+    _none = _NoCookies()
+
+    @property
+    def cookies(self) -> httpx.Cookies:  # pyright: ignore[reportIncompatibleMethodOverride] - nobody sets it
+        return self._none
+
+
+def http_client(recorder: Recorder | None) -> httpx.AsyncClient:
+    """What both SDKs send their requests with: httpx over aiohttp's connections."""
+    client = _HttpClient(
+        limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
+        verify=certificates(),
+        event_hooks=recorder.hooks if recorder else None,
+    )
+    client.headers.clear()  # of httpx's own, which are copied for each call, the SDKs replace all but these
+    client.headers["Accept-Encoding"] = "identity"  # a stream that is compressed comes late, and in larger pieces
+    return client
+
+
+def default_headers(sdk: Any) -> dict[str, Any]:
+    """For a client of either SDK: without those by which it tells the model's server of this machine. They are nobody's
+    business, and take a call a twentieth of its time."""
+    return _without(sdk, _UNSAID)
+
+
+def _without(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {f"X-Stainless-{name}": sdk.Omit() for name in names}
+
+
+class SdkModel:
+    """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
+    the body of a call; the API is under `root` of the client's address; with `streams_forms`, answers in a form are
+    streamed as any other. A call waits at most `queue` seconds for its place under the key's limits."""
+
+    def __init__(
+        self,
+        client: Any,
+        sdk: Any,
+        body: Callable[[ModelCall], dict[str, Any]],
+        *,
+        root: str,
+        key_setting: str,
+        streams_forms: bool = False,
+        limiter: Limiter | None = None,
+        queue: float = 30.0,
+    ) -> None:
+        self._client = client
+        self._sdk = sdk
+        self._body = body
+        # Whole and parsed: else each request would do that.
+        root = str(client.base_url).rstrip("/") + root
+        self._url = httpx.URL(f"{root}/chat/completions")
+        self._models_url = httpx.URL(f"{root}/models")
+        # What the SDK would make anew, or copy, for each call.
+        self._options: dict[str, Any] = {
+            "headers": _without(sdk, _UNSAID_OF_A_CALL), "params": {}, "max_retries": 0, "timeout": client.timeout
+        }  # fmt: skip
+        self._stream_class = sdk.AsyncStream[Any]
+        self._key_setting = key_setting
+        self._streams_forms = streams_forms
+        self._limiter = limiter or Limiter()
+        self._queue = queue
+
+    async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+        """See `Model.complete`.
+
+        Raises:
+            UpstreamRateLimited: it would wait for too long.
+        """
+        tokens = call.about_tokens() + min(call.parameters.max_tokens or _LIKELY_ANSWER, _LIKELY_ANSWER)
+        async with self._limiter.slot(call.model, tokens=tokens, user=call.user, deadline=self._queue) as slot:
+            whole = call.response_format is not None and not self._streams_forms
+            try:
+                answer = await (self._complete_form if whole else self._stream)(call, sink, slot)
+            except ModelRateLimited:
+                slot.answered({}, 429)
+                raise
+            slot.used(answer.usage.total_tokens - answer.usage.cached_tokens)
+            return answer
+
+    async def _stream(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
+        reader = ChunkReader(sink)
+        async with self._translated(slot), aclosing(await self._send(call, stream=True)) as response:
+            slot.answered(response.headers, response.status_code)
+            compressed = "content-encoding" in response.headers  # by a proxy that heeds no Accept-Encoding
+            try:
+                async with asyncio.timeout(None) as end:
+                    async for data in response.aiter_bytes() if compressed else response.aiter_raw():
+                        reader.feed(data)
+                        await sink.drain()
+                        if reader.done and end.when() is None:  # some leave the connection open
+                            end.reschedule(asyncio.get_running_loop().time() + _END_SECONDS)
+                response.stream = _READ
+            except (TimeoutError, httpx.HTTPError, aiohttp.ClientError):
+                if not reader.complete:
+                    raise
+        return reader.answer()
+
+    async def _complete_form(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
+        """Groq does not stream answers in a form."""
+        async with self._translated(slot):
+            response = await self._send(call, stream=False)
+            slot.answered(response.headers, response.status_code)
+            return read_whole(response.content, sink)
+        raise AssertionError("unreachable")
+
+    async def _send(self, call: ModelCall, *, stream: bool) -> httpx.Response:
+        """Through the SDK's door for any request. `chat.completions.create` would walk through messages and tools with
+        `typing` to rename fields, of which these have none: a sixth of what a turn with tools costs."""
+        body = self._body(call) | ({"stream": True} if stream else {})
+        return await self._client.post(
+            self._url,
+            cast_to=httpx.Response,
+            content=msgspec.json.encode(body),
+            options=self._options,
+            stream=stream,
+            stream_cls=self._stream_class,
+        )
+
+    async def check(self) -> str | None:
+        """See `Model.check`: asks for the list of models, which costs no tokens."""
+        try:
+            await self.list_models(timeout=2.0)
+        except GatewayError as error:
+            return error.message
+        return None
+
+    async def list_models(self, timeout: float = 10.0) -> list[JsonObject]:
+        """The server's own list, an object a model.
+
+        Raises:
+            ModelError: the server does not answer with it, or refuses the key.
+        """
+        async with self._translated():
+            # Through the same door: `client.models` imports all that the SDK can ask, 14 MB of OpenAI's.
+            options = self._options | {"timeout": timeout}
+            response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
+            try:
+                return msgspec.json.decode(response.content, type=_ModelList).data or []
+            except NOT_READABLE:
+                raise ModelError("The model's server answered with no list of models.") from None
+        raise AssertionError("unreachable")
+
+    async def refresh(self, catalog: Catalog) -> None:
+        """Bring the catalogue up to what the server lists. A server that does not answer changes nothing."""
+        try:
+            listed = await self.list_models()
+        except GatewayError as error:
+            log.warning("models_not_listed", code=error.code)
+            return
+        catalog.update(listed)
+
+    async def close(self) -> None:
+        await self._client.close()
+        await self._limiter.close()
+
+    @asynccontextmanager
+    async def _translated(self, slot: Slot | None = None) -> AsyncGenerator[None]:
+        """Whatever the SDK and the two HTTP stacks beneath it raise, as ours."""
+        sdk = self._sdk
+        try:
+            yield
+        except sdk.APIStatusError as error:
+            if slot is not None:
+                slot.answered(error.response.headers, error.status_code)
+            raise self._status_error(error) from error
+        except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
+            raise ModelUnavailable("The model's server did not answer in time." if _late(error) else None) from error
+        except sdk.APIConnectionError as error:
+            raise ModelUnavailable from error
+        except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
+            raise ModelStreamBroken from error
+
+    def _status_error(self, error: Any) -> GatewayError:
+        """An HTTP status, as ours. Its message is shown only where it tells callers what to change."""
+        status, detail = int(error.status_code), _detail(error)
+        wait = seconds(error.response.headers.get("retry-after"))
+        log.warning("model_refused", status=status, code=detail.code)
+        if status in (401, 403):
+            return ModelKeyRefused(
+                f"The model's server refused the gateway's key. The administrator must check {self._key_setting}."
+            )
+        if status == 404 or detail.code == "model_decommissioned":
+            return ModelNotFound("The model's server does not know this model.", param="model")
+        if status == 429:
+            return ModelRateLimited(retry_after=wait)
+        if status == 413:
+            return ModelRequestRefused("The request is too large for this model: shorten the messages or the history.")
+        if status in (408, 409, 498) or status >= 500:  # 409 of this wire format: something else holds it just now
+            return ModelUnavailable(retry_after=wait)
+        if detail.code == "context_length_exceeded":
+            return PromptTooLong("The prompt is longer than the model's window.", param="messages")
+        if detail.code == "json_validate_failed":
+            return OutputInvalid()
+        if detail.code == "tool_use_failed":
+            return ToolCallUnreadable(written=detail.failed_generation or "")
+        if 400 <= status < 500:
+            reason = detail.message[:500] or "no reason given"
+            return ModelRequestRefused(f"The model's server refused the request: {reason}")
+        return ModelError()
+
+
+def chat_body(call: ModelCall) -> dict[str, Any]:
+    """What the servers of this wire format have in common. The same call gives the same bytes: the prompt cache lives
+    on it."""
+    body: dict[str, Any] = {"model": call.model, "messages": [message_body(message) for message in call.messages]}
+    if call.tools:
+        body["tools"] = [tool.function for tool in call.tools]
+        if call.tool_choice is not None:
+            body["tool_choice"] = call.tool_choice
+    if call.response_format is not None:
+        body["response_format"] = call.response_format
+    parameters: dict[str, Any] = msgspec.to_builtins(call.parameters)
+    return body | parameters
+
+
+def message_body(message: Message) -> JsonObject:
+    """The fields that Groq knows of a message: it refuses any other, and a null where it wants none."""
+    body: JsonObject = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        body["tool_call_id"] = message.tool_call_id
+    elif message.name is not None:
+        body["name"] = message.name
+    return body
+
+
+def _late(error: BaseException) -> bool:
+    """Whether it is what it says: httpx-aiohttp calls it a timeout as well when a server hangs up."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, TimeoutError)
+
+
+def _detail(error: Any) -> UpstreamError:
+    """The error object, in whichever of its shapes a server of this wire format sends it."""
+    body: Any = error.body
+    if isinstance(body, list) and body:
+        body = body[0]  # pyright: ignore
+    if isinstance(body, dict):
+        body = body.get("error") or body.get("detail") or body  # pyright: ignore
+    if isinstance(body, str) and not body.lstrip().startswith("<"):  # a page is for browsers
+        return UpstreamError(message=body)
+    try:
+        return msgspec.convert(body, UpstreamError, strict=False)
+    except msgspec.ValidationError:
+        return UpstreamError()

@@ -1,0 +1,42 @@
+"""Groq, or whatever speaks as it does: the simulator."""
+
+from typing import Any
+
+import groq
+import httpx
+
+from gateway.llm.client import CONNECT_TIMEOUT, SdkModel, chat_body, default_headers, http_client
+from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.recording import Recorder
+from gateway.ports.model import ModelCall
+
+_ROOT = "/openai/v1"
+
+
+def groq_model(
+    *,
+    api_key: str,
+    base_url: str,
+    idle_timeout: float = 60.0,
+    limiter: Limiter | None = None,
+    queue: float = 30.0,
+    recorder: Recorder | None = None,
+) -> SdkModel:
+    """A `Model` over Groq's SDK. `base_url` is without `/openai/v1`; `idle_timeout` and `queue` in seconds."""
+    client = groq.AsyncGroq(
+        api_key=api_key,
+        base_url=base_url,
+        max_retries=0,  # `SteadyModel` asks again, where a client can see it
+        timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
+        http_client=http_client(recorder),
+        default_headers=default_headers(groq),
+    )
+    return SdkModel(client, groq, request_body, root=_ROOT, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
+
+
+def request_body(call: ModelCall) -> dict[str, Any]:
+    """The body of a call."""
+    body = chat_body(call)
+    if "max_tokens" in body:
+        body["max_completion_tokens"] = body.pop("max_tokens")
+    return body

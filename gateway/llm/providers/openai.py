@@ -1,0 +1,49 @@
+"""OpenAI, or any server with its chat completions: vLLM, Ollama, llama.cpp, …"""
+
+from functools import partial
+from typing import Any
+
+import httpx
+import openai
+
+from gateway.llm.client import CONNECT_TIMEOUT, SdkModel, chat_body, default_headers, http_client
+from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.recording import Recorder
+from gateway.ports.model import ModelCall
+
+OPENAI = "https://api.openai.com/v1"
+
+
+def openai_model(
+    *,
+    api_key: str,
+    base_url: str = OPENAI,
+    idle_timeout: float = 60.0,
+    limiter: Limiter | None = None,
+    queue: float = 30.0,
+    recorder: Recorder | None = None,
+) -> SdkModel:
+    """A `Model` over OpenAI's official SDK. `base_url` ends in `/v1`; `idle_timeout` in seconds, like `queue`."""
+    client = openai.AsyncOpenAI(
+        api_key=api_key,
+        base_url=base_url,
+        max_retries=0,  # `SteadyModel` asks again, where a client can see it
+        timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
+        http_client=http_client(recorder),
+        default_headers=default_headers(openai),
+    )
+    body = partial(request_body, official=base_url == OPENAI)
+    return SdkModel(
+        client, openai, body, root="", key_setting="OPENAI_API_KEY", streams_forms=True,
+        limiter=limiter, queue=queue,
+    )  # fmt: skip
+
+
+def request_body(call: ModelCall, *, official: bool) -> dict[str, Any]:
+    """The body of a call. Others than OpenAI itself know `max_tokens` by its old name alone."""
+    body = chat_body(call) | {"stream_options": {"include_usage": True}}
+    if official and "max_tokens" in body:
+        body["max_completion_tokens"] = body.pop("max_tokens")
+    if not body.get("tools"):
+        body.pop("parallel_tool_calls", None)
+    return body

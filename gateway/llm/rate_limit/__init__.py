@@ -1,0 +1,1 @@
+"""Keeps model requests within the provider's rate limits."""

@@ -1,0 +1,306 @@
+"""A model that may be relied on, over one that may not: the one layer that asks again.
+
+It mends tool calls, feeds back what cannot be mended, tries again while nothing was shown, goes to other models, and
+leaves a model alone that does not work. Whatever it does of that, the sink is told.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.common.logging import get_logger
+from gateway.domain.errors import (
+    ModelError,
+    ModelRateLimited,
+    ModelUnavailable,
+    PromptTooLong,
+    ToolCallUnreadable,
+    UpstreamRateLimited,
+)
+from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, allowed
+from gateway.llm.catalog import Catalog
+from gateway.llm.tool_repair.prompted_tools import WrittenCalls, with_tools_in_prompt
+from gateway.llm.tool_repair.repair import Unrepairable, calls_in, repair
+from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
+
+log = get_logger(__name__)
+
+_MOST_WRITTEN = 4_000
+_FEEDBACK = "Your tool call could not be made: {0} Make it again, correctly, or answer without it."
+
+
+class Persistence(msgspec.Struct, frozen=True):
+    """How often to ask again (`retries` after failures, `repairs` after unusable calls), and how long to wait for it:
+    `delay` doubles, `patience` is the longest. A model that failed `failures` times in a row is left alone for `rest`.
+    """
+
+    retries: int = 2
+    repairs: int = 2
+    delay: float = 0.5
+    patience: float = 10.0
+    failures: int = 5
+    rest: float = 10.0
+    longest_rest: float = 120.0
+
+
+class Breaker:
+    """Whether a model is worth asking. After its rest, one call may try; that decides."""
+
+    def __init__(self, how: Persistence, now: Callable[[], float]) -> None:
+        self._how = how
+        self._now = now
+        self._failures = 0
+        self._rest = how.rest
+        self._open_until = 0.0
+
+    def wait(self) -> float:
+        """Seconds to leave it alone; 0: ask. Whoever is let through after a rest is the only one for as long again."""
+        if self._failures < self._how.failures:
+            return 0.0
+        left = self._open_until - self._now()
+        if left <= 0:
+            self._open_until = self._now() + self._rest
+            return 0.0
+        return left
+
+    def worked(self) -> None:
+        self._failures, self._rest = 0, self._how.rest
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self._failures > self._how.failures:
+            self._rest = min(self._rest * 2, self._how.longest_rest)
+        if self._failures >= self._how.failures:
+            self._open_until = self._now() + self._rest
+
+
+class SteadyModel:
+    """See `Model`. `fallbacks` are asked in their order where the model that was asked for does not work."""
+
+    def __init__(
+        self,
+        inner: Model,
+        catalog: Catalog,
+        *,
+        fallbacks: tuple[str, ...] = (),
+        how: Persistence | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._inner = inner
+        self._catalog = catalog
+        self._fallbacks = fallbacks
+        self._how = how or Persistence()
+        self._now = now
+        self._breakers: dict[str, Breaker] = {}
+
+    async def check(self) -> str | None:
+        """See `Model.check`."""
+        return await self._inner.check()
+
+    async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+        """See `Model.complete`.
+
+        Raises:
+            PromptTooLong: the prompt cannot fit the model's window.
+        """
+        self._check_fits(call)
+        others = (model for model in self._fallbacks if allowed(model, call.allowed))
+        models = list(dict.fromkeys((call.model, *others)))
+        for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
+            watch = _Watch(sink, call.tools)
+            try:
+                return await self._paid(msgspec.structs.replace(call, model=model), watch)
+            except ModelError as error:
+                if other is None or watch.spoke or not _may_work_elsewhere(error):
+                    raise
+                log.warning("model_fallback", model=model, other=other, code=error.code)
+                sink.retry(error.code, number, discard=watch.thought, model=other)
+        raise AssertionError("unreachable")
+
+    async def _paid(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+        """The answer with all that it took; what came to nothing is told, too."""
+        cost = self._catalog.known(call.model).cost
+        try:
+            answer = await self._ask(call, watch)
+        except BaseException:
+            if watch.spent.total_tokens:
+                watch.sink.wasted(watch.spent, cost(watch.spent))
+            raise
+        return msgspec.structs.replace(answer, usage=watch.spent, cost_usd=cost(watch.spent))
+
+    async def _ask(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+        failures = repairs = 0
+        while True:
+            watch.begin(hold_bad=repairs < self._how.repairs)
+            try:
+                answer = await self._once(call, watch)
+                problem = watch.problem
+            except ToolCallUnreadable as error:
+                if watch.make_out(error.written):
+                    return ModelAnswer("tool_calls", watch.spent)
+                answer, problem = None, watch.problem or "it was no JSON that fits a tool on offer."
+                watch.wrote = error.written
+            except ModelError as error:
+                failures += 1
+                wait = self._pause(error, failures)
+                if watch.spoke or failures > self._how.retries or wait is None:
+                    raise
+                watch.sink.retry(error.code, failures, discard=watch.thought)
+                log.warning("model_retry", model=call.model, attempt=failures, code=error.code)
+                await asyncio.sleep(wait)
+                continue
+            if answer is not None and problem is None:
+                return answer
+            repairs += 1
+            if watch.made or repairs > self._how.repairs + 1:
+                raise ToolCallUnreadable
+            watch.sink.retry(ToolCallUnreadable.code, repairs, discard=watch.spoke or watch.thought)
+            log.warning("tool_call_again", model=call.model, attempt=repairs)
+            call = _fed_back(call, watch.wrote, problem or "", without_tools=repairs > self._how.repairs)
+
+    async def _once(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+        breaker = self._breakers.setdefault(call.model, Breaker(self._how, self._now))
+        if (wait := breaker.wait()) > 0:
+            raise ModelUnavailable("This model does not work just now, and is left alone.", retry_after=round(wait, 1))
+        native = not call.tools or self._catalog.known(call.model).tools
+        try:
+            answer = await (self._inner.complete(call, watch) if native else self._written(call, watch))
+        except BaseException as error:
+            watch.broke_off(call, error)
+            if isinstance(error, ModelError):
+                breaker.failed() if error.retryable else breaker.worked()
+            raise
+        watch.spent = watch.spent + answer.usage
+        breaker.worked()
+        return answer
+
+    async def _written(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+        """The answer of a model that writes its calls into its text."""
+        written = WrittenCalls(watch, [tool.name for tool in call.tools])
+        answer = await self._inner.complete(with_tools_in_prompt(call), written)
+        return msgspec.structs.replace(answer, finish_reason="tool_calls") if written.finish() else answer
+
+    def _pause(self, error: ModelError, failures: int) -> float | None:
+        """Seconds to wait before the same request is made again; None: that would not do."""
+        if error.retry_after is not None and (error.retryable or isinstance(error, ModelRateLimited)):
+            return error.retry_after if error.retry_after <= self._how.patience else None
+        if not error.retryable:
+            return None
+        return min(self._how.delay * 2 ** (failures - 1), self._how.patience) * random.uniform(0.5, 1.0)  # noqa: S311
+
+    def _check_fits(self, call: ModelCall) -> None:
+        info = self._catalog.known(call.model)
+        tokens = call.about_tokens()
+        if tokens >= info.context_window:
+            raise PromptTooLong(
+                f"The prompt has about {tokens:,} tokens, and the window of {info.id!r} holds {info.context_window:,} "
+                "with the answer: shorten the messages.",
+                param="messages",
+            )
+
+
+def _may_work_elsewhere(error: ModelError) -> bool:
+    return error.retryable or isinstance(error, ModelRateLimited | UpstreamRateLimited)
+
+
+def _fed_back(call: ModelCall, wrote: str, problem: str, *, without_tools: bool) -> ModelCall:
+    """The same call, with what the model wrote and what is wrong with it; in the end without tools, so that it ends."""
+    again = _FEEDBACK.format(problem)
+    if without_tools:
+        again = f"Your tool call could not be made: {problem} Answer without tools, from what you have."
+    said = Message(role="assistant", content=wrote[:_MOST_WRITTEN] or "(an unreadable tool call)")
+    messages = (*call.messages, said, Message(role="user", content=again))
+    if without_tools:
+        return msgspec.structs.replace(call, messages=messages, tools=(), tool_choice=None)
+    return msgspec.structs.replace(call, messages=messages)
+
+
+class _Watch:
+    """The sink as the model's stream sees it: mends its calls, and knows what was shown of the answer.
+
+    With `hold_bad`, a call that cannot be mended is held back, and its `problem` told: the model is asked again,
+    unless text or calls are out already. Otherwise the loop answers it with its problem, as a tool's error.
+    """
+
+    def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
+        self.sink = sink
+        self.drain = sink.drain
+        self._clients = {tool.name for tool in tools if tool.client}
+        self._schemas = {tool.name: tool.input_schema for tool in tools}
+        self.spent = Usage()
+        self.begin(hold_bad=False)
+
+    def begin(self, *, hold_bad: bool) -> None:
+        self._hold_bad = hold_bad
+        self.spoke = self.thought = self.made = False
+        self.problem: str | None = None
+        self.wrote = ""
+        self._answering = False
+        self._written = 0
+
+    def opened(self) -> None:
+        self._answering = True
+        self.sink.opened()
+
+    def text(self, text: str) -> None:
+        self.spoke = True
+        self._written += len(text)
+        self.sink.text(text)
+
+    def reasoning(self, text: str) -> None:
+        self.thought = True
+        self._written += len(text)
+        self.sink.reasoning(text)
+
+    def broke_off(self, call: ModelCall, error: BaseException) -> None:
+        """Count what a call without an end has used up, if the model had begun to answer it."""
+        unread = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
+        if self._answering or unread:
+            self.spent = self.spent + call.guess(self._written + unread)
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self.sink.wasted(usage, cost_usd)
+
+    def executed(self, call: ToolCall, output: str) -> None:
+        self.spoke = True
+        self.sink.executed(call, output)
+
+    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+        self.sink.retry(reason, attempt, discard=discard, model=model)
+
+    def tool_call(self, call: ToolCall) -> None:
+        self._written += len(call.arguments)
+        if self.problem is not None:
+            return  # the step is asked for again
+        mended = repair(call.name, call.arguments, self._schemas)
+        if call.name in self._clients and (isinstance(mended, Unrepairable) or not mended.how):
+            self._make(call)  # the client judges calls of its own tools
+        elif not isinstance(mended, Unrepairable):
+            if mended.how:
+                log.info("tool_call_mended", tool=mended.name, how=mended.how)
+            arguments = msgspec.json.encode(mended.arguments).decode() if mended.how else call.arguments or "{}"
+            self._make(ToolCall(call.id, mended.name, arguments))
+        elif self._hold_bad and not self.spoke:
+            self.problem = mended.problem
+            self.wrote = f"{call.name}({call.arguments})"
+        else:
+            self._make(ToolCall(call.id, call.name, call.arguments, mended.problem))
+
+    def _make(self, call: ToolCall) -> None:
+        self.spoke = self.made = True
+        self.sink.tool_call(call)
+
+    def make_out(self, written: str) -> bool:
+        """Whether what the server could not read holds calls that can be made, all of them: then they are."""
+        found = calls_in(written, self._schemas)
+        mended = [repair(call.name, call.arguments, self._schemas) for call in found]
+        bad = [each.problem for each in mended if isinstance(each, Unrepairable)]
+        if bad or not found or self.made:
+            self.problem = bad[0] if bad else None
+            return False
+        for call in found:
+            self.tool_call(call)
+        return True

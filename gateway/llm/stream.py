@@ -1,0 +1,311 @@
+"""Decodes a chat-completions stream from raw bytes: all the chunks of one read together, without an object too many."""
+
+import msgspec
+
+from gateway.domain.errors import (
+    ModelError,
+    ModelRateLimited,
+    ModelRequestRefused,
+    ModelStreamBroken,
+    ModelUnavailable,
+    ToolCallUnreadable,
+)
+from gateway.domain.messages import NOT_READABLE, JsonObject, ToolCall, Usage
+from gateway.ports.model import ModelAnswer, ModelSink
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | JsonObject | None = None
+
+
+class _ToolCallDelta(msgspec.Struct, gc=False):
+    index: int | None = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Executed(msgspec.Struct, gc=False):
+    index: int = 0
+    type: str = "tool"
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_ToolCallDelta] | None = None
+    executed_tools: list[_Executed] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Cached(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _Reasoning(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    total_tokens: int | None = 0
+    queue_time: float | None = None
+    completion_time: float | None = None
+    total_time: float | None = None
+    prompt_tokens_details: _Cached | None = None
+    completion_tokens_details: _Reasoning | None = None
+
+    def value(self) -> Usage:
+        cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
+        return Usage(
+            prompt_tokens=self.prompt_tokens or 0,
+            completion_tokens=self.completion_tokens or 0,
+            total_tokens=self.total_tokens or 0,
+            cached_tokens=(cached and cached.cached_tokens) or 0,
+            reasoning_tokens=(reasoning and reasoning.reasoning_tokens) or 0,
+            queue_time=self.queue_time or 0.0,
+            model_time=self.total_time or 0.0,
+            generation_time=self.completion_time or 0.0,
+        )
+
+
+class UpstreamError(msgspec.Struct, gc=False):
+    """The error object of Groq's bodies, frames and chunks."""
+
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+    status_code: int | None = None
+    failed_generation: str | None = None
+
+
+class _XGroq(msgspec.Struct, gc=False):
+    usage: _Usage | None = None
+    error: UpstreamError | str | None = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    x_groq: _XGroq | None = None
+    error: UpstreamError | str | None = None
+
+
+_LONGEST_LINE = 4 * 1024 * 1024
+_SILENT = _Delta()
+_decode = msgspec.json.Decoder(_Chunk, strict=False).decode
+
+
+class _PartialCall:
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.name = ""
+        self.arguments: list[str] = []
+
+    def ended_by(self, delta: _ToolCallDelta) -> bool:
+        """Whether another call begins. Some servers count none, or name a call in each of its parts again."""
+        return bool(self.id and delta.id and delta.id != self.id and delta.function and delta.function.name)
+
+    def add(self, delta: _ToolCallDelta) -> None:
+        self.id = delta.id or self.id
+        if (function := delta.function) is not None:
+            if function.name and function.name != self.name:
+                self.name += function.name
+            given = function.arguments or ""
+            self.arguments.append(given if isinstance(given, str) else msgspec.json.encode(given).decode())
+
+    def value(self) -> ToolCall:
+        return ToolCall(self.id, self.name, "".join(self.arguments))
+
+
+class ChunkReader:
+    """Feed it the reads of one stream; it tells the sink what the model said, and knows in the end how it ended.
+
+    A tool call is told once the next one begins or the model has finished: only then are its arguments complete.
+    """
+
+    def __init__(self, sink: ModelSink) -> None:
+        self._sink = sink
+        self._rest = b""
+        self._opened = False
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, _PartialCall] = {}
+        self._executed: set[int] = set()
+        self._finish_reason: str | None = None
+        self._usage: Usage | None = None
+        self.done = False
+
+    def feed(self, data: bytes) -> None:
+        """Take one read, cut anywhere.
+
+        Raises:
+            ModelError: the stream carries an error, or something that is no chunk.
+        """
+        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > _LONGEST_LINE:
+            raise ModelStreamBroken("The model's server sent a line that does not end.")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._payload(line[5:])
+        self._tell()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the model has finished: nothing that the connection does from now on takes that back."""
+        return self.done or self._finish_reason is not None
+
+    def answer(self) -> ModelAnswer:
+        """How the stream ended.
+
+        Raises:
+            ModelStreamBroken: it did not end: no finish reason came.
+        """
+        if self._rest.startswith(b"data:"):
+            self._payload(self._rest[5:])
+            self._tell()
+        if self._finish_reason is None:
+            raise ModelStreamBroken
+        return ModelAnswer(self._finish_reason, self._usage or Usage())
+
+    def _payload(self, payload: bytes) -> None:
+        try:
+            chunk = _decode(payload)
+        except NOT_READABLE:
+            if (said := payload.strip()) == b"[DONE]":
+                self.done = True
+            if said in (b"[DONE]", b""):
+                return
+            self._tell()
+            raise ModelStreamBroken("The model's server sent something that is not its stream format.") from None
+        if self._opened and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
+            self._choose(chunk.choices[0])  # as nearly all are
+        else:
+            self._take(chunk)
+
+    def _take(self, chunk: _Chunk) -> None:
+        extra = chunk.x_groq
+        error = chunk.error or (extra and extra.error)
+        if error is not None:
+            self._tell()
+            raise stream_error(error)
+        if not self._opened:
+            self._opened = True
+            self._sink.opened()
+        if extra is not None and extra.usage is not None:
+            self._usage = extra.usage.value()
+        elif chunk.usage is not None:
+            self._usage = chunk.usage.value()
+        if chunk.choices:
+            self._choose(chunk.choices[0])
+
+    def _choose(self, choice: _Choice) -> None:
+        delta = choice.delta or _SILENT
+        if delta.content:
+            self._text.append(delta.content)
+        if delta.reasoning:
+            self._reasoning.append(delta.reasoning)
+        elif delta.reasoning_content:
+            self._reasoning.append(delta.reasoning_content)
+        if delta.tool_calls:
+            self._tell()
+            for part in delta.tool_calls:
+                self._call_part(part)
+        if delta.executed_tools:
+            self._tell()
+            for done in delta.executed_tools:
+                self._executed_part(done)
+        if choice.finish_reason:
+            self._finish_reason = choice.finish_reason
+            self._tell()
+            self._complete_calls()
+
+    def _call_part(self, part: _ToolCallDelta) -> None:
+        index = part.index or 0
+        call = self._calls.get(index)
+        if call is None or call.ended_by(part):
+            self._complete_calls()
+            call = self._calls[index] = _PartialCall()
+        call.add(part)
+
+    def _executed_part(self, part: _Executed) -> None:
+        """Told once, when its output is there."""
+        if part.output is not None and part.index not in self._executed:
+            self._executed.add(part.index)
+            self._sink.executed(ToolCall("", part.name or part.type, part.arguments or "{}"), part.output)
+
+    def _complete_calls(self) -> None:
+        calls, self._calls = self._calls, {}
+        for _, call in sorted(calls.items()):
+            self._sink.tool_call(call.value())
+
+    def _tell(self) -> None:
+        """Hand on what has gathered. Reasoning comes before text: a read in which it turns keeps that order."""
+        if self._reasoning:
+            self._sink.reasoning("".join(self._reasoning))
+            self._reasoning.clear()
+        if self._text:
+            self._sink.text("".join(self._text))
+            self._text.clear()
+
+
+class _Said(msgspec.Struct, gc=False):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _WholeChoice(msgspec.Struct, gc=False):
+    message: _Said
+    finish_reason: str | None = None
+
+
+class _Whole(msgspec.Struct, gc=False):
+    choices: list[_WholeChoice]
+    usage: _Usage | None = None
+
+
+def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
+    """An answer that came in one piece.
+
+    Raises:
+        ModelStreamBroken: it is none.
+    """
+    try:
+        whole = msgspec.json.decode(body, type=_Whole)
+        choice = whole.choices[0]
+    except (*NOT_READABLE, IndexError):
+        raise ModelStreamBroken from None
+    sink.opened()
+    if thought := choice.message.reasoning or choice.message.reasoning_content:
+        sink.reasoning(thought)
+    if choice.message.content:
+        sink.text(choice.message.content)
+    return ModelAnswer(choice.finish_reason or "stop", whole.usage.value() if whole.usage else Usage())
+
+
+def stream_error(error: UpstreamError | str) -> ModelError:
+    """The error that a stream carried after its 200, as ours."""
+    if isinstance(error, str):
+        return ModelStreamBroken()
+    if error.code in ("rate_limit_exceeded", 429) or error.status_code == 429:
+        return ModelRateLimited()
+    if error.code in ("capacity_exceeded", "over_capacity") or (error.status_code or 0) >= 498:
+        return ModelUnavailable()
+    if error.code == "tool_use_failed":
+        return ToolCallUnreadable(written=error.failed_generation or "")
+    if error.status_code == 400:
+        return ModelRequestRefused(f"The model's server refused the request: {error.message[:500]}")
+    return ModelStreamBroken()

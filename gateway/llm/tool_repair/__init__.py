@@ -1,0 +1,1 @@
+"""Turns malformed tool calls of a model into valid ones."""

@@ -1,0 +1,1 @@
+"""Connections to MCP servers, and the toolbox of all their tools."""

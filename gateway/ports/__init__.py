@@ -1,0 +1,1 @@
+"""Protocols that the agent calls and the other packages implement."""

@@ -1,0 +1,191 @@
+"""What the agent asks others to keep for it. The store satisfies these."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from gateway.agent.turn_log import TurnLog
+from gateway.domain.events import Entry
+from gateway.domain.messages import (
+    Answer,
+    BusMessage,
+    Hold,
+    InputNeeded,
+    KeptInput,
+    KnownResponse,
+    Message,
+    Principal,
+    Spent,
+    TurnOutcome,
+    TurnRecord,
+    TurnRequest,
+)
+
+
+class Journal(Protocol):
+    """The append-only record of every turn's events."""
+
+    async def begin(self, turn: TurnRecord, log: TurnLog) -> None:
+        """Make the turn and its first events durable.
+
+        Raises:
+            StorageUnavailable: the database cannot be reached in time.
+        """
+        ...
+
+    def soon(self, log: TurnLog) -> None:
+        """Write what the log has gathered, at most one flush interval from now."""
+        ...
+
+    def now(self, log: TurnLog) -> asyncio.Future[None]:
+        """Write what the log has gathered with the next commit; done when that is durable."""
+        ...
+
+    def finish(self, log: TurnLog, outcome: TurnOutcome) -> asyncio.Future[None]:
+        """Write the rest of the log and the turn's outcome in one commit."""
+        ...
+
+    def park(self, log: TurnLog) -> asyncio.Future[None]:
+        """Write the rest of the log and leave the turn to wait for a person, in one commit."""
+        ...
+
+    @property
+    def away(self) -> bool:
+        """Whether the database could not be reached when it was last written to."""
+        ...
+
+    @property
+    def congested(self) -> bool:
+        """Whether more is waiting for the database than may: then `room()` before going on."""
+        ...
+
+    async def room(self) -> None: ...
+
+
+class History(Protocol):
+    """Conversations and their turns."""
+
+    async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
+        """The id of the conversation that the request is part of; "new" makes one, None is none.
+
+        Raises:
+            NotFound: the principal has no such conversation or parent turn.
+            ConversationBusy: the parent turn has not ended.
+            StorageUnavailable: the database cannot be reached.
+        """
+        ...
+
+    async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
+        """The messages of the turns that a turn follows, a tuple a turn, oldest first."""
+        ...
+
+    async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
+        """What ended turns of an owner added to the messages that they were sent."""
+        ...
+
+
+class ResponseCache(Protocol):
+    """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
+
+    async def find(self, owner: str, key: bytes, ttl: float) -> KnownResponse | None:
+        """The answer that an owner got to such a request, if that is no longer ago than `ttl` seconds."""
+        ...
+
+    async def keep(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
+        """From when the turn has completed, its answer may be given again for `ttl` seconds."""
+        ...
+
+
+class KeptTurns(Protocol):
+    """Turns as they are kept, and who runs them. Every method may raise StorageUnavailable."""
+
+    async def events(self, turn_id: UUID, after: int) -> list[Entry]:
+        """The journal behind number `after`, in order; a part of it if it is long, none if there is no more."""
+        ...
+
+    async def journal(self, turn_id: UUID) -> list[Entry]:
+        """The whole journal."""
+        ...
+
+    async def status(self, turn_id: UUID) -> str | None: ...
+
+    async def beat(self, worker_id: UUID) -> None:
+        """Say that the worker lives."""
+        ...
+
+    async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
+        """Take the turns that nobody runs: of dead workers, of those silent for so long, of nobody.
+
+        With each comes whether somebody has asked to cancel it.
+        """
+        ...
+
+    async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
+        """Leave turns to whoever claims them."""
+        ...
+
+    async def leave(self, worker_id: UUID) -> None:
+        """The worker ends well."""
+        ...
+
+
+class Inputs(Protocol):
+    """Questions of turns and their answers. Every method may raise StorageUnavailable."""
+
+    async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
+        """Keep a call's questions, each with when it expires."""
+        ...
+
+    async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
+        """All that a turn has asked, with the answers so far."""
+        ...
+
+    async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None: ...
+
+    async def drop_held(self, turn_id: UUID) -> None:
+        """Decide the questions that only a worker now gone could have answered."""
+        ...
+
+    async def wake(self, turn_id: UUID) -> bool:
+        """Let a parked turn go on if an answer came while it was being parked; whether one did."""
+        ...
+
+    async def expire(self) -> list[UUID]:
+        """Decide the questions whose time is over; the turns that may go on."""
+        ...
+
+
+class Bus(Protocol):
+    """Workers telling each other; a message may get lost."""
+
+    def publish(self, message: BusMessage) -> None: ...
+
+
+class Account(Protocol):
+    """An owner's part of the ledger, while nobody else sets anything aside in it."""
+
+    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
+        """Of the owner, or of that with a key; `without` what a turn holds."""
+        ...
+
+    async def hold(self, hold: Hold, key: str | None) -> None:
+        """Set aside, in the place of what the turn has held before."""
+        ...
+
+
+class Ledger(Protocol):
+    """What turns have used up. Every method may raise StorageUnavailable."""
+
+    async def spent(self, owner: str, key: str | None = None) -> Spent:
+        """See `Account.spent`."""
+        ...
+
+    def account(self, owner: str) -> AbstractAsyncContextManager[Account]:
+        """The owner's account; what was done in it counts from the end of the block."""
+        ...
+
+    async def settle(self, hold: Hold) -> None:
+        """The turn's step has ended: only what the turn has used up counts."""
+        ...

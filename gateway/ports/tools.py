@@ -1,0 +1,224 @@
+"""What the agent loop and the API ask of the connected MCP servers."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol
+
+import msgspec
+
+from gateway.domain.messages import (
+    Answer,
+    Grant,
+    InputNeeded,
+    JsonObject,
+    KeptInput,
+    Login,
+    Principal,
+    Question,
+    ToolResult,
+    ToolSpec,
+)
+
+Listed = Literal["resources", "resource_templates", "prompts"]
+
+
+class ServerStatus(msgspec.Struct, frozen=True):
+    """How one MCP server stands. `state`: connecting, up, degraded, needs_auth, down, disabled; `since`: ISO 8601;
+    `url` without what may be secret in it."""
+
+    name: str
+    url: str | None
+    transport: str
+    state: str
+    since: str
+    reason: str | None = None
+    tools: int = 0
+    protocol_version: str | None = None
+
+
+class Definitions(Protocol):
+    """Remembers how tools were defined when they were first seen: their descriptions are untrusted input."""
+
+    async def compare(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
+        """The tools whose definition is another than it was; new ones are remembered.
+
+        Raises:
+            StorageUnavailable: nobody can tell now.
+        """
+        ...
+
+
+class GrantChange(Protocol):
+    """A grant that nobody else changes meanwhile; what `grant` is at the end of the block is kept (None: nothing)."""
+
+    grant: Grant | None
+
+
+class Grants(Protocol):
+    """Keeps grants, sealed, and the sign-ins under way. Everything raises `StorageUnavailable`."""
+
+    async def get(self, server: str, owner: str, url: str) -> Grant | None:
+        """The grant for a server at this very address."""
+        ...
+
+    def changing(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantChange]: ...
+
+    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+        """Drop a grant, if there is one, as `by` wants."""
+        ...
+
+    async def offer(self, ticket: str, login: Login) -> None: ...
+
+    async def offered(self, ticket: str) -> Login | None:
+        """The sign-in that a ticket is for, while it is good."""
+        ...
+
+    async def await_callback(self, ticket: str, state: str) -> None:
+        """From now on `state` is what the authorization server's answer for this sign-in brings back."""
+        ...
+
+    async def call_back(self, ticket: str, state: str, answer: JsonObject) -> bool:
+        """Keep the authorization server's answer, once. False: nobody waits for it."""
+        ...
+
+    async def callback(self, ticket: str, state: str) -> JsonObject | None:
+        """The answer, once it has come.
+
+        Raises:
+            NotFound: nothing waits for that `state` any more, because the sign-in was begun again or is over.
+        """
+        ...
+
+    async def end(self, ticket: str, outcome: str) -> None:
+        """The sign-in is over: "" is success, else what went wrong."""
+        ...
+
+    async def outcome(self, ticket: str) -> str | None:
+        """How it ended; None: it has not."""
+        ...
+
+
+class SignIn(Protocol):
+    """What the pages of a sign-in need."""
+
+    def client_document(self) -> JsonObject:
+        """Who the gateway is, for authorization servers that read that at its address (client id metadata)."""
+        ...
+
+    async def offer(self, server: str, principal: Principal) -> str:
+        """The address of a page that signs `principal` in to a server.
+
+        Raises:
+            NotFound: there is no such server.
+            Forbidden: only admins may, as its connection is everybody's.
+            Conflict: it is not protected by OAuth.
+        """
+        ...
+
+    async def forget(self, server: str, principal: Principal) -> None:
+        """Sign out: drop what was granted. Raises as `offer` does."""
+        ...
+
+    async def offered(self, ticket: str) -> Login:
+        """Raises:
+        NotFound: the ticket is not good, or not any more.
+        """
+        ...
+
+    async def begin(self, ticket: str) -> str:
+        """The authorization server's page to go to.
+
+        Raises:
+            NotFound: the ticket is not good, or not any more.
+            McpFailed: the server or its authorization server does not do as the protocol says.
+        """
+        ...
+
+    async def finish(self, ticket: str, answer: JsonObject) -> None:
+        """Take the authorization server's answer (`state`, `code`, `iss`, `error`) and wait for the grant.
+
+        Raises:
+            NotFound: nobody waits for this answer.
+            McpFailed: there is no grant.
+        """
+        ...
+
+
+class CallObserver(Protocol):
+    """Hears what a server says while a call runs, and answers what it asks in the middle of it."""
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None: ...
+    def log(self, level: str, message: str) -> None: ...
+
+    async def ask(self, question: Question) -> Answer:
+        """A person's answer, however long it takes."""
+        ...
+
+
+class Toolbox(Protocol):
+    """The tools of all connected MCP servers under one set of names."""
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """Every tool on offer now, in a stable order."""
+        ...
+
+    def find(self, name: str) -> ToolSpec | None:
+        """The tool of this name; also one that is off offer because its call has done what it was for."""
+        ...
+
+    def instructions(self) -> str:
+        """What the connected servers want a model to know about them; empty if nothing."""
+        ...
+
+    async def call(
+        self,
+        spec: ToolSpec,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        observer: CallObserver | None = None,
+        answers: Sequence[KeptInput] = (),
+    ) -> ToolResult | InputNeeded:
+        """Run a tool for `principal`. Never raises for what goes wrong with the call: the result says it.
+
+        `answers` are those to what this very call has asked before; it may ask again.
+        """
+        ...
+
+    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
+        """What all servers have of a kind, as MCP describes it, each with its `server`; prompts under exposed names."""
+        ...
+
+    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+        """A resource's contents as MCP gives them; without `server`, of whichever has it.
+
+        Raises:
+            NotFound: no connected server has it.
+            McpFailed: the server did not answer as it should.
+        """
+        ...
+
+    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+        """A prompt's messages as MCP gives them. Raises as `read_resource` does."""
+        ...
+
+    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        """Completions for an argument of a prompt or resource template. Raises as `read_resource` does."""
+        ...
+
+    def servers(self) -> list[ServerStatus]: ...
+
+    def changed(self) -> frozenset[tuple[str, str]]:
+        """Server and name of each tool whose definition is not the one first seen."""
+        ...
+
+    def recheck(self, server: str) -> None:
+        """Compare a server's tools again: one may have been approved."""
+        ...
+
+    @property
+    def sign_in(self) -> SignIn: ...
+
+    def forwarded_headers(self) -> frozenset[str]:
+        """The headers of clients' requests that some server wants passed on."""
+        ...

@@ -1,0 +1,1 @@
+"""Server processes: supervision, sockets, signals and TLS."""

@@ -1,0 +1,63 @@
+"""`python -m gateway.simulator --port N`: the simulator as a process of its own."""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+
+from gateway.simulator.server import SimulatorSettings, serve_simulator
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m gateway.simulator", description=__doc__)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--fd", type=int, help="serve on this inherited, bound socket instead")
+    parser.add_argument("--tokens-per-second", type=float, default=SimulatorSettings().tokens_per_second)
+    parser.add_argument("--replay", type=Path, help="a directory of recorded exchanges to serve where they fit")
+    options = parser.parse_args()
+    try:
+        listener = socket.socket(fileno=options.fd) if options.fd is not None else _bound(options.port)
+    except OSError as error:
+        sys.stderr.write(f"simulator: cannot listen on 127.0.0.1:{options.port}: {error.strerror}\n")
+        return 2
+    replay = options.replay or os.environ.get("SIMULATOR_REPLAY")
+    settings = SimulatorSettings(options.tokens_per_second, replay=Path(replay) if replay else None)
+    asyncio.run(_serve(settings, listener, announce=options.fd is None))
+    return 0
+
+
+def _bound(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    return listener
+
+
+async def _serve(settings: SimulatorSettings, listener: socket.socket, *, announce: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if os.environ.get("GATEWAY_LIFELINE") == "stdin":
+        threading.Thread(target=_until_input_ends, args=(loop, stop), daemon=True).start()
+    async with serve_simulator(settings, listener) as simulator:
+        if announce:
+            sys.stdout.write(msgspec.json.encode({"simulator": simulator.base_url}).decode() + "\n")
+            sys.stdout.flush()
+        await stop.wait()
+
+
+def _until_input_ends(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    loop.call_soon_threadsafe(stop.set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

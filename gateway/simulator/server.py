@@ -1,0 +1,347 @@
+"""The simulator's HTTP server."""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from gateway.llm.recording import Exchange, Recordings
+from gateway.simulator.faults import Fault, FaultPlan
+from gateway.simulator.request import MODELS, Chat, JsonObject, Refusal, check_key, parse
+from gateway.simulator.responder import Call, Reply, reply
+from gateway.simulator.wire import Answer, PromptCache, frame
+
+_BURST = 64
+_LIMIT = 100_000_000  # in Groq's form, but out of the way: nobody pays for what is simulated
+
+
+class SimulatorSettings(msgspec.Struct, frozen=True):
+    """`tokens_per_second` 0 is as fast as it goes; `first_token_delay` in seconds; `replay`: recorded exchanges."""
+
+    tokens_per_second: float = 150.0
+    first_token_delay: float = 0.05
+    replay: Path | None = None
+
+
+class Simulator:
+    """What a test may look at and tell: the requests received, the faults to come, how many streams were cancelled."""
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self.settings = settings
+        self.base_url = ""
+        self.faults = FaultPlan()
+        self.requests: deque[JsonObject] = deque(maxlen=1000)
+        self.streaming = 0
+        self.cancelled = 0
+        self.cache = PromptCache()
+        self.replayed = 0
+        self._recordings = Recordings(settings.replay) if settings.replay is not None else None
+        self._changed = asyncio.Condition()
+
+    async def until(self, condition: Callable[["Simulator"], bool], seconds: float = 5.0) -> None:
+        """Return once the condition holds.
+
+        Raises:
+            TimeoutError: it does not in time.
+        """
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(lambda: condition(self))
+
+    async def changed(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/openai/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/openai/v1/models", self._models),
+            Route("/openai/v1/models/{name:path}", self._model),
+            Route("/simulator/faults", self._set_faults, methods=["POST", "DELETE"]),
+            Route("/simulator/requests", self._get_requests),
+        ]
+        return Starlette(routes=routes, exception_handlers={Refusal: _refuse, 404: _not_found})
+
+    async def _models(self, request: Request) -> Response:
+        check_key(request.headers.get("authorization", ""))
+        return _json({"object": "list", "data": list(MODELS)})
+
+    async def _model(self, request: Request) -> Response:
+        check_key(request.headers.get("authorization", ""))
+        found = next((model for model in MODELS if model["id"] == request.path_params["name"]), None)
+        if found is None:
+            raise Refusal(404, f"The model `{request.path_params['name']}` does not exist", "model_not_found")
+        return _json(found)
+
+    async def _set_faults(self, request: Request) -> Response:
+        if request.method == "DELETE":
+            self.faults.clear()
+        else:
+            self.faults.add(*msgspec.json.decode(await request.body(), type=list[Fault]))
+        return _json({"faults": list(self.faults)})
+
+    async def _get_requests(self, _request: Request) -> Response:
+        return _json(list(self.requests))
+
+    async def _chat(self, request: Request) -> Response:
+        check_key(request.headers.get("authorization", ""))
+        body = await request.body()
+        if self._recordings is not None and (known := self._recordings.take(body)) is not None:
+            self.requests.append(msgspec.json.decode(body))
+            self.replayed += 1
+            await self.changed()
+            return _Replayed(known)
+        chat = parse(body)
+        self.requests.append(msgspec.json.decode(body))
+        await self.changed()
+        faults = self.faults.take(chat)
+        _refuse_by(faults)
+        answer = Answer(chat, _reply(chat, faults), self.cache)
+        headers = {"x-request-id": answer.request_id} | _limits(answer)
+        if chat.stream:
+            return _Stream(self, answer, faults, headers)
+        if (slow := faults.get("slow_first_token")) is not None:
+            await asyncio.sleep(slow.seconds)
+        return _json(answer.plain(), headers=headers)
+
+
+class _Aborted(Exception):
+    """Raised to make uvicorn drop the connection without ending the body."""
+
+
+class _Replayed(Response):
+    """An answer as it was recorded, piece by piece. One that was not read to its end lasts until its client leaves."""
+
+    def __init__(self, known: Exchange) -> None:
+        super().__init__(status_code=known.status, headers=known.headers)
+        del self.headers["content-length"]
+        self._known = known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self._known.status, "headers": self.raw_headers})
+        for chunk in self._known.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await asyncio.sleep(0)
+        match self._known.end:
+            case "complete":
+                await send({"type": "http.response.body", "body": b""})
+            case "broken":
+                raise _Aborted
+            case "silent" | "left":
+                await _disconnected(receive)
+
+
+class _Stream(Response):
+    """The answer as a paced stream, which stops when its client leaves."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, simulator: Simulator, answer: Answer, faults: dict[str, Fault], headers: dict[str, str]) -> None:
+        super().__init__(headers=headers)
+        del self.headers["content-length"]
+        self._simulator = simulator
+        self._answer = answer
+        self._faults = faults
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._simulator.streaming += 1
+        await self._simulator.changed()
+        sending = asyncio.ensure_future(self._send(send))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                self._simulator.cancelled += 1
+        finally:
+            self._simulator.streaming -= 1
+            unfinished = [task for task in (sending, leaving) if task.cancel()]
+            await asyncio.gather(*unfinished, return_exceptions=True)
+            await self._simulator.changed()
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for piece in _pieces(self._frames(), small="split_frames" in self._faults):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _frames(self) -> AsyncGenerator[bytes]:
+        settings, chunks = self._simulator.settings, self._answer.chunks()
+        slow = self._faults.get("slow_first_token")
+        await asyncio.sleep(slow.seconds if slow else settings.first_token_delay)
+        pause = 1 / settings.tokens_per_second if settings.tokens_per_second else 0.0
+        burst = 1 if pause or self._faults else _BURST
+        for start in range(0, len(chunks), burst):
+            async for frame_ in self._misbehave(start):
+                yield frame_
+            yield b"".join(chunks[start : start + burst])
+            await asyncio.sleep(pause)
+        yield b"data: [DONE]\n\n"
+
+    async def _misbehave(self, sent: int) -> AsyncGenerator[bytes]:
+        """What the fault plan has for the place behind `sent` chunks; it may end the stream there."""
+        for kind, fault in self._faults.items():
+            if fault.after_chunks != sent:
+                continue
+            match kind:
+                case "stall":
+                    await asyncio.sleep(fault.seconds)
+                case "garbage":
+                    yield b"data: {this is not JSON\n\n"
+                case "mid_stream_error":
+                    yield frame({"error": fault.error or {"message": "broke", "type": "server_error"}}, event="error")
+                    raise _EndOfStream
+                case "data_error":
+                    yield frame({"error": fault.error or {"message": "broke", "type": "server_error"}})
+                    raise _EndOfStream
+                case "malformed_tool_call":
+                    yield frame({"error": _tool_use_failed(fault)}, event="error")
+                    raise _EndOfStream
+                case "x_groq_error":
+                    yield self._answer.early_stop(str(fault.error or "stopped early"))
+                    raise _EndOfStream
+                case "cut":
+                    raise _EndOfStream
+                case "abort":
+                    raise _Aborted
+                case _:
+                    pass  # took effect before the stream
+
+
+class _EndOfStream(Exception):
+    """The body ends here, with or without its proper end."""
+
+
+async def _pieces(frames: AsyncGenerator[bytes], *, small: bool) -> AsyncGenerator[bytes]:
+    try:
+        async for data in frames:
+            size = 3 if small else len(data) or 1
+            for start in range(0, len(data), size):
+                yield data[start : start + size]
+    except _EndOfStream:
+        return
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refuse_by(faults: dict[str, Fault]) -> None:
+    if (fault := faults.get("status")) is not None:
+        raise _Scripted(fault)
+    malformed = faults.get("malformed_tool_call")
+    if malformed is not None and not malformed.after_chunks:
+        raise _Scripted(Fault(kind="status", status=400, body={"error": _tool_use_failed(malformed)}))
+
+
+def _tool_use_failed(fault: Fault) -> JsonObject:
+    return {
+        "message": "Failed to call a function. Please adjust your prompt. See 'failed_generation' for more details.",
+        "type": "invalid_request_error",
+        "code": "tool_use_failed",
+        "status_code": 400,
+        "failed_generation": fault.failed_generation,
+    }
+
+
+class _Scripted(Refusal):
+    """An error answer that the fault plan wrote."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.status, "simulated failure", "simulated")
+        self.headers = fault.headers
+        self.scripted = fault.body
+
+
+def _reply(chat: Chat, faults: dict[str, Fault]) -> Reply:
+    """What the model says, as the faults have it."""
+    if (fault := faults.get("tool_calls")) is not None:
+        return Reply(calls=[Call(str(call["name"]), call.get("arguments", {})) for call in fault.calls])
+    if (fault := faults.get("text")) is not None:
+        return Reply(fault.text)
+    if "unknown_tool" in faults:
+        return Reply(calls=[Call("no_such_tool", {"x": 1})])
+    said = reply(chat)
+    name = said.calls[0].name if said.calls else next(iter(chat.functions), "calculator")
+    if "invalid_json_arguments" in faults:
+        return Reply(calls=[Call(name, '{"expression": "1+')])
+    if "bad_arguments" in faults:
+        return Reply(calls=[Call(name, {"no_such_argument": [1, 2]})])
+    return said
+
+
+def _limits(answer: Answer) -> dict[str, str]:
+    used = answer.usage["total_tokens"]
+    return {
+        "x-ratelimit-limit-requests": str(_LIMIT),
+        "x-ratelimit-remaining-requests": str(_LIMIT - 1),
+        "x-ratelimit-reset-requests": "0.864ms",
+        "x-ratelimit-limit-tokens": str(_LIMIT),
+        "x-ratelimit-remaining-tokens": str(_LIMIT - used),
+        "x-ratelimit-reset-tokens": f"{used / _LIMIT * 60:.3f}s",
+    }
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+async def _refuse(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    if isinstance(error, _Scripted):
+        if isinstance(error.scripted, str):
+            return Response(error.scripted, error.status, error.headers, "text/html")
+        return _json(error.scripted or error.body, error.status, error.headers)
+    return _json(error.body, error.status)
+
+
+async def _not_found(request: Request, _error: Exception) -> Response:
+    return _json({"error": {"message": f"Unknown request URL: {request.url.path}", "code": "unknown_url"}}, 404)
+
+
+class _QuietServer(uvicorn.Server):
+    """A server inside a program that has its own way with signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serve_simulator(
+    settings: SimulatorSettings | None = None, listener: socket.socket | None = None
+) -> AsyncGenerator[Simulator]:
+    """Serve in this loop, on a loopback port that the system picks unless a bound socket is given."""
+    simulator = Simulator(settings or SimulatorSettings())
+    if listener is None:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        simulator.app(), log_config=None, log_level="critical", access_log=False, lifespan="off",
+        timeout_graceful_shutdown=0, server_header=False,
+    )  # fmt: skip
+    server = _QuietServer(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
+    simulator.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    while not server.started:
+        if serving.done():
+            serving.result()
+        await asyncio.sleep(0.005)
+    try:
+        yield simulator
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await asyncio.wait([serving], timeout=2)

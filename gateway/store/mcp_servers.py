@@ -1,0 +1,108 @@
+"""MCP servers added at run time, and the definitions of tools as they were first seen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col, func, select
+
+from gateway.common.urls import bare
+from gateway.domain.errors import NotFound
+from gateway.domain.messages import JsonObject
+from gateway.store.audit import audit
+from gateway.store.database import Database
+from gateway.store.encryption import Seal
+from gateway.store.models import McpServerRow, McpToolRow
+
+SEALED = "sealed"
+
+
+class ServerStore:
+    """Rows of `mcp_servers` and `mcp_tools`. How a server is reached is sealed: keys stand in headers and addresses."""
+
+    def __init__(self, database: Database, seal: Seal) -> None:
+        self._database = database
+        self._seal = seal
+
+    async def all(self) -> list[McpServerRow]:
+        """Every server that was added or switched at run time, by name."""
+        async with self._database.session() as session:
+            rows = list((await session.exec(select(McpServerRow).order_by(col(McpServerRow.name)))).all())
+        for row in rows:
+            row.config = row.config and self._opened(row.config)
+        return rows
+
+    async def put(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
+        """Add a server, or switch one; `config` None: one that the file configures."""
+        kept = config and self._sealed(config)
+        row = insert(McpServerRow).values(name=name, config=kept, disabled=disabled, changed_by=by)
+        changed = {"config": row.excluded.config, "disabled": disabled, "changed_by": by, "changed_at": func.now()}
+        async with self._database.session() as session:
+            await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
+            detail = {"disabled": disabled, "url": bare((config or {}).get("url", "")) or None}
+            session.add(audit(by, "server.put", f"server {name}", detail))
+
+    def _sealed(self, config: JsonObject) -> JsonObject:
+        if SEALED in config:  # it could not be opened here
+            return {SEALED: config[SEALED]}
+        return {SEALED: self._seal.close(msgspec.json.encode(config)).decode()}
+
+    def _opened(self, kept: JsonObject) -> JsonObject:
+        if SEALED not in kept:  # from before its headers were sealed
+            return kept
+        plain = self._seal.open(kept[SEALED].encode())
+        if plain is None:
+            return kept | {"fault": "it was added under another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
+        return msgspec.json.decode(plain)
+
+    async def remove(self, name: str, *, by: str) -> None:
+        """Forget a server and what was known of its tools."""
+        async with self._database.session() as session:
+            await session.exec(delete(McpServerRow).where(col(McpServerRow.name) == name))
+            await session.exec(delete(McpToolRow).where(col(McpToolRow.server) == name))
+            session.add(audit(by, "server.remove", f"server {name}", {}))
+
+    # --- definitions
+
+    async def compare(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
+        """The tools whose definition is not the one first seen (or approved since). New ones are taken as they are."""
+        query = select(McpToolRow).where(McpToolRow.server == server)
+        async with self._database.session() as session:
+            known = {row.tool: row for row in (await session.exec(query)).all()}
+            fresh = [
+                {"server": server, "tool": tool, "definition": definition}
+                for tool, definition in definitions.items()
+                if tool not in known
+            ]
+            if fresh:
+                await session.exec(insert(McpToolRow).values(fresh).on_conflict_do_nothing())
+            changed = {tool for tool, d in definitions.items() if tool in known and known[tool].definition != d}
+            for tool in changed:
+                row = known[tool]
+                if row.changed_to != definitions[tool]:
+                    row.changed_to, row.changed_at = definitions[tool], func.now()  # type: ignore[assignment]
+                    session.add(row)
+        return changed
+
+    async def changed(self) -> dict[tuple[str, str], tuple[JsonObject, JsonObject]]:
+        """The changed tools by server and name: their definition as it was, and as it is now."""
+        query = select(McpToolRow).where(col(McpToolRow.changed_to).is_not(None))
+        async with self._database.session() as session:
+            rows = (await session.exec(query)).all()
+        return {(row.server, row.tool): (row.definition, row.changed_to or {}) for row in rows}
+
+    async def approve(self, server: str, tool: str, *, by: str) -> None:
+        """Take a tool's present definition for the right one.
+
+        Raises:
+            NotFound: the tool has not changed.
+        """
+        this = (col(McpToolRow.server) == server, col(McpToolRow.tool) == tool, col(McpToolRow.changed_to).is_not(None))
+        change = update(McpToolRow).where(*this).values(definition=McpToolRow.changed_to, changed_to=None)
+        async with self._database.session() as session:
+            result: Any = await session.exec(change)
+            if not result.rowcount:
+                raise NotFound(f"The tool {tool!r} of the server {server!r} has not changed.")
+            session.add(audit(by, "tool.approve", f"server {server}", {"tool": tool}))

@@ -1,0 +1,146 @@
+"""Grants of protected MCP servers, sealed, and the sign-ins under way."""
+
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, text, update
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from gateway.common.logging import get_logger
+from gateway.domain.errors import NotFound
+from gateway.domain.messages import Grant, JsonObject, Login
+from gateway.store.audit import audit
+from gateway.store.database import Database
+from gateway.store.encryption import Seal
+from gateway.store.models import OAuthGrant, OAuthLogin
+
+log = get_logger(__name__)
+
+_LOGIN_LIFE = timedelta(days=7)
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
+
+class Change:
+    """See `GrantChange`."""
+
+    def __init__(self, grant: Grant | None) -> None:
+        self.grant = grant
+
+
+class GrantStore:
+    """See `Grants` of the tools."""
+
+    def __init__(self, database: Database, seal: Seal) -> None:
+        self._database = database
+        self._seal = seal
+
+    async def get(self, server: str, owner: str, url: str) -> Grant | None:
+        async with self._database.session() as session:
+            return self._opened(await session.get(OAuthGrant, (server, owner, url)))
+
+    @asynccontextmanager
+    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator[Change]:
+        async with self._database.session() as session:
+            row = await self._locked(session, server, owner, url)
+            before = self._opened(row)
+            change = Change(before)
+            yield change
+            if change.grant == before:
+                return
+            if change.grant is None:
+                await session.delete(row)
+            else:
+                sealed = self._seal.close(msgspec.json.encode(change.grant))
+                row = row or OAuthGrant(server=server, owner=owner, url=url, sealed=sealed)
+                row.sealed, row.changed_at = sealed, datetime.now(UTC)
+                session.add(row)
+
+    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+        async with self._database.session() as session:
+            row = await self._locked(session, server, owner, url)
+            if row is not None:
+                await session.delete(row)
+                session.add(audit(by, "login.forgotten", f"server {server}", {"owner": owner}))
+
+    async def _locked(self, session: AsyncSession, server: str, owner: str, url: str) -> OAuthGrant | None:
+        """The row, whether there is one or not for this transaction alone."""
+        connection = await session.connection()
+        await connection.execute(_LOCK, {"name": f"grant {server} {owner} {url}"})
+        return await session.get(OAuthGrant, (server, owner, url))
+
+    def _opened(self, row: OAuthGrant | None) -> Grant | None:
+        if row is None:
+            return None
+        plain = self._seal.open(row.sealed)
+        if plain is None:
+            log.warning("grant_sealed_with_another_key", server=row.server)
+            return None
+        return msgspec.json.decode(plain, type=Grant)
+
+    # --- sign-ins
+
+    async def offer(self, ticket: str, login: Login) -> None:
+        now = datetime.now(UTC)
+        row = OAuthLogin(ticket=_hash(ticket), login=msgspec.to_builtins(login), expires_at=now + _LOGIN_LIFE)
+        async with self._database.session() as session:
+            await session.exec(delete(OAuthLogin).where(col(OAuthLogin.expires_at) < now))
+            session.add(row)
+
+    async def offered(self, ticket: str) -> Login | None:
+        row = await self._row(ticket)
+        return None if row is None or row.outcome == "" else msgspec.convert(row.login, Login)
+
+    async def await_callback(self, ticket: str, state: str) -> None:
+        fresh = {"state": _hash(state), "callback": None, "outcome": None}
+        async with self._database.session() as session:
+            await session.exec(update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash(ticket)).values(fresh))
+
+    async def call_back(self, ticket: str, state: str, answer: JsonObject) -> bool:
+        waiting = (
+            col(OAuthLogin.ticket) == _hash(ticket),
+            col(OAuthLogin.state) == _hash(state),
+            col(OAuthLogin.callback).is_(None),
+            col(OAuthLogin.outcome).is_(None),
+        )
+        sealed = self._seal.close(msgspec.json.encode(answer))
+        async with self._database.session() as session:
+            result: Any = await session.exec(update(OAuthLogin).where(*waiting).values(callback=sealed))
+            return bool(result.rowcount)
+
+    async def callback(self, ticket: str, state: str) -> JsonObject | None:
+        row = await self._row(ticket)
+        if row is None or row.state != _hash(state):
+            raise NotFound("Another sign-in has taken the place of this one.", param="state")
+        plain = self._seal.open(row.callback) if row.callback is not None else None
+        return None if plain is None else msgspec.json.decode(plain)
+
+    async def end(self, ticket: str, outcome: str) -> None:
+        row = await self._row(ticket)
+        if row is None:
+            return
+        login = msgspec.convert(row.login, Login)
+        detail = {"owner": login.owner, "problem": outcome or None}
+        ended = update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash(ticket))
+        async with self._database.session() as session:
+            await session.exec(ended.values(outcome=outcome, state=None, callback=None))
+            session.add(
+                audit(login.by, "login.granted" if not outcome else "login.failed", f"server {login.server}", detail)
+            )
+
+    async def outcome(self, ticket: str) -> str | None:
+        row = await self._row(ticket)
+        return "it is not offered any more" if row is None else row.outcome
+
+    async def _row(self, ticket: str) -> OAuthLogin | None:
+        good = (OAuthLogin.ticket == _hash(ticket), col(OAuthLogin.expires_at) > datetime.now(UTC))
+        async with self._database.session() as session:
+            return (await session.exec(select(OAuthLogin).where(*good))).first()
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,167 @@
+"""Questions of turns and their answers: asked once, decided once, by whom and when in the audit log."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import uuid_utils.compat as uuids
+from sqlalchemy import update
+from sqlmodel import col, func, select
+
+from gateway.common.redaction import Redactor
+from gateway.domain.errors import Conflict, NotFound
+from gateway.domain.messages import Answer, InputNeeded, KeptInput, Question
+from gateway.store.audit import audit
+from gateway.store.database import Database
+from gateway.store.models import AuditLog, Turn, TurnInput
+
+MOST_EXPIRED = 100
+
+
+class InputStore:
+    """See `Inputs` of the agent. `lifetime`: how long a question waits for its answer."""
+
+    def __init__(self, database: Database, *, lifetime: timedelta, redactor: Redactor | None = None) -> None:
+        self._database = database
+        self._redactor = redactor or Redactor()
+        self._lifetime = lifetime
+
+    async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
+        """See `Inputs.ask`."""
+        expires_at = datetime.now(UTC) + self._lifetime
+        kept = [KeptInput(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
+        async with self._database.session() as session:
+            for one in kept:
+                question = self._redactor.texts(msgspec.to_builtins(one.question))
+                session.add(
+                    TurnInput(
+                        id=one.id, turn_id=turn_id, call_id=call_id, question=question, state=one.state,
+                        expires_at=expires_at,
+                    )
+                )  # fmt: skip
+        return [(one, expires_at) for one in kept]
+
+    async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
+        """See `Inputs.of_turn`."""
+        query = select(TurnInput).where(TurnInput.turn_id == turn_id).order_by(col(TurnInput.id))
+        async with self._database.session() as session:
+            return [_kept(row) for row in (await session.exec(query)).all()]
+
+    async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None:
+        """See `Inputs.answer_to`."""
+        return (await self.get(turn_id, input_id)).answer
+
+    async def drop_held(self, turn_id: UUID) -> None:
+        """See `Inputs.drop_held`."""
+        held = (col(TurnInput.turn_id) == turn_id, col(TurnInput.question)["held"].astext == "true")
+        answer = Answer("expire", by="gateway")
+        dropping = (
+            update(TurnInput)
+            .where(*held, col(TurnInput.answer).is_(None))
+            .values(answer=msgspec.to_builtins(answer))
+            .returning(col(TurnInput.id))
+        )
+        async with self._database.session() as session:
+            dropped: list[Any] = list((await session.exec(dropping)).scalars())  # pyright: ignore
+            session.add_all([_audit(turn_id, input_id, answer) for input_id in dropped])
+
+    async def wake(self, turn_id: UUID) -> bool:
+        """See `Inputs.wake`."""
+        answered = select(TurnInput.id).where(TurnInput.turn_id == turn_id, col(TurnInput.answer).is_not(None))
+        waiting = (col(Turn.id) == turn_id, col(Turn.status) == "waiting")
+        async with self._database.session() as session:
+            result: Any = await session.exec(update(Turn).where(*waiting, answered.exists()).values(status="running"))
+            return bool(result.rowcount)
+
+    async def get(self, turn_id: UUID, input_id: UUID) -> KeptInput:
+        """Raises:
+        NotFound: the turn has not asked this.
+        """
+        query = select(TurnInput).where(TurnInput.id == input_id, TurnInput.turn_id == turn_id)
+        async with self._database.session() as session:
+            row = (await session.exec(query)).first()
+        if row is None:
+            raise NotFound(f"This turn has not asked {str(input_id)!r}.", param="input_id")
+        return _kept(row)
+
+    async def answer(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
+        """Decide a question, once; the turn may go on.
+
+        Raises:
+            Conflict: it has been decided already, or has expired, or the turn has ended.
+        """
+        answer = msgspec.structs.replace(answer, content=self._redactor.value(answer.content))
+        open_ = select(Turn.id).where(Turn.id == turn_id, col(Turn.status).in_(("running", "waiting")))
+        undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None), open_.exists())
+        decision = update(TurnInput).where(*undecided).values(answer=msgspec.to_builtins(answer))
+        waiting = update(Turn).where(col(Turn.id) == turn_id, col(Turn.status) == "waiting").values(status="running")
+        async with self._database.session() as session:
+            result: Any = await session.exec(decision)
+            if not result.rowcount:
+                raise Conflict(
+                    "This question has its answer already, has expired, or its turn has ended.", param="input_id"
+                )
+            await session.exec(waiting)
+            session.add(_audit(turn_id, input_id, answer))
+
+    async def signed_in(self, server: str, owner: str) -> list[UUID]:
+        """Answer every question that waits for a sign-in to `server` (owner "": of anybody); their turns."""
+        asked = col(TurnInput.question)["login"].astext == server
+        turns = select(Turn.id).where(col(Turn.status).in_(("running", "waiting")))
+        if owner:
+            turns = turns.where(Turn.owner == owner)
+        answer = Answer("accept", by=owner or "gateway")
+        answering = (
+            update(TurnInput)
+            .where(asked, col(TurnInput.answer).is_(None), col(TurnInput.turn_id).in_(turns))
+            .values(answer=msgspec.to_builtins(answer))
+            .returning(col(TurnInput.turn_id), col(TurnInput.id))
+        )
+        async with self._database.session() as session:
+            rows: list[Any] = list((await session.exec(answering)).all())  # pyright: ignore
+            turn_ids = [row[0] for row in rows]
+            await session.exec(
+                update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
+            )
+            session.add_all([_audit(row[0], row[1], answer) for row in rows])
+        return turn_ids
+
+    async def expire(self) -> list[UUID]:
+        """See `Inputs.expire`."""
+        over = (
+            select(TurnInput.id)
+            .where(col(TurnInput.answer).is_(None), col(TurnInput.expires_at) < func.now())
+            .limit(MOST_EXPIRED)
+            .with_for_update(skip_locked=True)
+        )
+        answer = Answer("expire", by="gateway")
+        expiring = (
+            update(TurnInput)
+            .where(col(TurnInput.id).in_(over))
+            .values(answer=msgspec.to_builtins(answer))
+            .returning(col(TurnInput.turn_id), col(TurnInput.id))
+        )
+        async with self._database.session() as session:
+            rows: list[Any] = list((await session.exec(expiring)).all())  # pyright: ignore
+            turn_ids = [row[0] for row in rows]
+            await session.exec(
+                update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
+            )
+            session.add_all([_audit(row[0], row[1], answer) for row in rows])
+        return turn_ids
+
+
+def _kept(row: TurnInput) -> KeptInput:
+    return KeptInput(
+        id=row.id,
+        call_id=row.call_id,
+        question=msgspec.convert(row.question, Question),
+        state=row.state,
+        answer=None if row.answer is None else msgspec.convert(row.answer, Answer),
+    )
+
+
+def _audit(turn_id: UUID, input_id: UUID, answer: Answer) -> AuditLog:
+    detail = {"input_id": str(input_id), "content": answer.content}
+    return audit(answer.by or "unknown", f"input.{answer.action}", f"turn {turn_id}", detail)

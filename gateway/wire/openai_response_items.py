@@ -1,0 +1,398 @@
+"""A turn as OpenAI's Responses API tells it: items, and the events by which they grow.
+
+The events are written by folding the turn's from the first on, so numbers and ids are the same however often one reads.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from gateway.domain import events as e
+from gateway.domain.messages import JsonObject, ToolSpec, Usage
+from gateway.wire.openai_chat import arguments_text, created_at
+from gateway.wire.openai_responses import response_id
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Describe(msgspec.Struct, frozen=True):
+    """What a response needs to know beside its events: the request's echo, and the tools as they are now."""
+
+    echo: JsonObject
+    find: Callable[[str], ToolSpec | None]
+
+
+class ResponseWriter:
+    """Folds a turn's events into OpenAI's events and the response itself."""
+
+    def __init__(self, turn_id: UUID, describe: Describe, part: int = 0) -> None:
+        self._turn_id = turn_id
+        self._describe = describe
+        self._part = part
+        self._at_part = 0
+        self._sequence = 0
+        self._model = ""
+        self._usage = Usage()
+        self._status = "in_progress"
+        self._error: JsonObject | None = None
+        self._incomplete: JsonObject | None = None
+        self._output: list[JsonObject] = []
+        self._steps: dict[str, int] = {}
+        self._open: JsonObject | None = None
+        self._said: list[str] = []
+        self._calls: dict[str, tuple[e.ToolCallStarted, JsonObject | None]] = {}
+        self._approvals: dict[str, str] = {}
+        self._made = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether the turn has come to this response's part."""
+        return self._at_part == self._part
+
+    @property
+    def said_anything(self) -> bool:
+        return any(item["type"] != "mcp_list_tools" for item in self._output)
+
+    @property
+    def ended(self) -> bool:
+        return self._status != "in_progress"
+
+    def response(self) -> JsonObject:
+        """The response as it stands."""
+        usage = self._usage
+        if self._open is not None:
+            self._open["content"][0]["text"] = "".join(self._said)
+        told: JsonObject = {
+            "id": response_id(self._turn_id, self._part),
+            "object": "response",
+            "created_at": created_at(self._turn_id),
+            "status": self._status,
+            "background": False,
+            "error": self._error,
+            "incomplete_details": self._incomplete,
+            "instructions": None,
+            "max_output_tokens": None,
+            "metadata": {},
+            "model": self._model,
+            "output": list(self._output),
+            "parallel_tool_calls": True,
+            "previous_response_id": response_id(self._turn_id, self._part - 1) if self._part else None,
+            "reasoning": {"effort": None, "summary": None},
+            "store": True,
+            "temperature": None,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": "auto",
+            "tools": [],
+            "top_p": None,
+            "truncation": "disabled",
+            "user": None,
+        }
+        echo = self._describe.echo.get("response", {})
+        told |= {name: value for name, value in echo.items() if not (self._part and name == "previous_response_id")}
+        told["usage"] = (
+            None
+            if not self.ended
+            else {
+                "input_tokens": usage.prompt_tokens,
+                "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+                "output_tokens": usage.completion_tokens,
+                "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+                "total_tokens": usage.total_tokens,
+            }
+        )
+        return told
+
+    def write(self, event: e.Event) -> list[JsonObject]:
+        """OpenAI's events for one of the turn's. Those before this response's own part only tell it the state."""
+        if isinstance(event, e.TurnResumed):
+            self._at_part += 1
+            return self._begin() if self._at_part == self._part else []
+        if self._at_part != self._part:
+            self._remember(event)
+            return []
+        return self._write(event)
+
+    def park(self) -> list[JsonObject]:
+        """The turn waits for an approval: this response is over."""
+        return [*self._close(), *self._end("completed")]
+
+    def error(self, code: str, message: str) -> list[JsonObject]:
+        """The stream breaks off, and not because the turn ended."""
+        return [self._event("error", code=code, message=message, param=None)]
+
+    def _remember(self, event: e.Event) -> None:
+        match event:
+            case e.TurnStarted():
+                self._model = event.model
+            case e.ToolCallStarted():
+                self._calls[event.call_id] = (event, None)
+            case e.InputRequired():
+                self._approvals[event.call_id] = event.input_id
+            case _:
+                pass
+
+    def _write(self, event: e.Event) -> list[JsonObject]:
+        match event:
+            case e.TurnStarted():
+                self._model = event.model
+                return [*self._begin(), *self._list_tools()]
+            case e.ReasoningDelta():
+                return self._reason(event)
+            case e.TextDelta():
+                return self._say(event)
+            case e.ToolCallStarted():
+                return [*self._close(), *self._call(event)]
+            case e.InputRequired():
+                return self._ask(event)
+            case e.InputResolved():
+                return self._resolve(event)
+            case e.ToolFinished():
+                return self._finish_call(event)
+            case e.StepCompleted():
+                self._usage = self._usage + event.usage
+                return self._close()
+            case e.ModelRetry():
+                return self._discard(event.step) if event.discard else []
+            case e.TurnCompleted():
+                self._usage = event.usage
+                if event.finish_reason in ("length", "step_limit", "token_limit"):
+                    self._incomplete = {"reason": "max_output_tokens"}
+                    return [*self._close(), *self._end("incomplete")]
+                return [*self._close(), *self._end("completed")]
+            case e.TurnFailed():
+                self._error = {"code": event.error.code, "message": event.error.message}
+                return [*self._close("incomplete"), *self._end("failed")]
+            case e.TurnCancelled():
+                return [*self._close("incomplete"), *self._end("cancelled")]
+            case _:
+                return []
+
+    # --- events
+
+    def _event(self, kind: str, **fields: Any) -> JsonObject:
+        event: JsonObject = {"type": kind, "sequence_number": self._sequence, **fields}
+        self._sequence += 1
+        return event
+
+    def _begin(self) -> list[JsonObject]:
+        return [self._event(f"response.{kind}", response=self.response()) for kind in ("created", "in_progress")]
+
+    def _end(self, status: str) -> list[JsonObject]:
+        self._status = status
+        kind = "failed" if status == "cancelled" else status
+        return [self._event(f"response.{kind}", response=self.response())]
+
+    def _add(self, item: JsonObject, step: int = 0) -> JsonObject:
+        """Show an item, as it begins."""
+        self._output.append(item)
+        self._steps[item["id"]] = step
+        return self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))
+
+    def _done(self, item: JsonObject) -> JsonObject:
+        return self._event("response.output_item.done", output_index=self._index(item), item=dict(item))
+
+    def _part_event(self, kind: str, item: JsonObject, **fields: Any) -> JsonObject:
+        return self._event(f"response.{kind}", item_id=item["id"], output_index=self._index(item), **fields)
+
+    def _index(self, item: JsonObject) -> int:
+        return next(index for index, known in enumerate(self._output) if known is item)
+
+    def _new_id(self, prefix: str) -> str:
+        self._made += 1
+        return f"{prefix}_{self._turn_id.hex}_{self._part}_{self._made}"
+
+    # --- items
+
+    def _list_tools(self) -> list[JsonObject]:
+        events: list[JsonObject] = []
+        for server, names in self._describe.echo.get("servers", {}).items():
+            item: JsonObject = {
+                "id": self._new_id("mcpl"), "type": "mcp_list_tools", "server_label": server, "tools": [],
+            }  # fmt: skip
+            events += [self._add(item), self._part_event("mcp_list_tools.in_progress", item)]
+            item["tools"] = [self._listed(name) for name in names]
+            events += [self._part_event("mcp_list_tools.completed", item), self._done(item)]
+        return events
+
+    def _listed(self, name: str) -> JsonObject:
+        spec = self._describe.find(name)
+        return {
+            "name": name,
+            "description": spec.description if spec else None,
+            "input_schema": spec.input_schema if spec else {"type": "object"},
+            "annotations": {"read_only": spec.read_only} if spec else None,
+        }
+
+    def _reason(self, event: e.ReasoningDelta) -> list[JsonObject]:
+        open_, events = self._of_kind("reasoning", event.step)
+        item: JsonObject = open_ or {}
+        if open_ is None:
+            item = {
+                "id": self._new_id("rs"),
+                "type": "reasoning",
+                "summary": [],
+                "content": [],
+                "status": "in_progress",
+            }
+            events += self._open_item(item, event.step, {"type": "reasoning_text", "text": ""})
+        self._said.append(event.text)
+        return [*events, self._part_event("reasoning_text.delta", item, content_index=0, delta=event.text)]
+
+    def _say(self, event: e.TextDelta) -> list[JsonObject]:
+        open_, events = self._of_kind("message", event.step)
+        item: JsonObject = open_ or {}
+        if open_ is None:
+            item = {
+                "id": self._new_id("msg"), "type": "message", "role": "assistant", "content": [],
+                "status": "in_progress",
+            }  # fmt: skip
+            part: JsonObject = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            events += self._open_item(item, event.step, part)
+        self._said.append(event.text)
+        delta = self._part_event("output_text.delta", item, content_index=0, delta=event.text, logprobs=[])
+        return [*events, delta]
+
+    def _of_kind(self, kind: str, step: int) -> tuple[JsonObject | None, list[JsonObject]]:
+        """The open item if it is of the kind and step; else what it takes to close it."""
+        if self._open is not None and self._open["type"] == kind and self._steps[self._open["id"]] == step:
+            return self._open, []
+        return None, self._close()
+
+    def _open_item(self, item: JsonObject, step: int, part: JsonObject) -> list[JsonObject]:
+        added = self._add(item, step)
+        item["content"] = [part]
+        self._open = item
+        return [added, self._part_event("content_part.added", item, content_index=0, part=dict(part))]
+
+    def _close(self, status: str = "completed") -> list[JsonObject]:
+        item, self._open = self._open, None
+        if item is None:
+            return []
+        part: JsonObject = item["content"][0]
+        part["text"] = text = "".join(self._said)
+        item["status"] = status
+        self._said = []
+        if item["type"] == "message":
+            said = self._part_event("output_text.done", item, content_index=0, text=text, logprobs=[])
+        else:
+            said = self._part_event("reasoning_text.done", item, content_index=0, text=text)
+        return [said, self._part_event("content_part.done", item, content_index=0, part=dict(part)), self._done(item)]
+
+    def _call(self, event: e.ToolCallStarted) -> list[JsonObject]:
+        self._calls[event.call_id] = (event, None)
+        if event.client:
+            return self._hand_out(event)
+        return [] if event.needs_approval else self._announce(event, arguments_text(event))
+
+    def _hand_out(self, event: e.ToolCallStarted) -> list[JsonObject]:
+        arguments = arguments_text(event)
+        item: JsonObject = {
+            "id": self._new_id("fc"), "type": "function_call", "call_id": event.call_id, "name": event.tool,
+            "arguments": "", "status": "in_progress",
+        }  # fmt: skip
+        added = self._add(item, event.step)
+        item |= {"arguments": arguments, "status": "completed"}
+        return [
+            added,
+            self._part_event("function_call_arguments.delta", item, delta=arguments),
+            self._part_event("function_call_arguments.done", item, name=event.tool, arguments=arguments),
+            self._done(item),
+        ]
+
+    def _announce(self, event: e.ToolCallStarted, arguments: str) -> list[JsonObject]:
+        """A call of the gateway's begins."""
+        asked = self._approvals.get(event.call_id)
+        item: JsonObject = {
+            "id": self._new_id("mcp"), "type": "mcp_call", "server_label": event.server or "unknown",
+            "name": event.tool, "arguments": "", "output": None, "error": None, "status": "in_progress",
+            "approval_request_id": approval_id(asked) if asked else None,
+        }  # fmt: skip
+        self._calls[event.call_id] = (event, item)
+        added = self._add(item, event.step)
+        item["arguments"] = arguments
+        return [
+            added,
+            self._part_event("mcp_call.in_progress", item),
+            self._part_event("mcp_call_arguments.delta", item, delta=arguments),
+            self._part_event("mcp_call_arguments.done", item, arguments=arguments),
+        ]
+
+    def _ask(self, event: e.InputRequired) -> list[JsonObject]:
+        """Approvals are OpenAI's own; any other question is answered with the gateway's own API."""
+        if event.kind != "approval":
+            return []
+        self._approvals[event.call_id] = event.input_id
+        call, _ = self._calls[event.call_id]
+        item: JsonObject = {
+            "id": approval_id(event.input_id), "type": "mcp_approval_request", "server_label": call.server or "unknown",
+            "name": call.tool, "arguments": arguments_text(call),
+        }  # fmt: skip
+        return [self._add(item, call.step), self._done(item)]
+
+    def _resolve(self, event: e.InputResolved) -> list[JsonObject]:
+        known = self._calls.get(event.call_id)
+        if known is None or known[1] is not None or event.action != "accept":
+            return []
+        arguments = (event.content or {}).get("arguments")
+        text = _encode(arguments).decode() if isinstance(arguments, dict) else arguments_text(known[0])
+        return [*self._close(), *self._announce(known[0], text)]
+
+    def _finish_call(self, event: e.ToolFinished) -> list[JsonObject]:
+        call, item = self._calls[event.call_id]
+        events: list[JsonObject] = []
+        if item is None:
+            events = [*self._close(), *self._announce(call, arguments_text(call))]
+            item = self._calls[event.call_id][1]
+            assert item is not None
+        text = "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in event.content)
+        good = event.outcome == "ok"
+        item |= {"output": text if good else None, "error": None if good else text or event.outcome}
+        item["status"] = "completed" if good else "failed"
+        return [*events, self._part_event("mcp_call.completed" if good else "mcp_call.failed", item), self._done(item)]
+
+    def _discard(self, step: int) -> list[JsonObject]:
+        """The step is asked again: what it has said counts no more."""
+        closed = self._close("incomplete")
+        self._output = [item for item in self._output if self._steps[item["id"]] != step]
+        return closed
+
+
+def approval_id(input_id: str) -> str:
+    return f"mcpr_{UUID(input_id).hex}"
+
+
+def data(event: JsonObject) -> bytes:
+    """One of OpenAI's events as SSE."""
+    return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), _encode(event))
+
+
+async def stream(
+    batches: AsyncIterator[list[e.Entry]],
+    closing: Callable[[], str | None],
+    *,
+    writer: ResponseWriter,
+    after: int = -1,
+) -> AsyncGenerator[bytes]:
+    """The response's events behind number `after`, until it ends. The turn must be read from its first event."""
+
+    def frames(events: list[JsonObject]) -> bytes:
+        return b"".join(data(event) for event in events if event["sequence_number"] > after)
+
+    async for batch in batches:
+        told: list[JsonObject] = []
+        for entry in batch:
+            if isinstance(entry.event, e.TurnResumed) and not writer.ended and writer.begun:
+                told += writer.park()
+            if writer.ended:
+                break
+            told += writer.write(entry.event)
+        yield frames(told)
+        if writer.ended:
+            return
+    reason = closing() or "server_stopping"
+    if reason == "input_required":
+        yield frames(writer.park())
+    else:
+        yield frames(writer.error(reason, f"The stream ended before the answer: {reason}."))

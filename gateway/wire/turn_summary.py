@@ -1,0 +1,109 @@
+"""A whole turn, folded from its events: what every format that does not stream is written from."""
+
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from gateway.domain import events as e
+from gateway.domain.messages import JsonObject, Usage
+
+
+@dataclass
+class CollectedCall:
+    """A tool call, with what came of it if it has ended."""
+
+    id: str
+    step: int
+    server: str | None
+    tool: str
+    arguments: JsonObject | str
+    client: bool
+    outcome: str | None = None
+    content: list[JsonObject] = field(default_factory=list[JsonObject])
+    structured: Any = None
+    duration_ms: float | None = None
+
+
+class Collected:
+    """Takes a turn's events in order; may be read at any time."""
+
+    def __init__(self) -> None:
+        self.started: e.TurnStarted | None = None
+        self.end: e.TurnEnd | None = None
+        self.calls: dict[str, CollectedCall] = {}
+        self.inputs: dict[str, e.InputRequired] = {}
+        self.usage = Usage()
+        self._text: dict[int, list[str]] = {}
+        self._reasoning: dict[int, list[str]] = {}
+
+    def take(self, event: e.Event) -> None:
+        match event:
+            case e.TextDelta():
+                self._text.setdefault(event.step, []).append(event.text)
+            case e.ReasoningDelta():
+                self._reasoning.setdefault(event.step, []).append(event.text)
+            case e.TurnStarted():
+                self.started = event
+            case e.ToolCallStarted():
+                self.calls[event.call_id] = CollectedCall(
+                    event.call_id, event.step, event.server, event.tool, event.arguments, event.client
+                )
+            case e.ToolFinished():
+                call = self.calls[event.call_id]
+                call.outcome, call.duration_ms = event.outcome, event.duration_ms
+                call.content, call.structured = event.content, event.structured
+            case e.StepCompleted():
+                self.usage = self.usage + event.usage
+            case e.ModelRetry():
+                if event.discard:
+                    self._text.pop(event.step, None)
+                    self._reasoning.pop(event.step, None)
+                    self.calls = {i: call for i, call in self.calls.items() if call.step != event.step}
+            case e.TurnCompleted():
+                self.end, self.usage = event, event.usage
+            case e.TurnFailed() | e.TurnCancelled():
+                self.end = event
+            case e.InputRequired():
+                self.inputs[event.input_id] = event
+            case e.InputResolved():
+                self.inputs.pop(event.input_id, None)
+                arguments = (event.content or {}).get("arguments")
+                if event.action == "accept" and isinstance(arguments, dict) and event.call_id in self.calls:
+                    self.calls[event.call_id].arguments = arguments
+            case e.ToolProgress() | e.ToolLog() | e.TurnResumed():
+                pass
+            case _:
+                assert_never(event)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the turn waits for a person."""
+        return self.end is None and bool(self.inputs)
+
+    @property
+    def finish_reason(self) -> str | None:
+        if isinstance(self.end, e.TurnCompleted):
+            return self.end.finish_reason
+        return "input_required" if self.waits else None
+
+    @property
+    def texts(self) -> list[str]:
+        """What each step said, in order, as far as it said anything."""
+        return [text for _, parts in sorted(self._text.items()) if (text := "".join(parts))]
+
+    @property
+    def response(self) -> str:
+        """The text of the last step that said anything."""
+        return self.texts[-1] if self.texts else ""
+
+    @property
+    def reasoning(self) -> str | None:
+        return "\n".join("".join(parts) for _, parts in sorted(self._reasoning.items())) or None
+
+    @property
+    def steps(self) -> int:
+        return self.end.steps if isinstance(self.end, e.TurnCompleted) else len(self._text)
+
+    @property
+    def client_calls(self) -> list[CollectedCall]:
+        """The calls that the client is to make."""
+        return [call for call in self.calls.values() if call.client]

@@ -1,0 +1,1 @@
+"""Runtime support that the gateway and the tool server share."""

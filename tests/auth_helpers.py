@@ -1,0 +1,42 @@
+"""Stored keys of a gateway under test, by the names of their owners."""
+
+from typing import Any
+
+from gateway.domain.messages import BusMessage, UserRole
+from gateway.store.api_keys import NewKey
+from gateway.store.models import ApiKey
+from tests.stack import Gateway, Reply
+
+
+class Keyring:
+    """Makes keys, and calls the gateway with them."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.secrets: dict[str, str] = {}
+        self.rows: dict[str, ApiKey] = {}
+
+    async def make(self, owner: str, role: UserRole = "user", **options: Any) -> dict[str, str]:
+        """A key, as the headers of a request."""
+        row, secret = await self.gateway.state.keys.create(NewKey(owner, role=role, **options), by="test")
+        self.gateway.state.auth.heard(BusMessage("keys", BusMessage.NO_TURN))  # the bus tells it, too, in its time
+        self.rows[owner], self.secrets[owner] = row, secret
+        return self.headers(owner)
+
+    def headers(self, owner: str) -> dict[str, str]:
+        return {"X-API-Key": self.secrets[owner]}
+
+    async def get(self, owner: str, path: str) -> Reply:
+        return await self.gateway.get(path, headers=self.headers(owner))
+
+    async def post(self, owner: str, path: str, body: Any = None) -> Reply:
+        return await self.gateway.post(path, body, headers=self.headers(owner))
+
+    async def call(self, method: str, owner: str, path: str, body: Any = None) -> int:
+        """The status alone."""
+        url = f"{self.gateway.base_url}{path}"
+        async with self.gateway.session.request(method, url, json=body, headers=self.headers(owner)) as response:
+            return response.status
+
+    async def chat(self, owner: str, prompt: str, **body: Any) -> Reply:
+        return await self.post(owner, "/api/v1/chat", {"messages": [{"role": "user", "content": prompt}], **body})

@@ -1,0 +1,53 @@
+"""Several read-only calls in one, for models that make one call a step."""
+
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from gateway.simulator import Simulator
+from gateway.simulator.faults import Fault
+from tests.stack import Gateway, serve_gateway
+
+QWEN = "qwen/qwen3.8-27b"
+
+
+@pytest.fixture
+async def batching(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    async with serve_gateway(database_url, simulator, tools_url, agent_batch_tool=True) as gateway:
+        yield gateway
+
+
+def batch(*calls: tuple[str, dict[str, object]], times: int = 1) -> Fault:
+    made = [{"tool": tool, "arguments": arguments} for tool, arguments in calls]
+    return Fault(kind="tool_calls", calls=[{"name": "batch", "arguments": {"calls": made}}], times=times)
+
+
+async def test_calls_of_a_batch_are_made_and_answered_in_order(batching: Gateway) -> None:
+    batching.simulator.faults.add(
+        batch(("calculator", {"expression": "2*21"}), ("list_tasks", {}), ("calculator", {"expression": "1/0"}))
+    )
+    reply = await batching.chat_stream("Do it all")
+    assert "batch" in reply.of("turn.started")[0]["tools"]
+    (result,) = reply.of("tool.result")
+    assert result["outcome"] == "ok"
+    assert [each["outcome"] for each in result["structured"]["results"]] == ["ok", "ok", "error"]
+    assert "42" in result["content"][1]["text"]
+    assert reply.of("turn.completed")
+
+
+async def test_call_that_changes_something_is_not_made_in_a_batch(batching: Gateway) -> None:
+    batching.simulator.faults.add(batch(("add_task", {"title": "smuggled"}), times=3))
+    reply = await batching.chat_stream("Do it all")
+    assert reply.of("tool.result")[0]["outcome"] == "error"
+    listed = await batching.post("/api/v1/tools/list_tasks", {})
+    assert "smuggled" not in str(listed.body)
+
+
+async def test_model_that_makes_several_calls_itself_gets_no_batch(batching: Gateway) -> None:
+    reply = await batching.chat_stream("Hello", model=QWEN)
+    assert "batch" not in reply.of("turn.started")[0]["tools"]
+
+
+async def test_nobody_gets_a_batch_unless_the_administrator_wants_it(gateway: Gateway) -> None:
+    reply = await gateway.chat_stream("Hello")
+    assert "batch" not in reply.of("turn.started")[0]["tools"]

@@ -1,0 +1,82 @@
+"""More tools than a model's request takes."""
+
+import json
+
+import pytest
+from mcp.server.mcpserver import MCPServer
+
+from gateway.agent.tool_search import FIND_TOOLS, Offer, find, offer
+from gateway.domain.messages import ToolSpec
+from gateway.simulator import Simulator
+from tests.stack import serve_asgi, serve_gateway
+
+
+def spec(name: str, description: str = "") -> ToolSpec:
+    return ToolSpec(name, "s", name, description or f"The tool {name}.", {"type": "object"})
+
+
+MANY = tuple(spec(f"tool_{number}") for number in range(300))
+
+
+def test_tools_that_fit_are_all_offered_without_a_search() -> None:
+    assert offer(MANY[:128], always=(), most_tokens=24_000) == Offer(MANY[:128])
+
+
+@pytest.mark.parametrize(("specs", "budget"), [(MANY, 24_000), (MANY[:100], 500)])
+def test_of_too_many_some_are_offered_in_their_order_and_the_rest_may_be_found(
+    specs: tuple[ToolSpec, ...], budget: int
+) -> None:
+    offered = offer(specs, always=("tool_99",), most_tokens=budget)
+    names = [tool.name for tool in offered.tools]
+    assert names[-1] == FIND_TOOLS
+    assert names[:-1] == [tool.name for tool in specs if tool.name in names]
+    assert "tool_99" in names
+    assert len(names) < 128
+    assert {*names[:-1], *(tool.name for tool in offered.hidden)} == {tool.name for tool in specs}
+    assert offer(specs, always=("tool_99",), most_tokens=budget) == offered
+
+
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("create an issue", "github_create_issue"),
+        ("issues", "github_list_issues"),
+        ("send mail", "gmail_sendMessage"),
+        ("weather", "forecast"),
+        ("nothing like it", None),
+        ("", None),
+    ],
+)
+def test_words_find_the_tool_that_is_meant(query: str, first: str | None) -> None:
+    hidden = (
+        spec("github_list_issues", "List the issues of a repository."),
+        spec("github_create_issue", "Open a new issue in a repository."),
+        spec("gmail_sendMessage", "Send a mail to somebody."),
+        spec("forecast", "The weather of the next days."),
+    )
+    result = find(query, hidden)
+    assert result.structured["loaded"][:1] == ([first] if first else [])
+
+
+async def test_model_finds_a_tool_and_calls_it_in_the_next_step(database_url: str, simulator: Simulator) -> None:
+    mcp = MCPServer("many", log_level="ERROR")
+    for number in range(300):
+
+        async def run(number: int = number) -> str:
+            return f"ran {number}"
+
+        mcp.add_tool(run, name=f"t{number:03}", description=f"Does thing number {number}.")
+    async with (
+        serve_asgi(mcp.streamable_http_app()) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
+    ):
+        prompt = 'call find_tools with {"query": "thing number 287"} then t287 with {}'
+        reply = await gateway.chat_stream(prompt)
+        sent = [[tool["function"]["name"] for tool in request["tools"]] for request in simulator.requests]
+        assert "t287" not in sent[0]
+        assert sent[0] == sent[1][: len(sent[0])]
+        assert sent[1][len(sent[0])] == "t287"
+        assert len(json.dumps(sent[1])) < 2_000
+        found, ran = reply.of("tool.result")
+        assert found["structured"]["loaded"][0] == "t287"
+        assert ran["content"][0]["text"] == "ran 287"

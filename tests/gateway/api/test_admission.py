@@ -1,0 +1,58 @@
+"""How turns are let in."""
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from gateway.api.rate_limit.admission import Entrance
+from tests.stack import Gateway
+
+
+async def passes(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def test_so_many_enter_each_pass_in_the_order_of_their_coming() -> None:
+    entrance = Entrance(2)
+    inside: list[int] = []
+
+    async def come(number: int) -> None:
+        await entrance.enter()
+        inside.append(number)
+
+    coming = [asyncio.create_task(come(number)) for number in range(7)]
+    seen: list[int] = []
+    while not all(task.done() for task in coming):
+        await passes(1)
+        seen.append(len(inside))
+    assert inside == list(range(7))
+    steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
+    assert max(steps) == 2
+    await asyncio.wait_for(entrance.enter(), 1)
+
+
+async def test_given_up_request_takes_nobodys_place() -> None:
+    entrance = Entrance(1)
+    await entrance.enter()
+    gone = [asyncio.create_task(entrance.enter()) for _ in range(50)]
+    last = asyncio.create_task(entrance.enter())
+    await passes(1)
+    for task in gone:
+        task.cancel()
+    await passes(4)
+    assert last.done()
+
+
+async def test_whoever_begins_no_turn_does_not_wait(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = asyncio.Event()
+    monkeypatch.setattr(Entrance, "enter", lambda _self: opened.wait())
+    paths = ("/api/v1/chat", "/v1/chat/completions", "/v1/responses", "/api/ada/chat")
+    beginning = [asyncio.create_task(gateway.post(path, {"no": "turn"})) for path in paths]
+    for path in ("/health", "/api/v1/models", "/api/v1/history"):
+        assert (await gateway.get(path)).status == 200
+    assert (await gateway.post(f"/api/v1/turns/{uuid4()}/cancel", None)).status == 404
+    assert not any(task.done() for task in beginning)
+    opened.set()
+    assert {reply.status for reply in await asyncio.gather(*beginning)} <= {400, 422}

@@ -1,0 +1,159 @@
+"""The static key, CORS, and what the logs must never hold."""
+
+import io
+import json
+import logging
+from collections.abc import AsyncGenerator
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.common.logging import get_logger
+from gateway.simulator import Fault, Simulator
+from gateway.store.database import Database
+from tests.stack import Gateway, serve_gateway
+
+KEY = "a-key-of-the-tests"
+
+
+@pytest.fixture
+async def locked(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    options = {"api_key": SecretStr(KEY), "cors_origins": ("https://app.example",)}
+    async with serve_gateway(database_url, simulator, tools_url, **options) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": f"Bearer {KEY}"}, 200),
+        ({"X-API-Key": KEY}, 200),
+        ({"X-API-Key": "kéy"}, 401),
+    ],
+)
+async def test_key_is_asked_of_every_route_but_health_and_ready(
+    locked: Gateway, headers: dict[str, str], status: int
+) -> None:
+    reply = await locked.get("/api/v1/tools", headers=headers)
+    assert reply.status == status
+    if status == 401:
+        assert reply.body["error"]["code"] == "not_authenticated"
+    for path in ("/health", "/ready"):
+        assert (await locked.get(path, headers=headers)).status == 200
+
+
+async def test_key_that_nobody_asked_for_is_ignored(gateway: Gateway) -> None:
+    assert (await gateway.get("/api/v1/models", headers={"Authorization": "Bearer whatever"})).status == 200
+
+
+@pytest.mark.parametrize(("origin", "allowed"), [("https://app.example", True), ("https://evil.example", False)])
+async def test_only_named_origins_may_call_from_a_browser(locked: Gateway, origin: str, allowed: bool) -> None:
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    async with locked.session.options(f"{locked.base_url}/api/v1/chat", headers=headers) as response:
+        assert (response.headers.get("access-control-allow-origin") == origin) is allowed
+
+
+async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gateway, log_text: io.StringIO) -> None:
+    headers = {"X-API-Key": KEY}
+    locked.simulator.faults.add(Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke"))
+    for prompt in ("Add a task to feed the camel", "zebra"):
+        body = {"messages": [{"role": "user", "content": prompt}]}
+        await locked.post("/api/v1/chat", body, headers=headers)
+    await locked.get("/api/v1/tools?api_key=geheim-1234", headers={"X-API-Key": "geheim-5678"})
+    lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
+    assert {"turn_completed", "turn_failed", "tool_call", "request"} <= {line["event"] for line in lines}
+    for secret in ("camel", "zebra", KEY, "geheim", "simulated"):
+        assert secret not in log_text.getvalue()
+    assert all(line.get("request_id") for line in lines if line["event"] == "request")
+
+
+@pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
+async def test_statement_that_fails_brings_no_row_into_the_log(database_url: str, log_text: io.StringIO) -> None:
+    database = Database(database_url)
+    log = get_logger("test")
+    row = {"hash": "geheim-hash", "prefix": "geheim-prefix", "name": "geheim\nname", "owner": "geheim-owner"}
+    given = "gen_random_uuid(), :hash, :prefix, :name, :owner, 'user', 'x'"
+    insert = f"INSERT INTO api_keys (id, hash, prefix, name, owner, role, created_by) VALUES ({given}) RETURNING id"
+    try:
+        await database.rows(insert, **row)
+        for statement, values in (
+            (insert, row),
+            (insert, row | {"prefix": None}),
+            ("SELECT CAST(:value AS uuid)", {"value": "geheim-id"}),
+            ("SELECT CAST(CAST(:value AS text) AS uuid)", {"value": "geheim-id"}),
+        ):
+            try:
+                try:
+                    await database.rows(statement, **values)
+                except SQLAlchemyError as error:
+                    if statement is insert:
+                        log.error("said", error=str(error), of=repr(error.orig))
+                    raise ExceptionGroup("several", [error]) from error
+            except ExceptionGroup as error:
+                log.error("broke", exc_info=error)
+                logging.getLogger("library").exception("broke too")
+    finally:
+        await database.close()
+    text = log_text.getvalue()
+    for told in ("IntegrityError", "UniqueViolationError", "sqlstate=23505", "constraint_name=ux_api_keys_", "rows"):
+        assert told in text
+    assert "geheim" not in text
+
+
+@pytest.mark.parametrize("log_text", [False], indirect=True, ids=["terminal"])
+async def test_what_a_terminal_would_act_on_is_escaped(standing: Gateway, log_text: io.StringIO) -> None:
+    await standing.get("/y%1b%5b31mred%c2%9b%e2%80%ae%0aforged")
+    log = get_logger("test")
+    log.warning("said\x1b[2J", deep={"a\x1b": ["\u202e"]}, flat="x\x1b[31m")
+    try:
+        raise ValueError("of\x1b[31ma message")
+    except ValueError:
+        log.exception("broke")
+    logging.getLogger("library").error("told \x9b2J")
+    text = log_text.getvalue()
+    assert "\\x1b[31mred\\x9b\\u202e\\nforged" in text
+    assert "of\\x1b[31ma message" in text
+    assert not set(text) & {"\x1b", "\x9b", "\u202e"}
+
+
+@pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
+def test_secrets_are_removed_from_whatever_is_logged(log_text: io.StringIO) -> None:
+    log = get_logger("test")
+    log.warning("said", api_key="abc", note="Bearer abcdefghijk and gsk_1234567890abcdef", url="postgres://u:p4ss@h/d")
+    log.warning("said", note="agw_0123abcd_the-rest-of-a-key and eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl")
+    log.warning("said", headers={"Authorization": "Basic deep-1"}, found=["x", {"refresh_token": "deep-2"}], tokens=31)
+    log.warning("said", note="redis://:p4ss@h, postgres://u:a@p4ss@h/d, tvly-the-rest-of-a-key, Basic dXNlcjpwYXNz")
+    try:
+        password = "p4ss-of-a-local"
+        raise ValueError(f"{len(password)} for gsk_of-a-message")
+    except ValueError:
+        log.exception("broke")
+    logging.getLogger("library").error("no postgres://u:%s@h", "p4ss")
+    text = log_text.getvalue()
+    for secret in (
+        "abcdefghijk", "gsk_1234567890", "p4ss", "abc", "the-rest-of-a-key", "c2lnbmF0dXJl", "deep-", "dXNlcjpwYXNz",
+        "of-a-message",
+    ):  # fmt: skip
+        assert secret not in text
+    assert "ValueError" in text
+    assert "31" in text
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
+def test_what_cannot_be_logged_harms_nobody_who_says_it(log_text: io.StringIO) -> None:
+    log = get_logger("test")
+    try:
+        raise Unspeakable
+    except Unspeakable:
+        log.exception("broke")
+    assert json.loads(log_text.getvalue())["event"] == "line_not_logged"
+    log_text.close()
+    log.warning("said")  # to a stream that is closed

@@ -1,0 +1,128 @@
+"""`store: false`: nothing that anybody said is kept, and the turn works all the same."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.simulator import Simulator
+from tests.gateway.api.test_turns import events_of, follow
+from tests.stack import Event, Gateway, serve_gateway
+
+
+async def everything(db: asyncpg.Connection) -> str:
+    """All that the database holds of the gateway, as text."""
+    tables = ["turns", "turn_events", "tool_calls", "turn_inputs", "conversations", "audit_log"]
+    rows = [row for table in tables for row in await db.fetch(f"SELECT t::text AS row FROM {table} t")]
+    return "\n".join(row["row"] for row in rows)
+
+
+async def test_only_figures_are_kept(gateway: Gateway, db: asyncpg.Connection) -> None:
+    reply = await gateway.chat_stream(
+        "What is 23*19, zebra?", store=False, system="Speak of camels.", user="a label", tools=["calculator"]
+    )
+    assert reply.of("tool.result")[0]["structured"]["result"] == 437
+    assert "437" in reply.text
+    assert reply.done
+    kept = await everything(db)
+    assert not [said for said in ("zebra", "camels", "a label", "calculator") if said in kept]
+    row = await db.fetchrow("SELECT status, prompt, response, messages::text, steps, usage->>'total_tokens' FROM turns")
+    assert row is not None
+    assert tuple(row)[:5] == ("completed", "", "", "[]", 2)
+    assert int(row[5]) == reply.of("turn.completed")[0]["usage"]["total_tokens"] > 0
+    for table in ("turn_events", "tool_calls"):
+        assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_view_says_that_it_was_not_kept(gateway: Gateway) -> None:
+    reply = await gateway.chat("What is 23*19?", store=False)
+    view = (await gateway.get(f"/api/v1/turns/{reply.headers['x-turn-id']}")).body
+    assert (view["store"], view["status"], view["prompt"], view["messages"]) == (False, "completed", "", [])
+
+
+async def test_it_is_followed_from_memory_while_it_runs_and_not_after(workers: list[Gateway]) -> None:
+    gateway = workers[0]
+    async with gateway.stream("count to 150", store=False) as stream:
+        first = await stream.until("text.delta")
+        turn_id = stream.response.headers["x-turn-id"]
+        async with follow(gateway, turn_id) as other:
+            seen = [event async for event in other.events()]
+        told = stream.seen + [event async for event in stream.events()]
+    assert first in seen
+    assert seen == [event for n, event in enumerate(told) if event not in told[:n]]
+    late = await gateway.get(f"/api/v1/turns/{turn_id}/events")
+    assert (late.status, late.body["error"]["code"]) == (409, "turn_not_kept")
+
+
+async def test_cancel_reaches_it_from_the_other_worker(
+    gateway: Gateway, database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with (
+        serve_gateway(database_url, simulator, tools_url) as other,
+        gateway.stream("count to 100000", store=False) as stream,
+    ):
+        await stream.until("text.delta")
+        turn_id = stream.response.headers["x-turn-id"]
+        elsewhere = await other.get(f"/api/v1/turns/{turn_id}/events")
+        assert (elsewhere.status, elsewhere.body["error"]["code"]) == (409, "turn_not_kept")
+        reply = await other.post(f"/api/v1/turns/{turn_id}/cancel", None)
+        assert (await stream.until("turn.cancelled")).data["saved"] == "nothing"
+        assert reply.body["status"] == "cancelled"
+
+
+async def test_call_that_needs_a_person_is_not_made(gateway: Gateway, db: asyncpg.Connection) -> None:
+    reply = await gateway.chat("Add a task to buy milk", store=False, approval="always")
+    assert reply.body["finish_reason"] == "stop"
+    assert reply.body["tool_calls"][0]["outcome"] == "denied"
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+
+
+async def test_shutdown_ends_it_and_says_so(gateway: Gateway, db: asyncpg.Connection) -> None:
+    async with gateway.stream("count to 100000", store=False) as stream:
+        await stream.until("text.delta")
+        stopping = asyncio.create_task(gateway.state.stop(0))
+        end = (await stream.until("turn.cancelled")).data
+        await stopping
+    assert (end["error"]["code"], end["saved"]) == ("server_stopping", "nothing")
+    assert await db.fetchval("SELECT status FROM turns") == "cancelled"
+
+
+async def test_turn_of_a_dead_worker_is_said_to_be_lost(
+    gateway: Gateway, database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    await db.execute(
+        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options, worker_id) VALUES"
+        " (gen_random_uuid(), 'local', 'running', '', '[]', 'openai/gpt-oss-20b', '{}', '{\"store\": false}',"
+        " gen_random_uuid())"
+    )
+    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.2):
+        async with asyncio.timeout(10):
+            while (status := await db.fetchval("SELECT status FROM turns")) == "running":
+                await asyncio.sleep(0.01)
+    assert status == "failed"
+    assert await db.fetchval("SELECT error->>'code' FROM turns") == "turn_lost"
+
+
+async def test_it_cannot_begin_a_conversation_but_may_read_one(gateway: Gateway, db: asyncpg.Connection) -> None:
+    refused = await gateway.chat("Hello", store=False, conversation_id="new")
+    assert refused.status == 422
+    assert "cannot begin a conversation" in refused.body["error"]["message"]
+    begun = await gateway.chat("My dog is called Bello.", conversation_id="new")
+    conversation_id = begun.body["conversation_id"]
+    await gateway.chat("Hello again", store=False, conversation_id=conversation_id)
+    assert "Bello" in str(gateway.simulator.requests[-1]["messages"])
+    await gateway.chat("And again", conversation_id=conversation_id)
+    assert "Hello again" not in str(gateway.simulator.requests[-1]["messages"])
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_both_kinds_tell_the_same_events(gateway: Gateway, store: bool) -> None:
+    def kinds(events: list[Event]) -> list[Any]:
+        return [(event.id, event.type) for event in events if event.type != "text.delta"][:6]
+
+    kept = await gateway.chat_stream("What is 23*19?")
+    again = await gateway.chat_stream("What is 23*19?", store=store)
+    assert kinds(kept.events) == kinds(again.events)
+    if store:
+        assert await events_of(gateway, again.headers["x-turn-id"]) == again.events

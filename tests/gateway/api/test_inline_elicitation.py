@@ -1,0 +1,129 @@
+"""What servers of the handshake era ask in the middle of a call, which they hold open for the answer."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.simulator import Fault, Simulator
+from tests.gateway.api.test_turns import events_of
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.stack import Gateway, Stream, serve_asgi, serve_gateway
+
+
+@pytest.fixture
+async def trial() -> Trial:
+    return Trial()
+
+
+@pytest.fixture
+async def trial_url(trial: Trial) -> AsyncGenerator[str]:
+    async with serve_asgi(trial.app(modern=False)) as url:
+        yield f"{url}/mcp"
+
+
+@pytest.fixture
+async def gateway(database_url: str, simulator: Simulator, trial_url: str) -> AsyncGenerator[Gateway]:
+    async with serve_gateway(database_url, simulator, trial_url, heartbeat_seconds=0.5) as running:
+        yield running
+
+
+@asynccontextmanager
+async def reserving(gateway: Gateway, *seats: int, **body: Any) -> AsyncGenerator[tuple[Stream, list[dict[str, Any]]]]:
+    """A turn that calls `reserve` for each number of seats, once all of its questions are there."""
+    calls = [{"name": "reserve", "arguments": {"seats": number}} for number in seats]
+    prompt = f"reserve {seats}"
+    gateway.simulator.faults.add(Fault(kind="tool_calls", match=prompt, calls=calls))
+    async with gateway.stream(prompt, **body) as stream:
+        yield stream, [(await stream.until("input.required")).data for _ in seats[:1]]
+
+
+async def answer(gateway: Gateway, asked: dict[str, Any], turn_id: str, action: str, content: Any = None) -> int:
+    body = {"input_id": asked["input_id"], "action": action, "content": content}
+    return (await gateway.post(f"/api/v1/turns/{turn_id}/input", body)).status
+
+
+async def test_answer_from_another_worker_reaches_the_call_that_waits_for_it(
+    gateway: Gateway, trial: Trial, database_url: str, trial_url: str
+) -> None:
+    async with (
+        serve_gateway(database_url, gateway.simulator, trial_url) as other,
+        reserving(gateway, 2) as (stream, (asked,)),
+    ):
+        turn_id = stream.response.headers["x-turn-id"]
+        assert asked["message"] == "Where shall the 2 seats be?"
+        assert await answer(other, asked, turn_id, "accept", {"row": "side"}) == 422
+        assert await answer(other, asked, turn_id, "accept", {"row": "front"}) == 200
+        assert (await stream.until("input.resolved")).data["by"] == "local"
+        result = (await stream.until("tool.result")).data
+        await stream.until("turn.completed")
+    assert result["content"][0]["text"] == "2 at the front"
+    assert trial.answers == [(2, "accept")]
+
+
+@pytest.mark.parametrize("action", ["decline", "cancel"])
+async def test_refusal_reaches_the_server(gateway: Gateway, trial: Trial, action: str) -> None:
+    async with reserving(gateway, 2) as (stream, (asked,)):
+        await answer(gateway, asked, stream.response.headers["x-turn-id"], action)
+        await stream.until("turn.completed")
+    assert trial.answers == [(2, action)]
+
+
+async def test_questions_of_several_turns_at_once_each_belong_to_their_own(gateway: Gateway, trial: Trial) -> None:
+    async with (
+        reserving(gateway, 1) as (one, (first,)),
+        reserving(gateway, 2) as (two, (second,)),
+        reserving(gateway, 3) as (three, (third,)),
+    ):
+        questions = [(one, first), (two, second), (three, third)]
+        assert [asked["message"][16:17] for _, asked in questions] == ["1", "2", "3"]
+        for stream, asked in reversed(questions):
+            await answer(gateway, asked, stream.response.headers["x-turn-id"], "accept", {"row": "back"})
+            await stream.until("turn.completed")
+    assert trial.answers == [(3, "accept"), (2, "accept"), (1, "accept")]
+
+
+async def test_neither_the_calls_nor_the_turns_time_runs_while_a_person_thinks(
+    database_url: str, simulator: Simulator, trial_url: str
+) -> None:
+    limits = {"tool_timeout": 0.3, "agent_timeout": 0.6}
+    async with (
+        serve_gateway(database_url, simulator, trial_url, **limits) as gateway,
+        reserving(gateway, 2) as (stream, (asked,)),
+    ):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.9):
+                await stream.until("tool.result")
+        turn_id = stream.response.headers["x-turn-id"]
+        assert await answer(gateway, asked, turn_id, "accept", {"row": "front"}) == 200
+        assert (await stream.until("tool.result")).data["outcome"] == "ok"
+        await stream.until("turn.completed")
+
+
+async def test_cancelled_turn_leaves_no_question_behind(gateway: Gateway, trial: Trial) -> None:
+    async with reserving(gateway, 2) as (stream, (asked,)):
+        turn_id = stream.response.headers["x-turn-id"]
+        await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
+        await stream.until("turn.cancelled")
+    assert await answer(gateway, asked, turn_id, "accept", {"row": "front"}) == 409
+    assert not gateway.state.runner.running
+
+
+async def test_call_cut_with_its_question_is_not_made_again_by_who_takes_the_turn_over(
+    gateway: Gateway, trial: Trial, database_url: str, trial_url: str, db: asyncpg.Connection
+) -> None:
+    async with reserving(gateway, 2, on_disconnect="continue") as (stream, (asked,)):
+        turn_id = stream.response.headers["x-turn-id"]
+        await gateway.state.stop(0)
+    async with serve_gateway(database_url, gateway.simulator, trial_url, heartbeat_seconds=0.5) as other:
+        async with asyncio.timeout(10):
+            events = await events_of(other, turn_id)
+        assert await answer(other, asked, turn_id, "accept", {"row": "front"}) == 409
+    kinds = [event.type for event in events]
+    assert kinds.count("input.resolved") == 1
+    assert [event.data["outcome"] for event in events if event.type == "tool.result"] == ["unknown"]
+    assert "turn.completed" in kinds
+    assert await db.fetchval("SELECT answer->>'action' FROM turn_inputs") == "expire"

@@ -1,0 +1,289 @@
+"""JSON web tokens: which are taken, for whom, and how the keys to check them with come."""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.utils import base64url_encode
+from pydantic import SecretStr
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.security.jwt_verifier import KeysUnavailable, PublishedKeys
+from gateway.config import ConfigError, load
+from gateway.domain.errors import NotAuthenticated
+from gateway.simulator import Simulator
+from tests.stack import Gateway, ServeStanding, serve_asgi, serve_gateway
+
+SHARED = "a-shared-secret-of-the-tests-that-is-long"
+ISSUER, AUDIENCE = "https://issuer.example", "agent-gateway"
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    told = {"sub": "ada", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 86_400} | changes
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def shared(key: str = SHARED, algorithm: str = "HS256", **changes: Any) -> str:
+    return jwt.encode(claims(**changes), key, algorithm=algorithm)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture(scope="module")
+async def with_secret(serve_standing: ServeStanding) -> Gateway:
+    return await serve_standing(jwt_secret=SecretStr(SHARED), jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
+
+
+@pytest.mark.parametrize(
+    ("token", "status"),
+    [
+        (shared(), 200),
+        (shared(aud=["others", AUDIENCE]), 200),
+        (shared(exp=time.time() - 60), 401),
+        (shared(exp=None), 401),
+        (shared(nbf=time.time() + 600), 401),
+        (shared(aud="others"), 401),
+        (shared(aud=None), 401),
+        (shared(iss="https://evil.example"), 401),
+        (shared(iss=None), 401),
+        (shared(sub=None), 401),
+        (shared(sub=" "), 401),
+        (shared("another-secret-that-is-long-enough-too"), 401),
+        (shared(algorithm="HS512", key=SHARED * 2), 401),
+        (jwt.encode(claims(), None, algorithm="none"), 401),
+        (shared()[:-2] + "xx", 401),
+        ("a.b.c", 401),
+        ("..", 401),
+        (shared(sub=" ada "), 401),
+        (shared(sub="ada\n"), 401),
+        (shared(sub="a\nb"), 401),
+        (shared(sub="a\ud800"), 401),
+        (shared(more="x" * 20_000), 401),
+        (shared(kid=["first"]), 200),
+        (jwt.encode(claims(), SHARED, headers={"crit": ["x"]}), 401),
+    ],
+)
+async def test_token_must_be_signed_and_current_and_meant_for_us(with_secret: Gateway, token: str, status: int) -> None:
+    reply = await with_secret.get("/api/v1/models", headers=bearer(token))
+    assert reply.status == status
+    if status == 401:
+        assert reply.body["error"]["code"] == "not_authenticated"
+
+
+async def test_token_is_asked_for(with_secret: Gateway) -> None:
+    assert (await with_secret.get("/api/v1/models")).status == 401
+    assert (await with_secret.get("/health")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("told", "role"),
+    [(None, "user"), ("admin", "admin"), ("user", "user"), ("viewer", "viewer"), (["viewer", "admin"], "admin"),
+     ("something else", "viewer")],
+)  # fmt: skip
+async def test_claim_names_the_role(with_secret: Gateway, told: Any, role: str) -> None:
+    headers = bearer(shared(role=told))
+    server = {"name": f"more_{uuid4().hex[:8]}", "url": "http://127.0.0.1:9/mcp"}
+    assert (await with_secret.post("/api/v1/mcp/servers", server, headers=headers)).status == (
+        201 if role == "admin" else 403
+    )
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    assert (await with_secret.post("/api/v1/chat", chat, headers=headers)).status == (403 if role == "viewer" else 200)
+
+
+async def test_turns_of_a_token_are_its_subjects(with_secret: Gateway) -> None:
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    turn = (await with_secret.post("/api/v1/chat", chat, headers=bearer(shared()))).body["turn_id"]
+    assert (await with_secret.get(f"/api/v1/turns/{turn}", headers=bearer(shared()))).status == 200
+    assert (await with_secret.get(f"/api/v1/turns/{turn}", headers=bearer(shared(sub="bob")))).status == 404
+
+
+async def test_claim_may_narrow_what_a_token_opens(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    options = {"jwt_secret": SecretStr(SHARED), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+    async with serve_gateway(database_url, simulator, tools_url, **options, jwt_scope_claim="scope") as gateway:
+        for scope, status in (("openid history", 200), ("openid", 403), (None, 403), (["history"], 200)):
+            reply = await gateway.get("/api/v1/history", headers=bearer(shared(scope=scope)))
+            assert reply.status == status, scope
+
+
+# --- published keys
+
+
+@dataclass
+class Provider:
+    """An identity provider: publishes keys, and counts who asks."""
+
+    keys: dict[str, Any] = field(default_factory=dict[str, Any])
+    asked: int = 0
+    broken: bool = False
+    silent: bool = False
+    document: Any = None
+
+    def add(self, kid: str, kind: str = "RSA") -> None:
+        self.keys[kid] = (
+            rsa.generate_private_key(65537, 2048) if kind == "RSA" else ec.generate_private_key(ec.SECP256R1())
+        )
+
+    def sign(self, kid: str, algorithm: str = "RS256", **changes: Any) -> str:
+        return jwt.encode(claims(**changes), self.keys[kid], algorithm=algorithm, headers={"kid": kid})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.asked += 1
+        if self.silent:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return
+        document = self.document if self.document is not None else {"keys": list(map(self._jwk, self.keys))}
+        body = b"<html>out of order</html>" if self.broken else json.dumps(document).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        for piece in (body[:10], body[10:]):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)  # so that they come in two reads
+        await send({"type": "http.response.body", "body": b""})
+
+    def public(self, kid: str) -> str:
+        """The key as everyone has it, in PEM."""
+        public = self.keys[kid].public_key()
+        return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+    def _jwk(self, kid: str) -> dict[str, Any]:
+        private = self.keys[kid]
+        algorithm = (
+            jwt.algorithms.RSAAlgorithm if isinstance(private, rsa.RSAPrivateKey) else jwt.algorithms.ECAlgorithm
+        )
+        told = algorithm.to_jwk(private.public_key(), as_dict=True)
+        return told | {
+            "kid": kid,
+            "use": "sig",
+            "alg": "RS256" if algorithm is jwt.algorithms.RSAAlgorithm else "ES256",
+        }
+
+
+def hmac_with(secret: str, kid: str) -> str:
+    """HS256 with whatever secret: PyJWT itself refuses to sign with a public key."""
+    told = ({"alg": "HS256", "typ": "JWT", "kid": kid}, claims())
+    signed = b".".join(base64url_encode(json.dumps(part).encode()) for part in told)
+    return (signed + b"." + base64url_encode(hmac.digest(secret.encode(), signed, "sha256"))).decode()
+
+
+@asynccontextmanager
+async def published(*kids: str) -> AsyncGenerator[tuple[Provider, str]]:
+    provider = Provider()
+    for kid in kids:
+        provider.add(kid)
+    async with serve_asgi(provider) as url:
+        yield provider, f"{url}/jwks.json"
+
+
+async def test_published_keys_are_fetched_once_and_their_tokens_taken(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with published("first", "second") as (provider, url):
+        options = {"jwt_jwks_url": url, "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+        async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
+            for kid in ("first", "second") * 5:
+                assert (await gateway.get("/api/v1/models", headers=bearer(provider.sign(kid)))).status == 200
+            for forged in (
+                shared(SHARED),  # no such key
+                jwt.encode(claims(), "x" * 40, algorithm="HS256", headers={"kid": "first"}),  # the other kind of key
+                provider.sign("first", aud="others"),
+                provider.sign("first", algorithm="RS512"),  # not the algorithm that was said
+                hmac_with(provider.public("first"), "first"),  # the public key taken for a shared secret
+                jwt.encode(claims(), None, algorithm="none", headers={"kid": "first"}),
+            ):
+                assert (await gateway.get("/api/v1/models", headers=bearer(forged))).status == 401
+            assert provider.asked == 1
+
+
+async def test_rotated_key_is_noticed_and_unknown_ones_do_not_make_us_ask_all_the_time() -> None:
+    async with published("first") as (provider, url):
+        keys = PublishedKeys(url, pause=0)
+        assert (await keys.key("first")).key_id == "first"
+        provider.add("second")
+        assert (await keys.key("second")).key_id == "second"
+        assert provider.asked == 2
+        patient = PublishedKeys(url, pause=60)
+        for kid in ("first", "ghost", "ghost", "spectre"):
+            if kid == "first":
+                await patient.key(kid)
+            else:
+                with pytest.raises(NotAuthenticated):
+                    await patient.key(kid)
+        assert provider.asked == 3
+
+
+async def test_keys_stay_good_while_their_provider_is_away() -> None:
+    async with published("first") as (provider, url):
+        keys = PublishedKeys(url, pause=0)
+        provider.broken = True
+        with pytest.raises(KeysUnavailable):
+            await keys.key("first")
+        provider.broken = False
+        await keys.key("first")
+        provider.broken = True
+        with pytest.raises(NotAuthenticated):
+            await keys.key("ghost")
+        await keys.key("first")
+
+
+async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.api.security.jwt_verifier._PATIENCE", aiohttp.ClientTimeout(total=1))
+    monkeypatch.setattr("gateway.api.security.jwt_verifier._STALE_PATIENCE", 0.05)
+    async with published("first") as (provider, url):
+        keys = PublishedKeys(url, pause=60)
+        await keys.key("first")
+        monkeypatch.setattr("gateway.api.security.jwt_verifier._FRESH_SECONDS", 0.0)
+        keys._asked_at, provider.silent = float("-inf"), True
+        found = await asyncio.gather(*(keys.key("first") for _ in range(50)))
+        assert keys._asking is not None  # nobody has waited for that
+        assert len({id(key) for key in found}) == 1
+        refused = await asyncio.gather(*(keys.key(f"ghost {n}") for n in range(50)), return_exceptions=True)
+        assert {type(error) for error in refused} == {NotAuthenticated}
+        await keys.key("first")  # nor is it asked again at once
+        assert keys._asking is None
+        assert provider.asked == 2
+
+
+@pytest.mark.parametrize("document", [[], "keys", {"keys": 1}, {"keys": [1]}, {"keys": [{"kty": "oct"}]}, {}])
+async def test_document_that_holds_no_keys_is_none(document: Any) -> None:
+    async with published("first") as (provider, url):
+        provider.document = document
+        with pytest.raises(KeysUnavailable):
+            await PublishedKeys(url).key("first")
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"jwt_secret": SecretStr("short"), "jwt_issuer": "i", "jwt_audience": "a"}, "at least 32"),
+        ({"jwt_secret": SecretStr(SHARED)}, "JWT_ISSUER and JWT_AUDIENCE"),
+        ({"jwt_jwks_url": "https://x/jwks", "jwt_issuer": "i"}, "JWT_ISSUER and JWT_AUDIENCE"),
+        ({"jwt_jwks_url": "ftp://x", "jwt_issuer": "i", "jwt_audience": "a"}, "must start with http"),
+        ({"jwt_jwks_url": "https://x", "jwt_secret": SecretStr(SHARED)}, "one of them"),
+        ({"jwt_jwks_url": "https://x", "jwt_issuer": "i", "jwt_audience": "a", "jwt_algorithms": "HS256"}, "ALG"),
+        ({"jwt_secret": SecretStr(SHARED), "jwt_issuer": "i", "jwt_audience": "a", "jwt_algorithms": "RS256"}, "ALG"),
+        ({"jwt_secret": SecretStr(SHARED), "jwt_issuer": "i", "jwt_audience": "a", "jwt_algorithms": "none"}, "ALG"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_take_tokens_of_others_are_refused(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(_env_file=None, **settings)

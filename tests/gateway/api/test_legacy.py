@@ -1,0 +1,212 @@
+"""The routes that users of the gateway's forerunners call, as they call them."""
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from gateway.simulator import Fault, Simulator
+from tests.stack import Gateway, Reply, serve_gateway
+
+SUM = "What is 23*19?"
+
+
+async def raw(gateway: Gateway, path: str, body: Any) -> tuple[Any, bytes]:
+    async with gateway.session.post(f"{gateway.base_url}{path}", json=body) as response:
+        return response, await response.read()
+
+
+def frames(body: bytes) -> list[Any]:
+    return [json.loads(frame.removeprefix("data: ")) for frame in body.decode().split("\n\n") if frame]
+
+
+# --- /stream
+
+
+async def test_stream_is_plain_text_by_default(gateway: Gateway, db: asyncpg.Connection) -> None:
+    response, body = await raw(gateway, "/stream", {"prompt": SUM})
+    assert response.content_type == "text/plain"
+    assert body.decode() == await db.fetchval("SELECT response FROM turns")
+
+
+async def test_stream_as_openai_chunks_is_a_line_of_json_each(gateway: Gateway) -> None:
+    _, body = await raw(gateway, "/stream?stream_format=openai", {"prompt": SUM})
+    chunks = [json.loads(line) for line in body.decode().splitlines()]
+    assert all(set(chunk) == {"id", "object", "created", "model", "choices"} for chunk in chunks)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert "437" in "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+async def test_stream_as_sse_ends_with_done(gateway: Gateway) -> None:
+    response, body = await raw(gateway, "/stream?stream_format=sse", {"prompt": SUM})
+    assert response.content_type == "text/event-stream"
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert all(frame.startswith(b"data: {") for frame in body.split(b"\n\n")[:-2])
+
+
+@pytest.mark.parametrize("stream_format", ["text", "openai", "sse"])
+async def test_failure_in_the_middle_is_told_in_each_format(gateway: Gateway, stream_format: str) -> None:
+    gateway.simulator.faults.add(Fault(kind="cut", after_chunks=40))
+    _, body = await raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "count to 300"})
+    assert b"broke off" in body
+    assert b"[DONE]" not in body
+
+
+@pytest.mark.parametrize("stream_format", ["text", "openai", "sse"])
+async def test_text_of_several_steps_is_kept_apart(gateway: Gateway, stream_format: str) -> None:
+    reply = await gateway.chat_stream("Show my pending tasks and mark the first one done")
+    _, body = await raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "Add a task to rest"})
+    assert b"Added task" in body
+    assert reply.done
+
+
+# --- /api/chat/stream and its conversations
+
+
+async def prompts(gateway: Gateway, prompt: str, **body: Any) -> list[Any]:
+    _, answer = await raw(gateway, "/api/chat/stream", {"user_prompt": prompt, **body})
+    return frames(answer)
+
+
+async def test_prompt_frames_begin_with_the_conversation_and_end_finished(gateway: Gateway) -> None:
+    told = await prompts(gateway, SUM)
+    assert set(told[0]) == {"conversation_id", "model"}
+    assert all(set(frame) == {"content", "finished"} and frame["finished"] is False for frame in told[1:-1])
+    assert told[-1] == {"content": "", "finished": True}
+    assert "437" in "".join(frame["content"] for frame in told[1:])
+
+
+async def test_conversation_is_remembered_shown_and_really_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
+    first = await prompts(gateway, "My name is Ada.")
+    conversation_id = first[0]["conversation_id"]
+    second = await prompts(gateway, "What is my name?", conversation_id=conversation_id)
+    assert "Ada" in "".join(frame["content"] for frame in second[1:])
+    path = f"/api/conversations/{conversation_id}"
+    shown = (await gateway.get(path)).body
+    assert shown["conversation_id"] == conversation_id
+    assert [message["role"] for message in shown["messages"]] == ["user", "assistant", "user", "assistant"]
+    assert shown["messages"][0] == {"role": "user", "content": "My name is Ada."}
+    async with gateway.session.delete(f"{gateway.base_url}{path}") as response:
+        assert response.status == 200
+    assert (await gateway.get(path)).status == 404
+    for table in ("turns", "turn_events", "tool_calls", "conversations"):
+        assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_nothing_is_kept_where_nothing_shall_be(gateway: Gateway, db: asyncpg.Connection) -> None:
+    told = await prompts(gateway, "A secret", save_conversation=False)
+    assert told[0]["conversation_id"] is None
+    assert await db.fetchval("SELECT count(*) FROM conversations") == 0
+    assert await db.fetchval("SELECT prompt FROM turns") == ""
+
+
+async def test_hyperparameters_reach_the_model_as_far_as_it_takes_them(gateway: Gateway) -> None:
+    given = {
+        "temperature": 0.5, "top_p": 0.9, "max_tokens": 1000, "stop": ["X"], "top_k": 40, "repetition_penalty": 1.1,
+        "frequency_penalty": 0.5, "presence_penalty": -0.5,
+    }  # fmt: skip
+    told = await prompts(gateway, "Hello", hyperparameters=given, system_prompt="Be a camel.")
+    assert told[-1]["finished"] is True
+    sent = gateway.simulator.requests[-1]
+    assert (sent["temperature"], sent["top_p"], sent["max_completion_tokens"], sent["stop"]) == (0.5, 0.9, 1000, ["X"])
+    assert not {"top_k", "repetition_penalty", "frequency_penalty", "presence_penalty"} & set(sent)
+    assert "Be a camel." in sent["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 2.1),
+        ("temperature", -0.1),
+        ("top_p", 1.1),
+        ("max_tokens", 0),
+        ("max_tokens", 32_001),
+        ("stop", list("abcde")),
+        ("top_k", -1),
+        ("repetition_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("presence_penalty", 2.1),
+        ("no_such_parameter", 1),
+    ],
+)
+async def test_hyperparameter_out_of_range_is_a_422_that_names_it(standing: Gateway, name: str, value: Any) -> None:
+    reply = await standing.post("/api/chat/stream", {"user_prompt": "Hello", "hyperparameters": {name: value}})
+    assert reply.status == 422
+    assert reply.body["error"]["param"].startswith(f"hyperparameters.{name}")
+    assert name in reply.body["detail"]
+
+
+# --- /api/{user_id}/chat
+
+
+async def say(gateway: Gateway, user: str, message: str, **more: Any) -> Reply:
+    return await gateway.post(f"/api/{user}/chat", {"message": message, **more})
+
+
+async def test_user_of_the_path_owns_the_tasks_and_the_conversation(gateway: Gateway, db: asyncpg.Connection) -> None:
+    reply = await say(gateway, "ada", "Add a task to buy milk", conversation_id=None)
+    assert set(reply.body) == {"conversation_id", "response", "tool_calls"}
+    assert reply.body["tool_calls"] == [{"tool": "add_task", "params": {"title": "buy milk"}}]
+    assert await db.fetchval("SELECT user_id FROM tools.tasks") == "ada"
+    conversation_id = reply.body["conversation_id"]
+    again = await say(gateway, "ada", "What did I ask?", conversation_id=conversation_id)
+    assert "milk" in again.body["response"]
+    assert (await say(gateway, "bob", "What did I ask?", conversation_id=conversation_id)).status == 404
+
+
+@pytest.mark.parametrize("user", ["v1", "chat", "conversations", "a%20b", "x" * 129])
+async def test_reserved_and_strange_user_names_are_refused(standing: Gateway, user: str) -> None:
+    assert (await say(standing, user, "Hello")).status in (404, 422)
+
+
+async def test_long_and_empty_messages_are_refused(gateway: Gateway) -> None:
+    assert (await say(gateway, "ada", "x" * 4097)).status == 422
+    assert (await say(gateway, "ada", "")).status == 422
+    assert (await say(gateway, "ada", "x" * 4096)).status == 200
+
+
+@pytest.fixture
+async def locked(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as running:
+        yield running
+
+
+async def test_with_a_key_the_user_of_the_path_must_be_the_caller(locked: Gateway) -> None:
+    headers = {"X-API-Key": "the-right-key-16"}
+    refused = await locked.post("/api/ada/chat", {"message": "Hello"}, headers=headers)
+    assert (refused.status, refused.body["error"]["code"]) == (404, "not_found")
+    assert (await locked.post("/api/local/chat", {"message": "Hello"}, headers=headers)).status == 200
+    assert (await locked.post("/api/local/chat", {"message": "Hello"})).status == 401
+
+
+# --- errors and health
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/stream", {}),
+        ("/stream", {"prompt": ""}),
+        ("/stream", {"prompt": 1}),
+        ("/stream", {"prompt": "x", "mood": "good"}),
+        ("/stream?stream_format=xml", {"prompt": "x"}),
+        ("/api/chat/stream", {"prompt": "x"}),
+        ("/api/chat/stream", {"user_prompt": "x", "conversation_id": 7}),
+        ("/api/ada/chat", {"text": "x"}),
+        ("/stream", []),
+    ],
+)
+async def test_bad_request_is_a_422_with_a_detail(standing: Gateway, path: str, body: Any) -> None:
+    reply = await standing.post(path, body)
+    assert reply.status == 422
+    assert reply.body["error"]["code"] == "invalid_request"
+    assert isinstance(reply.body["detail"], str)
+
+
+async def test_health_counts_the_conversations_under_both_names(gateway: Gateway) -> None:
+    await prompts(gateway, "Hello")
+    health = (await gateway.get("/health")).body
+    assert (health["status"], health["conversations"], health["conversations_in_memory"]) == ("healthy", 1, 1)

@@ -1,0 +1,226 @@
+"""Turns that wait for a person: questions of servers, and approvals."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from gateway.simulator import Simulator
+from tests.gateway.api.test_turns import events_of, text_of
+from tests.stack import Event, Gateway, Reply, serve_gateway
+
+
+@pytest.fixture
+async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5) as running:
+        yield running
+
+
+async def answer(gateway: Gateway, turn_id: str, input_id: str, action: str, content: Any = None) -> Reply:
+    body = {"input_id": input_id, "action": action, "content": content}
+    return await gateway.post(f"/api/v1/turns/{turn_id}/input", body)
+
+
+async def asked_for_approval(gateway: Gateway, prompt: str = "Add a task to buy milk") -> tuple[str, dict[str, Any]]:
+    """The turn's id and what it asks, once it waits."""
+    reply = await gateway.chat_stream(prompt, approval="always")
+    assert [event.type for event in reply.events][-2:] == ["input.required", "stream.closing"]
+    assert reply.events[-1].data["reason"] == "input_required"
+    return reply.headers["x-turn-id"], reply.of("input.required")[0]
+
+
+def one(events: list[Event], kind: str) -> Any:
+    found = [event.data for event in events if event.type == kind]
+    assert len(found) == 1, [event.type for event in events]
+    return found[0]
+
+
+async def ended(gateway: Gateway, turn_id: str) -> list[Event]:
+    async with asyncio.timeout(30):
+        return await events_of(gateway, turn_id)
+
+
+async def test_turn_that_asks_for_approval_waits_as_rows_alone(gateway: Gateway, db: asyncpg.Connection) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    assert asked["kind"] == "approval"
+    assert "title" in asked["schema"]["properties"]["arguments"]["properties"]
+    async with asyncio.timeout(5):
+        while gateway.state.runner.running:
+            await asyncio.sleep(0.005)
+    row = await db.fetchrow("SELECT status, worker_id FROM turns WHERE id = $1::uuid", turn_id)
+    assert row is not None
+    assert tuple(row) == ("waiting", None)
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+    view = (await gateway.get(f"/api/v1/turns/{turn_id}")).body
+    assert (view["status"], view["inputs"][0]["answer"]) == ("waiting", None)
+
+
+async def test_approved_call_runs_and_the_turn_ends_without_a_gap(gateway: Gateway, db: asyncpg.Connection) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 200
+    events = await ended(gateway, turn_id)
+    assert [event.id for event in events[:-1]] == list(range(1, len(events)))
+    resolved = one(events, "input.resolved")
+    assert (resolved["action"], resolved["by"]) == ("accept", "local")
+    assert one(events, "tool.result")["outcome"] == "ok"
+    one(events, "turn.completed")
+    assert await db.fetchval("SELECT title FROM tools.tasks") == "buy milk"
+    assert await db.fetchval("SELECT response FROM turns") == text_of(events)
+
+
+async def test_call_may_be_approved_with_other_arguments_and_those_are_what_counts(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    content = {"arguments": {"title": "buy oat milk"}}
+    await answer(gateway, turn_id, asked["input_id"], "accept", content)
+    await ended(gateway, turn_id)
+    assert await db.fetchval("SELECT title FROM tools.tasks") == "buy oat milk"
+    assert json.loads(await db.fetchval("SELECT arguments FROM tool_calls")) == {"title": "buy oat milk"}
+    messages = json.loads(await db.fetchval("SELECT messages FROM turns"))
+    assert json.loads(messages[1]["tool_calls"][0]["arguments"]) == {"title": "buy oat milk"}
+
+
+@pytest.mark.parametrize("action", ["decline", "cancel"])
+async def test_call_that_is_not_allowed_does_not_run_and_the_model_hears_it(
+    gateway: Gateway, db: asyncpg.Connection, action: str
+) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    await answer(gateway, turn_id, asked["input_id"], action)
+    events = await ended(gateway, turn_id)
+    assert one(events, "tool.result")["outcome"] == "denied"
+    assert "did not allow" in gateway.simulator.requests[-1]["messages"][-1]["content"]
+    one(events, "turn.completed")
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+
+
+async def test_only_destructive_calls_wait_if_so_wished(gateway: Gateway) -> None:
+    added = await gateway.chat("Add a task to buy milk", approval="destructive")
+    assert added.body["finish_reason"] == "stop"
+    deleted = await gateway.chat("delete task 1", approval="destructive")
+    assert (deleted.status, deleted.body["finish_reason"]) == (200, "input_required")
+    assert deleted.body["inputs"][0]["kind"] == "approval"
+
+
+async def test_servers_policy_holds_whatever_the_request_wishes(
+    database_url: str, simulator: Simulator, tools_url: str, tmp_path: Any
+) -> None:
+    entry = {"url": tools_url, "prefix": "", "identity": "gateway", "approval": "always"}
+    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"tools": entry}}))
+    async with serve_gateway(database_url, simulator, None, mcp_config=tmp_path / "mcp.json") as gateway:
+        reply = await gateway.chat("What is 23*19?", approval="never")
+    assert reply.body["finish_reason"] == "input_required"
+
+
+async def test_answer_is_checked_against_the_schema_and_taken_once(gateway: Gateway) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    wrong = await answer(gateway, turn_id, asked["input_id"], "accept", {"arguments": {"title": ""}})
+    assert (wrong.status, wrong.body["error"]["param"]) == (422, "content.arguments.title")
+    unknown = await answer(gateway, turn_id, "01890000-0000-7000-8000-000000000000", "accept")
+    assert (unknown.status, unknown.body["error"]["code"]) == (404, "not_found")
+    replies = await asyncio.gather(*(answer(gateway, turn_id, asked["input_id"], "accept") for _ in range(5)))
+    assert sorted(reply.status for reply in replies) == [200, 409, 409, 409, 409]
+    await ended(gateway, turn_id)
+
+
+async def test_decision_is_in_the_audit_log_which_nobody_can_change(gateway: Gateway, db: asyncpg.Connection) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    await answer(gateway, turn_id, asked["input_id"], "decline")
+    row = await db.fetchrow("SELECT actor, action, subject FROM audit_log")
+    assert row is not None
+    assert tuple(row) == ("local", "input.decline", f"turn {turn_id}")
+    for change in ("UPDATE audit_log SET actor = 'x'", "DELETE FROM audit_log", "TRUNCATE audit_log"):
+        with pytest.raises(asyncpg.RaiseError, match="append-only"):
+            await db.execute(change)
+
+
+async def test_question_nobody_answers_expires_and_the_turn_ends(gateway: Gateway, db: asyncpg.Connection) -> None:
+    turn_id, _ = await asked_for_approval(gateway)
+    await db.execute("UPDATE turn_inputs SET expires_at = now() - interval '1 second'")
+    events = await ended(gateway, turn_id)
+    assert one(events, "input.resolved")["action"] == "expire"
+    assert one(events, "tool.result")["outcome"] == "denied"
+    assert await db.fetchval("SELECT actor FROM audit_log") == "gateway"
+
+
+async def test_waiting_turn_can_be_cancelled(gateway: Gateway) -> None:
+    turn_id, _ = await asked_for_approval(gateway)
+    reply = await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
+    assert reply.body["status"] == "cancelled"
+    one(await ended(gateway, turn_id), "turn.cancelled")
+
+
+async def test_server_asks_which_task_is_meant_and_is_answered_after_the_gateway_was_replaced(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    def serve() -> Any:
+        return serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5)
+
+    async with serve() as first:
+        for title in ("Buy milk", "buy milk", "write"):
+            await first.chat(f"Add a task to {title}")
+        reply = await first.chat_stream("delete the task buy milk")
+        turn_id, asked = reply.headers["x-turn-id"], reply.of("input.required")[0]
+        assert asked["kind"] == "question"
+        assert "#1 [pending] Buy milk" in asked["message"]
+        assert asked["schema"]["required"] == ["task_id"]
+    async with serve() as second:
+        wrong = await answer(second, turn_id, asked["input_id"], "accept", {"task_id": "two"})
+        assert wrong.status == 422
+        assert (await answer(second, turn_id, asked["input_id"], "accept", {"task_id": 2})).status == 200
+        events = await ended(second, turn_id)
+    assert one(events, "tool.result")["structured"]["deleted"]["id"] == 2
+    assert [row["id"] for row in await db.fetch("SELECT id FROM tools.tasks ORDER BY id")] == [1, 3]
+
+
+async def test_declined_question_is_told_to_the_server_and_the_model(gateway: Gateway, db: asyncpg.Connection) -> None:
+    for _ in range(2):
+        await gateway.chat("Add a task to buy milk")
+    reply = await gateway.chat_stream("delete the task buy milk")
+    turn_id = reply.headers["x-turn-id"]
+    await answer(gateway, turn_id, reply.of("input.required")[0]["input_id"], "decline")
+    events = await ended(gateway, turn_id)
+    assert one(events, "tool.result")["outcome"] == "error"
+    one(events, "turn.completed")
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
+
+
+async def test_another_users_turn_cannot_be_answered(gateway: Gateway, db: asyncpg.Connection) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    await db.execute("UPDATE turns SET owner = 'somebody else'")
+    assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 404
+
+
+async def test_ten_thousand_waiting_turns_are_rows_and_one_of_them_still_goes_on(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    turn_id, asked = await asked_for_approval(gateway)
+    await db.execute(
+        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
+        " SELECT gen_random_uuid(), 'local', 'waiting', 'x', '[]', 'm', '{}', '{}' FROM generate_series(1, 10000)"
+    )
+    await answer(gateway, turn_id, asked["input_id"], "accept")
+    one(await ended(gateway, turn_id), "turn.completed")
+    assert gateway.state.runner.running == 0
+
+
+async def test_turn_that_goes_on_before_it_was_put_down_is_followed_to_its_end(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_down = asyncio.Event()
+    wake = gateway.state.inputs.wake
+
+    async def slowly(turn_id: UUID) -> bool:
+        await put_down.wait()
+        return await wake(turn_id)
+
+    monkeypatch.setattr(gateway.state.inputs, "wake", slowly)
+    turn_id, asked = await asked_for_approval(gateway)
+    following = asyncio.create_task(ended(gateway, turn_id))
+    assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 200
+    one(await following, "turn.completed")
+    put_down.set()

@@ -1,0 +1,361 @@
+"""Rate limits: exact, told on every answer, shared by workers over Redis, and open when Redis is away."""
+
+import asyncio
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from gateway.api.rate_limit.limiter import MemoryWindows, Rates
+from gateway.api.rate_limit.stream_slots import Places
+from gateway.common.redis import PATIENCE, SharedRedis
+from gateway.config import load
+from gateway.domain.errors import TooManyStreams
+from gateway.domain.messages import KeyLimits, Principal
+from gateway.simulator import Fault, Simulator
+from gateway.store.api_keys import KeyStore, NewKey
+from gateway.store.database import Database
+from tests.auth_helpers import Keyring
+from tests.e2e.up import ROOT, clean_environment, command
+from tests.redis_server import RedisServer
+from tests.stack import SECRET, free_port, serve_gateway
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Generator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+ADA = Principal("ada", key="agw_0")
+
+
+async def statuses(base_urls: list[str], number: int, **options: Any) -> Counter[int]:
+    """Of so many requests at once, spread over the gateways."""
+    async with aiohttp.ClientSession() as session:
+
+        async def one(index: int) -> int:
+            async with session.get(f"{base_urls[index % len(base_urls)]}/v1/models", **options) as response:
+                return response.status
+
+        return Counter(await asyncio.gather(*map(one, range(number))))
+
+
+# --- exact
+
+
+async def test_request_after_the_last_is_refused_and_says_when_to_come_back(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=5) as gateway:
+        for left in (4, 3, 2, 1, 0):
+            reply = await gateway.get("/v1/models")
+            assert (reply.status, reply.headers["X-RateLimit-Limit"]) == (200, "5")
+            assert int(reply.headers["X-RateLimit-Remaining"]) == left
+            assert time.time() < int(reply.headers["X-RateLimit-Reset"]) <= time.time() + 61
+        strange = await gateway.get("/v1/models", headers={"Host": "evil.example"})
+        assert (strange.status, "X-RateLimit-Limit" in strange.headers) == (421, True)
+        for path in ("/v1/models", "/api/v1/tools", "/no/such/route", "/docs"):
+            refused = await gateway.session.get(f"{gateway.base_url}{path}")
+            body = await refused.json() if path != "/docs" else None
+            assert refused.status == (429 if path != "/docs" else 200)  # nobody is asked there: counted by its source
+            assert "X-RateLimit-Limit" in refused.headers
+            if body is not None:
+                assert body["error"]["code"] == "rate_limited"
+                assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert (await gateway.get("/health")).status == 200
+        assert "X-RateLimit-Limit" not in (await gateway.get("/ready")).headers
+
+
+async def test_200_requests_at_once_to_one_worker_are_counted_exactly(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=70) as gateway:
+        assert await statuses([gateway.base_url], 200) == {200: 70, 429: 130}
+
+
+async def test_200_requests_at_once_to_two_processes_are_counted_exactly_in_redis(
+    database_url: str, simulator: Simulator, tools_url: str, redis: RedisServer
+) -> None:
+    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=99))
+    async with two_processes(
+        database_url, simulator.base_url, tools_url, REDIS_URL=redis.url, RATE_LIMIT_REQUESTS="77",
+        RATE_LIMIT_CHAT_REQUESTS="600",
+    ) as urls:  # fmt: skip
+        assert await statuses(urls, 200) == {200: 77, 429: 123}
+        keys = await made_keys(
+            database_url,
+            NewKey("ada", limits=KeyLimits(requests=30)),
+            NewKey("ada"),
+            NewKey("bob", limits=KeyLimits(streams=5)),
+        )
+        limited, unlimited, streaming = ({"X-API-Key": key} for key in keys)
+        async with asyncio.timeout(10):
+            while (await statuses(urls, 2))[401] != 2:  # both have heard that there are keys
+                await asyncio.sleep(0.02)
+        assert await statuses(urls, 200, headers=limited) == {200: 30, 429: 170}  # its own limit
+        assert await statuses(urls, 200, headers=unlimited) == {200: 47, 429: 153}  # what that left of the user's
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(aiohttp.ClientSession(headers=streaming))
+            body = {"messages": [{"role": "user", "content": "forever"}]}
+            opened = await asyncio.gather(
+                *(session.post(f"{urls[n % 2]}/api/v1/chat/stream", json=body) for n in range(20))
+            )
+            assert Counter(response.status for response in opened) == {200: 5, 429: 15}
+
+
+async def made_keys(database_url: str, *keys: NewKey) -> list[str]:
+    """Their secrets."""
+    database = Database(database_url)
+    try:
+        return [(await KeyStore(database).create(key, by="test"))[1] for key in keys]
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def two_processes(database_url: str, groq_url: str, tools_url: str, **settings: str) -> AsyncGenerator[list[str]]:
+    """Two real `agent-gateway serve`."""
+    processes: list[subprocess.Popen[bytes]] = []
+    ports = [free_port(), free_port()]
+    try:
+        for port in ports:
+            environment = clean_environment(
+                DATABASE_URL=database_url, GATEWAY_PORT=str(port), GROQ_API_KEY="simulated", GROQ_BASE_URL=groq_url,
+                MCP_SERVER_URL=tools_url, TOOLS_SERVER_SECRET=SECRET, LOG_LEVEL="WARNING", **settings,
+            )  # fmt: skip
+            processes.append(subprocess.Popen(command("serve"), cwd=ROOT, env=environment))
+        urls = [f"http://127.0.0.1:{port}" for port in ports]
+        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+            for url in urls:
+                while not await _answers(session, url):
+                    await asyncio.sleep(0.05)
+        yield urls
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            await asyncio.to_thread(process.wait, 15)
+
+
+async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(f"{url}/health") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+async def test_window_moves_and_does_not_begin_anew() -> None:
+    windows, now = MemoryWindows(), time.time()
+    assert [await windows.acquire_entry("k", 3, 60) for _ in range(4)] == [True, True, True, False]
+    window = windows._window("k", 60)
+    window[0] = now - 61  # as if a minute had gone by since the first alone
+    assert [await windows.acquire_entry("k", 3, 60) for _ in range(2)] == [True, False]
+
+
+# --- whose
+
+
+async def test_users_are_counted_apart_and_a_second_key_is_no_second_allowance(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
+        ring = Keyring(gateway)
+        await ring.make("ada")
+        first = ring.headers("ada")
+        await ring.make("ada")
+        await ring.make("bob")
+        for headers in (first, first, ring.headers("ada")):
+            assert (await gateway.get("/v1/models", headers=headers)).status == 200
+        assert (await ring.get("ada", "/v1/models")).status == 429
+        assert (await gateway.get("/v1/models", headers=first)).status == 429
+        assert (await ring.get("bob", "/v1/models")).status == 200
+
+
+async def test_key_has_a_window_of_its_own_beside_its_users(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=6) as gateway:
+        ring = Keyring(gateway)
+        other = await ring.make("ada")
+        own = await ring.make("ada", limits=KeyLimits(requests=3, window_seconds=600))
+        bobs = await ring.make("bob")
+        for path, left in (("/v1/models", 2), ("/api/v1/tools", 1), ("/api/v1/history", 0)):  # of whatever class
+            reply = await gateway.get(path, headers=own)
+            told = [reply.headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining")]
+            assert (reply.status, told) == (200, ["3", str(left)])
+        for _ in range(5):
+            refused = await gateway.get("/v1/models", headers=own)
+            assert (refused.status, refused.body["error"]["message"][:37]) == (
+                429,
+                "At most 3 requests in 600 seconds. Tr",
+            )
+            assert 590 < int(refused.headers["Retry-After"]) <= 600
+            assert refused.headers["X-RateLimit-Limit"] == "3"
+        seen = [await gateway.get("/v1/models", headers=other) for _ in range(4)]
+        assert [reply.status for reply in seen] == [200, 200, 200, 429]  # what was refused did not count
+        assert seen[0].headers["X-RateLimit-Limit"] == "6"
+        assert (await gateway.get("/v1/models", headers=bobs)).status == 200
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["memory", "redis"])
+async def test_request_that_its_user_may_not_make_does_not_count_for_its_key(redis: RedisServer, shared: bool) -> None:
+    url = {"redis_url": SecretStr(redis.url)} if shared else {}
+    rates = Rates(load(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
+    principal = Principal("ada", key="agw_1", limits=KeyLimits(requests=4))
+    try:
+        assert [(await rates.hit(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [False] * 3
+        windows = [await rates.hit(principal, "here", "chat") for _ in range(3)]
+        assert [window.allowed for window in windows] == [True, True, False]
+        assert [window.remaining for window in windows] == [1, 0, 0]
+    finally:
+        await rates.close()
+
+
+async def test_guesses_of_a_source_are_limited(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
+        ring = Keyring(gateway)
+        await ring.make("ada")
+        guesses = [(await gateway.get("/v1/models", headers={"X-API-Key": f"guess {n}"})).status for n in range(5)]
+        assert guesses == [401, 401, 401, 429, 429]
+        assert (await ring.get("ada", "/v1/models")).status == 200
+
+
+async def test_classes_of_routes_have_windows_of_their_own(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    limits = {"rate_limit_chat_requests": 1, "rate_limit_tools_requests": 2, "rate_limit_mcp_requests": 3}
+    async with serve_gateway(database_url, simulator, tools_url, **limits) as gateway:
+        assert [(await gateway.chat("hello")).status for _ in range(2)] == [200, 429]
+        call = ("/api/v1/tools/calculator", {"expression": "1+1"})
+        assert [(await gateway.post(*call)).status for _ in range(3)] == [200, 200, 429]
+        codes = [(await gateway.session.post(f"{gateway.base_url}/mcp", json={})).status for _ in range(4)]
+        assert codes[3] == 429 not in codes[:3]
+        assert (await gateway.get("/v1/models")).status == 200
+        openai = await gateway.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+        assert (openai.status, openai.body["error"]["type"]) == (429, "rate_limit_error")
+
+
+async def test_streams_of_a_key_have_so_many_places_and_give_them_back(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=9))
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
+        async with AsyncExitStack() as stack:
+            for _ in range(2):
+                stream = await stack.enter_async_context(gateway.stream("forever", on_disconnect="cancel"))
+                await stream.until("turn.started")
+            refused = await gateway.chat_stream("one more")
+            assert (refused.status, refused.body["error"]["code"]) == (429, "too_many_streams")
+            assert (await gateway.get("/v1/models")).status == 200
+        async with asyncio.timeout(5):
+            while (await gateway.chat_stream("hello")).status != 200:
+                await asyncio.sleep(0.02)
+
+
+async def test_key_may_have_fewer_streams_than_others(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=9))
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
+        ring = Keyring(gateway)
+        wide = await ring.make("ada", limits=KeyLimits(streams=9))
+        narrow = await ring.make("ada", limits=KeyLimits(streams=1))
+        url, body = f"{gateway.base_url}/api/v1/chat/stream", {"messages": [{"role": "user", "content": "forever"}]}
+        for headers, most in ((wide, 2), (narrow, 1)):
+            opened = [await gateway.session.post(url, json=body, headers=headers) for _ in range(3)]
+            assert [response.status for response in opened] == [200] * most + [429] * (3 - most)
+            for response in opened:
+                response.close()
+
+
+async def test_limits_can_be_switched_off(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    options = {"rate_limit_enabled": False, "rate_limit_requests": 1, "rate_limit_streams": 1}
+    async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
+        assert await statuses([gateway.base_url], 20) == {200: 20}
+        assert "X-RateLimit-Limit" not in (await gateway.get("/v1/models")).headers
+
+
+# --- Redis
+
+
+async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.common.redis.PAUSE", 0.0)
+    settings = load(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=2)
+    first, second = Rates(settings), Rates(settings)
+    try:
+        assert [(await rates.hit(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+            True,
+            True,
+            False,
+        ]
+        redis.stop()
+        assert [(await rates.hit(ADA, "here", "api")).allowed for rates in (first, second)] == [True, True]
+        assert [(await first.hit(ADA, "here", "api")).allowed for _ in range(2)] == [True, False]
+        redis.start()
+        assert [(await rates.hit(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+            True,
+            True,
+            False,
+        ]
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_all_others(redis: RedisServer) -> None:
+    rates = Rates(load(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=9))
+    try:
+        assert (await rates.hit(ADA, "here", "chat")).remaining == 8
+        redis.hang()
+        started = time.monotonic()
+        with capture_logs() as logs:
+            for left in (8, 7):  # counted here alone
+                assert (await rates.hit(ADA, "here", "chat")).remaining == left
+                with await rates.place(ADA, "here"):
+                    pass
+        assert round((time.monotonic() - started) / PATIENCE) == 1
+        told = [(entry["event"], entry["error"]) for entry in logs]
+        assert told == [("rate_limits_without_redis", "TimeoutError"), ("places_without_redis", "TimeoutError")]
+        redis.go_on()
+    finally:
+        await rates.close()
+
+
+async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: RedisServer) -> None:
+    first, second = (Places(SharedRedis(Redis(port=redis.port)), lease=0.5) for _ in range(2))
+    with await first.take("key", 1):
+        await asyncio.sleep(1.2)  # longer than a lease: it is renewed
+        with pytest.raises(TooManyStreams), await second.take("key", 1):
+            pass
+        assert first._keeping is not None
+        first._keeping.cancel()  # as if its process had been killed
+        async with asyncio.timeout(5):
+            while not await free(second):
+                await asyncio.sleep(0.02)
+    redis.stop()
+    assert await free(second)  # each counts by itself
+    with await second.take("key", 1):
+        assert not await free(second)
+    for places in (first, second):
+        await places.close()
+
+
+async def free(places: Places) -> bool:
+    try:
+        with await places.take("key", 1):
+            return True
+    except TooManyStreams:
+        return False

@@ -1,0 +1,329 @@
+"""`/v1/responses`, spoken by the official SDK, whose typed stream must know every event."""
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import asyncpg
+import openai
+import pytest
+from openai.types import responses as types
+from pydantic import BaseModel
+
+from gateway.simulator import Fault, Simulator
+from tests.stack import Gateway, serve_gateway
+
+MODEL = "openai/gpt-oss-120b"
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "strict": False,
+}
+TOOLS: Any = {"type": "mcp", "server_label": "tools"}
+
+
+@pytest.fixture
+async def client(gateway: Gateway) -> AsyncGenerator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+async def create(client: openai.AsyncOpenAI, prompt: Any = "What is 23*19?", **options: Any) -> Any:
+    return await client.responses.create(**{"model": MODEL, "input": prompt, **options})
+
+
+async def events_of(stream: Any) -> list[Any]:
+    return [event async for event in stream]
+
+
+def kinds(response: Any) -> list[str]:
+    return [item.type for item in response.output]
+
+
+async def test_mcp_work_shows_as_items_before_the_answer(client: openai.AsyncOpenAI) -> None:
+    response = await create(client)
+    assert kinds(response) == ["mcp_list_tools", "reasoning", "mcp_call", "reasoning", "message"]
+    listed, _, call, _, message = response.output
+    assert (listed.server_label, "calculator" in [tool.name for tool in listed.tools]) == ("tools", True)
+    assert (call.name, json.loads(call.arguments), call.output) == (
+        "calculator",
+        {"expression": "23*19"},
+        "23*19 = 437",
+    )
+    assert call.status == message.status == "completed"
+    assert "437" in response.output_text
+    assert response.status == "completed"
+    assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens > 0
+
+
+async def test_typed_stream_parses_every_event_and_ends_with_the_whole(client: openai.AsyncOpenAI) -> None:
+    events = await events_of(await create(client, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    for event in events:
+        assert type(event).__module__.startswith("openai.types.responses"), event
+        assert type(event).model_fields["type"].annotation.__args__ == (event.type,)  # type: ignore[union-attr]
+    assert [event.type for event in events][:2] == ["response.created", "response.in_progress"]
+    seen = {event.type for event in events}
+    assert {
+        "response.mcp_list_tools.completed",
+        "response.mcp_call.in_progress",
+        "response.mcp_call_arguments.done",
+        "response.mcp_call.completed",
+        "response.reasoning_text.delta",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.output_item.done",
+    } <= seen
+    last = events[-1]
+    assert last.type == "response.completed"
+    deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert deltas == last.response.output_text
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert done == last.response.output
+    assert await client.responses.retrieve(last.response.id) == last.response
+
+
+async def test_sdks_accumulating_stream_builds_the_same_response(client: openai.AsyncOpenAI) -> None:
+    async with client.responses.stream(model=MODEL, input="What is 23*19?") as stream:
+        async for _ in stream:
+            pass
+        final = await stream.get_final_response()
+    assert "437" in final.output_text
+
+
+async def test_stream_is_taken_up_again_behind_any_event(client: openai.AsyncOpenAI) -> None:
+    events = await events_of(await create(client, stream=True))
+    response_id = events[0].response.id
+    for after in (0, 7, len(events) - 2):
+        again = await events_of(await client.responses.retrieve(response_id, stream=True, starting_after=after))
+        assert again == events[after + 1 :]
+
+
+async def test_previous_response_is_gone_on_from_and_may_branch(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+    first = await create(client, "My name is Ada.", instructions="Be kind to camels.")
+    second = await create(client, "What is my name?", previous_response_id=first.id)
+    assert "Ada" in second.output_text
+    assert "mcp_list_tools" not in kinds(second)
+    assert "camels" not in str(gateway.simulator.requests[-1])
+    branch = await create(client, "What did I ask?", previous_response_id=first.id)
+    assert "name?" not in branch.output_text
+    assert branch.previous_response_id == first.id
+
+
+async def test_what_was_asked_is_told_back(client: openai.AsyncOpenAI) -> None:
+    options: Any = {"instructions": "Be brief.", "metadata": {"case": "7"}, "temperature": 0.5, "tools": [TOOLS]}
+    response = await create(client, max_output_tokens=500, **options)
+    kept = await client.responses.retrieve(response.id)
+    for told in (response, kept):
+        assert (told.instructions, told.metadata, told.temperature) == ("Be brief.", {"case": "7"}, 0.5)
+        assert (told.max_output_tokens, told.tools[0].server_label) == (500, "tools")
+    items = await client.responses.input_items.list(response.id)
+    assert items.data[0].content[0].text == "What is 23*19?"  # type: ignore[union-attr]
+
+
+async def test_clients_function_goes_out_and_its_output_comes_in(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+    calls: Any = [
+        {"name": "calculator", "arguments": {"expression": "23*19"}},
+        {"name": "get_weather", "arguments": {"city": "Oslo"}},
+    ]
+    gateway.simulator.faults.add(Fault(kind="tool_calls", calls=calls))
+    first = await create(client, tools=[TOOLS, WEATHER])
+    (call,) = [item for item in first.output if item.type == "function_call"]
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Oslo"})
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "Snow."}
+    second = await create(client, [output], previous_response_id=first.id, tools=[TOOLS, WEATHER])
+    assert "Snow." in second.output_text
+    sent = gateway.simulator.requests[-1]["messages"]
+    assert [m["role"] for m in sent] == ["system", "user", "assistant", "tool", "tool"]
+    whole = [{"role": "user", "content": "What is 23*19?"}, *(item.model_dump() for item in first.output), output]
+    await create(client, whole, tools=[TOOLS, WEATHER])
+    assert gateway.simulator.requests[-1]["messages"] == sent
+
+
+@pytest.mark.parametrize(
+    ("tools", "offered"),
+    [
+        ([], set()),
+        ([TOOLS | {"allowed_tools": ["calculator"]}], {"calculator"}),
+        ([TOOLS | {"allowed_tools": {"read_only": True}}], {"calculator", "list_tasks", "web_search", "fetch_page"}),
+        ([WEATHER], {"get_weather"}),
+    ],
+)
+async def test_tools_choose_among_the_configured_servers(
+    client: openai.AsyncOpenAI, gateway: Gateway, tools: Any, offered: set[str]
+) -> None:
+    await create(client, "Hello", tools=tools)
+    sent = gateway.simulator.requests[-1].get("tools", [])
+    assert {tool["function"]["name"] for tool in sent} == offered
+
+
+async def test_tool_choice_may_name_a_servers_tool(client: openai.AsyncOpenAI) -> None:
+    choice = {"type": "mcp", "server_label": "tools", "name": "list_tasks"}
+    response = await create(client, "Hello", tools=[TOOLS], tool_choice=choice)
+    assert [item.name for item in response.output if item.type == "mcp_call"] == ["list_tasks"]
+
+
+async def test_approval_is_asked_given_and_the_next_response_goes_on(
+    client: openai.AsyncOpenAI, db: asyncpg.Connection
+) -> None:
+    tool: Any = TOOLS | {"require_approval": {"always": {"tool_names": ["add_task"]}}}
+    first = await create(client, "Add a task to buy milk", tools=[tool])
+    assert kinds(first)[-1] == "mcp_approval_request"
+    asked = first.output[-1]
+    assert (asked.name, json.loads(asked.arguments), first.status) == ("add_task", {"title": "buy milk"}, "completed")
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+    answer: Any = [{"type": "mcp_approval_response", "approval_request_id": asked.id, "approve": True}]
+    events = await events_of(await create(client, answer, previous_response_id=first.id, tools=[tool], stream=True))
+    second = events[-1].response
+    assert events[0].sequence_number == 0
+    assert (second.id, second.previous_response_id) == (f"{first.id}_1", first.id)
+    call = next(item for item in second.output if item.type == "mcp_call")
+    assert (call.approval_request_id, call.status) == (asked.id, "completed")
+    assert second.output_text
+    assert await client.responses.retrieve(second.id) == second
+    assert await client.responses.retrieve(first.id) == first
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
+    third = await create(client, "What did I ask?", previous_response_id=second.id)
+    assert "milk" in third.output_text
+
+
+async def test_declined_approval_is_told_to_the_model(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+    tool: Any = TOOLS | {"require_approval": "always"}
+    first = await create(client, "Add a task to buy milk", tools=[tool])
+    answer: Any = [{"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": False}]
+    second = await create(client, answer, previous_response_id=first.id)
+    assert next(item for item in second.output if item.type == "mcp_call").status == "failed"
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+
+
+async def test_background_response_goes_on_alone_and_is_followed(client: openai.AsyncOpenAI) -> None:
+    begun = await create(client, background=True)
+    assert begun.status == "in_progress"
+    events = await events_of(await client.responses.retrieve(begun.id, stream=True))
+    assert events[-1].response.status == "completed"
+    assert (await client.responses.retrieve(begun.id)).output_text == events[-1].response.output_text
+
+
+async def test_cancelled_response_keeps_what_was_said(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+    gateway.simulator.faults.add(Fault(kind="stall", after_chunks=60))
+    begun = await create(client, "count to 500", background=True)
+    follow = await client.responses.retrieve(begun.id, stream=True)
+    async for event in follow:
+        if event.type == "response.output_text.delta":
+            break
+    await follow.close()
+    cancelled = await client.responses.cancel(begun.id)
+    assert cancelled.status == "cancelled"
+    assert cancelled.output_text.startswith("1 2 3")
+
+
+async def test_deleted_response_is_gone(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+    response = await create(client)
+    await client.responses.delete(response.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(response.id)
+    for table in ("turns", "turn_events", "tool_calls"):
+        assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
+async def test_response_that_is_not_stored_is_not_found(client: openai.AsyncOpenAI) -> None:
+    response = await create(client, store=False)
+    assert response.store is False
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(response.id)
+
+
+async def test_response_outlives_its_journal(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+    response = await create(client)
+    await db.execute("DELETE FROM turn_events")
+    again = await client.responses.retrieve(response.id)
+    said = [item for item in response.output if item.type != "reasoning"]
+    assert [item.type for item in again.output] == ["mcp_list_tools", "mcp_call", "message"]
+    assert again.output_text == response.output_text
+    assert again.output[1].output == said[1].output  # type: ignore[union-attr]
+    assert again.usage == response.usage
+
+
+class Sum(BaseModel):
+    expression: str
+    value: int
+
+
+async def test_answer_in_a_form_is_parsed_by_the_sdk(client: openai.AsyncOpenAI) -> None:
+    parsed = await client.responses.parse(model=MODEL, input="What is 23*19?", text_format=Sum)
+    assert isinstance(parsed.output_parsed, Sum)
+    response = await create(client, text={"format": {"type": "json_object"}})
+    assert json.loads(response.output_text)
+
+
+async def test_token_limit_makes_it_incomplete(client: openai.AsyncOpenAI) -> None:
+    response = await create(client, "count to 500", max_output_tokens=60)
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+async def test_failure_before_the_answer_is_a_status_and_after_it_an_event(
+    client: openai.AsyncOpenAI, gateway: Gateway
+) -> None:
+    gateway.simulator.faults.add(Fault(kind="status", status=401))
+    with pytest.raises(openai.APIStatusError) as caught:
+        await create(client)
+    assert (caught.value.status_code, caught.value.code) == (502, "model_key_refused")
+    gateway.simulator.faults.add(Fault(kind="cut", after_chunks=60))
+    events = await events_of(await create(client, "count to 500", stream=True))
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error.code == "model_stream_broken"
+    assert events[-1].response.output_text.startswith("1 2")
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"input": []}, "input"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
+    ({"input": [{"role": "robot", "content": "x"}]}, "input"),
+    ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input"),
+    ({"no_such_field": 1}, "no_such_field"),
+    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"tools": [{"type": "mcp", "server_label": "nobody"}]}, "tools.0.server_label"),
+    ({"tools": [TOOLS | {"server_url": "https://evil.example/mcp"}]}, "tools.0.server_url"),
+    ({"tools": [TOOLS | {"server_url": "http://[::1/mcp"}]}, "tools.0.server_url"),
+    ({"max_output_tokens": 0}, "max_output_tokens"),
+    ({"background": True, "store": False}, "background"),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 1}}}}, "response_format"),
+    ({"input": [{"type": "mcp_approval_response", "approval_request_id": "x", "approve": True}]}, "input"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:60])
+async def test_bad_request_is_a_400_in_openais_shape(standing: Gateway, body: dict[str, Any], param: str) -> None:
+    reply = await standing.post("/v1/responses", {"model": MODEL, "input": "Hello", **body})
+    assert (reply.status, reply.body["error"]["type"]) == (400, "invalid_request_error")
+    assert reply.body["error"]["param"].startswith(param)
+
+
+@pytest.mark.parametrize("known", ["resp_x", f"resp_{'0' * 32}"])
+async def test_unknown_response_is_not_found(client: openai.AsyncOpenAI, known: str) -> None:
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(known)
+    with pytest.raises(openai.NotFoundError):
+        await create(client, previous_response_id=known)
+
+
+async def test_responses_of_others_are_not_found(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+    response = await create(client)
+    await db.execute("UPDATE turns SET owner = 'somebody else'")
+    for call in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
+        with pytest.raises(openai.NotFoundError):
+            await call(response.id)
+
+
+async def test_every_item_is_one_that_the_sdk_knows(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    async with (
+        serve_gateway(database_url, simulator, tools_url) as gateway,
+        openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key="none") as client,
+    ):
+        simulator.faults.add(Fault(kind="unknown_tool", times=3))
+        response = await create(client)
+    known = (types.ResponseReasoningItem, types.ResponseOutputMessage)
+    assert all(isinstance(item, known) or item.type.startswith("mcp_") for item in response.output)
+    assert [item.server_label for item in response.output if item.type == "mcp_call"] == ["unknown"]

@@ -1,0 +1,268 @@
+"""`/api/v1/usage`: tokens, times and cost, added up in Postgres."""
+
+import csv
+import io
+import time
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from gateway.domain.errors import Overloaded
+from gateway.simulator import Fault, Simulator
+from gateway.store.database import Database
+from gateway.store.usage_report import UsageReports, added_up
+from tests.auth_helpers import Keyring
+from tests.stack import Gateway, ServeStanding, Stream, insert, serve_gateway
+
+INSERT = """
+INSERT INTO turn_usage (turn_id, owner, key, model_name, status, steps, prompt_tokens, cached_tokens, completion_tokens,
+                        reasoning_tokens, total_tokens, queue_time, model_time, generation_time, cost_usd, at)
+SELECT gen_random_uuid(), $1, $2, $3, 'completed', 2, 100, 25, 10, 4, 110, 0.5, 0.25, $4, $5, $6
+FROM generate_series(1, $7)
+"""
+TODAY = datetime.now(UTC).date()
+
+
+def at(day: date, hour: int = 12) -> datetime:
+    return datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
+
+
+async def use(gateway: Gateway) -> Gateway:
+    """Turns of two users with two models on three days, one before the last thirty; one without a price, one old."""
+    days = [TODAY - timedelta(days=n) for n in (0, 1, 40)]
+    turns = [
+        ("ada", "laptop", "big", 0.125, 0.5, at(days[0], 0), 2),
+        ("ada", "server", "small", 0.125, None, at(days[1]), 1),
+        ("bob", None, "big", 0.0, 0.25, at(days[1], 0), 1),
+        ("bob", "=cmd()", "big", 0.125, 1.0, at(days[2]), 1),
+    ]
+    await insert(gateway, INSERT, turns)
+    return gateway
+
+
+@pytest.fixture(scope="module")
+async def used(serve_standing: ServeStanding) -> Gateway:
+    return await use(await serve_standing())
+
+
+async def usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
+    reply = await gateway.get(f"/api/v1/usage?{query}", **options)
+    assert reply.status == 200, reply.body
+    return reply.body
+
+
+async def test_step_and_turn_tell_tokens_times_speed_and_cost(gateway: Gateway, db: asyncpg.Connection) -> None:
+    reply = await gateway.chat_stream("What is 23*19?")
+    steps, (end,) = reply.of("step.completed"), reply.of("turn.completed")
+    assert len(steps) == 2
+    for told in (*steps, end):
+        tokens = told["usage"]
+        fresh = tokens["prompt_tokens"] - tokens["cached_tokens"]
+        micro = fresh * 0.15 + tokens["cached_tokens"] * 0.075 + tokens["completion_tokens"] * 0.60
+        assert told["cost_usd"] == pytest.approx(micro / 1e6, abs=1e-8)
+        assert told["tokens_per_second"] == pytest.approx(500, rel=0.01)  # as the simulator says
+        assert tokens["queue_time"] > 0
+        assert tokens["model_time"] > tokens["generation_time"] > 0
+        assert tokens["reasoning_tokens"] > 0
+    for name, value in end["usage"].items():
+        assert value == pytest.approx(sum(step["usage"][name] for step in steps))
+    kept = (await gateway.get(f"/api/v1/turns/{reply.headers['x-turn-id']}")).body
+    assert (kept["usage"], kept["cost_usd"]) == (end["usage"], end["cost_usd"])
+    report = (await gateway.chat("What is 2*3?")).body["usage"]
+    assert report["tokens_per_second"] == pytest.approx(500, rel=0.01)
+    table = await usage(gateway)
+    (row,) = table["rows"]
+    assert row == {"day": TODAY.isoformat()} | table["total"]
+    assert row["turns"] == 2
+    assert row["prompt_tokens"] == end["usage"]["prompt_tokens"] + report["prompt_tokens"]
+    assert row["cost_usd"] == pytest.approx(await db.fetchval("SELECT sum(cost_usd) FROM turns"))
+    assert (row["completed"], row["failed"]) == (2, 0)
+
+
+async def test_turn_that_fails_in_its_second_step_has_paid_for_the_first(gateway: Gateway) -> None:
+    waiting = (await gateway.chat("What is 23*19?", approval="always")).body
+    gateway.simulator.faults.add(Fault(kind="status", status=400, body={"error": {"message": "no", "code": "x"}}))
+    answer = {"input_id": waiting["inputs"][0]["input_id"], "action": "accept"}
+    await gateway.post(f"/api/v1/turns/{waiting['turn_id']}/input", answer)
+    path = f"{gateway.base_url}/api/v1/turns/{waiting['turn_id']}/events"
+    async with gateway.session.get(path) as response:
+        events = [event async for event in Stream(response).events()]
+    (step,) = [event.data for event in events if event.type == "step.completed"]
+    assert events[-2].type == "turn.failed"
+    row = (await usage(gateway))["total"]
+    assert (row["turns"], row["failed"], row["cost_usd"], row["unpriced_turns"]) == (1, 1, step["cost_usd"], 0)
+    assert row["prompt_tokens"] == step["usage"]["prompt_tokens"] > 0
+
+
+async def test_default_is_the_last_thirty_days_by_day(used: Gateway) -> None:
+    table = await usage(used)
+    assert [row["day"] for row in table["rows"]] == [str(TODAY - timedelta(days=1)), str(TODAY)]
+    assert (table["from"], table["to"]) == tuple(
+        at(TODAY + timedelta(days=n), 0).isoformat().replace("+00:00", "Z") for n in (-29, 1)
+    )
+    assert table["total"] == {
+        "turns": 4, "completed": 4, "failed": 0, "cancelled": 0, "up": 0, "down": 0, "steps": 8,
+        "prompt_tokens": 400, "cached_tokens": 100, "cached_share": 0.25,
+        "completion_tokens": 40, "reasoning_tokens": 16, "total_tokens": 440, "queue_time": 2.0, "model_time": 1.0,
+        "generation_time": 0.375, "tokens_per_second": 80.0, "cost_usd": 1.25, "unpriced_turns": 1,
+        "cached_turns": 0,
+    }  # fmt: skip
+    assert table["truncated"] is False
+
+
+@pytest.mark.parametrize(
+    ("query", "groups"),
+    [
+        ("group_by=user", [("ada", 3), ("bob", 1)]),
+        ("group_by=model", [("big", 3), ("small", 1)]),
+        ("group_by=key", [("laptop", 2), ("server", 1), (None, 1)]),
+        ("group_by=user,model", [("ada", "big", 2), ("ada", "small", 1), ("bob", "big", 1)]),
+        ("group_by=model&user=bob", [("big", 1)]),
+        ("group_by=model&user=nobody", []),
+        (f"group_by=user&from={TODAY}", [("ada", 2)]),
+        (f"group_by=user&to={TODAY - timedelta(days=1)}", [("ada", 1), ("bob", 1)]),
+        (f"group_by=user&from={TODAY - timedelta(days=1)}T06:00&to={TODAY}T00:00Z", [("ada", 1)]),
+        (f"group_by=user&from={TODAY - timedelta(days=100)}", [("ada", 3), ("bob", 2)]),
+        ("group_by=conversation", [(None, 4)]),
+    ],
+)
+async def test_turns_are_grouped_and_chosen(used: Gateway, query: str, groups: list[Any]) -> None:
+    table = await usage(used, query)
+    names = table["group_by"]
+    assert [(*(row[name] for name in names), row["turns"]) for row in table["rows"]] == groups
+    assert table["total"]["turns"] == sum(group[-1] for group in groups)
+    assert all(set(row) == {*names, *table["total"]} for row in table["rows"])
+
+
+async def test_conversations_and_keys_of_real_turns_are_told_apart(locked: Keyring) -> None:
+    await locked.make("ada")
+    first = (await locked.chat("root", "Hello", conversation_id="new")).body
+    await locked.chat("root", "Hello again", conversation_id=first["conversation_id"])
+    await locked.chat("ada", "Hello")
+    await locked.chat("ada", "Hello", store=False)
+    async with locked.gateway.session.delete(
+        f"{locked.gateway.base_url}/api/v1/conversations/{first['conversation_id']}", headers=locked.headers("root")
+    ) as deleted:
+        assert deleted.status == 204
+    rows = (await locked.get("root", "/api/v1/usage?group_by=user,key,conversation")).body["rows"]
+    assert [(row["user"], row["key"], row["conversation"], row["turns"]) for row in rows] == [
+        ("ada", locked.rows["ada"].prefix, None, 2),
+        ("root", locked.rows["root"].prefix, first["conversation_id"], 2),
+    ]
+
+
+async def test_users_see_their_own_alone(locked: Keyring) -> None:
+    await use(locked.gateway)
+    for role in ("user", "viewer"):
+        await locked.make("ada", role=role)
+        table = (await locked.get("ada", "/api/v1/usage?group_by=user")).body
+        assert ([row["user"] for row in table["rows"]], table["total"]["turns"]) == (["ada"], 3)
+        assert (await locked.get("ada", "/api/v1/usage?user=ada")).body["total"]["turns"] == 3
+        refused = await locked.get("ada", "/api/v1/usage?user=bob")
+        assert (refused.status, refused.body["error"]["code"]) == (403, "forbidden")
+    assert (await locked.get("root", "/api/v1/usage?user=bob")).body["total"]["turns"] == 1
+    assert (await locked.get("root", "/api/v1/usage?group_by=user")).body["total"]["turns"] == 4
+
+
+async def test_rating_of_a_turn_counts_in_its_group(gateway: Gateway) -> None:
+    for rating in ("up", "down", "up"):
+        turn = (await gateway.chat("Hello")).body["turn_id"]
+        await gateway.post(f"/api/v1/turns/{turn}/feedback", {"rating": rating})
+    (row,) = (await usage(gateway, "group_by=model"))["rows"]
+    assert (row["turns"], row["up"], row["down"]) == (3, 2, 1)
+
+
+async def test_step_of_another_model_costs_what_that_one_does(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    refused = {"error": {"message": "over capacity", "code": "over_capacity"}}
+    simulator.faults.add(Fault(kind="status", status=503, body=refused, match="gpt-oss-120b"))
+    settings = {"model_fallbacks": "openai/gpt-oss-20b", "model_retries": 0}
+    async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
+        reply = await gateway.chat_stream("Hello")
+    (retry,), (step,) = reply.of("model.retry"), reply.of("step.completed")
+    assert retry["model"] == "openai/gpt-oss-20b"
+    tokens = step["usage"]
+    fresh = tokens["prompt_tokens"] - tokens["cached_tokens"]
+    micro = fresh * 0.075 + tokens["cached_tokens"] * 0.0375 + tokens["completion_tokens"] * 0.30
+    assert step["cost_usd"] == pytest.approx(micro / 1e6, abs=1e-8)
+    assert reply.of("turn.completed")[0]["cost_usd"] == step["cost_usd"]
+
+
+async def test_call_that_is_asked_again_is_paid_twice(gateway: Gateway) -> None:
+    gateway.simulator.faults.add(Fault(kind="unknown_tool"))
+    reply = await gateway.chat_stream("Hello")
+    assert [retry["reason"] for retry in reply.of("model.retry")] == ["tool_call_unreadable"]
+    (step,) = reply.of("step.completed")
+    prompts = [request for request in gateway.simulator.requests if "messages" in request]
+    assert len(prompts) == 2
+    once = (await gateway.chat_stream("Hello")).of("step.completed")[0]["usage"]["prompt_tokens"]
+    assert step["usage"]["prompt_tokens"] > 2 * once
+
+
+async def test_csv_on_request(used: Gateway) -> None:
+    path = f"/api/v1/usage?group_by=user,key&from={TODAY - timedelta(days=100)}"
+    for query, headers in (("&format=csv", {}), ("", {"Accept": "text/csv"})):
+        async with used.session.get(f"{used.base_url}{path}{query}", headers=headers) as response:
+            assert response.status == 200
+            assert response.headers["content-type"] == "text/csv; charset=utf-8"
+            assert 'filename="usage-20' in response.headers["content-disposition"]
+            lines = list(csv.DictReader(io.StringIO(await response.text())))
+        assert [(line["user"], line["key"], line["turns"], line["cost_usd"]) for line in lines] == [
+            ("ada", "laptop", "2", "1.0"), ("ada", "server", "1", "0.0"), ("bob", "'=cmd()", "1", "1.0"),
+            ("bob", "", "1", "0.25"),
+        ]  # fmt: skip
+    async with used.session.get(f"{used.base_url}{path}&format=json", headers={"Accept": "text/csv"}) as response:
+        assert response.content_type == "application/json"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "group_by=colour",
+        "group_by=",
+        "group_by=day,colour",
+        "from=yesterday",
+        "to=2026-13-01",
+        "from=2026-01-02&to=2026-01-01",
+        "from=2020-01-01&to=2026-01-01",
+        "to=9999-12-31",
+        "to=0001-01-01",
+        "format=xml",
+    ],
+)
+async def test_bad_query_is_a_422(standing: Gateway, query: str) -> None:
+    assert (await standing.get(f"/api/v1/usage?{query}")).status == 422
+
+
+async def test_many_groups_are_cut_and_many_turns_do_not_take_forever(
+    gateway: Gateway, database_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner in ("ada", "bob"):
+        await db.execute(INSERT, owner, "laptop", "big", 0.125, 0.5, at(TODAY, 0), 20_000)
+    await db.execute("UPDATE turn_usage SET at = at - interval '90 days' WHERE owner = 'bob'")
+    await db.execute("UPDATE turn_usage SET key = 'key ' || (random() * 9)::int WHERE owner = 'ada'")
+    await db.execute("VACUUM ANALYZE turn_usage")
+    monkeypatch.setattr("gateway.store.usage_report.MOST_GROUPS", 2)
+    monkeypatch.setattr("gateway.api.routes.native.usage.MOST_GROUPS", 2)
+    begun = time.monotonic()
+    table = await usage(gateway, "group_by=day,user,key")
+    assert time.monotonic() - begun < 5
+    assert (len(table["rows"]), table["truncated"], table["total"]["turns"]) == (2, True, 20_000)
+    database = Database(database_url)
+    since, until = at(TODAY, 0), at(TODAY + timedelta(days=1), 0)
+    try:
+        with pytest.raises(Overloaded, match="shorter range"):
+            await UsageReports(database, seconds=0.001).added_up(["day"], since, until)
+        async with database.engine.connect() as connection:
+            for of_owner in (False, True):
+                query = f"EXPLAIN {added_up(['day', 'key'], of_owner=of_owner)}"
+                values = {"since": at(TODAY, 1), "until": until, "most": 10} | ({"owner": "ada"} if of_owner else {})
+                plan = "\n".join(row[0] for row in await connection.execute(text(query), values))
+                assert "using ix_turn_usage_" in plan
+                assert "Seq Scan on turn_usage" not in plan
+    finally:
+        await database.close()

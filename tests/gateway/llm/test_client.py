@@ -1,0 +1,214 @@
+"""What goes over the wire to a model's server."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext, suppress
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from multidict import CIMultiDictProxy
+
+from gateway.domain.errors import ModelError, ModelRequestRefused, ModelUnavailable
+from gateway.domain.messages import JsonObject, Message
+from gateway.llm.client import SdkModel
+from gateway.llm.providers.groq import groq_model
+from gateway.llm.providers.openai import openai_model
+from gateway.ports.model import ModelCall
+from tests.gateway.llm.test_retries import Sink
+
+
+@asynccontextmanager
+async def listening(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[str]:
+    """A server that notes the headers of each request, and is then out of order."""
+
+    async def note(request: web.Request) -> web.Response:
+        received.append(request.headers)
+        return web.Response(status=500)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", note)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/v1"))
+
+
+@pytest.mark.parametrize("make", [groq_model, openai_model])
+async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., SdkModel]) -> None:
+    received: list[CIMultiDictProxy[str]] = []
+    async with listening(received) as url:
+        model = make(api_key="key-of-ours", base_url=url)
+        call = ModelCall(model="m", messages=(Message("user", "Hello"),))
+        for _ in range(2):
+            with pytest.raises(ModelError):
+                await model.complete(call, Sink())
+        await model.close()
+    assert len(received) == 2
+    for headers in received:
+        assert headers["Authorization"] == "Bearer key-of-ours"
+        assert headers["Content-Type"] == "application/json"
+        assert not [name for name in headers if name.lower().startswith("x-stainless")]
+
+
+@pytest.mark.parametrize("make", [groq_model, openai_model])
+async def test_stream_that_is_compressed_against_our_wish_is_read(make: Callable[..., SdkModel]) -> None:
+    wished: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        wished.append(request.headers["Accept-Encoding"])
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response.enable_compression(web.ContentCoding.gzip)
+        await response.prepare(request)
+        for delta in ('{"content":"Hel"}', '{"content":"lo"}'):
+            await response.write(b'data: {"choices":[{"index":0,"delta":%s}]}\n\n' % delta.encode())
+        await response.write(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
+        return response
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    sink = Sink()
+    async with TestServer(app) as server:
+        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
+        await model.close()
+    assert (sink.said, answered.finish_reason, wished) == ("Hello", "stop", ["identity"])
+
+
+async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("behave", "patience", "message"),
+    [(hang_up, 20.0, "cannot be reached"), (say_nothing, 0.2, "did not answer in time")],
+    ids=["hangs-up", "says-nothing"],
+)
+async def test_server_that_hangs_up_is_not_said_to_be_late(
+    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], patience: float, message: str
+) -> None:
+    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    async with server:
+        model = groq_model(
+            api_key="key-of-ours",
+            base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            idle_timeout=patience,
+        )
+        with pytest.raises(ModelUnavailable, match=message):
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()
+
+
+_WHOLE = (
+    b'data: {"choices":[{"delta":{"content":"Hello"}}]}\n\ndata: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+)
+
+
+async def stays_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE + b"data: [DONE]\n\n")
+    await reader.read()
+    writer.close()
+
+
+async def chatters_on(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE + b"data: [DONE]\n\n")
+    with suppress(ConnectionError):
+        while not writer.is_closing():
+            writer.write(b": ping\n\n")
+            await asyncio.sleep(0.01)
+
+
+async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head + b"%x\r\n" % len(_WHOLE) + _WHOLE + b"\r\n")  # and no last chunk
+    writer.close()
+
+
+@pytest.mark.parametrize("behave", [stays_open, chatters_on, breaks_off])
+async def test_answer_that_is_complete_stands_whatever_its_connection_does(
+    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> None:
+    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    sink = Sink()
+    async with server:
+        model = openai_model(
+            api_key="key-of-ours", base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        )
+        async with asyncio.timeout(5):
+            answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
+        await model.close()
+    assert (sink.said, answered.finish_reason) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize(
+    ("told", "wait"),
+    [("3", 3), ("nan", None), ("inf", None), ("-5", None), ("9" * 40, None), ("Wed, 21 Oct 2030 07:28:00 GMT", None)],
+)
+async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=503, headers={"Retry-After": told})
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        model = openai_model(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        with pytest.raises(ModelUnavailable) as error:
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()
+    assert error.value.retry_after == wait
+
+
+@pytest.mark.parametrize(
+    ("body", "listed"),
+    [
+        ('{"object": "list", "data": [{"id": "m", "context_window": 8}]}', [{"id": "m", "context_window": 8}]),
+        ('{"object": "list", "data": null}', []),  # from some that have none
+        ("<html>It works!</html>", None),
+    ],
+)
+@pytest.mark.parametrize(("make", "path"), [(groq_model, "/v1/openai/v1/models"), (openai_model, "/v1/models")])
+async def test_servers_list_of_models_is_read_as_it_is(
+    make: Callable[..., SdkModel], path: str, body: str, listed: list[JsonObject] | None
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get(path, answer)
+    async with TestServer(app) as server:
+        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        with nullcontext() if listed is not None else pytest.raises(ModelError):
+            assert await model.list_models() == listed
+        await model.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('{"error": {"message": "too many tools"}}', "too many tools"),
+        ('{"error": "too many tools"}', "too many tools"),
+        ('{"detail": "too many tools"}', "too many tools"),
+        ('[{"error": {"code": 400, "message": "too many tools"}}]', "too many tools"),
+        ("too many tools", "too many tools"),
+        ("<html>nginx</html>", "no reason given"),
+        ('{"error": null}', "no reason given"),
+    ],
+)
+@pytest.mark.parametrize("make", [groq_model, openai_model])
+async def test_reason_of_a_refusal_is_told_in_whichever_shape_it_comes(
+    make: Callable[..., SdkModel], body: str, reason: str
+) -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=400, text=body)
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        with pytest.raises(ModelRequestRefused, match=f"refused the request: {reason}$"):
+            await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
+        await model.close()

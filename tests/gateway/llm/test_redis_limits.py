@@ -1,0 +1,163 @@
+"""The limits of one key shared by several gateways through a real Redis, and each by itself without it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.common import redis as redis_module
+from gateway.domain.errors import UpstreamRateLimited
+from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.rate_limit.redis import RedisLimits
+from tests.redis_server import RedisServer
+
+MODEL = "openai/gpt-oss-120b"
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Generator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def replicas(redis: RedisServer) -> AsyncGenerator[list[Limiter]]:
+    shared = [RedisLimits(redis.url, "gsk_secret") for _ in range(2)]
+    limiters = [Limiter(shared=one) for one in shared]
+    yield limiters
+    for limiter, one in zip(limiters, shared, strict=True):
+        await limiter.close()
+        await one.close()
+        assert limiter.waiting == 0
+
+
+def told(left: float, *, requests_left: float = 14_400) -> dict[str, str]:
+    """So slow a limit that nothing comes back while a test runs: one token a second, one request in six."""
+    return {
+        "x-ratelimit-limit-tokens": "10000",
+        "x-ratelimit-remaining-tokens": f"{left:.0f}",
+        "x-ratelimit-reset-tokens": f"{10_000 - left:.0f}s",
+        "x-ratelimit-limit-requests": "14400",
+        "x-ratelimit-remaining-requests": f"{requests_left:.0f}",
+    }
+
+
+async def tell(limiter: Limiter, headers: dict[str, str], status: int = 200) -> None:
+    async with limiter.slot(MODEL, tokens=1) as slot:
+        slot.answered(headers, status)
+    await limiter.close()
+
+
+async def got(limiter: Limiter, stack: AsyncExitStack, tokens: float, **options: Any) -> bool:
+    try:
+        await stack.enter_async_context(limiter.slot(MODEL, tokens=tokens, **options))
+    except UpstreamRateLimited:
+        return False
+    return True
+
+
+async def test_200_reservations_of_two_gateways_never_exceed_the_shared_tokens(replicas: list[Limiter]) -> None:
+    await tell(replicas[0], told(5_000))
+    async with AsyncExitStack() as stack:
+        calls = (got(replicas[number % 2], stack, 100, deadline=5.0, user=f"u{number % 5}") for number in range(200))
+        assert sum(await asyncio.gather(*calls)) == 50
+
+
+async def test_200_reservations_of_two_gateways_never_exceed_the_shared_requests(replicas: list[Limiter]) -> None:
+    await tell(replicas[1], told(10_000, requests_left=40))
+    async with AsyncExitStack() as stack:
+        calls = (got(replicas[number % 2], stack, 1, deadline=2.0) for number in range(200))
+        assert sum(await asyncio.gather(*calls)) == 40
+
+
+async def test_nothing_known_nothing_limited(replicas: list[Limiter]) -> None:
+    async with AsyncExitStack() as stack:
+        calls = (got(replicas[number % 2], stack, 1_000_000, deadline=10.0) for number in range(200))
+        assert all(await asyncio.gather(*calls))
+
+
+async def test_answer_at_one_gateway_leaves_out_what_is_under_way_at_the_other(replicas: list[Limiter]) -> None:
+    async with replicas[0].slot(MODEL, tokens=4_000), AsyncExitStack() as stack:
+        await tell(replicas[1], told(5_000))
+        assert not await got(replicas[1], stack, 1_100, deadline=1.0)
+        assert await got(replicas[1], stack, 900, deadline=1.0)
+
+
+async def test_correction_at_one_gateway_frees_the_other(replicas: list[Limiter]) -> None:
+    await tell(replicas[0], told(5_000))
+    async with replicas[0].slot(MODEL, tokens=4_000) as slot, AsyncExitStack() as stack:
+        assert not await got(replicas[1], stack, 2_000, deadline=1.0)
+        slot.answered({}, 200)
+        slot.used(1_000)
+        await replicas[0].close()
+        assert await got(replicas[1], stack, 2_000, deadline=1.0)
+
+
+async def test_refusal_at_one_gateway_blocks_the_other(replicas: list[Limiter]) -> None:
+    await tell(replicas[0], {"retry-after": "0.4"}, 429)
+    async with AsyncExitStack() as stack:
+        assert not await got(replicas[1], stack, 1, deadline=0.2)
+        started = time.monotonic()
+        assert await got(replicas[1], stack, 1, deadline=5.0)
+        assert time.monotonic() - started > 0.3
+
+
+async def test_cancelled_while_asking_gives_all_back(replicas: list[Limiter]) -> None:
+    await tell(replicas[0], told(5_000))
+    async with AsyncExitStack() as stack:
+        asking = [asyncio.create_task(got(replicas[0], stack, 4_000)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        while replicas[0]._telling:
+            await replicas[0].close()
+        assert await got(replicas[1], stack, 4_990, deadline=1.0)
+
+
+async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[Limiter]) -> None:
+    await tell(replicas[0], told(0))
+    other = RedisLimits(redis.url, "gsk_other")
+    limiter = Limiter(shared=other)
+    async with AsyncExitStack() as stack:
+        assert await got(limiter, stack, 5_000, deadline=1.0)
+    await limiter.close()
+    await other.close()
+
+
+async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(
+    redis: RedisServer, replicas: list[Limiter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "PAUSE", 0.0)
+    for limiter in replicas:
+        await tell(limiter, told(5_000))
+    with capture_logs() as logs:
+        async with AsyncExitStack() as stack:
+            assert await got(replicas[0], stack, 1_000, deadline=1.0)
+            redis.stop()
+            calls = (got(replicas[0], stack, 100, deadline=5.0) for _ in range(100))
+            assert sum(await asyncio.gather(*calls)) in (39, 40)
+        await replicas[0].close()
+        assert [entry["event"] for entry in logs] == ["model_limits_without_redis"]
+        redis.start()
+        async with AsyncExitStack() as stack:
+            assert await got(replicas[0], stack, 1, deadline=1.0)
+        assert [entry["event"] for entry in logs] == ["model_limits_without_redis", "model_limits_with_redis_again"]
+
+
+async def test_redis_that_hangs_is_waited_for_once(redis: RedisServer, replicas: list[Limiter]) -> None:
+    await tell(replicas[0], told(5_000))
+    redis.hang()
+    started = time.monotonic()
+    async with AsyncExitStack() as stack:
+        for _ in range(5):
+            assert await got(replicas[0], stack, 100, deadline=5.0)
+    assert round((time.monotonic() - started) / redis.PATIENCE) == 1
+    redis.go_on()

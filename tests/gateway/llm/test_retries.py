@@ -1,0 +1,453 @@
+"""What Groq does wrong, one behaviour a row, over real HTTP: mended, asked again, asked elsewhere, or told clearly."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.domain.errors import GatewayError, ModelRateLimited, ModelStreamBroken, ModelUnavailable, PromptTooLong
+from gateway.domain.messages import Message, Parameters, ToolCall, ToolSpec, Usage
+from gateway.llm.catalog import Catalog
+from gateway.llm.client import SdkModel
+from gateway.llm.providers.groq import groq_model
+from gateway.llm.providers.openai import openai_model
+from gateway.llm.resilient import Persistence, SteadyModel
+from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
+from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
+from gateway.simulator.faults import Fault
+
+OSS, QWEN, COMPOUND = "openai/gpt-oss-120b", "qwen/qwen3.8-27b", "groq/compound"
+FAST = Persistence(delay=0.001, patience=0.05)
+SCHEMA = {
+    "type": "object",
+    "properties": {"expression": {"type": "string"}, "precision": {"type": "integer"}},
+    "required": ["expression"],
+    "additionalProperties": False,
+}
+CALCULATOR = ToolSpec("calculator", "tools", "calculator", "Exact arithmetic.", SCHEMA, read_only=True)
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.said = ""
+        self.thought = ""
+        self.calls: list[ToolCall] = []
+        self.done: list[tuple[str, str]] = []
+        self.retries: list[tuple[str, bool, str | None]] = []
+        self.lost: list[tuple[Usage, float | None]] = []
+        self.opens = 0
+
+    def opened(self) -> None:
+        self.opens += 1
+
+    def text(self, text: str) -> None:
+        self.said += text
+
+    def reasoning(self, text: str) -> None:
+        self.thought += text
+
+    def tool_call(self, call: ToolCall) -> None:
+        self.calls.append(call)
+
+    def executed(self, call: ToolCall, output: str) -> None:
+        self.done.append((call.name, output))
+
+    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+        self.retries.append((reason, discard, model))
+        if discard:
+            self.said = self.thought = ""
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self.lost.append((usage, cost_usd))
+
+    async def drain(self) -> None: ...
+
+    @property
+    def made(self) -> list[tuple[str, Any]]:
+        return [(call.name, msgspec.json.decode(call.arguments)) for call in self.calls]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [reason for reason, _, _ in self.retries]
+
+
+def ask(prompt: str, *, model: str = OSS, tools: tuple[ToolSpec, ...] = (CALCULATOR,), **more: Any) -> ModelCall:
+    messages = (Message(role="system", content="Help."), Message(role="user", content=prompt))
+    return ModelCall(model, messages, tools, **more)
+
+
+@pytest.fixture
+async def upstream() -> AsyncGenerator[Simulator]:
+    async with serve_simulator(SimulatorSettings(tokens_per_second=0, first_token_delay=0)) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+async def groq(upstream: Simulator) -> AsyncGenerator[SdkModel]:
+    model = groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
+    yield model
+    await model.close()
+
+
+@pytest.fixture
+def steady(groq: SdkModel) -> SteadyModel:
+    return SteadyModel(groq, Catalog(), how=FAST)
+
+
+# --- tool calls
+
+SUM = [("calculator", {"expression": "23*19"})]
+WRITTEN = '{"name": "calculator", "arguments": {"expression": "23*19"}}'
+
+
+@pytest.mark.parametrize(
+    ("written", "after_chunks"),
+    [
+        (WRITTEN, 0),
+        (WRITTEN, 2),
+        ('<function=calculator>{"expression": "23*19"}</function>', 0),
+        (f"<TOOL_CALLS>[{WRITTEN}]</TOOL_CALLS>", 0),
+        ('calculator(expression="23*19")', 2),
+    ],
+)
+async def test_tool_use_failed_is_read_leniently(
+    steady: SteadyModel, upstream: Simulator, written: str, after_chunks: int
+) -> None:
+    upstream.faults.add(Fault(kind="malformed_tool_call", failed_generation=written, after_chunks=after_chunks))
+    sink = Sink()
+    answer = await steady.complete(ask("What is 23*19?"), sink)
+    assert (answer.finish_reason, sink.made, sink.retries) == ("tool_calls", SUM, [])
+    assert len(upstream.requests) == 1
+
+
+async def test_call_that_needs_mending_is_mended(steady: SteadyModel, upstream: Simulator) -> None:
+    calls = [{"name": "functions.Calculator", "arguments": {"expression": 23, "precision": "2", "extra": 1}}]
+    upstream.faults.add(Fault(kind="tool_calls", calls=calls))
+    sink = Sink()
+    await steady.complete(ask("What is 23*19?"), sink)
+    assert sink.made == [("calculator", {"expression": "23", "precision": 2})]
+    assert sink.retries == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(kind="unknown_tool"),
+        Fault(kind="invalid_json_arguments"),
+        Fault(kind="bad_arguments"),
+        Fault(kind="malformed_tool_call", failed_generation="<function=what>is this"),
+        Fault(kind="malformed_tool_call", failed_generation='{"name": "calculator", "arguments": {"expr'),
+        Fault(kind="malformed_tool_call", after_chunks=2),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.failed_generation[:12]}",
+)
+async def test_call_that_cannot_be_mended_is_asked_for_again_with_what_is_wrong(
+    steady: SteadyModel, upstream: Simulator, fault: Fault
+) -> None:
+    upstream.faults.add(fault)
+    sink = Sink()
+    answer = await steady.complete(ask("What is 23*19?"), sink)
+    assert (answer.finish_reason, sink.made) == ("tool_calls", SUM)
+    assert sink.reasons == ["tool_call_unreadable"]
+    last = upstream.requests[-1]["messages"][-1]
+    assert last["role"] == "user"
+    assert last["content"].startswith("Your tool call could not be made")
+
+
+async def test_after_two_more_tries_a_bad_call_goes_to_the_loop_with_its_problem(
+    steady: SteadyModel, upstream: Simulator
+) -> None:
+    upstream.faults.add(Fault(kind="bad_arguments", times=9))
+    sink = Sink()
+    await steady.complete(ask("What is 23*19?"), sink)
+    assert len(sink.reasons) == 2
+    assert len(sink.calls) == 1
+    assert "expression" in sink.calls[0].problem
+
+
+async def test_calls_that_stay_unreadable_end_in_an_answer_without_tools(
+    steady: SteadyModel, upstream: Simulator
+) -> None:
+    upstream.faults.add(Fault(kind="malformed_tool_call", failed_generation="{{{", times=3))
+    sink = Sink()
+    answer = await steady.complete(ask("What is 23*19?"), sink)
+    assert (answer.finish_reason, sink.calls, len(sink.reasons)) == ("stop", [], 3)
+    assert "tools" not in upstream.requests[-1]
+    assert sink.said
+
+
+async def test_clients_own_tool_is_the_clients_to_judge(steady: SteadyModel, upstream: Simulator) -> None:
+    upstream.faults.add(Fault(kind="bad_arguments"))
+    sink = Sink()
+    own = msgspec.structs.replace(CALCULATOR, client=True)
+    await steady.complete(ask("What is 23*19?", tools=(own,)), sink)
+    assert sink.made == [("calculator", {"no_such_argument": [1, 2]})]
+
+
+# --- what it takes
+
+
+async def test_tokens_of_attempts_that_came_to_nothing_are_counted(steady: SteadyModel, upstream: Simulator) -> None:
+    once = await steady.complete(ask("What is 23*19?"), Sink())
+    for fault in (
+        Fault(kind="bad_arguments"),  # the stream has ended, and told
+        Fault(kind="malformed_tool_call", failed_generation="<function=what>is this"),  # refused, as written
+        Fault(kind="cut", after_chunks=1),  # broken off
+    ):
+        upstream.faults.add(fault)
+        sink = Sink()
+        twice = await steady.complete(ask("What is 23*19?"), sink)
+        assert len(sink.reasons) == 1
+        assert twice.usage.prompt_tokens > once.usage.prompt_tokens * 1.5, fault.kind
+        assert twice.cost_usd == Catalog().known(OSS).cost(twice.usage)
+        assert sink.lost == []
+
+
+async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(steady: SteadyModel, upstream: Simulator) -> None:
+    upstream.faults.add(Fault(kind="cut", after_chunks=40))
+    sink = Sink()
+    with pytest.raises(ModelStreamBroken):
+        await steady.complete(ask("count to 50", tools=()), sink)
+    upstream.faults.add(Fault(kind="stall", after_chunks=40))
+    other = Sink()
+    asking = asyncio.create_task(steady.complete(ask("count to 50", tools=()), other))
+    async with asyncio.timeout(5):
+        while not other.said:
+            await asyncio.sleep(0.001)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    for each in (sink, other):
+        [(usage, cost)] = each.lost
+        assert usage.completion_tokens >= (len(each.said) + len(each.thought)) // 4 > 0
+        assert usage.prompt_tokens > 0
+        assert cost == Catalog().known(OSS).cost(usage)
+    upstream.faults.add(Fault(kind="status", status=400))
+    refused = Sink()
+    with pytest.raises(GatewayError):
+        await steady.complete(ask("hello"), refused)
+    assert refused.lost == []
+
+
+# --- failures
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(kind="status", status=500),
+        Fault(kind="status", status=498),
+        Fault(kind="status", status=408),
+        Fault(kind="status", status=409),
+        Fault(kind="status", status=503, body="<html>not JSON</html>"),
+        Fault(kind="status", status=429, headers={"retry-after": "0.01"}),
+        Fault(kind="mid_stream_error"),
+        Fault(kind="x_groq_error"),
+        Fault(kind="cut"),
+        Fault(kind="abort"),
+        Fault(kind="garbage"),
+        Fault(kind="slow_first_token", seconds=30),
+        Fault(kind="cut", after_chunks=2),  # reasoning was shown, which a retry takes back
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.after_chunks}",
+)
+async def test_failure_before_the_first_text_is_asked_again(
+    steady: SteadyModel, upstream: Simulator, fault: Fault
+) -> None:
+    upstream.faults.add(fault)
+    sink = Sink()
+    answer = await steady.complete(ask("Hello there", tools=()), sink)
+    assert answer.finish_reason == "stop"
+    assert len(sink.reasons) == 1
+    assert len(upstream.requests) == 2
+    assert sink.said
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault(kind="cut", after_chunks=8), ModelStreamBroken),
+        (Fault(kind="abort", after_chunks=8), ModelStreamBroken),
+        (Fault(kind="mid_stream_error", after_chunks=8), ModelStreamBroken),
+        (Fault(kind="stall", after_chunks=8, seconds=30), ModelUnavailable),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else "",
+)
+async def test_failure_after_text_was_shown_is_told(
+    steady: SteadyModel, upstream: Simulator, fault: Fault, error: type[GatewayError]
+) -> None:
+    upstream.faults.add(fault)
+    sink = Sink()
+    with pytest.raises(error):
+        await steady.complete(
+            ask("count to 50", model=QWEN, tools=(), parameters=Parameters(reasoning_effort="none")), sink
+        )
+    assert (sink.retries, bool(sink.said)) == ([], True)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "requests"),
+    [(400, "model_request_refused", 1), (401, "model_key_refused", 1), (413, "model_request_refused", 1),
+     (424, "model_request_refused", 1), (404, "model_not_found", 1), (500, "model_unavailable", 3)],
+)  # fmt: skip
+async def test_refusal_is_told_at_once_and_a_failure_when_asking_again_did_not_help(
+    steady: SteadyModel, upstream: Simulator, status: int, code: str, requests: int
+) -> None:
+    upstream.faults.add(Fault(kind="status", status=status, times=9))
+    with pytest.raises(GatewayError) as caught:
+        await steady.complete(ask("Hello"), Sink())
+    assert (caught.value.code, len(upstream.requests)) == (code, requests)
+
+
+async def test_wait_that_is_too_long_is_told_with_its_length(steady: SteadyModel, upstream: Simulator) -> None:
+    upstream.faults.add(Fault(kind="status", status=429, headers={"retry-after": "33"}))
+    with pytest.raises(ModelRateLimited) as caught:
+        await steady.complete(ask("Hello"), Sink())
+    assert (caught.value.retry_after, len(upstream.requests)) == (33.0, 1)
+
+
+async def test_prompt_that_cannot_fit_is_refused_before_it_is_sent(steady: SteadyModel, upstream: Simulator) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        await steady.complete(ask("word " * 120_000), Sink())
+    assert "150,0" in caught.value.message
+    assert "131,072" in caught.value.message
+    assert not upstream.requests
+
+
+# --- other models
+
+
+async def test_other_models_are_asked_in_their_order(groq: SdkModel, upstream: Simulator) -> None:
+    steady = SteadyModel(groq, Catalog(), fallbacks=("openai/gpt-oss-20b", QWEN), how=FAST)
+    upstream.faults.add(Fault(kind="status", status=500, match="gpt-oss", times=6))
+    sink = Sink()
+    await steady.complete(ask("Hello", tools=()), sink)
+    assert [model for _, _, model in sink.retries if model] == ["openai/gpt-oss-20b", QWEN]
+    assert [request["model"] for request in upstream.requests][-1] == QWEN
+    assert sink.said
+
+
+async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(groq: SdkModel, upstream: Simulator) -> None:
+    clock = [0.0]
+    how = Persistence(retries=0, delay=0.001, failures=3, rest=10.0)
+    steady = SteadyModel(groq, Catalog(), how=how, now=lambda: clock[0])
+    upstream.faults.add(Fault(kind="status", status=500, times=4))
+    for _ in range(3):
+        with pytest.raises(ModelUnavailable):
+            await steady.complete(ask("Hello"), Sink())
+    with pytest.raises(ModelUnavailable) as alone:
+        await steady.complete(ask("Hello"), Sink())
+    assert (alone.value.retry_after, len(upstream.requests)) == (10.0, 3)
+    clock[0] = 11.0
+    with pytest.raises(ModelUnavailable):
+        await steady.complete(ask("Hello"), Sink())  # the one trial fails: a longer rest
+    assert len(upstream.requests) == 4
+    clock[0] = 25.0
+    with pytest.raises(ModelUnavailable):
+        await steady.complete(ask("Hello"), Sink())
+    assert len(upstream.requests) == 4
+    clock[0] = 32.0
+    await steady.complete(ask("Hello"), Sink())
+    await steady.complete(ask("Hello"), Sink())
+    assert len(upstream.requests) == 6
+
+
+async def test_only_one_call_tries_a_model_that_has_rested(groq: SdkModel, upstream: Simulator) -> None:
+    clock = [0.0]
+    how = Persistence(retries=0, failures=1, rest=10.0)
+    steady = SteadyModel(groq, Catalog(), how=how, now=lambda: clock[0])
+    upstream.faults.add(Fault(kind="status", status=500))
+    with pytest.raises(ModelUnavailable):
+        await steady.complete(ask("Hello"), Sink())
+    clock[0] = 11.0
+    tried = await asyncio.gather(*(steady.complete(ask("Hello"), Sink()) for _ in range(5)), return_exceptions=True)
+    assert sum(isinstance(each, ModelAnswer) for each in tried) == 1
+    assert len(upstream.requests) == 2
+
+
+# --- tools in the prompt
+
+
+async def test_model_without_functions_is_told_of_them_and_its_block_is_made_calls(
+    steady: SteadyModel, upstream: Simulator
+) -> None:
+    upstream.faults.add(Fault(kind="text", text=f"Let me see. <TOOL_CALLS>[{WRITTEN}]</TOOL_CALLS>"))
+    sink = Sink()
+    answer = await steady.complete(ask("What is 23*19?", model=COMPOUND), sink)
+    assert (answer.finish_reason, sink.made, sink.said.strip()) == ("tool_calls", SUM, "Let me see.")
+    sent = upstream.requests[-1]
+    assert "tools" not in sent
+    assert '"expression"' in sent["messages"][0]["content"]
+    call = ask("What is 23*19?", model=COMPOUND)
+    made = ToolCall("c1", "calculator", '{"expression":"23*19"}')
+    history = (Message(role="assistant", tool_calls=(made,)), Message(role="tool", tool_call_id="c1", content="437"))
+    await steady.complete(msgspec.structs.replace(call, messages=(*call.messages, *history)), Sink())
+    told = upstream.requests[-1]["messages"]
+    assert [message["role"] for message in told] == ["system", "user", "assistant", "user"]
+    assert "<TOOL_CALLS>" in told[2]["content"]
+    assert "437" in told[3]["content"]
+
+
+@pytest.mark.parametrize("text", ["a < b and <b>bold</b>", "ends with <TOOL", "<TOOL_CALLS> is how I would do it"])
+async def test_text_that_only_looks_like_a_block_is_shown_whole(
+    steady: SteadyModel, upstream: Simulator, text: str
+) -> None:
+    upstream.faults.add(Fault(kind="text", text=text))
+    sink = Sink()
+    await steady.complete(ask("Hello", model=COMPOUND), sink)
+    assert (sink.said, sink.calls) == (text, [])
+
+
+# --- both upstreams
+
+
+@pytest.fixture(params=["groq", "openai"])
+async def either(request: pytest.FixtureRequest, upstream: Simulator) -> AsyncGenerator[Model]:
+    if request.param == "groq":
+        model = groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
+    else:
+        model = openai_model(api_key="key", base_url=f"{upstream.base_url}/openai/v1", idle_timeout=0.5)
+    yield SteadyModel(model, Catalog(), how=FAST)
+    await model.close()
+
+
+async def test_contract_text_reasoning_and_usage(either: Model) -> None:
+    sink: ModelSink = Sink()
+    answer = await either.complete(ask("Hello there", tools=()), sink)
+    assert (answer.finish_reason, sink.opens) == ("stop", 1)  # type: ignore[attr-defined]
+    assert sink.said  # type: ignore[attr-defined]
+    assert sink.thought  # type: ignore[attr-defined]
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
+
+
+async def test_contract_tool_calls_and_parameters(either: Model, upstream: Simulator) -> None:
+    sink = Sink()
+    parameters = Parameters(temperature=0.5, max_tokens=100, stop=("END",), seed=3)
+    answer = await either.complete(ask("What is 23*19?", tool_choice="auto", parameters=parameters), sink)
+    assert (answer.finish_reason, sink.made) == ("tool_calls", SUM)
+    sent = upstream.requests[-1]
+    assert (sent["temperature"], sent["stop"], sent["seed"], sent["tool_choice"]) == (0.5, ["END"], 3, "auto")
+    assert 100 in (sent.get("max_completion_tokens"), sent.get("max_tokens"))
+
+
+async def test_contract_failures(either: Model, upstream: Simulator) -> None:
+    upstream.faults.add(Fault(kind="status", status=401))
+    with pytest.raises(GatewayError) as refused:
+        await either.complete(ask("Hello"), Sink())
+    assert refused.value.code == "model_key_refused"
+    upstream.faults.add(Fault(kind="cut"))
+    sink = Sink()
+    await either.complete(ask("Hello", tools=()), sink)
+    assert sink.reasons == ["model_stream_broken"]
+    assert await either.check() is None
+
+
+async def test_contract_cancelling_reaches_the_server(either: Model, upstream: Simulator) -> None:
+    upstream.faults.add(Fault(kind="stall", after_chunks=3, seconds=30))
+    asking = asyncio.create_task(either.complete(ask("count to 50", tools=()), Sink()))
+    await upstream.until(lambda simulator: simulator.streaming == 1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await upstream.until(lambda simulator: simulator.cancelled == 1)

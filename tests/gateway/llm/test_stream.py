@@ -1,0 +1,221 @@
+"""The stream decoder, fed with reads cut at every place."""
+
+import json
+
+import pytest
+
+from gateway.domain.errors import ModelRateLimited, ModelRequestRefused, ModelStreamBroken, ModelUnavailable
+from gateway.domain.messages import ToolCall
+from gateway.llm.stream import ChunkReader, read_whole
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.said: list[object] = []
+        self.opens = 0
+
+    def opened(self) -> None:
+        self.opens += 1
+
+    def text(self, text: str) -> None:
+        self._join("text", text)
+
+    def reasoning(self, text: str) -> None:
+        self._join("reasoning", text)
+
+    def tool_call(self, call: ToolCall) -> None:
+        self.said.append(call)
+
+    def executed(self, call: ToolCall, output: str) -> None:
+        self.said.append((call.name, call.arguments, output))
+
+    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    def _join(self, kind: str, text: str) -> None:
+        last = self.said[-1] if self.said else None
+        if isinstance(last, tuple) and last[0] == kind:
+            self.said[-1] = (kind, last[1] + text)
+        else:
+            self.said.append((kind, text))
+
+
+def sse(*chunks: object) -> bytes:
+    return b"".join(b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in chunks)
+
+
+def delta(finish: str | None = None, **fields: object) -> dict[str, object]:
+    return {"id": "c", "choices": [{"index": 0, "delta": fields, "finish_reason": finish}]}
+
+
+def part(index: int, arguments: str, name: str | None = None, call_id: str | None = None) -> dict[str, object]:
+    return {"index": index, "id": call_id, "function": {"name": name, "arguments": arguments}}
+
+
+STREAM = (
+    sse(delta(role="assistant", content=""), delta(reasoning="Ich prüfe "), delta(reasoning="das…"))
+    + sse(delta(content="Grüße 👋"))
+    + b": a comment\n\n"
+    + sse(
+        delta(tool_calls=[part(0, '{"expr', "calculator", "a")]),
+        delta(tool_calls=[part(0, 'ession":"1+1"}')]),
+        delta(tool_calls=[part(1, "{}", "list_tasks", "b")]),
+        delta(finish="tool_calls"),
+        {"choices": [], "x_groq": {"usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+                                             "prompt_tokens_details": {"cached_tokens": 4}}}},
+    )
+    + b"data: [DONE]\n\n"
+)  # fmt: skip
+SAID = [
+    ("reasoning", "Ich prüfe das…"),
+    ("text", "Grüße 👋"),
+    ToolCall("a", "calculator", '{"expression":"1+1"}'),
+    ToolCall("b", "list_tasks", "{}"),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])
+def test_the_same_is_said_however_the_bytes_are_cut(size: int) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    for start in range(0, len(STREAM), size):
+        reader.feed(STREAM[start : start + size])
+    answer = reader.answer()
+    assert sink.said == SAID
+    assert sink.opens == 1
+    assert answer.finish_reason == "tool_calls"
+    assert (answer.usage.prompt_tokens, answer.usage.cached_tokens, answer.usage.total_tokens) == (7, 4, 10)
+    assert reader.done
+
+
+def test_all_text_of_one_read_is_told_at_once() -> None:
+    texts: list[str] = []
+    sink = Sink()
+    sink.text = texts.append  # type: ignore[method-assign]
+    ChunkReader(sink).feed(sse(*(delta(content=word) for word in "abc")))
+    assert texts == ["abc"]
+
+
+def test_windows_line_ends_are_read_too() -> None:
+    sink = Sink()
+    ChunkReader(sink).feed(sse(delta(content="x")).replace(b"\n", b"\r\n"))
+    assert sink.said == [("text", "x")]
+
+
+def test_stream_without_a_finish_reason_is_broken() -> None:
+    reader = ChunkReader(Sink())
+    reader.feed(sse(delta(content="half an ans")))
+    with pytest.raises(ModelStreamBroken):
+        reader.answer()
+
+
+@pytest.mark.parametrize(
+    ("frame", "error"),
+    [
+        (b"data: {not json}\n\n", ModelStreamBroken),
+        (b"data: [1,2]\n\n", ModelStreamBroken),
+        (b'event: error\ndata: {"error":{"message":"m","code":"tool_use_failed"}}\n\n', ModelRequestRefused),
+        (b'data: {"error":{"message":"m","code":"rate_limit_exceeded"}}\n\n', ModelRateLimited),
+        (b'data: {"error":{"message":"m","status_code":503}}\n\n', ModelUnavailable),
+        (b'data: {"error":{"message":"m","code":"capacity_exceeded"}}\n\n', ModelUnavailable),
+        (b'data: {"choices":[],"x_groq":{"error":"stopped early"}}\n\n', ModelStreamBroken),
+        (b'data: {"error":"x"}\n\n', ModelStreamBroken),
+    ],
+)
+def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: bytes, error: type[Exception]) -> None:
+    sink = Sink()
+    with pytest.raises(error):
+        ChunkReader(sink).feed(sse(delta(content="before")) + frame)
+    assert sink.said == [("text", "before")]
+
+
+@pytest.mark.parametrize(
+    "payload", [b'{"choices":[{"delta":{"content":"\xff"}}]}', b'{"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}"]
+)
+def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    with pytest.raises(ModelStreamBroken):
+        reader.feed(sse(delta(content="a")) + b"data: " + payload + b"\n\n")
+    assert sink.said == [("text", "a")]
+    with pytest.raises(ModelStreamBroken):
+        read_whole(payload, sink)
+
+
+def test_line_that_does_not_end_breaks_the_stream() -> None:
+    reader = ChunkReader(Sink())
+    with pytest.raises(ModelStreamBroken, match="does not end"):
+        any(map(reader.feed, [b"data: " + b"x" * 64 * 1024] * 100))
+
+
+def test_null_is_read_as_nothing_wherever_it_stands() -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    nulls = {"prompt_tokens": 7, "completion_tokens": None, "total_tokens": None, "prompt_tokens_details": None}
+    reader.feed(
+        sse(
+            {"choices": [{"delta": None, "finish_reason": None}], "usage": None, "error": None},
+            delta(content="a", tool_calls=None),
+            delta(content=None, tool_calls=[{"index": None, "id": "x", "function": {"name": "f", "arguments": None}}]),
+            {"choices": [{"delta": None, "finish_reason": "tool_calls"}]},
+            {"choices": None, "usage": nulls},
+        )
+    )
+    answer = reader.answer()
+    assert sink.said == [("text", "a"), ToolCall("x", "f", "")]
+    assert (answer.finish_reason, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("tool_calls", 7, 0)
+    assert read_whole(b'{"choices":[{"message":{"content":null}}],"usage":null}', sink).usage.total_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [part(0, "{}", "f", "a"), part(0, '{"x":1}', "g", "b")],
+        [part(0, "{}", "f", "a"), part(1, '{"x"', "g", "b"), part(1, ":1}", "g", "b")],
+        [part(0, "{}", "f", "a"), {"index": 1, "id": "b", "function": {"name": "g", "arguments": {"x": 1}}}],
+        [part(0, "{}", "f", "a"), part(1, '{"x"', "g", "b"), part(1, ":1}", None, "b")],
+    ],
+    ids=["no-count", "named-again", "arguments-as-object", "id-again"],
+)
+def test_tool_calls_are_told_apart_as_other_servers_write_them(parts: list[dict[str, object]]) -> None:
+    said: list[object] = [ToolCall("a", "f", "{}"), ToolCall("b", "g", '{"x":1}')]
+    for chunks in ([delta(tool_calls=[each]) for each in parts], [delta(tool_calls=parts)]):
+        sink = Sink()
+        reader = ChunkReader(sink)
+        reader.feed(sse(*chunks, delta(finish="tool_calls")))
+        assert sink.said == said
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_that_shares_a_chunk_with_text_is_told(name: str) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse(delta(**{name: "So."}, content="Yes")))
+    assert sink.said == [("reasoning", "So."), ("text", "Yes")]
+
+
+def test_line_without_data_is_passed_over() -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse(delta(content="a")) + b"data:\n\ndata: \r\n\r\n" + sse(delta(finish="stop", content="b")))
+    assert (sink.said, reader.answer().finish_reason) == ([("text", "ab")], "stop")
+
+
+def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
+    def executed(**fields: object) -> dict[str, object]:
+        tool = {"index": 0, "type": "search", "arguments": '{"query": "camels"}', **fields}
+        return {"choices": [{"delta": {"executed_tools": [tool]}}]}
+
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse(executed(), executed(output="two humps"), executed(output="two humps")))
+    reader.feed(sse({"choices": [{"delta": {"content": "Two."}, "finish_reason": "stop"}]}))
+    assert sink.said == [("search", '{"query": "camels"}', "two humps"), ("text", "Two.")]
+
+
+def test_reasoning_under_the_name_that_other_servers_give_it_is_told() -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed(sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]}))
+    assert sink.said == [("reasoning", "Hm.")]

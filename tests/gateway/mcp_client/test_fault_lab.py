@@ -1,0 +1,242 @@
+"""MCP servers that misbehave in every way, in both eras: a turn always ends, and nothing leaks."""
+
+import asyncio
+import gc
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gateway.domain.messages import Principal
+from gateway.mcp_client.server_config import ServerConfig
+from gateway.simulator import Simulator
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.test_toolbox import ERAS, call, process, text, toolbox_of, until
+from tests.stack import free_port, serve_asgi, serve_gateway
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+@pytest.fixture(params=ERAS, ids=list(ERAS))
+def modern(request: pytest.FixtureRequest) -> bool:
+    return ERAS[request.param]
+
+
+class Faulty:
+    """A server in front of the trial one, whose answers to tool calls go wrong as told."""
+
+    def __init__(self, trial: Trial, *, modern: bool) -> None:
+        self._inner = trial.app(modern=modern)
+        self.fault: str | None = None
+        self.broken = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or self.fault is None:
+            await self._inner(scope, receive, send)
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        if b'"tools/call"' not in body:
+            await self._inner(scope, _replay(body, receive), send)
+            return
+        self.broken += 1
+        await self._answer(json.loads(body)["id"], send)
+
+    async def _answer(self, call_id: Any, send: Send) -> None:
+        head = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+        result: Any = {"content": [{"type": "text", "text": "x" * 40_000_000}], "resultType": "complete"}
+        match self.fault:
+            case "500":
+                await send(head | {"status": 500})
+                await send({"type": "http.response.body", "body": b"Internal Server Error"})
+            case "not json":
+                await send(head)
+                await send({"type": "http.response.body", "body": b"{this is no JSON"})
+            case "surrogate":
+                await send(head)
+                told = b'{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type": "text", "text": "\\ud83d"}]}}'
+                await send({"type": "http.response.body", "body": told % call_id})
+            case "no json-rpc":
+                await send(head)
+                await send({"type": "http.response.body", "body": b'{"hello": "world"}'})
+            case "another's id":
+                await send(head)
+                told = json.dumps({"jsonrpc": "2.0", "id": 987_654, "result": {"content": []}}).encode()
+                await send({"type": "http.response.body", "body": told})
+            case "empty":
+                await send(head)
+                await send({"type": "http.response.body", "body": b""})
+            case "trickle":
+                await send(head | {"headers": [(b"content-type", b"text/event-stream")]})
+                for _ in range(600):
+                    await send({"type": "http.response.body", "body": b": still there\n", "more_body": True})
+                    await asyncio.sleep(0.05)
+            case "oversized":
+                await send(head)
+                told = json.dumps({"jsonrpc": "2.0", "id": call_id, "result": result}).encode()
+                await send({"type": "http.response.body", "body": told})
+            case _:
+                raise AssertionError(self.fault)
+
+
+def _replay(body: bytes, receive: Any) -> Any:
+    sent = False
+
+    async def again() -> Any:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _tasks() -> set[asyncio.Task[Any]]:
+    """Those under way; the test's own servers keep one for the life of the loop."""
+    return {task for task in asyncio.all_tasks() if "_shutdown_watcher" not in repr(task.get_coro())}
+
+
+@asynccontextmanager
+async def nothing_leaks() -> AsyncGenerator[None]:
+    """As many tasks and threads after as before."""
+    before = _tasks()
+    yield
+    gc.collect()
+    async with asyncio.timeout(10):
+        while left := _tasks() - before:
+            await asyncio.wait(left, timeout=0.1)
+    assert threading.active_count() < 60
+
+
+@pytest.mark.parametrize("fault", ["500", "not json", "no json-rpc", "another's id", "empty", "trickle", "oversized"])
+async def test_broken_answer_fails_its_own_call_in_time_and_the_next_one_works(modern: bool, fault: str) -> None:
+    faulty = Faulty(Trial(), modern=modern)
+    async with nothing_leaks(), serve_asgi(faulty) as address:
+        server = ServerConfig(name="t", url=f"{address}/mcp", prefix="", timeout=1.5)
+        async with toolbox_of(server) as toolbox:
+            faulty.fault = fault
+            async with asyncio.timeout(8):
+                result = await call(toolbox, "picture")
+            assert faulty.broken
+            assert len(text(result)) < 40_000
+            assert result.outcome in (("ok",) if fault == "oversized" else ("error", "unknown"))
+            faulty.fault = None
+            await until(lambda: toolbox.servers()[0].state == "up")
+            assert text(await call(toolbox, "echo", text="hi")) == "hi"
+
+
+@pytest.mark.parametrize("fault", ["500", "not json", "surrogate"])
+async def test_call_whose_answer_cannot_be_read_may_have_taken_effect(modern: bool, fault: str) -> None:
+    faulty = Faulty(Trial(), modern=modern)
+    async with (
+        serve_asgi(faulty) as address,
+        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        faulty.fault = fault
+        result = await call(toolbox, "picture")
+    assert (result.outcome, faulty.broken) == ("unknown", 1)
+    assert "may or may not have taken effect" in text(result)
+    assert "validation error" not in text(result)
+
+
+async def test_read_only_call_is_made_again_when_its_connection_was_lost(modern: bool) -> None:
+    port = free_port()
+    server = ServerConfig(name="t", url=f"http://127.0.0.1:{port}/mcp", prefix="")
+    async with toolbox_of(server, settle=0.1) as toolbox:
+        async with process(port, modern) as victim:
+            await until(lambda: toolbox.find("hang_read") is not None)
+            calling = [asyncio.create_task(call(toolbox, name)) for name in ("hang_read", "hang_write")]
+            await asyncio.wait(calling, timeout=0.3)
+            victim.kill()
+            victim.wait()
+            async with asyncio.timeout(10):
+                results = await asyncio.gather(*calling)
+        assert [result.outcome for result in results] == ["error", "unknown"]
+        assert "not reachable" in text(results[0])
+
+
+async def test_server_that_takes_connections_and_says_nothing_is_given_up() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    async with nothing_leaks(), serve_asgi(Trial().app()) as address:
+        servers = [ServerConfig(name="mute", url=url), ServerConfig(name="good", url=f"{address}/mcp")]
+        async with toolbox_of(*servers, settle=1) as toolbox:
+            assert [status.state for status in toolbox.servers()] == ["connecting", "up"]
+            assert text(await call(toolbox, "good_echo", text="hi")) == "hi"
+    listener.close()
+
+
+async def test_two_hundred_calls_at_once_each_get_their_own_answer(modern: bool) -> None:
+    async with (
+        nothing_leaks(),
+        serve_asgi(Trial().app(modern=modern)) as address,
+        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        people = [Principal(f"user {number}") for number in range(200)]
+        calls = [call(toolbox, "echo", principal=who, text=who.user) for who in people]
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(*calls)
+    assert [text(result) for result in results] == [who.user for who in people]
+
+
+async def test_of_five_servers_two_are_dead_and_the_turn_uses_the_rest(
+    database_url: str, simulator: Simulator, tmp_path: Any, modern: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(serve_asgi(Trial().app(modern=modern))) for _ in range(3)]
+        entries = {f"s{number}": {"url": f"{url}/mcp"} for number, url in enumerate(urls)}
+        entries |= {f"dead{number}": {"url": f"http://127.0.0.1:{free_port()}/mcp"} for number in range(2)}
+        (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": entries}))
+        async with serve_gateway(database_url, simulator, None, mcp_config=tmp_path / "mcp.json") as gateway:
+            prompt = " and ".join(f'call s{n}_echo with {{"text": "from {n}"}}' for n in range(3))
+            reply = await gateway.chat(prompt)
+            ready = (await gateway.get("/ready")).body
+    told = [made["content"][0]["text"] for made in reply.body["tool_calls"]]
+    assert told == ["from 0", "from 1", "from 2"]
+    assert ready["status"] == "degraded"
+    assert sorted(server["state"] for server in ready["mcp_servers"]) == ["down", "down", "up", "up", "up"]
+
+
+async def test_tools_that_change_in_the_middle_of_a_turn_do_not_break_it(
+    database_url: str, simulator: Simulator
+) -> None:
+    trial = Trial()
+    async with (
+        serve_asgi(trial.app()) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
+        gateway.stream('call slow with {} and echo with {"text": "hi"}') as stream,
+    ):
+        async with asyncio.timeout(5):
+            await trial.started.wait()
+        trial.mcp.remove_tool("echo")
+        await trial.add_tool("fresh")
+        await until(lambda: gateway.state.toolbox.find("fresh") is not None)
+        trial.release.set()
+        await stream.until("turn.completed")
+        results = [event.data["outcome"] for event in stream.seen if event.type == "tool.result"]
+    assert results == ["ok", "error"]
+
+
+async def test_many_turns_over_failing_servers_leave_nothing_behind(database_url: str, simulator: Simulator) -> None:
+    faulty = Faulty(Trial(), modern=True)
+    async with (
+        serve_asgi(faulty) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp", tool_timeout=1.0) as gateway,
+    ):
+        await gateway.chat('call echo with {"text": "hi"}')
+        before = len(asyncio.all_tasks())
+        for fault in ("500", "not json", "another's id", None):
+            faulty.fault = fault
+            asking = [gateway.chat('call echo with {"text": "hi"}') for _ in range(10)]
+            replies = await asyncio.gather(*asking)
+            assert {reply.status for reply in replies} == {200}
+        await until(lambda: len(asyncio.all_tasks()) <= before + 2)
+        assert gateway.state.runner.running == 0

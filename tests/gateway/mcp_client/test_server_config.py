@@ -1,0 +1,154 @@
+"""Which servers to connect to, and how their tools and results look from outside."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp.types import (
+    AudioContent,
+    CallToolResult,
+    EmbeddedResource,
+    ImageContent,
+    TextContent,
+    TextResourceContents,
+    Tool,
+)
+
+from gateway.config import ConfigError, Settings
+from gateway.mcp_client.results import reduce_result
+from gateway.mcp_client.server_config import ServerConfig, load_servers
+from gateway.mcp_client.tool_names import exposed_name
+from gateway.mcp_client.toolbox import make_spec
+
+
+def load(directory: Path, document: Any, environment: dict[str, str] | None = None) -> Any:
+    file = directory / "servers.json"
+    file.write_text(document if isinstance(document, str) else json.dumps(document))
+    return load_servers(Settings(_env_file=None, mcp_config=file), environment or {})  # type: ignore[call-arg]
+
+
+def test_file_in_claude_desktops_shape_and_in_vs_codes_is_read(tmp_path: Path) -> None:
+    entry = {"url": "https://h/mcp", "headers": {"X-Key": "k"}, "prefix": "p", "timeout": 5, "deny": ["rm*"]}
+    for key in ("mcpServers", "servers"):
+        (server,) = load(tmp_path, {key: {"one": entry}})
+        assert (server.name, server.url, server.prefix, server.timeout) == ("one", "https://h/mcp", "p", 5)
+        assert server.permits("list")
+        assert not server.permits("rm_all")
+
+
+def test_environment_is_expanded_with_defaults(tmp_path: Path) -> None:
+    entry = {"url": "http://${HOST:-localhost}:${PORT}/mcp", "headers": {"Authorization": "Bearer ${TOKEN:-}"}}
+    (server,) = load(tmp_path, {"mcpServers": {"one": entry}}, {"PORT": "81"})
+    assert server.url == "http://localhost:81/mcp"
+    assert server.headers == {"Authorization": "Bearer "}
+
+
+@pytest.mark.parametrize(
+    ("entry", "fault"),
+    [
+        ({"url": "http://${NOT_SET}/mcp"}, "the environment variable NOT_SET is not set"),
+        ({}, "the entry has neither a url nor a command"),
+        ({"url": "http://h/mcp", "command": "npx"}, "the entry has both a url and a command"),
+        ({"url": "http://h/mcp", "type": "carrier pigeon"}, "type: Input should be"),
+        ({"url": "http://h/mcp", "share": "nobody"}, "share: Input should be"),
+        ([], "the entry must be an object"),
+        ({"url": "ftp://h"}, "url: must be the http:// or https:// address"),
+        ({"url": "http://[::1/mcp"}, "url: is no address"),
+        ({"url": "http://h/mcp", "timeout": -1}, "timeout: Input should be greater than 0"),
+        ({"url": "http://h/mcp", "identity": "me"}, "identity: String should match pattern"),
+        ({"url": "http://h/mcp", "approval": "maybe"}, "approval: Input should be"),
+    ],
+)
+def test_broken_entry_disables_itself_with_its_reason_and_the_rest_go_on(
+    tmp_path: Path, entry: Any, fault: str
+) -> None:
+    broken, whole = load(tmp_path, {"mcpServers": {"broken": entry, "whole": {"url": "http://h/mcp"}}})
+    assert broken.fault.startswith(fault)
+    assert whole.fault is None
+
+
+@pytest.mark.parametrize("document", ["{", "[]", "{}", '{"mcpServers": []}'])
+def test_broken_file_is_a_clear_error(tmp_path: Path, document: str) -> None:
+    with pytest.raises(ConfigError, match=r"MCP_CONFIG: .*servers\.json"):
+        load(tmp_path, document)
+
+
+def test_single_address_and_default_file_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_servers(Settings(_env_file=None)) == []  # type: ignore[call-arg]
+    (server,) = load_servers(Settings(_env_file=None, mcp_server_url="http://h:1"))  # type: ignore[call-arg]
+    assert (server.url, server.prefix, server.identity) == ("http://h:1/mcp", "", "none")
+    (tmp_path / "mcp.json").write_text('{"mcpServers": {"one": {"url": "http://h/mcp"}}}')
+    assert load_servers(Settings(_env_file=None))[0].name == "one"  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "tool", "name"),
+    [
+        ("", "calculator", "calculator"),
+        ("git", "log", "git_log"),
+        ("git.hub", "list", "git_hub_list_"),
+        ("", "tool.with.dots", "tool_with_dots_"),
+        ("", "ünïcode", "_n_code_"),
+        ("p", "x" * 200, "p_" + "x" * 55 + "_"),
+    ],
+)
+def test_names_fit_groq_and_those_that_had_to_change_carry_a_mark(prefix: str, tool: str, name: str) -> None:
+    exposed = exposed_name(prefix, "server", tool)
+    assert exposed == name or (exposed.startswith(name) and len(exposed) == len(name) + 6)
+    assert len(exposed) <= 64
+    assert exposed == exposed_name(prefix, "server", tool)
+
+
+def test_names_that_would_become_alike_stay_apart() -> None:
+    names = {exposed_name("", "s", tool) for tool in ("a.b", "a_b", "a b", "a/b")} | {exposed_name("", "t", "a.b")}
+    assert len(names) == 5
+
+
+def test_annotations_that_are_not_given_are_taken_cautiously() -> None:
+    server = ServerConfig(name="s", url="http://h/mcp")
+    spec = make_spec(server, Tool(name="t", input_schema={"type": "object"}))
+    assert (spec.read_only, spec.destructive, spec.idempotent, spec.open_world) == (False, True, False, True)
+
+
+def result(*content: Any, **more: Any) -> CallToolResult:
+    return CallToolResult(content=list(content), **more)
+
+
+def test_long_text_is_cut_with_a_note_over_all_blocks() -> None:
+    reduced = reduce_result(result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
+    assert reduced.content[0]["text"] == "a" * 80
+    assert reduced.content[1]["text"].startswith("b" * 20 + "\n[cut: 80 characters, the first 20 are shown]")
+
+
+def test_text_of_embedded_resources_counts_as_well() -> None:
+    held = EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a" * 80))
+    reduced = reduce_result(result(held, held, TextContent(text="b" * 80)), 100)
+    assert reduced.content[0]["resource"]["text"] == "a" * 80
+    assert reduced.content[1]["resource"]["text"].startswith("a" * 20 + "\n[cut: 80 characters, the first 20")
+    assert reduced.content[2]["text"].startswith("\n[cut: 80 characters, the first 0")
+
+
+def test_control_characters_are_removed_and_line_breaks_stay() -> None:
+    reduced = reduce_result(result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), 100)
+    assert reduced.content[0]["text"] == "ared\n\tb"
+
+
+def test_huge_binary_is_left_out_with_a_note_and_small_kept() -> None:
+    image = ImageContent(data="A" * 400_000, mime_type="image/png")
+    audio = AudioContent(data="AAAA", mime_type="audio/wav")
+    reduced = reduce_result(result(image, audio), 100)
+    assert reduced.content[0] == {"type": "text", "text": "[image of 300,000 bytes left out: too large]"}
+    assert reduced.content[1]["mimeType"] == "audio/wav"
+
+
+def test_structured_result_over_the_limit_is_left_out() -> None:
+    assert reduce_result(result(structured_content={"a": 1}), 100).structured == {"a": 1}
+    big = reduce_result(result(structured_content={"a": "x" * 200}), 100)
+    assert big.structured is None
+    assert "left out" in big.content[0]["text"]
+
+
+def test_error_flag_is_the_outcome() -> None:
+    assert reduce_result(result(TextContent(text="x"), is_error=True), 100).outcome == "error"

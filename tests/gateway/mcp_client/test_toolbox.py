@@ -1,0 +1,352 @@
+"""The toolbox over real MCP servers, in both protocol eras: up, down, killed, hanging, changing."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from mcp import Client
+from mcp.types import ListToolsResult
+from pydantic import SecretStr
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.config import Settings
+from gateway.domain.messages import Principal, ToolResult
+from gateway.mcp_client.server_config import ServerConfig
+from gateway.mcp_client.toolbox import McpToolbox
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.stack import SECRET, free_port, serve_asgi
+
+ROOT = Path(__file__).parent.parent.parent.parent
+ADA = Principal("ada")
+ERAS = {"modern": True, "legacy": False}
+
+
+@asynccontextmanager
+async def toolbox_of(*servers: ServerConfig, settle: float = 5.0, **settings: object) -> AsyncGenerator[McpToolbox]:
+    complete = Settings(_env_file=None, tools_server_secret=SecretStr(SECRET), **settings)  # type: ignore[call-arg,arg-type]
+    toolbox = McpToolbox(list(servers), complete)
+    await toolbox.start()
+    await toolbox.settle(settle)
+    try:
+        yield toolbox
+    finally:
+        await toolbox.stop()
+
+
+async def call(toolbox: McpToolbox, name: str, principal: Principal = ADA, **arguments: object) -> ToolResult:
+    spec = toolbox.find(name)
+    assert spec is not None, [known.name for known in toolbox.specs()]
+    result = await toolbox.call(spec, arguments, principal=principal)
+    assert isinstance(result, ToolResult)
+    return result
+
+
+def text(result: ToolResult) -> str:
+    return "\n".join(str(block.get("text")) for block in result.content)
+
+
+async def until(condition: object, seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # type: ignore[operator]
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(params=ERAS, ids=list(ERAS))
+def modern(request: pytest.FixtureRequest) -> bool:
+    return ERAS[request.param]
+
+
+@pytest.fixture
+async def trial(modern: bool) -> AsyncGenerator[tuple[Trial, ServerConfig]]:
+    server = Trial()
+    async with serve_asgi(server.app(modern=modern)) as address:
+        yield server, ServerConfig(name="trial", url=f"{address}/mcp", prefix="", identity="gateway")
+
+
+@asynccontextmanager
+async def process(port: int, modern: bool) -> AsyncGenerator[subprocess.Popen[bytes]]:
+    argv = [sys.executable, "-m", "tests.gateway.mcp_client.mcp_servers", str(port), *([] if modern else ["legacy"])]
+    running = subprocess.Popen(argv, cwd=ROOT)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+Served = tuple[Trial, ServerConfig]
+
+
+async def test_tools_instructions_and_state_are_known_once_the_server_is_up(trial: Served, modern: bool) -> None:
+    async with toolbox_of(trial[1]) as toolbox:
+        names = [spec.name for spec in toolbox.specs()]
+        assert names == sorted(names)
+        assert {"echo", "crash"} <= set(names)
+        assert toolbox.instructions() == "Trial instructions."
+        status = toolbox.servers()[0]
+        assert (status.state, status.tools) == ("up", len(names))
+        assert status.protocol_version == ("2026-07-28" if modern else "2025-11-25")
+        spec = toolbox.find("echo")
+        assert spec is not None
+        assert (spec.read_only, spec.server) == (True, "trial")
+
+
+async def test_results_and_failures_of_tools_are_results(trial: Served) -> None:
+    async with toolbox_of(trial[1]) as toolbox:
+        assert text(await call(toolbox, "echo", text="hi")) == "hi"
+        refused = await call(toolbox, "refuse")
+        assert (refused.outcome, text(refused)) == ("error", "Error executing tool refuse: No, because of the weather.")
+        crashed = await call(toolbox, "crash")
+        assert crashed.outcome == "error"
+        assert "internal detail" not in text(crashed)
+        assert (await call(toolbox, "echo", wrong=1)).outcome == "error"
+        picture = await call(toolbox, "picture")
+        assert picture.content[1] == {"type": "image", "data": "aGk=", "mimeType": "image/png"}
+
+
+@pytest.mark.parametrize(("tool", "outcome"), [("hang_read", "error"), ("hang_write", "unknown")])
+async def test_call_over_its_time_is_given_up_and_the_tool_hears_it(trial: Served, tool: str, outcome: str) -> None:
+    async with toolbox_of(trial[1], tool_timeout=0.3) as toolbox:
+        result = await call(toolbox, tool)
+        assert result.outcome == outcome
+        assert "0.3 seconds" in text(result)
+        async with asyncio.timeout(5):
+            await trial[0].cancelled.wait()
+        assert text(await call(toolbox, "echo", text="still there")) == "still there"
+
+
+async def test_cancelling_the_caller_reaches_the_tool(trial: Served) -> None:
+    async with toolbox_of(trial[1]) as toolbox:
+        calling = asyncio.create_task(call(toolbox, "hang_write"))
+        async with asyncio.timeout(5):
+            await trial[0].started.wait()
+            calling.cancel()
+            await trial[0].cancelled.wait()
+        assert text(await call(toolbox, "echo", text="still there")) == "still there"
+
+
+async def test_two_hundred_calls_at_once_are_kept_apart(trial: Served) -> None:
+    async with toolbox_of(trial[1]) as toolbox:
+        results = await asyncio.gather(*(call(toolbox, "echo", text=str(n)) for n in range(200)))
+    assert [text(result) for result in results] == [str(n) for n in range(200)]
+
+
+async def test_each_call_names_its_own_user_over_one_connection(trial: Served) -> None:
+    users = [f"user-{n % 5}" for n in range(50)]
+    async with toolbox_of(trial[1]) as toolbox:
+        results = await asyncio.gather(*(call(toolbox, "whoami", Principal(user)) for user in users))
+    for user, result in zip(users, results, strict=True):
+        token = text(result).removeprefix("Bearer ")
+        claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="tools-server", issuer="agent-gateway")
+        assert claims["sub"] == user
+        assert claims["exp"] - claims["iat"] <= 120
+    discovering = [authorization for method, authorization in trial[0].requests if method != "tools/call"]
+    for authorization in filter(None, discovering[:3]):
+        claims = jwt.decode(authorization[7:], SECRET, algorithms=["HS256"], audience="tools-server")
+        assert claims["sub"] == "agent-gateway"
+
+
+async def test_server_without_identity_gets_no_token(trial: Served) -> None:
+    plain = trial[1].model_copy(update={"identity": "none", "headers": {"Authorization": "Bearer own"}})
+    async with toolbox_of(plain) as toolbox:
+        assert text(await call(toolbox, "whoami")) == "Bearer own"
+
+
+async def test_progress_and_log_reach_the_observer(trial: Served) -> None:
+    class Observer:
+        def __init__(self) -> None:
+            self.heard: list[object] = []
+
+        def progress(self, progress: float, total: float | None, message: str | None) -> None:
+            self.heard.append((progress, total, message))
+
+        def log(self, level: str, message: str) -> None:
+            self.heard.append((level, message))
+
+    observer = Observer()
+    async with toolbox_of(trial[1]) as toolbox:
+        spec = toolbox.find("chatter")
+        assert spec is not None
+        await toolbox.call(spec, {}, principal=ADA, observer=observer)
+        await until(lambda: len(observer.heard) >= 3)
+    assert (1.0, 2.0, "half") in observer.heard
+    assert ("info", "a log line") in observer.heard
+
+
+async def test_new_tool_is_offered_as_soon_as_the_server_tells(trial: Served, modern: bool) -> None:
+    if not modern:
+        pytest.skip("the SDK's server tells handshake-era clients of changes only from inside a request")
+    async with toolbox_of(trial[1]) as toolbox:
+        await trial[0].add_tool("brand_new")
+        await until(lambda: toolbox.find("brand_new") is not None)
+
+
+async def test_allow_and_deny_decide_what_is_offered(trial: Served) -> None:
+    chosen = trial[1].model_copy(update={"allow": ("*e*",), "deny": ("crash", "hang_*", "refuse")})
+    async with toolbox_of(chosen) as toolbox:
+        assert [spec.name for spec in toolbox.specs()] == ["chatter", "echo", "picture", "reserve"]
+
+
+async def test_server_that_is_down_at_the_start_comes_up_by_itself(modern: bool) -> None:
+    port = free_port()
+    async with toolbox_of(ServerConfig(name="late", url=f"http://127.0.0.1:{port}/mcp")) as toolbox:
+        assert toolbox.specs() == ()
+        assert toolbox.servers()[0].state == "down"
+        assert toolbox.servers()[0].reason == "nothing answers at its address"
+        async with process(port, modern):
+            await until(lambda: toolbox.find("late_echo") is not None)
+            assert text(await call(toolbox, "late_echo", text="hi")) == "hi"
+
+
+async def test_killed_server_fails_its_own_call_only_and_is_used_again_after_its_restart(modern: bool) -> None:
+    port, other_port = free_port(), free_port()
+    servers = [ServerConfig(name=n, url=f"http://127.0.0.1:{p}/mcp") for n, p in (("one", port), ("two", other_port))]
+    async with process(other_port, modern), toolbox_of(*servers, settle=0.1) as toolbox:
+        async with process(port, modern) as victim:
+            await until(lambda: toolbox.find("one_echo") and toolbox.find("two_echo"))
+            hanging = {name: asyncio.create_task(call(toolbox, name)) for name in ("one_hang_write", "one_hang_read")}
+            elsewhere = asyncio.create_task(call(toolbox, "two_hang_read"))
+            await asyncio.gather(*(call(toolbox, "one_echo", text="x") for _ in range(5)))
+            os.kill(victim.pid, signal.SIGKILL)
+            async with asyncio.timeout(5):
+                assert (await hanging["one_hang_write"]).outcome == "unknown"
+                assert (await hanging["one_hang_read"]).outcome == "error"
+            assert not elsewhere.done()
+            assert text(await call(toolbox, "two_echo", text="alive")) == "alive"
+            spec = toolbox.find("one_echo")
+            if spec is not None:  # an older server's absence is only noticed by a call
+                result = await toolbox.call(spec, {"text": "x"}, principal=ADA)
+                assert isinstance(result, ToolResult)
+                assert result.outcome == "error"
+                assert "not reachable" in text(result)
+        async with process(port, modern):
+            await until(lambda: toolbox.find("one_echo") is not None)
+            async with asyncio.timeout(10):
+                while (await call(toolbox, "one_echo", text="back")).outcome != "ok":
+                    await asyncio.sleep(0.05)
+        elsewhere.cancel()
+
+
+async def test_server_that_forgot_the_session_is_called_again_at_once() -> None:
+    """A handshake-era server restarted between two calls: the old session is gone, and nobody told."""
+    port = free_port()
+    async with toolbox_of(ServerConfig(name="s", url=f"http://127.0.0.1:{port}/mcp"), settle=0.1) as toolbox:
+        async with process(port, modern=False):
+            await until(lambda: toolbox.find("s_echo") is not None)
+        async with process(port, modern=False):
+            await until(lambda: _listening(port))
+            async with asyncio.timeout(10):
+                while (await call(toolbox, "s_echo", text="back")).outcome != "ok":
+                    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (404, -32001, "Session not found"),
+        (404, -32000, "It has expired"),
+        (400, -32000, "Bad Request: No valid session ID provided"),
+        (400, -32000, "Bad Request: Server not initialized"),
+    ],
+)
+async def test_session_that_is_gone_is_made_anew_however_the_server_says_so(
+    status: int, code: int, message: str
+) -> None:
+    inner = Trial().app(modern=False)
+    made: list[bytes] = []
+
+    async def forgetful(scope: Scope, receive: Receive, send: Send) -> None:
+        session = dict(scope.get("headers", [])).get(b"mcp-session-id")
+        if scope.get("method") == "POST" and session is not None and session in made[:-1]:
+            error = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
+            await JSONResponse(error, status_code=status)(scope, receive, send)
+            return
+
+        async def noted(event: Message) -> None:
+            session = dict(event.get("headers", [])).get(b"mcp-session-id")
+            if session is not None and session not in made:
+                made.append(session)
+            await send(event)
+
+        await inner(scope, receive, noted)
+
+    async with (
+        serve_asgi(forgetful) as address,
+        toolbox_of(ServerConfig(name="s", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        assert text(await call(toolbox, "echo", text="one")) == "one"
+        made.append(b"another")  # it has restarted
+        assert text(await call(toolbox, "echo", text="two")) == "two"
+
+
+async def test_list_that_breaks_the_protocol_is_not_the_last_that_is_read(
+    trial: Served, modern: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not modern:
+        pytest.skip("the SDK's server tells handshake-era clients of changes only from inside a request")
+    server, config = trial
+    real, bad = Client.list_tools, False
+
+    async def list_tools(self: Client, **more: Any) -> Any:
+        return ListToolsResult.model_validate({"tools": [{"name": 5}]}) if bad else await real(self, **more)
+
+    monkeypatch.setattr(Client, "list_tools", list_tools)
+    async with toolbox_of(config) as toolbox:
+        await until(lambda: toolbox.find("echo") is not None)
+        bad = True
+        await server.add_tool("first")
+        await until(lambda: toolbox.servers()[0].state != "up")
+        bad = False
+        await server.add_tool("second")
+        await until(lambda: toolbox.find("second") is not None)
+        assert toolbox.servers()[0].state == "up"
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_server_that_hangs_at_connect_holds_nobody_up() -> None:
+    async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(3600)
+        writer.close()
+
+    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with toolbox_of(ServerConfig(name="silent", url=f"http://127.0.0.1:{port}/mcp"), settle=0.2) as toolbox:
+        assert toolbox.servers()[0].state == "connecting"
+    assert loop.time() - began < 3
+    silent.close()
+
+
+async def test_stop_leaves_no_task_behind(trial: Served) -> None:
+    before = asyncio.all_tasks()
+    async with toolbox_of(trial[1], ServerConfig(name="dead", url="http://127.0.0.1:9/mcp")) as toolbox:
+        await call(toolbox, "echo", text="x")
+    await until(lambda: not {t for t in asyncio.all_tasks() - before if "mcp" in t.get_name()})
+
+
+async def test_server_that_never_tells_of_changes_is_up_all_the_same() -> None:
+    server = Trial()
+    server.mcp._lowlevel_server._request_handlers.pop("subscriptions/listen")
+    async with (
+        serve_asgi(server.app()) as address,
+        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        asked = len(server.requests)
+        await until(lambda: ("tools/list", None) in server.requests[asked:] or toolbox.servers()[0].state == "down")
+        await until(lambda: toolbox.servers()[0].state == "up")
+        assert text(await call(toolbox, "echo", text="hi")) == "hi"

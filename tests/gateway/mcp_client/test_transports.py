@@ -1,0 +1,139 @@
+"""Every way to a server: a command over stdio, the SSE of old servers; and whose connection it is."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from gateway.domain.messages import Principal
+from gateway.mcp_client.server_config import ServerConfig
+from gateway.mcp_client.toolbox import McpToolbox
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.test_toolbox import ADA, ROOT, call, text, toolbox_of, until
+from tests.stack import free_port, serve_asgi
+
+MODULE = "tests.gateway.mcp_client.mcp_servers"
+
+
+def stdio(**options: object) -> ServerConfig:
+    environment = {"PYTHONPATH": str(ROOT), "MARK": "of the test"}
+    return ServerConfig(name="own", command=sys.executable, args=("-m", MODULE, "stdio"), env=environment, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def sse() -> AsyncGenerator[ServerConfig]:
+    port = free_port()
+    running = subprocess.Popen([sys.executable, "-m", MODULE, str(port), "sse"], cwd=ROOT)
+    try:
+        yield ServerConfig(name="old", url=f"http://127.0.0.1:{port}/sse", type="sse")
+    finally:
+        running.kill()
+        running.wait()
+
+
+def children() -> set[int]:
+    """The processes that run our trial server over stdio."""
+    found: set[int] = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        if b"stdio" in words and parent == os.getpid():
+            found.add(int(entry.name))
+    return found
+
+
+async def up(toolbox: McpToolbox) -> None:
+    await until(lambda: toolbox.servers()[0].state == "up", 30)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
+async def test_command_is_started_used_restarted_when_killed_and_stopped_in_the_end() -> None:
+    async with toolbox_of(stdio(), settle=30) as toolbox:
+        assert text(await call(toolbox, "own_echo", text="hi")) == "hi"
+        assert toolbox.servers()[0].transport == "stdio"
+        (pid,) = children()
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: children() - {pid} and toolbox.servers()[0].state == "up", 30)
+        assert text(await call(toolbox, "own_echo", text="again")) == "again"
+    assert children() == set()
+
+
+async def test_killed_command_fails_its_own_call_and_says_what_nobody_knows() -> None:
+    async with toolbox_of(stdio(), settle=30) as toolbox:
+        await up(toolbox)
+        calling = asyncio.create_task(call(toolbox, "own_hang_write"))
+        await asyncio.wait([calling], timeout=0.3)
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            assert (await calling).outcome == "unknown"
+
+
+async def test_command_that_cannot_be_run_says_so() -> None:
+    nobody = ServerConfig(name="nobody", command="/no/such/command")
+    async with toolbox_of(nobody) as toolbox:
+        status = toolbox.servers()[0]
+        assert (status.state, status.reason) == ("down", "its command cannot be run: No such file or directory")
+
+
+async def test_old_servers_sse_is_spoken(sse: ServerConfig) -> None:
+    async with toolbox_of(sse, settle=0.1) as toolbox:
+        await up(toolbox)
+        assert text(await call(toolbox, "old_echo", text="hi")) == "hi"
+        assert toolbox.servers()[0].transport == "sse"
+        assert (await call(toolbox, "old_crash")).outcome == "error"
+
+
+async def test_each_user_has_a_connection_where_it_is_to_be_so() -> None:
+    server = Trial()
+    async with serve_asgi(server.app(modern=False)) as address:
+        config = ServerConfig(name="t", url=f"{address}/mcp", prefix="", identity="gateway", share="user")
+        async with toolbox_of(config) as toolbox:
+            before = len([1 for method, _ in server.requests])
+            for user in ("ada", "bob", "ada"):
+                assert text(await call(toolbox, "echo", principal=Principal(user), text=user)) == user
+            tokens = {token for _, token in server.requests[before:] if token}
+            assert len(tokens) == 2
+            assert len(toolbox._personal) == 2
+
+
+async def test_header_of_the_client_is_passed_on_to_who_is_to_have_it() -> None:
+    async with serve_asgi(Trial().app()) as address:
+        config = ServerConfig(name="t", url=f"{address}/mcp", prefix="", identity="header:Authorization")
+        async with toolbox_of(config) as toolbox:
+            assert toolbox.forwarded_headers() == {"authorization"}
+            mine = Principal("ada", headers={"authorization": "Bearer ada's own"})
+            calls = [call(toolbox, "whoami", principal=who) for who in (mine, ADA, mine)]
+            told = [text(result) for result in await asyncio.gather(*calls)]
+    assert told == ["Bearer ada's own", "nobody", "Bearer ada's own"]
+
+
+async def test_servers_come_and_go_while_the_calls_of_others_go_on() -> None:
+    server = Trial()
+    async with serve_asgi(server.app()) as address:
+        one = ServerConfig(name="one", url=f"{address}/mcp")
+        two = ServerConfig(name="two", url=f"{address}/mcp")
+        async with toolbox_of(one) as toolbox:
+            kept = toolbox._connections["one"]
+            toolbox.apply([one, two])
+            await until(lambda: toolbox.find("two_echo") is not None)
+            assert toolbox._connections["one"] is kept
+            spec = toolbox.find("two_slow")
+            assert spec is not None
+            calling = asyncio.create_task(toolbox.call(spec, {}, principal=ADA))
+            async with asyncio.timeout(5):
+                await server.started.wait()
+            toolbox.apply([one])
+            assert toolbox.find("two_echo") is None
+            gone = await toolbox.call(spec, {}, principal=ADA)
+            assert "no longer connected" in gone.content[0]["text"]  # type: ignore[union-attr]
+            server.release.set()
+            assert (await calling).content[0]["text"] == "done"  # type: ignore[union-attr]

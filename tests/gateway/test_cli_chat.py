@@ -1,0 +1,76 @@
+"""`agent-gateway chat`, against a real gateway."""
+
+import io
+from collections.abc import Callable
+
+import asyncpg
+import pytest
+
+from gateway.cli.chat import ChatFailed, Terminal
+from gateway.simulator import Fault
+from tests.stack import Gateway, free_port
+
+
+class Session:
+    """A terminal with a person who answers in order."""
+
+    def __init__(self, url: str, *lines: str, api_key: str | None = None) -> None:
+        self.out, self.side = io.StringIO(), io.StringIO()
+        self.asked: list[str] = []
+        answers = iter(lines)
+
+        def read(prompt: str) -> str:
+            self.asked.append(prompt)
+            return next(answers)
+
+        person: Callable[[str], str] | None = read if lines else None
+        self.terminal = Terminal(url, api_key=api_key, model=None, out=self.out, side=self.side, read=person)
+
+
+async def test_answer_goes_to_out_and_the_tools_to_the_side(gateway: Gateway) -> None:
+    session = Session(gateway.base_url)
+    await session.terminal.ask("What is 23*19?")
+    assert "437" in session.out.getvalue()
+    assert session.out.getvalue().endswith("\n")
+    assert "→ calculator" in session.side.getvalue()
+    assert "← ok 23*19 = 437" in session.side.getvalue()
+
+
+async def test_prompts_are_one_conversation(gateway: Gateway) -> None:
+    session = Session(gateway.base_url)
+    await session.terminal.ask("My dog is called Bello.")
+    await session.terminal.ask("Hello again")
+    assert "Bello" in str(gateway.simulator.requests[-1]["messages"])
+
+
+async def test_question_is_put_to_the_person_until_the_answer_fits(gateway: Gateway, db: asyncpg.Connection) -> None:
+    session = Session(gateway.base_url, "second", "2")
+    for _ in range(2):
+        await session.terminal.ask("Add a task to buy milk")
+    await session.terminal.ask("delete the task buy milk")
+    assert len(session.asked) == 2
+    assert "content.task_id" in session.side.getvalue()
+    assert [row["id"] for row in await db.fetch("SELECT id FROM tools.tasks")] == [1]
+
+
+@pytest.mark.parametrize("lines", [("",), ()])
+async def test_question_is_declined_by_an_empty_line_and_where_nobody_sits(
+    gateway: Gateway, db: asyncpg.Connection, lines: tuple[str, ...]
+) -> None:
+    session = Session(gateway.base_url, *lines)
+    for _ in range(2):
+        await session.terminal.ask("Add a task to buy milk")
+    await session.terminal.ask("delete the task buy milk")
+    assert "← error" in session.side.getvalue()
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
+
+
+async def test_failed_turn_says_why_with_its_code(gateway: Gateway) -> None:
+    gateway.simulator.faults.add(Fault(kind="status", status=401, match="Hello"))
+    with pytest.raises(ChatFailed, match=r"\[model_key_refused\]"):
+        await Session(gateway.base_url).terminal.ask("Hello")
+
+
+async def test_no_gateway_is_one_clear_line() -> None:
+    with pytest.raises(ChatFailed, match="No gateway answers at"):
+        await Session(f"http://127.0.0.1:{free_port()}").terminal.ask("Hello")

@@ -1,0 +1,253 @@
+"""The gateway's own `/mcp`, as MCP hosts of both eras use it."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import ElicitRequestParams, ElicitResult, PromptReference, ToolListChangedNotification
+from pydantic import SecretStr
+
+from gateway.simulator import Fault, Simulator
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.test_toolbox import until
+from tests.stack import Gateway, serve_asgi, serve_gateway
+
+ERAS = ["auto", "legacy"]
+
+
+@pytest.fixture(params=ERAS)
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@asynccontextmanager
+async def host(gateway: Gateway, mode: str, **options: Any) -> AsyncGenerator[Client]:
+    headers = options.pop("headers", {})
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=30) as http,
+        Client(streamable_http_client(f"{gateway.base_url}/mcp", http_client=http), mode=mode, **options) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def trial() -> Trial:
+    return Trial()
+
+
+@pytest.fixture(params=[True, False], ids=["modern-server", "legacy-server"])
+async def with_trial(
+    request: pytest.FixtureRequest, database_url: str, simulator: Simulator, trial: Trial
+) -> AsyncGenerator[Gateway]:
+    """A gateway in front of the trial server."""
+    async with (
+        serve_asgi(trial.app(modern=request.param)) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
+    ):
+        yield gateway
+
+
+def text(result: Any) -> str:
+    return "\n".join(block.text for block in result.content)
+
+
+async def test_host_finds_all_tools_and_calls_them(gateway: Gateway, mode: str) -> None:
+    async with host(gateway, mode) as client:
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        assert {"calculator", "add_task", "ask_agent"} <= set(tools)
+        assert tools["calculator"].annotations is not None
+        assert tools["calculator"].annotations.read_only_hint is True
+        result = await client.call_tool("calculator", {"expression": "5*9"})
+        assert (text(result), result.structured_content) == ("5*9 = 45", {"expression": "5*9", "result": 45})
+        failed = await client.call_tool("calculator", {"expression": "1/0"})
+        assert failed.is_error
+        with pytest.raises(MCPError, match="Unknown tool"):
+            await client.call_tool("no_such_tool", {})
+        assert client.protocol_version == ("2026-07-28" if mode == "auto" else "2025-11-25")
+
+
+async def test_agent_is_asked_and_gone_on_with(gateway: Gateway, mode: str, db: asyncpg.Connection) -> None:
+    steps: list[str | None] = []
+
+    async def progress(_done: float, _total: float | None, message: str | None) -> None:
+        steps.append(message)
+
+    async with host(gateway, mode) as client:
+        first = await client.call_tool("ask_agent", {"prompt": "What is 23*19?"}, progress_callback=progress)
+        assert "437" in text(first)
+        assert steps == ["calculator …"]
+        told = first.structured_content
+        assert told is not None
+        again = await client.call_tool(
+            "ask_agent", {"prompt": "What did I ask?", "conversation_id": told["conversation_id"]}
+        )
+        assert "23*19" in text(again)
+        refused = await client.call_tool("ask_agent", {"prompt": "Hello", "model": "no-such-model"})
+        assert refused.is_error
+        for prompt in (" ", "x" * 400_001):
+            assert (await client.call_tool("ask_agent", {"prompt": prompt})).is_error
+    assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 2
+
+
+async def test_host_that_gives_up_cancels_the_agent(gateway: Gateway, mode: str) -> None:
+    gateway.simulator.faults.add(Fault(kind="stall", after_chunks=40))
+    async with host(gateway, mode) as client:
+        asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": "count to 500"}))
+        await gateway.simulator.until(lambda simulator: simulator.streaming == 1)
+        asking.cancel()
+        await gateway.simulator.until(lambda simulator: simulator.cancelled == 1)
+
+
+async def test_cancellation_and_progress_go_through(with_trial: Gateway, trial: Trial, mode: str) -> None:
+    told: list[tuple[float, str | None]] = []
+
+    async def progress(done: float, _total: float | None, message: str | None) -> None:
+        told.append((done, message))
+
+    async with host(with_trial, mode) as client:
+        assert text(await client.call_tool("chatter", {}, progress_callback=progress)) == "done"
+        await until(lambda: told == [(1, "half"), (2, "whole")])
+        calling = asyncio.create_task(client.call_tool("hang_write", {}))
+        async with asyncio.timeout(5):
+            await trial.started.wait()
+            calling.cancel()
+            await trial.cancelled.wait()
+
+
+async def test_resources_prompts_and_completions_go_through(with_trial: Gateway, mode: str) -> None:
+    async with host(with_trial, mode) as client:
+        assert [r.uri for r in (await client.list_resources()).resources] == ["trial://greeting"]
+        templates = (await client.list_resource_templates()).resource_templates
+        assert [template.uri_template for template in templates] == ["trial://greeting/{name}"]
+        for uri, said in (("trial://greeting", "Good day."), ("trial://greeting/Ada", "Good day, Ada.")):
+            assert (await client.read_resource(uri)).contents[0].text == said  # type: ignore[union-attr]
+        with pytest.raises(MCPError, match="No connected server has"):
+            await client.read_resource("trial://nothing/at/all")
+        assert [p.name for p in (await client.list_prompts()).prompts] == ["summary"]
+        prompt = await client.get_prompt("summary", {"subject": "camels"})
+        assert prompt.messages[0].content.text == "Sum up camels."  # type: ignore[union-attr]
+        with pytest.raises(MCPError, match="no prompt"):
+            await client.get_prompt("nothing", {})
+        done = await client.complete(PromptReference(name="summary"), {"name": "subject", "value": "ca"})
+        assert done.completion.values == ["camels"]
+
+
+@pytest.mark.parametrize("server_era", [True, False], ids=["modern-server", "legacy-server"])
+async def test_question_of_a_server_reaches_the_hosts_user(
+    gateway: Gateway, database_url: str, simulator: Simulator, trial: Trial, mode: str, server_era: bool
+) -> None:
+    async def accept(_context: Any, params: ElicitRequestParams) -> ElicitResult:
+        asked.append(params.message)
+        content: Any = {"task_id": 2} if server_era else {"row": "front"}
+        return ElicitResult(action="accept", content=content)
+
+    asked: list[str] = []
+    if server_era:
+        async with host(gateway, mode, elicitation_callback=accept) as client:
+            for _ in range(2):
+                await client.call_tool("add_task", {"title": "buy milk"})
+            result = await client.call_tool("delete_task", {"title": "buy milk"})
+        assert "#2" in text(result)
+        assert len(asked) == 1
+        return
+    async with (
+        serve_asgi(trial.app(modern=False)) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp") as other,
+        host(other, mode, elicitation_callback=accept) as client,
+    ):
+        result = await client.call_tool("reserve", {"seats": 2})
+    # A host of 2026-07-28 cannot be asked in the middle of a call: it is declined, never left hanging.
+    assert text(result) == ("2 at the front" if mode == "legacy" else "nothing reserved")
+
+
+async def test_listening_host_hears_of_tools_that_come(
+    gateway: Gateway, database_url: str, simulator: Simulator, trial: Trial
+) -> None:
+    async with (
+        serve_asgi(trial.app()) as url,
+        host(gateway, "auto") as client,
+        client.listen(tools_list_changed=True) as changes,
+    ):
+        body = {"name": "extra", "url": f"{url}/mcp"}
+        assert (await gateway.post("/api/v1/mcp/servers", body)).status == 201
+        async with asyncio.timeout(5):
+            async for _ in changes:
+                names = {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}
+                if "extra_echo" in names:
+                    break
+
+
+async def test_host_of_the_handshake_era_hears_of_tools_that_come(gateway: Gateway, trial: Trial) -> None:
+    changed = asyncio.Event()
+
+    async def hear(message: Any) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            changed.set()
+
+    async with serve_asgi(trial.app()) as url, host(gateway, "legacy", message_handler=hear) as client:
+        await client.list_tools()
+        async with asyncio.timeout(10):
+            assert (await gateway.post("/api/v1/mcp/servers", {"name": "extra", "url": f"{url}/mcp"})).status == 201
+            while "extra_echo" not in {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}:
+                await changed.wait()
+                changed.clear()
+
+
+async def test_key_is_asked_here_too(database_url: str, simulator: Simulator, tools_url: str) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
+        refused = await gateway.post("/mcp", {})
+        assert (refused.status, refused.body["error"]["code"]) == (401, "not_authenticated")
+        assert refused.headers["www-authenticate"] == "Bearer"
+        async with host(gateway, "auto", headers={"Authorization": "Bearer the-right-key-16"}) as client:
+            assert text(await client.call_tool("calculator", {"expression": "1+1"})) == "1+1 = 2"
+
+
+async def test_path_is_exact_and_strange_origins_are_refused(gateway: Gateway) -> None:
+    async with gateway.session.post(f"{gateway.base_url}/mcp/", json={}, allow_redirects=False) as response:
+        assert response.status == 404
+    headers = {"Origin": "http://evil.example", "Content-Type": "application/json"}
+    async with gateway.session.post(f"{gateway.base_url}/mcp", data=b"{}", headers=headers) as response:
+        assert response.status == 403
+
+
+# --- the same over the HTTP API, and for models
+
+
+async def test_resources_and_prompts_are_read_over_http(with_trial: Gateway) -> None:
+    listed = (await with_trial.get("/api/v1/mcp/resources")).body
+    assert (listed["resources"][0]["uri"], listed["resources"][0]["server"]) == ("trial://greeting", "tools")
+    assert listed["templates"][0]["uriTemplate"] == "trial://greeting/{name}"
+    read = await with_trial.get("/api/v1/mcp/resources/read?uri=trial://greeting/Ada")
+    assert read.body["contents"][0]["text"] == "Good day, Ada."
+    assert (await with_trial.get("/api/v1/mcp/resources/read?uri=x://y")).status == 404
+    assert (await with_trial.get("/api/v1/mcp/prompts")).body["prompts"][0]["name"] == "summary"
+    filled = await with_trial.post("/api/v1/mcp/prompts/summary", {"arguments": {"subject": "camels"}})
+    assert filled.body["messages"][0]["content"]["text"] == "Sum up camels."
+    assert (await with_trial.post("/api/v1/mcp/prompts/nothing", {})).status == 404
+    broken = await with_trial.post("/api/v1/mcp/prompts/summary", {"arguments": {}})
+    assert (broken.status, broken.body["error"]["code"]) == (502, "mcp_failed")
+
+
+async def test_model_reads_them_where_the_servers_entry_says_so(
+    database_url: str, simulator: Simulator, trial: Trial, tmp_path: Any
+) -> None:
+    async with serve_asgi(trial.app()) as url:
+        entry = f'{{"mcpServers": {{"t": {{"url": "{url}/mcp", "as_tools": ["resources", "prompts"]}}}}}}'
+        (tmp_path / "mcp.json").write_text(entry)
+        async with serve_gateway(database_url, simulator, None, mcp_config=tmp_path / "mcp.json") as gateway:
+            names = {tool["name"] for tool in (await gateway.get("/api/v1/tools")).body["tools"]}
+            assert {"t_list_resources", "t_read_resource", "t_list_prompts", "t_get_prompt"} <= names
+            read = await gateway.chat('call t_read_resource with {"uri": "trial://greeting/Ada"}')
+            assert read.body["tool_calls"][0]["content"][0]["text"] == "Good day, Ada."
+            listed = await gateway.chat("call t_list_resources with {}")
+            assert "trial://greeting" in listed.body["tool_calls"][0]["content"][0]["text"]
+            prompt = await gateway.chat('call t_get_prompt with {"name": "t_summary", "arguments": {"subject": "x"}}')
+            assert "Sum up x." in prompt.body["tool_calls"][0]["content"][0]["text"]
+            missing = await gateway.chat('call t_read_resource with {"uri": "nothing:"}')
+            assert missing.body["tool_calls"][0]["outcome"] == "error"

@@ -1,0 +1,150 @@
+"""Hosts of the handshake era, whose requests come to one worker after the other."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import ElicitRequestParams, ElicitResult, ToolListChangedNotification
+
+from gateway.simulator import Simulator
+from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.test_toolbox import until
+from tests.stack import Gateway, serve_asgi, serve_gateway
+
+HELLO = {
+    "jsonrpc": "2.0", "id": 1, "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}  # fmt: skip
+LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+ACCEPT = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+
+
+@pytest.fixture
+async def trial() -> Trial:
+    return Trial()
+
+
+@pytest.fixture
+async def workers(database_url: str, simulator: Simulator, trial: Trial) -> AsyncGenerator[list[Gateway]]:
+    """Three gateways on one database, in front of a server that asks in the middle of a call."""
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serve_asgi(trial.app(modern=False)))
+        yield [await stack.enter_async_context(serve_gateway(database_url, simulator, f"{url}/mcp")) for _ in range(3)]
+
+
+class Balancer(httpx2.AsyncBaseTransport):
+    """Sends each request to the next worker, as a balancer without any memory does."""
+
+    def __init__(self, workers: list[Gateway]) -> None:
+        self._inner = httpx2.AsyncHTTPTransport()
+        self._next = itertools.cycle([httpx2.URL(worker.base_url).port for worker in workers])
+        self.sent: list[str] = []
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.url = request.url.copy_with(port=next(self._next))
+        self.sent.append(request.method)
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@asynccontextmanager
+async def host(workers: list[Gateway], **options: Any) -> AsyncGenerator[Client]:
+    balancer = Balancer(workers)
+    url = f"{workers[0].base_url}/mcp"
+    async with (
+        httpx2.AsyncClient(transport=balancer, timeout=30) as http,
+        Client(streamable_http_client(url, http_client=http), mode="legacy", **options) as client,
+    ):
+        yield client
+    assert balancer.sent[-1] == "DELETE"
+
+
+async def test_session_is_known_whichever_worker_a_request_comes_to(workers: list[Gateway], trial: Trial) -> None:
+    told: list[tuple[float, str | None]] = []
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, message))
+
+    async with host(workers) as client:
+        for _ in range(4):
+            assert "echo" in {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}
+            assert (await client.call_tool("echo", {"text": "hi"})).content[0].text == "hi"  # type: ignore[union-attr]
+        await client.call_tool("chatter", {}, progress_callback=hear)
+        await until(lambda: told == [(1, "half"), (2, "whole")])
+        for _ in range(3):  # the cancellation comes to another worker than the call, whichever that was
+            trial.started.clear()
+            trial.cancelled.clear()
+            calling = asyncio.create_task(client.call_tool("hang_write", {}))
+            async with asyncio.timeout(5):
+                await trial.started.wait()
+                calling.cancel()
+                await trial.cancelled.wait()
+
+
+async def test_question_in_a_call_is_answered_through_any_worker(workers: list[Gateway]) -> None:
+    async def accept(_context: Any, _params: ElicitRequestParams) -> ElicitResult:
+        return ElicitResult(action="accept", content={"row": "front"})
+
+    async with host(workers, elicitation_callback=accept) as client:
+        for seats in (2, 3, 4):
+            result = await client.call_tool("reserve", {"seats": seats})
+            assert result.content[0].text == f"{seats} at the front"  # type: ignore[union-attr]
+
+
+async def test_host_hears_of_new_tools_whichever_worker_holds_its_stream(workers: list[Gateway], trial: Trial) -> None:
+    changed = asyncio.Event()
+
+    async def hear(message: Any) -> None:
+        if isinstance(message, ToolListChangedNotification):
+            changed.set()
+
+    async with serve_asgi(trial.app()) as url, host(workers, message_handler=hear) as client:
+        await client.list_tools()
+        async with asyncio.timeout(10):
+            body = {"name": "extra", "url": f"{url}/mcp"}
+            assert (await workers[2].post("/api/v1/mcp/servers", body)).status == 201
+            while "extra_echo" not in {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}:
+                await changed.wait()
+                changed.clear()
+
+
+async def test_session_ends_with_its_worker_and_the_host_is_told_to_begin_anew(
+    workers: list[Gateway], database_url: str, simulator: Simulator
+) -> None:
+    other = workers[0]
+    async with serve_gateway(database_url, simulator, None) as first:
+        async with first.session.post(f"{first.base_url}/mcp", json=HELLO, headers=ACCEPT) as begun:
+            session = {"Mcp-Session-Id": begun.headers["Mcp-Session-Id"]}
+        async with other.session.post(f"{other.base_url}/mcp", json=LIST, headers=ACCEPT | session) as response:
+            assert response.status == 200
+            assert response.headers["Mcp-Session-Id"] == session["Mcp-Session-Id"]
+        holding = await other.session.get(f"{other.base_url}/mcp", headers=ACCEPT | session)
+        assert holding.status == 200
+    async with asyncio.timeout(5):
+        await holding.read()  # the stream that another worker holds ends, too
+    strange = ("x", "x-../../etc/passwd", f"x-{'0' * 32}", session["Mcp-Session-Id"])
+    for name in strange:
+        headers = ACCEPT | {"Mcp-Session-Id": name}
+        async with other.session.post(f"{other.base_url}/mcp", json=LIST, headers=headers) as response:
+            assert (response.status, (await response.json())["error"]["message"]) == (404, "Session not found"), name
+
+
+async def test_stopping_worker_ends_the_streams_that_it_passes_on(workers: list[Gateway]) -> None:
+    first, other = workers[:2]
+    async with first.session.post(f"{first.base_url}/mcp", json=HELLO, headers=ACCEPT) as begun:
+        session = {"Mcp-Session-Id": begun.headers["Mcp-Session-Id"]}
+    async with other.session.get(f"{other.base_url}/mcp", headers=ACCEPT | session) as holding:
+        assert holding.status == 200
+        other.state.mcp.stop_listening()
+        async with asyncio.timeout(5):
+            await holding.read()
+    async with first.session.post(f"{first.base_url}/mcp", json=LIST, headers=ACCEPT | session) as response:
+        assert response.status == 200

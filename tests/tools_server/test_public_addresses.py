@@ -1,0 +1,61 @@
+from ipaddress import ip_address
+
+import pytest
+
+from tools_server.public_addresses import is_public
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.1.2.3",
+        "0.0.0.0",
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",  # where clouds keep their credentials
+        "100.64.0.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "192.88.99.1",
+        "224.0.0.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::7f00:1",
+        "fe80::1",
+        "fec0::1",
+        "fc00::1",
+        "fd12:3456::1",
+        "ff02::1",
+        "2001:db8::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::ffff:169.254.169.254",
+        "2002:7f00:1::",  # 6to4 of 127.0.0.1
+        "2002:a00:1::",
+        "2001:0:4136:e378:8000:63bf:f5ff:fffe",  # Teredo of 10.0.0.1
+        "64:ff9b::127.0.0.1",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b:1::1",
+    ],
+)
+def test_address_that_is_not_public_is_refused(address: str) -> None:
+    assert not is_public(ip_address(address), 443)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["93.184.215.14", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "2002:808:808::1", "64:ff9b::8.8.8.8"],
+)
+def test_public_address_is_permitted(address: str) -> None:
+    assert is_public(ip_address(address), 443)
+
+
+@pytest.mark.parametrize(
+    ("port", "permitted"), [(80, True), (443, True), (8443, True), (22, False), (25, False), (5432, False), (0, False)]
+)
+def test_only_ports_of_web_servers_are_permitted(port: int, permitted: bool) -> None:
+    assert is_public(ip_address("8.8.8.8"), port) is permitted

@@ -1,0 +1,71 @@
+"""The tools with curl alone."""
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.mcp_client.caller_identity import TokenSigner
+from tests.stack import SECRET
+from tests.tools_server.conftest import serve_tools
+
+
+async def test_tools_are_listed_as_mcp_describes_them() -> None:
+    async with serve_tools() as address, httpx2.AsyncClient() as client:
+        tools = (await client.get(f"{address}/tools")).json()["tools"]
+    assert {"calculator", "add_task"} <= {tool["name"] for tool in tools}
+    assert tools[0]["inputSchema"]["type"] == "object"
+
+
+async def test_calculator_answers_the_curl_line() -> None:
+    body = {"name": "calculator", "arguments": {"expression": "5*9"}}
+    async with serve_tools() as address, httpx2.AsyncClient() as client:
+        response = await client.post(f"{address}/tools/call", json=body)
+    assert (response.status_code, response.json()) == (200, {"result": "5*9 = 45"})
+
+
+async def test_call_is_made_as_the_caller(database_url: str) -> None:
+    signer = TokenSigner(SECRET)
+    async with serve_tools(database_url=database_url) as address, httpx2.AsyncClient() as client:
+        for user in ("ada", "bob"):
+            headers = {"Authorization": f"Bearer {signer._token(user)}"}
+            body = {"name": "add_task", "arguments": {"title": f"of {user}"}}
+            await client.post(f"{address}/tools/call", json=body, headers=headers)
+            listed = await client.post(f"{address}/tools/call", json={"name": "list_tasks"}, headers=headers)
+            assert f"of {user}" in listed.json()["result"]
+            assert listed.json()["result"].count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 422, "invalid_request"),
+        (b"[]", 422, "invalid_request"),
+        (b'{"name": 1}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": []}', 422, "invalid_request"),
+        (b'{"name": "calculator", "params": {}}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": {"expression": "1/0"}}', 422, "tool_error"),
+        (b'{"name": "calculator", "arguments": {}}', 422, "tool_error"),
+        (b'{"name": "nothing"}', 404, None),
+        (b'{"name": "calculator", "arguments": {"expression": "\\ud800"}}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": {"expression": 1e400}}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": {"expression": NaN}}', 422, "invalid_request"),
+        (b'{"name": "calculator", "arguments": ' + b"[" * 9_000 + b"]" * 9_000 + b"}", 422, "invalid_request"),
+        ('{"name": "r\u00e9sum\u00e9"}'.encode(), 404, None),
+        (b'{"name": "a\\nb: c"}', 404, None),
+        (b'{"name": "calculator", "arguments": {"a": ' + b"[" * 800 + b"]" * 800 + b"}}", 422, None),
+        (b" " * 2_000_000, 413, "payload_too_large"),
+    ],
+)
+async def test_bad_call_is_told_what_is_wrong(body: bytes, status: int, code: str | None) -> None:
+    async with serve_tools() as address, httpx2.AsyncClient() as client:
+        response = await client.post(f"{address}/tools/call", content=body)
+    error: Any = response.json()["error"]
+    assert (response.status_code, error["code"]) == (status, code or error["code"])
+    assert error["message"]
+
+
+async def test_token_is_demanded_as_of_any_other_request() -> None:
+    async with serve_tools() as address, httpx2.AsyncClient() as client:
+        response = await client.get(f"{address}/tools", headers={"Authorization": "Bearer nonsense"})
+    assert response.status_code == 401
