@@ -12,7 +12,7 @@ import pytest
 from mcp.server.mcpserver import MCPServer
 from pydantic import SecretStr
 
-from gateway.llm.simulator import Simulator
+from gateway.simulator import Simulator
 from tests.e2e.up import ROOT, Up, running_up
 from tests.stack import SECRET, serve_asgi, serve_gateway
 from tools_server.config import Settings as ToolsSettings
