@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test check format lock audit schema node conformance mcpb docs release-schemas bench bench-quick clean
+.PHONY: run test check format lock audit schema node conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -65,6 +65,10 @@ bench: .venv/.dev
 
 bench-quick: .venv/.dev
 	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+# Figures on names and sizes in the code. ARGS="--names" lists what to change, ARGS="--against 8781ab0" compares.
+figures: .venv/.dev
+	$(BIN)/python -m benchmarks.code_figures $(ARGS)
 
 clean:
 	rm -rf .venv .uv .bench .data tests/node/node_modules
