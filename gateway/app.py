@@ -18,7 +18,7 @@ from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner
 from gateway.agent.server_registry import Registry
 from gateway.agent.subscriptions import Following
-from gateway.agent.workers import Membership
+from gateway.agent.workers import WorkerHeartbeat
 from gateway.api.deps import State
 from gateway.api.http import errors, openapi
 from gateway.api.http.body_limit import BodyLimit
@@ -44,12 +44,12 @@ from gateway.mcp_client.server_config import ServerConfig, load_servers
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
-from gateway.store.bus import Bus
+from gateway.store.bus import PostgresBus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
-from gateway.store.encryption import seal_of
+from gateway.store.encryption import cipher_from_settings
 from gateway.store.history import HistoryStore
-from gateway.store.journal import PostgresJournal, UnkeptJournal
+from gateway.store.journal import EphemeralJournal, PostgresJournal
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import GrantStore
 from gateway.store.questions import InputStore
@@ -153,7 +153,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         refreshing = asyncio.create_task(_keep_fresh(upstream, catalog), name="models")
         stack.push_async_callback(_cancel, refreshing)
 
-        seal = seal_of(settings)
+        seal = cipher_from_settings(settings)
         server_store = ServerStore(database, seal)
         toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal))
         await toolbox.start()
@@ -185,7 +185,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(auth.stop)
         rates = Rates(settings)
         stack.push_async_callback(rates.close)
-        bus = Bus(database.dsn, heard)
+        bus = PostgresBus(database.dsn, heard)
         _wake_signed_in(toolbox, inputs, bus)
         registry = Registry(settings, toolbox, server_store, bus)
         runner = Runner(
@@ -193,7 +193,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             models=catalog,
             toolbox=guarded,
             journal=journal,
-            no_journal=UnkeptJournal(journal),
+            no_journal=EphemeralJournal(journal),
             history=conversation_store,
             kept=turns,
             inputs=inputs,
@@ -210,7 +210,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         )
         following = Following(runner, turns, bus)
         beat = settings.heartbeat_seconds
-        membership = Membership(runner, turns, inputs, worker_id, interval=beat, silent=4 * beat)
+        membership = WorkerHeartbeat(runner, turns, inputs, worker_id, interval=beat, silent=4 * beat)
         await bus.start()
         stack.push_async_callback(bus.stop)
         await registry.start()
@@ -250,7 +250,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         )
 
 
-def _wake_signed_in(toolbox: McpToolbox, inputs: InputStore, bus: Bus) -> None:
+def _wake_signed_in(toolbox: McpToolbox, inputs: InputStore, bus: PostgresBus) -> None:
     """Turns that wait for a sign-in go on when there was one, wherever its callback came."""
 
     async def granted(server: str, owner: str) -> None:
@@ -310,7 +310,7 @@ async def _forget(turns: TurnStore, days: float) -> None:
     while True:
         pause = _FORGET_SECONDS
         try:
-            if await turns.forget_events(timedelta(days=days)):
+            if await turns.prune_journal(timedelta(days=days)):
                 pause = 1.0
         except StorageUnavailable:
             log.warning("retention_waits_for_database")

@@ -124,12 +124,12 @@ class RecordingTurn:
         self.was_opened = True
 
     async def durable(self) -> None:
-        self.log.committed(len(self.log.entries))
+        self.log.mark_committed(len(self.log.entries))
 
     async def drain(self) -> None:
         pass
 
-    async def afford(self, call: ModelCall) -> None:
+    async def reserve_budget(self, call: ModelCall) -> None:
         pass
 
     async def settle(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from gateway.domain.messages import InputNeeded, JsonObject, ToolResult, ToolSpec, text_block
 
 BATCH = "batch"
-_MOST_CALLS = 20
+_MAX_CALLS = 20
 Make = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | InputNeeded]]
 
 
@@ -22,7 +22,7 @@ def batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
             "calls": {
                 "type": "array",
                 "minItems": 1,
-                "maxItems": _MOST_CALLS,
+                "maxItems": _MAX_CALLS,
                 "items": {
                     "type": "object",
                     "properties": {"tool": {"type": "string", "enum": names}, "arguments": {"type": "object"}},

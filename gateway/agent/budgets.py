@@ -16,15 +16,15 @@ from gateway.common.logging import get_logger
 from gateway.domain.errors import BudgetExceeded, StorageUnavailable
 from gateway.domain.messages import Budget, Hold, Principal, Spent, Usage
 from gateway.ports.model import ModelCall, ModelInfo
-from gateway.ports.store import Ledger
+from gateway.ports.store import BudgetRepository
 
 log = get_logger(__name__)
 
-_PATIENCE = 30.0
-_LOOK_SECONDS = 0.25
+_TIMEOUT_SECONDS = 30.0
+_POLL_SECONDS = 0.25
 
 
-class Spending(Protocol):
+class TurnSpending(Protocol):
     """A turn that runs: what it has used up so far is in no ledger yet."""
 
     @property
@@ -39,7 +39,7 @@ class Spending(Protocol):
     def usd(self) -> float: ...
 
 
-class _Gate:
+class _UserLock:
     """Where the steps of an owner wait here, one behind the other, for what runs to leave enough."""
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class _Gate:
 class Budgets:
     """The user's budget is the same for all users; a key may have one of its own. Who has none costs nothing."""
 
-    def __init__(self, ledger: Ledger, of_user: Budget) -> None:
+    def __init__(self, ledger: BudgetRepository, of_user: Budget) -> None:
         self._ledger = ledger
         self._of_user = of_user if of_user != Budget() else None
-        self._gates: WeakValueDictionary[str, _Gate] = WeakValueDictionary()
+        self._gates: WeakValueDictionary[str, _UserLock] = WeakValueDictionary()
 
     async def check(self, principal: Principal) -> None:
         """Raises:
@@ -61,9 +61,9 @@ class Budgets:
         StorageUnavailable: nobody can tell.
         """
         for whose, budget, key in self._budgets(principal):
-            _Left(whose, budget, await self._ledger.spent(principal.user, key)).check()
+            _RemainingBudget(whose, budget, await self._ledger.spent(principal.user, key)).check()
 
-    async def hold(self, turn: Spending, call: ModelCall) -> None:
+    async def reserve(self, turn: TurnSpending, call: ModelCall) -> None:
         """Set aside what the call may cost at most, besides what the turn has used up; wait for that to be there.
 
         A call that runs alone may use up more than what is left; a turn goes on while nobody can tell.
@@ -71,24 +71,24 @@ class Budgets:
         Raises:
             BudgetExceeded: nothing is left, or what is left was set aside for others all the time.
         """
-        if not self.concern(turn.principal):
+        if not self.applies_to(turn.principal):
             return
         tokens, usd = _at_most(call, turn.model)
         hold = Hold(turn.id, turn.tokens, turn.usd, tokens, usd)
-        gate = self._gates.setdefault(turn.principal.user, _Gate())
+        gate = self._gates.setdefault(turn.principal.user, _UserLock())
         try:
-            async with asyncio.timeout(_PATIENCE), gate.turnstile:
+            async with asyncio.timeout(_TIMEOUT_SECONDS), gate.turnstile:
                 while not await self._held(turn.principal, hold):
-                    await _wait(gate.settled, _LOOK_SECONDS)
+                    await _wait(gate.settled, _POLL_SECONDS)
         except TimeoutError:
             message = "What is left of the budget is set aside for model calls that run now. Try again shortly."
             raise BudgetExceeded(message, retry_after=1) from None
         except StorageUnavailable:
             log.warning("budget_not_checked", turn_id=str(turn.id))
 
-    async def settle(self, turn: Spending) -> None:
+    async def settle(self, turn: TurnSpending) -> None:
         """A step of the turn has ended: only what it has used up counts."""
-        if not self.concern(turn.principal):
+        if not self.applies_to(turn.principal):
             return
         try:
             await self._ledger.settle(Hold(turn.id, turn.tokens, turn.usd))
@@ -100,14 +100,14 @@ class Budgets:
     async def _held(self, principal: Principal, hold: Hold) -> bool:
         async with self._ledger.account(principal.user) as account:
             for whose, budget, key in self._budgets(principal):
-                left = _Left(whose, budget, await account.spent(key, without=hold.turn_id), hold)
+                left = _RemainingBudget(whose, budget, await account.spent(key, without=hold.turn_id), hold)
                 left.check()
-                if not left.suffices(hold):
+                if not left.covers(hold):
                     return False
             await account.hold(hold, principal.key)
         return True
 
-    def concern(self, principal: Principal) -> bool:
+    def applies_to(self, principal: Principal) -> bool:
         """Whether the principal has one."""
         return self._of_user is not None or principal.budget is not None
 
@@ -118,7 +118,7 @@ class Budgets:
             yield f"The budget of the key {principal.key!r}", principal.budget, principal.key
 
 
-class _Left:
+class _RemainingBudget:
     """A budget beside what is used up of it; with `own`, by this turn, too."""
 
     def __init__(self, whose: str, budget: Budget, spent: Spent, own: Hold | None = None) -> None:
@@ -150,7 +150,7 @@ class _Left:
                     retry_after=(until - now).total_seconds(),
                 )
 
-    def suffices(self, hold: Hold) -> bool:
+    def covers(self, hold: Hold) -> bool:
         """Whether the step may run beside those that do."""
         if not self._others_run:
             return True

@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import msgspec
 
-from gateway.agent.structured_output import Form
-from gateway.agent.tool_calls import Emitter, StepCalls
+from gateway.agent.structured_output import OutputSchema
+from gateway.agent.tool_calls import EventEmitter, ToolCallScheduler
 from gateway.agent.transcript import Transcript
 from gateway.common.logging import get_logger
 from gateway.domain.errors import OutputInvalid
@@ -39,7 +39,7 @@ from gateway.ports.tools import Toolbox
 
 log = get_logger(__name__)
 
-_MOST_FORM_ATTEMPTS = 2
+_MAX_STRUCTURED_ATTEMPTS = 2
 
 
 class LoopLimits(msgspec.Struct, frozen=True):
@@ -50,7 +50,7 @@ class LoopLimits(msgspec.Struct, frozen=True):
     parallel_calls: int = 8
 
 
-class TurnOutput(Emitter, Protocol):
+class TurnContext(EventEmitter, Protocol):
     """The turn as the loop sees it from inside."""
 
     transcript: Transcript
@@ -64,7 +64,7 @@ class TurnOutput(Emitter, Protocol):
         """Wait until more events can be taken."""
         ...
 
-    async def afford(self, call: ModelCall) -> None:
+    async def reserve_budget(self, call: ModelCall) -> None:
         """Set aside what the call may cost at most, before it is made.
 
         Raises:
@@ -85,7 +85,7 @@ class TurnOutput(Emitter, Protocol):
         ...
 
 
-class Conversation(msgspec.Struct, frozen=True):
+class ModelContext(msgspec.Struct, frozen=True):
     """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own;
     `hidden`: the tools that the model may find."""
 
@@ -108,7 +108,7 @@ class AgentLoop:
         self._toolbox = toolbox
         self._limits = limits
 
-    async def run(self, conversation: Conversation, turn: TurnOutput) -> str | None:
+    async def run(self, conversation: ModelContext, turn: TurnContext) -> str | None:
         """Take steps until the model calls no more tools; returns the turn's finish reason, or None: it must wait.
 
         A turn that another worker had begun, or that has waited, goes on behind its last finished step.
@@ -118,7 +118,7 @@ class AgentLoop:
         """
         if (finish_reason := await self._resume(conversation, turn)) is not None or turn.transcript.waits:
             return finish_reason
-        form = Form(conversation.response_format) if conversation.response_format else None
+        form = OutputSchema(conversation.response_format) if conversation.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
         while step <= self._limits.steps and (conversation.tools or form is None):
             calls = self._calls(step, conversation, turn)
@@ -128,7 +128,7 @@ class AgentLoop:
                 if form is not None and not form.problem(draft):
                     turn.emit(TextDelta(step=step, text=draft))
                 turn.emit(_completed(step, answer))
-                calls.release()
+                calls.run_deferred()
                 await turn.settle()
                 await calls.finish()
             finally:
@@ -145,9 +145,9 @@ class AgentLoop:
             if turn.transcript.usage.total_tokens >= self._limits.tokens:
                 limit_reached = "token_limit"
                 break
-        return limit_reached if form is None else await self._fill_in(form, step, conversation, turn)
+        return limit_reached if form is None else await self._ask_structured(form, step, conversation, turn)
 
-    async def _resume(self, conversation: Conversation, turn: TurnOutput) -> str | None:
+    async def _resume(self, conversation: ModelContext, turn: TurnContext) -> str | None:
         """Bring a turn that was taken over to the end of a step; its finish reason if it had no more to do."""
         transcript = turn.transcript
         if transcript.waits and any(kept.answer and transcript.asks(str(kept.id)) for kept in turn.inputs):
@@ -165,7 +165,7 @@ class AgentLoop:
         try:
             for call in transcript.open_calls():
                 self._settle(call, calls, turn)
-            calls.release()
+            calls.run_deferred()
             await calls.finish()
         finally:
             await calls.cancel()
@@ -174,12 +174,12 @@ class AgentLoop:
         unformed = conversation.response_format is not None and not transcript.said(last.step)
         return None if transcript.has_calls(last.step) or unformed else last.finish_reason
 
-    def _settle(self, call: ToolCallStarted, calls: StepCalls, turn: TurnOutput) -> None:
+    def _settle(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
         """Go on with a call that has no result: answered, still waiting, or cut off."""
         waiting = turn.transcript.open_inputs(call.call_id)
         asked = [kept for kept in turn.inputs if str(kept.id) in waiting]
         if not asked:
-            calls.repeat(call)
+            calls.retry_interrupted(call)
         elif all(kept.answer is not None for kept in asked):
             for kept in asked:
                 assert kept.answer is not None
@@ -190,10 +190,10 @@ class AgentLoop:
                         by=answer.by,
                     )
                 )  # fmt: skip
-            calls.answered(turn.transcript.call(call.call_id), asked)
+            calls.resume_with_answers(turn.transcript.call(call.call_id), asked)
 
-    def _calls(self, step: int, conversation: Conversation, turn: TurnOutput) -> StepCalls:
-        return StepCalls(
+    def _calls(self, step: int, conversation: ModelContext, turn: TurnContext) -> ToolCallScheduler:
+        return ToolCallScheduler(
             step,
             offered={spec.name: spec for spec in _tools(conversation, turn)},
             hidden=conversation.hidden,
@@ -204,7 +204,9 @@ class AgentLoop:
             approval=conversation.approval,
         )
 
-    async def _fill_in(self, form: Form, step: int, conversation: Conversation, turn: TurnOutput) -> str:
+    async def _ask_structured(
+        self, form: OutputSchema, step: int, conversation: ModelContext, turn: TurnContext
+    ) -> str:
         """The answer in its form: models give that only without tools. One that does not fit is asked for once more.
 
         Raises:
@@ -214,7 +216,7 @@ class AgentLoop:
             self._call(conversation, turn, step), tools=(), tool_choice=None, response_format=form.response_format
         )
         problem = ""
-        for attempt in range(1, _MOST_FORM_ATTEMPTS + 1):
+        for attempt in range(1, _MAX_STRUCTURED_ATTEMPTS + 1):
             answer, text = await self._ask(call, step, turn, _no_calls, quiet=True)
             if (problem := form.problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
@@ -235,7 +237,7 @@ class AgentLoop:
             )
         raise OutputInvalid(f"The model's answer does not fit response_format: {problem}.")
 
-    def _call(self, conversation: Conversation, turn: TurnOutput, step: int) -> ModelCall:
+    def _call(self, conversation: ModelContext, turn: TurnContext, step: int) -> ModelCall:
         return ModelCall(
             model=conversation.model,
             messages=conversation.messages + turn.transcript.messages,
@@ -247,18 +249,18 @@ class AgentLoop:
         )
 
     async def _ask(
-        self, call: ModelCall, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None], *, quiet: bool
+        self, call: ModelCall, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool
     ) -> tuple[ModelAnswer, str]:
         """One answer of the model, and its text where `quiet` keeps that from being shown."""
-        await turn.afford(call)
-        sink = _StepSink(step, turn, add_call, quiet=quiet)
+        await turn.reserve_budget(call)
+        sink = _StepEventSink(step, turn, add_call, quiet=quiet)
         return await self._model.complete(call, sink), "".join(sink.draft)
 
 
-class _StepSink:
+class _StepEventSink:
     """The model's output on its way to events."""
 
-    def __init__(self, step: int, turn: TurnOutput, add_call: Callable[[ToolCall], None], *, quiet: bool) -> None:
+    def __init__(self, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool) -> None:
         self.draft: list[str] = []
         self._quiet = quiet
         self._step = step
@@ -306,7 +308,7 @@ def _completed(step: int, answer: ModelAnswer) -> StepCompleted:
     )  # fmt: skip
 
 
-def _tools(conversation: Conversation, turn: TurnOutput) -> tuple[ToolSpec, ...]:
+def _tools(conversation: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:
     """The tools on offer, and behind them those that were found: the prompt's beginning stays the same."""
     if not turn.transcript.loaded:
         return conversation.tools

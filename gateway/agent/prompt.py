@@ -34,7 +34,7 @@ def estimate_tokens(message: Message) -> int:
 LOST = "This call has no result: nobody brought one."
 
 
-def complete_calls(messages: Iterable[Message]) -> tuple[Message, ...]:
+def fill_missing_results(messages: Iterable[Message]) -> tuple[Message, ...]:
     """The messages with a result for every call, as models demand: one that says so where there is none."""
     whole: list[Message] = []
     open_calls: dict[str, None] = {}

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import msgspec
 
 from gateway.agent.batch_tool import BATCH
-from gateway.agent.loop import Conversation
-from gateway.agent.tool_calls import Emitter
+from gateway.agent.loop import ModelContext
+from gateway.agent.tool_calls import EventEmitter
 from gateway.domain.events import (
     Entry,
     InputRequired,
@@ -22,7 +22,7 @@ from gateway.domain.messages import JsonObject, KnownResponse, Message, ToolSpec
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-def key_of(conversation: Conversation) -> bytes:
+def cache_key(conversation: ModelContext) -> bytes:
     """The same for requests that ask the same: model, messages with system prompt and history, parameters, tools as
     they are defined, form of the answer, approvals, headers passed on. Whoever asks is not part of it."""
     told = msgspec.structs.asdict(conversation) | {
@@ -45,7 +45,7 @@ def _without_ids(messages: Iterable[Message]) -> Iterable[Message]:
         )
 
 
-def may_be_kept(finish_reason: str, entries: Iterable[Entry], tools: Iterable[ToolSpec]) -> bool:
+def is_cacheable(finish_reason: str, entries: Iterable[Entry], tools: Iterable[ToolSpec]) -> bool:
     """Whether the answer of a completed turn may be given again: it came to its end, from the model that was asked,
     asked no person, and used no tool but read-only ones, which all worked."""
     if finish_reason not in ("stop", "length"):
@@ -76,7 +76,7 @@ def _failed_in_part(batch: ToolFinished) -> bool:
     return any(result["outcome"] != "ok" for result in told.get("results", ()))
 
 
-def tell_again(known: KnownResponse, turn: Emitter) -> str:
+def replay(known: KnownResponse, turn: EventEmitter) -> str:
     """Tell a known answer as the turn's own, which costs nothing; its finish reason."""
     for step, text in enumerate(known.texts, 1):
         turn.emit(TextDelta(step=step, text=text))

@@ -11,11 +11,11 @@ import uuid_utils.compat as uuids
 from gateway.agent import prompt
 from gateway.agent.batch_tool import batch_spec
 from gateway.agent.budgets import Budgets
-from gateway.agent.loop import AgentLoop, Conversation
-from gateway.agent.response_cache import key_of, may_be_kept, tell_again
-from gateway.agent.structured_output import Form
+from gateway.agent.loop import AgentLoop, ModelContext
+from gateway.agent.response_cache import cache_key, is_cacheable, replay
+from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_calls import turn_of_call
-from gateway.agent.tool_search import Offer, offer
+from gateway.agent.tool_search import ToolSelection, select_tools
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.common.logging import get_logger
@@ -58,7 +58,7 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.ports.model import ModelCall, ModelInfo, Models
-from gateway.ports.store import Bus, History, Inputs, Journal, KeptTurns, ResponseCache
+from gateway.ports.store import Bus, ConversationRepository, Journal, QuestionRepository, ResponseCache, TurnRepository
 from gateway.ports.tools import Toolbox
 
 log = get_logger(__name__)
@@ -75,7 +75,7 @@ _CACHE_PATIENCE = 2.0
 _NOBODY_TO_ASK = "This call needs a person's answer, and a turn that is not kept cannot wait for one."
 
 
-class RunningTurn:
+class ActiveTurn:
     """One turn under way. Emits events into its log and its journal; others read the log."""
 
     def __init__(
@@ -84,7 +84,7 @@ class RunningTurn:
         owner: Principal,
         turn_log: TurnLog,
         journal: Journal,
-        inputs: Inputs,
+        inputs: QuestionRepository,
         model: ModelInfo,
         budgets: Budgets,
     ) -> None:
@@ -123,8 +123,8 @@ class RunningTurn:
     def usd(self) -> float:
         return self.transcript.cost_usd or 0.0
 
-    async def afford(self, call: ModelCall) -> None:
-        await self._budgets.hold(self, call)
+    async def reserve_budget(self, call: ModelCall) -> None:
+        await self._budgets.reserve(self, call)
 
     async def settle(self) -> None:
         await self._budgets.settle(self)
@@ -145,12 +145,12 @@ class RunningTurn:
         self.transcript.apply(event)
         self.log.append(event)
         if self.log.all_visible:
-            self.journal.soon(self.log)
+            self.journal.schedule_flush(self.log)
         else:
-            self.journal.now(self.log)
+            self.journal.flush(self.log)
 
     async def durable(self) -> None:
-        await self.journal.now(self.log)
+        await self.journal.flush(self.log)
 
     async def ask(self, call_id: str, needed: InputNeeded) -> None:
         if self.kept:
@@ -200,8 +200,8 @@ class RunningTurn:
                 continue
 
     async def drain(self) -> None:
-        if self.journal.congested:
-            await self.journal.room()
+        if self.journal.is_backlogged:
+            await self.journal.wait_for_capacity()
 
     def opened(self) -> None:
         if not self._opened.is_set():
@@ -258,9 +258,9 @@ class Runner:
         toolbox: Toolbox,
         journal: Journal,
         no_journal: Journal,
-        history: History,
-        kept: KeptTurns,
-        inputs: Inputs,
+        history: ConversationRepository,
+        kept: TurnRepository,
+        inputs: QuestionRepository,
         responses: ResponseCache,
         bus: Bus,
         worker_id: UUID,
@@ -292,17 +292,17 @@ class Runner:
         self._tool_tokens = tool_tokens
         self._batches = batches
         self._worker_id = worker_id
-        self._turns: dict[UUID, RunningTurn] = {}
+        self._turns: dict[UUID, ActiveTurn] = {}
         self.stopping = False
 
     @property
     def running(self) -> int:
         return len(self._turns)
 
-    def get(self, turn_id: UUID) -> RunningTurn | None:
+    def get(self, turn_id: UUID) -> ActiveTurn | None:
         return self._turns.get(turn_id)
 
-    async def start(self, request: TurnRequest, principal: Principal, request_id: str | None = None) -> RunningTurn:
+    async def start(self, request: TurnRequest, principal: Principal, request_id: str | None = None) -> ActiveTurn:
         """Begin a turn; when this returns its start is durable and its task runs. Where nothing is likely to refuse it,
         the model is asked while its start is being written; nothing of the answer is seen before that is durable.
 
@@ -319,7 +319,7 @@ class Runner:
         parameters, dropped = self._models.fit(request.parameters, model, drop=request.drop_unsupported)
         request = msgspec.structs.replace(request, parameters=parameters)
         if request.response_format is not None:
-            Form(request.response_format)
+            OutputSchema(request.response_format)
         await self._budgets.check(principal)
         conversation_id = await self._history.open(request, principal)
         turn_id = UUID(int=uuids.uuid7().int)
@@ -358,14 +358,14 @@ class Runner:
             self._set_off(turn, model, offered)
         return turn
 
-    def _may_run_ahead(self, turn: RunningTurn) -> bool:
+    def _may_run_ahead(self, turn: ActiveTurn) -> bool:
         """Whether the turn's row is neither likely to be refused nor needed before the model has answered."""
         request = turn.record.request
         alone = turn.record.conversation_id is None and request.parent_turn_id is None  # its past is found by its row
         plain = turn.kept and request.idempotency_key is None and request.cache_ttl is None
-        return alone and plain and not turn.journal.away and not self._budgets.concern(turn.principal)
+        return alone and plain and not turn.journal.is_unavailable and not self._budgets.applies_to(turn.principal)
 
-    def _set_off(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> None:
+    def _set_off(self, turn: ActiveTurn, model: ModelInfo, offered: ToolSelection) -> None:
         turn.task = asyncio.create_task(self._run(turn, model, offered), name=f"turn {turn.id}")
 
     def take_over(self, record: TurnRecord, events: list[Entry], inputs: list[KeptInput], *, cancel: bool) -> None:
@@ -381,7 +381,7 @@ class Runner:
         for entry in events:
             turn.transcript.apply(entry.event)
         if not turn.transcript.waits:
-            turn_log.jump()
+            turn_log.reserve_sequence_gap()
         turn.lost = not turn.kept
         if cancel:
             turn.cancel("cancelled")
@@ -389,9 +389,9 @@ class Runner:
         self._turns[turn.id] = turn
         self._set_off(turn, model, offered)
 
-    def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog, model: ModelInfo) -> RunningTurn:
+    def _turn(self, record: TurnRecord, principal: Principal, turn_log: TurnLog, model: ModelInfo) -> ActiveTurn:
         journal = self._journal if record.request.store else self._no_journal
-        return RunningTurn(record, principal, turn_log, journal, self._inputs, model, self._budgets)
+        return ActiveTurn(record, principal, turn_log, journal, self._inputs, model, self._budgets)
 
     def heard(self, message: BusMessage) -> None:
         """What another worker (or this one) tells of a turn that may run here."""
@@ -420,7 +420,7 @@ class Runner:
         left = await self.hand_over("server_stopping")
         try:
             await self._kept.release(self._worker_id, left)
-            await self._kept.leave(self._worker_id)
+            await self._kept.deregister(self._worker_id)
         except StorageUnavailable:
             log.warning("turns_left_to_be_found", turns=len(left))
         for turn_id in left:
@@ -436,10 +436,10 @@ class Runner:
         tasks = [turn.task for turn in turns if turn.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=2)
-            await asyncio.wait([turn.journal.now(turn.log) for turn in turns], timeout=2)
+            await asyncio.wait([turn.journal.flush(turn.log) for turn in turns], timeout=2)
         return [turn.id for turn in turns if turn.kept]
 
-    def _offer(self, request: TurnRequest, principal: Principal) -> tuple[Offer, tuple[str, ...]]:
+    def _offer(self, request: TurnRequest, principal: Principal) -> tuple[ToolSelection, tuple[str, ...]]:
         """The tools on offer to this turn, and a warning for each that was asked for and is not there.
 
         A tool that the client brings stands before one of ours of the same name.
@@ -459,18 +459,18 @@ class Runner:
         chosen = tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools
         return self._fitting(chosen, request), warnings
 
-    def _with_batch(self, offered: Offer, model: ModelInfo) -> Offer:
+    def _with_batch(self, offered: ToolSelection, model: ModelInfo) -> ToolSelection:
         """For a model that makes one call a step, a tool that makes several, if the administrator wants that."""
         if not self._batches or model.parallel_calls or (spec := batch_spec(offered.tools)) is None:
             return offered
         return msgspec.structs.replace(offered, tools=(*offered.tools, spec))
 
-    def _fitting(self, specs: tuple[ToolSpec, ...], request: TurnRequest) -> Offer:
+    def _fitting(self, specs: tuple[ToolSpec, ...], request: TurnRequest) -> ToolSelection:
         choice = request.tool_choice
         named = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
-        return offer(specs, always=named, most_tokens=self._tool_tokens)
+        return select_tools(specs, always=named, max_tokens=self._tool_tokens)
 
-    async def _conversation(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> Conversation:
+    async def _conversation(self, turn: ActiveTurn, model: ModelInfo, offered: ToolSelection) -> ModelContext:
         request, conversation_id = turn.record.request, turn.record.conversation_id
         instructions = self._toolbox.instructions() if any(not spec.client for spec in offered.tools) else ""
         messages = await self._with_hidden_work(request.messages, turn.record.owner)
@@ -479,9 +479,9 @@ class Runner:
         if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
             history = await self._history.load(turn.id)
             past = prompt.fit_history(history, fixed, model, request.parameters.max_tokens)
-        return Conversation(
+        return ModelContext(
             model=model.id,
-            messages=prompt.complete_calls((fixed[0], *past, *fixed[1:])),
+            messages=prompt.fill_missing_results((fixed[0], *past, *fixed[1:])),
             tools=offered.tools,
             hidden=offered.hidden,
             tool_choice=request.tool_choice,
@@ -504,7 +504,7 @@ class Runner:
             whole += known or (message,)
         return tuple(whole)
 
-    async def _run(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> None:
+    async def _run(self, turn: ActiveTurn, model: ModelInfo, offered: ToolSelection) -> None:
         turn.stage = "running"
         try:
             end = await self._reach_end(turn, model, offered)
@@ -517,7 +517,7 @@ class Runner:
             if self._turns.get(turn.id) is turn:  # else it waited, and goes on here already
                 del self._turns[turn.id]
 
-    async def _reach_end(self, turn: RunningTurn, model: ModelInfo, offered: Offer) -> TurnEnd | None:
+    async def _reach_end(self, turn: ActiveTurn, model: ModelInfo, offered: ToolSelection) -> TurnEnd | None:
         """Run the loop; whatever happens becomes one of the events that end a turn, or None: it goes on elsewhere."""
         turn.deadline = deadline = Deadline(self._deadline)
         if turn.cancel_reason is not None:
@@ -530,7 +530,7 @@ class Runner:
                 finish_reason = await self._from_cache(conversation, turn) or await self._loop.run(conversation, turn)
             if finish_reason is None:
                 return None
-            if turn.cached or not may_be_kept(finish_reason, turn.log.entries, offered.tools + offered.hidden):
+            if turn.cached or not is_cacheable(finish_reason, turn.log.entries, offered.tools + offered.hidden):
                 turn.cache_key = None
         except asyncio.CancelledError:
             if turn.cancel_reason is None:
@@ -554,12 +554,12 @@ class Runner:
             cached=turn.cached,
         )
 
-    async def _from_cache(self, conversation: Conversation, turn: RunningTurn) -> str | None:
+    async def _from_cache(self, conversation: ModelContext, turn: ActiveTurn) -> str | None:
         """The finish reason of a known answer, which it has told; None: it must be found."""
         ttl = turn.record.request.cache_ttl
         if ttl is None:
             return None
-        turn.cache_key = key_of(conversation)
+        turn.cache_key = cache_key(conversation)
         if turn.transcript.steps:
             return None  # another worker has begun to find it
         try:
@@ -571,19 +571,19 @@ class Runner:
             return None
         turn.cached = True
         turn.opened()
-        return tell_again(known, turn)
+        return replay(known, turn)
 
-    async def _keep_response(self, turn: RunningTurn, key: bytes, ttl: int) -> None:
+    async def _keep_response(self, turn: ActiveTurn, key: bytes, ttl: int) -> None:
         try:
             async with asyncio.timeout(_CACHE_PATIENCE):
                 await self._responses.keep(turn.record.owner, key, turn.id, ttl)
         except (StorageUnavailable, TimeoutError):
             log.warning("response_not_cached", turn_id=str(turn.id))
 
-    async def _park(self, turn: RunningTurn) -> None:
+    async def _park(self, turn: ActiveTurn) -> None:
         """Let the turn wait for a person: from now on it is rows."""
         turn.stage = "finishing"
-        await turn.journal.park(turn.log)
+        await turn.journal.suspend(turn.log)
         turn.log.close("input_required")
         log.info("turn_waits", turn_id=str(turn.id))
         try:
@@ -592,11 +592,11 @@ class Runner:
         except StorageUnavailable:
             log.warning("turn_may_sleep_on", turn_id=str(turn.id))
 
-    def _failed(self, turn: RunningTurn, error: GatewayError) -> TurnFailed:
+    def _failed(self, turn: ActiveTurn, error: GatewayError) -> TurnFailed:
         turn.failure = error
         return TurnFailed(error=error.info(), saved=_saved(turn))
 
-    async def _finish(self, turn: RunningTurn, end: TurnEnd) -> None:
+    async def _finish(self, turn: ActiveTurn, end: TurnEnd) -> None:
         """Keep the turn's end, then show it. A database that stays away too long sends the readers away instead."""
         turn.stage = "finishing"
         if isinstance(end, TurnCompleted) and turn.cache_key is not None and turn.record.request.cache_ttl is not None:
@@ -621,7 +621,7 @@ class Runner:
         )
 
 
-def _cancelled(turn: RunningTurn) -> TurnCancelled | None:
+def _cancelled(turn: ActiveTurn) -> TurnCancelled | None:
     assert turn.cancel_reason is not None
     if turn.cancel_reason == "handed_over":
         return None
@@ -629,13 +629,13 @@ def _cancelled(turn: RunningTurn) -> TurnCancelled | None:
     return TurnCancelled(error=error, saved=_saved(turn))
 
 
-def _saved(turn: RunningTurn) -> Literal["text", "prompt", "nothing"]:
+def _saved(turn: ActiveTurn) -> Literal["text", "prompt", "nothing"]:
     if not turn.kept:
         return "nothing"
     return "text" if turn.transcript.response else "prompt"
 
 
-def _outcome(turn: RunningTurn, end: TurnEnd) -> TurnOutcome:
+def _outcome(turn: ActiveTurn, end: TurnEnd) -> TurnOutcome:
     transcript = turn.transcript
     failed = end if isinstance(end, TurnFailed | TurnCancelled) else None
     return TurnOutcome(

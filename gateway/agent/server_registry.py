@@ -11,7 +11,7 @@ from gateway.domain.errors import Conflict, InvalidRequest, NotFound, StorageUna
 from gateway.domain.messages import BusMessage, JsonObject
 from gateway.mcp_client.server_config import DEFAULT_FILE, ServerConfig, load_servers
 from gateway.mcp_client.toolbox import McpToolbox
-from gateway.store.bus import Bus
+from gateway.store.bus import PostgresBus
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.models import McpServerRow
 
@@ -24,7 +24,7 @@ _ASK_SECONDS = 30.0
 class Registry:
     """Keeps the toolbox in step with the file and the database. Looks at both now and then, or when told to."""
 
-    def __init__(self, settings: Settings, toolbox: McpToolbox, kept: ServerStore, bus: Bus) -> None:
+    def __init__(self, settings: Settings, toolbox: McpToolbox, kept: ServerStore, bus: PostgresBus) -> None:
         self._settings = settings
         self._toolbox = toolbox
         self._kept = kept

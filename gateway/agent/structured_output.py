@@ -12,7 +12,7 @@ from gateway.domain.messages import JsonObject
 _LONGEST = 500
 
 
-class Form:
+class OutputSchema:
     """What an answer must look like.
 
     Raises:

@@ -7,7 +7,7 @@ from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
 from gateway.domain.errors import StorageUnavailable, TurnNotKept
 from gateway.domain.messages import BusMessage
-from gateway.ports.store import Bus, KeptTurns
+from gateway.ports.store import Bus, TurnRepository
 
 _LOOK_SECONDS = 1.0
 EXPIRED = "journal_expired"
@@ -29,7 +29,7 @@ class Reading:
 class Following:
     """Any number of readers of a turn share its log, or one copy of it."""
 
-    def __init__(self, runner: Runner, kept: KeptTurns, bus: Bus) -> None:
+    def __init__(self, runner: Runner, kept: TurnRepository, bus: Bus) -> None:
         self._runner = runner
         self._kept = kept
         self._bus = bus
@@ -69,7 +69,7 @@ class Following:
 class _Copy:
     """A turn's log, fed from the journal while anybody reads it."""
 
-    def __init__(self, turn_id: UUID, kept: KeptTurns, bus: Bus, among: "dict[UUID, _Copy]") -> None:
+    def __init__(self, turn_id: UUID, kept: TurnRepository, bus: Bus, among: "dict[UUID, _Copy]") -> None:
         self.log = TurnLog(turn_id)
         self.readers = 0
         self.news = asyncio.Event()

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.agent.approval import approval_of, needs_approval
 from gateway.agent.batch_tool import BATCH, make_batch
-from gateway.agent.tool_search import FIND_TOOLS, find
+from gateway.agent.tool_search import FIND_TOOLS, search_tools
 from gateway.common.logging import get_logger
 from gateway.domain.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.domain.messages import (
@@ -32,7 +32,7 @@ from gateway.ports.tools import Toolbox
 log = get_logger(__name__)
 
 
-class Emitter(Protocol):
+class EventEmitter(Protocol):
     """Where a turn's events go."""
 
     @property
@@ -53,7 +53,7 @@ class Emitter(Protocol):
         ...
 
 
-class StepCalls:
+class ToolCallScheduler:
     """Runs a step's calls as they become known.
 
     A read-only call waits for the calls that change something before it, any other for all calls before it: so the
@@ -68,7 +68,7 @@ class StepCalls:
         offered: dict[str, ToolSpec],
         toolbox: Toolbox,
         principal: Principal,
-        out: Emitter,
+        out: EventEmitter,
         limit: int,
         approval: Approval = "never",
         hidden: tuple[ToolSpec, ...] = (),
@@ -95,7 +95,7 @@ class StepCalls:
         spec = self._offered.get(call.name)
         arguments = _parse(call.arguments)
         if spec is not None and spec.client:
-            self._hand_out(call, arguments)
+            self._emit_client_call(call, arguments)
             return
         self._out.emit(
             ToolCallStarted(
@@ -114,7 +114,7 @@ class StepCalls:
         if not read_only:
             self._changing.append(task)
 
-    def _hand_out(self, call: ToolCall, arguments: JsonObject | None) -> None:
+    def _emit_client_call(self, call: ToolCall, arguments: JsonObject | None) -> None:
         """The id names the turn: who brings the result brings that back."""
         self.handed_out += 1
         self._out.emit(
@@ -128,7 +128,7 @@ class StepCalls:
             )
         )
 
-    def repeat(self, call: ToolCallStarted) -> None:
+    def retry_interrupted(self, call: ToolCallStarted) -> None:
         """Settle a call that another worker had begun: made again only where that can do no harm."""
         spec = self._offered.get(call.tool)
         if spec is None or not (spec.read_only or spec.idempotent):
@@ -139,10 +139,10 @@ class StepCalls:
         again = ToolCall(call.call_id, call.tool, "")
         self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False)))
 
-    def answered(self, call: ToolCallStarted, inputs: list[KeptInput]) -> None:
+    def resume_with_answers(self, call: ToolCallStarted, inputs: list[KeptInput]) -> None:
         """Go on with a call whose questions have their answers; one that was held open for them was cut with them."""
         if any(kept.question.held for kept in inputs):
-            self.repeat(call)
+            self.retry_interrupted(call)
             return
         spec = self._offered.get(call.tool) or self._toolbox.find(call.tool)
         arguments = call.arguments if isinstance(call.arguments, dict) else {}
@@ -154,7 +154,7 @@ class StepCalls:
         again = ToolCall(call.call_id, call.tool, "")
         self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False, given=inputs)))
 
-    def release(self) -> None:
+    def run_deferred(self) -> None:
         """The model's stream ended well: calls that change something may run."""
         self._released.set()
 
@@ -213,17 +213,17 @@ class StepCalls:
         if arguments is None:
             return _error(f"The arguments of {call.name} must be one JSON object that fits its schema.")
         if spec.name == FIND_TOOLS and spec.helper:
-            return find(str(arguments.get("query", "")), self._hidden)
+            return search_tools(str(arguments.get("query", "")), self._hidden)
         if spec.name == BATCH and spec.helper:
             return await self._batch(call, arguments)
         if given is None and needs_approval(spec, self._approval):
             return approval_of(spec, arguments)
-        observer = _Observer(call.id, self._out)
+        observer = _EventObserver(call.id, self._out)
         answers = [kept for kept in given or () if kept.question.kind != "approval"]
         return await self._toolbox.call(spec, arguments, principal=self._principal, observer=observer, answers=answers)
 
     async def _batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
-        observer = _Observer(call.id, self._out)
+        observer = _EventObserver(call.id, self._out)
 
         async def make(spec: ToolSpec, given: JsonObject) -> ToolResult | InputNeeded:
             if needs_approval(spec, self._approval):
@@ -233,13 +233,13 @@ class StepCalls:
         return await make_batch(arguments, self._offered, make, self._limit)
 
 
-class _Observer:
+class _EventObserver:
     """Turns what a server says during a call into events, as many and as long as a turn can bear."""
 
     _MOST = 500
     _LONGEST = 2_000
 
-    def __init__(self, call_id: str, out: Emitter) -> None:
+    def __init__(self, call_id: str, out: EventEmitter) -> None:
         self._call_id = call_id
         self._out = out
         self._left = self._MOST

@@ -10,29 +10,29 @@ import msgspec
 from gateway.domain.messages import JsonObject, ToolResult, ToolSpec, text_block
 
 FIND_TOOLS = "find_tools"
-MOST_TOOLS = 128
-_MOST_FOUND = 10
+MAX_TOOLS = 128
+_MAX_RESULTS = 10
 _CHARS_PER_TOKEN = 4
 _KEPT_FREE = 0.25
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-class Offer(msgspec.Struct, frozen=True):
+class ToolSelection(msgspec.Struct, frozen=True):
     """What a turn's model is offered from the start, and what it may find."""
 
     tools: tuple[ToolSpec, ...]
     hidden: tuple[ToolSpec, ...] = ()
 
 
-def offer(specs: tuple[ToolSpec, ...], *, always: Iterable[str], most_tokens: int) -> Offer:
+def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_tokens: int) -> ToolSelection:
     """All tools if they fit; else as many as leave room for what is found, in their order, with `find_tools`.
 
     `always` names those that must be there. The order is kept: the prompt cache depends on it.
     """
-    if len(specs) <= MOST_TOOLS and sum(map(_tokens, specs)) <= most_tokens:
-        return Offer(specs)
+    if len(specs) <= MAX_TOOLS and sum(map(_tokens, specs)) <= max_tokens:
+        return ToolSelection(specs)
     needed = set(always)
-    tokens, number = most_tokens * (1 - _KEPT_FREE), MOST_TOOLS * (1 - _KEPT_FREE)
+    tokens, number = max_tokens * (1 - _KEPT_FREE), MAX_TOOLS * (1 - _KEPT_FREE)
     first: list[ToolSpec] = []
     for spec in specs:
         tokens -= _tokens(spec)
@@ -40,10 +40,10 @@ def offer(specs: tuple[ToolSpec, ...], *, always: Iterable[str], most_tokens: in
             first.append(spec)
     chosen = {spec.name for spec in first}
     hidden = tuple(spec for spec in specs if spec.name not in chosen)
-    return Offer((*first, _spec(hidden)), hidden)
+    return ToolSelection((*first, _spec(hidden)), hidden)
 
 
-def find(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
+def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
     """The hidden tools that fit a query best, by the words of their names and descriptions; rare words count more."""
     wanted = set(_words(query))
     documents = [
@@ -57,7 +57,7 @@ def find(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
         (sum(rarity[word] * (3 * (word in name) + (word in text)) for word in wanted), -place, spec)
         for place, (spec, name, text) in enumerate(documents)
     ]
-    best = sorted((score for score in scores if score[0] > 0), key=lambda s: s[:2], reverse=True)[:_MOST_FOUND]
+    best = sorted((score for score in scores if score[0] > 0), key=lambda s: s[:2], reverse=True)[:_MAX_RESULTS]
     if not best:
         note = "No tool fits these words. Try others: what the tool does, or the system that it works on."
         return ToolResult("ok", [text_block(note)], {"loaded": []})

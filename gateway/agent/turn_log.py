@@ -50,17 +50,17 @@ class TurnLog:
         self._next_seq = self.last_seq + 1
         self._wake()
 
-    def jump(self) -> None:
+    def reserve_sequence_gap(self) -> None:
         """Leave out the numbers that the worker before may have shown without keeping them."""
         self._next_seq = self.last_seq + TAKEOVER_JUMP
 
-    def take(self) -> list[Entry]:
+    def take_unwritten(self) -> list[Entry]:
         """The entries that the journal has not been given yet. It must write them, in this order."""
         fresh = self.entries[self._taken :]
         self._taken = len(self.entries)
         return fresh
 
-    def committed(self, seq: int) -> None:
+    def mark_committed(self, seq: int) -> None:
         """All up to `seq` is durable."""
         while self._undurable and self._undurable[0][0] <= seq:
             self._undurable.popleft()

@@ -8,12 +8,12 @@ from gateway.agent.runner import Runner
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, StorageUnavailable
 from gateway.domain.messages import BusMessage
-from gateway.ports.store import Inputs, KeptTurns
+from gateway.ports.store import QuestionRepository, TurnRepository
 
 log = get_logger(__name__)
 
 
-class Membership:
+class WorkerHeartbeat:
     """Beats every `interval` seconds. Who is silent for `silent` seconds counts as dead.
 
     A worker that cannot beat for so long must think so of itself: it stops its turns, for others will run them.
@@ -22,8 +22,8 @@ class Membership:
     def __init__(
         self,
         runner: Runner,
-        kept: KeptTurns,
-        inputs: Inputs,
+        kept: TurnRepository,
+        inputs: QuestionRepository,
         worker_id: UUID,
         *,
         interval: float = 2.0,
@@ -76,7 +76,7 @@ class Membership:
 
     async def _beat(self) -> None:
         began = asyncio.get_running_loop().time()
-        await self._kept.beat(self._worker_id)
+        await self._kept.heartbeat(self._worker_id)
         self._seen_at = began
 
     async def _release(self) -> None:

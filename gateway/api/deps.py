@@ -22,7 +22,7 @@ from gateway.ports.model import Model, Models
 from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
-from gateway.store.bus import Bus
+from gateway.store.bus import PostgresBus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
@@ -60,7 +60,7 @@ class State:
     usage_reports: UsageReports
     servers: ServerStore
     registry: Registry
-    bus: Bus
+    bus: PostgresBus
     mcp: Endpoint
     toolbox: Toolbox
     models: Models

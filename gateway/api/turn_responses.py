@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Request, Response
 from jsonschema.exceptions import SchemaError
 
-from gateway.agent.runner import RunningTurn
+from gateway.agent.runner import ActiveTurn
 from gateway.agent.subscriptions import Reading
 from gateway.api.deps import State, unless_disconnected
 from gateway.api.http.body_limit import check_size
@@ -49,7 +49,7 @@ async def begin(
     *,
     key: str | None = None,
     if_busy: Literal["wait", "reject"] = "wait",
-) -> RunningTurn | Turn:
+) -> ActiveTurn | Turn:
     """A new turn, which runs for the sake of this request; or the one that the idempotency key has begun before.
 
     Raises:
@@ -94,7 +94,7 @@ async def _ended(turn_id: UUID, state: State) -> None:
         reading.close()
 
 
-def streamed(turn: RunningTurn | Turn, state: State, write: Write, *, media_type: str = SSE) -> Response:
+def streamed(turn: ActiveTurn | Turn, state: State, write: Write, *, media_type: str = SSE) -> Response:
     """The turn's events as they happen; or its failure, where it failed before the model's first output."""
     if isinstance(turn, Turn):
         return following(turn, state, write)
@@ -114,7 +114,7 @@ def following(turn: Turn, state: State, write: Write, after: int = 0) -> Respons
     return FrameStream(frames, headers=_headers(turn), on_close=reading.close)
 
 
-def _headers(turn: RunningTurn | Turn) -> dict[str, str]:
+def _headers(turn: ActiveTurn | Turn) -> dict[str, str]:
     """The turn's id; and whether its answer is an earlier one's, where that was allowed and is known."""
     headers = {"X-Turn-Id": str(turn.id)}
     if isinstance(turn, Turn):
@@ -124,7 +124,7 @@ def _headers(turn: RunningTurn | Turn) -> dict[str, str]:
     return headers | ({"X-Gateway-Cache": "hit" if turn.cached else "miss"} if asked else {})
 
 
-async def collected(turn: RunningTurn | Turn, request: Request, response: Response, state: State) -> Collected:
+async def collected(turn: ActiveTurn | Turn, request: Request, response: Response, state: State) -> Collected:
     """The whole turn, at its end; or as far as it came, where it waits for a person.
 
     Raises:
@@ -135,14 +135,14 @@ async def collected(turn: RunningTurn | Turn, request: Request, response: Respon
         whole = await unless_disconnected(request, _collect(reading.log.follow()))
     finally:
         reading.close()
-        if isinstance(turn, RunningTurn):
+        if isinstance(turn, ActiveTurn):
             turn.leave()
     response.headers.update(_headers(turn))
     match whole.end:
         case TurnCompleted():
             return whole
         case TurnFailed() | TurnCancelled() as end:
-            failure = turn.failure if isinstance(turn, RunningTurn) else None
+            failure = turn.failure if isinstance(turn, ActiveTurn) else None
             raise failure or error_of(end.error)
         case None if whole.waits:
             return whole

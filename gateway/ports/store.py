@@ -35,11 +35,11 @@ class Journal(Protocol):
         """
         ...
 
-    def soon(self, log: TurnLog) -> None:
+    def schedule_flush(self, log: TurnLog) -> None:
         """Write what the log has gathered, at most one flush interval from now."""
         ...
 
-    def now(self, log: TurnLog) -> asyncio.Future[None]:
+    def flush(self, log: TurnLog) -> asyncio.Future[None]:
         """Write what the log has gathered with the next commit; done when that is durable."""
         ...
 
@@ -47,24 +47,24 @@ class Journal(Protocol):
         """Write the rest of the log and the turn's outcome in one commit."""
         ...
 
-    def park(self, log: TurnLog) -> asyncio.Future[None]:
+    def suspend(self, log: TurnLog) -> asyncio.Future[None]:
         """Write the rest of the log and leave the turn to wait for a person, in one commit."""
         ...
 
     @property
-    def away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether the database could not be reached when it was last written to."""
         ...
 
     @property
-    def congested(self) -> bool:
+    def is_backlogged(self) -> bool:
         """Whether more is waiting for the database than may: then `room()` before going on."""
         ...
 
-    async def room(self) -> None: ...
+    async def wait_for_capacity(self) -> None: ...
 
 
-class History(Protocol):
+class ConversationRepository(Protocol):
     """Conversations and their turns."""
 
     async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
@@ -98,7 +98,7 @@ class ResponseCache(Protocol):
         ...
 
 
-class KeptTurns(Protocol):
+class TurnRepository(Protocol):
     """Turns as they are kept, and who runs them. Every method may raise StorageUnavailable."""
 
     async def events(self, turn_id: UUID, after: int) -> list[Entry]:
@@ -111,7 +111,7 @@ class KeptTurns(Protocol):
 
     async def status(self, turn_id: UUID) -> str | None: ...
 
-    async def beat(self, worker_id: UUID) -> None:
+    async def heartbeat(self, worker_id: UUID) -> None:
         """Say that the worker lives."""
         ...
 
@@ -126,12 +126,12 @@ class KeptTurns(Protocol):
         """Leave turns to whoever claims them."""
         ...
 
-    async def leave(self, worker_id: UUID) -> None:
+    async def deregister(self, worker_id: UUID) -> None:
         """The worker ends well."""
         ...
 
 
-class Inputs(Protocol):
+class QuestionRepository(Protocol):
     """Questions of turns and their answers. Every method may raise StorageUnavailable."""
 
     async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
@@ -163,7 +163,7 @@ class Bus(Protocol):
     def publish(self, message: BusMessage) -> None: ...
 
 
-class Account(Protocol):
+class BudgetTransaction(Protocol):
     """An owner's part of the ledger, while nobody else sets anything aside in it."""
 
     async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
@@ -175,14 +175,14 @@ class Account(Protocol):
         ...
 
 
-class Ledger(Protocol):
+class BudgetRepository(Protocol):
     """What turns have used up. Every method may raise StorageUnavailable."""
 
     async def spent(self, owner: str, key: str | None = None) -> Spent:
-        """See `Account.spent`."""
+        """See `BudgetTransaction.spent`."""
         ...
 
-    def account(self, owner: str) -> AbstractAsyncContextManager[Account]:
+    def account(self, owner: str) -> AbstractAsyncContextManager[BudgetTransaction]:
         """The owner's account; what was done in it counts from the end of the block."""
         ...
 

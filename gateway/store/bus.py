@@ -19,7 +19,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(BusMessage).decode
 
 
-class Bus:
+class PostgresBus:
     """One connection that listens and tells. Made again when it is lost."""
 
     def __init__(self, dsn: str, on_message: Callable[[BusMessage], None]) -> None:

@@ -31,7 +31,7 @@ _ANCESTORS = """
 
 
 class ConversationStore:
-    """What `History` asks for, and the conversations themselves, over short sessions."""
+    """What `ConversationRepository` asks for, and the conversations themselves, over short sessions."""
 
     def __init__(self, database: Database, *, most_turns: int = 200, redactor: Redactor | None = None) -> None:
         self._database = database
@@ -41,7 +41,7 @@ class ConversationStore:
     # --- for the agent
 
     async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
-        """See `History.open`."""
+        """See `ConversationRepository.open`."""
         parent = await self._parent(request.parent_turn_id, principal) if request.parent_turn_id else None
         if request.conversation_id == "new":
             return await self._create(principal, request.prompt)
@@ -53,12 +53,12 @@ class ConversationStore:
         return parent.conversation_id if parent else None
 
     async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """See `History.load`. A turn that ended without any answer is left out: nothing followed from it."""
+        """See `ConversationRepository.load`. Turns that ended without an answer are left out."""
         rows = await self._database.rows(_ANCESTORS, turn_id=turn_id, most=self._most_turns)
         return [msgspec.convert(_decoded(row[0]), tuple[Message, ...]) for row in rows]
 
     async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
-        """See `History.added`."""
+        """See `ConversationRepository.added`."""
         query = select(Turn).where(col(Turn.id).in_(turn_ids), Turn.owner == owner, Turn.status == "completed")
         async with self._database.session() as session:
             turns = (await session.exec(query)).all()

@@ -12,16 +12,16 @@ from gateway.config import ConfigError, Settings
 KEY_FILE = "encryption.key"
 
 
-class Seal:
+class Cipher:
     """Fernet (AES-128-CBC with HMAC-SHA-256) under a key made of a secret."""
 
     def __init__(self, secret: str) -> None:
         self._fernet = Fernet(base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()))
 
-    def close(self, plain: bytes) -> bytes:
+    def encrypt(self, plain: bytes) -> bytes:
         return self._fernet.encrypt(plain)
 
-    def open(self, sealed: bytes) -> bytes | None:
+    def decrypt(self, sealed: bytes) -> bytes | None:
         """None: it was sealed with another key, or changed."""
         try:
             return self._fernet.decrypt(sealed)
@@ -29,14 +29,14 @@ class Seal:
             return None
 
 
-def seal_of(settings: Settings) -> Seal:
+def cipher_from_settings(settings: Settings) -> Cipher:
     """Sealed with GATEWAY_ENCRYPTION_KEY, else with a key that is made once and kept in the data directory.
 
     Raises:
         ConfigError: the key's file can neither be made nor read.
     """
     if settings.gateway_encryption_key is not None:
-        return Seal(settings.gateway_encryption_key.get_secret_value())
+        return Cipher(settings.gateway_encryption_key.get_secret_value())
     file = settings.gateway_data_dir / KEY_FILE
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def seal_of(settings: Settings) -> Seal:
             pass
         finally:
             half.unlink()
-        return Seal(file.read_text().strip())
+        return Cipher(file.read_text().strip())
     except OSError as error:
         raise ConfigError(
             f"GATEWAY_DATA_DIR: the key in {file} can neither be made nor read: {error.strerror}"

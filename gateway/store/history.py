@@ -44,7 +44,7 @@ FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
 _END = UUID(int=2**128 - 1)
 
 
-class Log(msgspec.Struct, frozen=True):
+class HistoryEntry(msgspec.Struct, frozen=True):
     """A turn: what was asked and answered."""
 
     id: UUID
@@ -56,7 +56,7 @@ class Log(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
-class Hit(Log, frozen=True):
+class SearchHit(HistoryEntry, frozen=True):
     """A turn that a search found. `snippet` has the words that matched between <mark> and </mark>, as plain text."""
 
     rank: float
@@ -69,10 +69,12 @@ class HistoryStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def page(self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0) -> list[Log]:
+    async def page(
+        self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0
+    ) -> list[HistoryEntry]:
         """The newest first; behind `before`, the last of the page before, or behind so many."""
         rows = await self._database.rows(PAGE, owner=principal.user, before=before or _END, limit=limit, offset=offset)
-        return [Log(*row) for row in rows]
+        return [HistoryEntry(*row) for row in rows]
 
     async def total(self, principal: Principal) -> int:
         [(number,)] = await self._database.rows(TOTAL, owner=principal.user)
@@ -87,7 +89,7 @@ class HistoryStore:
         limit: int,
         offset: int = 0,
         after: tuple[float, UUID] | None = None,
-    ) -> list[Hit]:
+    ) -> list[SearchHit]:
         """Of the newest turns whose prompt or response match the best first; `query` as in a search engine.
 
         `after` is rank and id of the last hit of the page before.
@@ -99,7 +101,7 @@ class HistoryStore:
         rank, turn_id = after or (None, None)
         values = {"owner": principal.user, "query": _text(query), "lang": lang}
         page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
-        return [Hit(*row) for row in await self._database.rows(SEARCH, plan_anew=True, **values, **page)]
+        return [SearchHit(*row) for row in await self._database.rows(SEARCH, plan_anew=True, **values, **page)]
 
     async def found(self, principal: Principal, query: str, *, lang: str) -> int:
         """How many turns match in all."""

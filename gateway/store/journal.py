@@ -93,25 +93,25 @@ _ABLE = {BEGIN_TURN: 15, FINISH_TURN: 14, CALL_STARTED: 2, CALL_FINISHED: 2}
 """The statements that can bring a turn's events, and behind how many other parameters they do."""
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """A turn's log, as the journal sees it."""
 
     turn_id: UUID
 
-    def take(self) -> list[Entry]: ...
-    def committed(self, seq: int) -> None: ...
+    def take_unwritten(self) -> list[Entry]: ...
+    def mark_committed(self, seq: int) -> None: ...
 
 
 _Row = tuple[str, tuple[Any, ...]]
 _Events = tuple[int, int, str] | tuple[None, None, None]
 
 
-class _Write:
+class _PendingWrite:
     """One turn's share of a commit, and who to tell. `row` begins or ends the turn."""
 
     __slots__ = ("done", "entries", "last_seq", "row", "size", "source")
 
-    def __init__(self, source: Source, entries: list[Entry], row: _Row | None) -> None:
+    def __init__(self, source: EventSource, entries: list[Entry], row: _Row | None) -> None:
         self.source = source
         self.entries = entries
         self.last_seq = entries[-1].seq if entries else 0
@@ -134,21 +134,21 @@ class PostgresJournal:
         *,
         flush_seconds: float = 0.05,
         patience: float = 5.0,
-        most_bytes: int = 32 * 1024 * 1024,
+        max_bytes: int = 32 * 1024 * 1024,
         redactor: Redactor | None = None,
     ) -> None:
         self._redactor = redactor or Redactor()
         self._held: dict[UUID, list[Entry]] = {}
-        self.away = False
+        self.is_unavailable = False
         self._dsn = dsn
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
         self._patience = patience
-        self._most_bytes = most_bytes
-        self._waiting: list[_Write] = []
+        self._most_bytes = max_bytes
+        self._waiting: list[_PendingWrite] = []
         self._waiting_bytes = 0
-        self._in_flight: list[_Write] = []
-        self._dirty: dict[UUID, Source] = {}
+        self._in_flight: list[_PendingWrite] = []
+        self._dirty: dict[UUID, EventSource] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._work = asyncio.Event()
         self._roomy = asyncio.Event()
@@ -173,7 +173,7 @@ class PostgresJournal:
             await asyncio.gather(self._writer, return_exceptions=True)
         self._disconnect()
 
-    async def begin(self, turn: TurnRecord, log: Source) -> None:
+    async def begin(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin`."""
         turn = redaction.record(turn, self._redactor) if self._redactor else turn
         write = self._submit(log, (BEGIN_TURN, _turn_row(turn, self._worker_id)))
@@ -183,32 +183,32 @@ class PostgresJournal:
             self._withdraw(write)
             raise StorageUnavailable from None
 
-    def soon(self, log: Source) -> None:
-        """See `Journal.soon`. With rules to redact by, deltas wait for the end of their text."""
+    def schedule_flush(self, log: EventSource) -> None:
+        """See `Journal.schedule_flush`. With rules to redact by, deltas wait for the end of their text."""
         if self._redactor:
             return
         self._dirty[log.turn_id] = log
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._flush_seconds, self._flush_dirty)
 
-    def now(self, log: Source) -> asyncio.Future[None]:
-        """See `Journal.now`."""
+    def flush(self, log: EventSource) -> asyncio.Future[None]:
+        """See `Journal.flush`."""
         return self._submit(log).done
 
-    def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
+    def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
         outcome = redaction.outcome(outcome, self._redactor) if self._redactor else outcome
         return self._submit(log, (FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))).done
 
-    def park(self, log: Source) -> asyncio.Future[None]:
-        """See `Journal.park`."""
+    def suspend(self, log: EventSource) -> asyncio.Future[None]:
+        """See `Journal.suspend`."""
         return self._submit(log, (PARK_TURN, (log.turn_id, self._worker_id))).done
 
     @property
-    def congested(self) -> bool:
+    def is_backlogged(self) -> bool:
         return not self._roomy.is_set()
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         await self._roomy.wait()
 
     def _flush_dirty(self) -> None:
@@ -216,16 +216,16 @@ class PostgresJournal:
         for source in list(self._dirty.values()):
             self._submit(source)
 
-    def _submit(self, source: Source, row: _Row | None = None) -> _Write:
+    def _submit(self, source: EventSource, row: _Row | None = None) -> _PendingWrite:
         """Queue a turn's fresh entries. Without any, the write is done when those before it are."""
         self._dirty.pop(source.turn_id, None)
-        fresh = source.take()
+        fresh = source.take_unwritten()
         if self._redactor:
-            fresh, rest = redaction.whole(self._held.pop(source.turn_id, []) + fresh)
+            fresh, rest = redaction.merge_deltas(self._held.pop(source.turn_id, []) + fresh)
             fresh = redaction.entries(fresh, self._redactor)
             if rest:
                 self._held[source.turn_id] = rest
-        write = _Write(source, fresh, row)
+        write = _PendingWrite(source, fresh, row)
         self._waiting.append(write)
         self._waiting_bytes += write.size
         if self._waiting_bytes > self._most_bytes:
@@ -233,7 +233,7 @@ class PostgresJournal:
         self._work.set()
         return write
 
-    def _withdraw(self, write: _Write) -> None:
+    def _withdraw(self, write: _PendingWrite) -> None:
         """Forget a turn that nobody waits for any more, with all that it has brought since; if its row is being written
         just now, say that it failed, unless its end is, too."""
         source = write.source
@@ -261,14 +261,14 @@ class PostgresJournal:
                 self._in_flight = []
                 self._settled(batch)
 
-    def _settled(self, batch: list[_Write]) -> None:
+    def _settled(self, batch: list[_PendingWrite]) -> None:
         gone = set(map(id, batch))
         self._waiting = [write for write in self._waiting if id(write) not in gone]
         self._waiting_bytes = sum(write.size for write in self._waiting)
         if self._waiting_bytes <= self._most_bytes // 2:
             self._roomy.set()
 
-    async def _commit_surely(self, batch: list[_Write]) -> None:
+    async def _commit_surely(self, batch: list[_PendingWrite]) -> None:
         """Commit, through any outage. A batch that Postgres refuses is taken apart: only the bad write fails."""
         delay = 0.05
         while True:
@@ -276,21 +276,21 @@ class PostgresJournal:
                 await self._commit(batch)
             except Exception as error:  # noqa: BLE001 - the one writer must outlive whatever happens to its connection
                 if _is_refusal(error):
-                    self.away = False
+                    self.is_unavailable = False
                     await self._commit_one_by_one(batch, error)
                     return
                 log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))
-                self.away = True
+                self.is_unavailable = True
                 self._disconnect()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 1.0)
             else:
-                self.away = False
+                self.is_unavailable = False
                 for write in batch:
                     _succeed(write)
                 return
 
-    async def _commit_one_by_one(self, batch: list[_Write], error: Exception) -> None:
+    async def _commit_one_by_one(self, batch: list[_PendingWrite], error: Exception) -> None:
         if len(batch) > 1:
             for write in batch:
                 await self._commit_surely([write])
@@ -298,13 +298,13 @@ class PostgresJournal:
         say = log.info if isinstance(error, asyncpg.UniqueViolationError) else log.error
         say("journal_write_refused", turn_id=str(batch[0].source.turn_id), error=type(error).__name__)
         write = batch[0]
-        write.source.committed(write.last_seq)  # it never will be: its readers must not wait for that
+        write.source.mark_committed(write.last_seq)  # it never will be: its readers must not wait for that
         if not write.done.done():
             write.done.set_exception(_refused(error))
             write.done.exception()  # whoever waits hears of it; nobody waiting is no fault
 
-    async def _commit(self, batch: list[_Write]) -> None:
-        by_turn: dict[UUID, list[_Write]] = {}
+    async def _commit(self, batch: list[_PendingWrite]) -> None:
+        by_turn: dict[UUID, list[_PendingWrite]] = {}
         for write in batch:
             by_turn.setdefault(write.source.turn_id, []).append(write)
         by_statement: dict[str, list[tuple[Any, ...]]] = {}
@@ -337,65 +337,65 @@ class PostgresJournal:
             connection.terminate()
 
 
-class UnkeptJournal:
+class EphemeralJournal:
     """For turns that must not be kept: their row holds figures alone, and their events are shown without a record."""
 
-    congested = False
+    is_backlogged = False
 
     def __init__(self, journal: PostgresJournal) -> None:
         self._journal = journal
 
     @property
-    def away(self) -> bool:
-        return self._journal.away
+    def is_unavailable(self) -> bool:
+        return self._journal.is_unavailable
 
-    async def begin(self, turn: TurnRecord, log: Source) -> None:
+    async def begin(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin`."""
         request = TurnRequest(
             messages=(), model=turn.request.model, parameters=turn.request.parameters, store=False,
             idempotency_key=turn.request.idempotency_key, parent_turn_id=turn.request.parent_turn_id,
         )  # fmt: skip
-        await self._journal.begin(msgspec.structs.replace(turn, request=request), _Silence(turn.id))
-        self.soon(log)
+        await self._journal.begin(msgspec.structs.replace(turn, request=request), _NullEventSource(turn.id))
+        self.schedule_flush(log)
 
-    def soon(self, log: Source) -> None:
-        """See `Journal.soon`."""
-        entries = log.take()
+    def schedule_flush(self, log: EventSource) -> None:
+        """See `Journal.schedule_flush`."""
+        entries = log.take_unwritten()
         if entries:
-            log.committed(entries[-1].seq)
+            log.mark_committed(entries[-1].seq)
 
-    def now(self, log: Source) -> asyncio.Future[None]:
-        """See `Journal.now`."""
-        self.soon(log)
+    def flush(self, log: EventSource) -> asyncio.Future[None]:
+        """See `Journal.flush`."""
+        self.schedule_flush(log)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
 
-    def finish(self, log: Source, outcome: TurnOutcome) -> asyncio.Future[None]:
+    def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
         figures = msgspec.structs.replace(outcome, messages=(), response="")
-        done = self._journal.finish(_Silence(log.turn_id), figures)
-        done.add_done_callback(lambda _: self.soon(log))
+        done = self._journal.finish(_NullEventSource(log.turn_id), figures)
+        done.add_done_callback(lambda _: self.schedule_flush(log))
         return done
 
-    def park(self, log: Source) -> asyncio.Future[None]:
-        """See `Journal.park`. Such a turn never waits for a person."""
+    def suspend(self, log: EventSource) -> asyncio.Future[None]:
+        """See `Journal.suspend`. Such a turn never waits for a person."""
         raise AssertionError
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         return
 
 
-class _Silence:
+class _NullEventSource:
     """A turn's log with nothing to write."""
 
     def __init__(self, turn_id: UUID) -> None:
         self.turn_id = turn_id
 
-    def take(self) -> list[Entry]:
+    def take_unwritten(self) -> list[Entry]:
         return []
 
-    def committed(self, seq: int) -> None:
+    def mark_committed(self, seq: int) -> None:
         pass
 
 
@@ -413,11 +413,11 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, ValueError | TypeError)
 
 
-def _succeed(write: _Write) -> None:
+def _succeed(write: _PendingWrite) -> None:
     for entry in write.entries:
         entry.kept()
     if write.last_seq:
-        write.source.committed(write.last_seq)
+        write.source.mark_committed(write.last_seq)
     if not write.done.done():
         write.done.set_result(None)
 
@@ -471,7 +471,7 @@ def _outcome_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> tuple[
     )
 
 
-def _rows(turn_id: UUID, writes: list[_Write], worker_id: UUID) -> list[_Row]:
+def _rows(turn_id: UUID, writes: list[_PendingWrite], worker_id: UUID) -> list[_Row]:
     """What one commit writes of one turn: a ledger row for each call's start and end, and the rows that begin and end
     it. One of these also brings all its events, which are consecutive; without one they are a row alone."""
     rows = [write.row for write in writes if write.row is not None]

@@ -13,7 +13,7 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 from gateway.store.audit import audit
 from gateway.store.database import Database
-from gateway.store.encryption import Seal
+from gateway.store.encryption import Cipher
 from gateway.store.models import McpServerRow, McpToolRow
 
 SEALED = "sealed"
@@ -22,7 +22,7 @@ SEALED = "sealed"
 class ServerStore:
     """Rows of `mcp_servers` and `mcp_tools`. How a server is reached is sealed: keys stand in headers and addresses."""
 
-    def __init__(self, database: Database, seal: Seal) -> None:
+    def __init__(self, database: Database, seal: Cipher) -> None:
         self._database = database
         self._seal = seal
 
@@ -47,12 +47,12 @@ class ServerStore:
     def _sealed(self, config: JsonObject) -> JsonObject:
         if SEALED in config:  # it could not be opened here
             return {SEALED: config[SEALED]}
-        return {SEALED: self._seal.close(msgspec.json.encode(config)).decode()}
+        return {SEALED: self._seal.encrypt(msgspec.json.encode(config)).decode()}
 
     def _opened(self, kept: JsonObject) -> JsonObject:
         if SEALED not in kept:  # from before its headers were sealed
             return kept
-        plain = self._seal.open(kept[SEALED].encode())
+        plain = self._seal.decrypt(kept[SEALED].encode())
         if plain is None:
             return kept | {"fault": "it was added under another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
         return msgspec.json.decode(plain)

@@ -16,7 +16,7 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import Grant, JsonObject, Login
 from gateway.store.audit import audit
 from gateway.store.database import Database
-from gateway.store.encryption import Seal
+from gateway.store.encryption import Cipher
 from gateway.store.models import OAuthGrant, OAuthLogin
 
 log = get_logger(__name__)
@@ -25,7 +25,7 @@ _LOGIN_LIFE = timedelta(days=7)
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
-class Change:
+class PostgresGrantTransaction:
     """See `GrantChange`."""
 
     def __init__(self, grant: Grant | None) -> None:
@@ -35,7 +35,7 @@ class Change:
 class GrantStore:
     """See `Grants` of the tools."""
 
-    def __init__(self, database: Database, seal: Seal) -> None:
+    def __init__(self, database: Database, seal: Cipher) -> None:
         self._database = database
         self._seal = seal
 
@@ -44,18 +44,18 @@ class GrantStore:
             return self._opened(await session.get(OAuthGrant, (server, owner, url)))
 
     @asynccontextmanager
-    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator[Change]:
+    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator[PostgresGrantTransaction]:
         async with self._database.session() as session:
             row = await self._locked(session, server, owner, url)
             before = self._opened(row)
-            change = Change(before)
+            change = PostgresGrantTransaction(before)
             yield change
             if change.grant == before:
                 return
             if change.grant is None:
                 await session.delete(row)
             else:
-                sealed = self._seal.close(msgspec.json.encode(change.grant))
+                sealed = self._seal.encrypt(msgspec.json.encode(change.grant))
                 row = row or OAuthGrant(server=server, owner=owner, url=url, sealed=sealed)
                 row.sealed, row.changed_at = sealed, datetime.now(UTC)
                 session.add(row)
@@ -76,7 +76,7 @@ class GrantStore:
     def _opened(self, row: OAuthGrant | None) -> Grant | None:
         if row is None:
             return None
-        plain = self._seal.open(row.sealed)
+        plain = self._seal.decrypt(row.sealed)
         if plain is None:
             log.warning("grant_sealed_with_another_key", server=row.server)
             return None
@@ -107,7 +107,7 @@ class GrantStore:
             col(OAuthLogin.callback).is_(None),
             col(OAuthLogin.outcome).is_(None),
         )
-        sealed = self._seal.close(msgspec.json.encode(answer))
+        sealed = self._seal.encrypt(msgspec.json.encode(answer))
         async with self._database.session() as session:
             result: Any = await session.exec(update(OAuthLogin).where(*waiting).values(callback=sealed))
             return bool(result.rowcount)
@@ -116,7 +116,7 @@ class GrantStore:
         row = await self._row(ticket)
         if row is None or row.state != _hash(state):
             raise NotFound("Another sign-in has taken the place of this one.", param="state")
-        plain = self._seal.open(row.callback) if row.callback is not None else None
+        plain = self._seal.decrypt(row.callback) if row.callback is not None else None
         return None if plain is None else msgspec.json.decode(plain)
 
     async def end(self, ticket: str, outcome: str) -> None:

@@ -16,11 +16,11 @@ from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.models import AuditLog, Turn, TurnInput
 
-MOST_EXPIRED = 100
+MAX_EXPIRED = 100
 
 
 class InputStore:
-    """See `Inputs` of the agent. `lifetime`: how long a question waits for its answer."""
+    """See `QuestionRepository` of the agent. `lifetime`: how long a question waits for its answer."""
 
     def __init__(self, database: Database, *, lifetime: timedelta, redactor: Redactor | None = None) -> None:
         self._database = database
@@ -28,7 +28,7 @@ class InputStore:
         self._lifetime = lifetime
 
     async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
-        """See `Inputs.ask`."""
+        """See `QuestionRepository.ask`."""
         expires_at = datetime.now(UTC) + self._lifetime
         kept = [KeptInput(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
         async with self._database.session() as session:
@@ -43,17 +43,17 @@ class InputStore:
         return [(one, expires_at) for one in kept]
 
     async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
-        """See `Inputs.of_turn`."""
+        """See `QuestionRepository.of_turn`."""
         query = select(TurnInput).where(TurnInput.turn_id == turn_id).order_by(col(TurnInput.id))
         async with self._database.session() as session:
             return [_kept(row) for row in (await session.exec(query)).all()]
 
     async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None:
-        """See `Inputs.answer_to`."""
+        """See `QuestionRepository.answer_to`."""
         return (await self.get(turn_id, input_id)).answer
 
     async def drop_held(self, turn_id: UUID) -> None:
-        """See `Inputs.drop_held`."""
+        """See `QuestionRepository.drop_held`."""
         held = (col(TurnInput.turn_id) == turn_id, col(TurnInput.question)["held"].astext == "true")
         answer = Answer("expire", by="gateway")
         dropping = (
@@ -67,7 +67,7 @@ class InputStore:
             session.add_all([_audit(turn_id, input_id, answer) for input_id in dropped])
 
     async def wake(self, turn_id: UUID) -> bool:
-        """See `Inputs.wake`."""
+        """See `QuestionRepository.wake`."""
         answered = select(TurnInput.id).where(TurnInput.turn_id == turn_id, col(TurnInput.answer).is_not(None))
         waiting = (col(Turn.id) == turn_id, col(Turn.status) == "waiting")
         async with self._database.session() as session:
@@ -128,11 +128,11 @@ class InputStore:
         return turn_ids
 
     async def expire(self) -> list[UUID]:
-        """See `Inputs.expire`."""
+        """See `QuestionRepository.expire`."""
         over = (
             select(TurnInput.id)
             .where(col(TurnInput.answer).is_(None), col(TurnInput.expires_at) < func.now())
-            .limit(MOST_EXPIRED)
+            .limit(MAX_EXPIRED)
             .with_for_update(skip_locked=True)
         )
         answer = Answer("expire", by="gateway")

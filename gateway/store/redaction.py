@@ -40,7 +40,7 @@ def outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
     )
 
 
-def whole(fresh: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+def merge_deltas(fresh: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Those that can be looked at now, and the deltas at the end, of whose text more may come."""
     end = len(fresh)
     while end and _run_of(fresh[end - 1].event) is not None:

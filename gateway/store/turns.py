@@ -20,7 +20,7 @@ from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
 
-MOST_ROWS = 2_000
+MAX_ROWS = 2_000
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Where a process id means something: this container (or machine), since it was started.
 _HOST = f"{socket.gethostname()} {_BOOT.read_text().strip() if _BOOT.exists() else ''}".strip()
@@ -63,25 +63,25 @@ class TurnStore:
             session.add(audit(by, "turn.delete", f"turn {turn_id}", {}))
 
     async def events(self, turn_id: UUID, after: int) -> list[Entry]:
-        """See `KeptTurns.events`."""
+        """See `TurnRepository.events`."""
         query = (
             select(TurnEvents)
             .where(TurnEvents.turn_id == turn_id, TurnEvents.last_seq > after)
             .order_by(col(TurnEvents.first_seq))
-            .limit(MOST_ROWS)
+            .limit(MAX_ROWS)
         )
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()
         return [entry for row in rows for entry in _entries(row) if entry.seq > after]
 
     async def journal(self, turn_id: UUID) -> list[Entry]:
-        """See `KeptTurns.journal`."""
+        """See `TurnRepository.journal`."""
         events: list[Entry] = []
         while more := await self.events(turn_id, events[-1].seq if events else 0):
             events += more
         return events
 
-    async def retold(self, turn: Turn) -> list[e.Event]:
+    async def rebuild_events(self, turn: Turn) -> list[e.Event]:
         """The events of an ended turn as far as its row and its ledger tell them: for when the journal is forgotten."""
         calls = {call.call_id: call for call in await self.tool_calls(turn.id)}
         conversation = str(turn.conversation_id) if turn.conversation_id else None
@@ -116,15 +116,15 @@ class TurnStore:
 
     # --- workers
 
-    async def beat(self, worker_id: UUID) -> None:
-        """See `KeptTurns.beat`."""
+    async def heartbeat(self, worker_id: UUID) -> None:
+        """See `TurnRepository.heartbeat`."""
         row = insert(Worker).values(id=worker_id, host=_HOST, pid=os.getpid())
         seen = row.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()})
         async with self._database.session() as session:
             await session.exec(seen)
 
     async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """See `KeptTurns.claim`. A worker of this machine whose process is gone is dead, however lately it was seen."""
+        """See `TurnRepository.claim`. A worker of this machine whose process is gone counts as dead at once."""
         async with self._database.session() as session:
             neighbours = (await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))).all()
         dead = [worker.id for worker in neighbours if not _lives(worker.pid)]
@@ -149,17 +149,17 @@ class TurnStore:
         return claimed
 
     async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
-        """See `KeptTurns.release`."""
+        """See `TurnRepository.release`."""
         mine = update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.worker_id) == worker_id).values(worker_id=None)
         async with self._database.session() as session:
             await session.exec(mine)
 
-    async def leave(self, worker_id: UUID) -> None:
-        """See `KeptTurns.leave`."""
+    async def deregister(self, worker_id: UUID) -> None:
+        """See `TurnRepository.deregister`."""
         async with self._database.session() as session:
             await session.exec(delete(Worker).where(col(Worker.id) == worker_id))
 
-    async def forget_events(self, older_than: timedelta) -> int:
+    async def prune_journal(self, older_than: timedelta) -> int:
         """Delete the journal of turns that ended so long ago; how many rows went. The turns stay."""
         ended = select(Turn.id).where(col(Turn.completed_at) < func.now() - older_than)
         old = select(TurnEvents.turn_id, TurnEvents.first_seq).where(col(TurnEvents.turn_id).in_(ended)).limit(10_000)

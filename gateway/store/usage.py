@@ -77,7 +77,7 @@ FROM tool_calls WHERE started_{_SINCE} GROUP BY 1, 2, 3 ORDER BY 1 DESC, 4 DESC,
 """  # noqa: S608
 
 
-class Day(msgspec.Struct, frozen=True):
+class DailyUsage(msgspec.Struct, frozen=True):
     """Turns that ended on a day (UTC), and the ratings given on it."""
 
     day: date
@@ -93,19 +93,19 @@ class Day(msgspec.Struct, frozen=True):
     down: int = 0
 
 
-class ModelFigures(msgspec.Struct, frozen=True):
+class ModelStats(msgspec.Struct, frozen=True):
     model: str
     turns: int
     total_tokens: int
     cost_usd: float
 
 
-class ErrorFigures(msgspec.Struct, frozen=True):
+class ErrorStats(msgspec.Struct, frozen=True):
     code: str
     turns: int
 
 
-class ToolFigures(msgspec.Struct, frozen=True):
+class ToolStats(msgspec.Struct, frozen=True):
     """A tool's calls on a day. `duration_ms` is the mean; None: none of them has ended."""
 
     day: date
@@ -128,67 +128,67 @@ def _read(row: Any) -> Spent:
     return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
 
 
-class _Account:
-    """See `Account` of the agent. Its transaction has the owner's lock."""
+class _PostgresBudgetTransaction:
+    """See `BudgetTransaction` of the agent. Its transaction has the owner's lock."""
 
     def __init__(self, connection: AsyncConnection, owner: str) -> None:
         self._connection = connection
         self._owner = owner
 
     async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
-        """See `Account.spent`."""
+        """See `BudgetTransaction.spent`."""
         statement, values = _spent(self._owner, key, without)
         return _read((await self._connection.execute(text(statement), values)).one())
 
     async def hold(self, hold: Hold, key: str | None) -> None:
-        """See `Account.hold`."""
+        """See `BudgetTransaction.hold`."""
         await self._connection.execute(text(_FORGET_ENDED), {"owner": self._owner})
         values = msgspec.structs.asdict(hold) | {"owner": self._owner, "key": key}
         await self._connection.execute(text(_HOLD), values)
 
 
 class UsageStore:
-    """See `Ledger` of the agent; and the figures of days, of one owner or of all."""
+    """See `BudgetRepository` of the agent; and the figures of days, of one owner or of all."""
 
     def __init__(self, database: Database, *, redactor: Redactor | None = None) -> None:
         self._database = database
         self._redactor = redactor or Redactor()
 
     async def spent(self, owner: str, key: str | None = None) -> Spent:
-        """See `Ledger.spent`."""
+        """See `BudgetRepository.spent`."""
         statement, values = _spent(owner, key)
         [row] = await self._database.rows(statement, **values)
         return _read(row)
 
     @asynccontextmanager
-    async def account(self, owner: str) -> AsyncGenerator[_Account]:
-        """See `Ledger.account`."""
+    async def account(self, owner: str) -> AsyncGenerator[_PostgresBudgetTransaction]:
+        """See `BudgetRepository.account`."""
         async with self._database.session() as session:
             connection = await session.connection()
             await connection.execute(text(_ALONE), {"owner": owner})
-            yield _Account(connection, owner)
+            yield _PostgresBudgetTransaction(connection, owner)
 
     async def settle(self, hold: Hold) -> None:
-        """See `Ledger.settle`."""
+        """See `BudgetRepository.settle`."""
         async with self._database.session() as session:
             await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(hold))
 
-    async def by_day(self, days: int, owner: str | None = None) -> list[Day]:
+    async def by_day(self, days: int, owner: str | None = None) -> list[DailyUsage]:
         """The last so many days on which there was anything, the newest first."""
-        found = {row[0]: Day(*row) for row in await self._database.rows(BY_DAY, days=days, owner=owner)}
+        found = {row[0]: DailyUsage(*row) for row in await self._database.rows(BY_DAY, days=days, owner=owner)}
         for day, up, down in await self._database.rows(RATINGS, days=days, owner=owner):
-            found[day] = msgspec.structs.replace(found.get(day, Day(day)), up=up, down=down)
+            found[day] = msgspec.structs.replace(found.get(day, DailyUsage(day)), up=up, down=down)
         return sorted(found.values(), key=lambda each: each.day, reverse=True)
 
-    async def by_model(self, days: int) -> list[ModelFigures]:
-        return [ModelFigures(*row) for row in await self._database.rows(BY_MODEL, days=days)]
+    async def by_model(self, days: int) -> list[ModelStats]:
+        return [ModelStats(*row) for row in await self._database.rows(BY_MODEL, days=days)]
 
-    async def errors(self, days: int) -> list[ErrorFigures]:
-        return [ErrorFigures(*row) for row in await self._database.rows(ERRORS, days=days)]
+    async def errors(self, days: int) -> list[ErrorStats]:
+        return [ErrorStats(*row) for row in await self._database.rows(ERRORS, days=days)]
 
-    async def tools(self, days: int) -> list[ToolFigures]:
+    async def tools(self, days: int) -> list[ToolStats]:
         """By day and tool, the newest day first."""
-        return [ToolFigures(*row) for row in await self._database.rows(TOOLS, days=days)]
+        return [ToolStats(*row) for row in await self._database.rows(TOOLS, days=days)]
 
     async def rate(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
         """Keep what the owner of a turn thinks of it, in the place of what they thought before; when that was."""

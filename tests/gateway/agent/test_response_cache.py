@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from gateway.agent.batch_tool import BATCH
-from gateway.agent.loop import Conversation
-from gateway.agent.response_cache import key_of, may_be_kept
+from gateway.agent.loop import ModelContext
+from gateway.agent.response_cache import cache_key, is_cacheable
 from gateway.domain.events import Entry, Event, ModelRetry, ToolCallStarted, ToolFinished
 from gateway.domain.messages import Message, Parameters, Principal, ToolCall
 from tests.fakes import spec
@@ -15,8 +15,8 @@ from tests.fakes import spec
 HELLO = Message("user", "Hello")
 
 
-def conversation(**changes: Any) -> Conversation:
-    plain = Conversation("m", (HELLO,), (spec("a"), spec("b")), None, Parameters(), Principal("ada"))
+def conversation(**changes: Any) -> ModelContext:
+    plain = ModelContext("m", (HELLO,), (spec("a"), spec("b")), None, Parameters(), Principal("ada"))
     return msgspec.structs.replace(plain, **changes)
 
 
@@ -26,28 +26,28 @@ def with_call(call_id: str, answers: str) -> tuple[Message, ...]:
 
 
 def test_headers_that_servers_are_passed_count_and_the_callers_role_and_key_do_not() -> None:
-    key = key_of(conversation())
-    assert key == key_of(conversation(principal=Principal("ada", "admin", "laptop")))
-    assert key != key_of(conversation(principal=Principal("ada", headers={"x-tenant": "one"})))
+    key = cache_key(conversation())
+    assert key == cache_key(conversation(principal=Principal("ada", "admin", "laptop")))
+    assert key != cache_key(conversation(principal=Principal("ada", headers={"x-tenant": "one"})))
 
 
 def test_tools_count_by_their_definition_and_order() -> None:
-    key = key_of(conversation())
-    assert key != key_of(conversation(tools=(spec("b"), spec("a"))))
-    assert key != key_of(conversation(tools=(spec("a"), spec("b", read_only=True))))
-    assert key != key_of(conversation(tools=(spec("a"),), hidden=(spec("b"),)))
+    key = cache_key(conversation())
+    assert key != cache_key(conversation(tools=(spec("b"), spec("a"))))
+    assert key != cache_key(conversation(tools=(spec("a"), spec("b", read_only=True))))
+    assert key != cache_key(conversation(tools=(spec("a"),), hidden=(spec("b"),)))
 
 
 def test_schemas_count_whatever_the_order_of_their_keys() -> None:
     one, other = ({"type": "object", "title": "x"}, {"title": "x", "type": "object"})
-    keys = {key_of(conversation(tools=(msgspec.structs.replace(spec("a"), input_schema=s),))) for s in (one, other)}
+    keys = {cache_key(conversation(tools=(msgspec.structs.replace(spec("a"), input_schema=s),))) for s in (one, other)}
     assert len(keys) == 1
 
 
 def test_calls_count_by_their_place_and_not_by_their_id() -> None:
-    key = key_of(conversation(messages=with_call("x1", "x1")))
-    assert key == key_of(conversation(messages=with_call("y2", "y2")))
-    assert key != key_of(conversation(messages=with_call("x1", "other")))
+    key = cache_key(conversation(messages=with_call("x1", "x1")))
+    assert key == cache_key(conversation(messages=with_call("y2", "y2")))
+    assert key != cache_key(conversation(messages=with_call("x1", "other")))
 
 
 def called(tool: str, **changes: Any) -> list[Event]:
@@ -78,5 +78,5 @@ KEPT: list[tuple[bool, list[Event]]] = [
 def test_answer_may_be_kept_if_all_that_it_rests_on_was_read_and_worked(kept: bool, events: list[Event]) -> None:
     tools = (spec("a", read_only=True), spec(BATCH, read_only=True), spec("writes"))
     entries = [Entry(number, event, b"") for number, event in enumerate(events, 1)]
-    assert may_be_kept("stop", entries, tools) is kept
-    assert may_be_kept("step_limit", entries, tools) is False
+    assert is_cacheable("stop", entries, tools) is kept
+    assert is_cacheable("step_limit", entries, tools) is False

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from gateway.agent.structured_output import Form
+from gateway.agent.structured_output import OutputSchema
 from gateway.domain.errors import InvalidRequest
 from tests.tools_server.conftest import serve_web
 
 UNCHECKABLE = "its schema refers to what is not in it, or to itself without an end"
 
 
-def form(schema: object) -> Form:
-    return Form({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+def form(schema: object) -> OutputSchema:
+    return OutputSchema({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,8 @@ async def test_reference_to_another_address_is_not_fetched() -> None:
         return web.json_response({"type": "object"})
 
     async with serve_web(schema) as url:
-        form = Form({"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": f"{url}/schema.json"}}})
+        form = OutputSchema(
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": f"{url}/schema.json"}}}
+        )
         assert form.problem("{}") == UNCHECKABLE
     assert asked == []

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.agent.tool_calls import StepCalls
+from gateway.agent.tool_calls import ToolCallScheduler
 from gateway.domain.events import ToolCallStarted, ToolFinished
 from gateway.domain.messages import LOCAL, ToolCall
 from tests.fakes import GatedToolbox, RecordingTurn, spec
@@ -10,9 +10,9 @@ from tests.fakes import GatedToolbox, RecordingTurn, spec
 READ, WRITE = spec("read", read_only=True), spec("write")
 
 
-def calls_over(toolbox: GatedToolbox, turn: RecordingTurn, limit: int = 8) -> StepCalls:
+def calls_over(toolbox: GatedToolbox, turn: RecordingTurn, limit: int = 8) -> ToolCallScheduler:
     offered = {tool.name: tool for tool in toolbox.specs()}
-    return StepCalls(1, offered=offered, toolbox=toolbox, principal=LOCAL, out=turn, limit=limit)
+    return ToolCallScheduler(1, offered=offered, toolbox=toolbox, principal=LOCAL, out=turn, limit=limit)
 
 
 def call(tool: str, name: str) -> ToolCall:
@@ -29,7 +29,7 @@ async def test_read_only_call_starts_while_the_model_still_streams() -> None:
     toolbox.open("w1")
     await asyncio.sleep(0)
     assert toolbox.started == ["r1"]
-    calls.release()
+    calls.run_deferred()
     await calls.finish()
     assert toolbox.started == ["r1", "w1"]
 
@@ -37,7 +37,7 @@ async def test_read_only_call_starts_while_the_model_still_streams() -> None:
 async def test_read_only_calls_run_side_by_side_and_changing_ones_in_the_models_order() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
     calls = calls_over(toolbox, turn)
-    calls.release()
+    calls.run_deferred()
     for tool, name in (("read", "r1"), ("read", "r2"), ("write", "w1"), ("read", "r3"), ("write", "w2")):
         calls.add(call(tool, name))
     await toolbox.until_started("r1", "r2")
@@ -59,7 +59,7 @@ async def test_call_whose_arguments_are_too_deep_to_read_is_told_to_be_wrong() -
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
     calls.add(ToolCall("call_deep", "read", '{"as": ' + "[" * 100_000 + "]" * 100_000 + "}"))
-    calls.release()
+    calls.run_deferred()
     await calls.finish()
     assert [event.outcome for event in turn.events if isinstance(event, ToolFinished)] == ["error"]
     assert not toolbox.started

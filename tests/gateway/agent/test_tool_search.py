@@ -5,7 +5,7 @@ import json
 import pytest
 from mcp.server.mcpserver import MCPServer
 
-from gateway.agent.tool_search import FIND_TOOLS, Offer, find, offer
+from gateway.agent.tool_search import FIND_TOOLS, ToolSelection, search_tools, select_tools
 from gateway.domain.messages import ToolSpec
 from gateway.simulator import Simulator
 from tests.stack import serve_asgi, serve_gateway
@@ -19,21 +19,21 @@ MANY = tuple(spec(f"tool_{number}") for number in range(300))
 
 
 def test_tools_that_fit_are_all_offered_without_a_search() -> None:
-    assert offer(MANY[:128], always=(), most_tokens=24_000) == Offer(MANY[:128])
+    assert select_tools(MANY[:128], always=(), max_tokens=24_000) == ToolSelection(MANY[:128])
 
 
 @pytest.mark.parametrize(("specs", "budget"), [(MANY, 24_000), (MANY[:100], 500)])
 def test_of_too_many_some_are_offered_in_their_order_and_the_rest_may_be_found(
     specs: tuple[ToolSpec, ...], budget: int
 ) -> None:
-    offered = offer(specs, always=("tool_99",), most_tokens=budget)
+    offered = select_tools(specs, always=("tool_99",), max_tokens=budget)
     names = [tool.name for tool in offered.tools]
     assert names[-1] == FIND_TOOLS
     assert names[:-1] == [tool.name for tool in specs if tool.name in names]
     assert "tool_99" in names
     assert len(names) < 128
     assert {*names[:-1], *(tool.name for tool in offered.hidden)} == {tool.name for tool in specs}
-    assert offer(specs, always=("tool_99",), most_tokens=budget) == offered
+    assert select_tools(specs, always=("tool_99",), max_tokens=budget) == offered
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_words_find_the_tool_that_is_meant(query: str, first: str | None) -> Non
         spec("gmail_sendMessage", "Send a mail to somebody."),
         spec("forecast", "The weather of the next days."),
     )
-    result = find(query, hidden)
+    result = search_tools(query, hidden)
     assert result.structured["loaded"][:1] == ([first] if first else [])
 
 

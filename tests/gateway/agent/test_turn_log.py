@@ -31,7 +31,7 @@ async def test_delta_is_visible_at_once_and_any_other_event_when_committed() -> 
     log.append(BARRIER)
     log.append(DELTA)
     assert log.visible == 1
-    log.committed(2)
+    log.mark_committed(2)
     assert log.visible == 3
 
 
@@ -40,7 +40,7 @@ async def test_synchronous_log_shows_no_delta_before_it_is_committed() -> None:
     log.append(DELTA)
     log.append(DELTA)
     assert log.visible == 0
-    log.committed(1)
+    log.mark_committed(1)
     assert log.visible == 1
 
 
@@ -51,7 +51,7 @@ async def test_a_thousand_readers_each_get_every_event_once_in_order() -> None:
         log.append(DELTA)
         await asyncio.sleep(0)
     log.append(END)
-    log.committed(51)
+    log.mark_committed(51)
     async with asyncio.timeout(5):
         assert set(map(tuple, await asyncio.gather(*readers))) == {tuple(range(1, 52))}
 
@@ -61,7 +61,7 @@ async def test_reader_may_begin_behind_any_number() -> None:
     for _ in range(5):
         log.append(DELTA)
     log.append(END)
-    log.committed(6)
+    log.mark_committed(6)
     assert await read(log, after=4) == [5, 6]
     assert await read(log, after=6) == []
 
@@ -81,9 +81,9 @@ async def test_close_sends_readers_away_with_what_is_visible() -> None:
 async def test_take_gives_each_entry_to_the_journal_once() -> None:
     log = TurnLog(uuid4())
     log.append(DELTA)
-    first = log.take()
+    first = log.take_unwritten()
     log.append(DELTA)
     log.append(DELTA)
-    assert [entry.seq for entry in first + log.take()] == [1, 2, 3]
-    assert log.take() == []
+    assert [entry.seq for entry in first + log.take_unwritten()] == [1, 2, 3]
+    assert log.take_unwritten() == []
     assert isinstance(first[0], Entry)

@@ -130,7 +130,7 @@ async def test_turns_at_once_at_two_workers_overdraw_a_budget_by_one_step_at_mos
 async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
     database_url: str, simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.agent.budgets._PATIENCE", 0.2)
+    monkeypatch.setattr("gateway.agent.budgets._TIMEOUT_SECONDS", 0.2)
     simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1))
     async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=10_000) as gateway:
         async with gateway.stream("forever", max_tokens=5_000) as stream:
@@ -142,7 +142,7 @@ async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
             assert (refused.status, refused.body["error"]["code"]) == (402, "budget_exceeded")
             assert ("set aside" in refused.body["error"]["message"], refused.headers["Retry-After"]) == (True, "1")
             assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits beside it
-            monkeypatch.setattr("gateway.agent.budgets._PATIENCE", 30)
+            monkeypatch.setattr("gateway.agent.budgets._TIMEOUT_SECONDS", 30)
             waiting = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
             assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
         assert (await waiting).status == 200

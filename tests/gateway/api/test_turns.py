@@ -224,9 +224,9 @@ async def test_old_journals_are_forgotten_and_their_turns_stay(gateway: Gateway,
     from datetime import timedelta
 
     reply = await gateway.chat("Hello")
-    assert await gateway.state.turns.forget_events(timedelta(days=1)) == 0
+    assert await gateway.state.turns.prune_journal(timedelta(days=1)) == 0
     await db.execute("UPDATE turns SET completed_at = now() - interval '2 days'")
-    assert await gateway.state.turns.forget_events(timedelta(days=1)) > 0
+    assert await gateway.state.turns.prune_journal(timedelta(days=1)) > 0
     events = await events_of(gateway, reply.body["turn_id"])
     assert [event.type for event in events] == ["stream.closing"]
     assert events[0].data["reason"] == "journal_expired"

@@ -61,11 +61,11 @@ async def test_a_whole_turn_is_replayed_exactly_as_it_was_told(
 ) -> None:
     log = await begun(journal)
     log.append(e.TextDelta(step=1, text="let me\nsee \u2028 \x00 👋"))
-    journal.soon(log)
+    journal.schedule_flush(log)
     log.append(
         e.ToolCallStarted(step=1, call_id="c1", server="tools", tool="calculator", arguments={"a": 'x\x00\\u0000"'})
     )
-    await journal.now(log)
+    await journal.flush(log)
     log.append(e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("437")], duration_ms=2.0))
     log.append(END)
     await journal.finish(log, outcome())
@@ -83,7 +83,7 @@ async def test_a_whole_turn_is_replayed_exactly_as_it_was_told(
 async def test_intent_of_a_call_is_kept_before_its_outcome(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     log = await begun(journal)
     log.append(e.ToolCallStarted(step=1, call_id="c1", server="tools", tool="add_task", arguments={"title": "milk"}))
-    await journal.now(log)
+    await journal.flush(log)
     row = await db.fetchrow("SELECT tool, arguments, outcome FROM tool_calls")
     assert row is not None
     assert tuple(row) == ("add_task", '{"title": "milk"}', None)
@@ -95,7 +95,7 @@ async def test_deltas_are_kept_one_flush_later_without_anyone_waiting(
     log = await begun(journal)
     for letter in "abc":
         log.append(e.TextDelta(step=1, text=letter))
-        journal.soon(log)
+        journal.schedule_flush(log)
     async with asyncio.timeout(5):
         while await db.fetchval("SELECT max(last_seq) FROM turn_events") != 4:
             await asyncio.sleep(0.005)  # no event tells of another connection's commit
@@ -156,7 +156,7 @@ async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -
     while not journal._in_flight:
         await asyncio.sleep(0)
     log.append(e.ToolCallStarted(step=1, call_id="c", server="s", tool="t", arguments={}))
-    call = journal.now(log)
+    call = journal.flush(log)
     log.append(END)
     end = journal.finish(log, outcome())
     with pytest.raises(StorageUnavailable):
@@ -169,13 +169,13 @@ async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -
 
 
 async def test_turns_wait_when_too_much_waits_for_the_database() -> None:
-    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), most_bytes=10_000)
+    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), max_bytes=10_000)
     await journal.start()
     log = TurnLog(uuid4())
-    assert not journal.congested
+    assert not journal.is_backlogged
     log.append(e.TextDelta(step=1, text="x" * 20_000))
-    journal.now(log)
-    assert journal.congested
+    journal.flush(log)
+    assert journal.is_backlogged
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(journal.room(), 0.05)
+        await asyncio.wait_for(journal.wait_for_capacity(), 0.05)
     await journal.stop(0.1)

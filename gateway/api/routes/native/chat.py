@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from gateway.agent.runner import RunningTurn
+from gateway.agent.runner import ActiveTurn
 from gateway.api.deps import State, principal_of, state_of
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import begin, collected, defaults, streamed
@@ -75,6 +75,6 @@ async def chat(
     return response_of(await collected(turn, request, response, state))
 
 
-async def _begin(body: ChatRequest, request: Request, state: State, key: str | None) -> RunningTurn | Turn:
+async def _begin(body: ChatRequest, request: Request, state: State, key: str | None) -> ActiveTurn | Turn:
     value = body.value(default_model=state.settings.default_model, defaults=defaults(state), idempotency_key=key)
     return await begin(value, request, principal_of(request), state, key=key, if_busy=body.if_busy)

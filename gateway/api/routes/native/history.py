@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, StateDep
 from gateway.domain.errors import InvalidRequest
-from gateway.store.history import Hit
+from gateway.store.history import SearchHit
 
 router = APIRouter(tags=["history"])
 
@@ -115,7 +115,7 @@ async def search_logs(
     return Hits(items=_views(await state.history.search(principal, query, lang=lang, limit=limit, offset=offset)))
 
 
-def _views(hits: list[Hit]) -> list[HitView]:
+def _views(hits: list[SearchHit]) -> list[HitView]:
     return [HitView.model_validate(hit, from_attributes=True) for hit in hits]
 
 

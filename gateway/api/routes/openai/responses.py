@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.agent.runner import RunningTurn
+from gateway.agent.runner import ActiveTurn
 from gateway.agent.subscriptions import Reading
 from gateway.api.deps import PrincipalDep, State, StateDep, principal_of, state_of, unless_disconnected
 from gateway.api.turn_responses import answer_question, begin, defaults, following, stop_turn, streamed
@@ -120,13 +120,13 @@ async def _approve(turn_id: UUID, approvals: dict[UUID, bool], principal: Princi
 
 
 async def _answer(
-    turn: RunningTurn | Turn, body: ResponseRequest, request: Request, state: State, writer: ResponseWriter
+    turn: ActiveTurn | Turn, body: ResponseRequest, request: Request, state: State, writer: ResponseWriter
 ) -> Response:
     if body.stream:
         return streamed(turn, state, partial(stream, writer=writer))
     headers = {"X-Turn-Id": str(turn.id)}
     if body.background:
-        if isinstance(turn, RunningTurn):
+        if isinstance(turn, ActiveTurn):
             turn.leave()
             writer.write(turn.log.entries[0].event)
         return JSONResponse(writer.response(), headers=headers)
@@ -135,9 +135,9 @@ async def _answer(
         await unless_disconnected(request, _fold(reading.log.follow(), writer))
     finally:
         reading.close()
-        if isinstance(turn, RunningTurn):
+        if isinstance(turn, ActiveTurn):
             turn.leave()
-    failure = turn.failure if isinstance(turn, RunningTurn) else None
+    failure = turn.failure if isinstance(turn, ActiveTurn) else None
     if failure is not None and not writer.said_anything:
         raise failure  # still an HTTP status: nothing of an answer is lost with it
     if not writer.ended:
@@ -163,7 +163,7 @@ async def _as_it_stands(turn: Turn, writer: ResponseWriter, principal: Principal
     turn = await state.turns.get(turn.id, principal)
     events = [entry.event for entry in await state.turns.journal(turn.id)]
     if not events and turn.completed_at is not None:
-        events = await state.turns.retold(turn)
+        events = await state.turns.rebuild_events(turn)
     for event in events:
         if isinstance(event, TurnResumed) and writer.begun:
             writer.park()
