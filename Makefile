@@ -1,4 +1,4 @@
-# Every target does its own set-up: `make run` and `make test` work on a fresh clone.
+# Every target installs what it needs: `make run` and `make test` work on a fresh clone.
 PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
@@ -23,26 +23,26 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The locks name versions and hashes, never addresses, so they hold for any mirror of the package index.
+# The lock files contain versions and hashes but no URLs, so they work with any mirror of the package index.
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
 lock: | $(UV)
 	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
 
-# What is locked against the published advisories. Needs the package index's JSON API (or, with ARGS="-s osv", OSV's); with --strict
-# it fails where they cannot be asked, instead of having found nothing.
+# Checks the locked packages for published vulnerabilities. Needs the JSON API of the package index (or of OSV, with
+# ARGS="-s osv"). With --strict, it fails if a package cannot be checked.
 audit: | $(UV)
 	$(UV) tool run --quiet pip-audit -r requirements.lock --require-hashes --disable-pip --strict $(ARGS)
 
-# What all migrations together make, for a new embedded Postgres. A test fails where it is not of today.
+# The combined result of all migrations, for a new embedded Postgres. A test fails if the file is out of date.
 schema: .venv/.dev
 	DATABASE_URL=postgresql+asyncpg:// $(BIN)/alembic upgrade heads --sql > migrations/schema.sql
 
-# The clients in Node that some tests drive; without them those tests skip.
+# The Node clients that some tests use; without them, these tests are skipped.
 node:
 	cd tests/node && npm ci --silent
 
-# The official MCP conformance suite alone; `make test` runs it too where `make node` has been.
+# Only the official MCP conformance suite; `make test` includes it after `make node`.
 conformance: .venv/.dev node
 	$(BIN)/pytest tests/e2e/test_conformance.py $(ARGS)
 
@@ -55,11 +55,11 @@ docs: .venv/.dev
 release-schemas: .venv/.dev
 	$(BIN)/python packaging/release_schemas.py $(VERSION) $(or $(COMMIT),HEAD)
 
-# The tool server's bundle for Claude Desktop, in build/.
+# Builds the tool server's bundle for Claude Desktop in build/.
 mcpb: .venv/.dev node
 	PYTHONPATH=. $(BIN)/python packaging/mcpb.py build
 
-# Gateway and peers under the same loads, side by side: benchmarks/RESULTS.md. The quick one writes nothing.
+# The gateway and its peers under the same loads: benchmarks/RESULTS.md. The quick variant writes no file.
 bench: .venv/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
