@@ -1,0 +1,438 @@
+"""Supervised tasks, task sets, waits and bounded collections."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import structlog
+
+from gateway.common.concurrency import (
+    Backoff,
+    BoundedQueue,
+    Deadline,
+    LruDict,
+    SupervisedTask,
+    TaskRegistry,
+    TaskSet,
+    wait_or_poll,
+)
+
+HOUR = 3600.0
+Logs = list[Any]
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
+    captured = structlog.testing.LogCapture()
+    logger = structlog.wrap_logger(None, processors=[captured])
+    monkeypatch.setattr("gateway.common.concurrency.log", logger)
+    return captured.entries
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+class Loop:
+    """A loop of a component: each run ends when the test says how."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.cancelled = 0
+        self.outcomes: asyncio.Queue[BaseException | None] = asyncio.Queue()
+
+    async def run(self) -> None:
+        self.runs += 1
+        try:
+            outcome = await self.outcomes.get()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if outcome is not None:
+            raise outcome
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
+
+
+def supervise(loop: Loop, **options: Any) -> SupervisedTask:
+    options = {"min_backoff_seconds": HOUR, "max_backoff_seconds": HOUR, **options}
+    return SupervisedTask("worker", loop.run, **options)
+
+
+# --- SupervisedTask
+
+
+async def test_a_failure_is_logged_with_its_type_and_traceback(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop, vital=True)
+    task.start()
+    loop.outcomes.put_nowait(ValueError("broken"))
+    await wait_until(lambda: task.is_down)
+    (entry,) = logs
+    assert entry["event"] == "background_task_failed"
+    assert (entry["task"], entry["error"], entry["vital"]) == ("worker", "ValueError", True)
+    assert entry["exc_info"]
+    assert task.last_error == "ValueError"
+    await task.stop()
+
+
+async def test_a_failed_run_is_started_again_and_counted(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop, min_backoff_seconds=0.0)
+    task.start()
+    for restarts in (1, 2):
+        loop.outcomes.put_nowait(ValueError())
+        await wait_until(lambda restarts=restarts: task.restarts == restarts and loop.runs == restarts + 1)
+        assert not task.is_down
+    await task.stop()
+
+
+async def test_it_is_down_during_the_backoff_which_can_be_skipped(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop)
+    task.start()
+    assert task.is_running
+    assert not task.is_down
+    loop.outcomes.put_nowait(ValueError())
+    await wait_until(lambda: task.is_down)
+    assert task.is_running
+    assert loop.runs == 1
+    task.restart_now()
+    await wait_until(lambda: loop.runs == 2)
+    assert not task.is_down
+    await task.stop()
+
+
+async def test_a_run_that_returns_is_started_again(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop)
+    task.start()
+    loop.outcomes.put_nowait(None)
+    await wait_until(lambda: task.is_down)
+    assert [entry["event"] for entry in logs] == ["background_task_returned"]
+    task.restart_now()
+    await wait_until(lambda: loop.runs == 2)
+    await task.stop()
+
+
+async def test_stop_cancels_quietly_without_a_restart(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop, min_backoff_seconds=0.0)
+    task.start()
+    await wait_until(lambda: loop.runs == 1)
+    await task.stop()
+    await task.stop()
+    assert (loop.cancelled, task.restarts, logs) == (1, 0, [])
+    assert not task.is_running
+    assert not task.is_down
+
+
+async def test_stop_ends_a_backoff(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop)
+    task.start()
+    loop.outcomes.put_nowait(ValueError())
+    await wait_until(lambda: task.is_down)
+    await task.stop()
+    assert not task.is_running
+    assert not task.is_down
+
+
+async def test_stop_before_start_does_nothing(loop: Loop) -> None:
+    await supervise(loop).stop()
+
+
+async def test_stop_with_a_grace_lets_the_run_end_by_itself(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop)
+    task.start()
+    await wait_until(lambda: loop.runs == 1)
+    stopping = asyncio.create_task(task.stop(grace_seconds=HOUR))
+    await asyncio.sleep(0)
+    loop.outcomes.put_nowait(None)
+    await stopping
+    assert (loop.cancelled, loop.runs, logs) == (0, 1, [])
+
+
+async def test_it_may_be_started_again_after_a_stop(loop: Loop) -> None:
+    task = supervise(loop)
+    task.start()
+    await wait_until(lambda: loop.runs == 1)
+    await task.stop()
+    task.start()
+    await wait_until(lambda: loop.runs == 2)
+    await task.stop()
+
+
+async def test_start_while_it_runs_does_nothing(loop: Loop) -> None:
+    task = supervise(loop)
+    task.start()
+    task.start()
+    await wait_until(lambda: loop.runs == 1)
+    await task.stop()
+    assert loop.cancelled == 1
+
+
+async def test_a_run_once_task_ends_when_its_run_returns(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop, restart=False)
+    task.start()
+    loop.outcomes.put_nowait(None)
+    await task.wait()
+    assert (task.is_running, task.is_down, logs) == (False, False, [])
+    task.start()
+    await wait_until(lambda: loop.runs == 2)
+    await task.stop()
+
+
+async def test_a_run_once_task_that_fails_stays_down_until_it_is_started(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop, restart=False)
+    task.start()
+    loop.outcomes.put_nowait(ValueError())
+    await task.wait()
+    assert task.is_down
+    assert [entry["event"] for entry in logs] == ["background_task_failed"]
+    task.start()
+    assert not task.is_down
+    await task.stop()
+
+
+async def test_a_cancellation_of_something_awaited_is_a_failure(logs: Logs) -> None:
+    async def run() -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    task = SupervisedTask("worker", run, min_backoff_seconds=HOUR, max_backoff_seconds=HOUR)
+    task.start()
+    await wait_until(lambda: task.is_down)
+    assert logs[0]["error"] == "CancelledError"
+    await task.stop()
+
+
+async def test_a_cancellation_from_outside_ends_it(loop: Loop, logs: Logs) -> None:
+    task = supervise(loop, min_backoff_seconds=0.0)
+    task.start()
+    await wait_until(lambda: loop.runs == 1)
+    (running,) = (one for one in asyncio.all_tasks() if one.get_name() == "worker")
+    running.cancel()
+    await task.wait()
+    assert (loop.runs, logs) == (1, [])
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(59.0, 8.0), (60.0, 2.0)])
+async def test_a_good_run_resets_the_backoff(
+    monkeypatch: pytest.MonkeyPatch, loop: Loop, logs: Logs, seconds: float, longest: float
+) -> None:
+    now, delays = 0.0, list[float]()
+
+    async def record_delay(_event: asyncio.Event, delay: float) -> bool:
+        delays.append(delay)
+        return True
+
+    monkeypatch.setattr("gateway.common.concurrency.wait_or_poll", record_delay)
+    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+    task = SupervisedTask(
+        "worker", loop.run, min_backoff_seconds=2.0, max_backoff_seconds=30.0, good_run_seconds=60.0, clock=lambda: now
+    )
+    task.start()
+    for runs in (1, 2):
+        await wait_until(lambda runs=runs: loop.runs == runs)
+        loop.outcomes.put_nowait(ValueError())
+    await wait_until(lambda: loop.runs == 3)
+    now += seconds
+    loop.outcomes.put_nowait(ValueError())
+    await wait_until(lambda: loop.runs == 4)
+    assert delays == [2.0, 4.0, longest]
+    await task.stop()
+
+
+# --- TaskRegistry
+
+
+async def test_registry_names_the_vital_tasks_that_are_down(logs: Logs) -> None:
+    loops = {"journal": Loop(), "bus": Loop(), "models": Loop()}
+    tasks = {
+        name: SupervisedTask(name, loop.run, vital=name != "models", min_backoff_seconds=HOUR)
+        for name, loop in loops.items()
+    }
+    registry = TaskRegistry()
+    registry.add(*tasks.values())
+    assert list(registry) == list(tasks.values())
+    for task in tasks.values():
+        task.start()
+    assert registry.down_vital_tasks == ()
+    for name in ("bus", "models"):
+        loops[name].outcomes.put_nowait(ValueError())
+    await wait_until(lambda: tasks["bus"].is_down and tasks["models"].is_down)
+    assert registry.down_vital_tasks == ("bus",)
+    for task in tasks.values():
+        await task.stop()
+    assert registry.down_vital_tasks == ()
+
+
+# --- TaskSet
+
+
+async def test_a_spawned_task_that_fails_is_logged(logs: Logs) -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    tasks = TaskSet("audit")
+    await asyncio.wait([tasks.spawn(fail())])
+    await wait_until(lambda: not len(tasks))
+    (entry,) = logs
+    assert (entry["event"], entry["task"], entry["error"]) == ("background_task_failed", "audit", "ValueError")
+    assert isinstance(entry["exc_info"], ValueError)
+
+
+async def test_stop_waits_for_tasks_and_for_those_that_they_spawn(logs: Logs) -> None:
+    tasks, ended = TaskSet("notify"), list[str]()
+
+    async def work(name: str) -> None:
+        await asyncio.sleep(0)
+        if name == "first":
+            tasks.spawn(work("second"))
+        ended.append(name)
+
+    tasks.spawn(work("first"))
+    await tasks.stop(None)
+    assert ended == ["first", "second"]
+    assert not len(tasks)
+
+
+async def test_stop_cancels_tasks_after_its_timeout(logs: Logs) -> None:
+    tasks = TaskSet("notify")
+    task = tasks.spawn(asyncio.sleep(HOUR))
+    await tasks.stop(0.01)
+    assert task.cancelled()
+    assert logs == []
+
+
+# --- waits
+
+
+async def test_wait_or_poll_returns_when_the_event_is_set() -> None:
+    event = asyncio.Event()
+    waiting = asyncio.create_task(wait_or_poll(event, HOUR))
+    await asyncio.sleep(0)
+    event.set()
+    assert await waiting
+    assert event.is_set()
+
+
+async def test_wait_or_poll_returns_after_the_interval() -> None:
+    assert not await wait_or_poll(asyncio.Event(), 0.0)
+
+
+async def test_wait_or_poll_can_be_cancelled() -> None:
+    waiting = asyncio.create_task(wait_or_poll(asyncio.Event(), HOUR))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_a_deadline_limits_several_waits() -> None:
+    deadline = Deadline.after(0.01)
+    assert 0.0 < deadline.remaining() <= 0.01
+    with pytest.raises(TimeoutError):
+        async with deadline.limit():
+            await asyncio.sleep(HOUR)
+    assert deadline.is_over
+    assert deadline.remaining() == 0.0
+    with pytest.raises(TimeoutError):
+        async with deadline.limit():
+            await asyncio.sleep(HOUR)
+
+
+async def test_no_deadline_is_infinite() -> None:
+    deadline = Deadline.after(None)
+    assert deadline.remaining() == math.inf
+    assert not deadline.is_over
+    async with deadline.limit():
+        await asyncio.sleep(0)
+
+
+def test_backoff_doubles_up_to_its_maximum_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+    backoff = Backoff(1.0, 5.0)
+    assert [backoff.next_delay() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+    backoff.reset()
+    assert backoff.next_delay() == 1.0
+
+
+def test_backoff_draws_from_the_upper_half() -> None:
+    assert all(0.5 <= Backoff(1.0, 5.0).next_delay() <= 1.0 for _ in range(100))
+
+
+# --- BoundedQueue
+
+
+async def test_items_stay_in_the_queue_until_they_are_removed() -> None:
+    queue = BoundedQueue[str](10)
+    queue.put("a")
+    batch = await queue.wait_for_items()
+    queue.put("b")
+    assert (batch, list(queue), len(queue)) == (["a"], ["a", "b"], 2)
+    queue.remove(batch)
+    assert await queue.wait_for_items() == ["b"]
+
+
+async def test_wait_for_items_waits_for_the_next_one() -> None:
+    queue = BoundedQueue[str](10)
+    queue.put("a")
+    queue.remove(["a"])
+    waiting = asyncio.create_task(queue.wait_for_items())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    queue.put("b")
+    assert await waiting == ["b"]
+
+
+async def test_a_full_queue_takes_items_and_has_capacity_once_half_is_gone() -> None:
+    queue = BoundedQueue[bytes](4, size_of=len)
+    items = [b"12", b"34", b"5"]
+    for item in items:
+        queue.put(item)
+    assert queue.is_full
+    waiting = asyncio.create_task(queue.wait_for_capacity())
+    queue.remove(items[:1])
+    await asyncio.sleep(0)
+    assert queue.is_full
+    assert not waiting.done()
+    queue.remove(items[1:2])
+    await waiting
+    assert not queue.is_full
+
+
+async def test_removing_compares_by_identity() -> None:
+    first, second = ["same"], ["same"]
+    queue = BoundedQueue[list[str]](10)
+    queue.put(first)
+    queue.remove([second])
+    assert len(queue) == 1
+
+
+# --- LruDict
+
+
+def test_the_least_recently_used_key_is_evicted() -> None:
+    evicted = list[tuple[str, int]]()
+    cache = LruDict[str, int](2, on_evict=lambda key, value: evicted.append((key, value)))
+    cache["a"], cache["b"] = 1, 2
+    assert cache["a"] == 1
+    cache["c"] = 3
+    assert sorted(cache) == ["a", "c"]
+    assert cache.get("a") == 1
+    assert "c" in cache
+    cache["d"] = 4
+    assert sorted(cache) == ["a", "d"]
+    assert evicted == [("b", 2), ("c", 3)]
+
+
+def test_deleting_a_key_is_no_eviction() -> None:
+    evicted = list[str]()
+    cache = LruDict[str, int](2, on_evict=lambda key, _value: evicted.append(key))
+    cache["a"], cache["b"] = 1, 2
+    del cache["a"]
+    assert cache.pop("b") == 2
+    assert (len(cache), evicted) == (0, [])
