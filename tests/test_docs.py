@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
     ROOT / "README.md",
+    ROOT / "AGENTS.md",
+    ROOT / "CLAUDE.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     ROOT / "SECURITY.md",
@@ -31,6 +33,15 @@ def test_every_test_that_a_document_names_exists(document: Path) -> None:
 def test_every_file_that_a_document_links_to_exists(document: Path) -> None:
     linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
     assert [link for link in linked if not (document.parent / link).exists()] == []
+
+
+def test_every_path_and_target_that_the_instructions_for_agents_name_exists() -> None:
+    instructions = (ROOT / "AGENTS.md").read_text()
+    paths = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.[a-z]+)?)[` ]", instructions)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    targets = re.findall(r"`make ([a-z-]+)`", instructions)
+    makefile = (ROOT / "Makefile").read_text()
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
 def test_catalogue_in_the_docs_is_the_one_in_the_code() -> None:
