@@ -5,6 +5,7 @@ import gc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -29,6 +30,7 @@ from gateway.api.routes.native.budget import budget_of_users
 from gateway.api.routes.registration import register_routes
 from gateway.api.security.authentication import Authenticator
 from gateway.api.security.middleware import Guard
+from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.logging import get_logger
 from gateway.common.redaction import load_rules
 from gateway.config import ConfigError, Settings
@@ -61,7 +63,6 @@ from gateway.store.usage_report import UsageReports
 log = get_logger(__name__)
 
 _SHOWN = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
-_MODELS_REFRESH_SECONDS = 3600.0
 _SETTLE_SECONDS = 1.0
 _FORGET_SECONDS = 3600.0
 
@@ -132,6 +133,7 @@ class _Mcp:
 async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGenerator[State]:
     """Every part, started; stopped in the opposite order."""
     assert settings.postgres_url is not None
+    tasks = TaskRegistry()
     async with AsyncExitStack() as stack:
         database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
         stack.push_async_callback(database.close)
@@ -150,8 +152,10 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             retries=settings.model_retries, delay=settings.model_retry_delay, patience=settings.model_patience
         )
         model = SteadyModel(upstream, catalog, fallbacks=settings.model_fallbacks, how=persistence)
-        refreshing = asyncio.create_task(_keep_fresh(upstream, catalog), name="models")
-        stack.push_async_callback(_cancel, refreshing)
+        refresh = SupervisedTask("model catalog", partial(upstream.refresh_catalog_periodically, catalog))
+        refresh.start()
+        tasks.add(refresh)
+        stack.push_async_callback(refresh.stop)
 
         seal = cipher_from_settings(settings)
         server_store = ServerStore(database, seal)
@@ -247,6 +251,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             database=database,
             usage=usage,
             audit=audit,
+            tasks=tasks,
         )
 
 
@@ -297,12 +302,6 @@ def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
     )  # fmt: skip
     not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
     return model, Catalog((), open_ended=True, not_taken=not_taken)
-
-
-async def _keep_fresh(model: SdkModel, catalog: Catalog) -> None:
-    while True:
-        await model.refresh(catalog)
-        await asyncio.sleep(_MODELS_REFRESH_SECONDS)
 
 
 async def _forget(turns: TurnStore, days: float) -> None:

@@ -15,6 +15,7 @@ from gateway.agent.server_registry import Registry
 from gateway.agent.subscriptions import Following
 from gateway.api.rate_limit.limiter import Rates
 from gateway.api.security.authentication import PRINCIPAL, Authenticator
+from gateway.common.concurrency import TaskRegistry
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import Principal
@@ -68,6 +69,7 @@ class State:
     database: Database
     usage: UsageStore
     audit: AuditStore
+    tasks: TaskRegistry
     started_at: float = field(default_factory=time.monotonic)
 
     async def stop(self, grace: float) -> None:

@@ -41,6 +41,7 @@ from gateway.ports.model import ModelAnswer, ModelCall, ModelSink
 log = get_logger(__name__)
 
 CONNECT_TIMEOUT = 5.0
+_CATALOG_REFRESH_SECONDS = 3600.0
 MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
 _LIKELY_ANSWER = 1_024
 _END_SECONDS = 0.2
@@ -208,8 +209,14 @@ class SdkModel:
                 raise ModelError("The model's server answered with no list of models.") from None
         raise AssertionError("unreachable")
 
-    async def refresh(self, catalog: Catalog) -> None:
-        """Bring the catalogue up to what the server lists. A server that does not answer changes nothing."""
+    async def refresh_catalog_periodically(self, catalog: Catalog) -> None:
+        """Refresh the catalogue now and once an hour, for ever."""
+        while True:
+            await self.refresh_catalog(catalog)
+            await asyncio.sleep(_CATALOG_REFRESH_SECONDS)
+
+    async def refresh_catalog(self, catalog: Catalog) -> None:
+        """Update the catalogue from the server's list of models. If the server does not answer, nothing changes."""
         try:
             listed = await self.list_models()
         except GatewayError as error:

@@ -31,11 +31,16 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`status`: ready; degraded (the model or an MCP server is away); unavailable (the database is away)."""
+    """Whether this worker can serve.
+
+    `status` is `ready`, `degraded` (the model or an MCP server is unavailable) or `unavailable` (the database does not
+    answer, a background task that every turn needs has failed, or the worker is stopping).
+    """
 
     status: str
     database: Check
     model: Check
+    background_tasks: Check
     simulated: bool
     mcp_servers: list[ServerView]
 
@@ -61,16 +66,18 @@ async def health(state: StateDep) -> Health:
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can it do its work?", responses={503: {"model": Readiness}})
 async def ready(response: Response, state: StateDep) -> Readiness:
-    """503 when no turn can be kept. A model or MCP server that is away only degrades."""
+    """Answer 503 when no turn can be stored or run. An unavailable model or MCP server only degrades."""
     database, model = await asyncio.gather(state.database.check(), state.model.check())
     servers = [ServerView.model_validate(server, from_attributes=True) for server in state.toolbox.servers()]
     whole = model is None and all(server.state in ("up", "disabled") for server in servers)
-    if database is not None or state.runner.stopping:
+    down_tasks = state.tasks.down_vital_tasks
+    if database is not None or down_tasks or state.runner.stopping:
         response.status_code = 503
     return Readiness(
         status="unavailable" if response.status_code == 503 else "ready" if whole else "degraded",
         database=Check(ok=database is None, reason=database),
         model=Check(ok=model is None, reason=model),
+        background_tasks=Check(ok=not down_tasks, reason=f"failed: {', '.join(down_tasks)}" if down_tasks else None),
         simulated=state.settings.groq_simulated,
         mcp_servers=servers,
     )
