@@ -7,9 +7,10 @@ COPY requirements.lock .
 RUN uv pip install --system --no-cache --compile-bytecode --require-hashes -r requirements.lock
 COPY pyproject.toml LICENSE README.md alembic.ini mcp.json ./
 COPY gateway gateway
+COPY gateway_runtime gateway_runtime
 COPY tools_server tools_server
 COPY migrations migrations
-RUN uv pip install --system --no-cache --no-deps --editable . && python -m compileall -q gateway tools_server \
+RUN uv pip install --system --no-cache --no-deps --editable . && python -m compileall -q gateway gateway_runtime tools_server \
  && useradd --system --create-home --uid 10001 gateway
 
 USER gateway

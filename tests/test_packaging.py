@@ -15,8 +15,8 @@ def test_package_declares_its_type_annotations(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("path", PROJECT["project"]["license-files"])
-def test_license_is_part_of_the_image_and_of_the_bundle(path: str) -> None:
-    """Both install from a copy of pyproject.toml, whose license file the build backend then demands."""
+@pytest.mark.parametrize("path", [*PACKAGES, *PROJECT["project"]["license-files"]])
+def test_image_and_bundle_contain_what_the_project_declares(path: str) -> None:
+    """Both install from a copy of pyproject.toml: the build fails if a package or the license is missing."""
     assert f" {path} " in (ROOT / "Dockerfile").read_text()
     assert f'"{path}"' in (ROOT / "packaging" / "mcpb.py").read_text()
