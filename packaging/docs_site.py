@@ -26,6 +26,8 @@ PAGES_OUTSIDE_DOCS = {
 }
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 
+FENCED_CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+
 
 class BrokenDocs(Exception):
     """Links without a target, or pages that no reader finds. `str()` has one line for each."""
@@ -88,12 +90,8 @@ def _rewrite_links(source: str, pages: dict[str, str], output: Path, root: Path,
         found = pages.get(path) or _copy_file(target, path, output)
         return f"[{text}]({os.path.relpath(found, folder)}{anchor})"
 
-    lines: list[str] = []
-    fenced = False
-    for line in (root / source).read_text().splitlines():
-        fenced ^= line.lstrip().startswith("```")
-        lines.append(line if fenced else LINK.sub(rewrite, line))
-    return "\n".join(lines) + "\n"
+    parts = FENCED_CODE.split((root / source).read_text())
+    return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
 
 
 def _copy_file(target: Path, path: str, output: Path) -> str:

@@ -28,7 +28,7 @@ def repository(tmp_path: Path) -> Path:
     (root / "zensical.toml").write_text(
         '[project]\nnav = [{ "Start" = "index.md" }, { "More" = [{ "A" = "api.md" }, { "B" = "adr/README.md" }] }]\n'
     )
-    (root / "README.md").write_text("# Start\n[API](docs/api.md#routes) [decisions](docs/adr) [sources](docs)\n")
+    (root / "README.md").write_text("# Start\n[the\nAPI](docs/api.md#routes) [decisions](docs/adr) [sources](docs)\n")
     (root / "docs" / "api.md").write_text(
         "# API\n[start](../README.md) [settings](../.env)\n```\n[code](none.md)\n```\n"
     )
@@ -43,7 +43,7 @@ def test_links_between_pages_lead_to_their_place_in_the_site(
 ) -> None:
     site = tmp_path / "site"
     docs_site.collect(site, repository)
-    assert (site / "index.md").read_text() == "# Start\n[API](api.md#routes) [decisions](adr/README.md) sources\n"
+    assert (site / "index.md").read_text() == "# Start\n[the\nAPI](api.md#routes) [decisions](adr/README.md) sources\n"
     assert (site / "adr" / "README.md").read_text() == "# Decisions\n[one](one.md) [site](https://example.com)\n"
     assert (site / "adr" / "one.md").read_text() == "# One\n[API](../api.md)\n"
 
