@@ -41,7 +41,7 @@ from gateway.llm.client import SdkModel
 from gateway.llm.rate_limit.limiter import Limiter, SharedLimits
 from gateway.llm.recording import Recorder
 from gateway.llm.resilient import Persistence, SteadyModel
-from gateway.mcp_client.policy import GuardedToolbox
+from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfig, load_servers
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.store.api_keys import KeyStore
@@ -162,7 +162,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal))
         await toolbox.start()
         stack.push_async_callback(toolbox.stop)
-        guarded = GuardedToolbox(toolbox, deny=settings.tools_deny, redactor=redactor)
+        guarded = apply_policy(toolbox, deny=settings.tools_deny, redactor=redactor)
 
         limits = LoopLimits(
             steps=settings.agent_max_steps,
@@ -180,7 +180,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             membership.heard(message)
             registry.heard(message)
             if message.kind == "logins":
-                toolbox.grants_changed()
+                toolbox.on_grants_changed()
             auth.heard(message)
 
         key_store = KeyStore(database)
@@ -220,14 +220,14 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         await registry.start()
         stack.push_async_callback(registry.stop)
         stack.push_async_callback(following.stop)
-        await toolbox.settle(_SETTLE_SECONDS)
+        await toolbox.wait_until_connected(_SETTLE_SECONDS)
         await membership.start()
         forgetting = asyncio.create_task(_forget(turns, settings.journal_retention_days), name="retention")
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
         mcp = McpEndpoint(settings, runner, guarded, worker_id, database.dsn)
-        toolbox.on_change = mcp.tools_changed
+        toolbox.subscribe(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.running())
         yield State(
             settings=settings,
@@ -262,14 +262,14 @@ def _wake_signed_in(toolbox: McpToolbox, inputs: InputStore, bus: PostgresBus) -
         for turn_id in await inputs.signed_in(server, owner):
             bus.publish(BusMessage("orphan", turn_id))
 
-    assert toolbox.logins is not None
+    assert toolbox.sign_in_service is not None
 
     def changed() -> None:
-        toolbox.grants_changed()
+        toolbox.on_grants_changed()
         bus.publish(BusMessage("logins", BusMessage.NO_TURN))
 
-    toolbox.logins.on_granted = granted
-    toolbox.logins.on_change = changed
+    toolbox.sign_in_service.on_granted = granted
+    toolbox.sign_in_service.on_change = changed
 
 
 def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:

@@ -162,7 +162,7 @@ class Registry:
         return before != {name: (row.config, row.disabled) for name, row in rows.items()}
 
     def _apply(self) -> None:
-        self._toolbox.apply(self._merged())
+        self._toolbox.reconcile(self._merged())
 
     def _merged(self) -> list[ServerConfig]:
         servers = dict(self._of_file)

@@ -42,7 +42,7 @@ _MOST_CHARS = 32_000
 SIGN_IN = "sign_in"
 
 
-def sign_in_helper(server: ServerConfig) -> ToolSpec:
+def make_sign_in_tool(server: ServerConfig) -> ToolSpec:
     """Stands in for the tools of a server that nobody has signed in to yet."""
     prefix = server.name if server.prefix is None else server.prefix
     return ToolSpec(
@@ -52,7 +52,7 @@ def sign_in_helper(server: ServerConfig) -> ToolSpec:
     )  # fmt: skip
 
 
-def helpers_of(server: ServerConfig) -> list[ToolSpec]:
+def list_builtin_tools(server: ServerConfig) -> list[ToolSpec]:
     """The helpers that a server's entry asks for."""
     prefix = server.name if server.prefix is None else server.prefix
     return [
@@ -65,7 +65,7 @@ def helpers_of(server: ServerConfig) -> list[ToolSpec]:
     ]  # fmt: skip
 
 
-async def help_model(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> ToolResult:
+async def run_builtin_tool(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> ToolResult:
     """Run a helper."""
     try:
         told = await _told(toolbox, spec, arguments, principal)

@@ -1,63 +1,84 @@
-"""Questions to one MCP server about its resources and prompts, with answers as the protocol writes them."""
+"""Requests to one MCP server about its resources and prompts; answers are in the protocol's JSON."""
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mcp import Client
 from mcp.types import PromptReference, ResourceTemplateReference, ServerCapabilities
+from pydantic import BaseModel
 
-from gateway.domain.messages import JsonObject
-from gateway.ports.tools import Listed
+from gateway.domain.errors import NotFound
+from gateway.domain.messages import JsonObject, Principal
+from gateway.ports.tools import Listed, Toolbox
 
-_MOST_PAGES, _MOST_ITEMS = 100, 1_000
+_MAX_PAGES, _MAX_ITEMS = 100, 1_000
 
 
-def has(capabilities: ServerCapabilities | None, kind: Listed) -> bool:
-    """Whether a server says that it has any of a kind."""
+def supports_listing(capabilities: ServerCapabilities | None, kind: Listed) -> bool:
+    """Whether a server declares any items of this kind."""
     if capabilities is None:
         return False
     return bool(capabilities.prompts if kind == "prompts" else capabilities.resources)
 
 
-async def everything(kind: Listed, client: Client) -> list[JsonObject]:
-    """All pages of a list, as far as is bearable."""
-    lists: dict[Listed, Any] = {
+async def list_items(kind: Listed, client: Client) -> list[JsonObject]:
+    """All pages of a list, up to 100 pages or 1,000 items."""
+    list_methods: dict[Listed, Callable[..., Awaitable[Any]]] = {
         "resources": client.list_resources,
         "resource_templates": client.list_resource_templates,
         "prompts": client.list_prompts,
     }
-    found: list[JsonObject] = []
+    items: list[JsonObject] = []
     cursor: str | None = None
-    for _ in range(_MOST_PAGES):
-        page = await lists[kind](cursor=cursor)
-        found += [_told(item) for item in getattr(page, kind)]
+    for _ in range(_MAX_PAGES):
+        page = await list_methods[kind](cursor=cursor)
+        items += [_dump_model(item) for item in getattr(page, kind)]
         cursor = page.next_cursor
-        if cursor is None or len(found) >= _MOST_ITEMS:
+        if cursor is None or len(items) >= _MAX_ITEMS:
             break
-    return found[:_MOST_ITEMS]
+    return items[:_MAX_ITEMS]
 
 
-async def read(uri: str, client: Client) -> JsonObject:
-    return {"contents": _told(await client.read_resource(uri))["contents"]}
+async def request_resource(uri: str, client: Client) -> JsonObject:
+    """The contents of a resource."""
+    return {"contents": _dump_model(await client.read_resource(uri))["contents"]}
 
 
-async def prompt(name: str, arguments: dict[str, str], client: Client) -> JsonObject:
-    told = _told(await client.get_prompt(name, arguments))
-    return {key: told[key] for key in ("description", "messages") if key in told}
+async def request_prompt(name: str, arguments: dict[str, str], client: Client) -> JsonObject:
+    """The description and messages of a prompt."""
+    result = _dump_model(await client.get_prompt(name, arguments))
+    return {key: result[key] for key in ("description", "messages") if key in result}
 
 
-async def complete(ref: JsonObject, argument: JsonObject, client: Client) -> JsonObject:
+async def request_completion(ref: JsonObject, argument: JsonObject, client: Client) -> JsonObject:
+    """Completions for one argument of a prompt or resource template."""
     kind = PromptReference if ref.get("type") == "ref/prompt" else ResourceTemplateReference
-    answer = await client.complete(kind.model_validate(ref), {"name": argument["name"], "value": argument["value"]})
-    return {"completion": _told(answer)["completion"]}
+    result = await client.complete(kind.model_validate(ref), {"name": argument["name"], "value": argument["value"]})
+    return {"completion": _dump_model(result)["completion"]}
 
 
-def fits(uri: str, template: str) -> bool:
-    """Whether a URI may come of a URI template of the simple kind: `{name}` stands for one part, `{+name}` for any."""
+async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal) -> str:
+    """Name of the server that lists the resource, or has a template that matches its URI.
+
+    Raises:
+        NotFound: no connected server has it.
+    """
+    for item in await toolbox.listed("resources", principal):
+        if item["uri"] == uri:
+            return item["server"]
+    for item in await toolbox.listed("resource_templates", principal):
+        if matches_template(uri, item["uriTemplate"]):
+            return item["server"]
+    raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
+
+
+def matches_template(uri: str, template: str) -> bool:
+    """Whether a URI matches a simple URI template: `{name}` is one path segment, `{+name}` any text."""
     parts = re.split(r"(\{[^{}]*\})", template)
     pattern = "".join((".+" if p[1:2] in "+#*" else "[^/]+") if p.startswith("{") else re.escape(p) for p in parts)
     return re.fullmatch(pattern, uri) is not None
 
 
-def _told(value: Any) -> JsonObject:
-    return value.model_dump(mode="json", by_alias=True, exclude_none=True)
+def _dump_model(model: BaseModel) -> JsonObject:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -6,7 +6,7 @@ import msgspec
 from mcp.types import CallToolResult
 
 from gateway.domain.messages import JsonObject, ToolResult, text_block
-from gateway.mcp_client.sanitize import clean
+from gateway.mcp_client.sanitize import sanitize_text
 
 _MOST_BLOCKS = 200
 _MOST_BASE64 = 256 * 1024
@@ -41,7 +41,7 @@ def _block(block: JsonObject, left: int) -> JsonObject:
 
 
 def _cut(text: str, most: int) -> str:
-    text = clean(text)
+    text = sanitize_text(text)
     if len(text) <= most:
         return text
     return f"{text[:most]}\n[cut: {len(text):,} characters, the first {most:,} are shown]"

@@ -23,17 +23,17 @@ _STRAY = re.compile(
 )
 
 
-def clean(text: str) -> str:
+def sanitize_text(text: str) -> str:
     """The text without them. Of what has no width, only what text needs stays."""
     return text if text.isascii() and text.isprintable() else _STRAY.sub("", _HIDDEN.sub("", text))
 
 
-def clean_value(value: Any) -> Any:
+def sanitize_value(value: Any) -> Any:
     """A JSON value with all of its texts cleaned."""
     if isinstance(value, str):
-        return clean(value)
+        return sanitize_text(value)
     if isinstance(value, list):
-        return [clean_value(each) for each in cast(list[Any], value)]
+        return [sanitize_value(each) for each in cast(list[Any], value)]
     if isinstance(value, dict):
-        return {clean(name): clean_value(each) for name, each in cast(dict[str, Any], value).items()}
+        return {sanitize_text(name): sanitize_value(each) for name, each in cast(dict[str, Any], value).items()}
     return value

@@ -11,11 +11,18 @@ from gateway.common.logging import get_logger
 from gateway.config import Settings
 from gateway.domain.errors import McpFailed, NotFound, StorageUnavailable
 from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
-from gateway.mcp_client.builtin_tools import SIGN_IN, help_model, helpers_of, sign_in_helper
+from gateway.mcp_client.builtin_tools import SIGN_IN, list_builtin_tools, make_sign_in_tool
 from gateway.mcp_client.caller_identity import TokenSigner
 from gateway.mcp_client.connection import Ask, CallFailed, Connection
 from gateway.mcp_client.oauth.sign_in import Logins, Tokens, owner_of
-from gateway.mcp_client.resources import complete, everything, fits, has, prompt, read
+from gateway.mcp_client.resources import (
+    find_resource_server,
+    list_items,
+    request_completion,
+    request_prompt,
+    request_resource,
+    supports_listing,
+)
 from gateway.mcp_client.results import reduce_result
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.tool_names import exposed_name
@@ -26,9 +33,10 @@ log = get_logger(__name__)
 _MOST_TOOLS = 5_000
 _MOST_PERSONAL = 200
 _RECHECK_SECONDS = 1.0
-_FLOCK_SECONDS = 0.05
+_DEBOUNCE_SECONDS = 0.05
 _PATIENCE, _PERSONAL_PATIENCE = 1.0, 15.0
 _MOST_DESCRIPTION = 4_000
+_UNKNOWN_RESOURCE_CODES = (-32002, -32602)  # of servers of the legacy and of the modern era
 
 
 class McpToolbox:
@@ -42,9 +50,9 @@ class McpToolbox:
         grants: Grants | None = None,
     ) -> None:
         self._grants = grants
-        self.logins = Logins(grants, settings.public_url, self._config) if grants is not None else None
-        self.on_change: Callable[[], Awaitable[None]] | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self.sign_in_service = Logins(grants, settings.public_url, self._config) if grants is not None else None
+        self._subscribers: list[Callable[[], Awaitable[None]]] = []
+        self._notifying: asyncio.Task[None] | None = None
         self._definitions = definitions
         self._changed: dict[str, set[str]] = {}
         self._unchecked: set[str] = set()
@@ -78,8 +86,8 @@ class McpToolbox:
 
     @property
     def sign_in(self) -> SignIn:
-        assert self.logins is not None
-        return self.logins
+        assert self.sign_in_service is not None
+        return self.sign_in_service
 
     async def start(self) -> None:
         """Begin to connect; returns at once, with every server still down."""
@@ -89,12 +97,12 @@ class McpToolbox:
     async def stop(self) -> None:
         for task in [*self._retiring, *([self._checking] if self._checking else [])]:
             task.cancel()
-        if self.logins is not None:
-            await self.logins.stop()
+        if self.sign_in_service is not None:
+            await self.sign_in_service.stop()
         everything = [*self._connections.values(), *self._personal.values()]
         await asyncio.gather(*(connection.stop() for connection in everything))
 
-    def apply(self, servers: list[ServerConfig]) -> None:
+    def reconcile(self, servers: list[ServerConfig]) -> None:
         """Connect to these servers from now on. Those that stay as they were are not touched; calls under way at the
         others end first."""
         wanted = {server.name: server for server in servers}
@@ -128,14 +136,14 @@ class McpToolbox:
         self._personal.move_to_end(key)
         return self._personal[key]
 
-    def grants_changed(self) -> None:
+    def on_grants_changed(self) -> None:
         """Somebody has signed in or out, on whatever worker."""
         for connection in [*self._connections.values(), *self._personal.values()]:
             connection.forget_token()
-        if self.logins is not None:
-            self.logins.look()
+        if self.sign_in_service is not None:
+            self.sign_in_service.look()
 
-    async def settle(self, seconds: float) -> None:
+    async def wait_until_connected(self, seconds: float) -> None:
         """Wait until every server has been tried, for at most `seconds`."""
         tried = [asyncio.create_task(connection.tried.wait()) for connection in self._connections.values()]
         if tried:
@@ -154,7 +162,7 @@ class McpToolbox:
 
     def _entrances(self) -> list[ToolSpec]:
         """What asks for a sign-in; not on offer once somebody has, but the call that asked must still find its end."""
-        return [sign_in_helper(c.config) for c in self._connections.values() if c.config.signs_in]
+        return [make_sign_in_tool(c.config) for c in self._connections.values() if c.config.signs_in]
 
     def instructions(self) -> str:
         told = (c.instructions.strip() for c in self._connections.values() if c.up)
@@ -217,8 +225,6 @@ class McpToolbox:
         answers = [kept for kept in answers if not kept.question.login]
         if spec.helper and spec.tool == SIGN_IN:
             return await self._signed_in(connection, spec, principal)
-        if spec.helper:
-            return await help_model(self, spec, arguments, principal)
         harmless = spec.read_only or spec.idempotent
         while True:
             try:
@@ -238,9 +244,9 @@ class McpToolbox:
     async def _ask_to_sign_in(
         self, connection: Connection, principal: Principal, failure: CallFailed
     ) -> InputNeeded | None:
-        assert self.logins is not None
+        assert self.sign_in_service is not None
         try:
-            question = await self.logins.question(connection.config, principal, failure.challenge)
+            question = await self.sign_in_service.question(connection.config, principal, failure.challenge)
         except StorageUnavailable:
             return None
         return question and InputNeeded((question,))
@@ -261,14 +267,16 @@ class McpToolbox:
 
     async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
         """See `Toolbox.listed`. A server that does not answer is left out."""
-        asked = [connection for connection in self._connections.values() if has(connection.capabilities, kind)]
+        asked = [
+            connection for connection in self._connections.values() if supports_listing(connection.capabilities, kind)
+        ]
         answers = await asyncio.gather(*(self._list(connection, kind, principal) for connection in asked))
         return [item for answer in answers for item in answer]
 
     async def _list(self, connection: Connection, kind: Listed, principal: Principal) -> list[JsonObject]:
         own = self._connection_of(connection.config.name, principal) or connection
         try:
-            found = await own.ask(partial(everything, kind), principal=principal, timeout=self._timeout)
+            found = await own.ask(partial(list_items, kind), principal=principal, timeout=self._timeout)
         except CallFailed as failure:
             log.warning("mcp_not_listed", server=connection.config.name, kind=kind, reason=str(failure))
             return []
@@ -280,15 +288,21 @@ class McpToolbox:
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         """See `Toolbox.read_resource`."""
-        name = server or await self._server_of(uri, principal)
-        return await self._ask(name, partial(read, uri), principal)
+        name = server or await find_resource_server(self, uri, principal)
+        try:
+            return await self._ask(name, partial(request_resource, uri), principal)
+        except McpFailed as error:
+            cause = error.__cause__
+            if isinstance(cause, CallFailed) and cause.refusal and cause.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
+                raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
+            raise
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         """See `Toolbox.get_prompt`."""
         found = next((p for p in await self.listed("prompts", principal) if p["name"] == name), None)
         if found is None:
             raise NotFound(f"There is no prompt {name[:200]!r}.", param="name")
-        return await self._ask(found["server"], partial(prompt, found["prompt"], arguments), principal)
+        return await self._ask(found["server"], partial(request_prompt, found["prompt"], arguments), principal)
 
     async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
         """See `Toolbox.complete`."""
@@ -297,23 +311,13 @@ class McpToolbox:
             if found is None:
                 raise NotFound(f"There is no prompt {str(ref.get('name'))[:200]!r}.", param="ref")
             return await self._ask(
-                found["server"], partial(complete, ref | {"name": found["prompt"]}, argument), principal
+                found["server"], partial(request_completion, ref | {"name": found["prompt"]}, argument), principal
             )
         templates = await self.listed("resource_templates", principal)
         server = next((t["server"] for t in templates if t["uriTemplate"] == ref.get("uri")), None)
         if server is None:
             raise NotFound(f"There is no resource template {str(ref.get('uri'))[:200]!r}.", param="ref")
-        return await self._ask(server, partial(complete, ref, argument), principal)
-
-    async def _server_of(self, uri: str, principal: Principal) -> str:
-        """The server that lists the resource, or has a template that it fits."""
-        for item in await self.listed("resources", principal):
-            if item["uri"] == uri:
-                return item["server"]
-        for item in await self.listed("resource_templates", principal):
-            if fits(uri, item["uriTemplate"]):
-                return item["server"]
-        raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
+        return await self._ask(server, partial(request_completion, ref, argument), principal)
 
     async def _ask(self, server: str, question: Ask[JsonObject], principal: Principal) -> JsonObject:
         connection = self._connection_of(server, principal)
@@ -338,13 +342,18 @@ class McpToolbox:
 
     def _forget_specs(self) -> None:
         self._specs = None
-        if self.on_change is not None and (self._telling is None or self._telling.done()):
-            self._telling = asyncio.create_task(self._tell(self.on_change), name="tools changed")
+        if self._subscribers and (self._notifying is None or self._notifying.done()):
+            self._notifying = asyncio.create_task(self._notify_subscribers(), name="tools changed")
 
-    async def _tell(self, on_change: Callable[[], Awaitable[None]]) -> None:
-        """Servers come up in flocks: what changes within a moment is told once."""
-        await asyncio.sleep(_FLOCK_SECONDS)
-        await on_change()
+    def subscribe(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Call back after the tools have changed."""
+        self._subscribers.append(callback)
+
+    async def _notify_subscribers(self) -> None:
+        """Debounce: notify once for changes within 50 ms."""
+        await asyncio.sleep(_DEBOUNCE_SECONDS)
+        for callback in self._subscribers:
+            await callback()
 
     def _build_specs(self) -> tuple[ToolSpec, ...]:
         specs: dict[str, ToolSpec] = {}
@@ -352,7 +361,7 @@ class McpToolbox:
             tools = self._tools_of(connection)
             if tools is None:
                 if connection.needs_sign_in:
-                    helper = sign_in_helper(connection.config)
+                    helper = make_sign_in_tool(connection.config)
                     specs.setdefault(helper.name, helper)
                 continue
             holds = self._definitions is not None and connection.config.on_change == "hold"
@@ -367,7 +376,7 @@ class McpToolbox:
                     if spec.name in specs:
                         spec = make_spec(connection.config, tool, distinct=True)
                     specs[spec.name] = spec
-            for helper in helpers_of(connection.config):
+            for helper in list_builtin_tools(connection.config):
                 specs.setdefault(helper.name, helper)
         if len(specs) > _MOST_TOOLS:
             log.warning("too_many_tools", tools=len(specs), offered=_MOST_TOOLS)

@@ -137,10 +137,10 @@ async def play(url: str, context: dict[str, Any]) -> None:
     toolbox = McpToolbox([server], settings, grants=MemoryGrants())
     await toolbox.start()
     try:
-        await toolbox.settle(10)
+        await toolbox.wait_until_connected(10)
         if (entrance := toolbox.find("sign_in")) is not None:
             await call(toolbox, entrance, {})
-            await toolbox.settle(10)
+            await toolbox.wait_until_connected(10)
         wanted = context.get("toolCalls")
         for spec in toolbox.specs():
             given = [each["arguments"] for each in wanted or () if each["name"] == spec.tool]

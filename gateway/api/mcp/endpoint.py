@@ -56,8 +56,8 @@ log = get_logger(__name__)
 
 _SESSION = "mcp-session-id"
 _MOST_ROUNDS = 10
-_MOST_OLDER = 1_000
-_TELL_SECONDS = 5.0
+_MAX_LEGACY_SESSIONS = 1_000
+_NOTIFY_TIMEOUT_SECONDS = 5.0
 ASK_AGENT = ToolSpec(
     name="ask_agent",
     server="",
@@ -109,7 +109,7 @@ class McpEndpoint:
             app=self._server(), security_settings=_security(settings), max_request_body_size=settings.max_body_bytes
         )
         self._app = StreamableHTTPASGIApp(self._manager)
-        self._older: OrderedDict[str, ServerSession] = OrderedDict()
+        self._legacy_sessions: OrderedDict[str, ServerSession] = OrderedDict()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -146,19 +146,19 @@ class McpEndpoint:
 
         return naming
 
-    async def tools_changed(self) -> None:
+    async def notify_tools_changed(self) -> None:
         """Tell the hosts that listen, and those of the handshake era, on the stream that they hold open for it."""
         await self._bus.publish(ToolsListChanged())
-        told = await asyncio.gather(*(self._tell_older(name) for name in list(self._older)))
+        told = await asyncio.gather(*(self._notify_legacy_session(name) for name in list(self._legacy_sessions)))
         if told:
             log.debug("hosts_told", hosts=sum(told), lost=len(told) - sum(told))
 
-    async def _tell_older(self, name: str) -> bool:
+    async def _notify_legacy_session(self, name: str) -> bool:
         try:
-            async with asyncio.timeout(_TELL_SECONDS):
-                await self._older[name].send_tool_list_changed()
+            async with asyncio.timeout(_NOTIFY_TIMEOUT_SECONDS):
+                await self._legacy_sessions[name].send_tool_list_changed()
         except (TimeoutError, MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            self._older.pop(name, None)  # it is gone
+            self._legacy_sessions.pop(name, None)  # it is gone
             return False
         return True
 
@@ -167,10 +167,10 @@ class McpEndpoint:
         request: object = ctx.request
         name = request.headers.get("mcp-session-id") if isinstance(request, Request) else None
         if name is not None:
-            self._older[name] = ctx.session
-            self._older.move_to_end(name)
-            if len(self._older) > _MOST_OLDER:
-                self._older.popitem(last=False)
+            self._legacy_sessions[name] = ctx.session
+            self._legacy_sessions.move_to_end(name)
+            if len(self._legacy_sessions) > _MAX_LEGACY_SESSIONS:
+                self._legacy_sessions.popitem(last=False)
 
     def stop_listening(self) -> None:
         """End the open listen streams, each with its last message."""

@@ -19,7 +19,7 @@ from gateway.api.security.middleware import source_of
 from gateway.common.redaction import Redactor, Rule, load_rules
 from gateway.config import ConfigError, load
 from gateway.domain.messages import Message, ToolCall, TurnOutcome, Usage
-from gateway.mcp_client.sanitize import clean
+from gateway.mcp_client.sanitize import sanitize_text
 from gateway.simulator import Fault, Simulator
 from gateway.store import redaction
 from tests.auth_helpers import Keyring
@@ -151,7 +151,7 @@ async def test_hidden_characters_of_tool_results_reach_neither_people_nor_models
     ids=["selectors", "first-selectors", "widthless", "joiners", "runs", "dcs", "osc", "short", "nested"],
 )
 def test_nothing_that_people_do_not_see_stays(hidden: str, seen: str) -> None:
-    assert clean(hidden) == seen
+    assert sanitize_text(hidden) == seen
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_nothing_that_people_do_not_see_stays(hidden: str, seen: str) -> None:
     ids=["plain", "presentation", "families", "tones", "persian", "hindi", "others"],
 )  # fmt: skip
 def test_text_that_needs_joiners_and_selectors_keeps_them(text: str) -> None:
-    assert clean(text) == text
+    assert sanitize_text(text) == text
 
 
 # --- redaction

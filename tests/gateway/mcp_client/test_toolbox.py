@@ -36,7 +36,7 @@ async def toolbox_of(*servers: ServerConfig, settle: float = 5.0, **settings: ob
     complete = Settings(_env_file=None, tools_server_secret=SecretStr(SECRET), **settings)  # type: ignore[call-arg,arg-type]
     toolbox = McpToolbox(list(servers), complete)
     await toolbox.start()
-    await toolbox.settle(settle)
+    await toolbox.wait_until_connected(settle)
     try:
         yield toolbox
     finally:

@@ -123,7 +123,7 @@ async def test_servers_come_and_go_while_the_calls_of_others_go_on() -> None:
         two = ServerConfig(name="two", url=f"{address}/mcp")
         async with toolbox_of(one) as toolbox:
             kept = toolbox._connections["one"]
-            toolbox.apply([one, two])
+            toolbox.reconcile([one, two])
             await until(lambda: toolbox.find("two_echo") is not None)
             assert toolbox._connections["one"] is kept
             spec = toolbox.find("two_slow")
@@ -131,7 +131,7 @@ async def test_servers_come_and_go_while_the_calls_of_others_go_on() -> None:
             calling = asyncio.create_task(toolbox.call(spec, {}, principal=ADA))
             async with asyncio.timeout(5):
                 await server.started.wait()
-            toolbox.apply([one])
+            toolbox.reconcile([one])
             assert toolbox.find("two_echo") is None
             gone = await toolbox.call(spec, {}, principal=ADA)
             assert "no longer connected" in gone.content[0]["text"]  # type: ignore[union-attr]

@@ -1,0 +1,21 @@
+"""The order of the policy wrappers: the one place that composes them."""
+
+from gateway.common.redaction import Redactor
+from gateway.mcp_client.policy.access import ServerPermissions, ToolDenyList, ToolPermissions
+from gateway.mcp_client.policy.builtin import BuiltinToolRunner
+from gateway.mcp_client.policy.content import ArgumentDepthLimit, RedactingToolbox, SanitizingToolbox
+from gateway.ports.tools import Toolbox
+
+
+def apply_policy(toolbox: Toolbox, *, deny: tuple[str, ...] = (), redactor: Redactor | None = None) -> Toolbox:
+    """Wrap a toolbox with every check that must hold for all callers and routes.
+
+    `deny`: globs over exposed tool names and `server/tool`. Access is checked before content, so that a refused call
+    does no work. The built-in tools read through the same permissions, redaction and sanitizing as the API's routes.
+    """
+    redactor = redactor or Redactor()
+    toolbox = ServerPermissions(toolbox)
+    content = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
+    toolbox = BuiltinToolRunner(toolbox, content)
+    toolbox = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
+    return ToolDenyList(ToolPermissions(ArgumentDepthLimit(toolbox)), deny)

@@ -1,0 +1,149 @@
+"""What goes in and out of tools: nesting depth, redaction and sanitizing."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from gateway.common.json_schema import MOST_DEPTH, too_deep
+from gateway.common.redaction import Redactor
+from gateway.domain.errors import McpFailed
+from gateway.domain.messages import (
+    Answer,
+    InputNeeded,
+    JsonObject,
+    KeptInput,
+    Principal,
+    Question,
+    ToolResult,
+    ToolSpec,
+    text_block,
+)
+from gateway.mcp_client.policy.wrapper import ToolboxWrapper
+from gateway.mcp_client.sanitize import sanitize_text, sanitize_value
+from gateway.ports.tools import CallObserver, Toolbox
+
+
+class ArgumentDepthLimit(ToolboxWrapper):
+    """Refuses arguments that are nested too deeply for the code that walks them."""
+
+    async def call(
+        self,
+        spec: ToolSpec,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        observer: CallObserver | None = None,
+        answers: Sequence[KeptInput] = (),
+    ) -> ToolResult | InputNeeded:
+        if too_deep(arguments):
+            message = f"The arguments are nested more than {MOST_DEPTH} deep: make them flatter."
+            return ToolResult("error", [text_block(message)])
+        return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+
+
+class RedactingToolbox(ToolboxWrapper):
+    """Redacts what is sent to servers: arguments, and users' answers to their questions."""
+
+    def __init__(self, toolbox: Toolbox, redactor: Redactor) -> None:
+        super().__init__(toolbox)
+        self._redactor = redactor
+
+    async def call(
+        self,
+        spec: ToolSpec,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        observer: CallObserver | None = None,
+        answers: Sequence[KeptInput] = (),
+    ) -> ToolResult | InputNeeded:
+        redacted = [
+            msgspec.structs.replace(
+                question, answer=question.answer and _redact_answer(question.answer, self._redactor)
+            )
+            for question in answers
+        ]
+        return await self._toolbox.call(
+            spec,
+            self._redactor.value(arguments),
+            principal=principal,
+            observer=observer and _RedactingObserver(observer, self._redactor),
+            answers=redacted,
+        )
+
+    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+        return await self._toolbox.get_prompt(name, self._redactor.value(arguments), principal)
+
+    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        return await self._toolbox.complete(ref, self._redactor.value(argument), principal)
+
+
+class SanitizingToolbox(ToolboxWrapper):
+    """Removes invisible characters and terminal sequences from what servers send."""
+
+    async def call(
+        self,
+        spec: ToolSpec,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        observer: CallObserver | None = None,
+        answers: Sequence[KeptInput] = (),
+    ) -> ToolResult | InputNeeded:
+        observer = observer and _SanitizingObserver(observer)
+        result = await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        if isinstance(result, InputNeeded):
+            return InputNeeded(tuple(_sanitize_question(question) for question in result.questions), result.state)
+        content, structured = sanitize_value(result.content), sanitize_value(result.structured)
+        return msgspec.structs.replace(result, content=content, structured=structured)
+
+    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
+        try:
+            return sanitize_value(await self._toolbox.read_resource(uri, principal, server))
+        except McpFailed as error:
+            raise McpFailed(sanitize_text(error.message)) from None
+
+    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+        return sanitize_value(await self._toolbox.get_prompt(name, arguments, principal))
+
+
+class _RedactingObserver(CallObserver):
+    """Redacts the answers that a person gives during a call."""
+
+    def __init__(self, observer: CallObserver, redactor: Redactor) -> None:
+        self._observer = observer
+        self._redactor = redactor
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self._observer.progress(progress, total, message)
+
+    def log(self, level: str, message: str) -> None:
+        self._observer.log(level, message)
+
+    async def ask(self, question: Question) -> Answer:
+        return _redact_answer(await self._observer.ask(question), self._redactor)
+
+
+class _SanitizingObserver(CallObserver):
+    """Sanitizes the progress, log lines and questions that a server sends during a call."""
+
+    def __init__(self, observer: CallObserver) -> None:
+        self._observer = observer
+
+    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self._observer.progress(progress, total, message and sanitize_text(message))
+
+    def log(self, level: str, message: str) -> None:
+        self._observer.log(level, sanitize_text(message))
+
+    async def ask(self, question: Question) -> Answer:
+        return await self._observer.ask(_sanitize_question(question))
+
+
+def _redact_answer(answer: Answer, redactor: Redactor) -> Answer:
+    return msgspec.structs.replace(answer, content=redactor.value(answer.content))
+
+
+def _sanitize_question(question: Question) -> Question:
+    message, schema = sanitize_text(question.message), sanitize_value(question.schema)
+    return msgspec.structs.replace(question, message=message, schema=schema)
