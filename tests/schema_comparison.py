@@ -121,7 +121,8 @@ class SchemaComparison:
             if not matches:
                 yield f"{where}: {describe(alternative)} removed"
                 continue
-            differences = (list(self._compare_one(alternative, match, where)) for match in matches)
+            at = where if len(old) == 1 else _locate_alternative(alternative, where)
+            differences = (list(self._compare_one(alternative, match, at)) for match in matches)
             yield from min(differences, key=len)
         if not self._sent:
             known = {
@@ -175,6 +176,11 @@ class SchemaComparison:
             yield f"{where}: unknown properties are refused now"
         elif isinstance(extra_before, dict) and isinstance(extra_after, dict):
             yield from self.compare(extra_before, extra_after, f"{where}.*")
+
+
+def _locate_alternative(schema: JsonObject, where: str) -> str:
+    tags = ", ".join(map(str, tags_of(schema).values()))
+    return f"{where}({tags})" if where and tags else where or tags
 
 
 def _compare_bounds(old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
