@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid7
 from gateway import __version__
 from gateway.agent.budgets import Budgets
 from gateway.agent.loop import AgentLoop, LoopLimits
-from gateway.agent.runner import Runner
+from gateway.agent.runner import Runner, RunnerConfig, RunnerStorage
 from gateway.agent.server_registry import Registry
 from gateway.agent.subscriptions import Following
 from gateway.agent.workers import WorkerHeartbeat
@@ -174,47 +174,52 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         usage = UsageStore(database, redactor=redactor)
         inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor)
 
-        def heard(message: BusMessage) -> None:
-            runner.heard(message)
-            following.heard(message)
-            membership.heard(message)
-            registry.heard(message)
-            if message.kind == "logins":
-                toolbox.on_grants_changed()
-            auth.heard(message)
-
         key_store = KeyStore(database)
         audit = AuditStore(database)
         auth = Authenticator(settings, key_store, audit)
         stack.push_async_callback(auth.stop)
         rates = Rates(settings)
         stack.push_async_callback(rates.close)
-        bus = PostgresBus(database.dsn, heard)
+        bus = PostgresBus(database.dsn)
         _wake_signed_in(toolbox, inputs, bus)
         registry = Registry(settings, toolbox, server_store, bus)
-        runner = Runner(
-            AgentLoop(model, guarded, limits),
-            models=catalog,
-            toolbox=guarded,
-            journal=journal,
-            no_journal=EphemeralJournal(journal),
-            history=conversation_store,
-            kept=turns,
-            inputs=inputs,
-            responses=ResponseCacheStore(database),
-            bus=bus,
+        config = RunnerConfig(
             worker_id=worker_id,
             system_prompt=settings.agent_system_prompt,
-            deadline=settings.agent_timeout,
+            turn_timeout=settings.agent_timeout,
             max_turns=settings.max_running_turns,
             synchronous_journal=settings.synchronous_journal,
-            tool_tokens=settings.tool_token_budget,
-            batches=settings.agent_batch_tool,
+            max_tool_tokens=settings.tool_token_budget,
+            batch_tool=settings.agent_batch_tool,
+        )
+        storage = RunnerStorage(
+            journal=journal,
+            ephemeral_journal=EphemeralJournal(journal),
+            conversations=conversation_store,
+            workers=turns,
+            questions=inputs,
+            responses=ResponseCacheStore(database),
+            bus=bus,
+        )
+        runner = Runner(
+            config,
+            AgentLoop(model, guarded, limits),
+            storage,
+            models=catalog,
+            toolbox=guarded,
             budgets=Budgets(usage, budget_of_users(settings)),
         )
         following = Following(runner, turns, bus)
         beat = settings.heartbeat_seconds
-        membership = WorkerHeartbeat(runner, turns, inputs, worker_id, interval=beat, silent=4 * beat)
+        membership = WorkerHeartbeat(runner, turns, turns, inputs, worker_id, interval=beat, silent=4 * beat)
+        bus.subscribe("cancel", runner.on_cancel)
+        bus.subscribe("watch", runner.on_watch)
+        bus.subscribe("orphan", runner.on_answer)
+        bus.subscribe("orphan", membership.on_orphan)
+        bus.subscribe("events", following.heard)
+        bus.subscribe("servers", registry.on_servers_changed)
+        bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
+        bus.subscribe("keys", auth.heard)
         await bus.start()
         stack.push_async_callback(bus.stop)
         await registry.start()

@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Sequence
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+from gateway.agent.loop import TurnContext
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.domain.errors import NotFound
 from gateway.domain.events import Event
 from gateway.domain.messages import (
+    Answer,
     InputNeeded,
     JsonObject,
     KeptInput,
     Principal,
+    Question,
     ToolResult,
     ToolSpec,
     Usage,
@@ -104,13 +107,22 @@ class GatedToolbox:
         return self._gates.setdefault(name, asyncio.Event())
 
 
-class RecordingTurn:
+class RecordingTurn(TurnContext):
     """A turn's inside, without a runner: what is emitted is durable at once."""
 
     def __init__(self) -> None:
         self.log = TurnLog(uuid4())
         self.transcript = Transcript()
+        self.inputs = []
         self.was_opened = False
+
+    @property
+    def id(self) -> UUID:
+        return self.log.turn_id
+
+    @property
+    def is_backlogged(self) -> bool:
+        return False
 
     @property
     def events(self) -> list[Event]:
@@ -126,7 +138,7 @@ class RecordingTurn:
     async def durable(self) -> None:
         self.log.mark_committed(len(self.log.entries))
 
-    async def drain(self) -> None:
+    async def wait_for_capacity(self) -> None:
         pass
 
     async def reserve_budget(self, call: ModelCall) -> None:
@@ -143,3 +155,6 @@ class RecordingTurn:
 
     async def ask(self, call_id: str, needed: InputNeeded) -> None:
         raise AssertionError(f"{call_id} asks {needed}")
+
+    async def ask_now(self, call_id: str, question: Question) -> Answer:
+        raise AssertionError(f"{call_id} asks {question}")

@@ -8,8 +8,6 @@ its end puts that into the ledger; turns of dead workers are ended by others, so
 import asyncio
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
-from uuid import UUID
 from weakref import WeakValueDictionary
 
 from gateway.common.logging import get_logger
@@ -17,26 +15,12 @@ from gateway.domain.errors import BudgetExceeded, StorageUnavailable
 from gateway.domain.messages import Budget, Hold, Principal, Spent, Usage
 from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import BudgetRepository
+from gateway.ports.turns import TurnSpending
 
 log = get_logger(__name__)
 
 _TIMEOUT_SECONDS = 30.0
 _POLL_SECONDS = 0.25
-
-
-class TurnSpending(Protocol):
-    """A turn that runs: what it has used up so far is in no ledger yet."""
-
-    @property
-    def id(self) -> UUID: ...
-    @property
-    def principal(self) -> Principal: ...
-    @property
-    def model(self) -> ModelInfo: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def usd(self) -> float: ...
 
 
 class _UserLock:

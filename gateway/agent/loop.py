@@ -1,18 +1,17 @@
 """Model ⇄ tools until the answer stands."""
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Protocol
 from uuid import uuid4
 
 import msgspec
 
 from gateway.agent.structured_output import OutputSchema
-from gateway.agent.tool_calls import EventEmitter, ToolCallScheduler
+from gateway.agent.tool_calls import ToolCallScheduler, input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.common.logging import get_logger
 from gateway.domain.errors import OutputInvalid
 from gateway.domain.events import (
-    InputResolved,
     ModelRetry,
     ReasoningDelta,
     StepCompleted,
@@ -34,8 +33,9 @@ from gateway.domain.messages import (
     Usage,
     text_block,
 )
-from gateway.ports.model import Model, ModelAnswer, ModelCall
+from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.tools import Toolbox
+from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
 
@@ -50,39 +50,44 @@ class LoopLimits(msgspec.Struct, frozen=True):
     parallel_calls: int = 8
 
 
-class TurnContext(EventEmitter, Protocol):
+class TurnContext(EventEmitter):
     """The turn as the loop sees it from inside."""
 
     transcript: Transcript
     inputs: list[KeptInput]
 
+    @abstractmethod
     def opened(self) -> None:
-        """The model has accepted the turn's first request."""
-        ...
+        """Record that the model has accepted the turn's first request."""
 
-    async def drain(self) -> None:
+    @property
+    @abstractmethod
+    def is_backlogged(self) -> bool:
+        """Whether more events wait for the database than may: then call `wait_for_capacity`."""
+
+    @abstractmethod
+    async def wait_for_capacity(self) -> None:
         """Wait until more events can be taken."""
-        ...
 
+    @abstractmethod
     async def reserve_budget(self, call: ModelCall) -> None:
-        """Set aside what the call may cost at most, before it is made.
+        """Reserve what the call may cost at most, before it is made.
 
         Raises:
             BudgetExceeded: the caller's budget does not allow it.
         """
-        ...
 
+    @abstractmethod
     async def settle(self) -> None:
-        """The step has ended: of what was set aside for it, only what it has used up counts."""
-        ...
+        """Release the reservation of the step that has ended; its actual usage counts."""
 
+    @abstractmethod
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
-        """Count what a model call has used up that came to nothing."""
-        ...
+        """Count the usage of a failed model call."""
 
+    @abstractmethod
     def cost(self, usage: Usage) -> float | None:
-        """In USD; None where the model's price is not known."""
-        ...
+        """The price in USD; None where the model's price is not known."""
 
 
 class ModelContext(msgspec.Struct, frozen=True):
@@ -154,11 +159,8 @@ class AgentLoop:
             turn.emit(TurnResumed())
         if (half := transcript.half_step()) is not None:
             used = self._call(conversation, turn, half).guess(transcript.written(half))
-            turn.emit(
-                ModelRetry(
-                    step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=turn.cost(used)
-                )
-            )  # fmt: skip
+            cost = turn.cost(used)
+            turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=cost))
         if (last := transcript.last_step()) is None:
             return None
         calls = self._calls(last.step, conversation, turn)
@@ -183,13 +185,7 @@ class AgentLoop:
         elif all(kept.answer is not None for kept in asked):
             for kept in asked:
                 assert kept.answer is not None
-                answer = kept.answer
-                turn.emit(
-                    InputResolved(
-                        input_id=str(kept.id), call_id=call.call_id, action=answer.action, content=answer.content,
-                        by=answer.by,
-                    )
-                )  # fmt: skip
+                turn.emit(input_resolved(kept, kept.answer))
             calls.resume_with_answers(turn.transcript.call(call.call_id), asked)
 
     def _calls(self, step: int, conversation: ModelContext, turn: TurnContext) -> ToolCallScheduler:
@@ -257,7 +253,7 @@ class AgentLoop:
         return await self._model.complete(call, sink), "".join(sink.draft)
 
 
-class _StepEventSink:
+class _StepEventSink(ModelSink):
     """The model's output on its way to events."""
 
     def __init__(self, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool) -> None:
@@ -266,8 +262,6 @@ class _StepEventSink:
         self._step = step
         self._turn = turn
         self._add_call = add_call
-        self.drain = turn.drain
-        self.wasted = turn.wasted
 
     def opened(self) -> None:
         self._turn.opened()
@@ -300,12 +294,22 @@ class _StepEventSink:
             self.draft.clear()
         self._turn.emit(ModelRetry(step=self._step, reason=reason, attempt=attempt, discard=discard, model=model))
 
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self._turn.wasted(usage, cost_usd)
+
+    async def drain(self) -> None:
+        if self._turn.is_backlogged:
+            await self._turn.wait_for_capacity()
+
 
 def _completed(step: int, answer: ModelAnswer) -> StepCompleted:
     return StepCompleted(
-        step=step, finish_reason=answer.finish_reason, usage=answer.usage, cost_usd=answer.cost_usd,
+        step=step,
+        finish_reason=answer.finish_reason,
+        usage=answer.usage,
+        cost_usd=answer.cost_usd,
         tokens_per_second=answer.usage.tokens_per_second,
-    )  # fmt: skip
+    )
 
 
 def _tools(conversation: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:

@@ -1,9 +1,15 @@
-"""What stands before a turn's own messages: the system prompt and as much history as fits the model."""
+"""A turn's messages for the model: the system prompt, as much history as fits, and the request's own."""
 
 from collections.abc import Iterable
+from uuid import UUID
 
-from gateway.domain.messages import Message
+from gateway.agent.loop import ModelContext
+from gateway.agent.tool_calls import turn_of_call
+from gateway.agent.tool_search import ToolSelection
+from gateway.domain.messages import Message, Principal, TurnRecord
 from gateway.ports.model import ModelInfo
+from gateway.ports.store import ConversationRepository
+from gateway.ports.tools import Toolbox
 
 SYSTEM_PROMPT = """\
 You are a helpful assistant with tools. Use a tool when it gives a better answer than you could from memory: \
@@ -62,3 +68,54 @@ def fit_history(
             break
         kept.append(turn)
     return tuple(message for turn in reversed(kept) for message in turn)
+
+
+class PromptBuilder:
+    """Builds what a turn asks the model in each of its steps."""
+
+    def __init__(self, toolbox: Toolbox, conversations: ConversationRepository, system_prompt: str | None) -> None:
+        self._toolbox = toolbox
+        self._conversations = conversations
+        self._system_prompt = system_prompt or SYSTEM_PROMPT
+
+    async def build(
+        self, record: TurnRecord, principal: Principal, model: ModelInfo, selection: ToolSelection
+    ) -> ModelContext:
+        """Raises:
+        StorageUnavailable: the history cannot be read.
+        """
+        request, conversation_id = record.request, record.conversation_id
+        instructions = self._toolbox.instructions() if any(not spec.client for spec in selection.tools) else ""
+        messages = await self._restore_tool_history(request.messages, record.owner)
+        fixed = [system_message(self._system_prompt, instructions, request.system), *messages]
+        past: tuple[Message, ...] = ()
+        if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
+            history = await self._conversations.load(record.id)
+            past = fit_history(history, fixed, model, request.parameters.max_tokens)
+        return ModelContext(
+            model=model.id,
+            messages=fill_missing_results((fixed[0], *past, *fixed[1:])),
+            tools=selection.tools,
+            hidden=selection.hidden,
+            tool_choice=request.tool_choice,
+            parameters=request.parameters,
+            principal=principal,
+            approval=request.approval,
+            response_format=request.response_format,
+        )
+
+    async def _restore_tool_history(self, messages: tuple[Message, ...], owner: str) -> tuple[Message, ...]:
+        """Put back the calls that ran here between the messages of a chat.
+
+        Clients that bring tools send the whole chat each time, without them.
+        """
+        turn_ids = [{turn_of_call(call.id) for call in message.tool_calls} - {None} for message in messages]
+        wanted = [turn_id for ids in turn_ids for turn_id in ids if turn_id is not None]
+        if not wanted:
+            return messages
+        added = await self._conversations.added(wanted, owner)
+        whole: list[Message] = []
+        for message, ids in zip(messages, turn_ids, strict=True):
+            known = added.get(next((turn_id for turn_id in ids if turn_id is not None), UUID(int=0)))
+            whole += known or (message,)
+        return tuple(whole)

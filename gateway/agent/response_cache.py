@@ -1,5 +1,6 @@
-"""Answers that are given again: which request is the same as another, and which answer may stand for both."""
+"""The cache of responses: which requests are the same, which answers may be replayed, and their replay."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 
@@ -7,7 +8,10 @@ import msgspec
 
 from gateway.agent.batch_tool import BATCH
 from gateway.agent.loop import ModelContext
-from gateway.agent.tool_calls import EventEmitter
+from gateway.agent.tool_search import ToolSelection
+from gateway.agent.turn import ActiveTurn
+from gateway.common.logging import get_logger
+from gateway.domain.errors import StorageUnavailable
 from gateway.domain.events import (
     Entry,
     InputRequired,
@@ -18,7 +22,12 @@ from gateway.domain.events import (
     ToolFinished,
 )
 from gateway.domain.messages import JsonObject, KnownResponse, Message, ToolSpec, Usage
+from gateway.ports.store import ResponseCache
+from gateway.ports.turns import EventEmitter
 
+log = get_logger(__name__)
+
+_SAVE_TIMEOUT_SECONDS = 2.0
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -82,3 +91,46 @@ def replay(known: KnownResponse, turn: EventEmitter) -> str:
         turn.emit(TextDelta(step=step, text=text))
         turn.emit(StepCompleted(step=step, finish_reason=known.finish_reason, usage=Usage(), cost_usd=0.0))
     return known.finish_reason
+
+
+class TurnResponseCache:
+    """Looks up and saves the responses of turns whose request sets `cache_ttl`. Failures only cost the cache."""
+
+    def __init__(self, responses: ResponseCache) -> None:
+        self._responses = responses
+
+    async def replay(self, turn: ActiveTurn, context: ModelContext) -> str | None:
+        """Emit a cached response, if there is one, and return its finish reason. Sets the turn's cache key."""
+        ttl = turn.record.request.cache_ttl
+        if ttl is None:
+            return None
+        turn.cache_key = cache_key(context)
+        if turn.transcript.steps:
+            return None  # another worker has begun to ask the model
+        try:
+            known = await self._responses.find(turn.record.owner, turn.cache_key, ttl)
+        except StorageUnavailable:
+            log.warning("response_cache_away", turn_id=str(turn.id))
+            return None
+        if known is None:
+            return None
+        turn.cached = True
+        turn.opened()
+        return replay(known, turn)
+
+    def discard_uncacheable(self, turn: ActiveTurn, finish_reason: str, selection: ToolSelection) -> None:
+        """Drop the cache key of a turn whose response must not be saved."""
+        tools = selection.tools + selection.hidden
+        if turn.cached or not is_cacheable(finish_reason, turn.log.entries, tools):
+            turn.cache_key = None
+
+    async def save(self, turn: ActiveTurn) -> None:
+        """Save the response of a turn that completes, if it has a cache key."""
+        ttl = turn.record.request.cache_ttl
+        if turn.cache_key is None or ttl is None:
+            return
+        try:
+            async with asyncio.timeout(_SAVE_TIMEOUT_SECONDS):
+                await self._responses.keep(turn.record.owner, turn.cache_key, turn.id, ttl)
+        except (StorageUnavailable, TimeoutError):
+            log.warning("response_not_cached", turn_id=str(turn.id))

@@ -44,9 +44,9 @@ class Registry:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def heard(self, message: BusMessage) -> None:
-        if message.kind == "servers":
-            self._look.set()
+    def on_servers_changed(self, _message: BusMessage) -> None:
+        """Read the database now: another worker has changed it."""
+        self._look.set()
 
     def reload(self) -> None:
         """Look at the file and the database now."""

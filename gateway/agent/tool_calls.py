@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -12,7 +11,7 @@ from gateway.agent.approval import approval_of, needs_approval
 from gateway.agent.batch_tool import BATCH, make_batch
 from gateway.agent.tool_search import FIND_TOOLS, search_tools
 from gateway.common.logging import get_logger
-from gateway.domain.events import Event, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
+from gateway.domain.events import Event, InputResolved, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.domain.messages import (
     NOT_READABLE,
     Answer,
@@ -27,30 +26,10 @@ from gateway.domain.messages import (
     ToolSpec,
     text_block,
 )
-from gateway.ports.tools import Toolbox
+from gateway.ports.tools import CallObserver, Toolbox
+from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
-
-
-class EventEmitter(Protocol):
-    """Where a turn's events go."""
-
-    @property
-    def id(self) -> UUID: ...
-
-    def emit(self, event: Event) -> None: ...
-
-    async def durable(self) -> None:
-        """Wait until all that was emitted so far is kept."""
-        ...
-
-    async def ask(self, call_id: str, needed: InputNeeded) -> None:
-        """Keep the questions of a call, then show them. The call goes on when they are answered."""
-        ...
-
-    async def ask_now(self, call_id: str, question: Question) -> Answer:
-        """Keep and show a question of a call that is held open for it; the answer, whenever it comes."""
-        ...
 
 
 class ToolCallScheduler:
@@ -233,7 +212,7 @@ class ToolCallScheduler:
         return await make_batch(arguments, self._offered, make, self._limit)
 
 
-class _EventObserver:
+class _EventObserver(CallObserver):
     """Turns what a server says during a call into events, as many and as long as a turn can bear."""
 
     _MOST = 500
@@ -271,6 +250,13 @@ def turn_of_call(call_id: str) -> UUID | None:
     """The turn that has handed out a call."""
     match = _CLIENT_CALL.fullmatch(call_id)
     return UUID(hex=match[1]) if match else None
+
+
+def input_resolved(asked: KeptInput, answer: Answer) -> InputResolved:
+    """The event that shows the answer to a question."""
+    return InputResolved(
+        input_id=str(asked.id), call_id=asked.call_id, action=answer.action, content=answer.content, by=answer.by
+    )
 
 
 def _parse(arguments: str) -> JsonObject | None:

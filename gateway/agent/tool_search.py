@@ -1,4 +1,4 @@
-"""More tools than fit into a model's request: some are offered, and `find_tools` loads what the model looks for."""
+"""The tools that a turn's model sees. If they do not all fit into its request, `find_tools` searches the others."""
 
 import math
 import re
@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gateway.domain.messages import JsonObject, ToolResult, ToolSpec, text_block
+from gateway.agent.batch_tool import batch_spec
+from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, TurnRequest, text_block
+from gateway.ports.model import ModelInfo
+from gateway.ports.tools import Toolbox
 
 FIND_TOOLS = "find_tools"
 MAX_TOOLS = 128
@@ -18,10 +21,53 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 class ToolSelection(msgspec.Struct, frozen=True):
-    """What a turn's model is offered from the start, and what it may find."""
+    """`tools` are in the model's request from the start; `find_tools` searches the `hidden` ones."""
 
     tools: tuple[ToolSpec, ...]
     hidden: tuple[ToolSpec, ...] = ()
+
+
+class ToolSelector:
+    """Chooses the tools of a turn: `max_tokens` bounds their definitions, `batches` adds the `batch` tool."""
+
+    def __init__(self, toolbox: Toolbox, *, max_tokens: int, batches: bool) -> None:
+        self._toolbox = toolbox
+        self._max_tokens = max_tokens
+        self._batches = batches
+
+    def select(
+        self, request: TurnRequest, principal: Principal, model: ModelInfo
+    ) -> tuple[ToolSelection, tuple[str, ...]]:
+        """The turn's tools, and a warning for each requested tool that no server has.
+
+        A tool of the client's own hides a server's tool of the same name.
+        """
+        specs, warnings = self._requested(request, principal)
+        choice = request.tool_choice
+        named = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
+        selection = select_tools(specs, always=named, max_tokens=self._max_tokens)
+        return self._with_batch(selection, model), warnings
+
+    def _requested(self, request: TurnRequest, principal: Principal) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
+        own = {spec.name for spec in request.client_tools}
+        specs = self._toolbox.specs()
+        if own or request.approve or not principal.may_use_all:
+            specs = tuple(
+                msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
+                for spec in specs
+                if spec.name not in own and principal.may_use(spec)
+            )
+        if request.tools is None:
+            return specs + request.client_tools, ()
+        missing = sorted(set(request.tools) - {spec.name for spec in specs} - own)
+        warnings = tuple(f"The tool {name!r} is not on offer: no connected server has it now." for name in missing)
+        return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
+
+    def _with_batch(self, selection: ToolSelection, model: ModelInfo) -> ToolSelection:
+        """Add `batch` for a model that makes one call a step, if the administrator enabled it."""
+        if not self._batches or model.parallel_calls or (spec := batch_spec(selection.tools)) is None:
+            return selection
+        return msgspec.structs.replace(selection, tools=(*selection.tools, spec))
 
 
 def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_tokens: int) -> ToolSelection:
@@ -89,6 +135,14 @@ def _spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:
         "Use it whenever the tools that you see do not do what is needed."
     )
     return ToolSpec(
-        FIND_TOOLS, "gateway", FIND_TOOLS, description[:1_000], schema, read_only=True, destructive=False,
-        idempotent=True, open_world=False, helper=True,
-    )  # fmt: skip
+        FIND_TOOLS,
+        "gateway",
+        FIND_TOOLS,
+        description[:1_000],
+        schema,
+        read_only=True,
+        destructive=False,
+        idempotent=True,
+        open_world=False,
+        helper=True,
+    )

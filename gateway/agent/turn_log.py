@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
 from gateway.domain.events import Delta, Entry, Event, TurnCancelled, TurnCompleted, TurnFailed, encode
+from gateway.ports.store import EventSource
 
 _DELTAS = Delta.__args__
 _ENDS = (TurnCompleted, TurnFailed, TurnCancelled)
@@ -14,7 +15,7 @@ TAKEOVER_JUMP = 10_000
 """How far the numbers jump when another worker takes a turn over: none that the first may have shown is used again."""
 
 
-class TurnLog:
+class TurnLog(EventSource):
     """Readers hold an index, not a queue: a slow one costs nothing and slows nobody.
 
     A delta is shown at once, any other event (and what follows it) when `committed` says that it is durable;

@@ -8,7 +8,7 @@ from gateway.agent.runner import Runner
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, StorageUnavailable
 from gateway.domain.messages import BusMessage
-from gateway.ports.store import QuestionRepository, TurnRepository
+from gateway.ports.store import QuestionRepository, TurnRepository, WorkerRepository
 
 log = get_logger(__name__)
 
@@ -22,7 +22,8 @@ class WorkerHeartbeat:
     def __init__(
         self,
         runner: Runner,
-        kept: TurnRepository,
+        workers: WorkerRepository,
+        turns: TurnRepository,
         inputs: QuestionRepository,
         worker_id: UUID,
         *,
@@ -30,7 +31,8 @@ class WorkerHeartbeat:
         silent: float = 8.0,
     ) -> None:
         self._runner = runner
-        self._kept = kept
+        self._workers = workers
+        self._turns = turns
         self._inputs = inputs
         self._worker_id = worker_id
         self._interval = interval
@@ -49,9 +51,9 @@ class WorkerHeartbeat:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def heard(self, message: BusMessage) -> None:
-        if message.kind == "orphan":
-            self._look.set()
+    def on_orphan(self, _message: BusMessage) -> None:
+        """Look for turns to take over now."""
+        self._look.set()
 
     async def _live(self) -> None:
         loop = asyncio.get_running_loop()
@@ -76,19 +78,19 @@ class WorkerHeartbeat:
 
     async def _beat(self) -> None:
         began = asyncio.get_running_loop().time()
-        await self._kept.heartbeat(self._worker_id)
+        await self._workers.heartbeat(self._worker_id)
         self._seen_at = began
 
     async def _release(self) -> None:
         if self._abandoned:
-            await self._kept.release(self._worker_id, self._abandoned)
+            await self._workers.release(self._worker_id, self._abandoned)
             self._abandoned = []
 
     async def _take_over(self) -> None:
-        for record, cancel in await self._kept.claim(self._worker_id, timedelta(seconds=self._silent)):
+        for record, cancel in await self._workers.claim(self._worker_id, timedelta(seconds=self._silent)):
             try:
                 await self._inputs.drop_held(record.id)
-                events, inputs = await self._kept.journal(record.id), await self._inputs.of_turn(record.id)
+                events, inputs = await self._turns.journal(record.id), await self._inputs.of_turn(record.id)
                 self._runner.take_over(record, events, inputs, cancel=cancel)
                 if asyncio.get_running_loop().time() - self._seen_at >= self._interval:
                     await self._beat()  # many take long, and whoever is silent for it loses them again

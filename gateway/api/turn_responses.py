@@ -8,8 +8,8 @@ from uuid import UUID
 from fastapi import Request, Response
 from jsonschema.exceptions import SchemaError
 
-from gateway.agent.runner import ActiveTurn
 from gateway.agent.subscriptions import Reading
+from gateway.agent.turn import ActiveTurn
 from gateway.api.deps import State, unless_disconnected
 from gateway.api.http.body_limit import check_size
 from gateway.common.json_schema import Uncheckable, checker, worst_error

@@ -381,6 +381,9 @@ class Login(msgspec.Struct, frozen=True):
     challenge: str | None = None
 
 
+BusKind = Literal["cancel", "watch", "events", "orphan", "servers", "keys", "logins"]
+
+
 class BusMessage(msgspec.Struct, frozen=True):
     """What workers tell each other of a turn.
 
@@ -389,7 +392,7 @@ class BusMessage(msgspec.Struct, frozen=True):
     answer.
     """
 
-    kind: Literal["cancel", "watch", "events", "orphan", "servers", "keys", "logins"]
+    kind: BusKind
     turn_id: UUID
 
     NO_TURN: ClassVar[UUID] = UUID(int=0)

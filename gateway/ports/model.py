@@ -1,5 +1,6 @@
 """What the agent loop asks of a model, whatever server it runs on."""
 
+from abc import abstractmethod
 from typing import Protocol
 
 import msgspec
@@ -47,29 +48,37 @@ class ModelAnswer(msgspec.Struct, frozen=True):
 class ModelSink(Protocol):
     """Takes the model's output as it arrives: at most one text a read of the socket, in order."""
 
+    @abstractmethod
     def opened(self) -> None:
         """The first valid chunk is here: the request was accepted."""
         ...
 
+    @abstractmethod
     def text(self, text: str) -> None: ...
+    @abstractmethod
     def reasoning(self, text: str) -> None: ...
 
+    @abstractmethod
     def tool_call(self, call: ToolCall) -> None:
         """A call whose arguments are complete."""
         ...
 
+    @abstractmethod
     def executed(self, call: ToolCall, output: str) -> None:
         """A call that the model's own server has made."""
         ...
 
+    @abstractmethod
     def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
         """The model is asked again, or another is; with `discard`, what came so far no longer counts."""
         ...
 
+    @abstractmethod
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
         """The call has failed or was cancelled, and has used this up all the same."""
         ...
 
+    @abstractmethod
     async def drain(self) -> None:
         """Wait until more output can be taken. Called once a read."""
         ...
@@ -109,6 +118,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
 class Model(Protocol):
     """A model server."""
 
+    @abstractmethod
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
         """Stream one answer into `sink`. The answer's figures hold all that it took.
 
@@ -117,6 +127,7 @@ class Model(Protocol):
         """
         ...
 
+    @abstractmethod
     async def check(self) -> str | None:
         """None when the model's server answers; else what is wrong with it, fit for the public."""
         ...
@@ -125,6 +136,7 @@ class Model(Protocol):
 class Models(Protocol):
     """The catalogue."""
 
+    @abstractmethod
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
         """The model to use for a requested id, and warnings if that is another one.
 
@@ -133,6 +145,7 @@ class Models(Protocol):
         """
         ...
 
+    @abstractmethod
     def fit(self, parameters: Parameters, model: ModelInfo, *, drop: bool) -> tuple[Parameters, tuple[str, ...]]:
         """The parameters as the model takes them, and a warning for each that was dropped.
 
@@ -141,4 +154,5 @@ class Models(Protocol):
         """
         ...
 
+    @abstractmethod
     def all(self) -> list[ModelInfo]: ...

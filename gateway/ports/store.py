@@ -1,15 +1,17 @@
 """What the agent asks others to keep for it. The store satisfies these."""
 
 import asyncio
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from gateway.agent.turn_log import TurnLog
 from gateway.domain.events import Entry
 from gateway.domain.messages import (
     Answer,
+    BusKind,
     BusMessage,
     Hold,
     InputNeeded,
@@ -24,10 +26,27 @@ from gateway.domain.messages import (
 )
 
 
+class EventSource(Protocol):
+    """A turn's log, as the journal sees it."""
+
+    turn_id: UUID
+
+    @abstractmethod
+    def take_unwritten(self) -> list[Entry]:
+        """The entries that the journal has not been given yet. It must write them, in this order."""
+        ...
+
+    @abstractmethod
+    def mark_committed(self, seq: int) -> None:
+        """Record that all entries up to `seq` are durable."""
+        ...
+
+
 class Journal(Protocol):
     """The append-only record of every turn's events."""
 
-    async def begin(self, turn: TurnRecord, log: TurnLog) -> None:
+    @abstractmethod
+    async def begin(self, turn: TurnRecord, log: EventSource) -> None:
         """Make the turn and its first events durable.
 
         Raises:
@@ -35,38 +54,46 @@ class Journal(Protocol):
         """
         ...
 
-    def schedule_flush(self, log: TurnLog) -> None:
+    @abstractmethod
+    def schedule_flush(self, log: EventSource) -> None:
         """Write what the log has gathered, at most one flush interval from now."""
         ...
 
-    def flush(self, log: TurnLog) -> asyncio.Future[None]:
+    @abstractmethod
+    def flush(self, log: EventSource) -> asyncio.Future[None]:
         """Write what the log has gathered with the next commit; done when that is durable."""
         ...
 
-    def finish(self, log: TurnLog, outcome: TurnOutcome) -> asyncio.Future[None]:
+    @abstractmethod
+    def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """Write the rest of the log and the turn's outcome in one commit."""
         ...
 
-    def suspend(self, log: TurnLog) -> asyncio.Future[None]:
+    @abstractmethod
+    def suspend(self, log: EventSource) -> asyncio.Future[None]:
         """Write the rest of the log and leave the turn to wait for a person, in one commit."""
         ...
 
     @property
+    @abstractmethod
     def is_unavailable(self) -> bool:
         """Whether the database could not be reached when it was last written to."""
         ...
 
     @property
+    @abstractmethod
     def is_backlogged(self) -> bool:
         """Whether more is waiting for the database than may: then `room()` before going on."""
         ...
 
+    @abstractmethod
     async def wait_for_capacity(self) -> None: ...
 
 
 class ConversationRepository(Protocol):
     """Conversations and their turns."""
 
+    @abstractmethod
     async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
         """The id of the conversation that the request is part of; "new" makes one, None is none.
 
@@ -77,10 +104,12 @@ class ConversationRepository(Protocol):
         """
         ...
 
+    @abstractmethod
     async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
         """The messages of the turns that a turn follows, a tuple a turn, oldest first."""
         ...
 
+    @abstractmethod
     async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
         """What ended turns of an owner added to the messages that they were sent."""
         ...
@@ -89,32 +118,43 @@ class ConversationRepository(Protocol):
 class ResponseCache(Protocol):
     """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
 
+    @abstractmethod
     async def find(self, owner: str, key: bytes, ttl: float) -> KnownResponse | None:
         """The answer that an owner got to such a request, if that is no longer ago than `ttl` seconds."""
         ...
 
+    @abstractmethod
     async def keep(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
         """From when the turn has completed, its answer may be given again for `ttl` seconds."""
         ...
 
 
 class TurnRepository(Protocol):
-    """Turns as they are kept, and who runs them. Every method may raise StorageUnavailable."""
+    """Stored turns. Every method may raise StorageUnavailable."""
 
+    @abstractmethod
     async def events(self, turn_id: UUID, after: int) -> list[Entry]:
         """The journal behind number `after`, in order; a part of it if it is long, none if there is no more."""
         ...
 
+    @abstractmethod
     async def journal(self, turn_id: UUID) -> list[Entry]:
         """The whole journal."""
         ...
 
+    @abstractmethod
     async def status(self, turn_id: UUID) -> str | None: ...
 
+
+class WorkerRepository(Protocol):
+    """The workers, and which turns each runs. Every method may raise StorageUnavailable."""
+
+    @abstractmethod
     async def heartbeat(self, worker_id: UUID) -> None:
         """Say that the worker lives."""
         ...
 
+    @abstractmethod
     async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
         """Take the turns that nobody runs: of dead workers, of those silent for so long, of nobody.
 
@@ -122,10 +162,12 @@ class TurnRepository(Protocol):
         """
         ...
 
+    @abstractmethod
     async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
         """Leave turns to whoever claims them."""
         ...
 
+    @abstractmethod
     async def deregister(self, worker_id: UUID) -> None:
         """The worker ends well."""
         ...
@@ -134,24 +176,30 @@ class TurnRepository(Protocol):
 class QuestionRepository(Protocol):
     """Questions of turns and their answers. Every method may raise StorageUnavailable."""
 
+    @abstractmethod
     async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
         """Keep a call's questions, each with when it expires."""
         ...
 
+    @abstractmethod
     async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
         """All that a turn has asked, with the answers so far."""
         ...
 
+    @abstractmethod
     async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None: ...
 
+    @abstractmethod
     async def drop_held(self, turn_id: UUID) -> None:
         """Decide the questions that only a worker now gone could have answered."""
         ...
 
+    @abstractmethod
     async def wake(self, turn_id: UUID) -> bool:
         """Let a parked turn go on if an answer came while it was being parked; whether one did."""
         ...
 
+    @abstractmethod
     async def expire(self) -> list[UUID]:
         """Decide the questions whose time is over; the turns that may go on."""
         ...
@@ -160,16 +208,26 @@ class QuestionRepository(Protocol):
 class Bus(Protocol):
     """Workers telling each other; a message may get lost."""
 
-    def publish(self, message: BusMessage) -> None: ...
+    @abstractmethod
+    def publish(self, message: BusMessage) -> None:
+        """Send to all workers, this one included."""
+        ...
+
+    @abstractmethod
+    def subscribe(self, kind: BusKind, handler: Callable[[BusMessage], None]) -> None:
+        """Call `handler` with each message of this kind. It must not block."""
+        ...
 
 
 class BudgetTransaction(Protocol):
     """An owner's part of the ledger, while nobody else sets anything aside in it."""
 
+    @abstractmethod
     async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
         """Of the owner, or of that with a key; `without` what a turn holds."""
         ...
 
+    @abstractmethod
     async def hold(self, hold: Hold, key: str | None) -> None:
         """Set aside, in the place of what the turn has held before."""
         ...
@@ -178,14 +236,17 @@ class BudgetTransaction(Protocol):
 class BudgetRepository(Protocol):
     """What turns have used up. Every method may raise StorageUnavailable."""
 
+    @abstractmethod
     async def spent(self, owner: str, key: str | None = None) -> Spent:
         """See `BudgetTransaction.spent`."""
         ...
 
+    @abstractmethod
     def account(self, owner: str) -> AbstractAsyncContextManager[BudgetTransaction]:
         """The owner's account; what was done in it counts from the end of the block."""
         ...
 
+    @abstractmethod
     async def settle(self, hold: Hold) -> None:
         """The turn's step has ended: only what the turn has used up counts."""
         ...

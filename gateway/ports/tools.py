@@ -1,5 +1,6 @@
 """What the agent loop and the API ask of the connected MCP servers."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
@@ -39,6 +40,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
 class Definitions(Protocol):
     """Remembers how tools were defined when they were first seen: their descriptions are untrusted input."""
 
+    @abstractmethod
     async def compare(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
         """The tools whose definition is another than it was; new ones are remembered.
 
@@ -57,30 +59,38 @@ class GrantChange(Protocol):
 class Grants(Protocol):
     """Keeps grants, sealed, and the sign-ins under way. Everything raises `StorageUnavailable`."""
 
+    @abstractmethod
     async def get(self, server: str, owner: str, url: str) -> Grant | None:
         """The grant for a server at this very address."""
         ...
 
+    @abstractmethod
     def changing(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantChange]: ...
 
+    @abstractmethod
     async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
         """Drop a grant, if there is one, as `by` wants."""
         ...
 
+    @abstractmethod
     async def offer(self, ticket: str, login: Login) -> None: ...
 
+    @abstractmethod
     async def offered(self, ticket: str) -> Login | None:
         """The sign-in that a ticket is for, while it is good."""
         ...
 
+    @abstractmethod
     async def await_callback(self, ticket: str, state: str) -> None:
         """From now on `state` is what the authorization server's answer for this sign-in brings back."""
         ...
 
+    @abstractmethod
     async def call_back(self, ticket: str, state: str, answer: JsonObject) -> bool:
         """Keep the authorization server's answer, once. False: nobody waits for it."""
         ...
 
+    @abstractmethod
     async def callback(self, ticket: str, state: str) -> JsonObject | None:
         """The answer, once it has come.
 
@@ -89,10 +99,12 @@ class Grants(Protocol):
         """
         ...
 
+    @abstractmethod
     async def end(self, ticket: str, outcome: str) -> None:
         """The sign-in is over: "" is success, else what went wrong."""
         ...
 
+    @abstractmethod
     async def outcome(self, ticket: str) -> str | None:
         """How it ended; None: it has not."""
         ...
@@ -101,10 +113,12 @@ class Grants(Protocol):
 class SignIn(Protocol):
     """What the pages of a sign-in need."""
 
+    @abstractmethod
     def client_document(self) -> JsonObject:
         """Who the gateway is, for authorization servers that read that at its address (client id metadata)."""
         ...
 
+    @abstractmethod
     async def offer(self, server: str, principal: Principal) -> str:
         """The address of a page that signs `principal` in to a server.
 
@@ -115,16 +129,19 @@ class SignIn(Protocol):
         """
         ...
 
+    @abstractmethod
     async def forget(self, server: str, principal: Principal) -> None:
         """Sign out: drop what was granted. Raises as `offer` does."""
         ...
 
+    @abstractmethod
     async def offered(self, ticket: str) -> Login:
         """Raises:
         NotFound: the ticket is not good, or not any more.
         """
         ...
 
+    @abstractmethod
     async def begin(self, ticket: str) -> str:
         """The authorization server's page to go to.
 
@@ -134,6 +151,7 @@ class SignIn(Protocol):
         """
         ...
 
+    @abstractmethod
     async def finish(self, ticket: str, answer: JsonObject) -> None:
         """Take the authorization server's answer (`state`, `code`, `iss`, `error`) and wait for the grant.
 
@@ -147,9 +165,12 @@ class SignIn(Protocol):
 class CallObserver(Protocol):
     """Hears what a server says while a call runs, and answers what it asks in the middle of it."""
 
+    @abstractmethod
     def progress(self, progress: float, total: float | None, message: str | None) -> None: ...
+    @abstractmethod
     def log(self, level: str, message: str) -> None: ...
 
+    @abstractmethod
     async def ask(self, question: Question) -> Answer:
         """A person's answer, however long it takes."""
         ...
@@ -158,18 +179,22 @@ class CallObserver(Protocol):
 class Toolbox(Protocol):
     """The tools of all connected MCP servers under one set of names."""
 
+    @abstractmethod
     def specs(self) -> tuple[ToolSpec, ...]:
         """Every tool on offer now, in a stable order."""
         ...
 
+    @abstractmethod
     def find(self, name: str) -> ToolSpec | None:
         """The tool of this name; also one that is off offer because its call has done what it was for."""
         ...
 
+    @abstractmethod
     def instructions(self) -> str:
         """What the connected servers want a model to know about them; empty if nothing."""
         ...
 
+    @abstractmethod
     async def call(
         self,
         spec: ToolSpec,
@@ -185,10 +210,12 @@ class Toolbox(Protocol):
         """
         ...
 
+    @abstractmethod
     async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
         """What all servers have of a kind, as MCP describes it, each with its `server`; prompts under exposed names."""
         ...
 
+    @abstractmethod
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         """A resource's contents as MCP gives them; without `server`, of whichever has it.
 
@@ -198,27 +225,34 @@ class Toolbox(Protocol):
         """
         ...
 
+    @abstractmethod
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         """A prompt's messages as MCP gives them. Raises as `read_resource` does."""
         ...
 
+    @abstractmethod
     async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
         """Completions for an argument of a prompt or resource template. Raises as `read_resource` does."""
         ...
 
+    @abstractmethod
     def servers(self) -> list[ServerStatus]: ...
 
+    @abstractmethod
     def changed(self) -> frozenset[tuple[str, str]]:
         """Server and name of each tool whose definition is not the one first seen."""
         ...
 
+    @abstractmethod
     def recheck(self, server: str) -> None:
         """Compare a server's tools again: one may have been approved."""
         ...
 
     @property
+    @abstractmethod
     def sign_in(self) -> SignIn: ...
 
+    @abstractmethod
     def forwarded_headers(self) -> frozenset[str]:
         """The headers of clients' requests that some server wants passed on."""
         ...

@@ -1,16 +1,18 @@
-"""LISTEN/NOTIFY: how the workers of one database tell each other of turns.
+"""LISTEN/NOTIFY: messages between the workers of one database.
 
-Only a hint: whoever listens also looks for itself now and then, so a lost message costs time, not truth.
+A message is only a hint. Every subscriber also polls, so a lost message costs time and nothing else.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 
 import asyncpg
 import msgspec
 
 from gateway.common.logging import get_logger
-from gateway.domain.messages import BusMessage
+from gateway.domain.messages import BusKind, BusMessage
+from gateway.ports.store import Bus
 
 log = get_logger(__name__)
 
@@ -19,12 +21,12 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(BusMessage).decode
 
 
-class PostgresBus:
-    """One connection that listens and tells. Made again when it is lost."""
+class PostgresBus(Bus):
+    """One connection that listens and notifies; it is opened again after a failure."""
 
-    def __init__(self, dsn: str, on_message: Callable[[BusMessage], None]) -> None:
+    def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._on_message = on_message
+        self._handlers: defaultdict[BusKind, list[Callable[[BusMessage], None]]] = defaultdict(list)
         self._outbox: dict[BusMessage, None] = {}
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -37,8 +39,12 @@ class PostgresBus:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def subscribe(self, kind: BusKind, handler: Callable[[BusMessage], None]) -> None:
+        """See `Bus.subscribe`."""
+        self._handlers[kind].append(handler)
+
     def publish(self, message: BusMessage) -> None:
-        """Tell all workers, this one included. The same message waiting to be told is told once."""
+        """See `Bus.publish`. Equal messages that wait to be sent are sent once."""
         self._outbox[message] = None
         self._work.set()
 
@@ -54,15 +60,15 @@ class PostgresBus:
                 continue
             pause = 0.05
             try:
-                await connection.add_listener(CHANNEL, self._heard)
+                await connection.add_listener(CHANNEL, self._on_notification)
                 connection.add_termination_listener(lambda _connection: self._work.set())
-                await self._tell(connection)
+                await self._send(connection)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 log.warning("bus_lost")
             finally:
                 connection.terminate()
 
-    async def _tell(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    async def _send(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         while not connection.is_closed():
             self._work.clear()
             messages, self._outbox = self._outbox, {}
@@ -71,10 +77,14 @@ class PostgresBus:
                 await connection.executemany("SELECT pg_notify($1, $2)", rows, timeout=5)
             await self._work.wait()
 
-    def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+    def _on_notification(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         try:
             message = _decode(str(payload))
         except msgspec.DecodeError:
             log.warning("bus_strange_message")
             return
-        self._on_message(message)
+        for handler in self._handlers[message.kind]:
+            try:
+                handler(message)
+            except Exception:  # one handler must not keep the message from the others
+                log.exception("bus_handler_failed", kind=message.kind)

@@ -11,6 +11,7 @@ from sqlmodel import col, func, select
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.messages import Message, Principal, TurnRequest
+from gateway.ports.store import ConversationRepository
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.models import Conversation, Turn, TurnEvents
@@ -30,7 +31,7 @@ _ANCESTORS = """
 """
 
 
-class ConversationStore:
+class ConversationStore(ConversationRepository):
     """What `ConversationRepository` asks for, and the conversations themselves, over short sessions."""
 
     def __init__(self, database: Database, *, most_turns: int = 200, redactor: Redactor | None = None) -> None:

@@ -7,7 +7,7 @@ next one. So a quiet gateway answers without delay and a busy one pays for one c
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -18,6 +18,7 @@ from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
 from gateway.domain.events import Entry, InputResolved, ToolCallStarted, ToolFinished
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
+from gateway.ports.store import EventSource, Journal
 from gateway.store import redaction
 from gateway.store.database import jsonb
 
@@ -93,15 +94,6 @@ _ABLE = {BEGIN_TURN: 15, FINISH_TURN: 14, CALL_STARTED: 2, CALL_FINISHED: 2}
 """The statements that can bring a turn's events, and behind how many other parameters they do."""
 
 
-class EventSource(Protocol):
-    """A turn's log, as the journal sees it."""
-
-    turn_id: UUID
-
-    def take_unwritten(self) -> list[Entry]: ...
-    def mark_committed(self, seq: int) -> None: ...
-
-
 _Row = tuple[str, tuple[Any, ...]]
 _Events = tuple[int, int, str] | tuple[None, None, None]
 
@@ -120,7 +112,7 @@ class _PendingWrite:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
-class PostgresJournal:
+class PostgresJournal(Journal):
     """The journal over one connection of its own.
 
     `flush_seconds` is the longest that a delta stays in memory only; `most_bytes` bounds what may wait while the
@@ -139,7 +131,8 @@ class PostgresJournal:
     ) -> None:
         self._redactor = redactor or Redactor()
         self._held: dict[UUID, list[Entry]] = {}
-        self.is_unavailable = False
+        self._is_unavailable = False
+        self._is_backlogged = False
         self._dsn = dsn
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
@@ -151,8 +144,8 @@ class PostgresJournal:
         self._dirty: dict[UUID, EventSource] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._work = asyncio.Event()
-        self._roomy = asyncio.Event()
-        self._roomy.set()
+        self._has_capacity = asyncio.Event()
+        self._has_capacity.set()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self._writer: asyncio.Task[None] | None = None
 
@@ -205,11 +198,15 @@ class PostgresJournal:
         return self._submit(log, (PARK_TURN, (log.turn_id, self._worker_id))).done
 
     @property
+    def is_unavailable(self) -> bool:
+        return self._is_unavailable
+
+    @property
     def is_backlogged(self) -> bool:
-        return not self._roomy.is_set()
+        return self._is_backlogged
 
     async def wait_for_capacity(self) -> None:
-        await self._roomy.wait()
+        await self._has_capacity.wait()
 
     def _flush_dirty(self) -> None:
         self._timer = None
@@ -229,7 +226,8 @@ class PostgresJournal:
         self._waiting.append(write)
         self._waiting_bytes += write.size
         if self._waiting_bytes > self._most_bytes:
-            self._roomy.clear()
+            self._is_backlogged = True
+            self._has_capacity.clear()
         self._work.set()
         return write
 
@@ -266,7 +264,8 @@ class PostgresJournal:
         self._waiting = [write for write in self._waiting if id(write) not in gone]
         self._waiting_bytes = sum(write.size for write in self._waiting)
         if self._waiting_bytes <= self._most_bytes // 2:
-            self._roomy.set()
+            self._is_backlogged = False
+            self._has_capacity.set()
 
     async def _commit_surely(self, batch: list[_PendingWrite]) -> None:
         """Commit, through any outage. A batch that Postgres refuses is taken apart: only the bad write fails."""
@@ -276,16 +275,16 @@ class PostgresJournal:
                 await self._commit(batch)
             except Exception as error:  # noqa: BLE001 - the one writer must outlive whatever happens to its connection
                 if _is_refusal(error):
-                    self.is_unavailable = False
+                    self._is_unavailable = False
                     await self._commit_one_by_one(batch, error)
                     return
                 log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))
-                self.is_unavailable = True
+                self._is_unavailable = True
                 self._disconnect()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 1.0)
             else:
-                self.is_unavailable = False
+                self._is_unavailable = False
                 for write in batch:
                     _succeed(write)
                 return
@@ -337,10 +336,8 @@ class PostgresJournal:
             connection.terminate()
 
 
-class EphemeralJournal:
+class EphemeralJournal(Journal):
     """For turns that must not be kept: their row holds figures alone, and their events are shown without a record."""
-
-    is_backlogged = False
 
     def __init__(self, journal: PostgresJournal) -> None:
         self._journal = journal
@@ -348,6 +345,10 @@ class EphemeralJournal:
     @property
     def is_unavailable(self) -> bool:
         return self._journal.is_unavailable
+
+    @property
+    def is_backlogged(self) -> bool:
+        return False
 
     async def begin(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin`."""
@@ -386,7 +387,7 @@ class EphemeralJournal:
         return
 
 
-class _NullEventSource:
+class _NullEventSource(EventSource):
     """A turn's log with nothing to write."""
 
     def __init__(self, turn_id: UUID) -> None:

@@ -11,6 +11,7 @@ from sqlmodel import col, func, select
 from gateway.common.urls import bare
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
+from gateway.ports.tools import Definitions
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.encryption import Cipher
@@ -19,7 +20,7 @@ from gateway.store.models import McpServerRow, McpToolRow
 SEALED = "sealed"
 
 
-class ServerStore:
+class ServerStore(Definitions):
     """Rows of `mcp_servers` and `mcp_tools`. How a server is reached is sealed: keys stand in headers and addresses."""
 
     def __init__(self, database: Database, seal: Cipher) -> None:

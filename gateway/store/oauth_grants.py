@@ -14,6 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Grant, JsonObject, Login
+from gateway.ports.tools import GrantChange, Grants
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.encryption import Cipher
@@ -25,14 +26,14 @@ _LOGIN_LIFE = timedelta(days=7)
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
-class PostgresGrantTransaction:
+class PostgresGrantTransaction(GrantChange):
     """See `GrantChange`."""
 
     def __init__(self, grant: Grant | None) -> None:
         self.grant = grant
 
 
-class GrantStore:
+class GrantStore(Grants):
     """See `Grants` of the tools."""
 
     def __init__(self, database: Database, seal: Cipher) -> None:

@@ -12,6 +12,7 @@ from sqlmodel import col, func, select
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, NotFound
 from gateway.domain.messages import Answer, InputNeeded, KeptInput, Question
+from gateway.ports.store import QuestionRepository
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.models import AuditLog, Turn, TurnInput
@@ -19,7 +20,7 @@ from gateway.store.models import AuditLog, Turn, TurnInput
 MAX_EXPIRED = 100
 
 
-class InputStore:
+class InputStore(QuestionRepository):
     """See `QuestionRepository` of the agent. `lifetime`: how long a question waits for its answer."""
 
     def __init__(self, database: Database, *, lifetime: timedelta, redactor: Redactor | None = None) -> None:

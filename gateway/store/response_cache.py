@@ -7,6 +7,7 @@ import msgspec
 from sqlmodel import text
 
 from gateway.domain.messages import KnownResponse, Message
+from gateway.ports.store import ResponseCache
 from gateway.store.database import Database
 
 _FIND = """
@@ -33,7 +34,7 @@ DELETE FROM cached_responses WHERE (owner, key) IN (
 _SWEEP_EVERY = 64
 
 
-class ResponseCacheStore:
+class ResponseCacheStore(ResponseCache):
     """See `ResponseCache` of the agent. At most so many answers an owner, and in all."""
 
     def __init__(self, database: Database, *, most_of_owner: int = 1_000, most: int = 100_000) -> None:

@@ -16,6 +16,7 @@ from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo, NotFound
 from gateway.domain.events import Entry, decode
 from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
+from gateway.ports.store import TurnRepository, WorkerRepository
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
@@ -26,7 +27,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _HOST = f"{socket.gethostname()} {_BOOT.read_text().strip() if _BOOT.exists() else ''}".strip()
 
 
-class TurnStore:
+class TurnStore(TurnRepository, WorkerRepository):
     """Reads of turns, and who runs them."""
 
     def __init__(self, database: Database) -> None:
@@ -117,14 +118,14 @@ class TurnStore:
     # --- workers
 
     async def heartbeat(self, worker_id: UUID) -> None:
-        """See `TurnRepository.heartbeat`."""
+        """See `WorkerRepository.heartbeat`."""
         row = insert(Worker).values(id=worker_id, host=_HOST, pid=os.getpid())
         seen = row.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()})
         async with self._database.session() as session:
             await session.exec(seen)
 
     async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """See `TurnRepository.claim`. A worker of this machine whose process is gone counts as dead at once."""
+        """See `WorkerRepository.claim`. A worker of this machine whose process is gone counts as dead at once."""
         async with self._database.session() as session:
             neighbours = (await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))).all()
         dead = [worker.id for worker in neighbours if not _lives(worker.pid)]
@@ -149,13 +150,13 @@ class TurnStore:
         return claimed
 
     async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
-        """See `TurnRepository.release`."""
+        """See `WorkerRepository.release`."""
         mine = update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.worker_id) == worker_id).values(worker_id=None)
         async with self._database.session() as session:
             await session.exec(mine)
 
     async def deregister(self, worker_id: UUID) -> None:
-        """See `TurnRepository.deregister`."""
+        """See `WorkerRepository.deregister`."""
         async with self._database.session() as session:
             await session.exec(delete(Worker).where(col(Worker.id) == worker_id))
 

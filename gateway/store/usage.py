@@ -17,6 +17,7 @@ from sqlmodel import col, func, text
 
 from gateway.common.redaction import Redactor
 from gateway.domain.messages import Hold, Spent
+from gateway.ports.store import BudgetRepository, BudgetTransaction
 from gateway.store.database import Database
 from gateway.store.models import Feedback
 
@@ -128,7 +129,7 @@ def _read(row: Any) -> Spent:
     return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
 
 
-class _PostgresBudgetTransaction:
+class _PostgresBudgetTransaction(BudgetTransaction):
     """See `BudgetTransaction` of the agent. Its transaction has the owner's lock."""
 
     def __init__(self, connection: AsyncConnection, owner: str) -> None:
@@ -147,7 +148,7 @@ class _PostgresBudgetTransaction:
         await self._connection.execute(text(_HOLD), values)
 
 
-class UsageStore:
+class UsageStore(BudgetRepository):
     """See `BudgetRepository` of the agent; and the figures of days, of one owner or of all."""
 
     def __init__(self, database: Database, *, redactor: Redactor | None = None) -> None:

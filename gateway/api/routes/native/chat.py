@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from gateway.agent.runner import ActiveTurn
+from gateway.agent.turn import ActiveTurn
 from gateway.api.deps import State, principal_of, state_of
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import begin, collected, defaults, streamed

@@ -8,8 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.agent.runner import ActiveTurn
 from gateway.agent.subscriptions import Reading
+from gateway.agent.turn import ActiveTurn
 from gateway.api.deps import PrincipalDep, State, StateDep, principal_of, state_of, unless_disconnected
 from gateway.api.turn_responses import answer_question, begin, defaults, following, stop_turn, streamed
 from gateway.domain.errors import NotFound

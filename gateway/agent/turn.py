@@ -1,0 +1,294 @@
+"""A turn that runs in this process: its events, its questions to the user, its cancellation."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Literal
+from uuid import UUID
+
+from gateway.agent.budgets import Budgets
+from gateway.agent.loop import TurnContext
+from gateway.agent.tool_calls import input_resolved
+from gateway.agent.transcript import Transcript
+from gateway.agent.turn_log import TurnLog
+from gateway.common.logging import get_logger
+from gateway.common.pausable_timeout import Deadline
+from gateway.domain.errors import ErrorInfo, GatewayError, StorageUnavailable
+from gateway.domain.events import (
+    Entry,
+    Event,
+    InputRequired,
+    ToolFinished,
+    TurnCancelled,
+    TurnCompleted,
+    TurnEnd,
+    TurnFailed,
+)
+from gateway.domain.messages import (
+    Answer,
+    InputNeeded,
+    KeptInput,
+    Principal,
+    Question,
+    TurnOutcome,
+    TurnRecord,
+    Usage,
+    text_block,
+)
+from gateway.ports.model import ModelCall, ModelInfo
+from gateway.ports.store import Journal, QuestionRepository
+from gateway.ports.turns import TurnSpending
+
+log = get_logger(__name__)
+
+CancelReason = Literal["client_disconnected", "cancelled", "handed_over", "server_stopping"]
+_CANCEL_MESSAGES: dict[CancelReason, str] = {
+    "client_disconnected": "The client disconnected, and the request did not ask to continue without it.",
+    "cancelled": "The turn was cancelled.",
+    "handed_over": "Another worker continues the turn.",
+    "server_stopping": "The worker stopped, and this turn was not stored, so it cannot be resumed.",
+}
+_POLL_SECONDS = 2.0
+_CANNOT_ASK = "This call needs a person's answer, and a turn that is not stored cannot wait for one."
+
+
+class ActiveTurn(TurnContext, TurnSpending):
+    """One running turn. It emits events into its log and its journal; subscribers read the log."""
+
+    def __init__(
+        self,
+        record: TurnRecord,
+        owner: Principal,
+        turn_log: TurnLog,
+        journal: Journal,
+        questions: QuestionRepository,
+        model: ModelInfo,
+        budgets: Budgets,
+    ) -> None:
+        self.record = record
+        self.principal = owner
+        self.model = model
+        self._budgets = budgets
+        self.log = turn_log
+        self.transcript = Transcript()
+        self.inputs: list[KeptInput] = []
+        self.failure: GatewayError | None = None
+        self.cancel_reason: CancelReason | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.lost = False
+        self.deadline: Deadline | None = None
+        self.answers_came = asyncio.Event()
+        self.stage: Literal["waiting", "running", "finishing"] = "waiting"
+        self.started_at = time.perf_counter()
+        self.first_token_ms: float | None = None
+        self.cache_key: bytes | None = None
+        self.cached = False
+        self.journal = journal
+        self._questions = questions
+        self._opened = asyncio.Event()
+        self._listeners = 0
+
+    @property
+    def id(self) -> UUID:
+        return self.record.id
+
+    @property
+    def tokens(self) -> int:
+        return self.transcript.usage.total_tokens
+
+    @property
+    def usd(self) -> float:
+        return self.transcript.cost_usd or 0.0
+
+    @property
+    def kept(self) -> bool:
+        """Whether the turn is stored, so that others can continue it and read it later."""
+        return self.record.request.store
+
+    # --- what the agent loop calls
+
+    async def reserve_budget(self, call: ModelCall) -> None:
+        await self._budgets.reserve(self, call)
+
+    async def settle(self) -> None:
+        await self._budgets.settle(self)
+
+    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+        self.transcript.spend(usage, cost_usd)
+
+    def cost(self, usage: Usage) -> float | None:
+        return self.model.cost(usage)
+
+    def emit(self, event: Event) -> None:
+        """Number the event, apply it to the transcript, and write it; deltas with the next flush."""
+        self.transcript.apply(event)
+        self.log.append(event)
+        if self.log.all_visible:
+            self.journal.schedule_flush(self.log)
+        else:
+            self.journal.flush(self.log)
+
+    async def durable(self) -> None:
+        await self.journal.flush(self.log)
+
+    @property
+    def is_backlogged(self) -> bool:
+        return self.journal.is_backlogged
+
+    async def wait_for_capacity(self) -> None:
+        await self.journal.wait_for_capacity()
+
+    def opened(self) -> None:
+        if not self._opened.is_set():
+            self.first_token_ms = self.elapsed_ms()
+            self._opened.set()
+
+    # --- questions
+
+    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+        if self.kept:
+            await self._show(call_id, needed)
+        else:
+            self.emit(ToolFinished(call_id=call_id, outcome="denied", content=[text_block(_CANNOT_ASK)]))
+
+    async def ask_now(self, call_id: str, question: Question) -> Answer:
+        if not self.kept:
+            return Answer("decline", by="gateway")
+        (asked,) = await self._show(call_id, InputNeeded((question,)))
+        assert self.deadline is not None
+        with self.deadline.standing_still():
+            answer = await self._wait_for_answer(asked)
+        self.emit(input_resolved(asked, answer))
+        return answer
+
+    async def _show(self, call_id: str, needed: InputNeeded) -> list[KeptInput]:
+        asked = await self._questions.ask(self.id, call_id, needed)
+        for stored, expires_at in asked:
+            question = stored.question
+            self.emit(
+                InputRequired(
+                    input_id=str(stored.id),
+                    call_id=call_id,
+                    kind=question.kind,
+                    message=question.message,
+                    schema=question.schema,
+                    url=question.url,
+                    expires_at=expires_at.isoformat(timespec="seconds"),
+                )
+            )
+        return [stored for stored, _ in asked]
+
+    async def _wait_for_answer(self, asked: KeptInput) -> Answer:
+        """The answer. A bus message announces it; poll as well, because a message may be lost."""
+        while True:
+            self.answers_came.clear()
+            try:
+                if (answer := await self._questions.answer_to(self.id, asked.id)) is not None:
+                    return answer
+            except StorageUnavailable:
+                log.warning("answer_waits_for_database", turn_id=str(self.id))
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self.answers_came.wait()
+            except TimeoutError:
+                continue
+
+    # --- listeners and cancellation
+
+    async def until_opened(self, seconds: float) -> None:
+        """Return when the model has accepted the first request, the turn has ended, or the time is over.
+
+        Raises:
+            GatewayError: the turn failed before the model produced output.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._opened.wait()
+        except TimeoutError:
+            return
+        if self.failure is not None and self.first_token_ms is None:
+            raise self.failure
+
+    def ended(self) -> None:
+        """Wake everything that waits in `until_opened`: no more output will come."""
+        self._opened.set()
+
+    def join(self) -> None:
+        """Add a listener that the turn runs for."""
+        self._listeners += 1
+
+    def leave(self) -> None:
+        """Remove a listener. When the last one leaves before the end, the request's `on_disconnect` decides."""
+        self._listeners -= 1
+        if not self._listeners and not self.log.ended and self.record.request.on_disconnect == "cancel":
+            self.cancel("client_disconnected")
+
+    def cancel(self, reason: CancelReason) -> None:
+        """Stop the model call and the tools. Output that was already streamed stays."""
+        if self.cancel_reason is None and self.stage != "finishing":
+            self.cancel_reason = reason
+            if self.stage == "running" and self.task is not None:
+                self.task.cancel()  # a task that has not started checks the reason first
+
+    def elapsed_ms(self) -> float:
+        return round((time.perf_counter() - self.started_at) * 1000, 2)
+
+    # --- the end
+
+    def restore(self, entries: Sequence[Entry], inputs: list[KeptInput]) -> None:
+        """Load what another worker journaled of this turn, and the questions that it asked."""
+        self.log.adopt(entries)
+        self.inputs = inputs
+        for entry in entries:
+            self.transcript.apply(entry.event)
+        if not self.transcript.waits:
+            self.log.reserve_sequence_gap()
+
+    def completed_event(self, finish_reason: str) -> TurnCompleted:
+        usage = self.transcript.usage
+        return TurnCompleted(
+            finish_reason=finish_reason,
+            usage=usage,
+            steps=self.transcript.steps,
+            duration_ms=self.elapsed_ms(),
+            first_token_ms=self.first_token_ms,
+            cost_usd=self.transcript.cost_usd,
+            tokens_per_second=usage.tokens_per_second,
+            cached=self.cached,
+        )
+
+    def failed_event(self, error: GatewayError) -> TurnFailed:
+        """The end of a failed turn; `until_opened` raises the error."""
+        self.failure = error
+        return TurnFailed(error=error.info(), saved=self._saved())
+
+    def cancelled_event(self) -> TurnCancelled | None:
+        """The end of a cancelled turn; None for one that another worker continues."""
+        assert self.cancel_reason is not None
+        if self.cancel_reason == "handed_over":
+            return None
+        error = ErrorInfo(code=self.cancel_reason, message=_CANCEL_MESSAGES[self.cancel_reason])
+        return TurnCancelled(error=error, saved=self._saved())
+
+    def outcome(self, end: TurnEnd) -> TurnOutcome:
+        """What the journal stores of the turn at its end."""
+        transcript = self.transcript
+        failed = end if isinstance(end, TurnFailed | TurnCancelled) else None
+        return TurnOutcome(
+            status="completed" if failed is None else "failed" if isinstance(failed, TurnFailed) else "cancelled",
+            messages=self.record.request.messages + transcript.messages,
+            response=transcript.response,
+            steps=transcript.steps,
+            usage=transcript.usage,
+            duration_ms=self.elapsed_ms(),
+            finish_reason=end.finish_reason if isinstance(end, TurnCompleted) else None,
+            error=failed.error if failed else None,
+            cost_usd=transcript.cost_usd,
+            first_token_ms=self.first_token_ms,
+            cached=self.cached,
+        )
+
+    def _saved(self) -> Literal["text", "prompt", "nothing"]:
+        if not self.kept:
+            return "nothing"
+        return "text" if self.transcript.response else "prompt"

@@ -1,0 +1,54 @@
+"""What tool calls and budgets need to know of the turn that they belong to."""
+
+from abc import abstractmethod
+from typing import Protocol
+from uuid import UUID
+
+from gateway.domain.events import Event
+from gateway.domain.messages import Answer, InputNeeded, Principal, Question
+from gateway.ports.model import ModelInfo
+
+
+class EventEmitter(Protocol):
+    """Receives the events of a turn."""
+
+    @property
+    @abstractmethod
+    def id(self) -> UUID: ...
+
+    @abstractmethod
+    def emit(self, event: Event) -> None: ...
+
+    @abstractmethod
+    async def durable(self) -> None:
+        """Wait until every event that was emitted so far is durable."""
+        ...
+
+    @abstractmethod
+    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+        """Store the questions of a call, then show them. The call continues when they are answered."""
+        ...
+
+    @abstractmethod
+    async def ask_now(self, call_id: str, question: Question) -> Answer:
+        """Store and show a question of a call that stays open for it; return the answer when it arrives."""
+        ...
+
+
+class TurnSpending(Protocol):
+    """A running turn, as budgets see it. The ledger holds nothing of its usage yet."""
+
+    principal: Principal
+    model: ModelInfo
+
+    @property
+    @abstractmethod
+    def id(self) -> UUID: ...
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def usd(self) -> float: ...
