@@ -149,7 +149,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         upstream, catalog = _upstream(settings)
         stack.push_async_callback(upstream.close)
         persistence = Persistence(
-            retries=settings.model_retries, delay=settings.model_retry_delay, patience=settings.model_patience
+            retries=settings.model_retries, delay=settings.model_retry_delay, patience=settings.model_retry_max_wait
         )
         model = SteadyModel(upstream, catalog, fallbacks=settings.model_fallbacks, how=persistence)
         refresh = SupervisedTask("model catalog", partial(upstream.refresh_catalog_periodically, catalog))
@@ -289,7 +289,7 @@ def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
         shared = RedisLimits(settings.redis_url.get_secret_value(), key)
     limiter = Limiter(shared=shared)
     idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
-    recorder = Recorder(settings.groq_record, key=key) if settings.groq_record is not None else None
+    recorder = Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None
     if settings.groq_api_key is not None:
         from gateway.llm.providers.groq import groq_model
 

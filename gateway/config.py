@@ -1,4 +1,4 @@
-"""Settings of the gateway, from the environment and `.env`. Frozen: nothing changes them after start-up."""
+"""Settings of the gateway, from the environment and `.env`. They are frozen after start-up."""
 
 import re
 import sys
@@ -10,6 +10,12 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway_runtime.errors import ConfigError
+from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
+from gateway_runtime.tls import TlsFiles
+
+__all__ = ["ConfigError", "Settings", "is_loopback", "list_renamed_settings", "load_settings"]
+
 _SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key", "gateway_encryption_key")
 _PLACEHOLDER = re.compile(
     r"<.*>|.*(\.{3}|…|\*{3})|([a-z]{1,9}[-_]){0,3}x{3,}"
@@ -18,22 +24,28 @@ _PLACEHOLDER = re.compile(
     r"|secret|password|api[-_ ]?key|example|default|admin|none|null",
     re.IGNORECASE,
 )
-_SHORTEST_API_KEY = 16
-_SHORTEST_JWT_SECRET = 32
-_SHARED_ALGORITHMS = {"HS256", "HS384", "HS512"}
-_PUBLIC_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+MIN_API_KEY_LENGTH = 16
+MIN_JWT_SECRET_LENGTH = 32
+_SHARED_KEY_ALGORITHMS = {"HS256", "HS384", "HS512"}
+_PUBLIC_KEY_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 DEFAULT_MODEL = "openai/gpt-oss-120b"
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 
-class ConfigError(Exception):
-    """The environment does not make sense. `str()` is for the terminal: a line for each broken value, no secret."""
+RENAMED_SETTINGS = {
+    "MODEL_PATIENCE": "MODEL_RETRY_MAX_WAIT",
+    "GROQ_RECORD": "MODEL_RECORD_DIR",
+    "GATEWAY_LIFELINE": "GATEWAY_PARENT_FD",
+}
+"""Old environment names, which are still accepted, and the names that replace them."""
 
 
 class Settings(BaseSettings):
-    """Every field can be set by the environment variable of its name; those with aliases say which."""
+    """Each field is set by the environment variable of its name, or by an alias that it lists."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+    )
 
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8000, ge=0, le=65535)
@@ -47,7 +59,9 @@ class Settings(BaseSettings):
     gateway_workers: int = Field(
         default=1, ge=1, le=64, validation_alias=AliasChoices("GATEWAY_WORKERS", "WEB_CONCURRENCY")
     )
-    gateway_lifeline: str | None = None
+    gateway_parent_fd: int | None = Field(
+        default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
+    )
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()
     trusted_hosts: CommaSeparated = ()
@@ -91,7 +105,9 @@ class Settings(BaseSettings):
     groq_api_key: SecretStr | None = None
     groq_base_url: str = "https://api.groq.com"
     groq_simulated: bool = False
-    groq_record: Path | None = None
+    model_record_dir: Path | None = Field(
+        default=None, validation_alias=AliasChoices("MODEL_RECORD_DIR", "GROQ_RECORD")
+    )
     simulator_replay: Path | None = None
     groq_default_model: str = Field(
         default=DEFAULT_MODEL, validation_alias=AliasChoices("GROQ_DEFAULT_MODEL", "GROQ_MODEL")
@@ -110,7 +126,9 @@ class Settings(BaseSettings):
     model_fallbacks: CommaSeparated = ()
     model_retries: int = Field(default=2, ge=0, le=10)
     model_retry_delay: float = Field(default=0.5, ge=0, le=60)
-    model_patience: float = Field(default=10.0, ge=0, le=600)
+    model_retry_max_wait: float = Field(
+        default=10.0, ge=0, le=600, validation_alias=AliasChoices("MODEL_RETRY_MAX_WAIT", "MODEL_PATIENCE")
+    )
     model_queue_seconds: float = Field(default=30.0, ge=0, le=3_600)
     model_idle_timeout: float = Field(default=60.0, gt=0)
 
@@ -145,74 +163,82 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("gateway_parent_fd", mode="before")
+    @classmethod
+    def _read_old_parent_fd(cls, value: object) -> object:
+        """Accept `stdin`, the only value of GATEWAY_LIFELINE, which GATEWAY_PARENT_FD replaces."""
+        return 0 if value == "stdin" else value
+
     @field_validator("gateway_public_url")
     @classmethod
-    def _browsers_address(cls, value: str | None) -> str | None:
+    def _validate_public_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL such as https://gateway.example.com")
         return value
 
     @model_validator(mode="after")
-    def _certificate_has_its_key(self) -> Self:
+    def _validate_certificate_and_key(self) -> Self:
         names = ("GATEWAY_TLS_CERT_FILE", "GATEWAY_TLS_KEY_FILE")
         given = (self.gateway_tls_cert_file is not None, self.gateway_tls_key_file is not None)
         if given[0] != given[1]:
             raise ValueError(f"{names[given[0]]}: must be set where {names[given[1]]} is")
         if self.gateway_tls_key_password is not None and not given[1]:
-            raise ValueError("GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE that it could open")
+            raise ValueError("GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE to decrypt")
         return self
 
     @model_validator(mode="after")
-    def _tokens_are_bound(self) -> Self:
-        """A token is only taken from one issuer, for this audience, signed in a way that its key is meant for."""
+    def _validate_jwt_settings(self) -> Self:
+        """Require an issuer, an audience and algorithms that fit the kind of key."""
         if self.jwt_secret is None and self.jwt_jwks_url is None:
             return self
         if self.jwt_secret is not None and self.jwt_jwks_url is not None:
             raise ValueError("JWT_SECRET and JWT_JWKS_URL: set one of them")
-        if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value()) < _SHORTEST_JWT_SECRET:
-            raise ValueError(f"JWT_SECRET: must have at least {_SHORTEST_JWT_SECRET} characters")
+        if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value()) < MIN_JWT_SECRET_LENGTH:
+            raise ValueError(f"JWT_SECRET: must have at least {MIN_JWT_SECRET_LENGTH} characters")
         if self.jwt_jwks_url is not None and not self.jwt_jwks_url.startswith(("http://", "https://")):
             raise ValueError("JWT_JWKS_URL: must start with http:// or https://")
         if not self.jwt_issuer or not self.jwt_audience:
-            raise ValueError("JWT_ISSUER and JWT_AUDIENCE: both are needed, or tokens made for others would be taken")
-        known = _SHARED_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_ALGORITHMS
+            raise ValueError(
+                "JWT_ISSUER and JWT_AUDIENCE: both are required, or tokens for other services would be accepted"
+            )
+        known = _SHARED_KEY_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_KEY_ALGORITHMS
         if not set(self.jwt_algorithms) <= known:
-            raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(known))} go with this kind of key")
+            raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(known))} fit this kind of key")
         return self
 
     @field_validator("redis_url")
     @classmethod
-    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+    def _validate_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must be a Redis URL such as redis://host:6379/0")
         return value
 
     @field_validator(*_SECRETS)
     @classmethod
-    def _is_no_placeholder(cls, value: SecretStr | None) -> SecretStr | None:
-        """What stands in examples is known to everyone."""
+    def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse secrets that stand in examples: everybody knows them."""
         if value is not None and _is_placeholder(value.get_secret_value()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
 
     @field_validator("api_key")
     @classmethod
-    def _is_not_guessed(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < _SHORTEST_API_KEY:
-            raise ValueError(f"must have at least {_SHORTEST_API_KEY} characters")
+    def _validate_api_key_length(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < MIN_API_KEY_LENGTH:
+            raise ValueError(f"must have at least {MIN_API_KEY_LENGTH} characters")
         return value
 
     @model_validator(mode="after")
-    def _openais_key_is_no_placeholder(self) -> Self:
-        """Servers of one's own take any key, so there `none` or `xxx` will do."""
+    def _reject_placeholder_openai_key(self) -> Self:
+        """Refuse a placeholder for OpenAI itself; other servers accept any key, such as `none`."""
         theirs = urlsplit(self.openai_base_url).hostname == "api.openai.com"
         if theirs and self.openai_api_key is not None and _is_placeholder(self.openai_api_key.get_secret_value()):
-            raise ValueError("OPENAI_API_KEY: is a placeholder: set the key that OpenAI gave you")
+            raise ValueError("OPENAI_API_KEY: is a placeholder: set the key that OpenAI issued to you")
         return self
 
     @model_validator(mode="after")
-    def _database_of_others_has_no_placeholder(self) -> Self:
-        """On this machine it is a developer's, and nobody else reaches it."""
+    def _reject_placeholder_database_password(self) -> Self:
+        """Refuse a placeholder password, except for a database on this machine."""
         if (url := self.postgres_url) is None:
             return self
         parts = urlsplit(url)
@@ -224,29 +250,29 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _redaction_sees_whole_texts(self) -> Self:
+    def _validate_redaction_with_journal(self) -> Self:
         if self.redaction_rules is not None and self.synchronous_journal:
-            raise ValueError("REDACTION_RULES: with SYNCHRONOUS_JOURNAL texts are kept in pieces that no rule can see")
+            raise ValueError("REDACTION_RULES: not with SYNCHRONOUS_JOURNAL, which stores texts in small pieces")
         return self
 
     @field_validator("groq_base_url")
     @classmethod
-    def _groq_root(cls, value: str) -> str:
-        """The SDK appends `/openai/v1` itself; people write it all the same."""
+    def _normalize_groq_base_url(cls, value: str) -> str:
+        """Remove `/openai/v1`, which the SDK appends itself."""
         if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/").removesuffix("/openai/v1").rstrip("/")
 
     @field_validator("openai_base_url")
     @classmethod
-    def _openai_root(cls, value: str) -> str:
+    def _normalize_openai_base_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL such as http://127.0.0.1:11434/v1")
         return value.rstrip("/")
 
     @field_validator("mcp_server_url")
     @classmethod
-    def _mcp_path(cls, value: str | None) -> str | None:
+    def _normalize_mcp_server_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         parts = urlsplit(value)
@@ -256,7 +282,7 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _asyncpg_url(cls, value: str | None) -> str | None:
+    def _normalize_database_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         scheme, separator, rest = value.partition("://")
@@ -266,17 +292,25 @@ class Settings(BaseSettings):
 
     @field_validator("log_level")
     @classmethod
-    def _known_level(cls, value: str) -> str:
+    def _normalize_log_level(cls, value: str) -> str:
         if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
             raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
         return value.upper()
 
     @property
     def provider(self) -> Literal["groq", "openai"] | None:
-        """Whose models answer; None: nobody gave a key, so the simulated Groq serves."""
+        """The provider whose key is set; None without a key, where the simulated Groq serves."""
         if self.groq_api_key is not None:
             return "groq"
         return "openai" if self.openai_api_key is not None else None
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """The certificate and key for https; None for plain http."""
+        if self.gateway_tls_cert_file is None or self.gateway_tls_key_file is None:
+            return None
+        password = self.gateway_tls_key_password.get_secret_value() if self.gateway_tls_key_password else None
+        return TlsFiles(self.gateway_tls_cert_file, self.gateway_tls_key_file, password, "GATEWAY_TLS")
 
     @property
     def default_model(self) -> str:
@@ -284,23 +318,23 @@ class Settings(BaseSettings):
 
     @property
     def public_url(self) -> str:
-        """Where people's browsers find the gateway, without a slash at the end."""
+        """The gateway's URL for browsers, without a trailing slash."""
         return self.gateway_public_url.rstrip("/") if self.gateway_public_url is not None else self.local_url
 
     @property
     def local_host(self) -> str:
-        """The host at which this machine reaches the gateway."""
+        """The host name that reaches the gateway from this machine."""
         return "127.0.0.1" if self.gateway_host in ("0.0.0.0", "::") else self.gateway_host  # noqa: S104
 
     @property
     def local_url(self) -> str:
-        """Where this machine finds the gateway."""
+        """The gateway's URL for this machine."""
         host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
         return f"{'https' if self.gateway_tls_cert_file else 'http'}://{host}:{self.gateway_port}"
 
     @property
     def postgres_url(self) -> str | None:
-        """Where Postgres is, for SQLAlchemy with asyncpg; None: nobody said, so the embedded one serves."""
+        """SQLAlchemy's URL of Postgres, with asyncpg; None where the embedded Postgres serves."""
         if self.database_url is not None:
             return self.database_url
         if self.postgres_host is None:
@@ -313,7 +347,7 @@ class Settings(BaseSettings):
 
     @property
     def json_logs(self) -> bool:
-        """JSON unless LOG_JSON says otherwise or a person is watching."""
+        """Whether logs are JSON: LOG_JSON, or by default whether standard error is no terminal."""
         return not sys.stderr.isatty() if self.log_json is None else self.log_json
 
     @property
@@ -321,20 +355,26 @@ class Settings(BaseSettings):
         return "DEBUG" if self.debug else self.log_level
 
 
-def load(**overrides: Any) -> Settings:
-    """Settings from the environment and `.env`; `overrides` win.
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings from the environment and `.env`; `overrides` win.
 
     Raises:
-        ConfigError: a value is broken. The message names each variable and what is wrong with it.
+        ConfigError: a value is not valid. The message names each variable and its problem.
     """
+    values: dict[str, Any] = overrides
     try:
-        return Settings(**overrides)
+        return Settings(**values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_line(problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_format_problem(problem) for problem in error.errors())) from None
+
+
+def list_renamed_settings() -> list[RenamedSetting]:
+    """List the old names in use, to be logged."""
+    return find_renamed_settings(RENAMED_SETTINGS)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone."""
+    """Return whether a host name or address is a loopback one."""
     if host == "localhost":
         return True
     try:
@@ -347,6 +387,6 @@ def _is_placeholder(secret: str) -> bool:
     return _PLACEHOLDER.fullmatch(secret.strip()) is not None
 
 
-def _line(problem: Any) -> str:
+def _format_problem(problem: Any) -> str:
     said = problem["msg"].removeprefix("Value error, ")
     return f"{str(problem['loc'][0]).upper()}: {said}" if problem["loc"] else said

@@ -12,7 +12,7 @@ from sqlmodel import SQLModel
 
 import gateway.store.models  # noqa: F401
 import tools_server.tasks.models  # noqa: F401
-from gateway.config import load
+from gateway.config import load_settings
 
 config = context.config
 LOCK = zlib.crc32(b"agent-gateway migrations")
@@ -20,7 +20,7 @@ OURS = {"public", "tools"}
 
 
 def url() -> str:
-    given = config.attributes.get("url") or load().postgres_url
+    given = config.attributes.get("url") or load_settings().postgres_url
     if given is None:
         raise SystemExit("Set DATABASE_URL (or POSTGRES_HOST …), or run `agent-gateway db upgrade`.")
     return given

@@ -8,20 +8,24 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import structlog
 import typer
 
-from gateway_runtime import embedded_postgres
-from tools_server.config import ConfigError, Settings, load
-from tools_server.http_server import HttpServer, bind, end_with_parent, tls_options
+from gateway_runtime import embedded_postgres, tls
+from gateway_runtime.event_loop import event_loop_factory
+from gateway_runtime.parent_watchdog import stop_with_parent
+from gateway_runtime.sockets import bind_socket
+from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings
+from tools_server.http_server import HttpServer
 from tools_server.log import configure
 
 if TYPE_CHECKING:
     from tools_server.server import ToolServer
 
 _POSTGRES_LOOK = 2.0
+_BACKLOG = 2048
 log = structlog.stdlib.get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -33,12 +37,14 @@ def serve(
     """Run the tool server: over HTTP at /mcp, or over stdio."""
     signal.signal(signal.SIGTERM, _leave)
     try:
-        settings = load()
+        settings = load_settings()
         configure(json=settings.json_logs, level=settings.effective_log_level)
-        tls = {} if stdio else tls_options(settings)
-        listener = None if stdio else bind(settings.tools_server_host, settings.tools_server_port)
-        with postgres(settings) as server, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(run(settings, server, listener, tls))
+        for setting in list_renamed_settings():
+            log.warning("setting_renamed", old=setting.old_name, new=setting.new_name)
+        tls_options: tls.TlsOptions = {} if stdio else tls.build_server_options(settings.tls_files)
+        listener = None if stdio else _bind_listener(settings)
+        with postgres(settings) as server, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            runner.run(run(settings, server, listener, tls_options))
     except (ConfigError, embedded_postgres.EmbeddedError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
@@ -53,7 +59,7 @@ async def run(
     settings: Settings,
     server: embedded_postgres.EmbeddedPostgres | None,
     listener: socket.socket | None,
-    tls: dict[str, Any],
+    tls_options: tls.TlsOptions,
 ) -> None:
     """Serve until told to stop; over stdio where there is no listener, tasks in `server` where no address is set."""
     # Here, as they take most of a second to import: a broken setting or a taken port is told at once.
@@ -76,8 +82,9 @@ async def run(
         else:
             if not settings.on_loopback and settings.tools_server_secret is None:
                 log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, and the host not loopback")
-            end_with_parent(settings.gateway_lifeline)
-            await HttpServer(create_app(mcp, settings), mcp.end_listening, tls).serve(sockets=[listener])
+            if settings.gateway_parent_fd is not None:
+                stop_with_parent(settings.gateway_parent_fd)
+            await HttpServer(create_app(mcp, settings), mcp.end_listening, tls_options).serve(sockets=[listener])
     finally:
         for task in beside:
             task.cancel()
@@ -125,12 +132,16 @@ async def _keep_running(server: embedded_postgres.EmbeddedPostgres) -> None:
             log.error("embedded_postgres", error=str(error))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
+def _bind_listener(settings: Settings) -> socket.socket:
+    listener = bind_socket(
+        settings.tools_server_host,
+        settings.tools_server_port,
+        setting="TOOLS_SERVER_PORT",
+        host_setting="TOOLS_SERVER_HOST",
+        inheritable=False,
+    )
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def main() -> None:

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+from gateway_runtime.errors import ConfigError
+from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
+from gateway_runtime.tls import TlsFiles
+
+__all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
 
 _PLACEHOLDER = re.compile(
     r"<.*>|[.…x*]+|.*change[-_ ]?me.*|(your|my)[-_ ].*|secret|password|example|default", re.IGNORECASE
@@ -19,14 +25,16 @@ _PLACEHOLDER = re.compile(
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 
-class ConfigError(Exception):
-    """The environment does not make sense. `str()` is for the terminal: a line for each broken value."""
+RENAMED_SETTINGS = {"GATEWAY_LIFELINE": "GATEWAY_PARENT_FD"}
+"""Old environment names, which are still accepted, and the names that replace them."""
 
 
 class Settings(BaseSettings):
     """Every field can be set by the environment variable of its name."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+    )
 
     tools_server_host: str = "127.0.0.1"
     tools_server_port: int = Field(default=8001, ge=0, le=65535)
@@ -48,7 +56,9 @@ class Settings(BaseSettings):
     postgres_password: SecretStr | None = None
     postgres_db: str = "agent_gateway"
     gateway_data_dir: Path = Path(".data")
-    gateway_lifeline: str | None = None
+    gateway_parent_fd: int | None = Field(
+        default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
+    )
 
     search_backend: Literal["duckduckgo", "tavily", "brave", "searxng"] = "duckduckgo"
     search_timeout: float = Field(default=10.0, gt=0, le=60)
@@ -72,6 +82,12 @@ class Settings(BaseSettings):
         if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
+
+    @field_validator("gateway_parent_fd", mode="before")
+    @classmethod
+    def _read_old_parent_fd(cls, value: object) -> object:
+        """Accept `stdin`, the only value of GATEWAY_LIFELINE, which GATEWAY_PARENT_FD replaces."""
+        return 0 if value == "stdin" else value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -120,6 +136,19 @@ class Settings(BaseSettings):
             raise ValueError(f"{name}: must be set for SEARCH_BACKEND={self.search_backend}")
         return self
 
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """The certificate and key for https; None for plain http."""
+        if self.tools_server_tls_cert_file is None or self.tools_server_tls_key_file is None:
+            return None
+        password = self.tools_server_tls_key_password
+        return TlsFiles(
+            self.tools_server_tls_cert_file,
+            self.tools_server_tls_key_file,
+            password.get_secret_value() if password else None,
+            "TOOLS_SERVER_TLS",
+        )
+
     @cached_property
     def postgres_url(self) -> str | None:
         """Where Postgres is; None: nobody said, so the embedded one serves."""
@@ -162,18 +191,24 @@ class Settings(BaseSettings):
         return not sys.stderr.isatty() if self.log_json is None else self.log_json
 
 
-def load(**overrides: Any) -> Settings:
+def load_settings(**overrides: object) -> Settings:
     """Settings from the environment and `.env`; `overrides` win.
 
     Raises:
         ConfigError: a value is broken. The message names each variable and what is wrong with it.
     """
+    values: dict[str, Any] = overrides
     try:
-        return Settings(**overrides)
+        return Settings(**values)
     except ValidationError as error:
-        raise ConfigError("\n".join(map(_line, error.errors()))) from None
+        raise ConfigError("\n".join(map(_format_problem, error.errors()))) from None
 
 
-def _line(problem: Any) -> str:
+def list_renamed_settings() -> list[RenamedSetting]:
+    """List the old names in use, to be logged."""
+    return find_renamed_settings(RENAMED_SETTINGS)
+
+
+def _format_problem(problem: Any) -> str:
     name = f"{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
     return f"{name}{problem['msg'].removeprefix('Value error, ')}"

@@ -1,4 +1,4 @@
-"""`agent-gateway chat`: talks to a running gateway, shows tokens and tool calls as they come."""
+"""`agent-gateway chat`: sends prompts to a running gateway and prints tokens and tool calls as they arrive."""
 
 import asyncio
 import json
@@ -9,18 +9,18 @@ from typing import Any, TextIO
 
 import aiohttp
 
-_DIM, _RED, _PLAIN = "\033[2m", "\033[31m", "\033[0m"
+_DIM, _RED, _RESET = "\033[2m", "\033[31m", "\033[0m"
 
 
-class ChatFailed(Exception):
-    """The gateway refused, or could not be reached. `str()` is for the terminal."""
+class ChatError(Exception):
+    """The gateway refused the request or cannot be reached. `str()` is for the terminal."""
 
 
-class Terminal:
-    """One conversation with the gateway at `url`. Answers go to `out`, all else to `side`.
+class ChatTerminal:
+    """One conversation with the gateway at `url`. Answers go to `output`, all other lines to `notes`.
 
-    `read` asks the person at the terminal for a line; without it (nobody is there) what a turn asks is declined.
-    `trusted` says whose certificates are taken (None: those that this machine trusts).
+    `read_line` prompts the person at the terminal; without it, questions of a turn are declined.
+    `tls_context` None: the machine's own trust store.
     """
 
     def __init__(
@@ -29,117 +29,119 @@ class Terminal:
         *,
         api_key: str | None,
         model: str | None,
-        out: TextIO,
-        side: TextIO,
-        read: Callable[[str], str] | None = None,
-        trusted: ssl.SSLContext | None = None,
+        output: TextIO,
+        notes: TextIO,
+        read_line: Callable[[str], str] | None = None,
+        tls_context: ssl.SSLContext | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._model = model
-        self._out = out
-        self._side = side
-        self._read = read
-        self._trusted = trusted
+        self._output = output
+        self._notes = notes
+        self._read_line = read_line
+        self._tls_context = tls_context
         self._conversation = "new"
         self._at_line_start = True
 
-    async def ask(self, prompt: str) -> None:
+    async def send_prompt(self, prompt: str) -> None:
         """Send one message of the conversation and print the turn.
 
         Raises:
-            ChatFailed: the turn did not complete.
+            ChatError: the turn did not complete.
         """
         body = {"messages": [{"role": "user", "content": prompt}], "conversation_id": self._conversation}
         if self._model:
             body["model"] = self._model
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=60)
         try:
-            connector = aiohttp.TCPConnector(ssl=self._trusted or True)
+            connector = aiohttp.TCPConnector(ssl=self._tls_context or True)
             async with aiohttp.ClientSession(
                 self._url, timeout=timeout, headers=self._headers, connector=connector
             ) as session:
-                path = await self._print(session, session.post("/api/v1/chat/stream", json=body))
+                path = await self._print_stream(session, session.post("/api/v1/chat/stream", json=body))
                 while path is not None:
-                    path = await self._print(session, session.get(path))
+                    path = await self._print_stream(session, session.get(path))
         except aiohttp.ClientConnectorCertificateError as error:
             reason = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
-            raise ChatFailed(f"The certificate of {self._url} is not trusted: {reason}.") from None
+            raise ChatError(f"The certificate of {self._url} is not trusted: {reason}.") from None
         except aiohttp.ClientConnectorError:
-            raise ChatFailed(f"No gateway answers at {self._url}. Start one with `make run`.") from None
+            raise ChatError(f"No gateway answers at {self._url}. Start one with `make run`.") from None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ChatFailed(f"The connection broke: {type(error).__name__}.") from None
+            raise ChatError(f"The connection broke: {type(error).__name__}.") from None
         finally:
-            self._newline()
+            self._end_line()
 
-    async def _print(self, session: aiohttp.ClientSession, request: Any) -> str | None:
-        """Show a stream to its end; where it goes on, if the turn had to wait for its person."""
+    async def _print_stream(self, session: aiohttp.ClientSession, request: Any) -> str | None:
+        """Print a stream to its end; return the path where it continues if the turn waited for an answer."""
         last = 0
         async with request as response:
             if response.status != 200:
-                raise ChatFailed(_error_line(response.status, await response.text()))
+                raise ChatError(_format_error(response.status, await response.text()))
             turn = f"/api/v1/turns/{response.headers['X-Turn-Id']}"
-            async for number, event in _events(response.content):
+            async for number, event in _iterate_events(response.content):
                 last = number or last
                 if event.get("reason") == "input_required":
                     return f"{turn}/events?after={last}"
-                self._show(event)
+                self._print_event(event)
                 if event.get("type") == "input.required":
-                    await self._answer(session, f"{turn}/input", event)
+                    await self._answer_question(session, f"{turn}/input", event)
         return None
 
-    async def _answer(self, session: aiohttp.ClientSession, path: str, asked: dict[str, Any]) -> None:
+    async def _answer_question(self, session: aiohttp.ClientSession, path: str, question: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"action": "decline"}
-        if self._read is None:
-            self._note("? declined: nobody is at this terminal")
+        if self._read_line is None:
+            self._print_note("? declined: this is not an interactive terminal")
         else:
-            answer = await asyncio.to_thread(_answer_of, asked, self._read)
-        async with session.post(path, json={"input_id": asked["input_id"], **answer}) as response:
+            answer = await asyncio.to_thread(_read_answer, question, self._read_line)
+        async with session.post(path, json={"input_id": question["input_id"], **answer}) as response:
             if response.status != 200:
-                self._note(f"! {_error_line(response.status, await response.text())}")
-                if response.status == 422 and self._read is not None:
-                    await self._answer(session, path, asked)
+                self._print_note(f"! {_format_error(response.status, await response.text())}")
+                if response.status == 422 and self._read_line is not None:
+                    await self._answer_question(session, path, question)
 
-    def _show(self, event: dict[str, Any]) -> None:
+    def _print_event(self, event: dict[str, Any]) -> None:
         match event.get("type"):
             case "turn.started":
                 self._conversation = event["conversation_id"] or self._conversation
                 for warning in event.get("warnings", ()):
-                    self._note(f"! {warning}")
+                    self._print_note(f"! {warning}")
             case "text.delta":
-                self._write(event["text"])
+                self._write_text(event["text"])
             case "tool.call":
-                self._note(f"→ {event['tool']} {json.dumps(event['arguments'], ensure_ascii=False)}")
+                self._print_note(f"→ {event['tool']} {json.dumps(event['arguments'], ensure_ascii=False)}")
             case "tool.result":
-                self._note(f"← {event['outcome']} {_shorten(_text(event['content']))} ({event['duration_ms']:.0f} ms)")
+                self._print_note(
+                    f"← {event['outcome']} {_shorten(_join_text(event['content']))} ({event['duration_ms']:.0f} ms)"
+                )
             case "input.required":
-                self._note(f"? {event['message']}")
+                self._print_note(f"? {event['message']}")
             case "model.retry":
-                self._note(f"… asking the model again: {event['reason']}")
+                self._print_note(f"… retrying the model: {event['reason']}")
             case "turn.failed" | "turn.cancelled":
-                raise ChatFailed(f"{event['error']['message']} [{event['error']['code']}]")
+                raise ChatError(f"{event['error']['message']} [{event['error']['code']}]")
             case None:
-                raise ChatFailed(f"The gateway closed the stream: {event.get('reason')}.")
+                raise ChatError(f"The gateway closed the stream: {event.get('reason')}.")
             case _:
-                pass  # nothing that a person at a terminal would want to see
+                pass  # events that a terminal does not show
 
-    def _write(self, text: str) -> None:
-        self._out.write(text)
-        self._out.flush()
+    def _write_text(self, text: str) -> None:
+        self._output.write(text)
+        self._output.flush()
         self._at_line_start = text.endswith("\n")
 
-    def _note(self, text: str) -> None:
-        self._newline()
-        colour = self._side.isatty()
-        print(f"{_DIM}{text}{_PLAIN}" if colour else text, file=self._side, flush=True)
+    def _print_note(self, text: str) -> None:
+        self._end_line()
+        colour = self._notes.isatty()
+        print(f"{_DIM}{text}{_RESET}" if colour else text, file=self._notes, flush=True)
 
-    def _newline(self) -> None:
+    def _end_line(self) -> None:
         if not self._at_line_start:
-            self._write("\n")
+            self._write_text("\n")
 
 
-async def _events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[int | None, dict[str, Any]]]:
-    """The number and the JSON of each frame, until `[DONE]`."""
+async def _iterate_events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[int | None, dict[str, Any]]]:
+    """Yield the number and the JSON of each frame, until `[DONE]`."""
     number = None
     async for line in lines:
         if line.startswith(b"id: "):
@@ -149,23 +151,23 @@ async def _events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[int | Non
             number = None
 
 
-def _answer_of(asked: dict[str, Any], read: Callable[[str], str]) -> dict[str, Any]:
-    """What the person says: yes or no to an approval and to a page to visit, a line for each field of a question."""
-    if asked["kind"] != "question":
-        yes = read("  [y/N] ").strip().lower() in ("y", "yes")
+def _read_answer(question: dict[str, Any], read_line: Callable[[str], str]) -> dict[str, Any]:
+    """Read yes or no for an approval or a page to visit, and a line for each field of a question."""
+    if question["kind"] != "question":
+        yes = read_line("  [y/N] ").strip().lower() in ("y", "yes")
         return {"action": "accept", "content": {}} if yes else {"action": "decline"}
     content: dict[str, Any] = {}
-    schema: dict[str, Any] = asked["schema"] or {}
+    schema: dict[str, Any] = question["schema"] or {}
     fields: dict[str, dict[str, Any]] = schema.get("properties", {})
     for name, field in fields.items():
-        line = read(f"  {field.get('title') or name} (empty: decline): ").strip()
+        line = read_line(f"  {field.get('title') or name} (empty: decline): ").strip()
         if not line:
             return {"action": "decline"}
-        content[name] = _typed(line, field)
+        content[name] = _parse_value(line, field)
     return {"action": "accept", "content": content}
 
 
-def _typed(line: str, schema: dict[str, Any]) -> Any:
+def _parse_value(line: str, schema: dict[str, Any]) -> Any:
     if schema.get("type", "string") == "string":
         return line
     try:
@@ -174,7 +176,7 @@ def _typed(line: str, schema: dict[str, Any]) -> Any:
         return line
 
 
-def _error_line(status: int, body: str) -> str:
+def _format_error(status: int, body: str) -> str:
     try:
         error = json.loads(body)["error"]
         return f"{error['message']} [{error['code']}]"
@@ -182,45 +184,53 @@ def _error_line(status: int, body: str) -> str:
         return f"The gateway answered with status {status}."
 
 
-def _text(content: list[dict[str, Any]]) -> str:
+def _join_text(content: list[dict[str, Any]]) -> str:
     return " ".join(str(block.get("text", f"[{block.get('type')}]")) for block in content)
 
 
-def _shorten(text: str, most: int = 120) -> str:
+def _shorten(text: str, max_length: int = 120) -> str:
     flat = " ".join(text.split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
+    return flat if len(flat) <= max_length else flat[: max_length - 1] + "…"
 
 
-def run(
-    prompt: str | None, url: str, *, api_key: str | None, model: str | None, trusted: ssl.SSLContext | None = None
+def run_chat(
+    prompt: str | None, url: str, *, api_key: str | None, model: str | None, tls_context: ssl.SSLContext | None = None
 ) -> int:
-    """Ask once, or read prompts until the input ends. Returns the exit code."""
-    read = input if sys.stdin.isatty() else None
-    terminal = Terminal(url, api_key=api_key, model=model, out=sys.stdout, side=sys.stderr, read=read, trusted=trusted)
+    """Send one prompt, or read prompts until the input ends. Returns the exit code."""
+    read_line = input if sys.stdin.isatty() else None
+    terminal = ChatTerminal(
+        url,
+        api_key=api_key,
+        model=model,
+        output=sys.stdout,
+        notes=sys.stderr,
+        read_line=read_line,
+        tls_context=tls_context,
+    )
     if prompt is not None:
-        return _ask(terminal, prompt)
+        return _send_prompt(terminal, prompt)
     code = 0
-    while (line := _read_line()) is not None:
+    while (line := _read_prompt()) is not None:
         if line in ("exit", "quit"):
             break
         if line:
-            code = _ask(terminal, line)
+            code = _send_prompt(terminal, line)
     return 0 if sys.stdin.isatty() else code
 
 
-def _read_line() -> str | None:
+def _read_prompt() -> str | None:
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except (EOFError, KeyboardInterrupt):
         return None
 
 
-def _ask(terminal: Terminal, prompt: str) -> int:
-    """Ctrl-C stops this answer (the gateway cancels the turn), not the conversation."""
+def _send_prompt(terminal: ChatTerminal, prompt: str) -> int:
+    """Send one prompt; Ctrl-C cancels its turn and not the conversation. Returns the exit code."""
     try:
-        asyncio.run(terminal.ask(prompt))
-    except ChatFailed as error:
-        print(f"{_RED}{error}{_PLAIN}" if sys.stderr.isatty() else error, file=sys.stderr)
+        asyncio.run(terminal.send_prompt(prompt))
+    except ChatError as error:
+        print(f"{_RED}{error}{_RESET}" if sys.stderr.isatty() else error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -6,12 +6,12 @@ import os
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 
 import msgspec
 
 from gateway.simulator.server import SimulatorSettings, serve_simulator
+from gateway_runtime.parent_watchdog import stop_with_parent
 
 
 def main() -> int:
@@ -44,19 +44,13 @@ async def _serve(settings: SimulatorSettings, listener: socket.socket, *, announ
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if os.environ.get("GATEWAY_LIFELINE") == "stdin":
-        threading.Thread(target=_until_input_ends, args=(loop, stop), daemon=True).start()
+    if parent_fd := os.environ.get("GATEWAY_PARENT_FD"):
+        stop_with_parent(int(parent_fd))
     async with serve_simulator(settings, listener) as simulator:
         if announce:
             sys.stdout.write(msgspec.json.encode({"simulator": simulator.base_url}).decode() + "\n")
             sys.stdout.flush()
         await stop.wait()
-
-
-def _until_input_ends(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    while os.read(0, 4096):
-        pass
-    loop.call_soon_threadsafe(stop.set)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.cli.chat import ChatFailed, Terminal
+from gateway.cli.chat import ChatError, ChatTerminal
 from tests.certificates import self_signed
 from tests.e2e.up import ROOT, command, running_up
 
@@ -45,9 +45,9 @@ async def test_https_answers_and_streams_and_plain_http_gets_nothing(directory: 
         plain = up.base_url.replace("https://", "http://")
         with pytest.raises(aiohttp.ClientConnectionError):
             await up.session.get(f"{plain}/health")
-        stranger = Terminal(up.base_url, api_key=None, model=None, out=io.StringIO(), side=io.StringIO())
-        with pytest.raises(ChatFailed, match="is not trusted: self-signed certificate"):
-            await stranger.ask("Hello")
+        stranger = ChatTerminal(up.base_url, api_key=None, model=None, output=io.StringIO(), notes=io.StringIO())
+        with pytest.raises(ChatError, match="is not trusted: self-signed certificate"):
+            await stranger.send_prompt("Hello")
         spoken = subprocess.run(
             command("chat", "What is 6*7?"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import asyncpg
 import pytest
 
-from gateway.cli.chat import ChatFailed, Terminal
+from gateway.cli.chat import ChatError, ChatTerminal
 from gateway.simulator import Fault
 from tests.stack import Gateway, free_port
 
@@ -24,12 +24,14 @@ class Session:
             return next(answers)
 
         person: Callable[[str], str] | None = read if lines else None
-        self.terminal = Terminal(url, api_key=api_key, model=None, out=self.out, side=self.side, read=person)
+        self.terminal = ChatTerminal(
+            url, api_key=api_key, model=None, output=self.out, notes=self.side, read_line=person
+        )
 
 
 async def test_answer_goes_to_out_and_the_tools_to_the_side(gateway: Gateway) -> None:
     session = Session(gateway.base_url)
-    await session.terminal.ask("What is 23*19?")
+    await session.terminal.send_prompt("What is 23*19?")
     assert "437" in session.out.getvalue()
     assert session.out.getvalue().endswith("\n")
     assert "→ calculator" in session.side.getvalue()
@@ -38,16 +40,16 @@ async def test_answer_goes_to_out_and_the_tools_to_the_side(gateway: Gateway) ->
 
 async def test_prompts_are_one_conversation(gateway: Gateway) -> None:
     session = Session(gateway.base_url)
-    await session.terminal.ask("My dog is called Bello.")
-    await session.terminal.ask("Hello again")
+    await session.terminal.send_prompt("My dog is called Bello.")
+    await session.terminal.send_prompt("Hello again")
     assert "Bello" in str(gateway.simulator.requests[-1]["messages"])
 
 
 async def test_question_is_put_to_the_person_until_the_answer_fits(gateway: Gateway, db: asyncpg.Connection) -> None:
     session = Session(gateway.base_url, "second", "2")
     for _ in range(2):
-        await session.terminal.ask("Add a task to buy milk")
-    await session.terminal.ask("delete the task buy milk")
+        await session.terminal.send_prompt("Add a task to buy milk")
+    await session.terminal.send_prompt("delete the task buy milk")
     assert len(session.asked) == 2
     assert "content.task_id" in session.side.getvalue()
     assert [row["id"] for row in await db.fetch("SELECT id FROM tools.tasks")] == [1]
@@ -59,18 +61,18 @@ async def test_question_is_declined_by_an_empty_line_and_where_nobody_sits(
 ) -> None:
     session = Session(gateway.base_url, *lines)
     for _ in range(2):
-        await session.terminal.ask("Add a task to buy milk")
-    await session.terminal.ask("delete the task buy milk")
+        await session.terminal.send_prompt("Add a task to buy milk")
+    await session.terminal.send_prompt("delete the task buy milk")
     assert "← error" in session.side.getvalue()
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
 
 
 async def test_failed_turn_says_why_with_its_code(gateway: Gateway) -> None:
     gateway.simulator.faults.add(Fault(kind="status", status=401, match="Hello"))
-    with pytest.raises(ChatFailed, match=r"\[model_key_refused\]"):
-        await Session(gateway.base_url).terminal.ask("Hello")
+    with pytest.raises(ChatError, match=r"\[model_key_refused\]"):
+        await Session(gateway.base_url).terminal.send_prompt("Hello")
 
 
 async def test_no_gateway_is_one_clear_line() -> None:
-    with pytest.raises(ChatFailed, match="No gateway answers at"):
-        await Session(f"http://127.0.0.1:{free_port()}").terminal.ask("Hello")
+    with pytest.raises(ChatError, match="No gateway answers at"):
+        await Session(f"http://127.0.0.1:{free_port()}").terminal.send_prompt("Hello")

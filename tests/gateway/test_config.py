@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConfigError, Settings, load
+from gateway.config import ConfigError, Settings, list_renamed_settings, load_settings
 from gateway.mcp_client.server_config import ServerConfig
+from gateway_runtime.renamed_settings import RenamedSetting
 from tools_server.config import ConfigError as ToolsConfigError
 from tools_server.config import Settings as ToolsSettings
-from tools_server.config import load as load_tools
+from tools_server.config import load_settings as load_tools
 
 EXAMPLE = Path(__file__).parent.parent.parent / ".env.example"
 
@@ -37,11 +38,11 @@ def test_env_example_lists_every_setting_with_its_default() -> None:
 
 
 def test_default_model_has_two_names_and_the_newer_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load().groq_default_model == "openai/gpt-oss-120b"
+    assert load_settings().groq_default_model == "openai/gpt-oss-120b"
     monkeypatch.setenv("GROQ_MODEL", "old-name")
-    assert load().groq_default_model == "old-name"
+    assert load_settings().groq_default_model == "old-name"
     monkeypatch.setenv("GROQ_DEFAULT_MODEL", "new-name")
-    assert load().groq_default_model == "new-name"
+    assert load_settings().groq_default_model == "new-name"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_default_model_has_two_names_and_the_newer_wins(monkeypatch: pytest.Monk
 )  # fmt: skip
 def test_groq_address_is_taken_with_or_without_its_path(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("GROQ_BASE_URL", given)
-    assert load().groq_base_url == "https://api.groq.com"
+    assert load_settings().groq_base_url == "https://api.groq.com"
 
 
 @pytest.mark.parametrize(
@@ -63,28 +64,28 @@ def test_groq_address_is_taken_with_or_without_its_path(monkeypatch: pytest.Monk
 )
 def test_mcp_address_without_a_path_gets_the_usual_one(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
     monkeypatch.setenv("MCP_SERVER_URL", given)
-    assert load().mcp_server_url == used
+    assert load_settings().mcp_server_url == used
 
 
 def test_database_is_named_by_url_or_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load().postgres_url is None
+    assert load_settings().postgres_url is None
     monkeypatch.setenv("POSTGRES_HOST", "db")
     monkeypatch.setenv("POSTGRES_PASSWORD", "p@ss/word")
-    assert load().postgres_url == "postgresql+asyncpg://postgres:p%40ss%2Fword@db:5432/agent_gateway"
+    assert load_settings().postgres_url == "postgresql+asyncpg://postgres:p%40ss%2Fword@db:5432/agent_gateway"
     for given in ("postgres://u@h/d", "postgresql://u@h/d", "postgresql+asyncpg://u@h/d"):
         monkeypatch.setenv("DATABASE_URL", given)
-        assert load().postgres_url == "postgresql+asyncpg://u@h/d"
+        assert load_settings().postgres_url == "postgresql+asyncpg://u@h/d"
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ORIGINS", "http://a, http://b,")
-    assert load().cors_origins == ("http://a", "http://b")
+    assert load_settings().cors_origins == ("http://a", "http://b")
 
 
 def test_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("AGENT_TIMEOUT=30\nGATEWAY_PORT=9000\nSOMETHING_ELSE=1\nGROQ_TEMPERATURE=\n")
     monkeypatch.setenv("GATEWAY_PORT", "9001")
-    settings = load()
+    settings = load_settings()
     assert (settings.agent_timeout, settings.gateway_port, settings.groq_temperature) == (30, 9001, None)
 
 
@@ -92,7 +93,7 @@ def test_every_broken_value_is_named_and_no_secret_shown(monkeypatch: pytest.Mon
     monkeypatch.setenv("GATEWAY_PORT", "lots")
     monkeypatch.setenv("DATABASE_URL", "mysql://me:hunter2@h/d")
     with pytest.raises(ConfigError) as caught:
-        load()
+        load_settings()
     assert str(caught.value).splitlines() == [
         "GATEWAY_PORT: Input should be a valid integer, unable to parse string as an integer",
         "DATABASE_URL: must be a PostgreSQL URL such as postgresql://user:password@host:5432/database",
@@ -105,7 +106,7 @@ def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.Monke
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@h/d")
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@h")
     monkeypatch.setenv("TOOLS_SERVER_SECRET", "signs-secret")
-    shown = repr(load()) + repr(load_tools())
+    shown = repr(load_settings()) + repr(load_tools())
     for secret in ("gsk_secret", "key-secret", "hunter2", "signs-secret"):
         assert secret not in shown
 
@@ -120,3 +121,29 @@ def test_tool_server_takes_no_placeholder_for_its_secret(monkeypatch: pytest.Mon
     monkeypatch.setenv("TOOLS_SERVER_SECRET", secret)
     with pytest.raises(ToolsConfigError, match="TOOLS_SERVER_SECRET: is a placeholder"):
         load_tools()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value", "expected"),
+    [
+        ("MODEL_PATIENCE", "MODEL_RETRY_MAX_WAIT", "3", 3.0),
+        ("GROQ_RECORD", "MODEL_RECORD_DIR", "recorded", Path("recorded")),
+        ("GATEWAY_LIFELINE", "GATEWAY_PARENT_FD", "stdin", 0),
+    ],
+)
+def test_old_name_of_a_setting_still_works_and_is_reported(
+    monkeypatch: pytest.MonkeyPatch, old: str, new: str, value: str, expected: object
+) -> None:
+    assert list_renamed_settings() == []
+    monkeypatch.setenv(old, value)
+    assert getattr(load_settings(), new.lower()) == expected
+    assert list_renamed_settings() == [RenamedSetting(old, new)]
+    monkeypatch.setenv(new, "0")
+    assert getattr(load_settings(), new.lower()) in (0, Path("0"))
+    assert list_renamed_settings() == []
+
+
+def test_old_name_in_the_env_file_is_reported(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MODEL_PATIENCE=3\n")
+    assert load_settings().model_retry_max_wait == 3.0
+    assert list_renamed_settings() == [RenamedSetting("MODEL_PATIENCE", "MODEL_RETRY_MAX_WAIT")]

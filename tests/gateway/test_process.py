@@ -8,7 +8,9 @@ import sys
 import pytest
 import uvicorn
 
-from gateway.server.process import Server, bind, loop_factory
+from gateway.server.http_server import GatewayHttpServer
+from gateway_runtime.event_loop import event_loop_factory
+from gateway_runtime.sockets import bind_socket
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
     accepted = asyncio.get_running_loop().create_future()
-    listener = bind("127.0.0.1", 0, setting="GATEWAY_PORT")
+    listener = bind_socket("127.0.0.1", 0, setting="GATEWAY_PORT")
     server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener)
     async with server:
         _, client = await asyncio.open_connection(*listener.getsockname())
@@ -34,9 +36,9 @@ def test_many_new_clients_are_accepted_in_few_passes_of_the_loop() -> None:
     """A pass takes long while there are many streams; uvloop accepts one connection a pass of each socket."""
 
     async def passes_for(clients: int) -> int:
-        listener = bind("127.0.0.1", 0, setting="GATEWAY_PORT")
+        listener = bind_socket("127.0.0.1", 0, setting="GATEWAY_PORT")
         config = uvicorn.Config(lambda *_: None, log_config=None, lifespan="off")
-        server = Server(config, lambda: None)
+        server = GatewayHttpServer(config, lambda: None)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0)
@@ -51,14 +53,15 @@ def test_many_new_clients_are_accepted_in_few_passes_of_the_loop() -> None:
         await serving
         return passes
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         assert runner.run(passes_for(64)) < 64 / 4
 
 
 def test_shells_limit_of_open_files_is_none_for_streams() -> None:
     code = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
-        "from gateway.server.process import allow_many_files; allow_many_files(); print(*r.getrlimit(r.RLIMIT_NOFILE))"
+        "from gateway_runtime.sockets import raise_open_file_limit; raise_open_file_limit();"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE))"
     )
     soft, hard = map(int, subprocess.check_output([sys.executable, "-c", code], timeout=20).split())
     assert soft == min(hard, 65_536) if hard > 0 else soft == 65_536

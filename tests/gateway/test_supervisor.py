@@ -7,8 +7,8 @@ from collections.abc import Generator
 
 import pytest
 
-from gateway.server.process import SharedPort
-from gateway.server.supervisor import FAILED, MISCONFIGURED, STOPPED, Child, Supervisor
+from gateway.server.supervisor import FAILED, MISCONFIGURED, STOPPED, ManagedProcess, RestartPolicy, Supervisor
+from gateway_runtime.sockets import SharedPort
 
 READY_AND_GO = "import os; os.write(0, b'ready'); os.read(0, 9); "
 
@@ -20,13 +20,13 @@ def port() -> Generator[SharedPort]:
     shared.close()
 
 
-def worker(port: SharedPort, code: str, name: str = "worker") -> Child:
-    return Child(name, [sys.executable, "-S", "-c", code], os.environ, port=port, replaceable=True)
+def worker(port: SharedPort, code: str, name: str = "worker") -> ManagedProcess:
+    return ManagedProcess(name, [sys.executable, "-S", "-c", code], os.environ, port=port, replaceable=True)
 
 
-async def run(*children: Child) -> int:
+async def run(*processes: ManagedProcess, restart_policy: RestartPolicy | None = None) -> int:
     async with asyncio.timeout(20):
-        return await Supervisor(list(children), None).run()
+        return await Supervisor(list(processes), None, restart_policy=restart_policy).run()
 
 
 async def test_what_no_worker_can_start_with_is_said_once(port: SharedPort, capfd: pytest.CaptureFixture[str]) -> None:
@@ -41,35 +41,34 @@ async def test_what_no_worker_can_start_with_is_said_once(port: SharedPort, capf
     ids=["dies", "is stopped"],
 )
 async def test_worker_that_never_stays_is_started_again_and_then_given_up(
-    port: SharedPort, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: str, how: str
+    port: SharedPort, capfd: pytest.CaptureFixture[str], code: str, how: str
 ) -> None:
-    monkeypatch.setattr("gateway.server.supervisor._DEATHS_WITHIN", 3600.0)
-    monkeypatch.setattr("gateway.server.supervisor._FIRST_PAUSE", 0.001)
-    assert await run(worker(port, code, "worker 1")) == FAILED
+    policy = RestartPolicy(window_seconds=3600.0, min_backoff_seconds=0.001)
+    assert await run(worker(port, code, "worker 1"), restart_policy=policy) == FAILED
     said = capfd.readouterr().err
     assert said.count(f"worker 1 ended with {how}: starting it again") == 4
     assert "worker 1 died 5 times" in said
 
 
 async def test_no_worker_goes_on_before_all_are_ready(port: SharedPort) -> None:
-    slow = Child("slow", [sys.executable, "-S", "-c", "import os; os.read(0, 9)"], os.environ, port=port)
+    slow = ManagedProcess("slow", [sys.executable, "-S", "-c", "import os; os.read(0, 9)"], os.environ, port=port)
     quick = worker(port, f"{READY_AND_GO}raise SystemExit(0)")
     supervisor = Supervisor([quick, slow], None)
     running = asyncio.create_task(supervisor.run())
     async with asyncio.timeout(20):
-        while not quick.ready:
+        while not quick.is_ready:
             await asyncio.sleep(0.005)
         assert quick.process is not None
         assert (quick.process.returncode, supervisor.ready.is_set()) == (None, False)
-        assert slow.line is not None
-        slow.line.send(b"go")  # it ends without having been ready, and so takes all down
+        assert slow.parent_socket is not None
+        slow.parent_socket.send(b"go")  # it ends without having been ready, and so takes all down
         assert await running == STOPPED
 
 
 async def test_taken_port_is_told_before_anything_starts(port: SharedPort) -> None:
     from gateway.config import ConfigError
 
-    listener = port.listener()
+    listener = port.create_listener()
     listener.listen()
-    with listener, pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port.number}: Address already"):
-        SharedPort("127.0.0.1", port.number, setting="GATEWAY_PORT")
+    with listener, pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port.port_number}: Address already"):
+        SharedPort("127.0.0.1", port.port_number, setting="GATEWAY_PORT")

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConfigError, Settings, load
-from gateway.server import tls
+from gateway.config import ConfigError, Settings, load_settings
+from gateway_runtime import tls
 from tests.certificates import Certificate, self_signed
 
 
 def settings_for(made: Certificate, **more: Any) -> Settings:
-    return load(_env_file=None, gateway_tls_cert_file=made.cert, gateway_tls_key_file=made.key, **more)
+    return load_settings(_env_file=None, gateway_tls_cert_file=made.cert, gateway_tls_key_file=made.key, **more)
 
 
 def test_certificate_and_its_key_become_uvicorns_options(tmp_path: Path) -> None:
-    assert tls.server_options(load(_env_file=None)) == {}
-    assert tls.client_context(load(_env_file=None)) is None
+    assert tls.build_server_options(load_settings(_env_file=None).tls_files) == {}
+    assert tls.build_client_context(load_settings(_env_file=None).tls_files) is None
     made = self_signed(tmp_path, password="of the test")
     settings = settings_for(made, gateway_tls_key_password="of the test")
-    assert tls.server_options(settings) == {
+    assert tls.build_server_options(settings.tls_files) == {
         "ssl_certfile": made.cert,
         "ssl_keyfile": made.key,
         "ssl_keyfile_password": "of the test",
@@ -39,7 +39,7 @@ def test_certificate_and_its_key_become_uvicorns_options(tmp_path: Path) -> None
 )
 def test_one_without_the_other_is_refused(given: dict[str, str], line: str) -> None:
     with pytest.raises(ConfigError, match=f"^{line}"):
-        load(_env_file=None, **given)
+        load_settings(_env_file=None, **given)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_file_that_cannot_serve_is_said_with_its_setting(tmp_path: Path, spoil: 
     made = self_signed(tmp_path)
     spoil(made)
     with pytest.raises(ConfigError, match=f"^{line}"):
-        tls.server_options(settings_for(made))
+        tls.build_server_options(settings_for(made).tls_files)
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_file_that_cannot_serve_is_said_with_its_setting(tmp_path: Path, spoil: 
 def test_password_must_open_the_key(tmp_path: Path, encrypted: str | None, given: str | None, line: str) -> None:
     made = self_signed(tmp_path, password=encrypted)
     with pytest.raises(ConfigError, match=f"^GATEWAY_TLS_KEY_PASSWORD: {line}") as caught:
-        tls.server_options(settings_for(made, gateway_tls_key_password=given))
+        tls.build_server_options(settings_for(made, gateway_tls_key_password=given).tls_files)
     assert "right" not in str(caught.value)
 
 
 def test_certificate_that_has_ended_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^GATEWAY_TLS_CERT_FILE: .*: the certificate ended on "):
-        tls.server_options(settings_for(self_signed(tmp_path, days=-1)))
+    with pytest.raises(ConfigError, match=r"^GATEWAY_TLS_CERT_FILE: .*: the certificate expired on "):
+        tls.build_server_options(settings_for(self_signed(tmp_path, days=-1)).tls_files)
 
 
 def test_own_client_trusts_this_certificate_alone_whatever_its_name(tmp_path: Path) -> None:
     made, other = self_signed(tmp_path, name="gateway.example"), self_signed(tmp_path, name="evil.example")
-    trusted = tls.client_context(settings_for(made))
+    trusted = tls.build_client_context(settings_for(made).tls_files)
     assert trusted is not None
     assert handshake(made, trusted) == b"hello"
     with pytest.raises(ssl.SSLCertVerificationError):

@@ -1,6 +1,6 @@
 import pytest
 
-from tools_server.config import ConfigError, load
+from tools_server.config import ConfigError, load_settings
 
 
 @pytest.mark.parametrize(
@@ -14,18 +14,18 @@ from tools_server.config import ConfigError, load
     ],
 )
 def test_database_url_is_made_fit_for_asyncpg(given: str, asyncpg: str) -> None:
-    assert load(_env_file=None, database_url=given).postgres_url == asyncpg
+    assert load_settings(_env_file=None, database_url=given).postgres_url == asyncpg
 
 
 def test_postgres_variables_make_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"HOST": "db", "USER": "me", "PASSWORD": "p@ss/word", "DB": "things"}.items():
         monkeypatch.setenv(f"POSTGRES_{name}", value)
-    assert load(_env_file=None).postgres_url == "postgresql+asyncpg://me:p%40ss%2Fword@db:5432/things"
+    assert load_settings(_env_file=None).postgres_url == "postgresql+asyncpg://me:p%40ss%2Fword@db:5432/things"
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOOLS_SERVER_ALLOWED_HOSTS", "tools:8001, tools.internal ,")
-    assert load(_env_file=None).tools_server_allowed_hosts == ("tools:8001", "tools.internal")
+    assert load_settings(_env_file=None).tools_server_allowed_hosts == ("tools:8001", "tools.internal")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("tools", False)],
 )
 def test_only_loopback_is_on_loopback(host: str, loopback: bool) -> None:
-    assert load(_env_file=None, tools_server_host=host).on_loopback is loopback
+    assert load_settings(_env_file=None, tools_server_host=host).on_loopback is loopback
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_only_loopback_is_on_loopback(host: str, loopback: bool) -> None:
 def test_broken_value_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as broken:
-        load(_env_file=None)
+        load_settings(_env_file=None)
     assert str(broken.value).startswith(f"{name}: ")
     assert "\n" not in str(broken.value)
     assert "secret" not in str(broken.value)
@@ -64,4 +64,4 @@ def test_broken_value_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch,
 )
 def test_search_engine_needs_its_key_or_address(backend: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: must be set"):
-        load(_env_file=None, search_backend=backend)
+        load_settings(_env_file=None, search_backend=backend)

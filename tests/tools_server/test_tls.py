@@ -9,11 +9,11 @@ import pytest
 
 from gateway.mcp_client.http_transport import certificates
 from gateway.simulator import Simulator
+from gateway_runtime import tls
 from tests.certificates import self_signed
 from tests.stack import serve_gateway
 from tests.tools_server.conftest import run_tools_server
-from tools_server.config import ConfigError, load
-from tools_server.http_server import tls_options
+from tools_server.config import ConfigError, load_settings
 
 
 async def test_gateway_calls_a_tool_server_that_speaks_https(
@@ -42,14 +42,14 @@ async def test_gateway_calls_a_tool_server_that_speaks_https(
     ("spoil", "line"),
     [
         (lambda made: made.key.unlink(), "TOOLS_SERVER_TLS_KEY_FILE: cannot read .*: No such file"),
-        (lambda made: made.cert.write_text("-"), "TOOLS_SERVER_TLS_CERT_FILE: .* they are no PEM"),
+        (lambda made: made.cert.write_text("-"), "TOOLS_SERVER_TLS_CERT_FILE: .* holds no certificate in PEM"),
         (
             lambda made: made.key.write_bytes(self_signed(made.cert.parent, name="other").key.read_bytes()),
-            "TOOLS_SERVER_TLS_CERT_FILE: .* key values mismatch",
+            "TOOLS_SERVER_TLS_KEY_FILE: .* is not the key of the certificate in ",
         ),
         (
             lambda made: self_signed(made.cert.parent, password="right"),
-            "TOOLS_SERVER_TLS_CERT_FILE: .* password is missing or wrong",
+            "TOOLS_SERVER_TLS_KEY_PASSWORD: must be set: the key is encrypted",
         ),
     ],
     ids=["no key", "no PEM", "another's key", "encrypted"],
@@ -57,11 +57,11 @@ async def test_gateway_calls_a_tool_server_that_speaks_https(
 def test_files_that_cannot_serve_are_refused(tmp_path: Path, spoil: Any, line: str) -> None:
     made = self_signed(tmp_path)
     spoil(made)
-    settings = load(_env_file=None, tools_server_tls_cert_file=made.cert, tools_server_tls_key_file=made.key)
+    settings = load_settings(_env_file=None, tools_server_tls_cert_file=made.cert, tools_server_tls_key_file=made.key)
     with pytest.raises(ConfigError, match=f"^{line}"):
-        tls_options(settings)
+        tls.build_server_options(settings.tls_files)
 
 
 def test_certificate_without_its_key_is_refused() -> None:
     with pytest.raises(ConfigError, match="set both of them, or none"):
-        load(_env_file=None, tools_server_tls_cert_file="cert.pem")
+        load_settings(_env_file=None, tools_server_tls_cert_file="cert.pem")

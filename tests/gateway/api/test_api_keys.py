@@ -19,7 +19,7 @@ from sqlalchemy import event
 from starlette.datastructures import Headers
 
 from gateway.api.security.authentication import refuse_open_gateway
-from gateway.config import ConfigError, load
+from gateway.config import ConfigError, load_settings
 from gateway.domain.errors import NotAuthenticated
 from gateway.domain.messages import Budget, BusMessage, KeyLimits
 from gateway.simulator import Fault, Simulator
@@ -226,7 +226,7 @@ async def test_refused_logins_are_audited_once_a_second_and_source(locked: Keyri
 def test_gateway_beyond_this_machine_needs_a_credential(
     settings: dict[str, Any], stored_keys: bool, refused: bool
 ) -> None:
-    made = load(_env_file=None, **({"gateway_host": "0.0.0.0"} | settings))
+    made = load_settings(_env_file=None, **({"gateway_host": "0.0.0.0"} | settings))
     if refused:
         with pytest.raises(ConfigError, match="can be reached from other machines"):
             refuse_open_gateway(made, stored_keys=stored_keys)

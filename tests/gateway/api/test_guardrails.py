@@ -17,7 +17,7 @@ from mcp.server.mcpserver import Context, MCPServer
 
 from gateway.api.security.middleware import source_of
 from gateway.common.redaction import Redactor, Rule, load_rules
-from gateway.config import ConfigError, load
+from gateway.config import ConfigError, load_settings
 from gateway.domain.messages import Message, ToolCall, TurnOutcome, Usage
 from gateway.mcp_client.sanitize import sanitize_text
 from gateway.simulator import Fault, Simulator
@@ -352,7 +352,7 @@ def test_broken_rules_are_said_at_the_start(tmp_path: Path, text: str | None, pr
 
 def test_rules_that_would_see_texts_in_pieces_are_refused() -> None:
     with pytest.raises(ConfigError, match="REDACTION_RULES"):
-        load(_env_file=None, redaction_rules=RULES, synchronous_journal=True)
+        load_settings(_env_file=None, redaction_rules=RULES, synchronous_journal=True)
 
 
 # --- depth
@@ -464,18 +464,18 @@ async def test_body_made_to_break_things_is_the_clients_fault(standing: Gateway,
 @pytest.mark.parametrize("setting", ["api_key", "tools_server_secret", "groq_api_key", "openai_api_key"])
 def test_placeholder_is_no_secret(setting: str, secret: str) -> None:
     with pytest.raises(ConfigError, match=f"{setting.upper()}: is a placeholder") as caught:
-        load(_env_file=None, **{setting: secret})
+        load_settings(_env_file=None, **{setting: secret})
     assert secret == "secret" or secret not in str(caught.value)
 
 
 def test_placeholder_does_not_encrypt() -> None:
     with pytest.raises(ConfigError, match="GATEWAY_ENCRYPTION_KEY: is a placeholder"):
-        load(_env_file=None, gateway_encryption_key="please-change-me-now")
+        load_settings(_env_file=None, gateway_encryption_key="please-change-me-now")
 
 
 @pytest.mark.parametrize("secret", ["a-key-of-the-tests", "gsk_a1b2c3d4e5f6a7b8", "correct horse battery staple"])
 def test_secret_of_ones_own_is_taken(secret: str) -> None:
-    settings = load(_env_file=None, api_key=secret)
+    settings = load_settings(_env_file=None, api_key=secret)
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == secret
 
@@ -483,11 +483,14 @@ def test_secret_of_ones_own_is_taken(secret: str) -> None:
 @pytest.mark.parametrize("secret", ["a", "test", "fifteen-letters"])
 def test_key_for_everyone_that_is_soon_guessed_is_refused(secret: str) -> None:
     with pytest.raises(ConfigError, match="API_KEY: must have at least 16 characters"):
-        load(_env_file=None, api_key=secret)
+        load_settings(_env_file=None, api_key=secret)
 
 
 def test_servers_of_ones_own_take_any_openai_key() -> None:
-    assert load(_env_file=None, openai_api_key="none", openai_base_url="http://127.0.0.1:11434/v1").provider == "openai"
+    assert (
+        load_settings(_env_file=None, openai_api_key="none", openai_base_url="http://127.0.0.1:11434/v1").provider
+        == "openai"
+    )
 
 
 @pytest.mark.parametrize(
@@ -501,7 +504,7 @@ def test_database_of_another_machine_must_not_have_a_placeholder_for_its_passwor
     settings: dict[str, str], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        load(_env_file=None, **settings)
+        load_settings(_env_file=None, **settings)
 
 
 @pytest.mark.parametrize(
@@ -520,4 +523,4 @@ def test_database_of_another_machine_must_not_have_a_placeholder_for_its_passwor
     ],
 )
 def test_database_of_this_machine_may_have_any_password(settings: dict[str, str]) -> None:
-    load(_env_file=None, **settings)
+    load_settings(_env_file=None, **settings)

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.security.jwt_verifier import KeysUnavailable, PublishedKeys
-from gateway.config import ConfigError, load
+from gateway.config import ConfigError, load_settings
 from gateway.domain.errors import NotAuthenticated
 from gateway.simulator import Simulator
 from tests.stack import Gateway, ServeStanding, serve_asgi, serve_gateway
@@ -286,4 +286,4 @@ async def test_document_that_holds_no_keys_is_none(document: Any) -> None:
 )  # fmt: skip
 def test_settings_that_would_take_tokens_of_others_are_refused(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        load(_env_file=None, **settings)
+        load_settings(_env_file=None, **settings)

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from gateway.api.rate_limit.limiter import MemoryWindows, Rates
 from gateway.api.rate_limit.stream_slots import Places
 from gateway.common.redis import PATIENCE, SharedRedis
-from gateway.config import load
+from gateway.config import load_settings
 from gateway.domain.errors import TooManyStreams
 from gateway.domain.messages import KeyLimits, Principal
 from gateway.simulator import Fault, Simulator
@@ -213,7 +213,7 @@ async def test_key_has_a_window_of_its_own_beside_its_users(
 @pytest.mark.parametrize("shared", [False, True], ids=["memory", "redis"])
 async def test_request_that_its_user_may_not_make_does_not_count_for_its_key(redis: RedisServer, shared: bool) -> None:
     url = {"redis_url": SecretStr(redis.url)} if shared else {}
-    rates = Rates(load(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
+    rates = Rates(load_settings(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
     principal = Principal("ada", key="agw_1", limits=KeyLimits(requests=4))
     try:
         assert [(await rates.hit(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [False] * 3
@@ -293,7 +293,7 @@ async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.common.redis.PAUSE", 0.0)
-    settings = load(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=2)
+    settings = load_settings(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=2)
     first, second = Rates(settings), Rates(settings)
     try:
         assert [(await rates.hit(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
@@ -316,7 +316,7 @@ async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
 
 
 async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_all_others(redis: RedisServer) -> None:
-    rates = Rates(load(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=9))
+    rates = Rates(load_settings(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=9))
     try:
         assert (await rates.hit(ADA, "here", "chat")).remaining == 8
         redis.hang()

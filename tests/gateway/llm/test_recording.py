@@ -75,7 +75,7 @@ async def test_what_was_recorded_happens_again(
     plan, exchanges = FAULTS[fault]
     simulator.faults.add(*[Fault(**{f: getattr(each, f) for f in each.__struct_fields__}) for each in plan])
     prompt = "count to 40" if any(each.after_chunks == 15 for each in plan) else SUM
-    async with serve_gateway(database_url, simulator, tools_url, groq_record=tmp_path, **SETTINGS) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, model_record_dir=tmp_path, **SETTINGS) as gateway:
         live = outcome(await gateway.chat_stream(prompt))
     assert len(list(tmp_path.glob("*.json"))) == exchanges
     async with (
@@ -153,7 +153,7 @@ async def test_directory_that_cannot_be_written_ends_no_turn(
 ) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.touch()
-    async with serve_gateway(database_url, simulator, None, groq_record=in_the_way / "x") as gateway:
+    async with serve_gateway(database_url, simulator, None, model_record_dir=in_the_way / "x") as gateway:
         assert (await gateway.chat("Hello")).status == 200
 
 
@@ -187,7 +187,7 @@ async def test_recording_that_makes_no_sense_is_left_out(tmp_path: Path) -> None
 async def test_cancelled_turn_is_recorded_as_far_as_it_was_read(
     database_url: str, slow: Simulator, tmp_path: Path
 ) -> None:
-    async with serve_gateway(database_url, slow, None, groq_record=tmp_path) as gateway:
+    async with serve_gateway(database_url, slow, None, model_record_dir=tmp_path) as gateway:
         await cancel_one(gateway)
         await slow.until(lambda s: s.cancelled == 1)
     (file,) = tmp_path.glob("*.json")

@@ -1,0 +1,161 @@
+"""`agent-gateway keys`: create, list and revoke API keys."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import msgspec
+import typer
+
+from gateway.cli.errors import report_config_errors
+from gateway.cli.serve import open_postgres, prepare_schema
+from gateway.config import ConfigError, Settings, load_settings
+from gateway.domain.messages import Budget, KeyLimits
+
+if TYPE_CHECKING:
+    from gateway.store.api_keys import KeyStore
+
+T = TypeVar("T")
+_OPTION_NAMES = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
+
+app = typer.Typer(help="API keys.", no_args_is_help=True)
+
+
+@app.command("create")
+def create_key(
+    owner: Annotated[str, typer.Option(help="Owner of the key and of everything created with it.")],
+    role: Annotated[Literal["admin", "user", "viewer"], typer.Option(help="Role of the key.")] = "user",
+    name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
+    expires_days: Annotated[float | None, typer.Option(help="Days until the key expires. Default: never.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="Allowed API area; repeatable. Default: all.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Allowed models, as globs; repeatable. Default: all.")] = None,
+    server: Annotated[list[str] | None, typer.Option(help="Allowed MCP servers; repeatable. Default: all.")] = None,
+    tool: Annotated[list[str] | None, typer.Option(help="Allowed tools; repeatable. Default: all.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Maximum requests in a window.")] = None,
+    window_seconds: Annotated[int, typer.Option(help="Length of the window, in seconds.")] = 60,
+    streams: Annotated[int | None, typer.Option(help="Maximum turns and streams open at once.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(help="Token budget a day, beside the owner's.")] = None,
+    tokens_per_month: Annotated[int | None, typer.Option(help="Token budget a month, beside the owner's.")] = None,
+    usd_per_day: Annotated[float | None, typer.Option(help="Cost budget a day, in US dollars.")] = None,
+    usd_per_month: Annotated[float | None, typer.Option(help="Cost budget a month, in US dollars.")] = None,
+) -> None:
+    """Create a key and print it once. The first key turns authentication on."""
+    from gateway.store.api_keys import NewKey
+
+    budget = Budget(tokens_per_day, tokens_per_month, usd_per_day, usd_per_month)
+    limits = KeyLimits(requests, window_seconds, streams)
+    with report_config_errors():
+        expires_at = _compute_expiry(expires_days)
+        _validate_key(
+            owner=owner,
+            name=name,
+            role=role,
+            scopes=scope,
+            models=model,
+            servers=server,
+            tools=tool,
+            budget=msgspec.to_builtins(budget),
+            limits=msgspec.to_builtins(limits),
+            expires_at=expires_at,
+        )
+    new = NewKey(
+        owner,
+        name,
+        role,
+        _to_optional_tuple(scope),
+        _to_optional_tuple(model),
+        _to_optional_tuple(server),
+        _to_optional_tuple(tool),
+        budget=None if budget == Budget() else budget,
+        limits=None if requests is None and streams is None else limits,
+        expires_at=expires_at,
+    )
+    row, secret = _run_with_key_store(lambda store: store.create(new, by="cli"))
+    print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is stored.")
+
+
+@app.command("list")
+def list_keys(owner: Annotated[str | None, typer.Option(help="Show this owner's keys alone.")] = None) -> None:
+    """List the keys: prefix, role, state, last use, owner and name."""
+    rows = _run_with_key_store(lambda store: store.all(owner))
+    now = datetime.now(UTC)
+    for row in rows:
+        is_expired = row.expires_at is not None and row.expires_at <= now
+        state = "revoked" if row.revoked_at else "expired" if is_expired else "good"
+        last_used = f"{row.last_used_at:%Y-%m-%d %H:%M}" if row.last_used_at else "never used"
+        print(f"{row.prefix}  {row.role:6}  {state:7}  {last_used:16}  {row.owner}  {row.name}")
+
+
+@app.command("revoke")
+def revoke_key(prefix: Annotated[str, typer.Argument(help="Prefix of the key, as `list` shows it.")]) -> None:
+    """Revoke a key."""
+
+    async def revoke_by_prefix(store: "KeyStore") -> None:
+        await store.revoke(await store.by_prefix(prefix), by="cli")
+
+    _run_with_key_store(revoke_by_prefix)
+    print(f"{prefix} is revoked.")
+
+
+def _validate_key(**values: Any) -> None:
+    """Raises:
+    ConfigError: the HTTP API would refuse such a key. A line for each option.
+    """
+    from pydantic import ValidationError
+
+    from gateway.wire.api_keys import NewKeyBody
+
+    try:
+        NewKeyBody.model_validate(values)
+    except ValidationError as error:
+        lines = [_format_option_problem(problem["loc"], problem["msg"]) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _format_option_problem(location: tuple[int | str, ...], message: str) -> str:
+    """Name the option: `--tool: …` for ("tools", 0), `--streams: …` for ("limits", "streams")."""
+    name = str(location[1] if location[0] in ("budget", "limits") else location[0])
+    return f"--{_OPTION_NAMES.get(name, name).replace('_', '-')}: {message}"
+
+
+def _compute_expiry(days: float | None) -> datetime | None:
+    """Raises:
+    ConfigError: the moment is not in the future, or cannot be represented.
+    """
+    if days is None:
+        return None
+    now = datetime.now(UTC)
+    try:
+        moment = now + timedelta(days=days)
+    except (OverflowError, ValueError):
+        moment = now
+    if moment <= now:
+        raise ConfigError("--expires-days: must be a number of days after now, before the year 10000")
+    return moment
+
+
+def _to_optional_tuple(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _run_with_key_store(work: "Callable[[KeyStore], Awaitable[T]]") -> T:
+    """Run `work` with the key store of the configured database."""
+    from gateway.domain.errors import GatewayError
+    from gateway.store import database
+    from gateway.store.api_keys import KeyStore
+
+    async def run(settings: Settings, url: str) -> T:
+        await prepare_schema(settings, url)
+        opened = database.Database(url, pool_size=1)
+        try:
+            return await work(KeyStore(opened))
+        except GatewayError as error:
+            raise ConfigError(error.message) from None
+        finally:
+            await opened.close()
+
+    with report_config_errors():
+        settings = load_settings()
+        with open_postgres(settings) as url:
+            return asyncio.run(run(settings, url))

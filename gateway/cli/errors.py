@@ -1,0 +1,29 @@
+"""Turns errors that a person can fix into a line at the terminal."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import typer
+
+from gateway.config import ConfigError
+
+
+@contextmanager
+def report_config_errors(*, parent_fd: int | None = None) -> Generator[None]:
+    """Print a configuration error without its traceback and exit with 2.
+
+    A worker sends the message to its parent at `parent_fd` instead, which prints it once for all workers.
+    """
+    from gateway_runtime.embedded_postgres import EmbeddedError
+
+    try:
+        yield
+    except (ConfigError, EmbeddedError) as error:
+        if parent_fd is not None:
+            from gateway_runtime.parent_watchdog import notify_parent
+
+            notify_parent(parent_fd, str(error).encode())
+        else:
+            print(error, file=sys.stderr)
+        raise typer.Exit(2) from None

@@ -1,0 +1,160 @@
+"""Runs one gateway process: socket, schema, database, model server, HTTP server."""
+
+import asyncio
+import gc
+import signal
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from gateway.config import Settings, list_renamed_settings
+
+if TYPE_CHECKING:
+    from gateway.api.deps import State
+    from gateway_runtime.parent_watchdog import ParentWatchdog
+
+
+async def serve_gateway(settings: Settings, fd: int | None) -> None:
+    """Serve until a signal stops the process.
+
+    `fd`: a listening socket from the parent, for one worker of several; None: bind the configured address.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+    """
+    from gateway.common import logging
+    from gateway.mcp_client.server_config import load_servers
+    from gateway_runtime import sockets, tls
+    from gateway_runtime.parent_watchdog import ParentWatchdog
+
+    logging.configure(json=settings.json_logs, level=settings.effective_log_level)
+    _log_renamed_settings()
+    tls_options = tls.build_server_options(settings.tls_files)
+    load_servers(settings)
+    sockets.raise_open_file_limit()
+    if fd is None:
+        listener = sockets.bind_socket(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
+    else:
+        listener = sockets.socket_from_fd(fd)
+    # Imported here because it takes more than a second: errors in the settings above are reported at once.
+    gc.disable()  # a collection during the imports finds no garbage
+    import uvicorn
+
+    from gateway.api.http.protocol import HttpProtocol
+    from gateway.api.security.authentication import refuse_open_gateway
+    from gateway.app import create_app
+    from gateway.server.http_server import GatewayHttpServer
+
+    gc.freeze()
+    gc.enable()
+    watchdog = ParentWatchdog(settings.gateway_parent_fd) if settings.gateway_parent_fd is not None else None
+    with open_postgres(settings) as url:
+        await prepare_schema(settings, url)
+        refuse_open_gateway(settings, stored_keys=await _has_stored_keys(url))
+        async with _open_model_server(settings, url) as complete_settings:
+            wait_until_served = watchdog.wait_until_all_ready if watchdog and fd is not None else None
+            app = create_app(complete_settings, until_served=wait_until_served)
+            loop = asyncio.get_running_loop()
+
+            def find_state() -> "State | None":
+                """Return the running gateway's parts; None before it has started."""
+                return getattr(app.state, "gateway", None)
+
+            loop.add_signal_handler(signal.SIGHUP, lambda: _reload_servers(find_state()))
+            config = uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
+                server_header=False,
+                http=HttpProtocol,
+                ws="none",
+                **tls_options,
+            )
+            grace_seconds = settings.shutdown_grace_seconds
+            server = GatewayHttpServer(config, lambda: _stop_turns(find_state(), grace_seconds, loop, watchdog))
+            await server.serve(sockets=[listener])
+
+
+def _stop_turns(
+    state: "State | None", grace_seconds: float, loop: asyncio.AbstractEventLoop, watchdog: "ParentWatchdog | None"
+) -> None:
+    if watchdog is not None:
+        loop.call_soon_threadsafe(watchdog.stop_waiting)
+    if state is not None:
+        asyncio.run_coroutine_threadsafe(state.stop(grace_seconds), loop)
+
+
+def _reload_servers(state: "State | None") -> None:
+    if state is not None:
+        state.registry.reload()
+
+
+def _log_renamed_settings() -> None:
+    from gateway.common.logging import get_logger
+
+    for setting in list_renamed_settings():
+        get_logger(__name__).warning("setting_renamed", old=setting.old_name, new=setting.new_name)
+
+
+async def prepare_schema(settings: Settings, url: str) -> None:
+    """Wait for the database, and migrate its schema where the settings allow that.
+
+    Raises:
+        DatabaseError: the database does not answer in time, or its schema is out of date.
+    """
+    from gateway.store import database, migrations
+
+    await database.wait_until_ready(url, settings.database_wait_seconds)
+    if not await migrations.missing_migrations(url):
+        return
+    if not settings.migrate_on_start and settings.postgres_url is not None:
+        raise database.DatabaseError("DATABASE_URL: the schema is not up to date: run `agent-gateway db upgrade`")
+    await asyncio.to_thread(migrations.upgrade, url)
+
+
+async def _has_stored_keys(url: str) -> bool:
+    from gateway.store.api_keys import KeyStore
+    from gateway.store.database import Database
+
+    database = Database(url, pool_size=1)
+    try:
+        return await KeyStore(database).any()
+    finally:
+        await database.close()
+
+
+@contextmanager
+def open_postgres(settings: Settings) -> Generator[str]:
+    """Yield the URL of the configured Postgres; without one, run the embedded Postgres for the length of the block."""
+    if settings.postgres_url is not None:
+        yield settings.postgres_url
+        return
+    from gateway_runtime import embedded_postgres
+
+    server = embedded_postgres.acquire(settings.gateway_data_dir)
+    try:
+        yield server.url()
+    finally:
+        server.release()
+
+
+@asynccontextmanager
+async def _open_model_server(settings: Settings, url: str) -> AsyncGenerator[Settings]:
+    """Yield settings that name a database and a model server: without a key, the simulated one in this process."""
+    if settings.provider is not None:
+        yield settings.model_copy(update={"database_url": url})
+        return
+    from pydantic import SecretStr
+
+    from gateway.simulator import SimulatorSettings, serve_simulator
+
+    async with serve_simulator(SimulatorSettings()) as simulator:
+        yield settings.model_copy(
+            update={
+                "database_url": url,
+                "groq_api_key": SecretStr("simulated"),
+                "groq_base_url": simulator.base_url,
+                "groq_simulated": True,
+            }
+        )

@@ -1,0 +1,141 @@
+"""The stacks that the commands start: everything on this machine, or several gateway workers on one port."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from gateway.config import ConfigError, Settings
+from gateway.mcp_client.server_config import load_servers
+from gateway.server.startup_report import report_stack_ready, report_workers_ready
+from gateway.server.supervisor import ManagedProcess, Supervisor
+from gateway_runtime import tls
+from gateway_runtime.embedded_postgres import EmbeddedError, EmbeddedPostgres, locate
+from gateway_runtime.sockets import SharedPort, bind_socket
+
+_PYTHON_MODULE = (sys.executable, "-m")
+_DATABASE_WAIT_SECONDS = "30"
+
+
+def run_stack(settings: Settings) -> int:
+    """Run Postgres, the simulated Groq, the tool server and the gateway, as far as the settings ask for them.
+
+    Returns the exit code.
+
+    Raises:
+        ConfigError: a port is taken, or the certificate, the database or the MCP servers that the settings name cannot
+            be used.
+    """
+    tls.build_server_options(settings.tls_files)
+    load_servers(settings)
+    port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
+    bind_socket("127.0.0.1", settings.tools_server_port, setting="TOOLS_SERVER_PORT").close()
+    postgres = _locate_postgres(settings)
+    with contextlib.closing(port), contextlib.closing(_bind_simulator_port()) as listener:
+        started_at = time.monotonic()
+        env = _build_environment(postgres) | {
+            "MIGRATE_ON_START": "true",
+            "DATABASE_WAIT_SECONDS": _DATABASE_WAIT_SECONDS,
+            "TOOLS_SERVER_PORT": str(settings.tools_server_port),
+            "TOOLS_SERVER_SECRET": _load_tools_secret(settings),
+        }
+        simulators = build_simulator(settings, env, listener)
+        tool_server = ManagedProcess(
+            "the tool server", [*_PYTHON_MODULE, "tools_server.cli"], env, stop_rank=1, stop_timeout_seconds=1.5
+        )
+        workers = build_workers(settings, env, port, settings.gateway_workers)
+        supervisor = Supervisor([*simulators, tool_server, *workers], postgres)
+        report = report_stack_ready(settings, postgres, listener.getsockname()[1], started_at)
+        return asyncio.run(_supervise(supervisor, report))
+
+
+def run_workers(settings: Settings, count: int) -> int:
+    """Run several gateways on one port, with the database and the model that nothing else provides.
+
+    Returns the exit code.
+
+    Raises:
+        ConfigError: the port is taken, or the certificate that the settings name cannot be used.
+    """
+    tls.build_server_options(settings.tls_files)
+    port = SharedPort(settings.gateway_host, settings.gateway_port, setting="GATEWAY_PORT")
+    postgres = _locate_postgres(settings)
+    with contextlib.closing(port), contextlib.closing(_bind_simulator_port()) as listener:
+        started_at = time.monotonic()
+        env = _build_environment(postgres)
+        if postgres is not None:
+            env["DATABASE_WAIT_SECONDS"] = _DATABASE_WAIT_SECONDS
+        simulators = build_simulator(settings, env, listener)
+        workers = build_workers(settings, env, port, count)
+        supervisor = Supervisor([*simulators, *workers], postgres, stop_on_hangup=False)
+        address = settings.model_copy(update={"gateway_port": port.port_number}).local_url
+        report = report_workers_ready(settings, supervisor.ready, address, count, started_at)
+        return asyncio.run(_supervise(supervisor, report))
+
+
+def build_simulator(settings: Settings, env: dict[str, str], listener: socket.socket) -> list[ManagedProcess]:
+    """Build the simulated Groq's process where no other model is configured; adds its address to `env`."""
+    if settings.provider is not None:
+        return []
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    env |= {"GROQ_API_KEY": "simulated", "GROQ_BASE_URL": address, "GROQ_SIMULATED": "true"}
+    fd = listener.fileno()
+    argv = [*_PYTHON_MODULE, "gateway.simulator", "--fd", str(fd)]
+    argv += ["--replay", str(settings.simulator_replay)] if settings.simulator_replay else []
+    return [ManagedProcess("the simulated Groq", argv, env, stop_rank=1, pass_fds=(fd,))]
+
+
+def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, count: int) -> list[ManagedProcess]:
+    """Build the gateway's processes. They are stopped before the processes that they depend on."""
+    env = {**env, "GATEWAY_PORT": str(port.port_number)}
+    return [
+        ManagedProcess(
+            "the gateway" if count == 1 else f"worker {number}",
+            [*_PYTHON_MODULE, "gateway.cli", "serve"],
+            env,
+            stop_timeout_seconds=settings.shutdown_grace_seconds + 0.5,
+            port=port,
+            replaceable=count > 1,
+        )
+        for number in range(1, count + 1)
+    ]
+
+
+async def _supervise(supervisor: Supervisor, report: Coroutine[Any, Any, None]) -> int:
+    supervisor.spawn_task(report)
+    return await supervisor.run()
+
+
+def _locate_postgres(settings: Settings) -> EmbeddedPostgres | None:
+    try:
+        return None if settings.postgres_url else locate(settings.gateway_data_dir)
+    except (EmbeddedError, OSError) as error:
+        raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
+
+
+def _build_environment(postgres: EmbeddedPostgres | None) -> dict[str, str]:
+    return dict(os.environ) | ({"DATABASE_URL": postgres.url(), "MIGRATE_ON_START": "true"} if postgres else {})
+
+
+def _bind_simulator_port() -> socket.socket:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    return listener
+
+
+def _load_tools_secret(settings: Settings) -> str:
+    """Return the configured secret, else the data directory's own, which survives a restart: stored questions are
+    encrypted with it."""
+    if settings.tools_server_secret is not None:
+        return settings.tools_server_secret.get_secret_value()
+    file = settings.gateway_data_dir / "tools-secret"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(32))
+    return file.read_text()

@@ -1,0 +1,116 @@
+"""https with a certificate from files: uvicorn's options, and a client context that trusts the certificate."""
+
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from gateway_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+    from cryptography.x509 import Certificate
+
+
+class TlsOptions(TypedDict, total=False):
+    """uvicorn's options for https."""
+
+    ssl_certfile: str | Path
+    ssl_keyfile: str | Path
+    ssl_keyfile_password: str | None
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """A certificate and its key. `setting_prefix` begins the names of the settings, for example `GATEWAY_TLS`."""
+
+    cert: Path
+    key: Path
+    password: str | None
+    setting_prefix: str
+
+    def check_and_build_options(self) -> TlsOptions:
+        """Check the files and return uvicorn's options.
+
+        Raises:
+            ConfigError: a file cannot be read or used, certificate and key do not match, or the certificate expired.
+        """
+        certificate = self._load_certificate()
+        if certificate.not_valid_after_utc < datetime.now(UTC):
+            expired = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+            raise ConfigError(f"{self.setting_prefix}_CERT_FILE: {self.cert}: the certificate expired on {expired}")
+        if self._load_key().public_key() != certificate.public_key():
+            raise ConfigError(
+                f"{self.setting_prefix}_KEY_FILE: {self.key} is not the key of the certificate in {self.cert}"
+            )
+        try:
+            # An empty password instead of none: without one OpenSSL asks at the terminal.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, self.password or "")
+        except ssl.SSLError as error:
+            reason = error.reason.replace("_", " ").lower()
+            raise ConfigError(f"{self.setting_prefix}_CERT_FILE: {self.cert} cannot be used: {reason}") from None
+        return {"ssl_certfile": self.cert, "ssl_keyfile": self.key, "ssl_keyfile_password": self.password}
+
+    def build_client_context(self) -> ssl.SSLContext:
+        """Build a context for clients on this machine: it trusts this certificate alone, under any host name.
+
+        Raises:
+            ConfigError: the certificate cannot be read.
+        """
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_verify_locations(cadata=self._load_certificate().public_bytes(Encoding.PEM).decode())
+        return context
+
+    def _load_certificate(self) -> "Certificate":
+        """Load the first certificate of the file, which is the server's own; its issuers may follow."""
+        from cryptography import x509
+
+        setting = f"{self.setting_prefix}_CERT_FILE"
+        try:
+            return x509.load_pem_x509_certificates(_read_file(self.cert, setting))[0]
+        except ValueError:
+            raise ConfigError(f"{setting}: {self.cert} holds no certificate in PEM") from None
+
+    def _load_key(self) -> "PrivateKeyTypes":
+        from cryptography.hazmat.primitives import serialization
+
+        data = _read_file(self.key, f"{self.setting_prefix}_KEY_FILE")
+        try:
+            return serialization.load_pem_private_key(data, self.password.encode() if self.password else None)
+        except TypeError:  # cryptography's way to say that a password is superfluous or missing
+            problem = "is set, and the key is not encrypted" if self.password else "must be set: the key is encrypted"
+            raise ConfigError(f"{self.setting_prefix}_KEY_PASSWORD: {problem}") from None
+        except ValueError:
+            if self.password:
+                raise ConfigError(f"{self.setting_prefix}_KEY_PASSWORD: does not open {self.key}") from None
+            raise ConfigError(f"{self.setting_prefix}_KEY_FILE: {self.key} holds no private key in PEM") from None
+
+
+def build_server_options(files: TlsFiles | None) -> TlsOptions:
+    """Return uvicorn's options for https; none for plain http.
+
+    Raises:
+        ConfigError: see `TlsFiles.check_and_build_options`.
+    """
+    return files.check_and_build_options() if files is not None else {}
+
+
+def build_client_context(files: TlsFiles | None) -> ssl.SSLContext | None:
+    """Return a context for clients of a server on this machine; None for plain http.
+
+    Raises:
+        ConfigError: the certificate cannot be read.
+    """
+    return files.build_client_context() if files is not None else None
+
+
+def _read_file(path: Path, setting: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from None
