@@ -24,9 +24,8 @@ class Session:
             return next(answers)
 
         person: Callable[[str], str] | None = read if lines else None
-        self.terminal = ChatTerminal(
-            url, api_key=api_key, model=None, output=self.out, notes=self.side, read_line=person
-        )
+        out, notes = self.out, self.side
+        self.terminal = ChatTerminal(url, api_key=api_key, model=None, output=out, notes=notes, read_line=person)
 
 
 async def test_answer_goes_to_out_and_the_tools_to_the_side(gateway: Gateway) -> None:
