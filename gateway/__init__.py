@@ -1,3 +1,3 @@
-"""The agent gateway: HTTP chats in, MCP tools and Groq models behind, every turn kept in Postgres."""
+"""The agent gateway: serves chats over HTTP, runs the tools of MCP servers and stores every turn in Postgres."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

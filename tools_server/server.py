@@ -38,7 +38,7 @@ from tools_server.rest import add_plain_routes
 from tools_server.tasks import tools as task_tools
 from tools_server.tasks.store import TaskStore
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 STATE_SECONDS = 30 * 86_400.0
 INSTRUCTIONS = """\
 calculator is exact: use it for all arithmetic. web_search finds pages, fetch_page reads one. The task tools keep the \
