@@ -18,7 +18,8 @@ from gateway.agent.budgets import Budgets
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner, RunnerConfig, RunnerStorage
 from gateway.agent.server_registry import Registry
-from gateway.agent.subscriptions import Following
+from gateway.agent.service import TurnService
+from gateway.agent.subscriptions import TurnSubscriptions
 from gateway.agent.workers import WorkerHeartbeat
 from gateway.api.deps import State
 from gateway.api.http import errors, openapi
@@ -209,14 +210,17 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             toolbox=guarded,
             budgets=Budgets(usage, budget_of_users(settings)),
         )
-        following = Following(runner, turns, bus)
+        subscriptions = TurnSubscriptions(runner, turns, bus)
+        turn_service = TurnService(
+            settings, runner, subscriptions, turns=turns, conversations=conversation_store, questions=inputs, bus=bus
+        )
         beat = settings.heartbeat_seconds
         membership = WorkerHeartbeat(runner, turns, turns, inputs, worker_id, interval=beat, silent=4 * beat)
         bus.subscribe("cancel", runner.on_cancel)
         bus.subscribe("watch", runner.on_watch)
         bus.subscribe("orphan", runner.on_answer)
         bus.subscribe("orphan", membership.on_orphan)
-        bus.subscribe("events", following.heard)
+        bus.subscribe("events", subscriptions.on_events)
         bus.subscribe("servers", registry.on_servers_changed)
         bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
         bus.subscribe("keys", auth.heard)
@@ -224,14 +228,14 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
         stack.push_async_callback(bus.stop)
         await registry.start()
         stack.push_async_callback(registry.stop)
-        stack.push_async_callback(following.stop)
+        stack.push_async_callback(subscriptions.stop)
         await toolbox.wait_until_connected(_SETTLE_SECONDS)
         await membership.start()
         forgetting = asyncio.create_task(_forget(turns, settings.journal_retention_days), name="retention")
         stack.push_async_callback(_cancel, forgetting)
         stack.push_async_callback(runner.stop, 0)
         stack.push_async_callback(membership.stop)
-        mcp = McpEndpoint(settings, runner, guarded, worker_id, database.dsn)
+        mcp = McpEndpoint(settings, turn_service, guarded, worker_id, database.dsn)
         toolbox.subscribe(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.running())
         yield State(
@@ -239,8 +243,7 @@ async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGener
             auth=auth,
             keys=key_store,
             rates=rates,
-            runner=runner,
-            following=following,
+            turn_service=turn_service,
             turns=turns,
             inputs=inputs,
             conversations=conversation_store,

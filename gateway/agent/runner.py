@@ -226,11 +226,6 @@ class Runner:
             turn.log.on_commit = lambda: bus.publish(news)
             bus.publish(news)
 
-    def heard(self, message: BusMessage) -> None:
-        """Handle a message that a caller in this process has just published."""
-        if message.kind == "cancel":
-            self.on_cancel(message)
-
     # --- stopping
 
     async def stop(self, grace: float) -> None:

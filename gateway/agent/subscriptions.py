@@ -1,110 +1,163 @@
-"""Reading a turn wherever it runs: here from its own log, elsewhere from a copy that is fed from the journal."""
+"""Subscriptions to a turn's events wherever it runs: its own log here, elsewhere a log that the journal fills."""
 
 import asyncio
+from typing import Self
 from uuid import UUID
 
 from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
-from gateway.domain.errors import StorageUnavailable, TurnNotKept
+from gateway.common.concurrency import wait_or_poll
+from gateway.domain.errors import JournalExpired, ServerStopping, StorageUnavailable, TurnNotKept
 from gateway.domain.messages import BusMessage
 from gateway.ports.store import Bus, TurnRepository
 
-_LOOK_SECONDS = 1.0
-EXPIRED = "journal_expired"
+POLL_SECONDS = 1.0
+INPUT_REQUIRED = "input_required"
 
 
-class Reading:
-    """A log to follow. `close()` it when done."""
+class TurnSubscription:
+    """A log to follow; `with` or `close()` ends it. `is_local`: the turn runs here, and this is its own log."""
 
-    def __init__(self, log: TurnLog, copy: "_Copy | None" = None) -> None:
+    def __init__(self, log: TurnLog, tail: "_JournalTail | None" = None) -> None:
         self.log = log
-        self._copy = copy
+        self._tail = tail
+
+    @property
+    def is_local(self) -> bool:
+        return self._tail is None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def wait_until_closed(self) -> None:
+        """Return at the turn's end, or when the log is closed before that."""
+        async for _ in self.log.follow():
+            pass
 
     def close(self) -> None:
-        copy, self._copy = self._copy, None
-        if copy is not None:
-            copy.leave()
+        tail, self._tail = self._tail, None
+        if tail is not None:
+            tail.remove_subscriber()
 
 
-class Following:
-    """Any number of readers of a turn share its log, or one copy of it."""
+class TurnSubscriptions:
+    """All subscribers of a turn share its log, or one log that the journal fills.
 
-    def __init__(self, runner: Runner, kept: TurnRepository, bus: Bus) -> None:
+    A log with `until_input` also closes when the turn waits for a person, and when the database was unreachable for
+    `storage_timeout_seconds`: it is for callers who wait for a result. Others follow the turn through both.
+    """
+
+    def __init__(
+        self, runner: Runner, turns: TurnRepository, bus: Bus, *, storage_timeout_seconds: float = 30.0
+    ) -> None:
         self._runner = runner
-        self._kept = kept
+        self._turns = turns
         self._bus = bus
-        self._copies: dict[UUID, _Copy] = {}
+        self._storage_timeout_seconds = storage_timeout_seconds
+        self._tails: dict[tuple[UUID, bool], _JournalTail] = {}
 
-    def open(self, turn_id: UUID, *, kept: bool = True) -> Reading:
-        """A log of the turn, which must exist.
+    def open(self, turn_id: UUID, *, is_stored: bool = True, until_input: bool = False) -> TurnSubscription:
+        """Subscribe to a turn that exists.
 
         Raises:
-            TurnNotKept: it is not `kept`, and does not run here.
+            TurnNotKept: the turn is not stored, and does not run here.
         """
         running = self._runner.get(turn_id)
-        if running is not None and not (kept and running.log.closing):  # one that is being put down may go on elsewhere
-            return Reading(running.log)
-        if not kept:
+        if running is not None and not (is_stored and running.log.closing):  # after a hand-over it runs elsewhere
+            return TurnSubscription(running.log)
+        if not is_stored:
             raise TurnNotKept
-        copy = self._copies.get(turn_id)
-        if copy is None:
-            copy = self._copies[turn_id] = _Copy(turn_id, self._kept, self._bus, self._copies)
-        copy.readers += 1
-        return Reading(copy.log, copy)
+        key = (turn_id, until_input)
+        tail = self._tails.get(key)
+        if tail is None or (until_input and tail.log.closing):  # whoever comes later may find the turn going on
+            tail = _JournalTail(
+                turn_id,
+                self._turns,
+                self._bus,
+                self._tails,
+                storage_timeout_seconds=self._storage_timeout_seconds if until_input else None,
+            )
+            self._tails[key] = tail
+        tail.subscribers += 1
+        return TurnSubscription(tail.log, tail)
 
-    def heard(self, message: BusMessage) -> None:
+    def on_events(self, message: BusMessage) -> None:
         """There are new events of a turn."""
-        if message.kind == "events" and (copy := self._copies.get(message.turn_id)) is not None:
-            copy.news.set()
+        for until_input in (False, True):
+            if (tail := self._tails.get((message.turn_id, until_input))) is not None:
+                tail.has_news.set()
 
     async def stop(self) -> None:
-        """Send every reader away."""
-        copies = list(self._copies.values())
-        for copy in copies:
-            copy.log.close("server_stopping")
-            copy.task.cancel()
-        await asyncio.gather(*(copy.task for copy in copies), return_exceptions=True)
+        """Close every log that the journal fills."""
+        tails = list(self._tails.values())
+        for tail in tails:
+            tail.log.close(ServerStopping.code)
+            tail.task.cancel()
+        await asyncio.gather(*(tail.task for tail in tails), return_exceptions=True)
 
 
-class _Copy:
-    """A turn's log, fed from the journal while anybody reads it."""
+class _JournalTail:
+    """A turn's log that the journal fills while it has subscribers."""
 
-    def __init__(self, turn_id: UUID, kept: TurnRepository, bus: Bus, among: "dict[UUID, _Copy]") -> None:
+    def __init__(
+        self,
+        turn_id: UUID,
+        turns: TurnRepository,
+        bus: Bus,
+        tails: "dict[tuple[UUID, bool], _JournalTail]",
+        *,
+        storage_timeout_seconds: float | None,
+    ) -> None:
         self.log = TurnLog(turn_id)
-        self.readers = 0
-        self.news = asyncio.Event()
-        self._kept = kept
+        self.subscribers = 0
+        self.has_news = asyncio.Event()
+        self._turns = turns
         self._bus = bus
-        self._among = among
-        self.task = asyncio.create_task(self._feed(), name=f"copy {turn_id}")
+        self._tails = tails
+        self._storage_timeout_seconds = storage_timeout_seconds
+        self._last_read_at = asyncio.get_running_loop().time()
+        self.task = asyncio.create_task(self._fill(), name=f"journal tail {turn_id}")
 
-    def leave(self) -> None:
-        self.readers -= 1
-        if not self.readers:
-            self._among.pop(self.log.turn_id, None)
+    @property
+    def _until_input(self) -> bool:
+        return self._storage_timeout_seconds is not None
+
+    def remove_subscriber(self) -> None:
+        self.subscribers -= 1
+        if not self.subscribers:
+            key = (self.log.turn_id, self._until_input)
+            if self._tails.get(key) is self:
+                del self._tails[key]
             self.task.cancel()
 
-    async def _feed(self) -> None:
+    async def _fill(self) -> None:
         while not self.log.ended:
-            self.news.clear()
+            self.has_news.clear()
             try:
                 if await self._read():
                     continue
             except StorageUnavailable:
-                pass  # looked for again below, as when nothing new was there
+                self._check_storage_timeout()
             self._bus.publish(BusMessage("watch", self.log.turn_id))
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self.news.wait()
-            except TimeoutError:
-                continue
+            await wait_or_poll(self.has_news, POLL_SECONDS)
 
     async def _read(self) -> bool:
         """Whether there was anything new. A turn that has ended without its end in the journal has lost its events."""
         turn_id = self.log.turn_id
-        status = await self._kept.status(turn_id)
-        entries = await self._kept.events(turn_id, self.log.last_seq)
+        status = await self._turns.status(turn_id)
+        entries = await self._turns.events(turn_id, self.log.last_seq)
+        self._last_read_at = asyncio.get_running_loop().time()
         self.log.adopt(entries)
         if not entries and status not in ("running", "waiting"):
-            self.log.close(EXPIRED)
+            self.log.close(JournalExpired.code)
+        elif not entries and status == "waiting" and self._until_input:
+            self.log.close(INPUT_REQUIRED)
         return bool(entries)
+
+    def _check_storage_timeout(self) -> None:
+        silence = asyncio.get_running_loop().time() - self._last_read_at
+        if self._storage_timeout_seconds is not None and silence >= self._storage_timeout_seconds:
+            self.log.close(StorageUnavailable.code)

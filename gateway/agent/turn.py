@@ -195,7 +195,7 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     # --- listeners and cancellation
 
-    async def until_opened(self, seconds: float) -> None:
+    async def wait_until_accepted(self, seconds: float) -> None:
         """Return when the model has accepted the first request, the turn has ended, or the time is over.
 
         Raises:
@@ -210,15 +210,15 @@ class ActiveTurn(TurnContext, TurnSpending):
             raise self.failure
 
     def ended(self) -> None:
-        """Wake everything that waits in `until_opened`: no more output will come."""
+        """Wake everything that waits in `wait_until_accepted`: no more output will come."""
         self._opened.set()
 
-    def join(self) -> None:
-        """Add a listener that the turn runs for."""
+    def add_listener(self) -> None:
+        """Count a response that the turn runs for. Only `TurnService.listen` does this."""
         self._listeners += 1
 
-    def leave(self) -> None:
-        """Remove a listener. When the last one leaves before the end, the request's `on_disconnect` decides."""
+    def remove_listener(self) -> None:
+        """When the last one leaves before the end, the request's `on_disconnect` decides."""
         self._listeners -= 1
         if not self._listeners and not self.log.ended and self.record.request.on_disconnect == "cancel":
             self.cancel("client_disconnected")
@@ -258,7 +258,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         )
 
     def failed_event(self, error: GatewayError) -> TurnFailed:
-        """The end of a failed turn; `until_opened` raises the error."""
+        """The end of a failed turn; `wait_until_accepted` raises the error."""
         self.failure = error
         return TurnFailed(error=error.info(), saved=self._saved())
 

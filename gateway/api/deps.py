@@ -10,9 +10,8 @@ import msgspec
 from fastapi import Depends, Request
 from starlette.types import Receive, Scope, Send
 
-from gateway.agent.runner import Runner
 from gateway.agent.server_registry import Registry
-from gateway.agent.subscriptions import Following
+from gateway.agent.service import TurnService
 from gateway.api.rate_limit.limiter import Rates
 from gateway.api.security.authentication import PRINCIPAL, Authenticator
 from gateway.common.concurrency import TaskRegistry
@@ -52,8 +51,7 @@ class State:
     auth: Authenticator
     keys: KeyStore
     rates: Rates
-    runner: Runner
-    following: Following
+    turn_service: TurnService
     turns: TurnStore
     inputs: InputStore
     conversations: ConversationStore
@@ -75,11 +73,15 @@ class State:
     async def stop(self, grace: float) -> None:
         """Tell every reader, and leave what has not ended within `grace` seconds to others."""
         self.mcp.stop_listening()
-        await asyncio.gather(self.following.stop(), self.runner.stop(grace))
+        await self.turn_service.stop(grace)
 
 
 def state_of(request: Request) -> State:
     return request.app.state.gateway
+
+
+def turn_service(request: Request) -> TurnService:
+    return state_of(request).turn_service
 
 
 def principal_of(request: Request) -> Principal:
@@ -105,7 +107,7 @@ StateDep = Annotated[State, Depends(get_state)]
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client hangs up. The request's body must have been read.
 
     Raises:

@@ -145,6 +145,12 @@ class TurnNotKept(Conflict):
     )
 
 
+class JournalExpired(Conflict):
+    code = "journal_expired"
+    status = 410
+    default_message = "The events of this turn are no longer stored. Read the turn itself instead."
+
+
 class RateLimited(GatewayError):
     code = "rate_limited"
     status = 429

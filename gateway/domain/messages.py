@@ -236,7 +236,7 @@ ToolChoice = str | JsonObject
 
 
 class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One user request, whatever wire format brought it.
+    """One user request, whatever wire format brought it. Without a `model`, the administrator's default answers it.
 
     `tools` lists the names that may be used (None: all), `client_tools` what the client runs itself. `conversation_id`
     is an id, "new", or None for a turn alone; `parent_turn_id` the turn that this one follows, where that is not the
@@ -248,7 +248,7 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     messages: tuple[Message, ...]
-    model: str
+    model: str = ""
     parameters: Parameters = Parameters()
     tools: tuple[str, ...] | None = None
     tool_choice: ToolChoice | None = None

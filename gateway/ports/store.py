@@ -15,6 +15,7 @@ from gateway.domain.messages import (
     BusMessage,
     Hold,
     InputNeeded,
+    JsonObject,
     KeptInput,
     KnownResponse,
     Message,
@@ -40,6 +41,34 @@ class EventSource(Protocol):
     def mark_committed(self, seq: int) -> None:
         """Record that all entries up to `seq` are durable."""
         ...
+
+
+class StoredTurn(Protocol):
+    """A turn as it is stored, to be read. `store`: its messages and events are stored, not its figures alone."""
+
+    @property
+    def id(self) -> UUID: ...
+
+    @property
+    def owner(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def store(self) -> bool: ...
+
+    @property
+    def cached(self) -> bool: ...
+
+    @property
+    def options(self) -> JsonObject: ...
+
+    @property
+    def messages(self) -> list[JsonObject]: ...
+
+    @property
+    def sent_messages(self) -> int: ...
 
 
 class Journal(Protocol):
@@ -114,6 +143,16 @@ class ConversationRepository(Protocol):
         """What ended turns of an owner added to the messages that they were sent."""
         ...
 
+    @abstractmethod
+    async def busy_turn(self, conversation_id: str, principal: Principal) -> StoredTurn | None:
+        """The turn that has to end before another may begin.
+
+        Raises:
+            NotFound: the principal has no such conversation.
+            StorageUnavailable: the database cannot be reached.
+        """
+        ...
+
 
 class ResponseCache(Protocol):
     """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
@@ -131,6 +170,23 @@ class ResponseCache(Protocol):
 
 class TurnRepository(Protocol):
     """Stored turns. Every method may raise StorageUnavailable."""
+
+    @abstractmethod
+    async def get(self, turn_id: UUID, principal: Principal) -> StoredTurn:
+        """Raises:
+        NotFound: the principal has no such turn.
+        """
+        ...
+
+    @abstractmethod
+    async def find(self, owner: str, idempotency_key: str) -> StoredTurn | None:
+        """The turn that the owner's idempotency key has started."""
+        ...
+
+    @abstractmethod
+    async def request_cancel(self, turn_id: UUID) -> None:
+        """Store the cancellation, so a worker that takes over honours it."""
+        ...
 
     @abstractmethod
     async def events(self, turn_id: UUID, after: int) -> list[Entry]:
@@ -179,6 +235,22 @@ class QuestionRepository(Protocol):
     @abstractmethod
     async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
         """Keep a call's questions, each with when it expires."""
+        ...
+
+    @abstractmethod
+    async def get(self, turn_id: UUID, input_id: UUID) -> KeptInput:
+        """Raises:
+        NotFound: the turn has not asked this.
+        """
+        ...
+
+    @abstractmethod
+    async def answer(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
+        """Decide a question, once.
+
+        Raises:
+            Conflict: it has been decided already, or has expired, or the turn has ended.
+        """
         ...
 
     @abstractmethod

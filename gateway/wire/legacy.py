@@ -1,6 +1,6 @@
 """The formats of the gateway's forerunners, as their users call them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import msgspec
@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
-from gateway.wire.turn_summary import Collected
+from gateway.ports.listener import EventListener
+from gateway.wire.turn_summary import TurnSummary
 
-Batches = AsyncIterator[list[e.Entry]]
-Closing = Callable[[], str | None]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -19,7 +18,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class PromptRequest(_Body):
+class LegacyStreamRequest(_Body):
     """`POST /stream`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "What is 23*19?"}]})
@@ -27,8 +26,8 @@ class PromptRequest(_Body):
     prompt: str = Field(min_length=1, max_length=1_000_000)
     model: str | None = Field(default=None, min_length=1, max_length=200)
 
-    def value(self, *, default_model: str, defaults: Parameters) -> TurnRequest:
-        return TurnRequest((Message("user", self.prompt),), self.model or default_model, defaults)
+    def to_turn_request(self) -> TurnRequest:
+        return TurnRequest((Message("user", self.prompt),), self.model or "")
 
 
 class Hyperparameters(_Body):
@@ -41,12 +40,12 @@ class Hyperparameters(_Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
 
-    def value(self) -> Parameters:
+    def to_parameters(self) -> Parameters:
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or None
         return msgspec.convert(self.model_dump() | {"stop": stop}, Parameters)
 
 
-class PromptsRequest(_Body):
+class LegacyBatchRequest(_Body):
     """`POST /api/chat/stream`. What the model does not take of the hyperparameters is left out."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"user_prompt": "What is 23*19?"}]})
@@ -58,11 +57,11 @@ class PromptsRequest(_Body):
     save_conversation: bool = True
     conversation_id: str | None = None
 
-    def value(self, *, default_model: str, defaults: Parameters) -> TurnRequest:
+    def to_turn_request(self) -> TurnRequest:
         return TurnRequest(
             messages=(Message("user", self.user_prompt),),
-            model=self.model or default_model,
-            parameters=self.hyperparameters.value().over(defaults),
+            model=self.model or "",
+            parameters=self.hyperparameters.to_parameters(),
             conversation_id=self.conversation_id or ("new" if self.save_conversation else None),
             system=self.system_prompt,
             store=self.save_conversation,
@@ -78,9 +77,9 @@ class MessageRequest(_Body):
     message: str = Field(min_length=1, max_length=4_096)
     conversation_id: str | None = None
 
-    def value(self, *, default_model: str, defaults: Parameters) -> TurnRequest:
+    def to_turn_request(self) -> TurnRequest:
         conversation = self.conversation_id or "new"
-        return TurnRequest((Message("user", self.message),), default_model, defaults, conversation_id=conversation)
+        return TurnRequest((Message("user", self.message),), conversation_id=conversation)
 
 
 class ToolUse(BaseModel):
@@ -94,7 +93,7 @@ class MessageReply(BaseModel):
     tool_calls: list[ToolUse]
 
 
-def reply(turn: Collected) -> MessageReply:
+def reply(turn: TurnSummary) -> MessageReply:
     """The answer of `POST /api/{user_id}/chat`."""
     assert turn.started is not None
     asked = "\n".join(question.message for question in turn.inputs.values())
@@ -105,14 +104,14 @@ def reply(turn: Collected) -> MessageReply:
     )
 
 
-class SpokenMessage(BaseModel):
+class LegacyMessage(BaseModel):
     role: Literal["user", "assistant"]
     content: str
 
 
-class SpokenConversation(BaseModel):
+class LegacyConversation(BaseModel):
     conversation_id: str
-    messages: list[SpokenMessage]
+    messages: list[LegacyMessage]
 
 
 class _Said:
@@ -127,10 +126,10 @@ class _Said:
         return between + delta.text
 
 
-async def plain_text(batches: Batches, closing: Closing) -> AsyncGenerator[bytes]:
+async def plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
     """The text alone. What goes wrong or has to be asked stands in brackets at its end: there is no other place."""
     said, ended, asked = _Said(), False, ""
-    async for batch in batches:
+    async for batch in listener:
         text = ""
         for entry in batch:
             match entry.event:
@@ -145,14 +144,14 @@ async def plain_text(batches: Batches, closing: Closing) -> AsyncGenerator[bytes
             ended = isinstance(entry.event, e.TurnEnd)
         yield text.encode()
     if not ended:
-        reason = closing()
+        reason = listener.close_reason
         yield f"\n[waiting for an answer: {asked}]".encode() if asked else f"\n[error: {reason}]".encode()
 
 
-async def prompt_frames(batches: Batches, closing: Closing, *, kept: bool) -> AsyncGenerator[bytes]:
+async def prompt_frames(listener: EventListener, *, kept: bool) -> AsyncGenerator[bytes]:
     """`data: {"conversation_id","model"}`, then `data: {"content","finished"}` for each piece of text."""
     said, ended, asked = _Said(), False, ""
-    async for batch in batches:
+    async for batch in listener:
         told: list[JsonObject] = []
         for entry in batch:
             match entry.event:
@@ -172,7 +171,7 @@ async def prompt_frames(batches: Batches, closing: Closing, *, kept: bool) -> As
             ended = isinstance(entry.event, e.TurnEnd)
         yield b"".join(map(_data, told))
     if not ended:
-        reason = closing() or "server_stopping"
+        reason = listener.close_reason or "server_stopping"
         last = {"content": asked, "finished": True} if asked else _error_frame("The stream broke off.", reason)
         yield _data(last)
 

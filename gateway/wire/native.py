@@ -1,6 +1,6 @@
 """The gateway's own wire format: every event of the turn, as it is."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
+from gateway.ports.listener import EventListener
 from gateway.wire.sse import DONE, frame, unnumbered
-from gateway.wire.turn_summary import Collected
+from gateway.wire.turn_summary import TurnSummary
 
 Text = Annotated[str, StringConstraints(max_length=1_000_000)]
 
@@ -37,7 +38,7 @@ class MessageBody(BaseModel):
     tool_call_id: str | None = Field(default=None, max_length=128)
     name: str | None = Field(default=None, max_length=128)
 
-    def value(self) -> Message:
+    def to_message(self) -> Message:
         calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in self.tool_calls or ())
         return Message(self.role, self.content, calls, self.tool_call_id, self.name)
 
@@ -120,19 +121,19 @@ class ChatRequest(BaseModel):
             raise ValueError("cache: the answer of a turn that is not kept cannot be given again")
         return self
 
-    def value(self, *, default_model: str, defaults: Parameters, idempotency_key: str | None = None) -> TurnRequest:
-        """The request in the gateway's own terms, with the defaults where it says nothing."""
+    def to_turn_request(self, *, idempotency_key: str | None = None) -> TurnRequest:
+        """The request in the gateway's own terms."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        asked = Parameters(
+        parameters = Parameters(
             self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort, self.seed,
             self.parallel_tool_calls, self.top_k, self.repetition_penalty, self.frequency_penalty,
             self.presence_penalty, self.reasoning_format, self.include_reasoning,
         )  # fmt: skip
         choice = self.tool_choice
         return TurnRequest(
-            messages=tuple(message.value() for message in self.messages),
-            model=self.model or default_model,
-            parameters=asked.over(defaults),
+            messages=tuple(message.to_message() for message in self.messages),
+            model=self.model or "",
+            parameters=parameters,
             tools=None if self.tools is None else tuple(dict.fromkeys(self.tools)),
             tool_choice=choice.model_dump() if isinstance(choice, NamedToolChoice) else choice,
             conversation_id=self.conversation_id,
@@ -206,7 +207,7 @@ class ChatResponse(BaseModel):
     warnings: list[str] = []
 
 
-def response_of(turn: Collected) -> ChatResponse:
+def response_of(turn: TurnSummary) -> ChatResponse:
     """The answer; the turn must have completed, or wait for a person."""
     assert turn.started is not None
     end = turn.end if isinstance(turn.end, e.TurnCompleted) else None
@@ -228,19 +229,17 @@ def response_of(turn: Collected) -> ChatResponse:
     )
 
 
-async def stream(
-    turn_id: str, batches: AsyncIterator[list[e.Entry]], closing: Callable[[], str | None]
-) -> AsyncGenerator[bytes]:
+async def stream(turn_id: str, listener: EventListener) -> AsyncGenerator[bytes]:
     """The turn's events as SSE bytes, all of a batch in one piece, `[DONE]` behind the last.
 
-    Where the batches end before the turn does, `closing()` says why, and the un-numbered `stream.closing` tells it.
+    Where the events stop before the turn's end, the un-numbered `stream.closing` says why.
     A reader that had the last event already gets `[DONE]` alone.
     """
     ended = False
-    async for batch in batches:
+    async for batch in listener:
         ended = isinstance(batch[-1].event, e.TurnEnd)
         yield b"".join(map(frame, batch)) + (DONE if ended else b"")
     if not ended:
-        reason = closing()
+        reason = listener.close_reason
         farewell = unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
         yield farewell if reason else DONE

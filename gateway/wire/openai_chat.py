@@ -1,6 +1,6 @@
 """OpenAI's chat completions. What the gateway's tools did inside is in `x_gateway`, which OpenAI's clients ignore."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -20,9 +20,10 @@ from gateway.domain.messages import (
     TurnRequest,
     Usage,
 )
+from gateway.ports.listener import EventListener
 from gateway.wire.native import CacheOptions
 from gateway.wire.sse import DONE
-from gateway.wire.turn_summary import Collected, CollectedCall
+from gateway.wire.turn_summary import ToolCallSummary, TurnSummary
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Reason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -75,7 +76,7 @@ class MessageBody(_Body):
             raise ValueError("a message of the role tool needs its tool_call_id")
         return self
 
-    def value(self) -> Message:
+    def to_message(self) -> Message:
         calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in self.tool_calls or ())
         role: Role = "system" if self.role == "developer" else self.role
         return Message(role, self.content, calls, self.tool_call_id, self.name)
@@ -94,7 +95,7 @@ class ToolBody(_Body):
     type: Literal["function"]
     function: FunctionBody
 
-    def value(self) -> ToolSpec:
+    def to_tool_spec(self) -> ToolSpec:
         function = self.function
         return client_tool(function.name, function.description, function.parameters)
 
@@ -175,12 +176,10 @@ class ChatCompletionRequest(_Body):
             raise ValueError("x_gateway.cache: the answer of a turn that is not kept cannot be given again")
         return self
 
-    def value(
-        self, *, default_model: str, defaults: Parameters, tools: str | None = None, key: str | None = None
-    ) -> TurnRequest:
+    def to_turn_request(self, *, tools: str | None = None, idempotency_key: str | None = None) -> TurnRequest:
         """The request in the gateway's own terms. `tools`: the header X-Gateway-Tools, which wins over the body."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        asked = Parameters(
+        parameters = Parameters(
             temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=stop or None,
             reasoning_effort="low" if self.reasoning_effort == "minimal" else self.reasoning_effort, seed=self.seed,
             parallel_tool_calls=self.parallel_tool_calls, top_k=self.top_k,
@@ -190,20 +189,20 @@ class ChatCompletionRequest(_Body):
         )  # fmt: skip
         choice, own = self.tool_choice, self.x_gateway
         return TurnRequest(
-            messages=tuple(message.value() for message in self.messages),
-            model=self.model or default_model,
-            parameters=asked.over(defaults),
+            messages=tuple(message.to_message() for message in self.messages),
+            model=self.model or "",
+            parameters=parameters,
             tools=chosen_tools(tools if tools is not None else own.tools),
             tool_choice=choice.model_dump() if isinstance(choice, NamedChoice) else choice,
             conversation_id=own.conversation_id,
             parent_turn_id=own.parent_turn_id,
             user_label=self.user,
             on_disconnect=own.on_disconnect,
-            idempotency_key=key,
+            idempotency_key=idempotency_key,
             approval=own.approval,
             cache_ttl=own.cache.ttl if own.cache else None,
             store=self.store is not False,
-            client_tools=tuple(tool.value() for tool in self.tools or ()),
+            client_tools=tuple(tool.to_tool_spec() for tool in self.tools or ()),
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
             metadata=self.metadata or {},
         )
@@ -227,7 +226,7 @@ def chosen_tools(chosen: str | list[str]) -> tuple[str, ...] | None:
 # --- answers
 
 
-def completion(turn: Collected) -> JsonObject:
+def completion(turn: TurnSummary) -> JsonObject:
     """A whole turn as one `chat.completion`."""
     assert turn.started is not None
     message: JsonObject = {"role": "assistant", "content": "\n\n".join(turn.texts) or None, "refusal": None}
@@ -243,7 +242,7 @@ def completion(turn: Collected) -> JsonObject:
     return head | {"choices": [choice], "usage": usage_body(turn.usage), "x_gateway": x_gateway(turn)}
 
 
-def x_gateway(turn: Collected) -> JsonObject:
+def x_gateway(turn: TurnSummary) -> JsonObject:
     """What the turn was and did, beyond what OpenAI's format can say."""
     assert turn.started is not None
     end = turn.end if isinstance(turn.end, e.TurnCompleted) else None
@@ -261,18 +260,18 @@ def x_gateway(turn: Collected) -> JsonObject:
     return {name: value for name, value in told.items() if value not in (None, [])}
 
 
-def _ran(call: CollectedCall) -> JsonObject:
+def _ran(call: ToolCallSummary) -> JsonObject:
     return {
         "id": call.id, "server": call.server, "tool": call.tool, "arguments": call.arguments, "outcome": call.outcome,
         "content": call.content, "duration_ms": call.duration_ms,
     }  # fmt: skip
 
 
-def _tool_call(call: CollectedCall) -> JsonObject:
+def _tool_call(call: ToolCallSummary) -> JsonObject:
     return {"id": call.id, "type": "function", "function": {"name": call.tool, "arguments": arguments_text(call)}}
 
 
-def arguments_text(call: CollectedCall | e.ToolCallStarted) -> str:
+def arguments_text(call: ToolCallSummary | e.ToolCallStarted) -> str:
     """A call's arguments as models and OpenAI's clients write them: as text."""
     return call.arguments if isinstance(call.arguments, str) else _arguments(call.arguments).decode()
 
@@ -306,20 +305,20 @@ def error_body(error: ErrorInfo, status: int | None = None) -> JsonObject:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-class Chunks:
+class ChunkWriter:
     """Writes a turn's events as `chat.completion.chunk` objects: one id, one role, one end."""
 
     def __init__(self, *, include_usage: bool = False, extended: bool = True) -> None:
         self._include_usage = include_usage
         self._extended = extended
-        self._turn = Collected()
+        self._turn = TurnSummary()
         self._head: JsonObject = {}
         self._last_step = 0
         self._handed_out = 0
 
     def write(self, event: e.Event) -> list[JsonObject]:
         """The chunks of one event: none for most that only the gateway's own format tells."""
-        self._turn.take(event)
+        self._turn.apply(event)
         match event:
             case e.TurnStarted():
                 self._head = envelope(event.turn_id, event.model, "chat.completion.chunk")
@@ -373,21 +372,20 @@ def line(chunk: JsonObject) -> bytes:
 
 
 async def stream(
-    batches: AsyncIterator[list[e.Entry]],
-    closing: Callable[[], str | None],
+    listener: EventListener,
     *,
-    chunks: Chunks,
+    chunks: ChunkWriter,
     frame: Callable[[JsonObject], bytes] = data,
     done: bytes = DONE,
 ) -> AsyncGenerator[bytes]:
     """A turn as chunks, each framed; `done` behind an answer, nothing behind an error."""
     ended = False
-    async for batch in batches:
+    async for batch in listener:
         ended = isinstance(batch[-1].event, e.TurnEnd)
         told = b"".join(frame(chunk) for entry in batch for chunk in chunks.write(entry.event))
         yield told + (done if ended and not chunks.failed else b"")
     if not ended:
-        reason = closing() or "server_stopping"
+        reason = listener.close_reason or "server_stopping"
         if reason == "input_required":
             yield b"".join(map(frame, chunks.end())) + done
         else:

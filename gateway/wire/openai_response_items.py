@@ -3,7 +3,7 @@
 The events are written by folding the turn's from the first on, so numbers and ids are the same however often one reads.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from uuid import UUID
 
@@ -11,13 +11,14 @@ import msgspec
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, ToolSpec, Usage
+from gateway.ports.listener import EventListener
 from gateway.wire.openai_chat import arguments_text, created_at
 from gateway.wire.openai_responses import response_id
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Describe(msgspec.Struct, frozen=True):
+class ResponseContext(msgspec.Struct, frozen=True):
     """What a response needs to know beside its events: the request's echo, and the tools as they are now."""
 
     echo: JsonObject
@@ -27,7 +28,7 @@ class Describe(msgspec.Struct, frozen=True):
 class ResponseWriter:
     """Folds a turn's events into OpenAI's events and the response itself."""
 
-    def __init__(self, turn_id: UUID, describe: Describe, part: int = 0) -> None:
+    def __init__(self, turn_id: UUID, describe: ResponseContext, part: int = 0) -> None:
         self._turn_id = turn_id
         self._describe = describe
         self._part = part
@@ -104,12 +105,21 @@ class ResponseWriter:
         )
         return told
 
+    def apply(self, event: e.Event) -> bool:
+        """Take the turn's next event. True: the response has ended, though the turn may go on."""
+        self.write(event)
+        return self.ended
+
     def write(self, event: e.Event) -> list[JsonObject]:
-        """OpenAI's events for one of the turn's. Those before this response's own part only tell it the state."""
+        """OpenAI's events for one of the turn's: none before this response's part of the turn, and none behind it."""
+        if self.ended:
+            return []
         if isinstance(event, e.TurnResumed):
+            if self.begun:
+                return self.park()
             self._at_part += 1
-            return self._begin() if self._at_part == self._part else []
-        if self._at_part != self._part:
+            return self._begin() if self.begun else []
+        if not self.begun:
             self._remember(event)
             return []
         return self._write(event)
@@ -369,8 +379,7 @@ def data(event: JsonObject) -> bytes:
 
 
 async def stream(
-    batches: AsyncIterator[list[e.Entry]],
-    closing: Callable[[], str | None],
+    listener: EventListener,
     *,
     writer: ResponseWriter,
     after: int = -1,
@@ -380,18 +389,11 @@ async def stream(
     def frames(events: list[JsonObject]) -> bytes:
         return b"".join(data(event) for event in events if event["sequence_number"] > after)
 
-    async for batch in batches:
-        told: list[JsonObject] = []
-        for entry in batch:
-            if isinstance(entry.event, e.TurnResumed) and not writer.ended and writer.begun:
-                told += writer.park()
-            if writer.ended:
-                break
-            told += writer.write(entry.event)
-        yield frames(told)
+    async for batch in listener:
+        yield frames([event for entry in batch for event in writer.write(entry.event)])
         if writer.ended:
             return
-    reason = closing() or "server_stopping"
+    reason = listener.close_reason or "server_stopping"
     if reason == "input_required":
         yield frames(writer.park())
     else:

@@ -89,14 +89,14 @@ class ApprovalItem(_Item):
         return UUID(hex=self.approval_request_id.removeprefix("mcpr_"))
 
 
-class SilentItem(_Item):
+class IgnoredItem(_Item):
     """Items of answers that say nothing to a model."""
 
     type: Literal["reasoning", "mcp_list_tools", "mcp_approval_request"]
 
 
 TypedItem = Annotated[
-    MessageItem | FunctionCallItem | FunctionCallOutputItem | McpCallItem | ApprovalItem | SilentItem,
+    MessageItem | FunctionCallItem | FunctionCallOutputItem | McpCallItem | ApprovalItem | IgnoredItem,
     Field(discriminator="type"),
 ]
 InputItem = TypedItem | MessageItem
@@ -209,20 +209,18 @@ class ResponseRequest(_Body):
         """
         items = self.input if isinstance(self.input, list) else []
         found = [item for item in items if isinstance(item, ApprovalItem)]
-        if found and not all(isinstance(item, ApprovalItem | SilentItem | McpCallItem) for item in items):
+        if found and not all(isinstance(item, ApprovalItem | IgnoredItem | McpCallItem) for item in items):
             raise InvalidRequest("Answers to approval requests come without other input.", param="input")
         if found and self.previous_response_id is None:
             raise InvalidRequest("Name the response that asked for approval.", param="previous_response_id")
         return found
 
-    def value(
+    def to_turn_request(
         self,
         *,
-        default_model: str,
-        defaults: Parameters,
         specs: tuple[ToolSpec, ...],
         urls: dict[str, str | None],
-        key: str | None = None,
+        idempotency_key: str | None = None,
     ) -> TurnRequest:
         """The request in the gateway's own terms. `specs` are the gateway's tools, `urls` its servers' addresses.
 
@@ -232,7 +230,7 @@ class ResponseRequest(_Body):
         if self.background and self.store is False:
             raise InvalidRequest("background: what runs in the background must be stored.", param="background")
         effort = self.reasoning.effort if self.reasoning else None
-        asked = Parameters(
+        parameters = Parameters(
             temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_output_tokens,
             reasoning_effort="low" if effort == "minimal" else effort, parallel_tool_calls=self.parallel_tool_calls,
         )  # fmt: skip
@@ -242,8 +240,8 @@ class ResponseRequest(_Body):
         functions = [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
         return TurnRequest(
             messages=tuple(messages_of(self.input)),
-            model=self.model or default_model,
-            parameters=asked.over(defaults),
+            model=self.model or "",
+            parameters=parameters,
             tools=None if offered is None else tuple(spec.name for spec in offered),
             tool_choice=self._choice(specs),
             conversation_id=conversation,
@@ -251,7 +249,7 @@ class ResponseRequest(_Body):
             system=self.instructions,
             user_label=self.user,
             on_disconnect="continue" if self.background else "cancel",
-            idempotency_key=key,
+            idempotency_key=idempotency_key,
             store=self.store is not False,
             client_tools=tuple(client_tool(tool.name, tool.description, tool.parameters) for tool in functions),
             response_format=self._response_format(),

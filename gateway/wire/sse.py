@@ -3,7 +3,7 @@
 import asyncio
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
@@ -35,9 +35,9 @@ class FrameStream(EventSourceResponse):
     tasks leave the whole request in reference cycles, on which the garbage collector then stops every stream. Two
     duties stay, pings and disconnects; a write that gets nowhere from one ping to the next ends the stream. The third,
     shutdown, is the runner's: it tells the streams, and they end by themselves.
-    `ready` is awaited before the answer begins: it gives further headers, or raises what is answered instead; who
-    hangs up meanwhile is not waited for. `on_close` is called when the response is over, however it ended, also where
-    it never began.
+    The response enters `listener`, from which the frames are written, and leaves it however the response ends, also
+    where it never begins. `ready` is awaited before it begins: it returns further headers, or raises what is answered
+    instead; it is cancelled when the client hangs up.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FrameStream(EventSourceResponse):
         frames: AsyncGenerator[bytes],
         *,
         headers: Mapping[str, str],
-        on_close: Callable[[], None],
+        listener: AbstractAsyncContextManager[object],
         ready: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
         ping: float = PING_SECONDS,
         media_type: str = SSE,
@@ -56,13 +56,17 @@ class FrameStream(EventSourceResponse):
         self._pings = media_type == SSE
         self._frames = frames
         self._ready = ready
-        self._on_close = on_close
+        self._listener = listener
         self._begun = False
         self._writes = 0
         self._writing = False
         self._ending = asyncio.Lock()  # a ping that waits to be written must not come behind the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._listener:
+            await self._respond(scope, receive, send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send_all(send, scope.get(WRITE, send)))
         gone = asyncio.create_task(self._listen_for_disconnect(receive))
         try:
@@ -83,7 +87,6 @@ class FrameStream(EventSourceResponse):
             sending.cancel()
             gone.cancel()
             await asyncio.wait((sending, gone))
-            self._on_close()
 
     async def _send_all(self, send: Send, write: Send) -> None:
         if self._ready is not None:

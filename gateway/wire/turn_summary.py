@@ -8,7 +8,7 @@ from gateway.domain.messages import JsonObject, Usage
 
 
 @dataclass
-class CollectedCall:
+class ToolCallSummary:
     """A tool call, with what came of it if it has ended."""
 
     id: str
@@ -23,19 +23,19 @@ class CollectedCall:
     duration_ms: float | None = None
 
 
-class Collected:
-    """Takes a turn's events in order; may be read at any time."""
+class TurnSummary:
+    """Folds a turn's events, in order; may be read at any time."""
 
     def __init__(self) -> None:
         self.started: e.TurnStarted | None = None
         self.end: e.TurnEnd | None = None
-        self.calls: dict[str, CollectedCall] = {}
+        self.calls: dict[str, ToolCallSummary] = {}
         self.inputs: dict[str, e.InputRequired] = {}
         self.usage = Usage()
         self._text: dict[int, list[str]] = {}
         self._reasoning: dict[int, list[str]] = {}
 
-    def take(self, event: e.Event) -> None:
+    def apply(self, event: e.Event) -> None:
         match event:
             case e.TextDelta():
                 self._text.setdefault(event.step, []).append(event.text)
@@ -44,7 +44,7 @@ class Collected:
             case e.TurnStarted():
                 self.started = event
             case e.ToolCallStarted():
-                self.calls[event.call_id] = CollectedCall(
+                self.calls[event.call_id] = ToolCallSummary(
                     event.call_id, event.step, event.server, event.tool, event.arguments, event.client
                 )
             case e.ToolFinished():
@@ -104,6 +104,6 @@ class Collected:
         return self.end.steps if isinstance(self.end, e.TurnCompleted) else len(self._text)
 
     @property
-    def client_calls(self) -> list[CollectedCall]:
+    def client_calls(self) -> list[ToolCallSummary]:
         """The calls that the client is to make."""
         return [call for call in self.calls.values() if call.client]

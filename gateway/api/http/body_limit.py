@@ -5,9 +5,6 @@ import asyncio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.domain.errors import InvalidRequest
-from gateway.domain.messages import TurnRequest
-
 _PLAIN = (b"", b"identity")
 
 
@@ -69,17 +66,3 @@ def _refuse(error: HTTPException) -> Receive:
         raise error
 
     return refuse
-
-
-def check_size(request: TurnRequest, *, most_messages: int, most_chars: int) -> None:
-    """Raises:
-    InvalidRequest: the request has too many messages, or too long a one.
-    """
-    if len(request.messages) > most_messages:
-        raise InvalidRequest(f"At most {most_messages} messages, not {len(request.messages)}.", param="messages")
-    for index, message in enumerate(request.messages):
-        if len(message.text) > most_chars:
-            raise InvalidRequest(
-                f"A message has at most {most_chars:,} characters, not {len(message.text):,}.",
-                param=f"messages.{index}.content",
-            )

@@ -5,19 +5,16 @@ turns. The host asks its user before a call, as hosts do; the approval policy of
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
-import anyio
 import mcp.types as t
 from mcp import MCPError
 from mcp.server import NotificationOptions
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
-from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
@@ -29,66 +26,24 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
-from gateway.agent.runner import Runner
+from gateway.agent.service import TurnService
+from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
+from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
+from gateway.api.mcp.schemas import parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import Peers
 from gateway.api.security.authentication import PRINCIPAL
+from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
 from gateway.config import Settings, is_loopback
-from gateway.domain.errors import GatewayError, NotFound
-from gateway.domain.events import ToolCallStarted, TurnCancelled, TurnFailed, TurnStarted
-from gateway.domain.messages import (
-    Answer,
-    InputNeeded,
-    JsonObject,
-    KeptInput,
-    Message,
-    Parameters,
-    Principal,
-    Question,
-    ToolResult,
-    ToolSpec,
-    TurnRequest,
-    text_block,
-)
+from gateway.domain.messages import JsonObject, Principal, ToolResult
 from gateway.ports.tools import Listed, Toolbox
 
 log = get_logger(__name__)
 
 _SESSION = "mcp-session-id"
-_MOST_ROUNDS = 10
+_MAX_ROUNDS = 10
 _MAX_LEGACY_SESSIONS = 1_000
 _NOTIFY_TIMEOUT_SECONDS = 5.0
-ASK_AGENT = ToolSpec(
-    name="ask_agent",
-    server="",
-    tool="ask_agent",
-    title="Ask the agent",
-    description=(
-        "Give a task to the gateway's own agent: it works with the gateway's model and all of its tools, and answers "
-        "in text. Use it for what takes several tools in a row. Pass the conversation_id of an answer to go on from it."
-    ),
-    input_schema={
-        "type": "object",
-        "properties": {
-            "prompt": {"type": "string", "minLength": 1, "description": "The task, with all that the agent must know."},
-            "conversation_id": {"type": "string", "description": "From an earlier answer, to go on from it."},
-            "model": {"type": "string", "description": "A model of the gateway's. Leave it out for the usual one."},
-        },
-        "required": ["prompt"],
-        "additionalProperties": False,
-    },
-    output_schema={
-        "type": "object",
-        "properties": {
-            "response": {"type": "string"},
-            "turn_id": {"type": "string"},
-            "conversation_id": {"type": ["string", "null"]},
-        },
-        "required": ["response", "turn_id"],
-    },
-    destructive=False,
-)
-Context = ServerRequestContext[Any, Any]
 
 
 class McpEndpoint:
@@ -98,10 +53,12 @@ class McpEndpoint:
     other one knows whom to pass a request on to.
     """
 
-    def __init__(self, settings: Settings, runner: Runner, toolbox: Toolbox, worker_id: UUID, database: str) -> None:
+    def __init__(
+        self, settings: Settings, turn_service: TurnService, toolbox: Toolbox, worker_id: UUID, database: str
+    ) -> None:
         self._settings = settings
         self._peers = Peers(worker_id, database, self)
-        self._runner = runner
+        self._turn_service = turn_service
         self._toolbox = toolbox
         self._bus = InMemorySubscriptionBus()
         self._listening = ListenHandler(self._bus)
@@ -109,7 +66,7 @@ class McpEndpoint:
             app=self._server(), security_settings=_security(settings), max_request_body_size=settings.max_body_bytes
         )
         self._app = StreamableHTTPASGIApp(self._manager)
-        self._legacy_sessions: OrderedDict[str, ServerSession] = OrderedDict()
+        self._legacy_sessions = LruDict[str, ServerSession](_MAX_LEGACY_SESSIONS)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -157,7 +114,7 @@ class McpEndpoint:
         try:
             async with asyncio.timeout(_NOTIFY_TIMEOUT_SECONDS):
                 await self._legacy_sessions[name].send_tool_list_changed()
-        except (TimeoutError, MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError):
+        except (TimeoutError, *HOST_GONE):
             self._legacy_sessions.pop(name, None)  # it is gone
             return False
         return True
@@ -168,9 +125,6 @@ class McpEndpoint:
         name = request.headers.get("mcp-session-id") if isinstance(request, Request) else None
         if name is not None:
             self._legacy_sessions[name] = ctx.session
-            self._legacy_sessions.move_to_end(name)
-            if len(self._legacy_sessions) > _MAX_LEGACY_SESSIONS:
-                self._legacy_sessions.popitem(last=False)
 
     def stop_listening(self) -> None:
         """End the open listen streams, each with its last message."""
@@ -204,71 +158,35 @@ class McpEndpoint:
     # --- tools
 
     async def _list_tools(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
-        principal = _principal(ctx)
+        principal = get_principal(ctx)
         self._remember(ctx)
         specs = [spec for spec in self._toolbox.specs() if principal.may_use(spec)]
-        return t.ListToolsResult(tools=[_tool(spec) for spec in (*specs, *_agent_for(principal))])
+        if may_ask_agent(principal):
+            specs.append(ASK_AGENT)
+        return t.ListToolsResult(tools=[to_mcp_tool(spec) for spec in specs])
 
     async def _call_tool(
         self, ctx: Context, params: t.CallToolRequestParams
     ) -> t.CallToolResult | t.InputRequiredResult:
         arguments = params.arguments or {}
-        principal = _principal(ctx)
+        principal = get_principal(ctx)
         if principal.role == "viewer":
             raise MCPError(t.INVALID_REQUEST, "A viewer may not call tools.")
-        if params.name == ASK_AGENT.name and _agent_for(principal):
-            return await self._ask_agent(ctx, arguments)
+        host = HostObserver(ctx)
+        if params.name == ASK_AGENT.name and may_ask_agent(principal):
+            return to_call_result(*await ask_agent(self._turn_service, params, principal, host))
         spec = self._toolbox.find(params.name)
         if spec is None or not principal.may_use(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
-        answers = _answers(params)
-        observer = _Host(ctx)
-        for _ in range(_MOST_ROUNDS):
-            result = await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        answers = parse_answers(params)
+        for _ in range(_MAX_ROUNDS):
+            result = await self._toolbox.call(spec, arguments, principal=principal, observer=host, answers=answers)
             if isinstance(result, ToolResult):
-                return _result(result)
+                return to_call_result(result)
             if not ctx.session.can_send_request:
-                return _asked(result)
-            answers = [await observer.answered(question, result.state) for question in result.questions]
-        raise MCPError(t.INTERNAL_ERROR, f"The tool asked more than {_MOST_ROUNDS} times.")
-
-    async def _ask_agent(self, ctx: Context, arguments: JsonObject) -> t.CallToolResult:
-        prompt = arguments.get("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            return _result(ToolResult("error", [text_block("prompt: a text is needed.")]))
-        if len(prompt) > (most := self._settings.max_message_chars):
-            told = f"prompt: at most {most:,} characters, not {len(prompt):,}."
-            return _result(ToolResult("error", [text_block(told)]))
-        request = TurnRequest(
-            messages=(Message("user", prompt),),
-            model=str(arguments.get("model") or self._settings.default_model),
-            parameters=_defaults(self._settings),
-            conversation_id=str(arguments.get("conversation_id") or "new"),
-        )
-        try:
-            turn = await self._runner.start(request, _principal(ctx))
-        except GatewayError as error:
-            return _result(ToolResult("error", [text_block(error.message)]))
-        turn.join()
-        try:
-            conversation, steps = None, 0
-            async for batch in turn.log.follow():
-                for entry in batch:
-                    match entry.event:
-                        case TurnStarted() as started:
-                            conversation = started.conversation_id
-                        case ToolCallStarted() as call:
-                            steps += 1
-                            await ctx.session.report_progress(steps, None, f"{call.tool} …")
-                        case TurnFailed() | TurnCancelled() as end:
-                            return _result(ToolResult("error", [text_block(end.error.message)]))
-                        case _:
-                            pass
-        finally:
-            turn.leave()
-        told = turn.transcript.response or _waiting(turn.id)
-        structured = {"response": told, "turn_id": str(turn.id), "conversation_id": conversation}
-        return _result(ToolResult("ok", [text_block(told)], structured))
+                return to_input_required(result)
+            answers = [await host.ask_and_keep(question, result.state) for question in result.questions]
+        raise MCPError(t.INTERNAL_ERROR, f"The tool asked more than {_MAX_ROUNDS} times.")
 
     # --- resources and prompts
 
@@ -285,148 +203,25 @@ class McpEndpoint:
         return t.ListPromptsResult.model_validate({"prompts": await self._listed("prompts", ctx)})
 
     async def _listed(self, kind: Listed, ctx: Context) -> list[JsonObject]:
-        items = await self._toolbox.listed(kind, _principal(ctx))
+        items = await self._toolbox.listed(kind, get_principal(ctx))
         return [{name: value for name, value in item.items() if name not in ("server", "prompt")} for item in items]
 
     async def _read_resource(self, ctx: Context, params: t.ReadResourceRequestParams) -> t.ReadResourceResult:
-        with _told_to_host():
-            read = await self._toolbox.read_resource(params.uri, _principal(ctx))
+        with mcp_errors():
+            read = await self._toolbox.read_resource(params.uri, get_principal(ctx))
         return t.ReadResourceResult.model_validate(read)
 
     async def _get_prompt(self, ctx: Context, params: t.GetPromptRequestParams) -> t.GetPromptResult:
-        with _told_to_host():
-            prompt = await self._toolbox.get_prompt(params.name, params.arguments or {}, _principal(ctx))
+        with mcp_errors():
+            prompt = await self._toolbox.get_prompt(params.name, params.arguments or {}, get_principal(ctx))
         return t.GetPromptResult.model_validate(prompt)
 
     async def _complete(self, ctx: Context, params: t.CompleteRequestParams) -> t.CompleteResult:
         ref = params.ref.model_dump(mode="json", by_alias=True, exclude_none=True)
         argument = params.argument.model_dump(mode="json")
-        with _told_to_host():
-            completed = await self._toolbox.complete(ref, argument, _principal(ctx))
+        with mcp_errors():
+            completed = await self._toolbox.complete(ref, argument, get_principal(ctx))
         return t.CompleteResult.model_validate(completed)
-
-
-class _Host:
-    """The host that has called: hears of progress, and asks its user where its protocol lets it be asked in a call."""
-
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-        self._telling: set[asyncio.Task[None]] = set()
-
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        self._tell(self._ctx.session.report_progress(progress, total, message))
-
-    def log(self, level: str, message: str) -> None:
-        known: Any = level
-        session: Any = self._ctx.session  # logging is deprecated in the protocol, and still what older hosts show
-        self._tell(session.send_log_message(known, message, related_request_id=self._ctx.request_id))
-
-    async def ask(self, question: Question) -> Answer:
-        session = self._ctx.session
-        if not session.can_send_request:
-            return Answer("decline")
-        try:
-            if question.url is not None:
-                told = await session.elicit_url(question.message, question.url, question.key, self._ctx.request_id)
-            else:
-                told = await session.elicit_form(question.message, question.schema or {}, self._ctx.request_id)
-        except MCPError:  # the host cannot, or will not
-            return Answer("decline")
-        content: Any = told.content
-        return Answer(told.action, content)
-
-    async def answered(self, question: Question, state: str | None) -> KeptInput:
-        return KeptInput(UUID(int=0), "", question, state, await self.ask(question))
-
-    def _tell(self, telling: Any) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(telling)
-        self._telling.add(task)
-        task.add_done_callback(self._told)
-
-    def _told(self, task: asyncio.Task[None]) -> None:
-        self._telling.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.debug("host_not_told", error=type(task.exception()).__name__)
-
-
-class _told_to_host:  # noqa: N801 - reads as what it does
-    """Our errors as JSON-RPC's."""
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
-        if isinstance(error, NotFound):
-            raise MCPError(t.INVALID_PARAMS, error.message) from None
-        if isinstance(error, GatewayError):
-            raise MCPError(t.INTERNAL_ERROR, error.message) from None
-
-
-def _principal(ctx: Context) -> Principal:
-    request: object = ctx.request
-    assert isinstance(request, Request)
-    return request.scope[PRINCIPAL]
-
-
-def _agent_for(principal: Principal) -> tuple[ToolSpec, ...]:
-    """The agent, for those who may begin turns."""
-    return (ASK_AGENT,) if principal.role != "viewer" and principal.may_enter("chat") else ()
-
-
-def _tool(spec: ToolSpec) -> t.Tool:
-    return t.Tool(
-        name=spec.name,
-        title=spec.title,
-        description=spec.description,
-        input_schema=spec.input_schema,
-        output_schema=spec.output_schema,
-        annotations=t.ToolAnnotations(
-            read_only_hint=spec.read_only,
-            destructive_hint=spec.destructive,
-            idempotent_hint=spec.idempotent,
-            open_world_hint=spec.open_world,
-        ),
-    )
-
-
-def _result(result: ToolResult) -> t.CallToolResult:
-    if (refusal := result.refusal) is not None:
-        raise MCPError(refusal["code"], refusal["message"], refusal["data"])
-    told = {"content": result.content, "structuredContent": result.structured, "isError": result.outcome != "ok"}
-    return t.CallToolResult.model_validate(told)
-
-
-def _asked(needed: InputNeeded) -> t.InputRequiredResult:
-    """The server's questions to whoever has called; its state goes with them, and comes back."""
-    requests: dict[str, Any] = {}
-    for question in needed.questions:
-        params: JsonObject = {"mode": "form", "message": question.message, "requestedSchema": question.schema}
-        if question.url is not None:
-            params = {"mode": "url", "message": question.message, "url": question.url, "elicitationId": question.key}
-        requests[question.key] = {"method": "elicitation/create", "params": params}
-    told = {"resultType": "input_required", "inputRequests": requests, "requestState": needed.state}
-    return t.InputRequiredResult.model_validate(told)
-
-
-def _answers(params: t.CallToolRequestParams) -> list[KeptInput]:
-    """What the host's user has answered, as the toolbox takes it."""
-    answers: list[KeptInput] = []
-    for key, response in (params.input_responses or {}).items():
-        if isinstance(response, t.ElicitResult):
-            content: Any = response.content
-            question = Question(key, "question", "")
-            answers.append(KeptInput(UUID(int=0), "", question, params.request_state, Answer(response.action, content)))
-    return answers
-
-
-def _defaults(settings: Settings) -> Parameters:
-    return Parameters(
-        settings.groq_temperature, settings.groq_top_p, settings.groq_max_tokens, None, settings.groq_reasoning_effort
-    )
-
-
-def _waiting(turn_id: UUID) -> str:
-    return f"The agent waits for an answer of its user: see /api/v1/turns/{turn_id}."
 
 
 def _security(settings: Settings) -> TransportSecuritySettings:

@@ -437,7 +437,7 @@ async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
             reply = await gateway.chat("Hello")
             await simulator.until(lambda s: s.cancelled == 1)
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
-        assert gateway.state.runner.running == 0
+        assert gateway.state.turn_service.running_turns == 0
 
 
 @pytest.mark.parametrize("put_down", [False, True])
@@ -452,7 +452,7 @@ async def test_turn_that_is_over_before_its_start_could_be_written_is_told_and_k
             asking = asyncio.create_task(gateway.chat("Hello"))
             await simulator.until(lambda s: len(s.requests) == 1)
             if put_down:
-                await gateway.state.runner.hand_over("server_stopping")
+                await gateway.state.turn_service._runner.hand_over("server_stopping")
             reply = await asking
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
         async with asyncio.timeout(5):

@@ -109,7 +109,7 @@ async def test_cancelled_turn_leaves_no_question_behind(gateway: Gateway, trial:
         await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
         await stream.until("turn.cancelled")
     assert await answer(gateway, asked, turn_id, "accept", {"row": "front"}) == 409
-    assert not gateway.state.runner.running
+    assert not gateway.state.turn_service.running_turns
 
 
 async def test_call_cut_with_its_question_is_not_made_again_by_who_takes_the_turn_over(

@@ -49,7 +49,7 @@ async def test_turn_that_asks_for_approval_waits_as_rows_alone(gateway: Gateway,
     assert asked["kind"] == "approval"
     assert "title" in asked["schema"]["properties"]["arguments"]["properties"]
     async with asyncio.timeout(5):
-        while gateway.state.runner.running:
+        while gateway.state.turn_service.running_turns:
             await asyncio.sleep(0.005)
     row = await db.fetchrow("SELECT status, worker_id FROM turns WHERE id = $1::uuid", turn_id)
     assert row is not None
@@ -205,7 +205,7 @@ async def test_ten_thousand_waiting_turns_are_rows_and_one_of_them_still_goes_on
     )
     await answer(gateway, turn_id, asked["input_id"], "accept")
     one(await ended(gateway, turn_id), "turn.completed")
-    assert gateway.state.runner.running == 0
+    assert gateway.state.turn_service.running_turns == 0
 
 
 async def test_turn_that_goes_on_before_it_was_put_down_is_followed_to_its_end(

@@ -198,7 +198,7 @@ async def cancel_one(gateway: Gateway) -> None:
     async with gateway.stream("count to 100000") as stream:
         await stream.until("text.delta")
     async with asyncio.timeout(5):
-        while gateway.state.runner.running:
+        while gateway.state.turn_service.running_turns:
             await asyncio.sleep(0.01)
 
 

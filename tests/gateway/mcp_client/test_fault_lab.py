@@ -239,4 +239,4 @@ async def test_many_turns_over_failing_servers_leave_nothing_behind(database_url
             replies = await asyncio.gather(*asking)
             assert {reply.status for reply in replies} == {200}
         await until(lambda: len(asyncio.all_tasks()) <= before + 2)
-        assert gateway.state.runner.running == 0
+        assert gateway.state.turn_service.running_turns == 0

@@ -7,22 +7,22 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from gateway.api.deps import PrincipalDep, StateDep
 from gateway.api.routes.native.conversations import remove
-from gateway.api.turn_responses import begin, collected, defaults, streamed
+from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal
 from gateway.store.models import Turn
 from gateway.wire.legacy import (
+    LegacyBatchRequest,
+    LegacyConversation,
+    LegacyMessage,
+    LegacyStreamRequest,
     MessageReply,
     MessageRequest,
-    PromptRequest,
-    PromptsRequest,
-    SpokenConversation,
-    SpokenMessage,
     plain_text,
     prompt_frames,
     reply,
 )
-from gateway.wire.openai_chat import Chunks, line
+from gateway.wire.openai_chat import ChunkWriter, line
 from gateway.wire.openai_chat import stream as chunk_stream
 
 router = APIRouter(tags=["forerunners"])
@@ -34,40 +34,37 @@ _NO_USERS = ("v1", "chat", "conversations")
 
 @router.post("/stream", summary="Stream an answer to one prompt", response_class=Response)
 async def stream_prompt(
-    body: PromptRequest,
+    body: LegacyStreamRequest,
     request: Request,
     principal: PrincipalDep,
-    state: StateDep,
     stream_format: Annotated[
         Literal["text", "openai", "sse"],
         Query(description="Plain text; OpenAI-style chunks, a line of JSON each; the same chunks as SSE."),
     ] = "text",
 ) -> Response:
-    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
-    turn = await begin(value, request, principal, state)
+    turn = await start_turn(body.to_turn_request(), request, principal)
     match stream_format:
         case "text":
-            return streamed(turn, state, plain_text, media_type="text/plain; charset=utf-8")
+            return stream_turn(turn, request, plain_text, media_type="text/plain; charset=utf-8")
         case "openai":
-            lines = partial(chunk_stream, chunks=Chunks(extended=False), frame=line, done=b"")
-            return streamed(turn, state, lines, media_type="application/x-ndjson")
+            lines = partial(chunk_stream, chunks=ChunkWriter(extended=False), frame=line, done=b"")
+            return stream_turn(turn, request, lines, media_type="application/x-ndjson")
         case "sse":
-            return streamed(turn, state, partial(chunk_stream, chunks=Chunks(extended=False)))
+            return stream_turn(turn, request, partial(chunk_stream, chunks=ChunkWriter(extended=False)))
 
 
 @router.post("/api/chat/stream", summary="Chat in a conversation, streamed", response_class=Response)
-async def stream_prompts(body: PromptsRequest, request: Request, principal: PrincipalDep, state: StateDep) -> Response:
-    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
-    turn = await begin(value, request, principal, state)
-    return streamed(turn, state, partial(prompt_frames, kept=body.save_conversation))
+async def stream_prompts(body: LegacyBatchRequest, request: Request, principal: PrincipalDep) -> Response:
+    turn = await start_turn(body.to_turn_request(), request, principal)
+    return stream_turn(turn, request, partial(prompt_frames, kept=body.save_conversation))
 
 
 @router.get("/api/conversations/{conversation_id}", summary="What was said in a conversation")
-async def get_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> SpokenConversation:
+async def get_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> LegacyConversation:
     conversation = await state.conversations.get(conversation_id, principal)
     turns = await state.conversations.turns(conversation.id)
     messages = [message for turn in turns for message in _spoken(turn)]
-    return SpokenConversation(conversation_id=str(conversation.id), messages=messages)
+    return LegacyConversation(conversation_id=str(conversation.id), messages=messages)
 
 
 @router.delete("/api/conversations/{conversation_id}", summary="Delete a conversation")
@@ -83,13 +80,11 @@ async def chat_as_user(
     request: Request,
     response: Response,
     principal: PrincipalDep,
-    state: StateDep,
 ) -> MessageReply:
     """With authentication on, the user in the path must be the caller, any other is a 404; with it off, the path says
     who the user is."""
-    value = body.value(default_model=state.settings.default_model, defaults=defaults(state))
-    turn = await begin(value, request, _as_user(user_id, principal), state)
-    return reply(await collected(turn, request, response, state))
+    turn = await start_turn(body.to_turn_request(), request, _as_user(user_id, principal))
+    return reply(await wait_for_turn(turn, request, response))
 
 
 def _as_user(user_id: str, principal: Principal) -> Principal:
@@ -102,6 +97,6 @@ def _as_user(user_id: str, principal: Principal) -> Principal:
     return principal
 
 
-def _spoken(turn: Turn) -> list[SpokenMessage]:
-    said = [SpokenMessage(role="user", content=turn.prompt)]
-    return [*said, SpokenMessage(role="assistant", content=turn.response)] if turn.response else said
+def _spoken(turn: Turn) -> list[LegacyMessage]:
+    said = [LegacyMessage(role="user", content=turn.prompt)]
+    return [*said, LegacyMessage(role="assistant", content=turn.response)] if turn.response else said

@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from gateway.agent.turn import ActiveTurn
-from gateway.api.deps import State, principal_of, state_of
+from gateway.agent.service import TurnHandle
+from gateway.api.deps import principal_of
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import begin, collected, defaults, streamed
-from gateway.store.models import Turn
+from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
 from gateway.wire.native import ChatRequest, ChatResponse, response_of, stream
 
 router = APIRouter(prefix="/api/v1", tags=["chat"])
@@ -57,9 +56,8 @@ async def chat_stream(
     A failure before the model's first output is an HTTP status; after that it is a `turn.failed` event. With an
     `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
-    state = state_of(request)
-    turn = await _begin(body, request, state, idempotency_key)
-    return streamed(turn, state, partial(stream, str(turn.id)))
+    turn = await _start(body, request, idempotency_key)
+    return stream_turn(turn, request, partial(stream, str(turn.id)))
 
 
 @router.post("/chat", summary="Chat, in one answer", responses=_ERRORS)
@@ -70,11 +68,10 @@ async def chat(
     idempotency_key: IdempotencyKey = None,
 ) -> ChatResponse:
     """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
-    state = state_of(request)
-    turn = await _begin(body, request, state, idempotency_key)
-    return response_of(await collected(turn, request, response, state))
+    turn = await _start(body, request, idempotency_key)
+    return response_of(await wait_for_turn(turn, request, response))
 
 
-async def _begin(body: ChatRequest, request: Request, state: State, key: str | None) -> ActiveTurn | Turn:
-    value = body.value(default_model=state.settings.default_model, defaults=defaults(state), idempotency_key=key)
-    return await begin(value, request, principal_of(request), state, key=key, if_busy=body.if_busy)
+async def _start(body: ChatRequest, request: Request, idempotency_key: str | None) -> TurnHandle:
+    turn_request = body.to_turn_request(idempotency_key=idempotency_key)
+    return await start_turn(turn_request, request, principal_of(request), if_busy=body.if_busy)

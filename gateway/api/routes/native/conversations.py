@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import stop_turn
 from gateway.domain.messages import Principal
 from gateway.store.models import Conversation, Turn
 
@@ -111,7 +110,7 @@ async def remove(conversation_id: str, principal: Principal, state: State) -> UU
     """See `delete_conversation`; the id of what is gone."""
     conversation = await state.conversations.get(conversation_id, principal)
     for turn_id in await state.conversations.open_turns(conversation.id):
-        await stop_turn(await state.turns.get(turn_id, principal), state)
+        await state.turn_service.cancel(await state.turn_service.follow(turn_id, principal))
     await state.conversations.delete(conversation.id, by=principal.user)
     return conversation.id
 

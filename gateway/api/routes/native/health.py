@@ -57,7 +57,7 @@ async def health(state: StateDep) -> Health:
         status="healthy",
         version=__version__,
         uptime_seconds=round(time.monotonic() - state.started_at, 1),
-        running_turns=state.runner.running,
+        running_turns=state.turn_service.running_turns,
         conversations=conversations,
         conversations_in_memory=conversations,
     )
@@ -71,7 +71,7 @@ async def ready(response: Response, state: StateDep) -> Readiness:
     servers = [ServerView.model_validate(server, from_attributes=True) for server in state.toolbox.servers()]
     whole = model is None and all(server.state in ("up", "disabled") for server in servers)
     down_tasks = state.tasks.down_vital_tasks
-    if database is not None or down_tasks or state.runner.stopping:
+    if database is not None or down_tasks or state.turn_service.is_stopping:
         response.status_code = 503
     return Readiness(
         status="unavailable" if response.status_code == 503 else "ready" if whole else "degraded",

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import answer_question, following, stop_turn
+from gateway.api.turn_responses import stream_turn
 from gateway.domain.messages import Answer, JsonObject, Principal
 from gateway.wire.native import stream
 
@@ -86,6 +86,7 @@ async def get_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> T
 )
 async def follow_turn(
     turn_id: UUID,
+    request: Request,
     principal: PrincipalDep,
     state: StateDep,
     after: Annotated[int | None, Query(ge=0, description="The number of the last event that you have.")] = None,
@@ -95,9 +96,9 @@ async def follow_turn(
 
     A finished turn's stream ends behind its last event. Following never decides over the turn: leave as you like.
     """
-    turn = await state.turns.get(turn_id, principal)
+    turn = await state.turn_service.follow(turn_id, principal)
     known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
-    return following(turn, state, partial(stream, str(turn_id)), known)
+    return stream_turn(turn, request, partial(stream, str(turn_id)), after=known)
 
 
 class InputBody(BaseModel):
@@ -122,16 +123,16 @@ async def answer_input(turn_id: UUID, body: InputBody, principal: PrincipalDep, 
     Whichever worker comes first goes on with the turn: follow `/events` behind the last event that you have. To approve
     a call with other arguments, accept with `content: {"arguments": {…}}`.
     """
-    await state.turns.get(turn_id, principal)
+    turn = await state.turn_service.follow(turn_id, principal)
     content = body.content if body.action == "accept" else None
-    await answer_question(turn_id, body.input_id, Answer(body.action, content, by=principal.user), state)
+    await state.turn_service.answer(turn, body.input_id, Answer(body.action, content, by=principal.user))
     return await _view(turn_id, principal, state)
 
 
 @router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
 async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
     """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
-    await stop_turn(await state.turns.get(turn_id, principal), state)
+    await state.turn_service.cancel(await state.turn_service.follow(turn_id, principal))
     return await _view(turn_id, principal, state)
 
 

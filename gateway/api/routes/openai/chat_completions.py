@@ -6,12 +6,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.api.deps import PrincipalDep, StateDep, principal_of, state_of
-from gateway.api.turn_responses import begin, collected, defaults, streamed
+from gateway.api.deps import PrincipalDep, StateDep, principal_of
+from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.model import ModelInfo
-from gateway.wire.openai_chat import ChatCompletionRequest, Chunks, completion, stream
+from gateway.wire.openai_chat import ChatCompletionRequest, ChunkWriter, completion, stream
 
 router = APIRouter(tags=["OpenAI"])
 PREFIXES = ("/v1", "/openai/v1")  # the second is where Groq's SDK looks
@@ -37,17 +37,13 @@ async def chat_completions(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """OpenAI's chat completions. The gateway's tools run inside; calls of the client's own tools come back to it."""
-    state = state_of(request)
-    value = body.value(
-        default_model=state.settings.default_model, defaults=defaults(state), tools=x_gateway_tools,
-        key=idempotency_key,
-    )  # fmt: skip
-    turn = await begin(value, request, principal_of(request), state, key=idempotency_key)
+    turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
+    turn = await start_turn(turn_request, request, principal_of(request))
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return streamed(turn, state, partial(stream, chunks=Chunks(include_usage=usage)))
-    whole = await collected(turn, request, response, state)
-    return JSONResponse(completion(whole), headers=dict(response.headers))
+        return stream_turn(turn, request, partial(stream, chunks=ChunkWriter(include_usage=usage)))
+    summary = await wait_for_turn(turn, request, response)
+    return JSONResponse(completion(summary), headers=dict(response.headers))
 
 
 @router.get("/models", summary="The models on offer, as OpenAI lists them")

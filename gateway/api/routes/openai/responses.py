@@ -1,6 +1,6 @@
 """`/v1/responses`: OpenAI's Responses API over turns."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
@@ -8,15 +8,12 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.agent.subscriptions import Reading
-from gateway.agent.turn import ActiveTurn
-from gateway.api.deps import PrincipalDep, State, StateDep, principal_of, state_of, unless_disconnected
-from gateway.api.turn_responses import answer_question, begin, defaults, following, stop_turn, streamed
+from gateway.agent.service import TurnHandle
+from gateway.api.deps import PrincipalDep, State, StateDep, principal_of, run_until_disconnect, state_of, turn_service
+from gateway.api.turn_responses import start_turn, stream_turn
 from gateway.domain.errors import NotFound
-from gateway.domain.events import Entry, TurnResumed
 from gateway.domain.messages import Answer, JsonObject, Principal
-from gateway.store.models import Turn
-from gateway.wire.openai_response_items import Describe, ResponseWriter, stream
+from gateway.wire.openai_response_items import ResponseContext, ResponseWriter, stream
 from gateway.wire.openai_responses import ResponseRequest, input_items, turn_of
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
@@ -41,25 +38,28 @@ async def create_response(
     An `mcp_approval_response` goes on with the turn that asked: a new response, which is its next part.
     """
     state, principal = state_of(request), principal_of(request)
+    part = 0
     if approvals := body.approvals:
         assert body.previous_response_id is not None
-        turn_id, part = turn_of(body.previous_response_id, "previous_response_id")
+        turn_id, answered_part = turn_of(body.previous_response_id, "previous_response_id")
         turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, principal, state)
-        return await _answer(turn, body, request, state, _writer(turn, state, part + 1))
-    specs = tuple(spec for spec in state.toolbox.specs() if principal.may_use(spec))
-    urls = {server.name: server.url for server in state.toolbox.servers()}
-    value = body.value(
-        default_model=state.settings.default_model, defaults=defaults(state), specs=specs, urls=urls,
-        key=idempotency_key,
-    )  # fmt: skip
-    turn = await begin(value, request, principal, state, key=idempotency_key)
-    echo = (turn.options.get("echo") if isinstance(turn, Turn) else value.echo) or {}
-    return await _answer(turn, body, request, state, ResponseWriter(turn.id, Describe(echo, state.toolbox.find)))
+        part = answered_part + 1
+    else:
+        specs = tuple(spec for spec in state.toolbox.specs() if principal.may_use(spec))
+        urls = {server.name: server.url for server in state.toolbox.servers()}
+        turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
+        turn = await start_turn(turn_request, request, principal)
+    new_writer = partial(_writer, turn, state, part)
+    if body.stream:
+        return stream_turn(turn, request, partial(stream, writer=new_writer()))
+    writer = _begun(turn, new_writer()) if body.background else await _wait(turn, request, new_writer)
+    return JSONResponse(writer.response(), headers={"X-Turn-Id": str(turn.id)})
 
 
 @router.get("/{response_id}", summary="A response", response_class=JSONResponse, responses=_CONTENT)
 async def get_response(
     response_id: str,
+    request: Request,
     principal: PrincipalDep,
     state: StateDep,
     stream_: Annotated[bool, Query(alias="stream")] = False,
@@ -69,13 +69,14 @@ async def get_response(
     """As it stands; or with `stream` its events, from the first or behind `starting_after`, as they come."""
     turn, writer = await _find(response_id, principal, state)
     if stream_:
-        return following(turn, state, partial(stream, writer=writer, after=starting_after))
+        return stream_turn(turn, request, partial(stream, writer=writer, after=starting_after))
     return JSONResponse(await _as_it_stands(turn, writer, principal, state))
 
 
 @router.get("/{response_id}/input_items", summary="What a response was asked")
 async def list_input_items(response_id: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
-    turn, _ = await _find(response_id, principal, state)
+    found, _ = await _find(response_id, principal, state)
+    turn = await state.turns.get(found.id, principal)
     items = list(reversed(input_items(turn.id, turn.messages[: turn.sent_messages])))
     ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
     return {"object": "list", "data": items, "has_more": False, **ends}
@@ -85,7 +86,7 @@ async def list_input_items(response_id: str, principal: PrincipalDep, state: Sta
 async def delete_response(response_id: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
     """Delete the turn with all that is kept of it; one that runs is stopped first."""
     turn, _ = await _find(response_id, principal, state)
-    await stop_turn(turn, state)
+    await state.turn_service.cancel(turn)
     await state.turns.delete(turn.id, by=principal.user)
     return {"id": response_id, "object": "response", "deleted": True}
 
@@ -94,83 +95,60 @@ async def delete_response(response_id: str, principal: PrincipalDep, state: Stat
 async def cancel_response(response_id: str, principal: PrincipalDep, state: StateDep) -> Response:
     """Stop it, background or not; what was said so far is kept. One that has ended stays as it is."""
     turn, writer = await _find(response_id, principal, state)
-    await stop_turn(turn, state)
+    await state.turn_service.cancel(turn)
     return JSONResponse(await _as_it_stands(turn, writer, principal, state))
 
 
-async def _find(response_id: str, principal: Principal, state: State) -> tuple[Turn, ResponseWriter]:
+async def _find(response_id: str, principal: Principal, state: State) -> tuple[TurnHandle, ResponseWriter]:
     turn_id, part = turn_of(response_id)
     try:
-        turn = await state.turns.get(turn_id, principal)
+        turn = await state.turn_service.follow(turn_id, principal)
     except NotFound:
         raise NotFound(f"There is no response {response_id!r}.", param="response_id") from None
     return turn, _writer(turn, state, part)
 
 
-def _writer(turn: Turn, state: State, part: int) -> ResponseWriter:
-    return ResponseWriter(turn.id, Describe(turn.options.get("echo") or {}, state.toolbox.find), part)
+def _writer(turn: TurnHandle, state: State, part: int) -> ResponseWriter:
+    return ResponseWriter(turn.id, ResponseContext(turn.echo, state.toolbox.find), part)
 
 
-async def _approve(turn_id: UUID, approvals: dict[UUID, bool], principal: Principal, state: State) -> Turn:
-    turn = await state.turns.get(turn_id, principal)
+async def _approve(turn_id: UUID, approvals: dict[UUID, bool], principal: Principal, state: State) -> TurnHandle:
+    turn = await state.turn_service.follow(turn_id, principal)
     for input_id, approve in approvals.items():
         answer = Answer("accept" if approve else "decline", {} if approve else None, by=principal.user)
-        await answer_question(turn.id, input_id, answer, state)
+        await state.turn_service.answer(turn, input_id, answer)
     return turn
 
 
-async def _answer(
-    turn: ActiveTurn | Turn, body: ResponseRequest, request: Request, state: State, writer: ResponseWriter
-) -> Response:
-    if body.stream:
-        return streamed(turn, state, partial(stream, writer=writer))
-    headers = {"X-Turn-Id": str(turn.id)}
-    if body.background:
-        if isinstance(turn, ActiveTurn):
-            turn.leave()
-            writer.write(turn.log.entries[0].event)
-        return JSONResponse(writer.response(), headers=headers)
-    reading = state.following.open(turn.id, kept=turn.store) if isinstance(turn, Turn) else Reading(turn.log)
-    try:
-        await unless_disconnected(request, _fold(reading.log.follow(), writer))
-    finally:
-        reading.close()
-        if isinstance(turn, ActiveTurn):
-            turn.leave()
-    failure = turn.failure if isinstance(turn, ActiveTurn) else None
-    if failure is not None and not writer.said_anything:
-        raise failure  # still an HTTP status: nothing of an answer is lost with it
+def _begun(turn: TurnHandle, writer: ResponseWriter) -> ResponseWriter:
+    """The response as it begins; the turn goes on in the background."""
+    if turn.first_event is not None:
+        writer.write(turn.first_event)
+    return writer
+
+
+async def _wait(turn: TurnHandle, request: Request, new_writer: Callable[[], ResponseWriter]) -> ResponseWriter:
+    """The response at its end. A turn that failed before it said anything is an HTTP error: no answer is lost."""
+    writer = await run_until_disconnect(request, turn_service(request).wait(turn, new_writer))
+    if turn.failure is not None and not writer.said_anything:
+        raise turn.failure
     if not writer.ended:
         writer.park()
-    return JSONResponse(writer.response(), headers=headers)
+    return writer
 
 
-async def _fold(batches: AsyncIterator[list[Entry]], writer: ResponseWriter) -> None:
-    """Write all events, until the response ends; the turn may go on after it."""
-    async for batch in batches:
-        for entry in batch:
-            if isinstance(entry.event, TurnResumed) and writer.begun:
-                return
-            writer.write(entry.event)
-        if writer.ended:
-            return
-
-
-async def _as_it_stands(turn: Turn, writer: ResponseWriter, principal: Principal, state: State) -> JsonObject:
+async def _as_it_stands(turn: TurnHandle, writer: ResponseWriter, principal: Principal, state: State) -> JsonObject:
     """The response from the journal; from the turn itself where that has been forgotten."""
-    if not turn.store:
+    if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
-    turn = await state.turns.get(turn.id, principal)
+    stored = await state.turns.get(turn.id, principal)
     events = [entry.event for entry in await state.turns.journal(turn.id)]
-    if not events and turn.completed_at is not None:
-        events = await state.turns.rebuild_events(turn)
+    if not events and stored.completed_at is not None:
+        events = await state.turns.rebuild_events(stored)
     for event in events:
-        if isinstance(event, TurnResumed) and writer.begun:
-            writer.park()
-            break
         writer.write(event)
     if not writer.begun:
         raise NotFound("There is no such response.", param="response_id")
-    if not writer.ended and turn.status == "waiting":
+    if not writer.ended and stored.status == "waiting":
         writer.park()
     return writer.response()

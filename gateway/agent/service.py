@@ -1,0 +1,417 @@
+"""Start, follow, wait for, cancel and answer turns: the agent's one interface, the same for every API."""
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TypeVar
+from uuid import UUID
+
+from jsonschema.exceptions import SchemaError
+from msgspec.structs import replace
+
+from gateway.agent.runner import Runner
+from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscription, TurnSubscriptions
+from gateway.agent.turn import ActiveTurn
+from gateway.common.json_schema import Uncheckable, checker, worst_error
+from gateway.config import Settings
+from gateway.domain.errors import (
+    Conflict,
+    ConversationBusy,
+    GatewayError,
+    InvalidRequest,
+    JournalExpired,
+    ServerStopping,
+    StorageUnavailable,
+    TurnNotKept,
+)
+from gateway.domain.events import Entry, Event
+from gateway.domain.messages import Answer, BusMessage, JsonObject, Parameters, Principal, TurnRequest
+from gateway.ports.listener import EventListener
+from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, StoredTurn, TurnRepository
+
+BUSY_TIMEOUT_SECONDS = 120.0
+CANCEL_TIMEOUT_SECONDS = 5.0
+_OPEN = ("running", "waiting")
+
+RunBusyWait = Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
+"""Awaits a coroutine, and may end it early by raising: a caller that hangs up need not wait on."""
+
+
+class EventFold(Protocol):
+    """What the events of a turn are folded into, from the first on."""
+
+    def apply(self, event: Event) -> bool | None:
+        """Take the next event. True: the events behind it are not needed."""
+        ...
+
+
+F = TypeVar("F", bound=EventFold)
+
+
+class TurnHandle(ABC):
+    """A turn of the caller's. Callers need not know whether it runs here, runs elsewhere or has ended."""
+
+    __slots__ = ("echo", "id", "is_stored")
+
+    def __init__(self, turn_id: UUID, *, is_stored: bool, echo: JsonObject | None) -> None:
+        self.id = turn_id
+        self.is_stored = is_stored
+        """Whether its messages and events are stored, so that any worker can read it and go on with it."""
+        self.echo: JsonObject = echo or {}
+        """What the wire format of its request wants back."""
+
+    @property
+    @abstractmethod
+    def has_ended(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def cache_status(self) -> Literal["hit", "miss"] | None:
+        """Whether the answer is an earlier one's, where the request allowed that and it is known."""
+
+    @property
+    def failure(self) -> GatewayError | None:
+        """Why it failed, where this call has started it."""
+        return None
+
+    @property
+    def first_event(self) -> Event | None:
+        """Its start, where this call has started it."""
+        return None
+
+
+class _StartedTurn(TurnHandle):
+    """A turn that this call has started: its listeners decide whether it goes on."""
+
+    __slots__ = ("active",)
+
+    def __init__(self, active: ActiveTurn) -> None:
+        super().__init__(active.id, is_stored=active.kept, echo=active.record.request.echo)
+        self.active = active
+
+    @property
+    def has_ended(self) -> bool:
+        return self.active.log.ended
+
+    @property
+    def cache_status(self) -> Literal["hit", "miss"] | None:
+        if self.active.record.request.cache_ttl is None:
+            return None
+        return "hit" if self.active.cached else "miss"
+
+    @property
+    def failure(self) -> GatewayError | None:
+        return self.active.failure
+
+    @property
+    def first_event(self) -> Event | None:
+        return self.active.log.entries[0].event
+
+
+class _FollowedTurn(TurnHandle):
+    """A turn that an earlier call has started: listeners come and go without effect on it."""
+
+    __slots__ = ("stored",)
+
+    def __init__(self, stored: StoredTurn) -> None:
+        super().__init__(stored.id, is_stored=stored.store, echo=stored.options.get("echo"))
+        self.stored = stored
+
+    @property
+    def has_ended(self) -> bool:
+        return self.stored.status not in _OPEN
+
+    @property
+    def cache_status(self) -> Literal["hit", "miss"] | None:
+        if "cache_ttl" not in self.stored.options or self.stored.status != "completed":
+            return None
+        return "hit" if self.stored.cached else "miss"
+
+
+class TurnListener(EventListener):
+    """Reads the events of a turn: `async with` it, then iterate over batches of entries, each entry once."""
+
+    def __init__(
+        self,
+        turn: TurnHandle,
+        active: ActiveTurn | None,
+        subscriptions: TurnSubscriptions,
+        *,
+        after: int = 0,
+        until_input: bool = False,
+    ) -> None:
+        self._turn = turn
+        self._active = active
+        self._subscriptions = subscriptions
+        self._subscription: TurnSubscription | None = None
+        self._after = after
+        self._until_input = until_input
+
+    async def __aenter__(self) -> Self:
+        """Raises:
+        TurnNotKept: the turn is not stored, and does not run here.
+        """
+        if self._active is not None:
+            self._active.add_listener()
+            self._log = self._active.log
+            self.is_local = True
+            return self
+        turn = self._turn
+        opened = self._subscriptions.open(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
+        self._subscription, self._log, self.is_local = opened, opened.log, opened.is_local
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._subscription is not None:
+            self._subscription.close()
+        elif self._active is not None:
+            self._active.remove_listener()
+
+    def __aiter__(self) -> AsyncIterator[list[Entry]]:
+        return self._log.follow(self._after)
+
+    @property
+    def close_reason(self) -> str | None:
+        """Why the events stopped before the turn's end; None where the last event was read."""
+        return self._log.closing
+
+    @property
+    def turn_has_ended(self) -> bool:
+        """Whether the turn's last event was there to be read."""
+        return self._log.ended
+
+    @property
+    def failure(self) -> GatewayError | None:
+        """Why the turn failed, where this call has started it."""
+        return self._turn.failure
+
+    async def wait_until_accepted(self, seconds: float) -> None:
+        """Return when the model has begun to answer, or the turn has ended, or the time is up.
+
+        Raises:
+            GatewayError: the turn failed before the model said anything.
+        """
+        if self._active is not None:
+            await self._active.wait_until_accepted(seconds)
+
+
+class TurnService:
+    """All that anybody does with a turn. It knows neither HTTP nor MCP."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runner: Runner,
+        subscriptions: TurnSubscriptions,
+        *,
+        turns: TurnRepository,
+        conversations: ConversationRepository,
+        questions: QuestionRepository,
+        bus: Bus,
+    ) -> None:
+        self._runner = runner
+        self._subscriptions = subscriptions
+        self._turns = turns
+        self._conversations = conversations
+        self._questions = questions
+        self._bus = bus
+        self._max_messages = settings.max_messages
+        self._max_message_chars = settings.max_message_chars
+        self._default_model = settings.default_model
+        self._default_parameters = Parameters(
+            temperature=settings.groq_temperature,
+            top_p=settings.groq_top_p,
+            max_tokens=settings.groq_max_tokens,
+            reasoning_effort=settings.groq_reasoning_effort,
+            reasoning_format=settings.groq_reasoning_format,
+        )
+
+    @property
+    def running_turns(self) -> int:
+        return self._runner.running
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._runner.stopping
+
+    async def start(
+        self,
+        request: TurnRequest,
+        principal: Principal,
+        *,
+        request_id: str | None = None,
+        if_busy: Literal["wait", "reject"] = "wait",
+        run_busy_wait: RunBusyWait | None = None,
+    ) -> TurnHandle:
+        """Start a turn; or find the one that the request's idempotency key has started before.
+
+        The administrator's defaults stand where the request says nothing. While another turn of the conversation runs,
+        this waits for its end, through `run_busy_wait` if that is given.
+
+        Raises:
+            InvalidRequest: the request has too many messages, or too long a one.
+            ConversationBusy: another turn of the conversation has not ended in time, or waits for a person.
+            GatewayError: the turn cannot be started; nothing of it was stored.
+        """
+        self._check_size(request)
+        if (started := await self._find_started(request, principal)) is not None:
+            return started
+        parameters = request.parameters.over(self._default_parameters)
+        request = replace(request, model=request.model or self._default_model, parameters=parameters)
+        while True:
+            try:
+                return _StartedTurn(await self._runner.start(request, principal, request_id))
+            except ConversationBusy:
+                if if_busy == "reject" or request.conversation_id is None:
+                    raise
+                await self._wait_while_busy(request.conversation_id, principal, run_busy_wait)
+            except Conflict:
+                if (started := await self._find_started(request, principal)) is None:
+                    raise
+                return started
+
+    async def follow(self, turn_id: UUID, principal: Principal) -> TurnHandle:
+        """A turn of the principal's that was started before, to be listened to, waited for, cancelled or answered.
+
+        Raises:
+            NotFound: the principal has no such turn.
+        """
+        return _FollowedTurn(await self._turns.get(turn_id, principal))
+
+    def listen(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
+        """Read the events behind number `after`, then each as it happens.
+
+        When the last listener of a turn leaves that its own call has started, the request's `on_disconnect` decides.
+        """
+        return TurnListener(turn, _active(turn), self._subscriptions, after=after)
+
+    async def wait(self, turn: TurnHandle, new_fold: Callable[[], F]) -> F:
+        """Fold the events of the turn until it ends, or waits for a person, or the fold needs no more.
+
+        After a hand-over to another worker the events are read from the journal, into a new fold: of what the first
+        worker has shown, some may never have been stored.
+
+        Raises:
+            ServerStopping: this worker stops.
+            StorageUnavailable, TurnNotKept, JournalExpired: the turn's end cannot be read.
+        """
+        active = _active(turn)
+        while True:
+            fold = new_fold()
+            async with TurnListener(turn, active, self._subscriptions, until_input=True) as listener:
+                complete = await _apply_all(listener, fold)
+            if complete or listener.turn_has_ended or listener.close_reason == INPUT_REQUIRED:
+                return fold
+            _check_continues(turn, listener)
+            active = None
+
+    async def cancel(self, turn: TurnHandle) -> None:
+        """Cancel a turn wherever it runs, and wait a little for its end. One that has ended stays as it is."""
+        if turn.has_ended:
+            return
+        with self._subscriptions.open(turn.id) as subscription:  # of one that is not stored, only the end is read
+            await self._turns.request_cancel(turn.id)
+            message = BusMessage("cancel", turn.id)
+            self._runner.on_cancel(message)
+            self._bus.publish(message)
+            self._bus.publish(BusMessage("orphan", turn.id))
+            with contextlib.suppress(TimeoutError):  # the cancellation is stored: a worker that takes over honours it
+                async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
+                    await subscription.wait_until_closed()
+
+    async def answer(self, turn: TurnHandle, input_id: UUID, answer: Answer) -> None:
+        """Answer a question of the turn, once; the first worker to hear of it goes on with the turn.
+
+        Raises:
+            NotFound: the turn has not asked this.
+            InvalidRequest: the answer does not fit the question.
+            Conflict: it has been answered already.
+        """
+        question = (await self._questions.get(turn.id, input_id)).question
+        if answer.action == "accept" and question.schema is not None:
+            _check_content(answer.content or {}, question.schema)
+        await self._questions.answer(turn.id, input_id, answer)
+        self._bus.publish(BusMessage("orphan", turn.id))
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Close every listener, and leave turns that do not end within `grace_seconds` to other workers."""
+        await asyncio.gather(self._subscriptions.stop(), self._runner.stop(grace_seconds))
+
+    def _check_size(self, request: TurnRequest) -> None:
+        if len(request.messages) > self._max_messages:
+            raise InvalidRequest(
+                f"At most {self._max_messages} messages, not {len(request.messages)}.", param="messages"
+            )
+        for index, message in enumerate(request.messages):
+            if len(message.text) > self._max_message_chars:
+                raise InvalidRequest(
+                    f"A message has at most {self._max_message_chars:,} characters, not {len(message.text):,}.",
+                    param=f"messages.{index}.content",
+                )
+
+    async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
+        if request.idempotency_key is None:
+            return None
+        stored = await self._turns.find(principal.user, request.idempotency_key)
+        return None if stored is None else _FollowedTurn(stored)
+
+    async def _wait_while_busy(
+        self, conversation_id: str, principal: Principal, run_busy_wait: RunBusyWait | None
+    ) -> None:
+        busy = await self._conversations.busy_turn(conversation_id, principal)
+        if busy is None:
+            return  # it has ended meanwhile
+        if busy.status == "waiting":
+            raise ConversationBusy("Another turn of this conversation waits for an answer.") from None
+        waiting = self._wait_for_end(busy.id)
+        await (waiting if run_busy_wait is None else run_busy_wait(waiting))
+
+    async def _wait_for_end(self, turn_id: UUID) -> None:
+        with self._subscriptions.open(turn_id) as subscription:
+            try:
+                async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
+                    await subscription.wait_until_closed()
+            except TimeoutError:
+                raise ConversationBusy from None
+
+
+def _active(turn: TurnHandle) -> ActiveTurn | None:
+    return turn.active if isinstance(turn, _StartedTurn) else None
+
+
+async def _apply_all(listener: TurnListener, fold: EventFold) -> bool:
+    """Whether the fold needs no more."""
+    async for batch in listener:
+        for entry in batch:
+            if fold.apply(entry.event):
+                return True
+    return False
+
+
+def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
+    """Raise unless another worker, or this one later, goes on with the turn, so that the journal will have its end."""
+    match listener.close_reason:
+        case ServerStopping.code:
+            raise ServerStopping
+        case JournalExpired.code:
+            raise JournalExpired
+        case StorageUnavailable.code if not listener.is_local or not turn.is_stored:
+            raise StorageUnavailable("The database cannot be reached, so the end of this turn cannot be read.")
+        case _ if not turn.is_stored:
+            raise TurnNotKept
+        case _:
+            pass
+
+
+def _check_content(content: JsonObject, schema: JsonObject) -> None:
+    try:
+        error = worst_error(checker(schema), content)
+    except (SchemaError, Uncheckable):
+        raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
+    if error is not None:
+        path = ".".join(["content", *map(str, error.absolute_path)])
+        raise InvalidRequest(f"{path}: {str(error.message)[:500]}", param=path)

@@ -1,0 +1,58 @@
+"""The gateway's tools, results and questions as MCP's types."""
+
+from typing import Any
+from uuid import UUID
+
+import mcp.types as t
+from mcp import MCPError
+
+from gateway.domain.messages import Answer, InputNeeded, JsonObject, KeptInput, Question, ToolResult, ToolSpec
+
+
+def to_mcp_tool(spec: ToolSpec) -> t.Tool:
+    return t.Tool(
+        name=spec.name,
+        title=spec.title,
+        description=spec.description,
+        input_schema=spec.input_schema,
+        output_schema=spec.output_schema,
+        annotations=t.ToolAnnotations(
+            read_only_hint=spec.read_only,
+            destructive_hint=spec.destructive,
+            idempotent_hint=spec.idempotent,
+            open_world_hint=spec.open_world,
+        ),
+    )
+
+
+def to_call_result(result: ToolResult, meta: JsonObject | None = None) -> t.CallToolResult:
+    """Raises:
+    MCPError: the server refused the call with an error of JSON-RPC, which is passed on.
+    """
+    if (refusal := result.refusal) is not None:
+        raise MCPError(refusal["code"], refusal["message"], refusal["data"])
+    fields = {"content": result.content, "structuredContent": result.structured, "isError": result.outcome != "ok"}
+    return t.CallToolResult.model_validate(fields | ({"_meta": meta} if meta else {}))
+
+
+def to_input_required(needed: InputNeeded) -> t.InputRequiredResult:
+    """A server's questions to the caller; the server's state goes with them, and comes back."""
+    requests: dict[str, Any] = {}
+    for question in needed.questions:
+        params: JsonObject = {"mode": "form", "message": question.message, "requestedSchema": question.schema}
+        if question.url is not None:
+            params = {"mode": "url", "message": question.message, "url": question.url, "elicitationId": question.key}
+        requests[question.key] = {"method": "elicitation/create", "params": params}
+    fields = {"resultType": "input_required", "inputRequests": requests, "requestState": needed.state}
+    return t.InputRequiredResult.model_validate(fields)
+
+
+def parse_answers(params: t.CallToolRequestParams) -> list[KeptInput]:
+    """The answers of the host's user, as the toolbox takes them."""
+    answers: list[KeptInput] = []
+    for key, response in (params.input_responses or {}).items():
+        if isinstance(response, t.ElicitResult):
+            content: Any = response.content
+            question = Question(key, "question", "")
+            answers.append(KeptInput(UUID(int=0), "", question, params.request_state, Answer(response.action, content)))
+    return answers
