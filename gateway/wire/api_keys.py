@@ -1,4 +1,4 @@
-"""What a key for the API may be, as the HTTP API and the command line take it, and how it is shown."""
+"""API keys as the HTTP API and the command line show them."""
 
 from datetime import UTC, datetime
 from typing import Annotated, get_args
@@ -9,14 +9,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from gateway.domain.messages import Area, UserRole
 
 Glob = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
-Globs = Annotated[list[Glob] | None, Field(max_length=200)]
+GlobList = Annotated[list[Glob] | None, Field(max_length=200)]
 UserName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@+-]{1,128}$")]
-Tokens = Annotated[int | None, Field(ge=0, le=10**15)]
-Dollars = Annotated[float | None, Field(ge=0, le=10**9, allow_inf_nan=False)]
+TokenLimit = Annotated[int | None, Field(ge=0, le=10**15)]
+CostLimit = Annotated[float | None, Field(ge=0, le=10**9, allow_inf_nan=False)]
 
 
-def _in_utc(moment: datetime) -> datetime:
-    """Without a zone it is in UTC already."""
+def _to_utc(moment: datetime) -> datetime:
+    """Convert to UTC; a time without a zone counts as UTC."""
     try:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except OverflowError:
@@ -24,7 +24,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 class BudgetView(BaseModel):
-    """What may be used up in a day and in a month (UTC)."""
+    """Limits on usage per day and per month (UTC)."""
 
     tokens_per_day: int | None = None
     tokens_per_month: int | None = None
@@ -33,19 +33,22 @@ class BudgetView(BaseModel):
 
 
 class BudgetBody(BudgetView):
-    """What may be used up in a day and in a month (UTC)."""
+    """Limits on usage per day and per month (UTC)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    tokens_per_day: Tokens = None
-    tokens_per_month: Tokens = None
-    usd_per_day: Dollars = None
-    usd_per_month: Dollars = None
+    tokens_per_day: TokenLimit = None
+    tokens_per_month: TokenLimit = None
+    usd_per_day: CostLimit = None
+    usd_per_month: CostLimit = None
 
 
 class KeyLimitsView(BaseModel):
-    """How many requests in any window of so many seconds, and how many turns, streams and MCP requests at once, beside
-    what holds for the owner."""
+    """Rate limits of a key, in addition to those of its owner.
+
+    `requests` counts all requests in any window of `window_seconds`; `streams` counts turns, streams and MCP requests
+    that are open at once.
+    """
 
     requests: int | None = None
     window_seconds: int = 60
@@ -53,8 +56,11 @@ class KeyLimitsView(BaseModel):
 
 
 class KeyLimitsBody(KeyLimitsView):
-    """How many requests in any window of so many seconds, and how many turns, streams and MCP requests at once, beside
-    what holds for the owner."""
+    """Rate limits of a key, in addition to those of its owner.
+
+    `requests` counts all requests in any window of `window_seconds`; `streams` counts turns, streams and MCP requests
+    that are open at once.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,7 +70,7 @@ class KeyLimitsBody(KeyLimitsView):
 
 
 class KeyView(BaseModel):
-    """`prefix` is how the key begins. `scopes` and the allow lists: null allows all."""
+    """Stored key. `prefix` is its beginning. Null as `scopes` or as an allow list permits everything."""
 
     id: UUID
     prefix: str
@@ -89,23 +95,23 @@ class KeyList(BaseModel):
 
 
 class CreatedKey(KeyView):
-    """`key` is shown this once: only its hash is kept."""
+    """New key. `key` is shown only in this answer; the gateway stores its hash."""
 
     key: str
 
 
 class NewKeyBody(BaseModel):
-    """A key of one's own; an admin may make one for another `owner`. What is left out is what the maker may do."""
+    """Key to create. Only admins may set `owner`. Fields left out default to the rights of the creator."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$")
     owner: UserName | None = None
-    role: UserRole | None = Field(default=None, description="Default: user, or the maker's if that is less.")
+    role: UserRole | None = Field(default=None, description="Default: user, or the creator's role if lower.")
     scopes: list[Area] | None = Field(default=None, max_length=len(get_args(Area)))
-    models: Globs = Field(default=None, description="Globs over the ids of models.")
-    servers: Globs = Field(default=None, description="Globs over the names of MCP servers.")
-    tools: Globs = Field(default=None, description="Globs over the names of tools.")
+    models: GlobList = Field(default=None, description="Globs that match ids of models.")
+    servers: GlobList = Field(default=None, description="Globs that match names of MCP servers.")
+    tools: GlobList = Field(default=None, description="Globs that match names of tools.")
     budget: BudgetBody | None = None
     limits: KeyLimitsBody | None = None
-    expires_at: Annotated[datetime, AfterValidator(_in_utc)] | None = None
+    expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None

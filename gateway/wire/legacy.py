@@ -1,7 +1,7 @@
-"""The formats of the gateway's forerunners, as their users call them."""
+"""Wire formats of the legacy endpoints."""
 
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,12 +14,12 @@ from gateway.wire.turn_summary import TurnSummary
 _encode = msgspec.json.Encoder().encode
 
 
-class _Body(BaseModel):
+class _LegacyBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class LegacyStreamRequest(_Body):
-    """`POST /stream`."""
+class LegacyStreamRequest(_LegacyBody):
+    """Body of `POST /stream`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "What is 23*19?"}]})
 
@@ -30,11 +30,11 @@ class LegacyStreamRequest(_Body):
         return TurnRequest((Message("user", self.prompt),), self.model or "")
 
 
-class Hyperparameters(_Body):
+class Hyperparameters(_LegacyBody):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1, le=32_000)
-    stop: str | list[str] | None = Field(default=None, description="At most four.", max_length=4)
+    stop: str | list[str] | None = Field(default=None, description="At most four stop texts.", max_length=4)
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, ge=0, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -45,8 +45,8 @@ class Hyperparameters(_Body):
         return msgspec.convert(self.model_dump() | {"stop": stop}, Parameters)
 
 
-class LegacyBatchRequest(_Body):
-    """`POST /api/chat/stream`. What the model does not take of the hyperparameters is left out."""
+class LegacyChatStreamRequest(_LegacyBody):
+    """Body of `POST /api/chat/stream`. Hyperparameters that the model does not support are dropped."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"user_prompt": "What is 23*19?"}]})
 
@@ -69,8 +69,8 @@ class LegacyBatchRequest(_Body):
         )
 
 
-class MessageRequest(_Body):
-    """`POST /api/{user_id}/chat`."""
+class LegacyChatRequest(_LegacyBody):
+    """Body of `POST /api/{user_id}/chat`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"message": "Add a task to buy milk"}]})
 
@@ -82,25 +82,25 @@ class MessageRequest(_Body):
         return TurnRequest((Message("user", self.message),), conversation_id=conversation)
 
 
-class ToolUse(BaseModel):
+class LegacyToolCall(BaseModel):
     tool: str
-    params: Any
+    params: object
 
 
-class MessageReply(BaseModel):
+class LegacyChatResponse(BaseModel):
     conversation_id: str | None
     response: str
-    tool_calls: list[ToolUse]
+    tool_calls: list[LegacyToolCall]
 
 
-def reply(turn: TurnSummary) -> MessageReply:
-    """The answer of `POST /api/{user_id}/chat`."""
+def build_legacy_response(turn: TurnSummary) -> LegacyChatResponse:
+    """Build the answer of `POST /api/{user_id}/chat`. A turn without text answers with its questions."""
     assert turn.started is not None
-    asked = "\n".join(question.message for question in turn.inputs.values())
-    return MessageReply(
+    questions = "\n".join(question.message for question in turn.inputs.values())
+    return LegacyChatResponse(
         conversation_id=turn.started.conversation_id,
-        response=turn.response or asked,
-        tool_calls=[ToolUse(tool=call.tool, params=call.arguments) for call in turn.calls.values()],
+        response=turn.response or questions,
+        tool_calls=[LegacyToolCall(tool=call.tool, params=call.arguments) for call in turn.calls.values()],
     )
 
 
@@ -114,29 +114,30 @@ class LegacyConversation(BaseModel):
     messages: list[LegacyMessage]
 
 
-class _Said:
-    """The text of a turn as one: what its steps say, a blank line between."""
+class _StepTextJoiner:
+    """Separates the text of a turn's steps by blank lines."""
 
     def __init__(self) -> None:
         self._last_step = 0
 
-    def add(self, delta: e.TextDelta) -> str:
-        between = "\n\n" if self._last_step not in (0, delta.step) else ""
+    def separate_steps(self, delta: e.TextDelta) -> str:
+        """Return a delta's text, after a blank line at a new step."""
+        separator = "\n\n" if self._last_step not in (0, delta.step) else ""
         self._last_step = delta.step
-        return between + delta.text
+        return separator + delta.text
 
 
-async def plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
-    """The text alone. What goes wrong or has to be asked stands in brackets at its end: there is no other place."""
-    said, ended, asked = _Said(), False, ""
+async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
+    """Stream only the text. A failure or a question is appended in brackets."""
+    joiner, ended, question = _StepTextJoiner(), False, ""
     async for batch in listener:
         text = ""
         for entry in batch:
             match entry.event:
                 case e.TextDelta() as delta:
-                    text += said.add(delta)
-                case e.InputRequired() as question:
-                    asked = question.message
+                    text += joiner.separate_steps(delta)
+                case e.InputRequired(message=message):
+                    question = message
                 case e.TurnFailed() | e.TurnCancelled() as end:
                     text += f"\n[error: {end.error.message}]"
                 case _:
@@ -145,40 +146,43 @@ async def plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
         yield text.encode()
     if not ended:
         reason = listener.close_reason
-        yield f"\n[waiting for an answer: {asked}]".encode() if asked else f"\n[error: {reason}]".encode()
+        yield f"\n[waiting for an answer: {question}]".encode() if question else f"\n[error: {reason}]".encode()
 
 
-async def prompt_frames(listener: EventListener, *, kept: bool) -> AsyncGenerator[bytes]:
-    """`data: {"conversation_id","model"}`, then `data: {"content","finished"}` for each piece of text."""
-    said, ended, asked = _Said(), False, ""
+async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> AsyncGenerator[bytes]:
+    """Stream the frames of `POST /api/chat/stream`.
+
+    First `data: {"conversation_id","model"}`, then `data: {"content","finished"}` for each text delta.
+    """
+    joiner, ended, question = _StepTextJoiner(), False, ""
     async for batch in listener:
-        told: list[JsonObject] = []
+        frames: list[JsonObject] = []
         for entry in batch:
             match entry.event:
                 case e.TurnStarted() as started:
-                    conversation = started.conversation_id if kept else None
-                    told.append({"conversation_id": conversation, "model": started.model})
+                    conversation = started.conversation_id if stored else None
+                    frames.append({"conversation_id": conversation, "model": started.model})
                 case e.TextDelta() as delta:
-                    told.append({"content": said.add(delta), "finished": False})
-                case e.InputRequired() as question:
-                    asked = question.message
+                    frames.append({"content": joiner.separate_steps(delta), "finished": False})
+                case e.InputRequired(message=message):
+                    question = message
                 case e.TurnCompleted():
-                    told.append({"content": "", "finished": True})
+                    frames.append({"content": "", "finished": True})
                 case e.TurnFailed() | e.TurnCancelled() as end:
-                    told.append(_error_frame(end.error.message, end.error.code))
+                    frames.append(_build_error_frame(end.error.message, end.error.code))
                 case _:
                     pass
             ended = isinstance(entry.event, e.TurnEnd)
-        yield b"".join(map(_data, told))
+        yield b"".join(map(_encode_frame, frames))
     if not ended:
         reason = listener.close_reason or "server_stopping"
-        last = {"content": asked, "finished": True} if asked else _error_frame("The stream broke off.", reason)
-        yield _data(last)
+        error = _build_error_frame("The stream ended before the turn did.", reason)
+        yield _encode_frame({"content": question, "finished": True} if question else error)
 
 
-def _error_frame(message: str, code: str) -> JsonObject:
+def _build_error_frame(message: str, code: str) -> JsonObject:
     return {"content": "", "finished": True, "error": {"code": code, "message": message}}
 
 
-def _data(value: JsonObject) -> bytes:
+def _encode_frame(value: JsonObject) -> bytes:
     return b"data: %s\n\n" % _encode(value)

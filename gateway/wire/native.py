@@ -1,7 +1,7 @@
-"""The gateway's own wire format: every event of the turn, as it is."""
+"""The native wire format: chat requests, and every event of a turn unchanged."""
 
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
 import msgspec
@@ -13,33 +13,35 @@ from gateway.ports.listener import EventListener
 from gateway.wire.sse import DONE, frame, unnumbered
 from gateway.wire.turn_summary import TurnSummary
 
-Text = Annotated[str, StringConstraints(max_length=1_000_000)]
+MessageText = Annotated[str, StringConstraints(max_length=1_000_000)]
 
 
-class FunctionBody(BaseModel):
+class NativeFunctionCall(BaseModel):
     name: str = Field(max_length=128)
-    arguments: str = Field(default="{}", description="The arguments as the text of a JSON object.")
+    arguments: str = Field(default="{}", description="Arguments, a JSON object as text.")
 
 
-class ToolCallBody(BaseModel):
+class NativeToolCall(BaseModel):
     id: str = Field(min_length=1, max_length=128)
     type: Literal["function"] = "function"
-    function: FunctionBody
+    function: NativeFunctionCall
 
 
-class MessageBody(BaseModel):
-    """A chat message in OpenAI's shape."""
+class NativeMessage(BaseModel):
+    """Chat message in the shape of OpenAI's API."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: Text | list[JsonObject] | None = Field(default=None, description="Text, or a list of content parts.")
-    tool_calls: list[ToolCallBody] | None = None
+    content: MessageText | list[JsonObject] | None = Field(
+        default=None, description="Text, or a list of content parts."
+    )
+    tool_calls: list[NativeToolCall] | None = None
     tool_call_id: str | None = Field(default=None, max_length=128)
     name: str | None = Field(default=None, max_length=128)
 
     def to_message(self) -> Message:
-        calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in self.tool_calls or ())
+        calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
         return Message(self.role, self.content, calls, self.tool_call_id, self.name)
 
 
@@ -53,30 +55,31 @@ class NamedToolChoice(BaseModel):
 
 
 class CacheOptions(BaseModel):
-    """An answer to the same request that is no older than `ttl` seconds is given again, else the new one is kept."""
+    """Reuse of answers. The answer to an equal request is returned if it is at most `ttl` seconds old."""
 
     model_config = ConfigDict(extra="forbid")
 
-    ttl: int = Field(ge=1, le=30 * 24 * 3600, description="In seconds.")
+    ttl: int = Field(ge=1, le=30 * 24 * 3600, description="Maximum age in seconds.")
 
 
 class ChatRequest(BaseModel):
-    """One user request: what to answer, and how."""
+    """One user request with its options."""
 
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is 23*19?"}]}]},
     )
 
-    messages: list[MessageBody] = Field(min_length=1, description="The new messages, oldest first.")
+    messages: list[NativeMessage] = Field(min_length=1, description="New messages, oldest first.")
     model: str | None = Field(default=None, min_length=1, max_length=200, description="Default: GROQ_DEFAULT_MODEL.")
     temperature: float | None = None
     top_p: float | None = None
-    max_tokens: int | None = Field(default=None, description="The most tokens of one step's answer.")
-    stop: str | list[str] | None = Field(default=None, description="Up to four texts that end the answer.")
+    max_tokens: int | None = Field(default=None, description="Maximum tokens that the model generates in one step.")
+    stop: str | list[str] | None = Field(default=None, description="Up to four texts at which generation stops.")
     seed: int | None = None
     response_format: JsonObject | None = Field(
-        default=None, description="`json_object` or `json_schema`, as OpenAI has them. Goes with tools and streaming."
+        default=None,
+        description="`json_object` or `json_schema`, as in OpenAI's API. Works with tools and with streaming.",
     )
     reasoning_effort: Literal["none", "default", "low", "medium", "high"] | None = None
     reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
@@ -88,47 +91,62 @@ class ChatRequest(BaseModel):
     parallel_tool_calls: bool | None = None
     drop_unsupported: bool = Field(
         default=False,
-        description="Leave parameters out that the model does not take, with a warning, instead of a 422.",
+        description="Drop parameters that the model does not support, with a warning, instead of answering 422.",
     )
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    tools: list[str] | None = Field(default=None, max_length=128, description="Names that may be used. Default: all.")
-    conversation_id: str | None = Field(default=None, description='An id, or "new". Default: a turn of its own.')
+    tools: list[str] | None = Field(
+        default=None, max_length=128, description="Names of the allowed tools. Default: all."
+    )
+    conversation_id: str | None = Field(default=None, description='An id, or "new". Default: no conversation.')
     parent_turn_id: UUID | None = Field(
-        default=None, description="The turn to go on from, in the same conversation: a branch. Default: its last."
+        default=None,
+        description="Turn of the same conversation that this turn follows, which creates a branch. Default: the last.",
     )
     if_busy: Literal["wait", "reject"] = Field(
-        default="wait", description="While another turn of the conversation runs: wait for its end, or answer 409."
+        default="wait",
+        description="While another turn of the conversation is active: wait until it ends, or answer 409.",
     )
-    system: Text | None = Field(default=None, description="Added to the gateway's system prompt.")
-    user: str | None = Field(default=None, max_length=256, description="A label to find the turn by; no identity.")
+    system: MessageText | None = Field(default=None, description="Added to the gateway's system prompt.")
+    user: str | None = Field(default=None, max_length=256, description="Label to find the turn by; not an identity.")
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     approval: Literal["never", "destructive", "always"] = Field(
-        default="never", description="Which tool calls a person must approve; the servers' own policy holds besides."
+        default="never",
+        description="Tool calls that a person must approve. The policy of each MCP server applies as well.",
     )
 
     store: bool = Field(
-        default=True, description="Without it no prompt, no text and no event is kept, only usage figures."
+        default=True, description="If false, only usage figures are stored: no prompt, no text and no events."
     )
     cache: CacheOptions | None = Field(
-        default=None, description="Take the answer of an equal request of yours. Default: ask the model."
+        default=None, description="Reuse the answer to an equal request of the same user. Default: call the model."
     )
 
     @model_validator(mode="after")
-    def _nothing_to_converse(self) -> Self:
+    def _validate_storage_options(self) -> Self:
         if not self.store and self.conversation_id == "new":
-            raise ValueError("store: a turn that is not kept cannot begin a conversation")
+            raise ValueError("store: a turn that is not stored cannot start a conversation")
         if not self.store and self.cache is not None:
-            raise ValueError("cache: the answer of a turn that is not kept cannot be given again")
+            raise ValueError("cache: the answer of a turn that is not stored cannot be cached")
         return self
 
     def to_turn_request(self, *, idempotency_key: str | None = None) -> TurnRequest:
-        """The request in the gateway's own terms."""
+        """Convert to the request that all wire formats share."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         parameters = Parameters(
-            self.temperature, self.top_p, self.max_tokens, stop or None, self.reasoning_effort, self.seed,
-            self.parallel_tool_calls, self.top_k, self.repetition_penalty, self.frequency_penalty,
-            self.presence_penalty, self.reasoning_format, self.include_reasoning,
-        )  # fmt: skip
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            stop=stop or None,
+            reasoning_effort=self.reasoning_effort,
+            seed=self.seed,
+            parallel_tool_calls=self.parallel_tool_calls,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            reasoning_format=self.reasoning_format,
+            include_reasoning=self.include_reasoning,
+        )
         choice = self.tool_choice
         return TurnRequest(
             messages=tuple(message.to_message() for message in self.messages),
@@ -151,31 +169,33 @@ class ChatRequest(BaseModel):
 
 
 class ToolCallReport(BaseModel):
-    """`outcome` is null while the call has none."""
+    """Tool call of a turn. `outcome` is null until the call has ended."""
 
     id: str
     server: str | None
     tool: str
-    arguments: Any
+    arguments: object
     outcome: str | None = None
     content: list[JsonObject] = []
     duration_ms: float | None = None
 
 
 class InputReport(BaseModel):
-    """A question that the turn waits for; answer it with `POST /api/v1/turns/{id}/input`."""
+    """Question that the turn waits for; answer it with `POST /api/v1/turns/{id}/input`."""
 
     input_id: str
     call_id: str
     kind: str
     message: str
-    schema_: JsonObject | None = Field(default=None, alias="schema", description="JSON schema of an accepting answer.")
+    schema_: JsonObject | None = Field(
+        default=None, alias="schema", description="JSON schema of the content of an accepting answer."
+    )
     url: str | None = None
     expires_at: str | None = None
 
 
 class UsageReport(BaseModel):
-    """Times in seconds, as the model's server reported them."""
+    """Token counts, and times in seconds as the model's server reported them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -189,7 +209,7 @@ class UsageReport(BaseModel):
 
 
 class ChatResponse(BaseModel):
-    """A whole turn, collected from its events."""
+    """Complete turn, collected from its events."""
 
     turn_id: str
     conversation_id: str | None
@@ -201,14 +221,14 @@ class ChatResponse(BaseModel):
     finish_reason: str | None = None
     usage: UsageReport = UsageReport()
     cost_usd: float | None = None
-    cached: bool = Field(default=False, description="The answer is an earlier one's, given again.")
+    cached: bool = Field(default=False, description="The answer came from the response cache.")
     steps: int = 0
     duration_ms: float | None = None
     warnings: list[str] = []
 
 
-def response_of(turn: TurnSummary) -> ChatResponse:
-    """The answer; the turn must have completed, or wait for a person."""
+def build_chat_response(turn: TurnSummary) -> ChatResponse:
+    """Build the answer of a completed or waiting turn."""
     assert turn.started is not None
     end = turn.end if isinstance(turn.end, e.TurnCompleted) else None
     return ChatResponse(
@@ -218,7 +238,7 @@ def response_of(turn: TurnSummary) -> ChatResponse:
         response=turn.response,
         reasoning=turn.reasoning,
         tool_calls=[ToolCallReport.model_validate(call, from_attributes=True) for call in turn.calls.values()],
-        inputs=[InputReport.model_validate(asked, from_attributes=True) for asked in turn.inputs.values()],
+        inputs=[InputReport.model_validate(question, from_attributes=True) for question in turn.inputs.values()],
         finish_reason=turn.finish_reason,
         usage=UsageReport.model_validate(turn.usage, from_attributes=True),
         cost_usd=end.cost_usd if end else None,
@@ -229,11 +249,11 @@ def response_of(turn: TurnSummary) -> ChatResponse:
     )
 
 
-async def stream(turn_id: str, listener: EventListener) -> AsyncGenerator[bytes]:
-    """The turn's events as SSE bytes, all of a batch in one piece, `[DONE]` behind the last.
+async def stream_events(turn_id: str, listener: EventListener) -> AsyncGenerator[bytes]:
+    """Stream the turn's events as SSE, then `[DONE]`. Each batch is one chunk.
 
-    Where the events stop before the turn's end, the un-numbered `stream.closing` says why.
-    A reader that had the last event already gets `[DONE]` alone.
+    If the events stop before the turn ends, the last frame is `stream.closing`, which has no number and names the
+    reason. A client that already had the last event receives only `[DONE]`.
     """
     ended = False
     async for batch in listener:
@@ -241,5 +261,5 @@ async def stream(turn_id: str, listener: EventListener) -> AsyncGenerator[bytes]
         yield b"".join(map(frame, batch)) + (DONE if ended else b"")
     if not ended:
         reason = listener.close_reason
-        farewell = unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
-        yield farewell if reason else DONE
+        closing = unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
+        yield closing if reason else DONE

@@ -12,15 +12,15 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal
 from gateway.store.models import Turn
 from gateway.wire.legacy import (
-    LegacyBatchRequest,
+    LegacyChatRequest,
+    LegacyChatResponse,
+    LegacyChatStreamRequest,
     LegacyConversation,
     LegacyMessage,
     LegacyStreamRequest,
-    MessageReply,
-    MessageRequest,
-    plain_text,
-    prompt_frames,
-    reply,
+    build_legacy_response,
+    stream_legacy_frames,
+    stream_plain_text,
 )
 from gateway.wire.openai_chat import ChunkWriter, line
 from gateway.wire.openai_chat import stream as chunk_stream
@@ -45,7 +45,7 @@ async def stream_prompt(
     turn = await start_turn(body.to_turn_request(), request, principal)
     match stream_format:
         case "text":
-            return stream_turn(turn, request, plain_text, media_type="text/plain; charset=utf-8")
+            return stream_turn(turn, request, stream_plain_text, media_type="text/plain; charset=utf-8")
         case "openai":
             lines = partial(chunk_stream, chunks=ChunkWriter(extended=False), frame=line, done=b"")
             return stream_turn(turn, request, lines, media_type="application/x-ndjson")
@@ -54,9 +54,9 @@ async def stream_prompt(
 
 
 @router.post("/api/chat/stream", summary="Chat in a conversation, streamed", response_class=Response)
-async def stream_prompts(body: LegacyBatchRequest, request: Request, principal: PrincipalDep) -> Response:
+async def stream_prompts(body: LegacyChatStreamRequest, request: Request, principal: PrincipalDep) -> Response:
     turn = await start_turn(body.to_turn_request(), request, principal)
-    return stream_turn(turn, request, partial(prompt_frames, kept=body.save_conversation))
+    return stream_turn(turn, request, partial(stream_legacy_frames, stored=body.save_conversation))
 
 
 @router.get("/api/conversations/{conversation_id}", summary="What was said in a conversation")
@@ -76,15 +76,15 @@ async def delete_conversation(conversation_id: str, principal: PrincipalDep, sta
 @message_router.post("/api/{user_id}/chat", summary="Chat as a user, in one answer")
 async def chat_as_user(
     user_id: UserId,
-    body: MessageRequest,
+    body: LegacyChatRequest,
     request: Request,
     response: Response,
     principal: PrincipalDep,
-) -> MessageReply:
+) -> LegacyChatResponse:
     """With authentication on, the user in the path must be the caller, any other is a 404; with it off, the path says
     who the user is."""
     turn = await start_turn(body.to_turn_request(), request, _as_user(user_id, principal))
-    return reply(await wait_for_turn(turn, request, response))
+    return build_legacy_response(await wait_for_turn(turn, request, response))
 
 
 def _as_user(user_id: str, principal: Principal) -> Principal:

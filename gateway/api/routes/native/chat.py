@@ -9,7 +9,7 @@ from gateway.agent.service import TurnHandle
 from gateway.api.deps import principal_of
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
-from gateway.wire.native import ChatRequest, ChatResponse, response_of, stream
+from gateway.wire.native import ChatRequest, ChatResponse, build_chat_response, stream_events
 
 router = APIRouter(prefix="/api/v1", tags=["chat"])
 
@@ -57,7 +57,7 @@ async def chat_stream(
     `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
     turn = await _start(body, request, idempotency_key)
-    return stream_turn(turn, request, partial(stream, str(turn.id)))
+    return stream_turn(turn, request, partial(stream_events, str(turn.id)))
 
 
 @router.post("/chat", summary="Chat, in one answer", responses=_ERRORS)
@@ -69,7 +69,7 @@ async def chat(
 ) -> ChatResponse:
     """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
     turn = await _start(body, request, idempotency_key)
-    return response_of(await wait_for_turn(turn, request, response))
+    return build_chat_response(await wait_for_turn(turn, request, response))
 
 
 async def _start(body: ChatRequest, request: Request, idempotency_key: str | None) -> TurnHandle:

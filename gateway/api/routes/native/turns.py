@@ -13,7 +13,7 @@ from gateway.api.deps import PrincipalDep, State, StateDep
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import stream_turn
 from gateway.domain.messages import Answer, JsonObject, Principal
-from gateway.wire.native import stream
+from gateway.wire.native import stream_events
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
 
@@ -98,7 +98,7 @@ async def follow_turn(
     """
     turn = await state.turn_service.follow(turn_id, principal)
     known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
-    return stream_turn(turn, request, partial(stream, str(turn_id)), after=known)
+    return stream_turn(turn, request, partial(stream_events, str(turn_id)), after=known)
 
 
 class InputBody(BaseModel):
