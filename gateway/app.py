@@ -1,11 +1,12 @@
-"""Puts the gateway together: the one module that knows every class."""
+"""Composes the gateway: the one module that imports every part."""
 
-import asyncio
 import gc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from uuid import UUID
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -17,7 +18,7 @@ from gateway import __version__
 from gateway.agent.budgets import Budgets
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner, RunnerConfig, RunnerStorage
-from gateway.agent.server_registry import Registry
+from gateway.agent.server_registry import ServerRegistry
 from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
 from gateway.agent.workers import WorkerHeartbeat
@@ -32,10 +33,8 @@ from gateway.api.routes.registration import register_routes
 from gateway.api.security.authentication import Authenticator
 from gateway.api.security.middleware import Guard
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
-from gateway.common.logging import get_logger
-from gateway.common.redaction import load_rules
+from gateway.common.redaction import Redactor, load_rules
 from gateway.config import ConfigError, Settings
-from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import BusMessage
 from gateway.llm.catalog import Catalog
 from gateway.llm.client import SdkModel
@@ -43,8 +42,10 @@ from gateway.llm.rate_limit.limiter import Limiter, SharedLimits
 from gateway.llm.recording import Recorder
 from gateway.llm.resilient import Persistence, SteadyModel
 from gateway.mcp_client.policy.build import apply_policy
-from gateway.mcp_client.server_config import ServerConfig, load_servers
+from gateway.mcp_client.server_config import ServerConfigFile, load_servers
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
 from gateway.store.bus import PostgresBus
@@ -57,15 +58,13 @@ from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import GrantStore
 from gateway.store.questions import InputStore
 from gateway.store.response_cache import ResponseCacheStore
-from gateway.store.turns import TurnStore
+from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
 
-log = get_logger(__name__)
-
 _SHOWN = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
-_SETTLE_SECONDS = 1.0
-_FORGET_SECONDS = 3600.0
+_CONNECT_SECONDS = 1.0
+"""How long the first requests wait for MCP servers at the start."""
 
 
 def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
@@ -85,7 +84,7 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with running(settings, servers) as state:
+        async with build_gateway(settings, servers) as state:
             app.state.gateway = state
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
@@ -130,158 +129,244 @@ class _Mcp:
         await self._app.state.gateway.mcp(scope, receive, send)
 
 
+@dataclass(frozen=True)
+class Store:
+    """The database and what is stored in it. `build_agent` starts the bus, when its subscribers are there."""
+
+    database: Database
+    journal: PostgresJournal
+    bus: PostgresBus
+    turns: TurnStore
+    conversations: ConversationStore
+    usage: UsageStore
+    inputs: InputStore
+    keys: KeyStore
+    audit: AuditStore
+    servers: ServerStore
+    grants: GrantStore
+    redactor: Redactor
+
+
+@dataclass(frozen=True)
+class Llm:
+    """The model server and the catalog of its models."""
+
+    model: SteadyModel
+    catalog: Catalog
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The MCP servers: `toolbox` connects to them, `guarded` applies the administrator's policy to it."""
+
+    toolbox: McpToolbox
+    guarded: Toolbox
+    registry: ServerRegistry
+
+
 @asynccontextmanager
-async def running(settings: Settings, servers: list[ServerConfig]) -> AsyncGenerator[State]:
-    """Every part, started; stopped in the opposite order."""
-    assert settings.postgres_url is not None
+async def build_gateway(settings: Settings, servers: list[ServerConfig]) -> AsyncGenerator[State]:
+    """Start every part; stop them in the opposite order."""
     tasks = TaskRegistry()
+    worker_id = uuid7()
     async with AsyncExitStack() as stack:
-        database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
-        stack.push_async_callback(database.close)
-
-        redactor = load_rules(settings.redaction_rules)
-        worker_id = uuid7()
-        journal = PostgresJournal(
-            database.dsn, worker_id, flush_seconds=settings.journal_flush_ms / 1000, redactor=redactor
-        )
-        await journal.start()
-        stack.push_async_callback(journal.stop)
-
-        upstream, catalog = _upstream(settings)
-        stack.push_async_callback(upstream.close)
-        persistence = Persistence(
-            retries=settings.model_retries, delay=settings.model_retry_delay, patience=settings.model_retry_max_wait
-        )
-        model = SteadyModel(upstream, catalog, fallbacks=settings.model_fallbacks, how=persistence)
-        refresh = SupervisedTask("model catalog", partial(upstream.refresh_catalog_periodically, catalog))
-        refresh.start()
-        tasks.add(refresh)
-        stack.push_async_callback(refresh.stop)
-
-        seal = cipher_from_settings(settings)
-        server_store = ServerStore(database, seal)
-        toolbox = McpToolbox(servers, settings, server_store, GrantStore(database, seal))
-        await toolbox.start()
-        stack.push_async_callback(toolbox.stop)
-        guarded = apply_policy(toolbox, deny=settings.tools_deny, redactor=redactor)
-
-        limits = LoopLimits(
-            steps=settings.agent_max_steps,
-            tokens=settings.agent_max_tokens,
-            parallel_calls=settings.tool_parallelism,
-        )
-        turns = TurnStore(database)
-        conversation_store = ConversationStore(database, redactor=redactor)
-        usage = UsageStore(database, redactor=redactor)
-        inputs = InputStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor)
-
-        key_store = KeyStore(database)
-        audit = AuditStore(database)
-        auth = Authenticator(settings, key_store, audit)
+        store = await stack.enter_async_context(build_store(settings, worker_id, tasks))
+        llm = await stack.enter_async_context(build_llm(settings, tasks))
+        tools = await stack.enter_async_context(build_tools(settings, servers, store, tasks))
+        auth = Authenticator(settings, store.keys, store.audit)
         stack.push_async_callback(auth.stop)
+        store.bus.subscribe("keys", auth.heard)
         rates = Rates(settings)
         stack.push_async_callback(rates.close)
-        bus = PostgresBus(database.dsn)
-        _wake_signed_in(toolbox, inputs, bus)
-        registry = Registry(settings, toolbox, server_store, bus)
-        config = RunnerConfig(
-            worker_id=worker_id,
-            system_prompt=settings.agent_system_prompt,
-            turn_timeout=settings.agent_timeout,
-            max_turns=settings.max_running_turns,
-            synchronous_journal=settings.synchronous_journal,
-            max_tool_tokens=settings.tool_token_budget,
-            batch_tool=settings.agent_batch_tool,
-        )
-        storage = RunnerStorage(
-            journal=journal,
-            ephemeral_journal=EphemeralJournal(journal),
-            conversations=conversation_store,
-            workers=turns,
-            questions=inputs,
-            responses=ResponseCacheStore(database),
-            bus=bus,
-        )
-        runner = Runner(
-            config,
-            AgentLoop(model, guarded, limits),
-            storage,
-            models=catalog,
-            toolbox=guarded,
-            budgets=Budgets(usage, budget_of_users(settings)),
-        )
-        subscriptions = TurnSubscriptions(runner, turns, bus)
-        turn_service = TurnService(
-            settings, runner, subscriptions, turns=turns, conversations=conversation_store, questions=inputs, bus=bus
-        )
-        beat = settings.heartbeat_seconds
-        membership = WorkerHeartbeat(runner, turns, turns, inputs, worker_id, interval=beat, silent=4 * beat)
-        bus.subscribe("cancel", runner.on_cancel)
-        bus.subscribe("watch", runner.on_watch)
-        bus.subscribe("orphan", runner.on_answer)
-        bus.subscribe("orphan", membership.on_orphan)
-        bus.subscribe("events", subscriptions.on_events)
-        bus.subscribe("servers", registry.on_servers_changed)
-        bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
-        bus.subscribe("keys", auth.heard)
-        await bus.start()
-        stack.push_async_callback(bus.stop)
-        await registry.start()
-        stack.push_async_callback(registry.stop)
-        stack.push_async_callback(subscriptions.stop)
-        await toolbox.wait_until_connected(_SETTLE_SECONDS)
-        await membership.start()
-        forgetting = asyncio.create_task(_forget(turns, settings.journal_retention_days), name="retention")
-        stack.push_async_callback(_cancel, forgetting)
-        stack.push_async_callback(runner.stop, 0)
-        stack.push_async_callback(membership.stop)
-        mcp = McpEndpoint(settings, turn_service, guarded, worker_id, database.dsn)
-        toolbox.subscribe(mcp.notify_tools_changed)
+        turn_service = await stack.enter_async_context(build_agent(settings, worker_id, store, llm, tools, tasks))
+        mcp = McpEndpoint(settings, turn_service, tools.guarded, worker_id, store.database.dsn)
+        tools.toolbox.subscribe(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.running())
         yield State(
             settings=settings,
             auth=auth,
-            keys=key_store,
+            keys=store.keys,
             rates=rates,
             turn_service=turn_service,
-            turns=turns,
-            inputs=inputs,
-            conversations=conversation_store,
-            history=HistoryStore(database),
-            usage_reports=UsageReports(database),
-            servers=server_store,
-            registry=registry,
-            bus=bus,
+            turns=store.turns,
+            inputs=store.inputs,
+            conversations=store.conversations,
+            history=HistoryStore(store.database),
+            usage_reports=UsageReports(store.database),
+            servers=store.servers,
+            registry=tools.registry,
+            bus=store.bus,
             mcp=mcp,
-            toolbox=guarded,
-            models=catalog,
-            model=model,
-            database=database,
-            usage=usage,
-            audit=audit,
+            toolbox=tools.guarded,
+            models=llm.catalog,
+            model=llm.model,
+            database=store.database,
+            usage=store.usage,
+            audit=store.audit,
             tasks=tasks,
         )
 
 
-def _wake_signed_in(toolbox: McpToolbox, inputs: InputStore, bus: PostgresBus) -> None:
-    """Turns that wait for a sign-in go on when there was one, wherever its callback came."""
+@asynccontextmanager
+async def build_store(settings: Settings, worker_id: UUID, tasks: TaskRegistry) -> AsyncGenerator[Store]:
+    """Open the database and start the journal's writer. On exit the journal writes what still waits."""
+    assert settings.postgres_url is not None
+    database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
+    redactor = load_rules(settings.redaction_rules)
+    flush_seconds = settings.journal_flush_ms / 1000
+    journal = PostgresJournal(database.dsn, worker_id, flush_seconds=flush_seconds, redactor=redactor)
+    cipher = cipher_from_settings(settings)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        journal.start()
+        tasks.add(journal.task)
+        stack.push_async_callback(journal.stop)
+        yield Store(
+            database=database,
+            journal=journal,
+            bus=PostgresBus(database.dsn),
+            turns=TurnStore(database),
+            conversations=ConversationStore(database, redactor=redactor),
+            usage=UsageStore(database, redactor=redactor),
+            inputs=InputStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor),
+            keys=KeyStore(database),
+            audit=AuditStore(database),
+            servers=ServerStore(database, cipher),
+            grants=GrantStore(database, cipher),
+            redactor=redactor,
+        )
 
-    async def granted(server: str, owner: str) -> None:
+
+@asynccontextmanager
+async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[Llm]:
+    """Connect to the model server and keep its catalog fresh."""
+    upstream, catalog = _upstream(settings)
+    policy = Persistence(
+        retries=settings.model_retries, delay=settings.model_retry_delay, patience=settings.model_retry_max_wait
+    )
+    model = SteadyModel(upstream, catalog, fallbacks=settings.model_fallbacks, how=policy)
+    refresh = SupervisedTask("model catalog", partial(upstream.refresh_catalog_periodically, catalog))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(upstream.close)
+        _supervise(refresh, tasks, stack)
+        yield Llm(model, catalog)
+
+
+@asynccontextmanager
+async def build_tools(
+    settings: Settings, servers: list[ServerConfig], store: Store, tasks: TaskRegistry
+) -> AsyncGenerator[Tools]:
+    """Connect to the MCP servers, and keep the connections in step with their configuration."""
+    toolbox = McpToolbox(servers, settings, store.servers, store.grants)
+    guarded = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
+    registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
+    store.bus.subscribe("servers", registry.on_servers_changed)
+    store.bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
+    _resume_after_sign_in(toolbox, store.inputs, store.bus)
+    async with AsyncExitStack() as stack:
+        await toolbox.start()
+        stack.push_async_callback(toolbox.stop)
+        _supervise(registry.task, tasks, stack)
+        yield Tools(toolbox, guarded, registry)
+
+
+@asynccontextmanager
+async def build_agent(
+    settings: Settings, worker_id: UUID, store: Store, llm: Llm, tools: Tools, tasks: TaskRegistry
+) -> AsyncGenerator[TurnService]:
+    """Start what runs turns. On exit the turns that still run are left to other workers."""
+    runner = _runner(settings, worker_id, store, llm, tools)
+    subscriptions = TurnSubscriptions(runner, store.turns, store.bus)
+    service = TurnService(
+        settings,
+        runner,
+        subscriptions,
+        turns=store.turns,
+        conversations=store.conversations,
+        questions=store.inputs,
+        bus=store.bus,
+    )
+    interval = settings.heartbeat_seconds
+    heartbeat = WorkerHeartbeat(
+        runner, store.turns, store.turns, store.inputs, worker_id, interval=interval, silent=4 * interval
+    )
+    store.bus.subscribe("cancel", runner.on_cancel)
+    store.bus.subscribe("watch", runner.on_watch)
+    store.bus.subscribe("orphan", runner.on_answer)
+    store.bus.subscribe("orphan", heartbeat.on_orphan)
+    store.bus.subscribe("events", subscriptions.on_events)
+    retention = SupervisedTask(
+        "journal retention", partial(prune_forever, store.turns, timedelta(days=settings.journal_retention_days))
+    )
+    async with AsyncExitStack() as stack:
+        _supervise(store.bus.task, tasks, stack)
+        stack.push_async_callback(subscriptions.stop)
+        await tools.toolbox.wait_until_connected(_CONNECT_SECONDS)
+        heartbeat.task.start()
+        tasks.add(heartbeat.task)
+        _supervise(retention, tasks, stack)
+        stack.push_async_callback(runner.stop, 0)
+        stack.push_async_callback(heartbeat.task.stop)
+        yield service
+
+
+def _supervise(task: SupervisedTask, tasks: TaskRegistry, stack: AsyncExitStack) -> None:
+    task.start()
+    tasks.add(task)
+    stack.push_async_callback(task.stop)
+
+
+def _runner(settings: Settings, worker_id: UUID, store: Store, llm: Llm, tools: Tools) -> Runner:
+    config = RunnerConfig(
+        worker_id=worker_id,
+        system_prompt=settings.agent_system_prompt,
+        turn_timeout=settings.agent_timeout,
+        max_turns=settings.max_running_turns,
+        synchronous_journal=settings.synchronous_journal,
+        max_tool_tokens=settings.tool_token_budget,
+        batch_tool=settings.agent_batch_tool,
+    )
+    storage = RunnerStorage(
+        journal=store.journal,
+        ephemeral_journal=EphemeralJournal(store.journal),
+        conversations=store.conversations,
+        workers=store.turns,
+        questions=store.inputs,
+        responses=ResponseCacheStore(store.database),
+        bus=store.bus,
+    )
+    limits = LoopLimits(
+        steps=settings.agent_max_steps, tokens=settings.agent_max_tokens, parallel_calls=settings.tool_parallelism
+    )
+    return Runner(
+        config,
+        AgentLoop(llm.model, tools.guarded, limits),
+        storage,
+        models=llm.catalog,
+        toolbox=tools.guarded,
+        budgets=Budgets(store.usage, budget_of_users(settings)),
+    )
+
+
+def _resume_after_sign_in(toolbox: McpToolbox, inputs: InputStore, bus: PostgresBus) -> None:
+    """Resume the turns that wait for a sign-in, whichever worker its callback reached."""
+    service = toolbox.sign_in_service
+    assert service is not None
+
+    async def on_granted(server: str, owner: str) -> None:
         for turn_id in await inputs.signed_in(server, owner):
             bus.publish(BusMessage("orphan", turn_id))
 
-    assert toolbox.sign_in_service is not None
-
-    def changed() -> None:
+    def on_change() -> None:
         toolbox.on_grants_changed()
         bus.publish(BusMessage("logins", BusMessage.NO_TURN))
 
-    toolbox.sign_in_service.on_granted = granted
-    toolbox.sign_in_service.on_change = changed
+    service.on_granted = on_granted
+    service.on_change = on_change
 
 
 def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
-    """The model's server, and what is known of its models."""
+    """The client of the model server, and the catalog of its models."""
     secret = settings.groq_api_key or settings.openai_api_key
     assert secret is not None
     key = secret.get_secret_value()
@@ -297,33 +382,24 @@ def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
         from gateway.llm.providers.groq import groq_model
 
         model = groq_model(
-            api_key=key, base_url=settings.groq_base_url, idle_timeout=idle, limiter=limiter, queue=queue,
+            api_key=key,
+            base_url=settings.groq_base_url,
+            idle_timeout=idle,
+            limiter=limiter,
+            queue=queue,
             recorder=recorder,
-        )  # fmt: skip
+        )
         return model, Catalog(aliases=settings.model_aliases)
     from gateway.llm.providers.openai import OPENAI, openai_model
 
     official = settings.openai_base_url == OPENAI
     model = openai_model(
-        api_key=key, base_url=settings.openai_base_url, idle_timeout=idle, limiter=limiter, queue=queue,
+        api_key=key,
+        base_url=settings.openai_base_url,
+        idle_timeout=idle,
+        limiter=limiter,
+        queue=queue,
         recorder=recorder,
-    )  # fmt: skip
+    )
     not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
     return model, Catalog((), open_ended=True, not_taken=not_taken)
-
-
-async def _forget(turns: TurnStore, days: float) -> None:
-    """Delete what the journal keeps of turns that ended long ago, a portion at a time."""
-    while True:
-        pause = _FORGET_SECONDS
-        try:
-            if await turns.prune_journal(timedelta(days=days)):
-                pause = 1.0
-        except StorageUnavailable:
-            log.warning("retention_waits_for_database")
-        await asyncio.sleep(pause)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

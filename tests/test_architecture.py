@@ -28,11 +28,6 @@ RULES: dict[str, set[str]] = {
     "gateway_runtime": {"gateway_runtime"},
     "tools_server": {"tools_server", "gateway_runtime"},
 }
-# Breaches that remain from the old layout. This list only shrinks.
-EXCEPTIONS: dict[str, set[str]] = {
-    "gateway.agent.server_registry": {"gateway.store", "gateway.mcp_client"},
-    "gateway.api.deps": {"gateway.agent.server_registry"},
-}
 DOMAIN_LIBRARIES = {"msgspec", "pydantic"}
 COMMON_LIBRARIES = DOMAIN_LIBRARIES | {
     "anyio",
@@ -97,16 +92,9 @@ def test_module_imports_only_what_its_ring_may(path: Path) -> None:
     ours = {name for name in imports_of(path) if within(name, PACKAGES)} - {"gateway", module}
     allowed = rule_for(module, RULES)
     if allowed is not None:
-        assert not {name for name in ours if not within(name, allowed | EXCEPTIONS.get(module, set()))}
+        assert not {name for name in ours if not within(name, allowed)}
     if module.startswith("gateway"):
         assert not {name for name in ours if within(name, ("tools_server",))}
-
-
-@pytest.mark.parametrize("module", sorted(EXCEPTIONS))
-def test_exception_is_still_needed(module: str) -> None:
-    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    imports = set(imports_of(path))
-    assert all(any(within(name, (one,)) for name in imports) for one in EXCEPTIONS[module])
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

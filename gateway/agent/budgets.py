@@ -10,6 +10,7 @@ from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
 from weakref import WeakValueDictionary
 
+from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import BudgetExceeded, StorageUnavailable
 from gateway.domain.messages import Budget, Hold, Principal, Spent, Usage
@@ -63,7 +64,8 @@ class Budgets:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), gate.turnstile:
                 while not await self._held(turn.principal, hold):
-                    await _wait(gate.settled, _POLL_SECONDS)
+                    gate.settled.clear()
+                    await wait_or_poll(gate.settled, _POLL_SECONDS)
         except TimeoutError:
             message = "What is left of the budget is set aside for model calls that run now. Try again shortly."
             raise BudgetExceeded(message, retry_after=1) from None
@@ -149,13 +151,3 @@ def _at_most(call: ModelCall, model: ModelInfo) -> tuple[int, float]:
     """Tokens and USD: the prompt's, about, and as many as the model may write."""
     prompt, answer = call.about_tokens(), call.parameters.max_tokens or model.max_output_tokens
     return prompt + answer, model.cost(Usage(prompt, answer, prompt + answer)) or 0.0
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event, or the time is up: another worker's is not heard here."""
-    event.clear()
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

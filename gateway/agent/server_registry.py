@@ -1,62 +1,59 @@
 """Which MCP servers are connected: those of the file, and those added at run time, on every worker alike."""
 
 import asyncio
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
-from gateway.config import ConfigError, Settings
+from gateway.config import ConfigError
 from gateway.domain.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
 from gateway.domain.messages import BusMessage, JsonObject
-from gateway.mcp_client.server_config import DEFAULT_FILE, ServerConfig, load_servers
-from gateway.mcp_client.toolbox import McpToolbox
-from gateway.store.bus import PostgresBus
-from gateway.store.mcp_servers import ServerStore
-from gateway.store.models import McpServerRow
+from gateway.ports.servers import (
+    ServerAdmin,
+    ServerConfig,
+    ServerConfigSource,
+    ServerPool,
+    ServerRecord,
+    ServerRepository,
+)
+from gateway.ports.store import Bus
 
 log = get_logger(__name__)
 
-_LOOK_SECONDS = 1.0
-_ASK_SECONDS = 30.0
+_FILE_POLL_SECONDS = 1.0
+_DATABASE_POLL_SECONDS = 30.0
 
 
-class Registry:
-    """Keeps the toolbox in step with the file and the database. Looks at both now and then, or when told to."""
+class ServerRegistry(ServerAdmin):
+    """Keeps the connections in step with the file and the database. Polls both, and reads them at once when told."""
 
-    def __init__(self, settings: Settings, toolbox: McpToolbox, kept: ServerStore, bus: PostgresBus) -> None:
-        self._settings = settings
-        self._toolbox = toolbox
-        self._kept = kept
+    def __init__(self, source: ServerConfigSource, pool: ServerPool, repository: ServerRepository, bus: Bus) -> None:
+        self._source = source
+        self._pool = pool
+        self._repository = repository
         self._bus = bus
-        self._of_file = {server.name: server for server in load_servers(settings)}
-        self._added: dict[str, McpServerRow] = {}
-        self._file_state = self._look_at_file()
-        self._look = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Take over what was added at run time, and watch. A database that is away is waited for in the background."""
-        self._task = asyncio.create_task(self._watch(), name="servers")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self._of_file = {server.name: server for server in source.load()}
+        self._added: dict[str, ServerRecord] = {}
+        self._file_version: Hashable | None = source.get_version()
+        self._changed = asyncio.Event()
+        self._rows_read_at: float | None = None
+        self.task = SupervisedTask("mcp server registry", self._watch)
 
     def on_servers_changed(self, _message: BusMessage) -> None:
         """Read the database now: another worker has changed it."""
-        self._look.set()
+        self._changed.set()
 
     def reload(self) -> None:
-        """Look at the file and the database now."""
-        self._file_state = None
-        self._look.set()
+        """Read the file and the database now."""
+        self._file_version = None
+        self._changed.set()
 
     # --- at run time
 
-    def source(self, name: str) -> str | None:
-        """Where a server comes from: `file`, `api`, or None: there is none."""
+    def source(self, name: str) -> Literal["file", "api"] | None:
         if name in self._of_file:
             return "file"
         return "api" if name in self._added else None
@@ -79,16 +76,16 @@ class Registry:
         """
         if self.source(name) is not None:
             raise Conflict(f"There is an MCP server {name!r} already.", param="name")
-        _checked(name, config)
-        await self._kept.put(name, config, disabled=False, by=by)
-        await self._changed()
+        _validate(name, config)
+        await self._repository.put(name, config, disabled=False, by=by)
+        await self._publish_change()
 
     async def switch(self, name: str, *, disabled: bool, by: str) -> None:
         """Disable a server, or enable it again, wherever it comes from."""
         self.config(name)
         added = self._added.get(name)
-        await self._kept.put(name, added.config if added else None, disabled=disabled, by=by)
-        await self._changed()
+        await self._repository.put(name, added.config if added else None, disabled=disabled, by=by)
+        await self._publish_change()
 
     async def remove(self, name: str, *, by: str) -> None:
         """Remove a server that was added at run time.
@@ -99,55 +96,40 @@ class Registry:
         self.config(name)
         if name in self._of_file:
             raise Conflict(f"The file of MCP servers configures {name!r}: disable it, or take it out there.")
-        await self._kept.remove(name, by=by)
-        await self._changed()
+        await self._repository.remove(name, by=by)
+        await self._publish_change()
 
-    async def _changed(self) -> None:
+    async def _publish_change(self) -> None:
         await self._read_rows()
-        self._apply()
+        self._reconcile()
         self._bus.publish(BusMessage("servers", BusMessage.NO_TURN))
 
     # --- watching
 
     async def _watch(self) -> None:
-        asked_at = -_ASK_SECONDS
         now = asyncio.get_running_loop().time
         while True:
-            told = self._look.is_set()
-            self._look.clear()
+            told = self._changed.is_set()
+            self._changed.clear()
             changed = await self._read_file()
-            if told or now() - asked_at >= _ASK_SECONDS:
+            if told or self._rows_read_at is None or now() - self._rows_read_at >= _DATABASE_POLL_SECONDS:
                 try:
                     changed = await self._read_rows() or changed
-                    asked_at = now()
+                    self._rows_read_at = now()
                 except StorageUnavailable:
                     log.warning("servers_wait_for_database")
             if changed:
-                self._apply()
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._look.wait()
-            except TimeoutError:
-                continue
-
-    def _look_at_file(self) -> tuple[int, int] | None:
-        """When the file was changed last; None: there is none that counts."""
-        if self._settings.mcp_config is None and self._settings.mcp_server_url is not None:
-            return None
-        try:
-            state = (self._settings.mcp_config or DEFAULT_FILE).stat()
-        except OSError:
-            return None
-        return state.st_mtime_ns, state.st_size
+                self._reconcile()
+            await wait_or_poll(self._changed, _FILE_POLL_SECONDS)
 
     async def _read_file(self) -> bool:
-        """Whether the file has changed. One that makes no sense any more changes nothing."""
-        state = self._look_at_file()
-        if state == self._file_state:
+        """Whether the file has changed. An unusable file changes nothing."""
+        version = self._source.get_version()
+        if version == self._file_version:
             return False
-        self._file_state = state
+        self._file_version = version
         try:
-            servers = await asyncio.to_thread(load_servers, self._settings)
+            servers = await asyncio.to_thread(self._source.load)
         except ConfigError as error:
             log.error("servers_file_unusable", error=str(error))
             return False
@@ -156,25 +138,24 @@ class Registry:
         return True
 
     async def _read_rows(self) -> bool:
-        rows = {row.name: row for row in await self._kept.all()}
-        before = {name: (row.config, row.disabled) for name, row in self._added.items()}
-        self._added = rows
-        return before != {name: (row.config, row.disabled) for name, row in rows.items()}
+        """Whether the stored servers have changed."""
+        before, self._added = self._added, {record.name: record for record in await self._repository.all()}
+        return before != self._added
 
-    def _apply(self) -> None:
-        self._toolbox.reconcile(self._merged())
+    def _reconcile(self) -> None:
+        self._pool.reconcile(self._merged())
 
     def _merged(self) -> list[ServerConfig]:
         servers = dict(self._of_file)
-        for name, row in self._added.items():
-            if row.config is not None and name not in servers:
-                servers[name] = ServerConfig.model_validate({**row.config, "name": name})
-            if row.disabled and name in servers:
+        for name, record in self._added.items():
+            if record.config is not None and name not in servers:
+                servers[name] = ServerConfig.model_validate({**record.config, "name": name})
+            if record.disabled and name in servers:
                 servers[name] = servers[name].model_copy(update={"disabled": True})
         return list(servers.values())
 
 
-def _checked(name: str, config: JsonObject) -> ServerConfig:
+def _validate(name: str, config: JsonObject) -> ServerConfig:
     try:
         return ServerConfig.model_validate({**config, "name": name})
     except ValidationError as error:

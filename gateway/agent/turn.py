@@ -11,6 +11,7 @@ from gateway.agent.loop import TurnContext
 from gateway.agent.tool_calls import input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
+from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import Deadline
 from gateway.domain.errors import ErrorInfo, GatewayError, StorageUnavailable
@@ -187,11 +188,7 @@ class ActiveTurn(TurnContext, TurnSpending):
                     return answer
             except StorageUnavailable:
                 log.warning("answer_waits_for_database", turn_id=str(self.id))
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self.answers_came.wait()
-            except TimeoutError:
-                continue
+            await wait_or_poll(self.answers_came, _POLL_SECONDS)
 
     # --- listeners and cancellation
 

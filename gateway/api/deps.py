@@ -10,7 +10,6 @@ import msgspec
 from fastapi import Depends, Request
 from starlette.types import Receive, Scope, Send
 
-from gateway.agent.server_registry import Registry
 from gateway.agent.service import TurnService
 from gateway.api.rate_limit.limiter import Rates
 from gateway.api.security.authentication import PRINCIPAL, Authenticator
@@ -19,6 +18,7 @@ from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import Principal
 from gateway.ports.model import Model, Models
+from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
@@ -58,7 +58,7 @@ class State:
     history: HistoryStore
     usage_reports: UsageReports
     servers: ServerStore
-    registry: Registry
+    registry: ServerAdmin
     bus: PostgresBus
     mcp: Endpoint
     toolbox: Toolbox

@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.domain.errors import ModelNotFound, UnsupportedParameter
 from gateway.domain.messages import JsonObject, Parameters
-from gateway.ports.model import ModelInfo
+from gateway.ports.model import ModelInfo, Models
 
 _LEVELS = ("low", "medium", "high")
 _PENALTIES = ("top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")
@@ -74,7 +74,7 @@ class _Listed(msgspec.Struct):
     max_completion_tokens: int | None = None
 
 
-class Catalog:
+class Catalog(Models):
     """The models on offer. What the server lists wins over what is known here; the rest of each entry stays.
 
     `open_ended`: the server's own list is all that is known, and before it is there any model may be asked for.

@@ -36,7 +36,7 @@ from gateway.llm.rate_limit.limiter import Limiter, Slot
 from gateway.llm.rate_limit.token_bucket import seconds
 from gateway.llm.recording import Recorder
 from gateway.llm.stream import ChunkReader, UpstreamError, read_whole
-from gateway.ports.model import ModelAnswer, ModelCall, ModelSink
+from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 
 log = get_logger(__name__)
 
@@ -95,7 +95,7 @@ def _without(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {f"X-Stainless-{name}": sdk.Omit() for name in names}
 
 
-class SdkModel:
+class SdkModel(Model):
     """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
     the body of a call; the API is under `root` of the client's address; with `streams_forms`, answers in a form are
     streamed as any other. A call waits at most `queue` seconds for its place under the key's limits."""

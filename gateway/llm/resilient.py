@@ -7,7 +7,7 @@ leaves a model alone that does not work. Whatever it does of that, the sink is t
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -77,7 +77,7 @@ class Breaker:
             self._open_until = self._now() + self._rest
 
 
-class SteadyModel:
+class SteadyModel(Model):
     """See `Model`. `fallbacks` are asked in their order where the model that was asked for does not work."""
 
     def __init__(
@@ -218,7 +218,7 @@ def _fed_back(call: ModelCall, wrote: str, problem: str, *, without_tools: bool)
     return msgspec.structs.replace(call, messages=messages)
 
 
-class _Watch:
+class _Watch(ModelSink):
     """The sink as the model's stream sees it: mends its calls, and knows what was shown of the answer.
 
     With `hold_bad`, a call that cannot be mended is held back, and its `problem` told: the model is asked again,
@@ -227,7 +227,6 @@ class _Watch:
 
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
         self.sink = sink
-        self.drain = sink.drain
         self._clients = {tool.name for tool in tools if tool.client}
         self._schemas = {tool.name: tool.input_schema for tool in tools}
         self.spent = Usage()
@@ -260,6 +259,9 @@ class _Watch:
         unread = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
         if self._answering or unread:
             self.spent = self.spent + call.guess(self._written + unread)
+
+    def drain(self) -> Awaitable[None]:
+        return self.sink.drain()
 
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
         self.sink.wasted(usage, cost_usd)

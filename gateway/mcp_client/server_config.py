@@ -4,99 +4,16 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import ValidationError
 
 from gateway.config import ConfigError, Settings
-from gateway.domain.messages import Approval
+from gateway.ports.servers import ServerConfig, ServerConfigSource
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 DEFAULT_FILE = Path("mcp.json")
-
-
-class OAuthClient(BaseModel):
-    """What an authorization server without dynamic registration gave out by hand; `scope` is what to ask for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    client_id: str = Field(min_length=1, max_length=500)
-    client_secret: SecretStr | None = None
-    scope: str | None = Field(default=None, max_length=1_000)
-
-
-class ServerConfig(BaseModel):
-    """One entry. `fault` says why it cannot be used; then nothing else of it counts.
-
-    Either `url` (with `type` "sse" for the transport of old servers) or `command` with `args` and `env`. `prefix` goes
-    before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity` "gateway" sends a
-    short-lived token that names the user, "header:NAME" passes on that header of the client's; `share` "user" opens a
-    connection for each user; `allow` and `deny` are globs over its tools' own names; `approval` says which of its
-    tools' calls a person must approve; `on_change` "hold" holds back a tool whose definition changes until approved;
-    `as_tools` lets the model list and read its resources or prompts. A server that answers 401 is signed in to by
-    OAuth, as `oauth` says where clients cannot register themselves, unless its entry brings an `Authorization` header.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: str
-    url: str = ""
-    type: Literal["http", "streamable-http", "streamableHttp", "sse", "stdio"] | None = None
-    command: str = ""
-    args: tuple[str, ...] = ()
-    env: dict[str, str] | None = Field(default=None, repr=False)
-    headers: dict[str, str] = Field(default_factory=dict, repr=False)
-    prefix: str | None = Field(default=None, max_length=64)
-    timeout: float | None = Field(default=None, gt=0)
-    identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
-    share: Literal["all", "user"] = "all"
-    on_change: Literal["flag", "hold"] = "flag"
-    as_tools: tuple[Literal["resources", "prompts"], ...] = ()
-    oauth: OAuthClient | None = None
-    allow: tuple[str, ...] = ("*",)
-    deny: tuple[str, ...] = ()
-    approval: Approval = "never"
-    disabled: bool = False
-    fault: str | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("must be the http:// or https:// address of a streamable HTTP server")
-        try:
-            _ = urlsplit(value).port
-        except ValueError as error:
-            raise ValueError(f"is no address: {error}") from None
-        return value
-
-    @property
-    def transport(self) -> Literal["http", "sse", "stdio"]:
-        if self.command:
-            return "stdio"
-        return "sse" if self.type == "sse" else "http"
-
-    @property
-    def signs_in(self) -> bool:
-        """Whether a person may sign in to it: over HTTP, and with no credential of the entry's own."""
-        own = any(name.lower() == "authorization" for name in self.headers)
-        return self.transport != "stdio" and self.identity == "none" and not own
-
-    @property
-    def forwarded_header(self) -> str | None:
-        """The header of a client's request that is passed on to this server."""
-        return self.identity.removeprefix("header:") if self.identity.startswith("header:") else None
-
-    def permits(self, tool: str) -> bool:
-        """Whether the gateway may offer this tool; `deny` wins."""
-        return _matches(tool, self.allow) and not _matches(tool, self.deny)
-
-
-def _matches(tool: str, globs: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(tool, glob) for glob in globs)
 
 
 def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[ServerConfig]:
@@ -113,6 +30,26 @@ def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ
     if DEFAULT_FILE.exists():
         return _read(DEFAULT_FILE, "mcp.json", environment)
     return []
+
+
+class ServerConfigFile(ServerConfigSource):
+    """The servers that `load_servers` reads from the settings and their file."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def load(self) -> list[ServerConfig]:
+        return load_servers(self._settings)
+
+    def get_version(self) -> tuple[int, int] | None:
+        """Modification time and size of the file; None without a file."""
+        if self._settings.mcp_config is None and self._settings.mcp_server_url is not None:
+            return None
+        try:
+            state = (self._settings.mcp_config or DEFAULT_FILE).stat()
+        except OSError:
+            return None
+        return state.st_mtime_ns, state.st_size
 
 
 def _read(path: Path, setting: str, environment: Mapping[str, str]) -> list[ServerConfig]:

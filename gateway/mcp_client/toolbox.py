@@ -26,7 +26,8 @@ from gateway.mcp_client.resources import (
 from gateway.mcp_client.results import reduce_result
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.tool_names import exposed_name
-from gateway.ports.tools import CallObserver, Definitions, Grants, Listed, ServerStatus, SignIn
+from gateway.ports.servers import ServerPool
+from gateway.ports.tools import CallObserver, Definitions, Grants, Listed, ServerStatus, SignIn, Toolbox
 
 log = get_logger(__name__)
 
@@ -39,7 +40,7 @@ _MOST_DESCRIPTION = 4_000
 _UNKNOWN_RESOURCE_CODES = (-32002, -32602)  # of servers of the legacy and of the modern era
 
 
-class McpToolbox:
+class McpToolbox(ServerPool, Toolbox):
     """See `Toolbox`. A server's tools are on offer while it is up; they come back by themselves."""
 
     def __init__(

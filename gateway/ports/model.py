@@ -1,6 +1,7 @@
 """What the agent loop asks of a model, whatever server it runs on."""
 
 from abc import abstractmethod
+from collections.abc import Awaitable
 from typing import Protocol
 
 import msgspec
@@ -79,7 +80,7 @@ class ModelSink(Protocol):
         ...
 
     @abstractmethod
-    async def drain(self) -> None:
+    def drain(self) -> Awaitable[None]:
         """Wait until more output can be taken. Called once a read."""
         ...
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import asyncpg
 import msgspec
 
+from gateway.common.concurrency import Backoff, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.domain.messages import BusKind, BusMessage
 from gateway.ports.store import Bus
@@ -17,6 +18,8 @@ from gateway.ports.store import Bus
 log = get_logger(__name__)
 
 CHANNEL = "agent_gateway"
+_MIN_BACKOFF_SECONDS = 0.05
+_MAX_BACKOFF_SECONDS = 1.0
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(BusMessage).decode
 
@@ -29,15 +32,7 @@ class PostgresBus(Bus):
         self._handlers: defaultdict[BusKind, list[Callable[[BusMessage], None]]] = defaultdict(list)
         self._outbox: dict[BusMessage, None] = {}
         self._work = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="bus")
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        self.task = SupervisedTask("bus", self._run)
 
     def subscribe(self, kind: BusKind, handler: Callable[[BusMessage], None]) -> None:
         """See `Bus.subscribe`."""
@@ -49,16 +44,15 @@ class PostgresBus(Bus):
         self._work.set()
 
     async def _run(self) -> None:
-        pause = 0.05
+        backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while True:
             try:
                 connection = await asyncpg.connect(self._dsn, timeout=5)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log.debug("bus_waits_for_database", error=type(error).__name__)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
+                await asyncio.sleep(backoff.next_delay())
                 continue
-            pause = 0.05
+            backoff.reset()
             try:
                 await connection.add_listener(CHANNEL, self._on_notification)
                 connection.add_termination_listener(lambda _connection: self._work.set())

@@ -13,6 +13,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from gateway.common.concurrency import SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
@@ -147,11 +148,11 @@ class PostgresJournal(Journal):
         self._has_capacity = asyncio.Event()
         self._has_capacity.set()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
-        self._writer: asyncio.Task[None] | None = None
+        self.task = SupervisedTask("journal", self._write_forever, vital=True)
 
-    async def start(self) -> None:
-        """Begin to write. A database that is away is waited for, in the background."""
-        self._writer = asyncio.create_task(self._write_forever(), name="journal")
+    def start(self) -> None:
+        """Begin to write, in the background, as soon as the database is reachable."""
+        self.task.start()
 
     async def stop(self, seconds: float = 5.0) -> None:
         """Write what still waits, for at most `seconds`, then let go."""
@@ -161,9 +162,7 @@ class PostgresJournal(Journal):
             await asyncio.wait([self._waiting[-1].done], timeout=deadline - asyncio.get_running_loop().time())
         if self._waiting:
             log.error("journal_lost", writes=len(self._waiting))
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
+        await self.task.stop()
         self._disconnect()
 
     async def begin(self, turn: TurnRecord, log: EventSource) -> None:

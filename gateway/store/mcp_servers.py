@@ -11,6 +11,7 @@ from sqlmodel import col, func, select
 from gateway.common.urls import bare
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
+from gateway.ports.servers import ServerRecord, ServerRepository
 from gateway.ports.tools import Definitions
 from gateway.store.audit import audit
 from gateway.store.database import Database
@@ -20,24 +21,22 @@ from gateway.store.models import McpServerRow, McpToolRow
 SEALED = "sealed"
 
 
-class ServerStore(Definitions):
+class ServerStore(ServerRepository, Definitions):
     """Rows of `mcp_servers` and `mcp_tools`. How a server is reached is sealed: keys stand in headers and addresses."""
 
-    def __init__(self, database: Database, seal: Cipher) -> None:
+    def __init__(self, database: Database, cipher: Cipher) -> None:
         self._database = database
-        self._seal = seal
+        self._cipher = cipher
 
-    async def all(self) -> list[McpServerRow]:
-        """Every server that was added or switched at run time, by name."""
+    async def all(self) -> list[ServerRecord]:
+        """See `ServerRepository.all`."""
         async with self._database.session() as session:
             rows = list((await session.exec(select(McpServerRow).order_by(col(McpServerRow.name)))).all())
-        for row in rows:
-            row.config = row.config and self._opened(row.config)
-        return rows
+        return [ServerRecord(row.name, row.config and self._decrypt(row.config), row.disabled) for row in rows]
 
     async def put(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
         """Add a server, or switch one; `config` None: one that the file configures."""
-        kept = config and self._sealed(config)
+        kept = config and self._encrypt(config)
         row = insert(McpServerRow).values(name=name, config=kept, disabled=disabled, changed_by=by)
         changed = {"config": row.excluded.config, "disabled": disabled, "changed_by": by, "changed_at": func.now()}
         async with self._database.session() as session:
@@ -45,15 +44,15 @@ class ServerStore(Definitions):
             detail = {"disabled": disabled, "url": bare((config or {}).get("url", "")) or None}
             session.add(audit(by, "server.put", f"server {name}", detail))
 
-    def _sealed(self, config: JsonObject) -> JsonObject:
+    def _encrypt(self, config: JsonObject) -> JsonObject:
         if SEALED in config:  # it could not be opened here
             return {SEALED: config[SEALED]}
-        return {SEALED: self._seal.encrypt(msgspec.json.encode(config)).decode()}
+        return {SEALED: self._cipher.encrypt(msgspec.json.encode(config)).decode()}
 
-    def _opened(self, kept: JsonObject) -> JsonObject:
+    def _decrypt(self, kept: JsonObject) -> JsonObject:
         if SEALED not in kept:  # from before its headers were sealed
             return kept
-        plain = self._seal.decrypt(kept[SEALED].encode())
+        plain = self._cipher.decrypt(kept[SEALED].encode())
         if plain is None:
             return kept | {"fault": "it was added under another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
         return msgspec.json.decode(plain)

@@ -1,5 +1,6 @@
 """Turns as they are kept: to be shown, followed, found again by key, and taken over."""
 
+import asyncio
 import os
 import socket
 from datetime import timedelta
@@ -12,8 +13,9 @@ from sqlalchemy import CursorResult, delete, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, or_, select
 
+from gateway.common.logging import get_logger
 from gateway.domain import events as e
-from gateway.domain.errors import ErrorInfo, NotFound
+from gateway.domain.errors import ErrorInfo, NotFound, StorageUnavailable
 from gateway.domain.events import Entry, decode
 from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
 from gateway.ports.store import TurnRepository, WorkerRepository
@@ -21,7 +23,11 @@ from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
 
+log = get_logger(__name__)
+
 MAX_ROWS = 2_000
+_PRUNE_SECONDS = 3600.0
+_PRUNE_BATCH_SECONDS = 1.0
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 # Where a process id means something: this container (or machine), since it was started.
 _HOST = f"{socket.gethostname()} {_BOOT.read_text().strip() if _BOOT.exists() else ''}".strip()
@@ -242,3 +248,15 @@ def _record(turn: Turn) -> tuple[TurnRecord, bool]:
         caller=None if turn.caller is None else msgspec.convert(turn.caller, Principal),
     )
     return record, turn.cancel_requested
+
+
+async def prune_forever(turns: TurnStore, older_than: timedelta) -> None:
+    """Delete the journal of turns that ended long ago, a batch at a time."""
+    while True:
+        pause = _PRUNE_SECONDS
+        try:
+            if await turns.prune_journal(older_than):
+                pause = _PRUNE_BATCH_SECONDS
+        except StorageUnavailable:
+            log.warning("retention_waits_for_database")
+        await asyncio.sleep(pause)

@@ -22,7 +22,7 @@ from gateway.domain.errors import Conflict, Forbidden, McpFailed, NotFound, Stor
 from gateway.domain.messages import Grant, JsonObject, Login, Principal, Question
 from gateway.mcp_client.http_transport import certificates
 from gateway.mcp_client.server_config import ServerConfig
-from gateway.ports.tools import Grants
+from gateway.ports.tools import Grants, SignIn
 
 log = get_logger(__name__)
 
@@ -184,7 +184,7 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-class Logins:
+class Logins(SignIn):
     """Sign-ins under way. See `SignIn`.
 
     One is a task here, which waits for the answer that some worker's callback page takes; whatever worker that is,

@@ -35,7 +35,7 @@ END = e.TurnCompleted(finish_reason="stop", usage=Usage(), steps=1, duration_ms=
 @pytest.fixture
 async def journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
     journal = PostgresJournal(dsn(database_url), uuid4(), flush_seconds=0.02)
-    await journal.start()
+    journal.start()
     yield journal
     await journal.stop()
 
@@ -138,7 +138,7 @@ async def test_a_lost_connection_is_not_noticed_by_the_turn(journal: PostgresJou
 
 async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), patience=0.2)
-    await journal.start()
+    journal.start()
     log = TurnLog(uuid4())
     log.append(started(log.turn_id))
     with pytest.raises(StorageUnavailable):
@@ -149,7 +149,7 @@ async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
 async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -> None:
     """A row of a turn that has none would have the whole batch refused, and written one by one."""
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), patience=0.2)
-    await journal.start()
+    journal.start()
     log = TurnLog(uuid4())
     log.append(started(log.turn_id))
     beginning = asyncio.create_task(journal.begin(record(log.turn_id), log))
@@ -170,7 +170,7 @@ async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -
 
 async def test_turns_wait_when_too_much_waits_for_the_database() -> None:
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), max_bytes=10_000)
-    await journal.start()
+    journal.start()
     log = TurnLog(uuid4())
     assert not journal.is_backlogged
     log.append(e.TextDelta(step=1, text="x" * 20_000))

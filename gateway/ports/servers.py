@@ -1,0 +1,192 @@
+"""MCP servers: how each is configured, and what keeps the toolbox in step with that."""
+
+from abc import abstractmethod
+from collections.abc import Hashable
+from fnmatch import fnmatchcase
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from gateway.domain.messages import Approval, JsonObject
+
+
+class OAuthClient(BaseModel):
+    """What an authorization server without dynamic registration gave out by hand; `scope` is what to ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client_id: str = Field(min_length=1, max_length=500)
+    client_secret: SecretStr | None = None
+    scope: str | None = Field(default=None, max_length=1_000)
+
+
+class ServerConfig(BaseModel):
+    """One entry. `fault` says why it cannot be used; then nothing else of it counts.
+
+    Either `url` (with `type` "sse" for the transport of old servers) or `command` with `args` and `env`. `prefix` goes
+    before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity` "gateway" sends a
+    short-lived token that names the user, "header:NAME" passes on that header of the client's; `share` "user" opens a
+    connection for each user; `allow` and `deny` are globs over its tools' own names; `approval` says which of its
+    tools' calls a person must approve; `on_change` "hold" holds back a tool whose definition changes until approved;
+    `as_tools` lets the model list and read its resources or prompts. A server that answers 401 is signed in to by
+    OAuth, as `oauth` says where clients cannot register themselves, unless its entry brings an `Authorization` header.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    url: str = ""
+    type: Literal["http", "streamable-http", "streamableHttp", "sse", "stdio"] | None = None
+    command: str = ""
+    args: tuple[str, ...] = ()
+    env: dict[str, str] | None = Field(default=None, repr=False)
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    prefix: str | None = Field(default=None, max_length=64)
+    timeout: float | None = Field(default=None, gt=0)
+    identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
+    share: Literal["all", "user"] = "all"
+    on_change: Literal["flag", "hold"] = "flag"
+    as_tools: tuple[Literal["resources", "prompts"], ...] = ()
+    oauth: OAuthClient | None = None
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
+    approval: Approval = "never"
+    disabled: bool = False
+    fault: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must be the http:// or https:// address of a streamable HTTP server")
+        try:
+            _ = urlsplit(value).port
+        except ValueError as error:
+            raise ValueError(f"is no address: {error}") from None
+        return value
+
+    @property
+    def transport(self) -> Literal["http", "sse", "stdio"]:
+        if self.command:
+            return "stdio"
+        return "sse" if self.type == "sse" else "http"
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether a person may sign in to it: over HTTP, and with no credential of the entry's own."""
+        own = any(name.lower() == "authorization" for name in self.headers)
+        return self.transport != "stdio" and self.identity == "none" and not own
+
+    @property
+    def forwarded_header(self) -> str | None:
+        """The header of a client's request that is passed on to this server."""
+        return self.identity.removeprefix("header:") if self.identity.startswith("header:") else None
+
+    def permits(self, tool: str) -> bool:
+        """Whether the gateway may offer this tool; `deny` wins."""
+        return _matches(tool, self.allow) and not _matches(tool, self.deny)
+
+
+def _matches(tool: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(tool, glob) for glob in globs)
+
+
+class ServerRecord(msgspec.Struct, frozen=True):
+    """A server that was added or switched at run time; `config` is None for one that the file configures."""
+
+    name: str
+    config: JsonObject | None
+    disabled: bool
+
+
+class ServerConfigSource(Protocol):
+    """The servers that the operator configures."""
+
+    @abstractmethod
+    def load(self) -> list[ServerConfig]:
+        """Read all of them; may block.
+
+        Raises:
+            ConfigError: the file cannot be read, or is not JSON.
+        """
+        ...
+
+    @abstractmethod
+    def get_version(self) -> Hashable | None:
+        """A value that changes with the file; None without a file."""
+        ...
+
+
+class ServerRepository(Protocol):
+    """Stores the servers that are added or switched at run time. Every method may raise StorageUnavailable."""
+
+    @abstractmethod
+    async def all(self) -> list[ServerRecord]:
+        """Every such server, by name."""
+        ...
+
+    @abstractmethod
+    async def put(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
+        """Add or switch a server; `config` None: one that the file configures."""
+        ...
+
+    @abstractmethod
+    async def remove(self, name: str, *, by: str) -> None:
+        """Delete a server and what is known of its tools."""
+        ...
+
+
+class ServerAdmin(Protocol):
+    """The configured servers, to read and to change at run time."""
+
+    @abstractmethod
+    def source(self, name: str) -> Literal["file", "api"] | None:
+        """Where a server is configured; None: there is no such server."""
+        ...
+
+    @abstractmethod
+    def config(self, name: str) -> ServerConfig:
+        """Raises:
+        NotFound: there is no such server.
+        """
+        ...
+
+    @abstractmethod
+    async def add(self, name: str, config: JsonObject, *, by: str) -> None:
+        """Add a server for every worker.
+
+        Raises:
+            Conflict: there is one of that name.
+            InvalidRequest: the configuration is not valid.
+        """
+        ...
+
+    @abstractmethod
+    async def switch(self, name: str, *, disabled: bool, by: str) -> None:
+        """Disable a server, or enable it again, wherever it is configured."""
+        ...
+
+    @abstractmethod
+    async def remove(self, name: str, *, by: str) -> None:
+        """Remove a server that was added at run time.
+
+        Raises:
+            Conflict: the file configures it.
+        """
+        ...
+
+    @abstractmethod
+    def reload(self) -> None:
+        """Read the file and the database now."""
+        ...
+
+
+class ServerPool(Protocol):
+    """The connections to MCP servers."""
+
+    @abstractmethod
+    def reconcile(self, servers: list[ServerConfig]) -> None:
+        """Connect and disconnect until exactly these servers are connected."""
+        ...
