@@ -28,9 +28,14 @@ from gateway.wire.turn_summary import ToolCallSummary, TurnSummary
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Reason = Literal["stop", "length", "tool_calls", "content_filter"]
 _REASONS: dict[str, Reason] = {
-    "stop": "stop", "length": "length", "tool_calls": "tool_calls", "step_limit": "length", "token_limit": "length",
-    "input_required": "stop", "content_filter": "content_filter",
-}  # fmt: skip
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "step_limit": "length",
+    "token_limit": "length",
+    "input_required": "stop",
+    "content_filter": "content_filter",
+}
 _encode = msgspec.json.Encoder().encode
 _arguments = msgspec.json.Encoder(order="sorted").encode
 
@@ -180,13 +185,20 @@ class ChatCompletionRequest(_Body):
         """The request in the gateway's own terms. `tools`: the header X-Gateway-Tools, which wins over the body."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         parameters = Parameters(
-            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens, stop=stop or None,
-            reasoning_effort="low" if self.reasoning_effort == "minimal" else self.reasoning_effort, seed=self.seed,
-            parallel_tool_calls=self.parallel_tool_calls, top_k=self.top_k,
-            repetition_penalty=self.repetition_penalty, frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty, reasoning_format=self.reasoning_format,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            stop=stop or None,
+            reasoning_effort="low" if self.reasoning_effort == "minimal" else self.reasoning_effort,
+            seed=self.seed,
+            parallel_tool_calls=self.parallel_tool_calls,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            reasoning_format=self.reasoning_format,
             include_reasoning=self.include_reasoning,
-        )  # fmt: skip
+        )
         choice, own = self.tool_choice, self.x_gateway
         return TurnRequest(
             messages=tuple(message.to_message() for message in self.messages),
@@ -262,9 +274,14 @@ def x_gateway(turn: TurnSummary) -> JsonObject:
 
 def _ran(call: ToolCallSummary) -> JsonObject:
     return {
-        "id": call.id, "server": call.server, "tool": call.tool, "arguments": call.arguments, "outcome": call.outcome,
-        "content": call.content, "duration_ms": call.duration_ms,
-    }  # fmt: skip
+        "id": call.id,
+        "server": call.server,
+        "tool": call.tool,
+        "arguments": call.arguments,
+        "outcome": call.outcome,
+        "content": call.content,
+        "duration_ms": call.duration_ms,
+    }
 
 
 def _tool_call(call: ToolCallSummary) -> JsonObject:

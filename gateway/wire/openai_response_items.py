@@ -13,7 +13,7 @@ from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, ToolSpec, Usage
 from gateway.ports.listener import EventListener
 from gateway.wire.openai_chat import arguments_text, created_at
-from gateway.wire.openai_responses import response_id
+from gateway.wire.openai_response_ids import format_approval_id, format_response_id
 
 _encode = msgspec.json.Encoder().encode
 
@@ -66,7 +66,7 @@ class ResponseWriter:
         if self._open is not None:
             self._open["content"][0]["text"] = "".join(self._said)
         told: JsonObject = {
-            "id": response_id(self._turn_id, self._part),
+            "id": format_response_id(self._turn_id, self._part),
             "object": "response",
             "created_at": created_at(self._turn_id),
             "status": self._status,
@@ -79,7 +79,7 @@ class ResponseWriter:
             "model": self._model,
             "output": list(self._output),
             "parallel_tool_calls": True,
-            "previous_response_id": response_id(self._turn_id, self._part - 1) if self._part else None,
+            "previous_response_id": format_response_id(self._turn_id, self._part - 1) if self._part else None,
             "reasoning": {"effort": None, "summary": None},
             "store": True,
             "temperature": None,
@@ -116,23 +116,23 @@ class ResponseWriter:
             return []
         if isinstance(event, e.TurnResumed):
             if self.begun:
-                return self.park()
+                return self.end_for_input()
             self._at_part += 1
-            return self._begin() if self.begun else []
+            return self._begin_response() if self.begun else []
         if not self.begun:
-            self._remember(event)
+            self._remember_state(event)
             return []
-        return self._write(event)
+        return self._write_event(event)
 
-    def park(self) -> list[JsonObject]:
+    def end_for_input(self) -> list[JsonObject]:
         """The turn waits for an approval: this response is over."""
-        return [*self._close(), *self._end("completed")]
+        return [*self._close_item(), *self._end_response("completed")]
 
-    def error(self, code: str, message: str) -> list[JsonObject]:
+    def write_error(self, code: str, message: str) -> list[JsonObject]:
         """The stream breaks off, and not because the turn ended."""
-        return [self._event("error", code=code, message=message, param=None)]
+        return [self._new_event("error", code=code, message=message, param=None)]
 
-    def _remember(self, event: e.Event) -> None:
+    def _remember_state(self, event: e.Event) -> None:
         match event:
             case e.TurnStarted():
                 self._model = event.model
@@ -143,70 +143,72 @@ class ResponseWriter:
             case _:
                 pass
 
-    def _write(self, event: e.Event) -> list[JsonObject]:
+    def _write_event(self, event: e.Event) -> list[JsonObject]:
         match event:
             case e.TurnStarted():
                 self._model = event.model
-                return [*self._begin(), *self._list_tools()]
+                return [*self._begin_response(), *self._write_tool_lists()]
             case e.ReasoningDelta():
-                return self._reason(event)
+                return self._write_reasoning(event)
             case e.TextDelta():
-                return self._say(event)
+                return self._write_text(event)
             case e.ToolCallStarted():
-                return [*self._close(), *self._call(event)]
+                return [*self._close_item(), *self._write_call(event)]
             case e.InputRequired():
-                return self._ask(event)
+                return self._write_approval_request(event)
             case e.InputResolved():
-                return self._resolve(event)
+                return self._write_approval(event)
             case e.ToolFinished():
-                return self._finish_call(event)
+                return self._write_call_result(event)
             case e.StepCompleted():
                 self._usage = self._usage + event.usage
-                return self._close()
+                return self._close_item()
             case e.ModelRetry():
-                return self._discard(event.step) if event.discard else []
+                return self._discard_step(event.step) if event.discard else []
             case e.TurnCompleted():
                 self._usage = event.usage
                 if event.finish_reason in ("length", "step_limit", "token_limit"):
                     self._incomplete = {"reason": "max_output_tokens"}
-                    return [*self._close(), *self._end("incomplete")]
-                return [*self._close(), *self._end("completed")]
+                    return [*self._close_item(), *self._end_response("incomplete")]
+                return [*self._close_item(), *self._end_response("completed")]
             case e.TurnFailed():
                 self._error = {"code": event.error.code, "message": event.error.message}
-                return [*self._close("incomplete"), *self._end("failed")]
+                return [*self._close_item("incomplete"), *self._end_response("failed")]
             case e.TurnCancelled():
-                return [*self._close("incomplete"), *self._end("cancelled")]
+                return [*self._close_item("incomplete"), *self._end_response("cancelled")]
             case _:
                 return []
 
     # --- events
 
-    def _event(self, kind: str, **fields: Any) -> JsonObject:
+    def _new_event(self, kind: str, **fields: Any) -> JsonObject:
         event: JsonObject = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return event
 
-    def _begin(self) -> list[JsonObject]:
-        return [self._event(f"response.{kind}", response=self.response()) for kind in ("created", "in_progress")]
+    def _begin_response(self) -> list[JsonObject]:
+        return [self._new_event(f"response.{kind}", response=self.response()) for kind in ("created", "in_progress")]
 
-    def _end(self, status: str) -> list[JsonObject]:
+    def _end_response(self, status: str) -> list[JsonObject]:
         self._status = status
         kind = "failed" if status == "cancelled" else status
-        return [self._event(f"response.{kind}", response=self.response())]
+        return [self._new_event(f"response.{kind}", response=self.response())]
 
-    def _add(self, item: JsonObject, step: int = 0) -> JsonObject:
+    def _add_item(self, item: JsonObject, step: int = 0) -> JsonObject:
         """Show an item, as it begins."""
         self._output.append(item)
         self._steps[item["id"]] = step
-        return self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))
+        return self._new_event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))
 
-    def _done(self, item: JsonObject) -> JsonObject:
-        return self._event("response.output_item.done", output_index=self._index(item), item=dict(item))
+    def _finish_item(self, item: JsonObject) -> JsonObject:
+        return self._new_event("response.output_item.done", output_index=self._get_output_index(item), item=dict(item))
 
-    def _part_event(self, kind: str, item: JsonObject, **fields: Any) -> JsonObject:
-        return self._event(f"response.{kind}", item_id=item["id"], output_index=self._index(item), **fields)
+    def _new_item_event(self, kind: str, item: JsonObject, **fields: Any) -> JsonObject:
+        return self._new_event(
+            f"response.{kind}", item_id=item["id"], output_index=self._get_output_index(item), **fields
+        )
 
-    def _index(self, item: JsonObject) -> int:
+    def _get_output_index(self, item: JsonObject) -> int:
         return next(index for index, known in enumerate(self._output) if known is item)
 
     def _new_id(self, prefix: str) -> str:
@@ -215,18 +217,21 @@ class ResponseWriter:
 
     # --- items
 
-    def _list_tools(self) -> list[JsonObject]:
+    def _write_tool_lists(self) -> list[JsonObject]:
         events: list[JsonObject] = []
         for server, names in self._describe.echo.get("servers", {}).items():
             item: JsonObject = {
-                "id": self._new_id("mcpl"), "type": "mcp_list_tools", "server_label": server, "tools": [],
-            }  # fmt: skip
-            events += [self._add(item), self._part_event("mcp_list_tools.in_progress", item)]
-            item["tools"] = [self._listed(name) for name in names]
-            events += [self._part_event("mcp_list_tools.completed", item), self._done(item)]
+                "id": self._new_id("mcpl"),
+                "type": "mcp_list_tools",
+                "server_label": server,
+                "tools": [],
+            }
+            events += [self._add_item(item), self._new_item_event("mcp_list_tools.in_progress", item)]
+            item["tools"] = [self._describe_tool(name) for name in names]
+            events += [self._new_item_event("mcp_list_tools.completed", item), self._finish_item(item)]
         return events
 
-    def _listed(self, name: str) -> JsonObject:
+    def _describe_tool(self, name: str) -> JsonObject:
         spec = self._describe.find(name)
         return {
             "name": name,
@@ -235,8 +240,8 @@ class ResponseWriter:
             "annotations": {"read_only": spec.read_only} if spec else None,
         }
 
-    def _reason(self, event: e.ReasoningDelta) -> list[JsonObject]:
-        open_, events = self._of_kind("reasoning", event.step)
+    def _write_reasoning(self, event: e.ReasoningDelta) -> list[JsonObject]:
+        open_, events = self._get_open_item("reasoning", event.step)
         item: JsonObject = open_ or {}
         if open_ is None:
             item = {
@@ -248,35 +253,38 @@ class ResponseWriter:
             }
             events += self._open_item(item, event.step, {"type": "reasoning_text", "text": ""})
         self._said.append(event.text)
-        return [*events, self._part_event("reasoning_text.delta", item, content_index=0, delta=event.text)]
+        return [*events, self._new_item_event("reasoning_text.delta", item, content_index=0, delta=event.text)]
 
-    def _say(self, event: e.TextDelta) -> list[JsonObject]:
-        open_, events = self._of_kind("message", event.step)
+    def _write_text(self, event: e.TextDelta) -> list[JsonObject]:
+        open_, events = self._get_open_item("message", event.step)
         item: JsonObject = open_ or {}
         if open_ is None:
             item = {
-                "id": self._new_id("msg"), "type": "message", "role": "assistant", "content": [],
+                "id": self._new_id("msg"),
+                "type": "message",
+                "role": "assistant",
+                "content": [],
                 "status": "in_progress",
-            }  # fmt: skip
+            }
             part: JsonObject = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             events += self._open_item(item, event.step, part)
         self._said.append(event.text)
-        delta = self._part_event("output_text.delta", item, content_index=0, delta=event.text, logprobs=[])
+        delta = self._new_item_event("output_text.delta", item, content_index=0, delta=event.text, logprobs=[])
         return [*events, delta]
 
-    def _of_kind(self, kind: str, step: int) -> tuple[JsonObject | None, list[JsonObject]]:
+    def _get_open_item(self, kind: str, step: int) -> tuple[JsonObject | None, list[JsonObject]]:
         """The open item if it is of the kind and step; else what it takes to close it."""
         if self._open is not None and self._open["type"] == kind and self._steps[self._open["id"]] == step:
             return self._open, []
-        return None, self._close()
+        return None, self._close_item()
 
     def _open_item(self, item: JsonObject, step: int, part: JsonObject) -> list[JsonObject]:
-        added = self._add(item, step)
+        added = self._add_item(item, step)
         item["content"] = [part]
         self._open = item
-        return [added, self._part_event("content_part.added", item, content_index=0, part=dict(part))]
+        return [added, self._new_item_event("content_part.added", item, content_index=0, part=dict(part))]
 
-    def _close(self, status: str = "completed") -> list[JsonObject]:
+    def _close_item(self, status: str = "completed") -> list[JsonObject]:
         item, self._open = self._open, None
         if item is None:
             return []
@@ -285,100 +293,117 @@ class ResponseWriter:
         item["status"] = status
         self._said = []
         if item["type"] == "message":
-            said = self._part_event("output_text.done", item, content_index=0, text=text, logprobs=[])
+            said = self._new_item_event("output_text.done", item, content_index=0, text=text, logprobs=[])
         else:
-            said = self._part_event("reasoning_text.done", item, content_index=0, text=text)
-        return [said, self._part_event("content_part.done", item, content_index=0, part=dict(part)), self._done(item)]
+            said = self._new_item_event("reasoning_text.done", item, content_index=0, text=text)
+        return [
+            said,
+            self._new_item_event("content_part.done", item, content_index=0, part=dict(part)),
+            self._finish_item(item),
+        ]
 
-    def _call(self, event: e.ToolCallStarted) -> list[JsonObject]:
+    def _write_call(self, event: e.ToolCallStarted) -> list[JsonObject]:
         self._calls[event.call_id] = (event, None)
         if event.client:
-            return self._hand_out(event)
-        return [] if event.needs_approval else self._announce(event, arguments_text(event))
+            return self._write_client_call(event)
+        return [] if event.needs_approval else self._write_mcp_call(event, arguments_text(event))
 
-    def _hand_out(self, event: e.ToolCallStarted) -> list[JsonObject]:
+    def _write_client_call(self, event: e.ToolCallStarted) -> list[JsonObject]:
         arguments = arguments_text(event)
         item: JsonObject = {
-            "id": self._new_id("fc"), "type": "function_call", "call_id": event.call_id, "name": event.tool,
-            "arguments": "", "status": "in_progress",
-        }  # fmt: skip
-        added = self._add(item, event.step)
+            "id": self._new_id("fc"),
+            "type": "function_call",
+            "call_id": event.call_id,
+            "name": event.tool,
+            "arguments": "",
+            "status": "in_progress",
+        }
+        added = self._add_item(item, event.step)
         item |= {"arguments": arguments, "status": "completed"}
         return [
             added,
-            self._part_event("function_call_arguments.delta", item, delta=arguments),
-            self._part_event("function_call_arguments.done", item, name=event.tool, arguments=arguments),
-            self._done(item),
+            self._new_item_event("function_call_arguments.delta", item, delta=arguments),
+            self._new_item_event("function_call_arguments.done", item, name=event.tool, arguments=arguments),
+            self._finish_item(item),
         ]
 
-    def _announce(self, event: e.ToolCallStarted, arguments: str) -> list[JsonObject]:
+    def _write_mcp_call(self, event: e.ToolCallStarted, arguments: str) -> list[JsonObject]:
         """A call of the gateway's begins."""
         asked = self._approvals.get(event.call_id)
         item: JsonObject = {
-            "id": self._new_id("mcp"), "type": "mcp_call", "server_label": event.server or "unknown",
-            "name": event.tool, "arguments": "", "output": None, "error": None, "status": "in_progress",
-            "approval_request_id": approval_id(asked) if asked else None,
-        }  # fmt: skip
+            "id": self._new_id("mcp"),
+            "type": "mcp_call",
+            "server_label": event.server or "unknown",
+            "name": event.tool,
+            "arguments": "",
+            "output": None,
+            "error": None,
+            "status": "in_progress",
+            "approval_request_id": format_approval_id(asked) if asked else None,
+        }
         self._calls[event.call_id] = (event, item)
-        added = self._add(item, event.step)
+        added = self._add_item(item, event.step)
         item["arguments"] = arguments
         return [
             added,
-            self._part_event("mcp_call.in_progress", item),
-            self._part_event("mcp_call_arguments.delta", item, delta=arguments),
-            self._part_event("mcp_call_arguments.done", item, arguments=arguments),
+            self._new_item_event("mcp_call.in_progress", item),
+            self._new_item_event("mcp_call_arguments.delta", item, delta=arguments),
+            self._new_item_event("mcp_call_arguments.done", item, arguments=arguments),
         ]
 
-    def _ask(self, event: e.InputRequired) -> list[JsonObject]:
+    def _write_approval_request(self, event: e.InputRequired) -> list[JsonObject]:
         """Approvals are OpenAI's own; any other question is answered with the gateway's own API."""
         if event.kind != "approval":
             return []
         self._approvals[event.call_id] = event.input_id
         call, _ = self._calls[event.call_id]
         item: JsonObject = {
-            "id": approval_id(event.input_id), "type": "mcp_approval_request", "server_label": call.server or "unknown",
-            "name": call.tool, "arguments": arguments_text(call),
-        }  # fmt: skip
-        return [self._add(item, call.step), self._done(item)]
+            "id": format_approval_id(event.input_id),
+            "type": "mcp_approval_request",
+            "server_label": call.server or "unknown",
+            "name": call.tool,
+            "arguments": arguments_text(call),
+        }
+        return [self._add_item(item, call.step), self._finish_item(item)]
 
-    def _resolve(self, event: e.InputResolved) -> list[JsonObject]:
+    def _write_approval(self, event: e.InputResolved) -> list[JsonObject]:
         known = self._calls.get(event.call_id)
         if known is None or known[1] is not None or event.action != "accept":
             return []
         arguments = (event.content or {}).get("arguments")
         text = _encode(arguments).decode() if isinstance(arguments, dict) else arguments_text(known[0])
-        return [*self._close(), *self._announce(known[0], text)]
+        return [*self._close_item(), *self._write_mcp_call(known[0], text)]
 
-    def _finish_call(self, event: e.ToolFinished) -> list[JsonObject]:
+    def _write_call_result(self, event: e.ToolFinished) -> list[JsonObject]:
         call, item = self._calls[event.call_id]
         events: list[JsonObject] = []
         if item is None:
-            events = [*self._close(), *self._announce(call, arguments_text(call))]
+            events = [*self._close_item(), *self._write_mcp_call(call, arguments_text(call))]
             item = self._calls[event.call_id][1]
             assert item is not None
         text = "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in event.content)
         good = event.outcome == "ok"
         item |= {"output": text if good else None, "error": None if good else text or event.outcome}
         item["status"] = "completed" if good else "failed"
-        return [*events, self._part_event("mcp_call.completed" if good else "mcp_call.failed", item), self._done(item)]
+        return [
+            *events,
+            self._new_item_event("mcp_call.completed" if good else "mcp_call.failed", item),
+            self._finish_item(item),
+        ]
 
-    def _discard(self, step: int) -> list[JsonObject]:
+    def _discard_step(self, step: int) -> list[JsonObject]:
         """The step is asked again: what it has said counts no more."""
-        closed = self._close("incomplete")
+        closed = self._close_item("incomplete")
         self._output = [item for item in self._output if self._steps[item["id"]] != step]
         return closed
 
 
-def approval_id(input_id: str) -> str:
-    return f"mcpr_{UUID(input_id).hex}"
-
-
-def data(event: JsonObject) -> bytes:
+def format_sse(event: JsonObject) -> bytes:
     """One of OpenAI's events as SSE."""
     return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), _encode(event))
 
 
-async def stream(
+async def stream_response(
     listener: EventListener,
     *,
     writer: ResponseWriter,
@@ -387,7 +412,7 @@ async def stream(
     """The response's events behind number `after`, until it ends. The turn must be read from its first event."""
 
     def frames(events: list[JsonObject]) -> bytes:
-        return b"".join(data(event) for event in events if event["sequence_number"] > after)
+        return b"".join(format_sse(event) for event in events if event["sequence_number"] > after)
 
     async for batch in listener:
         yield frames([event for entry in batch for event in writer.write(entry.event)])
@@ -395,6 +420,6 @@ async def stream(
             return
     reason = listener.close_reason or "server_stopping"
     if reason == "input_required":
-        yield frames(writer.park())
+        yield frames(writer.end_for_input())
     else:
-        yield frames(writer.error(reason, f"The stream ended before the answer: {reason}."))
+        yield frames(writer.write_error(reason, f"The stream ended before the answer: {reason}."))

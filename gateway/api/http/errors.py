@@ -18,9 +18,12 @@ from gateway.wire.openai_chat import error_body
 log = get_logger(__name__)
 
 _CODES = {
-    404: "not_found", 405: "method_not_allowed", 408: "request_timeout", 413: PayloadTooLarge.code,
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: PayloadTooLarge.code,
     415: "unsupported_encoding",
-}  # fmt: skip
+}
 
 
 class ErrorDetail(BaseModel):

@@ -30,9 +30,18 @@ _CONNECT_SECONDS = 2.0
 _STALE_SECONDS = 60.0
 _NAME = re.compile(r"[0-9a-f]{32}")
 _SENT = (
-    "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers", "client",
+    "type",
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "headers",
+    "client",
     "server",
-)  # fmt: skip
+)
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

@@ -13,8 +13,10 @@ from gateway.api.deps import PrincipalDep, State, StateDep, principal_of, run_un
 from gateway.api.turn_responses import start_turn, stream_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Answer, JsonObject, Principal
-from gateway.wire.openai_response_items import ResponseContext, ResponseWriter, stream
-from gateway.wire.openai_responses import ResponseRequest, input_items, turn_of
+from gateway.wire.openai_response_ids import parse_response_id
+from gateway.wire.openai_response_input import build_input_list
+from gateway.wire.openai_response_items import ResponseContext, ResponseWriter, stream_response
+from gateway.wire.openai_response_request import ResponseRequest
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
 
@@ -41,7 +43,7 @@ async def create_response(
     part = 0
     if approvals := body.approvals:
         assert body.previous_response_id is not None
-        turn_id, answered_part = turn_of(body.previous_response_id, "previous_response_id")
+        turn_id, answered_part = parse_response_id(body.previous_response_id, "previous_response_id")
         turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, principal, state)
         part = answered_part + 1
     else:
@@ -51,7 +53,7 @@ async def create_response(
         turn = await start_turn(turn_request, request, principal)
     new_writer = partial(_writer, turn, state, part)
     if body.stream:
-        return stream_turn(turn, request, partial(stream, writer=new_writer()))
+        return stream_turn(turn, request, partial(stream_response, writer=new_writer()))
     writer = _begun(turn, new_writer()) if body.background else await _wait(turn, request, new_writer)
     return JSONResponse(writer.response(), headers={"X-Turn-Id": str(turn.id)})
 
@@ -69,7 +71,7 @@ async def get_response(
     """As it stands; or with `stream` its events, from the first or behind `starting_after`, as they come."""
     turn, writer = await _find(response_id, principal, state)
     if stream_:
-        return stream_turn(turn, request, partial(stream, writer=writer, after=starting_after))
+        return stream_turn(turn, request, partial(stream_response, writer=writer, after=starting_after))
     return JSONResponse(await _as_it_stands(turn, writer, principal, state))
 
 
@@ -77,9 +79,7 @@ async def get_response(
 async def list_input_items(response_id: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
     found, _ = await _find(response_id, principal, state)
     turn = await state.turns.get(found.id, principal)
-    items = list(reversed(input_items(turn.id, turn.messages[: turn.sent_messages])))
-    ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": items, "has_more": False, **ends}
+    return build_input_list(turn.id, turn.messages[: turn.sent_messages])
 
 
 @router.delete("/{response_id}", summary="Delete a response")
@@ -100,7 +100,7 @@ async def cancel_response(response_id: str, principal: PrincipalDep, state: Stat
 
 
 async def _find(response_id: str, principal: Principal, state: State) -> tuple[TurnHandle, ResponseWriter]:
-    turn_id, part = turn_of(response_id)
+    turn_id, part = parse_response_id(response_id)
     try:
         turn = await state.turn_service.follow(turn_id, principal)
     except NotFound:
@@ -133,7 +133,7 @@ async def _wait(turn: TurnHandle, request: Request, new_writer: Callable[[], Res
     if turn.failure is not None and not writer.said_anything:
         raise turn.failure
     if not writer.ended:
-        writer.park()
+        writer.end_for_input()
     return writer
 
 
@@ -150,5 +150,5 @@ async def _as_it_stands(turn: TurnHandle, writer: ResponseWriter, principal: Pri
     if not writer.begun:
         raise NotFound("There is no such response.", param="response_id")
     if not writer.ended and stored.status == "waiting":
-        writer.park()
+        writer.end_for_input()
     return writer.response()

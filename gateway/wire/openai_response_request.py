@@ -1,8 +1,4 @@
-"""OpenAI's Responses API. The gateway's tools show as MCP items, as OpenAI shows servers that it calls itself.
-
-A response is a turn, or the part of one from one answered approval to the next: `resp_<turn>`, `resp_<turn>_1`, …
-This module reads requests; `openai_items` writes answers.
-"""
+"""Requests of OpenAI's Responses API. The gateway's tools are MCP tools there, as of servers that OpenAI calls."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -12,65 +8,44 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.common.urls import bare
-from gateway.domain.errors import InvalidRequest, NotFound
+from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.openai_chat import ToolName, client_tool
+from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
 
-_encode = msgspec.json.Encoder().encode
-_RESPONSE_ID = re.compile(r"resp_([0-9a-f]{32})(?:_(\d{1,6}))?")
-_APPROVAL_ID = re.compile(r"mcpr_([0-9a-f]{32})")
 _CLIENT_CALL = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
 
 
-def response_id(turn_id: UUID, part: int = 0) -> str:
-    return f"resp_{turn_id.hex}_{part}" if part else f"resp_{turn_id.hex}"
-
-
-def turn_of(response: str, param: str = "response_id") -> tuple[UUID, int]:
-    """The turn of a response, and which part of it.
-
-    Raises:
-        NotFound: this is no response's id.
-    """
-    match = _RESPONSE_ID.fullmatch(response)
-    if match is None:
-        raise NotFound(f"There is no response {response[:80]!r}.", param=param)
-    return UUID(hex=match[1]), int(match[2] or 0)
-
-
-# --- requests
-
-
-class _Body(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Item(BaseModel):
+class _InputItem(BaseModel):
     """An input item; what an answer's item has besides is taken back and ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class MessageItem(_Item):
+class MessageItem(_InputItem):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[JsonObject]
 
 
-class FunctionCallItem(_Item):
+class FunctionCallItem(_InputItem):
     type: Literal["function_call"]
     call_id: str = Field(min_length=1, max_length=128)
     name: str = Field(max_length=128)
     arguments: str = "{}"
 
 
-class FunctionCallOutputItem(_Item):
+class FunctionCallOutputItem(_InputItem):
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1, max_length=128)
     output: str | list[JsonObject]
 
 
-class McpCallItem(_Item):
+class McpCallItem(_InputItem):
     type: Literal["mcp_call"]
     id: str = Field(min_length=1, max_length=128)
     name: str = Field(max_length=128)
@@ -79,17 +54,17 @@ class McpCallItem(_Item):
     error: Any = None
 
 
-class ApprovalItem(_Item):
+class ApprovalItem(_InputItem):
     type: Literal["mcp_approval_response"]
-    approval_request_id: str = Field(pattern=_APPROVAL_ID.pattern)
+    approval_request_id: str = Field(pattern=APPROVAL_ID_PATTERN)
     approve: bool
 
     @property
     def input_id(self) -> UUID:
-        return UUID(hex=self.approval_request_id.removeprefix("mcpr_"))
+        return parse_approval_id(self.approval_request_id)
 
 
-class IgnoredItem(_Item):
+class IgnoredItem(_InputItem):
     """Items of answers that say nothing to a model."""
 
     type: Literal["reasoning", "mcp_list_tools", "mcp_approval_request"]
@@ -102,7 +77,7 @@ TypedItem = Annotated[
 InputItem = TypedItem | MessageItem
 
 
-class FunctionTool(_Body):
+class FunctionTool(_StrictModel):
     type: Literal["function"]
     name: ToolName
     description: str | None = Field(default=None, max_length=8_192)
@@ -110,17 +85,17 @@ class FunctionTool(_Body):
     strict: bool | None = None
 
 
-class ToolNames(_Body):
+class ToolNames(_StrictModel):
     tool_names: list[str] | None = None
     read_only: bool | None = None
 
 
-class ApprovalFilter(_Body):
+class ApprovalFilter(_StrictModel):
     always: ToolNames | None = None
     never: ToolNames | None = None
 
 
-class McpTool(_Body):
+class McpTool(_StrictModel):
     """One of the gateway's servers, by its name."""
 
     type: Literal["mcp"]
@@ -134,12 +109,12 @@ class McpTool(_Body):
 Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
 
 
-class FunctionChoice(_Body):
+class FunctionChoice(_StrictModel):
     type: Literal["function"]
     name: str
 
 
-class McpChoice(_Body):
+class McpChoice(_StrictModel):
     type: Literal["mcp"]
     server_label: str
     name: str
@@ -150,7 +125,7 @@ class Reasoning(BaseModel):
     summary: Any = None
 
 
-class TextFormat(_Body):
+class TextFormat(_StrictModel):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
@@ -158,16 +133,16 @@ class TextFormat(_Body):
     strict: bool | None = None
 
 
-class TextOptions(_Body):
+class TextOptions(_StrictModel):
     format: TextFormat | None = None
     verbosity: Any = None
 
 
-class ConversationRef(_Body):
+class ConversationRef(_StrictModel):
     id: str
 
 
-class ResponseRequest(_Body):
+class ResponseRequest(_StrictModel):
     """OpenAI's request. Fields that have no meaning here, but are harmless, are taken and ignored."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"input": "What is 23*19?"}]})
@@ -231,19 +206,26 @@ class ResponseRequest(_Body):
             raise InvalidRequest("background: what runs in the background must be stored.", param="background")
         effort = self.reasoning.effort if self.reasoning else None
         parameters = Parameters(
-            temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_output_tokens,
-            reasoning_effort="low" if effort == "minimal" else effort, parallel_tool_calls=self.parallel_tool_calls,
-        )  # fmt: skip
-        offered, approve = self._offer(specs, urls)
-        parent = turn_of(self.previous_response_id, "previous_response_id")[0] if self.previous_response_id else None
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_output_tokens,
+            reasoning_effort="low" if effort == "minimal" else effort,
+            parallel_tool_calls=self.parallel_tool_calls,
+        )
+        offered, approve = self._select_tools(specs, urls)
+        parent = (
+            parse_response_id(self.previous_response_id, "previous_response_id")[0]
+            if self.previous_response_id
+            else None
+        )
         conversation = self.conversation.id if isinstance(self.conversation, ConversationRef) else self.conversation
         functions = [tool for tool in self.tools or () if isinstance(tool, FunctionTool)]
         return TurnRequest(
-            messages=tuple(messages_of(self.input)),
+            messages=tuple(to_messages(self.input)),
             model=self.model or "",
             parameters=parameters,
             tools=None if offered is None else tuple(spec.name for spec in offered),
-            tool_choice=self._choice(specs),
+            tool_choice=self._parse_tool_choice(specs),
             conversation_id=conversation,
             parent_turn_id=parent,
             system=self.instructions,
@@ -252,13 +234,13 @@ class ResponseRequest(_Body):
             idempotency_key=idempotency_key,
             store=self.store is not False,
             client_tools=tuple(client_tool(tool.name, tool.description, tool.parameters) for tool in functions),
-            response_format=self._response_format(),
+            response_format=self._parse_response_format(),
             metadata=self.metadata or {},
             approve=approve,
-            echo=self._echo(specs if offered is None else offered),
+            echo=self._build_echo(specs if offered is None else offered),
         )
 
-    def _offer(
+    def _select_tools(
         self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
     ) -> tuple[tuple[ToolSpec, ...] | None, tuple[str, ...]]:
         """The gateway's tools that may be used (None: all), and the names of those that need approval."""
@@ -277,12 +259,14 @@ class ResponseRequest(_Body):
             if tool.server_url is not None and bare(tool.server_url) != urls[tool.server_label]:
                 message = f"{where}.server_url: servers are the administrator's to configure; leave the address out."
                 raise InvalidRequest(message, param=f"{where}.server_url")
-            chosen = [spec for spec in specs if spec.server == tool.server_label and _matches(spec, tool.allowed_tools)]
+            chosen = [
+                spec for spec in specs if spec.server == tool.server_label and _matches_filter(spec, tool.allowed_tools)
+            ]
             offered += chosen
             approve += [spec.name for spec in chosen if _needs_approval(spec, tool.require_approval)]
         return tuple(offered), tuple(approve)
 
-    def _choice(self, specs: tuple[ToolSpec, ...]) -> ToolChoice | None:
+    def _parse_tool_choice(self, specs: tuple[ToolSpec, ...]) -> ToolChoice | None:
         choice = self.tool_choice
         if choice is None or isinstance(choice, str):
             return choice
@@ -292,7 +276,7 @@ class ResponseRequest(_Body):
             name = next((s.name for s in specs if s.server == label and tool in (s.tool, s.name)), choice.name)
         return {"type": "function", "function": {"name": name}}
 
-    def _response_format(self) -> JsonObject | None:
+    def _parse_response_format(self) -> JsonObject | None:
         wanted = self.text.format if self.text else None
         if wanted is None or wanted.type == "text":
             return None
@@ -301,20 +285,33 @@ class ResponseRequest(_Body):
         schema = {"name": wanted.name or "answer", "schema": wanted.schema_, "strict": wanted.strict}
         return {"type": "json_schema", "json_schema": {n: value for n, value in schema.items() if value is not None}}
 
-    def _echo(self, specs: tuple[ToolSpec, ...]) -> JsonObject:
+    def _build_echo(self, specs: tuple[ToolSpec, ...]) -> JsonObject:
         """What a response says of its request, and the tools that are listed in it."""
         servers: dict[str, list[str]] = {}
         for spec in specs if self.previous_response_id is None else ():
             servers.setdefault(spec.server, []).append(spec.name)
         fields = {
-            "background", "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "reasoning", "store",
-            "previous_response_id", "temperature", "text", "tool_choice", "tools", "top_p", "truncation", "user",
-        }  # fmt: skip
+            "background",
+            "instructions",
+            "max_output_tokens",
+            "metadata",
+            "parallel_tool_calls",
+            "reasoning",
+            "store",
+            "previous_response_id",
+            "temperature",
+            "text",
+            "tool_choice",
+            "tools",
+            "top_p",
+            "truncation",
+            "user",
+        }
         told = self.model_dump(mode="json", by_alias=True, include=fields, exclude_none=True)
         return {"response": told, "servers": servers}
 
 
-def _matches(spec: ToolSpec, chosen: list[str] | ToolNames | None) -> bool:
+def _matches_filter(spec: ToolSpec, chosen: list[str] | ToolNames | None) -> bool:
     if chosen is None:
         return True
     names = chosen if isinstance(chosen, list) else chosen.tool_names
@@ -327,27 +324,27 @@ def _needs_approval(spec: ToolSpec, wanted: Literal["always", "never"] | Approva
     """A request may ask for more approvals than the server's policy, never for fewer."""
     if not isinstance(wanted, ApprovalFilter):
         return wanted == "always"
-    if wanted.always is not None and _matches(spec, wanted.always):
+    if wanted.always is not None and _matches_filter(spec, wanted.always):
         return True
-    return wanted.never is not None and not _matches(spec, wanted.never)
+    return wanted.never is not None and not _matches_filter(spec, wanted.never)
 
 
-def messages_of(given: str | list[InputItem]) -> list[Message]:
+def to_messages(items: str | list[InputItem]) -> list[Message]:
     """Input items as messages. Calls in a row are one message of the assistant's."""
-    if isinstance(given, str):
-        return [Message("user", given)]
+    if isinstance(items, str):
+        return [Message("user", items)]
     # The gateway knows by the ids of such calls what its own tools did beside them.
-    known = any(isinstance(item, FunctionCallItem) and _CLIENT_CALL.fullmatch(item.call_id) for item in given)
+    known = any(isinstance(item, FunctionCallItem) and _CLIENT_CALL.fullmatch(item.call_id) for item in items)
     messages: list[Message] = []
-    for item in given:
+    for item in items:
         match item:
             case MessageItem():
                 role: Role = "system" if item.role == "developer" else item.role
-                messages.append(Message(role, _content(item.content)))
+                messages.append(Message(role, _parse_content(item.content)))
             case FunctionCallItem():
                 _add_call(messages, ToolCall(item.call_id, item.name, item.arguments))
             case FunctionCallOutputItem():
-                output = item.output if isinstance(item.output, str) else _content(item.output)
+                output = item.output if isinstance(item.output, str) else _parse_content(item.output)
                 messages.append(Message("tool", output, tool_call_id=item.call_id))
             case McpCallItem() if not known:
                 messages.append(Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)))
@@ -367,7 +364,7 @@ def _add_call(messages: list[Message], call: ToolCall) -> None:
         messages.append(Message("assistant", None, (call,)))
 
 
-def _content(content: str | list[JsonObject]) -> str | list[JsonObject]:
+def _parse_content(content: str | list[JsonObject]) -> str | list[JsonObject]:
     """Content parts as chat completions have them; text alone as text."""
     if isinstance(content, str):
         return content
@@ -383,27 +380,3 @@ def _content(content: str | list[JsonObject]) -> str | list[JsonObject]:
             case _:
                 raise InvalidRequest(f"input: content of type {part.get('type')!r} is not supported.", param="input")
     return "\n".join(p["text"] for p in parts) if all(p["type"] == "text" for p in parts) else parts
-
-
-def input_items(turn_id: UUID, messages: list[JsonObject]) -> list[JsonObject]:
-    """The messages that a turn was sent, as items."""
-    items: list[JsonObject] = []
-    for message in messages:
-        if message["role"] == "tool":
-            output = {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
-            items.append(output)
-            continue
-        if message.get("content") is not None:
-            items.append({"type": "message", "role": message["role"], "content": _parts(message)})
-        for call in message.get("tool_calls") or ():
-            fields = {"call_id": call["id"], "name": call["name"], "arguments": call["arguments"]}
-            items.append({"type": "function_call", **fields})
-    return [{"id": f"in_{turn_id.hex}_{n}", "status": "completed", **item} for n, item in enumerate(items)]
-
-
-def _parts(message: JsonObject) -> list[JsonObject]:
-    content = message["content"]
-    kind = "output_text" if message["role"] == "assistant" else "input_text"
-    if isinstance(content, str):
-        return [{"type": kind, "text": content}]
-    return [{"type": kind, "text": part["text"]} if part["type"] == "text" else part for part in content]
