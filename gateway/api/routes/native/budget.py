@@ -1,4 +1,4 @@
-"""`/api/v1/budget` and `/api/v1/admin/stats`: what has been used up, by one user or by all."""
+"""`/api/v1/budget`: what a user has used up, and may."""
 
 from datetime import date
 from typing import Annotated
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/api/v1", tags=["usage"])
 Days = Annotated[int, Query(ge=1, le=366, description="How many days back, today among them; days are UTC's.")]
 
 
-class SpentView(BaseModel):
+class UsageTotalsView(BaseModel):
     """In UTC. Models without a known price cost nothing here. `…_set_aside`: what the model calls that run now may take
     at most; it is not in the other figures, and only kept where there is a budget."""
 
@@ -30,7 +30,7 @@ class SpentView(BaseModel):
     budget: BudgetView
 
 
-class DayView(BaseModel):
+class DailyUsageView(BaseModel):
     """Turns that ended on a day, and the ratings given on it."""
 
     day: date
@@ -49,42 +49,9 @@ class DayView(BaseModel):
 class UsageView(BaseModel):
     """`key`: the credential's own share, where it has a budget of its own. `days`: the newest first, none empty."""
 
-    user: SpentView
-    key: SpentView | None
-    days: list[DayView]
-
-
-class ModelFiguresView(BaseModel):
-    model: str
-    turns: int
-    total_tokens: int
-    cost_usd: float
-
-
-class ErrorFiguresView(BaseModel):
-    code: str
-    turns: int
-
-
-class ToolFiguresView(BaseModel):
-    """A tool's calls on a day; `duration_ms` is the mean, null while none has ended."""
-
-    day: date
-    server: str
-    tool: str
-    calls: int
-    errors: int
-    denied: int
-    duration_ms: float | None
-
-
-class StatsView(BaseModel):
-    """`days` and `tools` the newest day first; `models` and `errors` over all of the days, the most frequent first."""
-
-    days: list[DayView]
-    models: list[ModelFiguresView]
-    errors: list[ErrorFiguresView]
-    tools: list[ToolFiguresView]
+    user: UsageTotalsView
+    key: UsageTotalsView | None
+    days: list[DailyUsageView]
 
 
 @router.get("/budget", summary="What you have used up, and may")
@@ -97,19 +64,7 @@ async def get_budget(principal: PrincipalDep, state: StateDep, days: Days = 30) 
     return UsageView(
         user=_view(await state.usage.spent(principal.user), budget_of_users(state.settings)),
         key=of_key,
-        days=[DayView.model_validate(day, from_attributes=True) for day in found],
-    )
-
-
-@router.get("/admin/stats", summary="What all have used up")
-async def get_stats(_principal: PrincipalDep, state: StateDep, days: Days = 30) -> StatsView:
-    """For admins: turns, tokens, cost, errors, ratings and the use of tools, of all users together."""
-    usage = state.usage
-    return StatsView(
-        days=[DayView.model_validate(each, from_attributes=True) for each in await usage.by_day(days)],
-        models=[ModelFiguresView.model_validate(each, from_attributes=True) for each in await usage.by_model(days)],
-        errors=[ErrorFiguresView.model_validate(each, from_attributes=True) for each in await usage.errors(days)],
-        tools=[ToolFiguresView.model_validate(each, from_attributes=True) for each in await usage.tools(days)],
+        days=[DailyUsageView.model_validate(day, from_attributes=True) for day in found],
     )
 
 
@@ -123,5 +78,5 @@ def budget_of_users(settings: Settings) -> Budget:
     )
 
 
-def _view(spent: Spent, budget: Budget) -> SpentView:
-    return SpentView(**msgspec.structs.asdict(spent), budget=BudgetView(**msgspec.structs.asdict(budget)))
+def _view(spent: Spent, budget: Budget) -> UsageTotalsView:
+    return UsageTotalsView(**msgspec.structs.asdict(spent), budget=BudgetView(**msgspec.structs.asdict(budget)))
