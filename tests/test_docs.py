@@ -16,6 +16,8 @@ DOCUMENTS = [
     ROOT / "examples" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+# The changelog names paths of earlier releases.
+PATH_DOCUMENTS = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 
 
 def known_tests() -> set[str]:
@@ -42,6 +44,13 @@ def test_every_path_and_target_that_the_instructions_for_agents_name_exists() ->
     targets = re.findall(r"`make ([a-z-]+)`", instructions)
     makefile = (ROOT / "Makefile").read_text()
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("document", PATH_DOCUMENTS, ids=lambda path: path.name)
+def test_every_source_path_that_a_document_names_exists(document: Path) -> None:
+    text = document.read_text()
+    named = set(re.findall(r"`((?:gateway|gateway_runtime|tools_server|tests|migrations|docs)/[\w./-]*)`", text))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_catalogue_in_the_docs_is_the_one_in_the_code() -> None:
