@@ -1,0 +1,145 @@
+"""What a caller who waits for a whole turn is answered when its worker cannot bring it to its end."""
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from gateway.domain.errors import StorageUnavailable
+from gateway.domain.messages import BusMessage
+from gateway.simulator import Simulator
+from tests.gateway.test_mcp_endpoint import host, text
+from tests.stack import Gateway, Reply
+
+PROMPT = "count to 200"
+MESSAGES = [{"role": "user", "content": PROMPT}]
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "native": ("/api/v1/chat", {"messages": MESSAGES}),
+    "chat completions": ("/v1/chat/completions", {"messages": MESSAGES}),
+    "responses": ("/v1/responses", {"input": PROMPT}),
+    "legacy": ("/api/ada/chat", {"message": PROMPT}),
+}
+
+
+def text_of(body: Any) -> str:
+    if "choices" in body:
+        return str(body["choices"][0]["message"]["content"])
+    if "output" in body:
+        return "".join(p["text"] for item in body["output"] if item["type"] == "message" for p in item["content"])
+    return str(body["response"])
+
+
+async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
+    """Do what a worker does that could not write its heartbeats for too long, and lives."""
+    turn_ids = await gateway.state.turn_service._runner.hand_over(StorageUnavailable.code)
+    await gateway.state.turns.release(gateway.state.turn_service._runner._config.worker_id, turn_ids)
+    for turn_id in turn_ids:
+        gateway.state.bus.publish(BusMessage("orphan", turn_id))
+    return turn_ids
+
+
+async def ask(gateway: Gateway, simulator: Simulator, path: str, body: Any, **options: Any) -> asyncio.Task[Reply]:
+    """A request under way, whose model has begun to answer."""
+    asking = asyncio.create_task(gateway.post(path, body, **options))
+    await simulator.until(lambda s: s.streaming == 1)
+    return asking
+
+
+@pytest.mark.parametrize(("path", "body"), REQUESTS.values(), ids=REQUESTS)
+async def test_wait_goes_on_after_missed_heartbeats(
+    workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection, path: str, body: Any
+) -> None:
+    asking = await ask(workers[0], slow_simulator, path, body)
+    assert len(await miss_heartbeats(workers[0])) == 1
+    async with asyncio.timeout(30):
+        reply = await asking
+    assert reply.status == 200
+    assert text_of(reply.body) == await db.fetchval("SELECT response FROM turns")
+    assert text_of(reply.body).endswith("199 200 (simulated)")
+
+
+@pytest.mark.parametrize(("path", "body"), REQUESTS.values(), ids=REQUESTS)
+async def test_wait_ends_with_the_worker_that_stops(
+    workers: list[Gateway], slow_simulator: Simulator, path: str, body: Any
+) -> None:
+    asking = await ask(workers[0], slow_simulator, path, body)
+    await workers[0].state.stop(0)
+    reply = await asking
+    assert reply.status == 503
+    assert reply.body["error"]["code"] == "server_stopping"
+
+
+async def test_wait_ends_where_the_turn_asks_a_person_at_another_worker(
+    workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
+) -> None:
+    body = {"messages": [{"role": "user", "content": "Add a task to buy milk"}], "approval": "always"}
+    asking = await ask(workers[0], slow_simulator, "/api/v1/chat", body)
+    await miss_heartbeats(workers[0])
+    async with asyncio.timeout(30):
+        reply = await asking
+    assert (reply.status, reply.body["finish_reason"], len(reply.body["inputs"])) == (200, "input_required", 1)
+    assert await db.fetchval("SELECT status FROM turns") == "waiting"
+
+
+async def test_wait_ends_when_the_database_stays_away_after_a_hand_over(
+    workers: list[Gateway], slow_simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(*_: Any) -> None:
+        raise StorageUnavailable
+
+    service = workers[0].state.turn_service
+    asking = await ask(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES})
+    monkeypatch.setattr(service._subscriptions, "_storage_timeout_seconds", 0.0)
+    monkeypatch.setattr(workers[0].state.turns, "status", unavailable)
+    await miss_heartbeats(workers[0])
+    reply = await asking
+    assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+
+
+async def test_repeated_request_says_that_the_events_are_no_longer_stored(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    headers = {"Idempotency-Key": "k"}
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    assert (await gateway.post("/api/v1/chat", body, headers=headers)).status == 200
+    await db.execute("DELETE FROM turn_events")
+    reply = await gateway.post("/api/v1/chat", body, headers=headers)
+    assert (reply.status, reply.body["error"]["code"]) == (410, "journal_expired")
+
+
+async def test_repeated_request_for_a_turn_that_is_not_stored_is_answered_only_where_that_runs(
+    workers: list[Gateway], slow_simulator: Simulator
+) -> None:
+    one, other = workers
+    options = {"headers": {"Idempotency-Key": "k"}}
+    asking = await ask(one, slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False}, **options)
+    reply = await other.post("/api/v1/chat", {"messages": MESSAGES, "store": False}, **options)
+    assert (reply.status, reply.body["error"]["code"]) == (409, "turn_not_kept")
+    assert (await asking).status == 200
+
+
+async def test_agent_asked_over_mcp_survives_missed_heartbeats(
+    workers: list[Gateway], slow_simulator: Simulator
+) -> None:
+    async with host(workers[0], "auto") as client:
+        asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
+        await slow_simulator.until(lambda s: s.streaming == 1)
+        await miss_heartbeats(workers[0])
+        async with asyncio.timeout(30):
+            result = await asking
+    assert not result.is_error
+    assert text(result).endswith("199 200 (simulated)")
+
+
+async def test_agent_asked_over_mcp_says_when_its_worker_stops(
+    workers: list[Gateway], slow_simulator: Simulator
+) -> None:
+    async with host(workers[0], "auto") as client:
+        asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
+        await slow_simulator.until(lambda s: s.streaming == 1)
+        await workers[0].state.turn_service.stop(0)
+        result = await asking
+    assert result.is_error
+    assert (result.meta or {})["mcp-agent-gateway/error"]["code"] == "server_stopping"
