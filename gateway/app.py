@@ -27,11 +27,11 @@ from gateway.api.http import errors, openapi
 from gateway.api.http.body_limit import BodyLimit
 from gateway.api.http.request_context import RequestContext
 from gateway.api.mcp.endpoint import McpEndpoint
-from gateway.api.rate_limit.limiter import RATE_HEADERS, Rates
+from gateway.api.rate_limit.limiter import RATE_HEADERS, RateLimiter
 from gateway.api.routes.native.budget import budget_of_users
 from gateway.api.routes.registration import register_routes
 from gateway.api.security.authentication import Authenticator
-from gateway.api.security.middleware import Guard
+from gateway.api.security.middleware import SecurityMiddleware
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.redaction import Redactor, load_rules
 from gateway.config import ConfigError, Settings
@@ -101,7 +101,7 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
         redirect_slashes=False,
     )
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(SecurityMiddleware, settings=settings)
     app.add_middleware(errors.Unbroken)
     if settings.cors_origins:
         app.add_middleware(

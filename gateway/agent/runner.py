@@ -19,7 +19,7 @@ from gateway.agent.tool_search import ToolSelection, ToolSelector
 from gateway.agent.turn import ActiveTurn
 from gateway.agent.turn_log import TurnLog
 from gateway.common.logging import get_logger
-from gateway.common.pausable_timeout import Deadline
+from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.errors import (
     Forbidden,
     GatewayError,
@@ -280,7 +280,7 @@ class Runner:
 
     async def _run_to_outcome(self, turn: ActiveTurn, selection: ToolSelection) -> TurnEnd | None:
         """Run the loop. Whatever happens becomes the event that ends the turn, or None: it continues elsewhere."""
-        turn.deadline = deadline = Deadline(self._config.turn_timeout)
+        turn.deadline = deadline = PausableTimeout(self._config.turn_timeout)
         if turn.cancel_reason is not None:
             return turn.cancelled_event()
         if turn.lost:
@@ -299,7 +299,7 @@ class Runner:
         except GatewayError as error:
             return turn.failed_event(error)
         except Exception:  # a turn must end, whatever breaks in it; the log has the rest
-            if deadline.expired:
+            if deadline.has_expired:
                 seconds = self._config.turn_timeout
                 return turn.failed_event(TurnTimeout(f"The turn took longer than its {seconds:g} seconds."))
             log.exception("turn_broke", turn_id=str(turn.id))

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from gateway.agent.runner import Runner
 from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscription, TurnSubscriptions
 from gateway.agent.turn import ActiveTurn
-from gateway.common.json_schema import Uncheckable, checker, worst_error
+from gateway.common.json_schema import SchemaNotCheckable, best_error, compile_schema
 from gateway.config import Settings
 from gateway.domain.errors import (
     Conflict,
@@ -409,8 +409,8 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
 
 def _check_content(content: JsonObject, schema: JsonObject) -> None:
     try:
-        error = worst_error(checker(schema), content)
-    except (SchemaError, Uncheckable):
+        error = best_error(compile_schema(schema), content)
+    except (SchemaError, SchemaNotCheckable):
         raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
     if error is not None:
         path = ".".join(["content", *map(str, error.absolute_path)])

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from jsonschema.exceptions import SchemaError
 
-from gateway.common.json_schema import Uncheckable, check_schema, checker, worst_error
+from gateway.common.json_schema import SchemaNotCheckable, best_error, check_schema, compile_schema
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject
 
@@ -37,9 +37,9 @@ class OutputSchema:
         except SchemaError as error:
             message = f"response_format: the schema is not valid: {error.message[:_LONGEST]}"
             raise InvalidRequest(message, param="response_format") from None
-        except Uncheckable:
+        except SchemaNotCheckable:
             raise InvalidRequest("response_format: the schema is too deep.", param="response_format") from None
-        self._checker: Any = checker(schema)
+        self._checker: Any = compile_schema(schema)
 
     def problem(self, text: str) -> str | None:
         """What is wrong with an answer; None: it fits."""
@@ -50,8 +50,8 @@ class OutputSchema:
         except RecursionError:
             return "it is too deep"
         try:
-            error = worst_error(self._checker, value)
-        except Uncheckable:
+            error = best_error(self._checker, value)
+        except SchemaNotCheckable:
             return "its schema refers to what is not in it, or to itself without an end"
         if error is None:
             return None

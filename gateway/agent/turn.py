@@ -13,7 +13,7 @@ from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
-from gateway.common.pausable_timeout import Deadline
+from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.errors import ErrorInfo, GatewayError, StorageUnavailable
 from gateway.domain.events import (
     Entry,
@@ -77,7 +77,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.cancel_reason: CancelReason | None = None
         self.task: asyncio.Task[None] | None = None
         self.lost = False
-        self.deadline: Deadline | None = None
+        self.deadline: PausableTimeout | None = None
         self.answers_came = asyncio.Event()
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"
         self.started_at = time.perf_counter()
@@ -157,7 +157,7 @@ class ActiveTurn(TurnContext, TurnSpending):
             return Answer("decline", by="gateway")
         (asked,) = await self._show(call_id, InputNeeded((question,)))
         assert self.deadline is not None
-        with self.deadline.standing_still():
+        with self.deadline.pause_timeout():
             answer = await self._wait_for_answer(asked)
         self.emit(input_resolved(asked, answer))
         return answer

@@ -11,8 +11,8 @@ from fastapi import Depends, Request
 from starlette.types import Receive, Scope, Send
 
 from gateway.agent.service import TurnService
-from gateway.api.rate_limit.limiter import Rates
-from gateway.api.security.authentication import PRINCIPAL, Authenticator
+from gateway.api.rate_limit.limiter import RateLimiter
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
 from gateway.common.concurrency import TaskRegistry
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
@@ -50,7 +50,7 @@ class State:
     settings: Settings
     auth: Authenticator
     keys: KeyStore
-    rates: Rates
+    rates: RateLimiter
     turn_service: TurnService
     turns: TurnStore
     inputs: InputStore
@@ -86,7 +86,7 @@ def turn_service(request: Request) -> TurnService:
 
 def principal_of(request: Request) -> Principal:
     """Whom the guard has let in, with the headers that MCP servers want passed on."""
-    principal: Principal = request.scope[PRINCIPAL]
+    principal: Principal = request.scope[PRINCIPAL_SCOPE_KEY]
     if not (wanted := state_of(request).toolbox.forwarded_headers()):
         return principal
     headers = {name: value for name in wanted if (value := request.headers.get(name)) is not None}

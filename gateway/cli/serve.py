@@ -27,7 +27,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     from gateway_runtime import sockets, tls
     from gateway_runtime.parent_watchdog import ParentWatchdog
 
-    logging.configure(json=settings.json_logs, level=settings.effective_log_level)
+    logging.configure_logging(json=settings.json_logs, level=settings.effective_log_level)
     _log_renamed_settings()
     tls_options = tls.build_server_options(settings.tls_files)
     load_servers(settings)
@@ -41,7 +41,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     import uvicorn
 
     from gateway.api.http.protocol import HttpProtocol
-    from gateway.api.security.authentication import refuse_open_gateway
+    from gateway.api.security.authentication import reject_open_gateway
     from gateway.app import create_app
     from gateway.server.http_server import GatewayHttpServer
 
@@ -50,7 +50,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     watchdog = ParentWatchdog(settings.gateway_parent_fd) if settings.gateway_parent_fd is not None else None
     with open_postgres(settings) as url:
         await prepare_schema(settings, url)
-        refuse_open_gateway(settings, stored_keys=await _has_stored_keys(url))
+        reject_open_gateway(settings, stored_keys=await _has_stored_keys(url))
         async with _open_model_server(settings, url) as complete_settings:
             wait_until_served = watchdog.wait_until_all_ready if watchdog and fd is not None else None
             app = create_app(complete_settings, until_served=wait_until_served)

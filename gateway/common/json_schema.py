@@ -31,94 +31,94 @@ from pydantic_core import SchemaValidator, core_schema
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import EMPTY_REGISTRY
 
-_MOST_REFERENCES = 10_000
-_left: ContextVar[int | None] = ContextVar("references_left", default=None)
+_MAX_REFERENCES = 10_000
+_references_left: ContextVar[int | None] = ContextVar("references_left", default=None)
 # A schema may name another draft for a part of itself.
 _DRAFTS: Any = (
     Draft3Validator, Draft4Validator, Draft6Validator, Draft7Validator, Draft201909Validator, Draft202012Validator,
 )  # fmt: skip
 
 
-MOST_DEPTH = 100
+MAX_DEPTH = 100
 
 
-def too_deep(value: Any) -> bool:
-    """Whether objects and arrays are nested in more than `MOST_DEPTH` others. Deeper ones break what walks them."""
+def exceeds_depth(value: Any) -> bool:
+    """Whether objects and arrays are nested in more than `MAX_DEPTH` others. Deeper ones break what walks them."""
     level = [value]
-    for _ in range(MOST_DEPTH + 1):
-        level = [part for item in level if isinstance(item, dict | list) for part in _parts(item)]
+    for _ in range(MAX_DEPTH + 1):
+        level = [part for item in level if isinstance(item, dict | list) for part in _list_members(item)]
         if not level:
             return False
     return True
 
 
-def _parts(value: Any) -> Iterable[Any]:
+def _list_members(value: Any) -> Iterable[Any]:
     return cast(Iterable[Any], value.values() if isinstance(value, dict) else value)
 
 
-class Uncheckable(Exception):
+class SchemaNotCheckable(Exception):
     """The schema refers to what is not in it, or to itself without an end."""
 
 
 def check_schema(schema: Any) -> None:
     """Raises:
     jsonschema.SchemaError: it is not valid.
-    Uncheckable: nobody can tell.
+    SchemaNotCheckable: nobody can tell.
     """
-    if too_deep(schema):
-        raise Uncheckable
+    if exceeds_depth(schema):
+        raise SchemaNotCheckable
     try:
         Draft202012Validator.check_schema(schema)
     except RecursionError:
-        raise Uncheckable from None
+        raise SchemaNotCheckable from None
 
 
-def checker(schema: Any) -> Any:
-    """For `errors` and `worst_error`."""
+def compile_schema(schema: Any) -> Any:
+    """For `errors` and `best_error`."""
     return Draft202012Validator(schema, registry=EMPTY_REGISTRY)  # which fetches nothing
 
 
-def errors(checker: Any, value: Any) -> Iterator[Any]:
+def iterate_errors(validator: Any, value: Any) -> Iterator[Any]:
     """What does not fit.
 
     Raises:
-        Uncheckable: nobody can tell.
+        SchemaNotCheckable: nobody can tell.
     """
-    token = _left.set(_MOST_REFERENCES)
+    token = _references_left.set(_MAX_REFERENCES)
     try:
-        yield from checker.iter_errors(value)
+        yield from validator.iter_errors(value)
     except (Unresolvable, RecursionError, re.error):
-        raise Uncheckable from None
+        raise SchemaNotCheckable from None
     finally:
-        _left.reset(token)
+        _references_left.reset(token)
 
 
-def worst_error(checker: Any, value: Any) -> Any:
+def best_error(validator: Any, value: Any) -> Any:
     """The one to tell; None: the value fits. Raises as `errors` does."""
-    return cast(Any, best_match)(errors(checker, value))
+    return cast(Any, best_match)(iterate_errors(validator, value))
 
 
-def _counted(original: Any) -> Any:
+def _limit_references(original: Any) -> Any:
     """A few references to one another that each stand ten times are as many checks as one likes."""
 
     def counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Any:
-        if (left := _left.get()) is not None:
+        if (left := _references_left.get()) is not None:
             if left == 0:
-                raise Uncheckable
-            _left.set(left - 1)
+                raise SchemaNotCheckable
+            _references_left.set(left - 1)
         return original(validator, reference, instance, schema)
 
     return counted
 
 
-def _search(pattern: str, text: str) -> bool:
+def _search_linear(pattern: str, text: str) -> bool:
     """In the place of `re.search`. What only Python's engine knows (to look around, or back) is not checked."""
-    linear = _linear(pattern)
+    linear = _compile_linear_pattern(pattern)
     return linear is None or linear.isinstance_python(text)
 
 
 @lru_cache(maxsize=1024)
-def _linear(pattern: str) -> SchemaValidator | None:
+def _compile_linear_pattern(pattern: str) -> SchemaValidator | None:
     try:
         return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
     except NotLinear:
@@ -126,7 +126,7 @@ def _linear(pattern: str) -> SchemaValidator | None:
 
 
 for _module in cast("tuple[Any, ...]", (_keywords, _legacy_keywords, _utils)):
-    _module.re = SimpleNamespace(search=_search)
+    _module.re = SimpleNamespace(search=_search_linear)
 for _draft in _DRAFTS:
     for _keyword in {"$ref", "$dynamicRef", "$recursiveRef"} & _draft.VALIDATORS.keys():
-        _draft.VALIDATORS[_keyword] = _counted(_draft.VALIDATORS[_keyword])
+        _draft.VALIDATORS[_keyword] = _limit_references(_draft.VALIDATORS[_keyword])

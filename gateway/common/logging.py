@@ -23,97 +23,95 @@ _SECRET_TEXT = re.compile(
 _REDACTED = "[redacted]"
 _LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
 # Whose errors quote rows and values; what they say without them.
-_DATABASE = ("asyncpg", "sqlalchemy")
-_TOLD = ("sqlstate", "table_name", "column_name", "constraint_name", "statement")
-_ROW = re.compile(r"(?:\n|\\n)DETAIL: .*", re.DOTALL)
+_DATABASE_MODULES = ("asyncpg", "sqlalchemy")
+_ERROR_FIELDS = ("sqlstate", "table_name", "column_name", "constraint_name", "statement")
+_DETAIL_LINE = re.compile(r"(?:\n|\\n)DETAIL: .*", re.DOTALL)
 # Control characters, what turns the direction of writing, and what no reader sees.
-_UNSEEN = re.compile(
+_INVISIBLE_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 # Local variables would bring prompts and keys into the log.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 
 
-def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return _without_secrets(event)
+def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return _redact_secrets(event)
 
 
-def _without_secrets(value: Any) -> Any:
+def _redact_secrets(value: Any) -> Any:
     if isinstance(value, dict):
         given = cast("dict[str, Any]", value)
-        return {
-            key: _REDACTED if _names_a_secret(str(key)) else _without_secrets(inner) for key, inner in given.items()
-        }
+        return {key: _REDACTED if _is_secret_name(str(key)) else _redact_secrets(inner) for key, inner in given.items()}
     if isinstance(value, list | tuple):
-        return [_without_secrets(inner) for inner in cast("list[Any]", value)]
+        return [_redact_secrets(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, str) and "DETAIL: " in value:
-        return _ROW.sub("", value)
+        return _DETAIL_LINE.sub("", value)
     return value
 
 
 @lru_cache(maxsize=1024)
-def _names_a_secret(name: str) -> bool:
+def _is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def _without_rows(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _redact_database_errors(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """With exceptions of the database, and those that they come from, only the sort and the place are told."""
     given = event.get("exc_info")
     given = sys.exc_info() if given is True else given
     error = cast(Any, given)[1] if isinstance(given, tuple) else given
     if isinstance(error, BaseException):
         known: dict[int, BaseException] = {}
-        told = _told(error, known)
-        event["exc_info"] = told if any(isinstance(one, _Told) for one in known.values()) else error
+        told = _redact_error(error, known)
+        event["exc_info"] = told if any(isinstance(one, _RedactedError) for one in known.values()) else error
     return event
 
 
-class _Told(Exception):
+class _RedactedError(Exception):
     """In the place of an exception whose text is not for the log."""
 
 
-def _told(error: Any, known: dict[int, BaseException], *, below: bool = False) -> BaseException:
+def _redact_error(error: Any, copies: dict[int, BaseException], *, hide: bool = False) -> BaseException:
     """A copy of an exception, for its looks alone, and of all that led to it. `known`: the copies so far, by id;
     `below`: it is one of those that led to an exception of the database."""
-    if id(error) in known:
-        return known[id(error)]
-    hidden = below or type(error).__module__.partition(".")[0] in _DATABASE
+    if id(error) in copies:
+        return copies[id(error)]
+    hidden = hide or type(error).__module__.partition(".")[0] in _DATABASE_MODULES
     copy: Any
     if issubclass(type(error), BaseExceptionGroup):
-        known[id(error)] = Exception(error.message)  # for one of its own that it has led to
-        copy = BaseExceptionGroup(error.message, [_told(one, known, below=below) for one in error.exceptions])
+        copies[id(error)] = Exception(error.message)  # for one of its own that it has led to
+        copy = BaseExceptionGroup(error.message, [_redact_error(one, copies, hide=hide) for one in error.exceptions])
     else:
         names = {"__module__": type(error).__module__, "__qualname__": type(error).__qualname__}
-        looks = type(type(error).__name__, (_Told if hidden else Exception,), names)
-        places = [f"{name}={value}" for name in _TOLD if (value := getattr(error, name, None))]
+        looks = type(type(error).__name__, (_RedactedError if hidden else Exception,), names)
+        places = [f"{name}={value}" for name in _ERROR_FIELDS if (value := getattr(error, name, None))]
         copy = looks(" ".join(places) if hidden else str(error))
-    known[id(error)] = copy
+    copies[id(error)] = copy
     copy.__traceback__ = error.__traceback__
     for name in ("__cause__", "__context__"):
         if (led := getattr(error, name)) is not None:
-            setattr(copy, name, _told(led, known, below=hidden))
+            setattr(copy, name, _redact_error(led, copies, hide=hidden))
     copy.__suppress_context__ = error.__suppress_context__
     return copy
 
 
-def _escaped(value: Any) -> Any:
+def _escape_value(value: Any) -> Any:
     """A value without what a terminal would do, or not show: in its place stands its escape, `\\x1b`."""
     if isinstance(value, dict):
-        return {_escaped(name): _escaped(inner) for name, inner in cast("dict[Any, Any]", value).items()}
+        return {_escape_value(name): _escape_value(inner) for name, inner in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_escaped(inner) for inner in cast("list[Any]", value)]
+        return [_escape_value(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, str):
-        return _UNSEEN.sub(_escape, value)
+        return _INVISIBLE_CHARACTERS.sub(_escape_match, value)
     return value
 
 
-def _escape(found: re.Match[str]) -> str:
+def _escape_match(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
-def _seen(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _escape_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     kept = {name: event.pop(name) for name in ("exc_info", "stack") if name in event}
-    return {**_escaped(dict(event)), **kept}
+    return {**_escape_value(dict(event)), **kept}
 
 
 def _redact_line(_logger: Any, _method: str, line: str) -> str:
@@ -127,7 +125,7 @@ def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any])
     return event
 
 
-class _Lines:
+class _LineLogger:
     """Where the gateway's own lines go: past the standard library, whose record of each takes as long as the line."""
 
     handler = logging.StreamHandler(sys.stderr)
@@ -144,16 +142,16 @@ class _Lines:
     debug = warning = error = critical = info
 
 
-def _wanted(lines: _Lines, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _filter_by_level(lines: _LineLogger, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if not lines.standard.isEnabledFor(_LEVELS[method]):
         raise structlog.DropEvent
     return event
 
 
-def _rendered_by(renderer: list[Any]) -> Any:
+def _combine_processors(renderer: list[Any]) -> Any:
     """All of it as one processor. What cannot be written down breaks its line, never who says it."""
 
-    def rendered(lines: _Lines, method: str, event: MutableMapping[str, Any]) -> str:
+    def rendered(lines: _LineLogger, method: str, event: MutableMapping[str, Any]) -> str:
         told: Any = event
         try:
             for process in renderer:
@@ -170,7 +168,7 @@ _PROCESSORS: list[Any] = []
 """Changed in place: loggers that were used before `configure` keep it."""
 
 
-def configure(*, json: bool, level: str = "INFO") -> None:
+def configure_logging(*, json: bool, level: str = "INFO") -> None:
     """Send structlog's and the standard library's records to stderr in one shape. May be called again."""
     shared: list[Any] = [
         _add_request_id,
@@ -180,13 +178,13 @@ def configure(*, json: bool, level: str = "INFO") -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     renderer: list[Any] = (
-        [_without_rows, _TRACEBACKS, _redact, structlog.processors.JSONRenderer(), _redact_line]
+        [_redact_database_errors, _TRACEBACKS, _redact_event, structlog.processors.JSONRenderer(), _redact_line]
         if json
-        else [_without_rows, _redact, _seen, _console(), _redact_line]
+        else [_redact_database_errors, _redact_event, _escape_event, _make_console_renderer(), _redact_line]
     )
-    _PROCESSORS[:] = [_wanted, *shared, _rendered_by(renderer)]
-    structlog.configure(processors=_PROCESSORS, logger_factory=_Lines, cache_logger_on_first_use=True)
-    handler = _Lines.handler = logging.StreamHandler(sys.stderr)
+    _PROCESSORS[:] = [_filter_by_level, *shared, _combine_processors(renderer)]
+    structlog.configure(processors=_PROCESSORS, logger_factory=_LineLogger, cache_logger_on_first_use=True)
+    handler = _LineLogger.handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -208,14 +206,14 @@ def configure(*, json: bool, level: str = "INFO") -> None:
         logging.getLogger(name).propagate = True
 
 
-def _console() -> Any:
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_traceback)
+def _make_console_renderer() -> Any:
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
 
 
-def _traceback(out: Any, exc_info: Any) -> None:
+def _write_traceback(out: Any, exc_info: Any) -> None:
     whole = StringIO()
     structlog.dev.plain_traceback(whole, exc_info)
-    out.write("\n".join(_escaped(line.replace("\t", "    ")) for line in whole.getvalue().split("\n")))
+    out.write("\n".join(_escape_value(line.replace("\t", "    ")) for line in whole.getvalue().split("\n")))
 
 
 def get_logger(name: str) -> Any:

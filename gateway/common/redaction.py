@@ -22,9 +22,9 @@ log = get_logger(__name__)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]*=*\s*")
 _PROBE_CHARACTERS = 10_000
 # Ten times what a good pattern takes.
-_SECONDS = 0.05
-_SECONDS_A_TEXT = 1e-5
-_SECONDS_A_CHARACTER = 5e-7
+_BASE_SECONDS = 0.05
+_SECONDS_PER_TEXT = 1e-5
+_SECONDS_PER_CHARACTER = 5e-7
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -35,31 +35,31 @@ class Rule(msgspec.Struct, frozen=True):
     replacement: str
 
 
-class _Allowance:
+class _TimeBudget:
     """Seconds that are left for texts that belong together: some for all of them, and more with each by its length."""
 
     def __init__(self) -> None:
-        self.left = _SECONDS
-        self.told = False
+        self.remaining = _BASE_SECONDS
+        self.was_logged = False
 
-    def apply(self, rule: Rule, text: str) -> str:
+    def apply_rule(self, rule: Rule, text: str) -> str:
         """Where little is left a machine that stands still for a moment takes that; so there are two tries.
 
         Raises:
             TimeoutError: it is used up.
         """
         with suppress(TimeoutError):
-            return self._try(rule, text)
-        return self._try(rule, text)
+            return self._substitute(rule, text)
+        return self._substitute(rule, text)
 
-    def _try(self, rule: Rule, text: str) -> str:
-        self.left += _SECONDS_A_TEXT + _SECONDS_A_CHARACTER * len(text)
+    def _substitute(self, rule: Rule, text: str) -> str:
+        self.remaining += _SECONDS_PER_TEXT + _SECONDS_PER_CHARACTER * len(text)
         began = thread_time()
         try:
             # Not `concurrent`: whoever held the lock meanwhile would be counted, and so would the wait for it.
-            return rule.pattern.sub(rule.replacement, text, timeout=self.left, concurrent=False)
+            return rule.pattern.sub(rule.replacement, text, timeout=self.remaining, concurrent=False)
         finally:
-            self.left = max(0.0, self.left - (thread_time() - began))
+            self.remaining = max(0.0, self.remaining - (thread_time() - began))
 
 
 class Redactor:
@@ -68,70 +68,76 @@ class Redactor:
     A text with which a rule takes too long is replaced whole, by the rule's name in brackets.
     """
 
-    def __init__(self, rules: Sequence[Rule] = (), allowance: _Allowance | None = None) -> None:
+    def __init__(self, rules: Sequence[Rule] = (), budget: _TimeBudget | None = None) -> None:
         self._rules = rules
-        self._allowance = allowance
+        self._budget = budget
 
     def __bool__(self) -> bool:
         return bool(self._rules)
 
-    def once(self) -> "Redactor":
+    def with_shared_budget(self) -> "Redactor":
         """The same rules for texts that belong together: the time that one takes too long is missing to the others."""
-        return self if self._allowance else Redactor(self._rules, _Allowance())
+        return self if self._budget else Redactor(self._rules, _TimeBudget())
 
-    def text(self, text: str) -> str:
-        allowance = self._allowance or _Allowance()
+    def redact_text(self, text: str) -> str:
+        allowance = self._budget or _TimeBudget()
         for rule in self._rules:
             try:
-                text = allowance.apply(rule, text)
+                text = allowance.apply_rule(rule, text)
             except TimeoutError:
-                if not allowance.told:
-                    allowance.told = True
+                if not allowance.was_logged:
+                    allowance.was_logged = True
                     log.warning("redaction_too_slow", rule=rule.name, characters=len(text))
                 return f"[{rule.name}]"
         return text
 
-    def value(self, value: Any) -> Any:
+    def redact_value(self, value: Any) -> Any:
         """A JSON value with all of its texts redacted, the names in it too; and whole numbers, where a rule finds
         something in their digits: these become texts. Names that become the same are numbered."""
-        return self.once()._value(value, numbers=True) if self._rules else value
+        return self.with_shared_budget()._redact_recursively(value, numbers=True) if self._rules else value
 
-    def texts(self, value: Any) -> Any:
+    def redact_strings(self, value: Any) -> Any:
         """As `value`, but numbers stay: for schemas, where they are bounds."""
-        return self.once()._value(value, numbers=False) if self._rules else value
+        return self.with_shared_budget()._redact_recursively(value, numbers=False) if self._rules else value
 
-    def blocks(self, content: list[Any]) -> list[Any]:
+    def redact_blocks(self, content: list[Any]) -> list[Any]:
         """MCP content blocks as `value` has them, but for base64 where a block holds some."""
         if not self._rules:
             return content
-        once = self.once()
-        return [once._block(block) for block in content]
+        once = self.with_shared_budget()
+        return [once._redact_block(block) for block in content]
 
-    def _value(self, value: Any, *, numbers: bool) -> Any:
+    def _redact_recursively(self, value: Any, *, numbers: bool) -> Any:
         if isinstance(value, str):
-            return self.text(value)
+            return self.redact_text(value)
         if isinstance(value, list):
-            return [self._value(each, numbers=numbers) for each in cast(list[Any], value)]
+            return [self._redact_recursively(each, numbers=numbers) for each in cast(list[Any], value)]
         if isinstance(value, dict):
             kept: dict[str, Any] = {}
             for given, each in cast(dict[str, Any], value).items():
-                name = self.text(given)
-                kept[f"{name} {len(kept) + 1}" if name in kept else name] = self._value(each, numbers=numbers)
+                name = self.redact_text(given)
+                kept[f"{name} {len(kept) + 1}" if name in kept else name] = self._redact_recursively(
+                    each, numbers=numbers
+                )
             return kept
         if numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
             digits = str(int(value))
-            left = self.text(digits)
+            left = self.redact_text(digits)
             return value if left == digits else left
         return value
 
-    def _block(self, block: Any) -> Any:
+    def _redact_block(self, block: Any) -> Any:
         match block:
             case {"type": "image" | "audio", "data": str(data), **others} if _BASE64.fullmatch(data):
-                return {**self.value(others), "type": block["type"], "data": data}
+                return {**self.redact_value(others), "type": block["type"], "data": data}
             case {"type": "resource", "resource": {"blob": str(blob), **resource}, **others} if _BASE64.fullmatch(blob):
-                return {**self.value(others), "type": "resource", "resource": {**self.value(resource), "blob": blob}}
+                return {
+                    **self.redact_value(others),
+                    "type": "resource",
+                    "resource": {**self.redact_value(resource), "blob": blob},
+                }
             case _:
-                return self.value(block)
+                return self.redact_value(block)
 
 
 def load_rules(path: Path | None) -> Redactor:
@@ -151,33 +157,33 @@ def load_rules(path: Path | None) -> Redactor:
     rules: Any = document.get("rule")
     if not isinstance(rules, list) or not rules:
         raise ConfigError(f"REDACTION_RULES: {path} holds no [[rule]]")
-    return Redactor([_rule(path, rule) for rule in cast(list[Any], rules)])
+    return Redactor([_parse_rule(path, rule) for rule in cast(list[Any], rules)])
 
 
-def _rule(path: Path, given: Any) -> Rule:
+def _parse_rule(path: Path, entry: Any) -> Rule:
     import regex  # pyright: ignore[reportMissingTypeStubs] - here, as few have rules
 
     engine: Any = regex
-    name: Any = given.get("name")
-    pattern: Any = given.get("pattern")
+    name: Any = entry.get("name")
+    pattern: Any = entry.get("pattern")
     if not isinstance(name, str) or not isinstance(pattern, str) or not pattern:
         raise ConfigError(f"REDACTION_RULES: {path}: each rule needs a name and a pattern")
     try:
-        replacement = str(given.get("replacement", f"[{name}]"))
+        replacement = str(entry.get("replacement", f"[{name}]"))
         re.compile(pattern).sub(replacement, "")  # which looks at the replacement even where nothing is found
         rule = Rule(name, engine.compile(pattern), replacement)
     except (re.error, engine.error, IndexError) as error:
         raise ConfigError(f"REDACTION_RULES: {path}: {name}: {error}") from None
     try:
-        for probe in _probes(pattern):
-            _Allowance().apply(rule, probe)
+        for probe in _generate_probes(pattern):
+            _TimeBudget().apply_rule(rule, probe)
     except TimeoutError:
         message = "takes too long with long texts; let a match begin at a word's beginning alone, or bound its length"
         raise ConfigError(f"REDACTION_RULES: {path}: {name}: {message}") from None
     return rule
 
 
-def _probes(pattern: str) -> Iterator[str]:
+def _generate_probes(pattern: str) -> Iterator[str]:
     """Long texts of what a pattern may look for again and again, and at their end all that its source is made of."""
     literal = re.sub(r"\\[A-Za-z0-9]", " ", pattern)
     parts = {"a", "A", "0", " ", *re.findall(r"[^\W_]+|[^\w\s]", literal)}

@@ -1,4 +1,7 @@
-"""A Redis that several gateways share, and that may go away. Its client, of 6 MB, is imported by who connects to it."""
+"""A Redis that several gateways share and that may become unavailable.
+
+The client library takes 6 MB, so only the modules that connect import it.
+"""
 
 import asyncio
 import time
@@ -13,17 +16,16 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 T = TypeVar("T")
-PATIENCE = 0.5
-PAUSE = 5.0
+TIMEOUT_SECONDS = 0.5
+BACKOFF_SECONDS = 5.0
 
 
-class RedisAway(Exception):
-    """Redis does not answer, or has not a moment ago."""
+class RedisUnavailable(Exception):
+    """Redis does not answer, or did not a moment ago."""
 
 
 class SharedRedis:
-    """A Redis, and whether it is away, as all find out together who ask it: once one of them has waited in vain, it is
-    left alone for `PAUSE` seconds."""
+    """A Redis client with a shared backoff: after a failed call, no call is made for `BACKOFF_SECONDS`."""
 
     def __init__(self, client: "Redis") -> None:
         from limits.errors import StorageError  # in which that library wraps those of Redis
@@ -31,35 +33,39 @@ class SharedRedis:
 
         self.client = client
         self._errors = (StorageError, RedisError, OSError, TimeoutError)
-        self._back_at = 0.0
+        self._retry_at = 0.0
         self._error = ""
-        self._without: set[str] = set()
+        self._degraded_features: set[str] = set()
 
-    async def ask(self, what: str, asking: Callable[[], Awaitable[T]], *, in_pause: bool = False) -> T:
-        """Its answer, within `PATIENCE` seconds. `what` is what the log says is without Redis; `in_pause`: nobody waits
-        for this, so it is asked even if it was away a moment ago.
+    async def call_redis(
+        self, feature: str, operation: Callable[[], Awaitable[T]], *, ignore_backoff: bool = False
+    ) -> T:
+        """Run one operation on Redis, for at most `TIMEOUT_SECONDS`.
+
+        `feature` names in the log what works without Redis meanwhile. With `ignore_backoff`, Redis is called even if it
+        did not answer a moment ago: for work that no request waits for.
 
         Raises:
-            RedisAway: there is none.
+            RedisUnavailable: Redis did not answer, or did not within the last `BACKOFF_SECONDS`.
         """
-        if not in_pause and time.monotonic() < self._back_at:
-            self._tell(what)
-            raise RedisAway
+        if not ignore_backoff and time.monotonic() < self._retry_at:
+            self._log_degraded(feature)
+            raise RedisUnavailable
         try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await asking()
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                answer = await operation()
         except self._errors as error:
-            self._back_at = time.monotonic() + PAUSE
+            self._retry_at = time.monotonic() + BACKOFF_SECONDS
             self._error = type(error).__name__
-            self._tell(what)
-            raise RedisAway from error
-        self._back_at = 0.0
-        if what in self._without:
-            self._without.remove(what)
-            log.info(f"{what}_with_redis_again")
+            self._log_degraded(feature)
+            raise RedisUnavailable from error
+        self._retry_at = 0.0
+        if feature in self._degraded_features:
+            self._degraded_features.remove(feature)
+            log.info(f"{feature}_with_redis_again")
         return answer
 
-    def _tell(self, what: str) -> None:
-        if what not in self._without:
-            self._without.add(what)
-            log.warning(f"{what}_without_redis", error=self._error, seconds=PAUSE)
+    def _log_degraded(self, feature: str) -> None:
+        if feature not in self._degraded_features:
+            self._degraded_features.add(feature)
+            log.warning(f"{feature}_without_redis", error=self._error, seconds=BACKOFF_SECONDS)

@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit, urlunsplit
 
 
-def bare(url: str) -> str:
+def strip_url_secrets(url: str) -> str:
     """The address without what may be secret in it: user and password, query and fragment; nothing of what is none."""
     try:
         parts = urlsplit(url)

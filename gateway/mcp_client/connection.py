@@ -29,8 +29,8 @@ from mcp.types import (
 
 from gateway import __version__
 from gateway.common.logging import get_logger
-from gateway.common.pausable_timeout import Deadline
-from gateway.common.urls import bare
+from gateway.common.pausable_timeout import PausableTimeout
+from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import Answer, InputNeeded, JsonObject, KeptInput, Principal, Question
 from gateway.mcp_client.caller_identity import TokenSigner, acting_for, forward
 from gateway.mcp_client.elicitation import UnfitQuestion, answered, held_question, questions_of, responses_to
@@ -335,7 +335,7 @@ class Connection:
     def status(self) -> ServerStatus:
         return ServerStatus(
             name=self.config.name,
-            url=bare(self.config.url) or None,
+            url=strip_url_secrets(self.config.url) or None,
             transport=self.config.transport,
             state=self._state,
             since=self._since.isoformat(timespec="milliseconds"),
@@ -399,7 +399,7 @@ class Connection:
         answers: Sequence[KeptInput],
     ) -> CallToolResult | InputNeeded:
         client = await self._connected()
-        deadline = Deadline(timeout)
+        deadline = PausableTimeout(timeout)
         try:
             async with deadline, _Call(observer, deadline, among=self._calls):
                 with acting_for(principal):
@@ -492,7 +492,7 @@ class Connection:
 class _Call:
     """One call under way, as what the server says meanwhile finds it."""
 
-    def __init__(self, observer: CallObserver | None, deadline: Deadline, *, among: "set[_Call]") -> None:
+    def __init__(self, observer: CallObserver | None, deadline: PausableTimeout, *, among: "set[_Call]") -> None:
         self.observer = observer
         self._deadline = deadline
         self._among = among
@@ -518,7 +518,7 @@ class _Call:
         task = asyncio.create_task(self.observer.ask(question))
         self._asking.add(task)
         try:
-            with self._deadline.standing_still():
+            with self._deadline.pause_timeout():
                 await asyncio.wait((task,))
             return Answer("cancel") if task.cancelled() else task.result()
         finally:

@@ -147,7 +147,7 @@ class ConversationStore(ConversationRepository):
             session.add(audit(by, "conversation.delete", f"conversation {conversation_id}", {}))
 
     def _title(self, title: str) -> str:
-        return _short(self._redactor.text(title))
+        return _short(self._redactor.redact_text(title))
 
 
 def _short(title: str) -> str:

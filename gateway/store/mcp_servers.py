@@ -8,7 +8,7 @@ from sqlalchemy import delete, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
-from gateway.common.urls import bare
+from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerRecord, ServerRepository
@@ -41,7 +41,7 @@ class ServerStore(ServerRepository, Definitions):
         changed = {"config": row.excluded.config, "disabled": disabled, "changed_by": by, "changed_at": func.now()}
         async with self._database.session() as session:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
-            detail = {"disabled": disabled, "url": bare((config or {}).get("url", "")) or None}
+            detail = {"disabled": disabled, "url": strip_url_secrets((config or {}).get("url", "")) or None}
             session.add(audit(by, "server.put", f"server {name}", detail))
 
     def _encrypt(self, config: JsonObject) -> JsonObject:

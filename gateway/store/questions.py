@@ -34,7 +34,7 @@ class InputStore(QuestionRepository):
         kept = [KeptInput(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
         async with self._database.session() as session:
             for one in kept:
-                question = self._redactor.texts(msgspec.to_builtins(one.question))
+                question = self._redactor.redact_strings(msgspec.to_builtins(one.question))
                 session.add(
                     TurnInput(
                         id=one.id, turn_id=turn_id, call_id=call_id, question=question, state=one.state,
@@ -92,7 +92,7 @@ class InputStore(QuestionRepository):
         Raises:
             Conflict: it has been decided already, or has expired, or the turn has ended.
         """
-        answer = msgspec.structs.replace(answer, content=self._redactor.value(answer.content))
+        answer = msgspec.structs.replace(answer, content=self._redactor.redact_value(answer.content))
         open_ = select(Turn.id).where(Turn.id == turn_id, col(Turn.status).in_(("running", "waiting")))
         undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None), open_.exists())
         decision = update(TurnInput).where(*undecided).values(answer=msgspec.to_builtins(answer))

@@ -14,18 +14,18 @@ from gateway.domain.messages import NOT_READABLE, JsonObject, Message, ToolSpec,
 
 def record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
     """The request as it is kept. What things are found by stays: ids, the names of models and of tools."""
-    redactor = redactor.once()
+    redactor = redactor.with_shared_budget()
     request, parameters = turn.request, turn.request.parameters
     kept = msgspec.structs.replace(
         request,
         messages=_messages(request.messages, redactor),
         parameters=msgspec.structs.replace(parameters, stop=parameters.stop and _texts(parameters.stop, redactor)),
-        system=request.system and redactor.text(request.system),
-        user_label=request.user_label and redactor.text(request.user_label),
+        system=request.system and redactor.redact_text(request.system),
+        user_label=request.user_label and redactor.redact_text(request.user_label),
         warnings=_texts(request.warnings, redactor),
         client_tools=tuple(_tool(spec, redactor) for spec in request.client_tools),
-        response_format=redactor.texts(request.response_format),
-        metadata=redactor.value(request.metadata),
+        response_format=redactor.redact_strings(request.response_format),
+        metadata=redactor.redact_value(request.metadata),
         echo=request.echo and _echo(request.echo, redactor),
     )
     return msgspec.structs.replace(turn, request=kept)
@@ -33,8 +33,8 @@ def record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
 
 def outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
     """The turn's end as it is kept."""
-    redactor = redactor.once()
-    messages, response = _messages(end.messages, redactor), redactor.text(end.response)
+    redactor = redactor.with_shared_budget()
+    messages, response = _messages(end.messages, redactor), redactor.redact_text(end.response)
     return msgspec.structs.replace(
         end, messages=messages, response=response, error=end.error and _error(end.error, redactor)
     )
@@ -51,7 +51,7 @@ def merge_deltas(fresh: list[Entry]) -> tuple[list[Entry], list[Entry]]:
 def entries(fresh: list[Entry], redactor: Redactor) -> list[Entry]:
     """Events as they are kept. Deltas in a row are looked at together, for what a rule finds may lie in several; the
     first of them then holds what is left of all."""
-    redactor = redactor.once()
+    redactor = redactor.with_shared_budget()
     kept: list[Entry] = []
     for kind, group in groupby(fresh, key=lambda entry: _run_of(entry.event)):
         run = list(group)
@@ -59,7 +59,7 @@ def entries(fresh: list[Entry], redactor: Redactor) -> list[Entry]:
             kept += [_entry(entry, _event(entry.event, redactor)) for entry in run]
             continue
         text = "".join(entry.event.text for entry in run if isinstance(entry.event, e.TextDelta | e.ReasoningDelta))
-        if (left := redactor.text(text)) != text:
+        if (left := redactor.redact_text(text)) != text:
             for number, entry in enumerate(run):
                 kept.append(_entry(entry, msgspec.structs.replace(entry.event, text="" if number else left)))
         else:
@@ -78,19 +78,19 @@ def _entry(entry: Entry, event: e.Event) -> Entry:
 def _event(event: e.Event, redactor: Redactor) -> e.Event:
     match event:
         case e.ToolCallStarted():
-            return msgspec.structs.replace(event, arguments=redactor.value(event.arguments))
+            return msgspec.structs.replace(event, arguments=redactor.redact_value(event.arguments))
         case e.ToolFinished():
-            content, structured = redactor.blocks(event.content), redactor.value(event.structured)
+            content, structured = redactor.redact_blocks(event.content), redactor.redact_value(event.structured)
             return msgspec.structs.replace(event, content=content, structured=structured)
         case e.ToolProgress():
-            return msgspec.structs.replace(event, message=event.message and redactor.text(event.message))
+            return msgspec.structs.replace(event, message=event.message and redactor.redact_text(event.message))
         case e.ToolLog():
-            return msgspec.structs.replace(event, message=redactor.text(event.message))
+            return msgspec.structs.replace(event, message=redactor.redact_text(event.message))
         case e.InputRequired():
-            message, schema = redactor.text(event.message), redactor.texts(event.schema)
+            message, schema = redactor.redact_text(event.message), redactor.redact_strings(event.schema)
             return msgspec.structs.replace(event, message=message, schema=schema)
         case e.InputResolved():
-            return msgspec.structs.replace(event, content=redactor.value(event.content))
+            return msgspec.structs.replace(event, content=redactor.redact_value(event.content))
         case e.TurnStarted():
             return msgspec.structs.replace(event, warnings=_texts(event.warnings, redactor))
         case e.TurnFailed() | e.TurnCancelled():
@@ -104,38 +104,38 @@ def _messages(messages: tuple[Message, ...], redactor: Redactor) -> tuple[Messag
 
 
 def _message(message: Message, redactor: Redactor) -> Message:
-    content: Any = redactor.value(message.content)
+    content: Any = redactor.redact_value(message.content)
     calls = tuple(
         msgspec.structs.replace(
-            call, arguments=_arguments(call.arguments, redactor), problem=redactor.text(call.problem)
+            call, arguments=_arguments(call.arguments, redactor), problem=redactor.redact_text(call.problem)
         )
         for call in message.tool_calls
     )
-    name = message.name and redactor.text(message.name)
+    name = message.name and redactor.redact_text(message.name)
     return msgspec.structs.replace(message, content=content, tool_calls=calls, name=name)
 
 
 def _tool(spec: ToolSpec, redactor: Redactor) -> ToolSpec:
-    description, schema = redactor.text(spec.description), redactor.texts(spec.input_schema)
+    description, schema = redactor.redact_text(spec.description), redactor.redact_strings(spec.input_schema)
     return msgspec.structs.replace(spec, description=description, input_schema=schema)
 
 
 def _echo(echo: JsonObject, redactor: Redactor) -> JsonObject:
     """A response's own fields keep their names, so that it stays one."""
-    return {**echo, "response": {name: redactor.texts(value) for name, value in echo["response"].items()}}
+    return {**echo, "response": {name: redactor.redact_strings(value) for name, value in echo["response"].items()}}
 
 
 def _error(error: ErrorInfo, redactor: Redactor) -> ErrorInfo:
-    return msgspec.structs.replace(error, message=redactor.text(error.message))
+    return msgspec.structs.replace(error, message=redactor.redact_text(error.message))
 
 
 def _texts(texts: tuple[str, ...], redactor: Redactor) -> tuple[str, ...]:
-    return tuple(redactor.text(text) for text in texts)
+    return tuple(redactor.redact_text(text) for text in texts)
 
 
 def _arguments(arguments: str, redactor: Redactor) -> str:
     """Redacted value by value, so that they stay JSON."""
     try:
-        return msgspec.json.encode(redactor.value(msgspec.json.decode(arguments))).decode()
+        return msgspec.json.encode(redactor.redact_value(msgspec.json.decode(arguments))).decode()
     except NOT_READABLE:
-        return redactor.text(arguments)
+        return redactor.redact_text(arguments)

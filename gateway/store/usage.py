@@ -193,7 +193,7 @@ class UsageStore(BudgetRepository):
 
     async def rate(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
         """Keep what the owner of a turn thinks of it, in the place of what they thought before; when that was."""
-        comment = comment and self._redactor.text(comment)
+        comment = comment and self._redactor.redact_text(comment)
         row = insert(Feedback).values(turn_id=turn_id, owner=owner, rating=rating, comment=comment)
         changed = {"rating": rating, "comment": comment, "at": func.now()}
         upsert = row.on_conflict_do_update(index_elements=["turn_id"], set_=changed).returning(col(Feedback.at))

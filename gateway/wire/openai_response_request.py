@@ -256,7 +256,7 @@ class ResponseRequest(_StrictModel):
                 known = ", ".join(sorted(urls)) or "none"
                 message = f"{where}.server_label: {tool.server_label!r} is not configured here; configured: {known}."
                 raise InvalidRequest(message, param=f"{where}.server_label")
-            if tool.server_url is not None and bare(tool.server_url) != urls[tool.server_label]:
+            if tool.server_url is not None and strip_url_secrets(tool.server_url) != urls[tool.server_label]:
                 message = f"{where}.server_url: servers are the administrator's to configure; leave the address out."
                 raise InvalidRequest(message, param=f"{where}.server_url")
             chosen = [

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.request_context import BEGUN
-from gateway.api.security.permissions import methods_of
+from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.domain.messages import JsonObject
@@ -86,7 +86,7 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
     response = error_response(request, error.status_code, code, message)
     response.headers.update(error.headers or {})
     if error.status_code == 405:
-        response.headers["Allow"] = ", ".join(methods_of(request.url.path))
+        response.headers["Allow"] = ", ".join(list_methods(request.url.path))
     return response
 
 

@@ -81,7 +81,7 @@ def _refusals(method: str, path: str, operation: JsonObject) -> dict[int, str]:
     told = _EVERYWHERE | ({} if access.public else _ASKED)
     if "requestBody" in operation:
         told |= {408: "The body did not arrive in time", 413: _TURNS[413], 415: "The body is compressed"}
-    if access.kind == "chat" and method == "POST":
+    if access.route_class == "chat" and method == "POST":
         told |= _TURNS
     if "{" in path:
         told |= {404: "There is no such thing, or it is another's"}

@@ -31,7 +31,7 @@ from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.schemas import parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import Peers
-from gateway.api.security.authentication import PRINCIPAL
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
 from gateway.config import Settings, is_loopback
@@ -81,7 +81,7 @@ class McpEndpoint:
         session, _, worker = Headers(scope=scope).get(_SESSION, "").rpartition("-")
         if session and await self._peers.pass_on(worker, scope, receive, send):
             return
-        principal: Principal = scope[PRINCIPAL]
+        principal: Principal = scope[PRINCIPAL_SCOPE_KEY]
         # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if session and worker == self._peers.name:
@@ -225,7 +225,7 @@ class McpEndpoint:
 
 
 def _security(settings: Settings) -> TransportSecuritySettings:
-    """On this machine alone, a page in a browser must not reach us by a name of its own. See `Guard`, too."""
+    """Protection against DNS rebinding on a loopback address. `SecurityMiddleware` checks the host, too."""
     if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]

@@ -11,7 +11,7 @@ from mcp import MCPError
 from mcp.server.context import ServerRequestContext
 from starlette.requests import Request
 
-from gateway.api.security.authentication import PRINCIPAL
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, NotFound
@@ -81,4 +81,4 @@ def mcp_errors() -> Generator[None]:
 def get_principal(ctx: Context) -> Principal:
     request: object = ctx.request
     assert isinstance(request, Request)
-    return request.scope[PRINCIPAL]
+    return request.scope[PRINCIPAL_SCOPE_KEY]

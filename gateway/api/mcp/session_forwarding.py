@@ -20,7 +20,7 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.api.security.authentication import PRINCIPAL
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.logging import get_logger
 from gateway.domain.messages import Principal
 
@@ -115,7 +115,7 @@ class Peers:
         leaving: asyncio.Task[None] | None = None
         try:
             body = await _body(receive)
-            request = _Request({key: scope[key] for key in _SENT if key in scope}, scope[PRINCIPAL], body)
+            request = _Request({key: scope[key] for key in _SENT if key in scope}, scope[PRINCIPAL_SCOPE_KEY], body)
             await _write(writer, request)
             leaving = asyncio.create_task(_hang_up_with_client(receive, writer))
             return await _relay(reader, send)
@@ -143,7 +143,7 @@ class Peers:
             request = _decode_request(frame)
             gone = asyncio.create_task(reader.read())  # nothing more is sent: this ends with the connection
             await self._application(
-                {**request.scope, "asgi": {"version": "3.0"}, PRINCIPAL: request.principal},
+                {**request.scope, "asgi": {"version": "3.0"}, PRINCIPAL_SCOPE_KEY: request.principal},
                 _receive_of(request.body, gone),
                 _send_of(writer),
             )

@@ -3,10 +3,10 @@
 import asyncio
 from collections import deque
 
-EACH_PASS = 4
+ADMITTED_PER_PASS = 4
 
 
-class Entrance:
+class AdmissionGate:
     """Lets so many in each time round the event loop, first come first served.
 
     To begin a turn takes as long as a token of 30 streams. With 500 streams on one core, and as many that begin, tokens
@@ -14,28 +14,28 @@ class Entrance:
     But with two the first token came after 2.3 seconds instead of 1.4, and each token took a fifth more of the core.
     """
 
-    def __init__(self, each_pass: int = EACH_PASS) -> None:
-        self._each_pass = each_pass
-        self._let_in = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, per_pass: int = ADMITTED_PER_PASS) -> None:
+        self._per_pass = per_pass
+        self._admitted = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self) -> None:
+    async def wait_for_admission(self) -> None:
         """Wait for one's turn."""
-        if self._let_in == self._each_pass:
+        if self._admitted == self._per_pass:
             waiter = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
+            self._waiters.append(waiter)
             await waiter
             return
-        self._let_in += 1
-        if self._let_in == 1:
-            asyncio.get_running_loop().call_soon(self._next_pass)
+        self._admitted += 1
+        if self._admitted == 1:
+            asyncio.get_running_loop().call_soon(self._admit_next)
 
-    def _next_pass(self) -> None:
-        self._let_in = 0
-        while self._waiting and self._let_in < self._each_pass:
-            waiter = self._waiting.popleft()
+    def _admit_next(self) -> None:
+        self._admitted = 0
+        while self._waiters and self._admitted < self._per_pass:
+            waiter = self._waiters.popleft()
             if not waiter.done():  # its request was given up
                 waiter.set_result(None)
-                self._let_in += 1
-        if self._let_in:
-            asyncio.get_running_loop().call_soon(self._next_pass)
+                self._admitted += 1
+        if self._admitted:
+            asyncio.get_running_loop().call_soon(self._admit_next)

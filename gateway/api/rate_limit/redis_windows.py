@@ -5,18 +5,18 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway.common.redis import PATIENCE, SharedRedis
+from gateway.common.redis import TIMEOUT_SECONDS, SharedRedis
 
 
-def connect(url: str) -> SharedRedis:
+def connect_to_redis(url: str) -> SharedRedis:
     """A client that gives up soon, with connections of its own."""
     pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE, retry=Retry(NoBackoff(), 1)
+        url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 1)
     )
     return SharedRedis(Redis.from_pool(pool))
 
 
-class RedisWindows(RedisStorage):
+class RedisMovingWindow(RedisStorage):
     """Windows in Redis."""
 
     def __init__(self, client: Redis) -> None:
@@ -24,6 +24,6 @@ class RedisWindows(RedisStorage):
         super().__init__("async+redis://", implementation="redispy", **options)  # pyright: ignore[reportArgumentType]
         self._client = client
 
-    async def give_back(self, key: str) -> None:
+    async def remove_newest_entry(self, key: str) -> None:
         """Take the newest out again."""
         await self._client.lpop(self.bridge.prefixed_key(key))  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]

@@ -1,19 +1,20 @@
-"""Who is calling: the static key, a stored key, or a JSON web token."""
+"""Authentication of requests by the static key, a stored key, or a JSON web token."""
 
 import asyncio
 import hashlib
 import hmac
 import time
-from collections import OrderedDict
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import msgspec
+from cachetools import TTLCache
 from starlette.datastructures import Headers
 
-from gateway.api.security.revocation import LastingRequests
+from gateway.api.security.revocation import OpenRequestRegistry
+from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError, Settings, is_loopback
 from gateway.domain.errors import NotAuthenticated, StorageUnavailable
@@ -23,209 +24,218 @@ from gateway.store.audit import AuditStore
 from gateway.store.models import ApiKey
 
 if TYPE_CHECKING:
-    from gateway.api.security.jwt_verifier import Verifier
+    from gateway.api.security.jwt_verifier import JwtVerifier
 
 log = get_logger(__name__)
 
-PRINCIPAL = "gateway.principal"
-"""Where in a request's scope stands who is calling, once that is known."""
-STATIC = "API_KEY"
-_KEPT_SECONDS = 5.0
-_LOOK_SECONDS = 1.0
-_NOTE_SECONDS = 60.0
-_MOST_KEPT = 10_000
-_REFUSALS_PER_SECOND = 20
+PRINCIPAL_SCOPE_KEY = "gateway.principal"
+"""Key of the caller's `Principal` in the ASGI scope of an authenticated request."""
+STATIC_KEY_NAME = "API_KEY"
+_CACHE_SECONDS = 5.0
+_STOP_SECONDS = 2.0
+_EXISTENCE_CACHE_SECONDS = 1.0
+_USE_RECORD_INTERVAL_SECONDS = 60.0
+_MAX_CACHED_KEYS = 10_000
+_MAX_AUDITED_FAILURES_PER_SECOND = 20
 
 
 class Authenticator:
-    """Says who a request's credential is of. A stored key costs a query at most every five seconds, and none on the
-    way of most requests; a change of the keys is heard at once."""
+    """Determines the principal of a request from its credential.
+
+    A stored key costs one query in five seconds, and most requests none. A change of the keys takes effect at once.
+    """
 
     def __init__(self, settings: Settings, keys: KeyStore, audit: AuditStore) -> None:
-        self._static = _sha256(settings.api_key.get_secret_value()) if settings.api_key else None
-        self._verifier = _verifier(settings)
-        self._closed = self._static is not None or self._verifier is not None or not may_be_open(settings)
+        self._static_key_hash = _hash_secret(settings.api_key.get_secret_value()) if settings.api_key else None
+        self._jwt_verifier = _create_jwt_verifier(settings)
+        self._requires_credential = (
+            self._static_key_hash is not None or self._jwt_verifier is not None or not allows_anonymous(settings)
+        )
         self._keys = keys
-        self._kept = _KeptKeys(keys)
-        self.lasting = LastingRequests(keys)
-        self._refusals = _Refusals(audit)
-        self._noted: dict[UUID, float] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._key_cache = ApiKeyCache(keys)
+        self.open_requests = OpenRequestRegistry(keys)
+        self._failed_logins = FailedLoginAudit(audit)
+        self._use_recorded_at: dict[UUID, float] = {}
+        self._background = TaskSet("authentication records")
 
     async def stop(self) -> None:
-        """Wait for what is still being noted."""
-        await self.lasting.stop()
-        if self._background:
-            await asyncio.wait(self._background, timeout=2)
+        """Stop watching keys, and wait up to two seconds for records that are being written."""
+        await self.open_requests.stop()
+        await self._background.stop(_STOP_SECONDS)
 
-    def heard(self, message: BusMessage) -> None:
-        """The stored keys have changed."""
-        if message.kind == "keys":
-            self._kept.forget()
-            self.lasting.keys_changed()
+    def on_keys_changed(self, _message: BusMessage) -> None:
+        """Forget cached keys, since a worker has changed the stored ones."""
+        self._key_cache.invalidate_keys()
+        self.open_requests.on_keys_changed()
 
-    async def authenticate(self, headers: Headers, source: str) -> Principal:
-        """The principal of a request. While nobody has asked for a credential everyone is `local`, and one that comes
-        is ignored. `source` is where the request comes from.
+    async def authenticate_request(self, headers: Headers, source: str) -> Principal:
+        """The principal of a request; `source` is the network address that it comes from.
+
+        While no credential is configured, everybody is `local`, and a credential in the request is ignored.
 
         Raises:
-            NotAuthenticated: a credential is asked for, and none or a wrong one came.
-            StorageUnavailable: nobody can tell now.
+            NotAuthenticated: the request has no credential, or an invalid one.
+            StorageUnavailable: the stored keys cannot be read.
         """
-        if not self._closed and not await self._kept.any():
+        if not self._requires_credential and not await self._key_cache.has_stored_keys():
             return LOCAL
-        given = headers.get("x-api-key") or _bearer(headers)
-        if not given:
+        credential = headers.get("x-api-key") or _parse_bearer_token(headers)
+        if not credential:
             raise NotAuthenticated
         try:
-            return await self._principal(given)
-        except NotAuthenticated as refused:
-            self._note_refusal(source, given, refused)
+            return await self._resolve_credential(credential)
+        except NotAuthenticated as error:
+            self._audit_failed_login(source, credential, error)
             raise
 
-    async def _principal(self, given: str) -> Principal:
-        """A key that is unknown takes the way of one that is known: hashed, compared, looked for."""
-        hashed = _sha256(given)
-        if self._static is not None and hmac.compare_digest(hashed, self._static):
-            return msgspec.structs.replace(LOCAL, key=STATIC)
-        if self._verifier is not None and given.count(".") == 2:
-            return await self._verifier.principal(given)
-        key = await self._kept.find(hashed.hex())
+    async def _resolve_credential(self, credential: str) -> Principal:
+        """Hash and look up unknown keys too, so timing does not reveal which exist."""
+        hashed = _hash_secret(credential)
+        if self._static_key_hash is not None and hmac.compare_digest(hashed, self._static_key_hash):
+            return msgspec.structs.replace(LOCAL, key=STATIC_KEY_NAME)
+        if self._jwt_verifier is not None and credential.count(".") == 2:
+            return await self._jwt_verifier.verify_token(credential)
+        key = await self._key_cache.find_by_hash(hashed.hex())
         if key is None or not hmac.compare_digest(key.hash, hashed.hex()):
             raise NotAuthenticated("This API key is not valid.")
         if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
-            raise NotAuthenticated("This API key is not valid any more.")
-        self._note_use(key)
+            raise NotAuthenticated("This API key has been revoked or has expired.")
+        self._record_key_use(key)
         return principal_of(key)
 
-    def _note_use(self, key: ApiKey) -> None:
+    def _record_key_use(self, key: ApiKey) -> None:
         now = time.monotonic()
-        if now - self._noted.get(key.id, float("-inf")) >= _NOTE_SECONDS:
-            self._noted[key.id] = now
-            self._later(self._keys.used(key.id))
+        if now - self._use_recorded_at.get(key.id, float("-inf")) >= _USE_RECORD_INTERVAL_SECONDS:
+            self._use_recorded_at[key.id] = now
+            self._background.spawn(_ignore_unavailable_storage(self._keys.used(key.id)))
 
-    def _note_refusal(self, source: str, given: str, refused: NotAuthenticated) -> None:
-        if self._refusals.due(source):
-            self._later(self._refusals.write(source, given, refused.message))
-
-    def _later(self, noting: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(_unless_away(noting))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    def _audit_failed_login(self, source: str, credential: str, error: NotAuthenticated) -> None:
+        if self._failed_logins.should_record(source):
+            record = self._failed_logins.record_failure(source, credential, error.message)
+            self._background.spawn(_ignore_unavailable_storage(record))
 
 
-class _KeptKeys:
-    """Stored keys, for a few seconds each."""
+class ApiKeyCache:
+    """Stored keys by their hash, each for five seconds; also hashes without a key."""
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
-        self._found: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
-        self._any = False
-        self._looked_at = float("-inf")
-        self._looking = asyncio.Lock()
+        self._by_hash: TTLCache[str, ApiKey | None] = TTLCache(_MAX_CACHED_KEYS, _CACHE_SECONDS)
+        self._has_keys = False
+        self._counted_at = float("-inf")
+        self._count_lock = asyncio.Lock()
         self._generation = 0
 
-    def forget(self) -> None:
+    def invalidate_keys(self) -> None:
+        """Forget everything, including answers of queries that are under way."""
         self._generation += 1
-        self._found.clear()
-        self._looked_at = float("-inf")
+        self._by_hash.clear()
+        self._counted_at = float("-inf")
 
-    async def any(self) -> bool:
-        """Whether there is a stored key; once there is, for good."""
-        if self._any or time.monotonic() - self._looked_at < _LOOK_SECONDS:
-            return self._any
-        async with self._looking:
-            if not self._any and time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+    async def has_stored_keys(self) -> bool:
+        """Whether there is a stored key. Once there is one, the answer stays true.
+
+        Raises:
+            StorageUnavailable: the keys could not be read yet.
+        """
+        if self._has_keys or time.monotonic() - self._counted_at < _EXISTENCE_CACHE_SECONDS:
+            return self._has_keys
+        async with self._count_lock:
+            if not self._has_keys and time.monotonic() - self._counted_at >= _EXISTENCE_CACHE_SECONDS:
                 try:
-                    self._any = await self._keys.any()
+                    self._has_keys = await self._keys.any()
                 except StorageUnavailable:
-                    if self._looked_at == float("-inf"):
+                    if self._counted_at == float("-inf"):
                         raise
-                self._looked_at = time.monotonic()
-        return self._any
+                self._counted_at = time.monotonic()
+        return self._has_keys
 
-    async def find(self, hash_: str) -> ApiKey | None:
-        at, key = self._found.get(hash_, (float("-inf"), None))
-        if time.monotonic() - at < _KEPT_SECONDS:
-            return key
+    async def find_by_hash(self, key_hash: str) -> ApiKey | None:
+        """The stored key with this hash, if there is one.
+
+        Raises:
+            StorageUnavailable: the keys cannot be read.
+        """
+        try:
+            return self._by_hash[key_hash]
+        except KeyError:
+            pass
         generation = self._generation
-        key = await self._keys.find(hash_)
+        key = await self._keys.find(key_hash)
         if generation == self._generation:
-            self._found[hash_] = (time.monotonic(), key)
-            self._found.move_to_end(hash_)
-            if len(self._found) > _MOST_KEPT:
-                self._found.popitem(last=False)
+            self._by_hash[key_hash] = key
         return key
 
 
-class _Refusals:
-    """Refused logins for the audit log: at most one row a second and source, and twenty a second of all sources."""
+class FailedLoginAudit:
+    """Failed logins for the audit log: one row per second and source, and twenty per second in all."""
 
     def __init__(self, audit: AuditStore) -> None:
         self._audit = audit
         self._second = 0
-        self._sources: dict[str, None] = {}
-        self._left_out = 0
+        self._sources: set[str] = set()
+        self._omitted = 0
 
-    def due(self, source: str) -> bool:
+    def should_record(self, source: str) -> bool:
+        """Whether this failure still gets a row. Those that do not are counted in the next row."""
         second = int(time.monotonic())
         if second != self._second:
-            self._second, self._sources = second, {}
-        if source in self._sources or len(self._sources) >= _REFUSALS_PER_SECOND:
-            self._left_out += 1
+            self._second, self._sources = second, set()
+        if source in self._sources or len(self._sources) >= _MAX_AUDITED_FAILURES_PER_SECOND:
+            self._omitted += 1
             return False
-        self._sources[source] = None
+        self._sources.add(source)
         return True
 
-    async def write(self, source: str, given: str, reason: str) -> None:
-        """Of the credential only what a stored key shows anyway."""
-        left_out, self._left_out = self._left_out, 0
-        start = given[:12] if given.startswith("agw_") else None
-        detail = {"source": source, "reason": reason, "key": start, "left_out_before": left_out}
+    async def record_failure(self, source: str, credential: str, reason: str) -> None:
+        """Write a row. Of the credential it holds only the prefix that is public for stored keys, too."""
+        omitted, self._omitted = self._omitted, 0
+        prefix = credential[:12] if credential.startswith("agw_") else None
+        detail = {"source": source, "reason": reason, "key": prefix, "left_out_before": omitted}
         await self._audit.write("unknown", "login.refused", f"source {source}", detail)
 
 
-def takes_tokens(settings: Settings) -> bool:
+def accepts_jwt(settings: Settings) -> bool:
     return settings.jwt_secret is not None or settings.jwt_jwks_url is not None
 
 
-def _verifier(settings: Settings) -> "Verifier | None":
-    if not takes_tokens(settings):
+def _create_jwt_verifier(settings: Settings) -> "JwtVerifier | None":
+    if not accepts_jwt(settings):
         return None
-    from gateway.api.security.jwt_verifier import Verifier
+    from gateway.api.security.jwt_verifier import JwtVerifier
 
-    return Verifier(settings)
+    return JwtVerifier(settings)
 
 
-def may_be_open(settings: Settings) -> bool:
-    """Whether the gateway may serve people of whom it asks no credential."""
+def allows_anonymous(settings: Settings) -> bool:
+    """Whether the gateway may serve callers without a credential."""
     return is_loopback(settings.gateway_host) or settings.gateway_allow_anonymous
 
 
-def refuse_open_gateway(settings: Settings, *, stored_keys: bool) -> None:
-    """Anyone who can reach the port could use the model's key and the tools.
+def reject_open_gateway(settings: Settings, *, stored_keys: bool) -> None:
+    """Reject a configuration in which anyone who reaches the port could use the model's key and the tools.
 
     Raises:
-        ConfigError: the gateway would listen beyond this machine without asking for a credential.
+        ConfigError: the gateway would listen beyond this machine without requiring a credential.
     """
-    if settings.api_key is None and not takes_tokens(settings) and not stored_keys and not may_be_open(settings):
+    if settings.api_key is None and not accepts_jwt(settings) and not stored_keys and not allows_anonymous(settings):
         raise ConfigError(
             f"GATEWAY_HOST: {settings.gateway_host} can be reached from other machines: set API_KEY or JWT_SECRET, "
             "make a key with `agent-gateway keys create`, or set GATEWAY_ALLOW_ANONYMOUS=true if that is what you want"
         )
 
 
-def _bearer(headers: Headers) -> str:
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    return given.strip() if scheme.lower() == "bearer" else ""
+def _parse_bearer_token(headers: Headers) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _sha256(secret: str) -> bytes:
+def _hash_secret(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-async def _unless_away(noting: Coroutine[Any, Any, None]) -> None:
+async def _ignore_unavailable_storage(record: Coroutine[object, object, None]) -> None:
     try:
-        await noting
+        await record
     except StorageUnavailable:
-        log.warning("note_lost")
+        log.warning("authentication_record_lost")

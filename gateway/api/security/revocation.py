@@ -1,4 +1,4 @@
-"""Requests that last end with the key that they came with, not with themselves."""
+"""Cancel open requests when their API key is revoked or expires."""
 
 import asyncio
 from collections.abc import Generator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from starlette.types import Message, Receive
 
+from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Principal
@@ -13,74 +14,71 @@ from gateway.store.api_keys import START, KeyStore
 
 log = get_logger(__name__)
 
-_LOOK_SECONDS = 15.0
+_POLL_SECONDS = 15.0
 
 
-class LastingRequests:
-    """Those that are open here, by stored key. Looks at once when keys have changed, else now and then: keys expire."""
+class OpenRequestRegistry:
+    """The open requests of this worker by their stored key.
+
+    Keys are checked at once when one has changed, and every 15 seconds, because expiry sends no message.
+    """
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
         self._open: dict[str, set[asyncio.Event]] = {}
-        self._look = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._keys_changed = asyncio.Event()
+        self._watcher = SupervisedTask("api key revocation", self._watch_keys)
 
     async def stop(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        """Stop checking keys."""
+        await self._watcher.stop()
 
-    def keys_changed(self) -> None:
-        self._look.set()
+    def on_keys_changed(self) -> None:
+        """Check the keys of all open requests now."""
+        self._keys_changed.set()
 
     @contextmanager
-    def ending_with_key(self, principal: Principal | None, receive: Receive) -> Generator[Receive]:
-        """The request's `receive`, to which it seems that the client hangs up when the key opens nothing any more."""
+    def cancel_on_revocation(self, principal: Principal | None, receive: Receive) -> Generator[Receive]:
+        """A `receive` for the request that reports a disconnect as soon as the principal's key is no longer valid."""
         if principal is None or principal.key is None or not principal.key.startswith(START):
             yield receive
             return
-        over = asyncio.Event()
-        self._open.setdefault(principal.key, set()).add(over)
-        if self._looking is None or self._looking.done():
-            self._look.clear()
-            self._looking = asyncio.create_task(self._look_after(), name="lasting requests")
+        revoked = asyncio.Event()
+        self._open.setdefault(principal.key, set()).add(revoked)
+        self._watcher.start()
         try:
-            yield _until(over, receive)
+            yield _receive_until(revoked, receive)
         finally:
-            self._open[principal.key].discard(over)
+            self._open[principal.key].discard(revoked)
             if not self._open[principal.key]:
                 del self._open[principal.key]
 
-    async def _look_after(self) -> None:
-        while self._open:
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._look.wait()
-            except TimeoutError:
-                log.debug("keys_of_lasting_requests_looked_at", keys=len(self._open))
-            self._look.clear()
-            await self._end_those_of_dead_keys()
+    async def _watch_keys(self) -> None:
+        while True:
+            await wait_or_poll(self._keys_changed, _POLL_SECONDS)
+            self._keys_changed.clear()
+            await self._cancel_revoked_requests()
 
-    async def _end_those_of_dead_keys(self) -> None:
+    async def _cancel_revoked_requests(self) -> None:
         try:
-            dead = await self._keys.dead(list(self._open)) if self._open else []
+            revoked_keys = await self._keys.dead(list(self._open)) if self._open else []
         except StorageUnavailable:
-            log.warning("keys_of_lasting_requests_not_seen")
+            log.warning("key_revocation_check_failed", keys=len(self._open))
             return
-        for prefix in dead:
-            for over in self._open.get(prefix, ()):
-                log.info("request_ended_with_its_key", key=prefix)
-                over.set()
+        for prefix in revoked_keys:
+            for revoked in self._open.get(prefix, ()):
+                log.info("request_cancelled_with_key", key=prefix)
+                revoked.set()
 
 
-def _until(over: asyncio.Event, receive: Receive) -> Receive:
-    async def received() -> Message:
-        coming, ending = asyncio.ensure_future(receive()), asyncio.ensure_future(over.wait())
+def _receive_until(over: asyncio.Event, receive: Receive) -> Receive:
+    async def receive_or_disconnect() -> Message:
+        message, revocation = asyncio.ensure_future(receive()), asyncio.ensure_future(over.wait())
         try:
-            await asyncio.wait((coming, ending), return_when=asyncio.FIRST_COMPLETED)
-            return {"type": "http.disconnect"} if over.is_set() else coming.result()
+            await asyncio.wait((message, revocation), return_when=asyncio.FIRST_COMPLETED)
+            return {"type": "http.disconnect"} if over.is_set() else message.result()
         finally:
-            coming.cancel()
-            ending.cancel()
+            message.cancel()
+            revocation.cancel()
 
-    return received
+    return receive_or_disconnect

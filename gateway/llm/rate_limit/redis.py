@@ -12,7 +12,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway.common.redis import PATIENCE, RedisAway, SharedRedis
+from gateway.common.redis import TIMEOUT_SECONDS, RedisUnavailable, SharedRedis
 from gateway.llm.rate_limit.limiter import Ticket
 from gateway.llm.rate_limit.token_bucket import Reading, Told
 
@@ -108,9 +108,9 @@ class RedisLimits:
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             max_connections=_CONNECTIONS,
-            timeout=PATIENCE,
-            socket_timeout=PATIENCE,
-            socket_connect_timeout=PATIENCE,
+            timeout=TIMEOUT_SECONDS,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 1),
         )
         self._redis = SharedRedis(Redis(connection_pool=pool))
@@ -144,8 +144,8 @@ class RedisLimits:
         """The script's reply; None while Redis is away, which is tried again after a pause."""
         asking = partial(self._script, keys=[f"{self._prefix}:{model}"], args=arguments)
         try:
-            return await self._redis.ask("model_limits", asking)
-        except RedisAway:
+            return await self._redis.call_redis("model_limits", asking)
+        except RedisUnavailable:
             return None
 
 

@@ -11,7 +11,7 @@ from jsonschema.exceptions import (
     best_match,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from gateway.common.json_schema import Uncheckable, check_schema, checker, errors
+from gateway.common.json_schema import SchemaNotCheckable, check_schema, compile_schema, iterate_errors
 from gateway.domain.messages import JsonObject
 from gateway.llm.tool_repair.json_repair import Reader, Unreadable, is_list, is_object
 from gateway.llm.tool_repair.tool_names import plain
@@ -69,11 +69,11 @@ class Fitter:
             return []
         found: dict[str, None] = {}
         try:
-            for error in errors(self._validator, arguments):
+            for error in iterate_errors(self._validator, arguments):
                 found.setdefault(_words(cast(Any, best_match)([error])))
                 if len(found) == _SHOWN:
                     break
-        except Uncheckable:
+        except SchemaNotCheckable:
             return []
         return list(found)
 
@@ -219,8 +219,8 @@ class Fitter:
     def _fits(self, value: Any, schema: Any) -> bool:
         assert self._validator is not None
         try:
-            return next(errors(self._validator.evolve(schema=schema), value), None) is None
-        except Uncheckable:
+            return next(iterate_errors(self._validator.evolve(schema=schema), value), None) is None
+        except SchemaNotCheckable:
             return False
 
     def _kind(self, schema: JsonObject) -> str:
@@ -251,9 +251,9 @@ def _validator(schema: bytes) -> Any:
     decoded = msgspec.json.decode(schema)
     try:
         check_schema(decoded)
-    except (SchemaError, Uncheckable):
+    except (SchemaError, SchemaNotCheckable):
         return None
-    return checker(decoded)
+    return compile_schema(decoded)
 
 
 def _kinds(schema: JsonObject) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.common.json_schema import MOST_DEPTH, too_deep
+from gateway.common.json_schema import MAX_DEPTH, exceeds_depth
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import McpFailed
 from gateway.domain.messages import (
@@ -35,8 +35,8 @@ class ArgumentDepthLimit(ToolboxWrapper):
         observer: CallObserver | None = None,
         answers: Sequence[KeptInput] = (),
     ) -> ToolResult | InputNeeded:
-        if too_deep(arguments):
-            message = f"The arguments are nested more than {MOST_DEPTH} deep: make them flatter."
+        if exceeds_depth(arguments):
+            message = f"The arguments are nested more than {MAX_DEPTH} deep: make them flatter."
             return ToolResult("error", [text_block(message)])
         return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
 
@@ -65,17 +65,17 @@ class RedactingToolbox(ToolboxWrapper):
         ]
         return await self._toolbox.call(
             spec,
-            self._redactor.value(arguments),
+            self._redactor.redact_value(arguments),
             principal=principal,
             observer=observer and _RedactingObserver(observer, self._redactor),
             answers=redacted,
         )
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
-        return await self._toolbox.get_prompt(name, self._redactor.value(arguments), principal)
+        return await self._toolbox.get_prompt(name, self._redactor.redact_value(arguments), principal)
 
     async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        return await self._toolbox.complete(ref, self._redactor.value(argument), principal)
+        return await self._toolbox.complete(ref, self._redactor.redact_value(argument), principal)
 
 
 class SanitizingToolbox(ToolboxWrapper):
@@ -141,7 +141,7 @@ class _SanitizingObserver(CallObserver):
 
 
 def _redact_answer(answer: Answer, redactor: Redactor) -> Answer:
-    return msgspec.structs.replace(answer, content=redactor.value(answer.content))
+    return msgspec.structs.replace(answer, content=redactor.redact_value(answer.content))
 
 
 def _sanitize_question(question: Question) -> Question:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.common.logging import configure
+from gateway.common.logging import configure_logging
 from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
 from tests.auth_helpers import Keyring
 from tests.stack import Gateway, serve_gateway
@@ -45,7 +45,7 @@ def log_text(request: pytest.FixtureRequest) -> Generator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     text = io.StringIO()
-    configure(json=getattr(request, "param", True))
+    configure_logging(json=getattr(request, "param", True))
     assert isinstance(root.handlers[0], logging.StreamHandler)
     root.handlers[0].setStream(text)
     yield text

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.api.rate_limit.admission import Entrance
+from gateway.api.rate_limit.admission import AdmissionGate
 from tests.stack import Gateway
 
 
@@ -15,11 +15,11 @@ async def passes(number: int) -> None:
 
 
 async def test_so_many_enter_each_pass_in_the_order_of_their_coming() -> None:
-    entrance = Entrance(2)
+    entrance = AdmissionGate(2)
     inside: list[int] = []
 
     async def come(number: int) -> None:
-        await entrance.enter()
+        await entrance.wait_for_admission()
         inside.append(number)
 
     coming = [asyncio.create_task(come(number)) for number in range(7)]
@@ -30,14 +30,14 @@ async def test_so_many_enter_each_pass_in_the_order_of_their_coming() -> None:
     assert inside == list(range(7))
     steps = [after - before for before, after in zip([0, *seen], seen, strict=False)]
     assert max(steps) == 2
-    await asyncio.wait_for(entrance.enter(), 1)
+    await asyncio.wait_for(entrance.wait_for_admission(), 1)
 
 
 async def test_given_up_request_takes_nobodys_place() -> None:
-    entrance = Entrance(1)
-    await entrance.enter()
-    gone = [asyncio.create_task(entrance.enter()) for _ in range(50)]
-    last = asyncio.create_task(entrance.enter())
+    entrance = AdmissionGate(1)
+    await entrance.wait_for_admission()
+    gone = [asyncio.create_task(entrance.wait_for_admission()) for _ in range(50)]
+    last = asyncio.create_task(entrance.wait_for_admission())
     await passes(1)
     for task in gone:
         task.cancel()
@@ -47,7 +47,7 @@ async def test_given_up_request_takes_nobodys_place() -> None:
 
 async def test_whoever_begins_no_turn_does_not_wait(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = asyncio.Event()
-    monkeypatch.setattr(Entrance, "enter", lambda _self: opened.wait())
+    monkeypatch.setattr(AdmissionGate, "wait_for_admission", lambda _self: opened.wait())
     paths = ("/api/v1/chat", "/v1/chat/completions", "/v1/responses", "/api/ada/chat")
     beginning = [asyncio.create_task(gateway.post(path, {"no": "turn"})) for path in paths]
     for path in ("/health", "/api/v1/models", "/api/v1/history"):

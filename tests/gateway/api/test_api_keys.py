@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import event
 from starlette.datastructures import Headers
 
-from gateway.api.security.authentication import refuse_open_gateway
+from gateway.api.security.authentication import reject_open_gateway
 from gateway.config import ConfigError, load_settings
 from gateway.domain.errors import NotAuthenticated
 from gateway.domain.messages import Budget, BusMessage, KeyLimits
@@ -80,7 +80,7 @@ async def test_revoked_key_opens_nothing_at_any_worker_and_to_revoke_the_last_op
 async def test_open_request_ends_with_its_key(
     locked: Keyring, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, path: str, how: str
 ) -> None:
-    monkeypatch.setattr("gateway.api.security.revocation._LOOK_SECONDS", 0.1 if how == "expired" else 60)
+    monkeypatch.setattr("gateway.api.security.revocation._POLL_SECONDS", 0.1 if how == "expired" else 60)
     gateway = locked.gateway
     gateway.simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     key, other = await locked.make("ada"), await locked.make("ada")
@@ -92,7 +92,7 @@ async def test_open_request_ends_with_its_key(
             body = {"messages": [{"role": "user", "content": "forever"}]}
             streams.append(asyncio.create_task(read(gateway, path, body, headers)))
     async with asyncio.timeout(10):
-        while len(gateway.state.auth.lasting._open) < 2:
+        while len(gateway.state.auth.open_requests._open) < 2:
             await asyncio.sleep(0.01)
         if path != "/mcp":
             await gateway.simulator.until(lambda s: len(s.requests) == 2)
@@ -189,9 +189,9 @@ async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_steps(locke
         for name, key in keys.items():
             headers = Headers({"x-api-key": key})
             if not remembered:
-                locked.gateway.state.auth.heard(BusMessage("keys", BusMessage.NO_TURN))
+                locked.gateway.state.auth.on_keys_changed(BusMessage("keys", BusMessage.NO_TURN))
             with pytest.raises(NotAuthenticated), counted() as calls:
-                await locked.gateway.state.auth.authenticate(headers, "test")
+                await locked.gateway.state.auth.authenticate_request(headers, "test")
             fewest[name] = min(calls.total(), fewest.get(name, calls.total()))
     assert len(set(fewest.values())) == 1, fewest
 
@@ -229,9 +229,9 @@ def test_gateway_beyond_this_machine_needs_a_credential(
     made = load_settings(_env_file=None, **({"gateway_host": "0.0.0.0"} | settings))
     if refused:
         with pytest.raises(ConfigError, match="can be reached from other machines"):
-            refuse_open_gateway(made, stored_keys=stored_keys)
+            reject_open_gateway(made, stored_keys=stored_keys)
     else:
-        refuse_open_gateway(made, stored_keys=stored_keys)
+        reject_open_gateway(made, stored_keys=stored_keys)
 
 
 async def test_gateway_beyond_this_machine_stays_closed_when_its_keys_are_gone(

@@ -15,7 +15,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
 
-from gateway.api.security.middleware import source_of
+from gateway.api.security.middleware import get_source_address
 from gateway.common.redaction import Redactor, Rule, load_rules
 from gateway.config import ConfigError, load_settings
 from gateway.domain.messages import Message, ToolCall, TurnOutcome, Usage
@@ -45,7 +45,7 @@ RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
     ],
 )
 def test_source_of_a_request_is_an_address_written_in_one_way_or_unknown(client: Any, source: str) -> None:
-    assert source_of({"client": client}) == source
+    assert get_source_address({"client": client}) == source
 
 
 # --- denied tools
@@ -81,7 +81,7 @@ async def test_denied_tool_is_there_for_nobody_whatever_allows_it(
 async def principal_of(gateway: Gateway, headers: dict[str, str]) -> Any:
     from starlette.datastructures import Headers
 
-    return await gateway.state.auth.authenticate(Headers(headers), "test")
+    return await gateway.state.auth.authenticate_request(Headers(headers), "test")
 
 
 # --- hidden characters
@@ -274,26 +274,26 @@ async def test_whatever_a_request_brings_is_stored_redacted(discreet: Gateway, d
 def test_arguments_are_redacted_whatever_they_are_called() -> None:
     rules = load_rules(RULES)
     given = {"data": f"mail {EMAIL}", "blob": [EMAIL], EMAIL: 1, "x@lovelace.example": 2, "n": 4111111111111111}
-    assert rules.value(given) == {
+    assert rules.redact_value(given) == {
         "data": "mail [email]",
         "blob": ["[email]"],
         "[email]": 1,
         "[email] 4": 2,
         "n": "[card]",
     }
-    assert rules.value([4111111111111111.0, -4111111111111111]) == ["[card]", "-[card]"]
+    assert rules.redact_value([4111111111111111.0, -4111111111111111]) == ["[card]", "-[card]"]
     others = [0, 7, True, None, 52.520008123456789, float("inf"), 1234567890123]
-    assert rules.value(others) == others
+    assert rules.redact_value(others) == others
 
 
 def test_base64_of_content_stays_and_nothing_else_does() -> None:
     rules = load_rules(RULES)
     image = {"type": "image", "data": "sk/sk-abcdefghijklmnop==", "mimeType": "image/png"}
     file = {"type": "resource", "resource": {"uri": "a://b", "blob": "sk/sk-abcdefghijklmnop"}}
-    assert rules.blocks([image, file]) == [image, file]
+    assert rules.redact_blocks([image, file]) == [image, file]
     lies = [image | {"data": EMAIL}, {"type": "text", "text": "x", "data": EMAIL}, {"type": "audio", "data": [EMAIL]}]
     lies += [{"type": "resource", "resource": {"uri": EMAIL, "blob": EMAIL}}, image | {"mimeType": EMAIL}]
-    assert EMAIL not in json.dumps(rules.blocks(lies))
+    assert EMAIL not in json.dumps(rules.redact_blocks(lies))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_long_texts_are_redacted_in_no_time(part: str) -> None:
     rules = load_rules(RULES)
     began = time.thread_time()
     text = part * (400_000 // len(part))
-    left = rules.text(f"{text} {EMAIL}")
+    left = rules.redact_text(f"{text} {EMAIL}")
     assert time.thread_time() - began < 10
     assert left.endswith(" [email]")
 
@@ -332,8 +332,8 @@ def test_text_with_which_a_rule_takes_too_long_is_replaced_whole() -> None:
     rules = Redactor([Rule("odd", regex.compile("(q|qq)+!"), "-"), Rule("email", regex.compile("ada@"), "[email]")])
     trap = "q" * 100 + " !"
     began = time.thread_time()
-    assert rules.text(trap) == "[odd]"
-    assert rules.value([trap] * 1000 + ["qq! ada@b"]) == ["[odd]"] * 1000 + ["- [email]b"]
+    assert rules.redact_text(trap) == "[odd]"
+    assert rules.redact_value([trap] * 1000 + ["qq! ada@b"]) == ["[odd]"] * 1000 + ["- [email]b"]
     assert time.thread_time() - began < 10
 
 

@@ -19,7 +19,7 @@ from jwt.utils import base64url_encode
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.security.jwt_verifier import KeysUnavailable, PublishedKeys
+from gateway.api.security.jwt_verifier import JwksCache, JwksUnavailable
 from gateway.config import ConfigError, load_settings
 from gateway.domain.errors import NotAuthenticated
 from gateway.simulator import Simulator
@@ -211,51 +211,51 @@ async def test_published_keys_are_fetched_once_and_their_tokens_taken(
 
 async def test_rotated_key_is_noticed_and_unknown_ones_do_not_make_us_ask_all_the_time() -> None:
     async with published("first") as (provider, url):
-        keys = PublishedKeys(url, pause=0)
-        assert (await keys.key("first")).key_id == "first"
+        keys = JwksCache(url, min_interval=0)
+        assert (await keys.get_key("first")).key_id == "first"
         provider.add("second")
-        assert (await keys.key("second")).key_id == "second"
+        assert (await keys.get_key("second")).key_id == "second"
         assert provider.asked == 2
-        patient = PublishedKeys(url, pause=60)
+        patient = JwksCache(url, min_interval=60)
         for kid in ("first", "ghost", "ghost", "spectre"):
             if kid == "first":
-                await patient.key(kid)
+                await patient.get_key(kid)
             else:
                 with pytest.raises(NotAuthenticated):
-                    await patient.key(kid)
+                    await patient.get_key(kid)
         assert provider.asked == 3
 
 
 async def test_keys_stay_good_while_their_provider_is_away() -> None:
     async with published("first") as (provider, url):
-        keys = PublishedKeys(url, pause=0)
+        keys = JwksCache(url, min_interval=0)
         provider.broken = True
-        with pytest.raises(KeysUnavailable):
-            await keys.key("first")
+        with pytest.raises(JwksUnavailable):
+            await keys.get_key("first")
         provider.broken = False
-        await keys.key("first")
+        await keys.get_key("first")
         provider.broken = True
         with pytest.raises(NotAuthenticated):
-            await keys.key("ghost")
-        await keys.key("first")
+            await keys.get_key("ghost")
+        await keys.get_key("first")
 
 
 async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.api.security.jwt_verifier._PATIENCE", aiohttp.ClientTimeout(total=1))
-    monkeypatch.setattr("gateway.api.security.jwt_verifier._STALE_PATIENCE", 0.05)
+    monkeypatch.setattr("gateway.api.security.jwt_verifier._FETCH_TIMEOUT", aiohttp.ClientTimeout(total=1))
+    monkeypatch.setattr("gateway.api.security.jwt_verifier._STALE_WAIT_SECONDS", 0.05)
     async with published("first") as (provider, url):
-        keys = PublishedKeys(url, pause=60)
-        await keys.key("first")
-        monkeypatch.setattr("gateway.api.security.jwt_verifier._FRESH_SECONDS", 0.0)
-        keys._asked_at, provider.silent = float("-inf"), True
-        found = await asyncio.gather(*(keys.key("first") for _ in range(50)))
+        keys = JwksCache(url, min_interval=60)
+        await keys.get_key("first")
+        monkeypatch.setattr("gateway.api.security.jwt_verifier._REFRESH_SECONDS", 0.0)
+        keys._attempted_at, provider.silent = float("-inf"), True
+        found = await asyncio.gather(*(keys.get_key("first") for _ in range(50)))
         assert keys._asking is not None  # nobody has waited for that
         assert len({id(key) for key in found}) == 1
-        refused = await asyncio.gather(*(keys.key(f"ghost {n}") for n in range(50)), return_exceptions=True)
+        refused = await asyncio.gather(*(keys.get_key(f"ghost {n}") for n in range(50)), return_exceptions=True)
         assert {type(error) for error in refused} == {NotAuthenticated}
-        await keys.key("first")  # nor is it asked again at once
+        await keys.get_key("first")  # nor is it asked again at once
         assert keys._asking is None
         assert provider.asked == 2
 
@@ -264,8 +264,8 @@ async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known(
 async def test_document_that_holds_no_keys_is_none(document: Any) -> None:
     async with published("first") as (provider, url):
         provider.document = document
-        with pytest.raises(KeysUnavailable):
-            await PublishedKeys(url).key("first")
+        with pytest.raises(JwksUnavailable):
+            await JwksCache(url).get_key("first")
 
 
 # --- settings

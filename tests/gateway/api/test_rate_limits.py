@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from gateway.api.rate_limit.limiter import MemoryWindows, Rates
-from gateway.api.rate_limit.stream_slots import Places
-from gateway.common.redis import PATIENCE, SharedRedis
+from gateway.api.rate_limit.limiter import InMemoryMovingWindow, RateLimiter
+from gateway.api.rate_limit.stream_slots import StreamLimiter
+from gateway.common.redis import TIMEOUT_SECONDS, SharedRedis
 from gateway.config import load_settings
 from gateway.domain.errors import TooManyStreams
 from gateway.domain.messages import KeyLimits, Principal
@@ -158,9 +158,9 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
 
 
 async def test_window_moves_and_does_not_begin_anew() -> None:
-    windows, now = MemoryWindows(), time.time()
+    windows, now = InMemoryMovingWindow(), time.time()
     assert [await windows.acquire_entry("k", 3, 60) for _ in range(4)] == [True, True, True, False]
-    window = windows._window("k", 60)
+    window = windows._get_current_entries("k", 60)
     window[0] = now - 61  # as if a minute had gone by since the first alone
     assert [await windows.acquire_entry("k", 3, 60) for _ in range(2)] == [True, False]
 
@@ -213,11 +213,11 @@ async def test_key_has_a_window_of_its_own_beside_its_users(
 @pytest.mark.parametrize("shared", [False, True], ids=["memory", "redis"])
 async def test_request_that_its_user_may_not_make_does_not_count_for_its_key(redis: RedisServer, shared: bool) -> None:
     url = {"redis_url": SecretStr(redis.url)} if shared else {}
-    rates = Rates(load_settings(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
+    rates = RateLimiter(load_settings(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
     principal = Principal("ada", key="agw_1", limits=KeyLimits(requests=4))
     try:
-        assert [(await rates.hit(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [False] * 3
-        windows = [await rates.hit(principal, "here", "chat") for _ in range(3)]
+        assert [(await rates.check(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [False] * 3
+        windows = [await rates.check(principal, "here", "chat") for _ in range(3)]
         assert [window.allowed for window in windows] == [True, True, False]
         assert [window.remaining for window in windows] == [1, 0, 0]
     finally:
@@ -292,20 +292,20 @@ async def test_limits_can_be_switched_off(database_url: str, simulator: Simulato
 async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.common.redis.PAUSE", 0.0)
+    monkeypatch.setattr("gateway.common.redis.BACKOFF_SECONDS", 0.0)
     settings = load_settings(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=2)
-    first, second = Rates(settings), Rates(settings)
+    first, second = RateLimiter(settings), RateLimiter(settings)
     try:
-        assert [(await rates.hit(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+        assert [(await rates.check(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
             True,
             True,
             False,
         ]
         redis.stop()
-        assert [(await rates.hit(ADA, "here", "api")).allowed for rates in (first, second)] == [True, True]
-        assert [(await first.hit(ADA, "here", "api")).allowed for _ in range(2)] == [True, False]
+        assert [(await rates.check(ADA, "here", "api")).allowed for rates in (first, second)] == [True, True]
+        assert [(await first.check(ADA, "here", "api")).allowed for _ in range(2)] == [True, False]
         redis.start()
-        assert [(await rates.hit(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+        assert [(await rates.check(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
             True,
             True,
             False,
@@ -316,17 +316,17 @@ async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
 
 
 async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_all_others(redis: RedisServer) -> None:
-    rates = Rates(load_settings(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=9))
+    rates = RateLimiter(load_settings(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=9))
     try:
-        assert (await rates.hit(ADA, "here", "chat")).remaining == 8
+        assert (await rates.check(ADA, "here", "chat")).remaining == 8
         redis.hang()
         started = time.monotonic()
         with capture_logs() as logs:
             for left in (8, 7):  # counted here alone
-                assert (await rates.hit(ADA, "here", "chat")).remaining == left
-                with await rates.place(ADA, "here"):
+                assert (await rates.check(ADA, "here", "chat")).remaining == left
+                with await rates.acquire_stream_slot(ADA, "here"):
                     pass
-        assert round((time.monotonic() - started) / PATIENCE) == 1
+        assert round((time.monotonic() - started) / TIMEOUT_SECONDS) == 1
         told = [(entry["event"], entry["error"]) for entry in logs]
         assert told == [("rate_limits_without_redis", "TimeoutError"), ("places_without_redis", "TimeoutError")]
         redis.go_on()
@@ -335,10 +335,10 @@ async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_
 
 
 async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: RedisServer) -> None:
-    first, second = (Places(SharedRedis(Redis(port=redis.port)), lease=0.5) for _ in range(2))
-    with await first.take("key", 1):
+    first, second = (StreamLimiter(SharedRedis(Redis(port=redis.port)), lease_seconds=0.5) for _ in range(2))
+    with await first.acquire_slot("key", 1):
         await asyncio.sleep(1.2)  # longer than a lease: it is renewed
-        with pytest.raises(TooManyStreams), await second.take("key", 1):
+        with pytest.raises(TooManyStreams), await second.acquire_slot("key", 1):
             pass
         assert first._keeping is not None
         first._keeping.cancel()  # as if its process had been killed
@@ -347,15 +347,15 @@ async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: Re
                 await asyncio.sleep(0.02)
     redis.stop()
     assert await free(second)  # each counts by itself
-    with await second.take("key", 1):
+    with await second.acquire_slot("key", 1):
         assert not await free(second)
     for places in (first, second):
         await places.close()
 
 
-async def free(places: Places) -> bool:
+async def free(places: StreamLimiter) -> bool:
     try:
-        with await places.take("key", 1):
+        with await places.acquire_slot("key", 1):
             return True
     except TooManyStreams:
         return False

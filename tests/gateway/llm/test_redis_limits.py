@@ -135,7 +135,7 @@ async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[L
 async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(
     redis: RedisServer, replicas: list[Limiter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_module, "PAUSE", 0.0)
+    monkeypatch.setattr(redis_module, "BACKOFF_SECONDS", 0.0)
     for limiter in replicas:
         await tell(limiter, told(5_000))
     with capture_logs() as logs:
@@ -159,5 +159,5 @@ async def test_redis_that_hangs_is_waited_for_once(redis: RedisServer, replicas:
     async with AsyncExitStack() as stack:
         for _ in range(5):
             assert await got(replicas[0], stack, 100, deadline=5.0)
-    assert round((time.monotonic() - started) / redis.PATIENCE) == 1
+    assert round((time.monotonic() - started) / redis_module.TIMEOUT_SECONDS) == 1
     redis.go_on()

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 from gateway.api.deps import PrincipalDep, StateDep
 from gateway.api.http.errors import ErrorBody
-from gateway.api.security.permissions import within
+from gateway.api.security.permissions import role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import Area, Budget, KeyLimits, Principal, UserRole
 from gateway.store.api_keys import START, NewKey
@@ -66,8 +66,8 @@ def _new(body: NewKeyBody, maker: Principal) -> NewKey:
         raise Forbidden("Only admins may make keys for others.")
     if maker.budget is not None or maker.limits is not None:
         raise Forbidden("A key with a budget or limits of its own may not make keys.")
-    role: UserRole = body.role or ("user" if within("user", maker.role) else maker.role)
-    if not within(role, maker.role):
+    role: UserRole = body.role or ("user" if role_at_most("user", maker.role) else maker.role)
+    if not role_at_most(role, maker.role):
         raise Forbidden(f"Your role is {maker.role}: you may not make a key for {role}.")
     if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
         raise InvalidRequest("expires_at: lies in the past.", param="expires_at")

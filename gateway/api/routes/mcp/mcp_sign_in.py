@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, StateDep
 from gateway.api.http.errors import ErrorBody
-from gateway.common.urls import bare
+from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import GatewayError, NotFound
 from gateway.domain.messages import Principal
 
@@ -79,7 +79,7 @@ async def start_page(ticket: Ticket, state: StateDep) -> HTMLResponse:
     except GatewayError as error:
         return _page("Sign-in", error.message, status=error.status)
     whose = f"the gateway's user {login.owner}" if login.owner else "everybody who uses the gateway"
-    server = f"{login.server} ({bare(login.url)})"
+    server = f"{login.server} ({strip_url_secrets(login.url)})"
     text = f"The agent gateway wants to use the MCP server {server} for {whose}, as {login.by} asked."
     return _page(f"Sign in to {login.server}?", text, more='<form method="post"><button>Sign in</button></form>')
 
