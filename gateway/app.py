@@ -176,7 +176,7 @@ async def build_gateway(settings: Settings, servers: list[ServerConfig]) -> Asyn
         auth = Authenticator(settings, store.keys, store.audit)
         stack.push_async_callback(auth.stop)
         store.bus.subscribe("keys", auth.heard)
-        rates = Rates(settings)
+        rates = RateLimiter(settings)
         stack.push_async_callback(rates.close)
         turn_service = await stack.enter_async_context(build_agent(settings, worker_id, store, llm, tools, tasks))
         mcp = McpEndpoint(settings, turn_service, tools.guarded, worker_id, store.database.dsn)
