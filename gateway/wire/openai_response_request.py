@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.common.urls import bare
+from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.openai_chat import ToolName, client_tool
