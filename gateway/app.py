@@ -175,7 +175,7 @@ async def build_gateway(settings: Settings, servers: list[ServerConfig]) -> Asyn
         tools = await stack.enter_async_context(build_tools(settings, servers, store, tasks))
         auth = Authenticator(settings, store.keys, store.audit)
         stack.push_async_callback(auth.stop)
-        store.bus.subscribe("keys", auth.heard)
+        store.bus.subscribe("keys", auth.on_keys_changed)
         rates = RateLimiter(settings)
         stack.push_async_callback(rates.close)
         turn_service = await stack.enter_async_context(build_agent(settings, worker_id, store, llm, tools, tasks))
