@@ -149,12 +149,12 @@ def main() -> None:
     for name in ("--upstream", "--tools", "--data", "--key"):
         arguments.add_argument(name, required=True)
     given = arguments.parse_args()
-    postgres = embedded_postgres.acquire(Path(given.data))
+    postgres = embedded_postgres.start_or_attach(Path(given.data))
     try:
-        part = Part(postgres.url(), given.upstream, given.tools, given.key)
+        part = Part(postgres.build_url(), given.upstream, given.tools, given.key)
         uvicorn.run(create_app(part), port=given.port, log_level="warning", access_log=False, backlog=4096)
     finally:
-        postgres.release()
+        postgres.stop_if_started_here()
 
 
 if __name__ == "__main__":

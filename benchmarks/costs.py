@@ -244,7 +244,7 @@ async def _running() -> AsyncGenerator[Measured]:
         gateway = Workers(around, 1)
         running.append(gateway)
         await gateway.start()
-        database = await asyncpg.connect(plain_dsn(embedded_postgres.locate(gateway.data).url()))
+        database = await asyncpg.connect(plain_dsn(embedded_postgres.find_cluster(gateway.data).build_url()))
         try:
             yield Measured(gateway, database)
         finally:

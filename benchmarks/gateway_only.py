@@ -41,8 +41,8 @@ class Line:
 
 async def history_and_search(gateway: Gateway, requests: int) -> list[Line]:
     """Inserts the turns first."""
-    server = embedded_postgres.locate(gateway.data)
-    connection = await asyncpg.connect(plain_dsn(server.url()))
+    server = embedded_postgres.find_cluster(gateway.data)
+    connection = await asyncpg.connect(plain_dsn(server.build_url()))
     try:
         await connection.execute(_WORDS)
         await connection.execute(_INSERT.replace(" words(", " pg_temp.words("), TURNS)

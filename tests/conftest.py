@@ -34,13 +34,13 @@ def postgres() -> Generator[embedded_postgres.EmbeddedPostgres]:
     """One embedded Postgres for the whole run, with a migrated template database."""
     with tempfile.TemporaryDirectory(prefix="agw-tests-", dir=_fast_directory()) as directory:
         Path(directory).chmod(0o755)
-        server = embedded_postgres.acquire(Path(directory), settings=FAST)
+        server = embedded_postgres.start_or_attach(Path(directory), settings=FAST)
         try:
-            asyncio.run(_execute(server.url("postgres"), f"CREATE DATABASE {TEMPLATE}"))
-            migrations.upgrade(server.url(TEMPLATE))
+            asyncio.run(_execute(server.build_url("postgres"), f"CREATE DATABASE {TEMPLATE}"))
+            migrations.upgrade(server.build_url(TEMPLATE))
             yield server
         finally:
-            server.release()
+            server.stop_if_started_here()
 
 
 def _fast_directory() -> str:
@@ -60,9 +60,9 @@ async def database_url(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGen
 async def _database(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[str]:
     name = f"test_{uuid4().hex}"
     # Files copied, at half the cost of pages through the log.
-    await _execute(postgres.url("postgres"), f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
-    yield postgres.url(name)
-    await _execute(postgres.url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
+    await _execute(postgres.build_url("postgres"), f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
+    yield postgres.build_url(name)
+    await _execute(postgres.build_url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def serve(
         listener = None if stdio else _bind_listener(settings)
         with postgres(settings) as server, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(run(settings, server, listener, tls_options))
-    except (ConfigError, embedded_postgres.EmbeddedError) as error:
+    except (ConfigError, embedded_postgres.EmbeddedPostgresError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
 
@@ -70,7 +70,7 @@ async def run(
 
     gc.freeze()
     gc.enable()
-    url = settings.postgres_url or (server.url() if server else "")
+    url = settings.postgres_url or (server.build_url() if server else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
     beside = [asyncio.create_task(upgrade_when_there(url), name="migrations")]
@@ -78,7 +78,7 @@ async def run(
         beside.append(asyncio.create_task(_keep_running(server), name="postgres"))
     try:
         if listener is None:
-            await _serve_stdio(mcp, server.release if server else None)
+            await _serve_stdio(mcp, server.stop_if_started_here if server else None)
         else:
             if not settings.on_loopback and settings.tools_server_secret is None:
                 log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, and the host not loopback")
@@ -111,7 +111,7 @@ def postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres
         yield None
         return
     try:
-        server = embedded_postgres.acquire(settings.gateway_data_dir)
+        server = embedded_postgres.start_or_attach(settings.gateway_data_dir)
     except OSError as error:
         raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
     for note in server.notes:
@@ -119,7 +119,7 @@ def postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres
     try:
         yield server
     finally:
-        server.release()
+        server.stop_if_started_here()
 
 
 async def _keep_running(server: embedded_postgres.EmbeddedPostgres) -> None:
@@ -127,8 +127,8 @@ async def _keep_running(server: embedded_postgres.EmbeddedPostgres) -> None:
     while True:
         await asyncio.sleep(_POSTGRES_LOOK)
         try:
-            server.revive()
-        except (embedded_postgres.EmbeddedError, OSError) as error:
+            server.ensure_running()
+        except (embedded_postgres.EmbeddedPostgresError, OSError) as error:
             log.error("embedded_postgres", error=str(error))
 
 

@@ -15,11 +15,11 @@ def report_config_errors(*, parent_fd: int | None = None) -> Generator[None]:
 
     A worker sends the message to its parent at `parent_fd` instead, which prints it once for all workers.
     """
-    from gateway_runtime.embedded_postgres import EmbeddedError
+    from gateway_runtime.embedded_postgres import EmbeddedPostgresError
 
     try:
         yield
-    except (ConfigError, EmbeddedError) as error:
+    except (ConfigError, EmbeddedPostgresError) as error:
         if parent_fd is not None:
             from gateway_runtime.parent_watchdog import notify_parent
 

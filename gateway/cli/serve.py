@@ -132,11 +132,11 @@ def open_postgres(settings: Settings) -> Generator[str]:
         return
     from gateway_runtime import embedded_postgres
 
-    server = embedded_postgres.acquire(settings.gateway_data_dir)
+    server = embedded_postgres.start_or_attach(settings.gateway_data_dir)
     try:
-        yield server.url()
+        yield server.build_url()
     finally:
-        server.release()
+        server.stop_if_started_here()
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from gateway.mcp_client.server_config import load_servers
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
 from gateway.server.supervisor import ManagedProcess, Supervisor
 from gateway_runtime import tls
-from gateway_runtime.embedded_postgres import EmbeddedError, EmbeddedPostgres, locate
+from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, find_cluster
 from gateway_runtime.sockets import SharedPort, bind_socket
 
 _PYTHON_MODULE = (sys.executable, "-m")
@@ -113,13 +113,13 @@ async def _supervise(supervisor: Supervisor, report: Coroutine[Any, Any, None]) 
 
 def _locate_postgres(settings: Settings) -> EmbeddedPostgres | None:
     try:
-        return None if settings.postgres_url else locate(settings.gateway_data_dir)
-    except (EmbeddedError, OSError) as error:
+        return None if settings.postgres_url else find_cluster(settings.gateway_data_dir)
+    except (EmbeddedPostgresError, OSError) as error:
         raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
 
 
 def _build_environment(postgres: EmbeddedPostgres | None) -> dict[str, str]:
-    return dict(os.environ) | ({"DATABASE_URL": postgres.url(), "MIGRATE_ON_START": "true"} if postgres else {})
+    return dict(os.environ) | ({"DATABASE_URL": postgres.build_url(), "MIGRATE_ON_START": "true"} if postgres else {})
 
 
 def _bind_simulator_port() -> socket.socket:

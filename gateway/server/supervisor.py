@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from gateway_runtime.embedded_postgres import EmbeddedError, EmbeddedPostgres
+from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from gateway_runtime.parent_watchdog import READY
 from gateway_runtime.sockets import SharedPort
 
@@ -96,10 +96,10 @@ class Supervisor:
                 self.spawn_task(self._keep_process_running(process))
             if self._postgres is not None:
                 # In this very thread: the kernel ends Postgres together with the thread that started it.
-                self._postgres.revive()
+                self._postgres.ensure_running()
                 self.spawn_task(self._keep_postgres_running(self._postgres))
             await self._stop.wait()
-        except EmbeddedError as error:
+        except EmbeddedPostgresError as error:
             print_line(str(error), sys.stderr)
             self._exit_code = FAILED
         finally:
@@ -203,11 +203,11 @@ class Supervisor:
     async def _keep_postgres_running(self, postgres: EmbeddedPostgres) -> None:
         while True:
             await asyncio.sleep(_POSTGRES_POLL_SECONDS)
-            if not postgres.running():
+            if not postgres.is_running():
                 print_line("Postgres is gone: starting it again", sys.stderr)
                 try:
-                    postgres.revive()
-                except EmbeddedError as error:
+                    postgres.ensure_running()
+                except EmbeddedPostgresError as error:
                     print_line(str(error), sys.stderr)
                     self._finish(FAILED)
 
@@ -219,7 +219,7 @@ class Supervisor:
         for rank in sorted({process.stop_rank for process in self._processes}):
             await asyncio.gather(*(_stop_process(process) for process in self._processes if process.stop_rank == rank))
         if self._postgres is not None:
-            self._postgres.release()
+            self._postgres.stop_if_started_here()
 
 
 def print_line(line: str, stream: TextIO = sys.stdout) -> None:

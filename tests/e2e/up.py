@@ -103,15 +103,15 @@ class Up(Client):
 
     async def rows(self, query: str) -> list[Any]:
         """What the stack's own database says; started again for this if the stack is down."""
-        server = embedded_postgres.acquire(self.data_dir)
+        server = embedded_postgres.start_or_attach(self.data_dir)
         try:
-            connection = await asyncpg.connect(plain_dsn(server.url()))
+            connection = await asyncpg.connect(plain_dsn(server.build_url()))
             try:
                 return [tuple(row) for row in await connection.fetch(query)]
             finally:
                 await connection.close()
         finally:
-            server.release()
+            server.stop_if_started_here()
 
     async def until_ready(self, seconds: float = 15.0) -> None:
         async with asyncio.timeout(seconds):

