@@ -52,8 +52,9 @@ from gateway.store.bus import PostgresBus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.encryption import cipher_from_settings
+from gateway.store.ephemeral_journal import EphemeralJournal
 from gateway.store.history import HistoryStore
-from gateway.store.journal import EphemeralJournal, PostgresJournal
+from gateway.store.journal import PostgresJournal
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import GrantStore
 from gateway.store.questions import InputStore

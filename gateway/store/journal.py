@@ -1,31 +1,36 @@
-"""Group commit: the writes of all turns, gathered and committed together.
+"""Group commit: the writes of all turns are gathered and committed together.
 
-One task a process writes. When it is idle a write is committed at once; while a commit runs, what arrives waits for the
-next one. So a quiet gateway answers without delay and a busy one pays for one commit where it would have paid for many.
+One task a process writes. When it is idle, a write is committed at once; during a commit, new writes wait for the next
+one. So a quiet gateway answers without delay, and a busy one pays for one commit instead of many.
 """
 
 import asyncio
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from gateway.common.concurrency import SupervisedTask
+from gateway.common.concurrency import Backoff, BoundedQueue, Deadline, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
-from gateway.domain.events import Entry, InputResolved, ToolCallStarted, ToolFinished
-from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord, TurnRequest, Usage
+from gateway.domain.events import Entry
+from gateway.domain.messages import TurnOutcome, TurnRecord, Usage
 from gateway.ports.store import EventSource, Journal
+from gateway.store import journal_statements as statements
 from gateway.store import redaction
 from gateway.store.database import jsonb
+from gateway.store.journal_statements import Row
 
 log = get_logger(__name__)
 
-_AWAY = (
+_MIN_BACKOFF_SECONDS = 0.05
+_MAX_BACKOFF_SECONDS = 1.0
+_CONNECT_TIMEOUT_SECONDS = 5.0
+_COMMIT_TIMEOUT_SECONDS = 10.0
+_UNAVAILABLE = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -34,77 +39,12 @@ _AWAY = (
 )
 
 
-def _telling(first: int) -> str:
-    """Keeps the events that a row brings in its parameters from `first` on, if it brings any, where `turn` is a row."""
-    return f"""
-INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
-SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM turn WHERE ${first}::int IS NOT NULL
-ON CONFLICT (turn_id, first_seq) DO NOTHING"""
-
-
-# A turn's events go with whatever else is written of it: a statement of its own would be a round trip more.
-_NO_EVENTS = (None, None, None)
-_OURS = "WITH turn AS (SELECT id FROM turns WHERE id = $1 AND worker_id = $2)"
-BEGIN_TURN = f"""
-WITH turn AS (
-INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
-                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
-                   caller)
-VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
-        CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
-        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
-ON CONFLICT (id) DO NOTHING
-RETURNING id)
-{_telling(16)}"""
-CALL_STARTED = f"""
-{_OURS}, told AS ({_telling(3)})
-INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
-VALUES ($1, $6, $7, $8, $9, $10, $11)
-ON CONFLICT (turn_id, call_id) DO NOTHING"""
-CALL_FINISHED = f"""
-{_OURS}, told AS ({_telling(3)})
-UPDATE tool_calls SET outcome = $7, content = $8, structured = $9, duration_ms = $10
-WHERE turn_id = $1 AND call_id = $6"""
-EVENTS = f"""
-{_OURS}
-{_telling(3)}"""
-FINISH_TURN = f"""
-WITH turn AS (
-UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
-                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL,
-                 cached = $14
-WHERE id = $1 AND worker_id = $13
-RETURNING *), told AS ({_telling(15)})
-INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
-                        cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps,
-                        conversation_id, cost_usd, error_code, cached, at)
-SELECT id, owner, caller->>'key', model_name, status, coalesce((usage->>'prompt_tokens')::bigint, 0),
-       coalesce((usage->>'completion_tokens')::bigint, 0), coalesce((usage->>'total_tokens')::bigint, 0),
-       coalesce((usage->>'cached_tokens')::bigint, 0), coalesce((usage->>'reasoning_tokens')::bigint, 0),
-       coalesce((usage->>'queue_time')::float8, 0), coalesce((usage->>'model_time')::float8, 0),
-       coalesce((usage->>'generation_time')::float8, 0), steps, conversation_id, cost_usd, error->>'code', cached,
-       completed_at
-FROM turn
-ON CONFLICT (turn_id) DO NOTHING"""
-CALL_EDITED = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
-PARK_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
-_ORDER = (BEGIN_TURN, CALL_STARTED, CALL_EDITED, CALL_FINISHED, EVENTS, FINISH_TURN, PARK_TURN)
-"""A batch runs its statements in this order. Each may safely be run twice, as after a lost connection it is; and a
-worker whose turn was taken over by another writes nothing more of it."""
-_ABLE = {BEGIN_TURN: 15, FINISH_TURN: 14, CALL_STARTED: 2, CALL_FINISHED: 2}
-"""The statements that can bring a turn's events, and behind how many other parameters they do."""
-
-
-_Row = tuple[str, tuple[Any, ...]]
-_Events = tuple[int, int, str] | tuple[None, None, None]
-
-
 class _PendingWrite:
-    """One turn's share of a commit, and who to tell. `row` begins or ends the turn."""
+    """One turn's share of a commit. `row` begins or ends the turn; `done` is set when it is committed."""
 
     __slots__ = ("done", "entries", "last_seq", "row", "size", "source")
 
-    def __init__(self, source: EventSource, entries: list[Entry], row: _Row | None) -> None:
+    def __init__(self, source: EventSource, entries: list[Entry], row: Row | None) -> None:
         self.source = source
         self.entries = entries
         self.last_seq = entries[-1].seq if entries else 0
@@ -112,12 +52,28 @@ class _PendingWrite:
         self.size = sum(len(entry.data) for entry in entries)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    def succeed(self) -> None:
+        for entry in self.entries:
+            entry.kept()
+        if self.last_seq:
+            self.source.mark_committed(self.last_seq)
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: GatewayError) -> None:
+        """Refused for good: mark it as committed all the same, because its subscribers must not wait for ever."""
+        self.source.mark_committed(self.last_seq)
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # the error is optional to read: not every write has a waiter
+
 
 class PostgresJournal(Journal):
-    """The journal over one connection of its own.
+    """The journal, over one connection of its own.
 
-    `flush_seconds` is the longest that a delta stays in memory only; `most_bytes` bounds what may wait while the
-    database is away: past it `congested` is true and turns wait in `room()`.
+    `flush_seconds` is the longest that a delta stays only in memory. `max_bytes` bounds what may wait while the
+    database is unavailable: beyond it `is_backlogged` is true, and turns wait in `wait_for_capacity()`. `begin` fails
+    after `patience` seconds.
     """
 
     def __init__(
@@ -130,23 +86,17 @@ class PostgresJournal(Journal):
         max_bytes: int = 32 * 1024 * 1024,
         redactor: Redactor | None = None,
     ) -> None:
-        self._redactor = redactor or Redactor()
-        self._held: dict[UUID, list[Entry]] = {}
-        self._is_unavailable = False
-        self._is_backlogged = False
         self._dsn = dsn
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
         self._patience = patience
-        self._most_bytes = max_bytes
-        self._waiting: list[_PendingWrite] = []
-        self._waiting_bytes = 0
+        self._redactor = redactor or Redactor()
+        self._unredacted: dict[UUID, list[Entry]] = {}
+        self._is_unavailable = False
+        self._waiting: BoundedQueue[_PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
         self._in_flight: list[_PendingWrite] = []
         self._dirty: dict[UUID, EventSource] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._work = asyncio.Event()
-        self._has_capacity = asyncio.Event()
-        self._has_capacity.set()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self.task = SupervisedTask("journal", self._write_forever, vital=True)
 
@@ -155,11 +105,12 @@ class PostgresJournal(Journal):
         self.task.start()
 
     async def stop(self, seconds: float = 5.0) -> None:
-        """Write what still waits, for at most `seconds`, then let go."""
+        """Write what still waits, for at most `seconds`, then close the connection."""
         self._flush_dirty()
-        deadline = asyncio.get_running_loop().time() + seconds
-        while self._waiting and asyncio.get_running_loop().time() < deadline:
-            await asyncio.wait([self._waiting[-1].done], timeout=deadline - asyncio.get_running_loop().time())
+        deadline = Deadline.after(seconds)
+        while (waiting := list(self._waiting)) and not deadline.is_over:
+            await asyncio.wait([waiting[-1].done], timeout=deadline.remaining())
+            await asyncio.sleep(0)  # the writer takes out what it has committed
         if self._waiting:
             log.error("journal_lost", writes=len(self._waiting))
         await self.task.stop()
@@ -168,7 +119,7 @@ class PostgresJournal(Journal):
     async def begin(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin`."""
         turn = redaction.record(turn, self._redactor) if self._redactor else turn
-        write = self._submit(log, (BEGIN_TURN, _turn_row(turn, self._worker_id)))
+        write = self._submit(log, statements.begin_row(turn, self._worker_id))
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._patience)
         except TimeoutError:
@@ -176,7 +127,7 @@ class PostgresJournal(Journal):
             raise StorageUnavailable from None
 
     def schedule_flush(self, log: EventSource) -> None:
-        """See `Journal.schedule_flush`. With rules to redact by, deltas wait for the end of their text."""
+        """See `Journal.schedule_flush`. With redaction rules, deltas wait for the end of their text."""
         if self._redactor:
             return
         self._dirty[log.turn_id] = log
@@ -190,11 +141,11 @@ class PostgresJournal(Journal):
     def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
         outcome = redaction.outcome(outcome, self._redactor) if self._redactor else outcome
-        return self._submit(log, (FINISH_TURN, _outcome_row(log.turn_id, outcome, self._worker_id))).done
+        return self._submit(log, statements.finish_row(log.turn_id, outcome, self._worker_id)).done
 
     def suspend(self, log: EventSource) -> asyncio.Future[None]:
         """See `Journal.suspend`."""
-        return self._submit(log, (PARK_TURN, (log.turn_id, self._worker_id))).done
+        return self._submit(log, statements.suspend_row(log.turn_id, self._worker_id)).done
 
     @property
     def is_unavailable(self) -> bool:
@@ -202,77 +153,67 @@ class PostgresJournal(Journal):
 
     @property
     def is_backlogged(self) -> bool:
-        return self._is_backlogged
+        return self._waiting.is_full
 
     async def wait_for_capacity(self) -> None:
-        await self._has_capacity.wait()
+        await self._waiting.wait_for_capacity()
+
+    # --- gathering
 
     def _flush_dirty(self) -> None:
         self._timer = None
         for source in list(self._dirty.values()):
             self._submit(source)
 
-    def _submit(self, source: EventSource, row: _Row | None = None) -> _PendingWrite:
-        """Queue a turn's fresh entries. Without any, the write is done when those before it are."""
+    def _submit(self, source: EventSource, row: Row | None = None) -> _PendingWrite:
+        """Queue a turn's unwritten entries. Without any, the write is done when those before it are."""
         self._dirty.pop(source.turn_id, None)
         fresh = source.take_unwritten()
         if self._redactor:
-            fresh, rest = redaction.merge_deltas(self._held.pop(source.turn_id, []) + fresh)
+            fresh, rest = redaction.merge_deltas(self._unredacted.pop(source.turn_id, []) + fresh)
             fresh = redaction.entries(fresh, self._redactor)
             if rest:
-                self._held[source.turn_id] = rest
+                self._unredacted[source.turn_id] = rest
         write = _PendingWrite(source, fresh, row)
-        self._waiting.append(write)
-        self._waiting_bytes += write.size
-        if self._waiting_bytes > self._most_bytes:
-            self._is_backlogged = True
-            self._has_capacity.clear()
-        self._work.set()
+        self._waiting.put(write)
         return write
 
     def _withdraw(self, write: _PendingWrite) -> None:
-        """Forget a turn that nobody waits for any more, with all that it has brought since; if its row is being written
-        just now, say that it failed, unless its end is, too."""
+        """Drop a turn whose start nobody awaits any more, with all its later writes.
+
+        If its row is being written just now, let it fail, unless its end is being written, too.
+        """
         source = write.source
         self._dirty.pop(source.turn_id, None)
-        self._held.pop(source.turn_id, None)
-        flying = [other for other in self._in_flight if other.source is source]
-        waiting = [other for other in self._waiting if other.source is source and other not in flying]
-        self._settled(waiting)
+        self._unredacted.pop(source.turn_id, None)
+        in_flight = [other for other in self._in_flight if other.source is source]
+        waiting = [other for other in self._waiting if other.source is source and other not in in_flight]
+        self._waiting.remove(waiting)
         for other in waiting:
             other.done.cancel()
-        if any(other.row is not None and other.row[0] == FINISH_TURN for other in flying):
+        if any(other.row is not None and other.row[0] == statements.FINISH_TURN for other in in_flight):
             return
-        if write in flying:
+        if write in in_flight:
             error = StorageUnavailable().info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            self._submit(source, (FINISH_TURN, _outcome_row(source.turn_id, outcome, self._worker_id)))
+            self._submit(source, statements.finish_row(source.turn_id, outcome, self._worker_id))
+
+    # --- writing
 
     async def _write_forever(self) -> None:
         while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._waiting:
-                self._in_flight = batch = list(self._waiting)
-                await self._commit_surely(batch)
-                self._in_flight = []
-                self._settled(batch)
+            self._in_flight = batch = await self._waiting.wait_for_items()
+            await self._commit_with_retry(batch)
+            self._in_flight = []
+            self._waiting.remove(batch)
 
-    def _settled(self, batch: list[_PendingWrite]) -> None:
-        gone = set(map(id, batch))
-        self._waiting = [write for write in self._waiting if id(write) not in gone]
-        self._waiting_bytes = sum(write.size for write in self._waiting)
-        if self._waiting_bytes <= self._most_bytes // 2:
-            self._is_backlogged = False
-            self._has_capacity.set()
-
-    async def _commit_surely(self, batch: list[_PendingWrite]) -> None:
-        """Commit, through any outage. A batch that Postgres refuses is taken apart: only the bad write fails."""
-        delay = 0.05
+    async def _commit_with_retry(self, batch: list[_PendingWrite]) -> None:
+        """Commit, through any outage. A batch that Postgres refuses is split, so only the bad write fails."""
+        backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while True:
             try:
                 await self._commit(batch)
-            except Exception as error:  # noqa: BLE001 - the one writer must outlive whatever happens to its connection
+            except Exception as error:  # noqa: BLE001 - the only writer must survive whatever its connection does
                 if _is_refusal(error):
                     self._is_unavailable = False
                     await self._commit_one_by_one(batch, error)
@@ -280,50 +221,52 @@ class PostgresJournal(Journal):
                 log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))
                 self._is_unavailable = True
                 self._disconnect()
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 1.0)
+                await asyncio.sleep(backoff.next_delay())
             else:
                 self._is_unavailable = False
                 for write in batch:
-                    _succeed(write)
+                    write.succeed()
                 return
 
     async def _commit_one_by_one(self, batch: list[_PendingWrite], error: Exception) -> None:
         if len(batch) > 1:
             for write in batch:
-                await self._commit_surely([write])
+                await self._commit_with_retry([write])
             return
-        say = log.info if isinstance(error, asyncpg.UniqueViolationError) else log.error
-        say("journal_write_refused", turn_id=str(batch[0].source.turn_id), error=type(error).__name__)
-        write = batch[0]
-        write.source.mark_committed(write.last_seq)  # it never will be: its readers must not wait for that
-        if not write.done.done():
-            write.done.set_exception(_refused(error))
-            write.done.exception()  # whoever waits hears of it; nobody waiting is no fault
+        [write] = batch
+        write_log = log.info if isinstance(error, asyncpg.UniqueViolationError) else log.error
+        write_log("journal_write_refused", turn_id=str(write.source.turn_id), error=type(error).__name__)
+        write.fail(_to_gateway_error(error))
 
     async def _commit(self, batch: list[_PendingWrite]) -> None:
+        by_statement = self._group_by_statement(batch)
+        if not by_statement:
+            return
+        connection = await self._connect()
+        async with asyncio.timeout(_COMMIT_TIMEOUT_SECONDS):
+            if len(by_statement) == 1:
+                await connection.executemany(*by_statement.popitem())  # is one transaction by itself
+                return
+            async with connection.transaction():
+                for statement in statements.EXECUTION_ORDER:
+                    if rows := by_statement.get(statement):
+                        await connection.executemany(statement, rows)
+
+    def _group_by_statement(self, batch: list[_PendingWrite]) -> dict[str, list[tuple[Any, ...]]]:
         by_turn: dict[UUID, list[_PendingWrite]] = {}
         for write in batch:
             by_turn.setdefault(write.source.turn_id, []).append(write)
         by_statement: dict[str, list[tuple[Any, ...]]] = {}
         for turn_id, writes in by_turn.items():
-            for statement, row in _rows(turn_id, writes, self._worker_id):
+            rows = [write.row for write in writes if write.row is not None]
+            entries = [entry for write in writes for entry in write.entries]
+            for statement, row in statements.commit_rows(turn_id, rows, entries, self._worker_id):
                 by_statement.setdefault(statement, []).append(row)
-        if not by_statement:
-            return
-        connection = await self._connected()
-        async with asyncio.timeout(10):
-            if len(by_statement) == 1:
-                await connection.executemany(*by_statement.popitem())  # is one transaction by itself
-                return
-            async with connection.transaction():
-                for statement in _ORDER:
-                    if rows := by_statement.get(statement):
-                        await connection.executemany(statement, rows)
+        return by_statement
 
-    async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self._dsn, timeout=5)
+            self._connection = await asyncpg.connect(self._dsn, timeout=_CONNECT_TIMEOUT_SECONDS)
             await self._connection.set_type_codec(
                 "jsonb", schema="pg_catalog", encoder=jsonb, decoder=msgspec.json.decode
             )
@@ -335,71 +278,7 @@ class PostgresJournal(Journal):
             connection.terminate()
 
 
-class EphemeralJournal(Journal):
-    """For turns that must not be kept: their row holds figures alone, and their events are shown without a record."""
-
-    def __init__(self, journal: PostgresJournal) -> None:
-        self._journal = journal
-
-    @property
-    def is_unavailable(self) -> bool:
-        return self._journal.is_unavailable
-
-    @property
-    def is_backlogged(self) -> bool:
-        return False
-
-    async def begin(self, turn: TurnRecord, log: EventSource) -> None:
-        """See `Journal.begin`."""
-        request = TurnRequest(
-            messages=(), model=turn.request.model, parameters=turn.request.parameters, store=False,
-            idempotency_key=turn.request.idempotency_key, parent_turn_id=turn.request.parent_turn_id,
-        )  # fmt: skip
-        await self._journal.begin(msgspec.structs.replace(turn, request=request), _NullEventSource(turn.id))
-        self.schedule_flush(log)
-
-    def schedule_flush(self, log: EventSource) -> None:
-        """See `Journal.schedule_flush`."""
-        entries = log.take_unwritten()
-        if entries:
-            log.mark_committed(entries[-1].seq)
-
-    def flush(self, log: EventSource) -> asyncio.Future[None]:
-        """See `Journal.flush`."""
-        self.schedule_flush(log)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
-
-    def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
-        """See `Journal.finish`."""
-        figures = msgspec.structs.replace(outcome, messages=(), response="")
-        done = self._journal.finish(_NullEventSource(log.turn_id), figures)
-        done.add_done_callback(lambda _: self.schedule_flush(log))
-        return done
-
-    def suspend(self, log: EventSource) -> asyncio.Future[None]:
-        """See `Journal.suspend`. Such a turn never waits for a person."""
-        raise AssertionError
-
-    async def wait_for_capacity(self) -> None:
-        return
-
-
-class _NullEventSource(EventSource):
-    """A turn's log with nothing to write."""
-
-    def __init__(self, turn_id: UUID) -> None:
-        self.turn_id = turn_id
-
-    def take_unwritten(self) -> list[Entry]:
-        return []
-
-    def mark_committed(self, seq: int) -> None:
-        pass
-
-
-def _refused(error: Exception) -> GatewayError:
+def _to_gateway_error(error: Exception) -> GatewayError:
     if not isinstance(error, asyncpg.UniqueViolationError):
         return GatewayError()
     busy = error.constraint_name == "ux_turns_busy"
@@ -407,108 +286,7 @@ def _refused(error: Exception) -> GatewayError:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether Postgres was there and would refuse the same rows again; asyncpg's own checks are ValueErrors."""
+    """Whether Postgres answered and would refuse the same rows again; asyncpg's own checks are ValueErrors."""
     if isinstance(error, asyncpg.PostgresError):
-        return not isinstance(error, _AWAY)
+        return not isinstance(error, _UNAVAILABLE)
     return isinstance(error, ValueError | TypeError)
-
-
-def _succeed(write: _PendingWrite) -> None:
-    for entry in write.entries:
-        entry.kept()
-    if write.last_seq:
-        write.source.mark_committed(write.last_seq)
-    if not write.done.done():
-        write.done.set_result(None)
-
-
-def _text(value: str) -> str:
-    return value.replace("\x00", "\ufffd")
-
-
-def _turn_row(turn: TurnRecord, worker_id: UUID) -> tuple[Any, ...]:
-    request = turn.request
-    # Whatever is not its default and has no column of its own.
-    columns = {"messages": (), "parameters": Parameters(), "user_label": None, "idempotency_key": None}
-    options = msgspec.to_builtins(msgspec.structs.replace(request, **columns))
-    for name in ("messages", "model", "conversation_id"):
-        options.pop(name, None)
-    return (
-        turn.id,
-        turn.conversation_id,
-        turn.owner,
-        request.user_label and _text(request.user_label),
-        worker_id,
-        _text(request.prompt),
-        request.messages,
-        turn.model,
-        request.parameters,
-        options,
-        turn.request_id,
-        request.idempotency_key,
-        len(request.messages),
-        request.parent_turn_id,
-        turn.caller,
-    )
-
-
-def _outcome_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> tuple[Any, ...]:
-    return (
-        turn_id,
-        outcome.status,
-        _text(outcome.response),
-        outcome.messages,
-        outcome.finish_reason,
-        outcome.usage,
-        outcome.cost_usd,
-        outcome.steps,
-        outcome.error,
-        datetime.now(UTC),
-        outcome.first_token_ms,
-        outcome.duration_ms,
-        worker_id,
-        outcome.cached,
-    )
-
-
-def _rows(turn_id: UUID, writes: list[_PendingWrite], worker_id: UUID) -> list[_Row]:
-    """What one commit writes of one turn: a ledger row for each call's start and end, and the rows that begin and end
-    it. One of these also brings all its events, which are consecutive; without one they are a row alone."""
-    rows = [write.row for write in writes if write.row is not None]
-    entries = [entry for write in writes for entry in write.entries]
-    if not entries:
-        return [_bringing(_NO_EVENTS, row) for row in rows]
-    events = entries[0].seq, entries[-1].seq, b"\n".join([entry.data for entry in entries]).decode()
-    rows += _ledger_rows(turn_id, entries, worker_id)
-    able = next((number for number, (statement, _) in enumerate(rows) if statement in _ABLE), None)
-    if able is None:
-        return [*rows, (EVENTS, (turn_id, worker_id, *events))]
-    return [_bringing(events if number == able else _NO_EVENTS, row) for number, row in enumerate(rows)]
-
-
-def _bringing(events: _Events, row: _Row) -> _Row:
-    """The row with the events in their place among its parameters."""
-    statement, values = row
-    place = _ABLE.get(statement)
-    return row if place is None else (statement, (*values[:place], *events, *values[place:]))
-
-
-def _ledger_rows(turn_id: UUID, entries: Iterable[Entry], worker_id: UUID) -> Iterable[_Row]:
-    for entry in entries:
-        match entry.event:
-            case ToolCallStarted() as call:
-                outcome = "client" if call.client else None
-                yield (
-                    CALL_STARTED,
-                    (turn_id, worker_id, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
-                )
-            case ToolFinished() as result:
-                content, structured = result.content, result.structured
-                yield (
-                    CALL_FINISHED,
-                    (turn_id, worker_id, result.call_id, result.outcome, content, structured, result.duration_ms),
-                )
-            case InputResolved(action="accept", content={"arguments": arguments}) as resolved:
-                yield CALL_EDITED, (turn_id, resolved.call_id, arguments)
-            case _:
-                pass  # the journal row alone keeps it

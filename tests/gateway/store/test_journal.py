@@ -164,7 +164,7 @@ async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -
     assert call.cancelled()
     assert end.cancelled()
     assert [write.row[0].split()[0] for write in journal._waiting if write.row] == ["WITH", "WITH"]
-    assert [write.row[1][1] for write in journal._waiting[1:] if write.row] == ["failed"]
+    assert [write.row[1][1] for write in list(journal._waiting)[1:] if write.row] == ["failed"]
     await journal.stop(0.1)
 
 

@@ -1,0 +1,175 @@
+"""The SQL of the journal, and the rows that its statements take."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from gateway.domain.events import Entry, InputResolved, ToolCallStarted, ToolFinished
+from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
+
+Row = tuple[str, tuple[Any, ...]]
+"""A statement and its parameters."""
+_Events = tuple[int, int, str] | tuple[None, None, None]
+
+
+def _insert_events_sql(first: int) -> str:
+    """SQL that also inserts the events passed from parameter `first`, if any, where the CTE `turn` has a row."""
+    return f"""
+INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
+SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM turn WHERE ${first}::int IS NOT NULL
+ON CONFLICT (turn_id, first_seq) DO NOTHING"""
+
+
+# A turn's events are inserted by the statement that writes something else of it: their own would be a round trip more.
+_NO_EVENTS = (None, None, None)
+_OWNED_TURN_CTE = "WITH turn AS (SELECT id FROM turns WHERE id = $1 AND worker_id = $2)"
+BEGIN_TURN = f"""
+WITH turn AS (
+INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
+                   parameters, options, request_id, idempotency_key, sent_messages, busy_conversation_id, parent_id,
+                   caller)
+VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
+        CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
+        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
+ON CONFLICT (id) DO NOTHING
+RETURNING id)
+{_insert_events_sql(16)}"""
+START_CALL = f"""
+{_OWNED_TURN_CTE}, inserted AS ({_insert_events_sql(3)})
+INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
+VALUES ($1, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (turn_id, call_id) DO NOTHING"""
+FINISH_CALL = f"""
+{_OWNED_TURN_CTE}, inserted AS ({_insert_events_sql(3)})
+UPDATE tool_calls SET outcome = $7, content = $8, structured = $9, duration_ms = $10
+WHERE turn_id = $1 AND call_id = $6"""
+INSERT_EVENTS = f"""
+{_OWNED_TURN_CTE}
+{_insert_events_sql(3)}"""
+FINISH_TURN = f"""
+WITH turn AS (
+UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
+                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL,
+                 cached = $14
+WHERE id = $1 AND worker_id = $13
+RETURNING *), inserted AS ({_insert_events_sql(15)})
+INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
+                        cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps,
+                        conversation_id, cost_usd, error_code, cached, at)
+SELECT id, owner, caller->>'key', model_name, status, coalesce((usage->>'prompt_tokens')::bigint, 0),
+       coalesce((usage->>'completion_tokens')::bigint, 0), coalesce((usage->>'total_tokens')::bigint, 0),
+       coalesce((usage->>'cached_tokens')::bigint, 0), coalesce((usage->>'reasoning_tokens')::bigint, 0),
+       coalesce((usage->>'queue_time')::float8, 0), coalesce((usage->>'model_time')::float8, 0),
+       coalesce((usage->>'generation_time')::float8, 0), steps, conversation_id, cost_usd, error->>'code', cached,
+       completed_at
+FROM turn
+ON CONFLICT (turn_id) DO NOTHING"""
+EDIT_CALL = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
+SUSPEND_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
+EXECUTION_ORDER = (BEGIN_TURN, START_CALL, EDIT_CALL, FINISH_CALL, INSERT_EVENTS, FINISH_TURN, SUSPEND_TURN)
+"""A batch runs its statements in this order. Each may run twice, which happens after a lost connection. A worker whose
+turn another worker has taken over writes nothing more of it."""
+_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 14, START_CALL: 2, FINISH_CALL: 2}
+"""The statements that also insert a turn's events, with the number of parameters before those of the events."""
+
+
+def _text(value: str) -> str:
+    return value.replace("\x00", "\ufffd")
+
+
+def begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
+    request = turn.request
+    # What is not a default and has no column of its own.
+    columns = {"messages": (), "parameters": Parameters(), "user_label": None, "idempotency_key": None}
+    options = msgspec.to_builtins(msgspec.structs.replace(request, **columns))
+    for name in ("messages", "model", "conversation_id"):
+        options.pop(name, None)
+    values = (
+        turn.id,
+        turn.conversation_id,
+        turn.owner,
+        request.user_label and _text(request.user_label),
+        worker_id,
+        _text(request.prompt),
+        request.messages,
+        turn.model,
+        request.parameters,
+        options,
+        turn.request_id,
+        request.idempotency_key,
+        len(request.messages),
+        request.parent_turn_id,
+        turn.caller,
+    )
+    return BEGIN_TURN, values
+
+
+def finish_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> Row:
+    values = (
+        turn_id,
+        outcome.status,
+        _text(outcome.response),
+        outcome.messages,
+        outcome.finish_reason,
+        outcome.usage,
+        outcome.cost_usd,
+        outcome.steps,
+        outcome.error,
+        datetime.now(UTC),
+        outcome.first_token_ms,
+        outcome.duration_ms,
+        worker_id,
+        outcome.cached,
+    )
+    return FINISH_TURN, values
+
+
+def suspend_row(turn_id: UUID, worker_id: UUID) -> Row:
+    return SUSPEND_TURN, (turn_id, worker_id)
+
+
+def commit_rows(turn_id: UUID, rows: list[Row], entries: list[Entry], worker_id: UUID) -> list[Row]:
+    """What one commit writes of one turn.
+
+    `rows` begin or end the turn; each call's start and end adds a row to the ledger. One of all these also inserts the
+    turn's events, which are consecutive. Without any, the events are a row of their own.
+    """
+    if not entries:
+        return [_with_events(_NO_EVENTS, row) for row in rows]
+    events = entries[0].seq, entries[-1].seq, b"\n".join([entry.data for entry in entries]).decode()
+    rows = [*rows, *_ledger_rows(turn_id, entries, worker_id)]
+    carrier = next((number for number, (statement, _) in enumerate(rows) if statement in _EVENT_PARAM_OFFSETS), None)
+    if carrier is None:
+        return [*rows, (INSERT_EVENTS, (turn_id, worker_id, *events))]
+    return [_with_events(events if number == carrier else _NO_EVENTS, row) for number, row in enumerate(rows)]
+
+
+def _with_events(events: _Events, row: Row) -> Row:
+    """The row with the events' parameters inserted among its own, if its statement takes them."""
+    statement, values = row
+    offset = _EVENT_PARAM_OFFSETS.get(statement)
+    return row if offset is None else (statement, (*values[:offset], *events, *values[offset:]))
+
+
+def _ledger_rows(turn_id: UUID, entries: Iterable[Entry], worker_id: UUID) -> Iterable[Row]:
+    for entry in entries:
+        match entry.event:
+            case ToolCallStarted() as call:
+                outcome = "client" if call.client else None
+                yield (
+                    START_CALL,
+                    (turn_id, worker_id, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
+                )
+            case ToolFinished() as result:
+                content, structured = result.content, result.structured
+                yield (
+                    FINISH_CALL,
+                    (turn_id, worker_id, result.call_id, result.outcome, content, structured, result.duration_ms),
+                )
+            case InputResolved(action="accept", content={"arguments": arguments}) as resolved:
+                yield EDIT_CALL, (turn_id, resolved.call_id, arguments)
+            case _:
+                pass  # only in the journal
