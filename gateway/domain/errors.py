@@ -1,4 +1,4 @@
-"""Everything the gateway tells a caller went wrong.
+"""Errors that callers of the gateway receive.
 
     GatewayError                 500 internal_error
      ├─ InvalidRequest           422 invalid_request
@@ -34,7 +34,7 @@
          ├─ ModelStreamBroken    502 model_stream_broken
          └─ OutputInvalid        502 structured_output_invalid
 
-The message is public: it goes to clients as it stands, so it never holds internal detail.
+The message is public: clients receive it unchanged, so it must not contain internal details.
 """
 
 from typing import ClassVar
@@ -43,14 +43,14 @@ import msgspec
 
 
 class GatewayError(Exception):
-    """An error with a stable `code`, an HTTP `status` and a public `message`.
+    """Error with a stable `code`, an HTTP `status` and a public `message`.
 
     `param` names the offending field of the request; `retry_after` is in seconds.
     """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
-    default_message: ClassVar[str] = "Something went wrong inside the gateway. The request id finds it in the log."
+    default_message: ClassVar[str] = "An internal error occurred. The gateway's log lists it under the request id."
 
     def __init__(
         self, message: str | None = None, *, param: str | None = None, retry_after: float | None = None
@@ -65,7 +65,7 @@ class GatewayError(Exception):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The public part of an error, as events and JSON bodies carry it."""
+    """Public part of an error, for events and JSON bodies."""
 
     code: str
     message: str
@@ -111,13 +111,13 @@ class Forbidden(GatewayError):
 class WrongHost(GatewayError):
     code = "wrong_host"
     status = 421
-    default_message = "The gateway does not answer to this name: see TRUSTED_HOSTS."
+    default_message = "The gateway does not accept this host name. Add it to TRUSTED_HOSTS."
 
 
 class NotFound(GatewayError):
     code = "not_found"
     status = 404
-    default_message = "There is nothing here under that name."
+    default_message = "Not found."
 
 
 class ModelNotFound(NotFound):
@@ -135,13 +135,13 @@ class Conflict(GatewayError):
 
 class ConversationBusy(Conflict):
     code = "conversation_busy"
-    default_message = "Another turn of this conversation has not ended yet."
+    default_message = "Another turn of this conversation is still active."
 
 
 class TurnNotKept(Conflict):
     code = "turn_not_kept"
     default_message = (
-        "This turn is not kept: it can be followed only while it runs, and only at the worker that runs it."
+        "This turn is not stored, so it can be followed only while it runs, and only on the worker that runs it."
     )
 
 
@@ -164,7 +164,7 @@ class TooManyStreams(RateLimited):
 class Overloaded(GatewayError):
     code = "overloaded"
     status = 503
-    default_message = "The gateway is at its limit. Try again shortly."
+    default_message = "The gateway is overloaded. Try again shortly."
 
 
 class ServerStopping(Overloaded):
@@ -174,13 +174,11 @@ class ServerStopping(Overloaded):
 
 class StorageUnavailable(Overloaded):
     code = "storage_unavailable"
-    default_message = (
-        "The database cannot be reached, and a turn that cannot be kept is not started. Try again shortly."
-    )
+    default_message = "The database cannot be reached, so the turn was not started. Try again shortly."
 
 
 class ClientGone(GatewayError):
-    """The client hung up before there was an answer. Nobody reads this."""
+    """The client closed the connection before the answer; it does not receive this error."""
 
     code = "client_disconnected"
     status = 499
@@ -190,27 +188,27 @@ class ClientGone(GatewayError):
 class McpFailed(GatewayError):
     code = "mcp_failed"
     status = 502
-    default_message = "The MCP server did not answer as it should."
+    default_message = "The MCP server failed or sent an invalid response."
 
 
 class TurnTimeout(GatewayError):
     code = "turn_timeout"
     status = 504
-    default_message = "The turn took longer than it may."
+    default_message = "The turn exceeded its time limit."
 
 
 class TurnLost(GatewayError):
     code = "turn_lost"
     status = 503
-    default_message = "The worker that ran this turn is gone, and of a turn that is not kept nobody can go on."
+    default_message = "The worker stopped, and this turn was not stored, so it cannot be resumed."
 
 
 class ModelError(GatewayError):
-    """The model's server did not answer as it should. `retryable`: the same request may well succeed."""
+    """The model's server failed. `retryable`: the same request may succeed when it is sent again."""
 
     code = "model_error"
     status = 502
-    default_message = "The model's server answered with an error."
+    default_message = "The model's server returned an error."
     retryable: ClassVar[bool] = False
 
 
@@ -226,11 +224,11 @@ class ModelRateLimited(ModelError):
 
 
 class UpstreamRateLimited(ModelError):
-    """The gateway itself did not ask the model's server, knowing that it would wait for too long or be refused."""
+    """The gateway did not send the request: its rate limit allows it too late."""
 
     code = "upstream_rate_limited"
     status = 429
-    default_message = "The model's rate limit is used up for longer than this request can wait."
+    default_message = "The model's rate limit is exhausted for longer than this request can wait."
 
 
 class ModelRequestRefused(ModelError):
@@ -239,11 +237,11 @@ class ModelRequestRefused(ModelError):
 
 
 class ToolCallUnreadable(ModelRequestRefused):
-    """The model's server could not read a tool call; `written` is what the model wrote."""
+    """The model's server could not parse a tool call; `written` is the model's text."""
 
     code = "tool_call_unreadable"
     status = 502
-    default_message = "The model wrote tool calls that cannot be read."
+    default_message = "The model wrote tool calls that cannot be parsed."
 
     def __init__(self, message: str | None = None, *, param: str | None = None, written: str = "") -> None:
         super().__init__(message, param=param)
@@ -265,11 +263,11 @@ class ModelStreamBroken(ModelError):
 
 class OutputInvalid(ModelError):
     code = "structured_output_invalid"
-    default_message = "The model did not answer in the form that response_format asks for."
+    default_message = "The model's answer does not match response_format."
 
 
 def error_of(info: ErrorInfo) -> GatewayError:
-    """The error that an event's public part came from; one of an unknown code is a plain `GatewayError`."""
+    """Restore an error from its public part. An unknown code gives a plain `GatewayError`."""
     return _by_code(GatewayError).get(info.code, GatewayError)(info.message, param=info.param)
 
 

@@ -1,6 +1,7 @@
-"""The closed union of what a turn tells the world. Each dispatch over it ends in `assert_never`.
+"""The events of a turn, a closed union. Each dispatch over it ends in `assert_never`.
 
-As JSON an event is its fields and its `type`; its number lives beside it, in the log, the journal and the SSE `id`.
+The JSON of an event has its fields and its `type`. Its number is stored beside it, in the turn log, the journal and the
+SSE `id`.
 """
 
 from typing import Any, Literal
@@ -12,11 +13,11 @@ from gateway.domain.messages import Action, JsonObject, Outcome, Usage
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
-    """Not tracked by the garbage collector, nor is its entry: no event can lead back to itself, and there are a lot."""
+    """Base of all events. `gc=False`: events cannot be part of a reference cycle (docs/adr/0007)."""
 
 
 class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
-    """`tools` are the names on offer; `warnings` are for people, e.g. that a retired model id was replaced."""
+    """Start of a turn. `tools` are the offered names; `warnings` are for people, such as a replaced model id."""
 
     turn_id: str
     conversation_id: str | None
@@ -36,10 +37,10 @@ class TextDelta(_Event, frozen=True, kw_only=True, tag="text.delta"):
 
 
 class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
-    """Sent before the call runs. `arguments` is the model's text where that is no JSON object.
+    """A tool call that is about to run. `arguments` is the model's text if that is not a JSON object.
 
-    A `client` call is not run here: the turn ends with the finish reason `tool_calls`; the client brings the result.
-    A `hosted` call was run by the model's own server.
+    The gateway does not run a `client` call: the turn ends with the finish reason `tool_calls`, and the client sends
+    the result in a later request. A `hosted` call was run by the model's server.
     """
 
     step: int
@@ -66,7 +67,7 @@ class ToolLog(_Event, frozen=True, kw_only=True, tag="tool.log"):
 
 
 class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
-    """`content` holds MCP content blocks, as the server sent them but for the size limit."""
+    """Result of a tool call. `content` holds the server's MCP content blocks, truncated to the size limit."""
 
     call_id: str
     outcome: Outcome
@@ -76,7 +77,7 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
 
 
 class InputRequired(_Event, frozen=True, kw_only=True, tag="input.required"):
-    """The call waits for a person: `schema` says what an accepting answer holds, or `url` which page to visit."""
+    """The call waits for a person. `schema` describes an accepted answer, or `url` is the page to visit."""
 
     input_id: str
     call_id: str
@@ -96,13 +97,13 @@ class InputResolved(_Event, frozen=True, kw_only=True, tag="input.resolved"):
 
 
 class TurnResumed(_Event, frozen=True, kw_only=True, tag="turn.resumed"):
-    """The turn has waited for a person, and goes on with an answer."""
+    """The turn waited for a person and continues with the answer."""
 
 
 class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
-    """The model's stream of this step has ended well: what it asked for now counts.
+    """End of a step's model stream: its tool calls are final.
 
-    `cost_usd` is None where the model's price is not known.
+    `cost_usd` is None if the price of the model is unknown.
     """
 
     step: int
@@ -113,10 +114,10 @@ class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
 
 
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
-    """The model call of `step` is made again. With `discard`, the step's text and calls so far no longer count.
+    """The model call of `step` is repeated. With `discard`, the step's text and tool calls so far are void.
 
-    `model` is the one that is asked now, where that is another. `usage` and `cost_usd` are there where the step's own
-    figures will not hold what the call before has used up.
+    `model` is set if another model is called now. `usage` and `cost_usd` are set if the figures of the step will not
+    include those of the failed call.
     """
 
     step: int
@@ -129,9 +130,9 @@ class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
 
 
 class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
-    """Times in milliseconds: `first_token_ms` to the first model output, `duration_ms` the whole turn.
+    """End of a turn that succeeded. `first_token_ms` is the time to the first model output.
 
-    `cached`: the answer is an earlier one's, given again; no model was asked.
+    `cached`: the answer came from the response cache, and no model was called.
     """
 
     finish_reason: str
@@ -145,7 +146,7 @@ class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
 
 
 class TurnFailed(_Event, frozen=True, kw_only=True, tag="turn.failed"):
-    """`saved` says what was kept: "text" (what was streamed so far) or "prompt" (nothing had been answered)."""
+    """End of a turn that failed. `saved` is "text" if the text so far was stored, "prompt" if there was none."""
 
     error: ErrorInfo
     saved: Literal["text", "prompt", "nothing"]
@@ -181,12 +182,15 @@ decode = msgspec.json.Decoder(Event).decode
 
 
 def type_of(event: Event) -> str:
-    """The event's wire name, e.g. `text.delta`."""
+    """Return the wire name of an event, such as `text.delta`."""
     return str(event.__struct_config__.tag)
 
 
 class Entry(msgspec.Struct, gc=False):
-    """An event with its number inside the turn, from 1, and its JSON, encoded once for all who read it as it comes."""
+    """An event with its number in the turn, from 1.
+
+    Its JSON is encoded once for all listeners.
+    """
 
     seq: int
     event: Event
@@ -194,9 +198,9 @@ class Entry(msgspec.Struct, gc=False):
 
     @property
     def data(self) -> bytes:
-        """The event as JSON."""
+        """JSON of the event."""
         return self._data or encode(self.event)
 
     def kept(self) -> None:
-        """The journal has it: what may still read it here is late, and rare. It is two fifths of what a token holds."""
+        """Drop the encoded JSON, as the journal has stored it; late listeners encode it again (docs/adr/0001)."""
         self._data = None

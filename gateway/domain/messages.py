@@ -1,4 +1,4 @@
-"""The values that travel between the parts of the gateway. None has a row id: storage adds identity."""
+"""Values that the packages of the gateway exchange. Row ids exist only in the store."""
 
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -16,15 +16,14 @@ Approval = Literal["never", "destructive", "always"]
 Action = Literal["accept", "decline", "cancel", "expire"]
 JsonObject = dict[str, Any]
 NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises over what is no JSON, no UTF-8, or too deep."""
-
+"""Errors of msgspec for input that is not JSON, not UTF-8, or nested too deeply."""
 
 UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "admin"]
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What may be used up in a day and in a month, in UTC. None: as much as one likes."""
+    """Limits on usage per day and per month, in UTC. None: unlimited."""
 
     tokens_per_day: int | None = None
     tokens_per_month: int | None = None
@@ -33,8 +32,10 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class KeyLimits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A key's own, beside its owner's: `requests` in any `window_seconds`, in all classes of routes together, and
-    `streams` that are open at once. None: as many as the owner may."""
+    """Rate limits of a key, in addition to those of its owner. None: only the owner's limits apply.
+
+    `requests` counts all classes of routes together, in any window of `window_seconds`. `streams` are open at once.
+    """
 
     requests: int | None = None
     window_seconds: int = 60
@@ -42,11 +43,11 @@ class KeyLimits(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Who is calling. `user` owns what the call makes; `key` names the credential, never its secret.
+    """The caller. `user` owns what the request creates; `key` names the credential, never its secret.
 
-    Without a `key`, nobody has asked for one. `scopes` are the areas that the credential opens; `models`, `servers` and
-    `tools` are globs over what it may use; None: all of them. `budget` and `limits` are the credential's own. `headers`
-    are those of the request that MCP servers want passed on; they are kept nowhere.
+    `key` is None if authentication is off. `scopes` are the areas that the credential permits; `models`, `servers` and
+    `tools` are globs of what it may use; None permits everything. `budget` and `limits` belong to the credential.
+    `headers` are the request headers to forward to MCP servers; the gateway does not store them.
     """
 
     user: str
@@ -65,7 +66,7 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def may_use_all(self) -> bool:
-        """Whether no tool is out of reach."""
+        """True if no allow list restricts the tools."""
         return self.servers is None and self.tools is None
 
     def may_ask(self, model: str) -> bool:
@@ -75,12 +76,12 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
         return allowed(server, self.servers)
 
     def may_use(self, spec: "ToolSpec") -> bool:
-        """Whether a tool is within the allow lists; one that the client runs itself always is."""
+        """True if the allow lists permit a tool. Client-side tools are always permitted."""
         return spec.client or (allowed(spec.server, self.servers) and allowed(spec.name, self.tools))
 
 
 def allowed(name: str, globs: tuple[str, ...] | None) -> bool:
-    """Whether an allow list, of globs, has a name; None has all."""
+    """True if a list of globs matches a name; None matches every name."""
     return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
@@ -88,9 +89,9 @@ LOCAL = Principal(user="local", role="admin")
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """A call as the model wrote it: `arguments` is its text, usually but not surely a JSON object.
+    """A tool call as the model wrote it. `arguments` is text that is usually, but not always, a JSON object.
 
-    `problem` says, in words for the model, why it cannot be made.
+    `problem` tells the model why the call cannot be made.
     """
 
     id: str
@@ -110,17 +111,17 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """The readable text of the content; parts that are no text leave nothing."""
+        """Text of the content, without parts of other types."""
         if isinstance(self.content, list):
             return "\n".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
         return self.content or ""
 
 
 class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
-    """A tool on offer. `name` is unique in the toolbox and fits Groq; `tool` is the server's own name for it.
+    """A tool that models can call. `name` is unique in the toolbox and valid for Groq; `tool` is the server's name.
 
-    A `client` tool has no server: who sent the request runs it, and comes back with the result. A `helper` is the
-    gateway's own way to a server's resources or prompts.
+    A `client` tool has no server: the client runs it and sends the result in its next request. A `helper` is a tool of
+    the gateway that reads a server's resources or prompts.
     """
 
     name: str
@@ -140,18 +141,18 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
     @cached_property
     def function(self) -> msgspec.Raw:
-        """The tool in OpenAI's shape, as JSON. It is written once: every step of every turn brings all of them."""
+        """JSON of the tool in OpenAI's shape. Cached, because every step of every turn sends it."""
         function = {"name": self.name, "description": self.description, "parameters": self.input_schema}
         return msgspec.Raw(msgspec.json.encode({"type": "function", "function": function}))
 
     @cached_property
     def chars(self) -> int:
-        """How many characters of a prompt it takes."""
+        """Number of characters that the tool takes in a prompt."""
         return len(self.name) + len(self.description) + len(msgspec.json.encode(self.input_schema))
 
 
 class ToolResult(msgspec.Struct, frozen=True):
-    """What came of a call. `content` holds MCP content blocks as JSON; `structured` the tool's own JSON, if any.
+    """Result of a call. `content` holds MCP content blocks as JSON, `structured` the tool's own JSON, if any.
 
     `refusal` is the JSON-RPC error with which the server refused the call: its code, message and data.
     """
@@ -163,9 +164,10 @@ class ToolResult(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens as the model's server counted them; times in seconds as it reported them.
+    """Tokens and times (in seconds) as the model's server reported them.
 
-    `queue_time` is before the model began, `model_time` its reading and writing, `generation_time` the writing alone.
+    `queue_time` is the wait before the model started, `model_time` covers prompt and answer, `generation_time` only the
+    answer.
     """
 
     prompt_tokens: int = 0
@@ -179,7 +181,7 @@ class Usage(msgspec.Struct, frozen=True):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """How fast the model wrote; None where its server does not say how long that took."""
+        """Generation speed; None if the server does not report the generation time."""
         return round(self.completion_tokens / self.generation_time, 2) if self.generation_time else None
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -187,8 +189,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """What has been used up so far today and this month, in UTC, by turns that run too; and what is set aside for the
-    model calls that run now."""
+    """Usage of today and of this month (UTC), with reservations.
+
+    Running turns are included. Reservations (`…_set_aside`) are for active model calls.
+    """
 
     tokens_today: int = 0
     tokens_this_month: int = 0
@@ -199,7 +203,10 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """What a turn that runs has used up, which is in no other sum yet, and what is set aside for its next step."""
+    """Usage of a running turn and the reservation for its next step.
+
+    No other sum includes them yet.
+    """
 
     turn_id: UUID
     tokens: int
@@ -209,7 +216,7 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the model shall answer. None means: as the model's server has it."""
+    """Sampling parameters of a model call. None: the default of the model's server."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -226,7 +233,7 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     include_reasoning: bool | None = None
 
     def over(self, defaults: "Parameters") -> "Parameters":
-        """These, with the defaults where they say nothing."""
+        """Return these parameters, completed by defaults."""
         chosen = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) is not None}
         return msgspec.structs.replace(defaults, **chosen)
 
@@ -236,15 +243,14 @@ ToolChoice = str | JsonObject
 
 
 class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One user request, whatever wire format brought it. Without a `model`, the administrator's default answers it.
+    """One user request, the same for all wire formats. An empty `model` selects the administrator's default.
 
-    `tools` lists the names that may be used (None: all), `client_tools` what the client runs itself. `conversation_id`
-    is an id, "new", or None for a turn alone; `parent_turn_id` the turn that this one follows, where that is not the
-    conversation's last. `approve` names tools whose calls a person must allow. `response_format` is OpenAI's. Without
-    `store`, nothing that anybody said is kept; with `drop_unsupported`, parameters that the model does not take are
-    left out with a warning. With `cache_ttl`, an answer to the same request that is no older than so many seconds may
-    stand for a new one, and the new one is kept for as long. `echo` is what the wire format wants back when the turn is
-    read again.
+    `tools` lists the allowed names (None: all); the client runs `client_tools` itself. `conversation_id` is an id,
+    "new", or None for a turn without a conversation. `parent_turn_id` is the turn to follow, if it is not the last of
+    the conversation. `approve` names tools whose calls a person must approve. `response_format` is that of OpenAI's
+    API. Without `store`, no texts are stored. With `drop_unsupported`, parameters that the model does not support are
+    dropped with a warning. With `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo`
+    is stored for the wire format, which returns it when the turn is read.
     """
 
     messages: tuple[Message, ...]
@@ -271,14 +277,14 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def prompt(self) -> str:
-        """The text of the last user message: what the turn is about."""
+        """Text of the last user message."""
         return next((m.text for m in reversed(self.messages) if m.role == "user"), "")
 
 
 class TurnRecord(msgspec.Struct, frozen=True):
-    """A turn as it is known at its start. `model` is the one in use, which an alias may have put for the asked one.
+    """A turn at its start. `model` is the model in use, which may be the target of an alias.
 
-    `caller` is who began it, where a credential was asked for: whoever goes on with the turn has no more rights.
+    `caller` is the principal that started the turn, if authentication is on. A resumed turn keeps its rights.
     """
 
     id: UUID
@@ -291,7 +297,7 @@ class TurnRecord(msgspec.Struct, frozen=True):
 
 
 class TurnOutcome(msgspec.Struct, frozen=True):
-    """What is kept of a turn at its end. `messages` are the request's own and all that the turn added."""
+    """End of a turn as it is stored. `messages` are those of the request and those that the turn added."""
 
     status: Literal["completed", "failed", "cancelled"]
     messages: tuple[Message, ...]
@@ -307,18 +313,18 @@ class TurnOutcome(msgspec.Struct, frozen=True):
 
 
 class KnownResponse(msgspec.Struct, frozen=True):
-    """The answer of an earlier turn: the text of each step that said something, and the turn's finish reason."""
+    """Answer of an earlier turn: the text of each step that had text, and the finish reason."""
 
     texts: tuple[str, ...]
     finish_reason: str
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What a call needs to know before it can go on. `schema` is the JSON schema of an accepting answer's content.
+    """Question that a call must have answered before it continues. `schema` describes the content of an answer.
 
-    `key` is the asker's own name for it; `url` a page to visit in place of an answer with content. `held`: the server
-    holds its call open for the answer, so only the worker that made the call can pass it on. `login` is the MCP server
-    that the gateway itself wants its user to sign in to.
+    `key` is the name that the MCP server gave the question; `url` is a page to visit instead of an answer with content.
+    `held`: the server keeps its call open for the answer (inline elicitation), so only the worker that made the call
+    can deliver it. `login` is the MCP server that the user must sign in to.
     """
 
     key: str
@@ -331,14 +337,17 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class InputNeeded(msgspec.Struct, frozen=True):
-    """A call's result when it has none yet: questions, and the server's state to send back with the answers."""
+    """Questions that a call asked instead of returning a result.
+
+    `state` is the server's; the gateway returns it with the answers.
+    """
 
     questions: tuple[Question, ...]
     state: str | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What was decided, and by whom."""
+    """Decision of a person on a question. `by` names the person."""
 
     action: Action
     content: JsonObject | None = None
@@ -346,7 +355,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class KeptInput(msgspec.Struct, frozen=True):
-    """A question of a turn, and its answer once there is one."""
+    """Stored question of a turn, with its answer if there is one."""
 
     id: UUID
     call_id: str
@@ -356,9 +365,9 @@ class KeptInput(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """With what a user, or the gateway for all of them, gets into a protected server (OAuth 2.1).
+    """OAuth 2.1 tokens of one owner for a protected MCP server. The gateway itself owns shared ones.
 
-    `client` is the registration at the authorization server (RFC 7591); `expires_at` in seconds of the epoch.
+    `client` is the registration at the authorization server (RFC 7591); `expires_at` is in seconds since the epoch.
     """
 
     client: JsonObject
@@ -371,8 +380,10 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Login(msgspec.Struct, frozen=True):
-    """A sign-in that was offered. `owner` "" is the gateway, for all of its users; `challenge`: the `WWW-Authenticate`
-    with which the server has refused a request, if that is known."""
+    """A started sign-in to an MCP server. `owner` "" is the gateway, for all of its users.
+
+    `challenge` is the `WWW-Authenticate` header with which the server refused a request, if known.
+    """
 
     server: str
     owner: str
@@ -385,11 +396,11 @@ BusKind = Literal["cancel", "watch", "events", "orphan", "servers", "keys", "log
 
 
 class BusMessage(msgspec.Struct, frozen=True):
-    """What workers tell each other of a turn.
+    """Notification between workers.
 
-    `cancel` it; `watch`: tell of its events; `events`: there are new ones; `orphan`: nobody runs it, or it is answered.
-    Of no turn are `servers` and `keys`: the MCP servers, the stored keys have changed; and `logins`: a sign-in has its
-    answer.
+    About a turn: `cancel` it; `watch`: report its events; `events`: it has new ones; `orphan`: no worker runs it, or
+    its question was answered. About no turn: `servers` and `keys`: MCP servers or stored keys have changed; `logins`: a
+    sign-in was completed.
     """
 
     kind: BusKind
@@ -399,5 +410,5 @@ class BusMessage(msgspec.Struct, frozen=True):
 
 
 def text_block(text: str) -> JsonObject:
-    """An MCP content block of plain text."""
+    """Build an MCP content block of plain text."""
     return {"type": "text", "text": text}
