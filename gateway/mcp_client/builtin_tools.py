@@ -1,23 +1,22 @@
-"""The gateway's own tools that let a model look into a server's resources and prompts, where its entry says so."""
-
-from typing import Any
+"""The gateway's own tools: list and read a server's resources and prompts, and sign in to a server."""
 
 import msgspec
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, text_block
-from gateway.mcp_client.server_config import ServerConfig
-from gateway.mcp_client.tool_names import exposed_name
+from gateway.mcp_client.results import truncate_text
+from gateway.mcp_client.tool_names import make_exposed_name
+from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
 
-_NOTHING: JsonObject = {"type": "object", "properties": {}, "additionalProperties": False}
-_URI: JsonObject = {
+_NO_ARGUMENTS: JsonObject = {"type": "object", "properties": {}, "additionalProperties": False}
+_URI_ARGUMENT: JsonObject = {
     "type": "object",
     "properties": {"uri": {"type": "string", "description": "The URI, listed or made from a template."}},
     "required": ["uri"],
     "additionalProperties": False,
 }
-_PROMPT: JsonObject = {
+_PROMPT_ARGUMENTS: JsonObject = {
     "type": "object",
     "properties": {
         "name": {"type": "string"},
@@ -26,74 +25,88 @@ _PROMPT: JsonObject = {
     "required": ["name"],
     "additionalProperties": False,
 }
-_KINDS: dict[str, list[tuple[str, str, JsonObject]]] = {
+_TOOLS_BY_KIND: dict[str, list[tuple[str, str, JsonObject]]] = {
     "resources": [
-        ("list_resources", "List the resources of the server {0}, and the templates to make URIs from.", _NOTHING),
-        ("read_resource", "Read a resource of the server {0}.", _URI),
+        (
+            "list_resources",
+            "List the resources of the server {0}, and the templates to make URIs from.",
+            _NO_ARGUMENTS,
+        ),
+        ("read_resource", "Read a resource of the server {0}.", _URI_ARGUMENT),
     ],
     "prompts": [
-        ("list_prompts", "List the prompts of the server {0}: texts prepared for a purpose.", _NOTHING),
-        ("get_prompt", "Get a prompt of the server {0}, filled in.", _PROMPT),
+        ("list_prompts", "List the prompts of the server {0}: texts prepared for a purpose.", _NO_ARGUMENTS),
+        ("get_prompt", "Get a prompt of the server {0}, filled in.", _PROMPT_ARGUMENTS),
     ],
 }
-_MOST_CHARS = 32_000
-
+_MAX_RESULT_CHARS = 32_000
+_OMITTED_FIELDS = ("server", "prompt", "_meta")
 
 SIGN_IN = "sign_in"
 
 
 def make_sign_in_tool(server: ServerConfig) -> ToolSpec:
-    """Stands in for the tools of a server that nobody has signed in to yet."""
-    prefix = server.name if server.prefix is None else server.prefix
-    return ToolSpec(
-        exposed_name(prefix, server.name, SIGN_IN), server.name, SIGN_IN,
-        f"Ask the user to sign in to the server {server.name}. Its tools are on offer afterwards.", _NOTHING,
-        read_only=True, destructive=False, idempotent=True, helper=True,
-    )  # fmt: skip
+    """The tool that replaces a server's own tools until a user has signed in."""
+    description = f"Ask the user to sign in to the server {server.name}. Its tools are available afterwards."
+    return _make_builtin_tool(server, SIGN_IN, description, _NO_ARGUMENTS)
 
 
 def list_builtin_tools(server: ServerConfig) -> list[ToolSpec]:
-    """The helpers that a server's entry asks for."""
-    prefix = server.name if server.prefix is None else server.prefix
+    """The built-in tools that a server's entry asks for in `as_tools`."""
     return [
-        ToolSpec(
-            exposed_name(prefix, server.name, name), server.name, name, description.format(server.name), schema,
-            read_only=True, destructive=False, idempotent=True, helper=True,
-        )
+        _make_builtin_tool(server, name, description.format(server.name), schema)
         for kind in server.as_tools
-        for name, description, schema in _KINDS[kind]
-    ]  # fmt: skip
+        for name, description, schema in _TOOLS_BY_KIND[kind]
+    ]
+
+
+def _make_builtin_tool(server: ServerConfig, name: str, description: str, schema: JsonObject) -> ToolSpec:
+    return ToolSpec(
+        make_exposed_name(server.name if server.prefix is None else server.prefix, server.name, name),
+        server.name,
+        name,
+        description,
+        schema,
+        read_only=True,
+        destructive=False,
+        idempotent=True,
+        helper=True,
+    )
 
 
 async def run_builtin_tool(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> ToolResult:
-    """Run a helper."""
+    """Run a built-in tool over a toolbox. Its errors become results."""
     try:
-        told = await _told(toolbox, spec, arguments, principal)
+        text = await _get_text(toolbox, spec, arguments, principal)
     except GatewayError as error:
         return ToolResult("error", [text_block(error.message)])
-    text = told if isinstance(told, str) else msgspec.json.encode(told).decode()
-    if len(text) > _MOST_CHARS:
-        text = f"{text[:_MOST_CHARS]}\n[cut: {len(text):,} characters, the first {_MOST_CHARS:,} are shown]"
-    return ToolResult("ok", [text_block(text)])
+    return ToolResult("ok", [text_block(truncate_text(text, _MAX_RESULT_CHARS))])
 
 
-async def _told(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> Any:
-    def own(items: list[JsonObject]) -> list[JsonObject]:
-        return [
-            {name: value for name, value in item.items() if name not in ("server", "prompt", "_meta")}
-            for item in items
-            if item["server"] == spec.server
-        ]
-
+async def _get_text(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> str:
     match spec.tool:
         case "list_resources":
-            resources = own(await toolbox.listed("resources", principal))
-            return {"resources": resources, "templates": own(await toolbox.listed("resource_templates", principal))}
+            resources = _select_items(spec, await toolbox.listed("resources", principal))
+            templates = _select_items(spec, await toolbox.listed("resource_templates", principal))
+            return _encode_json({"resources": resources, "templates": templates})
         case "read_resource":
-            read = await toolbox.read_resource(str(arguments.get("uri")), principal, spec.server)
-            return "\n".join(str(part.get("text", f"[{part.get('mimeType')}]")) for part in read["contents"])
+            resource = await toolbox.read_resource(str(arguments.get("uri")), principal, spec.server)
+            return "\n".join(str(part.get("text", f"[{part.get('mimeType')}]")) for part in resource["contents"])
         case "list_prompts":
-            return {"prompts": own(await toolbox.listed("prompts", principal))}
+            return _encode_json({"prompts": _select_items(spec, await toolbox.listed("prompts", principal))})
         case _:
-            given: dict[str, str] = arguments.get("arguments") or {}
-            return await toolbox.get_prompt(str(arguments.get("name")), given, principal)
+            prompt_arguments: dict[str, str] = arguments.get("arguments") or {}
+            return _encode_json(await toolbox.get_prompt(str(arguments.get("name")), prompt_arguments, principal))
+
+
+def _select_items(spec: ToolSpec, items: list[JsonObject]) -> list[JsonObject]:
+    """The items of the tool's own server, without fields that a model does not need."""
+    return [
+        {name: value for name, value in item.items() if name not in _OMITTED_FIELDS}
+        for item in items
+        if item["server"] == spec.server
+    ]
+
+
+def _encode_json(value: JsonObject) -> str:
+    return msgspec.json.encode(value).decode()

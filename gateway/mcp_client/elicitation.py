@@ -1,4 +1,4 @@
-"""What MCP servers ask of people: `input_required` of protocol 2026-07-28, and elicitation of the older ones."""
+"""Questions of MCP servers to users: `input_required` of protocol 2026-07-28, and inline elicitation of legacy ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,59 +10,62 @@ from mcp.types import (
     ElicitRequestParams,
     ElicitRequestURLParams,
     ElicitResult,
+    InputRequest,
     InputRequiredResult,
     InputResponses,
 )
 
 from gateway.domain.messages import Answer, InputNeeded, KeptInput, Question
 
-_MOST_QUESTIONS = 10
-_LONGEST = 4_000
+_MAX_QUESTIONS = 10
+_MAX_MESSAGE_LENGTH = 4_000
 
 
-class UnfitQuestion(Exception):
-    """The server asks for what a person cannot give here. `str()` is for the model."""
+class UnsupportedElicitation(Exception):
+    """The server asks for something that a user cannot answer here. `str()` is for the model."""
 
 
-def questions_of(result: InputRequiredResult) -> InputNeeded:
-    """The server's questions, with its sealed state.
+def parse_input_request(result: InputRequiredResult) -> InputNeeded:
+    """The server's questions, with its opaque state.
 
     Raises:
-        UnfitQuestion: it asks for a model's answer or for roots, which the gateway never offered, or for too much.
+        UnsupportedElicitation: it asks for sampling or roots, which the gateway does not declare, or too much.
     """
-    asked = result.input_requests or {}
-    if not asked or len(asked) > _MOST_QUESTIONS:
-        raise UnfitQuestion(f"The server asked {len(asked)} questions at once, and the call was given up.")
-    return InputNeeded(tuple(_question(key, request) for key, request in asked.items()), result.request_state)
+    requests = result.input_requests or {}
+    if not requests or len(requests) > _MAX_QUESTIONS:
+        raise UnsupportedElicitation(f"The server asked {len(requests)} questions at once, and the call was given up.")
+    questions = tuple(_parse_question(key, request) for key, request in requests.items())
+    return InputNeeded(questions, result.request_state)
 
 
-def _question(key: str, request: Any) -> Question:
+def _parse_question(key: str, request: InputRequest) -> Question:
     if not isinstance(request, ElicitRequest):
-        raise UnfitQuestion("The server asked for something else than a person's answer, and the call was given up.")
-    return _asked(key, request.params)
+        message = "The server asked for something else than a person's answer, and the call was given up."
+        raise UnsupportedElicitation(message)
+    return _make_question(key, request.params)
 
 
-def _asked(key: str, params: ElicitRequestParams) -> Question:
+def _make_question(key: str, params: ElicitRequestParams) -> Question:
     match params:
         case ElicitRequestFormParams() as form:
-            return Question(key, "question", form.message[:_LONGEST], form.requested_schema)
+            return Question(key, "question", form.message[:_MAX_MESSAGE_LENGTH], form.requested_schema)
         case ElicitRequestURLParams() as page:
-            return Question(key, "authorization", page.message[:_LONGEST], url=page.url)
+            return Question(key, "authorization", page.message[:_MAX_MESSAGE_LENGTH], url=page.url)
 
 
-def responses_to(answers: Sequence[KeptInput]) -> InputResponses | None:
-    """The answers as the server takes them."""
-    return {kept.question.key: answered(kept.answer) for kept in answers if kept.answer} or None
+def make_input_responses(answers: Sequence[KeptInput]) -> InputResponses | None:
+    """The answers in the protocol's form."""
+    return {stored.question.key: make_elicit_result(stored.answer) for stored in answers if stored.answer} or None
 
 
-def held_question(params: ElicitRequestParams) -> Question:
-    """What a server of the handshake era asks in the middle of a call, which it holds open."""
-    question = _asked("elicitation", params)
+def make_inline_question(params: ElicitRequestParams) -> Question:
+    """The question of a legacy server, which keeps the call open until it is answered."""
+    question = _make_question("elicitation", params)
     return msgspec.structs.replace(question, held=True)
 
 
-def answered(answer: Answer) -> ElicitResult:
-    """An answer as servers take it; one that expired counts as cancelled."""
+def make_elicit_result(answer: Answer) -> ElicitResult:
+    """An answer in the protocol's form; an expired one counts as cancelled."""
     action = "cancel" if answer.action == "expire" else answer.action
     content: Any = answer.content if action == "accept" else None
     return ElicitResult(action=action, content=content)

@@ -1,8 +1,9 @@
-"""HTTP for one MCP connection: a failed exchange fails its own call.
+"""HTTP for one MCP connection: a failed exchange fails its own request only.
 
-In the SDK as it is, one transport error ends the whole client and every call on it.
+In the unmodified SDK, one transport error ends the whole client and every call on it.
 """
 
+import ssl
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 
@@ -13,57 +14,64 @@ from gateway.common.logging import get_logger
 log = get_logger(__name__)
 
 CONNECTION_CLOSED = -32000
-certificates = lru_cache(maxsize=1)(httpx2.create_ssl_context)
-"""Whom to trust, read once: that takes longer than all else of opening a connection."""
-_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
-_SESSION = "mcp-session-id"
-_UNKNOWN_METHOD, _SERVER_ERROR = b"-32601", b"-32000"
+_UNSENT_ERRORS = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_SESSION_HEADER = "mcp-session-id"
+_METHOD_NOT_FOUND_CODE, _SERVER_ERROR_CODE = b"-32601", b"-32000"
 
 
-class IsolatingTransport(httpx2.AsyncBaseTransport):
-    """Answers a failed exchange with a JSON-RPC error, whose `data.unsent` tells that the request never left.
+@lru_cache(maxsize=1)
+def get_ssl_context() -> ssl.SSLContext:
+    """The trusted certificates, read once: reading them takes longer than the rest of opening a connection."""
+    return httpx2.create_ssl_context()
 
-    Until `armed` it raises as usual: while connecting, a dead server must not be taken for an old one.
+
+class FaultIsolatingTransport(httpx2.AsyncBaseTransport):
+    """Answers a failed exchange with a JSON-RPC error. Its `data.unsent` says whether the request was never sent.
+
+    While `is_isolating` is False it raises as usual: during the handshake the SDK must see the error, or it would take
+    an unavailable server for a legacy one.
     """
 
     def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
         self._inner = inner
-        self.armed = False
+        self.is_isolating = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
             response = await self._inner.handle_async_request(request)
-            if self.armed and await _forgot_session(request, response):
+            if self.is_isolating and await _reports_lost_session(request, response):
                 await response.aclose()
-                return httpx2.Response(404, request=request)  # of which the SDK says what it is
-            if self.armed and response.status_code >= 500 and b"jsonrpc" not in await response.aread():
+                return httpx2.Response(404, request=request)  # the SDK reports this as a lost session
+            if self.is_isolating and response.status_code >= 500 and b"jsonrpc" not in await response.aread():
                 await response.aclose()
-                return _failure(request, unsent=False)  # of a proxy: nobody knows what became of the request
+                return _make_error_response(request, unsent=False)  # from a proxy, which may have sent the request on
         except httpx2.TransportError as error:
-            if not self.armed:
+            if not self.is_isolating:
                 raise
-            return _failure(request, unsent=isinstance(error, _NEVER_SENT))
-        if self.armed and isinstance(response.stream, httpx2.AsyncByteStream):
-            response.stream = _CutQuietly(response.stream)
+            return _make_error_response(request, unsent=isinstance(error, _UNSENT_ERRORS))
+        if self.is_isolating and isinstance(response.stream, httpx2.AsyncByteStream):
+            response.stream = _FaultIsolatingStream(response.stream)
         return response
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
 
-async def _forgot_session(request: httpx2.Request, response: httpx2.Response) -> bool:
-    """Whether the server does not know the session any more: it answers with 404, whatever it says of it. With 400 do
-    servers that are written after the TypeScript SDK's examples."""
-    if request.method != "POST" or _SESSION not in request.headers or response.status_code not in (400, 404):
+async def _reports_lost_session(request: httpx2.Request, response: httpx2.Response) -> bool:
+    """Whether the server no longer knows the session.
+
+    Status 404 means so, whatever the body says. Servers written after the TypeScript SDK's examples answer 400.
+    """
+    if request.method != "POST" or _SESSION_HEADER not in request.headers or response.status_code not in (400, 404):
         return False
     body = await response.aread()
     if response.status_code == 404:
-        return _UNKNOWN_METHOD not in body
-    return _SERVER_ERROR in body and any(word in body.lower() for word in (b"session", b"not initialized"))
+        return _METHOD_NOT_FOUND_CODE not in body
+    return _SERVER_ERROR_CODE in body and any(word in body.lower() for word in (b"session", b"not initialized"))
 
 
-class _CutQuietly(httpx2.AsyncByteStream):
-    """A body that breaks off ends: the SDK reports a response without an end to its own caller only."""
+class _FaultIsolatingStream(httpx2.AsyncByteStream):
+    """Ends a body that breaks off, so that the SDK reports a missing answer to the request's caller only."""
 
     def __init__(self, inner: httpx2.AsyncByteStream) -> None:
         self._inner = inner
@@ -79,6 +87,6 @@ class _CutQuietly(httpx2.AsyncByteStream):
         await self._inner.aclose()
 
 
-def _failure(request: httpx2.Request, *, unsent: bool) -> httpx2.Response:
+def _make_error_response(request: httpx2.Request, *, unsent: bool) -> httpx2.Response:
     error = {"code": CONNECTION_CLOSED, "message": "the connection failed", "data": {"unsent": unsent}}
     return httpx2.Response(503, request=request, json={"jsonrpc": "2.0", "id": None, "error": error})

@@ -1,4 +1,4 @@
-"""What an MCP server answered, as the rest of the gateway carries it: bounded, and without control characters."""
+"""Results of MCP tools as the rest of the gateway carries them: bounded and sanitized."""
 
 from typing import Any
 
@@ -8,47 +8,49 @@ from mcp.types import CallToolResult
 from gateway.domain.messages import JsonObject, ToolResult, text_block
 from gateway.mcp_client.sanitize import sanitize_text
 
-_MOST_BLOCKS = 200
-_MOST_BASE64 = 256 * 1024
+_MAX_BLOCKS = 200
+_MAX_BASE64_LENGTH = 256 * 1024
 
 
-def reduce_result(result: CallToolResult, most_chars: int) -> ToolResult:
-    """The result with its text cut, all in all, to `most_chars`, each cut told in its place."""
+def truncate_result(result: CallToolResult, max_chars: int) -> ToolResult:
+    """The result with at most `max_chars` of text over all blocks; a note marks each cut."""
     blocks: list[JsonObject] = [
         block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content
     ]
     content: list[JsonObject] = []
-    left = most_chars
-    for block in blocks[:_MOST_BLOCKS]:
-        kept = _block(block, left)
-        left -= len(kept.get("text") or kept.get("resource", {}).get("text", ""))
-        content.append(kept)
-    if len(blocks) > _MOST_BLOCKS:
-        content.append(text_block(f"[cut: {len(blocks)} blocks, the first {_MOST_BLOCKS} are shown]"))
-    structured = _structured(result.structured_content, most_chars, content)
+    remaining = max_chars
+    for block in blocks[:_MAX_BLOCKS]:
+        truncated = _truncate_block(block, max(remaining, 0))
+        remaining -= len(truncated.get("text") or truncated.get("resource", {}).get("text", ""))
+        content.append(truncated)
+    if len(blocks) > _MAX_BLOCKS:
+        content.append(text_block(f"[cut: {len(blocks)} blocks, the first {_MAX_BLOCKS} are shown]"))
+    structured = _drop_large_structure(result.structured_content, max_chars, content)
     return ToolResult(outcome="error" if result.is_error else "ok", content=content, structured=structured)
 
 
-def _block(block: JsonObject, left: int) -> JsonObject:
+def truncate_text(text: str, max_chars: int) -> str:
+    """The text, cut with a note if it is too long."""
+    if len(text) <= max_chars:
+        return text
+    return f"{text[:max_chars]}\n[cut: {len(text):,} characters, the first {max_chars:,} are shown]"
+
+
+def _truncate_block(block: JsonObject, max_chars: int) -> JsonObject:
     if block.get("type") == "text":
-        return block | {"text": _cut(block["text"], max(left, 0))}
+        return block | {"text": truncate_text(sanitize_text(block["text"]), max_chars)}
     if block.get("type") == "resource" and isinstance(block["resource"].get("text"), str):
-        return block | {"resource": block["resource"] | {"text": _cut(block["resource"]["text"], max(left, 0))}}
+        text = truncate_text(sanitize_text(block["resource"]["text"]), max_chars)
+        return block | {"resource": block["resource"] | {"text": text}}
     data = block.get("data") or block.get("resource", {}).get("blob") or ""
-    if len(data) > _MOST_BASE64:
+    if len(data) > _MAX_BASE64_LENGTH:
         return text_block(f"[{block.get('type')} of {len(data) * 3 // 4:,} bytes left out: too large]")
     return block
 
 
-def _cut(text: str, most: int) -> str:
-    text = sanitize_text(text)
-    if len(text) <= most:
-        return text
-    return f"{text[:most]}\n[cut: {len(text):,} characters, the first {most:,} are shown]"
-
-
-def _structured(value: Any, most_chars: int, content: list[JsonObject]) -> Any:
-    if value is None or len(msgspec.json.encode(value)) <= most_chars:
+def _drop_large_structure(value: Any, max_chars: int, content: list[JsonObject]) -> Any:
+    """The structured result, or None with a note in empty `content` if its JSON is too long."""
+    if value is None or len(msgspec.json.encode(value)) <= max_chars:
         return value
     if not content:
         content.append(text_block("[the structured result is left out: too large]"))

@@ -1,4 +1,4 @@
-"""Which MCP servers to connect to: `mcp.json` in the shape that Claude Desktop, Cursor and VS Code use."""
+"""The MCP servers to connect to: `mcp.json` in the format of Claude Desktop, Cursor and VS Code."""
 
 import json
 import os
@@ -20,15 +20,15 @@ def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ
     """The servers of MCP_CONFIG, else of MCP_SERVER_URL, else of `./mcp.json`, else none.
 
     Raises:
-        ConfigError: the file cannot be read, or is no JSON. A broken entry only disables itself.
+        ConfigError: the file cannot be read or is not JSON. A broken entry only disables itself.
     """
     if settings.mcp_config is not None:
-        return _read(settings.mcp_config, "MCP_CONFIG", environment)
+        return _read_file(settings.mcp_config, "MCP_CONFIG", environment)
     if settings.mcp_server_url is not None:
         identity = "gateway" if settings.tools_server_secret else "none"
         return [ServerConfig(name="tools", url=settings.mcp_server_url, prefix="", identity=identity)]
     if DEFAULT_FILE.exists():
-        return _read(DEFAULT_FILE, "mcp.json", environment)
+        return _read_file(DEFAULT_FILE, "mcp.json", environment)
     return []
 
 
@@ -52,7 +52,7 @@ class ServerConfigFile(ServerConfigSource):
         return state.st_mtime_ns, state.st_size
 
 
-def _read(path: Path, setting: str, environment: Mapping[str, str]) -> list[ServerConfig]:
+def _read_file(path: Path, setting: str, environment: Mapping[str, str]) -> list[ServerConfig]:
     try:
         document = json.loads(path.read_text())
     except OSError as error:
@@ -61,12 +61,12 @@ def _read(path: Path, setting: str, environment: Mapping[str, str]) -> list[Serv
         raise ConfigError(f"{setting}: {path} is not valid JSON: {error}") from None
     entries = document.get("mcpServers", document.get("servers")) if isinstance(document, dict) else None  # pyright: ignore
     if not isinstance(entries, dict):
-        raise ConfigError(f'{setting}: {path} must hold an object "mcpServers" with an entry a server')
-    return [_entry(str(name), entry, environment) for name, entry in entries.items()]  # pyright: ignore
+        raise ConfigError(f'{setting}: {path} must contain an object "mcpServers" with one entry per server')
+    return [_parse_entry(str(name), entry, environment) for name, entry in entries.items()]  # pyright: ignore
 
 
-def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfig:
-    """The entry's settings, or the entry with what is wrong with it."""
+def _parse_entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfig:
+    """The server's configuration; one with a `fault` if the entry is invalid."""
     try:
         if not isinstance(entry, dict):
             raise ConfigError("the entry must be an object")
@@ -74,32 +74,28 @@ def _entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfi
             raise ConfigError("the entry has neither a url nor a command")
         if "command" in entry and "url" in entry:
             raise ConfigError("the entry has both a url and a command")
-        return ServerConfig.model_validate({**_expand(entry, environment), "name": name})
+        return ServerConfig.model_validate({**_expand_variables(entry, environment), "name": name})
     except ConfigError as error:
-        return _faulty(name, str(error))
+        return _make_faulty(name, str(error))
     except ValidationError as error:
         first = error.errors()[0]
-        return _faulty(name, f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}")
+        return _make_faulty(name, f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}")
 
 
-def _faulty(name: str, fault: str) -> ServerConfig:
-    return ServerConfig.model_construct(
-        name=name, url="", type=None, command="", args=(), env=None, headers={}, prefix=None, timeout=None,
-        identity="none", share="all", on_change="flag", as_tools=(), oauth=None, allow=("*",), deny=(),
-        approval="never", disabled=False, fault=fault,
-    )  # fmt: skip
+def _make_faulty(name: str, fault: str) -> ServerConfig:
+    return ServerConfig.model_construct(name=name, fault=fault)
 
 
-def _expand(value: Any, environment: Mapping[str, str]) -> Any:
-    """`${NAME}` and `${NAME:-default}` in every string."""
+def _expand_variables(value: Any, environment: Mapping[str, str]) -> Any:
+    """Replace `${NAME}` and `${NAME:-default}` in every string."""
     if isinstance(value, dict):
-        return {key: _expand(inner, environment) for key, inner in value.items()}  # pyright: ignore
+        return {key: _expand_variables(inner, environment) for key, inner in value.items()}  # pyright: ignore
     if isinstance(value, list):
-        return [_expand(inner, environment) for inner in value]  # pyright: ignore
-    return _VARIABLE.sub(lambda match: _lookup(match, environment), value) if isinstance(value, str) else value
+        return [_expand_variables(inner, environment) for inner in value]  # pyright: ignore
+    return _VARIABLE.sub(lambda match: _get_variable(match, environment), value) if isinstance(value, str) else value
 
 
-def _lookup(match: re.Match[str], environment: Mapping[str, str]) -> str:
+def _get_variable(match: re.Match[str], environment: Mapping[str, str]) -> str:
     value = environment.get(match[1]) or match[2]
     if value is None:
         raise ConfigError(f"the environment variable {match[1]} is not set")

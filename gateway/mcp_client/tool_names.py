@@ -1,17 +1,17 @@
-"""Names that fit Groq for whatever MCP allows: stable, and never two alike."""
+"""Unique and stable tool names in the characters and length that Groq accepts."""
 
 import hashlib
 import re
 
-_MOST_NAME = 64
-_UNFIT = re.compile(r"[^A-Za-z0-9_-]")
+_MAX_NAME_LENGTH = 64
+_INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 
 
-def exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
-    """`prefix_tool` in the characters and the length that Groq takes; a hash keeps apart what that makes alike."""
-    wanted = f"{prefix}_{tool}" if prefix else tool
-    name = _UNFIT.sub("_", wanted)
-    if name == wanted and len(name) <= _MOST_NAME and not distinct:
+def make_exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
+    """`prefix_tool`; with a hash if it had to be changed or must be `distinct` from an equal name."""
+    full_name = f"{prefix}_{tool}" if prefix else tool
+    name = _INVALID_CHARACTER.sub("_", full_name)
+    if name == full_name and len(name) <= _MAX_NAME_LENGTH and not distinct:
         return name
-    mark = hashlib.sha256(f"{server}\0{tool}".encode()).hexdigest()[:6]
-    return f"{name[: _MOST_NAME - 7]}_{mark}"
+    digest = hashlib.sha256(f"{server}\0{tool}".encode()).hexdigest()[:6]
+    return f"{name[: _MAX_NAME_LENGTH - 7]}_{digest}"

@@ -1,82 +1,88 @@
-"""The way to an MCP server: streamable HTTP, the SSE of old servers, or a process of our own over stdio."""
+"""Transports to an MCP server: streamable HTTP, the SSE of legacy servers, or a child process over stdio."""
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import httpx2
 from mcp import StdioServerParameters
+from mcp.client import Transport
 from mcp.client.sse import sse_client
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
-from gateway.mcp_client.http_transport import IsolatingTransport, certificates
-from gateway.mcp_client.oauth.sign_in import AuthorizedTransport, Tokens
-from gateway.mcp_client.server_config import ServerConfig
+from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
+from gateway.mcp_client.oauth.tokens import AccessTokenProvider, AuthorizedTransport
+from gateway.ports.servers import ServerConfig
 
 log = get_logger(__name__)
 
-_LONGEST_LINE = 2_000
+_MAX_LOG_LINE_LENGTH = 2_000
+_MAX_LINE_BYTES = 64 * 1024
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=32)
-Hook = Callable[[httpx2.Request], Any]
+_HTTP_TIMEOUT = httpx2.Timeout(5, read=300, pool=5)
+RequestHook = Callable[[httpx2.Request], Awaitable[None]]
 
 
-class Way:
-    """An open way to a server. `streams` is what the SDK's `Client` takes; `arm()`: the server has answered."""
+class OpenTransport:
+    """A transport to a server. `streams` is what the SDK's `Client` takes."""
 
-    def __init__(self, streams: Any, arm: Callable[[], None]) -> None:
+    def __init__(self, streams: Transport, fault_isolation: FaultIsolatingTransport | None = None) -> None:
         self.streams = streams
-        self.arm = arm
+        self._fault_isolation = fault_isolation
+
+    def isolate_faults(self) -> None:
+        """From now on a failed HTTP exchange fails its own request only. Call this once the server has answered."""
+        if self._fault_isolation is not None:
+            self._fault_isolation.is_isolating = True
 
 
 @asynccontextmanager
-async def open_way(
-    config: ServerConfig, hooks: list[Hook], on_end: Callable[[], None], tokens: Tokens
-) -> AsyncGenerator[Way]:
-    """Open the way that the configuration names. `on_end` is called when one that has a single stream breaks."""
-    timeout = httpx2.Timeout(5, read=300, pool=5)
-    authorized = AuthorizedTransport(httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=certificates()), tokens)
+async def open_transport(
+    config: ServerConfig, hooks: list[RequestHook], on_end: Callable[[], None], tokens: AccessTokenProvider
+) -> AsyncGenerator[OpenTransport]:
+    """Open the transport that the configuration names. `on_end` is called when the only stream of one ends."""
+    authorized = AuthorizedTransport(httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context()), tokens)
     match config.transport:
         case "http":
-            transport = IsolatingTransport(authorized)
-
-            def arm() -> None:
-                transport.armed = True
-
+            isolating = FaultIsolatingTransport(authorized)
             async with httpx2.AsyncClient(
-                transport=transport, headers=config.headers, event_hooks={"request": hooks}, timeout=timeout
+                transport=isolating, headers=config.headers, event_hooks={"request": hooks}, timeout=_HTTP_TIMEOUT
             ) as client:
-                yield Way(streamable_http_client(config.url, http_client=client), arm)
+                yield OpenTransport(streamable_http_client(config.url, http_client=client), isolating)
         case "sse":
-
-            def make_client(
-                headers: dict[str, Any] | None = None,
-                timeout: httpx2.Timeout | None = None,
-                auth: httpx2.Auth | None = None,
-            ) -> httpx2.AsyncClient:
-                return httpx2.AsyncClient(
-                    headers=headers, timeout=timeout, auth=auth, event_hooks={"request": hooks}, transport=authorized
-                )
-
-            streams = sse_client(config.url, headers=dict(config.headers), httpx_client_factory=make_client)
-            yield Way(_watched(streams, on_end), lambda: None)
+            yield OpenTransport(_watch_streams(_connect_sse(config, hooks, authorized), on_end))
         case "stdio":
             parameters = StdioServerParameters(command=config.command, args=list(config.args), env=config.env)
             async with _stderr_to_log(config.name) as errors:
-                yield Way(_watched(stdio_client(parameters, errlog=errors), on_end), lambda: None)
+                yield OpenTransport(_watch_streams(stdio_client(parameters, errlog=errors), on_end))
+
+
+def _connect_sse(config: ServerConfig, hooks: list[RequestHook], transport: httpx2.AsyncBaseTransport) -> Transport:
+    def make_client(
+        headers: dict[str, Any] | None = None,
+        timeout: httpx2.Timeout | None = None,
+        auth: httpx2.Auth | None = None,
+    ) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            headers=headers, timeout=timeout, auth=auth, event_hooks={"request": hooks}, transport=transport
+        )
+
+    return sse_client(config.url, headers=dict(config.headers), httpx_client_factory=make_client)
 
 
 @asynccontextmanager
-async def _watched(streams: Any, on_end: Callable[[], None]) -> AsyncGenerator[tuple[Any, Any]]:
-    async with streams as (read, write):
-        yield _UntilEnd(read, on_end), write
+async def _watch_streams(transport: Transport, on_end: Callable[[], None]) -> AsyncGenerator[tuple[Any, Any]]:
+    async with transport as (read, write):
+        yield _EndDetectingStream(read, on_end), write
 
 
-class _UntilEnd:
-    """The stream of a server's messages, which tells when it is over."""
+class _EndDetectingStream:
+    """The stream of a server's messages; calls `on_end` when it ends."""
 
     def __init__(self, inner: Any, on_end: Callable[[], None]) -> None:
         self._inner = inner
@@ -85,7 +91,7 @@ class _UntilEnd:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def __aenter__(self) -> "_UntilEnd":
+    async def __aenter__(self) -> "_EndDetectingStream":
         await self._inner.__aenter__()
         return self
 
@@ -101,30 +107,30 @@ class _UntilEnd:
 
 
 @asynccontextmanager
-async def _stderr_to_log(server: str) -> AsyncGenerator[Any]:
+async def _stderr_to_log(server: str) -> AsyncGenerator[TextIO]:
     """A file for a process's standard error, whose lines go to the log."""
     read_end, write_end = os.pipe()
-    reader = asyncio.StreamReader(limit=64 * 1024)
+    reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
     loop = asyncio.get_running_loop()
     pipe, _ = await loop.connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
     )
-    copying = asyncio.create_task(_copy_lines(reader, server), name=f"stderr {server}")
+    copying = TaskSet(f"mcp stderr {server}")
+    copying.spawn(_copy_lines(reader, server))
     errors = os.fdopen(write_end, "w")
     try:
         yield errors
     finally:
         errors.close()
         pipe.close()
-        copying.cancel()
-        await asyncio.gather(copying, return_exceptions=True)
+        await copying.stop()
 
 
 async def _copy_lines(reader: asyncio.StreamReader, server: str) -> None:
     while not reader.at_eof():
         try:
             line = await reader.readline()
-        except ValueError:  # a line over the limit: what is there of it is dropped
+        except ValueError:  # the line is longer than the limit: its buffered part is dropped
             continue
         if text := line.decode(errors="replace").rstrip():
-            log.info("mcp_server_said", server=server, line=text[:_LONGEST_LINE])
+            log.info("mcp_server_said", server=server, line=text[:_MAX_LOG_LINE_LENGTH])

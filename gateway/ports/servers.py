@@ -13,7 +13,7 @@ from gateway.domain.messages import Approval, JsonObject
 
 
 class OAuthClient(BaseModel):
-    """What an authorization server without dynamic registration gave out by hand; `scope` is what to ask for."""
+    """A client registered by hand, for servers without dynamic registration; `scope` is the scope to request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,15 +23,15 @@ class OAuthClient(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """One entry. `fault` says why it cannot be used; then nothing else of it counts.
+    """One entry of the file. `fault` is the reason why it cannot be used; its other fields do not count then.
 
-    Either `url` (with `type` "sse" for the transport of old servers) or `command` with `args` and `env`. `prefix` goes
-    before its tools' names (None: the server's name); `timeout` in seconds for one call; `identity` "gateway" sends a
-    short-lived token that names the user, "header:NAME" passes on that header of the client's; `share` "user" opens a
-    connection for each user; `allow` and `deny` are globs over its tools' own names; `approval` says which of its
-    tools' calls a person must approve; `on_change` "hold" holds back a tool whose definition changes until approved;
-    `as_tools` lets the model list and read its resources or prompts. A server that answers 401 is signed in to by
-    OAuth, as `oauth` says where clients cannot register themselves, unless its entry brings an `Authorization` header.
+    Either `url` (with `type` "sse" for legacy servers) or `command` with `args` and `env`. `prefix` starts the names of
+    its tools (None: the server's name). `timeout`: seconds for one call. `identity` "gateway" sends a short-lived token
+    that names the user, "header:NAME" forwards that header of the client's request. `share` "user" opens a connection
+    for each user. `allow` and `deny`: globs over its own tool names. `approval`: the tools whose calls a person must
+    approve. `on_change` "hold": withhold a tool whose definition changes until it is approved. `as_tools`: let the
+    model list and read its resources or prompts. Users sign in by OAuth to a server that answers 401, with the client
+    in `oauth` where clients cannot register themselves, unless the entry sets an `Authorization` header.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -58,38 +58,39 @@ class ServerConfig(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _is_http(cls, value: str) -> str:
+    def _validate_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be the http:// or https:// address of a streamable HTTP server")
         try:
             _ = urlsplit(value).port
         except ValueError as error:
-            raise ValueError(f"is no address: {error}") from None
+            raise ValueError(f"is not a valid address: {error}") from None
         return value
 
     @property
     def transport(self) -> Literal["http", "sse", "stdio"]:
+        """The transport that the entry asks for."""
         if self.command:
             return "stdio"
         return "sse" if self.type == "sse" else "http"
 
     @property
-    def signs_in(self) -> bool:
-        """Whether a person may sign in to it: over HTTP, and with no credential of the entry's own."""
-        own = any(name.lower() == "authorization" for name in self.headers)
-        return self.transport != "stdio" and self.identity == "none" and not own
+    def allows_sign_in(self) -> bool:
+        """Whether users may sign in: over HTTP, and only if the entry has no credentials of its own."""
+        has_credentials = any(name.lower() == "authorization" for name in self.headers)
+        return self.transport != "stdio" and self.identity == "none" and not has_credentials
 
     @property
     def forwarded_header(self) -> str | None:
-        """The header of a client's request that is passed on to this server."""
+        """The header of a client's request that is forwarded to this server."""
         return self.identity.removeprefix("header:") if self.identity.startswith("header:") else None
 
-    def permits(self, tool: str) -> bool:
+    def permits_tool(self, tool: str) -> bool:
         """Whether the gateway may offer this tool; `deny` wins."""
-        return _matches(tool, self.allow) and not _matches(tool, self.deny)
+        return _matches_any(tool, self.allow) and not _matches_any(tool, self.deny)
 
 
-def _matches(tool: str, globs: tuple[str, ...]) -> bool:
+def _matches_any(tool: str, globs: tuple[str, ...]) -> bool:
     return any(fnmatchcase(tool, glob) for glob in globs)
 
 

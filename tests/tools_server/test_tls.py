@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.mcp_client.http_transport import certificates
+from gateway.mcp_client.http_transport import get_ssl_context
 from gateway.simulator import Simulator
 from gateway_runtime import tls
 from tests.certificates import self_signed
@@ -29,13 +29,13 @@ async def test_gateway_calls_a_tool_server_that_speaks_https(
             with pytest.raises(httpx2.TransportError):
                 await http.get(f"{plain}/health")
         monkeypatch.setenv("SSL_CERT_FILE", str(made.cert))
-        certificates.cache_clear()
+        get_ssl_context.cache_clear()
         try:
             async with serve_gateway(database_url, simulator, f"{server.address}/mcp") as gateway:
                 told = await gateway.post("/api/v1/tools/calculator", {"expression": "23*19"})
                 assert told.body["structured"]["result"] == 437
         finally:
-            certificates.cache_clear()
+            get_ssl_context.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from mcp.types import (
 )
 
 from gateway.config import ConfigError, Settings
-from gateway.mcp_client.results import reduce_result
+from gateway.mcp_client.results import truncate_result
 from gateway.mcp_client.server_config import ServerConfig, load_servers
-from gateway.mcp_client.tool_names import exposed_name
-from gateway.mcp_client.toolbox import make_spec
+from gateway.mcp_client.tool_names import make_exposed_name
+from gateway.mcp_client.tool_specs import make_spec
 
 
 def load(directory: Path, document: Any, environment: dict[str, str] | None = None) -> Any:
@@ -33,8 +33,8 @@ def test_file_in_claude_desktops_shape_and_in_vs_codes_is_read(tmp_path: Path) -
     for key in ("mcpServers", "servers"):
         (server,) = load(tmp_path, {key: {"one": entry}})
         assert (server.name, server.url, server.prefix, server.timeout) == ("one", "https://h/mcp", "p", 5)
-        assert server.permits("list")
-        assert not server.permits("rm_all")
+        assert server.permits_tool("list")
+        assert not server.permits_tool("rm_all")
 
 
 def test_environment_is_expanded_with_defaults(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_environment_is_expanded_with_defaults(tmp_path: Path) -> None:
         ({"url": "http://h/mcp", "share": "nobody"}, "share: Input should be"),
         ([], "the entry must be an object"),
         ({"url": "ftp://h"}, "url: must be the http:// or https:// address"),
-        ({"url": "http://[::1/mcp"}, "url: is no address"),
+        ({"url": "http://[::1/mcp"}, "url: is not a valid address"),
         ({"url": "http://h/mcp", "timeout": -1}, "timeout: Input should be greater than 0"),
         ({"url": "http://h/mcp", "identity": "me"}, "identity: String should match pattern"),
         ({"url": "http://h/mcp", "approval": "maybe"}, "approval: Input should be"),
@@ -95,14 +95,16 @@ def test_single_address_and_default_file_and_none(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_names_fit_groq_and_those_that_had_to_change_carry_a_mark(prefix: str, tool: str, name: str) -> None:
-    exposed = exposed_name(prefix, "server", tool)
+    exposed = make_exposed_name(prefix, "server", tool)
     assert exposed == name or (exposed.startswith(name) and len(exposed) == len(name) + 6)
     assert len(exposed) <= 64
-    assert exposed == exposed_name(prefix, "server", tool)
+    assert exposed == make_exposed_name(prefix, "server", tool)
 
 
 def test_names_that_would_become_alike_stay_apart() -> None:
-    names = {exposed_name("", "s", tool) for tool in ("a.b", "a_b", "a b", "a/b")} | {exposed_name("", "t", "a.b")}
+    names = {make_exposed_name("", "s", tool) for tool in ("a.b", "a_b", "a b", "a/b")} | {
+        make_exposed_name("", "t", "a.b")
+    }
     assert len(names) == 5
 
 
@@ -117,38 +119,38 @@ def result(*content: Any, **more: Any) -> CallToolResult:
 
 
 def test_long_text_is_cut_with_a_note_over_all_blocks() -> None:
-    reduced = reduce_result(result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
+    reduced = truncate_result(result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
     assert reduced.content[0]["text"] == "a" * 80
     assert reduced.content[1]["text"].startswith("b" * 20 + "\n[cut: 80 characters, the first 20 are shown]")
 
 
 def test_text_of_embedded_resources_counts_as_well() -> None:
     held = EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a" * 80))
-    reduced = reduce_result(result(held, held, TextContent(text="b" * 80)), 100)
+    reduced = truncate_result(result(held, held, TextContent(text="b" * 80)), 100)
     assert reduced.content[0]["resource"]["text"] == "a" * 80
     assert reduced.content[1]["resource"]["text"].startswith("a" * 20 + "\n[cut: 80 characters, the first 20")
     assert reduced.content[2]["text"].startswith("\n[cut: 80 characters, the first 0")
 
 
 def test_control_characters_are_removed_and_line_breaks_stay() -> None:
-    reduced = reduce_result(result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), 100)
+    reduced = truncate_result(result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), 100)
     assert reduced.content[0]["text"] == "ared\n\tb"
 
 
 def test_huge_binary_is_left_out_with_a_note_and_small_kept() -> None:
     image = ImageContent(data="A" * 400_000, mime_type="image/png")
     audio = AudioContent(data="AAAA", mime_type="audio/wav")
-    reduced = reduce_result(result(image, audio), 100)
+    reduced = truncate_result(result(image, audio), 100)
     assert reduced.content[0] == {"type": "text", "text": "[image of 300,000 bytes left out: too large]"}
     assert reduced.content[1]["mimeType"] == "audio/wav"
 
 
 def test_structured_result_over_the_limit_is_left_out() -> None:
-    assert reduce_result(result(structured_content={"a": 1}), 100).structured == {"a": 1}
-    big = reduce_result(result(structured_content={"a": "x" * 200}), 100)
+    assert truncate_result(result(structured_content={"a": 1}), 100).structured == {"a": 1}
+    big = truncate_result(result(structured_content={"a": "x" * 200}), 100)
     assert big.structured is None
     assert "left out" in big.content[0]["text"]
 
 
 def test_error_flag_is_the_outcome() -> None:
-    assert reduce_result(result(TextContent(text="x"), is_error=True), 100).outcome == "error"
+    assert truncate_result(result(TextContent(text="x"), is_error=True), 100).outcome == "error"

@@ -102,7 +102,7 @@ async def test_each_user_has_a_connection_where_it_is_to_be_so() -> None:
                 assert text(await call(toolbox, "echo", principal=Principal(user), text=user)) == user
             tokens = {token for _, token in server.requests[before:] if token}
             assert len(tokens) == 2
-            assert len(toolbox._personal) == 2
+            assert len(toolbox._pool._personal) == 2
 
 
 async def test_header_of_the_client_is_passed_on_to_who_is_to_have_it() -> None:
@@ -122,10 +122,10 @@ async def test_servers_come_and_go_while_the_calls_of_others_go_on() -> None:
         one = ServerConfig(name="one", url=f"{address}/mcp")
         two = ServerConfig(name="two", url=f"{address}/mcp")
         async with toolbox_of(one) as toolbox:
-            kept = toolbox._connections["one"]
+            kept = toolbox._pool.get_shared("one")
             toolbox.reconcile([one, two])
             await until(lambda: toolbox.find("two_echo") is not None)
-            assert toolbox._connections["one"] is kept
+            assert toolbox._pool.get_shared("one") is kept
             spec = toolbox.find("two_slow")
             assert spec is not None
             calling = asyncio.create_task(toolbox.call(spec, {}, principal=ADA))

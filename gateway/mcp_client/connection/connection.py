@@ -1,0 +1,225 @@
+"""One MCP server: its owner task connects, stays connected and reconnects; any task may send requests."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+from mcp import Client
+from mcp.types import CallToolResult, ServerCapabilities, Tool
+
+from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
+from gateway.common.urls import strip_url_secrets
+from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal
+from gateway.mcp_client.caller_identity import TokenSigner, acting_for, forward_header
+from gateway.mcp_client.connection.errors import describe_error
+from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
+from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
+from gateway.mcp_client.connection.session import open_session
+from gateway.mcp_client.connection.status import ConnectionStatus
+from gateway.mcp_client.connection.tool_list import ToolList
+from gateway.mcp_client.oauth.tokens import AccessTokenProvider
+from gateway.mcp_client.transports import RequestHook
+from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import CallObserver, ServerStatus
+
+_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.2, 5.0
+_STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
+_REFUSED_REASON = "it refuses the credentials that it is sent"
+
+
+class ServerConnection:
+    """The SDK's client to one server, opened and closed by one owner task.
+
+    The client of a 2026-07-28 server survives the server's restarts: its listen stream shows when the server is
+    unavailable. A legacy client is bound to a session that the server forgets, so it is opened again.
+
+    `principal`: the only user of this connection; None if all users share it. `on_change` is called when the tools or
+    the state change. Requests wait `connect_timeout_seconds` for a server that is starting.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        signer: TokenSigner | None,
+        on_change: Callable[[], None],
+        connect_timeout_seconds: float = 1.0,
+        tokens: AccessTokenProvider,
+        principal: Principal | None = None,
+    ) -> None:
+        self.config = config
+        self.instructions = ""
+        self.last_used = 0
+        """Grows with each use of a personal connection, to find the most recently used one."""
+        self._tokens = tokens
+        self._principal = principal
+        self._hooks: list[RequestHook] = [signer.add_token] if signer and config.identity == "gateway" else []
+        if (header := config.forwarded_header) is not None:
+            self._hooks.append(forward_header(header))
+        self._protocol_version: str | None = None
+        self._status = ConnectionStatus(config.name, on_change)
+        self._calls = OngoingCalls(config.name)
+        self._tool_list = ToolList(self._status, is_http=config.transport == "http", on_change=on_change)
+        self._requests = RequestSender(
+            config,
+            status=self._status,
+            calls=self._calls,
+            tokens=tokens,
+            connect_timeout_seconds=connect_timeout_seconds,
+        )
+        self._is_stopping = False
+        self._owner = SupervisedTask(f"mcp {config.name}", self._run_forever)
+
+    # --- life cycle
+
+    def start(self) -> None:
+        """Connect in the background, and stay connected until `stop()`."""
+        if self.config.fault or self.config.disabled:
+            self._status.set_unavailable(self.config.fault or "disabled in the configuration", "disabled")
+            self._status.attempted.set()
+            return
+        with acting_for(self._principal) if self._principal else nullcontext():
+            self._owner.start()
+
+    async def drain_and_stop(self, seconds: float) -> None:
+        """Stop once no call is in progress, at most `seconds` from now."""
+        try:
+            await self._calls.wait_until_idle(seconds)
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Close the session. A server that does not let go has five seconds."""
+        self._is_stopping = True
+        self._status.broken.set()
+        is_connected = self._status.client is not None
+        await self._owner.stop(grace_seconds=_STOP_SECONDS if is_connected else _STOP_UNCONNECTED_SECONDS)
+
+    async def wait_until_attempted(self) -> None:
+        """Return when the first attempt to connect has ended, however it ended."""
+        await self._status.attempted.wait()
+
+    async def _run_forever(self) -> None:
+        backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
+        while not self._is_stopping:
+            self._status.broken.clear()
+            try:
+                await self._connect_and_watch()
+                backoff.reset()
+            except Exception as error:  # noqa: BLE001 - whatever ends a session, also a group, is followed by a retry
+                if self._tokens.refused:
+                    self._status.set_unavailable(_REFUSED_REASON, "needs_auth")
+                else:
+                    self._status.set_unavailable(describe_error(error))
+            finally:
+                self._status.set_disconnected()
+                self._status.attempted.set()
+            if not self._is_stopping:
+                self._status.retry.clear()
+                await wait_or_poll(self._status.retry, backoff.next_delay())
+
+    async def _connect_and_watch(self) -> None:
+        """Stay connected until the session breaks or must be closed. All of it runs in the owner task."""
+        session = open_session(
+            self.config,
+            hooks=self._hooks,
+            tokens=self._tokens,
+            calls=self._calls,
+            tool_list=self._tool_list,
+            on_end=self._status.broken.set,
+        )
+        async with session as client:
+            self._protocol_version = client.protocol_version
+            self.instructions = client.instructions or ""
+            self._status.set_connected(client)
+            await self._watch_until_broken(client)
+        if not self._is_stopping:
+            ended = "its process ended" if self.config.transport == "stdio" else "the connection broke"
+            self._status.set_unavailable(f"the server forgot the session, or {ended}")
+
+    async def _watch_until_broken(self, client: Client) -> None:
+        watcher = SupervisedTask(f"mcp watch {self.config.name}", lambda: self._tool_list.watch(client))
+        watcher.start()
+        try:
+            await self._status.broken.wait()
+        finally:
+            self._status.set_disconnected()
+            await watcher.stop()
+
+    # --- state
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that were listed last, also while the server is unavailable."""
+        return self._tool_list.tools
+
+    @property
+    def definitions_checked(self) -> bool:
+        """Whether these very tools were compared with their first seen definitions."""
+        return self._tool_list.definitions_checked
+
+    def mark_definitions_checked(self) -> None:
+        """The listed tools were compared with their first seen definitions."""
+        self._tool_list.definitions_checked = True
+
+    @property
+    def is_available(self) -> bool:
+        """Whether calls may be sent now."""
+        return self._status.is_available
+
+    @property
+    def needs_sign_in(self) -> bool:
+        """Whether the server refuses the gateway, and a user can sign in to it."""
+        return self._requests.needs_sign_in
+
+    @property
+    def capabilities(self) -> ServerCapabilities | None:
+        """What the server declares that it supports; None while it is unavailable."""
+        client = self._status.client
+        return client.server_capabilities if client is not None and self.is_available else None
+
+    def discard_token(self) -> None:
+        """Read the grant again before the next request, as it may have changed."""
+        self._tokens.discard_cached()
+
+    def get_status(self) -> ServerStatus:
+        """State, reason and versions, for people."""
+        return ServerStatus(
+            name=self.config.name,
+            url=strip_url_secrets(self.config.url) or None,
+            transport=self.config.transport,
+            state=self._status.state,
+            since=self._status.since.isoformat(timespec="milliseconds"),
+            reason=self._status.reason,
+            tools=len(self.tools) if self.is_available else 0,
+            protocol_version=self._protocol_version,
+        )
+
+    # --- requests, from any task
+
+    async def wait_for_tools(self) -> tuple[Tool, ...]:
+        """The server's tools, once it is connected.
+
+        Raises:
+            ToolCallError: it does not connect in time.
+        """
+        await self._requests.wait_for_client()
+        return self.tools
+
+    async def call_tool(
+        self,
+        tool: str,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        timeout: float,
+        observer: CallObserver | None,
+        answers: Sequence[KeptInput] = (),
+    ) -> CallToolResult | InputNeeded:
+        """See `RequestSender.call_tool`."""
+        return await self._requests.call_tool(
+            tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers
+        )
+
+    async def send_request(self, request: ClientRequest[T], *, principal: Principal, timeout: float) -> T:
+        """See `RequestSender.send_request`."""
+        return await self._requests.send_request(request, principal=principal, timeout=timeout)

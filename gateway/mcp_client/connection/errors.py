@@ -1,0 +1,59 @@
+"""Errors of requests to an MCP server, and descriptions of connection errors for people."""
+
+from typing import cast
+
+import httpx2
+from mcp import MCPError
+
+from gateway.domain.messages import JsonObject
+
+
+class ToolCallError(Exception):
+    """A request to a server has no result. `str()` is for the model.
+
+    `ran`: False if the tool provably did not run, None if that is unknown. `lost`: the connection broke, so a retry may
+    succeed. `refusal`: the JSON-RPC error that the server answered with, if any. `sign_in`: a user must sign in to the
+    server first; `challenge` is the `WWW-Authenticate` header of the refused request.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        ran: bool | None,
+        lost: bool = False,
+        refusal: JsonObject | None = None,
+        sign_in: bool = False,
+        challenge: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.ran = ran
+        self.lost = lost
+        self.refusal = refusal
+        self.sign_in = sign_in
+        self.challenge = challenge
+
+
+class RequestNotSent(Exception):
+    """The request did not reach the tool, so it may be sent again."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Reason of a connection error for people: the innermost error's kind, without addresses or internals."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
+    match error:
+        case httpx2.ConnectError():
+            return "nothing answers at its address"
+        case TimeoutError() | httpx2.TimeoutException():
+            return "it does not answer in time"
+        case httpx2.HTTPStatusError():
+            return f"it answers with the status {error.response.status_code}"
+        case MCPError():
+            return f"it answered with an error: {error.message[:200]}"
+        case ValueError() | RuntimeError():
+            return "its answer does not fit the protocol"
+        case FileNotFoundError() | PermissionError():
+            return f"its command cannot be run: {error.strerror}"
+        case _:
+            return f"the connection failed ({type(error).__name__})"

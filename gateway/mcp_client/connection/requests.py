@@ -1,0 +1,199 @@
+"""Requests over a connection: waits for the client, applies timeouts, and translates the SDK's errors."""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from mcp import Client, MCPError
+from mcp.types import INVALID_REQUEST, PARSE_ERROR, CallToolResult, InputRequiredResult
+
+from gateway.common.concurrency import Deadline, wait_or_poll
+from gateway.common.logging import get_logger
+from gateway.common.pausable_timeout import PausableTimeout
+from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal
+from gateway.mcp_client.caller_identity import acting_for
+from gateway.mcp_client.connection.errors import RequestNotSent, ToolCallError
+from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
+from gateway.mcp_client.connection.session import HANDSHAKE_SECONDS
+from gateway.mcp_client.connection.status import ConnectionStatus
+from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
+from gateway.mcp_client.http_transport import CONNECTION_CLOSED
+from gateway.mcp_client.oauth.tokens import AccessTokenProvider
+from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import CallObserver
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+ClientRequest = Callable[[Client], Awaitable[T]]
+
+_NO_TIMEOUT_SECONDS = 30 * 86400.0  # the SDK's own timeout cannot be paused
+_LOST_SESSION_MESSAGES = ("Session not found", "Session terminated")
+_PARSE_ERROR_PREFIX = "Failed to parse"
+"""Start of the SDK's message about an answer that is not JSON-RPC."""
+
+
+class RequestSender:
+    """Sends requests over one connection, from any task.
+
+    A request waits `connect_timeout_seconds` for a server that is starting, then fails.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        status: ConnectionStatus,
+        calls: OngoingCalls,
+        tokens: AccessTokenProvider,
+        connect_timeout_seconds: float,
+    ) -> None:
+        self._config = config
+        self._status = status
+        self._calls = calls
+        self._tokens = tokens
+        self._connect_timeout_seconds = connect_timeout_seconds
+
+    @property
+    def needs_sign_in(self) -> bool:
+        """The server refuses the gateway, and a user can sign in to it."""
+        return self._status.state == "needs_auth" and self._tokens.can_sign_in
+
+    async def call_tool(
+        self,
+        tool: str,
+        arguments: JsonObject,
+        *,
+        principal: Principal,
+        timeout: float,
+        observer: CallObserver | None,
+        answers: Sequence[KeptInput],
+    ) -> CallToolResult | InputNeeded:
+        """Run a tool as `principal`. Retries once, only if the request was not sent or the session was lost.
+
+        Raises:
+            ToolCallError: there is no result.
+        """
+        for _ in range(2):
+            with contextlib.suppress(RequestNotSent):
+                return await self._call_tool_once(tool, arguments, principal, timeout, observer, answers)
+        raise self._unreachable_error()
+
+    async def send_request(self, request: ClientRequest[T], *, principal: Principal, timeout: float) -> T:
+        """Send a request that is not a tool call, such as a list or a resource.
+
+        Raises:
+            ToolCallError: there is no answer.
+        """
+        client = await self.wait_for_client()
+        try:
+            async with Deadline.after(timeout).limit():
+                with acting_for(principal):
+                    return await request(client)
+        except TimeoutError:
+            raise ToolCallError(f"There was no answer within {timeout:g} seconds.", ran=None) from None
+        except MCPError as error:
+            failure = self._translate_error(error, client)
+            raise failure if isinstance(failure, ToolCallError) else self._unreachable_error() from error
+        except (RuntimeError, ValueError) as error:  # raised by the SDK for an answer that breaks the protocol
+            log.warning("mcp_bad_answer", server=self._config.name, error=type(error).__name__)
+            raise ToolCallError("The server's answer does not fit the protocol.", ran=True) from error
+
+    async def wait_for_client(self) -> Client:
+        """The connected client.
+
+        Raises:
+            ToolCallError: the server is not available in time, or a user must sign in first.
+        """
+        status = self._status
+        if status.state == "needs_auth":
+            await self._retry_connection()
+        try:
+            async with Deadline.after(self._connect_timeout_seconds).limit():
+                if status.state == "connecting":
+                    await status.attempted.wait()
+                    if self.needs_sign_in:
+                        raise self._unauthorized_error()
+                await status.available.wait()
+        except TimeoutError:
+            raise self._unreachable_error() from None
+        if status.client is None:
+            raise self._unreachable_error()
+        return status.client
+
+    async def _call_tool_once(
+        self,
+        tool: str,
+        arguments: JsonObject,
+        principal: Principal,
+        timeout: float,
+        observer: CallObserver | None,
+        answers: Sequence[KeptInput],
+    ) -> CallToolResult | InputNeeded:
+        client = await self.wait_for_client()
+        pausable = PausableTimeout(timeout)
+        try:
+            async with pausable, self._calls.track_call(observer, pausable):
+                with acting_for(principal):
+                    result = await client.session.call_tool(
+                        tool,
+                        arguments,
+                        read_timeout_seconds=_NO_TIMEOUT_SECONDS,
+                        progress_callback=make_progress_callback(observer) if observer else None,
+                        input_responses=make_input_responses(answers),
+                        request_state=answers[0].state if answers else None,
+                        allow_input_required=True,
+                    )
+                return parse_input_request(result) if isinstance(result, InputRequiredResult) else result
+        except TimeoutError:
+            message = f"There was no result within {timeout:g} seconds, and the call was given up."
+            raise ToolCallError(message, ran=None) from None
+        except MCPError as error:
+            raise self._translate_error(error, client) from error
+        except UnsupportedElicitation as error:
+            raise ToolCallError(str(error), ran=False) from error
+        except (RuntimeError, ValueError) as error:  # raised by the SDK for a result that breaks its own schema
+            log.warning("mcp_bad_result", server=self._config.name, tool=tool, error=type(error).__name__)
+            raise ToolCallError("The server's result does not fit the tool's own output schema.", ran=True) from error
+
+    async def _retry_connection(self) -> None:
+        """Let the connection try again now, as a user may have signed in.
+
+        Raises:
+            ToolCallError: the server still refuses the gateway.
+        """
+        self._status.attempted.clear()
+        self._status.retry.set()
+        await wait_or_poll(self._status.attempted, HANDSHAKE_SECONDS)
+        if self._status.state == "needs_auth":
+            raise self._unauthorized_error()
+
+    def _unauthorized_error(self) -> ToolCallError:
+        message = f"The MCP server {self._config.name!r} refuses the credentials that it is sent."
+        return ToolCallError(message, ran=False, sign_in=self._tokens.can_sign_in, challenge=self._tokens.challenge)
+
+    def _unreachable_error(self) -> ToolCallError:
+        return ToolCallError(f"The MCP server {self._config.name!r} is not reachable now.", ran=False)
+
+    def _translate_error(self, error: MCPError, client: Client) -> ToolCallError | RequestNotSent:
+        if self._tokens.refused:
+            return self._unauthorized_error()
+        if error.code == INVALID_REQUEST and error.message in _LOST_SESSION_MESSAGES:
+            self._status.report_lost(client)
+            return RequestNotSent()
+        if error.code == PARSE_ERROR and error.message.startswith(_PARSE_ERROR_PREFIX):
+            return ToolCallError(f"The answer of the MCP server {self._config.name!r} cannot be read.", ran=None)
+        if error.code == CONNECTION_CLOSED:
+            return self._translate_closed_connection(error, client)
+        refusal = {"code": error.code, "message": error.message[:500], "data": error.data}
+        return ToolCallError(f"The MCP server refused the call: {error.message[:500]}", ran=False, refusal=refusal)
+
+    def _translate_closed_connection(self, error: MCPError, client: Client) -> ToolCallError | RequestNotSent:
+        unsent = isinstance(error.data, dict) and bool(error.data.get("unsent"))  # pyright: ignore
+        if unsent:
+            self._status.report_lost(client)
+            return RequestNotSent()
+        if self._config.transport != "http":
+            self._status.report_lost(client)
+        message = f"The connection to the MCP server {self._config.name!r} was lost."
+        return ToolCallError(message, ran=None, lost=True)

@@ -1,0 +1,56 @@
+"""Opens a session with a server: transport, protocol era and the first tool list, within one deadline."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from mcp import Client
+from mcp.types import Implementation
+
+from gateway import __version__
+from gateway.common.concurrency import Deadline
+from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
+from gateway.mcp_client.connection.tool_list import ToolList
+from gateway.mcp_client.oauth.tokens import AccessTokenProvider
+from gateway.mcp_client.transports import RequestHook, open_transport
+from gateway.ports.servers import ServerConfig
+
+HANDSHAKE_SECONDS = 10.0
+_PROCESS_START_SECONDS = 60.0
+
+
+@asynccontextmanager
+async def open_session(
+    config: ServerConfig,
+    *,
+    hooks: list[RequestHook],
+    tokens: AccessTokenProvider,
+    calls: OngoingCalls,
+    tool_list: ToolList,
+    on_end: Callable[[], None],
+) -> AsyncGenerator[Client]:
+    """The SDK's client, connected, with its tools listed. Enter and exit in the same task.
+
+    The client probes `server/discover` and falls back to the legacy handshake. `on_end` is called when the only stream
+    of a transport ends. From the yield on, a failed HTTP exchange fails its own request and no longer the session.
+
+    Raises:
+        Exception: whatever the transport, the SDK or the server raises, also in exception groups.
+    """
+    timeout_seconds = _PROCESS_START_SECONDS if config.transport == "stdio" else HANDSHAKE_SECONDS
+    async with open_transport(config, hooks, on_end, tokens) as transport:
+        client = Client(
+            transport.streams,
+            read_timeout_seconds=HANDSHAKE_SECONDS,
+            message_handler=tool_list.on_message,
+            logging_callback=calls.on_log,
+            elicitation_callback=calls.on_elicit,
+            log_level="info",
+            client_info=Implementation(name="agent-gateway", version=__version__),
+        )
+        deadline = Deadline.after(timeout_seconds)
+        async with AsyncExitStack() as stack:
+            async with deadline.limit():
+                await stack.enter_async_context(client)
+                await tool_list.refresh(client)
+            transport.isolate_faults()
+            yield client

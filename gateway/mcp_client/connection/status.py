@@ -1,0 +1,85 @@
+"""State of one connection, and the events that other tasks wait for."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal
+
+from mcp import Client
+
+from gateway.common.logging import get_logger
+
+log = get_logger(__name__)
+
+ConnectionState = Literal["connecting", "up", "degraded", "needs_auth", "down", "disabled"]
+
+
+class ConnectionStatus:
+    """State of one connection with its reason, and the client while it is connected.
+
+    Only the connection's own tasks write it; calls read it and wait for its events.
+    """
+
+    def __init__(self, server: str, on_change: Callable[[], None]) -> None:
+        self._server = server
+        self._on_change = on_change
+        self.state: ConnectionState = "connecting"
+        self.reason: str | None = None
+        self.since = datetime.now(UTC)
+        self.tool_count = 0
+        self.client: Client | None = None
+        self.available = asyncio.Event()
+        """Calls may be sent."""
+        self.attempted = asyncio.Event()
+        """The first attempt to connect, or the one that `retry` asked for, has ended."""
+        self.retry = asyncio.Event()
+        """A caller asks for an attempt now."""
+        self.broken = asyncio.Event()
+        """The session must be closed: it broke, or the connection is to stop."""
+
+    @property
+    def is_available(self) -> bool:
+        return self.available.is_set()
+
+    def set_connected(self, client: Client) -> None:
+        """A session is open, and the server's tools are known."""
+        self.client = client
+        self.set_available()
+        self.attempted.set()
+
+    def set_available(self) -> None:
+        """The server answers."""
+        self._set_state("up")
+        self.available.set()
+
+    def set_unavailable(self, reason: str, state: ConnectionState = "down") -> None:
+        """The server does not answer, or refuses the gateway; calls wait or fail."""
+        self.available.clear()
+        self._set_state(state, reason)
+
+    def set_degraded(self, reason: str) -> None:
+        """Calls work, but the tool list may be outdated."""
+        self._set_state("degraded", reason)
+
+    def set_recovered(self) -> None:
+        """The tool list is current again."""
+        self._set_state("up")
+
+    def set_disconnected(self) -> None:
+        """The session is closed. The state stays until its reason is known."""
+        self.client = None
+        self.available.clear()
+
+    def report_lost(self, client: Client) -> None:
+        """Close the session of this client, unless another one has replaced it; calls wait for the next session."""
+        if self.client is client:
+            self.available.clear()
+            self.broken.set()
+
+    def _set_state(self, state: ConnectionState, reason: str | None = None) -> None:
+        if state == self.state:
+            return
+        self.state, self.reason, self.since = state, reason, datetime.now(UTC)
+        write = log.info if state == "up" else log.warning
+        write("mcp_server", server=self._server, state=state, reason=reason, tools=self.tool_count)
+        self._on_change()

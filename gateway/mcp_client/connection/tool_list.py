@@ -1,0 +1,111 @@
+"""The tools of one server, and keeping that list current in both protocol eras."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Never
+
+from mcp import Client, MCPError
+from mcp.client import IncomingMessage
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from mcp.types import METHOD_NOT_FOUND, Tool, ToolListChangedNotification
+
+from gateway.common.concurrency import Deadline
+from gateway.mcp_client.connection.errors import describe_error
+from gateway.mcp_client.connection.status import ConnectionStatus
+
+_LIST_TIMEOUT_SECONDS = 60.0
+_POLL_TIMEOUT_SECONDS = 10.0
+_POLL_SECONDS = 30.0
+_MIN_RELISTEN_SECONDS, _MAX_RELISTEN_SECONDS = 0.2, 0.4
+_MAX_PAGES, _MAX_TOOLS = 100, 1_000
+_LISTING_ERRORS = (MCPError, TimeoutError, ValueError, RuntimeError)
+"""Raised by the SDK when a list fails; the last two when the answer breaks the protocol."""
+
+
+class ToolList:
+    """The tools that a server offers, listed again whenever it announces a change."""
+
+    def __init__(self, status: ConnectionStatus, *, is_http: bool, on_change: Callable[[], None]) -> None:
+        self.tools: tuple[Tool, ...] = ()
+        self.definitions_checked = False
+        """These very tools were compared with their first seen definitions."""
+        self._status = status
+        self._is_http = is_http
+        self._on_change = on_change
+        self._outdated = asyncio.Event()
+
+    async def refresh(self, client: Client) -> None:
+        """List the tools.
+
+        Raises:
+            MCPError, TimeoutError, ValueError, RuntimeError: the server does not list them.
+        """
+        tools: dict[str, Tool] = {}
+        cursor: str | None = None
+        async with Deadline.after(_LIST_TIMEOUT_SECONDS).limit():
+            for _ in range(_MAX_PAGES):
+                page = await client.list_tools(cursor=cursor, cache_mode="refresh")
+                tools |= {tool.name: tool for tool in page.tools}
+                cursor = page.next_cursor
+                if cursor is None or len(tools) >= _MAX_TOOLS:
+                    break
+        listed = tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MAX_TOOLS])
+        self.definitions_checked = self.definitions_checked and listed == self.tools
+        self.tools = listed
+        self._status.tool_count = len(listed)
+        self._on_change()
+
+    async def on_message(self, message: IncomingMessage) -> None:
+        """The SDK client's callback for notifications of legacy servers."""
+        if isinstance(message, ToolListChangedNotification):
+            self._outdated.set()
+
+    async def watch(self, client: Client) -> None:
+        """Refresh after each announced change, and notice when the server is unavailable. Runs until cancelled."""
+        while True:
+            reason = await self._watch_changes(client)
+            self._status.set_unavailable(reason)
+            if not self._is_http:
+                self._status.broken.set()  # only a new connection makes it available again
+                await asyncio.sleep(_POLL_SECONDS)  # the owner cancels this task when it closes the session
+            await asyncio.sleep(random.uniform(_MIN_RELISTEN_SECONDS, _MAX_RELISTEN_SECONDS))  # noqa: S311
+
+    async def _watch_changes(self, client: Client) -> str:
+        """Refresh after each announced change until the server is unavailable; the reason."""
+        try:
+            async with client.listen(tools_list_changed=True) as changes:
+                await self.refresh(client)  # changes before this subscription were not announced
+                self._status.set_available()
+                async for _ in changes:
+                    await self.refresh(client)
+            return "the server closed its stream of changes"
+        except ListenNotSupportedError:
+            return await self._watch_notifications(client)
+        except (SubscriptionLost, *_LISTING_ERRORS) as error:
+            if isinstance(error, MCPError) and error.code == METHOD_NOT_FOUND:
+                return await self._poll(client)
+            return describe_error(error)
+
+    async def _poll(self, client: Client) -> str:
+        """List the tools every 30 seconds, for a server that announces no changes; the reason once it fails."""
+        while True:
+            try:
+                async with Deadline.after(_POLL_TIMEOUT_SECONDS).limit():
+                    await self.refresh(client)
+            except _LISTING_ERRORS as error:
+                return describe_error(error)
+            self._status.set_available()
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _watch_notifications(self, client: Client) -> Never:
+        """Refresh when a legacy server pushes `tools/list_changed`. The session's owner cancels this."""
+        while True:
+            await self._outdated.wait()
+            self._outdated.clear()
+            try:
+                await self.refresh(client)
+            except _LISTING_ERRORS:
+                self._status.set_degraded("its tools have changed, and it does not list them")
+            else:
+                self._status.set_recovered()

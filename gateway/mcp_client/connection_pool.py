@@ -1,0 +1,129 @@
+"""The connections to all servers: one per server, and one per user for servers that users do not share."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+
+from mcp.types import Tool
+
+from gateway.common.concurrency import LruDict, TaskSet
+from gateway.domain.messages import Principal
+from gateway.mcp_client.connection.connection import ServerConnection
+from gateway.ports.servers import ServerConfig
+
+_MAX_PERSONAL_CONNECTIONS = 200
+
+
+class ConnectionPool:
+    """Opens, finds and closes connections. `connect(config, principal)` makes one; None is the shared connection.
+
+    A connection that is no longer needed is closed once its calls have ended, at most `drain_seconds` later.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[ServerConfig],
+        connect: Callable[[ServerConfig, Principal | None], ServerConnection],
+        *,
+        drain_seconds: float,
+    ) -> None:
+        self._connect = connect
+        self._drain_seconds = drain_seconds
+        self._open: set[ServerConnection] = set()
+        self._draining = TaskSet("mcp drain")
+        self._shared = {server.name: self._make_connection(server, None) for server in servers}
+        self._personal: LruDict[tuple[str, str], ServerConnection] = LruDict(
+            _MAX_PERSONAL_CONNECTIONS, on_evict=lambda _, connection: self._drain(connection)
+        )
+        self._uses = count(1)
+        self._last_seen_tools: dict[str, tuple[Tool, ...]] = {}
+
+    def __iter__(self) -> Iterator[ServerConnection]:
+        """The shared connections, in the order of the configuration."""
+        return iter(self._shared.values())
+
+    def start(self) -> None:
+        """Begin to connect. Returns at once, with every server still unavailable."""
+        for connection in self._shared.values():
+            connection.start()
+
+    async def stop(self) -> None:
+        """Close all connections, also those that still drain."""
+        await self._draining.stop()
+        await asyncio.gather(*(connection.stop() for connection in self._open))
+        self._open.clear()
+
+    async def wait_until_attempted(self, seconds: float) -> None:
+        """Wait until every server was tried once, at most `seconds`."""
+        attempts = [asyncio.create_task(connection.wait_until_attempted()) for connection in self._shared.values()]
+        if attempts:
+            _, pending = await asyncio.wait(attempts, timeout=seconds)
+            for task in pending:
+                task.cancel()
+
+    def replace_servers(self, servers: Sequence[ServerConfig]) -> None:
+        """Connect to exactly these servers. Unchanged ones keep their connections."""
+        configs = {server.name: server for server in servers}
+        for name, connection in list(self._shared.items()):
+            if configs.get(name) != connection.config:
+                self._drain(self._shared.pop(name))
+                for key in [key for key in self._personal if key[0] == name]:
+                    self._drain(self._personal.pop(key))
+        added = configs.keys() - self._shared.keys()
+        self._shared = {
+            name: self._shared.get(name) or self._make_connection(config, None) for name, config in configs.items()
+        }
+        for name in added:
+            self._shared[name].start()
+
+    def get_shared(self, server: str) -> ServerConnection | None:
+        """The shared connection; None if there is no such server."""
+        return self._shared.get(server)
+
+    def get_connection(self, server: str, principal: Principal) -> ServerConnection | None:
+        """The connection for a user's request: the shared one, or the user's own, opened when first needed."""
+        shared = self._shared.get(server)
+        if shared is None or shared.config.share == "all":
+            return shared
+        key = (server, principal.user)
+        connection = self._personal.get(key)
+        if connection is None:
+            connection = self._make_connection(shared.config, principal)
+            connection.start()
+            self._personal[key] = connection
+        connection.last_used = next(self._uses)
+        return connection
+
+    def get_tools(self, shared: ServerConnection) -> tuple[Tool, ...] | None:
+        """The tools that a server offers; None if it offers none now.
+
+        Where each user has a connection, these are the tools of the most recently used one.
+        """
+        if shared.is_available or shared.config.share == "all":
+            return shared.tools if shared.is_available else None
+        name = shared.config.name
+        personal = [
+            connection
+            for connection in self._open
+            if connection.config is shared.config and connection.last_used and connection.tools
+        ]
+        if personal:
+            self._last_seen_tools[name] = max(personal, key=lambda connection: connection.last_used).tools
+        return self._last_seen_tools.get(name) if shared.needs_sign_in else None
+
+    def discard_tokens(self) -> None:
+        """Read the stored grants again before the next requests."""
+        for connection in self._open:
+            connection.discard_token()
+
+    def _make_connection(self, config: ServerConfig, principal: Principal | None) -> ServerConnection:
+        connection = self._connect(config, principal)
+        self._open.add(connection)
+        return connection
+
+    def _drain(self, connection: ServerConnection) -> None:
+        self._draining.spawn(self._drain_and_stop(connection))
+
+    async def _drain_and_stop(self, connection: ServerConnection) -> None:
+        await connection.drain_and_stop(self._drain_seconds)
+        self._open.discard(connection)

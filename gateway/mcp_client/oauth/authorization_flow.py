@@ -1,0 +1,171 @@
+"""One run of the SDK's authorization code flow, with the token storage that the SDK expects."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qs, urljoin, urlsplit
+
+import httpx2
+from mcp.client.auth import OAuthClientProvider, OAuthFlowError, OAuthRegistrationError, OAuthTokenError
+from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
+from pydantic import AnyUrl, ValidationError
+
+from gateway.domain.messages import Grant, JsonObject, Login
+from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, HttpsOnlyTransport, InsecureUrl, is_permitted_url
+from gateway.mcp_client.oauth.tokens import INVALID_CLIENT_ERRORS, REQUEST_TIMEOUT_SECONDS, get_expiry
+from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import Grants
+
+_LEGACY_VERSION = "2025-11-25"
+_PROBE: JsonObject = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": _LEGACY_VERSION,
+        "capabilities": {},
+        "clientInfo": {"name": "agent-gateway", "version": "1"},
+    },
+}
+_PROBE_HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": _LEGACY_VERSION}
+
+
+def make_client_metadata(callback_url: str, scope: str | None = None) -> OAuthClientMetadata:
+    """The gateway as an OAuth client."""
+    return OAuthClientMetadata(
+        redirect_uris=[AnyUrl(callback_url)],
+        client_name="agent-gateway",
+        grant_types=["authorization_code", "refresh_token"],
+        response_types=["code"],
+        scope=scope,
+    )
+
+
+class AuthorizationRefused(Exception):
+    """The authorization server sent the user back with an error. `str()` is for the person who signs in."""
+
+
+class AuthorizationFlow:
+    """One run of the authorization code flow. It is also the SDK's `TokenStorage`.
+
+    `page` is the authorization server's page to visit, once it is known. `wait_for_callback(ticket, state)` waits for
+    the answer that the authorization server sends the user back with. `document_url` is the address of the gateway's
+    client id metadata, if authorization servers can read it.
+    """
+
+    def __init__(
+        self,
+        grants: Grants,
+        config: ServerConfig,
+        login: Login,
+        ticket: str,
+        *,
+        callback_url: str,
+        document_url: str | None,
+        wait_for_callback: Callable[[str, str], Awaitable[JsonObject]],
+    ) -> None:
+        self.login = login
+        self.ticket = ticket
+        self.page: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._grants = grants
+        self._config = config
+        self._grant_key = (login.server, login.owner, login.url)
+        self._wait_for_callback = wait_for_callback
+        self._state = ""
+        metadata = make_client_metadata(callback_url, config.oauth.scope if config.oauth else None)
+        self._provider = OAuthClientProvider(
+            config.url, metadata, self, self._show_page, self._receive_answer, document_url
+        )
+
+    async def run_to_grant(self) -> str:
+        """Store a grant. "" on success, else the problem in words for the person who signs in."""
+        try:
+            transport = HttpsOnlyTransport(self._config.url, self.login.challenge, probing=True)
+            async with (
+                httpx2.AsyncClient(auth=self._provider, timeout=REQUEST_TIMEOUT_SECONDS, transport=transport) as http,
+                http.stream("POST", self._config.url, json=_PROBE, headers=_PROBE_HEADERS) as response,
+            ):
+                is_refused = response.status_code in (401, 403)
+        except OAuthTokenError as error:
+            if any(code in str(error) for code in INVALID_CLIENT_ERRORS):
+                await self.delete_grant()
+            return "the authorization server did not give a token"
+        except OAuthRegistrationError:
+            return "the authorization server does not let clients register: give the entry an `oauth.client_id`"
+        except OAuthFlowError as error:
+            return f"the authorization failed ({str(error)[:200]})"
+        except (InsecureUrl, AuthorizationRefused) as error:
+            return str(error)
+        except (httpx2.HTTPError, ValidationError, ValueError) as error:
+            return f"the server or its authorization server cannot be used ({type(error).__name__})"
+        return "the server refuses the token that it was given" if is_refused else ""
+
+    async def delete_grant(self) -> None:
+        """Delete the grant with the client registration, so that the next sign-in registers again."""
+        async with self._grants.changing(*self._grant_key) as transaction:
+            transaction.grant = None
+
+    async def _show_page(self, url: str) -> None:
+        if not is_permitted_url(url, self._config.url):
+            raise InsecureUrl("the authorization server's page is not at an https:// address")
+        self._state = parse_qs(urlsplit(url).query).get("state", [""])[0]
+        await self._grants.await_callback(self.ticket, self._state)
+        if not self.page.done():
+            self.page.set_result(url)
+
+    async def _receive_answer(self) -> AuthorizationCodeResult:
+        answer = await self._wait_for_callback(self.ticket, self._state)
+        if error := answer.get("error"):
+            if error in INVALID_CLIENT_ERRORS:
+                await self.delete_grant()
+            raise AuthorizationRefused(f"the authorization server said {str(error)[:100]!r}")
+        return AuthorizationCodeResult(code=answer.get("code", ""), state=answer.get("state"), iss=answer.get("iss"))
+
+    # --- the SDK's TokenStorage
+
+    async def get_tokens(self) -> OAuthToken | None:
+        """The stored token, only if the flow shall extend its scope."""
+        if INSUFFICIENT_SCOPE not in (self.login.challenge or ""):
+            return None
+        grant = await self._grants.get(*self._grant_key)
+        if grant is None or grant.access_token is None:
+            return None
+        return OAuthToken(access_token=grant.access_token, token_type="Bearer", scope=grant.scope)  # noqa: S106
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        """Store the grant."""
+        context = self._provider.context
+        metadata = context.oauth_metadata
+        endpoint = str(metadata.token_endpoint) if metadata else urljoin(self._config.url, "/token")
+        assert context.client_info is not None
+        async with self._grants.changing(*self._grant_key) as transaction:
+            transaction.grant = Grant(
+                client=context.client_info.model_dump(mode="json", exclude_none=True),
+                access_token=tokens.access_token,
+                refresh_token=tokens.refresh_token,
+                expires_at=get_expiry(tokens),
+                scope=tokens.scope,
+                token_endpoint=endpoint,
+                resource=context.get_resource_url() if context.should_include_resource_param(_LEGACY_VERSION) else None,
+            )
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        """The client of the configuration, or the registered one, if that has the current callback address."""
+        redirect_uris = self._provider.context.client_metadata.redirect_uris
+        if (client := self._config.oauth) is not None:
+            secret = client.client_secret.get_secret_value() if client.client_secret else None
+            return OAuthClientInformationFull(
+                client_id=client.client_id,
+                client_secret=secret,
+                token_endpoint_auth_method="client_secret_basic" if secret else "none",
+                redirect_uris=redirect_uris,
+            )
+        grant = await self._grants.get(*self._grant_key)
+        info = OAuthClientInformationFull.model_validate(grant.client) if grant and grant.client else None
+        registered_uris = [str(uri) for uri in (info.redirect_uris or ())] if info else []
+        return info if registered_uris == [str(uri) for uri in redirect_uris or ()] else None
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        """Store the client registration."""
+        client = client_info.model_dump(mode="json", exclude_none=True)
+        async with self._grants.changing(*self._grant_key) as transaction:
+            transaction.grant = Grant(client=client)
