@@ -121,10 +121,6 @@ class RecordingTurn(TurnContext):
         return self.log.turn_id
 
     @property
-    def is_backlogged(self) -> bool:
-        return False
-
-    @property
     def events(self) -> list[Event]:
         return [entry.event for entry in self.log.entries]
 

@@ -60,14 +60,9 @@ class TurnContext(EventEmitter):
     def opened(self) -> None:
         """Record that the model has accepted the turn's first request."""
 
-    @property
-    @abstractmethod
-    def is_backlogged(self) -> bool:
-        """Whether more events wait for the database than may: then call `wait_for_capacity`."""
-
     @abstractmethod
     async def wait_for_capacity(self) -> None:
-        """Wait until more events can be taken."""
+        """Return when more events can be taken: at once, unless the journal is backlogged."""
 
     @abstractmethod
     async def reserve_budget(self, call: ModelCall) -> None:
@@ -262,6 +257,7 @@ class _StepEventSink(ModelSink):
         self._step = step
         self._turn = turn
         self._add_call = add_call
+        self.drain = turn.wait_for_capacity
 
     def opened(self) -> None:
         self._turn.opened()
@@ -296,10 +292,6 @@ class _StepEventSink(ModelSink):
 
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
         self._turn.wasted(usage, cost_usd)
-
-    async def drain(self) -> None:
-        if self._turn.is_backlogged:
-            await self._turn.wait_for_capacity()
 
 
 def _completed(step: int, answer: ModelAnswer) -> StepCompleted:

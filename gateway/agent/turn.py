@@ -132,12 +132,9 @@ class ActiveTurn(TurnContext, TurnSpending):
     async def durable(self) -> None:
         await self.journal.flush(self.log)
 
-    @property
-    def is_backlogged(self) -> bool:
-        return self.journal.is_backlogged
-
     async def wait_for_capacity(self) -> None:
-        await self.journal.wait_for_capacity()
+        if self.journal.is_backlogged:
+            await self.journal.wait_for_capacity()
 
     def opened(self) -> None:
         if not self._opened.is_set():

@@ -7,7 +7,7 @@ leaves a model alone that does not work. Whatever it does of that, the sink is t
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -227,6 +227,7 @@ class _Watch(ModelSink):
 
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
         self.sink = sink
+        self.drain = sink.drain
         self._clients = {tool.name for tool in tools if tool.client}
         self._schemas = {tool.name: tool.input_schema for tool in tools}
         self.spent = Usage()
@@ -259,9 +260,6 @@ class _Watch(ModelSink):
         unread = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
         if self._answering or unread:
             self.spent = self.spent + call.guess(self._written + unread)
-
-    def drain(self) -> Awaitable[None]:
-        return self.sink.drain()
 
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
         self.sink.wasted(usage, cost_usd)

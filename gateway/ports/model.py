@@ -1,7 +1,7 @@
 """What the agent loop asks of a model, whatever server it runs on."""
 
 from abc import abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -47,7 +47,10 @@ class ModelAnswer(msgspec.Struct, frozen=True):
 
 
 class ModelSink(Protocol):
-    """Takes the model's output as it arrives: at most one text a read of the socket, in order."""
+    """Receives the model's output as it arrives: at most one text for each read of the socket, in order."""
+
+    drain: Callable[[], Awaitable[None]]
+    """Waits until more output can be taken. Called once for each read; a sink around another one uses the other's."""
 
     @abstractmethod
     def opened(self) -> None:
@@ -77,11 +80,6 @@ class ModelSink(Protocol):
     @abstractmethod
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
         """The call has failed or was cancelled, and has used this up all the same."""
-        ...
-
-    @abstractmethod
-    def drain(self) -> Awaitable[None]:
-        """Wait until more output can be taken. Called once a read."""
         ...
 
 
