@@ -107,7 +107,7 @@ async def test_turn_of_a_dead_worker_is_said_to_be_lost(
 async def test_it_cannot_begin_a_conversation_but_may_read_one(gateway: Gateway, db: asyncpg.Connection) -> None:
     refused = await gateway.chat("Hello", store=False, conversation_id="new")
     assert refused.status == 422
-    assert "cannot begin a conversation" in refused.body["error"]["message"]
+    assert "cannot start a conversation" in refused.body["error"]["message"]
     begun = await gateway.chat("My dog is called Bello.", conversation_id="new")
     conversation_id = begun.body["conversation_id"]
     await gateway.chat("Hello again", store=False, conversation_id=conversation_id)
