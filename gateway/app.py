@@ -37,10 +37,10 @@ from gateway.common.redaction import Redactor, load_rules
 from gateway.config import ConfigError, Settings
 from gateway.domain.messages import BusMessage
 from gateway.llm.catalog import Catalog
-from gateway.llm.client import SdkModel
+from gateway.llm.client import OpenAICompatibleModel
 from gateway.llm.rate_limit.limiter import Limiter, SharedLimits
 from gateway.llm.recording import Recorder
-from gateway.llm.resilient import Persistence, SteadyModel
+from gateway.llm.resilient import ResilientModel, RetryPolicy
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile, load_servers
 from gateway.mcp_client.toolbox import McpToolbox
@@ -152,7 +152,7 @@ class Store:
 class Llm:
     """The model server and the catalog of its models."""
 
-    model: SteadyModel
+    model: ResilientModel
     catalog: Catalog
 
 
@@ -242,10 +242,10 @@ async def build_store(settings: Settings, worker_id: UUID, tasks: TaskRegistry) 
 async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[Llm]:
     """Connect to the model server and keep its catalog fresh."""
     upstream, catalog = _upstream(settings)
-    policy = Persistence(
-        retries=settings.model_retries, delay=settings.model_retry_delay, patience=settings.model_retry_max_wait
+    policy = RetryPolicy(
+        retries=settings.model_retries, delay=settings.model_retry_delay, max_wait=settings.model_retry_max_wait
     )
-    model = SteadyModel(upstream, catalog, fallbacks=settings.model_fallbacks, how=policy)
+    model = ResilientModel(upstream, catalog, fallbacks=settings.model_fallbacks, policy=policy)
     refresh = SupervisedTask("model catalog", partial(upstream.refresh_catalog_periodically, catalog))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(upstream.close)
@@ -366,7 +366,7 @@ def _resume_after_sign_in(toolbox: McpToolbox, inputs: InputStore, bus: Postgres
     service.on_change = on_change
 
 
-def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
+def _upstream(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
     """The client of the model server, and the catalog of its models."""
     secret = settings.groq_api_key or settings.openai_api_key
     assert secret is not None
@@ -380,26 +380,26 @@ def _upstream(settings: Settings) -> tuple[SdkModel, Catalog]:
     idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
     recorder = Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None
     if settings.groq_api_key is not None:
-        from gateway.llm.providers.groq import groq_model
+        from gateway.llm.providers.groq import create_groq_model
 
-        model = groq_model(
+        model = create_groq_model(
             api_key=key,
             base_url=settings.groq_base_url,
             idle_timeout=idle,
             limiter=limiter,
-            queue=queue,
+            queue_seconds=queue,
             recorder=recorder,
         )
         return model, Catalog(aliases=settings.model_aliases)
-    from gateway.llm.providers.openai import OPENAI, openai_model
+    from gateway.llm.providers.openai import OPENAI_BASE_URL, create_openai_model
 
-    official = settings.openai_base_url == OPENAI
-    model = openai_model(
+    official = settings.openai_base_url == OPENAI_BASE_URL
+    model = create_openai_model(
         api_key=key,
         base_url=settings.openai_base_url,
         idle_timeout=idle,
         limiter=limiter,
-        queue=queue,
+        queue_seconds=queue,
         recorder=recorder,
     )
     not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()

@@ -149,5 +149,5 @@ class _RemainingBudget:
 
 def _at_most(call: ModelCall, model: ModelInfo) -> tuple[int, float]:
     """Tokens and USD: the prompt's, about, and as many as the model may write."""
-    prompt, answer = call.about_tokens(), call.parameters.max_tokens or model.max_output_tokens
-    return prompt + answer, model.cost(Usage(prompt, answer, prompt + answer)) or 0.0
+    prompt, answer = call.estimate_tokens(), call.parameters.max_tokens or model.max_output_tokens
+    return prompt + answer, model.calculate_cost(Usage(prompt, answer, prompt + answer)) or 0.0

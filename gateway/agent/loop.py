@@ -153,7 +153,7 @@ class AgentLoop:
         if transcript.waits and any(kept.answer and transcript.asks(str(kept.id)) for kept in turn.inputs):
             turn.emit(TurnResumed())
         if (half := transcript.half_step()) is not None:
-            used = self._call(conversation, turn, half).guess(transcript.written(half))
+            used = self._call(conversation, turn, half).estimate_usage(transcript.written(half))
             cost = turn.cost(used)
             turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=cost))
         if (last := transcript.last_step()) is None:

@@ -159,7 +159,7 @@ class Runner:
         model, warnings = self._models.resolve(request.model)
         if not principal.may_ask(model.id):
             raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
-        parameters, dropped = self._models.fit(request.parameters, model, drop=request.drop_unsupported)
+        parameters, dropped = self._models.adapt_parameters(request.parameters, model, drop=request.drop_unsupported)
         request = msgspec.structs.replace(request, parameters=parameters)
         if request.response_format is not None:
             OutputSchema(request.response_format)

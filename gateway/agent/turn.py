@@ -118,7 +118,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.transcript.spend(usage, cost_usd)
 
     def cost(self, usage: Usage) -> float | None:
-        return self.model.cost(usage)
+        return self.model.calculate_cost(usage)
 
     def emit(self, event: Event) -> None:
         """Number the event, apply it to the transcript, and write it; deltas with the next flush."""

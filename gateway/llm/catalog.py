@@ -9,7 +9,7 @@ from gateway.domain.errors import ModelNotFound, UnsupportedParameter
 from gateway.domain.messages import JsonObject, Parameters
 from gateway.ports.model import ModelInfo, Models
 
-_LEVELS = ("low", "medium", "high")
+_REASONING_LEVELS = ("low", "medium", "high")
 _PENALTIES = ("top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")
 _NO_REASONING = (*_PENALTIES, "reasoning_effort", "reasoning_format", "include_reasoning")
 _OSS = (*_PENALTIES, "reasoning_format")
@@ -17,28 +17,30 @@ _WINDOW, _OUTPUT = 131_072, 65_536
 _UNKNOWN_WINDOW, _UNKNOWN_OUTPUT = 131_072, 16_384
 
 
-def _model(name: str, status: str, owner: str, most: int, prices: tuple[float | None, ...], **more: Any) -> ModelInfo:
+def _describe_model(
+    name: str, status: str, owner: str, most: int, prices: tuple[float | None, ...], **more: Any
+) -> ModelInfo:
     given = dict(zip(("price_in", "price_out", "price_cached"), prices, strict=True))
     return ModelInfo(name, _WINDOW, most, status, owner, **given, **more)  # type: ignore[arg-type]
 
 
 _GPT: JsonObject = {
-    "reasoning_efforts": _LEVELS, "parallel_calls": False, "strict_schema": True, "not_taken": _OSS,
+    "reasoning_efforts": _REASONING_LEVELS, "parallel_calls": False, "strict_schema": True, "not_taken": _OSS,
 }  # fmt: skip
-_NONE = (None, None, None)
+_NO_PRICES = (None, None, None)
 GROQ: tuple[ModelInfo, ...] = (
-    _model("openai/gpt-oss-120b", "production", "OpenAI", _OUTPUT, (0.15, 0.60, 0.075), **_GPT),
-    _model("openai/gpt-oss-20b", "production", "OpenAI", _OUTPUT, (0.075, 0.30, 0.0375), **_GPT),
-    _model(
+    _describe_model("openai/gpt-oss-120b", "production", "OpenAI", _OUTPUT, (0.15, 0.60, 0.075), **_GPT),
+    _describe_model("openai/gpt-oss-20b", "production", "OpenAI", _OUTPUT, (0.075, 0.30, 0.0375), **_GPT),
+    _describe_model(
         "qwen/qwen3.8-27b", "preview", "Alibaba Cloud", 16_384, (0.80, 4.00, 0.40),
         reasoning_efforts=("none", "default"), strict_schema=True, not_taken=_PENALTIES,
     ),
-    _model(
+    _describe_model(
         "openai/gpt-oss-safeguard-20b", "preview", "OpenAI", _OUTPUT, (0.075, 0.30, None),
         **{**_GPT, "strict_schema": False},
     ),
-    _model("groq/compound", "system", "Groq", 8_192, _NONE, tools=False, not_taken=_NO_REASONING),
-    _model("groq/compound-mini", "system", "Groq", 8_192, _NONE, tools=False, not_taken=_NO_REASONING),
+    _describe_model("groq/compound", "system", "Groq", 8_192, _NO_PRICES, tools=False, not_taken=_NO_REASONING),
+    _describe_model("groq/compound-mini", "system", "Groq", 8_192, _NO_PRICES, tools=False, not_taken=_NO_REASONING),
 )  # fmt: skip
 
 RETIRED: Mapping[str, str] = {
@@ -55,15 +57,20 @@ RETIRED: Mapping[str, str] = {
 }
 
 # The value that stands for having none: clients send such by default.
-_NEUTRAL: Mapping[str, float] = {"top_k": 0, "repetition_penalty": 1, "frequency_penalty": 0, "presence_penalty": 0}
+_NO_OP_VALUES: Mapping[str, float] = {
+    "top_k": 0,
+    "repetition_penalty": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+}
 _RANGES: Mapping[str, tuple[float, float]] = {
     "temperature": (0, 2), "top_p": (0, 1), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2),
 }  # fmt: skip
-_MOST_STOPS = 4
-_FORMATS = ("parsed", "raw", "hidden")
+_MAX_STOPS = 4
+_REASONING_FORMATS = ("parsed", "raw", "hidden")
 
 
-class _Listed(msgspec.Struct):
+class _ListedModel(msgspec.Struct):
     """A model as its server lists it."""
 
     id: str
@@ -89,41 +96,41 @@ class Catalog(Models):
         self._open_ended = open_ended
         self._not_taken = not_taken
 
-    def update(self, listed: list[JsonObject]) -> None:
+    def update_models(self, listed: list[JsonObject]) -> None:
         """Take over the server's own list, as far as it goes beyond or against what is known. Entries that are none
         are passed over."""
         for entry in listed:
             try:
-                model = msgspec.convert(entry, _Listed, strict=False)
+                model = msgspec.convert(entry, _ListedModel, strict=False)
             except msgspec.ValidationError:
                 continue
             if model.active is not False:
-                self._models[model.id] = self._merged(self._models.get(model.id), model)
+                self._models[model.id] = self._merge_model(self._models.get(model.id), model)
 
-    def _merged(self, known: ModelInfo | None, listed: _Listed) -> ModelInfo:
+    def _merge_model(self, known: ModelInfo | None, listed: _ListedModel) -> ModelInfo:
         window = listed.context_window or listed.max_model_len
         window = window or (known.context_window if known else _UNKNOWN_WINDOW)
         most = listed.max_completion_tokens
         most = most or (known.max_output_tokens if known else min(window, _UNKNOWN_OUTPUT))
-        base = known or self._unknown(listed.id, owned_by=listed.owned_by)
+        base = known or self._describe_unknown(listed.id, owned_by=listed.owned_by)
         return msgspec.structs.replace(base, context_window=window, max_output_tokens=most)
 
-    def _unknown(self, model: str, owned_by: str | None = None) -> ModelInfo:
+    def _describe_unknown(self, model: str, owned_by: str | None = None) -> ModelInfo:
         return ModelInfo(model, _UNKNOWN_WINDOW, _UNKNOWN_OUTPUT, owned_by=owned_by, not_taken=self._not_taken)
 
     def all(self) -> list[ModelInfo]:
         return list(self._models.values())
 
-    def known(self, model: str) -> ModelInfo:
+    def get_model_info(self, model: str) -> ModelInfo:
         """What is known of a model; of one that nobody lists, what holds for most."""
-        return self._models.get(model) or self._unknown(model)
+        return self._models.get(model) or self._describe_unknown(model)
 
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
         """See `Models.resolve`. An id that the server lists is never an alias."""
         if (found := self._models.get(model)) is not None:
             return found, ()
         if self._open_ended and not self._models:
-            return self._unknown(model), ()
+            return self._describe_unknown(model), ()
         successor = RETIRED.get(model)
         if successor is None or self._open_ended:
             offered = ", ".join(self._models)
@@ -132,18 +139,20 @@ class Catalog(Models):
             raise ModelNotFound(f"The model {model!r} is retired. Its successor is {successor!r}.", param="model")
         return self._models[successor], (f"The model {model!r} is retired: {successor!r} answers in its place.",)
 
-    def fit(self, parameters: Parameters, model: ModelInfo, *, drop: bool) -> tuple[Parameters, tuple[str, ...]]:
-        """See `Models.fit`. A value that changes nothing is left out silently."""
+    def adapt_parameters(
+        self, parameters: Parameters, model: ModelInfo, *, drop: bool
+    ) -> tuple[Parameters, tuple[str, ...]]:
+        """See `Models.adapt_parameters`. A value that changes nothing is left out silently."""
         warnings: list[str] = []
         left_out: dict[str, None] = {}
         for name in parameters.__struct_fields__:
             value = getattr(parameters, name)
             if value is None:
                 continue
-            if name in model.not_taken and value == _NEUTRAL.get(name):
+            if name in model.not_taken and value == _NO_OP_VALUES.get(name):
                 left_out[name] = None
                 continue
-            allowed = _allowed(name, value, parameters, model)
+            allowed = _describe_allowed(name, value, parameters, model)
             if allowed is None:
                 continue
             if not drop:
@@ -156,7 +165,7 @@ class Catalog(Models):
         return msgspec.structs.replace(parameters, **left_out), tuple(warnings)
 
 
-def _allowed(name: str, value: Any, parameters: Parameters, model: ModelInfo) -> str | None:
+def _describe_allowed(name: str, value: Any, parameters: Parameters, model: ModelInfo) -> str | None:
     """What would be right in place of this value; None: it is."""
     if name in model.not_taken:
         return "leave it out"
@@ -167,12 +176,12 @@ def _allowed(name: str, value: Any, parameters: Parameters, model: ModelInfo) ->
         case "max_tokens":
             return None if 1 <= value <= model.max_output_tokens else f"it must be from 1 to {model.max_output_tokens}"
         case "stop":
-            return None if len(value) <= _MOST_STOPS else f"there may be at most {_MOST_STOPS}"
+            return None if len(value) <= _MAX_STOPS else f"there may be at most {_MAX_STOPS}"
         case "reasoning_effort":
             levels = model.reasoning_efforts
             return None if value in levels or not levels else f"it must be one of {', '.join(levels)}"
         case "reasoning_format":
-            return None if value in _FORMATS else f"it must be one of {', '.join(_FORMATS)}"
+            return None if value in _REASONING_FORMATS else f"it must be one of {', '.join(_REASONING_FORMATS)}"
         case "include_reasoning":
             return None if parameters.reasoning_format is None else "it excludes reasoning_format: send one of them"
         case _:

@@ -32,27 +32,27 @@ from gateway.domain.errors import (
 )
 from gateway.domain.messages import NOT_READABLE, JsonObject, Message
 from gateway.llm.catalog import Catalog
-from gateway.llm.rate_limit.limiter import Limiter, Slot
-from gateway.llm.rate_limit.token_bucket import seconds
+from gateway.llm.rate_limit.limiter import Limiter, RateLimitPermit
+from gateway.llm.rate_limit.token_bucket import parse_duration
 from gateway.llm.recording import Recorder
-from gateway.llm.stream import ChunkReader, UpstreamError, read_whole
+from gateway.llm.stream import ChunkReader, UpstreamError, read_whole_answer
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 
 log = get_logger(__name__)
 
-CONNECT_TIMEOUT = 5.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 _CATALOG_REFRESH_SECONDS = 3600.0
-MOST_CONNECTIONS, MOST_KEPT = 2_000, 200
-_LIKELY_ANSWER = 1_024
-_END_SECONDS = 0.2
+MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
+_EXPECTED_ANSWER_TOKENS = 1_024
+_CLOSE_WAIT_SECONDS = 0.2
 AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore
 """What there is comes in one piece, up to as much as aiohttp reads ahead: a piece is an event, a frame and a write."""
-certificates = lru_cache(maxsize=1)(httpx.create_ssl_context)
+get_ssl_context = lru_cache(maxsize=1)(httpx.create_ssl_context)
 """Whom to trust, read once: that takes longer than all else of making a client."""
 
-_UNSAID = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
-_UNSAID_OF_A_CALL = ("Retry-Count", "Read-Timeout")
-_READ = httpx.ByteStream(b"")
+_OMITTED_HEADERS = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
+_OMITTED_CALL_HEADERS = ("Retry-Count", "Read-Timeout")
+_EMPTY_STREAM = httpx.ByteStream(b"")
 """In place of a stream that has ended: it and its response hold each other, for the garbage collector to find."""
 
 
@@ -73,11 +73,11 @@ class _HttpClient(HttpxAiohttpClient):
         return self._none
 
 
-def http_client(recorder: Recorder | None) -> httpx.AsyncClient:
+def create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
     """What both SDKs send their requests with: httpx over aiohttp's connections."""
     client = _HttpClient(
-        limits=httpx.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_KEPT),
-        verify=certificates(),
+        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
+        verify=get_ssl_context(),
         event_hooks=recorder.hooks if recorder else None,
     )
     client.headers.clear()  # of httpx's own, which are copied for each call, the SDKs replace all but these
@@ -85,17 +85,17 @@ def http_client(recorder: Recorder | None) -> httpx.AsyncClient:
     return client
 
 
-def default_headers(sdk: Any) -> dict[str, Any]:
+def make_default_headers(sdk: Any) -> dict[str, Any]:
     """For a client of either SDK: without those by which it tells the model's server of this machine. They are nobody's
     business, and take a call a twentieth of its time."""
-    return _without(sdk, _UNSAID)
+    return _omit_headers(sdk, _OMITTED_HEADERS)
 
 
-def _without(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _omit_headers(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {f"X-Stainless-{name}": sdk.Omit() for name in names}
 
 
-class SdkModel(Model):
+class OpenAICompatibleModel(Model):
     """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
     the body of a call; the API is under `root` of the client's address; with `streams_forms`, answers in a form are
     streamed as any other. A call waits at most `queue` seconds for its place under the key's limits."""
@@ -108,26 +108,29 @@ class SdkModel(Model):
         *,
         root: str,
         key_setting: str,
-        streams_forms: bool = False,
+        streams_structured_output: bool = False,
         limiter: Limiter | None = None,
-        queue: float = 30.0,
+        queue_seconds: float = 30.0,
     ) -> None:
         self._client = client
         self._sdk = sdk
-        self._body = body
+        self._make_body = body
         # Whole and parsed: else each request would do that.
         root = str(client.base_url).rstrip("/") + root
         self._url = httpx.URL(f"{root}/chat/completions")
         self._models_url = httpx.URL(f"{root}/models")
         # What the SDK would make anew, or copy, for each call.
         self._options: dict[str, Any] = {
-            "headers": _without(sdk, _UNSAID_OF_A_CALL), "params": {}, "max_retries": 0, "timeout": client.timeout
-        }  # fmt: skip
+            "headers": _omit_headers(sdk, _OMITTED_CALL_HEADERS),
+            "params": {},
+            "max_retries": 0,
+            "timeout": client.timeout,
+        }
         self._stream_class = sdk.AsyncStream[Any]
         self._key_setting = key_setting
-        self._streams_forms = streams_forms
+        self._streams_structured_output = streams_structured_output
         self._limiter = limiter or Limiter()
-        self._queue = queue
+        self._queue_seconds = queue_seconds
 
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
         """See `Model.complete`.
@@ -135,47 +138,51 @@ class SdkModel(Model):
         Raises:
             UpstreamRateLimited: it would wait for too long.
         """
-        tokens = call.about_tokens() + min(call.parameters.max_tokens or _LIKELY_ANSWER, _LIKELY_ANSWER)
-        async with self._limiter.slot(call.model, tokens=tokens, user=call.user, deadline=self._queue) as slot:
-            whole = call.response_format is not None and not self._streams_forms
+        tokens = call.estimate_tokens() + min(
+            call.parameters.max_tokens or _EXPECTED_ANSWER_TOKENS, _EXPECTED_ANSWER_TOKENS
+        )
+        async with self._limiter.create_permit(
+            call.model, tokens=tokens, user=call.user, deadline=self._queue_seconds
+        ) as slot:
+            whole = call.response_format is not None and not self._streams_structured_output
             try:
-                answer = await (self._complete_form if whole else self._stream)(call, sink, slot)
+                answer = await (self._complete_structured if whole else self._complete_streaming)(call, sink, slot)
             except ModelRateLimited:
-                slot.answered({}, 429)
+                slot.on_response({}, 429)
                 raise
-            slot.used(answer.usage.total_tokens - answer.usage.cached_tokens)
+            slot.on_usage(answer.usage.total_tokens - answer.usage.cached_tokens)
             return answer
 
-    async def _stream(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
+    async def _complete_streaming(self, call: ModelCall, sink: ModelSink, slot: RateLimitPermit) -> ModelAnswer:
         reader = ChunkReader(sink)
-        async with self._translated(slot), aclosing(await self._send(call, stream=True)) as response:
-            slot.answered(response.headers, response.status_code)
+        async with self._translate_errors(slot), aclosing(await self._send_request(call, stream=True)) as response:
+            slot.on_response(response.headers, response.status_code)
             compressed = "content-encoding" in response.headers  # by a proxy that heeds no Accept-Encoding
             try:
                 async with asyncio.timeout(None) as end:
                     async for data in response.aiter_bytes() if compressed else response.aiter_raw():
-                        reader.feed(data)
+                        reader.feed_bytes(data)
                         await sink.drain()
-                        if reader.done and end.when() is None:  # some leave the connection open
-                            end.reschedule(asyncio.get_running_loop().time() + _END_SECONDS)
-                response.stream = _READ
+                        if reader.is_done and end.when() is None:  # some leave the connection open
+                            end.reschedule(asyncio.get_running_loop().time() + _CLOSE_WAIT_SECONDS)
+                response.stream = _EMPTY_STREAM
             except (TimeoutError, httpx.HTTPError, aiohttp.ClientError):
-                if not reader.complete:
+                if not reader.is_complete:
                     raise
-        return reader.answer()
+        return reader.finish_answer()
 
-    async def _complete_form(self, call: ModelCall, sink: ModelSink, slot: Slot) -> ModelAnswer:
+    async def _complete_structured(self, call: ModelCall, sink: ModelSink, slot: RateLimitPermit) -> ModelAnswer:
         """Groq does not stream answers in a form."""
-        async with self._translated(slot):
-            response = await self._send(call, stream=False)
-            slot.answered(response.headers, response.status_code)
-            return read_whole(response.content, sink)
+        async with self._translate_errors(slot):
+            response = await self._send_request(call, stream=False)
+            slot.on_response(response.headers, response.status_code)
+            return read_whole_answer(response.content, sink)
         raise AssertionError("unreachable")
 
-    async def _send(self, call: ModelCall, *, stream: bool) -> httpx.Response:
+    async def _send_request(self, call: ModelCall, *, stream: bool) -> httpx.Response:
         """Through the SDK's door for any request. `chat.completions.create` would walk through messages and tools with
         `typing` to rename fields, of which these have none: a sixth of what a turn with tools costs."""
-        body = self._body(call) | ({"stream": True} if stream else {})
+        body = self._make_body(call) | ({"stream": True} if stream else {})
         return await self._client.post(
             self._url,
             cast_to=httpx.Response,
@@ -199,7 +206,7 @@ class SdkModel(Model):
         Raises:
             ModelError: the server does not answer with it, or refuses the key.
         """
-        async with self._translated():
+        async with self._translate_errors():
             # Through the same door: `client.models` imports all that the SDK can ask, 14 MB of OpenAI's.
             options = self._options | {"timeout": timeout}
             response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
@@ -222,33 +229,35 @@ class SdkModel(Model):
         except GatewayError as error:
             log.warning("models_not_listed", code=error.code)
             return
-        catalog.update(listed)
+        catalog.update_models(listed)
 
     async def close(self) -> None:
         await self._client.close()
         await self._limiter.close()
 
     @asynccontextmanager
-    async def _translated(self, slot: Slot | None = None) -> AsyncGenerator[None]:
+    async def _translate_errors(self, permit: RateLimitPermit | None = None) -> AsyncGenerator[None]:
         """Whatever the SDK and the two HTTP stacks beneath it raise, as ours."""
         sdk = self._sdk
         try:
             yield
         except sdk.APIStatusError as error:
-            if slot is not None:
-                slot.answered(error.response.headers, error.status_code)
-            raise self._status_error(error) from error
+            if permit is not None:
+                permit.on_response(error.response.headers, error.status_code)
+            raise self._make_status_error(error) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
-            raise ModelUnavailable("The model's server did not answer in time." if _late(error) else None) from error
+            raise ModelUnavailable(
+                "The model's server did not answer in time." if _is_timeout(error) else None
+            ) from error
         except sdk.APIConnectionError as error:
             raise ModelUnavailable from error
         except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
             raise ModelStreamBroken from error
 
-    def _status_error(self, error: Any) -> GatewayError:
+    def _make_status_error(self, error: Any) -> GatewayError:
         """An HTTP status, as ours. Its message is shown only where it tells callers what to change."""
-        status, detail = int(error.status_code), _detail(error)
-        wait = seconds(error.response.headers.get("retry-after"))
+        status, detail = int(error.status_code), _parse_error_detail(error)
+        wait = parse_duration(error.response.headers.get("retry-after"))
         log.warning("model_refused", status=status, code=detail.code)
         if status in (401, 403):
             return ModelKeyRefused(
@@ -274,10 +283,10 @@ class SdkModel(Model):
         return ModelError()
 
 
-def chat_body(call: ModelCall) -> dict[str, Any]:
+def make_chat_body(call: ModelCall) -> dict[str, Any]:
     """What the servers of this wire format have in common. The same call gives the same bytes: the prompt cache lives
     on it."""
-    body: dict[str, Any] = {"model": call.model, "messages": [message_body(message) for message in call.messages]}
+    body: dict[str, Any] = {"model": call.model, "messages": [make_message_body(message) for message in call.messages]}
     if call.tools:
         body["tools"] = [tool.function for tool in call.tools]
         if call.tool_choice is not None:
@@ -288,7 +297,7 @@ def chat_body(call: ModelCall) -> dict[str, Any]:
     return body | parameters
 
 
-def message_body(message: Message) -> JsonObject:
+def make_message_body(message: Message) -> JsonObject:
     """The fields that Groq knows of a message: it refuses any other, and a null where it wants none."""
     body: JsonObject = {"role": message.role, "content": message.content}
     if message.tool_calls:
@@ -303,14 +312,14 @@ def message_body(message: Message) -> JsonObject:
     return body
 
 
-def _late(error: BaseException) -> bool:
+def _is_timeout(error: BaseException) -> bool:
     """Whether it is what it says: httpx-aiohttp calls it a timeout as well when a server hangs up."""
     while error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, TimeoutError)
 
 
-def _detail(error: Any) -> UpstreamError:
+def _parse_error_detail(error: Any) -> UpstreamError:
     """The error object, in whichever of its shapes a server of this wire format sends it."""
     body: Any = error.body
     if isinstance(body, list) and body:

@@ -28,18 +28,18 @@ _SECRETS = re.compile(
     rb"|(?<![A-Z0-9])AKIA[A-Z0-9]{16}|xox[abprs]-[A-Za-z0-9-]{10,}"
 )
 _HEADERS = re.compile(r"content-type|content-encoding|retry-after|x-request-id|x-ratelimit-[a-z-]+")
-_SHORTEST_KEY, _PIECE = 12, 6
-_MOST_BYTES = 8 * 1024 * 1024
+_MIN_KEY_LENGTH, _FRAGMENT_LENGTH = 12, 6
+_MAX_RECORDED_BYTES = 8 * 1024 * 1024
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-class Piece(msgspec.Struct, frozen=True):
+class RecordedChunk(msgspec.Struct, frozen=True):
     """Bytes that are no text: where a piece begins or ends inside a character."""
 
     base64: str
 
 
-class Exchange(msgspec.Struct, frozen=True):
+class RecordedExchange(msgspec.Struct, frozen=True):
     """One of them. `end`: the answer was `complete`, `broken` off, went `silent`, or its reader had `left`."""
 
     at: str
@@ -47,7 +47,7 @@ class Exchange(msgspec.Struct, frozen=True):
     request: JsonObject
     status: int
     headers: dict[str, str]
-    pieces: list[str | Piece]
+    pieces: list[str | RecordedChunk]
     end: Literal["complete", "broken", "silent", "left"]
 
     @property
@@ -59,32 +59,32 @@ class Exchange(msgspec.Struct, frozen=True):
 class Recorder:
     """Writes exchanges into a directory, of which it keeps the newest. `key` is the gateway's own at the server."""
 
-    def __init__(self, directory: Path, *, key: str = "", most: int = 1_000) -> None:
+    def __init__(self, directory: Path, *, key: str = "", max_files: int = 1_000) -> None:
         self._directory = directory
-        self._most = most
-        self._key = key.encode() if len(key) >= _SHORTEST_KEY else None
+        self._max_files = max_files
+        self._key = key.encode() if len(key) >= _MIN_KEY_LENGTH else None
 
     @property
     def hooks(self) -> dict[str, list[Callable[..., Any]]]:
         """`event_hooks` of an httpx client."""
-        return {"response": [self._record]}
+        return {"response": [self._record_response]}
 
-    async def _record(self, response: httpx.Response) -> None:
+    async def _record_response(self, response: httpx.Response) -> None:
         request = response.request
         if request.method == "POST" and isinstance(response.stream, httpx.AsyncByteStream):
-            response.stream = _Recorded(response, response.stream, self._write)
+            response.stream = _RecordingStream(response, response.stream, self._write_exchange)
 
-    def _write(self, response: httpx.Response, chunks: list[bytes], end: Any) -> None:
+    def _write_exchange(self, response: httpx.Response, chunks: list[bytes], end: Any) -> None:
         """A disk that is full must not end a turn."""
         body = response.request.content
-        secrets = _secrets(body) | ({self._key} if self._key else set[bytes]())
-        exchange = Exchange(
+        secrets = _find_secrets(body) | ({self._key} if self._key else set[bytes]())
+        exchange = RecordedExchange(
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
             path=response.request.url.path,
-            request=msgspec.json.decode(masked(body, secrets)),
+            request=msgspec.json.decode(mask_secrets(body, secrets)),
             status=response.status_code,
             headers={name: value for name, value in response.headers.items() if _HEADERS.fullmatch(name)},
-            pieces=[_piece(chunk) for chunk in _masked_chunks(chunks, secrets)],
+            pieces=[_encode_chunk(chunk) for chunk in _mask_chunks(chunks, secrets)],
             end=end,
         )
         file = self._directory / f"{uuid_utils.uuid7()}.json"
@@ -92,13 +92,13 @@ class Recorder:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             file.touch(mode=0o600)
             file.write_bytes(msgspec.json.format(msgspec.json.encode(exchange)))
-            for old in sorted(self._directory.glob("*.json"))[: -self._most]:
+            for old in sorted(self._directory.glob("*.json"))[: -self._max_files]:
                 old.unlink(missing_ok=True)
         except OSError as error:
             log.warning("exchange_not_recorded", error=type(error).__name__)
 
 
-class _Recorded(httpx.AsyncByteStream):
+class _RecordingStream(httpx.AsyncByteStream):
     """An answer's body on its way to its reader."""
 
     def __init__(
@@ -111,15 +111,15 @@ class _Recorded(httpx.AsyncByteStream):
         self._inner = inner
         self._write = write
         self._chunks: list[bytes] = []
-        self._room = _MOST_BYTES
+        self._remaining_bytes = _MAX_RECORDED_BYTES
         self._end = "left"
         self._written = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._inner:
-                self._room -= len(chunk)
-                if self._room >= 0:
+                self._remaining_bytes -= len(chunk)
+                if self._remaining_bytes >= 0:
                     self._chunks.append(chunk)
                 yield chunk
             self._end = "complete"
@@ -134,7 +134,7 @@ class _Recorded(httpx.AsyncByteStream):
         try:
             await self._inner.aclose()
         finally:
-            if not self._written and self._room >= 0:
+            if not self._written and self._remaining_bytes >= 0:
                 self._written = True
                 self._write(self._response, self._chunks, self._end)
 
@@ -144,51 +144,51 @@ class Recordings:
     then from the first again."""
 
     def __init__(self, directory: Path) -> None:
-        self._known: dict[bytes, deque[Exchange]] = {}
+        self._known: dict[bytes, deque[RecordedExchange]] = {}
         for file in sorted(directory.glob("*.json")):
             try:
-                exchange = msgspec.json.decode(file.read_bytes(), type=Exchange)
+                exchange = msgspec.json.decode(file.read_bytes(), type=RecordedExchange)
             except msgspec.DecodeError as error:
                 log.warning("recording_unreadable", file=file.name, error=str(error))
                 continue
-            self._known.setdefault(_same(exchange.request), deque()).append(exchange)
+            self._known.setdefault(_normalize_request(exchange.request), deque()).append(exchange)
 
-    def take(self, body: bytes) -> Exchange | None:
+    def take_response(self, body: bytes) -> RecordedExchange | None:
         """The next answer to a request, if there is one."""
         try:
-            request = msgspec.json.decode(masked(body, _secrets(body)), type=JsonObject)
+            request = msgspec.json.decode(mask_secrets(body, _find_secrets(body)), type=JsonObject)
         except msgspec.DecodeError:
             return None
-        if (known := self._known.get(_same(request))) is None:
+        if (known := self._known.get(_normalize_request(request))) is None:
             return None
         known.rotate(-1)
         return known[-1]
 
 
-def _secrets(data: bytes) -> set[bytes]:
+def _find_secrets(data: bytes) -> set[bytes]:
     """What looks like a key."""
     return {match[0] for match in _SECRETS.finditer(data)}
 
 
-def masked(data: bytes, secrets: Iterable[bytes]) -> bytes:
+def mask_secrets(data: bytes, secrets: Iterable[bytes]) -> bytes:
     """The same, as long, without the secrets."""
     for secret in sorted(secrets, key=len, reverse=True):
         data = data.replace(secret, b"*" * len(secret))
     return data
 
 
-def _masked_chunks(chunks: list[bytes], secrets: set[bytes]) -> list[bytes]:
+def _mask_chunks(chunks: list[bytes], secrets: set[bytes]) -> list[bytes]:
     """Chunks of the same lengths without secrets, their own ones or those of the request, of which they may hold parts:
     a model says a long word in several deltas."""
     whole = b"".join(chunks)
-    known = {secret for secret in secrets if any(part in whole for part in _parts(secret))}
-    whole = masked(whole, _secrets(whole) | known)
+    known = {secret for secret in secrets if any(part in whole for part in _list_fragments(secret))}
+    whole = mask_secrets(whole, _find_secrets(whole) | known)
     if known:
-        parts = {part for secret in known for part in _parts(secret)}
+        parts = {part for secret in known for part in _list_fragments(secret)}
         hidden = bytearray(whole)
-        for at in range(len(whole) - _PIECE + 1):
-            if whole[at : at + _PIECE] in parts:
-                hidden[at : at + _PIECE] = b"*" * _PIECE
+        for at in range(len(whole) - _FRAGMENT_LENGTH + 1):
+            if whole[at : at + _FRAGMENT_LENGTH] in parts:
+                hidden[at : at + _FRAGMENT_LENGTH] = b"*" * _FRAGMENT_LENGTH
         whole = bytes(hidden)
     ends = [0]
     for chunk in chunks:
@@ -196,18 +196,18 @@ def _masked_chunks(chunks: list[bytes], secrets: set[bytes]) -> list[bytes]:
     return [whole[start:end] for start, end in pairwise(ends)]
 
 
-def _parts(secret: bytes) -> set[bytes]:
-    return {secret[at : at + _PIECE] for at in range(len(secret) - _PIECE + 1)}
+def _list_fragments(secret: bytes) -> set[bytes]:
+    return {secret[at : at + _FRAGMENT_LENGTH] for at in range(len(secret) - _FRAGMENT_LENGTH + 1)}
 
 
-def _piece(chunk: bytes) -> str | Piece:
+def _encode_chunk(chunk: bytes) -> str | RecordedChunk:
     try:
         return chunk.decode()
     except UnicodeDecodeError:
-        return Piece(base64.b64encode(chunk).decode())
+        return RecordedChunk(base64.b64encode(chunk).decode())
 
 
-def _same(request: JsonObject) -> bytes:
+def _normalize_request(request: JsonObject) -> bytes:
     """What is the same for requests that differ only in the order of fields and the random names of calls."""
     names: dict[str, str] = {}
     messages: list[JsonObject] = []

@@ -22,17 +22,17 @@ from gateway.domain.errors import (
 )
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, allowed
 from gateway.llm.catalog import Catalog
-from gateway.llm.tool_repair.prompted_tools import WrittenCalls, with_tools_in_prompt
-from gateway.llm.tool_repair.repair import Unrepairable, calls_in, repair
+from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
+from gateway.llm.tool_repair.repair import UnrepairableCall, extract_calls, repair_call
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 
 log = get_logger(__name__)
 
-_MOST_WRITTEN = 4_000
+_MAX_FEEDBACK_CHARS = 4_000
 _FEEDBACK = "Your tool call could not be made: {0} Make it again, correctly, or answer without it."
 
 
-class Persistence(msgspec.Struct, frozen=True):
+class RetryPolicy(msgspec.Struct, frozen=True):
     """How often to ask again (`retries` after failures, `repairs` after unusable calls), and how long to wait for it:
     `delay` doubles, `patience` is the longest. A model that failed `failures` times in a row is left alone for `rest`.
     """
@@ -40,25 +40,25 @@ class Persistence(msgspec.Struct, frozen=True):
     retries: int = 2
     repairs: int = 2
     delay: float = 0.5
-    patience: float = 10.0
-    failures: int = 5
-    rest: float = 10.0
-    longest_rest: float = 120.0
+    max_wait: float = 10.0
+    failure_threshold: int = 5
+    rest_seconds: float = 10.0
+    max_rest_seconds: float = 120.0
 
 
-class Breaker:
+class CircuitBreaker:
     """Whether a model is worth asking. After its rest, one call may try; that decides."""
 
-    def __init__(self, how: Persistence, now: Callable[[], float]) -> None:
-        self._how = how
+    def __init__(self, policy: RetryPolicy, now: Callable[[], float]) -> None:
+        self._policy = policy
         self._now = now
         self._failures = 0
-        self._rest = how.rest
+        self._rest = policy.rest_seconds
         self._open_until = 0.0
 
-    def wait(self) -> float:
+    def check_wait(self) -> float:
         """Seconds to leave it alone; 0: ask. Whoever is let through after a rest is the only one for as long again."""
-        if self._failures < self._how.failures:
+        if self._failures < self._policy.failure_threshold:
             return 0.0
         left = self._open_until - self._now()
         if left <= 0:
@@ -66,18 +66,18 @@ class Breaker:
             return 0.0
         return left
 
-    def worked(self) -> None:
-        self._failures, self._rest = 0, self._how.rest
+    def record_success(self) -> None:
+        self._failures, self._rest = 0, self._policy.rest_seconds
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
         self._failures += 1
-        if self._failures > self._how.failures:
-            self._rest = min(self._rest * 2, self._how.longest_rest)
-        if self._failures >= self._how.failures:
+        if self._failures > self._policy.failure_threshold:
+            self._rest = min(self._rest * 2, self._policy.max_rest_seconds)
+        if self._failures >= self._policy.failure_threshold:
             self._open_until = self._now() + self._rest
 
 
-class SteadyModel(Model):
+class ResilientModel(Model):
     """See `Model`. `fallbacks` are asked in their order where the model that was asked for does not work."""
 
     def __init__(
@@ -86,15 +86,15 @@ class SteadyModel(Model):
         catalog: Catalog,
         *,
         fallbacks: tuple[str, ...] = (),
-        how: Persistence | None = None,
+        policy: RetryPolicy | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
         self._catalog = catalog
         self._fallbacks = fallbacks
-        self._how = how or Persistence()
+        self._policy = policy or RetryPolicy()
         self._now = now
-        self._breakers: dict[str, Breaker] = {}
+        self._breakers: dict[str, CircuitBreaker] = {}
 
     async def check(self) -> str | None:
         """See `Model.check`."""
@@ -106,94 +106,96 @@ class SteadyModel(Model):
         Raises:
             PromptTooLong: the prompt cannot fit the model's window.
         """
-        self._check_fits(call)
+        self._check_context_window(call)
         others = (model for model in self._fallbacks if allowed(model, call.allowed))
         models = list(dict.fromkeys((call.model, *others)))
         for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
-            watch = _Watch(sink, call.tools)
+            watch = _AttemptSink(sink, call.tools)
             try:
-                return await self._paid(msgspec.structs.replace(call, model=model), watch)
+                return await self._complete_with_accounting(msgspec.structs.replace(call, model=model), watch)
             except ModelError as error:
-                if other is None or watch.spoke or not _may_work_elsewhere(error):
+                if other is None or watch.has_output or not _is_worth_fallback(error):
                     raise
                 log.warning("model_fallback", model=model, other=other, code=error.code)
-                sink.retry(error.code, number, discard=watch.thought, model=other)
+                sink.retry(error.code, number, discard=watch.has_reasoning, model=other)
         raise AssertionError("unreachable")
 
-    async def _paid(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+    async def _complete_with_accounting(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
         """The answer with all that it took; what came to nothing is told, too."""
-        cost = self._catalog.known(call.model).cost
+        cost = self._catalog.get_model_info(call.model).calculate_cost
         try:
-            answer = await self._ask(call, watch)
+            answer = await self._complete_with_retries(call, watch)
         except BaseException:
-            if watch.spent.total_tokens:
-                watch.sink.wasted(watch.spent, cost(watch.spent))
+            if watch.usage.total_tokens:
+                watch.sink.wasted(watch.usage, cost(watch.usage))
             raise
-        return msgspec.structs.replace(answer, usage=watch.spent, cost_usd=cost(watch.spent))
+        return msgspec.structs.replace(answer, usage=watch.usage, cost_usd=cost(watch.usage))
 
-    async def _ask(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+    async def _complete_with_retries(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
         failures = repairs = 0
         while True:
-            watch.begin(hold_bad=repairs < self._how.repairs)
+            watch.begin_attempt(hold_bad=repairs < self._policy.repairs)
             try:
-                answer = await self._once(call, watch)
+                answer = await self._attempt(call, watch)
                 problem = watch.problem
             except ToolCallUnreadable as error:
-                if watch.make_out(error.written):
-                    return ModelAnswer("tool_calls", watch.spent)
+                if watch.recover_calls(error.written):
+                    return ModelAnswer("tool_calls", watch.usage)
                 answer, problem = None, watch.problem or "it was no JSON that fits a tool on offer."
-                watch.wrote = error.written
+                watch.rejected_text = error.written
             except ModelError as error:
                 failures += 1
-                wait = self._pause(error, failures)
-                if watch.spoke or failures > self._how.retries or wait is None:
+                wait = self._get_retry_delay(error, failures)
+                if watch.has_output or failures > self._policy.retries or wait is None:
                     raise
-                watch.sink.retry(error.code, failures, discard=watch.thought)
+                watch.sink.retry(error.code, failures, discard=watch.has_reasoning)
                 log.warning("model_retry", model=call.model, attempt=failures, code=error.code)
                 await asyncio.sleep(wait)
                 continue
             if answer is not None and problem is None:
                 return answer
             repairs += 1
-            if watch.made or repairs > self._how.repairs + 1:
+            if watch.has_calls or repairs > self._policy.repairs + 1:
                 raise ToolCallUnreadable
-            watch.sink.retry(ToolCallUnreadable.code, repairs, discard=watch.spoke or watch.thought)
+            watch.sink.retry(ToolCallUnreadable.code, repairs, discard=watch.has_output or watch.has_reasoning)
             log.warning("tool_call_again", model=call.model, attempt=repairs)
-            call = _fed_back(call, watch.wrote, problem or "", without_tools=repairs > self._how.repairs)
+            call = _with_feedback(
+                call, watch.rejected_text, problem or "", without_tools=repairs > self._policy.repairs
+            )
 
-    async def _once(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
-        breaker = self._breakers.setdefault(call.model, Breaker(self._how, self._now))
-        if (wait := breaker.wait()) > 0:
+    async def _attempt(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
+        breaker = self._breakers.setdefault(call.model, CircuitBreaker(self._policy, self._now))
+        if (wait := breaker.check_wait()) > 0:
             raise ModelUnavailable("This model does not work just now, and is left alone.", retry_after=round(wait, 1))
-        native = not call.tools or self._catalog.known(call.model).tools
+        native = not call.tools or self._catalog.get_model_info(call.model).tools
         try:
-            answer = await (self._inner.complete(call, watch) if native else self._written(call, watch))
+            answer = await (self._inner.complete(call, watch) if native else self._complete_prompted(call, watch))
         except BaseException as error:
-            watch.broke_off(call, error)
+            watch.record_broken_call(call, error)
             if isinstance(error, ModelError):
-                breaker.failed() if error.retryable else breaker.worked()
+                breaker.record_failure() if error.retryable else breaker.record_success()
             raise
-        watch.spent = watch.spent + answer.usage
-        breaker.worked()
+        watch.usage = watch.usage + answer.usage
+        breaker.record_success()
         return answer
 
-    async def _written(self, call: ModelCall, watch: "_Watch") -> ModelAnswer:
+    async def _complete_prompted(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
         """The answer of a model that writes its calls into its text."""
-        written = WrittenCalls(watch, [tool.name for tool in call.tools])
-        answer = await self._inner.complete(with_tools_in_prompt(call), written)
-        return msgspec.structs.replace(answer, finish_reason="tool_calls") if written.finish() else answer
+        written = PromptedToolCallParser(watch, [tool.name for tool in call.tools])
+        answer = await self._inner.complete(move_tools_into_prompt(call), written)
+        return msgspec.structs.replace(answer, finish_reason="tool_calls") if written.finish_text() else answer
 
-    def _pause(self, error: ModelError, failures: int) -> float | None:
+    def _get_retry_delay(self, error: ModelError, failures: int) -> float | None:
         """Seconds to wait before the same request is made again; None: that would not do."""
         if error.retry_after is not None and (error.retryable or isinstance(error, ModelRateLimited)):
-            return error.retry_after if error.retry_after <= self._how.patience else None
+            return error.retry_after if error.retry_after <= self._policy.max_wait else None
         if not error.retryable:
             return None
-        return min(self._how.delay * 2 ** (failures - 1), self._how.patience) * random.uniform(0.5, 1.0)  # noqa: S311
+        return min(self._policy.delay * 2 ** (failures - 1), self._policy.max_wait) * random.uniform(0.5, 1.0)  # noqa: S311
 
-    def _check_fits(self, call: ModelCall) -> None:
-        info = self._catalog.known(call.model)
-        tokens = call.about_tokens()
+    def _check_context_window(self, call: ModelCall) -> None:
+        info = self._catalog.get_model_info(call.model)
+        tokens = call.estimate_tokens()
         if tokens >= info.context_window:
             raise PromptTooLong(
                 f"The prompt has about {tokens:,} tokens, and the window of {info.id!r} holds {info.context_window:,} "
@@ -202,23 +204,23 @@ class SteadyModel(Model):
             )
 
 
-def _may_work_elsewhere(error: ModelError) -> bool:
+def _is_worth_fallback(error: ModelError) -> bool:
     return error.retryable or isinstance(error, ModelRateLimited | UpstreamRateLimited)
 
 
-def _fed_back(call: ModelCall, wrote: str, problem: str, *, without_tools: bool) -> ModelCall:
+def _with_feedback(call: ModelCall, wrote: str, problem: str, *, without_tools: bool) -> ModelCall:
     """The same call, with what the model wrote and what is wrong with it; in the end without tools, so that it ends."""
     again = _FEEDBACK.format(problem)
     if without_tools:
         again = f"Your tool call could not be made: {problem} Answer without tools, from what you have."
-    said = Message(role="assistant", content=wrote[:_MOST_WRITTEN] or "(an unreadable tool call)")
+    said = Message(role="assistant", content=wrote[:_MAX_FEEDBACK_CHARS] or "(an unreadable tool call)")
     messages = (*call.messages, said, Message(role="user", content=again))
     if without_tools:
         return msgspec.structs.replace(call, messages=messages, tools=(), tool_choice=None)
     return msgspec.structs.replace(call, messages=messages)
 
 
-class _Watch(ModelSink):
+class _AttemptSink(ModelSink):
     """The sink as the model's stream sees it: mends its calls, and knows what was shown of the answer.
 
     With `hold_bad`, a call that cannot be mended is held back, and its `problem` told: the model is asked again,
@@ -230,14 +232,14 @@ class _Watch(ModelSink):
         self.drain = sink.drain
         self._clients = {tool.name for tool in tools if tool.client}
         self._schemas = {tool.name: tool.input_schema for tool in tools}
-        self.spent = Usage()
-        self.begin(hold_bad=False)
+        self.usage = Usage()
+        self.begin_attempt(hold_bad=False)
 
-    def begin(self, *, hold_bad: bool) -> None:
+    def begin_attempt(self, *, hold_bad: bool) -> None:
         self._hold_bad = hold_bad
-        self.spoke = self.thought = self.made = False
+        self.has_output = self.has_reasoning = self.has_calls = False
         self.problem: str | None = None
-        self.wrote = ""
+        self.rejected_text = ""
         self._answering = False
         self._written = 0
 
@@ -246,26 +248,26 @@ class _Watch(ModelSink):
         self.sink.opened()
 
     def text(self, text: str) -> None:
-        self.spoke = True
+        self.has_output = True
         self._written += len(text)
         self.sink.text(text)
 
     def reasoning(self, text: str) -> None:
-        self.thought = True
+        self.has_reasoning = True
         self._written += len(text)
         self.sink.reasoning(text)
 
-    def broke_off(self, call: ModelCall, error: BaseException) -> None:
+    def record_broken_call(self, call: ModelCall, error: BaseException) -> None:
         """Count what a call without an end has used up, if the model had begun to answer it."""
         unread = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
         if self._answering or unread:
-            self.spent = self.spent + call.guess(self._written + unread)
+            self.usage = self.usage + call.estimate_usage(self._written + unread)
 
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
         self.sink.wasted(usage, cost_usd)
 
     def executed(self, call: ToolCall, output: str) -> None:
-        self.spoke = True
+        self.has_output = True
         self.sink.executed(call, output)
 
     def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
@@ -275,30 +277,30 @@ class _Watch(ModelSink):
         self._written += len(call.arguments)
         if self.problem is not None:
             return  # the step is asked for again
-        mended = repair(call.name, call.arguments, self._schemas)
-        if call.name in self._clients and (isinstance(mended, Unrepairable) or not mended.how):
-            self._make(call)  # the client judges calls of its own tools
-        elif not isinstance(mended, Unrepairable):
-            if mended.how:
-                log.info("tool_call_mended", tool=mended.name, how=mended.how)
-            arguments = msgspec.json.encode(mended.arguments).decode() if mended.how else call.arguments or "{}"
-            self._make(ToolCall(call.id, mended.name, arguments))
-        elif self._hold_bad and not self.spoke:
+        mended = repair_call(call.name, call.arguments, self._schemas)
+        if call.name in self._clients and (isinstance(mended, UnrepairableCall) or not mended.repairs):
+            self._emit_call(call)  # the client judges calls of its own tools
+        elif not isinstance(mended, UnrepairableCall):
+            if mended.repairs:
+                log.info("tool_call_mended", tool=mended.name, how=mended.repairs)
+            arguments = msgspec.json.encode(mended.arguments).decode() if mended.repairs else call.arguments or "{}"
+            self._emit_call(ToolCall(call.id, mended.name, arguments))
+        elif self._hold_bad and not self.has_output:
             self.problem = mended.problem
-            self.wrote = f"{call.name}({call.arguments})"
+            self.rejected_text = f"{call.name}({call.arguments})"
         else:
-            self._make(ToolCall(call.id, call.name, call.arguments, mended.problem))
+            self._emit_call(ToolCall(call.id, call.name, call.arguments, mended.problem))
 
-    def _make(self, call: ToolCall) -> None:
-        self.spoke = self.made = True
+    def _emit_call(self, call: ToolCall) -> None:
+        self.has_output = self.has_calls = True
         self.sink.tool_call(call)
 
-    def make_out(self, written: str) -> bool:
+    def recover_calls(self, written: str) -> bool:
         """Whether what the server could not read holds calls that can be made, all of them: then they are."""
-        found = calls_in(written, self._schemas)
-        mended = [repair(call.name, call.arguments, self._schemas) for call in found]
-        bad = [each.problem for each in mended if isinstance(each, Unrepairable)]
-        if bad or not found or self.made:
+        found = extract_calls(written, self._schemas)
+        mended = [repair_call(call.name, call.arguments, self._schemas) for call in found]
+        bad = [each.problem for each in mended if isinstance(each, UnrepairableCall)]
+        if bad or not found or self.has_calls:
             self.problem = bad[0] if bad else None
             return False
         for call in found:

@@ -25,7 +25,7 @@ class _ToolCallDelta(msgspec.Struct, gc=False):
     function: _Function | None = None
 
 
-class _Executed(msgspec.Struct, gc=False):
+class _ServerToolCall(msgspec.Struct, gc=False):
     index: int = 0
     type: str = "tool"
     name: str | None = None
@@ -38,7 +38,7 @@ class _Delta(msgspec.Struct, gc=False):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[_ToolCallDelta] | None = None
-    executed_tools: list[_Executed] | None = None
+    executed_tools: list[_ServerToolCall] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -46,25 +46,25 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _Cached(msgspec.Struct, gc=False):
+class _PromptTokensDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
-class _Reasoning(msgspec.Struct, gc=False):
+class _CompletionTokensDetails(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct, gc=False):
+class _WireUsage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
     total_tokens: int | None = 0
     queue_time: float | None = None
     completion_time: float | None = None
     total_time: float | None = None
-    prompt_tokens_details: _Cached | None = None
-    completion_tokens_details: _Reasoning | None = None
+    prompt_tokens_details: _PromptTokensDetails | None = None
+    completion_tokens_details: _CompletionTokensDetails | None = None
 
-    def value(self) -> Usage:
+    def to_usage(self) -> Usage:
         cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
         return Usage(
             prompt_tokens=self.prompt_tokens or 0,
@@ -89,19 +89,19 @@ class UpstreamError(msgspec.Struct, gc=False):
 
 
 class _XGroq(msgspec.Struct, gc=False):
-    usage: _Usage | None = None
+    usage: _WireUsage | None = None
     error: UpstreamError | str | None = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: _WireUsage | None = None
     x_groq: _XGroq | None = None
     error: UpstreamError | str | None = None
 
 
-_LONGEST_LINE = 4 * 1024 * 1024
-_SILENT = _Delta()
+_MAX_LINE_BYTES = 4 * 1024 * 1024
+_EMPTY_DELTA = _Delta()
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
 
 
@@ -113,11 +113,11 @@ class _PartialCall:
         self.name = ""
         self.arguments: list[str] = []
 
-    def ended_by(self, delta: _ToolCallDelta) -> bool:
+    def is_ended_by(self, delta: _ToolCallDelta) -> bool:
         """Whether another call begins. Some servers count none, or name a call in each of its parts again."""
         return bool(self.id and delta.id and delta.id != self.id and delta.function and delta.function.name)
 
-    def add(self, delta: _ToolCallDelta) -> None:
+    def add_delta(self, delta: _ToolCallDelta) -> None:
         self.id = delta.id or self.id
         if (function := delta.function) is not None:
             if function.name and function.name != self.name:
@@ -125,7 +125,7 @@ class _PartialCall:
             given = function.arguments or ""
             self.arguments.append(given if isinstance(given, str) else msgspec.json.encode(given).decode())
 
-    def value(self) -> ToolCall:
+    def to_tool_call(self) -> ToolCall:
         return ToolCall(self.id, self.name, "".join(self.arguments))
 
 
@@ -145,9 +145,9 @@ class ChunkReader:
         self._executed: set[int] = set()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
-        self.done = False
+        self.is_done = False
 
-    def feed(self, data: bytes) -> None:
+    def feed_bytes(self, data: bytes) -> None:
         """Take one read, cut anywhere.
 
         Raises:
@@ -155,64 +155,64 @@ class ChunkReader:
         """
         lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > _LONGEST_LINE:
+        if len(self._rest) > _MAX_LINE_BYTES:
             raise ModelStreamBroken("The model's server sent a line that does not end.")
         for line in lines:
             if line.startswith(b"data:"):
-                self._payload(line[5:])
-        self._tell()
+                self._read_payload(line[5:])
+        self._flush_text()
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the model has finished: nothing that the connection does from now on takes that back."""
-        return self.done or self._finish_reason is not None
+        return self.is_done or self._finish_reason is not None
 
-    def answer(self) -> ModelAnswer:
+    def finish_answer(self) -> ModelAnswer:
         """How the stream ended.
 
         Raises:
             ModelStreamBroken: it did not end: no finish reason came.
         """
         if self._rest.startswith(b"data:"):
-            self._payload(self._rest[5:])
-            self._tell()
+            self._read_payload(self._rest[5:])
+            self._flush_text()
         if self._finish_reason is None:
             raise ModelStreamBroken
         return ModelAnswer(self._finish_reason, self._usage or Usage())
 
-    def _payload(self, payload: bytes) -> None:
+    def _read_payload(self, payload: bytes) -> None:
         try:
             chunk = _decode(payload)
         except NOT_READABLE:
             if (said := payload.strip()) == b"[DONE]":
-                self.done = True
+                self.is_done = True
             if said in (b"[DONE]", b""):
                 return
-            self._tell()
+            self._flush_text()
             raise ModelStreamBroken("The model's server sent something that is not its stream format.") from None
         if self._opened and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
-            self._choose(chunk.choices[0])  # as nearly all are
+            self._read_choice(chunk.choices[0])  # as nearly all are
         else:
-            self._take(chunk)
+            self._read_chunk(chunk)
 
-    def _take(self, chunk: _Chunk) -> None:
+    def _read_chunk(self, chunk: _Chunk) -> None:
         extra = chunk.x_groq
         error = chunk.error or (extra and extra.error)
         if error is not None:
-            self._tell()
-            raise stream_error(error)
+            self._flush_text()
+            raise make_stream_error(error)
         if not self._opened:
             self._opened = True
             self._sink.opened()
         if extra is not None and extra.usage is not None:
-            self._usage = extra.usage.value()
+            self._usage = extra.usage.to_usage()
         elif chunk.usage is not None:
-            self._usage = chunk.usage.value()
+            self._usage = chunk.usage.to_usage()
         if chunk.choices:
-            self._choose(chunk.choices[0])
+            self._read_choice(chunk.choices[0])
 
-    def _choose(self, choice: _Choice) -> None:
-        delta = choice.delta or _SILENT
+    def _read_choice(self, choice: _Choice) -> None:
+        delta = choice.delta or _EMPTY_DELTA
         if delta.content:
             self._text.append(delta.content)
         if delta.reasoning:
@@ -220,27 +220,27 @@ class ChunkReader:
         elif delta.reasoning_content:
             self._reasoning.append(delta.reasoning_content)
         if delta.tool_calls:
-            self._tell()
+            self._flush_text()
             for part in delta.tool_calls:
-                self._call_part(part)
+                self._add_call_delta(part)
         if delta.executed_tools:
-            self._tell()
+            self._flush_text()
             for done in delta.executed_tools:
-                self._executed_part(done)
+                self._emit_server_tool_call(done)
         if choice.finish_reason:
             self._finish_reason = choice.finish_reason
-            self._tell()
+            self._flush_text()
             self._complete_calls()
 
-    def _call_part(self, part: _ToolCallDelta) -> None:
+    def _add_call_delta(self, part: _ToolCallDelta) -> None:
         index = part.index or 0
         call = self._calls.get(index)
-        if call is None or call.ended_by(part):
+        if call is None or call.is_ended_by(part):
             self._complete_calls()
             call = self._calls[index] = _PartialCall()
-        call.add(part)
+        call.add_delta(part)
 
-    def _executed_part(self, part: _Executed) -> None:
+    def _emit_server_tool_call(self, part: _ServerToolCall) -> None:
         """Told once, when its output is there."""
         if part.output is not None and part.index not in self._executed:
             self._executed.add(part.index)
@@ -249,9 +249,9 @@ class ChunkReader:
     def _complete_calls(self) -> None:
         calls, self._calls = self._calls, {}
         for _, call in sorted(calls.items()):
-            self._sink.tool_call(call.value())
+            self._sink.tool_call(call.to_tool_call())
 
-    def _tell(self) -> None:
+    def _flush_text(self) -> None:
         """Hand on what has gathered. Reasoning comes before text: a read in which it turns keeps that order."""
         if self._reasoning:
             self._sink.reasoning("".join(self._reasoning))
@@ -261,30 +261,30 @@ class ChunkReader:
             self._text.clear()
 
 
-class _Said(msgspec.Struct, gc=False):
+class _WholeMessage(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
 
 
 class _WholeChoice(msgspec.Struct, gc=False):
-    message: _Said
+    message: _WholeMessage
     finish_reason: str | None = None
 
 
-class _Whole(msgspec.Struct, gc=False):
+class _WholeAnswer(msgspec.Struct, gc=False):
     choices: list[_WholeChoice]
-    usage: _Usage | None = None
+    usage: _WireUsage | None = None
 
 
-def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
+def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
     """An answer that came in one piece.
 
     Raises:
         ModelStreamBroken: it is none.
     """
     try:
-        whole = msgspec.json.decode(body, type=_Whole)
+        whole = msgspec.json.decode(body, type=_WholeAnswer)
         choice = whole.choices[0]
     except (*NOT_READABLE, IndexError):
         raise ModelStreamBroken from None
@@ -293,10 +293,10 @@ def read_whole(body: bytes, sink: ModelSink) -> ModelAnswer:
         sink.reasoning(thought)
     if choice.message.content:
         sink.text(choice.message.content)
-    return ModelAnswer(choice.finish_reason or "stop", whole.usage.value() if whole.usage else Usage())
+    return ModelAnswer(choice.finish_reason or "stop", whole.usage.to_usage() if whole.usage else Usage())
 
 
-def stream_error(error: UpstreamError | str) -> ModelError:
+def make_stream_error(error: UpstreamError | str) -> ModelError:
     """The error that a stream carried after its 200, as ours."""
     if isinstance(error, str):
         return ModelStreamBroken()

@@ -24,14 +24,14 @@ class ModelCall(msgspec.Struct, frozen=True):
     user: str = ""
     allowed: tuple[str, ...] | None = None
 
-    def about_tokens(self) -> int:
+    def estimate_tokens(self) -> int:
         """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""
         tools = sum(tool.chars for tool in self.tools)
         return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
 
-    def guess(self, written: int) -> Usage:
+    def estimate_usage(self, written: int) -> Usage:
         """About what was used up when the model had written so many characters: only a stream's end tells exactly."""
-        prompt, completion = self.about_tokens(), -(-written // _CHARS_PER_TOKEN)
+        prompt, completion = self.estimate_tokens(), -(-written // _CHARS_PER_TOKEN)
         return Usage(prompt, completion, prompt + completion)
 
 
@@ -104,7 +104,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     strict_schema: bool = False
     not_taken: tuple[str, ...] = ()
 
-    def cost(self, usage: Usage) -> float | None:
+    def calculate_cost(self, usage: Usage) -> float | None:
         """What the tokens cost in USD; None where no price is known."""
         if self.price_in is None or self.price_out is None:
             return None
@@ -145,7 +145,9 @@ class Models(Protocol):
         ...
 
     @abstractmethod
-    def fit(self, parameters: Parameters, model: ModelInfo, *, drop: bool) -> tuple[Parameters, tuple[str, ...]]:
+    def adapt_parameters(
+        self, parameters: Parameters, model: ModelInfo, *, drop: bool
+    ) -> tuple[Parameters, tuple[str, ...]]:
         """The parameters as the model takes them, and a warning for each that was dropped.
 
         Raises:

@@ -43,8 +43,8 @@ class Fault(msgspec.Struct, kw_only=True):
     calls: list[dict[str, Any]] = msgspec.field(default_factory=list[dict[str, Any]])
     text: str = ""
 
-    def concerns(self, chat: Chat) -> bool:
-        return self.times > 0 and (self.match in chat.prompt or self.match in chat.model)
+    def applies_to(self, chat: Chat) -> bool:
+        return self.times > 0 and (self.match in chat.last_user_text or self.match in chat.model)
 
 
 class FaultPlan:
@@ -53,20 +53,20 @@ class FaultPlan:
     def __init__(self) -> None:
         self._faults: list[Fault] = []
 
-    def add(self, *faults: Fault) -> None:
+    def add_faults(self, *faults: Fault) -> None:
         self._faults.extend(faults)
 
-    def clear(self) -> None:
+    def clear_faults(self) -> None:
         self._faults.clear()
 
     def __iter__(self) -> Iterator[Fault]:
         return iter(self._faults)
 
-    def take(self, chat: Chat) -> dict[str, Fault]:
+    def take_faults(self, chat: Chat) -> dict[str, Fault]:
         """The faults of this request by kind, used up by one."""
         taken: dict[str, Fault] = {}
         for fault in self._faults:
-            if fault.kind not in taken and fault.concerns(chat):
+            if fault.kind not in taken and fault.applies_to(chat):
                 fault.times -= 1
                 taken[fault.kind] = fault
         self._faults = [fault for fault in self._faults if fault.times > 0]

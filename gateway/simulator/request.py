@@ -38,7 +38,7 @@ _FEEDBACK = "Your tool call could not be made"  # of the gateway, about what the
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """An HTTP error in Groq's shape."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
@@ -75,26 +75,26 @@ class Chat(msgspec.Struct, kw_only=True):
         return {tool["function"]["name"]: tool["function"] for tool in self.tools if "function" in tool}
 
     @property
-    def limit(self) -> int | None:
+    def max_output_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def reasons(self) -> bool:
+    def shows_reasoning(self) -> bool:
         hidden = self.include_reasoning is False or self.reasoning_format == "hidden" or self.reasoning_effort == "none"
         return self.model.startswith(REASONING_MODELS) and not hidden
 
     @property
-    def many_calls(self) -> bool:
+    def allows_many_calls(self) -> bool:
         """Whether the model makes several calls a step; gpt-oss does not."""
         return not self.model.startswith("openai/gpt-oss")
 
     @property
-    def prompt(self) -> str:
-        said = (text_of(m) for m in reversed(self.messages) if m["role"] == "user")
+    def last_user_text(self) -> str:
+        said = (get_text(m) for m in reversed(self.messages) if m["role"] == "user")
         return next((text for text in said if not text.startswith(_FEEDBACK)), "")
 
 
-def text_of(message: JsonObject) -> str:
+def get_text(message: JsonObject) -> str:
     content = message.get("content")
     if isinstance(content, list):
         return " ".join(str(part.get("text", "")) for part in content)  # pyright: ignore
@@ -104,15 +104,15 @@ def text_of(message: JsonObject) -> str:
 def check_key(authorization: str) -> None:
     key = authorization.removeprefix("Bearer ").strip()
     if not key or key.startswith("invalid"):
-        raise Refusal(401, "Invalid API Key", "invalid_api_key")
+        raise ApiError(401, "Invalid API Key", "invalid_api_key")
 
 
-def parse(body: bytes) -> Chat:
+def parse_chat_request(body: bytes) -> Chat:
     """The request, or what Groq would say is wrong with it."""
     try:
         chat = msgspec.json.decode(body, type=Chat)
     except msgspec.DecodeError as error:
-        raise Refusal(400, str(error)) from None
+        raise ApiError(400, str(error)) from None
     _check_model(chat.model)
     _check_messages(chat.messages)
     _check_tools(chat)
@@ -122,39 +122,39 @@ def parse(body: bytes) -> Chat:
 
 def _check_model(model: str) -> None:
     if model in RETIRED:
-        raise Refusal(400, f"The model `{model}` has been decommissioned.", "model_decommissioned")
+        raise ApiError(400, f"The model `{model}` has been decommissioned.", "model_decommissioned")
     if all(model != known["id"] for known in MODELS):
-        raise Refusal(404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found")
+        raise ApiError(404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found")
 
 
 def _check_messages(messages: list[JsonObject]) -> None:
     if not messages:
-        raise Refusal(400, "'messages' : minimum number of items is 1", param="messages")
+        raise ApiError(400, "'messages' : minimum number of items is 1", param="messages")
     asked: set[str] = set()
     for index, message in enumerate(messages):
         where = f"messages.{index}"
         known = _FIELDS.get(message.get("role", ""))
         if known is None:
-            raise Refusal(400, f"'{where}.role' : value is not one of the allowed values", param=where)
+            raise ApiError(400, f"'{where}.role' : value is not one of the allowed values", param=where)
         if unknown := sorted(set(message) - known):
-            raise Refusal(400, f"'{where}' : property '{unknown[0]}' is unsupported", param=where)
+            raise ApiError(400, f"'{where}' : property '{unknown[0]}' is unsupported", param=where)
         if message["role"] == "tool":
-            asked = _answered(asked, message.get("tool_call_id"), where)
+            asked = _remove_answered_call(asked, message.get("tool_call_id"), where)
         elif asked:
-            raise Refusal(400, f"'{where}' : tool calls {sorted(asked)} have no results", param=where)
+            raise ApiError(400, f"'{where}' : tool calls {sorted(asked)} have no results", param=where)
         if message.get("content") is None and not message.get("tool_calls"):
-            raise Refusal(400, f"'{where}.content' : value must not be null", param=where)
+            raise ApiError(400, f"'{where}.content' : value must not be null", param=where)
         asked |= {call["id"] for call in message.get("tool_calls") or ()}
         _check_calls(message.get("tool_calls") or [], where)
     if asked:
-        raise Refusal(400, f"tool calls {sorted(asked)} have no results", param="messages")
+        raise ApiError(400, f"tool calls {sorted(asked)} have no results", param="messages")
 
 
-def _answered(asked: set[str], call_id: str | None, where: str) -> set[str]:
+def _remove_answered_call(asked: set[str], call_id: str | None, where: str) -> set[str]:
     if not call_id:
-        raise Refusal(400, f"'{where}.tool_call_id' : value must not be empty", param=where)
+        raise ApiError(400, f"'{where}.tool_call_id' : value must not be empty", param=where)
     if call_id not in asked:
-        raise Refusal(400, f"'{where}' : tool_call_id '{call_id}' answers no tool call", param=where)
+        raise ApiError(400, f"'{where}' : tool_call_id '{call_id}' answers no tool call", param=where)
     return asked - {call_id}
 
 
@@ -163,35 +163,35 @@ def _check_calls(calls: list[JsonObject], where: str) -> None:
         try:
             msgspec.json.decode(call["function"]["arguments"], type=JsonObject)
         except msgspec.DecodeError:
-            raise Refusal(400, f"'{where}.tool_calls' : arguments must be a JSON object", param=where) from None
+            raise ApiError(400, f"'{where}.tool_calls' : arguments must be a JSON object", param=where) from None
 
 
 def _check_tools(chat: Chat) -> None:
     if len(chat.tools) > 128:
-        raise Refusal(400, "'tools' : maximum number of items is 128", param="tools")
+        raise ApiError(400, "'tools' : maximum number of items is 128", param="tools")
     for name in chat.functions:
         if not _TOOL_NAME.fullmatch(name):
-            raise Refusal(400, f"'tools' : function name '{name}' does not match [A-Za-z0-9_-]{{1,64}}", param="tools")
+            raise ApiError(400, f"'tools' : function name '{name}' does not match [A-Za-z0-9_-]{{1,64}}", param="tools")
     if chat.reasoning_format == "raw" and (chat.tools or (chat.response_format or {}).get("type") == "json_object"):
-        raise Refusal(400, "reasoning_format 'raw' does not go with tools or JSON mode", param="reasoning_format")
+        raise ApiError(400, "reasoning_format 'raw' does not go with tools or JSON mode", param="reasoning_format")
     if (chat.response_format or {}).get("type") == "json_schema" and (chat.tools or chat.stream):
-        raise Refusal(400, "structured outputs do not go with tools or streaming", param="response_format")
+        raise ApiError(400, "structured outputs do not go with tools or streaming", param="response_format")
     if chat.tool_choice == "required" and not chat.tools:
-        raise Refusal(400, "tool_choice is 'required' and there are no tools", param="tool_choice")
+        raise ApiError(400, "tool_choice is 'required' and there are no tools", param="tool_choice")
 
 
 def _check_parameters(chat: Chat) -> None:
     def within(name: str, value: float | None, low: float, high: float) -> None:
         if value is not None and not low <= value <= high:
-            raise Refusal(400, f"'{name}' : value must be from {low:g} to {high:g}", param=name)
+            raise ApiError(400, f"'{name}' : value must be from {low:g} to {high:g}", param=name)
 
     within("temperature", chat.temperature, 0, 2)
     within("top_p", chat.top_p, 0, 1)
     within("n", chat.n, 1, 1)
-    within("max_completion_tokens", chat.limit, 1, 65_536)
+    within("max_completion_tokens", chat.max_output_tokens, 1, 65_536)
     within("stop", len(chat.stop) if isinstance(chat.stop, list) else None, 0, 4)
     if chat.include_reasoning is not None and chat.reasoning_format is not None:
-        raise Refusal(400, "include_reasoning and reasoning_format exclude each other", param="include_reasoning")
+        raise ApiError(400, "include_reasoning and reasoning_format exclude each other", param="include_reasoning")
     allowed = ("none", "default") if chat.model.startswith("qwen/") else ("low", "medium", "high")
     if chat.reasoning_effort is not None and chat.reasoning_effort not in allowed:
-        raise Refusal(400, f"'reasoning_effort' : value must be one of {', '.join(allowed)}", param="reasoning_effort")
+        raise ApiError(400, f"'reasoning_effort' : value must be one of {', '.join(allowed)}", param="reasoning_effort")

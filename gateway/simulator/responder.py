@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from gateway.simulator.request import Chat, JsonObject, text_of
+from gateway.simulator.request import Chat, JsonObject, get_text
 
-SIGNED = "(simulated)"
+SIMULATED_MARK = "(simulated)"
 
 
-class Call(msgspec.Struct):
+class SimulatedCall(msgspec.Struct):
     """`arguments` is text only where a fault wants it broken."""
 
     name: str
@@ -23,21 +23,21 @@ class Reply(msgspec.Struct):
     """Either calls or a text; `reasoning` before it."""
 
     text: str = ""
-    calls: list[Call] = msgspec.field(default_factory=list[Call])
+    calls: list[SimulatedCall] = msgspec.field(default_factory=list[SimulatedCall])
     reasoning: str = ""
 
 
-class Situation:
+class PromptContext:
     """The conversation as a skill sees it."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
-        self.prompt = chat.prompt
+        self.prompt = chat.last_user_text
         last_user = max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
-        self.results = [text_of(m) for m in chat.messages[last_user + 1 :] if m["role"] == "tool"]
-        self.earlier = [text_of(m) for m in chat.messages[:last_user] if m["role"] == "user"]
+        self.results = [get_text(m) for m in chat.messages[last_user + 1 :] if m["role"] == "tool"]
+        self.earlier = [get_text(m) for m in chat.messages[:last_user] if m["role"] == "user"]
 
-    def tool(self, name: str) -> str | None:
+    def find_tool(self, name: str) -> str | None:
         """The offered tool of that name, under whatever prefix."""
         if self.chat.tool_choice == "none":
             return None
@@ -45,44 +45,48 @@ class Situation:
             (offered for offered in self.chat.functions if offered == name or offered.endswith(f"_{name}")), None
         )
 
-    def plan(self, calls: list[Call], finish: Callable[[list[str]], str]) -> Reply:
+    def run_calls(self, calls: list[SimulatedCall], finish: Callable[[list[str]], str]) -> Reply:
         """Work through the calls, one a step or all at once as the model can, then say the end."""
         done = len(self.results)
         if done < len(calls):
-            return Reply(calls=calls[done:] if self.chat.many_calls else calls[done : done + 1])
+            return Reply(calls=calls[done:] if self.chat.allows_many_calls else calls[done : done + 1])
         return Reply(finish(self.results))
 
 
-Skill = Callable[[Situation], Reply | None]
+Responder = Callable[[PromptContext], Reply | None]
 
 
-def reply(chat: Chat) -> Reply:
+def make_reply(chat: Chat) -> Reply:
     """The next message of the simulated model."""
-    situation = Situation(chat)
-    chosen = _forced(situation) or next(filter(None, (skill(situation) for skill in SKILLS)))
-    if chosen.text and not chosen.text.endswith(SIGNED) and (chat.response_format or {}).get("type", "text") == "text":
-        chosen.text = f"{chosen.text} {SIGNED}"
-    if chat.reasons:
+    situation = PromptContext(chat)
+    chosen = _respond_forced(situation) or next(filter(None, (skill(situation) for skill in RESPONDERS)))
+    if (
+        chosen.text
+        and not chosen.text.endswith(SIMULATED_MARK)
+        and (chat.response_format or {}).get("type", "text") == "text"
+    ):
+        chosen.text = f"{chosen.text} {SIMULATED_MARK}"
+    if chat.shows_reasoning:
         doing = f"I call {chosen.calls[0].name}." if chosen.calls else "I can answer now."
-        chosen.reasoning = f"The user wrote: {_short(situation.prompt)!r}. {doing}"
+        chosen.reasoning = f"The user wrote: {_shorten_text(situation.prompt)!r}. {doing}"
     return chosen
 
 
-def _forced(now: Situation) -> Reply | None:
+def _respond_forced(now: PromptContext) -> Reply | None:
     """`tool_choice` names a tool or demands one: call it with what its schema asks for."""
     choice = now.chat.tool_choice
     name = choice["function"]["name"] if isinstance(choice, dict) else None
     if choice == "required" and not now.results:
-        natural = next(filter(None, (skill(now) for skill in SKILLS)))
+        natural = next(filter(None, (skill(now) for skill in RESPONDERS)))
         if natural.calls:
             return natural
         name = next(iter(now.chat.functions))
     if name is None or name not in now.chat.functions:
         return None
-    return Reply(calls=[Call(name, _fit(_schema(now, name), now.prompt))])
+    return Reply(calls=[SimulatedCall(name, _generate_value(_get_schema(now, name), now.prompt))])
 
 
-def _schema(now: Situation, tool: str) -> JsonObject:
+def _get_schema(now: PromptContext, tool: str) -> JsonObject:
     return now.chat.functions[tool].get("parameters") or {}
 
 
@@ -92,42 +96,44 @@ def _schema(now: Situation, tool: str) -> JsonObject:
 _EXPLICIT = re.compile(r"\b(?:call|use|and|then)\s+([A-Za-z0-9_-]+)\s*(?:with\s*)?(?=\{)", re.IGNORECASE)
 
 
-def _explicit(now: Situation) -> Reply | None:
+def _respond_explicit(now: PromptContext) -> Reply | None:
     """`call TOOL with {json}`, several of them in order, or `in parallel` all at once."""
-    calls: list[Call] = []
+    calls: list[SimulatedCall] = []
     for match in _EXPLICIT.finditer(now.prompt):
         if match[1] in now.chat.functions:
             arguments, _ = json.JSONDecoder().raw_decode(now.prompt, match.end())
-            calls.append(Call(match[1], arguments))
+            calls.append(SimulatedCall(match[1], arguments))
     if not calls:
         return None
     if "in parallel" in now.prompt.lower() and not now.results:
         return Reply(calls=calls)
-    return now.plan(calls, lambda results: f"The tool said: {'; '.join(_short(r, 400) for r in results)}")
+    return now.run_calls(calls, lambda results: f"The tool said: {'; '.join(_shorten_text(r, 400) for r in results)}")
 
 
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
-def _fetch(now: Situation) -> Reply | None:
-    tool, url = now.tool("fetch_page"), _URL.search(now.prompt)
+def _respond_fetch(now: PromptContext) -> Reply | None:
+    tool, url = now.find_tool("fetch_page"), _URL.search(now.prompt)
     if tool is None or url is None:
         return None
-    return now.plan(
-        [Call(tool, {"url": url[0].rstrip(".,)")})], lambda results: f"The page says: {_short(results[0], 300)}"
+    return now.run_calls(
+        [SimulatedCall(tool, {"url": url[0].rstrip(".,)")})],
+        lambda results: f"The page says: {_shorten_text(results[0], 300)}",
     )
 
 
 _SEARCH = re.compile(r"\b(?:search(?: the web)?(?: for)?|look up|google)\s+(.+)", re.IGNORECASE)
 
 
-def _search(now: Situation) -> Reply | None:
-    tool, wanted = now.tool("web_search"), _SEARCH.search(now.prompt)
+def _respond_search(now: PromptContext) -> Reply | None:
+    tool, wanted = now.find_tool("web_search"), _SEARCH.search(now.prompt)
     if tool is None or wanted is None:
         return None
     query = wanted[1].strip(" .?!\"'")
-    return now.plan(
-        [Call(tool, {"query": query})], lambda results: f"I searched for {query!r}: {_short(results[0], 300)}"
+    return now.run_calls(
+        [SimulatedCall(tool, {"query": query})],
+        lambda results: f"I searched for {query!r}: {_shorten_text(results[0], 300)}",
     )
 
 
@@ -139,14 +145,15 @@ _ADD = re.compile(
 _MANY = re.compile(r"\btasks\s*:", re.IGNORECASE)
 
 
-def _add_task(now: Situation) -> Reply | None:
-    tool, wanted = now.tool("add_task"), _ADD.search(now.prompt)
+def _respond_add_task(now: PromptContext) -> Reply | None:
+    tool, wanted = now.find_tool("add_task"), _ADD.search(now.prompt)
     if tool is None or wanted is None:
         return None
     text = wanted[1] or wanted[2]
     titles = [part.strip() for part in text.split(",")] if _MANY.search(now.prompt) else [text.strip()]
-    return now.plan(
-        [Call(tool, {"title": title}) for title in titles], lambda results: " ".join(map(_sentence, results))
+    return now.run_calls(
+        [SimulatedCall(tool, {"title": title}) for title in titles],
+        lambda results: " ".join(map(_to_sentence, results)),
     )
 
 
@@ -155,7 +162,7 @@ _STATUS = {"pending": "pending", "open": "pending", "completed": "completed", "d
 _THEN = re.compile(
     r"\b(?:and|then)\b.*?\b(mark|complete|finish|delete|remove)\s+(?:the\s+)?(first|second|third|last)\b", re.IGNORECASE
 )
-_PLACES = {"first": 0, "second": 1, "third": 2, "last": -1}
+_POSITIONS = {"first": 0, "second": 1, "third": 2, "last": -1}
 _BY_ID = re.compile(
     r"\b(complete|finish|mark|check off|delete|remove|rename|update)\s+task\s+#?(\d+)(?:\s+to\s+(.+))?", re.I
 )
@@ -165,47 +172,49 @@ _BY_TITLE = re.compile(
 _VERBS = {"delete": "delete_task", "remove": "delete_task", "rename": "update_task", "update": "update_task"}
 
 
-def _list_tasks(now: Situation) -> Reply | None:
-    tool = now.tool("list_tasks")
+def _respond_list_tasks(now: PromptContext) -> Reply | None:
+    tool = now.find_tool("list_tasks")
     if tool is None or not _LIST.search(now.prompt):
         return None
     head = now.prompt.lower().split(" and ")[0]
     status = next((value for word, value in _STATUS.items() if word in head), "all")
     if not now.results:
-        return Reply(calls=[Call(tool, {"status": status})])
-    listed = list(_tasks_in(now.results[0]))
+        return Reply(calls=[SimulatedCall(tool, {"status": status})])
+    listed = list(_parse_tasks(now.results[0]))
     lines = "\n".join(f"- {title} (task {number})" for number, title in listed) or "There are none."
     after = _THEN.search(now.prompt)
     if after is None or not listed:
         return Reply(f"Your {status} tasks:\n{lines}\n")
-    acting = now.tool(_VERBS.get(after[1].lower(), "complete_task"))
-    place = _PLACES[after[2].lower()]
+    acting = now.find_tool(_VERBS.get(after[1].lower(), "complete_task"))
+    place = _POSITIONS[after[2].lower()]
     if acting is None or place >= len(listed):
         return Reply(f"Your {status} tasks:\n{lines}\nThere is no {after[2]} one that I could change.")
     if len(now.results) == 1:
-        return Reply(calls=[Call(acting, {"task_id": listed[place][0]})])
-    return Reply(f"Your {status} tasks were:\n{lines}\n{_sentence(now.results[1])}")
+        return Reply(calls=[SimulatedCall(acting, {"task_id": listed[place][0]})])
+    return Reply(f"Your {status} tasks were:\n{lines}\n{_to_sentence(now.results[1])}")
 
 
-def _one_task(now: Situation) -> Reply | None:
+def _respond_one_task(now: PromptContext) -> Reply | None:
     if (by_id := _BY_ID.search(now.prompt)) is not None:
-        tool = now.tool(_VERBS.get(by_id[1].lower(), "complete_task"))
+        tool = now.find_tool(_VERBS.get(by_id[1].lower(), "complete_task"))
         title = {"title": by_id[3].strip(" .")} if by_id[3] and tool and tool.endswith("update_task") else {}
         found = {"task_id": int(by_id[2])} | title
-        return now.plan([Call(tool, found)], lambda results: _sentence(results[0])) if tool else None
-    by_title, listing = _BY_TITLE.search(now.prompt), now.tool("list_tasks")
-    tool = now.tool(_VERBS.get(by_title[1].lower(), "complete_task")) if by_title else None
+        return now.run_calls([SimulatedCall(tool, found)], lambda results: _to_sentence(results[0])) if tool else None
+    by_title, listing = _BY_TITLE.search(now.prompt), now.find_tool("list_tasks")
+    tool = now.find_tool(_VERBS.get(by_title[1].lower(), "complete_task")) if by_title else None
     if by_title is None or tool is None or listing is None:
         return None
     wanted = by_title[2].strip()
-    if "title" in _schema(now, tool).get("properties", {}):
-        return now.plan([Call(tool, {"title": wanted})], lambda results: _sentence(results[0]))
+    if "title" in _get_schema(now, tool).get("properties", {}):
+        return now.run_calls([SimulatedCall(tool, {"title": wanted})], lambda results: _to_sentence(results[0]))
     if not now.results:
-        return Reply(calls=[Call(listing, {"status": "all"})])
-    number = next((n for n, title in _tasks_in(now.results[0]) if title.lower() == wanted.lower()), None)
+        return Reply(calls=[SimulatedCall(listing, {"status": "all"})])
+    number = next((n for n, title in _parse_tasks(now.results[0]) if title.lower() == wanted.lower()), None)
     if number is None:
         return Reply(f"You have no task called {wanted!r}.")
-    return now.plan([Call(listing, {}), Call(tool, {"task_id": number})], lambda results: _sentence(results[1]))
+    return now.run_calls(
+        [SimulatedCall(listing, {}), SimulatedCall(tool, {"task_id": number})], lambda results: _to_sentence(results[1])
+    )
 
 
 _WORDS = {
@@ -218,17 +227,18 @@ _TERM = rf"(?:{_FUNCTIONS}\s*\([^()]*(?:\([^()]*\)[^()]*)*\)|\((?:[^()]|\([^()]*
 _EXPRESSION = re.compile(rf"{_TERM}(?:\s*(?:\*\*|//|[-+*/%])\s*{_TERM})+|{_FUNCTIONS}\s*\([^()]+\)")
 
 
-def _arithmetic(now: Situation) -> Reply | None:
-    tool = now.tool("calculator")
-    expressions = expressions_in(now.prompt)
+def _respond_arithmetic(now: PromptContext) -> Reply | None:
+    tool = now.find_tool("calculator")
+    expressions = find_expressions(now.prompt)
     if tool is None or not expressions:
         return None
-    return now.plan(
-        [Call(tool, {"expression": e}) for e in expressions], lambda results: " ".join(map(_sentence, results))
+    return now.run_calls(
+        [SimulatedCall(tool, {"expression": e}) for e in expressions],
+        lambda results: " ".join(map(_to_sentence, results)),
     )
 
 
-def expressions_in(text: str) -> list[str]:
+def find_expressions(text: str) -> list[str]:
     """The arithmetic in a sentence, in order, in the notation that calculators take."""
     text = _PERCENT.sub(r"\1 / 100 * \2", text)
     for word, sign in _WORDS.items():
@@ -237,7 +247,7 @@ def expressions_in(text: str) -> list[str]:
     return [match[0].strip() for match in _EXPRESSION.finditer(text)]
 
 
-def _memory(now: Situation) -> Reply | None:
+def _respond_memory(now: PromptContext) -> Reply | None:
     lowered = now.prompt.lower()
     if "my name" in lowered and "what" in lowered:
         for text in reversed(now.earlier):
@@ -245,12 +255,12 @@ def _memory(now: Situation) -> Reply | None:
                 return Reply(f"Your name is {named[1]}.")
         return Reply("You have not told me your name.")
     if re.search(r"\bwhat did i (?:ask|say|write)", lowered):
-        asked = "; ".join(_short(text) for text in now.earlier) or "nothing"
+        asked = "; ".join(_shorten_text(text) for text in now.earlier) or "nothing"
         return Reply(f"Before this you wrote: {asked}.")
     return None
 
 
-def _long(now: Situation) -> Reply | None:
+def _respond_long(now: PromptContext) -> Reply | None:
     if (count := re.search(r"\bcount (?:up )?to (\d{1,6})", now.prompt, re.IGNORECASE)) is not None:
         return Reply(" ".join(map(str, range(1, min(int(count[1]), 50_000) + 1))))
     if re.search(r"\b(?:long story|long essay|novel)\b", now.prompt, re.IGNORECASE):
@@ -258,28 +268,38 @@ def _long(now: Situation) -> Reply | None:
     return None
 
 
-def _structured(now: Situation) -> Reply | None:
+def _respond_structured(now: PromptContext) -> Reply | None:
     wanted = now.chat.response_format or {}
     if wanted.get("type") == "json_schema":
-        return Reply(json.dumps(_fit(wanted["json_schema"].get("schema", {}), now.prompt)))
+        return Reply(json.dumps(_generate_value(wanted["json_schema"].get("schema", {}), now.prompt)))
     if wanted.get("type") == "json_object":
-        return Reply(json.dumps({"answer": _short(now.prompt), "simulated": True}))
+        return Reply(json.dumps({"answer": _shorten_text(now.prompt), "simulated": True}))
     return None
 
 
-def _small_talk(now: Situation) -> Reply:
+def _respond_small_talk(now: PromptContext) -> Reply:
     if now.results:
-        return Reply(f"The tool said: {_short(now.results[-1], 300)}")
+        return Reply(f"The tool said: {_shorten_text(now.results[-1], 300)}")
     return Reply(
-        f"You wrote: {_short(now.prompt)!r}. This is a simulated model: it can do arithmetic, search the web and keep "
-        "tasks with the tools on offer, and says sentences like these to everything else. "
+        f"You wrote: {_shorten_text(now.prompt)!r}. This is a simulated model: it can do arithmetic, search the web "
+        "and keep tasks with the tools on offer, and says sentences like these to everything else. "
         "Set GROQ_API_KEY to talk to a real one."
     )
 
 
-SKILLS: tuple[Skill, ...] = (
-    _explicit, _fetch, _search, _add_task, _list_tasks, _one_task, _arithmetic, _structured, _memory, _long, _small_talk
-)  # fmt: skip
+RESPONDERS: tuple[Responder, ...] = (
+    _respond_explicit,
+    _respond_fetch,
+    _respond_search,
+    _respond_add_task,
+    _respond_list_tasks,
+    _respond_one_task,
+    _respond_arithmetic,
+    _respond_structured,
+    _respond_memory,
+    _respond_long,
+    _respond_small_talk,
+)
 
 
 # --- reading and writing
@@ -297,7 +317,7 @@ class _Tasks(msgspec.Struct):
     tasks: list[_Task]
 
 
-def _tasks_in(result: str) -> Iterator[tuple[int, str]]:
+def _parse_tasks(result: str) -> Iterator[tuple[int, str]]:
     """The (id, title) of each task in a tool's result, be it JSON or lines such as `#1 [pending] buy milk`."""
     try:
         found = msgspec.json.decode(result, type=_Tasks)
@@ -307,7 +327,7 @@ def _tasks_in(result: str) -> Iterator[tuple[int, str]]:
         yield from ((task.id, task.title) for task in found.tasks)
 
 
-def _fit(schema: JsonObject, prompt: str) -> Any:
+def _generate_value(schema: JsonObject, prompt: str) -> Any:
     """A value that fits a JSON schema: its example, default or first choice, else the plainest of its type."""
     for key in ("const", "default"):
         if key in schema:
@@ -317,15 +337,15 @@ def _fit(schema: JsonObject, prompt: str) -> Any:
             return schema[key][0]
     for key in ("anyOf", "oneOf", "allOf"):
         if schema.get(key):
-            return _fit(schema[key][0], prompt)
+            return _generate_value(schema[key][0], prompt)
     kind: Any = schema.get("type", "object" if "properties" in schema else "string")
     kinds: list[str] = [kind] if isinstance(kind, str) else kind
     match kinds[0]:
         case "object":
             names = schema.get("required", list(schema.get("properties", {})))
-            return {name: _fit(schema.get("properties", {}).get(name, {}), prompt) for name in names}
+            return {name: _generate_value(schema.get("properties", {}).get(name, {}), prompt) for name in names}
         case "array":
-            return [_fit(schema.get("items", {}), prompt) for _ in range(schema.get("minItems", 1))]
+            return [_generate_value(schema.get("items", {}), prompt) for _ in range(schema.get("minItems", 1))]
         case "integer" | "number":
             return schema.get("minimum", 1)
         case "boolean":
@@ -333,14 +353,14 @@ def _fit(schema: JsonObject, prompt: str) -> Any:
         case "null":
             return None
         case _:
-            return _short(prompt)[: schema.get("maxLength", 200)] or "text"
+            return _shorten_text(prompt)[: schema.get("maxLength", 200)] or "text"
 
 
-def _short(text: str, most: int = 80) -> str:
+def _shorten_text(text: str, max_length: int = 80) -> str:
     flat = " ".join(text.split())
-    return flat if len(flat) <= most else f"{flat[: most - 1]}…"
+    return flat if len(flat) <= max_length else f"{flat[: max_length - 1]}…"
 
 
-def _sentence(result: str) -> str:
-    first = _short(result, 300)
+def _to_sentence(result: str) -> str:
+    first = _shorten_text(result, 300)
     return first if first.endswith((".", "!", "?", "…")) else f"{first}."

@@ -16,14 +16,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.llm.recording import Exchange, Recordings
+from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
-from gateway.simulator.request import MODELS, Chat, JsonObject, Refusal, check_key, parse
-from gateway.simulator.responder import Call, Reply, reply
-from gateway.simulator.wire import Answer, PromptCache, frame
+from gateway.simulator.request import MODELS, ApiError, Chat, JsonObject, check_key, parse_chat_request
+from gateway.simulator.responder import Reply, SimulatedCall, make_reply
+from gateway.simulator.wire import PromptCache, SimulatedAnswer, encode_frame
 
-_BURST = 64
-_LIMIT = 100_000_000  # in Groq's form, but out of the way: nobody pays for what is simulated
+_FRAMES_PER_WRITE = 64
+_RATE_LIMIT = 100_000_000  # in Groq's form, but out of the way: nobody pays for what is simulated
 
 
 class SimulatorSettings(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class Simulator:
         self._recordings = Recordings(settings.replay) if settings.replay is not None else None
         self._changed = asyncio.Condition()
 
-    async def until(self, condition: Callable[["Simulator"], bool], seconds: float = 5.0) -> None:
+    async def wait_until(self, condition: Callable[["Simulator"], bool], seconds: float = 5.0) -> None:
         """Return once the condition holds.
 
         Raises:
@@ -58,71 +58,71 @@ class Simulator:
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(lambda: condition(self))
 
-    async def changed(self) -> None:
+    async def notify_changed(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
-    def app(self) -> Starlette:
+    def create_app(self) -> Starlette:
         routes = [
-            Route("/openai/v1/chat/completions", self._chat, methods=["POST"]),
-            Route("/openai/v1/models", self._models),
-            Route("/openai/v1/models/{name:path}", self._model),
+            Route("/openai/v1/chat/completions", self._complete_chat, methods=["POST"]),
+            Route("/openai/v1/models", self._list_models),
+            Route("/openai/v1/models/{name:path}", self._get_model),
             Route("/simulator/faults", self._set_faults, methods=["POST", "DELETE"]),
             Route("/simulator/requests", self._get_requests),
         ]
-        return Starlette(routes=routes, exception_handlers={Refusal: _refuse, 404: _not_found})
+        return Starlette(routes=routes, exception_handlers={ApiError: _answer_api_error, 404: _answer_not_found})
 
-    async def _models(self, request: Request) -> Response:
+    async def _list_models(self, request: Request) -> Response:
         check_key(request.headers.get("authorization", ""))
-        return _json({"object": "list", "data": list(MODELS)})
+        return _make_json_response({"object": "list", "data": list(MODELS)})
 
-    async def _model(self, request: Request) -> Response:
+    async def _get_model(self, request: Request) -> Response:
         check_key(request.headers.get("authorization", ""))
         found = next((model for model in MODELS if model["id"] == request.path_params["name"]), None)
         if found is None:
-            raise Refusal(404, f"The model `{request.path_params['name']}` does not exist", "model_not_found")
-        return _json(found)
+            raise ApiError(404, f"The model `{request.path_params['name']}` does not exist", "model_not_found")
+        return _make_json_response(found)
 
     async def _set_faults(self, request: Request) -> Response:
         if request.method == "DELETE":
-            self.faults.clear()
+            self.faults.clear_faults()
         else:
-            self.faults.add(*msgspec.json.decode(await request.body(), type=list[Fault]))
-        return _json({"faults": list(self.faults)})
+            self.faults.add_faults(*msgspec.json.decode(await request.body(), type=list[Fault]))
+        return _make_json_response({"faults": list(self.faults)})
 
     async def _get_requests(self, _request: Request) -> Response:
-        return _json(list(self.requests))
+        return _make_json_response(list(self.requests))
 
-    async def _chat(self, request: Request) -> Response:
+    async def _complete_chat(self, request: Request) -> Response:
         check_key(request.headers.get("authorization", ""))
         body = await request.body()
-        if self._recordings is not None and (known := self._recordings.take(body)) is not None:
+        if self._recordings is not None and (known := self._recordings.take_response(body)) is not None:
             self.requests.append(msgspec.json.decode(body))
             self.replayed += 1
-            await self.changed()
-            return _Replayed(known)
-        chat = parse(body)
+            await self.notify_changed()
+            return _ReplayedResponse(known)
+        chat = parse_chat_request(body)
         self.requests.append(msgspec.json.decode(body))
-        await self.changed()
-        faults = self.faults.take(chat)
-        _refuse_by(faults)
-        answer = Answer(chat, _reply(chat, faults), self.cache)
-        headers = {"x-request-id": answer.request_id} | _limits(answer)
+        await self.notify_changed()
+        faults = self.faults.take_faults(chat)
+        _raise_fault(faults)
+        answer = SimulatedAnswer(chat, _choose_reply(chat, faults), self.cache)
+        headers = {"x-request-id": answer.request_id} | _make_limit_headers(answer)
         if chat.stream:
-            return _Stream(self, answer, faults, headers)
+            return _PacedStream(self, answer, faults, headers)
         if (slow := faults.get("slow_first_token")) is not None:
             await asyncio.sleep(slow.seconds)
-        return _json(answer.plain(), headers=headers)
+        return _make_json_response(answer.to_response(), headers=headers)
 
 
 class _Aborted(Exception):
     """Raised to make uvicorn drop the connection without ending the body."""
 
 
-class _Replayed(Response):
+class _ReplayedResponse(Response):
     """An answer as it was recorded, piece by piece. One that was not read to its end lasts until its client leaves."""
 
-    def __init__(self, known: Exchange) -> None:
+    def __init__(self, known: RecordedExchange) -> None:
         super().__init__(status_code=known.status, headers=known.headers)
         del self.headers["content-length"]
         self._known = known
@@ -138,15 +138,17 @@ class _Replayed(Response):
             case "broken":
                 raise _Aborted
             case "silent" | "left":
-                await _disconnected(receive)
+                await _wait_for_disconnect(receive)
 
 
-class _Stream(Response):
+class _PacedStream(Response):
     """The answer as a paced stream, which stops when its client leaves."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, simulator: Simulator, answer: Answer, faults: dict[str, Fault], headers: dict[str, str]) -> None:
+    def __init__(
+        self, simulator: Simulator, answer: SimulatedAnswer, faults: dict[str, Fault], headers: dict[str, str]
+    ) -> None:
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._simulator = simulator
@@ -155,9 +157,9 @@ class _Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._simulator.streaming += 1
-        await self._simulator.changed()
-        sending = asyncio.ensure_future(self._send(send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
+        await self._simulator.notify_changed()
+        sending = asyncio.ensure_future(self._send_frames(send))
+        leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
@@ -166,30 +168,30 @@ class _Stream(Response):
             self._simulator.streaming -= 1
             unfinished = [task for task in (sending, leaving) if task.cancel()]
             await asyncio.gather(*unfinished, return_exceptions=True)
-            await self._simulator.changed()
+            await self._simulator.notify_changed()
         if not sending.cancelled():
             sending.result()
 
-    async def _send(self, send: Send) -> None:
+    async def _send_frames(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for piece in _pieces(self._frames(), small="split_frames" in self._faults):
+        async for piece in _split_frames(self._generate_frames(), small="split_frames" in self._faults):
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _frames(self) -> AsyncGenerator[bytes]:
-        settings, chunks = self._simulator.settings, self._answer.chunks()
+    async def _generate_frames(self) -> AsyncGenerator[bytes]:
+        settings, chunks = self._simulator.settings, self._answer.make_frames()
         slow = self._faults.get("slow_first_token")
         await asyncio.sleep(slow.seconds if slow else settings.first_token_delay)
         pause = 1 / settings.tokens_per_second if settings.tokens_per_second else 0.0
-        burst = 1 if pause or self._faults else _BURST
+        burst = 1 if pause or self._faults else _FRAMES_PER_WRITE
         for start in range(0, len(chunks), burst):
-            async for frame_ in self._misbehave(start):
+            async for frame_ in self._apply_faults(start):
                 yield frame_
             yield b"".join(chunks[start : start + burst])
             await asyncio.sleep(pause)
         yield b"data: [DONE]\n\n"
 
-    async def _misbehave(self, sent: int) -> AsyncGenerator[bytes]:
+    async def _apply_faults(self, sent: int) -> AsyncGenerator[bytes]:
         """What the fault plan has for the place behind `sent` chunks; it may end the stream there."""
         for kind, fault in self._faults.items():
             if fault.after_chunks != sent:
@@ -200,16 +202,18 @@ class _Stream(Response):
                 case "garbage":
                     yield b"data: {this is not JSON\n\n"
                 case "mid_stream_error":
-                    yield frame({"error": fault.error or {"message": "broke", "type": "server_error"}}, event="error")
+                    yield encode_frame(
+                        {"error": fault.error or {"message": "broke", "type": "server_error"}}, event="error"
+                    )
                     raise _EndOfStream
                 case "data_error":
-                    yield frame({"error": fault.error or {"message": "broke", "type": "server_error"}})
+                    yield encode_frame({"error": fault.error or {"message": "broke", "type": "server_error"}})
                     raise _EndOfStream
                 case "malformed_tool_call":
-                    yield frame({"error": _tool_use_failed(fault)}, event="error")
+                    yield encode_frame({"error": _make_tool_use_failed(fault)}, event="error")
                     raise _EndOfStream
                 case "x_groq_error":
-                    yield self._answer.early_stop(str(fault.error or "stopped early"))
+                    yield self._answer.make_error_frame(str(fault.error or "stopped early"))
                     raise _EndOfStream
                 case "cut":
                     raise _EndOfStream
@@ -223,7 +227,7 @@ class _EndOfStream(Exception):
     """The body ends here, with or without its proper end."""
 
 
-async def _pieces(frames: AsyncGenerator[bytes], *, small: bool) -> AsyncGenerator[bytes]:
+async def _split_frames(frames: AsyncGenerator[bytes], *, small: bool) -> AsyncGenerator[bytes]:
     try:
         async for data in frames:
             size = 3 if small else len(data) or 1
@@ -233,20 +237,20 @@ async def _pieces(frames: AsyncGenerator[bytes], *, small: bool) -> AsyncGenerat
         return
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _refuse_by(faults: dict[str, Fault]) -> None:
+def _raise_fault(faults: dict[str, Fault]) -> None:
     if (fault := faults.get("status")) is not None:
-        raise _Scripted(fault)
+        raise _ScriptedError(fault)
     malformed = faults.get("malformed_tool_call")
     if malformed is not None and not malformed.after_chunks:
-        raise _Scripted(Fault(kind="status", status=400, body={"error": _tool_use_failed(malformed)}))
+        raise _ScriptedError(Fault(kind="status", status=400, body={"error": _make_tool_use_failed(malformed)}))
 
 
-def _tool_use_failed(fault: Fault) -> JsonObject:
+def _make_tool_use_failed(fault: Fault) -> JsonObject:
     return {
         "message": "Failed to call a function. Please adjust your prompt. See 'failed_generation' for more details.",
         "type": "invalid_request_error",
@@ -256,7 +260,7 @@ def _tool_use_failed(fault: Fault) -> JsonObject:
     }
 
 
-class _Scripted(Refusal):
+class _ScriptedError(ApiError):
     """An error answer that the fault plan wrote."""
 
     def __init__(self, fault: Fault) -> None:
@@ -265,50 +269,52 @@ class _Scripted(Refusal):
         self.scripted = fault.body
 
 
-def _reply(chat: Chat, faults: dict[str, Fault]) -> Reply:
+def _choose_reply(chat: Chat, faults: dict[str, Fault]) -> Reply:
     """What the model says, as the faults have it."""
     if (fault := faults.get("tool_calls")) is not None:
-        return Reply(calls=[Call(str(call["name"]), call.get("arguments", {})) for call in fault.calls])
+        return Reply(calls=[SimulatedCall(str(call["name"]), call.get("arguments", {})) for call in fault.calls])
     if (fault := faults.get("text")) is not None:
         return Reply(fault.text)
     if "unknown_tool" in faults:
-        return Reply(calls=[Call("no_such_tool", {"x": 1})])
-    said = reply(chat)
+        return Reply(calls=[SimulatedCall("no_such_tool", {"x": 1})])
+    said = make_reply(chat)
     name = said.calls[0].name if said.calls else next(iter(chat.functions), "calculator")
     if "invalid_json_arguments" in faults:
-        return Reply(calls=[Call(name, '{"expression": "1+')])
+        return Reply(calls=[SimulatedCall(name, '{"expression": "1+')])
     if "bad_arguments" in faults:
-        return Reply(calls=[Call(name, {"no_such_argument": [1, 2]})])
+        return Reply(calls=[SimulatedCall(name, {"no_such_argument": [1, 2]})])
     return said
 
 
-def _limits(answer: Answer) -> dict[str, str]:
+def _make_limit_headers(answer: SimulatedAnswer) -> dict[str, str]:
     used = answer.usage["total_tokens"]
     return {
-        "x-ratelimit-limit-requests": str(_LIMIT),
-        "x-ratelimit-remaining-requests": str(_LIMIT - 1),
+        "x-ratelimit-limit-requests": str(_RATE_LIMIT),
+        "x-ratelimit-remaining-requests": str(_RATE_LIMIT - 1),
         "x-ratelimit-reset-requests": "0.864ms",
-        "x-ratelimit-limit-tokens": str(_LIMIT),
-        "x-ratelimit-remaining-tokens": str(_LIMIT - used),
-        "x-ratelimit-reset-tokens": f"{used / _LIMIT * 60:.3f}s",
+        "x-ratelimit-limit-tokens": str(_RATE_LIMIT),
+        "x-ratelimit-remaining-tokens": str(_RATE_LIMIT - used),
+        "x-ratelimit-reset-tokens": f"{used / _RATE_LIMIT * 60:.3f}s",
     }
 
 
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _make_json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-async def _refuse(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    if isinstance(error, _Scripted):
+async def _answer_api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    if isinstance(error, _ScriptedError):
         if isinstance(error.scripted, str):
             return Response(error.scripted, error.status, error.headers, "text/html")
-        return _json(error.scripted or error.body, error.status, error.headers)
-    return _json(error.body, error.status)
+        return _make_json_response(error.scripted or error.body, error.status, error.headers)
+    return _make_json_response(error.body, error.status)
 
 
-async def _not_found(request: Request, _error: Exception) -> Response:
-    return _json({"error": {"message": f"Unknown request URL: {request.url.path}", "code": "unknown_url"}}, 404)
+async def _answer_not_found(request: Request, _error: Exception) -> Response:
+    return _make_json_response(
+        {"error": {"message": f"Unknown request URL: {request.url.path}", "code": "unknown_url"}}, 404
+    )
 
 
 class _QuietServer(uvicorn.Server):
@@ -329,7 +335,7 @@ async def serve_simulator(
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        simulator.app(), log_config=None, log_level="critical", access_log=False, lifespan="off",
+        simulator.create_app(), log_config=None, log_level="critical", access_log=False, lifespan="off",
         timeout_graceful_shutdown=0, server_header=False,
     )  # fmt: skip
     server = _QuietServer(config)

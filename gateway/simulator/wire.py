@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import msgspec
 
-from gateway.simulator.request import Chat, JsonObject, text_of
+from gateway.simulator.request import Chat, JsonObject, get_text
 from gateway.simulator.responder import Reply
 
 _TOKEN = re.compile(r"\s*\S{1,12}|\s+")
@@ -19,16 +19,16 @@ _encode = msgspec.json.Encoder().encode
 class PromptCache:
     """The prefixes of the last requests, as hashes: what stands unchanged from the start counts as cached."""
 
-    def __init__(self, most: int = 4096) -> None:
+    def __init__(self, max_prefixes: int = 4096) -> None:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
-        self._most = most
+        self._most = max_prefixes
 
-    def cached_tokens(self, chat: Chat) -> int:
+    def count_cached_tokens(self, chat: Chat) -> int:
         digest = hashlib.blake2b(_encode(chat.tools), digest_size=16)
-        tokens, cached = estimate(_encode(chat.tools).decode()) if chat.tools else 0, 0
+        tokens, cached = estimate_tokens(_encode(chat.tools).decode()) if chat.tools else 0, 0
         for message in chat.messages:
             digest.update(_encode(message))
-            tokens += estimate(text_of(message)) + 4
+            tokens += estimate_tokens(get_text(message)) + 4
             key = digest.digest()
             if key in self._seen:
                 cached = tokens
@@ -42,12 +42,12 @@ class PromptCache:
             self._seen.popitem(last=False)
 
 
-def estimate(text: str) -> int:
+def estimate_tokens(text: str) -> int:
     """About how many tokens a text has."""
     return (len(text) + 3) // 4
 
 
-class Answer:
+class SimulatedAnswer:
     """One answer of the simulated model, cut to what the request allows."""
 
     def __init__(self, chat: Chat, reply: Reply, cache: PromptCache) -> None:
@@ -56,33 +56,37 @@ class Answer:
         self._chat = chat
         self._created = int(time.time())
         reasoning = _TOKEN.findall(reply.reasoning)
-        self.reasoning = reasoning[: chat.limit]
-        self.text, self.finish_reason = _cut(chat, _TOKEN.findall(reply.text), spent=len(reasoning))
+        self.reasoning = reasoning[: chat.max_output_tokens]
+        self.text, self.finish_reason = _truncate_tokens(chat, _TOKEN.findall(reply.text), spent=len(reasoning))
         self.calls = [
-            {"id": f"fc_{uuid4()}", "type": "function", "function": {"name": c.name, "arguments": _json(c.arguments)}}
+            {
+                "id": f"fc_{uuid4()}",
+                "type": "function",
+                "function": {"name": c.name, "arguments": _to_json(c.arguments)},
+            }
             for c in reply.calls
         ]
         if self.calls:
             self.finish_reason = "tool_calls"
-        self.usage = self._usage(cache.cached_tokens(chat))
+        self.usage = self._count_usage(cache.count_cached_tokens(chat))
 
-    def chunks(self) -> list[bytes]:
+    def make_frames(self) -> list[bytes]:
         """Every frame of the stream but `[DONE]`."""
         deltas: list[JsonObject] = [{"reasoning": token, "channel": "analysis"} for token in self.reasoning]
         deltas += [{"content": token} for token in self.text]
         deltas += [{"tool_calls": [{"index": i, **call}]} for i, call in enumerate(self.calls)]
-        first = self._chunk({"role": "assistant", "content": ""}, x_groq={"id": self.request_id})
-        last = self._chunk({}, self.finish_reason, x_groq={"id": self.request_id, "usage": self.usage})
-        frames = [frame(first), *(frame(self._chunk(delta)) for delta in deltas), frame(last)]
+        first = self._make_chunk({"role": "assistant", "content": ""}, x_groq={"id": self.request_id})
+        last = self._make_chunk({}, self.finish_reason, x_groq={"id": self.request_id, "usage": self.usage})
+        frames = [encode_frame(first), *(encode_frame(self._make_chunk(delta)) for delta in deltas), encode_frame(last)]
         if (self._chat.stream_options or {}).get("include_usage"):
-            frames.append(frame(self._envelope("chat.completion.chunk", choices=[], usage=self.usage)))
+            frames.append(encode_frame(self._with_header("chat.completion.chunk", choices=[], usage=self.usage)))
         return frames
 
-    def early_stop(self, message: str) -> bytes:
+    def make_error_frame(self, message: str) -> bytes:
         """A last chunk that carries an error in place of a finish reason."""
-        return frame(self._chunk({}, x_groq={"id": self.request_id, "error": message}))
+        return encode_frame(self._make_chunk({}, x_groq={"id": self.request_id, "error": message}))
 
-    def plain(self) -> JsonObject:
+    def to_response(self) -> JsonObject:
         """The whole answer as one object."""
         message: JsonObject = {"role": "assistant", "content": "".join(self.text) or None}
         if self.reasoning:
@@ -90,20 +94,20 @@ class Answer:
         if self.calls:
             message["tool_calls"] = self.calls
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
-        return self._envelope("chat.completion", choices=[choice], usage=self.usage, x_groq={"id": self.request_id})
+        return self._with_header("chat.completion", choices=[choice], usage=self.usage, x_groq={"id": self.request_id})
 
-    def _chunk(self, delta: JsonObject, finish_reason: str | None = None, **more: Any) -> JsonObject:
+    def _make_chunk(self, delta: JsonObject, finish_reason: str | None = None, **more: Any) -> JsonObject:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._envelope("chat.completion.chunk", choices=[choice], **more)
+        return self._with_header("chat.completion.chunk", choices=[choice], **more)
 
-    def _envelope(self, kind: str, **fields: Any) -> JsonObject:
+    def _with_header(self, kind: str, **fields: Any) -> JsonObject:
         head = {"id": self.id, "object": kind, "created": self._created, "model": self._chat.model}
         return head | {"system_fingerprint": "fp_simulated"} | fields
 
-    def _usage(self, cached: int) -> JsonObject:
-        prompt = sum(estimate(text_of(message)) + 4 for message in self._chat.messages)
-        prompt += estimate(_json(self._chat.tools)) if self._chat.tools else 0
-        said = len(self.reasoning) + len(self.text) + sum(estimate(_json(call)) for call in self.calls)
+    def _count_usage(self, cached: int) -> JsonObject:
+        prompt = sum(estimate_tokens(get_text(message)) + 4 for message in self._chat.messages)
+        prompt += estimate_tokens(_to_json(self._chat.tools)) if self._chat.tools else 0
+        said = len(self.reasoning) + len(self.text) + sum(estimate_tokens(_to_json(call)) for call in self.calls)
         return {
             "queue_time": 0.002,
             "prompt_tokens": prompt,
@@ -117,22 +121,22 @@ class Answer:
         }
 
 
-def frame(chunk: Any, event: str | None = None) -> bytes:
+def encode_frame(chunk: Any, event: str | None = None) -> bytes:
     head = b"event: %s\n" % event.encode() if event else b""
     return head + b"data: " + _encode(chunk) + b"\n\n"
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return value if isinstance(value, str) else _encode(value).decode()
 
 
-def _cut(chat: Chat, tokens: list[str], *, spent: int) -> tuple[list[str], str]:
+def _truncate_tokens(chat: Chat, tokens: list[str], *, spent: int) -> tuple[list[str], str]:
     """The tokens up to the first stop text or the limit, of which reasoning has `spent` some, and why they end."""
     stops = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
     text = "".join(tokens)
     ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
     if ends:
         tokens = _TOKEN.findall(text[: min(ends)])
-    if chat.limit is not None and spent + len(tokens) > chat.limit:
-        return tokens[: max(chat.limit - spent, 0)], "length"
+    if chat.max_output_tokens is not None and spent + len(tokens) > chat.max_output_tokens:
+        return tokens[: max(chat.max_output_tokens - spent, 0)], "length"
     return tokens, "stop"

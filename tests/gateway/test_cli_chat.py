@@ -67,7 +67,7 @@ async def test_question_is_declined_by_an_empty_line_and_where_nobody_sits(
 
 
 async def test_failed_turn_says_why_with_its_code(gateway: Gateway) -> None:
-    gateway.simulator.faults.add(Fault(kind="status", status=401, match="Hello"))
+    gateway.simulator.faults.add_faults(Fault(kind="status", status=401, match="Hello"))
     with pytest.raises(ChatError, match=r"\[model_key_refused\]"):
         await Session(gateway.base_url).terminal.send_prompt("Hello")
 

@@ -96,12 +96,12 @@ async def test_agent_is_asked_and_gone_on_with(gateway: Gateway, mode: str, db: 
 
 
 async def test_host_that_gives_up_cancels_the_agent(gateway: Gateway, mode: str) -> None:
-    gateway.simulator.faults.add(Fault(kind="stall", after_chunks=40))
+    gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
     async with host(gateway, mode) as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": "count to 500"}))
-        await gateway.simulator.until(lambda simulator: simulator.streaming == 1)
+        await gateway.simulator.wait_until(lambda simulator: simulator.streaming == 1)
         asking.cancel()
-        await gateway.simulator.until(lambda simulator: simulator.cancelled == 1)
+        await gateway.simulator.wait_until(lambda simulator: simulator.cancelled == 1)
 
 
 async def test_cancellation_and_progress_go_through(with_trial: Gateway, trial: Trial, mode: str) -> None:

@@ -5,7 +5,13 @@ from typing import Any
 import groq
 import httpx
 
-from gateway.llm.client import CONNECT_TIMEOUT, SdkModel, chat_body, default_headers, http_client
+from gateway.llm.client import (
+    CONNECT_TIMEOUT_SECONDS,
+    OpenAICompatibleModel,
+    create_http_client,
+    make_chat_body,
+    make_default_headers,
+)
 from gateway.llm.rate_limit.limiter import Limiter
 from gateway.llm.recording import Recorder
 from gateway.ports.model import ModelCall
@@ -13,30 +19,38 @@ from gateway.ports.model import ModelCall
 _ROOT = "/openai/v1"
 
 
-def groq_model(
+def create_groq_model(
     *,
     api_key: str,
     base_url: str,
     idle_timeout: float = 60.0,
     limiter: Limiter | None = None,
-    queue: float = 30.0,
+    queue_seconds: float = 30.0,
     recorder: Recorder | None = None,
-) -> SdkModel:
+) -> OpenAICompatibleModel:
     """A `Model` over Groq's SDK. `base_url` is without `/openai/v1`; `idle_timeout` and `queue` in seconds."""
     client = groq.AsyncGroq(
         api_key=api_key,
         base_url=base_url,
-        max_retries=0,  # `SteadyModel` asks again, where a client can see it
-        timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT),
-        http_client=http_client(recorder),
-        default_headers=default_headers(groq),
+        max_retries=0,  # `ResilientModel` asks again, where a client can see it
+        timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT_SECONDS),
+        http_client=create_http_client(recorder),
+        default_headers=make_default_headers(groq),
     )
-    return SdkModel(client, groq, request_body, root=_ROOT, key_setting="GROQ_API_KEY", limiter=limiter, queue=queue)
+    return OpenAICompatibleModel(
+        client,
+        groq,
+        make_request_body,
+        root=_ROOT,
+        key_setting="GROQ_API_KEY",
+        limiter=limiter,
+        queue_seconds=queue_seconds,
+    )
 
 
-def request_body(call: ModelCall) -> dict[str, Any]:
+def make_request_body(call: ModelCall) -> dict[str, Any]:
     """The body of a call."""
-    body = chat_body(call)
+    body = make_chat_body(call)
     if "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     return body

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 
-class Waiting(Protocol):
+class QueuedItem(Protocol):
     """What can wait: `user` names whose it is, `tokens` (over 0) what it costs."""
 
     @property
@@ -14,10 +14,10 @@ class Waiting(Protocol):
     def tokens(self) -> float: ...
 
 
-T = TypeVar("T", bound=Waiting)
+T = TypeVar("T", bound=QueuedItem)
 
 
-class _Line(Generic[T]):
+class _UserQueue(Generic[T]):
     """What one user waits for, first come first; `start` is the virtual time at which the first of it begins."""
 
     __slots__ = ("items", "start", "weight")
@@ -27,11 +27,11 @@ class _Line(Generic[T]):
         self.start = start
         self.weight = weight
 
-    def finish(self) -> float:
+    def get_finish_time(self) -> float:
         """The virtual time at which the first will have been served."""
         return self.start + self.items[0].tokens / self.weight
 
-    def total(self) -> float:
+    def sum_tokens(self) -> float:
         return sum(item.tokens for item in self.items)
 
 
@@ -43,52 +43,52 @@ class FairQueue(Generic[T]):
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
-        self._lines: dict[str, _Line[T]] = {}
-        self._now = 0.0
+        self._user_queues: dict[str, _UserQueue[T]] = {}
+        self._virtual_time = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self._lines)
+        return bool(self._user_queues)
 
     def __iter__(self) -> Iterator[T]:
-        return (item for line in self._lines.values() for item in line.items)
+        return (item for line in self._user_queues.values() for item in line.items)
 
-    def add(self, item: T) -> None:
-        if (line := self._lines.get(item.user)) is None:
-            line = self._lines[item.user] = self._new_line(item.user)
+    def add_item(self, item: T) -> None:
+        if (line := self._user_queues.get(item.user)) is None:
+            line = self._user_queues[item.user] = self._create_user_queue(item.user)
         line.items.append(item)
 
-    def first(self) -> T | None:
+    def find_next(self) -> T | None:
         """Whose turn it is."""
-        if not self._lines:
+        if not self._user_queues:
             return None
-        return min(self._lines.values(), key=_Line[T].finish).items[0]
+        return min(self._user_queues.values(), key=_UserQueue[T].get_finish_time).items[0]
 
-    def serve(self, item: T) -> None:
+    def serve_item(self, item: T) -> None:
         """Take out the first of a line: its user has had its share."""
-        line = self._lines[item.user]
-        line.start = self._now = max(self._now, line.finish())
-        self.remove(item)
+        line = self._user_queues[item.user]
+        line.start = self._virtual_time = max(self._virtual_time, line.get_finish_time())
+        self.remove_item(item)
 
-    def remove(self, item: T) -> None:
+    def remove_item(self, item: T) -> None:
         """Take out what will not be served, wherever it waits."""
-        line = self._lines[item.user]
+        line = self._user_queues[item.user]
         line.items.remove(item)
         if not line.items:
-            del self._lines[item.user]
-        if not self._lines:
-            self._now = 0.0
+            del self._user_queues[item.user]
+        if not self._user_queues:
+            self._virtual_time = 0.0
 
-    def ahead(self, item: T) -> tuple[float, float]:
+    def estimate_ahead(self, item: T) -> tuple[float, float]:
         """How many tokens and requests would be served before this newcomer, with every line as if it flowed."""
-        own = self._lines.get(item.user) or self._new_line(item.user)
-        finish = own.start + (own.total() + item.tokens) / own.weight
+        own = self._user_queues.get(item.user) or self._create_user_queue(item.user)
+        finish = own.start + (own.sum_tokens() + item.tokens) / own.weight
         tokens, requests = 0.0, 0.0
-        for line in self._lines.values():
-            total = line.total()
+        for line in self._user_queues.values():
+            total = line.sum_tokens()
             served = total if line is own else min(total, max(0.0, (finish - line.start) * line.weight))
             tokens += served
             requests += served / total * len(line.items)
         return tokens, requests
 
-    def _new_line(self, user: str) -> _Line[T]:
-        return _Line(self._now, self._weights.get(user, 1.0))
+    def _create_user_queue(self, user: str) -> _UserQueue[T]:
+        return _UserQueue(self._virtual_time, self._weights.get(user, 1.0))

@@ -15,13 +15,13 @@ import msgspec
 from gateway.common.logging import get_logger
 from gateway.domain.errors import UpstreamRateLimited
 from gateway.llm.rate_limit.fair_queue import FairQueue
-from gateway.llm.rate_limit.token_bucket import Budget, Reading, read_headers
+from gateway.llm.rate_limit.token_bucket import RateLimitHeaders, TokenBucket, parse_rate_limit_headers
 
 log = get_logger(__name__)
 
-_LONGEST_GUESS = 60.0
-_NO_ANSWER = 0
-_NEVER_SENT = 499
+_MAX_BACKOFF_SECONDS = 60.0
+_NO_RESPONSE_STATUS = 0
+_NOT_SENT_STATUS = 499
 
 
 class Timer(Protocol):
@@ -35,7 +35,7 @@ class Clock(Protocol):
     def call_at(self, when: float, callback: Callable[[], object], /) -> Timer: ...
 
 
-class Ticket(msgspec.Struct, frozen=True):
+class Reservation(msgspec.Struct, frozen=True):
     """A reservation among several gateways; with `wait` over 0 there is none yet, and it may be asked for then.
 
     `number` counts a model's reservations (0: nobody counts); `first`: no other was under way; `epoch`: when it was.
@@ -52,20 +52,22 @@ class Ticket(msgspec.Struct, frozen=True):
 class SharedLimits(Protocol):
     """The limits as several gateways with one key share them. Nothing of it raises: who cannot ask, has no limit."""
 
-    async def reserve(self, model: str, tokens: float) -> Ticket: ...
+    async def reserve_tokens(self, model: str, tokens: float) -> Reservation: ...
 
-    async def answered(self, ticket: Ticket, reading: Reading, *, refunded: bool, block: float) -> None:
+    async def report_response(
+        self, reservation: Reservation, headers: RateLimitHeaders, *, refunded: bool, block: float
+    ) -> None:
         """The server has seen this call, or it will not be made. The model is blocked for `block` seconds."""
         ...
 
-    async def correct(self, ticket: Ticket, tokens: float) -> None:
+    async def refund_tokens(self, reservation: Reservation, tokens: float) -> None:
         """Give back what was reserved and not used."""
         ...
 
     async def close(self) -> None: ...
 
 
-class Slot:
+class RateLimitPermit:
     """A call's place. As an async context it is waited for on the way in.
 
     Raises:
@@ -73,106 +75,116 @@ class Slot:
     """
 
     __slots__ = (
-        "_deadline", "_limiter", "alone", "expires", "lane", "not_before", "number", "pending", "ticket", "tokens",
-        "turn", "user",
+        "_deadline",
+        "_limiter",
+        "alone",
+        "expires",
+        "granted",
+        "not_before",
+        "number",
+        "pending",
+        "queue",
+        "reservation",
+        "tokens",
+        "user",
     )  # fmt: skip
 
-    def __init__(self, limiter: "Limiter", lane: "_Lane", tokens: float, user: str, deadline: float) -> None:
+    def __init__(self, limiter: "Limiter", lane: "_ModelQueue", tokens: float, user: str, deadline: float) -> None:
         self._limiter = limiter
         self._deadline = deadline
-        self.lane = lane
+        self.queue = lane
         self.tokens = tokens
         self.user = user
-        self.turn: asyncio.Future[None] | None = None
+        self.granted: asyncio.Future[None] | None = None
         self.expires = math.inf
         self.not_before = 0.0
         self.number = 0
         self.alone = False
         self.pending = 0.0
-        self.ticket: Ticket | None = None
+        self.reservation: Reservation | None = None
 
-    async def __aenter__(self) -> "Slot":
-        if not self._limiter.enter_at_once(self):
-            await self._limiter.wait_for(self, self._deadline)
+    async def __aenter__(self) -> "RateLimitPermit":
+        if not self._limiter.try_acquire(self):
+            await self._limiter.wait_for_permit(self, self._deadline)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.pending:
-            self._limiter.answered(self, Reading(), _NO_ANSWER)
+            self._limiter.on_permit_response(self, RateLimitHeaders(), _NO_RESPONSE_STATUS)
 
-    def answered(self, headers: Mapping[str, str], status: int) -> None:
+    def on_response(self, headers: Mapping[str, str], status: int) -> None:
         """The response's head is here; also for an error that came later in the stream, with its status."""
-        self._limiter.answered(self, read_headers(headers), status)
+        self._limiter.on_permit_response(self, parse_rate_limit_headers(headers), status)
 
-    def used(self, tokens: float) -> None:
+    def on_usage(self, tokens: float) -> None:
         """How many tokens really count towards the limits: all of the call's, without the cached ones."""
         if self.pending:
-            self._limiter.answered(self, Reading(), _NO_ANSWER)
-        self._limiter.correct(self, tokens)
+            self._limiter.on_permit_response(self, RateLimitHeaders(), _NO_RESPONSE_STATUS)
+        self._limiter.correct_usage(self, tokens)
 
 
-class _Lane:
+class _ModelQueue:
     """A model: its limits, and who waits for it."""
 
     def __init__(self, model: str, weights: Mapping[str, float]) -> None:
         self.model = model
-        self.tokens = Budget()
-        self.requests = Budget()
-        self.queue = FairQueue[Slot](weights)
+        self.tokens = TokenBucket()
+        self.requests = TokenBucket()
+        self.waiters = FairQueue[RateLimitPermit](weights)
         self.timer: Timer | None = None
-        self.asking = False
+        self.is_reserving = False
         self._granted = 0
         self._blocked_until = 0.0
         self._strikes = 0
         self._struck_at = 0
 
     @property
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether an answer must come first: of those who share the limits, or of the one call after a refusal."""
-        return self.asking or (self._strikes > 0 and self.requests.pending > 0)
+        return self.is_reserving or (self._strikes > 0 and self.requests.pending > 0)
 
-    def idle(self, now: float) -> bool:
-        return not self.queue and not self.requests.pending and now >= self._blocked_until
+    def is_idle(self, now: float) -> bool:
+        return not self.waiters and not self.requests.pending and now >= self._blocked_until
 
-    def wait(self, slot: Slot, now: float, ahead: tuple[float, float] = (0.0, 0.0)) -> float:
+    def estimate_wait(self, slot: RateLimitPermit, now: float, ahead: tuple[float, float] = (0.0, 0.0)) -> float:
         """Seconds until the slot could be had, behind so many tokens and requests."""
         return max(
             self._blocked_until - now,
             slot.not_before - now,
-            self.tokens.wait(slot.tokens, now, ahead[0]),
-            self.requests.wait(1, now, ahead[1]),
+            self.tokens.get_wait_seconds(slot.tokens, now, ahead[0]),
+            self.requests.get_wait_seconds(1, now, ahead[1]),
             0.0,
         )
 
-    def take(self, slot: Slot) -> None:
+    def take_permit(self, slot: RateLimitPermit) -> None:
         self._granted += 1
         slot.number = self._granted
         slot.alone = not self.requests.pending
         slot.pending = slot.tokens
-        self.tokens.take(slot.tokens)
-        self.requests.take(1)
+        self.tokens.take_tokens(slot.tokens)
+        self.requests.take_tokens(1)
 
-    def settle(self, slot: Slot, *, refund: bool) -> None:
+    def settle_permit(self, slot: RateLimitPermit, *, refund: bool) -> None:
         """The server has seen the call, or never will."""
         if slot.pending:
             self.tokens.pending -= slot.pending
             self.requests.pending -= 1
             slot.pending = 0.0
         if refund:
-            self.tokens.give_back(slot.tokens)
-            self.requests.give_back(1)
+            self.tokens.refund(slot.tokens)
+            self.requests.refund(1)
             slot.tokens = 0.0
 
-    def learn(self, slot: Slot, reading: Reading, now: float) -> None:
+    def update_limits(self, slot: RateLimitPermit, reading: RateLimitHeaders, now: float) -> None:
         alone = slot.alone and slot.number == self._granted
         if reading.tokens is not None:
-            self.tokens.learn(reading.tokens, now, alone=alone)
+            self.tokens.update_from_headers(reading.tokens, now, alone=alone)
         if reading.requests is not None:
-            self.requests.learn(reading.requests, now, alone=alone)
+            self.requests.update_from_headers(reading.requests, now, alone=alone)
 
-    def refused(self, slot: Slot, retry_after: float | None, now: float) -> float:
+    def on_rejected(self, slot: RateLimitPermit, retry_after: float | None, now: float) -> float:
         """Block the model, longer each time that the server does not say for how long. Returns the seconds.
 
         The calls that were under way together are refused together, which is one refusal.
@@ -180,12 +192,12 @@ class _Lane:
         if slot.number > self._struck_at:
             self._strikes += 1
             self._struck_at = self._granted
-        seconds = min(_LONGEST_GUESS, 2.0 ** (self._strikes - 1)) if retry_after is None else retry_after
+        seconds = min(_MAX_BACKOFF_SECONDS, 2.0 ** (self._strikes - 1)) if retry_after is None else retry_after
         self._blocked_until = max(self._blocked_until, now + seconds)
         log.warning("model_rate_limited", model=self.model, seconds=round(seconds, 3), told=retry_after is not None)
         return seconds
 
-    def accepted(self, slot: Slot) -> None:
+    def on_accepted_permit(self, slot: RateLimitPermit) -> None:
         if slot.number > self._struck_at:
             self._strikes = 0
 
@@ -207,70 +219,72 @@ class Limiter:
         self._weights = weights or {}
         self._max_waiting = max_waiting
         self._max_models = max_models
-        self._lanes: dict[str, _Lane] = {}
+        self._queues: dict[str, _ModelQueue] = {}
         self._telling: set[asyncio.Task[None]] = set()
         self.waiting = 0
 
-    def slot(self, model: str, *, tokens: float, user: str = "", deadline: float | None = None) -> Slot:
+    def create_permit(
+        self, model: str, *, tokens: float, user: str = "", deadline: float | None = None
+    ) -> RateLimitPermit:
         """A place for a call that will take about so many tokens, to be had within `deadline` seconds."""
-        lane = self._lanes.get(model) or self._new_lane(model)
-        return Slot(self, lane, max(tokens, 1), user, math.inf if deadline is None else deadline)
+        lane = self._queues.get(model) or self._create_queue(model)
+        return RateLimitPermit(self, lane, max(tokens, 1), user, math.inf if deadline is None else deadline)
 
-    def _new_lane(self, model: str) -> _Lane:
-        if len(self._lanes) >= self._max_models:
+    def _create_queue(self, model: str) -> _ModelQueue:
+        if len(self._queues) >= self._max_models:
             now = self._clock.time()
-            idle = next((name for name, lane in self._lanes.items() if lane.idle(now)), None)
+            idle = next((name for name, lane in self._queues.items() if lane.is_idle(now)), None)
             if idle is not None:
-                del self._lanes[idle]
-        lane = self._lanes[model] = _Lane(model, self._weights)
+                del self._queues[idle]
+        lane = self._queues[model] = _ModelQueue(model, self._weights)
         return lane
 
-    def enter_at_once(self, slot: Slot) -> bool:
+    def try_acquire(self, slot: RateLimitPermit) -> bool:
         """Take the slot if that needs no waiting and nobody to ask."""
-        lane = slot.lane
-        if self._shared is not None or lane.queue or lane.held or lane.wait(slot, self._clock.time()):
+        lane = slot.queue
+        if self._shared is not None or lane.waiters or lane.is_held or lane.estimate_wait(slot, self._clock.time()):
             return False
-        lane.take(slot)
+        lane.take_permit(slot)
         return True
 
-    async def wait_for(self, slot: Slot, deadline: float) -> None:
+    async def wait_for_permit(self, slot: RateLimitPermit, deadline: float) -> None:
         """Take the slot in its turn. Whoever is cancelled here leaves no trace."""
-        lane, now = slot.lane, self._clock.time()
+        lane, now = slot.queue, self._clock.time()
         slot.expires = now + deadline
-        predicted = lane.wait(slot, now, lane.queue.ahead(slot))
+        predicted = lane.estimate_wait(slot, now, lane.waiters.estimate_ahead(slot))
         if predicted >= deadline or self.waiting >= self._max_waiting:
-            raise _refusal(predicted)
-        slot.turn = asyncio.get_running_loop().create_future()
-        lane.queue.add(slot)
+            raise _make_rate_limit_error(predicted)
+        slot.granted = asyncio.get_running_loop().create_future()
+        lane.waiters.add_item(slot)
         self.waiting += 1
-        self._serve(lane)
+        self._serve_queue(lane)
         try:
-            await slot.turn
+            await slot.granted
         except asyncio.CancelledError:
-            self._withdraw(slot)
+            self._withdraw_permit(slot)
             raise
 
-    def answered(self, slot: Slot, reading: Reading, status: int) -> None:
-        """See `Slot.answered`. A call that is refused has used nothing of what was taken for it."""
-        lane, now, block = slot.lane, self._clock.time(), 0.0
+    def on_permit_response(self, slot: RateLimitPermit, reading: RateLimitHeaders, status: int) -> None:
+        """See `RateLimitPermit.on_response`. A call that is refused has used nothing of what was taken for it."""
+        lane, now, block = slot.queue, self._clock.time(), 0.0
         refund = status >= 400 and slot.pending > 0
-        lane.settle(slot, refund=refund)
-        lane.learn(slot, reading, now)
+        lane.settle_permit(slot, refund=refund)
+        lane.update_limits(slot, reading, now)
         if status == 429:
-            block = lane.refused(slot, reading.retry_after, now)
-        elif _NO_ANSWER < status < 400:
-            lane.accepted(slot)
-        if self._shared is not None and slot.ticket is not None:
-            self._tell(self._shared.answered(slot.ticket, reading, refunded=refund, block=block))
-        self._serve(lane)
+            block = lane.on_rejected(slot, reading.retry_after, now)
+        elif _NO_RESPONSE_STATUS < status < 400:
+            lane.on_accepted_permit(slot)
+        if self._shared is not None and slot.reservation is not None:
+            self._tell(self._shared.report_response(slot.reservation, reading, refunded=refund, block=block))
+        self._serve_queue(lane)
 
-    def correct(self, slot: Slot, tokens: float) -> None:
-        """See `Slot.used`."""
+    def correct_usage(self, slot: RateLimitPermit, tokens: float) -> None:
+        """See `RateLimitPermit.on_usage`."""
         spare, slot.tokens = slot.tokens - tokens, tokens
-        slot.lane.tokens.give_back(spare)
-        if self._shared is not None and slot.ticket is not None and spare:
-            self._tell(self._shared.correct(slot.ticket, spare))
-        self._serve(slot.lane)
+        slot.queue.tokens.refund(spare)
+        if self._shared is not None and slot.reservation is not None and spare:
+            self._tell(self._shared.refund_tokens(slot.reservation, spare))
+        self._serve_queue(slot.queue)
 
     async def close(self) -> None:
         """Wait until those who share the limits have been told all."""
@@ -278,7 +292,7 @@ class Limiter:
         if self._shared is not None:
             await self._shared.close()
 
-    def _serve(self, lane: _Lane) -> None:
+    def _serve_queue(self, lane: _ModelQueue) -> None:
         """Hand out what can be had, refuse who cannot be served in time, and come back when the next can be.
 
         Nobody is served before the first, so its wait is the least that all the others have.
@@ -286,67 +300,67 @@ class Limiter:
         if lane.timer is not None:
             lane.timer.cancel()
             lane.timer = None
-        if not lane.queue:
+        if not lane.waiters:
             return
         now = self._clock.time()
-        while (slot := lane.queue.first()) is not None:
-            wait = lane.wait(slot, now)
-            if not wait and not lane.held:
-                self._grant_or_ask(slot)
-            elif late := [one for one in lane.queue if now + wait >= one.expires]:
+        while (slot := lane.waiters.find_next()) is not None:
+            wait = lane.estimate_wait(slot, now)
+            if not wait and not lane.is_held:
+                self._grant_or_reserve(slot)
+            elif late := [one for one in lane.waiters if now + wait >= one.expires]:
                 for one in late:
-                    self._refuse(one, wait)
+                    self._reject_permit(one, wait)
             else:
-                when = now + wait if wait else min(one.expires for one in lane.queue)
+                when = now + wait if wait else min(one.expires for one in lane.waiters)
                 if when < math.inf:
-                    lane.timer = self._clock.call_at(when, partial(self._serve, lane))
+                    lane.timer = self._clock.call_at(when, partial(self._serve_queue, lane))
                 return
 
-    def _grant_or_ask(self, slot: Slot) -> None:
+    def _grant_or_reserve(self, slot: RateLimitPermit) -> None:
         if self._shared is None:
-            self._grant(slot)
+            self._grant_permit(slot)
         else:
-            slot.lane.asking = True
-            self._tell(self._ask(slot, self._shared))
+            slot.queue.is_reserving = True
+            self._tell(self._reserve_shared(slot, self._shared))
 
-    async def _ask(self, slot: Slot, shared: SharedLimits) -> None:
+    async def _reserve_shared(self, slot: RateLimitPermit, shared: SharedLimits) -> None:
         """Reserve for the first in the queue among all gateways: one at a time, so that the order stands."""
-        lane = slot.lane
-        ticket = await shared.reserve(lane.model, slot.tokens)
-        lane.asking = False
-        if slot.turn is None or slot.turn.done():
-            self._tell(shared.answered(ticket, Reading(), refunded=True, block=0.0))
+        lane = slot.queue
+        ticket = await shared.reserve_tokens(lane.model, slot.tokens)
+        lane.is_reserving = False
+        if slot.granted is None or slot.granted.done():
+            self._tell(shared.report_response(ticket, RateLimitHeaders(), refunded=True, block=0.0))
         elif ticket.wait > 0:
             slot.not_before = self._clock.time() + ticket.wait
         else:
-            slot.ticket = ticket
-            self._grant(slot)
-        self._serve(lane)
+            slot.reservation = ticket
+            self._grant_permit(slot)
+        self._serve_queue(lane)
 
-    def _grant(self, slot: Slot) -> None:
-        assert slot.turn is not None
+    def _grant_permit(self, slot: RateLimitPermit) -> None:
+        assert slot.granted is not None
         self.waiting -= 1
-        slot.lane.queue.serve(slot)
-        slot.lane.take(slot)
-        slot.turn.set_result(None)
+        slot.queue.waiters.serve_item(slot)
+        slot.queue.take_permit(slot)
+        slot.granted.set_result(None)
 
-    def _refuse(self, slot: Slot, wait: float) -> None:
-        assert slot.turn is not None
+    def _reject_permit(self, slot: RateLimitPermit, wait: float) -> None:
+        assert slot.granted is not None
         self.waiting -= 1
-        slot.lane.queue.remove(slot)
-        slot.turn.set_exception(_refusal(wait))
+        slot.queue.waiters.remove_item(slot)
+        slot.granted.set_exception(_make_rate_limit_error(wait))
 
-    def _withdraw(self, slot: Slot) -> None:
+    def _withdraw_permit(self, slot: RateLimitPermit) -> None:
         """The waiting was cancelled: in the queue, or just as it had come to its end."""
-        assert slot.turn is not None
+        assert slot.granted is not None
         if slot.number:
-            self.answered(slot, Reading(), _NEVER_SENT)
-        elif slot.turn.cancelled():
+            self.on_permit_response(slot, RateLimitHeaders(), _NOT_SENT_STATUS)
+        elif slot.granted.cancelled():
             self.waiting -= 1
-            slot.lane.queue.remove(slot)
-            self._serve(slot.lane)
+            slot.queue.waiters.remove_item(slot)
+            self._serve_queue(slot.queue)
         else:
-            slot.turn.exception()  # or asyncio logs that nobody took it
+            slot.granted.exception()  # or asyncio logs that nobody took it
 
     def _tell(self, telling: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(telling)
@@ -354,7 +368,7 @@ class Limiter:
         task.add_done_callback(self._telling.discard)
 
 
-def _refusal(wait: float) -> UpstreamRateLimited:
+def _make_rate_limit_error(wait: float) -> UpstreamRateLimited:
     seconds = max(1, math.ceil(wait))
     message = f"{UpstreamRateLimited.default_message} Try again in {seconds} seconds."
     return UpstreamRateLimited(message, retry_after=seconds)

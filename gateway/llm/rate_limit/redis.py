@@ -13,10 +13,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.common.redis import TIMEOUT_SECONDS, RedisUnavailable, SharedRedis
-from gateway.llm.rate_limit.limiter import Ticket
-from gateway.llm.rate_limit.token_bucket import Reading, Told
+from gateway.llm.rate_limit.limiter import Reservation
+from gateway.llm.rate_limit.token_bucket import LimitState, RateLimitHeaders
 
-_CONNECTIONS = 32
+_MAX_CONNECTIONS = 32
 
 # What is pending counts for two epochs: a gateway that dies leaves nothing for longer.
 _SCRIPT = """
@@ -107,7 +107,7 @@ class RedisLimits:
     def __init__(self, url: str, api_key: str) -> None:
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
-            max_connections=_CONNECTIONS,
+            max_connections=_MAX_CONNECTIONS,
             timeout=TIMEOUT_SECONDS,
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=TIMEOUT_SECONDS,
@@ -117,30 +117,32 @@ class RedisLimits:
         self._script = self._redis.client.register_script(_SCRIPT)
         self._prefix = f"agent_gateway:upstream:{hashlib.sha256(api_key.encode()).hexdigest()[:16]}"
 
-    async def reserve(self, model: str, tokens: float) -> Ticket:
-        """See `SharedLimits.reserve`."""
-        reply = await self._run(model, "reserve", tokens)
+    async def reserve_tokens(self, model: str, tokens: float) -> Reservation:
+        """See `SharedLimits.reserve_tokens`."""
+        reply = await self._run_script(model, "reserve", tokens)
         if reply is None:
-            return Ticket(model, tokens)
+            return Reservation(model, tokens)
         wait, number, first, epoch = reply
-        return Ticket(model, tokens, float(wait), number, first == 1, epoch)
+        return Reservation(model, tokens, float(wait), number, first == 1, epoch)
 
-    async def answered(self, ticket: Ticket, reading: Reading, *, refunded: bool, block: float) -> None:
-        """See `SharedLimits.answered`."""
-        if ticket.number:
-            told = (*_arguments(reading.tokens), *_arguments(reading.requests))
-            known = (ticket.number, int(ticket.first), ticket.epoch, int(refunded), block)
-            await self._run(ticket.model, "answered", ticket.tokens, *known, *told)
+    async def report_response(
+        self, reservation: Reservation, headers: RateLimitHeaders, *, refunded: bool, block: float
+    ) -> None:
+        """See `SharedLimits.report_response`."""
+        if reservation.number:
+            told = (*_encode_limit(headers.tokens), *_encode_limit(headers.requests))
+            known = (reservation.number, int(reservation.first), reservation.epoch, int(refunded), block)
+            await self._run_script(reservation.model, "answered", reservation.tokens, *known, *told)
 
-    async def correct(self, ticket: Ticket, tokens: float) -> None:
-        """See `SharedLimits.correct`."""
-        if ticket.number:
-            await self._run(ticket.model, "correct", tokens)
+    async def refund_tokens(self, reservation: Reservation, tokens: float) -> None:
+        """See `SharedLimits.refund_tokens`."""
+        if reservation.number:
+            await self._run_script(reservation.model, "correct", tokens)
 
     async def close(self) -> None:
         await self._redis.client.aclose()
 
-    async def _run(self, model: str, *arguments: str | float) -> Any:
+    async def _run_script(self, model: str, *arguments: str | float) -> Any:
         """The script's reply; None while Redis is away, which is tried again after a pause."""
         asking = partial(self._script, keys=[f"{self._prefix}:{model}"], args=arguments)
         try:
@@ -149,5 +151,5 @@ class RedisLimits:
             return None
 
 
-def _arguments(told: Told | None) -> tuple[float | str, ...]:
+def _encode_limit(told: LimitState | None) -> tuple[float | str, ...]:
     return ("", "", "") if told is None else (told.limit, told.remaining, told.rate)

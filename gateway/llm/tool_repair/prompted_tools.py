@@ -5,28 +5,28 @@ from collections.abc import Collection
 import msgspec
 
 from gateway.domain.messages import Message, ToolCall
-from gateway.llm.tool_repair.repair import calls_in, tools_prompt
+from gateway.llm.tool_repair.repair import extract_calls, write_tools_prompt
 from gateway.ports.model import ModelCall, ModelSink
 
 _MARKERS = ("<TOOL_CALLS>", "[TOOL_CALLS]", "<tool_call", "<function")
-_LONGEST = max(map(len, _MARKERS))
+_MAX_MARKER_LENGTH = max(map(len, _MARKERS))
 
 
-def with_tools_in_prompt(call: ModelCall) -> ModelCall:
+def move_tools_into_prompt(call: ModelCall) -> ModelCall:
     """The call without tools: they stand in the system message, earlier calls and results in the text."""
     first, *rest = call.messages
-    told = tools_prompt(call.tools)
+    told = write_tools_prompt(call.tools)
     if first.role == "system":
         first = msgspec.structs.replace(first, content=f"{first.text}\n\n{told}")
     else:
         rest, first = [first, *rest], Message(role="system", content=told)
     names = {made.id: made.name for message in rest for made in message.tool_calls}
-    messages = (first, *(_in_text(message, names) for message in rest))
+    messages = (first, *(_write_as_text(message, names) for message in rest))
     parameters = msgspec.structs.replace(call.parameters, parallel_tool_calls=None)
     return msgspec.structs.replace(call, messages=messages, tools=(), tool_choice=None, parameters=parameters)
 
 
-def _in_text(message: Message, names: dict[str, str]) -> Message:
+def _write_as_text(message: Message, names: dict[str, str]) -> Message:
     if message.role == "tool":
         name = names.get(message.tool_call_id or "", "a tool")
         return Message(role="user", content=f"The result of {name}:\n{message.text}")
@@ -36,7 +36,7 @@ def _in_text(message: Message, names: dict[str, str]) -> Message:
     return Message(role="assistant", content=f"{message.text}\n<TOOL_CALLS>[{made}]</TOOL_CALLS>".strip())
 
 
-class WrittenCalls:
+class PromptedToolCallParser:
     """A sink that keeps back what may be a block of calls, and makes calls of it at the end."""
 
     def __init__(self, sink: ModelSink, names: Collection[str]) -> None:
@@ -58,21 +58,21 @@ class WrittenCalls:
             return
         starts = [at for marker in _MARKERS if (at := self._held.find(marker)) >= 0]
         self._inside = bool(starts)
-        at = min(starts) if starts else self._begins()
+        at = min(starts) if starts else self._find_partial_marker()
         if shown := self._held[:at]:
             self._sink.text(shown)
             self._held = self._held[at:]
 
-    def _begins(self) -> int:
+    def _find_partial_marker(self) -> int:
         """Where a marker may have begun that is not all here yet."""
-        for at in range(max(0, len(self._held) - _LONGEST + 1), len(self._held)):
+        for at in range(max(0, len(self._held) - _MAX_MARKER_LENGTH + 1), len(self._held)):
             if any(marker.startswith(self._held[at:]) for marker in _MARKERS):
                 return at
         return len(self._held)
 
-    def finish(self) -> bool:
+    def finish_text(self) -> bool:
         """Make the calls; what turns out to be none is shown. Whether there was one."""
-        calls: list[ToolCall] = calls_in(self._held, self._names) if self._inside else []
+        calls: list[ToolCall] = extract_calls(self._held, self._names) if self._inside else []
         for call in calls:
             self._sink.tool_call(call)
         if self._held and not calls:

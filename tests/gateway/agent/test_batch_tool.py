@@ -23,7 +23,7 @@ def batch(*calls: tuple[str, dict[str, object]], times: int = 1) -> Fault:
 
 
 async def test_calls_of_a_batch_are_made_and_answered_in_order(batching: Gateway) -> None:
-    batching.simulator.faults.add(
+    batching.simulator.faults.add_faults(
         batch(("calculator", {"expression": "2*21"}), ("list_tasks", {}), ("calculator", {"expression": "1/0"}))
     )
     reply = await batching.chat_stream("Do it all")
@@ -36,7 +36,7 @@ async def test_calls_of_a_batch_are_made_and_answered_in_order(batching: Gateway
 
 
 async def test_call_that_changes_something_is_not_made_in_a_batch(batching: Gateway) -> None:
-    batching.simulator.faults.add(batch(("add_task", {"title": "smuggled"}), times=3))
+    batching.simulator.faults.add_faults(batch(("add_task", {"title": "smuggled"}), times=3))
     reply = await batching.chat_stream("Do it all")
     assert reply.of("tool.result")[0]["outcome"] == "error"
     listed = await batching.post("/api/v1/tools/list_tasks", {})

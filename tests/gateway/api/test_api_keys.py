@@ -82,7 +82,7 @@ async def test_open_request_ends_with_its_key(
 ) -> None:
     monkeypatch.setattr("gateway.api.security.revocation._POLL_SECONDS", 0.1 if how == "expired" else 60)
     gateway = locked.gateway
-    gateway.simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=9))
+    gateway.simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     key, other = await locked.make("ada"), await locked.make("ada")
     streams = []
     for headers in (key, other):
@@ -95,7 +95,7 @@ async def test_open_request_ends_with_its_key(
         while len(gateway.state.auth.open_requests._open) < 2:
             await asyncio.sleep(0.01)
         if path != "/mcp":
-            await gateway.simulator.until(lambda s: len(s.requests) == 2)
+            await gateway.simulator.wait_until(lambda s: len(s.requests) == 2)
         if how == "expired":
             await db.execute("UPDATE api_keys SET expires_at = now() WHERE prefix = $1", key["X-API-Key"][:12])
         else:
@@ -103,7 +103,7 @@ async def test_open_request_ends_with_its_key(
             await gateway.state.keys.revoke(await gateway.state.keys.by_prefix(prefix), by="test")
         await asyncio.wait(streams[:1])
         if path != "/mcp":
-            await gateway.simulator.until(lambda s: s.cancelled == 1)
+            await gateway.simulator.wait_until(lambda s: s.cancelled == 1)
     assert not streams[1].done()
     streams[1].cancel()
     await asyncio.gather(*streams, return_exceptions=True)
@@ -413,7 +413,7 @@ async def test_models_beyond_the_allow_list_are_no_fallbacks(
         for models, answers in ((("openai/gpt-oss-20b", "qwen/*"), 200), (("openai/gpt-oss-20b",), 503)):
             await ring.make("ada", models=models)
             simulator.requests.clear()
-            simulator.faults.add(Fault(kind="status", status=503, match="openai/gpt-oss-20b"))
+            simulator.faults.add_faults(Fault(kind="status", status=503, match="openai/gpt-oss-20b"))
             assert (await ring.chat("ada", "hello", model="openai/gpt-oss-20b")).status == answers
             assert "openai/gpt-oss-120b" not in {request["model"] for request in simulator.requests}
 

@@ -58,7 +58,7 @@ async def test_only_named_origins_may_call_from_a_browser(locked: Gateway, origi
 
 async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gateway, log_text: io.StringIO) -> None:
     headers = {"X-API-Key": KEY}
-    locked.simulator.faults.add(Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke"))
+    locked.simulator.faults.add_faults(Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke"))
     for prompt in ("Add a task to feed the camel", "zebra"):
         body = {"messages": [{"role": "user", "content": prompt}]}
         await locked.post("/api/v1/chat", body, headers=headers)

@@ -131,11 +131,11 @@ async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
     database_url: str, simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.agent.budgets._TIMEOUT_SECONDS", 0.2)
-    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1))
+    simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1))
     async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=10_000) as gateway:
         async with gateway.stream("forever", max_tokens=5_000) as stream:
             turn_id = (await stream.until("turn.started")).data["turn_id"]
-            await simulator.until(lambda s: len(s.requests) == 1)
+            await simulator.wait_until(lambda s: len(s.requests) == 1)
             told = (await gateway.get("/api/v1/budget")).body["user"]
             assert 5_000 < told["tokens_set_aside"] < 10_000
             refused = await gateway.chat("hello", max_tokens=5_000)
@@ -188,7 +188,7 @@ async def test_what_a_failed_turn_took_counts(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, fault: Fault,
     settings: dict[str, Any], code: str,
 ) -> None:  # fmt: skip
-    simulator.faults.add(fault)
+    simulator.faults.add_faults(fault)
     async with serve_gateway(database_url, simulator, tools_url, **settings, budget_tokens_per_day=300) as gateway:
         turn = await gateway.chat_stream("count to 50", reasoning_effort="none", model="qwen/qwen3.8-27b")
         used = await db.fetchrow("SELECT * FROM turn_usage")
@@ -227,10 +227,10 @@ async def test_what_a_cancelled_turn_took_counts(
 async def test_answers_that_do_not_fit_their_form_count(gateway: Gateway, db: asyncpg.Connection) -> None:
     form = {"response_format": {"type": "json_object"}, "tools": []}
     once = (await gateway.chat("Answer in JSON", **form)).body["usage"]
-    gateway.simulator.faults.add(Fault(kind="text", text="no JSON", match="JSON"))
+    gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", match="JSON"))
     twice = (await gateway.chat("Answer in JSON", **form)).body["usage"]
     assert twice["prompt_tokens"] > 2 * once["prompt_tokens"]
-    gateway.simulator.faults.add(Fault(kind="text", text="no JSON", match="", times=9))
+    gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", match="", times=9))
     assert (await gateway.chat("Answer in JSON", **form)).status == 502
     used = await db.fetchrow("SELECT * FROM turn_usage WHERE error_code = 'structured_output_invalid'")
     assert used["prompt_tokens"] >= twice["prompt_tokens"]
@@ -238,6 +238,6 @@ async def test_answers_that_do_not_fit_their_form_count(gateway: Gateway, db: as
 
 
 async def test_turn_that_no_model_took_costs_nothing(gateway: Gateway, db: asyncpg.Connection) -> None:
-    gateway.simulator.faults.add(Fault(kind="status", status=500, times=9))
+    gateway.simulator.faults.add_faults(Fault(kind="status", status=500, times=9))
     assert (await gateway.chat("hello")).status == 503
     assert await db.fetchval("SELECT total_tokens FROM turn_usage") == 0

@@ -204,7 +204,7 @@ async def test_request_id_is_taken_if_it_is_safe_and_made_if_not(gateway: Gatewa
 async def test_failure_before_the_first_token_is_a_status(
     gateway: Gateway, db: asyncpg.Connection, fault: Fault, status: int, code: str
 ) -> None:
-    gateway.simulator.faults.add(fault)
+    gateway.simulator.faults.add_faults(fault)
     reply = await gateway.chat_stream("Hello there")
     assert (reply.status, reply.body["error"]["code"]) == (status, code)
     if status == 429:
@@ -228,7 +228,7 @@ async def test_failure_before_the_first_token_is_a_status(
 async def test_failure_after_the_first_token_is_an_event_that_says_what_was_saved(
     gateway: Gateway, db: asyncpg.Connection, fault: Fault, code: str
 ) -> None:
-    gateway.simulator.faults.add(fault)
+    gateway.simulator.faults.add_faults(fault)
     reply = await gateway.chat_stream("count to 50", reasoning_effort="none", model="qwen/qwen3.8-27b")
     assert reply.status == 200
     failed = reply.of("turn.failed")[0]
@@ -240,7 +240,7 @@ async def test_failure_after_the_first_token_is_an_event_that_says_what_was_save
 
 
 async def test_passing_failure_is_asked_again_before_the_client_saw_anything(gateway: Gateway) -> None:
-    gateway.simulator.faults.add(Fault(kind="status", status=503))
+    gateway.simulator.faults.add_faults(Fault(kind="status", status=503))
     reply = await gateway.chat_stream("Hello there")
     assert reply.status == 200
     assert reply.of("model.retry") == [
@@ -251,11 +251,11 @@ async def test_passing_failure_is_asked_again_before_the_client_saw_anything(gat
 
 async def test_call_that_cannot_be_made_is_asked_for_again_and_in_the_end_becomes_a_result(gateway: Gateway) -> None:
     for kind in ("unknown_tool", "invalid_json_arguments", "bad_arguments"):
-        gateway.simulator.faults.add(Fault(kind=kind))
+        gateway.simulator.faults.add_faults(Fault(kind=kind))
         reply = await gateway.chat_stream("What is 1+1?")
         assert [(r["reason"], r["attempt"]) for r in reply.of("model.retry")] == [("tool_call_unreadable", 1)], kind
         assert [r["outcome"] for r in reply.of("tool.result")] == ["ok"], kind
-        gateway.simulator.faults.add(Fault(kind=kind, times=3))
+        gateway.simulator.faults.add_faults(Fault(kind=kind, times=3))
         reply = await gateway.chat_stream("What is 1+1?")
         assert [r["attempt"] for r in reply.of("model.retry")] == [1, 2], kind
         assert reply.of("tool.result")[0]["outcome"] == "error", kind
@@ -291,7 +291,7 @@ async def test_the_same_prefix_is_sent_each_time_so_that_the_prompt_cache_holds(
 
 
 async def test_endless_tool_use_ends_at_the_step_limit(database_url: str, simulator: Simulator, tools_url: str) -> None:
-    simulator.faults.add(Fault(kind="tool_calls", times=99, calls=[{"name": "list_tasks", "arguments": {}}]))
+    simulator.faults.add_faults(Fault(kind="tool_calls", times=99, calls=[{"name": "list_tasks", "arguments": {}}]))
     async with serve_gateway(database_url, simulator, tools_url, agent_max_steps=3) as gateway:
         reply = await gateway.chat("Hello")
     assert (reply.body["finish_reason"], reply.body["steps"], len(reply.body["tool_calls"])) == ("step_limit", 3, 3)
@@ -300,15 +300,15 @@ async def test_endless_tool_use_ends_at_the_step_limit(database_url: str, simula
 async def test_turn_over_its_deadline_fails_with_a_504_and_the_model_call_is_cancelled(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
-    simulator.faults.add(Fault(kind="slow_first_token"))
+    simulator.faults.add_faults(Fault(kind="slow_first_token"))
     async with serve_gateway(database_url, simulator, tools_url, agent_timeout=0.3) as gateway:
         reply = await gateway.chat("Hello")
         assert (reply.status, reply.body["error"]["code"]) == (504, "turn_timeout")
-        await simulator.until(lambda s: s.cancelled == 1)
+        await simulator.wait_until(lambda s: s.cancelled == 1)
 
 
 async def test_silent_model_is_given_up(database_url: str, simulator: Simulator, tools_url: str) -> None:
-    simulator.faults.add(Fault(kind="stall", after_chunks=5, times=9))
+    simulator.faults.add_faults(Fault(kind="stall", after_chunks=5, times=9))
     async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=0.3) as gateway:
         reply = await gateway.chat_stream("count to 50")
     assert reply.of("turn.failed")[0]["error"]["code"] == "model_unavailable"
@@ -325,7 +325,7 @@ async def test_client_that_hangs_up_cancels_the_model_call_and_leaves_its_partia
             turn_id = stream.response.headers["x-turn-id"]
             await stream.until("text.delta")
             stream.response.close()
-        await simulator.until(lambda s: s.cancelled == 1)
+        await simulator.wait_until(lambda s: s.cancelled == 1)
         row = await until_ended(db, turn_id)
     assert (row["status"], json.loads(row["error"])["code"]) == ("cancelled", "client_disconnected")
     assert row["response"].startswith("1")
@@ -335,16 +335,16 @@ async def test_client_that_hangs_up_cancels_the_model_call_and_leaves_its_partia
 async def test_client_that_hangs_up_on_the_collected_answer_cancels_too(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
-    simulator.faults.add(Fault(kind="slow_first_token"))
+    simulator.faults.add_faults(Fault(kind="slow_first_token"))
     async with serve_gateway(database_url, simulator, tools_url) as gateway:
         for path in ("/api/v1/chat", "/api/v1/chat/stream"):
             body = {"messages": [{"role": "user", "content": "Hello"}]}
             asking = asyncio.create_task(gateway.session.post(f"{gateway.base_url}{path}", json=body))
             before = simulator.cancelled
-            await simulator.until(lambda s: s.streaming == 1)
+            await simulator.wait_until(lambda s: s.streaming == 1)
             asking.cancel()
-            await simulator.until(lambda s, before=before: s.cancelled == before + 1)  # type: ignore[misc]
-            simulator.faults.add(Fault(kind="slow_first_token"))
+            await simulator.wait_until(lambda s, before=before: s.cancelled == before + 1)  # type: ignore[misc]
+            simulator.faults.add_faults(Fault(kind="slow_first_token"))
         async with asyncio.timeout(5):
             while await db.fetchval("SELECT count(*) FROM turns WHERE status = 'cancelled'") != 2:
                 await asyncio.sleep(0.005)
@@ -381,7 +381,7 @@ async def test_stop_ends_streams_with_closing_and_the_kept_state_is_true(
         assert closing.data["reason"] == "server_stopping"
         assert not [event async for event in stream.events()]
         await stopping
-        await simulator.until(lambda s: s.cancelled == 1)
+        await simulator.wait_until(lambda s: s.cancelled == 1)
         row = await turn_row(db, stream.response.headers["x-turn-id"])
         assert (row["status"], row["worker_id"]) == ("running", None)
         refused = await gateway.chat_stream("Hello")
@@ -419,7 +419,7 @@ async def test_model_answers_while_the_turns_start_is_written_and_nothing_is_see
     async with db.transaction():
         await db.execute("LOCK TABLE turns IN SHARE MODE")
         asking = asyncio.create_task(gateway.chat("Hello"))
-        await gateway.simulator.until(lambda s: len(s.requests) == 1 and not s.streaming)
+        await gateway.simulator.wait_until(lambda s: len(s.requests) == 1 and not s.streaming)
         assert not asking.done()
     reply = await asking
     assert reply.status == 200
@@ -430,12 +430,12 @@ async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PostgresJournal.__init__.__kwdefaults__, "patience", 0.3)
-    simulator.faults.add(Fault(kind="slow_first_token"))
+    simulator.faults.add_faults(Fault(kind="slow_first_token"))
     async with serve_gateway(database_url, simulator, tools_url) as gateway:
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")
             reply = await gateway.chat("Hello")
-            await simulator.until(lambda s: s.cancelled == 1)
+            await simulator.wait_until(lambda s: s.cancelled == 1)
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
         assert gateway.state.turn_service.running_turns == 0
 
@@ -450,7 +450,7 @@ async def test_turn_that_is_over_before_its_start_could_be_written_is_told_and_k
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")
             asking = asyncio.create_task(gateway.chat("Hello"))
-            await simulator.until(lambda s: len(s.requests) == 1)
+            await simulator.wait_until(lambda s: len(s.requests) == 1)
             if put_down:
                 await gateway.state.turn_service._runner.hand_over("server_stopping")
             reply = await asking

@@ -115,7 +115,7 @@ async def test_gateways_and_clients_tools_work_in_one_step_and_no_result_is_lost
         {"name": "calculator", "arguments": {"expression": "23*19"}},
         {"name": "get_weather", "arguments": {"city": "Oslo"}},
     ]
-    gateway.simulator.faults.add(Fault(kind="tool_calls", calls=calls))
+    gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))
     chunks = await chunks_of(client, tools=[WEATHER])
     (call,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert (call.index, call.function.name) == (0, "get_weather")
@@ -228,7 +228,7 @@ async def test_stream_of_a_structured_answer_holds_nothing_but_it(client: openai
 
 
 async def test_draft_that_fits_already_is_not_asked_for_again(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
-    gateway.simulator.faults.add(Fault(kind="text", text='{"answer": 42}'))
+    gateway.simulator.faults.add_faults(Fault(kind="text", text='{"answer": 42}'))
     answer = await ask(client, {"role": "user", "content": "Hello"}, response_format={"type": "json_object"})
     assert json.loads(answer.choices[0].message.content) == {"answer": 42}
     assert len(gateway.simulator.requests) == 1
@@ -239,9 +239,9 @@ async def test_answer_that_does_not_fit_is_asked_for_once_more_and_then_fails_wi
 ) -> None:
     schema: Any = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
     options: Any = {"response_format": schema, "extra_headers": {"X-Gateway-Tools": "none"}}
-    gateway.simulator.faults.add(Fault(kind="text", text='{"expression": 1}'))
+    gateway.simulator.faults.add_faults(Fault(kind="text", text='{"expression": 1}'))
     assert Sum.model_validate_json((await ask(client, **options)).choices[0].message.content)
-    gateway.simulator.faults.add(Fault(kind="text", text="no JSON", times=2))
+    gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", times=2))
     with pytest.raises(openai.InternalServerError) as caught:
         await ask(client, **options)
     assert caught.value.code == "structured_output_invalid"
@@ -308,14 +308,16 @@ async def test_sdk_raises_the_error_that_fits(client: openai.AsyncOpenAI, gatewa
     with pytest.raises(openai.NotFoundError) as missing:
         await client.chat.completions.create(model="no-such-model", messages=[USER])
     assert missing.value.code == "model_not_found"
-    gateway.simulator.faults.add(Fault(kind="status", status=429, headers={"retry-after": "30"}, body={"error": {}}))
+    gateway.simulator.faults.add_faults(
+        Fault(kind="status", status=429, headers={"retry-after": "30"}, body={"error": {}})
+    )
     with pytest.raises(openai.RateLimitError) as limited:
         await ask(client)
     assert limited.value.response.headers["retry-after"] == "30"
 
 
 async def test_failure_in_the_middle_raises_in_the_sdk(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
-    gateway.simulator.faults.add(Fault(kind="cut", after_chunks=40))
+    gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=40))
     with pytest.raises(openai.APIError) as caught:
         await chunks_of(client, {"role": "user", "content": "count to 200"})
     assert caught.value.code == "model_stream_broken"
@@ -341,11 +343,11 @@ async def test_models_are_listed_and_found(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_client_that_leaves_cancels_the_turn(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
-    gateway.simulator.faults.add(Fault(kind="stall", after_chunks=40))
+    gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
     stream = await ask(client, {"role": "user", "content": "count to 1000"}, stream=True)
     await anext(aiter(stream))
     await stream.close()
-    await gateway.simulator.until(lambda simulator: simulator.cancelled == 1)
+    await gateway.simulator.wait_until(lambda simulator: simulator.cancelled == 1)
 
 
 async def test_idempotency_key_answers_with_the_same_turn(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:

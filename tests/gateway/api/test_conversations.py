@@ -121,7 +121,7 @@ async def test_turn_that_waits_for_a_person_keeps_its_conversation(gateway: Gate
 
 async def test_failed_turn_frees_its_conversation_and_is_left_out(gateway: Gateway) -> None:
     conversation_id, _ = await begin(gateway)
-    gateway.simulator.faults.add(Fault(kind="status", status=401))
+    gateway.simulator.faults.add_faults(Fault(kind="status", status=401))
     assert (await gateway.chat("zebra", conversation_id=conversation_id)).status == 502
     assert "Ada" in (await gateway.chat("What is my name?", conversation_id=conversation_id)).body["response"]
     assert "zebra" not in str(gateway.simulator.requests[-1]["messages"])

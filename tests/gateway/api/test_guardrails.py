@@ -125,7 +125,7 @@ async def test_hidden_characters_of_tool_results_reach_neither_people_nor_models
     assert (await sly.post("/api/v1/tools/figures", {})).body["structured"] == {"of": [SEEN], SEEN: 1}
     resource = (await sly.get("/api/v1/mcp/resources/read?uri=sly://note")).body
     assert resource["contents"][0]["text"] == SEEN
-    simulator.faults.add(Fault(kind="tool_calls", calls=[{"name": "whisper", "arguments": "{}"}]))
+    simulator.faults.add_faults(Fault(kind="tool_calls", calls=[{"name": "whisper", "arguments": "{}"}]))
     stream = await sly.chat_stream("whisper to me")
     [result] = stream.of("tool.result")
     assert result["content"] == [{"type": "text", "text": SEEN}]
@@ -229,8 +229,8 @@ async def test_text_in_pieces_is_redacted_as_a_whole(
     discreet: Gateway, simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     answer = f"Write to {EMAIL}, please. And use the key gsk_abcdefghijklmnop0123."
-    simulator.faults.add(Fault(kind="text", text=answer, match="whom"))
-    simulator.faults.add(Fault(kind="split_frames", match="whom"))
+    simulator.faults.add_faults(Fault(kind="text", text=answer, match="whom"))
+    simulator.faults.add_faults(Fault(kind="split_frames", match="whom"))
     stream = await discreet.chat_stream("whom shall I write to?")
     assert stream.text == answer  # who asks hears it all
     whole = await kept(db)

@@ -43,7 +43,7 @@ async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
 async def ask(gateway: Gateway, simulator: Simulator, path: str, body: Any, **options: Any) -> asyncio.Task[Reply]:
     """A request under way, whose model has begun to answer."""
     asking = asyncio.create_task(gateway.post(path, body, **options))
-    await simulator.until(lambda s: s.streaming == 1)
+    await simulator.wait_until(lambda s: s.streaming == 1)
     return asking
 
 
@@ -125,7 +125,7 @@ async def test_agent_asked_over_mcp_survives_missed_heartbeats(
 ) -> None:
     async with host(workers[0], "auto") as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
-        await slow_simulator.until(lambda s: s.streaming == 1)
+        await slow_simulator.wait_until(lambda s: s.streaming == 1)
         await miss_heartbeats(workers[0])
         async with asyncio.timeout(30):
             result = await asking
@@ -138,7 +138,7 @@ async def test_agent_asked_over_mcp_says_when_its_worker_stops(
 ) -> None:
     async with host(workers[0], "auto") as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
-        await slow_simulator.until(lambda s: s.streaming == 1)
+        await slow_simulator.wait_until(lambda s: s.streaming == 1)
         await workers[0].state.turn_service.stop(0)
         result = await asking
     assert result.is_error

@@ -36,7 +36,7 @@ async def reserving(gateway: Gateway, *seats: int, **body: Any) -> AsyncGenerato
     """A turn that calls `reserve` for each number of seats, once all of its questions are there."""
     calls = [{"name": "reserve", "arguments": {"seats": number}} for number in seats]
     prompt = f"reserve {seats}"
-    gateway.simulator.faults.add(Fault(kind="tool_calls", match=prompt, calls=calls))
+    gateway.simulator.faults.add_faults(Fault(kind="tool_calls", match=prompt, calls=calls))
     async with gateway.stream(prompt, **body) as stream:
         yield stream, [(await stream.until("input.required")).data for _ in seats[:1]]
 

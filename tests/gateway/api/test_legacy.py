@@ -49,7 +49,7 @@ async def test_stream_as_sse_ends_with_done(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("stream_format", ["text", "openai", "sse"])
 async def test_failure_in_the_middle_is_told_in_each_format(gateway: Gateway, stream_format: str) -> None:
-    gateway.simulator.faults.add(Fault(kind="cut", after_chunks=40))
+    gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=40))
     _, body = await raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "count to 300"})
     assert b"broke off" in body
     assert b"[DONE]" not in body

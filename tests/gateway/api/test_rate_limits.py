@@ -88,7 +88,7 @@ async def test_200_requests_at_once_to_one_worker_are_counted_exactly(
 async def test_200_requests_at_once_to_two_processes_are_counted_exactly_in_redis(
     database_url: str, simulator: Simulator, tools_url: str, redis: RedisServer
 ) -> None:
-    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=99))
+    simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=99))
     async with two_processes(
         database_url, simulator.base_url, tools_url, REDIS_URL=redis.url, RATE_LIMIT_REQUESTS="77",
         RATE_LIMIT_CHAT_REQUESTS="600",
@@ -251,7 +251,7 @@ async def test_classes_of_routes_have_windows_of_their_own(
 async def test_streams_of_a_key_have_so_many_places_and_give_them_back(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
-    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=9))
+    simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
         async with AsyncExitStack() as stack:
             for _ in range(2):
@@ -266,7 +266,7 @@ async def test_streams_of_a_key_have_so_many_places_and_give_them_back(
 
 
 async def test_key_may_have_fewer_streams_than_others(database_url: str, simulator: Simulator, tools_url: str) -> None:
-    simulator.faults.add(Fault(kind="stall", match="forever", after_chunks=1, times=9))
+    simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
         ring = Keyring(gateway)
         wide = await ring.make("ada", limits=KeyLimits(streams=9))

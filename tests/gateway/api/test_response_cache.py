@@ -120,7 +120,7 @@ async def test_answer_is_its_owners_alone(locked: Keyring) -> None:
 async def test_answer_of_another_model_is_not_kept(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
-    simulator.faults.add(Fault(kind="status", status=503, match="gpt-oss-120b"))
+    simulator.faults.add_faults(Fault(kind="status", status=503, match="gpt-oss-120b"))
     settings = {"model_fallbacks": "openai/gpt-oss-20b", "model_retries": 0}
     async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
         assert (await gateway.chat("Hello", **CACHE)).status == 200
@@ -150,7 +150,7 @@ async def test_what_must_not_be_given_again_is_not_kept(
     gateway: Gateway, db: asyncpg.Connection, prompt: str, body: dict[str, Any], fault: Fault | None
 ) -> None:
     if fault is not None:
-        gateway.simulator.faults.add(fault)
+        gateway.simulator.faults.add_faults(fault)
     reply = await gateway.chat_stream(prompt, **body, **CACHE)
     assert reply.events[1:]
     assert await db.fetchval("SELECT count(*) FROM cached_responses") == 0

@@ -128,7 +128,7 @@ async def test_clients_function_goes_out_and_its_output_comes_in(client: openai.
         {"name": "calculator", "arguments": {"expression": "23*19"}},
         {"name": "get_weather", "arguments": {"city": "Oslo"}},
     ]
-    gateway.simulator.faults.add(Fault(kind="tool_calls", calls=calls))
+    gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))
     first = await create(client, tools=[TOOLS, WEATHER])
     (call,) = [item for item in first.output if item.type == "function_call"]
     assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Oslo"})
@@ -207,7 +207,7 @@ async def test_background_response_goes_on_alone_and_is_followed(client: openai.
 
 
 async def test_cancelled_response_keeps_what_was_said(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
-    gateway.simulator.faults.add(Fault(kind="stall", after_chunks=60))
+    gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=60))
     begun = await create(client, "count to 500", background=True)
     follow = await client.responses.retrieve(begun.id, stream=True)
     async for event in follow:
@@ -266,11 +266,11 @@ async def test_token_limit_makes_it_incomplete(client: openai.AsyncOpenAI) -> No
 async def test_failure_before_the_answer_is_a_status_and_after_it_an_event(
     client: openai.AsyncOpenAI, gateway: Gateway
 ) -> None:
-    gateway.simulator.faults.add(Fault(kind="status", status=401))
+    gateway.simulator.faults.add_faults(Fault(kind="status", status=401))
     with pytest.raises(openai.APIStatusError) as caught:
         await create(client)
     assert (caught.value.status_code, caught.value.code) == (502, "model_key_refused")
-    gateway.simulator.faults.add(Fault(kind="cut", after_chunks=60))
+    gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=60))
     events = await events_of(await create(client, "count to 500", stream=True))
     assert events[-1].type == "response.failed"
     assert events[-1].response.error.code == "model_stream_broken"
@@ -322,7 +322,7 @@ async def test_every_item_is_one_that_the_sdk_knows(database_url: str, simulator
         serve_gateway(database_url, simulator, tools_url) as gateway,
         openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key="none") as client,
     ):
-        simulator.faults.add(Fault(kind="unknown_tool", times=3))
+        simulator.faults.add_faults(Fault(kind="unknown_tool", times=3))
         response = await create(client)
     known = (types.ResponseReasoningItem, types.ResponseOutputMessage)
     assert all(isinstance(item, known) or item.type.startswith("mcp_") for item in response.output)

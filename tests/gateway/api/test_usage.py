@@ -84,7 +84,9 @@ async def test_step_and_turn_tell_tokens_times_speed_and_cost(gateway: Gateway, 
 
 async def test_turn_that_fails_in_its_second_step_has_paid_for_the_first(gateway: Gateway) -> None:
     waiting = (await gateway.chat("What is 23*19?", approval="always")).body
-    gateway.simulator.faults.add(Fault(kind="status", status=400, body={"error": {"message": "no", "code": "x"}}))
+    gateway.simulator.faults.add_faults(
+        Fault(kind="status", status=400, body={"error": {"message": "no", "code": "x"}})
+    )
     answer = {"input_id": waiting["inputs"][0]["input_id"], "action": "accept"}
     await gateway.post(f"/api/v1/turns/{waiting['turn_id']}/input", answer)
     path = f"{gateway.base_url}/api/v1/turns/{waiting['turn_id']}/events"
@@ -179,7 +181,7 @@ async def test_step_of_another_model_costs_what_that_one_does(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     refused = {"error": {"message": "over capacity", "code": "over_capacity"}}
-    simulator.faults.add(Fault(kind="status", status=503, body=refused, match="gpt-oss-120b"))
+    simulator.faults.add_faults(Fault(kind="status", status=503, body=refused, match="gpt-oss-120b"))
     settings = {"model_fallbacks": "openai/gpt-oss-20b", "model_retries": 0}
     async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
         reply = await gateway.chat_stream("Hello")
@@ -193,7 +195,7 @@ async def test_step_of_another_model_costs_what_that_one_does(
 
 
 async def test_call_that_is_asked_again_is_paid_twice(gateway: Gateway) -> None:
-    gateway.simulator.faults.add(Fault(kind="unknown_tool"))
+    gateway.simulator.faults.add_faults(Fault(kind="unknown_tool"))
     reply = await gateway.chat_stream("Hello")
     assert [retry["reason"] for retry in reply.of("model.retry")] == ["tool_call_unreadable"]
     (step,) = reply.of("step.completed")

@@ -39,10 +39,10 @@ def test_value_that_a_model_does_not_take_is_refused_by_name_or_dropped_with_a_w
     catalog = Catalog()
     name = next(iter(given))
     with pytest.raises(UnsupportedParameter) as refused:
-        catalog.fit(Parameters(**given), catalog.known(model), drop=False)
+        catalog.adapt_parameters(Parameters(**given), catalog.get_model_info(model), drop=False)
     assert refused.value.param == name
     assert all(part in refused.value.message for part in (name, model, allowed))
-    fitted, (warning,) = catalog.fit(Parameters(**given), catalog.known(model), drop=True)
+    fitted, (warning,) = catalog.adapt_parameters(Parameters(**given), catalog.get_model_info(model), drop=True)
     assert getattr(fitted, name) is None
     assert name in warning
 
@@ -57,25 +57,28 @@ def test_value_that_a_model_does_not_take_is_refused_by_name_or_dropped_with_a_w
 )
 def test_what_a_model_takes_stays_as_it_is(model: str, given: dict[str, Any]) -> None:
     catalog = Catalog()
-    assert catalog.fit(Parameters(**given), catalog.known(model), drop=False) == (Parameters(**given), ())
+    assert catalog.adapt_parameters(Parameters(**given), catalog.get_model_info(model), drop=False) == (
+        Parameters(**given),
+        (),
+    )
 
 
 def test_value_that_changes_nothing_is_left_out_silently() -> None:
     catalog = Catalog()
     given = Parameters(top_k=0, repetition_penalty=1, frequency_penalty=0, presence_penalty=0)
-    assert catalog.fit(given, catalog.known(OSS), drop=False) == (Parameters(), ())
+    assert catalog.adapt_parameters(given, catalog.get_model_info(OSS), drop=False) == (Parameters(), ())
 
 
 def test_servers_list_wins_and_keeps_what_only_we_know() -> None:
     catalog = Catalog()
-    catalog.update(
+    catalog.update_models(
         [
             {"id": OSS, "context_window": 200_000, "max_completion_tokens": 1_000},
             {"id": "new/model", "owned_by": "Someone", "context_window": 8_192},
             {"id": "off/model", "active": False},
         ]
     )
-    known = catalog.known(OSS)
+    known = catalog.get_model_info(OSS)
     assert (known.context_window, known.max_output_tokens, known.price_in) == (200_000, 1_000, 0.15)
     assert catalog.resolve("new/model")[0].owned_by == "Someone"
     with pytest.raises(ModelNotFound):
@@ -84,7 +87,7 @@ def test_servers_list_wins_and_keeps_what_only_we_know() -> None:
 
 def test_listed_entry_that_is_none_is_passed_over() -> None:
     catalog = Catalog((), open_ended=True)
-    catalog.update(
+    catalog.update_models(
         [{"object": "model"}, {"id": "odd", "context_window": "wide"}, {"id": "good", "context_window": "8192"}]
     )
     assert [(model.id, model.context_window) for model in catalog.all()] == [("good", 8_192)]
@@ -100,8 +103,11 @@ def test_retired_id_is_answered_by_its_successor_unless_aliases_are_off() -> Non
 def test_other_servers_models_are_whatever_they_list() -> None:
     catalog = Catalog((), open_ended=True, not_taken=())
     assert catalog.resolve("anything")[0].id == "anything"
-    catalog.update([{"id": "llama3.2", "max_model_len": 4_096}])
+    catalog.update_models([{"id": "llama3.2", "max_model_len": 4_096}])
     assert catalog.resolve("llama3.2")[0].context_window == 4_096
-    assert catalog.fit(Parameters(top_k=5), catalog.known("llama3.2"), drop=False) == (Parameters(top_k=5), ())
+    assert catalog.adapt_parameters(Parameters(top_k=5), catalog.get_model_info("llama3.2"), drop=False) == (
+        Parameters(top_k=5),
+        (),
+    )
     with pytest.raises(ModelNotFound, match=r"llama3\.2"):
         catalog.resolve("llama-3.3-70b-versatile")

@@ -11,9 +11,9 @@ from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import ModelError, ModelRequestRefused, ModelUnavailable
 from gateway.domain.messages import JsonObject, Message
-from gateway.llm.client import SdkModel
-from gateway.llm.providers.groq import groq_model
-from gateway.llm.providers.openai import openai_model
+from gateway.llm.client import OpenAICompatibleModel
+from gateway.llm.providers.groq import create_groq_model
+from gateway.llm.providers.openai import create_openai_model
 from gateway.ports.model import ModelCall
 from tests.gateway.llm.test_retries import Sink
 
@@ -32,8 +32,8 @@ async def listening(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[str
         yield str(server.make_url("/v1"))
 
 
-@pytest.mark.parametrize("make", [groq_model, openai_model])
-async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., SdkModel]) -> None:
+@pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
+async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., OpenAICompatibleModel]) -> None:
     received: list[CIMultiDictProxy[str]] = []
     async with listening(received) as url:
         model = make(api_key="key-of-ours", base_url=url)
@@ -49,8 +49,8 @@ async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., 
         assert not [name for name in headers if name.lower().startswith("x-stainless")]
 
 
-@pytest.mark.parametrize("make", [groq_model, openai_model])
-async def test_stream_that_is_compressed_against_our_wish_is_read(make: Callable[..., SdkModel]) -> None:
+@pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
+async def test_stream_that_is_compressed_against_our_wish_is_read(make: Callable[..., OpenAICompatibleModel]) -> None:
     wished: list[str] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -92,7 +92,7 @@ async def test_server_that_hangs_up_is_not_said_to_be_late(
 ) -> None:
     server = await asyncio.start_server(behave, "127.0.0.1", 0)
     async with server:
-        model = groq_model(
+        model = create_groq_model(
             api_key="key-of-ours",
             base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
             idle_timeout=patience,
@@ -135,7 +135,7 @@ async def test_answer_that_is_complete_stands_whatever_its_connection_does(
     server = await asyncio.start_server(behave, "127.0.0.1", 0)
     sink = Sink()
     async with server:
-        model = openai_model(
+        model = create_openai_model(
             api_key="key-of-ours", base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         )
         async with asyncio.timeout(5):
@@ -155,7 +155,7 @@ async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None)
     app = web.Application()
     app.router.add_post("/{path:.*}", answer)
     async with TestServer(app) as server:
-        model = openai_model(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        model = create_openai_model(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
         with pytest.raises(ModelUnavailable) as error:
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
         await model.close()
@@ -170,9 +170,11 @@ async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None)
         ("<html>It works!</html>", None),
     ],
 )
-@pytest.mark.parametrize(("make", "path"), [(groq_model, "/v1/openai/v1/models"), (openai_model, "/v1/models")])
+@pytest.mark.parametrize(
+    ("make", "path"), [(create_groq_model, "/v1/openai/v1/models"), (create_openai_model, "/v1/models")]
+)
 async def test_servers_list_of_models_is_read_as_it_is(
-    make: Callable[..., SdkModel], path: str, body: str, listed: list[JsonObject] | None
+    make: Callable[..., OpenAICompatibleModel], path: str, body: str, listed: list[JsonObject] | None
 ) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text=body, content_type="application/json")
@@ -198,9 +200,9 @@ async def test_servers_list_of_models_is_read_as_it_is(
         ('{"error": null}', "no reason given"),
     ],
 )
-@pytest.mark.parametrize("make", [groq_model, openai_model])
+@pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
 async def test_reason_of_a_refusal_is_told_in_whichever_shape_it_comes(
-    make: Callable[..., SdkModel], body: str, reason: str
+    make: Callable[..., OpenAICompatibleModel], body: str, reason: str
 ) -> None:
     async def refuse(_: web.Request) -> web.Response:
         return web.Response(status=400, text=body)

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.domain.errors import UpstreamRateLimited
 from gateway.llm.rate_limit.limiter import Limiter
-from gateway.llm.rate_limit.token_bucket import DAY, read_headers, seconds
+from gateway.llm.rate_limit.token_bucket import DAY_SECONDS, parse_duration, parse_rate_limit_headers
 
 MODEL = "openai/gpt-oss-120b"
 
@@ -81,14 +81,14 @@ def told(
         "x-ratelimit-reset-tokens": f"{(limit - left) / limit * 60:.6f}s",
         "x-ratelimit-limit-requests": f"{requests:.0f}",
         "x-ratelimit-remaining-requests": f"{requests_left:.0f}",
-        "x-ratelimit-reset-requests": f"{(requests - requests_left) / requests * DAY:.6f}s",
+        "x-ratelimit-reset-requests": f"{(requests - requests_left) / requests * DAY_SECONDS:.6f}s",
     }
 
 
 async def tell(limiter: Limiter, headers: dict[str, str], status: int = 200, model: str = MODEL) -> None:
     """One call alone, and what its answer says."""
-    async with limiter.slot(model, tokens=1) as slot:
-        slot.answered(headers, status)
+    async with limiter.create_permit(model, tokens=1) as slot:
+        slot.on_response(headers, status)
 
 
 class Calls:
@@ -107,7 +107,7 @@ class Calls:
 
     async def _call(self, user: str, tokens: float, model: str = MODEL, deadline: float | None = None) -> None:
         try:
-            async with self._limiter.slot(model, tokens=tokens, user=user, deadline=deadline):
+            async with self._limiter.create_permit(model, tokens=tokens, user=user, deadline=deadline):
                 self.served.append(user)
         except UpstreamRateLimited as error:
             self.refused.append((user, error))
@@ -146,7 +146,7 @@ async def limiter(clock: FakeClock) -> Limiter:
         ("172.8ms", 0.1728),
         ("1h2m3s", 3723.0),
         ("6m0s", 360.0),
-        ("1d", DAY),
+        ("1d", DAY_SECONDS),
         ("90µs", 90e-6),
         ("90us", 90e-6),
         ("500ns", 5e-7),
@@ -157,9 +157,9 @@ async def limiter(clock: FakeClock) -> Limiter:
         ("120", 120.0),
         ("1.5", 1.5),
         ("0", 0.0),
-        ("9d", DAY),
-        ("999999999999999", DAY),
-        ("9" * 500 + "s", DAY),
+        ("9d", DAY_SECONDS),
+        ("999999999999999", DAY_SECONDS),
+        ("9" * 500 + "s", DAY_SECONDS),
         ("9" * 500, None),
         ("-3", None),
         ("-3s", None),
@@ -176,7 +176,7 @@ async def limiter(clock: FakeClock) -> Limiter:
     ],
 )
 def test_duration_is_read(text: str | None, expected: float | None) -> None:
-    assert seconds(text) == (None if expected is None else pytest.approx(expected))
+    assert parse_duration(text) == (None if expected is None else pytest.approx(expected))
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,15 @@ def test_limit_is_read(
 ) -> None:
     values = {"limit": limit, "remaining": remaining, "reset": reset}
     headers = {f"x-ratelimit-{name}-tokens": value for name, value in values.items() if value is not None}
-    tokens = read_headers(headers).tokens
+    tokens = parse_rate_limit_headers(headers).tokens
     found = None if tokens is None else (tokens.limit, tokens.remaining, tokens.rate)
     assert found == (None if expected is None else pytest.approx(expected))
 
 
 def test_requests_are_a_days() -> None:
-    reading = read_headers({"x-ratelimit-limit-requests": "14400", "x-ratelimit-remaining-requests": "14370"})
+    reading = parse_rate_limit_headers(
+        {"x-ratelimit-limit-requests": "14400", "x-ratelimit-remaining-requests": "14370"}
+    )
     assert reading.requests is not None
     assert reading.requests.rate == pytest.approx(1 / 6)
     assert (reading.tokens, reading.retry_after) == (None, None)
@@ -285,8 +287,8 @@ async def test_call_larger_than_the_limit_goes_when_all_is_there(limiter: Limite
 async def test_answer_does_not_give_back_what_calls_without_an_answer_have_taken(
     limiter: Limiter, clock: FakeClock
 ) -> None:
-    async with limiter.slot(MODEL, tokens=400), limiter.slot(MODEL, tokens=500) as second:
-        second.answered(told(left=1_000), 200)
+    async with limiter.create_permit(MODEL, tokens=400), limiter.create_permit(MODEL, tokens=500) as second:
+        second.on_response(told(left=1_000), 200)
         async with waiting(limiter) as calls:
             calls.add("ann", tokens=600)
             calls.add("ann", tokens=100)
@@ -297,9 +299,9 @@ async def test_answer_does_not_give_back_what_calls_without_an_answer_have_taken
 
 
 async def test_late_answer_of_an_older_call_changes_nothing(limiter: Limiter) -> None:
-    async with limiter.slot(MODEL, tokens=100) as older, limiter.slot(MODEL, tokens=100) as newer:
-        newer.answered(told(left=150), 200)
-        older.answered(told(left=5_900), 200)
+    async with limiter.create_permit(MODEL, tokens=100) as older, limiter.create_permit(MODEL, tokens=100) as newer:
+        newer.on_response(told(left=150), 200)
+        older.on_response(told(left=5_900), 200)
         async with waiting(limiter) as calls:
             calls.add("ann", tokens=100)
             await settle()
@@ -317,19 +319,19 @@ async def test_answer_of_a_call_alone_is_the_whole_truth(limiter: Limiter) -> No
 
 async def tell_when_free(limiter: Limiter) -> None:
     """A call that the limiter cannot stop: it is not asked for its place again."""
-    slot = limiter.slot(MODEL, tokens=1)
-    slot.lane.take(slot)
-    slot.answered(told(left=4_000), 200)
+    slot = limiter.create_permit(MODEL, tokens=1)
+    slot.queue.take_permit(slot)
+    slot.on_response(told(left=4_000), 200)
 
 
 async def test_correction_frees_capacity_at_once(limiter: Limiter, clock: FakeClock) -> None:
     await tell(limiter, told(left=1_000))
-    async with limiter.slot(MODEL, tokens=1_000) as slot, waiting(limiter) as calls:
-        slot.answered({}, 200)
+    async with limiter.create_permit(MODEL, tokens=1_000) as slot, waiting(limiter) as calls:
+        slot.on_response({}, 200)
         calls.add("ann", tokens=600)
         await settle()
         assert calls.served == []
-        slot.used(400)
+        slot.on_usage(400)
         await settle()
         assert calls.served == ["ann"]
         assert clock.pending == 0
@@ -337,8 +339,8 @@ async def test_correction_frees_capacity_at_once(limiter: Limiter, clock: FakeCl
 
 async def test_more_used_than_estimated_is_taken_from_those_behind(limiter: Limiter, clock: FakeClock) -> None:
     await tell(limiter, told(left=1_000))
-    async with limiter.slot(MODEL, tokens=100) as slot:
-        slot.used(1_000)
+    async with limiter.create_permit(MODEL, tokens=100) as slot:
+        slot.on_usage(1_000)
     async with waiting(limiter) as calls:
         calls.add("ann", tokens=100)
         await clock.advance(0.9)
@@ -378,11 +380,11 @@ async def test_429_blocks_for_retry_after(limiter: Limiter, clock: FakeClock) ->
 
 
 async def test_calls_refused_together_are_one_refusal(limiter: Limiter, clock: FakeClock) -> None:
-    slots = [limiter.slot(MODEL, tokens=10) for _ in range(20)]
+    slots = [limiter.create_permit(MODEL, tokens=10) for _ in range(20)]
     for slot in slots:
         await slot.__aenter__()
     for slot in slots:
-        slot.answered({}, 429)
+        slot.on_response({}, 429)
         await slot.__aexit__(None, None, None)
     async with waiting(limiter) as calls:
         calls.add("ann")
@@ -393,7 +395,7 @@ async def test_calls_refused_together_are_one_refusal(limiter: Limiter, clock: F
 async def test_after_a_refusal_one_call_goes_ahead_of_the_others(limiter: Limiter, clock: FakeClock) -> None:
     await tell(limiter, {}, 429)
     async with waiting(limiter) as calls:
-        probe = limiter.slot(MODEL, tokens=10, user="probe")
+        probe = limiter.create_permit(MODEL, tokens=10, user="probe")
         entering = asyncio.create_task(probe.__aenter__())
         await settle()
         for _ in range(5):
@@ -401,7 +403,7 @@ async def test_after_a_refusal_one_call_goes_ahead_of_the_others(limiter: Limite
         await clock.advance(1.5)
         await entering
         assert calls.served == []
-        probe.answered({}, 200)
+        probe.on_response({}, 200)
         await settle()
         assert len(calls.served) == 5
         await probe.__aexit__(None, None, None)
@@ -409,8 +411,8 @@ async def test_after_a_refusal_one_call_goes_ahead_of_the_others(limiter: Limite
 
 async def test_refused_call_has_used_nothing(limiter: Limiter) -> None:
     await tell(limiter, told(left=1_000))
-    async with limiter.slot(MODEL, tokens=1_000) as slot:
-        slot.answered({}, 503)
+    async with limiter.create_permit(MODEL, tokens=1_000) as slot:
+        slot.on_response({}, 503)
     async with waiting(limiter) as calls:
         calls.add("ann", tokens=1_000)
         await settle()
@@ -419,7 +421,7 @@ async def test_refused_call_has_used_nothing(limiter: Limiter) -> None:
 
 async def test_call_that_got_no_answer_is_no_longer_pending(limiter: Limiter) -> None:
     with pytest.raises(ConnectionError):
-        async with limiter.slot(MODEL, tokens=900):
+        async with limiter.create_permit(MODEL, tokens=900):
             raise ConnectionError
     await tell(limiter, told(left=1_000))
     async with waiting(limiter) as calls:
@@ -460,13 +462,13 @@ async def test_prediction_knows_that_the_wait_is_shared_fairly(limiter: Limiter)
 
 async def test_waiting_that_turns_out_too_long_is_refused_then(limiter: Limiter, clock: FakeClock) -> None:
     await tell(limiter, told(left=0))
-    running = limiter.slot(MODEL, tokens=1)
-    running.lane.take(running)
+    running = limiter.create_permit(MODEL, tokens=1)
+    running.queue.take_permit(running)
     async with waiting(limiter) as calls:
         calls.add("ann", deadline=20)
         calls.add("bob", deadline=500)
         await settle()
-        running.answered({"retry-after": "300"}, 429)
+        running.on_response({"retry-after": "300"}, 429)
         await settle()
         assert [(user, error.retry_after) for user, error in calls.refused] == [("ann", 300)]
         await clock.advance(301)
@@ -476,7 +478,7 @@ async def test_waiting_that_turns_out_too_long_is_refused_then(limiter: Limiter,
 async def test_wait_for_the_answer_of_another_ends_with_the_deadline(limiter: Limiter, clock: FakeClock) -> None:
     await tell(limiter, {"retry-after": "1"}, 429)
     await clock.advance(1)
-    async with limiter.slot(MODEL, tokens=1), waiting(limiter) as calls:
+    async with limiter.create_permit(MODEL, tokens=1), waiting(limiter) as calls:
         calls.add("ann", deadline=5)
         await clock.advance(4.9)
         assert calls.refused == []
@@ -502,14 +504,14 @@ async def test_models_and_users_are_forgotten(clock: FakeClock) -> None:
     limiter = Limiter(clock=clock, max_models=10)
     for number in range(100):
         await tell(limiter, told(left=5_000), model=f"model-{number}")
-    assert len(limiter._lanes) == 10
-    queue = limiter.slot(MODEL, tokens=1).lane.queue
+    assert len(limiter._queues) == 10
+    queue = limiter.create_permit(MODEL, tokens=1).queue.waiters
     await tell(limiter, told(left=0))
     async with waiting(limiter) as calls:
         for number in range(50):
             calls.add(f"user-{number}")
         await settle()
-        assert len(queue._lines) == 50
+        assert len(queue._user_queues) == 50
         await clock.advance(60)
         assert len(calls.served) == 50
     assert not queue
@@ -605,14 +607,14 @@ async def test_first_that_is_cancelled_lets_the_next_go_at_once(limiter: Limiter
 
 async def test_cancelled_just_as_it_is_served_gives_all_back(limiter: Limiter, clock: FakeClock) -> None:
     await tell(limiter, told(left=1_000))
-    holder = limiter.slot(MODEL, tokens=1_000)
+    holder = limiter.create_permit(MODEL, tokens=1_000)
     await holder.__aenter__()
     async with waiting(limiter) as calls:
         first = calls.add("ann", tokens=600)
         await settle()
         calls.add("bob", tokens=600)
         await settle()
-        holder.used(400)
+        holder.on_usage(400)
         first.cancel()
         await settle()
         assert calls.served == ["bob"]
@@ -620,12 +622,12 @@ async def test_cancelled_just_as_it_is_served_gives_all_back(limiter: Limiter, c
 
 async def test_cancelled_just_as_it_is_refused_is_no_ones_exception(limiter: Limiter) -> None:
     await tell(limiter, told(left=0))
-    running = limiter.slot(MODEL, tokens=1)
-    running.lane.take(running)
+    running = limiter.create_permit(MODEL, tokens=1)
+    running.queue.take_permit(running)
     async with waiting(limiter) as calls:
         task = calls.add("ann", deadline=5)
         await settle()
-        running.answered({"retry-after": "300"}, 429)
+        running.on_response({"retry-after": "300"}, 429)
         task.cancel()
         await settle()
         assert task.cancelled()
@@ -661,13 +663,13 @@ async def test_server_never_has_to_refuse_and_is_kept_busy(limiter: Limiter, clo
 
     async def call(user: str) -> None:
         nonlocal total
-        async with limiter.slot(MODEL, tokens=(tokens := chance.randint(1, 4_000)), user=user) as slot:
+        async with limiter.create_permit(MODEL, tokens=(tokens := chance.randint(1, 4_000)), user=user) as slot:
             await clock.sleep(chance.random())
             headers, status = server.admit(tokens)
             await clock.sleep(chance.random() * 3)
-            slot.answered(headers, status)
+            slot.on_response(headers, status)
             await clock.sleep(chance.random() * 5)
-            slot.used(tokens)
+            slot.on_usage(tokens)
             total += tokens
 
     first = asyncio.create_task(call("first"))

@@ -73,7 +73,7 @@ async def test_what_was_recorded_happens_again(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path, fault: str
 ) -> None:
     plan, exchanges = FAULTS[fault]
-    simulator.faults.add(*[Fault(**{f: getattr(each, f) for f in each.__struct_fields__}) for each in plan])
+    simulator.faults.add_faults(*[Fault(**{f: getattr(each, f) for f in each.__struct_fields__}) for each in plan])
     prompt = "count to 40" if any(each.after_chunks == 15 for each in plan) else SUM
     async with serve_gateway(database_url, simulator, tools_url, model_record_dir=tmp_path, **SETTINGS) as gateway:
         live = outcome(await gateway.chat_stream(prompt))
@@ -92,7 +92,9 @@ async def test_what_was_recorded_happens_again(
 
 
 async def test_bytes_are_kept_as_they_came(simulator: Simulator, tmp_path: Path) -> None:
-    simulator.faults.add(Fault(kind="text", text="Ein Läufer läuft über Zürich. " * 40), Fault(kind="split_frames"))
+    simulator.faults.add_faults(
+        Fault(kind="text", text="Ein Läufer läuft über Zürich. " * 40), Fault(kind="split_frames")
+    )
     recorder = Recorder(tmp_path)
     received: list[bytes] = []
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "x"}], "stream": True}
@@ -103,7 +105,7 @@ async def test_bytes_are_kept_as_they_came(simulator: Simulator, tmp_path: Path)
     ):
         received += [chunk async for chunk in response.aiter_raw()]
     (file,) = tmp_path.glob("*.json")
-    known = Recordings(tmp_path).take(json.dumps(dict(reversed(body.items()))).encode())
+    known = Recordings(tmp_path).take_response(json.dumps(dict(reversed(body.items()))).encode())
     assert known is not None
     assert known.chunks == received
     assert (known.status, known.end, known.request) == (200, "complete", body)
@@ -137,7 +139,7 @@ async def test_keys_are_masked_wherever_they_are(simulator: Simulator, tmp_path:
 
 
 async def test_only_the_newest_are_kept(simulator: Simulator, tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, most=3)
+    recorder = Recorder(tmp_path, max_files=3)
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": "Bearer k"}
     async with httpx.AsyncClient(event_hooks=recorder.hooks) as client:
         for n in range(5):
@@ -159,7 +161,7 @@ async def test_directory_that_cannot_be_written_ends_no_turn(
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
 async def test_simulator_as_a_process_serves_them_too(simulator: Simulator, tmp_path: Path, by: str) -> None:
-    simulator.faults.add(Fault(kind="text", text="As it was said then."))
+    simulator.faults.add_faults(Fault(kind="text", text="As it was said then."))
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "Hello"}]}
     path, headers = "/openai/v1/chat/completions", {"Authorization": "Bearer k"}
     async with httpx.AsyncClient(event_hooks=Recorder(tmp_path).hooks) as client:
@@ -189,7 +191,7 @@ async def test_cancelled_turn_is_recorded_as_far_as_it_was_read(
 ) -> None:
     async with serve_gateway(database_url, slow, None, model_record_dir=tmp_path) as gateway:
         await cancel_one(gateway)
-        await slow.until(lambda s: s.cancelled == 1)
+        await slow.wait_until(lambda s: s.cancelled == 1)
     (file,) = tmp_path.glob("*.json")
     assert json.loads(file.read_text())["end"] == "left"
 

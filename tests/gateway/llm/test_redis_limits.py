@@ -50,14 +50,14 @@ def told(left: float, *, requests_left: float = 14_400) -> dict[str, str]:
 
 
 async def tell(limiter: Limiter, headers: dict[str, str], status: int = 200) -> None:
-    async with limiter.slot(MODEL, tokens=1) as slot:
-        slot.answered(headers, status)
+    async with limiter.create_permit(MODEL, tokens=1) as slot:
+        slot.on_response(headers, status)
     await limiter.close()
 
 
 async def got(limiter: Limiter, stack: AsyncExitStack, tokens: float, **options: Any) -> bool:
     try:
-        await stack.enter_async_context(limiter.slot(MODEL, tokens=tokens, **options))
+        await stack.enter_async_context(limiter.create_permit(MODEL, tokens=tokens, **options))
     except UpstreamRateLimited:
         return False
     return True
@@ -84,7 +84,7 @@ async def test_nothing_known_nothing_limited(replicas: list[Limiter]) -> None:
 
 
 async def test_answer_at_one_gateway_leaves_out_what_is_under_way_at_the_other(replicas: list[Limiter]) -> None:
-    async with replicas[0].slot(MODEL, tokens=4_000), AsyncExitStack() as stack:
+    async with replicas[0].create_permit(MODEL, tokens=4_000), AsyncExitStack() as stack:
         await tell(replicas[1], told(5_000))
         assert not await got(replicas[1], stack, 1_100, deadline=1.0)
         assert await got(replicas[1], stack, 900, deadline=1.0)
@@ -92,10 +92,10 @@ async def test_answer_at_one_gateway_leaves_out_what_is_under_way_at_the_other(r
 
 async def test_correction_at_one_gateway_frees_the_other(replicas: list[Limiter]) -> None:
     await tell(replicas[0], told(5_000))
-    async with replicas[0].slot(MODEL, tokens=4_000) as slot, AsyncExitStack() as stack:
+    async with replicas[0].create_permit(MODEL, tokens=4_000) as slot, AsyncExitStack() as stack:
         assert not await got(replicas[1], stack, 2_000, deadline=1.0)
-        slot.answered({}, 200)
-        slot.used(1_000)
+        slot.on_response({}, 200)
+        slot.on_usage(1_000)
         await replicas[0].close()
         assert await got(replicas[1], stack, 2_000, deadline=1.0)
 

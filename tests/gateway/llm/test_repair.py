@@ -9,8 +9,14 @@ import jsonschema
 import pytest
 
 from gateway.domain.messages import ToolCall, ToolSpec
-from gateway.llm.tool_repair.json_repair import Reader
-from gateway.llm.tool_repair.repair import Repaired, Unrepairable, calls_in, repair, tools_prompt
+from gateway.llm.tool_repair.json_repair import LenientJsonParser
+from gateway.llm.tool_repair.repair import (
+    RepairedCall,
+    UnrepairableCall,
+    extract_calls,
+    repair_call,
+    write_tools_prompt,
+)
 
 CORPUS: dict[str, Any] = json.loads(Path(__file__).with_name("malformed_calls.json").read_text("utf-8"))
 SCHEMAS: dict[str, Any] = CORPUS["schemas"]
@@ -25,37 +31,37 @@ VALID = [
 DEEP = ["[" * 100_000, '{"a":' * 30_000, '{"name": "list_tasks", "arguments": ' * 5_000, "[" * 50_000 + "]" * 50_000]
 
 
-def outcome(entry: dict[str, Any]) -> list[Repaired | Unrepairable]:
+def outcome(entry: dict[str, Any]) -> list[RepairedCall | UnrepairableCall]:
     if entry["form"] == "generation":
-        calls = calls_in(entry["text"], SCHEMAS)
+        calls = extract_calls(entry["text"], SCHEMAS)
     else:
         calls = [ToolCall("call_1", entry["name"], entry["arguments"])]
-    return [repair(call.name, call.arguments, SCHEMAS) for call in calls]
+    return [repair_call(call.name, call.arguments, SCHEMAS) for call in calls]
 
 
 def as_meant(entry: dict[str, Any]) -> bool:
     wanted = entry["expect"].get("calls")
     return wanted == [
-        {"name": made.name, "arguments": made.arguments} for made in outcome(entry) if isinstance(made, Repaired)
+        {"name": made.name, "arguments": made.arguments} for made in outcome(entry) if isinstance(made, RepairedCall)
     ]
 
 
 def asked_again(entry: dict[str, Any]) -> bool:
-    return any(isinstance(made, Unrepairable) for made in outcome(entry))
+    return any(isinstance(made, UnrepairableCall) for made in outcome(entry))
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=[entry["id"] for entry in ENTRIES])
 def test_malformed_call_runs_as_meant_or_is_asked_again(entry: dict[str, Any]) -> None:
     made, expect = outcome(entry), entry["expect"]
     if "ask_again" in expect:
-        assert [type(one) for one in made] == [Unrepairable]
-        assert isinstance(made[0], Unrepairable)
+        assert [type(one) for one in made] == [UnrepairableCall]
+        assert isinstance(made[0], UnrepairableCall)
         assert expect["ask_again"] in made[0].problem
     else:
-        assert [(one.name, one.arguments) for one in made if isinstance(one, Repaired)] == [
+        assert [(one.name, one.arguments) for one in made if isinstance(one, RepairedCall)] == [
             (call["name"], call["arguments"]) for call in expect["calls"]
         ]
-        assert all(isinstance(one, Repaired) for one in made), made
+        assert all(isinstance(one, RepairedCall) for one in made), made
 
 
 def test_every_entry_of_the_corpus_runs_as_meant_or_is_asked_again() -> None:
@@ -96,9 +102,9 @@ def test_no_accident_raises_and_what_runs_fits_its_schema(seed: int) -> None:
         text = mutated(json.dumps(arguments, ensure_ascii=chance.random() < 0.5), chance)
         written = mutated(f"<function={name}>{text}</function>", chance)
         calls = [ToolCall("call_1", mutated(name, chance) if chance.random() < 0.2 else name, text)]
-        for call in calls + calls_in(written, SCHEMAS) + calls_in(text, SCHEMAS):
-            made = repair(call.name, call.arguments, SCHEMAS)
-            if isinstance(made, Repaired):
+        for call in calls + extract_calls(written, SCHEMAS) + extract_calls(text, SCHEMAS):
+            made = repair_call(call.name, call.arguments, SCHEMAS)
+            if isinstance(made, RepairedCall):
                 jsonschema.validate(made.arguments, SCHEMAS[made.name], jsonschema.Draft202012Validator)
                 json.dumps(made.arguments, ensure_ascii=False).encode()
             else:
@@ -107,15 +113,15 @@ def test_no_accident_raises_and_what_runs_fits_its_schema(seed: int) -> None:
 
 @pytest.mark.parametrize(("name", "arguments"), VALID, ids=[name for name, _ in VALID])
 def test_call_that_is_well_formed_is_left_as_it_is(name: str, arguments: dict[str, Any]) -> None:
-    assert repair(name, json.dumps(arguments), SCHEMAS) == Repaired(name, arguments)
+    assert repair_call(name, json.dumps(arguments), SCHEMAS) == RepairedCall(name, arguments)
 
 
 @pytest.mark.parametrize(("name", "arguments"), VALID[:3], ids=[name for name, _ in VALID[:3]])
 def test_call_that_is_cut_never_runs_with_half_an_argument(name: str, arguments: dict[str, Any]) -> None:
     text = json.dumps(arguments)
     for cut in range(1, len(text)):
-        made = repair(name, text[:cut], SCHEMAS)
-        if isinstance(made, Repaired):
+        made = repair_call(name, text[:cut], SCHEMAS)
+        if isinstance(made, RepairedCall):
             for key, value in made.arguments.items():
                 whole = arguments[key]
                 assert value == (whole[: len(value)] if isinstance(value, list) else whole)
@@ -124,17 +130,17 @@ def test_call_that_is_cut_never_runs_with_half_an_argument(name: str, arguments:
 
 @pytest.mark.parametrize("text", DEEP, ids=["lists", "objects", "calls", "closed lists"])
 def test_deep_nesting_is_no_call_and_raises_nothing(text: str) -> None:
-    assert isinstance(repair("calculator", text, SCHEMAS), Unrepairable)
-    assert isinstance(repair("calculator", f'{{"expression": {text}', SCHEMAS), Unrepairable)
-    for call in calls_in(text, SCHEMAS) + calls_in(f"<TOOL_CALLS>{text}", SCHEMAS):
-        assert isinstance(repair(call.name, call.arguments, SCHEMAS), Unrepairable)
+    assert isinstance(repair_call("calculator", text, SCHEMAS), UnrepairableCall)
+    assert isinstance(repair_call("calculator", f'{{"expression": {text}', SCHEMAS), UnrepairableCall)
+    for call in extract_calls(text, SCHEMAS) + extract_calls(f"<TOOL_CALLS>{text}", SCHEMAS):
+        assert isinstance(repair_call(call.name, call.arguments, SCHEMAS), UnrepairableCall)
 
 
 def test_text_that_is_too_long_holds_no_call_but_long_well_formed_arguments_run() -> None:
     long = json.dumps({"title": "x" * 300_000})
-    assert calls_in(f"<function=add_task>{long}</function>", SCHEMAS) == []
-    assert isinstance(repair("add_task", long, SCHEMAS), Repaired)
-    assert isinstance(repair("add_task", long[:-1], SCHEMAS), Unrepairable)
+    assert extract_calls(f"<function=add_task>{long}</function>", SCHEMAS) == []
+    assert isinstance(repair_call("add_task", long, SCHEMAS), RepairedCall)
+    assert isinstance(repair_call("add_task", long[:-1], SCHEMAS), UnrepairableCall)
 
 
 @pytest.mark.parametrize(
@@ -157,44 +163,44 @@ def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monk
     """Counts the characters that are read, not the time."""
     read = 0
 
-    def count(reader: Reader, at: int) -> None:
+    def count(reader: LenientJsonParser, at: int) -> None:
         nonlocal read
         read += max(0, at - getattr(reader, "_at", at))
         reader.__dict__["_at"] = at
 
-    monkeypatch.setattr(Reader, "at", property(lambda reader: reader.__dict__["_at"], count), raising=False)
+    monkeypatch.setattr(LenientJsonParser, "at", property(lambda reader: reader.__dict__["_at"], count), raising=False)
     text = (opening * 200_000)[:200_000]
-    calls_in(text, SCHEMAS)
+    extract_calls(text, SCHEMAS)
     assert read <= 4 * len(text)
 
 
 def test_ids_depend_on_the_text_alone_and_tell_equal_calls_apart() -> None:
     text = "<function=list_tasks>{}</function><function=list_tasks>{}</function>"
-    first, second = calls_in(text, SCHEMAS)
+    first, second = extract_calls(text, SCHEMAS)
     assert first.id.startswith("call_")
     assert len(first.id) == len("call_") + 8
     assert first.id != second.id
-    assert calls_in(text, SCHEMAS) == [first, second]
+    assert extract_calls(text, SCHEMAS) == [first, second]
 
 
 def test_schema_that_refers_to_itself_or_elsewhere_is_never_fetched_nor_endless() -> None:
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "value": {"type": "integer"}}}
     loop = {"type": "object", "properties": {"x": {"$ref": "#/properties/x"}}}
     remote = {"type": "object", "properties": {"x": {"$ref": "https://example.invalid/schema.json"}}}
-    assert repair("t", '{"left": {"left": {"value": "1"}}}', {"t": tree}) == Repaired(
+    assert repair_call("t", '{"left": {"left": {"value": "1"}}}', {"t": tree}) == RepairedCall(
         "t", {"left": {"left": {"value": 1}}}, ("left.left.value: as integer",)
     )
-    assert repair("t", '{"x": 1}', {"t": loop}) == Repaired("t", {"x": 1})
-    assert repair("t", '{"x": 1}', {"t": remote}) == Repaired("t", {"x": 1})
+    assert repair_call("t", '{"x": 1}', {"t": loop}) == RepairedCall("t", {"x": 1})
+    assert repair_call("t", '{"x": 1}', {"t": remote}) == RepairedCall("t", {"x": 1})
 
 
 def test_schema_that_is_not_valid_is_not_held_against_a_call() -> None:
-    assert repair("t", "{'x': 1}", {"t": {"type": "objekt"}}) == Repaired("t", {"x": 1}, ("quotes",))
+    assert repair_call("t", "{'x': 1}", {"t": {"type": "objekt"}}) == RepairedCall("t", {"x": 1}, ("quotes",))
 
 
 def test_what_was_mended_is_told() -> None:
-    made = repair("Calculator", '{expression: \'1+1\', "precision": "2",}', SCHEMAS)
-    assert made == Repaired(
+    made = repair_call("Calculator", '{expression: \'1+1\', "precision": "2",}', SCHEMAS)
+    assert made == RepairedCall(
         "calculator",
         {"expression": "1+1", "precision": 2},
         ("the name", "a key without quotes", "quotes", "a comma too many", "precision: as integer"),
@@ -204,17 +210,17 @@ def test_what_was_mended_is_told() -> None:
 def test_a_tool_s_own_field_named_like_a_wrapper_is_kept() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}, "input": {"type": "object"}}}
     own = {"name": "x", "input": {"a": 1}}
-    assert repair("run", json.dumps(own), {"run": schema}) == Repaired("run", own)
+    assert repair_call("run", json.dumps(own), {"run": schema}) == RepairedCall("run", own)
     around = {"name": "run", "arguments": own}
-    made = repair("run", json.dumps(around), {"run": schema})
-    assert isinstance(made, Repaired)
+    made = repair_call("run", json.dumps(around), {"run": schema})
+    assert isinstance(made, RepairedCall)
     assert made.arguments == own
 
 
 def test_prompt_lists_the_tools_and_its_own_form_is_read_back() -> None:
     specs = [ToolSpec(name, "server", name, "What it does.", SCHEMAS[name]) for name in ("calculator", "list_tasks")]
-    prompt = tools_prompt(specs)
-    assert prompt == tools_prompt(specs)
+    prompt = write_tools_prompt(specs)
+    assert prompt == write_tools_prompt(specs)
     assert all(f'"name":"{spec.name}"' in prompt for spec in specs)
     assert '<TOOL_CALLS>[{"name": ' in prompt
-    assert tools_prompt([]) == ""
+    assert write_tools_prompt([]) == ""

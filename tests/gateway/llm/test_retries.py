@@ -10,16 +10,16 @@ import pytest
 from gateway.domain.errors import GatewayError, ModelRateLimited, ModelStreamBroken, ModelUnavailable, PromptTooLong
 from gateway.domain.messages import Message, Parameters, ToolCall, ToolSpec, Usage
 from gateway.llm.catalog import Catalog
-from gateway.llm.client import SdkModel
-from gateway.llm.providers.groq import groq_model
-from gateway.llm.providers.openai import openai_model
-from gateway.llm.resilient import Persistence, SteadyModel
+from gateway.llm.client import OpenAICompatibleModel
+from gateway.llm.providers.groq import create_groq_model
+from gateway.llm.providers.openai import create_openai_model
+from gateway.llm.resilient import ResilientModel, RetryPolicy
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
 from gateway.simulator.faults import Fault
 
 OSS, QWEN, COMPOUND = "openai/gpt-oss-120b", "qwen/qwen3.8-27b", "groq/compound"
-FAST = Persistence(delay=0.001, patience=0.05)
+FAST = RetryPolicy(delay=0.001, max_wait=0.05)
 SCHEMA = {
     "type": "object",
     "properties": {"expression": {"type": "string"}, "precision": {"type": "integer"}},
@@ -85,15 +85,15 @@ async def upstream() -> AsyncGenerator[Simulator]:
 
 
 @pytest.fixture
-async def groq(upstream: Simulator) -> AsyncGenerator[SdkModel]:
-    model = groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
+async def groq(upstream: Simulator) -> AsyncGenerator[OpenAICompatibleModel]:
+    model = create_groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
     yield model
     await model.close()
 
 
 @pytest.fixture
-def steady(groq: SdkModel) -> SteadyModel:
-    return SteadyModel(groq, Catalog(), how=FAST)
+def steady(groq: OpenAICompatibleModel) -> ResilientModel:
+    return ResilientModel(groq, Catalog(), policy=FAST)
 
 
 # --- tool calls
@@ -113,18 +113,18 @@ WRITTEN = '{"name": "calculator", "arguments": {"expression": "23*19"}}'
     ],
 )
 async def test_tool_use_failed_is_read_leniently(
-    steady: SteadyModel, upstream: Simulator, written: str, after_chunks: int
+    steady: ResilientModel, upstream: Simulator, written: str, after_chunks: int
 ) -> None:
-    upstream.faults.add(Fault(kind="malformed_tool_call", failed_generation=written, after_chunks=after_chunks))
+    upstream.faults.add_faults(Fault(kind="malformed_tool_call", failed_generation=written, after_chunks=after_chunks))
     sink = Sink()
     answer = await steady.complete(ask("What is 23*19?"), sink)
     assert (answer.finish_reason, sink.made, sink.retries) == ("tool_calls", SUM, [])
     assert len(upstream.requests) == 1
 
 
-async def test_call_that_needs_mending_is_mended(steady: SteadyModel, upstream: Simulator) -> None:
+async def test_call_that_needs_mending_is_mended(steady: ResilientModel, upstream: Simulator) -> None:
     calls = [{"name": "functions.Calculator", "arguments": {"expression": 23, "precision": "2", "extra": 1}}]
-    upstream.faults.add(Fault(kind="tool_calls", calls=calls))
+    upstream.faults.add_faults(Fault(kind="tool_calls", calls=calls))
     sink = Sink()
     await steady.complete(ask("What is 23*19?"), sink)
     assert sink.made == [("calculator", {"expression": "23", "precision": 2})]
@@ -144,9 +144,9 @@ async def test_call_that_needs_mending_is_mended(steady: SteadyModel, upstream: 
     ids=lambda fault: f"{fault.kind}-{fault.failed_generation[:12]}",
 )
 async def test_call_that_cannot_be_mended_is_asked_for_again_with_what_is_wrong(
-    steady: SteadyModel, upstream: Simulator, fault: Fault
+    steady: ResilientModel, upstream: Simulator, fault: Fault
 ) -> None:
-    upstream.faults.add(fault)
+    upstream.faults.add_faults(fault)
     sink = Sink()
     answer = await steady.complete(ask("What is 23*19?"), sink)
     assert (answer.finish_reason, sink.made) == ("tool_calls", SUM)
@@ -157,9 +157,9 @@ async def test_call_that_cannot_be_mended_is_asked_for_again_with_what_is_wrong(
 
 
 async def test_after_two_more_tries_a_bad_call_goes_to_the_loop_with_its_problem(
-    steady: SteadyModel, upstream: Simulator
+    steady: ResilientModel, upstream: Simulator
 ) -> None:
-    upstream.faults.add(Fault(kind="bad_arguments", times=9))
+    upstream.faults.add_faults(Fault(kind="bad_arguments", times=9))
     sink = Sink()
     await steady.complete(ask("What is 23*19?"), sink)
     assert len(sink.reasons) == 2
@@ -168,9 +168,9 @@ async def test_after_two_more_tries_a_bad_call_goes_to_the_loop_with_its_problem
 
 
 async def test_calls_that_stay_unreadable_end_in_an_answer_without_tools(
-    steady: SteadyModel, upstream: Simulator
+    steady: ResilientModel, upstream: Simulator
 ) -> None:
-    upstream.faults.add(Fault(kind="malformed_tool_call", failed_generation="{{{", times=3))
+    upstream.faults.add_faults(Fault(kind="malformed_tool_call", failed_generation="{{{", times=3))
     sink = Sink()
     answer = await steady.complete(ask("What is 23*19?"), sink)
     assert (answer.finish_reason, sink.calls, len(sink.reasons)) == ("stop", [], 3)
@@ -178,8 +178,8 @@ async def test_calls_that_stay_unreadable_end_in_an_answer_without_tools(
     assert sink.said
 
 
-async def test_clients_own_tool_is_the_clients_to_judge(steady: SteadyModel, upstream: Simulator) -> None:
-    upstream.faults.add(Fault(kind="bad_arguments"))
+async def test_clients_own_tool_is_the_clients_to_judge(steady: ResilientModel, upstream: Simulator) -> None:
+    upstream.faults.add_faults(Fault(kind="bad_arguments"))
     sink = Sink()
     own = msgspec.structs.replace(CALCULATOR, client=True)
     await steady.complete(ask("What is 23*19?", tools=(own,)), sink)
@@ -189,28 +189,30 @@ async def test_clients_own_tool_is_the_clients_to_judge(steady: SteadyModel, ups
 # --- what it takes
 
 
-async def test_tokens_of_attempts_that_came_to_nothing_are_counted(steady: SteadyModel, upstream: Simulator) -> None:
+async def test_tokens_of_attempts_that_came_to_nothing_are_counted(steady: ResilientModel, upstream: Simulator) -> None:
     once = await steady.complete(ask("What is 23*19?"), Sink())
     for fault in (
         Fault(kind="bad_arguments"),  # the stream has ended, and told
         Fault(kind="malformed_tool_call", failed_generation="<function=what>is this"),  # refused, as written
         Fault(kind="cut", after_chunks=1),  # broken off
     ):
-        upstream.faults.add(fault)
+        upstream.faults.add_faults(fault)
         sink = Sink()
         twice = await steady.complete(ask("What is 23*19?"), sink)
         assert len(sink.reasons) == 1
         assert twice.usage.prompt_tokens > once.usage.prompt_tokens * 1.5, fault.kind
-        assert twice.cost_usd == Catalog().known(OSS).cost(twice.usage)
+        assert twice.cost_usd == Catalog().get_model_info(OSS).calculate_cost(twice.usage)
         assert sink.lost == []
 
 
-async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(steady: SteadyModel, upstream: Simulator) -> None:
-    upstream.faults.add(Fault(kind="cut", after_chunks=40))
+async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(
+    steady: ResilientModel, upstream: Simulator
+) -> None:
+    upstream.faults.add_faults(Fault(kind="cut", after_chunks=40))
     sink = Sink()
     with pytest.raises(ModelStreamBroken):
         await steady.complete(ask("count to 50", tools=()), sink)
-    upstream.faults.add(Fault(kind="stall", after_chunks=40))
+    upstream.faults.add_faults(Fault(kind="stall", after_chunks=40))
     other = Sink()
     asking = asyncio.create_task(steady.complete(ask("count to 50", tools=()), other))
     async with asyncio.timeout(5):
@@ -223,8 +225,8 @@ async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(steady: Stea
         [(usage, cost)] = each.lost
         assert usage.completion_tokens >= (len(each.said) + len(each.thought)) // 4 > 0
         assert usage.prompt_tokens > 0
-        assert cost == Catalog().known(OSS).cost(usage)
-    upstream.faults.add(Fault(kind="status", status=400))
+        assert cost == Catalog().get_model_info(OSS).calculate_cost(usage)
+    upstream.faults.add_faults(Fault(kind="status", status=400))
     refused = Sink()
     with pytest.raises(GatewayError):
         await steady.complete(ask("hello"), refused)
@@ -254,9 +256,9 @@ async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(steady: Stea
     ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.after_chunks}",
 )
 async def test_failure_before_the_first_text_is_asked_again(
-    steady: SteadyModel, upstream: Simulator, fault: Fault
+    steady: ResilientModel, upstream: Simulator, fault: Fault
 ) -> None:
-    upstream.faults.add(fault)
+    upstream.faults.add_faults(fault)
     sink = Sink()
     answer = await steady.complete(ask("Hello there", tools=()), sink)
     assert answer.finish_reason == "stop"
@@ -276,9 +278,9 @@ async def test_failure_before_the_first_text_is_asked_again(
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
 async def test_failure_after_text_was_shown_is_told(
-    steady: SteadyModel, upstream: Simulator, fault: Fault, error: type[GatewayError]
+    steady: ResilientModel, upstream: Simulator, fault: Fault, error: type[GatewayError]
 ) -> None:
-    upstream.faults.add(fault)
+    upstream.faults.add_faults(fault)
     sink = Sink()
     with pytest.raises(error):
         await steady.complete(
@@ -293,22 +295,22 @@ async def test_failure_after_text_was_shown_is_told(
      (424, "model_request_refused", 1), (404, "model_not_found", 1), (500, "model_unavailable", 3)],
 )  # fmt: skip
 async def test_refusal_is_told_at_once_and_a_failure_when_asking_again_did_not_help(
-    steady: SteadyModel, upstream: Simulator, status: int, code: str, requests: int
+    steady: ResilientModel, upstream: Simulator, status: int, code: str, requests: int
 ) -> None:
-    upstream.faults.add(Fault(kind="status", status=status, times=9))
+    upstream.faults.add_faults(Fault(kind="status", status=status, times=9))
     with pytest.raises(GatewayError) as caught:
         await steady.complete(ask("Hello"), Sink())
     assert (caught.value.code, len(upstream.requests)) == (code, requests)
 
 
-async def test_wait_that_is_too_long_is_told_with_its_length(steady: SteadyModel, upstream: Simulator) -> None:
-    upstream.faults.add(Fault(kind="status", status=429, headers={"retry-after": "33"}))
+async def test_wait_that_is_too_long_is_told_with_its_length(steady: ResilientModel, upstream: Simulator) -> None:
+    upstream.faults.add_faults(Fault(kind="status", status=429, headers={"retry-after": "33"}))
     with pytest.raises(ModelRateLimited) as caught:
         await steady.complete(ask("Hello"), Sink())
     assert (caught.value.retry_after, len(upstream.requests)) == (33.0, 1)
 
 
-async def test_prompt_that_cannot_fit_is_refused_before_it_is_sent(steady: SteadyModel, upstream: Simulator) -> None:
+async def test_prompt_that_cannot_fit_is_refused_before_it_is_sent(steady: ResilientModel, upstream: Simulator) -> None:
     with pytest.raises(PromptTooLong) as caught:
         await steady.complete(ask("word " * 120_000), Sink())
     assert "150,0" in caught.value.message
@@ -319,9 +321,9 @@ async def test_prompt_that_cannot_fit_is_refused_before_it_is_sent(steady: Stead
 # --- other models
 
 
-async def test_other_models_are_asked_in_their_order(groq: SdkModel, upstream: Simulator) -> None:
-    steady = SteadyModel(groq, Catalog(), fallbacks=("openai/gpt-oss-20b", QWEN), how=FAST)
-    upstream.faults.add(Fault(kind="status", status=500, match="gpt-oss", times=6))
+async def test_other_models_are_asked_in_their_order(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
+    steady = ResilientModel(groq, Catalog(), fallbacks=("openai/gpt-oss-20b", QWEN), policy=FAST)
+    upstream.faults.add_faults(Fault(kind="status", status=500, match="gpt-oss", times=6))
     sink = Sink()
     await steady.complete(ask("Hello", tools=()), sink)
     assert [model for _, _, model in sink.retries if model] == ["openai/gpt-oss-20b", QWEN]
@@ -329,11 +331,13 @@ async def test_other_models_are_asked_in_their_order(groq: SdkModel, upstream: S
     assert sink.said
 
 
-async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(groq: SdkModel, upstream: Simulator) -> None:
+async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(
+    groq: OpenAICompatibleModel, upstream: Simulator
+) -> None:
     clock = [0.0]
-    how = Persistence(retries=0, delay=0.001, failures=3, rest=10.0)
-    steady = SteadyModel(groq, Catalog(), how=how, now=lambda: clock[0])
-    upstream.faults.add(Fault(kind="status", status=500, times=4))
+    how = RetryPolicy(retries=0, delay=0.001, failure_threshold=3, rest_seconds=10.0)
+    steady = ResilientModel(groq, Catalog(), policy=how, now=lambda: clock[0])
+    upstream.faults.add_faults(Fault(kind="status", status=500, times=4))
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
             await steady.complete(ask("Hello"), Sink())
@@ -354,11 +358,11 @@ async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(groq: 
     assert len(upstream.requests) == 6
 
 
-async def test_only_one_call_tries_a_model_that_has_rested(groq: SdkModel, upstream: Simulator) -> None:
+async def test_only_one_call_tries_a_model_that_has_rested(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
     clock = [0.0]
-    how = Persistence(retries=0, failures=1, rest=10.0)
-    steady = SteadyModel(groq, Catalog(), how=how, now=lambda: clock[0])
-    upstream.faults.add(Fault(kind="status", status=500))
+    how = RetryPolicy(retries=0, failure_threshold=1, rest_seconds=10.0)
+    steady = ResilientModel(groq, Catalog(), policy=how, now=lambda: clock[0])
+    upstream.faults.add_faults(Fault(kind="status", status=500))
     with pytest.raises(ModelUnavailable):
         await steady.complete(ask("Hello"), Sink())
     clock[0] = 11.0
@@ -371,9 +375,9 @@ async def test_only_one_call_tries_a_model_that_has_rested(groq: SdkModel, upstr
 
 
 async def test_model_without_functions_is_told_of_them_and_its_block_is_made_calls(
-    steady: SteadyModel, upstream: Simulator
+    steady: ResilientModel, upstream: Simulator
 ) -> None:
-    upstream.faults.add(Fault(kind="text", text=f"Let me see. <TOOL_CALLS>[{WRITTEN}]</TOOL_CALLS>"))
+    upstream.faults.add_faults(Fault(kind="text", text=f"Let me see. <TOOL_CALLS>[{WRITTEN}]</TOOL_CALLS>"))
     sink = Sink()
     answer = await steady.complete(ask("What is 23*19?", model=COMPOUND), sink)
     assert (answer.finish_reason, sink.made, sink.said.strip()) == ("tool_calls", SUM, "Let me see.")
@@ -392,9 +396,9 @@ async def test_model_without_functions_is_told_of_them_and_its_block_is_made_cal
 
 @pytest.mark.parametrize("text", ["a < b and <b>bold</b>", "ends with <TOOL", "<TOOL_CALLS> is how I would do it"])
 async def test_text_that_only_looks_like_a_block_is_shown_whole(
-    steady: SteadyModel, upstream: Simulator, text: str
+    steady: ResilientModel, upstream: Simulator, text: str
 ) -> None:
-    upstream.faults.add(Fault(kind="text", text=text))
+    upstream.faults.add_faults(Fault(kind="text", text=text))
     sink = Sink()
     await steady.complete(ask("Hello", model=COMPOUND), sink)
     assert (sink.said, sink.calls) == (text, [])
@@ -406,10 +410,10 @@ async def test_text_that_only_looks_like_a_block_is_shown_whole(
 @pytest.fixture(params=["groq", "openai"])
 async def either(request: pytest.FixtureRequest, upstream: Simulator) -> AsyncGenerator[Model]:
     if request.param == "groq":
-        model = groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
+        model = create_groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
     else:
-        model = openai_model(api_key="key", base_url=f"{upstream.base_url}/openai/v1", idle_timeout=0.5)
-    yield SteadyModel(model, Catalog(), how=FAST)
+        model = create_openai_model(api_key="key", base_url=f"{upstream.base_url}/openai/v1", idle_timeout=0.5)
+    yield ResilientModel(model, Catalog(), policy=FAST)
     await model.close()
 
 
@@ -433,11 +437,11 @@ async def test_contract_tool_calls_and_parameters(either: Model, upstream: Simul
 
 
 async def test_contract_failures(either: Model, upstream: Simulator) -> None:
-    upstream.faults.add(Fault(kind="status", status=401))
+    upstream.faults.add_faults(Fault(kind="status", status=401))
     with pytest.raises(GatewayError) as refused:
         await either.complete(ask("Hello"), Sink())
     assert refused.value.code == "model_key_refused"
-    upstream.faults.add(Fault(kind="cut"))
+    upstream.faults.add_faults(Fault(kind="cut"))
     sink = Sink()
     await either.complete(ask("Hello", tools=()), sink)
     assert sink.reasons == ["model_stream_broken"]
@@ -445,9 +449,9 @@ async def test_contract_failures(either: Model, upstream: Simulator) -> None:
 
 
 async def test_contract_cancelling_reaches_the_server(either: Model, upstream: Simulator) -> None:
-    upstream.faults.add(Fault(kind="stall", after_chunks=3, seconds=30))
+    upstream.faults.add_faults(Fault(kind="stall", after_chunks=3, seconds=30))
     asking = asyncio.create_task(either.complete(ask("count to 50", tools=()), Sink()))
-    await upstream.until(lambda simulator: simulator.streaming == 1)
+    await upstream.wait_until(lambda simulator: simulator.streaming == 1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await upstream.until(lambda simulator: simulator.cancelled == 1)
+    await upstream.wait_until(lambda simulator: simulator.cancelled == 1)

@@ -141,7 +141,7 @@ async def raw_stream(simulator: Simulator, prompt: str = "count to 50") -> bytes
 async def test_stream_misbehaves_as_told_and_only_once(
     simulator: Simulator, fault: Fault, seen: bytes, whole: bool
 ) -> None:
-    simulator.faults.add(fault)
+    simulator.faults.add_faults(fault)
     received = await raw_stream(simulator)
     assert seen in received
     assert received.endswith(b"data: [DONE]\n\n") is whole
@@ -155,7 +155,7 @@ async def test_status_is_answered_with_its_body_and_headers(
     client: groq.AsyncGroq, simulator: Simulator, status: int
 ) -> None:
     body = {"error": {"message": "as told", "type": "x"}}
-    simulator.faults.add(Fault(kind="status", status=status, body=body, headers={"retry-after": "7"}))
+    simulator.faults.add_faults(Fault(kind="status", status=status, body=body, headers={"retry-after": "7"}))
     with pytest.raises(groq.APIStatusError, match="as told") as caught:
         await ask(client)
     assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (status, "7")
@@ -164,7 +164,7 @@ async def test_status_is_answered_with_its_body_and_headers(
 async def test_fault_concerns_only_the_prompts_and_models_that_it_matches(
     client: groq.AsyncGroq, simulator: Simulator
 ) -> None:
-    simulator.faults.add(Fault(kind="text", text="Hit.", match="camel"))
+    simulator.faults.add_faults(Fault(kind="text", text="Hit.", match="camel"))
     assert "Hit" not in (await ask(client)).choices[0].message.content
     hit = await ask(client, messages=[{"role": "user", "content": "a camel"}])
     assert "Hit" in hit.choices[0].message.content
@@ -174,4 +174,4 @@ async def test_client_that_hangs_up_stops_the_stream(client: groq.AsyncGroq, sim
     stream = await ask(client, messages=[{"role": "user", "content": "count to 100000"}], stream=True)
     await anext(aiter(stream))
     await stream.close()
-    await simulator.until(lambda s: s.cancelled == 1 and s.streaming == 0)
+    await simulator.wait_until(lambda s: s.cancelled == 1 and s.streaming == 0)

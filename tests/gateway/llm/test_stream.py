@@ -6,7 +6,7 @@ import pytest
 
 from gateway.domain.errors import ModelRateLimited, ModelRequestRefused, ModelStreamBroken, ModelUnavailable
 from gateway.domain.messages import ToolCall
-from gateway.llm.stream import ChunkReader, read_whole
+from gateway.llm.stream import ChunkReader, read_whole_answer
 
 
 class Sink:
@@ -80,34 +80,34 @@ def test_the_same_is_said_however_the_bytes_are_cut(size: int) -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     for start in range(0, len(STREAM), size):
-        reader.feed(STREAM[start : start + size])
-    answer = reader.answer()
+        reader.feed_bytes(STREAM[start : start + size])
+    answer = reader.finish_answer()
     assert sink.said == SAID
     assert sink.opens == 1
     assert answer.finish_reason == "tool_calls"
     assert (answer.usage.prompt_tokens, answer.usage.cached_tokens, answer.usage.total_tokens) == (7, 4, 10)
-    assert reader.done
+    assert reader.is_done
 
 
 def test_all_text_of_one_read_is_told_at_once() -> None:
     texts: list[str] = []
     sink = Sink()
     sink.text = texts.append  # type: ignore[method-assign]
-    ChunkReader(sink).feed(sse(*(delta(content=word) for word in "abc")))
+    ChunkReader(sink).feed_bytes(sse(*(delta(content=word) for word in "abc")))
     assert texts == ["abc"]
 
 
 def test_windows_line_ends_are_read_too() -> None:
     sink = Sink()
-    ChunkReader(sink).feed(sse(delta(content="x")).replace(b"\n", b"\r\n"))
+    ChunkReader(sink).feed_bytes(sse(delta(content="x")).replace(b"\n", b"\r\n"))
     assert sink.said == [("text", "x")]
 
 
 def test_stream_without_a_finish_reason_is_broken() -> None:
     reader = ChunkReader(Sink())
-    reader.feed(sse(delta(content="half an ans")))
+    reader.feed_bytes(sse(delta(content="half an ans")))
     with pytest.raises(ModelStreamBroken):
-        reader.answer()
+        reader.finish_answer()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_stream_without_a_finish_reason_is_broken() -> None:
 def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: bytes, error: type[Exception]) -> None:
     sink = Sink()
     with pytest.raises(error):
-        ChunkReader(sink).feed(sse(delta(content="before")) + frame)
+        ChunkReader(sink).feed_bytes(sse(delta(content="before")) + frame)
     assert sink.said == [("text", "before")]
 
 
@@ -137,23 +137,23 @@ def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     with pytest.raises(ModelStreamBroken):
-        reader.feed(sse(delta(content="a")) + b"data: " + payload + b"\n\n")
+        reader.feed_bytes(sse(delta(content="a")) + b"data: " + payload + b"\n\n")
     assert sink.said == [("text", "a")]
     with pytest.raises(ModelStreamBroken):
-        read_whole(payload, sink)
+        read_whole_answer(payload, sink)
 
 
 def test_line_that_does_not_end_breaks_the_stream() -> None:
     reader = ChunkReader(Sink())
     with pytest.raises(ModelStreamBroken, match="does not end"):
-        any(map(reader.feed, [b"data: " + b"x" * 64 * 1024] * 100))
+        any(map(reader.feed_bytes, [b"data: " + b"x" * 64 * 1024] * 100))
 
 
 def test_null_is_read_as_nothing_wherever_it_stands() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     nulls = {"prompt_tokens": 7, "completion_tokens": None, "total_tokens": None, "prompt_tokens_details": None}
-    reader.feed(
+    reader.feed_bytes(
         sse(
             {"choices": [{"delta": None, "finish_reason": None}], "usage": None, "error": None},
             delta(content="a", tool_calls=None),
@@ -162,10 +162,10 @@ def test_null_is_read_as_nothing_wherever_it_stands() -> None:
             {"choices": None, "usage": nulls},
         )
     )
-    answer = reader.answer()
+    answer = reader.finish_answer()
     assert sink.said == [("text", "a"), ToolCall("x", "f", "")]
     assert (answer.finish_reason, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("tool_calls", 7, 0)
-    assert read_whole(b'{"choices":[{"message":{"content":null}}],"usage":null}', sink).usage.total_tokens == 0
+    assert read_whole_answer(b'{"choices":[{"message":{"content":null}}],"usage":null}', sink).usage.total_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_tool_calls_are_told_apart_as_other_servers_write_them(parts: list[dict[
     for chunks in ([delta(tool_calls=[each]) for each in parts], [delta(tool_calls=parts)]):
         sink = Sink()
         reader = ChunkReader(sink)
-        reader.feed(sse(*chunks, delta(finish="tool_calls")))
+        reader.feed_bytes(sse(*chunks, delta(finish="tool_calls")))
         assert sink.said == said
 
 
@@ -191,15 +191,15 @@ def test_tool_calls_are_told_apart_as_other_servers_write_them(parts: list[dict[
 def test_reasoning_that_shares_a_chunk_with_text_is_told(name: str) -> None:
     sink = Sink()
     reader = ChunkReader(sink)
-    reader.feed(sse(delta(**{name: "So."}, content="Yes")))
+    reader.feed_bytes(sse(delta(**{name: "So."}, content="Yes")))
     assert sink.said == [("reasoning", "So."), ("text", "Yes")]
 
 
 def test_line_without_data_is_passed_over() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
-    reader.feed(sse(delta(content="a")) + b"data:\n\ndata: \r\n\r\n" + sse(delta(finish="stop", content="b")))
-    assert (sink.said, reader.answer().finish_reason) == ([("text", "ab")], "stop")
+    reader.feed_bytes(sse(delta(content="a")) + b"data:\n\ndata: \r\n\r\n" + sse(delta(finish="stop", content="b")))
+    assert (sink.said, reader.finish_answer().finish_reason) == ([("text", "ab")], "stop")
 
 
 def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
@@ -209,13 +209,13 @@ def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() ->
 
     sink = Sink()
     reader = ChunkReader(sink)
-    reader.feed(sse(executed(), executed(output="two humps"), executed(output="two humps")))
-    reader.feed(sse({"choices": [{"delta": {"content": "Two."}, "finish_reason": "stop"}]}))
+    reader.feed_bytes(sse(executed(), executed(output="two humps"), executed(output="two humps")))
+    reader.feed_bytes(sse({"choices": [{"delta": {"content": "Two."}, "finish_reason": "stop"}]}))
     assert sink.said == [("search", '{"query": "camels"}', "two humps"), ("text", "Two.")]
 
 
 def test_reasoning_under_the_name_that_other_servers_give_it_is_told() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
-    reader.feed(sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]}))
+    reader.feed_bytes(sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]}))
     assert sink.said == [("reasoning", "Hm.")]
