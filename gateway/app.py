@@ -1,6 +1,7 @@
 """Composes the gateway: the one module that imports every part."""
 
 import gc
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from uuid import UUID
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.datastructures import State
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
@@ -22,7 +24,6 @@ from gateway.agent.server_registry import ServerRegistry
 from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
 from gateway.agent.workers import WorkerHeartbeat
-from gateway.api.deps import State
 from gateway.api.http import errors, openapi
 from gateway.api.http.body_limit import BodyLimit
 from gateway.api.http.request_context import RequestContext
@@ -85,8 +86,7 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with build_gateway(settings, servers) as state:
-            app.state.gateway = state
+        async with build_gateway(settings, servers, app.state):
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
             gc.set_threshold(10_000, 50, 50)
@@ -127,7 +127,7 @@ class _Mcp:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app.state.gateway.mcp(scope, receive, send)
+        await self._app.state.mcp(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ class Tools:
 
 
 @asynccontextmanager
-async def build_gateway(settings: Settings, servers: list[ServerConfig]) -> AsyncGenerator[State]:
-    """Start every part; stop them in the opposite order."""
+async def build_gateway(settings: Settings, servers: list[ServerConfig], state: State) -> AsyncGenerator[None]:
+    """Start every part and put into `state` what `api/deps.py` takes from there; stop them in the opposite order."""
     tasks = TaskRegistry()
     worker_id = uuid7()
     async with AsyncExitStack() as stack:
@@ -183,29 +183,48 @@ async def build_gateway(settings: Settings, servers: list[ServerConfig]) -> Asyn
         mcp = McpEndpoint(settings, turn_service, tools.guarded, worker_id, store.database.dsn)
         tools.toolbox.subscribe(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.running())
-        yield State(
-            settings=settings,
-            auth=auth,
-            keys=store.keys,
-            rates=rates,
-            turn_service=turn_service,
-            turns=store.turns,
-            inputs=store.inputs,
-            conversations=store.conversations,
-            history=HistoryStore(store.database),
-            usage_reports=UsageReports(store.database),
-            servers=store.servers,
-            registry=tools.registry,
-            bus=store.bus,
-            mcp=mcp,
-            toolbox=tools.guarded,
-            models=llm.catalog,
-            model=llm.model,
-            database=store.database,
-            usage=store.usage,
-            audit=store.audit,
-            tasks=tasks,
-        )
+        state.settings = settings
+        state.auth = auth
+        state.rates = rates
+        state.keys = store.keys
+        state.audit = store.audit
+        state.turn_service = turn_service
+        state.turns = store.turns
+        state.inputs = store.inputs
+        state.conversations = store.conversations
+        state.history = HistoryStore(store.database)
+        state.usage = store.usage
+        state.usage_reports = UsageReports(store.database)
+        state.servers = store.servers
+        state.registry = tools.registry
+        state.bus = store.bus
+        state.mcp = mcp
+        state.toolbox = tools.guarded
+        state.models = llm.catalog
+        state.model = llm.model
+        state.database = store.database
+        state.tasks = tasks
+        state.started_at = time.monotonic()
+        state.stop = partial(_stop, mcp, turn_service)
+        yield
+
+
+async def stop_gateway(app: FastAPI, grace_seconds: float) -> None:
+    """End all streams and leave turns that do not end in time to other workers; nothing, if it has not started."""
+    if hasattr(app.state, "stop"):
+        await app.state.stop(grace_seconds)
+
+
+def reload_servers(app: FastAPI) -> None:
+    """Read the configuration of the MCP servers now; nothing, if the gateway has not started."""
+    if hasattr(app.state, "registry"):
+        app.state.registry.reload()
+
+
+async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: float) -> None:
+    """End all streams, each with its last message, and leave turns that do not end in time to other workers."""
+    mcp.stop_listening()
+    await turn_service.stop(grace_seconds)
 
 
 @asynccontextmanager

@@ -20,11 +20,11 @@ from pydantic import SecretStr
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import LRUCache
+from starlette.datastructures import State
 
 import gateway.app
 import gateway.store.database
 import tools_server.tasks.store
-from gateway.api.deps import State
 from gateway.api.http.protocol import HttpProtocol
 from gateway.app import create_app
 from gateway.config import Settings
@@ -285,7 +285,7 @@ async def serve_gateway(
     app = create_app(complete)
     timeout = aiohttp.ClientTimeout(total=60)
     async with serve_asgi(app, port) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
-        yield Gateway(base_url, session, app.state.gateway, simulator)
+        yield Gateway(base_url, session, app.state, simulator)
 
 
 async def insert(gateway: Gateway, statement: str, rows: Sequence[Any]) -> None:

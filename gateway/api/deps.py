@@ -1,18 +1,19 @@
-"""What endpoints get: the parts that `app.py` built, and who is calling."""
+"""What routes take: typed parts of the application, each under its own name, and who is calling.
+
+`app.py` sets the parts as attributes of `app.state`. A route names those that it uses, as a parameter of type `…Dep`.
+To resolve a dependency costs as much as a token, so the chat routes call `turn_service(request)` and the like instead.
+"""
 
 import asyncio
-import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
-from starlette.types import Receive, Scope, Send
+from fastapi.params import Depends as Dependency
 
 from gateway.agent.service import TurnService
-from gateway.api.rate_limit.limiter import RateLimiter
-from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskRegistry
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
@@ -22,7 +23,6 @@ from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
-from gateway.store.bus import PostgresBus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
@@ -35,76 +35,58 @@ from gateway.store.usage_report import UsageReports
 T = TypeVar("T")
 
 
-class Endpoint(Protocol):
-    """An ASGI application with open streams of its own."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
-
-    def stop_listening(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class State:
-    """The parts of a running gateway."""
-
-    settings: Settings
-    auth: Authenticator
-    keys: KeyStore
-    rates: RateLimiter
-    turn_service: TurnService
-    turns: TurnStore
-    inputs: InputStore
-    conversations: ConversationStore
-    history: HistoryStore
-    usage_reports: UsageReports
-    servers: ServerStore
-    registry: ServerAdmin
-    bus: PostgresBus
-    mcp: Endpoint
-    toolbox: Toolbox
-    models: Models
-    model: Model
-    database: Database
-    usage: UsageStore
-    audit: AuditStore
-    tasks: TaskRegistry
-    started_at: float = field(default_factory=time.monotonic)
-
-    async def stop(self, grace: float) -> None:
-        """Tell every reader, and leave what has not ended within `grace` seconds to others."""
-        self.mcp.stop_listening()
-        await self.turn_service.stop(grace)
-
-
-def state_of(request: Request) -> State:
-    return request.app.state.gateway
-
-
 def turn_service(request: Request) -> TurnService:
-    return state_of(request).turn_service
+    return request.app.state.turn_service
 
 
-def principal_of(request: Request) -> Principal:
-    """Whom the guard has let in, with the headers that MCP servers want passed on."""
+def turn_store(request: Request) -> TurnStore:
+    return request.app.state.turns
+
+
+def toolbox(request: Request) -> Toolbox:
+    return request.app.state.toolbox
+
+
+def get_principal(request: Request) -> Principal:
+    """The caller, whom the security middleware has authenticated, with the headers that MCP servers want passed on."""
     principal: Principal = request.scope[PRINCIPAL_SCOPE_KEY]
-    if not (wanted := state_of(request).toolbox.forwarded_headers()):
+    if not (names := toolbox(request).forwarded_headers()):
         return principal
-    headers = {name: value for name in wanted if (value := request.headers.get(name)) is not None}
+    headers = {name: value for name in names if (value := request.headers.get(name)) is not None}
     return msgspec.structs.replace(principal, headers=headers)
 
 
-async def get_state(request: Request) -> State:
-    """A coroutine, as all dependencies here: FastAPI sends plain functions through a thread, at 0.2 ms each. To resolve
-    one still costs as much as a token: the chat routes that are called most call `state_of` and `principal_of`."""
-    return state_of(request)
+async def _resolve_principal(request: Request) -> Principal:
+    """A coroutine, as all dependencies here: FastAPI runs plain functions in a thread, at 0.2 ms each."""
+    return get_principal(request)
 
 
-async def get_principal(request: Request) -> Principal:
-    return principal_of(request)
+def _part(name: str) -> Dependency:
+    async def resolve(request: Request) -> object:
+        return getattr(request.app.state, name)
+
+    return Depends(resolve)
 
 
-StateDep = Annotated[State, Depends(get_state)]
-PrincipalDep = Annotated[Principal, Depends(get_principal)]
+PrincipalDep = Annotated[Principal, Depends(_resolve_principal)]
+ApiKeysDep = Annotated[KeyStore, _part("keys")]
+AuditLogDep = Annotated[AuditStore, _part("audit")]
+ConversationsDep = Annotated[ConversationStore, _part("conversations")]
+DatabaseDep = Annotated[Database, _part("database")]
+HistoryDep = Annotated[HistoryStore, _part("history")]
+ModelDep = Annotated[Model, _part("model")]
+ModelsDep = Annotated[Models, _part("models")]
+QuestionsDep = Annotated[InputStore, _part("inputs")]
+ServerAdminDep = Annotated[ServerAdmin, _part("registry")]
+ServersDep = Annotated[ServerStore, _part("servers")]
+SettingsDep = Annotated[Settings, _part("settings")]
+StartTimeDep = Annotated[float, _part("started_at")]
+TasksDep = Annotated[TaskRegistry, _part("tasks")]
+ToolboxDep = Annotated[Toolbox, _part("toolbox")]
+TurnServiceDep = Annotated[TurnService, _part("turn_service")]
+TurnsDep = Annotated[TurnStore, _part("turns")]
+UsageDep = Annotated[UsageStore, _part("usage")]
+UsageReportsDep = Annotated[UsageReports, _part("usage_reports")]
 
 
 async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -3,14 +3,14 @@
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.config import Settings, list_renamed_settings
 
 if TYPE_CHECKING:
-    from gateway.api.deps import State
     from gateway_runtime.parent_watchdog import ParentWatchdog
 
 
@@ -42,7 +42,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
 
     from gateway.api.http.protocol import HttpProtocol
     from gateway.api.security.authentication import reject_open_gateway
-    from gateway.app import create_app
+    from gateway.app import create_app, reload_servers, stop_gateway
     from gateway.server.http_server import GatewayHttpServer
 
     gc.freeze()
@@ -56,11 +56,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
             app = create_app(complete_settings, until_served=wait_until_served)
             loop = asyncio.get_running_loop()
 
-            def find_state() -> "State | None":
-                """Return the running gateway's parts; None before it has started."""
-                return getattr(app.state, "gateway", None)
-
-            loop.add_signal_handler(signal.SIGHUP, lambda: _reload_servers(find_state()))
+            loop.add_signal_handler(signal.SIGHUP, lambda: reload_servers(app))
             config = uvicorn.Config(
                 app,
                 log_config=None,
@@ -71,23 +67,19 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
                 ws="none",
                 **tls_options,
             )
-            grace_seconds = settings.shutdown_grace_seconds
-            server = GatewayHttpServer(config, lambda: _stop_turns(find_state(), grace_seconds, loop, watchdog))
+            stop = partial(stop_gateway, app, settings.shutdown_grace_seconds)
+            server = GatewayHttpServer(config, lambda: _stop_turns(stop, loop, watchdog))
             await server.serve(sockets=[listener])
 
 
 def _stop_turns(
-    state: "State | None", grace_seconds: float, loop: asyncio.AbstractEventLoop, watchdog: "ParentWatchdog | None"
+    stop: Callable[[], Coroutine[object, object, None]],
+    loop: asyncio.AbstractEventLoop,
+    watchdog: "ParentWatchdog | None",
 ) -> None:
     if watchdog is not None:
         loop.call_soon_threadsafe(watchdog.stop_waiting)
-    if state is not None:
-        asyncio.run_coroutine_threadsafe(state.stop(grace_seconds), loop)
-
-
-def _reload_servers(state: "State | None") -> None:
-    if state is not None:
-        state.registry.reload()
+    asyncio.run_coroutine_threadsafe(stop(), loop)
 
 
 def _log_renamed_settings() -> None:

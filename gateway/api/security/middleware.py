@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.deps import State
 from gateway.api.http.errors import error_response, http_error
 from gateway.api.http.request_context import HEADERS
 from gateway.api.http.unicode_check import whole_characters
 from gateway.api.rate_limit.admission import AdmissionGate
-from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
+from gateway.api.rate_limit.limiter import RateLimiter
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
 from gateway.api.security.permissions import (
     ANYONE,
     RouteClass,
@@ -59,13 +59,12 @@ class SecurityMiddleware:
             return
         if access.starts_turn:
             await self._admission_gate.wait_for_admission()
-        state: State = scope["app"].state.gateway
         try:
             source = get_source_address(scope)
-            principal = await self._authorize(scope, access, state, source)
+            principal = await self._authorize(scope, access, source)
             self._check_origin(scope, principal)
             place = (
-                await state.rates.acquire_stream_slot(principal, source)
+                await _rate_limiter(scope).acquire_stream_slot(principal, source)
                 if access.route_class in _STREAMING_CLASSES
                 else None
             )
@@ -78,10 +77,10 @@ class SecurityMiddleware:
         elif place is None:
             await self._app(scope, whole_characters(receive), send)
         else:
-            with place, state.auth.open_requests.cancel_on_revocation(principal, receive) as lasting:
+            with place, _authenticator(scope).open_requests.cancel_on_revocation(principal, receive) as lasting:
                 await self._app(scope, whole_characters(lasting), send)
 
-    async def _authorize(self, scope: Scope, access: RoutePermission, state: State, source: str) -> Principal | None:
+    async def _authorize(self, scope: Scope, access: RoutePermission, source: str) -> Principal | None:
         """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.
 
         Raises:
@@ -92,11 +91,12 @@ class SecurityMiddleware:
         try:
             self._check_host(scope)
             if not access.public:
-                principal = await state.auth.authenticate_request(Headers(scope=scope), source)
+                principal = await _authenticator(scope).authenticate_request(Headers(scope=scope), source)
         except GatewayError as error:
             refused = error
-        if state.rates.enabled:
-            window = await state.rates.check(principal, source, access.route_class)
+        rate_limiter = _rate_limiter(scope)
+        if rate_limiter.enabled:
+            window = await rate_limiter.check(principal, source, access.route_class)
             scope[HEADERS].extend(window.to_headers())
             if not window.allowed:
                 raise window.to_error()
@@ -122,6 +122,14 @@ class SecurityMiddleware:
         same = urlsplit(origin).netloc == headers.get("host")
         if not same and origin not in self._allowed_origins and "*" not in self._allowed_origins:
             raise Forbidden("Pages of this origin may not call the gateway: see CORS_ORIGINS.")
+
+
+def _authenticator(scope: Scope) -> Authenticator:
+    return scope["app"].state.auth
+
+
+def _rate_limiter(scope: Scope) -> RateLimiter:
+    return scope["app"].state.rates
 
 
 def _parse_host(header: str) -> str:

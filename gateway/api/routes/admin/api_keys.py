@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from fastapi import APIRouter, Response
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import ApiKeysDep, PrincipalDep
 from gateway.api.http.errors import ErrorBody
 from gateway.api.security.permissions import role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
@@ -23,14 +23,14 @@ _WILD = frozenset("*?[")
 
 
 @router.get("", summary="Your keys")
-async def list_keys(principal: PrincipalDep, state: StateDep) -> KeyList:
+async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
     """The newest first, revoked ones too; an admin sees everyone's. No secret is shown."""
-    rows = await state.keys.all(_owner(principal))
+    rows = await keys.all(_owner(principal))
     return KeyList(keys=[KeyView.model_validate(row, from_attributes=True) for row in rows])
 
 
 @router.post("", summary="Make a key", status_code=201)
-async def create_key(body: NewKeyBody, principal: PrincipalDep, state: StateDep, response: Response) -> CreatedKey:
+async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep, response: Response) -> CreatedKey:
     """The answer is the only place where the key stands. It may do no more than the one that makes it.
 
     The first key that is made switches authentication on, at every replica.
@@ -38,18 +38,18 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, state: StateDep,
     response.headers["Cache-Control"] = "no-store"
     new = _new(body, principal)
     if principal.key is not None and principal.key.startswith(START):
-        most = (await state.keys.by_prefix(principal.key)).expires_at
+        most = (await keys.by_prefix(principal.key)).expires_at
         if most is not None and (new.expires_at is None or new.expires_at > most):
             new = msgspec.structs.replace(new, expires_at=most)
-    row, secret = await state.keys.create(new, by=principal.user)
+    row, secret = await keys.create(new, by=principal.user)
     return CreatedKey.model_validate(KeyView.model_validate(row, from_attributes=True).model_dump() | {"key": secret})
 
 
 @router.delete("/{key_id}", summary="Revoke a key", status_code=204, responses=_NOT_FOUND)
-async def revoke_key(key_id: UUID, principal: PrincipalDep, state: StateDep) -> None:
+async def revoke_key(key_id: UUID, principal: PrincipalDep, keys: ApiKeysDep) -> None:
     """It opens nothing from now on, at any replica. Its row stays, for the record."""
-    key: ApiKey = await state.keys.get(key_id, _owner(principal))
-    await state.keys.revoke(key, by=principal.user)
+    key: ApiKey = await keys.get(key_id, _owner(principal))
+    await keys.revoke(key, by=principal.user)
 
 
 def _owner(principal: Principal) -> str | None:

@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import AuditLogDep, PrincipalDep
 from gateway.domain.messages import JsonObject
 
 router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
@@ -38,13 +38,13 @@ class AuditList(BaseModel):
 @router.get("", summary="Who did what")
 async def list_audit(
     _principal: PrincipalDep,
-    state: StateDep,
+    audit_log: AuditLogDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[UUID | None, Query(description="The `next` of the page before.")] = None,
     actor: Wanted = None,
     action: Wanted = None,
 ) -> AuditList:
     """The newest first. Nothing can be changed or taken out of it, not even by the gateway."""
-    rows = await state.audit.page(limit=limit, before=before, actor=actor, action=action)
+    rows = await audit_log.page(limit=limit, before=before, actor=actor, action=action)
     views = [AuditView.model_validate(row, from_attributes=True) for row in rows]
     return AuditList(items=views, next=views[-1].id if len(views) == limit else None)

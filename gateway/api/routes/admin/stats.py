@@ -5,7 +5,7 @@ from datetime import date
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, UsageDep
 from gateway.api.routes.native.budget import DailyUsageView, Days
 
 router = APIRouter(prefix="/api/v1/admin", tags=["usage"])
@@ -45,9 +45,8 @@ class StatsView(BaseModel):
 
 
 @router.get("/stats", summary="What all have used up")
-async def get_stats(_principal: PrincipalDep, state: StateDep, days: Days = 30) -> StatsView:
+async def get_stats(_principal: PrincipalDep, usage: UsageDep, days: Days = 30) -> StatsView:
     """For admins: turns, tokens, cost, errors, ratings and the use of tools, of all users together."""
-    usage = state.usage
     return StatsView(
         days=[DailyUsageView.model_validate(each, from_attributes=True) for each in await usage.by_day(days)],
         models=[ModelStatsView.model_validate(each, from_attributes=True) for each in await usage.by_model(days)],

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from gateway.api.deps import PrincipalDep, StateDep
-from gateway.api.routes.native.conversations import remove
+from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
+from gateway.api.routes.native.conversations import cancel_and_delete
 from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal
@@ -60,16 +60,20 @@ async def stream_prompts(body: LegacyChatStreamRequest, request: Request, princi
 
 
 @router.get("/api/conversations/{conversation_id}", summary="What was said in a conversation")
-async def get_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> LegacyConversation:
-    conversation = await state.conversations.get(conversation_id, principal)
-    turns = await state.conversations.turns(conversation.id)
+async def get_conversation(
+    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
+) -> LegacyConversation:
+    conversation = await conversations.get(conversation_id, principal)
+    turns = await conversations.turns(conversation.id)
     messages = [message for turn in turns for message in _spoken(turn)]
     return LegacyConversation(conversation_id=str(conversation.id), messages=messages)
 
 
 @router.delete("/api/conversations/{conversation_id}", summary="Delete a conversation")
-async def delete_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> dict[str, str | bool]:
-    removed = await remove(conversation_id, principal, state)
+async def delete_conversation(
+    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, service: TurnServiceDep
+) -> dict[str, str | bool]:
+    removed = await cancel_and_delete(conversation_id, principal, conversations, service)
     return {"conversation_id": str(removed), "deleted": True}
 
 

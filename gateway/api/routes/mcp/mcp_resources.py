@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.messages import JsonObject
 
@@ -37,30 +37,30 @@ class PromptArguments(BaseModel):
 
 
 @router.get("/resources", summary="The resources of the MCP servers")
-async def list_resources(principal: PrincipalDep, state: StateDep) -> ResourceList:
+async def list_resources(principal: PrincipalDep, toolbox: ToolboxDep) -> ResourceList:
     return ResourceList(
-        resources=await state.toolbox.listed("resources", principal),
-        templates=await state.toolbox.listed("resource_templates", principal),
+        resources=await toolbox.listed("resources", principal),
+        templates=await toolbox.listed("resource_templates", principal),
     )
 
 
 @router.get("/resources/read", summary="Read a resource", responses=_ERRORS)
 async def read_resource(
     principal: PrincipalDep,
-    state: StateDep,
+    toolbox: ToolboxDep,
     uri: Annotated[str, Query(min_length=1, max_length=4_000)],
     server: Annotated[str | None, Query(description="Default: whichever lists it, or has a template for it.")] = None,
 ) -> JsonObject:
     """Its contents, as MCP gives them."""
-    return await state.toolbox.read_resource(uri, principal, server)
+    return await toolbox.read_resource(uri, principal, server)
 
 
 @router.get("/prompts", summary="The prompts of the MCP servers")
-async def list_prompts(principal: PrincipalDep, state: StateDep) -> PromptList:
-    return PromptList(prompts=await state.toolbox.listed("prompts", principal))
+async def list_prompts(principal: PrincipalDep, toolbox: ToolboxDep) -> PromptList:
+    return PromptList(prompts=await toolbox.listed("prompts", principal))
 
 
 @router.post("/prompts/{name}", summary="Fill in a prompt", responses=_ERRORS)
-async def get_prompt(name: str, body: PromptArguments, principal: PrincipalDep, state: StateDep) -> JsonObject:
+async def get_prompt(name: str, body: PromptArguments, principal: PrincipalDep, toolbox: ToolboxDep) -> JsonObject:
     """Its messages, as MCP gives them."""
-    return await state.toolbox.get_prompt(name, body.arguments, principal)
+    return await toolbox.get_prompt(name, body.arguments, principal)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import Forbidden
 from gateway.domain.messages import Approval, JsonObject, Principal
@@ -83,20 +83,22 @@ class Switch(BaseModel):
 
 
 @router.get("", summary="The MCP servers")
-async def list_servers(principal: PrincipalDep, state: StateDep) -> McpServerList:
+async def list_servers(
+    principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+) -> McpServerList:
     """How each stands, and which of their tools have changed since they were first seen."""
-    statuses = {status.name: status for status in state.toolbox.servers() if principal.may_reach(status.name)}
+    statuses = {status.name: status for status in toolbox.servers() if principal.may_reach(status.name)}
     views: list[McpServerView] = []
     for name, status in statuses.items():
-        config = state.registry.config(name)
+        config = admin.config(name)
         fields: dict[str, Any] = {
-            "source": state.registry.source(name), "prefix": config.prefix, "allow": config.allow,
+            "source": admin.source(name), "prefix": config.prefix, "allow": config.allow,
             "deny": config.deny, "approval": config.approval, "identity": config.identity, "share": config.share,
             "on_change": config.on_change, "timeout": config.timeout, "headers": list(config.headers),
         }  # fmt: skip
         told = {name: getattr(status, name) for name in status.__struct_fields__}
         views.append(McpServerView.model_validate(told | fields))
-    changed = {key: change for key, change in (await state.servers.changed()).items() if principal.may_reach(key[0])}
+    changed = {key: change for key, change in (await servers.changed()).items() if principal.may_reach(key[0])}
     return McpServerList(
         servers=views,
         changed_tools=[ChangedTool(server=s, tool=t, was=was, now=now) for (s, t), (was, now) in changed.items()],
@@ -104,36 +106,42 @@ async def list_servers(principal: PrincipalDep, state: StateDep) -> McpServerLis
 
 
 @router.post("", summary="Add an MCP server", status_code=201, responses=_ERRORS)
-async def add_server(body: NewServer, principal: PrincipalDep, state: StateDep) -> McpServerList:
+async def add_server(
+    body: NewServer, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+) -> McpServerList:
     """Every worker connects to it; its tools are on offer as soon as it is up."""
     _demand_admin(principal)
     config = body.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-    await state.registry.add(body.name, config, by=principal.user)
-    return await list_servers(principal, state)
+    await admin.add(body.name, config, by=principal.user)
+    return await list_servers(principal, admin, servers, toolbox)
 
 
 @router.patch("/{name}", summary="Disable or enable an MCP server", responses=_ERRORS)
-async def switch_server(name: Name, body: Switch, principal: PrincipalDep, state: StateDep) -> McpServerList:
+async def switch_server(
+    name: Name, body: Switch, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+) -> McpServerList:
     """Calls under way end first. Also for those that the file configures."""
     _demand_admin(principal)
-    await state.registry.switch(name, disabled=body.disabled, by=principal.user)
-    return await list_servers(principal, state)
+    await admin.switch(name, disabled=body.disabled, by=principal.user)
+    return await list_servers(principal, admin, servers, toolbox)
 
 
 @router.delete("/{name}", summary="Remove an MCP server", status_code=204, responses=_ERRORS)
-async def remove_server(name: Name, principal: PrincipalDep, state: StateDep) -> None:
+async def remove_server(name: Name, principal: PrincipalDep, admin: ServerAdminDep) -> None:
     """One that was added here; calls under way end first."""
     _demand_admin(principal)
-    await state.registry.remove(name, by=principal.user)
+    await admin.remove(name, by=principal.user)
 
 
 @router.post("/{name}/tools/{tool}/approve", summary="Take a changed tool as it is now", responses=_ERRORS)
-async def approve_tool(name: Name, tool: ToolName, principal: PrincipalDep, state: StateDep) -> McpServerList:
+async def approve_tool(
+    name: Name, tool: ToolName, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+) -> McpServerList:
     """A tool whose definition has changed is offered again, where its server's `on_change` is `hold`."""
     _demand_admin(principal)
-    await state.servers.approve(name, tool, by=principal.user)
-    state.toolbox.recheck(name)
-    return await list_servers(principal, state)
+    await servers.approve(name, tool, by=principal.user)
+    toolbox.recheck(name)
+    return await list_servers(principal, admin, servers, toolbox)
 
 
 def _demand_admin(principal: Principal) -> None:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Cookie, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, SettingsDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import GatewayError, NotFound
@@ -47,17 +47,17 @@ class SignInPage(BaseModel):
 
 
 @router.post("/api/v1/mcp/servers/{name}/sign-in", summary="Sign in to a protected MCP server", responses=_ERRORS)
-async def sign_in(name: Name, principal: PrincipalDep, state: StateDep) -> SignInPage:
+async def sign_in(name: Name, principal: PrincipalDep, toolbox: ToolboxDep) -> SignInPage:
     """The page to open, good for seven days. Where `share` is `all`, an admin signs in for everybody."""
     _demand_reach(name, principal)
-    return SignInPage(url=await state.toolbox.sign_in.offer(name, principal))
+    return SignInPage(url=await toolbox.sign_in.offer(name, principal))
 
 
 @router.delete("/api/v1/mcp/servers/{name}/sign-in", summary="Sign out", status_code=204, responses=_ERRORS)
-async def sign_out(name: Name, principal: PrincipalDep, state: StateDep) -> None:
+async def sign_out(name: Name, principal: PrincipalDep, toolbox: ToolboxDep) -> None:
     """Forget the tokens that the server's authorization server gave."""
     _demand_reach(name, principal)
-    await state.toolbox.sign_in.forget(name, principal)
+    await toolbox.sign_in.forget(name, principal)
 
 
 def _demand_reach(name: str, principal: Principal) -> None:
@@ -66,16 +66,16 @@ def _demand_reach(name: str, principal: Principal) -> None:
 
 
 @router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)
-async def client_document(state: StateDep) -> dict[str, Any]:
+async def client_document(toolbox: ToolboxDep) -> dict[str, Any]:
     """The gateway's client id metadata document, which authorization servers fetch."""
-    return state.toolbox.sign_in.client_document()
+    return toolbox.sign_in.client_document()
 
 
 @router.get(f"{_COOKIE_PATH}/start", response_class=HTMLResponse, include_in_schema=False)
-async def start_page(ticket: Ticket, state: StateDep) -> HTMLResponse:
+async def start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
     """Says who signs in to what, so that nobody signs in for another by following a link."""
     try:
-        login = await state.toolbox.sign_in.offered(ticket)
+        login = await toolbox.sign_in.offered(ticket)
     except GatewayError as error:
         return _page("Sign-in", error.message, status=error.status)
     whose = f"the gateway's user {login.owner}" if login.owner else "everybody who uses the gateway"
@@ -85,14 +85,14 @@ async def start_page(ticket: Ticket, state: StateDep) -> HTMLResponse:
 
 
 @router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
-async def start(ticket: Ticket, state: StateDep) -> Response:
+async def start(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> Response:
     """On to the authorization server. The cookie sees to it that the same browser comes back."""
     try:
-        url = await state.toolbox.sign_in.begin(ticket)
+        url = await toolbox.sign_in.begin(ticket)
     except GatewayError as error:
         return _page("The sign-in cannot begin", error.message, status=error.status)
     response = RedirectResponse(url, status_code=303, headers=_HEADERS)
-    secure = state.settings.public_url.startswith("https://")
+    secure = settings.public_url.startswith("https://")
     response.set_cookie(
         _COOKIE, ticket, max_age=_COOKIE_SECONDS, path=_COOKIE_PATH, httponly=True, samesite="lax", secure=secure
     )
@@ -101,12 +101,12 @@ async def start(ticket: Ticket, state: StateDep) -> Response:
 
 @router.get(f"{_COOKIE_PATH}/callback", response_class=HTMLResponse, include_in_schema=False)
 async def callback(
-    request: Request, state: StateDep, ticket: Annotated[str, Cookie(alias=_COOKIE, max_length=100)] = ""
+    request: Request, toolbox: ToolboxDep, ticket: Annotated[str, Cookie(alias=_COOKIE, max_length=100)] = ""
 ) -> HTMLResponse:
     """Where the authorization server sends the browser back to."""
     answer = {name: value[:4_000] for name, value in request.query_params.items()}
     try:
-        await state.toolbox.sign_in.finish(ticket, answer)
+        await toolbox.sign_in.finish(ticket, answer)
     except GatewayError as error:
         page = _page("The sign-in did not work", error.message, status=error.status)
     else:

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, SettingsDep, UsageDep
 from gateway.config import Settings
 from gateway.domain.messages import Budget, Spent
 from gateway.wire.api_keys import BudgetView
@@ -55,14 +55,14 @@ class UsageView(BaseModel):
 
 
 @router.get("/budget", summary="What you have used up, and may")
-async def get_budget(principal: PrincipalDep, state: StateDep, days: Days = 30) -> UsageView:
+async def get_budget(principal: PrincipalDep, usage: UsageDep, settings: SettingsDep, days: Days = 30) -> UsageView:
     """Tokens and dollars, today and this month, beside what you may use up: past it a turn is refused with 402."""
-    found = await state.usage.by_day(days, principal.user)
+    found = await usage.by_day(days, principal.user)
     of_key = None
     if principal.budget is not None:
-        of_key = _view(await state.usage.spent(principal.user, principal.key), principal.budget)
+        of_key = _view(await usage.spent(principal.user, principal.key), principal.budget)
     return UsageView(
-        user=_view(await state.usage.spent(principal.user), budget_of_users(state.settings)),
+        user=_view(await usage.spent(principal.user), budget_of_users(settings)),
         key=of_key,
         days=[DailyUsageView.model_validate(day, from_attributes=True) for day in found],
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from gateway.agent.service import TurnHandle
-from gateway.api.deps import principal_of
+from gateway.api.deps import get_principal
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
 from gateway.wire.native import ChatRequest, ChatResponse, build_chat_response, stream_events
@@ -74,4 +74,4 @@ async def chat(
 
 async def _start(body: ChatRequest, request: Request, idempotency_key: str | None) -> TurnHandle:
     turn_request = body.to_turn_request(idempotency_key=idempotency_key)
-    return await start_turn(turn_request, request, principal_of(request), if_busy=body.if_busy)
+    return await start_turn(turn_request, request, get_principal(request), if_busy=body.if_busy)

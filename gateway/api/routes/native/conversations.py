@@ -7,9 +7,11 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.deps import PrincipalDep, State, StateDep
+from gateway.agent.service import TurnService
+from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.messages import Principal
+from gateway.store.conversations import ConversationStore
 from gateway.store.models import Conversation, Turn
 
 router = APIRouter(prefix="/api/v1/conversations", tags=["conversations"])
@@ -64,59 +66,65 @@ class ConversationChange(BaseModel):
 @router.get("", summary="Your conversations")
 async def list_conversations(
     principal: PrincipalDep,
-    state: StateDep,
+    conversations: ConversationsDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[UUID | None, Query(description="The `next` of the page before.")] = None,
 ) -> ConversationList:
     """The newest first."""
-    found = await state.conversations.page(principal, limit=limit, before=before)
+    found = await conversations.page(principal, limit=limit, before=before)
     views = [ConversationView.model_validate(each, from_attributes=True) for each in found]
     return ConversationList(conversations=views, next=views[-1].id if len(views) == limit else None)
 
 
 @router.get("/{conversation_id}", summary="A conversation", responses=_NOT_FOUND)
-async def get_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> ConversationDetail:
+async def get_conversation(
+    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
+) -> ConversationDetail:
     """With all of its turns and messages."""
-    return await _detail(await state.conversations.get(conversation_id, principal), state)
+    return await _detail(await conversations.get(conversation_id, principal), conversations)
 
 
 @router.get("/{conversation_id}/export", summary="A conversation as a file", responses=_NOT_FOUND)
 async def export_conversation(
-    conversation_id: str, principal: PrincipalDep, state: StateDep, response: Response
+    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, response: Response
 ) -> ConversationDetail:
     """The same as JSON to save."""
-    conversation = await state.conversations.get(conversation_id, principal)
+    conversation = await conversations.get(conversation_id, principal)
     response.headers["Content-Disposition"] = f'attachment; filename="conversation-{conversation.id}.json"'
-    return await _detail(conversation, state)
+    return await _detail(conversation, conversations)
 
 
 @router.patch("/{conversation_id}", summary="Rename a conversation", responses=_NOT_FOUND)
 async def rename_conversation(
-    conversation_id: str, body: ConversationChange, principal: PrincipalDep, state: StateDep
+    conversation_id: str, body: ConversationChange, principal: PrincipalDep, conversations: ConversationsDep
 ) -> ConversationView:
-    conversation = await state.conversations.get(conversation_id, principal)
-    await state.conversations.rename(conversation.id, body.title)
-    renamed = await state.conversations.get(conversation_id, principal)
+    conversation = await conversations.get(conversation_id, principal)
+    await conversations.rename(conversation.id, body.title)
+    renamed = await conversations.get(conversation_id, principal)
     return ConversationView.model_validate(renamed, from_attributes=True)
 
 
 @router.delete("/{conversation_id}", summary="Delete a conversation", status_code=204, responses=_NOT_FOUND)
-async def delete_conversation(conversation_id: str, principal: PrincipalDep, state: StateDep) -> None:
+async def delete_conversation(
+    conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, service: TurnServiceDep
+) -> None:
     """Delete it with its turns and all that is kept of them; what runs in it is stopped first."""
-    await remove(conversation_id, principal, state)
+    await cancel_and_delete(conversation_id, principal, conversations, service)
 
 
-async def remove(conversation_id: str, principal: Principal, state: State) -> UUID:
+async def cancel_and_delete(
+    conversation_id: str, principal: Principal, conversations: ConversationStore, service: TurnService
+) -> UUID:
     """See `delete_conversation`; the id of what is gone."""
-    conversation = await state.conversations.get(conversation_id, principal)
-    for turn_id in await state.conversations.open_turns(conversation.id):
-        await state.turn_service.cancel(await state.turn_service.follow(turn_id, principal))
-    await state.conversations.delete(conversation.id, by=principal.user)
+    conversation = await conversations.get(conversation_id, principal)
+    for turn_id in await conversations.open_turns(conversation.id):
+        await service.cancel(await service.follow(turn_id, principal))
+    await conversations.delete(conversation.id, by=principal.user)
     return conversation.id
 
 
-async def _detail(conversation: Conversation, state: State) -> ConversationDetail:
-    turns = await state.conversations.turns(conversation.id)
+async def _detail(conversation: Conversation, conversations: ConversationStore) -> ConversationDetail:
+    turns = await conversations.turns(conversation.id)
     view = ConversationView.model_validate(conversation, from_attributes=True)
     return ConversationDetail(
         **view.model_dump(),

@@ -7,7 +7,16 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from gateway import __version__
-from gateway.api.deps import StateDep
+from gateway.api.deps import (
+    ConversationsDep,
+    DatabaseDep,
+    ModelDep,
+    SettingsDep,
+    StartTimeDep,
+    TasksDep,
+    ToolboxDep,
+    TurnServiceDep,
+)
 from gateway.api.routes.native.tools import ServerView
 from gateway.domain.errors import StorageUnavailable
 
@@ -47,17 +56,19 @@ class Readiness(BaseModel):
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Is the process alive?")
-async def health(state: StateDep) -> Health:
+async def health(
+    conversation_store: ConversationsDep, turn_service: TurnServiceDep, started_at: StartTimeDep
+) -> Health:
     try:
         async with asyncio.timeout(1):
-            conversations = await state.conversations.count()
+            conversations = await conversation_store.count()
     except (StorageUnavailable, TimeoutError):
         conversations = None
     return Health(
         status="healthy",
         version=__version__,
-        uptime_seconds=round(time.monotonic() - state.started_at, 1),
-        running_turns=state.turn_service.running_turns,
+        uptime_seconds=round(time.monotonic() - started_at, 1),
+        running_turns=turn_service.running_turns,
         conversations=conversations,
         conversations_in_memory=conversations,
     )
@@ -65,19 +76,27 @@ async def health(state: StateDep) -> Health:
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can it do its work?", responses={503: {"model": Readiness}})
-async def ready(response: Response, state: StateDep) -> Readiness:
+async def ready(
+    response: Response,
+    store: DatabaseDep,
+    model_server: ModelDep,
+    toolbox: ToolboxDep,
+    turn_service: TurnServiceDep,
+    tasks: TasksDep,
+    settings: SettingsDep,
+) -> Readiness:
     """Answer 503 when no turn can be stored or run. An unavailable model or MCP server only degrades."""
-    database, model = await asyncio.gather(state.database.check(), state.model.check())
-    servers = [ServerView.model_validate(server, from_attributes=True) for server in state.toolbox.servers()]
+    database, model = await asyncio.gather(store.check(), model_server.check())
+    servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.servers()]
     whole = model is None and all(server.state in ("up", "disabled") for server in servers)
-    down_tasks = state.tasks.down_vital_tasks
-    if database is not None or down_tasks or state.turn_service.is_stopping:
+    down_tasks = tasks.down_vital_tasks
+    if database is not None or down_tasks or turn_service.is_stopping:
         response.status_code = 503
     return Readiness(
         status="unavailable" if response.status_code == 503 else "ready" if whole else "degraded",
         database=Check(ok=database is None, reason=database),
         model=Check(ok=model is None, reason=model),
         background_tasks=Check(ok=not down_tasks, reason=f"failed: {', '.join(down_tasks)}" if down_tasks else None),
-        simulated=state.settings.groq_simulated,
+        simulated=settings.groq_simulated,
         mcp_servers=servers,
     )

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import HistoryDep, PrincipalDep, TurnsDep
 from gateway.domain.errors import InvalidRequest
 from gateway.store.history import SearchHit
 
@@ -64,32 +64,32 @@ class Hits(BaseModel):
 @router.get("/api/v1/history", summary="Your turns, the newest first")
 async def list_history(
     principal: PrincipalDep,
-    state: StateDep,
+    history: HistoryDep,
     limit: Limit = 50,
     before: Annotated[UUID | None, Query(description="The `next` of the page before.")] = None,
     total: WithTotal = False,
 ) -> Logs:
-    turns = await state.history.page(principal, limit=limit, before=before)
+    turns = await history.page(principal, limit=limit, before=before)
     items = [LogView.model_validate(turn, from_attributes=True) for turn in turns]
-    number = await state.history.total(principal) if total else None
+    number = await history.total(principal) if total else None
     return Logs(items=items, next=items[-1].id if len(items) == limit else None, total=number)
 
 
 @router.get("/history", summary="The same, by offset")
-async def list_logs(principal: PrincipalDep, state: StateDep, limit: Limit = 50, offset: Offset = 0) -> Logs:
-    turns = await state.history.page(principal, limit=limit, offset=offset)
+async def list_logs(principal: PrincipalDep, history: HistoryDep, limit: Limit = 50, offset: Offset = 0) -> Logs:
+    turns = await history.page(principal, limit=limit, offset=offset)
     return Logs(items=[LogView.model_validate(turn, from_attributes=True) for turn in turns])
 
 
 @router.get("/history/{turn_id}", summary="One of your turns")
-async def get_log(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> LogView:
-    return LogView.model_validate(await state.turns.get(turn_id, principal), from_attributes=True)
+async def get_log(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep) -> LogView:
+    return LogView.model_validate(await turns.get(turn_id, principal), from_attributes=True)
 
 
 @router.get("/api/v1/search", summary="Search your turns")
 async def search(
     principal: PrincipalDep,
-    state: StateDep,
+    history: HistoryDep,
     query: Words,
     lang: Language = "simple",
     limit: Limit = 20,
@@ -97,8 +97,8 @@ async def search(
     total: WithTotal = False,
 ) -> Hits:
     """Full-text search over prompts and responses, best first, among the newest 500 turns that match."""
-    hits = await state.history.search(principal, query, lang=lang, limit=limit, after=_place(before))
-    number = await state.history.found(principal, query, lang=lang) if total else None
+    hits = await history.search(principal, query, lang=lang, limit=limit, after=_place(before))
+    number = await history.found(principal, query, lang=lang) if total else None
     following = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None
     return Hits(items=_views(hits), next=following, total=number)
 
@@ -106,13 +106,13 @@ async def search(
 @router.get("/search", summary="The same, by offset")
 async def search_logs(
     principal: PrincipalDep,
-    state: StateDep,
+    history: HistoryDep,
     query: Words,
     lang: Language = "simple",
     limit: Limit = 20,
     offset: Offset = 0,
 ) -> Hits:
-    return Hits(items=_views(await state.history.search(principal, query, lang=lang, limit=limit, offset=offset)))
+    return Hits(items=_views(await history.search(principal, query, lang=lang, limit=limit, offset=offset)))
 
 
 def _views(hits: list[SearchHit]) -> list[HitView]:

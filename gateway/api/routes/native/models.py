@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import ModelsDep, PrincipalDep, SettingsDep
 
 router = APIRouter(prefix="/api/v1", tags=["models"])
 
@@ -37,14 +37,14 @@ class ModelList(BaseModel):
 
 
 @router.get("/models", summary="The models on offer")
-async def list_models(principal: PrincipalDep, state: StateDep) -> ModelList:
+async def list_models(principal: PrincipalDep, models: ModelsDep, settings: SettingsDep) -> ModelList:
     """What may stand in `model`, and which one is used where nothing stands there."""
     return ModelList(
-        default=state.settings.default_model,
-        simulated=state.settings.groq_simulated,
+        default=settings.default_model,
+        simulated=settings.groq_simulated,
         models=[
             ModelView.model_validate(model, from_attributes=True)
-            for model in state.models.all()
+            for model in models.all()
             if principal.may_ask(model.id)
         ],
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from pydantic import BaseModel
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import ToolNotFound
 from gateway.domain.messages import InputNeeded, JsonObject, Outcome, ToolResult, text_block
@@ -58,9 +58,9 @@ class ToolCallResult(BaseModel):
 
 
 @router.get("/tools", summary="The tools on offer")
-async def list_tools(principal: PrincipalDep, state: StateDep) -> ToolList:
+async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolList:
     """Every tool of every connected MCP server that you may use, and how each server stands."""
-    servers = [server for server in state.toolbox.servers() if principal.may_reach(server.name)]
+    servers = [server for server in toolbox.servers() if principal.may_reach(server.name)]
     states = {server.name: server.state for server in servers}
     tools = [
         ToolView(
@@ -78,7 +78,7 @@ async def list_tools(principal: PrincipalDep, state: StateDep) -> ToolList:
                 open_world=spec.open_world,
             ),
         )
-        for spec in state.toolbox.specs()
+        for spec in toolbox.specs()
         if principal.may_use(spec)
     ]
     views = [ServerView.model_validate(server, from_attributes=True) for server in servers]
@@ -93,15 +93,15 @@ async def list_tools(principal: PrincipalDep, state: StateDep) -> ToolList:
 async def call_tool(
     name: str,
     principal: PrincipalDep,
-    state: StateDep,
+    toolbox: ToolboxDep,
     arguments: Annotated[JsonObject, Body(description="The arguments, as the tool's schema wants them.")],
 ) -> ToolCallResult:
     """Run one tool as the caller, without a model. What the tool says went wrong is its result, not an HTTP error."""
-    spec = state.toolbox.find(name)
+    spec = toolbox.find(name)
     if spec is None or not principal.may_use(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists those on offer.")
     started = time.perf_counter()
-    result = await state.toolbox.call(spec, arguments, principal=principal)
+    result = await toolbox.call(spec, arguments, principal=principal)
     if isinstance(result, InputNeeded):
         asked = "; ".join(question.message for question in result.questions)
         note = f"The tool asks: {asked} Questions are answered in a chat; here, call it with all that it needs."

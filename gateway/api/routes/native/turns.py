@@ -9,10 +9,12 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.deps import PrincipalDep, State, StateDep
+from gateway.api.deps import PrincipalDep, QuestionsDep, TurnsDep, TurnServiceDep, UsageDep
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import stream_turn
 from gateway.domain.messages import Answer, JsonObject, Principal
+from gateway.store.questions import InputStore
+from gateway.store.turns import TurnStore
 from gateway.wire.native import stream_events
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
@@ -73,9 +75,9 @@ class TurnView(BaseModel):
 
 
 @router.get("/{turn_id}", summary="A turn", responses=_NOT_FOUND)
-async def get_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
+async def get_turn(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep, questions: QuestionsDep) -> TurnView:
     """The turn with all of its messages, and its ledger of tool calls."""
-    return await _view(turn_id, principal, state)
+    return await _view(turn_id, principal, turns, questions)
 
 
 @router.get(
@@ -88,7 +90,7 @@ async def follow_turn(
     turn_id: UUID,
     request: Request,
     principal: PrincipalDep,
-    state: StateDep,
+    service: TurnServiceDep,
     after: Annotated[int | None, Query(ge=0, description="The number of the last event that you have.")] = None,
     last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
 ) -> Response:
@@ -96,7 +98,7 @@ async def follow_turn(
 
     A finished turn's stream ends behind its last event. Following never decides over the turn: leave as you like.
     """
-    turn = await state.turn_service.follow(turn_id, principal)
+    turn = await service.follow(turn_id, principal)
     known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
     return stream_turn(turn, request, partial(stream_events, str(turn_id)), after=known)
 
@@ -117,23 +119,32 @@ class InputBody(BaseModel):
         409: {"model": ErrorBody, "description": "It has been answered already, or has expired"},
     },
 )
-async def answer_input(turn_id: UUID, body: InputBody, principal: PrincipalDep, state: StateDep) -> TurnView:
+async def answer_input(
+    turn_id: UUID,
+    body: InputBody,
+    principal: PrincipalDep,
+    service: TurnServiceDep,
+    turns: TurnsDep,
+    questions: QuestionsDep,
+) -> TurnView:
     """Answer, decline or cancel what a turn asks; approvals are questions too.
 
     Whichever worker comes first goes on with the turn: follow `/events` behind the last event that you have. To approve
     a call with other arguments, accept with `content: {"arguments": {…}}`.
     """
-    turn = await state.turn_service.follow(turn_id, principal)
+    turn = await service.follow(turn_id, principal)
     content = body.content if body.action == "accept" else None
-    await state.turn_service.answer(turn, body.input_id, Answer(body.action, content, by=principal.user))
-    return await _view(turn_id, principal, state)
+    await service.answer(turn, body.input_id, Answer(body.action, content, by=principal.user))
+    return await _view(turn_id, principal, turns, questions)
 
 
 @router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
-async def cancel_turn(turn_id: UUID, principal: PrincipalDep, state: StateDep) -> TurnView:
+async def cancel_turn(
+    turn_id: UUID, principal: PrincipalDep, service: TurnServiceDep, turns: TurnsDep, questions: QuestionsDep
+) -> TurnView:
     """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
-    await state.turn_service.cancel(await state.turn_service.follow(turn_id, principal))
-    return await _view(turn_id, principal, state)
+    await service.cancel(await service.follow(turn_id, principal))
+    return await _view(turn_id, principal, turns, questions)
 
 
 class FeedbackBody(BaseModel):
@@ -153,18 +164,20 @@ class FeedbackView(BaseModel):
 
 
 @router.post("/{turn_id}/feedback", summary="Say what you think of a turn", responses=_NOT_FOUND)
-async def rate_turn(turn_id: UUID, body: FeedbackBody, principal: PrincipalDep, state: StateDep) -> FeedbackView:
+async def rate_turn(
+    turn_id: UUID, body: FeedbackBody, principal: PrincipalDep, turns: TurnsDep, usage: UsageDep
+) -> FeedbackView:
     """Up or down, in the place of what you said before. Of a turn that is not kept, the comment is not either."""
-    turn = await state.turns.get(turn_id, principal)
+    turn = await turns.get(turn_id, principal)
     comment = body.comment.replace("\x00", "\ufffd") if body.comment and turn.store else None
-    at = await state.usage.rate(turn_id, turn.owner, body.rating, comment)
+    at = await usage.rate(turn_id, turn.owner, body.rating, comment)
     return FeedbackView(turn_id=turn_id, rating=body.rating, comment=comment, at=at)
 
 
-async def _view(turn_id: UUID, principal: Principal, state: State) -> TurnView:
-    turn = await state.turns.get(turn_id, principal)
+async def _view(turn_id: UUID, principal: Principal, turns: TurnStore, questions: InputStore) -> TurnView:
+    turn = await turns.get(turn_id, principal)
     view = TurnView.model_validate(turn, from_attributes=True)
-    calls = await state.turns.tool_calls(turn_id)
+    calls = await turns.tool_calls(turn_id)
     view.tool_calls = [ToolCallView.model_validate(call, from_attributes=True) for call in calls]
     view.inputs = [
         InputView(
@@ -173,6 +186,6 @@ async def _view(turn_id: UUID, principal: Principal, state: State) -> TurnView:
             question=msgspec.to_builtins(kept.question),
             answer=msgspec.to_builtins(kept.answer),
         )
-        for kept in await state.inputs.of_turn(turn_id)
+        for kept in await questions.of_turn(turn_id)
     ]
     return view

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
-from gateway.api.deps import PrincipalDep, StateDep
+from gateway.api.deps import PrincipalDep, UsageReportsDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import Principal
@@ -83,7 +83,7 @@ class UsageTable(BaseModel):
 )
 async def get_usage(
     principal: PrincipalDep,
-    state: StateDep,
+    reports: UsageReportsDep,
     since: Annotated[
         str | None, Query(alias="from", max_length=40, description="A day or a time, in UTC where it does not say.")
     ] = None,
@@ -105,7 +105,7 @@ async def get_usage(
     """
     groups = _groups(group_by)
     first, behind = _range(since, until)
-    rows, total = await state.usage_reports.added_up(groups, first, behind, owner=_whose(principal, user))
+    rows, total = await reports.added_up(groups, first, behind, owner=_whose(principal, user))
     table = UsageTable(
         since=first,
         until=behind,

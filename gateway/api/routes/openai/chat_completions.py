@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.api.deps import PrincipalDep, StateDep, principal_of
+from gateway.api.deps import ModelsDep, PrincipalDep, get_principal
 from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
@@ -38,7 +38,7 @@ async def chat_completions(
 ) -> Response:
     """OpenAI's chat completions. The gateway's tools run inside; calls of the client's own tools come back to it."""
     turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
-    turn = await start_turn(turn_request, request, principal_of(request))
+    turn = await start_turn(turn_request, request, get_principal(request))
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return stream_turn(turn, request, partial(stream, chunks=ChunkWriter(include_usage=usage)))
@@ -47,14 +47,13 @@ async def chat_completions(
 
 
 @router.get("/models", summary="The models on offer, as OpenAI lists them")
-async def list_models(principal: PrincipalDep, state: StateDep) -> JsonObject:
-    models = [model for model in state.models.all() if principal.may_ask(model.id)]
-    return {"object": "list", "data": [_model(model) for model in models]}
+async def list_models(principal: PrincipalDep, models: ModelsDep) -> JsonObject:
+    return {"object": "list", "data": [_model(model) for model in models.all() if principal.may_ask(model.id)]}
 
 
 @router.get("/models/{model:path}", summary="A model")
-async def get_model(model: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
-    found = next((known for known in state.models.all() if known.id == model and principal.may_ask(model)), None)
+async def get_model(model: str, principal: PrincipalDep, models: ModelsDep) -> JsonObject:
+    found = next((known for known in models.all() if known.id == model and principal.may_ask(model)), None)
     if found is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
     return _model(found)

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.agent.service import TurnHandle
-from gateway.api.deps import PrincipalDep, State, StateDep, principal_of, run_until_disconnect, state_of, turn_service
+from gateway.api.deps import get_principal, run_until_disconnect, toolbox, turn_service, turn_store
 from gateway.api.turn_responses import start_turn, stream_turn
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import Answer, JsonObject, Principal
+from gateway.domain.messages import Answer, JsonObject
 from gateway.wire.openai_response_ids import parse_response_id
 from gateway.wire.openai_response_input import build_input_list
 from gateway.wire.openai_response_items import ResponseContext, ResponseWriter, stream_response
@@ -39,19 +39,19 @@ async def create_response(
 
     An `mcp_approval_response` goes on with the turn that asked: a new response, which is its next part.
     """
-    state, principal = state_of(request), principal_of(request)
+    principal = get_principal(request)
     part = 0
     if approvals := body.approvals:
         assert body.previous_response_id is not None
         turn_id, answered_part = parse_response_id(body.previous_response_id, "previous_response_id")
-        turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, principal, state)
+        turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, request)
         part = answered_part + 1
     else:
-        specs = tuple(spec for spec in state.toolbox.specs() if principal.may_use(spec))
-        urls = {server.name: server.url for server in state.toolbox.servers()}
+        specs = tuple(spec for spec in toolbox(request).specs() if principal.may_use(spec))
+        urls = {server.name: server.url for server in toolbox(request).servers()}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
-    new_writer = partial(_writer, turn, state, part)
+    new_writer = partial(_writer, turn, request, part)
     if body.stream:
         return stream_turn(turn, request, partial(stream_response, writer=new_writer()))
     writer = _begun(turn, new_writer()) if body.background else await _wait(turn, request, new_writer)
@@ -62,61 +62,60 @@ async def create_response(
 async def get_response(
     response_id: str,
     request: Request,
-    principal: PrincipalDep,
-    state: StateDep,
     stream_: Annotated[bool, Query(alias="stream")] = False,
     starting_after: Annotated[int, Query(ge=-1, description="The number of the last event that you have.")] = -1,
     _include: Annotated[list[str] | None, Query(alias="include[]")] = None,
 ) -> Response:
     """As it stands; or with `stream` its events, from the first or behind `starting_after`, as they come."""
-    turn, writer = await _find(response_id, principal, state)
+    turn, writer = await _find(response_id, request)
     if stream_:
         return stream_turn(turn, request, partial(stream_response, writer=writer, after=starting_after))
-    return JSONResponse(await _as_it_stands(turn, writer, principal, state))
+    return JSONResponse(await _as_it_stands(turn, writer, request))
 
 
 @router.get("/{response_id}/input_items", summary="What a response was asked")
-async def list_input_items(response_id: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
-    found, _ = await _find(response_id, principal, state)
-    turn = await state.turns.get(found.id, principal)
+async def list_input_items(response_id: str, request: Request) -> JsonObject:
+    found, _ = await _find(response_id, request)
+    turn = await turn_store(request).get(found.id, get_principal(request))
     return build_input_list(turn.id, turn.messages[: turn.sent_messages])
 
 
 @router.delete("/{response_id}", summary="Delete a response")
-async def delete_response(response_id: str, principal: PrincipalDep, state: StateDep) -> JsonObject:
+async def delete_response(response_id: str, request: Request) -> JsonObject:
     """Delete the turn with all that is kept of it; one that runs is stopped first."""
-    turn, _ = await _find(response_id, principal, state)
-    await state.turn_service.cancel(turn)
-    await state.turns.delete(turn.id, by=principal.user)
+    turn, _ = await _find(response_id, request)
+    await turn_service(request).cancel(turn)
+    await turn_store(request).delete(turn.id, by=get_principal(request).user)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
 @router.post("/{response_id}/cancel", summary="Stop a response", response_class=JSONResponse)
-async def cancel_response(response_id: str, principal: PrincipalDep, state: StateDep) -> Response:
+async def cancel_response(response_id: str, request: Request) -> Response:
     """Stop it, background or not; what was said so far is kept. One that has ended stays as it is."""
-    turn, writer = await _find(response_id, principal, state)
-    await state.turn_service.cancel(turn)
-    return JSONResponse(await _as_it_stands(turn, writer, principal, state))
+    turn, writer = await _find(response_id, request)
+    await turn_service(request).cancel(turn)
+    return JSONResponse(await _as_it_stands(turn, writer, request))
 
 
-async def _find(response_id: str, principal: Principal, state: State) -> tuple[TurnHandle, ResponseWriter]:
+async def _find(response_id: str, request: Request) -> tuple[TurnHandle, ResponseWriter]:
     turn_id, part = parse_response_id(response_id)
     try:
-        turn = await state.turn_service.follow(turn_id, principal)
+        turn = await turn_service(request).follow(turn_id, get_principal(request))
     except NotFound:
         raise NotFound(f"There is no response {response_id!r}.", param="response_id") from None
-    return turn, _writer(turn, state, part)
+    return turn, _writer(turn, request, part)
 
 
-def _writer(turn: TurnHandle, state: State, part: int) -> ResponseWriter:
-    return ResponseWriter(turn.id, ResponseContext(turn.echo, state.toolbox.find), part)
+def _writer(turn: TurnHandle, request: Request, part: int) -> ResponseWriter:
+    return ResponseWriter(turn.id, ResponseContext(turn.echo, toolbox(request).find), part)
 
 
-async def _approve(turn_id: UUID, approvals: dict[UUID, bool], principal: Principal, state: State) -> TurnHandle:
-    turn = await state.turn_service.follow(turn_id, principal)
+async def _approve(turn_id: UUID, approvals: dict[UUID, bool], request: Request) -> TurnHandle:
+    principal, service = get_principal(request), turn_service(request)
+    turn = await service.follow(turn_id, principal)
     for input_id, approve in approvals.items():
         answer = Answer("accept" if approve else "decline", {} if approve else None, by=principal.user)
-        await state.turn_service.answer(turn, input_id, answer)
+        await service.answer(turn, input_id, answer)
     return turn
 
 
@@ -137,14 +136,15 @@ async def _wait(turn: TurnHandle, request: Request, new_writer: Callable[[], Res
     return writer
 
 
-async def _as_it_stands(turn: TurnHandle, writer: ResponseWriter, principal: Principal, state: State) -> JsonObject:
+async def _as_it_stands(turn: TurnHandle, writer: ResponseWriter, request: Request) -> JsonObject:
     """The response from the journal; from the turn itself where that has been forgotten."""
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
-    stored = await state.turns.get(turn.id, principal)
-    events = [entry.event for entry in await state.turns.journal(turn.id)]
+    turns = turn_store(request)
+    stored = await turns.get(turn.id, get_principal(request))
+    events = [entry.event for entry in await turns.journal(turn.id)]
     if not events and stored.completed_at is not None:
-        events = await state.turns.rebuild_events(stored)
+        events = await turns.rebuild_events(stored)
     for event in events:
         writer.write(event)
     if not writer.begun:
