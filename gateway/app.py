@@ -57,7 +57,7 @@ from gateway.store.ephemeral_journal import EphemeralJournal
 from gateway.store.history import HistoryStore
 from gateway.store.journal import PostgresJournal
 from gateway.store.mcp_servers import ServerStore
-from gateway.store.oauth_grants import GrantStore
+from gateway.store.oauth_grants import PostgresGrantStore
 from gateway.store.questions import InputStore
 from gateway.store.response_cache import ResponseCacheStore
 from gateway.store.turns import TurnStore, prune_forever
@@ -144,7 +144,7 @@ class Store:
     keys: KeyStore
     audit: AuditStore
     servers: ServerStore
-    grants: GrantStore
+    grants: PostgresGrantStore
     redactor: Redactor
 
 
@@ -181,7 +181,7 @@ async def build_gateway(settings: Settings, servers: list[ServerConfig], state: 
         stack.push_async_callback(rates.close)
         turn_service = await stack.enter_async_context(build_agent(settings, worker_id, store, llm, tools, tasks))
         mcp = McpEndpoint(settings, turn_service, tools.guarded, worker_id, store.database.dsn)
-        tools.toolbox.subscribe(mcp.notify_tools_changed)
+        tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.running())
         state.settings = settings
         state.auth = auth
@@ -252,7 +252,7 @@ async def build_store(settings: Settings, worker_id: UUID, tasks: TaskRegistry) 
             keys=KeyStore(database),
             audit=AuditStore(database),
             servers=ServerStore(database, cipher),
-            grants=GrantStore(database, cipher),
+            grants=PostgresGrantStore(database, cipher),
             redactor=redactor,
         )
 
@@ -284,8 +284,8 @@ async def build_tools(
     store.bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
     _resume_after_sign_in(toolbox, store.inputs, store.bus)
     async with AsyncExitStack() as stack:
-        await toolbox.start()
-        stack.push_async_callback(toolbox.stop)
+        await toolbox.connect_servers()
+        stack.push_async_callback(toolbox.disconnect_servers)
         _supervise(registry.task, tasks, stack)
         yield Tools(toolbox, guarded, registry)
 

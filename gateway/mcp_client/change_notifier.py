@@ -16,7 +16,7 @@ class ChangeNotifier:
         self._is_scheduled = False
         self._tasks = TaskSet("mcp tools changed")
 
-    def subscribe(self, callback: Callable[[], Awaitable[None]]) -> None:
+    def add_subscriber(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await `callback` after changes."""
         self._subscribers.append(callback)
 
@@ -26,7 +26,7 @@ class ChangeNotifier:
             self._is_scheduled = True
             self._tasks.spawn(self._notify_subscribers())
 
-    async def stop(self) -> None:
+    async def cancel_notification(self) -> None:
         """Cancel the scheduled notification."""
         await self._tasks.stop()
 

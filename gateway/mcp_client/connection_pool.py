@@ -42,15 +42,15 @@ class ConnectionPool:
         """The shared connections, in the order of the configuration."""
         return iter(self._shared.values())
 
-    def start(self) -> None:
+    def open_connections(self) -> None:
         """Begin to connect. Returns at once, with every server still unavailable."""
         for connection in self._shared.values():
-            connection.start()
+            connection.start_connection()
 
-    async def stop(self) -> None:
+    async def close_connections(self) -> None:
         """Close all connections, also those that still drain."""
         await self._draining.stop()
-        await asyncio.gather(*(connection.stop() for connection in self._open))
+        await asyncio.gather(*(connection.stop_connection() for connection in self._open))
         self._open.clear()
 
     async def wait_until_attempted(self, seconds: float) -> None:
@@ -74,7 +74,7 @@ class ConnectionPool:
             name: self._shared.get(name) or self._make_connection(config, None) for name, config in configs.items()
         }
         for name in added:
-            self._shared[name].start()
+            self._shared[name].start_connection()
 
     def get_shared(self, server: str) -> ServerConnection | None:
         """The shared connection; None if there is no such server."""
@@ -89,7 +89,7 @@ class ConnectionPool:
         connection = self._personal.get(key)
         if connection is None:
             connection = self._make_connection(shared.config, principal)
-            connection.start()
+            connection.start_connection()
             self._personal[key] = connection
         connection.last_used = next(self._uses)
         return connection

@@ -10,7 +10,7 @@ from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.connection.connection import ServerConnection
-from gateway.ports.tools import Definitions
+from gateway.ports.tools import ToolDefinitionStore
 
 log = get_logger(__name__)
 
@@ -26,7 +26,7 @@ class DefinitionChecker:
 
     def __init__(
         self,
-        store: Definitions | None,
+        store: ToolDefinitionStore | None,
         find_connection: Callable[[str], ServerConnection | None],
         on_checked: Callable[[], None],
     ) -> None:
@@ -37,7 +37,7 @@ class DefinitionChecker:
         self._unchecked_servers: set[str] = set()
         self._checking = SupervisedTask("mcp definitions", self._check_servers, restart=False)
 
-    async def stop(self) -> None:
+    async def cancel_check(self) -> None:
         """Cancel the comparison under way."""
         await self._checking.stop()
 

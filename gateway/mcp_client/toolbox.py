@@ -32,7 +32,7 @@ from gateway.mcp_client.results import truncate_result
 from gateway.mcp_client.tool_names import make_exposed_name
 from gateway.mcp_client.tool_specs import MAX_DESCRIPTION_LENGTH, build_specs, make_spec
 from gateway.ports.servers import ServerConfig, ServerPool
-from gateway.ports.tools import CallObserver, Definitions, Grants, Listed, ServerStatus, SignIn, Toolbox
+from gateway.ports.tools import CallObserver, GrantStore, Listed, ServerStatus, SignIn, Toolbox, ToolDefinitionStore
 
 log = get_logger(__name__)
 
@@ -50,8 +50,8 @@ class McpToolbox(ServerPool, Toolbox):
         self,
         servers: list[ServerConfig],
         settings: Settings,
-        definitions: Definitions | None = None,
-        grants: Grants | None = None,
+        definitions: ToolDefinitionStore | None = None,
+        grants: GrantStore | None = None,
     ) -> None:
         secret = settings.tools_server_secret
         self._signer = TokenSigner(secret.get_secret_value()) if secret else None
@@ -83,17 +83,17 @@ class McpToolbox(ServerPool, Toolbox):
 
     # --- life cycle
 
-    async def start(self) -> None:
+    async def connect_servers(self) -> None:
         """Begin to connect. Returns at once, with every server still unavailable."""
-        self._pool.start()
+        self._pool.open_connections()
 
-    async def stop(self) -> None:
+    async def disconnect_servers(self) -> None:
         """Close all connections, and cancel sign-ins and checks under way."""
-        await self._notifier.stop()
-        await self._checker.stop()
+        await self._notifier.cancel_notification()
+        await self._checker.cancel_check()
         if self.sign_in_service is not None:
-            await self.sign_in_service.stop()
-        await self._pool.stop()
+            await self.sign_in_service.cancel_sign_ins()
+        await self._pool.close_connections()
 
     async def wait_until_connected(self, seconds: float) -> None:
         """Wait until the gateway has tried to connect to every server, at most `seconds`."""
@@ -112,9 +112,9 @@ class McpToolbox(ServerPool, Toolbox):
         self._specs = None
         self._notifier.schedule_notification()
 
-    def subscribe(self, callback: Callable[[], Awaitable[None]]) -> None:
+    def subscribe_to_changes(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await `callback` after the tools on offer have changed."""
-        self._notifier.subscribe(callback)
+        self._notifier.add_subscriber(callback)
 
     def on_grants_changed(self) -> None:
         """A user has signed in or out, at any worker."""
@@ -204,7 +204,7 @@ class McpToolbox(ServerPool, Toolbox):
     ) -> CallToolResult | InputNeeded:
         """Call a tool. Retry once after a lost connection, if the tool may run twice without harm."""
         call = partial(
-            connection.call_tool,
+            connection.send_tool_call,
             spec.tool,
             arguments,
             principal=principal,

@@ -37,7 +37,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     protocol_version: str | None = None
 
 
-class Definitions(Protocol):
+class ToolDefinitionStore(Protocol):
     """Remembers how tools were defined when they were first seen: their descriptions are untrusted input."""
 
     @abstractmethod
@@ -50,13 +50,13 @@ class Definitions(Protocol):
         ...
 
 
-class GrantChange(Protocol):
+class GrantTransaction(Protocol):
     """A grant that nobody else changes meanwhile; what `grant` is at the end of the block is kept (None: nothing)."""
 
     grant: Grant | None
 
 
-class Grants(Protocol):
+class GrantStore(Protocol):
     """Keeps grants, sealed, and the sign-ins under way. Everything raises `StorageUnavailable`."""
 
     @abstractmethod
@@ -65,7 +65,7 @@ class Grants(Protocol):
         ...
 
     @abstractmethod
-    def changing(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantChange]: ...
+    def changing(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantTransaction]: ...
 
     @abstractmethod
     async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:

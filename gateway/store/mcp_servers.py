@@ -12,7 +12,7 @@ from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerRecord, ServerRepository
-from gateway.ports.tools import Definitions
+from gateway.ports.tools import ToolDefinitionStore
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.encryption import Cipher
@@ -21,7 +21,7 @@ from gateway.store.models import McpServerRow, McpToolRow
 SEALED = "sealed"
 
 
-class ServerStore(ServerRepository, Definitions):
+class ServerStore(ServerRepository, ToolDefinitionStore):
     """Rows of `mcp_servers` and `mcp_tools`. How a server is reached is sealed: keys stand in headers and addresses."""
 
     def __init__(self, database: Database, cipher: Cipher) -> None:

@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Grant, JsonObject, Login
-from gateway.ports.tools import GrantChange, Grants
+from gateway.ports.tools import GrantStore, GrantTransaction
 from gateway.store.audit import audit
 from gateway.store.database import Database
 from gateway.store.encryption import Cipher
@@ -26,15 +26,15 @@ _LOGIN_LIFE = timedelta(days=7)
 _LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
-class PostgresGrantTransaction(GrantChange):
-    """See `GrantChange`."""
+class PostgresGrantTransaction(GrantTransaction):
+    """See `GrantTransaction`."""
 
     def __init__(self, grant: Grant | None) -> None:
         self.grant = grant
 
 
-class GrantStore(Grants):
-    """See `Grants` of the tools."""
+class PostgresGrantStore(GrantStore):
+    """See `GrantStore` of the tools."""
 
     def __init__(self, database: Database, seal: Cipher) -> None:
         self._database = database

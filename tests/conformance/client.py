@@ -135,7 +135,7 @@ async def play(url: str, context: dict[str, Any]) -> None:
     given = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
     server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": given or None})
     toolbox = McpToolbox([server], settings, grants=MemoryGrants())
-    await toolbox.start()
+    await toolbox.connect_servers()
     try:
         await toolbox.wait_until_connected(10)
         if (entrance := toolbox.find("sign_in")) is not None:
@@ -148,7 +148,7 @@ async def play(url: str, context: dict[str, Any]) -> None:
                 *(call(toolbox, spec, each) for each in given or ([] if wanted else [sample(spec, toolbox)]))
             )
     finally:
-        await toolbox.stop()
+        await toolbox.disconnect_servers()
 
 
 @asynccontextmanager

@@ -71,8 +71,8 @@ class ServerConnection:
 
     # --- life cycle
 
-    def start(self) -> None:
-        """Connect in the background, and stay connected until `stop()`."""
+    def start_connection(self) -> None:
+        """Connect in the background, and stay connected until `stop_connection()`."""
         if self.config.fault or self.config.disabled:
             self._status.set_unavailable(self.config.fault or "disabled in the configuration", "disabled")
             self._status.attempted.set()
@@ -85,9 +85,9 @@ class ServerConnection:
         try:
             await self._calls.wait_until_idle(seconds)
         finally:
-            await self.stop()
+            await self.stop_connection()
 
-    async def stop(self) -> None:
+    async def stop_connection(self) -> None:
         """Close the session. A server that does not let go has five seconds."""
         self._is_stopping = True
         self._status.broken.set()
@@ -137,7 +137,7 @@ class ServerConnection:
             self._status.set_unavailable(f"the server forgot the session, or {ended}")
 
     async def _watch_until_broken(self, client: Client) -> None:
-        watcher = SupervisedTask(f"mcp watch {self.config.name}", lambda: self._tool_list.watch(client))
+        watcher = SupervisedTask(f"mcp watch {self.config.name}", lambda: self._tool_list.watch_forever(client))
         watcher.start()
         try:
             await self._status.broken.wait()
@@ -205,7 +205,7 @@ class ServerConnection:
         await self._requests.wait_for_client()
         return self.tools
 
-    async def call_tool(
+    async def send_tool_call(
         self,
         tool: str,
         arguments: JsonObject,
@@ -215,8 +215,8 @@ class ServerConnection:
         observer: CallObserver | None,
         answers: Sequence[KeptInput] = (),
     ) -> CallToolResult | InputNeeded:
-        """See `RequestSender.call_tool`."""
-        return await self._requests.call_tool(
+        """See `RequestSender.send_tool_call`."""
+        return await self._requests.send_tool_call(
             tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers
         )
 

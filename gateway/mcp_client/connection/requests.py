@@ -59,7 +59,7 @@ class RequestSender:
         """The server refuses the gateway, and a user can sign in to it."""
         return self._status.state == "needs_auth" and self._tokens.can_sign_in
 
-    async def call_tool(
+    async def send_tool_call(
         self,
         tool: str,
         arguments: JsonObject,
@@ -76,7 +76,7 @@ class RequestSender:
         """
         for _ in range(2):
             with contextlib.suppress(RequestNotSent):
-                return await self._call_tool_once(tool, arguments, principal, timeout, observer, answers)
+                return await self._send_tool_call_once(tool, arguments, principal, timeout, observer, answers)
         raise self._unreachable_error()
 
     async def send_request(self, request: ClientRequest[T], *, principal: Principal, timeout: float) -> T:
@@ -121,7 +121,7 @@ class RequestSender:
             raise self._unreachable_error()
         return status.client
 
-    async def _call_tool_once(
+    async def _send_tool_call_once(
         self,
         tool: str,
         arguments: JsonObject,

@@ -51,6 +51,6 @@ async def open_session(
         async with AsyncExitStack() as stack:
             async with deadline.limit():
                 await stack.enter_async_context(client)
-                await tool_list.refresh(client)
+                await tool_list.refresh_tools(client)
             transport.isolate_faults()
             yield client

@@ -35,7 +35,7 @@ class ToolList:
         self._on_change = on_change
         self._outdated = asyncio.Event()
 
-    async def refresh(self, client: Client) -> None:
+    async def refresh_tools(self, client: Client) -> None:
         """List the tools.
 
         Raises:
@@ -61,7 +61,7 @@ class ToolList:
         if isinstance(message, ToolListChangedNotification):
             self._outdated.set()
 
-    async def watch(self, client: Client) -> None:
+    async def watch_forever(self, client: Client) -> None:
         """Refresh after each announced change, and notice when the server is unavailable. Runs until cancelled."""
         while True:
             reason = await self._watch_changes(client)
@@ -75,10 +75,10 @@ class ToolList:
         """Refresh after each announced change until the server is unavailable; the reason."""
         try:
             async with client.listen(tools_list_changed=True) as changes:
-                await self.refresh(client)  # changes before this subscription were not announced
+                await self.refresh_tools(client)  # changes before this subscription were not announced
                 self._status.set_available()
                 async for _ in changes:
-                    await self.refresh(client)
+                    await self.refresh_tools(client)
             return "the server closed its stream of changes"
         except ListenNotSupportedError:
             return await self._watch_notifications(client)
@@ -92,7 +92,7 @@ class ToolList:
         while True:
             try:
                 async with Deadline.after(_POLL_TIMEOUT_SECONDS).limit():
-                    await self.refresh(client)
+                    await self.refresh_tools(client)
             except _LISTING_ERRORS as error:
                 return describe_error(error)
             self._status.set_available()
@@ -104,7 +104,7 @@ class ToolList:
             await self._outdated.wait()
             self._outdated.clear()
             try:
-                await self.refresh(client)
+                await self.refresh_tools(client)
             except _LISTING_ERRORS:
                 self._status.set_degraded("its tools have changed, and it does not list them")
             else:

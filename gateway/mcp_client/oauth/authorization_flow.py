@@ -13,7 +13,7 @@ from gateway.domain.messages import Grant, JsonObject, Login
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, HttpsOnlyTransport, InsecureUrl, is_permitted_url
 from gateway.mcp_client.oauth.tokens import INVALID_CLIENT_ERRORS, REQUEST_TIMEOUT_SECONDS, get_expiry
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import Grants
+from gateway.ports.tools import GrantStore
 
 _LEGACY_VERSION = "2025-11-25"
 _PROBE: JsonObject = {
@@ -54,7 +54,7 @@ class AuthorizationFlow:
 
     def __init__(
         self,
-        grants: Grants,
+        grants: GrantStore,
         config: ServerConfig,
         login: Login,
         ticket: str,

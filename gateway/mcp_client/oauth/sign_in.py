@@ -17,7 +17,7 @@ from gateway.domain.messages import JsonObject, Login, Principal, Question
 from gateway.mcp_client.oauth.authorization_flow import AuthorizationFlow, make_client_metadata
 from gateway.mcp_client.oauth.tokens import REQUEST_TIMEOUT_SECONDS, get_grant_owner
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import Grants, SignIn
+from gateway.ports.tools import GrantStore, SignIn
 
 log = get_logger(__name__)
 
@@ -36,7 +36,7 @@ class SignInService(SignIn):
     worker that dies loses its sign-ins: users start them again.
     """
 
-    def __init__(self, grants: Grants, public_url: str, find_config: Callable[[str], ServerConfig | None]) -> None:
+    def __init__(self, grants: GrantStore, public_url: str, find_config: Callable[[str], ServerConfig | None]) -> None:
         self._grants = grants
         self._public_url = public_url
         self._find_config = find_config
@@ -48,7 +48,7 @@ class SignInService(SignIn):
         self.on_change: Callable[[], None] | None = None
         """Called when a grant or a sign-in has changed here, to tell the other workers."""
 
-    async def stop(self) -> None:
+    async def cancel_sign_ins(self) -> None:
         """Cancel the sign-ins under way."""
         await self._flows.stop()
 

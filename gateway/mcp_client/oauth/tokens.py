@@ -12,7 +12,7 @@ from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Grant, Principal
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, HttpsOnlyTransport
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import Grants
+from gateway.ports.tools import GrantStore
 
 log = get_logger(__name__)
 
@@ -42,7 +42,7 @@ class AccessTokenProvider:
     `challenge` is the `WWW-Authenticate` header of that answer.
     """
 
-    def __init__(self, grants: Grants | None, server: ServerConfig, owner: str) -> None:
+    def __init__(self, grants: GrantStore | None, server: ServerConfig, owner: str) -> None:
         self._grants = grants if server.allows_sign_in else None
         self._server_url = server.url
         self._grant_key = (server.name, owner, server.url)

@@ -35,12 +35,12 @@ ERAS = {"modern": True, "legacy": False}
 async def toolbox_of(*servers: ServerConfig, settle: float = 5.0, **settings: object) -> AsyncGenerator[McpToolbox]:
     complete = Settings(_env_file=None, tools_server_secret=SecretStr(SECRET), **settings)  # type: ignore[call-arg,arg-type]
     toolbox = McpToolbox(list(servers), complete)
-    await toolbox.start()
+    await toolbox.connect_servers()
     await toolbox.wait_until_connected(settle)
     try:
         yield toolbox
     finally:
-        await toolbox.stop()
+        await toolbox.disconnect_servers()
 
 
 async def call(toolbox: McpToolbox, name: str, principal: Principal = ADA, **arguments: object) -> ToolResult:
