@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from gateway.domain.messages import InputNeeded, JsonObject, ToolResult, ToolSpec, text_block
 
@@ -44,7 +43,7 @@ async def make_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: 
     """Every call's result, in order; one that fails fails alone."""
     slots = asyncio.Semaphore(limit)
 
-    async def one(call: Any) -> ToolResult:
+    async def one(call: JsonObject) -> ToolResult:
         spec = offered.get(call["tool"])
         if spec is None or not _takes(spec):
             return _refused(f"{call['tool']!r} is no tool that only reads: call it by itself.")
@@ -54,7 +53,7 @@ async def make_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: 
             return _refused(f"{spec.name} has a question to the user: call it by itself.")
         return result
 
-    calls: list[Any] = arguments["calls"]
+    calls: list[JsonObject] = arguments["calls"]
     results = await asyncio.gather(*(one(call) for call in calls))
     content: list[JsonObject] = []
     for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):

@@ -3,19 +3,19 @@
 import hashlib
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import msgspec
 import uuid_utils.compat as uuids
 from sqlalchemy import update
 from sqlmodel import col, func, or_, select, text
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Budget, BusMessage, KeyLimits, Principal, UserRole
 from gateway.store.audit import audit
 from gateway.store.bus import CHANNEL
-from gateway.store.database import Database
+from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import ApiKey
 
 START = "agw_"
@@ -49,12 +49,22 @@ class KeyStore:
         prefix = START + secrets.token_hex(4)
         secret = f"{prefix}_{secrets.token_urlsafe(32)}"
         row = ApiKey(
-            id=UUID(int=uuids.uuid7().int), hash=digest(secret), prefix=prefix, name=new.name, owner=new.owner,
-            role=new.role, scopes=_list(new.scopes), models=_list(new.models), servers=_list(new.servers),
-            tools=_list(new.tools), budget=None if new.budget is None else msgspec.to_builtins(new.budget),
+            id=UUID(int=uuids.uuid7().int),
+            hash=digest(secret),
+            prefix=prefix,
+            name=new.name,
+            owner=new.owner,
+            role=new.role,
+            scopes=_list(new.scopes),
+            models=_list(new.models),
+            servers=_list(new.servers),
+            tools=_list(new.tools),
+            budget=None if new.budget is None else msgspec.to_builtins(new.budget),
             limits=None if new.limits is None else msgspec.to_builtins(new.limits),
-            created_by=by, created_at=datetime.now(UTC), expires_at=new.expires_at,
-        )  # fmt: skip
+            created_by=by,
+            created_at=datetime.now(UTC),
+            expires_at=new.expires_at,
+        )
         detail = msgspec.to_builtins(new) | {"prefix": prefix}
         async with self._database.session() as session:
             session.add(row)
@@ -97,8 +107,8 @@ class KeyStore:
         """From now on it opens nothing; one that is revoked already stays as it is."""
         mine = (col(ApiKey.id) == key.id, col(ApiKey.revoked_at).is_(None))
         async with self._database.session() as session:
-            result: Any = await session.exec(update(ApiKey).where(*mine).values(revoked_at=func.now()))
-            if result.rowcount:
+            revocation = update(ApiKey).where(*mine).values(revoked_at=func.now())
+            if await count_changed_rows(session, revocation):
                 session.add(audit(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
                 await _tell(session)
 
@@ -134,17 +144,24 @@ def principal_of(key: ApiKey) -> Principal:
     """Whom a key makes of its bearer."""
     return msgspec.convert(
         {
-            "user": key.owner, "role": key.role, "key": key.prefix, "scopes": key.scopes, "models": key.models,
-            "servers": key.servers, "tools": key.tools, "budget": key.budget, "limits": key.limits,
+            "user": key.owner,
+            "role": key.role,
+            "key": key.prefix,
+            "scopes": key.scopes,
+            "models": key.models,
+            "servers": key.servers,
+            "tools": key.tools,
+            "budget": key.budget,
+            "limits": key.limits,
         },
         Principal,
-    )  # fmt: skip
+    )
 
 
 def _list(values: tuple[str, ...] | None) -> list[str] | None:
     return None if values is None else list(values)
 
 
-async def _tell(session: Any) -> None:
+async def _tell(session: AsyncSession) -> None:
     notify = text("SELECT pg_notify(:channel, :payload)")
     await (await session.connection()).execute(notify, {"channel": CHANNEL, "payload": _CHANGED})

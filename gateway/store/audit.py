@@ -1,16 +1,16 @@
 """The audit log: who did what, when. A trigger keeps its rows as they are."""
 
-from typing import Any
 from uuid import UUID
 
 import uuid_utils.compat as uuids
 from sqlmodel import col, select
 
+from gateway.domain.messages import JsonObject
 from gateway.store.database import Database
 from gateway.store.models import AuditLog
 
 
-def audit(actor: str, action: str, subject: str, detail: dict[str, Any]) -> AuditLog:
+def audit(actor: str, action: str, subject: str, detail: JsonObject) -> AuditLog:
     """A row to add to a session."""
     return AuditLog(id=UUID(int=uuids.uuid7().int), actor=actor, action=action, subject=subject, detail=detail)
 
@@ -21,7 +21,7 @@ class AuditStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, actor: str, action: str, subject: str, detail: dict[str, Any]) -> None:
+    async def write(self, actor: str, action: str, subject: str, detail: JsonObject) -> None:
         async with self._database.session() as session:
             session.add(audit(actor, action, subject, detail))
 

@@ -1,6 +1,5 @@
 """Conversations and their turns, as the agent reads them and as their owners keep house."""
 
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -13,7 +12,7 @@ from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.messages import Message, Principal, TurnRequest
 from gateway.ports.store import ConversationRepository
 from gateway.store.audit import audit
-from gateway.store.database import Database
+from gateway.store.database import Database, decode_json
 from gateway.store.models import Conversation, Turn, TurnEvents
 
 _TITLE = 80
@@ -56,7 +55,7 @@ class ConversationStore(ConversationRepository):
     async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
         """See `ConversationRepository.load`. Turns that ended without an answer are left out."""
         rows = await self._database.rows(_ANCESTORS, turn_id=turn_id, most=self._most_turns)
-        return [msgspec.convert(_decoded(row[0]), tuple[Message, ...]) for row in rows]
+        return [msgspec.convert(decode_json(row[0]), tuple[Message, ...]) for row in rows]
 
     async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
         """See `ConversationRepository.added`."""
@@ -152,8 +151,3 @@ class ConversationStore(ConversationRepository):
 
 def _short(title: str) -> str:
     return " ".join(title.replace("\x00", "\ufffd").split())[:_TITLE]
-
-
-def _decoded(value: Any) -> Any:
-    """Plain SQL brings JSON as text."""
-    return msgspec.json.decode(value) if isinstance(value, str) else value

@@ -9,9 +9,10 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from sqlalchemy import make_url
+from sqlalchemy import CursorResult, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.sql.dml import UpdateBase
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -40,9 +41,14 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.url = url
         self.engine: AsyncEngine = create_async_engine(
-            url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, connect_args={"timeout": 5},
-            json_serializer=jsonb, hide_parameters=True,
-        )  # fmt: skip
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=5,
+            connect_args={"timeout": 5},
+            json_serializer=jsonb,
+            hide_parameters=True,
+        )
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self._lone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -62,7 +68,7 @@ class Database:
                 yield session
                 await session.commit()
 
-    async def rows(self, statement: str, *, plan_anew: bool = False, **values: Any) -> Sequence[Any]:
+    async def rows(self, statement: str, *, plan_anew: bool = False, **values: object) -> Sequence[Any]:
         """The rows of one plain SQL query, its `:name`s filled in: a single round trip, as it is its own transaction.
 
         `plan_anew`: Postgres plans it for these very values, not once for all, at two round trips more.
@@ -89,7 +95,19 @@ class Database:
         await self.engine.dispose()
 
 
-def jsonb(value: Any) -> str:
+async def count_changed_rows(session: AsyncSession, statement: UpdateBase) -> int:
+    """Run an UPDATE or DELETE; how many rows it changed."""
+    result = await session.exec(statement)
+    assert isinstance(result, CursorResult)
+    return result.rowcount
+
+
+def decode_json(value: object) -> Any:
+    """A JSON column of plain SQL, which SQLAlchemy returns as text."""
+    return msgspec.json.decode(value) if isinstance(value, str) else value
+
+
+def jsonb(value: object) -> str:
     """As JSON. Postgres keeps no NUL character, in no form."""
     encoded = msgspec.json.encode(value).decode()
     return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded

@@ -6,7 +6,6 @@ one. So a quiet gateway answers without delay, and a busy one pays for one commi
 
 import asyncio
 from operator import attrgetter
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -252,11 +251,11 @@ class PostgresJournal(Journal):
                     if rows := by_statement.get(statement):
                         await connection.executemany(statement, rows)
 
-    def _group_by_statement(self, batch: list[_PendingWrite]) -> dict[str, list[tuple[Any, ...]]]:
+    def _group_by_statement(self, batch: list[_PendingWrite]) -> dict[str, list[statements.Values]]:
         by_turn: dict[UUID, list[_PendingWrite]] = {}
         for write in batch:
             by_turn.setdefault(write.source.turn_id, []).append(write)
-        by_statement: dict[str, list[tuple[Any, ...]]] = {}
+        by_statement: dict[str, list[statements.Values]] = {}
         for turn_id, writes in by_turn.items():
             rows = [write.row for write in writes if write.row is not None]
             entries = [entry for write in writes for entry in write.entries]

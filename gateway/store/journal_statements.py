@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -10,7 +9,8 @@ import msgspec
 from gateway.domain.events import Entry, InputResolved, ToolCallStarted, ToolFinished
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
 
-Row = tuple[str, tuple[Any, ...]]
+Values = tuple[object, ...]
+Row = tuple[str, Values]
 """A statement and its parameters."""
 _Events = tuple[int, int, str] | tuple[None, None, None]
 

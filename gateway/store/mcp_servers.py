@@ -1,7 +1,6 @@
 """MCP servers added at run time, and the definitions of tools as they were first seen."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 from sqlalchemy import delete, update
@@ -14,7 +13,7 @@ from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerRecord, ServerRepository
 from gateway.ports.tools import ToolDefinitionStore
 from gateway.store.audit import audit
-from gateway.store.database import Database
+from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import McpServerRow, McpToolRow
 
@@ -102,7 +101,6 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         this = (col(McpToolRow.server) == server, col(McpToolRow.tool) == tool, col(McpToolRow.changed_to).is_not(None))
         change = update(McpToolRow).where(*this).values(definition=McpToolRow.changed_to, changed_to=None)
         async with self._database.session() as session:
-            result: Any = await session.exec(change)
-            if not result.rowcount:
+            if not await count_changed_rows(session, change):
                 raise NotFound(f"The tool {tool!r} of the server {server!r} has not changed.")
             session.add(audit(by, "tool.approve", f"server {server}", {"tool": tool}))

@@ -1,7 +1,7 @@
 """The gateway's tables. Alembic makes them; `alembic check` in the tests keeps the two alike."""
 
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -20,32 +20,43 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
+from sqlalchemy.types import TypeEngine
 from sqlmodel import Field, SQLModel
+
+from gateway.domain.messages import JsonObject
+
+T = TypeVar("T")
 
 # A tsvector holds at most a megabyte: what lies beyond the first 50,000 characters of each is kept but not searched.
 SEARCH_TEXT = "to_tsvector('simple'::regconfig, \"left\"(prompt, 50000) || ' ' || \"left\"(response, 50000))"
 
 
-def _created_at() -> Any:
+def _created_at() -> Column[datetime]:
     return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
 
 
-def _when() -> Any:
+def _when() -> Column[datetime]:
     return Column(DateTime(timezone=True), nullable=True)
 
 
-def _figure(kind: Any) -> Any:
+def _figure(kind: type[TypeEngine[T]]) -> Column[T]:
     return Column(kind, nullable=False, server_default="0")
 
 
-def _json(*, nullable: bool = True) -> Any:
+def _json(*, nullable: bool = True) -> Column[Any]:
     return Column(JSONB, nullable=nullable)
 
 
-class Conversation(SQLModel, table=True):
+class _Table(SQLModel):
+    """Lets a table be named by a plain string, which the declaration in `SQLModel` does not."""
+
+    __tablename__: ClassVar[Any]
+
+
+class Conversation(_Table, table=True):
     """Turns in order, owned by one user."""
 
-    __tablename__: ClassVar[Any] = "conversations"
+    __tablename__ = "conversations"
     __table_args__ = (Index("ix_conversations_owner", "owner", text("id DESC")),)
 
     id: UUID = Field(primary_key=True)
@@ -55,7 +66,7 @@ class Conversation(SQLModel, table=True):
     updated_at: datetime | None = Field(default=None, sa_column=_created_at())
 
 
-class Turn(SQLModel, table=True):
+class Turn(_Table, table=True):
     """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled.
 
     `parent_id` is the turn whose history this one goes on from; `busy_conversation_id`, unique, its conversation while
@@ -63,7 +74,7 @@ class Turn(SQLModel, table=True):
     `cached`: its answer is an earlier turn's.
     """
 
-    __tablename__: ClassVar[Any] = "turns"
+    __tablename__ = "turns"
     __table_args__ = (
         Index("ix_turns_owner", "owner", text("id DESC")),
         Index("ix_turns_conversation", "conversation_id", "id"),
@@ -86,17 +97,17 @@ class Turn(SQLModel, table=True):
     status: str = Field(sa_type=Text)
     prompt: str = Field(sa_type=Text)
     response: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
-    messages: list[Any] = Field(sa_column=_json(nullable=False))
+    messages: list[JsonObject] = Field(sa_column=_json(nullable=False))
     sent_messages: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     model_name: str = Field(sa_type=Text)
-    parameters: dict[str, Any] = Field(sa_column=_json(nullable=False))
-    options: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    parameters: JsonObject = Field(sa_column=_json(nullable=False))
+    options: JsonObject = Field(sa_column=_json(nullable=False))
     finish_reason: str | None = Field(default=None, sa_type=Text)
-    usage: dict[str, Any] | None = Field(default=None, sa_column=_json())
+    usage: JsonObject | None = Field(default=None, sa_column=_json())
     cost_usd: float | None = None
     cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     steps: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
-    error: dict[str, Any] | None = Field(default=None, sa_column=_json())
+    error: JsonObject | None = Field(default=None, sa_column=_json())
     request_id: str | None = Field(default=None, sa_type=Text)
     idempotency_key: str | None = Field(default=None, sa_type=Text)
     cancel_requested: bool = Field(
@@ -104,10 +115,10 @@ class Turn(SQLModel, table=True):
     )
     created_at: datetime | None = Field(default=None, sa_column=_created_at())
     completed_at: datetime | None = Field(default=None, sa_column=_when())
-    caller: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    caller: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_token_ms: float | None = None
     duration_ms: float | None = None
-    search: Any = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
+    search: str | None = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
 
     @property
     def store(self) -> bool:
@@ -115,10 +126,10 @@ class Turn(SQLModel, table=True):
         return bool(self.options.get("store", True))
 
 
-class ToolCallRow(SQLModel, table=True):
+class ToolCallRow(_Table, table=True):
     """What a tool was asked and what came of it: written before the call runs, completed after."""
 
-    __tablename__: ClassVar[Any] = "tool_calls"
+    __tablename__ = "tool_calls"
     __table_args__ = (Index("ix_tool_calls_started", "started_at"),)
 
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
@@ -128,16 +139,16 @@ class ToolCallRow(SQLModel, table=True):
     tool: str = Field(sa_type=Text)
     arguments: Any = Field(sa_column=_json())
     outcome: str | None = Field(default=None, sa_type=Text)
-    content: Any = Field(default=None, sa_column=_json())
+    content: list[JsonObject] | None = Field(default=None, sa_column=_json())
     structured: Any = Field(default=None, sa_column=_json())
     started_at: datetime | None = Field(default=None, sa_column=_created_at())
     duration_ms: float | None = None
 
 
-class TurnInput(SQLModel, table=True):
+class TurnInput(_Table, table=True):
     """A question of a turn that waits for a person, with the asking server's state, and the answer."""
 
-    __tablename__: ClassVar[Any] = "turn_inputs"
+    __tablename__ = "turn_inputs"
     __table_args__ = (
         Index("ix_turn_inputs_turn", "turn_id"),
         Index("ix_turn_inputs_open", "expires_at", postgresql_where=text("answer IS NULL")),
@@ -146,28 +157,31 @@ class TurnInput(SQLModel, table=True):
     id: UUID = Field(primary_key=True)
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), nullable=False))
     call_id: str = Field(sa_type=Text)
-    question: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    question: JsonObject = Field(sa_column=_json(nullable=False))
     state: str | None = Field(default=None, sa_type=Text)
-    answer: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    answer: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     created_at: datetime | None = Field(default=None, sa_column=_created_at())
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class TurnUsage(SQLModel, table=True):
+class TurnUsage(_Table, table=True):
     """What an ended turn has used up: what budgets and reports are reckoned from. It stays when the turn is deleted.
 
     Times in seconds, as the model's server reported them.
     """
 
-    __tablename__: ClassVar[Any] = "turn_usage"
+    __tablename__ = "turn_usage"
     __table_args__ = (
         Index("ix_turn_usage_owner", "owner", "at", postgresql_include=["total_tokens", "cost_usd"]),
         Index(
-            "ix_turn_usage_key", "key", "at", postgresql_include=["total_tokens", "cost_usd"],
+            "ix_turn_usage_key",
+            "key",
+            "at",
+            postgresql_include=["total_tokens", "cost_usd"],
             postgresql_where=text("key IS NOT NULL"),
         ),
         Index("ix_turn_usage_at", "at"),
-    )  # fmt: skip
+    )
 
     turn_id: UUID = Field(primary_key=True)
     owner: str = Field(sa_type=Text)
@@ -190,13 +204,13 @@ class TurnUsage(SQLModel, table=True):
     at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class BudgetHold(SQLModel, table=True):
+class BudgetHold(_Table, table=True):
     """What a turn that has not ended has used up, and what is set aside for its step, where someone has a budget.
 
     It counts while the turn has not ended; then `turn_usage` has it.
     """
 
-    __tablename__: ClassVar[Any] = "budget_holds"
+    __tablename__ = "budget_holds"
     __table_args__ = (Index("ix_budget_holds_owner", "owner"),)
 
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
@@ -208,10 +222,10 @@ class BudgetHold(SQLModel, table=True):
     step_usd: float
 
 
-class Feedback(SQLModel, table=True):
+class Feedback(_Table, table=True):
     """What its owner thinks of a turn: `rating` up or down, and why."""
 
-    __tablename__: ClassVar[Any] = "turn_feedback"
+    __tablename__ = "turn_feedback"
     __table_args__ = (Index("ix_turn_feedback_owner", "owner", "at"), Index("ix_turn_feedback_at", "at"))
 
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True))
@@ -221,10 +235,10 @@ class Feedback(SQLModel, table=True):
     at: datetime | None = Field(default=None, sa_column=_created_at())
 
 
-class CachedResponse(SQLModel, table=True):
+class CachedResponse(_Table, table=True):
     """A turn whose answer may be given again to the same request of its owner. `key` is the request's hash."""
 
-    __tablename__: ClassVar[Any] = "cached_responses"
+    __tablename__ = "cached_responses"
     __table_args__ = (
         Index("ix_cached_responses_turn", "turn_id"),
         Index("ix_cached_responses_kept", "kept_at"),
@@ -238,10 +252,10 @@ class CachedResponse(SQLModel, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class AuditLog(SQLModel, table=True):
+class AuditLog(_Table, table=True):
     """Who did what, when. A trigger forbids to change or delete a row."""
 
-    __tablename__: ClassVar[Any] = "audit_log"
+    __tablename__ = "audit_log"
     __table_args__ = (
         Index("ix_audit_log_subject", "subject"),
         Index("ix_audit_log_actor", "actor", text("id DESC")),
@@ -253,17 +267,17 @@ class AuditLog(SQLModel, table=True):
     actor: str = Field(sa_type=Text)
     action: str = Field(sa_type=Text)
     subject: str = Field(sa_type=Text)
-    detail: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    detail: JsonObject = Field(sa_column=_json(nullable=False))
 
 
-class ApiKey(SQLModel, table=True):
+class ApiKey(_Table, table=True):
     """A key for the API: the SHA-256 of it, and the beginning by which people know it. Rows stay when it is revoked.
 
     A key is 256 random bits, so nobody can guess it from a fast hash: a slow one would only make each request dear.
     `scopes`, `models`, `servers` and `tools` are lists; null allows all. `created_by`: a user.
     """
 
-    __tablename__: ClassVar[Any] = "api_keys"
+    __tablename__ = "api_keys"
     __table_args__ = (
         Index("ux_api_keys_hash", "hash", unique=True),
         Index("ux_api_keys_prefix", "prefix", unique=True),
@@ -280,8 +294,8 @@ class ApiKey(SQLModel, table=True):
     models: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     servers: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     tools: list[str] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    budget: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    limits: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    budget: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    limits: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     created_by: str = Field(sa_type=Text)
     created_at: datetime | None = Field(default=None, sa_column=_created_at())
     expires_at: datetime | None = Field(default=None, sa_column=_when())
@@ -289,35 +303,35 @@ class ApiKey(SQLModel, table=True):
     revoked_at: datetime | None = Field(default=None, sa_column=_when())
 
 
-class McpServerRow(SQLModel, table=True):
+class McpServerRow(_Table, table=True):
     """A server added at run time; or, without `config`, one of the file that was switched off or on."""
 
-    __tablename__: ClassVar[Any] = "mcp_servers"
+    __tablename__ = "mcp_servers"
 
     name: str = Field(primary_key=True, sa_type=Text)
-    config: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    config: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     disabled: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     changed_by: str = Field(sa_type=Text)
     changed_at: datetime | None = Field(default=None, sa_column=_created_at())
 
 
-class McpToolRow(SQLModel, table=True):
+class McpToolRow(_Table, table=True):
     """A tool's definition as it was first seen or last approved; `changed_to` is what it is now, if that differs."""
 
-    __tablename__: ClassVar[Any] = "mcp_tools"
+    __tablename__ = "mcp_tools"
 
     server: str = Field(primary_key=True, sa_type=Text)
     tool: str = Field(primary_key=True, sa_type=Text)
-    definition: dict[str, Any] = Field(sa_column=_json(nullable=False))
-    changed_to: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    definition: JsonObject = Field(sa_column=_json(nullable=False))
+    changed_to: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_seen_at: datetime | None = Field(default=None, sa_column=_created_at())
     changed_at: datetime | None = Field(default=None, sa_column=_when())
 
 
-class OAuthGrant(SQLModel, table=True):
+class OAuthGrant(_Table, table=True):
     """With what an owner ("": the gateway, for all) gets into a protected server at this address, encrypted."""
 
-    __tablename__: ClassVar[Any] = "oauth_grants"
+    __tablename__ = "oauth_grants"
 
     server: str = Field(primary_key=True, sa_type=Text)
     owner: str = Field(primary_key=True, sa_type=Text)
@@ -326,23 +340,23 @@ class OAuthGrant(SQLModel, table=True):
     changed_at: datetime | None = Field(default=None, sa_column=_created_at())
 
 
-class OAuthLogin(SQLModel, table=True):
+class OAuthLogin(_Table, table=True):
     """A sign-in that was offered; tickets and states are kept as hashes. `outcome`: "" is success."""
 
-    __tablename__: ClassVar[Any] = "oauth_logins"
+    __tablename__ = "oauth_logins"
 
     ticket: str = Field(primary_key=True, sa_type=Text)
-    login: dict[str, Any] = Field(sa_column=_json(nullable=False))
+    login: JsonObject = Field(sa_column=_json(nullable=False))
     state: str | None = Field(default=None, sa_type=Text)
     callback: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     outcome: str | None = Field(default=None, sa_type=Text)
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
-class TurnEvents(SQLModel, table=True):
+class TurnEvents(_Table, table=True):
     """The journal: consecutive events `first_seq … last_seq` of a turn, one JSON object a line of `payload`."""
 
-    __tablename__: ClassVar[Any] = "turn_events"
+    __tablename__ = "turn_events"
 
     turn_id: UUID = Field(primary_key=True)
     first_seq: int = Field(primary_key=True)
@@ -350,10 +364,10 @@ class TurnEvents(SQLModel, table=True):
     payload: str = Field(sa_type=Text)
 
 
-class Worker(SQLModel, table=True):
+class Worker(_Table, table=True):
     """A gateway process that runs turns, and when it was last heard of."""
 
-    __tablename__: ClassVar[Any] = "workers"
+    __tablename__ = "workers"
 
     id: UUID = Field(primary_key=True)
     host: str = Field(sa_type=Text)

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 from sqlalchemy import delete, text, update
@@ -16,7 +15,7 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import Grant, JsonObject, Login
 from gateway.ports.tools import GrantStore, GrantTransaction
 from gateway.store.audit import audit
-from gateway.store.database import Database
+from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import OAuthGrant, OAuthLogin
 
@@ -110,8 +109,7 @@ class PostgresGrantStore(GrantStore):
         )
         sealed = self._seal.encrypt(msgspec.json.encode(answer))
         async with self._database.session() as session:
-            result: Any = await session.exec(update(OAuthLogin).where(*waiting).values(callback=sealed))
-            return bool(result.rowcount)
+            return bool(await count_changed_rows(session, update(OAuthLogin).where(*waiting).values(callback=sealed)))
 
     async def callback(self, ticket: str, state: str) -> JsonObject | None:
         row = await self._row(ticket)

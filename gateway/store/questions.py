@@ -14,7 +14,7 @@ from gateway.domain.errors import Conflict, NotFound
 from gateway.domain.messages import Answer, InputNeeded, KeptInput, Question
 from gateway.ports.store import QuestionRepository
 from gateway.store.audit import audit
-from gateway.store.database import Database
+from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import AuditLog, Turn, TurnInput
 
 MAX_EXPIRED = 100
@@ -37,10 +37,14 @@ class InputStore(QuestionRepository):
                 question = self._redactor.redact_strings(msgspec.to_builtins(one.question))
                 session.add(
                     TurnInput(
-                        id=one.id, turn_id=turn_id, call_id=call_id, question=question, state=one.state,
+                        id=one.id,
+                        turn_id=turn_id,
+                        call_id=call_id,
+                        question=question,
+                        state=one.state,
                         expires_at=expires_at,
                     )
-                )  # fmt: skip
+                )
         return [(one, expires_at) for one in kept]
 
     async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
@@ -72,8 +76,8 @@ class InputStore(QuestionRepository):
         answered = select(TurnInput.id).where(TurnInput.turn_id == turn_id, col(TurnInput.answer).is_not(None))
         waiting = (col(Turn.id) == turn_id, col(Turn.status) == "waiting")
         async with self._database.session() as session:
-            result: Any = await session.exec(update(Turn).where(*waiting, answered.exists()).values(status="running"))
-            return bool(result.rowcount)
+            wake = update(Turn).where(*waiting, answered.exists()).values(status="running")
+            return bool(await count_changed_rows(session, wake))
 
     async def get(self, turn_id: UUID, input_id: UUID) -> KeptInput:
         """Raises:
@@ -98,8 +102,7 @@ class InputStore(QuestionRepository):
         decision = update(TurnInput).where(*undecided).values(answer=msgspec.to_builtins(answer))
         waiting = update(Turn).where(col(Turn.id) == turn_id, col(Turn.status) == "waiting").values(status="running")
         async with self._database.session() as session:
-            result: Any = await session.exec(decision)
-            if not result.rowcount:
+            if not await count_changed_rows(session, decision):
                 raise Conflict(
                     "This question has its answer already, has expired, or its turn has ended.", param="input_id"
                 )

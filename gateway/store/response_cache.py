@@ -8,7 +8,7 @@ from sqlmodel import text
 
 from gateway.domain.messages import KnownResponse, Message
 from gateway.ports.store import ResponseCache
-from gateway.store.database import Database
+from gateway.store.database import Database, decode_json
 
 _FIND = """
 SELECT turns.messages, turns.sent_messages, turns.finish_reason
@@ -49,7 +49,7 @@ class ResponseCacheStore(ResponseCache):
         if not rows:
             return None
         messages, sent, finish_reason = rows[0]
-        added = msgspec.convert(_decoded(messages), tuple[Message, ...])[sent:]
+        added = msgspec.convert(decode_json(messages), tuple[Message, ...])[sent:]
         texts = tuple(message.text for message in added if message.role == "assistant" and message.text)
         return KnownResponse(texts, str(finish_reason)) if texts else None
 
@@ -66,8 +66,3 @@ class ResponseCacheStore(ResponseCache):
             await connection.execute(text(_KEEP), {"key": key, "turn_id": turn_id, "ttl": ttl})
             for statement, values in room:
                 await connection.execute(text(statement), values)
-
-
-def _decoded(value: Any) -> Any:
-    """Plain SQL brings JSON as text."""
-    return msgspec.json.decode(value) if isinstance(value, str) else value

@@ -5,11 +5,10 @@ import os
 import socket
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import CursorResult, delete, tuple_, update
+from sqlalchemy import delete, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, or_, select
 
@@ -20,7 +19,7 @@ from gateway.domain.events import Entry, decode
 from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
 from gateway.ports.store import TurnRepository, WorkerRepository
 from gateway.store.audit import audit
-from gateway.store.database import Database
+from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
 
 log = get_logger(__name__)
@@ -172,9 +171,7 @@ class TurnStore(TurnRepository, WorkerRepository):
         old = select(TurnEvents.turn_id, TurnEvents.first_seq).where(col(TurnEvents.turn_id).in_(ended)).limit(10_000)
         async with self._database.session() as session:
             key = tuple_(col(TurnEvents.turn_id), col(TurnEvents.first_seq))
-            result: Any = await session.exec(delete(TurnEvents).where(key.in_(old)))
-            assert isinstance(result, CursorResult)
-            return result.rowcount
+            return await count_changed_rows(session, delete(TurnEvents).where(key.in_(old)))
 
 
 def _call_events(call: ToolCallRow, step: int) -> list[e.Event]:
