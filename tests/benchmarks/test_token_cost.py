@@ -54,7 +54,7 @@ async def calls_for(gateway: Gateway, tokens: int, delay_ms: int) -> Counter[tup
 
 
 def reads(calls: Counter[tuple[str, str]]) -> int:
-    return sum(number for (_, name), number in calls.items() if name == "ChunkReader.feed")
+    return sum(number for (_, name), number in calls.items() if name == "ChunkReader.feed_bytes")
 
 
 async def fewest_calls_for(gateway: Gateway, tokens: int, delay_ms: int) -> Counter[tuple[str, str]]:
