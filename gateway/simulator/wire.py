@@ -3,12 +3,12 @@
 import hashlib
 import re
 import time
-from collections import OrderedDict
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 
+from gateway.common.concurrency import LruDict
 from gateway.simulator.request import Chat, JsonObject, get_text
 from gateway.simulator.responder import Reply
 
@@ -17,29 +17,23 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PromptCache:
-    """The prefixes of the last requests, as hashes: what stands unchanged from the start counts as cached."""
+    """Hashes of the prefixes of recent requests. A prefix that was seen before counts as cached."""
 
     def __init__(self, max_prefixes: int = 4096) -> None:
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
-        self._most = max_prefixes
+        self._prefixes: LruDict[bytes, None] = LruDict(max_prefixes)
 
     def count_cached_tokens(self, chat: Chat) -> int:
+        """Estimated tokens of the longest known prefix. All prefixes of the request are known from then on."""
         digest = hashlib.blake2b(_encode(chat.tools), digest_size=16)
         tokens, cached = estimate_tokens(_encode(chat.tools).decode()) if chat.tools else 0, 0
         for message in chat.messages:
             digest.update(_encode(message))
             tokens += estimate_tokens(get_text(message)) + 4
             key = digest.digest()
-            if key in self._seen:
+            if key in self._prefixes:
                 cached = tokens
-            self._remember(key)
+            self._prefixes[key] = None
         return cached
-
-    def _remember(self, key: bytes) -> None:
-        self._seen[key] = None
-        self._seen.move_to_end(key)
-        if len(self._seen) > self._most:
-            self._seen.popitem(last=False)
 
 
 def estimate_tokens(text: str) -> int:

@@ -1,11 +1,12 @@
-"""How often, and how many at once: windows that move, in memory or in Redis.
+"""Rate limits over moving windows, in memory or in Redis.
 
-The library `limits` has those in Redis; here are the others, whose they all are, and what happens when Redis is away.
+The library `limits` implements the windows in Redis. This module has those in memory, the rules that apply to a
+request, and the fallback to memory while Redis is unavailable.
 """
 
 import math
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import msgspec
 
 from gateway.api.rate_limit.stream_slots import StreamLimiter
 from gateway.api.security.permissions import RouteClass
+from gateway.common.concurrency import LruDict
 from gateway.common.redis import RedisUnavailable, SharedRedis
 from gateway.config import Settings
 from gateway.domain.errors import RateLimited
@@ -151,11 +153,14 @@ class _WindowCounter:
 
 
 class InMemoryMovingWindow:
-    """Windows of this process, as `limits` has them. Its own bring 1.5 MB, and look through all of their keys, in
-    threads, at every request."""
+    """Moving windows of this process, with the interface of `limits`.
+
+    The library's own take 1.5 MB, and search all of their keys in threads at every request. Beyond 100,000 keys, the
+    one used longest ago is forgotten.
+    """
 
     def __init__(self) -> None:
-        self._windows: OrderedDict[str, deque[float]] = OrderedDict()
+        self._windows: LruDict[str, deque[float]] = LruDict(_MAX_KEYS)
 
     async def acquire_entry(self, key: str, limit: int, expiry: int) -> bool:
         window = self._get_current_entries(key, expiry)
@@ -165,7 +170,7 @@ class InMemoryMovingWindow:
         return True
 
     async def remove_newest_entry(self, key: str) -> None:
-        """Take the newest out again."""
+        """Undo the newest `acquire_entry` of a key."""
         if window := self._windows.get(key):
             window.pop()
 
@@ -174,11 +179,8 @@ class InMemoryMovingWindow:
         return (window[0] if window else time.time(), len(window))
 
     def _get_current_entries(self, key: str, expiry: int) -> deque[float]:
-        """What of a key counts now; of very many keys the one used longest ago is forgotten."""
+        """The times of the requests of a key that still count, oldest first."""
         window = self._windows.setdefault(key, deque())
-        self._windows.move_to_end(key)
         while window and window[0] <= time.time() - expiry:
             window.popleft()
-        if len(self._windows) > _MAX_KEYS:
-            self._windows.popitem(last=False)
         return window

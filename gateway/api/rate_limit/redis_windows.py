@@ -25,5 +25,5 @@ class RedisMovingWindow(RedisStorage):
         self._client = client
 
     async def remove_newest_entry(self, key: str) -> None:
-        """Take the newest out again."""
+        """Undo the newest `acquire_entry` of a key."""
         await self._client.lpop(self.bridge.prefixed_key(key))  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues]

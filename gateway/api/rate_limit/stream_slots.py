@@ -1,4 +1,4 @@
-"""How many answers that last a caller may have open at once: at this worker, or, with Redis, at all of them."""
+"""Limits how many streamed answers a caller has open at once: per worker, or over all workers with Redis."""
 
 import asyncio
 from collections import Counter
@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from uuid import uuid4
 
+from gateway.common.concurrency import SupervisedTask, TaskSet
 from gateway.common.redis import RedisUnavailable, SharedRedis
 from gateway.domain.errors import TooManyStreams
 
 _LEASE_SECONDS = 30.0
-# A place is a member of its caller's sorted set until its time is over, which is put off while it is in use.
+# Each open stream is a sorted-set member scored by lease expiry; active streams renew it.
 _ACQUIRE_SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -28,7 +29,7 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 
 
 class StreamSlot:
-    """Give it back by leaving its `with`."""
+    """A caller's slot for one stream; leaving the context releases it."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         self._release = release
@@ -41,28 +42,31 @@ class StreamSlot:
 
 
 class StreamLimiter:
-    """Counts what is open. A worker that is killed gives its places back when their lease is over."""
+    """Counts open streams by caller.
+
+    With Redis each slot is also a lease of `lease_seconds`, renewed while the stream is open: the slots of a worker
+    that was killed become free when their leases expire.
+    """
 
     def __init__(self, redis: SharedRedis | None, *, lease_seconds: float = _LEASE_SECONDS) -> None:
         self._local_counts: Counter[str] = Counter()
         self._redis = redis
         self._lease_seconds = lease_seconds
         self._owner_by_lease: dict[str, str] = {}
-        self._keeping: asyncio.Task[None] | None = None
-        self._giving: set[asyncio.Task[None]] = set()
+        self._has_leases = asyncio.Event()
+        self._renewal = SupervisedTask("stream lease renewal", self._renew_leases)
+        self._releases = TaskSet("stream lease release")
         if redis is not None:
-            self._acquire_script, self._renew_script = (
-                redis.client.register_script(_ACQUIRE_SCRIPT),
-                redis.client.register_script(_RENEW_SCRIPT),
-            )
+            self._acquire_script = redis.client.register_script(_ACQUIRE_SCRIPT)
+            self._renew_script = redis.client.register_script(_RENEW_SCRIPT)
 
     async def close(self) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-        await asyncio.gather(*self._giving, *filter(None, [self._keeping]), return_exceptions=True)
+        """Stop renewing, and wait until Redis knows of all released slots."""
+        await self._renewal.stop()
+        await self._releases.stop(None)
 
     async def acquire_slot(self, owner: str, limit: int) -> StreamSlot:
-        """One of so many places, held from now on.
+        """Take one of the `limit` slots of a caller.
 
         Raises:
             TooManyStreams: all of them are taken.
@@ -71,18 +75,16 @@ class StreamLimiter:
             raise _make_too_many_streams(limit)
         self._local_counts[owner] += 1
         try:
-            name = await self._acquire_lease(owner, limit) if self._redis is not None else None
+            lease = await self._acquire_lease(owner, limit) if self._redis is not None else None
         except BaseException:
             self._decrement_local_count(owner)
             raise
-        return StreamSlot(partial(self._release_slot, owner, name))
+        return StreamSlot(partial(self._release_slot, owner, lease))
 
-    def _release_slot(self, owner: str, name: str | None) -> None:
+    def _release_slot(self, owner: str, lease: str | None) -> None:
         self._decrement_local_count(owner)
-        if name is not None:
-            task = asyncio.create_task(self._remove_leases(self._owner_by_lease.pop(name), name))
-            self._giving.add(task)
-            task.add_done_callback(self._giving.discard)
+        if lease is not None:
+            self._releases.spawn(self._remove_leases(self._owner_by_lease.pop(lease), lease))
 
     def _decrement_local_count(self, owner: str) -> None:
         self._local_counts[owner] -= 1
@@ -90,42 +92,47 @@ class StreamLimiter:
             del self._local_counts[owner]
 
     async def _acquire_lease(self, owner: str, limit: int) -> str | None:
-        """The place's name; None: Redis is away, and this worker counts alone."""
-        name = uuid4().hex
-        free = await self._call_redis(
-            partial(self._acquire_script, keys=[_make_redis_key(owner)], args=[limit, name, self._lease_seconds])
-        )
-        if free is None:
+        """The name of the new lease; None while Redis is unavailable, when this worker counts alone.
+
+        Raises:
+            TooManyStreams: the workers together have `limit` leases of this caller.
+        """
+        lease = uuid4().hex
+        acquire = partial(self._acquire_script, keys=[_make_redis_key(owner)], args=[limit, lease, self._lease_seconds])
+        acquired = await self._call_redis(acquire)
+        if acquired is None:
             return None
-        if not free:
+        if not acquired:
             raise _make_too_many_streams(limit)
-        self._owner_by_lease[name] = owner
-        if self._keeping is None or self._keeping.done():
-            self._keeping = asyncio.create_task(self._renew_leases(), name="places")
-        return name
+        self._owner_by_lease[lease] = owner
+        self._has_leases.set()
+        self._renewal.start()
+        return lease
 
     async def _renew_leases(self) -> None:
-        """Renew the leases, as long as there are any."""
-        while self._owner_by_lease:
+        """Renew all leases three times in their duration, while there are any."""
+        while True:
+            if not self._owner_by_lease:
+                self._has_leases.clear()
+                await self._has_leases.wait()
             await asyncio.sleep(self._lease_seconds / 3)
-            names: dict[str, list[str]] = {}
-            for name, whose in self._owner_by_lease.items():
-                names.setdefault(whose, []).append(name)
-            for whose, of_one in names.items():
-                await self._call_redis(
-                    partial(self._renew_script, keys=[_make_redis_key(whose)], args=[self._lease_seconds, *of_one])
-                )
-                if gone := [name for name in of_one if name not in self._owner_by_lease]:
-                    await self._remove_leases(whose, *gone)  # it may have been renewed just after it was given back
+            leases_by_owner: dict[str, list[str]] = {}
+            for lease, owner in self._owner_by_lease.items():
+                leases_by_owner.setdefault(owner, []).append(lease)
+            for owner, leases in leases_by_owner.items():
+                keys, arguments = [_make_redis_key(owner)], [self._lease_seconds, *leases]
+                await self._call_redis(partial(self._renew_script, keys=keys, args=arguments))
+                if released := [lease for lease in leases if lease not in self._owner_by_lease]:
+                    await self._remove_leases(owner, *released)  # the renewal may have run after their release
 
-    async def _remove_leases(self, owner: str, *names: str) -> None:
+    async def _remove_leases(self, owner: str, *leases: str) -> None:
         assert self._redis is not None
-        await self._call_redis(partial(self._redis.client.zrem, _make_redis_key(owner), *names), in_pause=True)
+        await self._call_redis(partial(self._redis.client.zrem, _make_redis_key(owner), *leases), ignore_backoff=True)
 
-    async def _call_redis(self, asking: Callable[[], Awaitable[int]], *, in_pause: bool = False) -> int | None:
+    async def _call_redis(self, operation: Callable[[], Awaitable[int]], *, ignore_backoff: bool = False) -> int | None:
         assert self._redis is not None
         try:
-            return await self._redis.call_redis("places", asking, ignore_backoff=in_pause)
+            return await self._redis.call_redis("stream_limits", operation, ignore_backoff=ignore_backoff)
         except RedisUnavailable:
             return None
 

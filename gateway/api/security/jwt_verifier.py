@@ -1,12 +1,12 @@
-"""JSON web tokens: signed with a shared secret, or with keys that an identity provider publishes."""
+"""Verification of JSON web tokens, signed with a shared secret or with an identity provider's published keys."""
 
-import asyncio
 import time
 from typing import Any, cast
 
 import aiohttp
 import jwt
 
+from gateway.common.concurrency import SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.config import Settings
 from gateway.domain.errors import GatewayError, NotAuthenticated
@@ -21,12 +21,12 @@ _MAX_DOCUMENT_BYTES = 1024 * 1024
 _MAX_USER_LENGTH = 200
 _MAX_TOKEN_LENGTH = 16 * 1024
 _INVALID_DOCUMENT_ERRORS = (ValueError, TypeError, AttributeError, LookupError)
-"""How PyJWT takes a document that is none."""
+"""What PyJWT raises for a document that is not a JWKS."""
 _ROLES: tuple[UserRole, ...] = ("admin", "user", "viewer")
 
 
 class JwksUnavailable(GatewayError):
-    """Nobody can tell now whether a token is good."""
+    """The keys to verify a token with cannot be fetched now."""
 
     code = "identity_provider_unavailable"
     status = 503
@@ -34,7 +34,7 @@ class JwksUnavailable(GatewayError):
 
 
 class JwtVerifier:
-    """Says whom a token speaks for. The algorithm is what the settings name, whatever the token's header says."""
+    """Determines the principal of a token. Accepts the algorithms of the settings, whatever the token's header says."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
@@ -47,9 +47,11 @@ class JwtVerifier:
         self._scope_claim = settings.jwt_scope_claim
 
     async def verify_token(self, token: str) -> Principal:
-        """Raises:
-        NotAuthenticated: the token is not good: its signature, issuer, audience, expiry, or that it names nobody.
-        JwksUnavailable: the keys to check it with cannot be fetched.
+        """The principal that a token identifies.
+
+        Raises:
+            NotAuthenticated: its signature, issuer, audience, expiry or `sub` claim is not valid.
+            JwksUnavailable: the keys to verify it with cannot be fetched.
         """
         if len(token) > _MAX_TOKEN_LENGTH:
             raise NotAuthenticated("This token is too long.")
@@ -68,7 +70,7 @@ class JwtVerifier:
             raise NotAuthenticated("This token is not valid.") from None
         user = str(claims["sub"])
         if not user or user != user.strip() or len(user) > _MAX_USER_LENGTH or not user.isprintable():
-            raise NotAuthenticated("This token names nobody.")
+            raise NotAuthenticated("The token has no valid `sub` claim.")
         return Principal(user=user, role=self._parse_role(claims), key="jwt", scopes=self._parse_scopes(claims))
 
     async def _get_signing_key(self, token: str) -> Any:
@@ -77,11 +79,11 @@ class JwtVerifier:
         return await self._jwks.get_key(jwt.get_unverified_header(token).get("kid"))
 
     def _parse_role(self, claims: dict[str, Any]) -> UserRole:
-        """The highest of the roles that the claim names: without the claim user, without a known one viewer."""
-        told = claims.get(self._role_claim)
-        if told is None:
+        """The highest role in the claim: `user` without the claim, `viewer` if it has no known role."""
+        claim = claims.get(self._role_claim)
+        if claim is None:
             return "user"
-        named = _split_claim(told)
+        named = _split_claim(claim)
         for role in _ROLES:
             if role in named:
                 return role
@@ -94,28 +96,30 @@ class JwtVerifier:
 
 
 def _split_claim(claim: Any) -> list[str]:
-    """A list, or words with blanks between them: both are usual."""
+    """The values of a claim, which is a list or a text with blanks between values."""
     return [str(word) for word in cast(list[Any], claim)] if isinstance(claim, list) else str(claim).split()
 
 
 class JwksCache:
-    """The keys of a JWKS document. Kept for five minutes, and asked for again when a token names one that is not there:
-    so a rotation is noticed, and tokens of unknown keys cannot make us ask more than once in `pause` seconds.
+    """The keys of a JWKS document, fetched again after five minutes or when a token names an unknown key.
 
-    Whoever needs the document waits for the same answer; with a known key at hand, no longer than a second.
+    Tokens with unknown keys cause at most one fetch in `min_interval` seconds. All requests wait for the same fetch; a
+    request whose key is cached waits at most one second.
     """
 
     def __init__(self, url: str, *, min_interval: float = 5.0) -> None:
         self._url = url
-        self._pause = min_interval
+        self._min_interval = min_interval
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at = self._attempted_at = float("-inf")
-        self._asking: asyncio.Task[None] | None = None
+        self._fetch = SupervisedTask("jwks fetch", self._fetch_keys, restart=False)
 
     async def get_key(self, kid: str | None) -> jwt.PyJWK:
-        """Raises:
-        NotAuthenticated: there is no such key.
-        JwksUnavailable: the document cannot be fetched, and no key of an earlier one will do.
+        """The key with this id.
+
+        Raises:
+            NotAuthenticated: there is no such key.
+            JwksUnavailable: the document could not be fetched yet.
         """
         found = self._find_cached_key(kid)
         if found is None or self._get_age() >= _REFRESH_SECONDS:
@@ -124,10 +128,10 @@ class JwksCache:
             return found
         if not self._keys:
             raise JwksUnavailable
-        raise NotAuthenticated("This token is signed with a key that is not known.")
+        raise NotAuthenticated("The token is signed with an unknown key.")
 
     def _find_cached_key(self, kid: str | None) -> jwt.PyJWK | None:
-        """A token without a key id can only mean the one key there is."""
+        """The cached key; a token without a key id is verified with the only key, if there is one."""
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(kid)
@@ -135,16 +139,16 @@ class JwksCache:
     def _get_age(self) -> float:
         return time.monotonic() - self._fetched_at
 
-    async def _refresh_keys(self, patience: float | None) -> None:
-        """Wait for the document, which is on its way already or asked for now; not so soon after the last time."""
-        if self._asking is None:
-            if time.monotonic() - self._attempted_at < self._pause:
+    async def _refresh_keys(self, timeout: float | None) -> None:
+        """Wait for a fetch, at most `timeout` seconds. Starts one, unless the last one was a moment ago."""
+        if not self._fetch.is_running:
+            if time.monotonic() - self._attempted_at < self._min_interval:
                 return
-            self._asking = asyncio.create_task(self._fetch_keys(), name="jwks")
-        await asyncio.wait((self._asking,), timeout=patience)
+            self._fetch.start()
+        await self._fetch.wait(timeout)
 
     async def _fetch_keys(self) -> None:
-        """What cannot be fetched or read leaves the keys as they are."""
+        """Replace the keys. A document that cannot be fetched or read leaves them unchanged."""
         try:
             async with aiohttp.ClientSession(timeout=_FETCH_TIMEOUT) as session, session.get(self._url) as response:
                 response.raise_for_status()
@@ -156,12 +160,13 @@ class JwksCache:
             self._fetched_at = time.monotonic()
         finally:
             self._attempted_at = time.monotonic()
-            self._asking = None
 
 
 async def _read_document(content: aiohttp.StreamReader) -> bytes:
-    """Raises:
-    ValueError: it is too long.
+    """Read the response's body.
+
+    Raises:
+        ValueError: it is too long.
     """
     read = bytearray()
     async for chunk in content.iter_any():

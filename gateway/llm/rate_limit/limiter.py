@@ -5,13 +5,14 @@ It lives on what the responses tell of the limits. Until one has told, nothing i
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Protocol
 
 import msgspec
 
+from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import UpstreamRateLimited
 from gateway.llm.rate_limit.fair_queue import FairQueue
@@ -220,7 +221,7 @@ class Limiter:
         self._max_waiting = max_waiting
         self._max_models = max_models
         self._queues: dict[str, _ModelQueue] = {}
-        self._telling: set[asyncio.Task[None]] = set()
+        self._reports = TaskSet("shared rate limit reports")
         self.waiting = 0
 
     def create_permit(
@@ -275,7 +276,7 @@ class Limiter:
         elif _NO_RESPONSE_STATUS < status < 400:
             lane.on_accepted_permit(slot)
         if self._shared is not None and slot.reservation is not None:
-            self._tell(self._shared.report_response(slot.reservation, reading, refunded=refund, block=block))
+            self._reports.spawn(self._shared.report_response(slot.reservation, reading, refunded=refund, block=block))
         self._serve_queue(lane)
 
     def correct_usage(self, slot: RateLimitPermit, tokens: float) -> None:
@@ -283,12 +284,12 @@ class Limiter:
         spare, slot.tokens = slot.tokens - tokens, tokens
         slot.queue.tokens.refund(spare)
         if self._shared is not None and slot.reservation is not None and spare:
-            self._tell(self._shared.refund_tokens(slot.reservation, spare))
+            self._reports.spawn(self._shared.refund_tokens(slot.reservation, spare))
         self._serve_queue(slot.queue)
 
     async def close(self) -> None:
         """Wait until those who share the limits have been told all."""
-        await asyncio.gather(*self._telling, return_exceptions=True)
+        await self._reports.stop(None)
         if self._shared is not None:
             await self._shared.close()
 
@@ -321,7 +322,7 @@ class Limiter:
             self._grant_permit(slot)
         else:
             slot.queue.is_reserving = True
-            self._tell(self._reserve_shared(slot, self._shared))
+            self._reports.spawn(self._reserve_shared(slot, self._shared))
 
     async def _reserve_shared(self, slot: RateLimitPermit, shared: SharedLimits) -> None:
         """Reserve for the first in the queue among all gateways: one at a time, so that the order stands."""
@@ -329,7 +330,7 @@ class Limiter:
         ticket = await shared.reserve_tokens(lane.model, slot.tokens)
         lane.is_reserving = False
         if slot.granted is None or slot.granted.done():
-            self._tell(shared.report_response(ticket, RateLimitHeaders(), refunded=True, block=0.0))
+            self._reports.spawn(shared.report_response(ticket, RateLimitHeaders(), refunded=True, block=0.0))
         elif ticket.wait > 0:
             slot.not_before = self._clock.time() + ticket.wait
         else:
@@ -361,11 +362,6 @@ class Limiter:
             self._serve_queue(slot.queue)
         else:
             slot.granted.exception()  # or asyncio logs that nobody took it
-
-    def _tell(self, telling: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(telling)
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
 
 
 def _make_rate_limit_error(wait: float) -> UpstreamRateLimited:

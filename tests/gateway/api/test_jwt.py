@@ -251,12 +251,12 @@ async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known(
         monkeypatch.setattr("gateway.api.security.jwt_verifier._REFRESH_SECONDS", 0.0)
         keys._attempted_at, provider.silent = float("-inf"), True
         found = await asyncio.gather(*(keys.get_key("first") for _ in range(50)))
-        assert keys._asking is not None  # nobody has waited for that
+        assert keys._fetch.is_running  # nobody has waited for that
         assert len({id(key) for key in found}) == 1
         refused = await asyncio.gather(*(keys.get_key(f"ghost {n}") for n in range(50)), return_exceptions=True)
         assert {type(error) for error in refused} == {NotAuthenticated}
         await keys.get_key("first")  # nor is it asked again at once
-        assert keys._asking is None
+        assert not keys._fetch.is_running
         assert provider.asked == 2
 
 

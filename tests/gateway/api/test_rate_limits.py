@@ -328,7 +328,7 @@ async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_
                     pass
         assert round((time.monotonic() - started) / TIMEOUT_SECONDS) == 1
         told = [(entry["event"], entry["error"]) for entry in logs]
-        assert told == [("rate_limits_without_redis", "TimeoutError"), ("places_without_redis", "TimeoutError")]
+        assert told == [("rate_limits_without_redis", "TimeoutError"), ("stream_limits_without_redis", "TimeoutError")]
         redis.go_on()
     finally:
         await rates.close()
@@ -340,8 +340,7 @@ async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: Re
         await asyncio.sleep(1.2)  # longer than a lease: it is renewed
         with pytest.raises(TooManyStreams), await second.acquire_slot("key", 1):
             pass
-        assert first._keeping is not None
-        first._keeping.cancel()  # as if its process had been killed
+        await first._renewal.stop()  # as if its process had been killed
         async with asyncio.timeout(5):
             while not await free(second):
                 await asyncio.sleep(0.02)

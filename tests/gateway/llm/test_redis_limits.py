@@ -117,7 +117,7 @@ async def test_cancelled_while_asking_gives_all_back(replicas: list[Limiter]) ->
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-        while replicas[0]._telling:
+        while len(replicas[0]._reports):
             await replicas[0].close()
         assert await got(replicas[1], stack, 4_990, deadline=1.0)
 
