@@ -11,11 +11,11 @@ from gateway.domain.errors import NotFound
 from gateway.domain.events import Event
 from gateway.domain.messages import (
     Answer,
-    InputNeeded,
     JsonObject,
-    KeptInput,
+    PendingInput,
     Principal,
     Question,
+    StoredQuestion,
     ToolResult,
     ToolSpec,
     Usage,
@@ -87,7 +87,7 @@ class GatedToolbox:
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
+        answers: Sequence[StoredQuestion] = (),
     ) -> ToolResult:
         name = str(arguments.get("as", spec.name))
         self.started.append(name)
@@ -149,7 +149,7 @@ class RecordingTurn(TurnContext):
     def cost(self, usage: Usage) -> float | None:
         return None
 
-    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+    async def ask(self, call_id: str, needed: PendingInput) -> None:
         raise AssertionError(f"{call_id} asks {needed}")
 
     async def ask_now(self, call_id: str, question: Question) -> Answer:

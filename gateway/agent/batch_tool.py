@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from gateway.domain.messages import InputNeeded, JsonObject, ToolResult, ToolSpec, text_block
+from gateway.domain.messages import JsonObject, PendingInput, ToolResult, ToolSpec, text_block
 
 BATCH = "batch"
 _MAX_CALLS = 20
-Make = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | InputNeeded]]
+Make = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | PendingInput]]
 
 
 def batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
@@ -49,7 +49,7 @@ async def make_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: 
             return _refused(f"{call['tool']!r} is no tool that only reads: call it by itself.")
         async with slots:
             result = await make(spec, call["arguments"])
-        if isinstance(result, InputNeeded):
+        if isinstance(result, PendingInput):
             return _refused(f"{spec.name} has a question to the user: call it by itself.")
         return result
 

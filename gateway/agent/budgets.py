@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import BudgetExceeded, StorageUnavailable
-from gateway.domain.messages import Budget, Hold, Principal, Spent, Usage
+from gateway.domain.messages import Budget, BudgetReservation, Principal, Usage, UsageTotals
 from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import BudgetRepository
 from gateway.ports.turns import TurnSpending
@@ -59,7 +59,7 @@ class Budgets:
         if not self.applies_to(turn.principal):
             return
         tokens, usd = _at_most(call, turn.model)
-        hold = Hold(turn.id, turn.tokens, turn.usd, tokens, usd)
+        hold = BudgetReservation(turn.id, turn.tokens, turn.usd, tokens, usd)
         gate = self._gates.setdefault(turn.principal.user, _UserLock())
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), gate.turnstile:
@@ -77,13 +77,13 @@ class Budgets:
         if not self.applies_to(turn.principal):
             return
         try:
-            await self._ledger.settle(Hold(turn.id, turn.tokens, turn.usd))
+            await self._ledger.settle(BudgetReservation(turn.id, turn.tokens, turn.usd))
         except StorageUnavailable:
             log.warning("budget_not_settled", turn_id=str(turn.id))
         if (gate := self._gates.get(turn.principal.user)) is not None:
             gate.settled.set()
 
-    async def _held(self, principal: Principal, hold: Hold) -> bool:
+    async def _held(self, principal: Principal, hold: BudgetReservation) -> bool:
         async with self._ledger.account(principal.user) as account:
             for whose, budget, key in self._budgets(principal):
                 left = _RemainingBudget(whose, budget, await account.spent(key, without=hold.turn_id), hold)
@@ -107,7 +107,7 @@ class Budgets:
 class _RemainingBudget:
     """A budget beside what is used up of it; with `own`, by this turn, too."""
 
-    def __init__(self, whose: str, budget: Budget, spent: Spent, own: Hold | None = None) -> None:
+    def __init__(self, whose: str, budget: Budget, spent: UsageTotals, own: BudgetReservation | None = None) -> None:
         self._whose = whose
         self._others_run = bool(spent.tokens_set_aside or spent.usd_set_aside)
         tokens, usd = (own.tokens, own.usd) if own is not None else (0, 0.0)
@@ -136,7 +136,7 @@ class _RemainingBudget:
                     retry_after=(until - now).total_seconds(),
                 )
 
-    def covers(self, hold: Hold) -> bool:
+    def covers(self, hold: BudgetReservation) -> bool:
         """Whether the step may run beside those that do."""
         if not self._others_run:
             return True

@@ -23,10 +23,10 @@ from gateway.domain.events import (
 from gateway.domain.messages import (
     Approval,
     JsonObject,
-    KeptInput,
     Message,
     Parameters,
     Principal,
+    StoredQuestion,
     ToolCall,
     ToolChoice,
     ToolSpec,
@@ -54,7 +54,7 @@ class TurnContext(EventEmitter):
     """The turn as the loop sees it from inside."""
 
     transcript: Transcript
-    inputs: list[KeptInput]
+    inputs: list[StoredQuestion]
 
     @abstractmethod
     def opened(self) -> None:

@@ -13,15 +13,15 @@ from gateway.agent.turn import ActiveTurn
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.events import (
-    Entry,
     InputRequired,
+    JournalEntry,
     ModelRetry,
     StepCompleted,
     TextDelta,
     ToolCallStarted,
     ToolFinished,
 )
-from gateway.domain.messages import JsonObject, KnownResponse, Message, ToolSpec, Usage
+from gateway.domain.messages import CachedResponse, JsonObject, Message, ToolSpec, Usage
 from gateway.ports.store import ResponseCache
 from gateway.ports.turns import EventEmitter
 
@@ -54,7 +54,7 @@ def _without_ids(messages: Iterable[Message]) -> Iterable[Message]:
         )
 
 
-def is_cacheable(finish_reason: str, entries: Iterable[Entry], tools: Iterable[ToolSpec]) -> bool:
+def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Iterable[ToolSpec]) -> bool:
     """Whether the answer of a completed turn may be given again: it came to its end, from the model that was asked,
     asked no person, and used no tool but read-only ones, which all worked."""
     if finish_reason not in ("stop", "length"):
@@ -85,7 +85,7 @@ def _failed_in_part(batch: ToolFinished) -> bool:
     return any(result["outcome"] != "ok" for result in told.get("results", ()))
 
 
-def replay(known: KnownResponse, turn: EventEmitter) -> str:
+def replay(known: CachedResponse, turn: EventEmitter) -> str:
     """Tell a known answer as the turn's own, which costs nothing; its finish reason."""
     for step, text in enumerate(known.texts, 1):
         turn.emit(TextDelta(step=step, text=text))

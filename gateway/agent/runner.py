@@ -29,8 +29,8 @@ from gateway.domain.errors import (
     TurnLost,
     TurnTimeout,
 )
-from gateway.domain.events import Entry, TurnCompleted, TurnEnd, TurnStarted
-from gateway.domain.messages import BusMessage, KeptInput, Principal, TurnRecord, TurnRequest
+from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
+from gateway.domain.messages import BusMessage, Principal, StoredQuestion, TurnRecord, TurnRequest
 from gateway.ports.model import ModelInfo, Models
 from gateway.ports.store import (
     Bus,
@@ -157,7 +157,7 @@ class Runner:
             GatewayError: the model, a parameter or the response format cannot be served to this principal.
         """
         model, warnings = self._models.resolve(request.model)
-        if not principal.may_ask(model.id):
+        if not principal.can_use_model(model.id):
             raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
         parameters, dropped = self._models.adapt_parameters(request.parameters, model, drop=request.drop_unsupported)
         request = msgspec.structs.replace(request, parameters=parameters)
@@ -185,7 +185,9 @@ class Runner:
         plain = turn.kept and request.idempotency_key is None and request.cache_ttl is None
         return alone and plain and not turn.journal.is_unavailable and not self._budgets.applies_to(turn.principal)
 
-    def take_over(self, record: TurnRecord, events: list[Entry], inputs: list[KeptInput], *, cancel: bool) -> None:
+    def take_over(
+        self, record: TurnRecord, events: list[JournalEntry], inputs: list[StoredQuestion], *, cancel: bool
+    ) -> None:
         """Continue a claimed turn: another worker had begun it, or it was suspended until a person answered."""
         model, _ = self._models.resolve(record.model)
         principal = record.caller or Principal(user=record.owner)

@@ -26,7 +26,7 @@ from gateway.domain.errors import (
     StorageUnavailable,
     TurnNotKept,
 )
-from gateway.domain.events import Entry, Event
+from gateway.domain.events import Event, JournalEntry
 from gateway.domain.messages import Answer, BusMessage, JsonObject, Parameters, Principal, TurnRequest
 from gateway.ports.listener import EventListener
 from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, StoredTurn, TurnRepository
@@ -171,7 +171,7 @@ class TurnListener(EventListener):
         elif self._active is not None:
             self._active.remove_listener()
 
-    def __aiter__(self) -> AsyncIterator[list[Entry]]:
+    def __aiter__(self) -> AsyncIterator[list[JournalEntry]]:
         return self._log.follow(self._after)
 
     @property
@@ -260,7 +260,7 @@ class TurnService:
         self._check_size(request)
         if (started := await self._find_started(request, principal)) is not None:
             return started
-        parameters = request.parameters.over(self._default_parameters)
+        parameters = request.parameters.with_defaults(self._default_parameters)
         request = replace(request, model=request.model or self._default_model, parameters=parameters)
         while True:
             try:

@@ -13,14 +13,14 @@ from gateway.agent.tool_search import FIND_TOOLS, search_tools
 from gateway.common.logging import get_logger
 from gateway.domain.events import Event, InputResolved, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.domain.messages import (
-    NOT_READABLE,
+    JSON_DECODE_ERRORS,
     Answer,
     Approval,
-    InputNeeded,
     JsonObject,
-    KeptInput,
+    PendingInput,
     Principal,
     Question,
+    StoredQuestion,
     ToolCall,
     ToolResult,
     ToolSpec,
@@ -118,7 +118,7 @@ class ToolCallScheduler:
         again = ToolCall(call.call_id, call.tool, "")
         self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False)))
 
-    def resume_with_answers(self, call: ToolCallStarted, inputs: list[KeptInput]) -> None:
+    def resume_with_answers(self, call: ToolCallStarted, inputs: list[StoredQuestion]) -> None:
         """Go on with a call whose questions have their answers; one that was held open for them was cut with them."""
         if any(kept.question.held for kept in inputs):
             self.retry_interrupted(call)
@@ -156,7 +156,7 @@ class ToolCallScheduler:
         before: list[asyncio.Task[None]],
         *,
         wait_release: bool,
-        given: list[KeptInput] | None = None,
+        given: list[StoredQuestion] | None = None,
     ) -> None:
         if before:
             await asyncio.wait(before)
@@ -167,7 +167,7 @@ class ToolCallScheduler:
             started = time.perf_counter()
             result = await self._result(call, spec, arguments, given)
             duration_ms = round((time.perf_counter() - started) * 1000, 2)
-        if isinstance(result, InputNeeded):
+        if isinstance(result, PendingInput):
             await self._out.ask(call.id, result)
             return
         log.info("tool_call", tool=call.name, outcome=result.outcome, duration_ms=duration_ms)
@@ -182,8 +182,8 @@ class ToolCallScheduler:
         )
 
     async def _result(
-        self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None, given: list[KeptInput] | None
-    ) -> ToolResult | InputNeeded:
+        self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None, given: list[StoredQuestion] | None
+    ) -> ToolResult | PendingInput:
         if call.problem:
             return _error(call.problem)
         if spec is None:
@@ -204,7 +204,7 @@ class ToolCallScheduler:
     async def _batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._out)
 
-        async def make(spec: ToolSpec, given: JsonObject) -> ToolResult | InputNeeded:
+        async def make(spec: ToolSpec, given: JsonObject) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
                 return approval_of(spec, given)
             return await self._toolbox.call(spec, given, principal=self._principal, observer=observer)
@@ -252,7 +252,7 @@ def turn_of_call(call_id: str) -> UUID | None:
     return UUID(hex=match[1]) if match else None
 
 
-def input_resolved(asked: KeptInput, answer: Answer) -> InputResolved:
+def input_resolved(asked: StoredQuestion, answer: Answer) -> InputResolved:
     """The event that shows the answer to a question."""
     return InputResolved(
         input_id=str(asked.id), call_id=asked.call_id, action=answer.action, content=answer.content, by=answer.by
@@ -263,7 +263,7 @@ def _parse(arguments: str) -> JsonObject | None:
     """The arguments as an object; models write nothing at all where a tool takes none. None: it is no object."""
     try:
         return msgspec.json.decode(arguments.strip() or "{}", type=JsonObject)
-    except NOT_READABLE:
+    except JSON_DECODE_ERRORS:
         return None
 
 

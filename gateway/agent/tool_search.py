@@ -51,11 +51,11 @@ class ToolSelector:
     def _requested(self, request: TurnRequest, principal: Principal) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
         own = {spec.name for spec in request.client_tools}
         specs = self._toolbox.specs()
-        if own or request.approve or not principal.may_use_all:
+        if own or request.approve or not principal.can_use_all_tools:
             specs = tuple(
                 msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
                 for spec in specs
-                if spec.name not in own and principal.may_use(spec)
+                if spec.name not in own and principal.can_use_tool(spec)
             )
         if request.tools is None:
             return specs + request.client_tools, ()
@@ -119,7 +119,7 @@ def _words(text: str) -> list[str]:
 
 
 def _tokens(spec: ToolSpec) -> int:
-    return spec.chars // _CHARS_PER_TOKEN
+    return spec.prompt_chars // _CHARS_PER_TOKEN
 
 
 def _spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:

@@ -16,9 +16,9 @@ from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.errors import ErrorInfo, GatewayError, StorageUnavailable
 from gateway.domain.events import (
-    Entry,
     Event,
     InputRequired,
+    JournalEntry,
     ToolFinished,
     TurnCancelled,
     TurnCompleted,
@@ -27,10 +27,10 @@ from gateway.domain.events import (
 )
 from gateway.domain.messages import (
     Answer,
-    InputNeeded,
-    KeptInput,
+    PendingInput,
     Principal,
     Question,
+    StoredQuestion,
     TurnOutcome,
     TurnRecord,
     Usage,
@@ -72,7 +72,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self._budgets = budgets
         self.log = turn_log
         self.transcript = Transcript()
-        self.inputs: list[KeptInput] = []
+        self.inputs: list[StoredQuestion] = []
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None
         self.task: asyncio.Task[None] | None = None
@@ -143,7 +143,7 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     # --- questions
 
-    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+    async def ask(self, call_id: str, needed: PendingInput) -> None:
         if self.kept:
             await self._show(call_id, needed)
         else:
@@ -152,14 +152,14 @@ class ActiveTurn(TurnContext, TurnSpending):
     async def ask_now(self, call_id: str, question: Question) -> Answer:
         if not self.kept:
             return Answer("decline", by="gateway")
-        (asked,) = await self._show(call_id, InputNeeded((question,)))
+        (asked,) = await self._show(call_id, PendingInput((question,)))
         assert self.deadline is not None
         with self.deadline.pause_timeout():
             answer = await self._wait_for_answer(asked)
         self.emit(input_resolved(asked, answer))
         return answer
 
-    async def _show(self, call_id: str, needed: InputNeeded) -> list[KeptInput]:
+    async def _show(self, call_id: str, needed: PendingInput) -> list[StoredQuestion]:
         asked = await self._questions.ask(self.id, call_id, needed)
         for stored, expires_at in asked:
             question = stored.question
@@ -176,7 +176,7 @@ class ActiveTurn(TurnContext, TurnSpending):
             )
         return [stored for stored, _ in asked]
 
-    async def _wait_for_answer(self, asked: KeptInput) -> Answer:
+    async def _wait_for_answer(self, asked: StoredQuestion) -> Answer:
         """The answer. A bus message announces it; poll as well, because a message may be lost."""
         while True:
             self.answers_came.clear()
@@ -229,7 +229,7 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     # --- the end
 
-    def restore(self, entries: Sequence[Entry], inputs: list[KeptInput]) -> None:
+    def restore(self, entries: Sequence[JournalEntry], inputs: list[StoredQuestion]) -> None:
         """Load what another worker journaled of this turn, and the questions that it asked."""
         self.log.adopt(entries)
         self.inputs = inputs
@@ -254,7 +254,7 @@ class ActiveTurn(TurnContext, TurnSpending):
     def failed_event(self, error: GatewayError) -> TurnFailed:
         """The end of a failed turn; `wait_until_accepted` raises the error."""
         self.failure = error
-        return TurnFailed(error=error.info(), saved=self._saved())
+        return TurnFailed(error=error.to_error_info(), saved=self._saved())
 
     def cancelled_event(self) -> TurnCancelled | None:
         """The end of a cancelled turn; None for one that another worker continues."""

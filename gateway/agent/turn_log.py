@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
-from gateway.domain.events import Delta, Entry, Event, TurnCancelled, TurnCompleted, TurnFailed, encode
+from gateway.domain.events import Delta, Event, JournalEntry, TurnCancelled, TurnCompleted, TurnFailed, encode_event
 from gateway.ports.store import EventSource
 
 _DELTAS = Delta.__args__
@@ -24,7 +24,7 @@ class TurnLog(EventSource):
 
     def __init__(self, turn_id: UUID, *, synchronous: bool = False) -> None:
         self.turn_id = turn_id
-        self.entries: list[Entry] = []
+        self.entries: list[JournalEntry] = []
         self.closing: str | None = None
         self.on_commit: Callable[[], None] | None = None
         self._next_seq = 1
@@ -33,9 +33,9 @@ class TurnLog(EventSource):
         self._taken = 0
         self._readers: list[asyncio.Future[None]] = []
 
-    def append(self, event: Event) -> Entry:
+    def append(self, event: Event) -> JournalEntry:
         """Number the event and keep it."""
-        entry = Entry(self._next_seq, event, encode(event))
+        entry = JournalEntry(self._next_seq, event, encode_event(event))
         self._next_seq += 1
         if self._synchronous or not isinstance(event, _DELTAS):
             self._undurable.append((entry.seq, len(self.entries)))
@@ -44,7 +44,7 @@ class TurnLog(EventSource):
             self._wake()
         return entry
 
-    def adopt(self, entries: Iterable[Entry]) -> None:
+    def adopt(self, entries: Iterable[JournalEntry]) -> None:
         """Take over entries that the journal has already: another worker's."""
         self.entries.extend(entries)
         self._taken = len(self.entries)
@@ -55,7 +55,7 @@ class TurnLog(EventSource):
         """Leave out the numbers that the worker before may have shown without keeping them."""
         self._next_seq = self.last_seq + TAKEOVER_JUMP
 
-    def take_unwritten(self) -> list[Entry]:
+    def take_unwritten(self) -> list[JournalEntry]:
         """The entries that the journal has not been given yet. It must write them, in this order."""
         fresh = self.entries[self._taken :]
         self._taken = len(self.entries)
@@ -93,7 +93,7 @@ class TurnLog(EventSource):
         """Whether the turn's last event is there for readers to see."""
         return bool(self.entries) and not self._undurable and isinstance(self.entries[-1].event, _ENDS)
 
-    async def follow(self, after: int = 0) -> AsyncGenerator[list[Entry]]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[list[JournalEntry]]:
         """Yield the entries behind number `after`, all there are at a time, until the turn ends or the log closes."""
         read = _behind(self.entries, after)
         while True:
@@ -122,6 +122,6 @@ class TurnLog(EventSource):
                 reader.set_result(None)
 
 
-def _behind(entries: list[Entry], seq: int) -> int:
+def _behind(entries: list[JournalEntry], seq: int) -> int:
     """The index of the first entry behind number `seq`."""
     return bisect_right(entries, seq, key=lambda entry: entry.seq)

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from gateway.agent.service import TurnHandle, TurnListener
 from gateway.api.deps import run_until_disconnect, turn_service
 from gateway.common.logging import request_id
-from gateway.domain.errors import error_of
+from gateway.domain.errors import error_from_info
 from gateway.domain.events import TurnCancelled, TurnFailed
 from gateway.domain.messages import Principal, TurnRequest
 from gateway.ports.listener import EventListener
@@ -60,7 +60,7 @@ async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) 
     summary = await run_until_disconnect(request, turn_service(request).wait(turn, TurnSummary))
     response.headers.update(turn_headers(turn))
     if isinstance(summary.end, TurnFailed | TurnCancelled):
-        raise turn.failure or error_of(summary.end.error)
+        raise turn.failure or error_from_info(summary.end.error)
     return summary
 
 

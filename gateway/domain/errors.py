@@ -60,7 +60,7 @@ class GatewayError(Exception):
         self.retry_after = retry_after
         super().__init__(self.message)
 
-    def info(self) -> "ErrorInfo":
+    def to_error_info(self) -> "ErrorInfo":
         return ErrorInfo(code=self.code, message=self.message, param=self.param)
 
 
@@ -266,13 +266,13 @@ class OutputInvalid(ModelError):
     default_message = "The model's answer does not match response_format."
 
 
-def error_of(info: ErrorInfo) -> GatewayError:
+def error_from_info(info: ErrorInfo) -> GatewayError:
     """Restore an error from its public part. An unknown code gives a plain `GatewayError`."""
-    return _by_code(GatewayError).get(info.code, GatewayError)(info.message, param=info.param)
+    return _errors_by_code(GatewayError).get(info.code, GatewayError)(info.message, param=info.param)
 
 
-def _by_code(kind: type[GatewayError]) -> dict[str, type[GatewayError]]:
+def _errors_by_code(kind: type[GatewayError]) -> dict[str, type[GatewayError]]:
     found = {kind.code: kind}
     for child in kind.__subclasses__():
-        found |= _by_code(child)
+        found |= _errors_by_code(child)
     return found

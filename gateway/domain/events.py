@@ -177,16 +177,16 @@ Event = (
 Delta = ReasoningDelta | TextDelta
 TurnEnd = TurnCompleted | TurnFailed | TurnCancelled
 
-encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Event).decode
+encode_event = msgspec.json.Encoder().encode
+decode_event = msgspec.json.Decoder(Event).decode
 
 
-def type_of(event: Event) -> str:
+def get_event_type(event: Event) -> str:
     """Return the wire name of an event, such as `text.delta`."""
     return str(event.__struct_config__.tag)
 
 
-class Entry(msgspec.Struct, gc=False):
+class JournalEntry(msgspec.Struct, gc=False):
     """An event with its number in the turn, from 1.
 
     Its JSON is encoded once for all listeners.
@@ -199,8 +199,8 @@ class Entry(msgspec.Struct, gc=False):
     @property
     def data(self) -> bytes:
         """JSON of the event."""
-        return self._data or encode(self.event)
+        return self._data or encode_event(self.event)
 
-    def kept(self) -> None:
+    def release_encoded(self) -> None:
         """Drop the encoded JSON, as the journal has stored it; late listeners encode it again (docs/adr/0001)."""
         self._data = None

@@ -15,7 +15,7 @@ Outcome = Literal["ok", "error", "unknown", "denied"]
 Approval = Literal["never", "destructive", "always"]
 Action = Literal["accept", "decline", "cancel", "expire"]
 JsonObject = dict[str, Any]
-NOT_READABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+JSON_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Errors of msgspec for input that is not JSON, not UTF-8, or nested too deeply."""
 
 UserRole = Literal["admin", "user", "viewer"]
@@ -61,31 +61,31 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
     budget: Budget | None = None
     limits: KeyLimits | None = None
 
-    def may_enter(self, area: Area) -> bool:
+    def has_scope(self, area: Area) -> bool:
         return self.scopes is None or area in self.scopes
 
     @property
-    def may_use_all(self) -> bool:
+    def can_use_all_tools(self) -> bool:
         """True if no allow list restricts the tools."""
         return self.servers is None and self.tools is None
 
-    def may_ask(self, model: str) -> bool:
-        return allowed(model, self.models)
+    def can_use_model(self, model: str) -> bool:
+        return matches_any_glob(model, self.models)
 
-    def may_reach(self, server: str) -> bool:
-        return allowed(server, self.servers)
+    def can_use_server(self, server: str) -> bool:
+        return matches_any_glob(server, self.servers)
 
-    def may_use(self, spec: "ToolSpec") -> bool:
+    def can_use_tool(self, spec: "ToolSpec") -> bool:
         """True if the allow lists permit a tool. Client-side tools are always permitted."""
-        return spec.client or (allowed(spec.server, self.servers) and allowed(spec.name, self.tools))
+        return spec.client or (matches_any_glob(spec.server, self.servers) and matches_any_glob(spec.name, self.tools))
 
 
-def allowed(name: str, globs: tuple[str, ...] | None) -> bool:
+def matches_any_glob(name: str, globs: tuple[str, ...] | None) -> bool:
     """True if a list of globs matches a name; None matches every name."""
     return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
-LOCAL = Principal(user="local", role="admin")
+LOCAL_PRINCIPAL = Principal(user="local", role="admin")
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -140,13 +140,13 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     helper: bool = False
 
     @cached_property
-    def function(self) -> msgspec.Raw:
+    def function_json(self) -> msgspec.Raw:
         """JSON of the tool in OpenAI's shape. Cached, because every step of every turn sends it."""
         function = {"name": self.name, "description": self.description, "parameters": self.input_schema}
         return msgspec.Raw(msgspec.json.encode({"type": "function", "function": function}))
 
     @cached_property
-    def chars(self) -> int:
+    def prompt_chars(self) -> int:
         """Number of characters that the tool takes in a prompt."""
         return len(self.name) + len(self.description) + len(msgspec.json.encode(self.input_schema))
 
@@ -188,7 +188,7 @@ class Usage(msgspec.Struct, frozen=True):
         return Usage(*map(add, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
-class Spent(msgspec.Struct, frozen=True):
+class UsageTotals(msgspec.Struct, frozen=True):
     """Usage of today and of this month (UTC), with reservations.
 
     Running turns are included. Reservations (`…_set_aside`) are for active model calls.
@@ -202,7 +202,7 @@ class Spent(msgspec.Struct, frozen=True):
     usd_set_aside: float = 0.0
 
 
-class Hold(msgspec.Struct, frozen=True):
+class BudgetReservation(msgspec.Struct, frozen=True):
     """Usage of a running turn and the reservation for its next step.
 
     No other sum includes them yet.
@@ -232,7 +232,7 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning_format: str | None = None
     include_reasoning: bool | None = None
 
-    def over(self, defaults: "Parameters") -> "Parameters":
+    def with_defaults(self, defaults: "Parameters") -> "Parameters":
         """Return these parameters, completed by defaults."""
         chosen = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) is not None}
         return msgspec.structs.replace(defaults, **chosen)
@@ -312,7 +312,7 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     cached: bool = False
 
 
-class KnownResponse(msgspec.Struct, frozen=True):
+class CachedResponse(msgspec.Struct, frozen=True):
     """Answer of an earlier turn: the text of each step that had text, and the finish reason."""
 
     texts: tuple[str, ...]
@@ -336,7 +336,7 @@ class Question(msgspec.Struct, frozen=True):
     login: str | None = None
 
 
-class InputNeeded(msgspec.Struct, frozen=True):
+class PendingInput(msgspec.Struct, frozen=True):
     """Questions that a call asked instead of returning a result.
 
     `state` is the server's; the gateway returns it with the answers.
@@ -354,7 +354,7 @@ class Answer(msgspec.Struct, frozen=True):
     by: str | None = None
 
 
-class KeptInput(msgspec.Struct, frozen=True):
+class StoredQuestion(msgspec.Struct, frozen=True):
     """Stored question of a turn, with its answer if there is one."""
 
     id: UUID
@@ -379,7 +379,7 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
     resource: str | None = None
 
 
-class Login(msgspec.Struct, frozen=True):
+class AuthorizationRequest(msgspec.Struct, frozen=True):
     """A started sign-in to an MCP server. `owner` "" is the gateway, for all of its users.
 
     `challenge` is the `WWW-Authenticate` header with which the server refused a request, if known.

@@ -30,7 +30,7 @@ from gateway.domain.errors import (
     PromptTooLong,
     ToolCallUnreadable,
 )
-from gateway.domain.messages import NOT_READABLE, JsonObject, Message
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message
 from gateway.llm.catalog import Catalog
 from gateway.llm.rate_limit.limiter import Limiter, RateLimitPermit
 from gateway.llm.rate_limit.token_bucket import parse_duration
@@ -212,7 +212,7 @@ class OpenAICompatibleModel(Model):
             response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
             try:
                 return msgspec.json.decode(response.content, type=_ModelList).data or []
-            except NOT_READABLE:
+            except JSON_DECODE_ERRORS:
                 raise ModelError("The model's server answered with no list of models.") from None
         raise AssertionError("unreachable")
 
@@ -288,7 +288,7 @@ def make_chat_body(call: ModelCall) -> dict[str, Any]:
     on it."""
     body: dict[str, Any] = {"model": call.model, "messages": [make_message_body(message) for message in call.messages]}
     if call.tools:
-        body["tools"] = [tool.function for tool in call.tools]
+        body["tools"] = [tool.function_json for tool in call.tools]
         if call.tool_choice is not None:
             body["tool_choice"] = call.tool_choice
     if call.response_format is not None:

@@ -20,7 +20,7 @@ from gateway.domain.errors import (
     ToolCallUnreadable,
     UpstreamRateLimited,
 )
-from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, allowed
+from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
 from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
 from gateway.llm.tool_repair.repair import UnrepairableCall, extract_calls, repair_call
@@ -107,7 +107,7 @@ class ResilientModel(Model):
             PromptTooLong: the prompt cannot fit the model's window.
         """
         self._check_context_window(call)
-        others = (model for model in self._fallbacks if allowed(model, call.allowed))
+        others = (model for model in self._fallbacks if matches_any_glob(model, call.allowed))
         models = list(dict.fromkeys((call.model, *others)))
         for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
             watch = _AttemptSink(sink, call.tools)

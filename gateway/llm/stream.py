@@ -10,7 +10,7 @@ from gateway.domain.errors import (
     ModelUnavailable,
     ToolCallUnreadable,
 )
-from gateway.domain.messages import NOT_READABLE, JsonObject, ToolCall, Usage
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, Usage
 from gateway.ports.model import ModelAnswer, ModelSink
 
 
@@ -183,7 +183,7 @@ class ChunkReader:
     def _read_payload(self, payload: bytes) -> None:
         try:
             chunk = _decode(payload)
-        except NOT_READABLE:
+        except JSON_DECODE_ERRORS:
             if (said := payload.strip()) == b"[DONE]":
                 self.is_done = True
             if said in (b"[DONE]", b""):
@@ -286,7 +286,7 @@ def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
     try:
         whole = msgspec.json.decode(body, type=_WholeAnswer)
         choice = whole.choices[0]
-    except (*NOT_READABLE, IndexError):
+    except (*JSON_DECODE_ERRORS, IndexError):
         raise ModelStreamBroken from None
     sink.opened()
     if thought := choice.message.reasoning or choice.message.reasoning_content:

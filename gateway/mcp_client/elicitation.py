@@ -15,7 +15,7 @@ from mcp.types import (
     InputResponses,
 )
 
-from gateway.domain.messages import Answer, InputNeeded, KeptInput, Question
+from gateway.domain.messages import Answer, PendingInput, Question, StoredQuestion
 
 _MAX_QUESTIONS = 10
 _MAX_MESSAGE_LENGTH = 4_000
@@ -25,7 +25,7 @@ class UnsupportedElicitation(Exception):
     """The server asks for something that a user cannot answer here. `str()` is for the model."""
 
 
-def parse_input_request(result: InputRequiredResult) -> InputNeeded:
+def parse_input_request(result: InputRequiredResult) -> PendingInput:
     """The server's questions, with its opaque state.
 
     Raises:
@@ -35,7 +35,7 @@ def parse_input_request(result: InputRequiredResult) -> InputNeeded:
     if not requests or len(requests) > _MAX_QUESTIONS:
         raise UnsupportedElicitation(f"The server asked {len(requests)} questions at once, and the call was given up.")
     questions = tuple(_parse_question(key, request) for key, request in requests.items())
-    return InputNeeded(questions, result.request_state)
+    return PendingInput(questions, result.request_state)
 
 
 def _parse_question(key: str, request: InputRequest) -> Question:
@@ -53,7 +53,7 @@ def _make_question(key: str, params: ElicitRequestParams) -> Question:
             return Question(key, "authorization", page.message[:_MAX_MESSAGE_LENGTH], url=page.url)
 
 
-def make_input_responses(answers: Sequence[KeptInput]) -> InputResponses | None:
+def make_input_responses(answers: Sequence[StoredQuestion]) -> InputResponses | None:
     """The answers in the protocol's form."""
     return {stored.question.key: make_elicit_result(stored.answer) for stored in answers if stored.answer} or None
 

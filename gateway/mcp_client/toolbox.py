@@ -9,7 +9,15 @@ from mcp.types import CallToolResult
 from gateway.common.logging import get_logger
 from gateway.config import Settings
 from gateway.domain.errors import McpFailed, NotFound, StorageUnavailable
-from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
+from gateway.domain.messages import (
+    JsonObject,
+    PendingInput,
+    Principal,
+    StoredQuestion,
+    ToolResult,
+    ToolSpec,
+    text_block,
+)
 from gateway.mcp_client.builtin_tools import SIGN_IN, make_sign_in_tool
 from gateway.mcp_client.caller_identity import TokenSigner
 from gateway.mcp_client.change_notifier import ChangeNotifier
@@ -173,8 +181,8 @@ class McpToolbox(ServerPool, Toolbox):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         """See `Toolbox.call`."""
         connection = self._pool.get_connection(spec.server, principal)
         if connection is None:
@@ -191,7 +199,7 @@ class McpToolbox(ServerPool, Toolbox):
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, principal, error) if error.sign_in else None
             return question or _make_error_result(spec, error)
-        return result if isinstance(result, InputNeeded) else truncate_result(result, self._max_result_chars)
+        return result if isinstance(result, PendingInput) else truncate_result(result, self._max_result_chars)
 
     async def _call_with_retry(
         self,
@@ -200,8 +208,8 @@ class McpToolbox(ServerPool, Toolbox):
         arguments: JsonObject,
         principal: Principal,
         observer: CallObserver | None,
-        answers: Sequence[KeptInput],
-    ) -> CallToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion],
+    ) -> CallToolResult | PendingInput:
         """Call a tool. Retry once after a lost connection, if the tool may run twice without harm."""
         call = partial(
             connection.send_tool_call,
@@ -222,14 +230,14 @@ class McpToolbox(ServerPool, Toolbox):
 
     async def _ask_to_sign_in(
         self, connection: ServerConnection, principal: Principal, error: ToolCallError
-    ) -> InputNeeded | None:
+    ) -> PendingInput | None:
         """The question to the user; None if only an admin may sign in, or if storage is unavailable."""
         assert self.sign_in_service is not None
         try:
             question = await self.sign_in_service.make_question(connection.config, principal, error.challenge)
         except StorageUnavailable:
             return None
-        return question and InputNeeded((question,))
+        return question and PendingInput((question,))
 
     async def _describe_tools(self, connection: ServerConnection, spec: ToolSpec) -> ToolResult:
         """The result of the sign-in tool: the tools that are available after the sign-in."""

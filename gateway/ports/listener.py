@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from gateway.domain.events import Entry
+from gateway.domain.events import JournalEntry
 
 
 class EventListener(Protocol):
     """Iterates over batches of a turn's entries, then knows why there are no more."""
 
-    def __aiter__(self) -> AsyncIterator[list[Entry]]: ...
+    def __aiter__(self) -> AsyncIterator[list[JournalEntry]]: ...
 
     @property
     def close_reason(self) -> str | None:

@@ -26,7 +26,7 @@ class ModelCall(msgspec.Struct, frozen=True):
 
     def estimate_tokens(self) -> int:
         """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""
-        tools = sum(tool.chars for tool in self.tools)
+        tools = sum(tool.prompt_chars for tool in self.tools)
         return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
 
     def estimate_usage(self, written: int) -> Usage:

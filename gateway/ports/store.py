@@ -8,22 +8,22 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from gateway.domain.events import Entry
+from gateway.domain.events import JournalEntry
 from gateway.domain.messages import (
     Answer,
+    BudgetReservation,
     BusKind,
     BusMessage,
-    Hold,
-    InputNeeded,
+    CachedResponse,
     JsonObject,
-    KeptInput,
-    KnownResponse,
     Message,
+    PendingInput,
     Principal,
-    Spent,
+    StoredQuestion,
     TurnOutcome,
     TurnRecord,
     TurnRequest,
+    UsageTotals,
 )
 
 
@@ -33,7 +33,7 @@ class EventSource(Protocol):
     turn_id: UUID
 
     @abstractmethod
-    def take_unwritten(self) -> list[Entry]:
+    def take_unwritten(self) -> list[JournalEntry]:
         """The entries that the journal has not been given yet. It must write them, in this order."""
         ...
 
@@ -158,7 +158,7 @@ class ResponseCache(Protocol):
     """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def find(self, owner: str, key: bytes, ttl: float) -> KnownResponse | None:
+    async def find(self, owner: str, key: bytes, ttl: float) -> CachedResponse | None:
         """The answer that an owner got to such a request, if that is no longer ago than `ttl` seconds."""
         ...
 
@@ -189,12 +189,12 @@ class TurnRepository(Protocol):
         ...
 
     @abstractmethod
-    async def events(self, turn_id: UUID, after: int) -> list[Entry]:
+    async def events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
         """The journal behind number `after`, in order; a part of it if it is long, none if there is no more."""
         ...
 
     @abstractmethod
-    async def journal(self, turn_id: UUID) -> list[Entry]:
+    async def journal(self, turn_id: UUID) -> list[JournalEntry]:
         """The whole journal."""
         ...
 
@@ -233,12 +233,12 @@ class QuestionRepository(Protocol):
     """Questions of turns and their answers. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
+    async def ask(self, turn_id: UUID, call_id: str, needed: PendingInput) -> list[tuple[StoredQuestion, datetime]]:
         """Keep a call's questions, each with when it expires."""
         ...
 
     @abstractmethod
-    async def get(self, turn_id: UUID, input_id: UUID) -> KeptInput:
+    async def get(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
         """Raises:
         NotFound: the turn has not asked this.
         """
@@ -254,7 +254,7 @@ class QuestionRepository(Protocol):
         ...
 
     @abstractmethod
-    async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
+    async def of_turn(self, turn_id: UUID) -> list[StoredQuestion]:
         """All that a turn has asked, with the answers so far."""
         ...
 
@@ -295,12 +295,12 @@ class BudgetTransaction(Protocol):
     """An owner's part of the ledger, while nobody else sets anything aside in it."""
 
     @abstractmethod
-    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
+    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
         """Of the owner, or of that with a key; `without` what a turn holds."""
         ...
 
     @abstractmethod
-    async def hold(self, hold: Hold, key: str | None) -> None:
+    async def hold(self, hold: BudgetReservation, key: str | None) -> None:
         """Set aside, in the place of what the turn has held before."""
         ...
 
@@ -309,7 +309,7 @@ class BudgetRepository(Protocol):
     """What turns have used up. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def spent(self, owner: str, key: str | None = None) -> Spent:
+    async def spent(self, owner: str, key: str | None = None) -> UsageTotals:
         """See `BudgetTransaction.spent`."""
         ...
 
@@ -319,6 +319,6 @@ class BudgetRepository(Protocol):
         ...
 
     @abstractmethod
-    async def settle(self, hold: Hold) -> None:
+    async def settle(self, hold: BudgetReservation) -> None:
         """The turn's step has ended: only what the turn has used up counts."""
         ...

@@ -9,13 +9,13 @@ import msgspec
 
 from gateway.domain.messages import (
     Answer,
+    AuthorizationRequest,
     Grant,
-    InputNeeded,
     JsonObject,
-    KeptInput,
-    Login,
+    PendingInput,
     Principal,
     Question,
+    StoredQuestion,
     ToolResult,
     ToolSpec,
 )
@@ -73,10 +73,10 @@ class GrantStore(Protocol):
         ...
 
     @abstractmethod
-    async def offer(self, ticket: str, login: Login) -> None: ...
+    async def offer(self, ticket: str, login: AuthorizationRequest) -> None: ...
 
     @abstractmethod
-    async def offered(self, ticket: str) -> Login | None:
+    async def offered(self, ticket: str) -> AuthorizationRequest | None:
         """The sign-in that a ticket is for, while it is good."""
         ...
 
@@ -135,7 +135,7 @@ class SignIn(Protocol):
         ...
 
     @abstractmethod
-    async def offered(self, ticket: str) -> Login:
+    async def offered(self, ticket: str) -> AuthorizationRequest:
         """Raises:
         NotFound: the ticket is not good, or not any more.
         """
@@ -202,8 +202,8 @@ class Toolbox(Protocol):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         """Run a tool for `principal`. Never raises for what goes wrong with the call: the result says it.
 
         `answers` are those to what this very call has asked before; it may ask again.

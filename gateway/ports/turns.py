@@ -5,7 +5,7 @@ from typing import Protocol
 from uuid import UUID
 
 from gateway.domain.events import Event
-from gateway.domain.messages import Answer, InputNeeded, Principal, Question
+from gateway.domain.messages import Answer, PendingInput, Principal, Question
 from gateway.ports.model import ModelInfo
 
 
@@ -25,7 +25,7 @@ class EventEmitter(Protocol):
         ...
 
     @abstractmethod
-    async def ask(self, call_id: str, needed: InputNeeded) -> None:
+    async def ask(self, call_id: str, needed: PendingInput) -> None:
         """Store the questions of a call, then show them. The call continues when they are answered."""
         ...
 

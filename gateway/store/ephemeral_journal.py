@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.domain.events import Entry
+from gateway.domain.events import JournalEntry
 from gateway.domain.messages import TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.store import EventSource, Journal
 
@@ -71,7 +71,7 @@ class _NullEventSource(EventSource):
     def __init__(self, turn_id: UUID) -> None:
         self.turn_id = turn_id
 
-    def take_unwritten(self) -> list[Entry]:
+    def take_unwritten(self) -> list[JournalEntry]:
         return []
 
     def mark_committed(self, seq: int) -> None:

@@ -15,7 +15,7 @@ from gateway.common.concurrency import Backoff, BoundedQueue, Deadline, Supervis
 from gateway.common.logging import get_logger
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
-from gateway.domain.events import Entry
+from gateway.domain.events import JournalEntry
 from gateway.domain.messages import TurnOutcome, TurnRecord, Usage
 from gateway.ports.store import EventSource, Journal
 from gateway.store import journal_statements as statements
@@ -43,7 +43,7 @@ class _PendingWrite:
 
     __slots__ = ("done", "entries", "last_seq", "row", "size", "source")
 
-    def __init__(self, source: EventSource, entries: list[Entry], row: Row | None) -> None:
+    def __init__(self, source: EventSource, entries: list[JournalEntry], row: Row | None) -> None:
         self.source = source
         self.entries = entries
         self.last_seq = entries[-1].seq if entries else 0
@@ -53,7 +53,7 @@ class _PendingWrite:
 
     def succeed(self) -> None:
         for entry in self.entries:
-            entry.kept()
+            entry.release_encoded()
         if self.last_seq:
             self.source.mark_committed(self.last_seq)
         if not self.done.done():
@@ -90,7 +90,7 @@ class PostgresJournal(Journal):
         self._flush_seconds = flush_seconds
         self._patience = patience
         self._redactor = redactor or Redactor()
-        self._unredacted: dict[UUID, list[Entry]] = {}
+        self._unredacted: dict[UUID, list[JournalEntry]] = {}
         self._is_unavailable = False
         self._waiting: BoundedQueue[_PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
         self._in_flight: list[_PendingWrite] = []
@@ -193,7 +193,7 @@ class PostgresJournal(Journal):
         if any(other.row is not None and other.row[0] == statements.FINISH_TURN for other in in_flight):
             return
         if write in in_flight:
-            error = StorageUnavailable().info()
+            error = StorageUnavailable().to_error_info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
             self._submit(source, statements.finish_row(source.turn_id, outcome, self._worker_id))
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.domain.events import Entry, InputResolved, ToolCallStarted, ToolFinished
+from gateway.domain.events import InputResolved, JournalEntry, ToolCallStarted, ToolFinished
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
 
 Values = tuple[object, ...]
@@ -131,7 +131,7 @@ def suspend_row(turn_id: UUID, worker_id: UUID) -> Row:
     return SUSPEND_TURN, (turn_id, worker_id)
 
 
-def commit_rows(turn_id: UUID, rows: list[Row], entries: list[Entry], worker_id: UUID) -> list[Row]:
+def commit_rows(turn_id: UUID, rows: list[Row], entries: list[JournalEntry], worker_id: UUID) -> list[Row]:
     """What one commit writes of one turn.
 
     `rows` begin or end the turn; each call's start and end adds a row to the ledger. One of all these also inserts the
@@ -154,7 +154,7 @@ def _with_events(events: _Events, row: Row) -> Row:
     return row if offset is None else (statement, (*values[:offset], *events, *values[offset:]))
 
 
-def _ledger_rows(turn_id: UUID, entries: Iterable[Entry], worker_id: UUID) -> Iterable[Row]:
+def _ledger_rows(turn_id: UUID, entries: Iterable[JournalEntry], worker_id: UUID) -> Iterable[Row]:
     for entry in entries:
         match entry.event:
             case ToolCallStarted() as call:

@@ -12,7 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import Grant, JsonObject, Login
+from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
 from gateway.ports.tools import GrantStore, GrantTransaction
 from gateway.store.audit import audit
 from gateway.store.database import Database, count_changed_rows
@@ -84,16 +84,16 @@ class PostgresGrantStore(GrantStore):
 
     # --- sign-ins
 
-    async def offer(self, ticket: str, login: Login) -> None:
+    async def offer(self, ticket: str, login: AuthorizationRequest) -> None:
         now = datetime.now(UTC)
         row = OAuthLogin(ticket=_hash(ticket), login=msgspec.to_builtins(login), expires_at=now + _LOGIN_LIFE)
         async with self._database.session() as session:
             await session.exec(delete(OAuthLogin).where(col(OAuthLogin.expires_at) < now))
             session.add(row)
 
-    async def offered(self, ticket: str) -> Login | None:
+    async def offered(self, ticket: str) -> AuthorizationRequest | None:
         row = await self._row(ticket)
-        return None if row is None or row.outcome == "" else msgspec.convert(row.login, Login)
+        return None if row is None or row.outcome == "" else msgspec.convert(row.login, AuthorizationRequest)
 
     async def await_callback(self, ticket: str, state: str) -> None:
         fresh = {"state": _hash(state), "callback": None, "outcome": None}
@@ -122,7 +122,7 @@ class PostgresGrantStore(GrantStore):
         row = await self._row(ticket)
         if row is None:
             return
-        login = msgspec.convert(row.login, Login)
+        login = msgspec.convert(row.login, AuthorizationRequest)
         detail = {"owner": login.owner, "problem": outcome or None}
         ended = update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash(ticket))
         async with self._database.session() as session:

@@ -11,7 +11,7 @@ from sqlmodel import col, func, select
 
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, NotFound
-from gateway.domain.messages import Answer, InputNeeded, KeptInput, Question
+from gateway.domain.messages import Answer, PendingInput, Question, StoredQuestion
 from gateway.ports.store import QuestionRepository
 from gateway.store.audit import audit
 from gateway.store.database import Database, count_changed_rows
@@ -28,10 +28,10 @@ class InputStore(QuestionRepository):
         self._redactor = redactor or Redactor()
         self._lifetime = lifetime
 
-    async def ask(self, turn_id: UUID, call_id: str, needed: InputNeeded) -> list[tuple[KeptInput, datetime]]:
+    async def ask(self, turn_id: UUID, call_id: str, needed: PendingInput) -> list[tuple[StoredQuestion, datetime]]:
         """See `QuestionRepository.ask`."""
         expires_at = datetime.now(UTC) + self._lifetime
-        kept = [KeptInput(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
+        kept = [StoredQuestion(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
         async with self._database.session() as session:
             for one in kept:
                 question = self._redactor.redact_strings(msgspec.to_builtins(one.question))
@@ -47,7 +47,7 @@ class InputStore(QuestionRepository):
                 )
         return [(one, expires_at) for one in kept]
 
-    async def of_turn(self, turn_id: UUID) -> list[KeptInput]:
+    async def of_turn(self, turn_id: UUID) -> list[StoredQuestion]:
         """See `QuestionRepository.of_turn`."""
         query = select(TurnInput).where(TurnInput.turn_id == turn_id).order_by(col(TurnInput.id))
         async with self._database.session() as session:
@@ -79,7 +79,7 @@ class InputStore(QuestionRepository):
             wake = update(Turn).where(*waiting, answered.exists()).values(status="running")
             return bool(await count_changed_rows(session, wake))
 
-    async def get(self, turn_id: UUID, input_id: UUID) -> KeptInput:
+    async def get(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
         """Raises:
         NotFound: the turn has not asked this.
         """
@@ -156,8 +156,8 @@ class InputStore(QuestionRepository):
         return turn_ids
 
 
-def _kept(row: TurnInput) -> KeptInput:
-    return KeptInput(
+def _kept(row: TurnInput) -> StoredQuestion:
+    return StoredQuestion(
         id=row.id,
         call_id=row.call_id,
         question=msgspec.convert(row.question, Question),

@@ -8,8 +8,8 @@ import msgspec
 from gateway.common.redaction import Redactor
 from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo
-from gateway.domain.events import Entry, encode
-from gateway.domain.messages import NOT_READABLE, JsonObject, Message, ToolSpec, TurnOutcome, TurnRecord
+from gateway.domain.events import JournalEntry, encode_event
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message, ToolSpec, TurnOutcome, TurnRecord
 
 
 def record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
@@ -40,7 +40,7 @@ def outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
     )
 
 
-def merge_deltas(fresh: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+def merge_deltas(fresh: list[JournalEntry]) -> tuple[list[JournalEntry], list[JournalEntry]]:
     """Those that can be looked at now, and the deltas at the end, of whose text more may come."""
     end = len(fresh)
     while end and _run_of(fresh[end - 1].event) is not None:
@@ -48,11 +48,11 @@ def merge_deltas(fresh: list[Entry]) -> tuple[list[Entry], list[Entry]]:
     return fresh[:end], fresh[end:]
 
 
-def entries(fresh: list[Entry], redactor: Redactor) -> list[Entry]:
+def entries(fresh: list[JournalEntry], redactor: Redactor) -> list[JournalEntry]:
     """Events as they are kept. Deltas in a row are looked at together, for what a rule finds may lie in several; the
     first of them then holds what is left of all."""
     redactor = redactor.with_shared_budget()
-    kept: list[Entry] = []
+    kept: list[JournalEntry] = []
     for kind, group in groupby(fresh, key=lambda entry: _run_of(entry.event)):
         run = list(group)
         if kind is None:
@@ -71,8 +71,8 @@ def _run_of(event: e.Event) -> tuple[type[e.Event], int] | None:
     return (type(event), event.step) if isinstance(event, e.TextDelta | e.ReasoningDelta) else None
 
 
-def _entry(entry: Entry, event: e.Event) -> Entry:
-    return entry if event is entry.event else Entry(entry.seq, event, encode(event))
+def _entry(entry: JournalEntry, event: e.Event) -> JournalEntry:
+    return entry if event is entry.event else JournalEntry(entry.seq, event, encode_event(event))
 
 
 def _event(event: e.Event, redactor: Redactor) -> e.Event:
@@ -137,5 +137,5 @@ def _arguments(arguments: str, redactor: Redactor) -> str:
     """Redacted value by value, so that they stay JSON."""
     try:
         return msgspec.json.encode(redactor.redact_value(msgspec.json.decode(arguments))).decode()
-    except NOT_READABLE:
+    except JSON_DECODE_ERRORS:
         return redactor.redact_text(arguments)

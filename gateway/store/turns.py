@@ -15,7 +15,7 @@ from sqlmodel import col, func, or_, select
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
 from gateway.domain.errors import ErrorInfo, NotFound, StorageUnavailable
-from gateway.domain.events import Entry, decode
+from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
 from gateway.ports.store import TurnRepository, WorkerRepository
 from gateway.store.audit import audit
@@ -68,7 +68,7 @@ class TurnStore(TurnRepository, WorkerRepository):
             await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
             session.add(audit(by, "turn.delete", f"turn {turn_id}", {}))
 
-    async def events(self, turn_id: UUID, after: int) -> list[Entry]:
+    async def events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
         """See `TurnRepository.events`."""
         query = (
             select(TurnEvents)
@@ -80,9 +80,9 @@ class TurnStore(TurnRepository, WorkerRepository):
             rows = (await session.exec(query)).all()
         return [entry for row in rows for entry in _entries(row) if entry.seq > after]
 
-    async def journal(self, turn_id: UUID) -> list[Entry]:
+    async def journal(self, turn_id: UUID) -> list[JournalEntry]:
         """See `TurnRepository.journal`."""
-        events: list[Entry] = []
+        events: list[JournalEntry] = []
         while more := await self.events(turn_id, events[-1].seq if events else 0):
             events += more
         return events
@@ -219,9 +219,9 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _entries(row: TurnEvents) -> list[Entry]:
+def _entries(row: TurnEvents) -> list[JournalEntry]:
     lines = row.payload.split("\n")
-    return [Entry(row.first_seq + n, decode(line), line.encode()) for n, line in enumerate(lines)]
+    return [JournalEntry(row.first_seq + n, decode_event(line), line.encode()) for n, line in enumerate(lines)]
 
 
 def _record(turn: Turn) -> tuple[TurnRecord, bool]:

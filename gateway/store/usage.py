@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col, func, text
 
 from gateway.common.redaction import Redactor
-from gateway.domain.messages import Hold, Spent
+from gateway.domain.messages import BudgetReservation, UsageTotals
 from gateway.ports.store import BudgetRepository, BudgetTransaction
 from gateway.store.database import Database
 from gateway.store.models import Feedback
@@ -125,8 +125,8 @@ def _spent(owner: str, key: str | None, without: UUID | None = None) -> tuple[st
     return _SPENT.format(of_key=of_key, of_key_now=of_key_now), values
 
 
-def _read(row: Any) -> Spent:
-    return Spent(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
+def _read(row: Any) -> UsageTotals:
+    return UsageTotals(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
 
 
 class _PostgresBudgetTransaction(BudgetTransaction):
@@ -136,12 +136,12 @@ class _PostgresBudgetTransaction(BudgetTransaction):
         self._connection = connection
         self._owner = owner
 
-    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> Spent:
+    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
         """See `BudgetTransaction.spent`."""
         statement, values = _spent(self._owner, key, without)
         return _read((await self._connection.execute(text(statement), values)).one())
 
-    async def hold(self, hold: Hold, key: str | None) -> None:
+    async def hold(self, hold: BudgetReservation, key: str | None) -> None:
         """See `BudgetTransaction.hold`."""
         await self._connection.execute(text(_FORGET_ENDED), {"owner": self._owner})
         values = msgspec.structs.asdict(hold) | {"owner": self._owner, "key": key}
@@ -155,7 +155,7 @@ class UsageStore(BudgetRepository):
         self._database = database
         self._redactor = redactor or Redactor()
 
-    async def spent(self, owner: str, key: str | None = None) -> Spent:
+    async def spent(self, owner: str, key: str | None = None) -> UsageTotals:
         """See `BudgetRepository.spent`."""
         statement, values = _spent(owner, key)
         [row] = await self._database.rows(statement, **values)
@@ -169,7 +169,7 @@ class UsageStore(BudgetRepository):
             await connection.execute(text(_ALONE), {"owner": owner})
             yield _PostgresBudgetTransaction(connection, owner)
 
-    async def settle(self, hold: Hold) -> None:
+    async def settle(self, hold: BudgetReservation) -> None:
         """See `BudgetRepository.settle`."""
         async with self._database.session() as session:
             await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(hold))

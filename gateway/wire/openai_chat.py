@@ -8,7 +8,7 @@ import msgspec
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from gateway.domain import events as e
-from gateway.domain.errors import ErrorInfo, error_of
+from gateway.domain.errors import ErrorInfo, error_from_info
 from gateway.domain.messages import (
     Approval,
     JsonObject,
@@ -316,7 +316,7 @@ def created_at(turn_id: UUID) -> int:
 
 def error_body(error: ErrorInfo, status: int | None = None) -> JsonObject:
     """An error in OpenAI's shape."""
-    status = error_of(error).status if status is None else status
+    status = error_from_info(error).status if status is None else status
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}

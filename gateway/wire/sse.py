@@ -9,7 +9,7 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from gateway.domain.errors import ClientGone
-from gateway.domain.events import Entry, type_of
+from gateway.domain.events import JournalEntry, get_event_type
 
 PING_SECONDS = 15.0
 SSE = "text/event-stream"
@@ -18,9 +18,9 @@ WRITE = "gateway.write"
 """Where a request's scope has the `send` for its body: past those wrappers that only look at how an answer starts."""
 
 
-def frame(entry: Entry) -> bytes:
+def frame(entry: JournalEntry) -> bytes:
     """One numbered event as an SSE frame."""
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (entry.seq, type_of(entry.event).encode(), entry.data)
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (entry.seq, get_event_type(entry.event).encode(), entry.data)
 
 
 def unnumbered(event: str, data: bytes) -> bytes:

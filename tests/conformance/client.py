@@ -12,7 +12,16 @@ import httpx2
 
 from gateway.config import Settings
 from gateway.domain.errors import GatewayError
-from gateway.domain.messages import Answer, Grant, InputNeeded, KeptInput, Login, Principal, Question, ToolSpec
+from gateway.domain.messages import (
+    Answer,
+    AuthorizationRequest,
+    Grant,
+    PendingInput,
+    Principal,
+    Question,
+    StoredQuestion,
+    ToolSpec,
+)
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 
@@ -25,7 +34,7 @@ class MemoryGrants:
 
     def __init__(self) -> None:
         self.grant: Grant | None = None
-        self._logins: dict[str, Login] = {}
+        self._logins: dict[str, AuthorizationRequest] = {}
         self._states: dict[str, str] = {}
         self._answers: dict[str, dict[str, Any]] = {}
         self._outcomes: dict[str, str] = {}
@@ -40,10 +49,10 @@ class MemoryGrants:
     async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
         self.grant = None
 
-    async def offer(self, ticket: str, login: Login) -> None:
+    async def offer(self, ticket: str, login: AuthorizationRequest) -> None:
         self._logins[ticket] = login
 
-    async def offered(self, ticket: str) -> Login | None:
+    async def offered(self, ticket: str) -> AuthorizationRequest | None:
         return self._logins.get(ticket)
 
     async def await_callback(self, ticket: str, state: str) -> None:
@@ -114,17 +123,17 @@ def sample(spec: ToolSpec, toolbox: McpToolbox) -> dict[str, Any]:
 
 
 async def call(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -> None:
-    answers: list[KeptInput] = []
+    answers: list[StoredQuestion] = []
     for _ in range(5):
         result = await toolbox.call(spec, arguments, principal=ADA, observer=Person(), answers=answers)
-        if not isinstance(result, InputNeeded):
+        if not isinstance(result, PendingInput):
             return
         for question in result.questions:
             if question.login and question.url:
                 await sign_in(toolbox, question.url)
         person = Person()
         answers = [
-            KeptInput(id=_NOBODY, call_id="", question=q, state=result.state, answer=await person.ask(q))
+            StoredQuestion(id=_NOBODY, call_id="", question=q, state=result.state, answer=await person.ask(q))
             for q in result.questions
         ]
 

@@ -7,7 +7,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive
 
-from gateway.domain.messages import NOT_READABLE
+from gateway.domain.messages import JSON_DECODE_ERRORS
 
 # Half a character: as an escape, or as the bytes that no UTF-8 has. A NUL is in all UTF-16 and UTF-32, which Python
 # reads, too.
@@ -36,6 +36,6 @@ def whole_characters(receive: Receive) -> Receive:
 def _check(body: bytes) -> None:
     try:
         msgspec.json.decode(body.decode(json.detect_encoding(body)))
-    except NOT_READABLE:
+    except JSON_DECODE_ERRORS:
         # Let through by FastAPI while it reads a body; any other error would be changed.
         raise HTTPException(400, "The body is not valid JSON.") from None

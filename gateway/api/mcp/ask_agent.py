@@ -4,7 +4,7 @@ from mcp.types import CallToolRequestParams
 
 from gateway.agent.service import TurnService
 from gateway.api.mcp.host import HostObserver
-from gateway.domain.errors import GatewayError, InvalidRequest, error_of
+from gateway.domain.errors import GatewayError, InvalidRequest, error_from_info
 from gateway.domain.events import Event, ToolCallStarted, TurnCancelled, TurnFailed
 from gateway.domain.messages import JsonObject, Message, Principal, ToolResult, ToolSpec, TurnRequest, text_block
 from gateway.wire.turn_summary import TurnSummary
@@ -62,7 +62,7 @@ class _ReportedSummary(TurnSummary):
 
 
 def may_ask_agent(principal: Principal) -> bool:
-    return principal.role != "viewer" and principal.may_enter("chat")
+    return principal.role != "viewer" and principal.has_scope("chat")
 
 
 async def ask_agent(
@@ -73,7 +73,7 @@ async def ask_agent(
         turn = await service.start(_turn_request(params), principal)
         summary = await service.wait(turn, lambda: _ReportedSummary(host))
         if isinstance(summary.end, TurnFailed | TurnCancelled):
-            raise turn.failure or error_of(summary.end.error)
+            raise turn.failure or error_from_info(summary.end.error)
     except GatewayError as error:
         info = {"code": error.code, "message": error.message} | ({"param": error.param} if error.param else {})
         return ToolResult("error", [text_block(error.message)]), {ERROR_META_KEY: info}

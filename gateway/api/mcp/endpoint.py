@@ -160,7 +160,7 @@ class McpEndpoint:
     async def _list_tools(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
         principal = get_principal(ctx)
         self._remember(ctx)
-        specs = [spec for spec in self._toolbox.specs() if principal.may_use(spec)]
+        specs = [spec for spec in self._toolbox.specs() if principal.can_use_tool(spec)]
         if may_ask_agent(principal):
             specs.append(ASK_AGENT)
         return t.ListToolsResult(tools=[to_mcp_tool(spec) for spec in specs])
@@ -176,7 +176,7 @@ class McpEndpoint:
         if params.name == ASK_AGENT.name and may_ask_agent(principal):
             return to_call_result(*await ask_agent(self._turn_service, params, principal, host))
         spec = self._toolbox.find(params.name)
-        if spec is None or not principal.may_use(spec):
+        if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
         answers = parse_answers(params)
         for _ in range(_MAX_ROUNDS):

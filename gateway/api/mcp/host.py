@@ -15,7 +15,7 @@ from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, NotFound
-from gateway.domain.messages import Answer, KeptInput, Principal, Question
+from gateway.domain.messages import Answer, Principal, Question, StoredQuestion
 
 log = get_logger(__name__)
 
@@ -55,9 +55,9 @@ class HostObserver:
         content: Any = result.content
         return Answer(result.action, content)
 
-    async def ask_and_keep(self, question: Question, state: str | None) -> KeptInput:
+    async def ask_and_keep(self, question: Question, state: str | None) -> StoredQuestion:
         """The question with its answer and the asking server's state, as the toolbox takes it back."""
-        return KeptInput(UUID(int=0), "", question, state, await self.ask(question))
+        return StoredQuestion(UUID(int=0), "", question, state, await self.ask(question))
 
 
 async def _notify(notification: Coroutine[Any, Any, None]) -> None:

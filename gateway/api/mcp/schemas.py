@@ -6,7 +6,7 @@ from uuid import UUID
 import mcp.types as t
 from mcp import MCPError
 
-from gateway.domain.messages import Answer, InputNeeded, JsonObject, KeptInput, Question, ToolResult, ToolSpec
+from gateway.domain.messages import Answer, JsonObject, PendingInput, Question, StoredQuestion, ToolResult, ToolSpec
 
 
 def to_mcp_tool(spec: ToolSpec) -> t.Tool:
@@ -35,7 +35,7 @@ def to_call_result(result: ToolResult, meta: JsonObject | None = None) -> t.Call
     return t.CallToolResult.model_validate(fields | ({"_meta": meta} if meta else {}))
 
 
-def to_input_required(needed: InputNeeded) -> t.InputRequiredResult:
+def to_input_required(needed: PendingInput) -> t.InputRequiredResult:
     """A server's questions to the caller; the server's state goes with them, and comes back."""
     requests: dict[str, Any] = {}
     for question in needed.questions:
@@ -47,12 +47,14 @@ def to_input_required(needed: InputNeeded) -> t.InputRequiredResult:
     return t.InputRequiredResult.model_validate(fields)
 
 
-def parse_answers(params: t.CallToolRequestParams) -> list[KeptInput]:
+def parse_answers(params: t.CallToolRequestParams) -> list[StoredQuestion]:
     """The answers of the host's user, as the toolbox takes them."""
-    answers: list[KeptInput] = []
+    answers: list[StoredQuestion] = []
     for key, response in (params.input_responses or {}).items():
         if isinstance(response, t.ElicitResult):
             content: Any = response.content
             question = Question(key, "question", "")
-            answers.append(KeptInput(UUID(int=0), "", question, params.request_state, Answer(response.action, content)))
+            answers.append(
+                StoredQuestion(UUID(int=0), "", question, params.request_state, Answer(response.action, content))
+            )
     return answers

@@ -18,7 +18,7 @@ from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError, Settings, is_loopback
 from gateway.domain.errors import NotAuthenticated, StorageUnavailable
-from gateway.domain.messages import LOCAL, BusMessage, Principal
+from gateway.domain.messages import LOCAL_PRINCIPAL, BusMessage, Principal
 from gateway.store.api_keys import KeyStore, principal_of
 from gateway.store.audit import AuditStore
 from gateway.store.models import ApiKey
@@ -78,7 +78,7 @@ class Authenticator:
             StorageUnavailable: the stored keys cannot be read.
         """
         if not self._requires_credential and not await self._key_cache.has_stored_keys():
-            return LOCAL
+            return LOCAL_PRINCIPAL
         credential = headers.get("x-api-key") or _parse_bearer_token(headers)
         if not credential:
             raise NotAuthenticated
@@ -92,7 +92,7 @@ class Authenticator:
         """Hash and look up unknown keys too, so timing does not reveal which exist."""
         hashed = _hash_secret(credential)
         if self._static_key_hash is not None and hmac.compare_digest(hashed, self._static_key_hash):
-            return msgspec.structs.replace(LOCAL, key=STATIC_KEY_NAME)
+            return msgspec.structs.replace(LOCAL_PRINCIPAL, key=STATIC_KEY_NAME)
         if self._jwt_verifier is not None and credential.count(".") == 2:
             return await self._jwt_verifier.verify_token(credential)
         key = await self._key_cache.find_by_hash(hashed.hex())

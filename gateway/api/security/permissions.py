@@ -135,7 +135,7 @@ def require_permission(principal: Principal, access: RoutePermission) -> None:
     """Raises:
     Forbidden: the principal's role or scopes do not open this.
     """
-    if access.area is not None and not principal.may_enter(access.area):
+    if access.area is not None and not principal.has_scope(access.area):
         raise Forbidden(f"Your key does not open {access.area!r}: it has the scopes {list(principal.scopes or ())}.")
     if _ROLE_RANKS[principal.role] < _ROLE_RANKS[access.role]:
         needed = "an admin" if access.role == "admin" else "a user"

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from gateway.domain.messages import NOT_READABLE, JsonObject
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
 
 MAX_LENIENT_CHARS = 200_000
 """Characters of a text that is read leniently. Well-formed JSON may be longer."""
@@ -100,7 +100,7 @@ def parse_strict(text: str) -> Any:
     """The value of well-formed JSON; None: it is none, or null, or nested too deep."""
     try:
         value: Any = msgspec.json.decode(text)
-    except NOT_READABLE:
+    except JSON_DECODE_ERRORS:
         return None
     return value if _is_shallow(value) else None
 

@@ -8,7 +8,7 @@ from mcp.types import CallToolResult, ServerCapabilities, Tool
 
 from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.urls import strip_url_secrets
-from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal
+from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion
 from gateway.mcp_client.caller_identity import TokenSigner, acting_for, forward_header
 from gateway.mcp_client.connection.errors import describe_error
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
@@ -213,8 +213,8 @@ class ServerConnection:
         principal: Principal,
         timeout: float,
         observer: CallObserver | None,
-        answers: Sequence[KeptInput] = (),
-    ) -> CallToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> CallToolResult | PendingInput:
         """See `RequestSender.send_tool_call`."""
         return await self._requests.send_tool_call(
             tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers

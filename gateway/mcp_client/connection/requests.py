@@ -10,7 +10,7 @@ from mcp.types import INVALID_REQUEST, PARSE_ERROR, CallToolResult, InputRequire
 from gateway.common.concurrency import Deadline, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
-from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal
+from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion
 from gateway.mcp_client.caller_identity import acting_for
 from gateway.mcp_client.connection.errors import RequestNotSent, ToolCallError
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
@@ -67,8 +67,8 @@ class RequestSender:
         principal: Principal,
         timeout: float,
         observer: CallObserver | None,
-        answers: Sequence[KeptInput],
-    ) -> CallToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion],
+    ) -> CallToolResult | PendingInput:
         """Run a tool as `principal`. Retries once, only if the request was not sent or the session was lost.
 
         Raises:
@@ -128,8 +128,8 @@ class RequestSender:
         principal: Principal,
         timeout: float,
         observer: CallObserver | None,
-        answers: Sequence[KeptInput],
-    ) -> CallToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion],
+    ) -> CallToolResult | PendingInput:
         client = await self.wait_for_client()
         pausable = PausableTimeout(timeout)
         try:

@@ -9,7 +9,7 @@ from mcp.client.auth import OAuthClientProvider, OAuthFlowError, OAuthRegistrati
 from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from pydantic import AnyUrl, ValidationError
 
-from gateway.domain.messages import Grant, JsonObject, Login
+from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, HttpsOnlyTransport, InsecureUrl, is_permitted_url
 from gateway.mcp_client.oauth.tokens import INVALID_CLIENT_ERRORS, REQUEST_TIMEOUT_SECONDS, get_expiry
 from gateway.ports.servers import ServerConfig
@@ -56,7 +56,7 @@ class AuthorizationFlow:
         self,
         grants: GrantStore,
         config: ServerConfig,
-        login: Login,
+        login: AuthorizationRequest,
         ticket: str,
         *,
         callback_url: str,

@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import Conflict, Forbidden, McpFailed, NotFound
-from gateway.domain.messages import JsonObject, Login, Principal, Question
+from gateway.domain.messages import AuthorizationRequest, JsonObject, Principal, Question
 from gateway.mcp_client.oauth.authorization_flow import AuthorizationFlow, make_client_metadata
 from gateway.mcp_client.oauth.tokens import REQUEST_TIMEOUT_SECONDS, get_grant_owner
 from gateway.ports.servers import ServerConfig
@@ -86,7 +86,7 @@ class SignInService(SignIn):
         await self._grants.forget(config.name, get_grant_owner(config, principal), config.url, by=principal.user)
         self._report_change()
 
-    async def offered(self, ticket: str) -> Login:
+    async def offered(self, ticket: str) -> AuthorizationRequest:
         """See `SignIn.offered`."""
         login = await self._grants.offered(ticket)
         if login is None:
@@ -199,6 +199,8 @@ class SignInService(SignIn):
 
     async def _create_ticket(self, server: ServerConfig, principal: Principal, challenge: str | None) -> str:
         ticket = secrets.token_urlsafe(32)
-        login = Login(server.name, get_grant_owner(server, principal), server.url, principal.user, challenge)
+        login = AuthorizationRequest(
+            server.name, get_grant_owner(server, principal), server.url, principal.user, challenge
+        )
         await self._grants.offer(ticket, login)
         return f"{self._public_url}{START_PATH}?{urlencode({'ticket': ticket})}"

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec, text_block
+from gateway.domain.messages import (
+    JsonObject,
+    PendingInput,
+    Principal,
+    StoredQuestion,
+    ToolResult,
+    ToolSpec,
+    text_block,
+)
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.mcp_client.resources import find_resource_server
 from gateway.ports.tools import CallObserver, Listed, Toolbox
@@ -42,8 +50,8 @@ class ToolDenyList(ToolboxWrapper):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         if self._is_denied(spec):
             return _denied_result(spec)
         return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
@@ -63,9 +71,9 @@ class ToolPermissions(ToolboxWrapper):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
-        if not principal.may_use(spec):
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
+        if not principal.can_use_tool(spec):
             return _denied_result(spec)
         return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
 
@@ -78,12 +86,12 @@ class ServerPermissions(ToolboxWrapper):
 
     async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
         items = await self._toolbox.listed(kind, principal)
-        return [item for item in items if principal.may_reach(item["server"])]
+        return [item for item in items if principal.can_use_server(item["server"])]
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         if principal.servers is not None:
             server = server or await find_resource_server(self, uri, principal)
-            if not principal.may_reach(server):
+            if not principal.can_use_server(server):
                 raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
         return await self._toolbox.read_resource(uri, principal, server)
 

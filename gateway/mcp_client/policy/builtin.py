@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec
+from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion, ToolResult, ToolSpec
 from gateway.mcp_client.builtin_tools import SIGN_IN, run_builtin_tool
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.ports.tools import CallObserver, Toolbox
@@ -22,8 +22,8 @@ class BuiltinToolRunner(ToolboxWrapper):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         if spec.helper and spec.tool != SIGN_IN:
             return await run_builtin_tool(self._content, spec, arguments, principal)
         return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)

@@ -9,11 +9,11 @@ from gateway.common.redaction import Redactor
 from gateway.domain.errors import McpFailed
 from gateway.domain.messages import (
     Answer,
-    InputNeeded,
     JsonObject,
-    KeptInput,
+    PendingInput,
     Principal,
     Question,
+    StoredQuestion,
     ToolResult,
     ToolSpec,
     text_block,
@@ -33,8 +33,8 @@ class ArgumentDepthLimit(ToolboxWrapper):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         if exceeds_depth(arguments):
             message = f"The arguments are nested more than {MAX_DEPTH} deep: make them flatter."
             return ToolResult("error", [text_block(message)])
@@ -55,8 +55,8 @@ class RedactingToolbox(ToolboxWrapper):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         redacted = [
             msgspec.structs.replace(
                 question, answer=question.answer and _redact_answer(question.answer, self._redactor)
@@ -88,12 +88,12 @@ class SanitizingToolbox(ToolboxWrapper):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         observer = observer and _SanitizingObserver(observer)
         result = await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
-        if isinstance(result, InputNeeded):
-            return InputNeeded(tuple(_sanitize_question(question) for question in result.questions), result.state)
+        if isinstance(result, PendingInput):
+            return PendingInput(tuple(_sanitize_question(question) for question in result.questions), result.state)
         content, structured = sanitize_value(result.content), sanitize_value(result.structured)
         return msgspec.structs.replace(result, content=content, structured=structured)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gateway.domain.messages import InputNeeded, JsonObject, KeptInput, Principal, ToolResult, ToolSpec
+from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion, ToolResult, ToolSpec
 from gateway.ports.tools import CallObserver, Listed, ServerStatus, SignIn, Toolbox
 
 
@@ -28,8 +28,8 @@ class ToolboxWrapper(Toolbox):
         *,
         principal: Principal,
         observer: CallObserver | None = None,
-        answers: Sequence[KeptInput] = (),
-    ) -> ToolResult | InputNeeded:
+        answers: Sequence[StoredQuestion] = (),
+    ) -> ToolResult | PendingInput:
         return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
 
     async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:

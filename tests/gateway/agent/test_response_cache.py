@@ -8,7 +8,7 @@ import pytest
 from gateway.agent.batch_tool import BATCH
 from gateway.agent.loop import ModelContext
 from gateway.agent.response_cache import cache_key, is_cacheable
-from gateway.domain.events import Entry, Event, ModelRetry, ToolCallStarted, ToolFinished
+from gateway.domain.events import Event, JournalEntry, ModelRetry, ToolCallStarted, ToolFinished
 from gateway.domain.messages import Message, Parameters, Principal, ToolCall
 from tests.fakes import spec
 
@@ -77,6 +77,6 @@ KEPT: list[tuple[bool, list[Event]]] = [
 @pytest.mark.parametrize(("kept", "events"), KEPT)
 def test_answer_may_be_kept_if_all_that_it_rests_on_was_read_and_worked(kept: bool, events: list[Event]) -> None:
     tools = (spec("a", read_only=True), spec(BATCH, read_only=True), spec("writes"))
-    entries = [Entry(number, event, b"") for number, event in enumerate(events, 1)]
+    entries = [JournalEntry(number, event, b"") for number, event in enumerate(events, 1)]
     assert is_cacheable("stop", entries, tools) is kept
     assert is_cacheable("step_limit", entries, tools) is False

@@ -4,7 +4,7 @@ import asyncio
 
 from gateway.agent.tool_calls import ToolCallScheduler
 from gateway.domain.events import ToolCallStarted, ToolFinished
-from gateway.domain.messages import LOCAL, ToolCall
+from gateway.domain.messages import LOCAL_PRINCIPAL, ToolCall
 from tests.fakes import GatedToolbox, RecordingTurn, spec
 
 READ, WRITE = spec("read", read_only=True), spec("write")
@@ -12,7 +12,7 @@ READ, WRITE = spec("read", read_only=True), spec("write")
 
 def calls_over(toolbox: GatedToolbox, turn: RecordingTurn, limit: int = 8) -> ToolCallScheduler:
     offered = {tool.name: tool for tool in toolbox.specs()}
-    return ToolCallScheduler(1, offered=offered, toolbox=toolbox, principal=LOCAL, out=turn, limit=limit)
+    return ToolCallScheduler(1, offered=offered, toolbox=toolbox, principal=LOCAL_PRINCIPAL, out=turn, limit=limit)
 
 
 def call(tool: str, name: str) -> ToolCall:

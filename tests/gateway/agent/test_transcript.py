@@ -8,7 +8,7 @@ from gateway.domain.messages import Message, ToolCall, Usage, text_block
 def folded(*events: e.Event) -> Transcript:
     transcript = Transcript()
     for event in events:
-        transcript.apply(e.decode(e.encode(event)))  # as it comes back from the journal
+        transcript.apply(e.decode_event(e.encode_event(event)))  # as it comes back from the journal
     return transcript
 
 

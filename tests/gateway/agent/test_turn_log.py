@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from gateway.agent.turn_log import TurnLog
 from gateway.domain.errors import ErrorInfo
-from gateway.domain.events import Entry, StepCompleted, TextDelta, TurnCancelled
+from gateway.domain.events import JournalEntry, StepCompleted, TextDelta, TurnCancelled
 from gateway.domain.messages import Usage
 
 DELTA = TextDelta(step=1, text="a")
@@ -86,4 +86,4 @@ async def test_take_gives_each_entry_to_the_journal_once() -> None:
     log.append(DELTA)
     assert [entry.seq for entry in first + log.take_unwritten()] == [1, 2, 3]
     assert log.take_unwritten() == []
-    assert isinstance(first[0], Entry)
+    assert isinstance(first[0], JournalEntry)

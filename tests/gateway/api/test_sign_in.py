@@ -13,7 +13,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from gateway.domain.messages import InputNeeded, Principal, ToolResult
+from gateway.domain.messages import PendingInput, Principal, ToolResult
 from gateway.simulator import Simulator
 from tests.gateway.api.test_turns import events_of
 from tests.gateway.mcp_client.oauth_server import Protected
@@ -80,7 +80,7 @@ async def whose(gateway: Gateway, principal: Principal) -> Any:
     return await gateway.state.toolbox.call(spec, {}, principal=principal)
 
 
-def told(result: ToolResult | InputNeeded) -> str:
+def told(result: ToolResult | PendingInput) -> str:
     assert isinstance(result, ToolResult), result
     return str(result.content[0]["text"])
 
@@ -134,7 +134,7 @@ async def test_each_user_signs_in_alone_where_connections_are_not_shared(serve: 
     async with serve(share="user") as gateway:
         await signed_in_as(gateway, ADA)
         adas = told(await whose(gateway, ADA))
-        assert isinstance(await whose(gateway, BOB), InputNeeded)
+        assert isinstance(await whose(gateway, BOB), PendingInput)
         await signed_in_as(gateway, BOB)
         assert told(await whose(gateway, BOB)) != adas
 
@@ -156,7 +156,7 @@ async def test_only_an_admin_is_asked_to_sign_in_for_everybody(serve: Serve) -> 
         assert isinstance(result, ToolResult)
         assert result.outcome == "error"
         admin = await gateway.state.toolbox.call(spec, {}, principal=Principal("eve", role="admin"))
-        assert isinstance(admin, InputNeeded)
+        assert isinstance(admin, PendingInput)
 
 
 async def test_revoked_token_is_refreshed_without_anybody_noticing(serve: Serve, vault: Protected) -> None:
@@ -188,7 +188,7 @@ async def test_client_that_the_authorization_server_forgot_registers_anew(serve:
         vault.clients.clear()
         vault.revoke_access()
         needed = await whose(gateway, ADA)
-        assert isinstance(needed, InputNeeded)
+        assert isinstance(needed, PendingInput)
         url = needed.questions[0].url
         assert url is not None
         assert (await Browser(gateway.session).sign_in(url))[0] == 200
@@ -261,7 +261,7 @@ async def test_who_signs_out_must_sign_in_again(serve: Serve) -> None:
         await signed_in_as(gateway, ADA)
         for _ in range(2):
             await gateway.state.toolbox.sign_in.forget("vault", ADA)
-        assert isinstance(await whose(gateway, ADA), InputNeeded)
+        assert isinstance(await whose(gateway, ADA), PendingInput)
         audited = [(row.actor, row.action, row.subject) for row in await gateway.state.audit.page(limit=9)]
         assert audited == [("ada", "login.forgotten", "server vault"), ("ada", "login.granted", "server vault")]
 

@@ -53,7 +53,7 @@ async def replay(db: asyncpg.Connection, turn_id: UUID) -> list[e.Event]:
     for row in rows:
         assert row["first_seq"] == expected
         expected = row["last_seq"] + 1
-    return [e.decode(line) for row in rows for line in row["payload"].split("\n")]
+    return [e.decode_event(line) for row in rows for line in row["payload"].split("\n")]
 
 
 async def test_a_whole_turn_is_replayed_exactly_as_it_was_told(

@@ -91,6 +91,6 @@ def _narrowed(what: str, wanted: list[str] | list[Area] | None, own: tuple[str, 
         return own
     for each in wanted:
         known = own is None or each in own
-        if not known and (_WILD & set(each) or not Principal("", models=own).may_ask(each)):
+        if not known and (_WILD & set(each) or not Principal("", models=own).can_use_model(each)):
             raise Forbidden(f"Your key does not allow {each!r}, so you may not pass it on.", param=what)
     return tuple(wanted)

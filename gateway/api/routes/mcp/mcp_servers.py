@@ -87,7 +87,7 @@ async def list_servers(
     principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
     """How each stands, and which of their tools have changed since they were first seen."""
-    statuses = {status.name: status for status in toolbox.servers() if principal.may_reach(status.name)}
+    statuses = {status.name: status for status in toolbox.servers() if principal.can_use_server(status.name)}
     views: list[McpServerView] = []
     for name, status in statuses.items():
         config = admin.config(name)
@@ -98,7 +98,7 @@ async def list_servers(
         }  # fmt: skip
         told = {name: getattr(status, name) for name in status.__struct_fields__}
         views.append(McpServerView.model_validate(told | fields))
-    changed = {key: change for key, change in (await servers.changed()).items() if principal.may_reach(key[0])}
+    changed = {key: change for key, change in (await servers.changed()).items() if principal.can_use_server(key[0])}
     return McpServerList(
         servers=views,
         changed_tools=[ChangedTool(server=s, tool=t, was=was, now=now) for (s, t), (was, now) in changed.items()],

@@ -61,7 +61,7 @@ async def sign_out(name: Name, principal: PrincipalDep, toolbox: ToolboxDep) -> 
 
 
 def _demand_reach(name: str, principal: Principal) -> None:
-    if not principal.may_reach(name):
+    if not principal.can_use_server(name):
         raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, SettingsDep, UsageDep
 from gateway.config import Settings
-from gateway.domain.messages import Budget, Spent
+from gateway.domain.messages import Budget, UsageTotals
 from gateway.wire.api_keys import BudgetView
 
 router = APIRouter(prefix="/api/v1", tags=["usage"])
@@ -78,5 +78,5 @@ def budget_of_users(settings: Settings) -> Budget:
     )
 
 
-def _view(spent: Spent, budget: Budget) -> UsageTotalsView:
+def _view(spent: UsageTotals, budget: Budget) -> UsageTotalsView:
     return UsageTotalsView(**msgspec.structs.asdict(spent), budget=BudgetView(**msgspec.structs.asdict(budget)))

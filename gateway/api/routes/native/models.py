@@ -45,6 +45,6 @@ async def list_models(principal: PrincipalDep, models: ModelsDep, settings: Sett
         models=[
             ModelView.model_validate(model, from_attributes=True)
             for model in models.all()
-            if principal.may_ask(model.id)
+            if principal.can_use_model(model.id)
         ],
     )

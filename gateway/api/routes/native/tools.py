@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import ToolNotFound
-from gateway.domain.messages import InputNeeded, JsonObject, Outcome, ToolResult, text_block
+from gateway.domain.messages import JsonObject, Outcome, PendingInput, ToolResult, text_block
 
 router = APIRouter(prefix="/api/v1", tags=["tools"])
 
@@ -60,7 +60,7 @@ class ToolCallResult(BaseModel):
 @router.get("/tools", summary="The tools on offer")
 async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolList:
     """Every tool of every connected MCP server that you may use, and how each server stands."""
-    servers = [server for server in toolbox.servers() if principal.may_reach(server.name)]
+    servers = [server for server in toolbox.servers() if principal.can_use_server(server.name)]
     states = {server.name: server.state for server in servers}
     tools = [
         ToolView(
@@ -79,7 +79,7 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolList:
             ),
         )
         for spec in toolbox.specs()
-        if principal.may_use(spec)
+        if principal.can_use_tool(spec)
     ]
     views = [ServerView.model_validate(server, from_attributes=True) for server in servers]
     return ToolList(tools=tools, servers=views)
@@ -98,11 +98,11 @@ async def call_tool(
 ) -> ToolCallResult:
     """Run one tool as the caller, without a model. What the tool says went wrong is its result, not an HTTP error."""
     spec = toolbox.find(name)
-    if spec is None or not principal.may_use(spec):
+    if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists those on offer.")
     started = time.perf_counter()
     result = await toolbox.call(spec, arguments, principal=principal)
-    if isinstance(result, InputNeeded):
+    if isinstance(result, PendingInput):
         asked = "; ".join(question.message for question in result.questions)
         note = f"The tool asks: {asked} Questions are answered in a chat; here, call it with all that it needs."
         result = ToolResult(outcome="error", content=[text_block(note)])

@@ -48,12 +48,12 @@ async def chat_completions(
 
 @router.get("/models", summary="The models on offer, as OpenAI lists them")
 async def list_models(principal: PrincipalDep, models: ModelsDep) -> JsonObject:
-    return {"object": "list", "data": [_model(model) for model in models.all() if principal.may_ask(model.id)]}
+    return {"object": "list", "data": [_model(model) for model in models.all() if principal.can_use_model(model.id)]}
 
 
 @router.get("/models/{model:path}", summary="A model")
 async def get_model(model: str, principal: PrincipalDep, models: ModelsDep) -> JsonObject:
-    found = next((known for known in models.all() if known.id == model and principal.may_ask(model)), None)
+    found = next((known for known in models.all() if known.id == model and principal.can_use_model(model)), None)
     if found is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
     return _model(found)

@@ -47,7 +47,7 @@ async def create_response(
         turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, request)
         part = answered_part + 1
     else:
-        specs = tuple(spec for spec in toolbox(request).specs() if principal.may_use(spec))
+        specs = tuple(spec for spec in toolbox(request).specs() if principal.can_use_tool(spec))
         urls = {server.name: server.url for server in toolbox(request).servers()}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
