@@ -1,1 +1,1 @@
-"""Measures the gateway beside what else could stand in its place. See README.md."""
+"""Benchmarks of the gateway and of comparable servers. See README.md."""

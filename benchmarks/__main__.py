@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: all contestants under all workloads, side by side."""
+"""`python -m benchmarks`: measure all servers under all workloads, side by side."""
 
 import argparse
 import gc
@@ -11,94 +11,118 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import report, workloads
-from benchmarks.gateway_only import Line, followers, history_and_search, start_up, workers
-from benchmarks.session import directory, say, stopped
-from benchmarks.subjects import Contestant, Gateway, LiteLLM, Obvious, Relay, Surroundings, Tools, Up, Upstream
-from benchmarks.workloads import Result, Workload
+from benchmarks.gateway_only import (
+    SummaryLine,
+    compare_worker_counts,
+    measure_followers,
+    measure_history_and_search,
+    measure_start_up,
+)
+from benchmarks.session import create_work_directory, print_line, stop_at_end
+from benchmarks.subjects import (
+    Baseline,
+    Gateway,
+    LiteLLM,
+    Relay,
+    SharedServers,
+    Subject,
+    ToolServer,
+    UpCommand,
+    UpstreamServer,
+)
+from benchmarks.workloads import Workload, WorkloadResult
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under two minutes: smaller loads, without LiteLLM")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md from a quick or partial run, too")
-    parser.add_argument("--rounds", type=int, help="how often each load is put on (1 quick, 2 else)")
-    parser.add_argument("--only", help="only the workloads whose names hold this, or `workers`")
-    parser.add_argument("--contestants", help="only these, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="run smaller loads without LiteLLM, under two minutes")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md after a quick or partial run, too")
+    parser.add_argument("--rounds", type=int, help="rounds per load (default: 1 if quick, else 2)")
+    parser.add_argument("--only", help="run only workloads whose names contain this, or `workers`")
+    parser.add_argument("--subjects", help="measure only these servers, separated by commas")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     gc.freeze()
-    gc.disable()  # the load generator's pauses would be the servers'
-    uvloop.run(_main(options))
+    gc.disable()  # pauses of the load generator would count as those of the servers
+    uvloop.run(_run_benchmarks(options))
 
 
-async def _main(options: argparse.Namespace) -> None:
-    started = time.monotonic()
-    chosen = workloads.QUICK if options.quick else workloads.FULL
-    chosen = [workload for workload in chosen if (options.only or "") in workload.name]
-    whole = options.only is None and options.contestants is None
+async def _run_benchmarks(options: argparse.Namespace) -> None:
+    started_at = time.monotonic()
+    all_workloads = workloads.QUICK if options.quick else workloads.FULL
+    selected = [workload for workload in all_workloads if (options.only or "") in workload.name]
+    is_complete = options.only is None and options.subjects is None
     rounds = options.rounds or (1 if options.quick else 2)
     skipped: list[str] = []
-    with directory() as place, stopped() as running:
-        upstream, tools = Upstream(Surroundings(place, "", "")), Tools(Surroundings(place, "", ""))
+    with create_work_directory() as directory, stop_at_end() as running:
+        upstream, tools = UpstreamServer(SharedServers(directory, "", "")), ToolServer(SharedServers(directory, "", ""))
         running += [upstream, tools]
         await upstream.start()
         await tools.start()
-        around = Surroundings(place, f"http://127.0.0.1:{upstream.port}", f"http://127.0.0.1:{tools.port}/mcp")
-        contestants = _contestants(around, options, skipped)
-        running += contestants
-        lines: list[Line] = []
-        for contestant in contestants:
-            if isinstance(contestant, Gateway) and whole:
-                up = Up(around)
+        shared = SharedServers(directory, f"http://127.0.0.1:{upstream.port}", f"http://127.0.0.1:{tools.port}/mcp")
+        subjects = _create_subjects(shared, options, skipped)
+        running += subjects
+        lines: list[SummaryLine] = []
+        for subject in subjects:
+            if isinstance(subject, Gateway) and is_complete:
+                up = UpCommand(shared)
                 running.append(up)
-                lines += await start_up(contestant, up, rounds)
+                lines += await measure_start_up(subject, up, rounds)
             else:
-                await contestant.start()
-            say(f"{contestant.name}: ready in {contestant.ready_seconds:.1f} s")
-        results = await _measure(chosen, [*contestants, upstream], rounds)
-        if whole:
-            gateway = next(contestant for contestant in contestants if isinstance(contestant, Gateway))
-            lines.append(await followers(gateway))
-            lines += await history_and_search(gateway, requests=60 if options.quick else 400)
-        if options.only == "workers" or (whole and not options.quick):
-            lines += await workers(around, 5)
+                await subject.start()
+            print_line(f"{subject.name}: ready in {subject.ready_seconds:.1f} s")
+        results = await _measure_workloads(selected, [*subjects, upstream], rounds)
+        if is_complete:
+            gateway = next(subject for subject in subjects if isinstance(subject, Gateway))
+            lines.append(await measure_followers(gateway))
+            lines += await measure_history_and_search(gateway, requests=60 if options.quick else 400)
+        if options.only == "workers" or (is_complete and not options.quick):
+            lines += await compare_worker_counts(shared, 5)
         for line in lines:
-            say(f"{line.what}: {line.figure}")
-        if options.write or (whole and not options.quick):
-            RESULTS.write_text(report.page(results, lines, [*contestants, upstream], skipped))
-            say(f"written: {RESULTS.relative_to(Path.cwd())}")
-    say(f"{time.monotonic() - started:.0f} s in all")
+            print_line(f"{line.label}: {line.figure}")
+        if options.write or (is_complete and not options.quick):
+            RESULTS.write_text(report.format_page(results, lines, [*subjects, upstream], skipped))
+            print_line(f"wrote {RESULTS.relative_to(Path.cwd())}")
+    print_line(f"total time: {time.monotonic() - started_at:.0f} s")
 
 
-def _contestants(around: Surroundings, options: argparse.Namespace, skipped: list[str]) -> list[Contestant]:
-    kinds: list[type[Contestant]] = [Gateway, Obvious, Relay] if options.quick else [Gateway, Obvious, LiteLLM, Relay]
+def _create_subjects(shared: SharedServers, options: argparse.Namespace, skipped: list[str]) -> list[Subject]:
+    classes: list[type[Subject]] = [Gateway, Baseline, LiteLLM, Relay]
     if options.only == "workers":
         return []
-    if options.contestants:
-        names = options.contestants.lower().split(",")
-        kinds = [kind for kind in (Gateway, Obvious, LiteLLM, Relay) if kind.name.lower() in names]
-    if LiteLLM in kinds and (why := LiteLLM.install()) is not None:
-        kinds.remove(LiteLLM)
-        skipped.append(f"LiteLLM was skipped: {why}.")
-        say(skipped[-1])
-    return [kind(around) for kind in kinds]
+    if options.subjects:
+        names = options.subjects.lower().split(",")
+        classes = [subject for subject in classes if subject.name.lower() in names]
+    elif options.quick:
+        classes.remove(LiteLLM)
+    if LiteLLM in classes and (reason := LiteLLM.install_package()) is not None:
+        classes.remove(LiteLLM)
+        skipped.append(f"LiteLLM was skipped: {reason}.")
+        print_line(skipped[-1])
+    return [subject(shared) for subject in classes]
 
 
-async def _measure(chosen: Sequence[Workload], contestants: list[Contestant], rounds: int) -> list[Result]:
-    """Each workload over all contestants, then again: what disturbs the machine disturbs them alike."""
-    results: list[Result] = []
-    for workload in chosen:
-        of_this = {c.name: Result(workload, c.name) for c in contestants if workload.suits(c)}
+async def _measure_workloads(
+    selected: Sequence[Workload], subjects: list[Subject], rounds: int
+) -> list[WorkloadResult]:
+    """Run each workload on all servers, round by round.
+
+    In this order, a disturbance of the machine affects all servers.
+    """
+    results: list[WorkloadResult] = []
+    for workload in selected:
+        by_name = {
+            subject.name: WorkloadResult(workload, subject.name) for subject in subjects if workload.supports(subject)
+        }
         for _ in range(rounds):
-            for contestant in contestants:
-                if contestant.name in of_this:
-                    await workloads.run(workload, contestant, of_this[contestant.name])
-        found = list(of_this.values())
-        for line in report.table(found)[0 if not results else 2 :]:
-            say(line)
-        results += found
+            for subject in subjects:
+                if subject.name in by_name:
+                    await workloads.run_workload(workload, subject, by_name[subject.name])
+        for line in report.format_results(list(by_name.values()))[2 if results else 0 :]:
+            print_line(line)
+        results += by_name.values()
     return results
 
 

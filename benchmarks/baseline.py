@@ -1,7 +1,7 @@
-"""The obvious way to build it, without a mistake in it: FastAPI, the groq SDK's objects, sse-starlette, an ORM.
+"""Straightforward implementation to compare with: FastAPI, the groq SDK, sse-starlette and an ORM.
 
-Every chunk is the SDK's pydantic object, every turn one session and one commit, every tool turn one MCP client of its
-own. The database is the same embedded Postgres that the gateway uses.
+Every chunk is a pydantic object of the SDK, every turn uses one session and one commit, and every tool turn opens an
+MCP client. The database is the same embedded Postgres that the gateway uses.
 """
 
 import argparse
@@ -41,13 +41,13 @@ class Message(BaseModel):
     content: str
 
 
-class Chat(BaseModel):
+class ChatBody(BaseModel):
     messages: list[Message]
     tools: bool = False
 
 
-class Part:
-    """The server's parts, for one process's life."""
+class Services:
+    """Clients and database of the server."""
 
     def __init__(self, database_url: str, groq_url: str, tools_url: str, api_key: str) -> None:
         self.engine = create_async_engine(database_url, pool_size=20, max_overflow=20)
@@ -56,22 +56,25 @@ class Part:
         self.tools_url = tools_url
         self.api_key = api_key
 
-    async def keep(self, prompt: str, response: str) -> None:
+    async def save_turn(self, prompt: str, response: str) -> None:
         async with self.sessions() as session:
             session.add(ChatLog(prompt=prompt, response=response, model_name=MODEL))
             await session.commit()
 
 
-async def answer(chat: Chat, part: Part) -> AsyncGenerator[dict[str, str]]:
-    """The turn's events: model, tools, model again, until it stands; then it is kept."""
+async def stream_turn(chat: ChatBody, services: Services) -> AsyncGenerator[dict[str, str]]:
+    """Stream the events of a turn, then store it.
+
+    The model is called until it asks for no tool.
+    """
     messages: list[Any] = [message.model_dump() for message in chat.messages]
     text = ""
-    async with _tools(chat, part) as client:
-        offered = await _offered(client) if client else None
+    async with _open_tool_client(chat, services) as client:
+        functions = await _list_functions(client) if client else None
         while True:
             calls: list[Any] = []
-            request: dict[str, Any] = {"tools": offered} if offered else {}
-            stream = await part.groq.chat.completions.create(model=MODEL, messages=messages, stream=True, **request)
+            request: dict[str, Any] = {"tools": functions} if functions else {}
+            stream = await services.groq.chat.completions.create(model=MODEL, messages=messages, stream=True, **request)
             async for chunk in stream:
                 delta = chunk.choices[0].delta
                 if delta.content:
@@ -83,76 +86,76 @@ async def answer(chat: Chat, part: Part) -> AsyncGenerator[dict[str, str]]:
             messages.append({"role": "assistant", "tool_calls": [call.model_dump() for call in calls]})
             for call in calls:
                 result = await client.call_tool(call.function.name, json.loads(call.function.arguments))
-                said = "\n".join(getattr(block, "text", "") for block in result.content)
-                messages.append({"role": "tool", "tool_call_id": call.id, "content": said})
-                yield {"event": "tool.result", "data": json.dumps({"call_id": call.id, "content": said})}
-    await part.keep(chat.messages[-1].content, text)
+                content = "\n".join(getattr(block, "text", "") for block in result.content)
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+                yield {"event": "tool.result", "data": json.dumps({"call_id": call.id, "content": content})}
+    await services.save_turn(chat.messages[-1].content, text)
     yield {"data": "[DONE]"}
 
 
 @asynccontextmanager
-async def _tools(chat: Chat, part: Part) -> AsyncIterator[Client | None]:
+async def _open_tool_client(chat: ChatBody, services: Services) -> AsyncIterator[Client | None]:
     if not chat.tools:
         yield None
         return
-    async with Client(part.tools_url) as client:
+    async with Client(services.tools_url) as client:
         yield client
 
 
-async def _offered(client: Client) -> list[dict[str, Any]]:
-    listed = await client.list_tools()
+async def _list_functions(client: Client) -> list[dict[str, Any]]:
+    listing = await client.list_tools()
     return [
         {
             "type": "function",
             "function": {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
         }
-        for tool in listed.tools
+        for tool in listing.tools
     ]
 
 
-def create_app(part: Part) -> FastAPI:
+def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with part.engine.begin() as connection:
+        async with services.engine.begin() as connection:
             await connection.run_sync(SQLModel.metadata.tables["chatlog"].create, checkfirst=True)
         yield
-        await part.engine.dispose()
+        await services.engine.dispose()
 
     app = FastAPI(lifespan=lifespan)
 
-    def check(key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> None:
-        if key != part.api_key:
+    def check_key(key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> None:
+        if key != services.api_key:
             raise HTTPException(401)
 
-    @app.post("/chat/stream", dependencies=[Depends(check)])
-    async def chat_stream(chat: Chat) -> EventSourceResponse:
-        return EventSourceResponse(answer(chat, part))
+    @app.post("/chat/stream", dependencies=[Depends(check_key)])
+    async def chat_stream(chat: ChatBody) -> EventSourceResponse:
+        return EventSourceResponse(stream_turn(chat, services))
 
-    @app.post("/chat", dependencies=[Depends(check)])
-    async def chat_plain(chat: Chat) -> dict[str, Any]:
+    @app.post("/chat", dependencies=[Depends(check_key)])
+    async def chat_once(chat: ChatBody) -> dict[str, Any]:
         messages: list[Any] = [message.model_dump() for message in chat.messages]
-        completion = await part.groq.chat.completions.create(model=MODEL, messages=messages)
+        completion = await services.groq.chat.completions.create(model=MODEL, messages=messages)
         text = completion.choices[0].message.content or ""
-        await part.keep(chat.messages[-1].content, text)
+        await services.save_turn(chat.messages[-1].content, text)
         return {"response": text}
 
     @app.get("/ready")
-    async def ready() -> dict[str, str]:
+    async def report_ready() -> dict[str, str]:
         return {"status": "ready"}
 
     return app
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--port", type=int, required=True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
     for name in ("--upstream", "--tools", "--data", "--key"):
-        arguments.add_argument(name, required=True)
-    given = arguments.parse_args()
-    postgres = embedded_postgres.start_or_attach(Path(given.data))
+        parser.add_argument(name, required=True)
+    options = parser.parse_args()
+    postgres = embedded_postgres.start_or_attach(Path(options.data))
     try:
-        part = Part(postgres.build_url(), given.upstream, given.tools, given.key)
-        uvicorn.run(create_app(part), port=given.port, log_level="warning", access_log=False, backlog=4096)
+        services = Services(postgres.build_url(), options.upstream, options.tools, options.key)
+        uvicorn.run(create_app(services), port=options.port, log_level="warning", access_log=False, backlog=4096)
     finally:
         postgres.stop_if_started_here()
 

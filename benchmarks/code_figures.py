@@ -225,7 +225,7 @@ def _read_module(root: Path, path: Path) -> Module:
 
 
 def _definitions(node: ast.AST, scope: str = "") -> Iterator[tuple[str, ast.ClassDef | FunctionNode]]:
-    """All classes and functions below a node, each with the dotted prefix of its scope."""
+    """Yield classes and functions below a node, with their scope's dotted prefix."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield scope, child
@@ -253,7 +253,7 @@ class _BaseClassNames:
         return self._inherited[key]
 
     def _names_of(self, module: Module, dotted: str) -> frozenset[str]:
-        """All names of a class as a module calls it, inherited ones included."""
+        """Find all names of a class, inherited ones included."""
         if dotted in module.classes:
             return _own_names(module.classes[dotted]) | self.inherited_names(module, dotted)
         first, _, rest = dotted.partition(".")
@@ -325,7 +325,10 @@ def _read_functions(module: Module, names: _BaseClassNames) -> Iterator[Function
 
 @contextmanager
 def open_source_tree(source: str) -> Iterator[Path]:
-    """Yield the folder `source`, or a temporary one with the tree of the git revision `source`."""
+    """Yield a folder with the source tree.
+
+    `source` is a folder, or a git revision that is unpacked into a temporary one.
+    """
     if Path(source).is_dir():
         yield Path(source)
         return
@@ -353,7 +356,7 @@ def format_table(columns: dict[str, Tree]) -> str:
 
 
 def format_offenders(tree: Tree) -> str:
-    """List names to change and code to split, by package, the package with most names first."""
+    """List names to change and code to split, by package."""
     shared = tree.count_shared_names()
     packages: dict[str, list[Function]] = defaultdict(list)
     for function in tree.named_functions:

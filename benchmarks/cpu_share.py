@@ -1,7 +1,7 @@
-"""`python -m benchmarks.cpu_share SHARE PID …`: run processes for a share of the time, each at its own.
+"""`python -m benchmarks.cpu_share SHARE PID …`: limit each process to a share of the time.
 
-They are stopped and continued by signals, so one core is enough for all of them while their shares add up to less, and
-what they talk to keeps the others. Until standard input ends.
+Signals stop and continue the processes in separate time slots. All of them together need one core as long as their
+shares add up to less than 1, and the other cores are free for their peers. Runs until standard input ends.
 """
 
 import os
@@ -10,28 +10,28 @@ import signal
 import sys
 import time
 
-PERIOD = 0.1
+PERIOD_SECONDS = 0.1
 
 
-def hold(share: float, pids: list[int]) -> None:
+def limit_cpu_share(share: float, pids: list[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    began = time.perf_counter()
-    turns = 0
+    started_at = time.perf_counter()
+    slots = 0
     while not select.select([0], [], [], 0)[0]:
-        slot, n = divmod(turns, len(pids))
-        start = began + (slot + n / len(pids)) * PERIOD
+        period, index = divmod(slots, len(pids))
+        start = started_at + (period + index / len(pids)) * PERIOD_SECONDS
         time.sleep(max(0.0, start - time.perf_counter()))
-        os.kill(pids[n], signal.SIGCONT)
-        time.sleep(max(0.0, start + share * PERIOD - time.perf_counter()))
-        os.kill(pids[n], signal.SIGSTOP)
-        turns += 1
+        os.kill(pids[index], signal.SIGCONT)
+        time.sleep(max(0.0, start + share * PERIOD_SECONDS - time.perf_counter()))
+        os.kill(pids[index], signal.SIGSTOP)
+        slots += 1
 
 
 if __name__ == "__main__":
-    held = [int(word) for word in sys.argv[2:]]
+    process_ids = [int(argument) for argument in sys.argv[2:]]
     try:
-        hold(float(sys.argv[1]), held)
+        limit_cpu_share(float(sys.argv[1]), process_ids)
     finally:
-        for one in held:
-            os.kill(one, signal.SIGCONT)
+        for process_id in process_ids:
+            os.kill(process_id, signal.SIGCONT)

@@ -1,85 +1,90 @@
-"""The results as a page in Markdown."""
+"""Format results as a Markdown page."""
 
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.gateway_only import Line
+from benchmarks.gateway_only import SummaryLine
 from benchmarks.processes import ROOT
-from benchmarks.subjects import Contestant, LiteLLM
-from benchmarks.workloads import Result
+from benchmarks.subjects import LiteLLM, Subject
+from benchmarks.workloads import WorkloadResult
 
 _PACKAGES = ("aiohttp", "fastapi", "groq", "mcp", "msgspec", "sqlmodel", "sse-starlette", "uvicorn", "uvloop")
-_HEAD = (
-    "workload", "contestant", "CPU µs/token", "ratio", "CPU ms/request", "Postgres ms/request",
-    "first token ms p50", "p99", "between tokens ms p50", "p99", "tokens/s", "MB", "errors",
-)  # fmt: skip
+_COLUMNS = (
+    *("workload", "server", "CPU µs/token", "ratio", "CPU ms/request", "Postgres ms/request"),
+    *("first token ms p50", "p99", "between tokens ms p50", "p99", "tokens/s", "MB", "errors"),
+)
 
 
-def page(results: list[Result], lines: list[Line], contestants: list[Contestant], skipped: list[str]) -> str:
-    """The whole page."""
+def format_page(
+    results: list[WorkloadResult], lines: list[SummaryLine], subjects: list[Subject], skipped: list[str]
+) -> str:
     return "\n".join(
         [
             "# Results",
             "",
-            "Made by `make bench`, all side by side in one run; [README.md](README.md) says what is what.",
-            "CPU: the server's own processes, Postgres apart; ratio: to the gateway's. MB: resident memory at most.",
-            "Absolute figures drift with the machine, and others may use it: compare within one run.",
+            "Written by `make bench`. All servers were measured in one run; [README.md](README.md) explains the terms.",
+            "CPU: processes of the server without Postgres. Ratio: to the gateway's CPU. MB: peak resident memory.",
+            "Absolute figures depend on the machine and on what else runs there: compare figures of one run.",
             "",
-            f"Machine: {machine()}.",
-            f"Versions: {_versions()}.",
+            f"Machine: {describe_machine()}.",
+            f"Versions: {_describe_versions()}.",
             "",
-            *table(results),
+            *format_results(results),
             "",
-            "The gateway alone:",
+            "Figures of the gateway alone:",
             "",
-            *_rows(("what", "figure", "to reach"), [(line.what, line.figure, line.target) for line in lines]),
+            *_format_table(
+                ("measurement", "figure", "target"), [(line.label, line.figure, line.target) for line in lines]
+            ),
             "",
-            "The contestants:",
+            "The servers:",
             "",
-            *(f"- **{contestant.name}**: {contestant.what}." for contestant in contestants),
-            *(f"- {why}" for why in skipped),
+            *(f"- **{subject.name}**: {subject.description}." for subject in subjects),
+            *(f"- {reason}" for reason in skipped),
             "",
         ]
     )
 
 
-def table(results: list[Result]) -> list[str]:
-    """One row a workload and contestant. The ratio is of the CPU time a token."""
-    base = {result.workload.name: result for result in results if result.contestant == "gateway"}
-    return _rows(_HEAD, [_row(result, base.get(result.workload.name)) for result in results])
+def format_results(results: list[WorkloadResult]) -> list[str]:
+    """Format one row per workload and server. The ratio is that of CPU time per token."""
+    base = {result.workload.name: result for result in results if result.subject == "gateway"}
+    return _format_table(_COLUMNS, [_format_row(result, base.get(result.workload.name)) for result in results])
 
 
-def _row(result: Result, base: Result | None) -> tuple[str, ...]:
+def _format_row(result: WorkloadResult, base: WorkloadResult | None) -> tuple[str, ...]:
     stream = result.workload.stream
-    ratio = f"{result.token_us / base.token_us:.2f}" if base is not None and base.token_us else ""
+    ratio = (
+        f"{result.cpu_us_per_token / base.cpu_us_per_token:.2f}" if base is not None and base.cpu_us_per_token else ""
+    )
     return (
         result.workload.name,
-        result.contestant,
-        f"{result.token_us:.1f}",
+        result.subject,
+        f"{result.cpu_us_per_token:.1f}",
         ratio,
-        f"{result.request_ms:.2f}",
-        f"{result.postgres_ms:.2f}" if result.postgres else "",
-        f"{result.first_ms(50):.1f}",
-        f"{result.first_ms(99):.1f}",
-        f"{result.gap_ms(50):.1f}" if stream else "",
-        f"{result.gap_ms(99):.1f}" if stream else "",
-        f"{result.tokens_a_second:,.0f}",
-        f"{result.resident / 1e6:.0f}",
+        f"{result.cpu_ms_per_request:.2f}",
+        f"{result.postgres_ms_per_request:.2f}" if result.postgres_seconds else "",
+        f"{result.compute_first_token_ms(50):.1f}",
+        f"{result.compute_first_token_ms(99):.1f}",
+        f"{result.compute_gap_ms(50):.1f}" if stream else "",
+        f"{result.compute_gap_ms(99):.1f}" if stream else "",
+        f"{result.tokens_per_second:,.0f}",
+        f"{result.resident_bytes / 1e6:.0f}",
         ", ".join(f"{reason}: {number}" for reason, number in result.errors.items()) or "0",
     )
 
 
-def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return [_line(head), _line(tuple("---" for _ in head)), *map(_line, rows)]
+def _format_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [_format_cells(head), _format_cells(tuple("---" for _ in head)), *map(_format_cells, rows)]
 
 
-def _line(cells: tuple[str, ...]) -> str:
+def _format_cells(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def machine() -> str:
+def describe_machine() -> str:
     info = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
     hertz = next((line.split(":", 1)[1].strip() for line in info if line.startswith("cpu MHz")), "0")
@@ -87,13 +92,13 @@ def machine() -> str:
     return f"{models[0]}, {len(models)} cores at {float(hertz) / 1000:.1f} GHz, Linux {platform.release()}, {python}"
 
 
-def _versions() -> str:
-    known = [f"{name} {version(name)}" for name in _PACKAGES]
-    ask = "import importlib.metadata as m; print(m.version('litellm'))"
+def _describe_versions() -> str:
+    versions = [f"{name} {version(name)}" for name in _PACKAGES]
+    print_version = "import importlib.metadata as m; print(m.version('litellm'))"
     if LiteLLM.python.exists():
-        told = subprocess.run([LiteLLM.python, "-c", ask], capture_output=True, text=True, check=False)
-        known.append(f"litellm {told.stdout.strip()}")
+        litellm = subprocess.run([LiteLLM.python, "-c", print_version], capture_output=True, text=True, check=False)
+        versions.append(f"litellm {litellm.stdout.strip()}")
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return ", ".join([f"gateway at {commit.stdout.strip()}", *known])
+    return ", ".join([f"gateway at {commit.stdout.strip()}", *versions])

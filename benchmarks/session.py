@@ -1,4 +1,4 @@
-"""What every measurement runs in: a directory, and servers that are stopped in the end."""
+"""Work directory and clean-up that every measurement uses."""
 
 import contextlib
 import shutil
@@ -6,32 +6,32 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
-from benchmarks.subjects import Contestant
+from benchmarks.subjects import Subject
 
 
 @contextlib.contextmanager
-def directory() -> Generator[Path]:
-    """A directory for all data and logs; kept where something went wrong."""
+def create_work_directory() -> Generator[Path]:
+    """Create a directory for data and logs. It is deleted unless an error occurs."""
     directory = Path(tempfile.mkdtemp(prefix="agw-bench-"))
     directory.chmod(0o755)
     try:
         yield directory
     except BaseException:
-        say(f"the logs are in {directory}")
+        print_line(f"The logs are in {directory}")
         raise
     shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def stopped() -> Generator[list[Contestant]]:
-    """Whoever is put into the list is stopped in the end."""
-    running: list[Contestant] = []
+def stop_at_end() -> Generator[list[Subject]]:
+    """Yield a list; its servers are stopped at the end, the last one first."""
+    subjects: list[Subject] = []
     try:
-        yield running
+        yield subjects
     finally:
-        for contestant in reversed(running):
-            contestant.stop()
+        for subject in reversed(subjects):
+            subject.stop()
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What is measured: each a server of its own, started here, and how it is asked."""
+"""The measured servers: how each is started, and how a request to it looks."""
 
 import asyncio
 import json
@@ -12,63 +12,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import ROOT, Process, free_port
+from benchmarks.processes import ROOT, ServerProcess, find_free_port
 from benchmarks.upstream import MODEL
 
-KEY = "the-key-of-the-benchmarks"
-_SECRET = secrets.token_urlsafe(32)
-_KEPT_OUT = (
-    "GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_",
+API_KEY = "key-of-the-benchmarks"
+_TOOLS_SERVER_SECRET = secrets.token_urlsafe(32)
+_REMOVED_PREFIXES = (
+    *("GROQ_", "DATABASE_URL", "POSTGRES_", "MCP_", "API_KEY", "TOOLS_", "GATEWAY_", "LOG_", "DEBUG", "AGENT_"),
     "WEB_CONCURRENCY",
-)  # fmt: skip
-_READY_SECONDS = 90.0
-BENCH = ROOT / ".bench"
+)
+_READY_TIMEOUT_SECONDS = 90.0
+BENCH_DIRECTORY = ROOT / ".bench"
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """Where the parts are that all contestants share."""
+class SharedServers:
+    """Work directory and addresses of the servers that all subjects use."""
 
     directory: Path
-    upstream: str
-    tools: str
+    upstream_url: str
+    tools_url: str
 
 
-class Contestant:
-    """A server under load. `port` and `process` hold from `start` to `stop`."""
+class Subject:
+    """A server under load. `port` and `process` are valid from `start` to `stop`."""
 
     name: str
-    what: str
-    tool_turns = True
+    description: str
+    supports_tools = True
     ready_path = "/ready"
-    share = 1.0
-    """How much of each load it is put under: what costs more needs less to be measured."""
+    load_share = 1.0
+    """Share of each load that it gets: a more expensive server needs less load to be measured."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self.around = around
-        self.port = free_port()
-        self.process: Process | None = None
+    def __init__(self, shared: SharedServers) -> None:
+        self.shared = shared
+        self.port = find_free_port()
+        self.process: ServerProcess | None = None
         self.ready_seconds = 0.0
 
-    def command(self) -> list[str]:
+    def get_command(self) -> list[str]:
         raise NotImplementedError
 
-    def environment(self) -> dict[str, str]:
+    def get_environment(self) -> dict[str, str]:
         return {}
 
-    def request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
-        """A whole HTTP request that asks the prompt."""
+    def build_request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
+        """Build the bytes of an HTTP request with a prompt."""
         raise NotImplementedError
 
     async def start(self) -> None:
-        """Start it, and return when it can serve.
+        """Start the server and return when it is ready.
 
         Raises:
-            RuntimeError: it ended, or did not become ready.
+            RuntimeError: the server ended, or did not become ready in time.
         """
-        log = self.around.directory / f"{self.name.split()[0].lower()}.log"
-        self.process = Process(self.command(), env=environment(self.environment()), log=log)
-        await until_ready(self.process, self.port, self.ready_path)
+        log = self.shared.directory / f"{self.name.split()[0].lower()}.log"
+        self.process = ServerProcess(self.get_command(), env=build_environment(self.get_environment()), log=log)
+        await wait_until_ready(self.process, self.port, self.ready_path)
         self.ready_seconds = time.perf_counter() - self.process.started_at
 
     def stop(self) -> None:
@@ -77,144 +77,145 @@ class Contestant:
             self.process = None
 
 
-class Gateway(Contestant):
+class Gateway(Subject):
     name = "gateway"
-    what = "`agent-gateway serve`, whole: key asked for, limits, journal, storage, embedded Postgres, MCP tools"
+    description = "`agent-gateway serve` with API key, limits, journal, storage, embedded Postgres and MCP tools"
 
     @property
-    def data(self) -> Path:
-        return self.around.directory / "gateway"
+    def data_dir(self) -> Path:
+        return self.shared.directory / "gateway"
 
-    def command(self) -> list[str]:
+    def get_command(self) -> list[str]:
         return [sys.executable, "-m", "gateway.cli", "serve"]
 
-    def environment(self) -> dict[str, str]:
+    def get_environment(self) -> dict[str, str]:
         return {
             "GATEWAY_PORT": str(self.port),
-            "GATEWAY_DATA_DIR": str(self.data),
-            "API_KEY": KEY,
+            "GATEWAY_DATA_DIR": str(self.data_dir),
+            "API_KEY": API_KEY,
             "GROQ_API_KEY": "bench",
-            "GROQ_BASE_URL": self.around.upstream,
-            "MCP_SERVER_URL": self.around.tools,
-            "TOOLS_SERVER_SECRET": _SECRET,
-            # Counted as ever, but never reached: one key sends all of the load.
+            "GROQ_BASE_URL": self.shared.upstream_url,
+            "MCP_SERVER_URL": self.shared.tools_url,
+            "TOOLS_SERVER_SECRET": _TOOLS_SERVER_SECRET,
+            # Limits are counted but not reached: one key sends all of the load.
             "RATE_LIMIT_REQUESTS": "1000000",
             "RATE_LIMIT_STREAMS": "100000",
         }
 
-    def request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
+    def build_request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
         body: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
         if not tools:
             body["tools"] = []
-        return post("/api/v1/chat/stream" if stream else "/api/v1/chat", body, {"X-API-Key": KEY})
+        return build_post_request("/api/v1/chat/stream" if stream else "/api/v1/chat", body, {"X-API-Key": API_KEY})
 
 
-class Workers(Gateway):
-    """The gateway in so many processes, with a database of its own."""
+class GatewayWorkers(Gateway):
+    """The gateway with several workers and a database of its own."""
 
-    def __init__(self, around: Surroundings, number: int) -> None:
-        super().__init__(around)
-        self.number = number
-        self.name = f"gateway-{number}"
+    def __init__(self, shared: SharedServers, worker_count: int) -> None:
+        super().__init__(shared)
+        self.worker_count = worker_count
+        self.name = f"gateway-{worker_count}"
 
     @property
-    def data(self) -> Path:
-        return self.around.directory / self.name
+    def data_dir(self) -> Path:
+        return self.shared.directory / self.name
 
-    def command(self) -> list[str]:
-        return [*super().command(), "--workers", str(self.number)]
+    def get_command(self) -> list[str]:
+        return [*super().get_command(), "--workers", str(self.worker_count)]
 
-    def workers(self) -> list[int]:
-        """Their process ids."""
+    def list_worker_pids(self) -> list[int]:
+        """List the process ids of the workers."""
         assert self.process is not None
-        pids = self.process.server_pids()
-        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids}
-        return [pid for pid in pids if b"--fd" in words[pid]] or [self.process.pid]
+        pids = self.process.list_server_pids()
+        arguments = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in pids}
+        return [pid for pid in pids if b"--fd" in arguments[pid]] or [self.process.pid]
 
 
-class Obvious(Contestant):
-    name = "obvious"
-    what = "FastAPI + groq SDK's chunk objects + sse-starlette, one ORM commit a turn, an MCP client a tool turn"
-    share = 0.3
+class Baseline(Subject):
+    name = "baseline"
+    description = (
+        "FastAPI, chunk objects of the groq SDK, sse-starlette, one ORM commit per turn, one MCP client per tool turn"
+    )
+    load_share = 0.3
 
-    def command(self) -> list[str]:
-        data = self.around.directory / "obvious"
+    def get_command(self) -> list[str]:
+        data = self.shared.directory / self.name
         return [
             *(sys.executable, "-m", "benchmarks.baseline", "--port", str(self.port), "--data", str(data)),
-            *("--upstream", self.around.upstream, "--tools", self.around.tools, "--key", KEY),
+            *("--upstream", self.shared.upstream_url, "--tools", self.shared.tools_url, "--key", API_KEY),
         ]
 
-    def request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
+    def build_request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
         body = {"messages": [{"role": "user", "content": prompt}], "tools": tools}
-        return post("/chat/stream" if stream else "/chat", body, {"X-API-Key": KEY})
+        return build_post_request("/chat/stream" if stream else "/chat", body, {"X-API-Key": API_KEY})
 
 
-class _OpenAI(Contestant):
-    """Who is asked as OpenAI is."""
+class _OpenAISubject(Subject):
+    """A server with OpenAI's API."""
 
     path = "/openai/v1/chat/completions"
 
-    def request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
-        body: dict[str, Any] = {
-            "model": MODEL, "stream": stream, "messages": [{"role": "user", "content": prompt}], **self.extra(tools)
-        }  # fmt: skip
-        return post(self.path, body, {"Authorization": f"Bearer {KEY}"})
+    def build_request(self, prompt: str, *, stream: bool = True, tools: bool = False) -> bytes:
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": MODEL, "stream": stream, "messages": messages, **self.get_extra_fields(tools)}
+        return build_post_request(self.path, body, {"Authorization": f"Bearer {API_KEY}"})
 
-    def extra(self, tools: bool) -> dict[str, Any]:
+    def get_extra_fields(self, tools: bool) -> dict[str, Any]:
         return {}
 
 
-class Relay(_OpenAI):
+class Relay(_OpenAISubject):
     name = "relay"
-    what = "the floor: aiohttp passing bytes on, no key, no look at them, nothing kept"
-    tool_turns = False
+    description = "the minimum: aiohttp that forwards bytes without a key, without reading and without storing them"
+    supports_tools = False
 
-    def command(self) -> list[str]:
+    def get_command(self) -> list[str]:
         module = [sys.executable, "-m", "benchmarks.relay"]
-        return [*module, "--port", str(self.port), "--upstream", self.around.upstream]
+        return [*module, "--port", str(self.port), "--upstream", self.shared.upstream_url]
 
 
-class LiteLLM(_OpenAI):
+class LiteLLM(_OpenAISubject):
     name = "LiteLLM"
-    what = "LiteLLM proxy from its package, one worker, a master key, its MCP gateway, no database"
-    share = 0.1
+    description = "LiteLLM proxy from its package, with one worker, a master key and its MCP gateway, no database"
+    load_share = 0.1
     path = "/v1/chat/completions"
     ready_path = "/health/readiness"
-    python = BENCH / "litellm" / "bin" / "python"
+    python = BENCH_DIRECTORY / "litellm" / "bin" / "python"
 
-    def command(self) -> list[str]:
-        config = self.around.directory / "litellm.yaml"
-        config.write_text(json.dumps(self._config()))  # JSON is YAML
+    def get_command(self) -> list[str]:
+        config = self.shared.directory / "litellm.yaml"
+        config.write_text(json.dumps(self._build_config()))  # JSON is YAML
         arguments = ["--config", str(config), "--host", "127.0.0.1", "--port", str(self.port), "--telemetry", "False"]
         return [str(self.python), str(self.python.parent / "litellm"), *arguments]
 
-    def environment(self) -> dict[str, str]:
+    def get_environment(self) -> dict[str, str]:
         return {
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_LOG": "ERROR",
             "LITELLM_MODE": "PRODUCTION",
-            "HOME": str(self.around.directory),
+            "HOME": str(self.shared.directory),
             "NO_PROXY": "*",
         }
 
-    def extra(self, tools: bool) -> dict[str, Any]:
+    def get_extra_fields(self, tools: bool) -> dict[str, Any]:
         if not tools:
             return {}
         tool = {"type": "mcp", "server_label": "tools", "server_url": "litellm_proxy", "require_approval": "never"}
         return {"tools": [tool]}
 
-    def _config(self) -> dict[str, Any]:
-        groq = {"model": f"groq/{MODEL}", "api_base": f"{self.around.upstream}/openai/v1", "api_key": "bench"}
+    def _build_config(self) -> dict[str, Any]:
+        groq = {"model": f"groq/{MODEL}", "api_base": f"{self.shared.upstream_url}/openai/v1", "api_key": "bench"}
         return {
             "model_list": [{"model_name": MODEL, "litellm_params": groq}],
-            "general_settings": {"master_key": KEY},
+            "general_settings": {"master_key": API_KEY},
             "litellm_settings": {"telemetry": False},
-            "mcp_servers": {"tools": {"url": self.around.tools, "transport": "http", "allow_all_keys": True}},
+            "mcp_servers": {"tools": {"url": self.shared.tools_url, "transport": "http", "allow_all_keys": True}},
         }
 
     @classmethod
-    def install(cls) -> str | None:
-        """Make its environment if it is missing; why that failed, if it did."""
+    def install_package(cls) -> str | None:
+        """Create its environment if it is missing. Returns why that failed, or None."""
         if cls.python.with_name("litellm").exists():
             return None
         uv = ROOT / ".uv" / "bin" / "uv"
@@ -228,77 +229,82 @@ class LiteLLM(_OpenAI):
         return None
 
 
-class Upstream(_OpenAI):
-    """The upstream itself, asked directly."""
+class UpstreamServer(_OpenAISubject):
+    """The mock upstream, called directly."""
 
     name = "upstream"
-    what = "the mock itself, asked directly: what of the times is its own and the load generator's"
-    tool_turns = False
+    description = "the mock upstream, called directly: the share of the upstream and of the load generator"
+    supports_tools = False
     ready_path = "/openai/v1/models"
 
-    def command(self) -> list[str]:
+    def get_command(self) -> list[str]:
         return [sys.executable, "-m", "benchmarks.upstream", "--port", str(self.port)]
 
 
-class Up(Contestant):
-    """What `make run` starts; for its start-up time alone."""
+class UpCommand(Subject):
+    """The servers that `make run` starts, measured only for their start-up time."""
 
     name = "up"
 
-    def command(self) -> list[str]:
+    def get_command(self) -> list[str]:
         return [sys.executable, "-m", "gateway.cli", "up"]
 
-    def environment(self) -> dict[str, str]:
-        data = self.around.directory / "up"
-        return {"GATEWAY_PORT": str(self.port), "TOOLS_SERVER_PORT": str(free_port()), "GATEWAY_DATA_DIR": str(data)}
+    def get_environment(self) -> dict[str, str]:
+        data = self.shared.directory / "up"
+        return {
+            "GATEWAY_PORT": str(self.port),
+            "TOOLS_SERVER_PORT": str(find_free_port()),
+            "GATEWAY_DATA_DIR": str(data),
+        }
 
 
-class Tools(Contestant):
-    """This project's tool server, which all contestants that can call tools are connected to."""
+class ToolServer(Subject):
+    """This project's tool server, to which all subjects with tools are connected."""
 
     name = "tools-server"
     ready_path = "/health"
 
-    def command(self) -> list[str]:
+    def get_command(self) -> list[str]:
         return [sys.executable, "-m", "tools_server.cli"]
 
-    def environment(self) -> dict[str, str]:
+    def get_environment(self) -> dict[str, str]:
         return {
             "TOOLS_SERVER_PORT": str(self.port),
-            "TOOLS_SERVER_SECRET": _SECRET,
-            "GATEWAY_DATA_DIR": str(self.around.directory / "tools"),
+            "TOOLS_SERVER_SECRET": _TOOLS_SERVER_SECRET,
+            "GATEWAY_DATA_DIR": str(self.shared.directory / "tools"),
             "LOG_LEVEL": "WARNING",
         }
 
 
-def environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The machine's environment without what would configure the gateway."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_KEPT_OUT)} | dict(settings)
-
-
-def post(path: str, body: Any, headers: Mapping[str, str]) -> bytes:
-    content = json.dumps(body).encode()
-    return (
-        _head("POST", path, {"Content-Type": "application/json", "Content-Length": len(content), **headers}) + content
+def build_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return this environment without the gateway's settings, with other settings instead."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_REMOVED_PREFIXES)} | dict(
+        settings
     )
 
 
-def get(path: str) -> bytes:
-    return _head("GET", path, {"X-API-Key": KEY})
+def build_post_request(path: str, body: object, headers: Mapping[str, str]) -> bytes:
+    content = json.dumps(body).encode()
+    content_headers = {"Content-Type": "application/json", "Content-Length": len(content)}
+    return _format_head("POST", path, {**content_headers, **headers}) + content
 
 
-def _head(method: str, path: str, headers: Mapping[str, Any]) -> bytes:
+def build_get_request(path: str) -> bytes:
+    return _format_head("GET", path, {"X-API-Key": API_KEY})
+
+
+def _format_head(method: str, path: str, headers: Mapping[str, object]) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-async def until_ready(process: Process, port: int, path: str) -> None:
-    """Return when the server answers 200 there; one that tells its status must say that it is ready."""
-    deadline = time.perf_counter() + _READY_SECONDS
+async def wait_until_ready(process: ServerProcess, port: int, path: str) -> None:
+    """Wait until the server answers 200 without reporting that it is degraded."""
+    deadline = time.perf_counter() + _READY_TIMEOUT_SECONDS
     while not await _is_ready(port, path):
-        process.check()
+        process.raise_if_ended()
         if time.perf_counter() > deadline:
-            raise RuntimeError(f"{process.log.stem} was not ready in {_READY_SECONDS:g} s")
+            raise RuntimeError(f"{process.log.stem} was not ready in {_READY_TIMEOUT_SECONDS:g} s")
         await asyncio.sleep(0.02)
 
 
@@ -306,7 +312,7 @@ async def _is_ready(port: int, path: str) -> bool:
     try:
         async with asyncio.timeout(3):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(_head("GET", path, {"Connection": "close"}))
+            writer.write(_format_head("GET", path, {"Connection": "close"}))
             answer = await reader.read()
             writer.close()
     except (OSError, TimeoutError):

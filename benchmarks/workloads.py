@@ -1,4 +1,4 @@
-"""The loads that all contestants are put under, and one such run."""
+"""The loads of the benchmark, and one run of a load."""
 
 import asyncio
 import contextlib
@@ -6,18 +6,21 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from benchmarks.load import Figures, percentile, put
-from benchmarks.processes import Process, resident
-from benchmarks.subjects import Contestant
-from benchmarks.upstream import prompt
+from benchmarks.load import LoadStats, compute_percentile, run_load
+from benchmarks.processes import ServerProcess, measure_resident_bytes
+from benchmarks.subjects import Subject
+from benchmarks.upstream import build_prompt
 
 _SAMPLE_SECONDS = 0.2
-_PATIENCE = 90.0
+_TIMEOUT_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """`total` requests over `connections`, opened within `over` seconds; `only`: the contestants that it is for."""
+    """`total` requests over `connections`, which are opened within `ramp_up_seconds`.
+
+    `only` names the servers to measure; empty: all.
+    """
 
     name: str
     tokens: int
@@ -27,133 +30,152 @@ class Workload:
     stream: bool = True
     tool: bool = False
     tools_offered: bool = False
-    over: float = 0.0
+    ramp_up_seconds: float = 0.0
     only: tuple[str, ...] = ()
 
-    def suits(self, contestant: Contestant) -> bool:
-        return (contestant.tool_turns or not self.tool) and (not self.only or contestant.name in self.only)
+    def supports(self, subject: Subject) -> bool:
+        return (subject.supports_tools or not self.tool) and (not self.only or subject.name in self.only)
 
-    def request(self, contestant: Contestant) -> bytes:
-        question = prompt(self.tokens, self.delay_ms, tool=self.tool)
-        return contestant.request(question, stream=self.stream, tools=self.tool or self.tools_offered)
+    def build_request(self, subject: Subject) -> bytes:
+        prompt = build_prompt(self.tokens, self.delay_ms, tool=self.tool)
+        return subject.build_request(prompt, stream=self.stream, tools=self.tool or self.tools_offered)
 
 
 FULL = (
     Workload("burst: 200 tokens, 1 stream", 200, 1, 100),
     Workload("burst: 200 tokens, 32 streams", 200, 32, 640),
     Workload("burst: 200 tokens, 128 streams", 200, 128, 768),
-    Workload("the same, 32 streams, all tools on offer", 200, 32, 640, tools_offered=True, only=("gateway",)),
-    Workload("paced: 100 tokens at 10 ms, 200 streams", 100, 200, 600, delay_ms=10, over=1.0),
-    Workload("paced: 100 tokens at 10 ms, 500 streams", 100, 500, 1000, delay_ms=10, over=1.0),
+    Workload("burst: 200 tokens, 32 streams, all tools offered", 200, 32, 640, tools_offered=True, only=("gateway",)),
+    Workload("paced: 100 tokens at 10 ms, 200 streams", 100, 200, 600, delay_ms=10, ramp_up_seconds=1.0),
+    Workload("paced: 100 tokens at 10 ms, 500 streams", 100, 500, 1000, delay_ms=10, ramp_up_seconds=1.0),
     Workload("plain: 10 tokens in one answer, 32 at once", 10, 32, 640, stream=False),
     Workload("tool call, then 100 tokens, 1 at once", 100, 1, 60, tool=True),
     Workload("tool call, then 100 tokens, 16 at once", 100, 16, 240, tool=True),
-    Workload("idle: 3 tokens at 5 s, 1,000 streams", 3, 1000, 1000, delay_ms=5000, over=2.0),
+    Workload("idle: 3 tokens at 5 s, 1,000 streams", 3, 1000, 1000, delay_ms=5000, ramp_up_seconds=2.0),
 )
 QUICK = (
     Workload("burst: 200 tokens, 1 stream", 200, 1, 60),
     Workload("burst: 200 tokens, 32 streams", 200, 32, 320),
     Workload("burst: 200 tokens, 128 streams", 200, 128, 256, only=("gateway", "relay")),
-    Workload("paced: 100 tokens at 10 ms, 200 streams", 100, 200, 200, delay_ms=10, over=1.0),
-    Workload("paced: 100 tokens at 10 ms, 500 streams", 100, 500, 500, delay_ms=10, over=1.0, only=("gateway",)),
+    Workload("paced: 100 tokens at 10 ms, 200 streams", 100, 200, 200, delay_ms=10, ramp_up_seconds=1.0),
+    Workload(
+        "paced: 100 tokens at 10 ms, 500 streams", 100, 500, 500, delay_ms=10, ramp_up_seconds=1.0, only=("gateway",)
+    ),
     Workload("plain: 10 tokens in one answer, 32 at once", 10, 32, 320, stream=False),
     Workload("tool call, then 100 tokens, 1 at once", 100, 1, 30, tool=True),
     Workload("tool call, then 100 tokens, 16 at once", 100, 16, 96, tool=True),
-    Workload("idle: 3 tokens at 2 s, 1,000 streams", 3, 1000, 1000, delay_ms=2000, over=1.0, only=("gateway",)),
+    Workload(
+        "idle: 3 tokens at 2 s, 1,000 streams", 3, 1000, 1000, delay_ms=2000, ramp_up_seconds=1.0, only=("gateway",)
+    ),
 )
 
 
 @dataclass
-class Result:
-    """What a workload cost a contestant, over all rounds."""
+class WorkloadResult:
+    """Cost of a workload on one server, over all rounds."""
 
     workload: Workload
-    contestant: str
-    server: float = 0.0
-    postgres: float = 0.0
-    resident: int = 0
-    rounds: list[Figures] = field(default_factory=list)
+    subject: str
+    server_seconds: float = 0.0
+    postgres_seconds: float = 0.0
+    resident_bytes: int = 0
+    rounds: list[LoadStats] = field(default_factory=list)
 
     @property
     def requests(self) -> int:
-        return sum(figures.requests for figures in self.rounds)
+        return sum(stats.requests for stats in self.rounds)
 
     @property
     def tokens(self) -> int:
-        return sum(figures.tokens for figures in self.rounds)
+        return sum(stats.tokens for stats in self.rounds)
 
     @property
     def errors(self) -> Counter[str]:
-        return sum((figures.errors for figures in self.rounds), Counter())
+        return sum((stats.errors for stats in self.rounds), Counter())
 
     @property
-    def token_us(self) -> float:
-        return self.server / max(self.tokens, 1) * 1e6
+    def cpu_us_per_token(self) -> float:
+        return self.server_seconds / max(self.tokens, 1) * 1e6
 
     @property
-    def request_ms(self) -> float:
-        return self.server / max(self.requests, 1) * 1e3
+    def cpu_ms_per_request(self) -> float:
+        return self.server_seconds / max(self.requests, 1) * 1e3
 
     @property
-    def postgres_ms(self) -> float:
-        return self.postgres / max(self.requests, 1) * 1e3
+    def postgres_ms_per_request(self) -> float:
+        return self.postgres_seconds / max(self.requests, 1) * 1e3
 
     @property
-    def tokens_a_second(self) -> float:
-        return self.tokens / sum(figures.seconds for figures in self.rounds)
+    def tokens_per_second(self) -> float:
+        return self.tokens / sum(stats.duration_seconds for stats in self.rounds)
 
-    def first_ms(self, share: float) -> float:
-        """The median of the rounds."""
-        return _median([percentile(figures.first or figures.whole, share) for figures in self.rounds]) * 1e3
+    def compute_first_token_ms(self, percent: float) -> float:
+        """Return the median of the rounds."""
+        values = [
+            compute_percentile(stats.first_token_seconds or stats.request_seconds, percent) for stats in self.rounds
+        ]
+        return _compute_median(values) * 1e3
 
-    def gap_ms(self, share: float) -> float:
-        return _median([figures.gap(share) for figures in self.rounds]) * 1e3
+    def compute_gap_ms(self, percent: float) -> float:
+        return _compute_median([stats.compute_gap_percentile(percent) for stats in self.rounds]) * 1e3
 
 
-def _median(values: list[float]) -> float:
+def _compute_median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-async def run(workload: Workload, contestant: Contestant, into: Result) -> None:
-    """One round: warmed up, then weighed."""
-    assert contestant.process is not None
-    request = workload.request(contestant)
-    total = max(workload.connections, int(workload.total * contestant.share))
+async def run_workload(workload: Workload, subject: Subject, result: WorkloadResult) -> None:
+    """Warm up, run one round and add its figures to the result."""
+    assert subject.process is not None
+    request = workload.build_request(subject)
+    total = max(workload.connections, int(workload.total * subject.load_share))
     if workload.delay_ms < 1000:
-        await put(
-            contestant.port, request, tokens=workload.tokens, connections=min(workload.connections, 8),
-            total=min(total, 16), patience=_PATIENCE,
-        )  # fmt: skip
-    before = contestant.process.weigh()
-    async with _peak(contestant.process) as peak:
-        figures = await put(
-            contestant.port, request, tokens=workload.tokens, connections=workload.connections, total=total,
-            over=workload.over, patience=_PATIENCE,
-        )  # fmt: skip
-    await asyncio.sleep(0.1)  # what a turn leaves to be done after its answer
-    after = contestant.process.weigh()
-    into.server += after.server - before.server
-    into.postgres += after.postgres - before.postgres
-    into.resident = max(into.resident, peak.resident, after.resident)
-    into.rounds.append(figures)
+        connections, warm_up_total = min(workload.connections, 8), min(total, 16)
+        await run_load(
+            subject.port,
+            request,
+            tokens=workload.tokens,
+            connections=connections,
+            total=warm_up_total,
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )
+    before = subject.process.measure_usage()
+    async with _track_peak_memory(subject.process) as peak:
+        stats = await run_load(
+            subject.port,
+            request,
+            tokens=workload.tokens,
+            connections=workload.connections,
+            total=total,
+            ramp_up_seconds=workload.ramp_up_seconds,
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )
+    await asyncio.sleep(0.1)  # turns finish some work after their answers
+    after = subject.process.measure_usage()
+    result.server_seconds += after.server_seconds - before.server_seconds
+    result.postgres_seconds += after.postgres_seconds - before.postgres_seconds
+    result.resident_bytes = max(result.resident_bytes, peak.resident_bytes, after.resident_bytes)
+    result.rounds.append(stats)
 
 
-class _Peak:
-    def __init__(self, process: Process) -> None:
-        self.resident = 0
-        self._pids = process.server_pids()
+class _PeakMemory:
+    """Peak of the resident memory of a server, sampled."""
 
-    async def watch(self) -> None:
+    def __init__(self, process: ServerProcess) -> None:
+        self.resident_bytes = 0
+        self._pids = process.list_server_pids()
+
+    async def sample_forever(self) -> None:
         while True:
-            self.resident = max(self.resident, resident(self._pids))
+            self.resident_bytes = max(self.resident_bytes, measure_resident_bytes(self._pids))
             await asyncio.sleep(_SAMPLE_SECONDS)
 
 
 @contextlib.asynccontextmanager
-async def _peak(process: Process) -> AsyncGenerator[_Peak]:
-    peak = _Peak(process)
-    watching = asyncio.create_task(peak.watch())
+async def _track_peak_memory(process: ServerProcess) -> AsyncGenerator[_PeakMemory]:
+    peak = _PeakMemory(process)
+    sampling = asyncio.create_task(peak.sample_forever())
     try:
         yield peak
     finally:
-        watching.cancel()
+        sampling.cancel()

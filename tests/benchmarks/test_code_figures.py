@@ -1,4 +1,4 @@
-"""The figures on names and sizes, computed over a made-up tree."""
+"""Tests of the figures on names and sizes, over a generated source tree."""
 
 import subprocess
 from pathlib import Path
