@@ -39,12 +39,13 @@ from gateway.config import ConfigError, Settings
 from gateway.domain.messages import BusMessage
 from gateway.llm.catalog import Catalog
 from gateway.llm.client import OpenAICompatibleModel
-from gateway.llm.rate_limit.limiter import Limiter, SharedLimits
+from gateway.llm.rate_limit.limiter import Limiter
 from gateway.llm.recording import Recorder
 from gateway.llm.resilient import ResilientModel, RetryPolicy
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile, load_servers
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.rate_limit import SharedLimits
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore

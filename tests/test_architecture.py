@@ -73,6 +73,10 @@ def imports_of(path: Path) -> Iterator[str]:
                 yield submodule if is_module(submodule) else str(node.module)
 
 
+def classes_of(path: Path) -> Iterator[ast.ClassDef]:
+    return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
+
+
 def is_module(name: str) -> bool:
     path = ROOT.joinpath(*name.split("."))
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
@@ -113,6 +117,14 @@ def test_inner_ring_imports_few_libraries(path: Path) -> None:
     for name in imports_of(path):
         top = name.split(".")[0]
         assert top in PACKAGES or top in known or top in sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if not within(name_of(p), ("gateway.ports",))], ids=name_of)
+def test_protocol_is_a_port(path: Path) -> None:
+    """`gateway/ports/` has every protocol of the package."""
+    if path.is_relative_to(ROOT / "gateway"):
+        names = {base.id for cls in classes_of(path) for base in cls.bases if isinstance(base, ast.Name)}
+        assert "Protocol" not in names
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import UUID
 
 from jsonschema.exceptions import SchemaError
@@ -28,7 +28,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.events import Event, JournalEntry
 from gateway.domain.messages import Answer, BusMessage, JsonObject, Parameters, Principal, TurnRequest
-from gateway.ports.listener import EventListener
+from gateway.ports.listener import EventFold, EventListener
 from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, StoredTurn, TurnRepository
 
 BUSY_TIMEOUT_SECONDS = 120.0
@@ -37,14 +37,6 @@ _OPEN = ("running", "waiting")
 
 RunBusyWait = Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
 """Awaits a coroutine, and may end it early by raising: a caller that hangs up need not wait on."""
-
-
-class EventFold(Protocol):
-    """What the events of a turn are folded into, from the first on."""
-
-    def apply(self, event: Event) -> bool | None:
-        """Take the next event. True: the events behind it are not needed."""
-        ...
 
 
 F = TypeVar("F", bound=EventFold)

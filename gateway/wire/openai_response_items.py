@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, ToolSpec, Usage
-from gateway.ports.listener import EventListener
+from gateway.ports.listener import EventFold, EventListener
 from gateway.wire.openai_chat import arguments_text, created_at
 from gateway.wire.openai_response_ids import format_approval_id, format_response_id
 
@@ -25,7 +25,7 @@ class ResponseContext(msgspec.Struct, frozen=True):
     find: Callable[[str], ToolSpec | None]
 
 
-class ResponseWriter:
+class ResponseWriter(EventFold):
     """Folds a turn's events into OpenAI's events and the response itself."""
 
     def __init__(self, turn_id: UUID, describe: ResponseContext, part: int = 0) -> None:

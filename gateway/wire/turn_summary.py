@@ -5,6 +5,7 @@ from typing import Any, assert_never
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Usage
+from gateway.ports.listener import EventFold
 
 
 @dataclass
@@ -23,7 +24,7 @@ class ToolCallSummary:
     duration_ms: float | None = None
 
 
-class TurnSummary:
+class TurnSummary(EventFold):
     """Folds a turn's events, in order; may be read at any time."""
 
     def __init__(self) -> None:

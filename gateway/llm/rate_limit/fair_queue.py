@@ -2,17 +2,9 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-
-class QueuedItem(Protocol):
-    """What can wait: `user` names whose it is, `tokens` (over 0) what it costs."""
-
-    @property
-    def user(self) -> str: ...
-    @property
-    def tokens(self) -> float: ...
-
+from gateway.ports.rate_limit import QueuedItem
 
 T = TypeVar("T", bound=QueuedItem)
 

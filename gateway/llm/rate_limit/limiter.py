@@ -5,67 +5,22 @@ It lives on what the responses tell of the limits. Until one has told, nothing i
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
-from typing import Protocol
-
-import msgspec
 
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import UpstreamRateLimited
 from gateway.llm.rate_limit.fair_queue import FairQueue
-from gateway.llm.rate_limit.token_bucket import RateLimitHeaders, TokenBucket, parse_rate_limit_headers
+from gateway.llm.rate_limit.token_bucket import TokenBucket, parse_rate_limit_headers
+from gateway.ports.rate_limit import Clock, RateLimitHeaders, Reservation, SharedLimits, Timer
 
 log = get_logger(__name__)
 
 _MAX_BACKOFF_SECONDS = 60.0
 _NO_RESPONSE_STATUS = 0
 _NOT_SENT_STATUS = 499
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """Time as an event loop has it, which is what it usually is."""
-
-    def time(self) -> float: ...
-    def call_at(self, when: float, callback: Callable[[], object], /) -> Timer: ...
-
-
-class Reservation(msgspec.Struct, frozen=True):
-    """A reservation among several gateways; with `wait` over 0 there is none yet, and it may be asked for then.
-
-    `number` counts a model's reservations (0: nobody counts); `first`: no other was under way; `epoch`: when it was.
-    """
-
-    model: str
-    tokens: float
-    wait: float = 0.0
-    number: int = 0
-    first: bool = False
-    epoch: int = 0
-
-
-class SharedLimits(Protocol):
-    """The limits as several gateways with one key share them. Nothing of it raises: who cannot ask, has no limit."""
-
-    async def reserve_tokens(self, model: str, tokens: float) -> Reservation: ...
-
-    async def report_response(
-        self, reservation: Reservation, headers: RateLimitHeaders, *, refunded: bool, block: float
-    ) -> None:
-        """The server has seen this call, or it will not be made. The model is blocked for `block` seconds."""
-        ...
-
-    async def refund_tokens(self, reservation: Reservation, tokens: float) -> None:
-        """Give back what was reserved and not used."""
-        ...
-
-    async def close(self) -> None: ...
 
 
 class RateLimitPermit:

@@ -13,8 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.common.redis import TIMEOUT_SECONDS, RedisUnavailable, SharedRedis
-from gateway.llm.rate_limit.limiter import Reservation
-from gateway.llm.rate_limit.token_bucket import LimitState, RateLimitHeaders
+from gateway.ports.rate_limit import LimitState, RateLimitHeaders, Reservation, SharedLimits
 
 _MAX_CONNECTIONS = 32
 
@@ -101,7 +100,7 @@ end
 """
 
 
-class RedisLimits:
+class RedisLimits(SharedLimits):
     """See `SharedLimits`. While Redis is away every gateway goes by what it sees itself."""
 
     def __init__(self, url: str, api_key: str) -> None:

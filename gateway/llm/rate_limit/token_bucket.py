@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 
-import msgspec
+from gateway.ports.rate_limit import LimitState, RateLimitHeaders
 
 MINUTE_SECONDS = 60.0
 DAY_SECONDS = 86_400.0
@@ -28,22 +28,6 @@ _DURATION = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d*)?", re.ASCII)
 _ROUNDING = 1e-3
 _MIN_USED_SHARE = 0.01
-
-
-class LimitState(msgspec.Struct, frozen=True):
-    """One limit as a response tells it: `remaining` of `limit`, and how much comes back in a second."""
-
-    limit: float
-    remaining: float
-    rate: float
-
-
-class RateLimitHeaders(msgspec.Struct, frozen=True):
-    """What the headers of a response tell. None: nothing that can be read."""
-
-    tokens: LimitState | None = None
-    requests: LimitState | None = None
-    retry_after: float | None = None
 
 
 def parse_rate_limit_headers(headers: Mapping[str, str]) -> RateLimitHeaders:
