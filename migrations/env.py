@@ -1,8 +1,7 @@
-"""Alembic's entry: both packages' tables, one tree, one version table."""
+"""Alembic's environment for the tables of both packages, in one version table."""
 
 import asyncio
 import zlib
-from typing import Any
 
 from alembic import context
 from sqlalchemy import pool, text
@@ -15,23 +14,24 @@ import tools_server.tasks.models  # noqa: F401
 from gateway.config import load_settings
 
 config = context.config
-LOCK = zlib.crc32(b"agent-gateway migrations")
-OURS = {"public", "tools"}
+LOCK_ID = zlib.crc32(b"agent-gateway migrations")
+SCHEMAS = {"public", "tools"}
 
 
-def url() -> str:
-    given = config.attributes.get("url") or load_settings().postgres_url
-    if given is None:
+def get_url() -> str:
+    url = config.attributes.get("url") or load_settings().postgres_url
+    if url is None:
         raise SystemExit("Set DATABASE_URL (or POSTGRES_HOST …), or run `agent-gateway db upgrade`.")
-    return given
+    return url
 
 
-def include_name(name: str | None, type_: str, _parents: Any) -> bool:
-    return type_ != "schema" or name is None or name in OURS
+def include_name(name: str | None, kind: str, _parents: object) -> bool:
+    return kind != "schema" or name is None or name in SCHEMAS
 
 
-def run(connection: Connection) -> None:
-    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
+def run_migrations(connection: Connection) -> None:
+    """Run the migrations under a lock: several processes may migrate at once."""
+    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK_ID})
     connection.commit()
     context.configure(
         connection=connection,
@@ -44,19 +44,19 @@ def run(connection: Connection) -> None:
     with context.begin_transaction():
         context.run_migrations()
     connection.commit()
-    connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK})
+    connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK_ID})
     connection.commit()
 
 
 async def run_online() -> None:
-    engine = create_async_engine(url(), poolclass=pool.NullPool)
+    engine = create_async_engine(get_url(), poolclass=pool.NullPool)
     async with engine.connect() as connection:
-        await connection.run_sync(run)
+        await connection.run_sync(run_migrations)
     await engine.dispose()
 
 
 if context.is_offline_mode():
-    context.configure(url=url(), target_metadata=SQLModel.metadata, literal_binds=True)
+    context.configure(url=get_url(), target_metadata=SQLModel.metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
 else:

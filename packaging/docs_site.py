@@ -1,7 +1,7 @@
 """Collect the pages of the documentation site in build/docs: `make docs`.
 
 Pages stay where a reader of the repository looks for them (README.md, docs/, …), with links between those places. This
-script copies them into one tree and rewrites the links. A linked file that is no page is copied beside them.
+script copies them into one tree and rewrites the links. Linked files that are not pages are copied as well.
 """
 
 import os
@@ -11,7 +11,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "build" / "docs"
@@ -24,6 +23,7 @@ PAGES_OUTSIDE_DOCS = {
     "benchmarks/RESULTS.md": "benchmarks/results.md",
     "examples/README.md": "examples.md",
 }
+NavEntries = str | list[dict[str, "NavEntries"]]
 LINK = re.compile(r"\[([^\]]*)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 FENCED_CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -34,12 +34,12 @@ class BrokenDocs(Exception):
 
 
 def find_pages(root: Path = ROOT) -> dict[str, str]:
-    """Path in the repository → path in the site."""
+    """Map paths in the repository to paths in the site."""
     docs = {path.relative_to(root).as_posix() for path in (root / "docs").rglob("*.md")}
     return PAGES_OUTSIDE_DOCS | {path: path.removeprefix("docs/") for path in sorted(docs)}
 
 
-def collect(output: Path = OUTPUT, root: Path = ROOT) -> None:
+def collect_pages(output: Path = OUTPUT, root: Path = ROOT) -> None:
     """Write all pages, and the files that they link to, below `output`.
 
     Raises:
@@ -58,19 +58,19 @@ def collect(output: Path = OUTPUT, root: Path = ROOT) -> None:
 
 def _check_navigation(pages: dict[str, str], root: Path) -> Iterator[str]:
     """Pages in a folder of docs/ are exempt: the folder's README.md, which must be listed, links to them."""
-    listed = set(_listed_pages(tomllib.loads((root / "zensical.toml").read_text())["project"]["nav"]))
+    listed = set(_iterate_listed_pages(tomllib.loads((root / "zensical.toml").read_text())["project"]["nav"]))
     for source, target in pages.items():
         if target not in listed and (target.count("/") == 0 or target.endswith("/README.md")):
             yield f"{source}: add {target} to `nav` in zensical.toml"
     yield from (f"zensical.toml: `nav` lists {page}, which does not exist" for page in listed - set(pages.values()))
 
 
-def _listed_pages(entries: Any) -> Iterator[str]:
+def _iterate_listed_pages(entries: NavEntries) -> Iterator[str]:
     if isinstance(entries, str):
         yield entries
         return
     for entry in entries:
-        yield from (page for value in entry.values() for page in _listed_pages(value))
+        yield from (page for value in entry.values() for page in _iterate_listed_pages(value))
 
 
 def _rewrite_links(source: str, pages: dict[str, str], output: Path, root: Path, problems: list[str]) -> str:
@@ -87,15 +87,18 @@ def _rewrite_links(source: str, pages: dict[str, str], output: Path, root: Path,
         elif not target.exists():
             problems.append(f"{source}: the link {link} has no target")
             return text
-        found = pages.get(path) or _copy_file(target, path, output)
-        return f"[{text}]({os.path.relpath(found, folder)}{anchor})"
+        page = pages.get(path) or _copy_file(target, path, output)
+        return f"[{text}]({os.path.relpath(page, folder)}{anchor})"
 
     parts = FENCED_CODE.split((root / source).read_text())
     return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
 
 
 def _copy_file(target: Path, path: str, output: Path) -> str:
-    """Copy a file that is no page; returns its path in the site, which hides no file behind a leading dot."""
+    """Copy a file that is not a page; returns its path in the site.
+
+    The path has no leading dots, because web servers hide such files.
+    """
     copied = "files/" + "/".join(part.lstrip(".") for part in path.split("/"))
     (output / copied).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(target, output / copied)
@@ -104,6 +107,6 @@ def _copy_file(target: Path, path: str, output: Path) -> str:
 
 if __name__ == "__main__":
     try:
-        collect()
+        collect_pages()
     except BrokenDocs as problems:
         sys.exit(str(problems))

@@ -1,6 +1,6 @@
-"""Makes the tool server's bundle for a one-click install in Claude Desktop: `make mcpb`.
+"""Build the tool server's bundle for a one-click install in Claude Desktop: `make mcpb`.
 
-The manifest is written from the server itself, the bundle packed and checked by the official tool.
+The manifest lists the tools of the running code. The official tool validates the manifest and packs the bundle.
 """
 
 import asyncio
@@ -10,14 +10,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 from tools_server.config import Settings
 from tools_server.server import create_server
 from tools_server.tasks.store import TaskStore
 
 ROOT = Path(__file__).parent.parent
-TOOL = ROOT / "tests" / "node" / "node_modules" / ".bin" / "mcpb"
+MCPB_TOOL = ROOT / "tests" / "node" / "node_modules" / ".bin" / "mcpb"
 CONTENTS = (
     "pyproject.toml",
     "requirements.lock",
@@ -29,11 +28,14 @@ CONTENTS = (
     "tools_server",
     "migrations",
 )
-NOT_INCLUDED = shutil.ignore_patterns("__pycache__", "*.pyc")
+IGNORED_FILES = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
-def manifest() -> dict[str, Any]:
-    """What Claude Desktop shows and runs. Format: mcpb manifest 0.4, whose `uv` servers bring their own Python."""
+def build_manifest() -> dict[str, object]:
+    """Describe what Claude Desktop shows and runs.
+
+    The format is mcpb manifest 0.4. Its `uv` servers install their own Python.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     server = create_server(Settings(_env_file=None), TaskStore("postgresql+asyncpg://nobody@127.0.0.1:9/none"))  # type: ignore[call-arg]
     tools = asyncio.run(server.list_tools())
@@ -42,8 +44,8 @@ def manifest() -> dict[str, Any]:
         "name": "mcp-agent-gateway-tools",
         "display_name": "Calculator, web search, tasks",
         "version": project["version"],
-        "description": "An exact calculator, web search and page reading, and a task list of your own.",
-        "long_description": "Tasks are kept in an embedded PostgreSQL in the folder that you choose.",
+        "description": "An exact calculator, web search, page reading and a personal task list.",
+        "long_description": "Tasks are stored in an embedded PostgreSQL in the folder that you choose.",
         "author": {"name": "The MCP agent gateway's authors"},
         "license": "MIT",
         "server": {
@@ -64,14 +66,14 @@ def manifest() -> dict[str, Any]:
             "data_dir": {
                 "type": "directory",
                 "title": "Data folder",
-                "description": "Where the tasks are kept. Share it with the gateway's .data to share the tasks.",
+                "description": "Folder of the tasks. Choose the gateway's .data folder to share its tasks.",
                 "default": "${HOME}/.mcp-agent-gateway",
                 "required": True,
             },
             "tavily_api_key": {
                 "type": "string",
                 "title": "Tavily API key",
-                "description": "For web search with Tavily (then set SEARCH_BACKEND, too). Empty: DuckDuckGo.",
+                "description": "For web search with Tavily; requires SEARCH_BACKEND as well. Empty: DuckDuckGo.",
                 "sensitive": True,
                 "required": False,
                 "default": "",
@@ -80,23 +82,23 @@ def manifest() -> dict[str, Any]:
     }
 
 
-def build(output: Path) -> Path:
-    """Stage, check and pack the bundle; returns its file."""
+def build_bundle(output: Path) -> Path:
+    """Stage, validate and pack the bundle; returns its file."""
     stage = output / "mcpb"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     for name in CONTENTS:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, stage / name, ignore=NOT_INCLUDED)
+            shutil.copytree(source, stage / name, ignore=IGNORED_FILES)
         else:
             shutil.copy(source, stage / name)
-    (stage / "manifest.json").write_text(json.dumps(manifest(), indent=2) + "\n")
+    (stage / "manifest.json").write_text(json.dumps(build_manifest(), indent=2) + "\n")
     bundle = output / "tools-server.mcpb"
     for arguments in (["validate", str(stage / "manifest.json")], ["pack", str(stage), str(bundle)]):
-        subprocess.run([str(TOOL), *arguments], check=True, cwd=TOOL.parent.parent.parent)  # noqa: S603
+        subprocess.run([str(MCPB_TOOL), *arguments], check=True, cwd=MCPB_TOOL.parent.parent.parent)  # noqa: S603
     return bundle
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build").resolve()))  # noqa: T201
+    print(build_bundle(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build").resolve()))  # noqa: T201

@@ -20,6 +20,7 @@ import msgspec
 import typer
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
 
 ROOT = Path(__file__).parent.parent
 RELEASES = ROOT / "docs" / "releases"
@@ -34,33 +35,32 @@ TOOLS_SETTINGS = ("tools_server.config:Settings",)
 INTERNAL_SERVER_FIELDS = {"name", "fault"}
 
 
-def current_schemas() -> dict[str, Any]:
-    """File name → content, of the code that can be imported here."""
+def generate_schemas() -> dict[str, object]:
+    """Generate the files of the importable code: content by file name."""
     return {
-        "openapi.json": _openapi_document(),
-        "events.json": msgspec.json.schema(_load(EVENT)),
+        "openapi.json": _build_openapi_document(),
+        "events.json": msgspec.json.schema(_import_attribute(EVENT)),
         "settings.json": {
-            "gateway": sorted(_environment_names(_load(GATEWAY_SETTINGS))),
-            "tools_server": sorted(_environment_names(_load(TOOLS_SETTINGS))),
-            "mcp.json": sorted(set(_load(SERVER_CONFIG).model_fields) - INTERNAL_SERVER_FIELDS),
+            "gateway": sorted(_list_environment_names(_import_attribute(GATEWAY_SETTINGS))),
+            "tools_server": sorted(_list_environment_names(_import_attribute(TOOLS_SETTINGS))),
+            "mcp.json": sorted(set(_import_attribute(SERVER_CONFIG).model_fields) - INTERNAL_SERVER_FIELDS),
         },
         "commands.json": {
-            **_describe_command("agent-gateway", typer.main.get_command(_load(GATEWAY_COMMANDS))),
-            **_describe_command("tools-server", typer.main.get_command(_load(TOOLS_COMMANDS))),
+            **_describe_command("agent-gateway", typer.main.get_command(_import_attribute(GATEWAY_COMMANDS))),
+            **_describe_command("tools-server", typer.main.get_command(_import_attribute(TOOLS_COMMANDS))),
         },
     }
 
 
 def write_release(version: str, commit: str) -> Path:
-    """Generate a release's files from its commit; returns their directory."""
+    """Generate the files of a release from its commit; returns their directory."""
     archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603, S607
     with tempfile.TemporaryDirectory() as directory:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(directory, filter="data")
-        dump = subprocess.run(  # noqa: S603
-            [sys.executable, __file__, "--dump"],
-            cwd=directory, env=os.environ | {"PYTHONPATH": directory}, check=True, stdout=subprocess.PIPE,
-        ).stdout  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": directory}
+        command = [sys.executable, __file__, "--dump"]
+        dump = subprocess.run(command, cwd=directory, env=environment, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603
     target = RELEASES / version
     target.mkdir(parents=True, exist_ok=True)
     for name, content in json.loads(dump).items():
@@ -68,31 +68,31 @@ def write_release(version: str, commit: str) -> Path:
     return target
 
 
-def _load(locations: tuple[str, ...]) -> Any:
+def _import_attribute(locations: tuple[str, ...]) -> Any:  # the type differs per release
     for location in locations:
         module, _, attribute = location.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ModuleNotFoundError, AttributeError):
             continue
-    raise ImportError(f"none of {', '.join(locations)}: add the present location to {Path(__file__).name}")
+    raise ImportError(f"none of {', '.join(locations)} exists: add the current location to {Path(__file__).name}")
 
 
-def _openapi_document() -> Any:
-    settings = _load(GATEWAY_SETTINGS)(
+def _build_openapi_document() -> object:
+    settings = _import_attribute(GATEWAY_SETTINGS)(
         _env_file=None,
         database_url="postgresql://127.0.0.1:9/none",
         groq_api_key="not-used-here",
         mcp_server_url="http://127.0.0.1:9/mcp",
     )
-    return _load(CREATE_APP)(settings).openapi()
+    return _import_attribute(CREATE_APP)(settings).openapi()
 
 
-def _environment_names(settings: Any) -> set[str]:
-    return {name for field, info in settings.model_fields.items() for name in _names_of_field(field, info)}
+def _list_environment_names(settings: type[BaseSettings]) -> set[str]:
+    return {name for field, info in settings.model_fields.items() for name in _list_field_names(field, info)}
 
 
-def _names_of_field(field: str, info: FieldInfo) -> list[str]:
+def _list_field_names(field: str, info: FieldInfo) -> list[str]:
     match info.validation_alias:
         case None:
             return [field.upper()]
@@ -103,23 +103,23 @@ def _names_of_field(field: str, info: FieldInfo) -> list[str]:
 
 
 def _describe_command(name: str, command: Any) -> dict[str, list[str]]:
-    """Each command → its options and arguments."""
+    """Map each command to its options and arguments."""
     parameters = sorted(
         option
         for parameter in command.params
         if not getattr(parameter, "hidden", False)
         for option in (parameter.opts if parameter.param_type_name == "option" else [str(parameter.name).upper()])
     )
-    described = {name: parameters}
+    descriptions = {name: parameters}
     for child, subcommand in getattr(command, "commands", {}).items():
         if not subcommand.hidden:
-            described |= _describe_command(f"{name} {child}", subcommand)
-    return described
+            descriptions |= _describe_command(f"{name} {child}", subcommand)
+    return descriptions
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--dump"]:
-        sys.stdout.write(json.dumps(current_schemas()))
+        sys.stdout.write(json.dumps(generate_schemas()))
     else:
         version, commit = sys.argv[1:]
         print(write_release(version, commit))  # noqa: T201

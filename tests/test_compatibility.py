@@ -37,7 +37,7 @@ def current() -> dict[str, Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return json.loads(json.dumps(module.current_schemas()))
+    return json.loads(json.dumps(module.generate_schemas()))
 
 
 def changed_api(current: dict[str, Any]) -> set[str]:

@@ -1,4 +1,4 @@
-"""packaging/docs_site.py: the pages of the documentation site and the links between them."""
+"""Tests of packaging/docs_site.py, which collects pages and rewrites their links."""
 
 import importlib.util
 from pathlib import Path
@@ -38,21 +38,19 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def test_links_between_pages_lead_to_their_place_in_the_site(
+def test_links_between_pages_are_rewritten_for_the_site(
     docs_site: ModuleType, repository: Path, tmp_path: Path
 ) -> None:
     site = tmp_path / "site"
-    docs_site.collect(site, repository)
+    docs_site.collect_pages(site, repository)
     assert (site / "index.md").read_text() == "# Start\n[the\nAPI](api.md#routes) [decisions](adr/README.md) sources\n"
     assert (site / "adr" / "README.md").read_text() == "# Decisions\n[one](one.md) [site](https://example.com)\n"
     assert (site / "adr" / "one.md").read_text() == "# One\n[API](../api.md)\n"
 
 
-def test_linked_file_that_is_no_page_is_copied_and_code_stays_as_it_is(
-    docs_site: ModuleType, repository: Path, tmp_path: Path
-) -> None:
+def test_linked_files_are_copied_and_code_is_unchanged(docs_site: ModuleType, repository: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    docs_site.collect(site, repository)
+    docs_site.collect_pages(site, repository)
     page = (site / "api.md").read_text()
     assert page == "# API\n[start](index.md) [settings](files/env)\n```\n[code](none.md)\n```\n"
     assert (site / "files" / "env").read_text() == "A=1\n"
@@ -64,7 +62,7 @@ def test_broken_link_and_page_missing_in_the_navigation_are_errors(
     (repository / "docs" / "new.md").write_text("[gone](gone.md)\n")
     (repository / "docs" / "api.md").unlink()
     with pytest.raises(docs_site.BrokenDocs) as caught:
-        docs_site.collect(tmp_path / "site", repository)
+        docs_site.collect_pages(tmp_path / "site", repository)
     assert str(caught.value).splitlines() == [
         "docs/new.md: add new.md to `nav` in zensical.toml",
         "zensical.toml: `nav` lists api.md, which does not exist",

@@ -1,4 +1,4 @@
-"""What the built package must contain."""
+"""Tests of the contents of packages, image and bundle."""
 
 import tomllib
 from pathlib import Path
@@ -16,7 +16,7 @@ def test_package_declares_its_type_annotations(package: str) -> None:
 
 
 @pytest.mark.parametrize("path", [*PACKAGES, *PROJECT["project"]["license-files"]])
-def test_image_and_bundle_contain_what_the_project_declares(path: str) -> None:
+def test_image_and_bundle_contain_packages_and_license(path: str) -> None:
     """Both install from a copy of pyproject.toml: the build fails if a package or the license is missing."""
     assert f" {path} " in (ROOT / "Dockerfile").read_text()
     assert f'"{path}"' in (ROOT / "packaging" / "mcpb.py").read_text()

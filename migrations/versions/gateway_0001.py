@@ -1,4 +1,4 @@
-"""The gateway's tables"""
+"""Create the gateway's tables"""
 
 from alembic import op
 import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Turns that survive: idempotency keys, and the wish to cancel"""
+"""Add idempotency keys and stored cancellations to turns"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Questions and approvals, and who decided them"""
+"""Add questions and approvals with their answers"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Turns follow turns: branches, one running turn a conversation, what a turn was sent"""
+"""Add parent turns, turn requests, and one active turn per conversation"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""MCP servers added at run time, and the definitions of tools as they were first seen"""
+"""Add MCP servers of the API, and tool definitions as first seen"""
 
 import sqlalchemy as sa
 from alembic import op

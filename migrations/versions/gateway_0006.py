@@ -1,4 +1,4 @@
-"""Grants of protected MCP servers, and the sign-ins under way"""
+"""Add OAuth grants of MCP servers, and pending sign-ins"""
 
 import sqlalchemy as sa
 from alembic import op

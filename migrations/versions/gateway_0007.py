@@ -1,4 +1,4 @@
-"""The name of the credential that began a turn, indexes for usage over time, and answers that may be given again"""
+"""Add credentials of turns, indexes for usage, and the response cache"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Stored keys, who began a turn with which of them, and what turns have used up"""
+"""Add API keys, the caller of a turn, and usage of turns"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""All figures of an ended turn in turn_usage, which reports are made from"""
+"""Store all figures of ended turns in turn_usage, for reports"""
 
 import sqlalchemy as sa
 from alembic import op

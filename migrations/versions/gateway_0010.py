@@ -1,4 +1,4 @@
-"""What turns that run hold of a budget, and limits of keys"""
+"""Add budget reservations of running turns, and limits of keys"""
 
 import sqlalchemy as sa
 from alembic import op

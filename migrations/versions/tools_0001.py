@@ -1,4 +1,4 @@
-"""The tool server's tasks"""
+"""Create the tool server's tasks"""
 
 import sqlalchemy as sa
 from alembic import op
