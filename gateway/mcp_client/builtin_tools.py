@@ -1,4 +1,4 @@
-"""The gateway's own tools: list and read a server's resources and prompts, and sign in to a server."""
+"""The gateway's own tools for resources, prompts and sign-in."""
 
 import msgspec
 
@@ -46,7 +46,7 @@ SIGN_IN = "sign_in"
 
 
 def make_sign_in_tool(server: ServerConfig) -> ToolSpec:
-    """The tool that replaces a server's own tools until a user has signed in."""
+    """The tool that replaces a server's tools until a user signs in."""
     description = f"Ask the user to sign in to the server {server.name}. Its tools are available afterwards."
     return _make_builtin_tool(server, SIGN_IN, description, _NO_ARGUMENTS)
 
@@ -100,7 +100,7 @@ async def _get_text(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, pri
 
 
 def _select_items(spec: ToolSpec, items: list[JsonObject]) -> list[JsonObject]:
-    """The items of the tool's own server, without fields that a model does not need."""
+    """Items of the tool's own server, without fields that models ignore."""
     return [
         {name: value for name, value in item.items() if name not in _OMITTED_FIELDS}
         for item in items

@@ -1,4 +1,4 @@
-"""Tells a server for which user a call is made: by a short-lived signed token, or a forwarded header."""
+"""Identifies the calling user to a server: signed token or forwarded header."""
 
 import contextlib
 import contextvars
@@ -21,7 +21,7 @@ _principal: contextvars.ContextVar[Principal | None] = contextvars.ContextVar("m
 
 @contextlib.contextmanager
 def acting_for(principal: Principal) -> Generator[None]:
-    """Send the requests of this block on behalf of `principal`, also over a shared connection."""
+    """Send this block's requests on behalf of `principal`."""
     token = _principal.set(principal)
     try:
         yield
@@ -42,7 +42,10 @@ def forward_header(header: str) -> Callable[[httpx2.Request], Awaitable[None]]:
 
 
 class TokenSigner:
-    """Adds a token to requests that names the acting user, signed with HS256. Reuses it for half its lifetime."""
+    """Adds a signed token to requests that names the acting user.
+
+    Signs with HS256, and reuses a token for half its lifetime.
+    """
 
     def __init__(self, secret: str) -> None:
         import jwt  # imported here, as it takes 2 MB that only signers need
@@ -51,7 +54,10 @@ class TokenSigner:
         self._tokens: LruDict[str, tuple[float, str]] = LruDict(_MAX_CACHED_USERS)
 
     async def add_token(self, request: httpx2.Request) -> None:
-        """An httpx2 request hook. Discovery and listening act for no user, so they name the gateway itself."""
+        """An httpx2 request hook.
+
+        Discovery and listening act for no user, so they name the gateway itself.
+        """
         principal = _principal.get()
         request.headers["Authorization"] = f"Bearer {self._get_token(principal.user if principal else ISSUER)}"
 

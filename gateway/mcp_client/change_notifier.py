@@ -9,7 +9,7 @@ _DEBOUNCE_SECONDS = 0.05
 
 
 class ChangeNotifier:
-    """Notifies subscribers once for all changes within 50 ms, as servers often start together."""
+    """Notifies subscribers once for all changes within 50 ms."""
 
     def __init__(self) -> None:
         self._subscribers: list[Callable[[], Awaitable[None]]] = []

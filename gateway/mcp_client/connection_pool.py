@@ -1,4 +1,4 @@
-"""The connections to all servers: one per server, and one per user for servers that users do not share."""
+"""The connections to all servers, shared and per user."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,9 @@ _MAX_PERSONAL_CONNECTIONS = 200
 
 
 class ConnectionPool:
-    """Opens, finds and closes connections. `connect(config, principal)` makes one; None is the shared connection.
+    """Opens, finds and closes connections.
+
+    `connect(config, principal)` makes one; without a principal it is shared by all users.
 
     A connection that is no longer needed is closed once its calls have ended, at most `drain_seconds` later.
     """
@@ -33,7 +35,7 @@ class ConnectionPool:
         self._draining = TaskSet("mcp drain")
         self._shared = {server.name: self._make_connection(server, None) for server in servers}
         self._personal: LruDict[tuple[str, str], ServerConnection] = LruDict(
-            _MAX_PERSONAL_CONNECTIONS, on_evict=lambda _, connection: self._drain(connection)
+            _MAX_PERSONAL_CONNECTIONS, on_evict=lambda _, connection: self._drain_connection(connection)
         )
         self._uses = count(1)
         self._last_seen_tools: dict[str, tuple[Tool, ...]] = {}
@@ -57,8 +59,8 @@ class ConnectionPool:
         """Wait until every server was tried once, at most `seconds`."""
         attempts = [asyncio.create_task(connection.wait_until_attempted()) for connection in self._shared.values()]
         if attempts:
-            _, pending = await asyncio.wait(attempts, timeout=seconds)
-            for task in pending:
+            _, pending_tasks = await asyncio.wait(attempts, timeout=seconds)
+            for task in pending_tasks:
                 task.cancel()
 
     def replace_servers(self, servers: Sequence[ServerConfig]) -> None:
@@ -66,14 +68,14 @@ class ConnectionPool:
         configs = {server.name: server for server in servers}
         for name, connection in list(self._shared.items()):
             if configs.get(name) != connection.config:
-                self._drain(self._shared.pop(name))
+                self._drain_connection(self._shared.pop(name))
                 for key in [key for key in self._personal if key[0] == name]:
-                    self._drain(self._personal.pop(key))
-        added = configs.keys() - self._shared.keys()
+                    self._drain_connection(self._personal.pop(key))
+        new_names = configs.keys() - self._shared.keys()
         self._shared = {
             name: self._shared.get(name) or self._make_connection(config, None) for name, config in configs.items()
         }
-        for name in added:
+        for name in new_names:
             self._shared[name].start_connection()
 
     def get_shared(self, server: str) -> ServerConnection | None:
@@ -81,7 +83,10 @@ class ConnectionPool:
         return self._shared.get(server)
 
     def get_connection(self, server: str, principal: Principal) -> ServerConnection | None:
-        """The connection for a user's request: the shared one, or the user's own, opened when first needed."""
+        """The connection for a user's request.
+
+        The shared one, or the user's own, which is opened when first needed.
+        """
         shared = self._shared.get(server)
         if shared is None or shared.config.share == "all":
             return shared
@@ -102,13 +107,13 @@ class ConnectionPool:
         if shared.is_available or shared.config.share == "all":
             return shared.tools if shared.is_available else None
         name = shared.config.name
-        personal = [
+        personal_connections = [
             connection
             for connection in self._open
             if connection.config is shared.config and connection.last_used and connection.tools
         ]
-        if personal:
-            self._last_seen_tools[name] = max(personal, key=lambda connection: connection.last_used).tools
+        if personal_connections:
+            self._last_seen_tools[name] = max(personal_connections, key=lambda connection: connection.last_used).tools
         return self._last_seen_tools.get(name) if shared.needs_sign_in else None
 
     def discard_tokens(self) -> None:
@@ -121,7 +126,7 @@ class ConnectionPool:
         self._open.add(connection)
         return connection
 
-    def _drain(self, connection: ServerConnection) -> None:
+    def _drain_connection(self, connection: ServerConnection) -> None:
         self._draining.spawn(self._drain_and_stop(connection))
 
     async def _drain_and_stop(self, connection: ServerConnection) -> None:

@@ -1,4 +1,7 @@
-"""Compares the tools of servers with their first seen definitions: descriptions are untrusted input for a model."""
+"""Compares tools with their first seen definitions.
+
+Descriptions are untrusted input for a model.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -48,11 +51,14 @@ class DefinitionChecker:
             self._checking.start()
 
     def list_changed(self) -> frozenset[tuple[str, str]]:
-        """Server and name of each tool whose definition differs from the first seen one."""
+        """Server and name of each tool whose definition has changed."""
         return frozenset((server, tool) for server, tools in self._changed_tools.items() for tool in tools)
 
     def get_withheld_tools(self, connection: ServerConnection) -> set[str] | None:
-        """Tools that must not be offered until approved; None: all of them, as they are not compared yet."""
+        """Tools that must not be offered until approved; None: all.
+
+        All of them are withheld until they are compared for the first time.
+        """
         if self._store is None or connection.config.on_change != "hold":
             return set()
         return self._changed_tools.get(connection.config.name, set()) if connection.definitions_checked else None
@@ -73,15 +79,15 @@ class DefinitionChecker:
         assert self._store is not None
         server = connection.config.name
         definitions = {tool.name: _dump_definition(tool) for tool in connection.tools}
-        changed = await self._store.compare(server, definitions)
-        for tool in sorted(changed - self._changed_tools.get(server, set())):
+        changed_tools = await self._store.compare(server, definitions)
+        for tool in sorted(changed_tools - self._changed_tools.get(server, set())):
             log.warning("tool_definition_changed", server=server, tool=tool, held=connection.config.on_change)
-        self._changed_tools[server] = changed
+        self._changed_tools[server] = changed_tools
         connection.mark_definitions_checked()
         self._on_checked()
 
 
 def _dump_definition(tool: Tool) -> JsonObject:
-    """The parts of a definition that a model sees, or that decide about approval."""
+    """The fields of a definition that a model or an approval uses."""
     definition = tool.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {name: definition.get(name) for name in _COMPARED_FIELDS}

@@ -1,4 +1,7 @@
-"""Questions of MCP servers to users: `input_required` of protocol 2026-07-28, and inline elicitation of legacy ones."""
+"""Questions of MCP servers to users, in both protocol eras.
+
+`input_required` of protocol 2026-07-28, and inline elicitation of legacy servers.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +25,10 @@ _MAX_MESSAGE_LENGTH = 4_000
 
 
 class UnsupportedElicitation(Exception):
-    """The server asks for something that a user cannot answer here. `str()` is for the model."""
+    """The server asks for something that a user cannot answer here.
+
+    `str()` is for the model.
+    """
 
 
 def parse_input_request(result: InputRequiredResult) -> PendingInput:
@@ -59,7 +65,10 @@ def make_input_responses(answers: Sequence[StoredQuestion]) -> InputResponses | 
 
 
 def make_inline_question(params: ElicitRequestParams) -> Question:
-    """The question of a legacy server, which keeps the call open until it is answered."""
+    """The question of a legacy server during a call.
+
+    The call stays open until it is answered.
+    """
     question = _make_question("elicitation", params)
     return msgspec.structs.replace(question, held=True)
 

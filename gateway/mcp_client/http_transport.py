@@ -1,4 +1,4 @@
-"""HTTP for one MCP connection: a failed exchange fails its own request only.
+"""HTTP for one MCP connection, with failures isolated by request.
 
 In the unmodified SDK, one transport error ends the whole client and every call on it.
 """
@@ -21,12 +21,17 @@ _METHOD_NOT_FOUND_CODE, _SERVER_ERROR_CODE = b"-32601", b"-32000"
 
 @lru_cache(maxsize=1)
 def get_ssl_context() -> ssl.SSLContext:
-    """The trusted certificates, read once: reading them takes longer than the rest of opening a connection."""
+    """The trusted certificates, read once.
+
+    Reading them takes longer than the rest of opening a connection.
+    """
     return httpx2.create_ssl_context()
 
 
 class FaultIsolatingTransport(httpx2.AsyncBaseTransport):
-    """Answers a failed exchange with a JSON-RPC error. Its `data.unsent` says whether the request was never sent.
+    """Answers a failed exchange with a JSON-RPC error.
+
+    The error's `data.unsent` is true if the request was never sent.
 
     While `is_isolating` is False it raises as usual: during the handshake the SDK must see the error, or it would take
     an unavailable server for a legacy one.
@@ -71,7 +76,7 @@ async def _reports_lost_session(request: httpx2.Request, response: httpx2.Respon
 
 
 class _FaultIsolatingStream(httpx2.AsyncByteStream):
-    """Ends a body that breaks off, so that the SDK reports a missing answer to the request's caller only."""
+    """Ends a truncated body, so that only its own request fails."""
 
     def __init__(self, inner: httpx2.AsyncByteStream) -> None:
         self._inner = inner

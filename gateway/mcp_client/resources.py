@@ -1,4 +1,4 @@
-"""Requests to one MCP server about its resources and prompts; answers are in the protocol's JSON."""
+"""Requests about resources and prompts; answers are the protocol's JSON."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -59,7 +59,7 @@ async def request_completion(ref: JsonObject, argument: JsonObject, client: Clie
 
 
 async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal) -> str:
-    """Name of the server that lists the resource, or has a template that matches its URI.
+    """Name of the server that has a resource or matching template.
 
     Raises:
         NotFound: no connected server has it.
@@ -74,7 +74,10 @@ async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal)
 
 
 def matches_template(uri: str, template: str) -> bool:
-    """Whether a URI matches a simple URI template: `{name}` is one path segment, `{+name}` any text."""
+    """Whether a URI matches a simple URI template.
+
+    `{name}` matches one path segment, `{+name}` any text.
+    """
     parts = re.split(r"(\{[^{}]*\})", template)
     pattern = "".join((".+" if p[1:2] in "+#*" else "[^/]+") if p.startswith("{") else re.escape(p) for p in parts)
     return re.fullmatch(pattern, uri) is not None

@@ -1,4 +1,4 @@
-"""Results of MCP tools as the rest of the gateway carries them: bounded and sanitized."""
+"""Results of MCP tools, bounded and sanitized."""
 
 from typing import Any
 
@@ -13,16 +13,19 @@ _MAX_BASE64_LENGTH = 256 * 1024
 
 
 def truncate_result(result: CallToolResult, max_chars: int) -> ToolResult:
-    """The result with at most `max_chars` of text over all blocks; a note marks each cut."""
+    """The result with at most `max_chars` of text over all blocks.
+
+    A note marks each cut.
+    """
     blocks: list[JsonObject] = [
         block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content
     ]
     content: list[JsonObject] = []
     remaining = max_chars
     for block in blocks[:_MAX_BLOCKS]:
-        truncated = _truncate_block(block, max(remaining, 0))
-        remaining -= len(truncated.get("text") or truncated.get("resource", {}).get("text", ""))
-        content.append(truncated)
+        short_block = _truncate_block(block, max(remaining, 0))
+        remaining -= len(short_block.get("text") or short_block.get("resource", {}).get("text", ""))
+        content.append(short_block)
     if len(blocks) > _MAX_BLOCKS:
         content.append(text_block(f"[cut: {len(blocks)} blocks, the first {_MAX_BLOCKS} are shown]"))
     structured = _drop_large_structure(result.structured_content, max_chars, content)
@@ -49,7 +52,10 @@ def _truncate_block(block: JsonObject, max_chars: int) -> JsonObject:
 
 
 def _drop_large_structure(value: Any, max_chars: int, content: list[JsonObject]) -> Any:
-    """The structured result, or None with a note in empty `content` if its JSON is too long."""
+    """The structured result, or None if its JSON is too long.
+
+    Adds a note if `content` is empty.
+    """
     if value is None or len(msgspec.json.encode(value)) <= max_chars:
         return value
     if not content:

@@ -1,4 +1,4 @@
-"""Removes invisible text from what MCP servers send: terminal sequences, bidirectional and hidden characters."""
+"""Removes invisible characters and terminal sequences from servers' text."""
 
 import re
 from typing import Any, cast
@@ -24,7 +24,10 @@ _UNNEEDED = re.compile(
 
 
 def sanitize_text(text: str) -> str:
-    """The text without invisible characters, except those that emoji and some scripts need."""
+    """The text without invisible characters.
+
+    Those that emoji and some scripts need stay.
+    """
     return text if text.isascii() and text.isprintable() else _UNNEEDED.sub("", _HIDDEN.sub("", text))
 
 

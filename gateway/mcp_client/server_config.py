@@ -1,4 +1,4 @@
-"""The MCP servers to connect to: `mcp.json` in the format of Claude Desktop, Cursor and VS Code."""
+"""Reads `mcp.json`, in the format of Claude Desktop, Cursor and VS Code."""
 
 import json
 import os

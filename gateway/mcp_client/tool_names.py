@@ -1,4 +1,4 @@
-"""Unique and stable tool names in the characters and length that Groq accepts."""
+"""Unique and stable tool names that Groq accepts."""
 
 import hashlib
 import re
@@ -8,7 +8,10 @@ _INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def make_exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
-    """`prefix_tool`; with a hash if it had to be changed or must be `distinct` from an equal name."""
+    """`prefix_tool` in valid characters, at most 64 of them.
+
+    Ends with a hash if it had to be changed, or must be `distinct` from an equal name.
+    """
     full_name = f"{prefix}_{tool}" if prefix else tool
     name = _INVALID_CHARACTER.sub("_", full_name)
     if name == full_name and len(name) <= _MAX_NAME_LENGTH and not distinct:

@@ -1,4 +1,4 @@
-"""The specs of all servers' tools, under one set of unique names and in one stable order."""
+"""The specs of all servers' tools, with unique names."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,10 @@ MAX_DESCRIPTION_LENGTH = 4_000
 
 
 def build_specs(pool: ConnectionPool, checker: DefinitionChecker) -> tuple[ToolSpec, ...]:
-    """The tools on offer now. The order is stable, since the model's prompt cache needs equal prompts."""
+    """The tools on offer now.
+
+    The order is stable, since the model's prompt cache needs equal prompts.
+    """
     specs: dict[str, ToolSpec] = {}
     for connection in pool:
         tools = pool.get_tools(connection)
@@ -28,9 +31,9 @@ def build_specs(pool: ConnectionPool, checker: DefinitionChecker) -> tuple[ToolS
                 sign_in = make_sign_in_tool(connection.config)
                 specs.setdefault(sign_in.name, sign_in)
             continue
-        withheld = checker.get_withheld_tools(connection)
-        if withheld is not None:
-            _add_server_tools(specs, connection.config, (tool for tool in tools if tool.name not in withheld))
+        withheld_tools = checker.get_withheld_tools(connection)
+        if withheld_tools is not None:
+            _add_server_tools(specs, connection.config, (tool for tool in tools if tool.name not in withheld_tools))
     if len(specs) > _MAX_TOOLS:
         log.warning("too_many_tools", tools=len(specs), offered=_MAX_TOOLS)
     return tuple(specs.values())[:_MAX_TOOLS]
@@ -48,7 +51,10 @@ def _add_server_tools(specs: dict[str, ToolSpec], config: ServerConfig, tools: I
 
 
 def make_spec(server: ServerConfig, tool: Tool, *, distinct: bool = False) -> ToolSpec:
-    """A server's tool as the gateway offers it. Missing annotations get the protocol's cautious defaults."""
+    """A server's tool as the gateway offers it.
+
+    Missing annotations get the protocol's cautious defaults.
+    """
     hints = tool.annotations
     prefix = server.name if server.prefix is None else server.prefix
     return ToolSpec(

@@ -1,4 +1,4 @@
-"""The tools, resources and prompts of all connected servers, under one set of names."""
+"""The tools, resources and prompts of all connected servers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -49,7 +49,7 @@ _UNKNOWN_RESOURCE_CODES = (-32002, -32602)  # of legacy servers, and of modern o
 
 
 class McpToolbox(ServerPool, Toolbox):
-    """See `Toolbox`. A server's tools are on offer while it is available; a lost connection is opened again.
+    """See `Toolbox`. Offers a server's tools while the server is available.
 
     Every change passes through `reconcile()`, and subscribers are notified once for changes within 50 ms.
     """
@@ -104,11 +104,11 @@ class McpToolbox(ServerPool, Toolbox):
         await self._pool.close_connections()
 
     async def wait_until_connected(self, seconds: float) -> None:
-        """Wait until the gateway has tried to connect to every server, at most `seconds`."""
+        """Wait, at most `seconds`, until every server was tried once."""
         await self._pool.wait_until_attempted(seconds)
 
     def reconcile(self, servers: Sequence[ServerConfig] | None = None, *, changed_server: str | None = None) -> None:
-        """Bring connections, definition checks and the tool list up to date, and notify subscribers.
+        """Update connections, definition checks and tool list; notify subscribers.
 
         `servers`: connect to exactly these from now on; unchanged ones keep their connections, and calls in progress at
         the others may end. `changed_server`: the tools or the state of this one have changed.
@@ -139,7 +139,10 @@ class McpToolbox(ServerPool, Toolbox):
         return self._specs
 
     def find(self, name: str) -> ToolSpec | None:
-        """See `Toolbox.find`. Finds sign-in tools also after a sign-in, for the calls that asked for it."""
+        """See `Toolbox.find`.
+
+        Finds sign-in tools also after a sign-in, for the calls that asked for it.
+        """
         spec = next((spec for spec in self.specs() if spec.name == name), None)
         return spec or next((spec for spec in self._sign_in_tools() if spec.name == name), None)
 
@@ -186,7 +189,7 @@ class McpToolbox(ServerPool, Toolbox):
         """See `Toolbox.call`."""
         connection = self._pool.get_connection(spec.server, principal)
         if connection is None:
-            error = ToolCallError(f"The MCP server {spec.server!r} is no longer connected.", ran=False)
+            error = ToolCallError(f"The MCP server {spec.server!r} is no longer connected.", did_run=False)
             return _make_error_result(spec, error)
         if any(stored.question.login and stored.answer and stored.answer.action != "accept" for stored in answers):
             note = f"The user did not sign in to {spec.server}. Do not try it again unless they ask for it."
@@ -197,7 +200,7 @@ class McpToolbox(ServerPool, Toolbox):
                 return await self._describe_tools(connection, spec)
             result = await self._call_with_retry(connection, spec, arguments, principal, observer, server_answers)
         except ToolCallError as error:
-            question = await self._ask_to_sign_in(connection, principal, error) if error.sign_in else None
+            question = await self._ask_to_sign_in(connection, principal, error) if error.needs_sign_in else None
             return question or _make_error_result(spec, error)
         return result if isinstance(result, PendingInput) else truncate_result(result, self._max_result_chars)
 
@@ -210,7 +213,10 @@ class McpToolbox(ServerPool, Toolbox):
         observer: CallObserver | None,
         answers: Sequence[StoredQuestion],
     ) -> CallToolResult | PendingInput:
-        """Call a tool. Retry once after a lost connection, if the tool may run twice without harm."""
+        """Call a tool.
+
+        Retry once after a lost connection, if the tool may run twice without harm.
+        """
         call = partial(
             connection.send_tool_call,
             spec.tool,
@@ -223,7 +229,7 @@ class McpToolbox(ServerPool, Toolbox):
         try:
             return await call()
         except ToolCallError as error:
-            if error.sign_in or not error.lost or not (spec.read_only or spec.idempotent):
+            if error.needs_sign_in or not error.connection_lost or not (spec.read_only or spec.idempotent):
                 raise
         log.info("tool_call_again", server=spec.server, tool=spec.tool)
         return await call()
@@ -231,7 +237,10 @@ class McpToolbox(ServerPool, Toolbox):
     async def _ask_to_sign_in(
         self, connection: ServerConnection, principal: Principal, error: ToolCallError
     ) -> PendingInput | None:
-        """The question to the user; None if only an admin may sign in, or if storage is unavailable."""
+        """The question to the user, if there can be one.
+
+        None if only an admin may sign in, or if storage is unavailable.
+        """
         assert self.sign_in_service is not None
         try:
             question = await self.sign_in_service.make_question(connection.config, principal, error.challenge)
@@ -240,7 +249,7 @@ class McpToolbox(ServerPool, Toolbox):
         return question and PendingInput((question,))
 
     async def _describe_tools(self, connection: ServerConnection, spec: ToolSpec) -> ToolResult:
-        """The result of the sign-in tool: the tools that are available after the sign-in."""
+        """The sign-in tool's result: the tools available after the sign-in."""
         tools = await connection.wait_for_tools()
         names = ", ".join(make_spec(connection.config, tool).name for tool in tools)
         return ToolResult("ok", [text_block(f"The user is signed in to {spec.server}. Its tools: {names or 'none'}.")])
@@ -249,7 +258,9 @@ class McpToolbox(ServerPool, Toolbox):
 
     async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
         """See `Toolbox.listed`. A server that does not answer is left out."""
-        connections = [connection for connection in self._pool if supports_listing(connection.capabilities, kind)]
+        connections = [
+            connection for connection in self._pool if supports_listing(connection.server_capabilities, kind)
+        ]
         lists = await asyncio.gather(*(self._list_items(connection, kind, principal) for connection in connections))
         return [item for items in lists for item in items]
 
@@ -321,8 +332,11 @@ class McpToolbox(ServerPool, Toolbox):
 
 
 def _make_error_result(spec: ToolSpec, error: ToolCallError) -> ToolResult:
-    """A result for a failed call: `unknown` if the tool may have run and changed something."""
-    if error.ran is None and not spec.read_only:
+    """A result for a failed call.
+
+    `unknown` if the tool may have run and changed something.
+    """
+    if error.did_run is None and not spec.read_only:
         note = f"{error} It may or may not have taken effect: find out before you call it again."
         return ToolResult(outcome="unknown", content=[text_block(note)])
     return ToolResult(outcome="error", content=[text_block(str(error))], refusal=error.refusal)

@@ -1,4 +1,4 @@
-"""Transports to an MCP server: streamable HTTP, the SSE of legacy servers, or a child process over stdio."""
+"""Transports to an MCP server: streamable HTTP, legacy SSE, and stdio."""
 
 import asyncio
 import os
@@ -36,7 +36,10 @@ class OpenTransport:
         self._fault_isolation = fault_isolation
 
     def isolate_faults(self) -> None:
-        """From now on a failed HTTP exchange fails its own request only. Call this once the server has answered."""
+        """From now on a failed HTTP exchange fails its own request only.
+
+        Call this once the server has answered.
+        """
         if self._fault_isolation is not None:
             self._fault_isolation.is_isolating = True
 
@@ -45,17 +48,25 @@ class OpenTransport:
 async def open_transport(
     config: ServerConfig, hooks: list[RequestHook], on_end: Callable[[], None], tokens: AccessTokenProvider
 ) -> AsyncGenerator[OpenTransport]:
-    """Open the transport that the configuration names. `on_end` is called when the only stream of one ends."""
-    authorized = AuthorizedTransport(httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context()), tokens)
+    """Open the transport that the configuration names.
+
+    `on_end` is called when the only stream of one ends.
+    """
+    authorized_transport = AuthorizedTransport(
+        httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context()), tokens
+    )
     match config.transport:
         case "http":
-            isolating = FaultIsolatingTransport(authorized)
+            isolating_transport = FaultIsolatingTransport(authorized_transport)
             async with httpx2.AsyncClient(
-                transport=isolating, headers=config.headers, event_hooks={"request": hooks}, timeout=_HTTP_TIMEOUT
+                transport=isolating_transport,
+                headers=config.headers,
+                event_hooks={"request": hooks},
+                timeout=_HTTP_TIMEOUT,
             ) as client:
-                yield OpenTransport(streamable_http_client(config.url, http_client=client), isolating)
+                yield OpenTransport(streamable_http_client(config.url, http_client=client), isolating_transport)
         case "sse":
-            yield OpenTransport(_watch_streams(_connect_sse(config, hooks, authorized), on_end))
+            yield OpenTransport(_watch_streams(_connect_sse(config, hooks, authorized_transport), on_end))
         case "stdio":
             parameters = StdioServerParameters(command=config.command, args=list(config.args), env=config.env)
             async with _stderr_to_log(config.name) as errors:
@@ -108,22 +119,22 @@ class _EndDetectingStream:
 
 @asynccontextmanager
 async def _stderr_to_log(server: str) -> AsyncGenerator[TextIO]:
-    """A file for a process's standard error, whose lines go to the log."""
+    """A file for standard error; its lines go to the log."""
     read_end, write_end = os.pipe()
     reader = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
     loop = asyncio.get_running_loop()
     pipe, _ = await loop.connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
     )
-    copying = TaskSet(f"mcp stderr {server}")
-    copying.spawn(_copy_lines(reader, server))
+    copy_tasks = TaskSet(f"mcp stderr {server}")
+    copy_tasks.spawn(_copy_lines(reader, server))
     errors = os.fdopen(write_end, "w")
     try:
         yield errors
     finally:
         errors.close()
         pipe.close()
-        await copying.stop()
+        await copy_tasks.stop()
 
 
 async def _copy_lines(reader: asyncio.StreamReader, server: str) -> None:

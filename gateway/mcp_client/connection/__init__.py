@@ -1,1 +1,1 @@
-"""The connection to one MCP server: life cycle, session, tool calls, tool list and status."""
+"""The connection to one MCP server."""

@@ -1,4 +1,4 @@
-"""One MCP server: its owner task connects, stays connected and reconnects; any task may send requests."""
+"""One MCP server: connects, stays connected, reconnects and sends requests."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ _REFUSED_REASON = "it refuses the credentials that it is sent"
 
 
 class ServerConnection:
-    """The SDK's client to one server, opened and closed by one owner task.
+    """The connection to one server, opened and closed by one task.
 
     The client of a 2026-07-28 server survives the server's restarts: its listen stream shows when the server is
     unavailable. A legacy client is bound to a session that the server forgets, so it is opened again.
@@ -75,7 +75,7 @@ class ServerConnection:
         """Connect in the background, and stay connected until `stop_connection()`."""
         if self.config.fault or self.config.disabled:
             self._status.set_unavailable(self.config.fault or "disabled in the configuration", "disabled")
-            self._status.attempted.set()
+            self._status.attempted_event.set()
             return
         with acting_for(self._principal) if self._principal else nullcontext():
             self._owner.start()
@@ -88,44 +88,50 @@ class ServerConnection:
             await self.stop_connection()
 
     async def stop_connection(self) -> None:
-        """Close the session. A server that does not let go has five seconds."""
+        """Close the session.
+
+        A server that does not let go has five seconds.
+        """
         self._is_stopping = True
-        self._status.broken.set()
+        self._status.broken_event.set()
         is_connected = self._status.client is not None
         await self._owner.stop(grace_seconds=_STOP_SECONDS if is_connected else _STOP_UNCONNECTED_SECONDS)
 
     async def wait_until_attempted(self) -> None:
         """Return when the first attempt to connect has ended, however it ended."""
-        await self._status.attempted.wait()
+        await self._status.attempted_event.wait()
 
     async def _run_forever(self) -> None:
         backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while not self._is_stopping:
-            self._status.broken.clear()
+            self._status.broken_event.clear()
             try:
                 await self._connect_and_watch()
                 backoff.reset()
             except Exception as error:  # noqa: BLE001 - whatever ends a session, also a group, is followed by a retry
-                if self._tokens.refused:
+                if self._tokens.is_refused:
                     self._status.set_unavailable(_REFUSED_REASON, "needs_auth")
                 else:
                     self._status.set_unavailable(describe_error(error))
             finally:
                 self._status.set_disconnected()
-                self._status.attempted.set()
+                self._status.attempted_event.set()
             if not self._is_stopping:
-                self._status.retry.clear()
-                await wait_or_poll(self._status.retry, backoff.next_delay())
+                self._status.retry_event.clear()
+                await wait_or_poll(self._status.retry_event, backoff.next_delay())
 
     async def _connect_and_watch(self) -> None:
-        """Stay connected until the session breaks or must be closed. All of it runs in the owner task."""
+        """Stay connected until the session breaks or must be closed.
+
+        All of it runs in the owner task.
+        """
         session = open_session(
             self.config,
             hooks=self._hooks,
             tokens=self._tokens,
             calls=self._calls,
             tool_list=self._tool_list,
-            on_end=self._status.broken.set,
+            on_end=self._status.broken_event.set,
         )
         async with session as client:
             self._protocol_version = client.protocol_version
@@ -133,14 +139,14 @@ class ServerConnection:
             self._status.set_connected(client)
             await self._watch_until_broken(client)
         if not self._is_stopping:
-            ended = "its process ended" if self.config.transport == "stdio" else "the connection broke"
-            self._status.set_unavailable(f"the server forgot the session, or {ended}")
+            cause = "its process ended" if self.config.transport == "stdio" else "the connection broke"
+            self._status.set_unavailable(f"the server forgot the session, or {cause}")
 
     async def _watch_until_broken(self, client: Client) -> None:
         watcher = SupervisedTask(f"mcp watch {self.config.name}", lambda: self._tool_list.watch_forever(client))
         watcher.start()
         try:
-            await self._status.broken.wait()
+            await self._status.broken_event.wait()
         finally:
             self._status.set_disconnected()
             await watcher.stop()
@@ -168,17 +174,17 @@ class ServerConnection:
 
     @property
     def needs_sign_in(self) -> bool:
-        """Whether the server refuses the gateway, and a user can sign in to it."""
+        """Whether a user must sign in to the server, and can."""
         return self._requests.needs_sign_in
 
     @property
-    def capabilities(self) -> ServerCapabilities | None:
+    def server_capabilities(self) -> ServerCapabilities | None:
         """What the server declares that it supports; None while it is unavailable."""
         client = self._status.client
         return client.server_capabilities if client is not None and self.is_available else None
 
     def discard_token(self) -> None:
-        """Read the grant again before the next request, as it may have changed."""
+        """Read the stored grant again before the next request."""
         self._tokens.discard_cached()
 
     def get_status(self) -> ServerStatus:

@@ -1,4 +1,4 @@
-"""Errors of requests to an MCP server, and descriptions of connection errors for people."""
+"""Errors of requests to an MCP server, and their descriptions."""
 
 from typing import cast
 
@@ -9,37 +9,41 @@ from gateway.domain.messages import JsonObject
 
 
 class ToolCallError(Exception):
-    """A request to a server has no result. `str()` is for the model.
+    """A request to a server has no result.
 
-    `ran`: False if the tool provably did not run, None if that is unknown. `lost`: the connection broke, so a retry may
-    succeed. `refusal`: the JSON-RPC error that the server answered with, if any. `sign_in`: a user must sign in to the
-    server first; `challenge` is the `WWW-Authenticate` header of the refused request.
+    `str()` is for the model. `did_run`: False if the tool provably did not run, None if that is unknown.
+    `connection_lost`: a retry may succeed. `refusal`: the JSON-RPC error that the server answered with, if any.
+    `needs_sign_in`: a user must sign in to the server first; `challenge` is the `WWW-Authenticate` header of the
+    refused request.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        ran: bool | None,
-        lost: bool = False,
+        did_run: bool | None,
+        connection_lost: bool = False,
         refusal: JsonObject | None = None,
-        sign_in: bool = False,
+        needs_sign_in: bool = False,
         challenge: str = "",
     ) -> None:
         super().__init__(message)
-        self.ran = ran
-        self.lost = lost
+        self.did_run = did_run
+        self.connection_lost = connection_lost
         self.refusal = refusal
-        self.sign_in = sign_in
+        self.needs_sign_in = needs_sign_in
         self.challenge = challenge
 
 
 class RequestNotSent(Exception):
-    """The request did not reach the tool, so it may be sent again."""
+    """The request did not reach the tool and may be retried."""
 
 
 def describe_error(error: BaseException) -> str:
-    """Reason of a connection error for people: the innermost error's kind, without addresses or internals."""
+    """Reason of a connection error for people.
+
+    Names the innermost error's kind, without addresses or internals.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
     match error:

@@ -1,4 +1,4 @@
-"""Tool calls in progress, and what a server sends while they run: log lines, progress and questions."""
+"""Tool calls in progress, and the messages that belong to them."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,10 @@ log = get_logger(__name__)
 
 
 class OngoingCalls:
-    """The calls in progress over one connection. Its `on_…` methods are the SDK client's callbacks."""
+    """The calls in progress over one connection.
+
+    Its `on_…` methods are the SDK client's callbacks.
+    """
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -34,7 +37,7 @@ class OngoingCalls:
         with contextlib.suppress(TimeoutError):
             async with Deadline.after(seconds).limit():
                 while self._calls:
-                    await asyncio.wait([call.ended for call in self._calls])
+                    await asyncio.wait([call.end for call in self._calls])
 
     async def on_log(self, params: LoggingMessageNotificationParams) -> None:
         """Pass a log line to the observer of its call."""
@@ -42,7 +45,10 @@ class OngoingCalls:
             call.observer.log(params.level, str(params.data))
 
     async def on_elicit(self, context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
-        """Ask the user of a call a question of a legacy server. A question that belongs to no call is declined."""
+        """Ask the user of a call a question of a legacy server.
+
+        A question that belongs to no call is declined.
+        """
         call = self._find_call()
         if call is None or call.observer is None:
             log.info("elicitation_declined", server=self._server, request=str(context.request_id))
@@ -50,7 +56,10 @@ class OngoingCalls:
         return make_elicit_result(await call.ask_user(make_inline_question(params)))
 
     def _find_call(self) -> "_OngoingCall | None":
-        """The call whose response stream carried the message; without one, the only call in progress."""
+        """The call that a message belongs to.
+
+        The call whose response stream carried it; without one, the only call in progress.
+        """
         call = _current_call.get()
         if call is not None:
             return call
@@ -58,11 +67,14 @@ class OngoingCalls:
 
 
 class _OngoingCall:
-    """One call in progress. Messages of the server find it by the context variable."""
+    """One call in progress.
+
+    Messages of the server find it by the context variable.
+    """
 
     def __init__(self, observer: CallObserver | None, timeout: PausableTimeout, calls: "set[_OngoingCall]") -> None:
         self.observer = observer
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timeout = timeout
         self._calls = calls
         self._token: contextvars.Token[_OngoingCall | None] | None = None
@@ -75,18 +87,23 @@ class _OngoingCall:
         assert self._token is not None
         _current_call.reset(self._token)
         self._calls.discard(self)
-        self.ended.set_result(None)
+        self.end.set_result(None)
 
     async def ask_user(self, question: Question) -> Answer:
-        """A person's answer. The call's timeout is paused meanwhile; the end of the call cancels the question."""
+        """A person's answer.
+
+        The call's timeout is paused meanwhile; the end of the call cancels the question.
+        """
         assert self.observer is not None
-        asking = asyncio.create_task(self.observer.ask(question))
+        question_task = asyncio.create_task(self.observer.ask(question))
         try:
             with self._timeout.pause_timeout():
-                await asyncio.wait((asking, self.ended), return_when=asyncio.FIRST_COMPLETED)
-            return asking.result() if asking.done() and not asking.cancelled() else Answer("cancel")
+                await asyncio.wait((question_task, self.end), return_when=asyncio.FIRST_COMPLETED)
+            return (
+                question_task.result() if question_task.done() and not question_task.cancelled() else Answer("cancel")
+            )
         finally:
-            asking.cancel()
+            question_task.cancel()
 
 
 _current_call: contextvars.ContextVar[_OngoingCall | None] = contextvars.ContextVar("mcp_call", default=None)

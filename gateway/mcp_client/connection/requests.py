@@ -1,4 +1,4 @@
-"""Requests over a connection: waits for the client, applies timeouts, and translates the SDK's errors."""
+"""Requests over a connection, with timeouts, a retry and error translation."""
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -56,7 +56,7 @@ class RequestSender:
 
     @property
     def needs_sign_in(self) -> bool:
-        """The server refuses the gateway, and a user can sign in to it."""
+        """Whether a user must sign in to the server, and can."""
         return self._status.state == "needs_auth" and self._tokens.can_sign_in
 
     async def send_tool_call(
@@ -69,7 +69,9 @@ class RequestSender:
         observer: CallObserver | None,
         answers: Sequence[StoredQuestion],
     ) -> CallToolResult | PendingInput:
-        """Run a tool as `principal`. Retries once, only if the request was not sent or the session was lost.
+        """Run a tool as `principal`.
+
+        Retries once, only if the request was not sent or the session was lost.
 
         Raises:
             ToolCallError: there is no result.
@@ -80,7 +82,7 @@ class RequestSender:
         raise self._unreachable_error()
 
     async def send_request(self, request: ClientRequest[T], *, principal: Principal, timeout: float) -> T:
-        """Send a request that is not a tool call, such as a list or a resource.
+        """Send a request that is not a tool call.
 
         Raises:
             ToolCallError: there is no answer.
@@ -91,13 +93,13 @@ class RequestSender:
                 with acting_for(principal):
                     return await request(client)
         except TimeoutError:
-            raise ToolCallError(f"There was no answer within {timeout:g} seconds.", ran=None) from None
+            raise ToolCallError(f"There was no answer within {timeout:g} seconds.", did_run=None) from None
         except MCPError as error:
             failure = self._translate_error(error, client)
             raise failure if isinstance(failure, ToolCallError) else self._unreachable_error() from error
         except (RuntimeError, ValueError) as error:  # raised by the SDK for an answer that breaks the protocol
             log.warning("mcp_bad_answer", server=self._config.name, error=type(error).__name__)
-            raise ToolCallError("The server's answer does not fit the protocol.", ran=True) from error
+            raise ToolCallError("The server's answer does not fit the protocol.", did_run=True) from error
 
     async def wait_for_client(self) -> Client:
         """The connected client.
@@ -111,10 +113,10 @@ class RequestSender:
         try:
             async with Deadline.after(self._connect_timeout_seconds).limit():
                 if status.state == "connecting":
-                    await status.attempted.wait()
+                    await status.attempted_event.wait()
                     if self.needs_sign_in:
                         raise self._unauthorized_error()
-                await status.available.wait()
+                await status.available_event.wait()
         except TimeoutError:
             raise self._unreachable_error() from None
         if status.client is None:
@@ -147,46 +149,50 @@ class RequestSender:
                 return parse_input_request(result) if isinstance(result, InputRequiredResult) else result
         except TimeoutError:
             message = f"There was no result within {timeout:g} seconds, and the call was given up."
-            raise ToolCallError(message, ran=None) from None
+            raise ToolCallError(message, did_run=None) from None
         except MCPError as error:
             raise self._translate_error(error, client) from error
         except UnsupportedElicitation as error:
-            raise ToolCallError(str(error), ran=False) from error
+            raise ToolCallError(str(error), did_run=False) from error
         except (RuntimeError, ValueError) as error:  # raised by the SDK for a result that breaks its own schema
             log.warning("mcp_bad_result", server=self._config.name, tool=tool, error=type(error).__name__)
-            raise ToolCallError("The server's result does not fit the tool's own output schema.", ran=True) from error
+            raise ToolCallError(
+                "The server's result does not fit the tool's own output schema.", did_run=True
+            ) from error
 
     async def _retry_connection(self) -> None:
-        """Let the connection try again now, as a user may have signed in.
+        """Ask for a connection attempt now: a user may have signed in.
 
         Raises:
             ToolCallError: the server still refuses the gateway.
         """
-        self._status.attempted.clear()
-        self._status.retry.set()
-        await wait_or_poll(self._status.attempted, HANDSHAKE_SECONDS)
+        self._status.attempted_event.clear()
+        self._status.retry_event.set()
+        await wait_or_poll(self._status.attempted_event, HANDSHAKE_SECONDS)
         if self._status.state == "needs_auth":
             raise self._unauthorized_error()
 
     def _unauthorized_error(self) -> ToolCallError:
         message = f"The MCP server {self._config.name!r} refuses the credentials that it is sent."
-        return ToolCallError(message, ran=False, sign_in=self._tokens.can_sign_in, challenge=self._tokens.challenge)
+        return ToolCallError(
+            message, did_run=False, needs_sign_in=self._tokens.can_sign_in, challenge=self._tokens.challenge
+        )
 
     def _unreachable_error(self) -> ToolCallError:
-        return ToolCallError(f"The MCP server {self._config.name!r} is not reachable now.", ran=False)
+        return ToolCallError(f"The MCP server {self._config.name!r} is not reachable now.", did_run=False)
 
     def _translate_error(self, error: MCPError, client: Client) -> ToolCallError | RequestNotSent:
-        if self._tokens.refused:
+        if self._tokens.is_refused:
             return self._unauthorized_error()
         if error.code == INVALID_REQUEST and error.message in _LOST_SESSION_MESSAGES:
             self._status.report_lost(client)
             return RequestNotSent()
         if error.code == PARSE_ERROR and error.message.startswith(_PARSE_ERROR_PREFIX):
-            return ToolCallError(f"The answer of the MCP server {self._config.name!r} cannot be read.", ran=None)
+            return ToolCallError(f"The answer of the MCP server {self._config.name!r} cannot be read.", did_run=None)
         if error.code == CONNECTION_CLOSED:
             return self._translate_closed_connection(error, client)
         refusal = {"code": error.code, "message": error.message[:500], "data": error.data}
-        return ToolCallError(f"The MCP server refused the call: {error.message[:500]}", ran=False, refusal=refusal)
+        return ToolCallError(f"The MCP server refused the call: {error.message[:500]}", did_run=False, refusal=refusal)
 
     def _translate_closed_connection(self, error: MCPError, client: Client) -> ToolCallError | RequestNotSent:
         unsent = isinstance(error.data, dict) and bool(error.data.get("unsent"))  # pyright: ignore
@@ -196,4 +202,4 @@ class RequestSender:
         if self._config.transport != "http":
             self._status.report_lost(client)
         message = f"The connection to the MCP server {self._config.name!r} was lost."
-        return ToolCallError(message, ran=None, lost=True)
+        return ToolCallError(message, did_run=None, connection_lost=True)

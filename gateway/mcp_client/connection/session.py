@@ -1,4 +1,4 @@
-"""Opens a session with a server: transport, protocol era and the first tool list, within one deadline."""
+"""Opens a session: transport, protocol era and the first tool list."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,7 +28,9 @@ async def open_session(
     tool_list: ToolList,
     on_end: Callable[[], None],
 ) -> AsyncGenerator[Client]:
-    """The SDK's client, connected, with its tools listed. Enter and exit in the same task.
+    """The SDK's client, connected, with its tools listed.
+
+    Enter and exit in the same task.
 
     The client probes `server/discover` and falls back to the legacy handshake. `on_end` is called when the only stream
     of a transport ends. From the yield on, a failed HTTP exchange fails its own request and no longer the session.

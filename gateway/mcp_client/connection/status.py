@@ -15,7 +15,7 @@ ConnectionState = Literal["connecting", "up", "degraded", "needs_auth", "down", 
 
 
 class ConnectionStatus:
-    """State of one connection with its reason, and the client while it is connected.
+    """State of one connection, and its client while connected.
 
     Only the connection's own tasks write it; calls read it and wait for its events.
     """
@@ -28,33 +28,33 @@ class ConnectionStatus:
         self.since = datetime.now(UTC)
         self.tool_count = 0
         self.client: Client | None = None
-        self.available = asyncio.Event()
+        self.available_event = asyncio.Event()
         """Calls may be sent."""
-        self.attempted = asyncio.Event()
+        self.attempted_event = asyncio.Event()
         """The first attempt to connect, or the one that `retry` asked for, has ended."""
-        self.retry = asyncio.Event()
+        self.retry_event = asyncio.Event()
         """A caller asks for an attempt now."""
-        self.broken = asyncio.Event()
+        self.broken_event = asyncio.Event()
         """The session must be closed: it broke, or the connection is to stop."""
 
     @property
     def is_available(self) -> bool:
-        return self.available.is_set()
+        return self.available_event.is_set()
 
     def set_connected(self, client: Client) -> None:
         """A session is open, and the server's tools are known."""
         self.client = client
         self.set_available()
-        self.attempted.set()
+        self.attempted_event.set()
 
     def set_available(self) -> None:
         """The server answers."""
         self._set_state("up")
-        self.available.set()
+        self.available_event.set()
 
     def set_unavailable(self, reason: str, state: ConnectionState = "down") -> None:
-        """The server does not answer, or refuses the gateway; calls wait or fail."""
-        self.available.clear()
+        """The server does not answer, or refuses the gateway."""
+        self.available_event.clear()
         self._set_state(state, reason)
 
     def set_degraded(self, reason: str) -> None:
@@ -68,13 +68,16 @@ class ConnectionStatus:
     def set_disconnected(self) -> None:
         """The session is closed. The state stays until its reason is known."""
         self.client = None
-        self.available.clear()
+        self.available_event.clear()
 
     def report_lost(self, client: Client) -> None:
-        """Close the session of this client, unless another one has replaced it; calls wait for the next session."""
+        """Close this client's session, unless another one has replaced it.
+
+        Calls wait for the next session.
+        """
         if self.client is client:
-            self.available.clear()
-            self.broken.set()
+            self.available_event.clear()
+            self.broken_event.set()
 
     def _set_state(self, state: ConnectionState, reason: str | None = None) -> None:
         if state == self.state:

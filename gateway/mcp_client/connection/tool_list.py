@@ -1,4 +1,4 @@
-"""The tools of one server, and keeping that list current in both protocol eras."""
+"""The tools of one server, kept current in both protocol eras."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ _LISTING_ERRORS = (MCPError, TimeoutError, ValueError, RuntimeError)
 
 
 class ToolList:
-    """The tools that a server offers, listed again whenever it announces a change."""
+    """The tools of a server, listed again after announced changes."""
 
     def __init__(self, status: ConnectionStatus, *, is_http: bool, on_change: Callable[[], None]) -> None:
         self.tools: tuple[Tool, ...] = ()
@@ -33,7 +33,7 @@ class ToolList:
         self._status = status
         self._is_http = is_http
         self._on_change = on_change
-        self._outdated = asyncio.Event()
+        self._outdated_event = asyncio.Event()
 
     async def refresh_tools(self, client: Client) -> None:
         """List the tools.
@@ -50,24 +50,27 @@ class ToolList:
                 cursor = page.next_cursor
                 if cursor is None or len(tools) >= _MAX_TOOLS:
                     break
-        listed = tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MAX_TOOLS])
-        self.definitions_checked = self.definitions_checked and listed == self.tools
-        self.tools = listed
-        self._status.tool_count = len(listed)
+        new_tools = tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MAX_TOOLS])
+        self.definitions_checked = self.definitions_checked and new_tools == self.tools
+        self.tools = new_tools
+        self._status.tool_count = len(new_tools)
         self._on_change()
 
     async def on_message(self, message: IncomingMessage) -> None:
         """The SDK client's callback for notifications of legacy servers."""
         if isinstance(message, ToolListChangedNotification):
-            self._outdated.set()
+            self._outdated_event.set()
 
     async def watch_forever(self, client: Client) -> None:
-        """Refresh after each announced change, and notice when the server is unavailable. Runs until cancelled."""
+        """Refresh after announced changes, and detect an unavailable server.
+
+        Runs until cancelled.
+        """
         while True:
             reason = await self._watch_changes(client)
             self._status.set_unavailable(reason)
             if not self._is_http:
-                self._status.broken.set()  # only a new connection makes it available again
+                self._status.broken_event.set()  # only a new connection makes it available again
                 await asyncio.sleep(_POLL_SECONDS)  # the owner cancels this task when it closes the session
             await asyncio.sleep(random.uniform(_MIN_RELISTEN_SECONDS, _MAX_RELISTEN_SECONDS))  # noqa: S311
 
@@ -84,11 +87,14 @@ class ToolList:
             return await self._watch_notifications(client)
         except (SubscriptionLost, *_LISTING_ERRORS) as error:
             if isinstance(error, MCPError) and error.code == METHOD_NOT_FOUND:
-                return await self._poll(client)
+                return await self._poll_tools(client)
             return describe_error(error)
 
-    async def _poll(self, client: Client) -> str:
-        """List the tools every 30 seconds, for a server that announces no changes; the reason once it fails."""
+    async def _poll_tools(self, client: Client) -> str:
+        """List the tools every 30 seconds until that fails; the reason.
+
+        For servers of the current protocol that announce no changes.
+        """
         while True:
             try:
                 async with Deadline.after(_POLL_TIMEOUT_SECONDS).limit():
@@ -101,8 +107,8 @@ class ToolList:
     async def _watch_notifications(self, client: Client) -> Never:
         """Refresh when a legacy server pushes `tools/list_changed`. The session's owner cancels this."""
         while True:
-            await self._outdated.wait()
-            self._outdated.clear()
+            await self._outdated_event.wait()
+            self._outdated_event.clear()
             try:
                 await self.refresh_tools(client)
             except _LISTING_ERRORS:

@@ -1,1 +1,1 @@
-"""OAuth 2.1 towards protected MCP servers: access tokens for requests, and the sign-in of users."""
+"""OAuth 2.1 towards protected MCP servers: tokens and sign-in."""

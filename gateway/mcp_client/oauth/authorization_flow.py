@@ -1,4 +1,4 @@
-"""One run of the SDK's authorization code flow, with the token storage that the SDK expects."""
+"""One run of the SDK's authorization code flow."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -41,11 +41,16 @@ def make_client_metadata(callback_url: str, scope: str | None = None) -> OAuthCl
 
 
 class AuthorizationRefused(Exception):
-    """The authorization server sent the user back with an error. `str()` is for the person who signs in."""
+    """The authorization server sent the user back with an error.
+
+    `str()` is for the person who signs in.
+    """
 
 
 class AuthorizationFlow:
-    """One run of the authorization code flow. It is also the SDK's `TokenStorage`.
+    """One run of the authorization code flow.
+
+    It is also the SDK's `TokenStorage`.
 
     `page` is the authorization server's page to visit, once it is known. `wait_for_callback(ticket, state)` waits for
     the answer that the authorization server sends the user back with. `document_url` is the address of the gateway's
@@ -77,7 +82,10 @@ class AuthorizationFlow:
         )
 
     async def run_to_grant(self) -> str:
-        """Store a grant. "" on success, else the problem in words for the person who signs in."""
+        """Run until a grant is stored; "" or the problem.
+
+        The problem is worded for the person who signs in.
+        """
         try:
             transport = HttpsOnlyTransport(self._config.url, self.login.challenge, probing=True)
             async with (
@@ -100,7 +108,7 @@ class AuthorizationFlow:
         return "the server refuses the token that it was given" if is_refused else ""
 
     async def delete_grant(self) -> None:
-        """Delete the grant with the client registration, so that the next sign-in registers again."""
+        """Delete the grant and client registration: the next sign-in registers again."""
         async with self._grants.changing(*self._grant_key) as transaction:
             transaction.grant = None
 
@@ -149,7 +157,10 @@ class AuthorizationFlow:
             )
 
     async def get_client_info(self) -> OAuthClientInformationFull | None:
-        """The client of the configuration, or the registered one, if that has the current callback address."""
+        """The configured client, or the registered one.
+
+        None if the registered one has another callback address, as the gateway's own address may have changed.
+        """
         redirect_uris = self._provider.context.client_metadata.redirect_uris
         if (client := self._config.oauth) is not None:
             secret = client.client_secret.get_secret_value() if client.client_secret else None

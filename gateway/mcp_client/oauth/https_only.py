@@ -11,7 +11,10 @@ _LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
 class InsecureUrl(Exception):
-    """A server names an address that the gateway refuses to use. `str()` is for the person who signs in."""
+    """A server names an address that the gateway refuses to use.
+
+    `str()` is for the person who signs in.
+    """
 
 
 class HttpsOnlyTransport(httpx2.AsyncBaseTransport):
@@ -46,7 +49,10 @@ class HttpsOnlyTransport(httpx2.AsyncBaseTransport):
 
 
 def is_permitted_url(url: str, server_url: str) -> bool:
-    """Whether a URL is https, or http on the server's own host or between loopback addresses."""
+    """Whether a URL is https, or http on the server's own host.
+
+    All loopback addresses count as one host.
+    """
     parts, server = urlsplit(url), urlsplit(server_url)
     is_loopback = {parts.hostname, server.hostname} <= _LOOPBACK_HOSTS
     return parts.scheme == "https" or (parts.scheme == "http" and (is_loopback or parts.hostname == server.hostname))

@@ -1,4 +1,4 @@
-"""Sign-ins of users at protected MCP servers: their pages, and the flows that are under way.
+"""Sign-ins of users at protected MCP servers.
 
 Discovery, registration, PKCE and the code exchange are the SDK's. Grants are stored in the database, so that every
 worker can use and refresh them.
@@ -30,7 +30,9 @@ _MAX_SIGN_INS = 200
 
 
 class SignInService(SignIn):
-    """Starts and finishes sign-ins. Each one is a task of the worker whose start page was opened.
+    """Starts and finishes sign-ins.
+
+    Each one is a task of the worker whose start page was opened.
 
     The authorization server's answer arrives through the database, whichever worker's callback page receives it. A
     worker that dies loses its sign-ins: users start them again.
@@ -53,13 +55,16 @@ class SignInService(SignIn):
         await self._flows.stop()
 
     def on_grants_changed(self) -> None:
-        """Check at once for answers, as one may have arrived at another worker."""
+        """Check for answers now: one may have arrived at another worker."""
         self._grants_changed.set()
 
     # --- offers
 
     async def make_question(self, server: ServerConfig, principal: Principal, challenge: str) -> Question | None:
-        """The question to a user whose call needs a sign-in; None if only an admin may sign in."""
+        """The question to a user whose call needs a sign-in.
+
+        None if only an admin may sign in.
+        """
         if server.share == "all" and principal.role != "admin":
             return None
         url = await self._create_ticket(server, principal, challenge)
@@ -115,7 +120,7 @@ class SignInService(SignIn):
         )
         task = self._flows.spawn(self._run_flow(flow))
         self._task_by_ticket[ticket] = task
-        task.add_done_callback(lambda ended: self._discard_task(ticket, ended))
+        task.add_done_callback(lambda ended_task: self._discard_task(ticket, ended_task))
         await asyncio.wait((flow.page, task), timeout=REQUEST_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if flow.page.done():
             return flow.page.result()
@@ -139,9 +144,9 @@ class SignInService(SignIn):
 
     async def _cancel_earlier_flow(self, ticket: str) -> None:
         """Cancel the flow of an earlier visit of the start page."""
-        if (earlier := self._task_by_ticket.pop(ticket, None)) is not None:
-            earlier.cancel()
-            await asyncio.gather(earlier, return_exceptions=True)
+        if (earlier_task := self._task_by_ticket.pop(ticket, None)) is not None:
+            earlier_task.cancel()
+            await asyncio.gather(earlier_task, return_exceptions=True)
 
     def _discard_task(self, ticket: str, task: asyncio.Task[None]) -> None:
         if self._task_by_ticket.get(ticket) is task:

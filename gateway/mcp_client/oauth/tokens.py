@@ -1,4 +1,4 @@
-"""Access tokens for requests to protected servers: read from stored grants, and refreshed before they expire."""
+"""Access tokens for requests to protected servers, refreshed before they expire."""
 
 import time
 
@@ -31,14 +31,16 @@ def get_grant_owner(server: ServerConfig, principal: Principal | None) -> str:
 
 
 def get_expiry(token: OAuthToken) -> float | None:
-    """Unix time at which a new token expires; None if the server does not say."""
+    """Unix time at which a new token expires, if it does."""
     return None if token.expires_in is None else time.time() + token.expires_in
 
 
 class AccessTokenProvider:
-    """The access tokens of one owner at one server. One worker at a time refreshes a token before it expires.
+    """The access tokens of one owner at one server.
 
-    Without `grants` there are no tokens. `refused`: the server refused the latest request for lack of a valid token;
+    One worker at a time refreshes a token before it expires.
+
+    Without `grants` there are no tokens. `is_refused`: the server refused the latest request for lack of a valid token;
     `challenge` is the `WWW-Authenticate` header of that answer.
     """
 
@@ -47,7 +49,7 @@ class AccessTokenProvider:
         self._server_url = server.url
         self._grant_key = (server.name, owner, server.url)
         self._grant: Grant | None = None
-        self.refused = False
+        self.is_refused = False
         self.challenge = ""
 
     @property
@@ -59,33 +61,37 @@ class AccessTokenProvider:
         """Read the stored grant again before the next request."""
         self._grant = None
 
-    async def get_token(self, refused: str | None = None) -> str | None:
-        """The token to send; None if a user must sign in. `refused` is a token that the server no longer accepts.
+    async def get_token(self, refused_token: str | None = None) -> str | None:
+        """The token to send; None if a user must sign in.
+
+        `refused_token` is a token that the server no longer accepts.
 
         Raises:
             StorageUnavailable: the grant cannot be read now.
         """
         if self._grants is None:
             return None
-        if not _is_valid(self._grant, refused):
+        if not _is_valid(self._grant, refused_token):
             self._grant = await self._grants.get(*self._grant_key)
-        if self._grant is None or _is_valid(self._grant, refused):
+        if self._grant is None or _is_valid(self._grant, refused_token):
             return self._grant and self._grant.access_token
         async with self._grants.changing(*self._grant_key) as transaction:
-            if transaction.grant is not None and not _is_valid(transaction.grant, refused):
+            if transaction.grant is not None and not _is_valid(transaction.grant, refused_token):
                 transaction.grant = await _refresh_grant(transaction.grant, self._server_url)
             self._grant = transaction.grant
         return self._grant and self._grant.access_token
 
 
-def _is_valid(grant: Grant | None, refused: str | None) -> bool:
-    if grant is None or grant.access_token is None or grant.access_token == refused:
+def _is_valid(grant: Grant | None, refused_token: str | None) -> bool:
+    if grant is None or grant.access_token is None or grant.access_token == refused_token:
         return False
     return grant.expires_at is None or time.time() < grant.expires_at - _REFRESH_AHEAD_SECONDS
 
 
 async def _refresh_grant(grant: Grant, server_url: str) -> Grant | None:
-    """The grant with a new access token; without tokens if a user must sign in again.
+    """The grant with a new access token.
+
+    Without tokens if a user must sign in again.
 
     None: the client's registration is no longer valid either.
     """
@@ -132,7 +138,10 @@ def _parse_oauth_error(response: httpx2.Response) -> str:
 
 
 class AuthorizedTransport(httpx2.AsyncBaseTransport):
-    """Adds the access token to each request; retries a refused request once with a new token."""
+    """Adds the access token to each request.
+
+    Retries a refused request once with a new token.
+    """
 
     def __init__(self, inner: httpx2.AsyncBaseTransport, tokens: AccessTokenProvider) -> None:
         self._inner = inner
@@ -142,21 +151,21 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
         token = await self._get_token()
         response = await self._send_authorized(request, token)
         if response.status_code == 401 and token is not None:
-            token = await self._get_token(refused=token)
+            token = await self._get_token(refused_token=token)
             if token is not None:
                 await response.aclose()
                 response = await self._send_authorized(request, token)
         challenge = response.headers.get("WWW-Authenticate", "")
         lacks_scope = response.status_code == 403 and INSUFFICIENT_SCOPE in challenge
         if response.status_code == 401 or lacks_scope:
-            self._tokens.refused, self._tokens.challenge = True, challenge[:_MAX_CHALLENGE_LENGTH]
+            self._tokens.is_refused, self._tokens.challenge = True, challenge[:_MAX_CHALLENGE_LENGTH]
         elif response.is_success:
-            self._tokens.refused = False
+            self._tokens.is_refused = False
         return response
 
-    async def _get_token(self, refused: str | None = None) -> str | None:
+    async def _get_token(self, refused_token: str | None = None) -> str | None:
         try:
-            return await self._tokens.get_token(refused)
+            return await self._tokens.get_token(refused_token)
         except (StorageUnavailable, ValidationError, ValueError) as error:
             raise httpx2.ConnectError("there is no access token now") from error
 

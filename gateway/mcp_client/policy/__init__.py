@@ -1,1 +1,1 @@
-"""Wrappers around a toolbox, one duty each, that hold for every caller and route."""
+"""Wrappers around a toolbox, one duty each, for all callers."""

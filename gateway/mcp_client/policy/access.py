@@ -1,4 +1,4 @@
-"""Who may use what: the deny list of all callers, and the allow lists of each caller."""
+"""The deny list of all callers, and each caller's allow lists."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -19,7 +19,7 @@ from gateway.ports.tools import CallObserver, Listed, Toolbox
 
 
 class ToolDenyList(ToolboxWrapper):
-    """Hides and refuses the tools that match a glob of `deny`, for every caller.
+    """Hides and refuses tools that match a glob of `deny`.
 
     A glob is compared with a tool's exposed name and with `server/tool`. It wins over every allow list.
     """
@@ -79,7 +79,7 @@ class ToolPermissions(ToolboxWrapper):
 
 
 class ServerPermissions(ToolboxWrapper):
-    """Limits resources, prompts and completions to the servers in the caller's allow list.
+    """Limits resources, prompts and completions to the caller's servers.
 
     Items of other servers are reported as not found.
     """

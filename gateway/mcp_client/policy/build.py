@@ -8,7 +8,7 @@ from gateway.ports.tools import Toolbox
 
 
 def apply_policy(toolbox: Toolbox, *, deny: tuple[str, ...] = (), redactor: Redactor | None = None) -> Toolbox:
-    """Wrap a toolbox with every check that must hold for all callers and routes.
+    """Wrap a toolbox with every check that all callers must pass.
 
     `deny`: globs over exposed tool names and `server/tool`. Access is checked before content, so that a refused call
     does no work. The built-in tools read through the same permissions, redaction and sanitizing as the API's routes.

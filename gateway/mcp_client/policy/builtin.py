@@ -9,7 +9,10 @@ from gateway.ports.tools import CallObserver, Toolbox
 
 
 class BuiltinToolRunner(ToolboxWrapper):
-    """Runs built-in tools over `content`; passes calls of servers' own tools, and of sign-in, to `toolbox`."""
+    """Runs built-in tools over `content`.
+
+    Passes calls of servers' own tools, and of the sign-in tool, to `toolbox`.
+    """
 
     def __init__(self, toolbox: Toolbox, content: Toolbox) -> None:
         super().__init__(toolbox)

@@ -24,7 +24,7 @@ from gateway.ports.tools import CallObserver, Toolbox
 
 
 class ArgumentDepthLimit(ToolboxWrapper):
-    """Refuses arguments that are nested too deeply for the code that walks them."""
+    """Refuses arguments that are nested too deeply to process."""
 
     async def call(
         self,
@@ -42,7 +42,7 @@ class ArgumentDepthLimit(ToolboxWrapper):
 
 
 class RedactingToolbox(ToolboxWrapper):
-    """Redacts what is sent to servers: arguments, and users' answers to their questions."""
+    """Redacts arguments, and the answers of users, before servers get them."""
 
     def __init__(self, toolbox: Toolbox, redactor: Redactor) -> None:
         super().__init__(toolbox)
@@ -57,18 +57,16 @@ class RedactingToolbox(ToolboxWrapper):
         observer: CallObserver | None = None,
         answers: Sequence[StoredQuestion] = (),
     ) -> ToolResult | PendingInput:
-        redacted = [
-            msgspec.structs.replace(
-                question, answer=question.answer and _redact_answer(question.answer, self._redactor)
-            )
-            for question in answers
+        redacted_answers = [
+            msgspec.structs.replace(stored, answer=stored.answer and _redact_answer(stored.answer, self._redactor))
+            for stored in answers
         ]
         return await self._toolbox.call(
             spec,
             self._redactor.redact_value(arguments),
             principal=principal,
             observer=observer and _RedactingObserver(observer, self._redactor),
-            answers=redacted,
+            answers=redacted_answers,
         )
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
@@ -125,7 +123,7 @@ class _RedactingObserver(CallObserver):
 
 
 class _SanitizingObserver(CallObserver):
-    """Sanitizes the progress, log lines and questions that a server sends during a call."""
+    """Sanitizes progress, log lines and questions that arrive during a call."""
 
     def __init__(self, observer: CallObserver) -> None:
         self._observer = observer

@@ -1,4 +1,4 @@
-"""A toolbox that passes every method on to another one: the base of the policy wrappers."""
+"""A toolbox that delegates to another: base of the policy wrappers."""
 
 from collections.abc import Sequence
 

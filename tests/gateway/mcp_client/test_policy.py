@@ -1,0 +1,118 @@
+"""The policy wrappers over a fake toolbox: each check holds, in the order that `apply_policy` composes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from gateway.common.redaction import Redactor, load_rules
+from gateway.domain.errors import NotFound
+from gateway.domain.messages import Principal, ToolResult, ToolSpec, text_block
+from gateway.mcp_client.policy.build import apply_policy
+from gateway.mcp_client.policy.wrapper import ToolboxWrapper
+
+HIDDEN = "a\u200bb"
+ADA = Principal("ada")
+
+
+def make_spec(name: str, server: str = "s", **fields: Any) -> ToolSpec:
+    return ToolSpec(name, server, name, "", {"type": "object"}, **fields)
+
+
+SPECS = (make_spec("one"), make_spec("two"))
+
+
+class FakeToolbox(ToolboxWrapper):
+    """Records calls; its resources and prompts belong to the servers `s` and `t`."""
+
+    def __init__(self) -> None:
+        super().__init__(self)
+        self.calls: list[Any] = []
+
+    def specs(self) -> tuple[ToolSpec, ...]:
+        return SPECS
+
+    def find(self, name: str) -> ToolSpec | None:
+        return next((spec for spec in self.specs() if spec.name == name), None)
+
+    async def call(self, spec: ToolSpec, arguments: Any, **_: Any) -> ToolResult:
+        self.calls.append(arguments)
+        return ToolResult("ok", [text_block(HIDDEN)])
+
+    async def listed(self, kind: Any, principal: Principal) -> list[Any]:
+        return [
+            {"server": server, "uri": f"{server}:x", "uriTemplate": f"{server}:{{id}}", "name": f"{server}_p"}
+            for server in ("s", "t")
+        ]
+
+    async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> Any:
+        self.calls.append((uri, server))
+        return {"contents": [{"text": HIDDEN}]}
+
+    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> Any:
+        self.calls.append((name, arguments))
+        return {"messages": [HIDDEN]}
+
+
+def texts(result: Any) -> Sequence[str]:
+    return [block["text"] for block in result.content]
+
+
+async def test_denied_tool_is_hidden_and_never_called() -> None:
+    inner = FakeToolbox()
+    toolbox = apply_policy(inner, deny=("s/one",))
+    assert [spec.name for spec in toolbox.specs()] == ["two"]
+    assert toolbox.specs() is toolbox.specs()
+    assert toolbox.find("one") is None
+    result = await toolbox.call(make_spec("one"), {}, principal=ADA)
+    assert (result.outcome, inner.calls) == ("denied", [])  # type: ignore[union-attr]
+
+
+async def test_tool_outside_the_allow_list_is_never_called() -> None:
+    inner = FakeToolbox()
+    result = await apply_policy(inner).call(make_spec("one"), {}, principal=Principal("ada", tools=("two",)))
+    assert (result.outcome, inner.calls) == ("denied", [])  # type: ignore[union-attr]
+
+
+async def test_deep_arguments_are_refused() -> None:
+    inner = FakeToolbox()
+    arguments: Any = {}
+    for _ in range(200):
+        arguments = {"a": arguments}
+    result = await apply_policy(inner).call(make_spec("one"), arguments, principal=ADA)
+    assert (result.outcome, inner.calls) == ("error", [])  # type: ignore[union-attr]
+
+
+async def test_arguments_are_redacted_and_results_sanitized(redactor: Redactor) -> None:
+    inner = FakeToolbox()
+    result = await apply_policy(inner, redactor=redactor).call(make_spec("one"), {"q": "hunter2"}, principal=ADA)
+    assert inner.calls == [{"q": "[gone]"}]
+    assert texts(result) == ["ab"]
+
+
+@pytest.mark.parametrize("server", [None, "t"])
+async def test_resource_of_another_server_is_not_found(server: str | None) -> None:
+    inner = FakeToolbox()
+    with pytest.raises(NotFound):
+        await apply_policy(inner).read_resource("t:x", Principal("ada", servers=("s",)), server)
+    assert inner.calls == []
+
+
+async def test_builtin_tool_reads_through_the_same_policy(redactor: Redactor) -> None:
+    inner = FakeToolbox()
+    toolbox = apply_policy(inner, redactor=redactor)
+    limited = Principal("ada", servers=("s",))
+    read = make_spec("read_resource", helper=True)
+    assert texts(await toolbox.call(read, {"uri": "s:x"}, principal=limited)) == ["ab"]
+    prompt = make_spec("get_prompt", helper=True)
+    assert '"ab"' in texts(await toolbox.call(prompt, {"name": "s_p", "arguments": {"q": "hunter2"}}, principal=ADA))[0]
+    assert inner.calls == [("s:x", "s"), ("s_p", {"q": "[gone]"})]
+    refused = await toolbox.call(prompt, {"name": "t_p"}, principal=limited)
+    assert (refused.outcome, len(inner.calls)) == ("error", 2)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def redactor(tmp_path: Any) -> Redactor:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nname = "password"\npattern = "hunter2"\nreplacement = "[gone]"\n')
+    return load_rules(rules)
