@@ -101,7 +101,7 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One chat message in OpenAI's shape. `content` is text, a list of content parts, or None beside tool calls."""
+    """One chat message in OpenAI's shape. `content` is text, a list of content parts, or None with tool calls."""
 
     role: Role
     content: str | list[JsonObject] | None = None
