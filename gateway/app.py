@@ -25,8 +25,8 @@ from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
 from gateway.agent.workers import WorkerHeartbeat
 from gateway.api.http import errors, openapi
-from gateway.api.http.body_limit import BodyLimit
-from gateway.api.http.request_context import RequestContext
+from gateway.api.http.body_limit import BodyLimitMiddleware
+from gateway.api.http.request_context import RequestContextMiddleware
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.api.rate_limit.limiter import RATE_HEADERS, RateLimiter
 from gateway.api.routes.native.budget import budget_of_users
@@ -102,9 +102,9 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(SecurityMiddleware, settings=settings)
-    app.add_middleware(errors.Unbroken)
+    app.add_middleware(errors.ServerErrorMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -113,10 +113,10 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
             allow_headers=["*"],
             expose_headers=[*_SHOWN, *RATE_HEADERS],
         )
-    app.add_middleware(RequestContext)
-    errors.install(app)
+    app.add_middleware(RequestContextMiddleware)
+    errors.register_error_handlers(app)
     register_routes(app)
-    openapi.install(app)
+    openapi.install_openapi(app)
     app.router.routes.append(Route("/mcp", _Mcp(app), include_in_schema=False))
     return app
 
@@ -183,7 +183,7 @@ async def build_gateway(settings: Settings, servers: list[ServerConfig], state: 
         turn_service = await stack.enter_async_context(build_agent(settings, worker_id, store, llm, tools, tasks))
         mcp = McpEndpoint(settings, turn_service, tools.guarded, worker_id, store.database.dsn)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
-        await stack.enter_async_context(mcp.running())
+        await stack.enter_async_context(mcp.run_sessions())
         state.settings = settings
         state.auth = auth
         state.rates = rates

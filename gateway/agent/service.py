@@ -5,7 +5,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 from uuid import UUID
 
 from jsonschema.exceptions import SchemaError
@@ -35,7 +35,7 @@ BUSY_TIMEOUT_SECONDS = 120.0
 CANCEL_TIMEOUT_SECONDS = 5.0
 _OPEN = ("running", "waiting")
 
-RunBusyWait = Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
+RunBusyWait = Callable[[Coroutine[object, object, None]], Awaitable[None]]
 """Awaits a coroutine, and may end it early by raising: a caller that hangs up need not wait on."""
 
 
@@ -151,7 +151,7 @@ class TurnListener(EventListener):
             self.is_local = True
             return self
         turn = self._turn
-        opened = self._subscriptions.open(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
+        opened = self._subscriptions.subscribe(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
         self._subscription, self._log, self.is_local = opened, opened.log, opened.is_local
         return self
 
@@ -159,7 +159,7 @@ class TurnListener(EventListener):
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         if self._subscription is not None:
-            self._subscription.close()
+            self._subscription.unsubscribe()
         elif self._active is not None:
             self._active.remove_listener()
 
@@ -279,7 +279,7 @@ class TurnService:
 
         When the last listener of a turn leaves that its own call has started, the request's `on_disconnect` decides.
         """
-        return TurnListener(turn, _active(turn), self._subscriptions, after=after)
+        return TurnListener(turn, _get_active(turn), self._subscriptions, after=after)
 
     async def wait(self, turn: TurnHandle, new_fold: Callable[[], F]) -> F:
         """Fold the events of the turn until it ends, or waits for a person, or the fold needs no more.
@@ -291,7 +291,7 @@ class TurnService:
             ServerStopping: this worker stops.
             StorageUnavailable, TurnNotKept, JournalExpired: the turn's end cannot be read.
         """
-        active = _active(turn)
+        active = _get_active(turn)
         while True:
             fold = new_fold()
             async with TurnListener(turn, active, self._subscriptions, until_input=True) as listener:
@@ -305,7 +305,7 @@ class TurnService:
         """Cancel a turn wherever it runs, and wait a little for its end. One that has ended stays as it is."""
         if turn.has_ended:
             return
-        with self._subscriptions.open(turn.id) as subscription:  # of one that is not stored, only the end is read
+        with self._subscriptions.subscribe(turn.id) as subscription:  # of one that is not stored, only the end is read
             await self._turns.request_cancel(turn.id)
             message = BusMessage("cancel", turn.id)
             self._runner.on_cancel(message)
@@ -363,7 +363,7 @@ class TurnService:
         await (waiting if run_busy_wait is None else run_busy_wait(waiting))
 
     async def _wait_for_end(self, turn_id: UUID) -> None:
-        with self._subscriptions.open(turn_id) as subscription:
+        with self._subscriptions.subscribe(turn_id) as subscription:
             try:
                 async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
                     await subscription.wait_until_closed()
@@ -371,7 +371,7 @@ class TurnService:
                 raise ConversationBusy from None
 
 
-def _active(turn: TurnHandle) -> ActiveTurn | None:
+def _get_active(turn: TurnHandle) -> ActiveTurn | None:
     return turn.active if isinstance(turn, _StartedTurn) else None
 
 

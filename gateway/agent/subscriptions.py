@@ -30,14 +30,14 @@ class TurnSubscription:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.unsubscribe()
 
     async def wait_until_closed(self) -> None:
         """Return at the turn's end, or when the log is closed before that."""
         async for _ in self.log.follow():
             pass
 
-    def close(self) -> None:
+    def unsubscribe(self) -> None:
         tail, self._tail = self._tail, None
         if tail is not None:
             tail.remove_subscriber()
@@ -59,7 +59,7 @@ class TurnSubscriptions:
         self._storage_timeout_seconds = storage_timeout_seconds
         self._tails: dict[tuple[UUID, bool], _JournalTail] = {}
 
-    def open(self, turn_id: UUID, *, is_stored: bool = True, until_input: bool = False) -> TurnSubscription:
+    def subscribe(self, turn_id: UUID, *, is_stored: bool = True, until_input: bool = False) -> TurnSubscription:
         """Subscribe to a turn that exists.
 
         Raises:
@@ -119,7 +119,7 @@ class _JournalTail:
         self._tails = tails
         self._storage_timeout_seconds = storage_timeout_seconds
         self._last_read_at = asyncio.get_running_loop().time()
-        self.task = asyncio.create_task(self._fill(), name=f"journal tail {turn_id}")
+        self.task = asyncio.create_task(self._fill_log(), name=f"journal tail {turn_id}")
 
     @property
     def _until_input(self) -> bool:
@@ -133,18 +133,18 @@ class _JournalTail:
                 del self._tails[key]
             self.task.cancel()
 
-    async def _fill(self) -> None:
+    async def _fill_log(self) -> None:
         while not self.log.ended:
             self.has_news.clear()
             try:
-                if await self._read():
+                if await self._read_journal():
                     continue
             except StorageUnavailable:
                 self._check_storage_timeout()
             self._bus.publish(BusMessage("watch", self.log.turn_id))
             await wait_or_poll(self.has_news, POLL_SECONDS)
 
-    async def _read(self) -> bool:
+    async def _read_journal(self) -> bool:
         """Whether there was anything new. A turn that has ended without its end in the journal has lost its events."""
         turn_id = self.log.turn_id
         status = await self._turns.status(turn_id)

@@ -6,7 +6,7 @@ To resolve a dependency costs as much as a token, so the chat routes call `turn_
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from fastapi import Depends, Request
@@ -61,7 +61,7 @@ async def _resolve_principal(request: Request) -> Principal:
     return get_principal(request)
 
 
-def _part(name: str) -> Dependency:
+def _depends_on_part(name: str) -> Dependency:
     async def resolve(request: Request) -> object:
         return getattr(request.app.state, name)
 
@@ -69,34 +69,34 @@ def _part(name: str) -> Dependency:
 
 
 PrincipalDep = Annotated[Principal, Depends(_resolve_principal)]
-ApiKeysDep = Annotated[KeyStore, _part("keys")]
-AuditLogDep = Annotated[AuditStore, _part("audit")]
-ConversationsDep = Annotated[ConversationStore, _part("conversations")]
-DatabaseDep = Annotated[Database, _part("database")]
-HistoryDep = Annotated[HistoryStore, _part("history")]
-ModelDep = Annotated[Model, _part("model")]
-ModelsDep = Annotated[Models, _part("models")]
-QuestionsDep = Annotated[InputStore, _part("inputs")]
-ServerAdminDep = Annotated[ServerAdmin, _part("registry")]
-ServersDep = Annotated[ServerStore, _part("servers")]
-SettingsDep = Annotated[Settings, _part("settings")]
-StartTimeDep = Annotated[float, _part("started_at")]
-TasksDep = Annotated[TaskRegistry, _part("tasks")]
-ToolboxDep = Annotated[Toolbox, _part("toolbox")]
-TurnServiceDep = Annotated[TurnService, _part("turn_service")]
-TurnsDep = Annotated[TurnStore, _part("turns")]
-UsageDep = Annotated[UsageStore, _part("usage")]
-UsageReportsDep = Annotated[UsageReports, _part("usage_reports")]
+ApiKeysDep = Annotated[KeyStore, _depends_on_part("keys")]
+AuditLogDep = Annotated[AuditStore, _depends_on_part("audit")]
+ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations")]
+DatabaseDep = Annotated[Database, _depends_on_part("database")]
+HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
+ModelDep = Annotated[Model, _depends_on_part("model")]
+ModelsDep = Annotated[Models, _depends_on_part("models")]
+QuestionsDep = Annotated[InputStore, _depends_on_part("inputs")]
+ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]
+ServersDep = Annotated[ServerStore, _depends_on_part("servers")]
+SettingsDep = Annotated[Settings, _depends_on_part("settings")]
+StartTimeDep = Annotated[float, _depends_on_part("started_at")]
+TasksDep = Annotated[TaskRegistry, _depends_on_part("tasks")]
+ToolboxDep = Annotated[Toolbox, _depends_on_part("toolbox")]
+TurnServiceDep = Annotated[TurnService, _depends_on_part("turn_service")]
+TurnsDep = Annotated[TurnStore, _depends_on_part("turns")]
+UsageDep = Annotated[UsageStore, _depends_on_part("usage")]
+UsageReportsDep = Annotated[UsageReports, _depends_on_part("usage_reports")]
 
 
-async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def run_until_disconnect(request: Request, work: Coroutine[object, object, T]) -> T:
     """The result of `work`, which is cancelled when the client hangs up. The request's body must have been read.
 
     Raises:
         ClientGone: it hung up.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -108,6 +108,6 @@ async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

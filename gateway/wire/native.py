@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
 from gateway.ports.listener import EventListener
-from gateway.wire.sse import DONE, frame, unnumbered
+from gateway.wire.sse import DONE, format_event, format_unnumbered_event
 from gateway.wire.turn_summary import TurnSummary
 
 MessageText = Annotated[str, StringConstraints(max_length=1_000_000)]
@@ -258,8 +258,8 @@ async def stream_events(turn_id: str, listener: EventListener) -> AsyncGenerator
     ended = False
     async for batch in listener:
         ended = isinstance(batch[-1].event, e.TurnEnd)
-        yield b"".join(map(frame, batch)) + (DONE if ended else b"")
+        yield b"".join(map(format_event, batch)) + (DONE if ended else b"")
     if not ended:
         reason = listener.close_reason
-        closing = unnumbered("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
+        closing = format_unnumbered_event("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
         yield closing if reason else DONE

@@ -1,7 +1,7 @@
 """OpenAI's chat completions. What the gateway's tools did inside is in `x_gateway`, which OpenAI's clients ignore."""
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
@@ -40,11 +40,11 @@ _encode = msgspec.json.Encoder().encode
 _arguments = msgspec.json.Encoder(order="sorted").encode
 
 
-class _Body(BaseModel):
+class _ChatCompletionModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class FunctionCallBody(_Body):
+class FunctionCallBody(_ChatCompletionModel):
     name: str = Field(max_length=128)
     arguments: str = "{}"
 
@@ -57,7 +57,7 @@ class ToolCallBody(BaseModel):
     function: FunctionCallBody
 
 
-class MessageBody(_Body):
+class MessageBody(_ChatCompletionModel):
     """One message. Whatever an answer's message has is taken back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -65,13 +65,13 @@ class MessageBody(_Body):
     name: str | None = Field(default=None, max_length=128)
     tool_calls: list[ToolCallBody] | None = None
     tool_call_id: str | None = Field(default=None, max_length=128)
-    refusal: Any = None
-    annotations: Any = None
-    audio: Any = None
+    refusal: object = None
+    annotations: object = None
+    audio: object = None
     function_call: None = None
-    reasoning: Any = None
-    reasoning_content: Any = None
-    executed_tools: Any = None
+    reasoning: object = None
+    reasoning_content: object = None
+    executed_tools: object = None
 
     @model_validator(mode="after")
     def _has_content(self) -> "MessageBody":
@@ -87,14 +87,14 @@ class MessageBody(_Body):
         return Message(role, self.content, calls, self.tool_call_id, self.name)
 
 
-class FunctionBody(_Body):
+class FunctionBody(_ChatCompletionModel):
     name: ToolName
     description: str | None = Field(default=None, max_length=8_192)
     parameters: JsonObject | None = None
     strict: bool | None = None
 
 
-class ToolBody(_Body):
+class ToolBody(_ChatCompletionModel):
     """A tool that the client runs."""
 
     type: Literal["function"]
@@ -102,24 +102,24 @@ class ToolBody(_Body):
 
     def to_tool_spec(self) -> ToolSpec:
         function = self.function
-        return client_tool(function.name, function.description, function.parameters)
+        return build_client_tool(function.name, function.description, function.parameters)
 
 
-class NamedFunction(_Body):
+class NamedFunction(_ChatCompletionModel):
     name: str
 
 
-class NamedChoice(_Body):
+class NamedChoice(_ChatCompletionModel):
     type: Literal["function"]
     function: NamedFunction
 
 
-class StreamOptions(_Body):
+class StreamOptions(_ChatCompletionModel):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class GatewayOptions(_Body):
+class GatewayOptions(_ChatCompletionModel):
     """What OpenAI's format has no place for."""
 
     tools: Literal["all", "none"] | list[str] = "all"
@@ -130,7 +130,7 @@ class GatewayOptions(_Body):
     cache: CacheOptions | None = None
 
 
-class ChatCompletionRequest(_Body):
+class ChatCompletionRequest(_ChatCompletionModel):
     """OpenAI's request. Fields that have no meaning here, but are harmless, are taken and ignored."""
 
     model_config = ConfigDict(
@@ -167,16 +167,16 @@ class ChatCompletionRequest(_Body):
     top_logprobs: Literal[0] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     modalities: list[Literal["text"]] | None = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
-    verbosity: Any = None
+    service_tier: object = None
+    safety_identifier: object = None
+    prompt_cache_key: object = None
+    prompt_cache_retention: object = None
+    verbosity: object = None
     reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
     include_reasoning: bool | None = None
 
     @model_validator(mode="after")
-    def _nothing_to_cache(self) -> "ChatCompletionRequest":
+    def _validate_storage_options(self) -> "ChatCompletionRequest":
         if self.store is False and self.x_gateway.cache is not None:
             raise ValueError("x_gateway.cache: the answer of a turn that is not kept cannot be given again")
         return self
@@ -204,7 +204,7 @@ class ChatCompletionRequest(_Body):
             messages=tuple(message.to_message() for message in self.messages),
             model=self.model or "",
             parameters=parameters,
-            tools=chosen_tools(tools if tools is not None else own.tools),
+            tools=parse_tool_selection(tools if tools is not None else own.tools),
             tool_choice=choice.model_dump() if isinstance(choice, NamedChoice) else choice,
             conversation_id=own.conversation_id,
             parent_turn_id=own.parent_turn_id,
@@ -220,13 +220,13 @@ class ChatCompletionRequest(_Body):
         )
 
 
-def client_tool(name: str, description: str | None, parameters: JsonObject | None) -> ToolSpec:
+def build_client_tool(name: str, description: str | None, parameters: JsonObject | None) -> ToolSpec:
     """A tool of the client's, as the model is offered it."""
     schema = parameters or {"type": "object", "properties": {}}
     return ToolSpec(name, "", name, description or name, schema, client=True)
 
 
-def chosen_tools(chosen: str | list[str]) -> tuple[str, ...] | None:
+def parse_tool_selection(chosen: str | list[str]) -> tuple[str, ...] | None:
     """The names of the gateway's tools that may be used; None: all."""
     if isinstance(chosen, str):
         if chosen.strip().lower() == "all":
@@ -238,23 +238,23 @@ def chosen_tools(chosen: str | list[str]) -> tuple[str, ...] | None:
 # --- answers
 
 
-def completion(turn: TurnSummary) -> JsonObject:
+def build_completion(turn: TurnSummary) -> JsonObject:
     """A whole turn as one `chat.completion`."""
     assert turn.started is not None
-    message: JsonObject = {"role": "assistant", "content": "\n\n".join(turn.texts) or None, "refusal": None}
+    message: JsonObject = {"role": "assistant", "content": "\n\n".join(turn.step_texts) or None, "refusal": None}
     if turn.reasoning:
         message["reasoning"] = turn.reasoning
     if turn.client_calls:
-        message["tool_calls"] = [_tool_call(call) for call in turn.client_calls]
+        message["tool_calls"] = [_build_client_call(call) for call in turn.client_calls]
     elif message["content"] is None:
         message["content"] = ""
     reason = _REASONS.get(turn.finish_reason or "", "stop")
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-    head = envelope(turn.started.turn_id, turn.started.model, "chat.completion")
-    return head | {"choices": [choice], "usage": usage_body(turn.usage), "x_gateway": x_gateway(turn)}
+    head = build_chunk_header(turn.started.turn_id, turn.started.model, "chat.completion")
+    return head | {"choices": [choice], "usage": build_usage(turn.usage), "x_gateway": build_gateway_fields(turn)}
 
 
-def x_gateway(turn: TurnSummary) -> JsonObject:
+def build_gateway_fields(turn: TurnSummary) -> JsonObject:
     """What the turn was and did, beyond what OpenAI's format can say."""
     assert turn.started is not None
     end = turn.end if isinstance(turn.end, e.TurnCompleted) else None
@@ -265,14 +265,14 @@ def x_gateway(turn: TurnSummary) -> JsonObject:
         "steps": turn.steps,
         "cost_usd": end.cost_usd if end else None,
         "cached": True if end and end.cached else None,
-        "tool_calls": [_ran(call) for call in turn.calls.values() if not call.client],
+        "tool_calls": [_describe_tool_call(call) for call in turn.calls.values() if not call.client],
         "inputs": [msgspec.to_builtins(asked) for asked in turn.inputs.values()],
         "warnings": list(turn.started.warnings),
     }
     return {name: value for name, value in told.items() if value not in (None, [])}
 
 
-def _ran(call: ToolCallSummary) -> JsonObject:
+def _describe_tool_call(call: ToolCallSummary) -> JsonObject:
     return {
         "id": call.id,
         "server": call.server,
@@ -284,16 +284,16 @@ def _ran(call: ToolCallSummary) -> JsonObject:
     }
 
 
-def _tool_call(call: ToolCallSummary) -> JsonObject:
-    return {"id": call.id, "type": "function", "function": {"name": call.tool, "arguments": arguments_text(call)}}
+def _build_client_call(call: ToolCallSummary) -> JsonObject:
+    return {"id": call.id, "type": "function", "function": {"name": call.tool, "arguments": format_arguments(call)}}
 
 
-def arguments_text(call: ToolCallSummary | e.ToolCallStarted) -> str:
+def format_arguments(call: ToolCallSummary | e.ToolCallStarted) -> str:
     """A call's arguments as models and OpenAI's clients write them: as text."""
     return call.arguments if isinstance(call.arguments, str) else _arguments(call.arguments).decode()
 
 
-def usage_body(usage: Usage) -> JsonObject:
+def build_usage(usage: Usage) -> JsonObject:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -303,18 +303,18 @@ def usage_body(usage: Usage) -> JsonObject:
     }
 
 
-def envelope(turn_id: str, model: str, kind: str) -> JsonObject:
+def build_chunk_header(turn_id: str, model: str, kind: str) -> JsonObject:
     """What every chunk of an answer has in common: all of it follows from the turn."""
     turn = UUID(turn_id)
-    return {"id": f"chatcmpl-{turn.hex}", "object": kind, "created": created_at(turn), "model": model}
+    return {"id": f"chatcmpl-{turn.hex}", "object": kind, "created": get_created_at(turn), "model": model}
 
 
-def created_at(turn_id: UUID) -> int:
+def get_created_at(turn_id: UUID) -> int:
     """The second at which a turn began: a UUID of version 7 tells."""
     return (turn_id.int >> 80) // 1000
 
 
-def error_body(error: ErrorInfo, status: int | None = None) -> JsonObject:
+def build_error_body(error: ErrorInfo, status: int | None = None) -> JsonObject:
     """An error in OpenAI's shape."""
     status = error_from_info(error).status if status is None else status
     kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -331,79 +331,81 @@ class ChunkWriter:
         self._turn = TurnSummary()
         self._head: JsonObject = {}
         self._last_step = 0
-        self._handed_out = 0
+        self._client_calls = 0
 
-    def write(self, event: e.Event) -> list[JsonObject]:
+    def write_event(self, event: e.Event) -> list[JsonObject]:
         """The chunks of one event: none for most that only the gateway's own format tells."""
         self._turn.apply(event)
         match event:
             case e.TurnStarted():
-                self._head = envelope(event.turn_id, event.model, "chat.completion.chunk")
-                return [self._chunk({"role": "assistant", "content": ""})]
+                self._head = build_chunk_header(event.turn_id, event.model, "chat.completion.chunk")
+                return [self._build_chunk({"role": "assistant", "content": ""})]
             case e.TextDelta():
                 between = "\n\n" if self._last_step not in (0, event.step) else ""
                 self._last_step = event.step
-                return [self._chunk({"content": between + event.text})]
+                return [self._build_chunk({"content": between + event.text})]
             case e.ReasoningDelta():
-                return [self._chunk({"reasoning": event.text})] if self._extended else []
+                return [self._build_chunk({"reasoning": event.text})] if self._extended else []
             case e.ToolCallStarted() if event.client:
-                function = {"name": event.tool, "arguments": arguments_text(event)}
-                call = {"index": self._handed_out, "id": event.call_id, "type": "function", "function": function}
-                self._handed_out += 1
-                return [self._chunk({"tool_calls": [call]})]
+                function = {"name": event.tool, "arguments": format_arguments(event)}
+                call = {"index": self._client_calls, "id": event.call_id, "type": "function", "function": function}
+                self._client_calls += 1
+                return [self._build_chunk({"tool_calls": [call]})]
             case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry() if self._extended:
-                return [self._chunk({}) | {"x_gateway": {"event": msgspec.to_builtins(event)}}]
+                return [self._build_chunk({}) | {"x_gateway": {"event": msgspec.to_builtins(event)}}]
             case e.TurnCompleted():
-                return self.end()
+                return self.write_end()
             case e.TurnFailed() | e.TurnCancelled():
-                return [error_body(event.error)]
+                return [build_error_body(event.error)]
             case _:
                 return []
 
-    def end(self) -> list[JsonObject]:
+    def write_end(self) -> list[JsonObject]:
         """The last chunks."""
-        last = self._chunk({}, _REASONS.get(self._turn.finish_reason or "", "stop"))
+        last = self._build_chunk({}, _REASONS.get(self._turn.finish_reason or "", "stop"))
         if self._extended:
-            last["x_gateway"] = x_gateway(self._turn)
+            last["x_gateway"] = build_gateway_fields(self._turn)
         if not self._include_usage:
             return [last]
-        return [last, self._head | {"choices": [], "usage": usage_body(self._turn.usage)}]
+        return [last, self._head | {"choices": [], "usage": build_usage(self._turn.usage)}]
 
     @property
-    def failed(self) -> bool:
+    def has_failed(self) -> bool:
         return isinstance(self._turn.end, e.TurnFailed | e.TurnCancelled)
 
-    def _chunk(self, delta: JsonObject, finish_reason: Reason | None = None) -> JsonObject:
+    def _build_chunk(self, delta: JsonObject, finish_reason: Reason | None = None) -> JsonObject:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._head | {"choices": [choice]}
 
 
-def data(chunk: JsonObject) -> bytes:
+def format_sse_chunk(chunk: JsonObject) -> bytes:
     """A chunk as a server-sent event."""
     return b"data: %s\n\n" % _encode(chunk)
 
 
-def line(chunk: JsonObject) -> bytes:
+def format_json_line(chunk: JsonObject) -> bytes:
     """A chunk as a line of JSON."""
     return _encode(chunk) + b"\n"
 
 
-async def stream(
+async def stream_chunks(
     listener: EventListener,
     *,
     chunks: ChunkWriter,
-    frame: Callable[[JsonObject], bytes] = data,
+    frame: Callable[[JsonObject], bytes] = format_sse_chunk,
     done: bytes = DONE,
 ) -> AsyncGenerator[bytes]:
     """A turn as chunks, each framed; `done` behind an answer, nothing behind an error."""
     ended = False
     async for batch in listener:
         ended = isinstance(batch[-1].event, e.TurnEnd)
-        told = b"".join(frame(chunk) for entry in batch for chunk in chunks.write(entry.event))
-        yield told + (done if ended and not chunks.failed else b"")
+        told = b"".join(frame(chunk) for entry in batch for chunk in chunks.write_event(entry.event))
+        yield told + (done if ended and not chunks.has_failed else b"")
     if not ended:
         reason = listener.close_reason or "server_stopping"
         if reason == "input_required":
-            yield b"".join(map(frame, chunks.end())) + done
+            yield b"".join(map(frame, chunks.write_end())) + done
         else:
-            yield frame(error_body(ErrorInfo(code=reason, message=f"The stream ended before the answer: {reason}.")))
+            yield frame(
+                build_error_body(ErrorInfo(code=reason, message=f"The stream ended before the answer: {reason}."))
+            )

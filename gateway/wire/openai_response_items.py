@@ -12,7 +12,7 @@ import msgspec
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, ToolSpec, Usage
 from gateway.ports.listener import EventFold, EventListener
-from gateway.wire.openai_chat import arguments_text, created_at
+from gateway.wire.openai_chat import format_arguments, get_created_at
 from gateway.wire.openai_response_ids import format_approval_id, format_response_id
 
 _encode = msgspec.json.Encoder().encode
@@ -42,33 +42,33 @@ class ResponseWriter(EventFold):
         self._output: list[JsonObject] = []
         self._steps: dict[str, int] = {}
         self._open: JsonObject | None = None
-        self._said: list[str] = []
+        self._text_parts: list[str] = []
         self._calls: dict[str, tuple[e.ToolCallStarted, JsonObject | None]] = {}
         self._approvals: dict[str, str] = {}
-        self._made = 0
+        self._items_made = 0
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether the turn has come to this response's part."""
         return self._at_part == self._part
 
     @property
-    def said_anything(self) -> bool:
+    def has_output(self) -> bool:
         return any(item["type"] != "mcp_list_tools" for item in self._output)
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         return self._status != "in_progress"
 
-    def response(self) -> JsonObject:
+    def build_response(self) -> JsonObject:
         """The response as it stands."""
         usage = self._usage
         if self._open is not None:
-            self._open["content"][0]["text"] = "".join(self._said)
+            self._open["content"][0]["text"] = "".join(self._text_parts)
         told: JsonObject = {
             "id": format_response_id(self._turn_id, self._part),
             "object": "response",
-            "created_at": created_at(self._turn_id),
+            "created_at": get_created_at(self._turn_id),
             "status": self._status,
             "background": False,
             "error": self._error,
@@ -94,7 +94,7 @@ class ResponseWriter(EventFold):
         told |= {name: value for name, value in echo.items() if not (self._part and name == "previous_response_id")}
         told["usage"] = (
             None
-            if not self.ended
+            if not self.has_ended
             else {
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens},
@@ -107,19 +107,19 @@ class ResponseWriter(EventFold):
 
     def apply(self, event: e.Event) -> bool:
         """Take the turn's next event. True: the response has ended, though the turn may go on."""
-        self.write(event)
-        return self.ended
+        self.write_event(event)
+        return self.has_ended
 
-    def write(self, event: e.Event) -> list[JsonObject]:
+    def write_event(self, event: e.Event) -> list[JsonObject]:
         """OpenAI's events for one of the turn's: none before this response's part of the turn, and none behind it."""
-        if self.ended:
+        if self.has_ended:
             return []
         if isinstance(event, e.TurnResumed):
-            if self.begun:
+            if self.has_begun:
                 return self.end_for_input()
             self._at_part += 1
-            return self._begin_response() if self.begun else []
-        if not self.begun:
+            return self._begin_response() if self.has_begun else []
+        if not self.has_begun:
             self._remember_state(event)
             return []
         return self._write_event(event)
@@ -187,12 +187,14 @@ class ResponseWriter(EventFold):
         return event
 
     def _begin_response(self) -> list[JsonObject]:
-        return [self._new_event(f"response.{kind}", response=self.response()) for kind in ("created", "in_progress")]
+        return [
+            self._new_event(f"response.{kind}", response=self.build_response()) for kind in ("created", "in_progress")
+        ]
 
     def _end_response(self, status: str) -> list[JsonObject]:
         self._status = status
         kind = "failed" if status == "cancelled" else status
-        return [self._new_event(f"response.{kind}", response=self.response())]
+        return [self._new_event(f"response.{kind}", response=self.build_response())]
 
     def _add_item(self, item: JsonObject, step: int = 0) -> JsonObject:
         """Show an item, as it begins."""
@@ -212,8 +214,8 @@ class ResponseWriter(EventFold):
         return next(index for index, known in enumerate(self._output) if known is item)
 
     def _new_id(self, prefix: str) -> str:
-        self._made += 1
-        return f"{prefix}_{self._turn_id.hex}_{self._part}_{self._made}"
+        self._items_made += 1
+        return f"{prefix}_{self._turn_id.hex}_{self._part}_{self._items_made}"
 
     # --- items
 
@@ -252,7 +254,7 @@ class ResponseWriter(EventFold):
                 "status": "in_progress",
             }
             events += self._open_item(item, event.step, {"type": "reasoning_text", "text": ""})
-        self._said.append(event.text)
+        self._text_parts.append(event.text)
         return [*events, self._new_item_event("reasoning_text.delta", item, content_index=0, delta=event.text)]
 
     def _write_text(self, event: e.TextDelta) -> list[JsonObject]:
@@ -268,7 +270,7 @@ class ResponseWriter(EventFold):
             }
             part: JsonObject = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             events += self._open_item(item, event.step, part)
-        self._said.append(event.text)
+        self._text_parts.append(event.text)
         delta = self._new_item_event("output_text.delta", item, content_index=0, delta=event.text, logprobs=[])
         return [*events, delta]
 
@@ -289,9 +291,9 @@ class ResponseWriter(EventFold):
         if item is None:
             return []
         part: JsonObject = item["content"][0]
-        part["text"] = text = "".join(self._said)
+        part["text"] = text = "".join(self._text_parts)
         item["status"] = status
-        self._said = []
+        self._text_parts = []
         if item["type"] == "message":
             said = self._new_item_event("output_text.done", item, content_index=0, text=text, logprobs=[])
         else:
@@ -306,10 +308,10 @@ class ResponseWriter(EventFold):
         self._calls[event.call_id] = (event, None)
         if event.client:
             return self._write_client_call(event)
-        return [] if event.needs_approval else self._write_mcp_call(event, arguments_text(event))
+        return [] if event.needs_approval else self._write_mcp_call(event, format_arguments(event))
 
     def _write_client_call(self, event: e.ToolCallStarted) -> list[JsonObject]:
-        arguments = arguments_text(event)
+        arguments = format_arguments(event)
         item: JsonObject = {
             "id": self._new_id("fc"),
             "type": "function_call",
@@ -362,7 +364,7 @@ class ResponseWriter(EventFold):
             "type": "mcp_approval_request",
             "server_label": call.server or "unknown",
             "name": call.tool,
-            "arguments": arguments_text(call),
+            "arguments": format_arguments(call),
         }
         return [self._add_item(item, call.step), self._finish_item(item)]
 
@@ -371,14 +373,14 @@ class ResponseWriter(EventFold):
         if known is None or known[1] is not None or event.action != "accept":
             return []
         arguments = (event.content or {}).get("arguments")
-        text = _encode(arguments).decode() if isinstance(arguments, dict) else arguments_text(known[0])
+        text = _encode(arguments).decode() if isinstance(arguments, dict) else format_arguments(known[0])
         return [*self._close_item(), *self._write_mcp_call(known[0], text)]
 
     def _write_call_result(self, event: e.ToolFinished) -> list[JsonObject]:
         call, item = self._calls[event.call_id]
         events: list[JsonObject] = []
         if item is None:
-            events = [*self._close_item(), *self._write_mcp_call(call, arguments_text(call))]
+            events = [*self._close_item(), *self._write_mcp_call(call, format_arguments(call))]
             item = self._calls[event.call_id][1]
             assert item is not None
         text = "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in event.content)
@@ -411,15 +413,15 @@ async def stream_response(
 ) -> AsyncGenerator[bytes]:
     """The response's events behind number `after`, until it ends. The turn must be read from its first event."""
 
-    def frames(events: list[JsonObject]) -> bytes:
+    def format_frames(events: list[JsonObject]) -> bytes:
         return b"".join(format_sse(event) for event in events if event["sequence_number"] > after)
 
     async for batch in listener:
-        yield frames([event for entry in batch for event in writer.write(entry.event)])
-        if writer.ended:
+        yield format_frames([event for entry in batch for event in writer.write_event(entry.event)])
+        if writer.has_ended:
             return
     reason = listener.close_reason or "server_stopping"
     if reason == "input_required":
-        yield frames(writer.end_for_input())
+        yield format_frames(writer.end_for_input())
     else:
-        yield frames(writer.write_error(reason, f"The stream ended before the answer: {reason}."))
+        yield format_frames(writer.write_error(reason, f"The stream ended before the answer: {reason}."))

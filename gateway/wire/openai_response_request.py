@@ -1,7 +1,7 @@
 """Requests of OpenAI's Responses API. The gateway's tools are MCP tools there, as of servers that OpenAI calls."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
-from gateway.wire.openai_chat import ToolName, client_tool
+from gateway.wire.openai_chat import ToolName, build_client_tool
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
 
 _CLIENT_CALL = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
@@ -51,7 +51,7 @@ class McpCallItem(_InputItem):
     name: str = Field(max_length=128)
     arguments: str = "{}"
     output: str | None = None
-    error: Any = None
+    error: object = None
 
 
 class ApprovalItem(_InputItem):
@@ -122,7 +122,7 @@ class McpChoice(_StrictModel):
 
 class Reasoning(BaseModel):
     effort: Literal["none", "default", "minimal", "low", "medium", "high"] | None = None
-    summary: Any = None
+    summary: object = None
 
 
 class TextFormat(_StrictModel):
@@ -135,7 +135,7 @@ class TextFormat(_StrictModel):
 
 class TextOptions(_StrictModel):
     format: TextFormat | None = None
-    verbosity: Any = None
+    verbosity: object = None
 
 
 class ConversationRef(_StrictModel):
@@ -165,14 +165,14 @@ class ResponseRequest(_StrictModel):
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
     user: str | None = Field(default=None, max_length=256)
-    truncation: Any = None
-    include: Any = None
-    stream_options: Any = None
-    max_tool_calls: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
+    truncation: object = None
+    include: object = None
+    stream_options: object = None
+    max_tool_calls: object = None
+    service_tier: object = None
+    safety_identifier: object = None
+    prompt_cache_key: object = None
+    prompt_cache_retention: object = None
     top_logprobs: Literal[0] | None = None
 
     @property
@@ -233,7 +233,7 @@ class ResponseRequest(_StrictModel):
             on_disconnect="continue" if self.background else "cancel",
             idempotency_key=idempotency_key,
             store=self.store is not False,
-            client_tools=tuple(client_tool(tool.name, tool.description, tool.parameters) for tool in functions),
+            client_tools=tuple(build_client_tool(tool.name, tool.description, tool.parameters) for tool in functions),
             response_format=self._parse_response_format(),
             metadata=self.metadata or {},
             approve=approve,

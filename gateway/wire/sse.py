@@ -14,16 +14,16 @@ from gateway.domain.events import JournalEntry, get_event_type
 PING_SECONDS = 15.0
 SSE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
-WRITE = "gateway.write"
+WRITE_SCOPE_KEY = "gateway.write"
 """Where a request's scope has the `send` for its body: past those wrappers that only look at how an answer starts."""
 
 
-def frame(entry: JournalEntry) -> bytes:
+def format_event(entry: JournalEntry) -> bytes:
     """One numbered event as an SSE frame."""
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (entry.seq, get_event_type(entry.event).encode(), entry.data)
 
 
-def unnumbered(event: str, data: bytes) -> bytes:
+def format_unnumbered_event(event: str, data: bytes) -> bytes:
     """A frame that belongs to the connection, not to the turn: a client must not resume after it."""
     return b"event: %s\ndata: %s\n\n" % (event.encode(), data)
 
@@ -64,10 +64,10 @@ class FrameStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._listener:
-            await self._respond(scope, receive, send)
+            await self._send_response(scope, receive, send)
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send_all(send, scope.get(WRITE, send)))
+    async def _send_response(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send_all(send, scope.get(WRITE_SCOPE_KEY, send)))
         gone = asyncio.create_task(self._listen_for_disconnect(receive))
         try:
             while True:

@@ -76,7 +76,7 @@ class TurnSummary(EventFold):
                 assert_never(event)
 
     @property
-    def waits(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether the turn waits for a person."""
         return self.end is None and bool(self.inputs)
 
@@ -84,17 +84,17 @@ class TurnSummary(EventFold):
     def finish_reason(self) -> str | None:
         if isinstance(self.end, e.TurnCompleted):
             return self.end.finish_reason
-        return "input_required" if self.waits else None
+        return "input_required" if self.is_waiting else None
 
     @property
-    def texts(self) -> list[str]:
+    def step_texts(self) -> list[str]:
         """What each step said, in order, as far as it said anything."""
         return [text for _, parts in sorted(self._text.items()) if (text := "".join(parts))]
 
     @property
     def response(self) -> str:
         """The text of the last step that said anything."""
-        return self.texts[-1] if self.texts else ""
+        return self.step_texts[-1] if self.step_texts else ""
 
     @property
     def reasoning(self) -> str | None:

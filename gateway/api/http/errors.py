@@ -8,12 +8,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.api.http.request_context import BEGUN
+from gateway.api.http.request_context import STARTED_SCOPE_KEY
 from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.domain.messages import JsonObject
-from gateway.wire.openai_chat import error_body
+from gateway.wire.openai_chat import build_error_body
 
 log = get_logger(__name__)
 
@@ -52,7 +52,7 @@ def error_response(
     info = ErrorInfo(code=code, message=message, param=param)
     if request.url.path.startswith(("/v1/", "/openai/v1/")):
         status = 400 if status == 422 else status
-        return JSONResponse(error_body(info, status), status_code=status, headers=headers)
+        return JSONResponse(build_error_body(info, status), status_code=status, headers=headers)
     body: JsonObject = {"error": {**msgspec.to_builtins(info), "request_id": request_id.get()}}
     if not request.url.path.startswith("/api/v1/"):
         body["detail"] = message  # where the forerunners' users look
@@ -90,12 +90,12 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
+def _internal_error(request: Request, error: Exception) -> JSONResponse:
     log.error("request_broke", path=request.url.path, exc_info=error)
     return error_response(request, 500, GatewayError.code, GatewayError.default_message)
 
 
-class Unbroken:
+class ServerErrorMiddleware:
     """Answers where what is behind it broke, so that those in front of it add to that answer as to any other. One that
     had begun is cut off."""
 
@@ -106,14 +106,14 @@ class Unbroken:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            if scope["type"] != "http" or BEGUN in scope:
+            if scope["type"] != "http" or STARTED_SCOPE_KEY in scope:
                 raise
-            await _unexpected(Request(scope), error)(scope, receive, send)
+            await _internal_error(Request(scope), error)(scope, receive, send)
 
 
-def install(app: FastAPI) -> None:
+def register_error_handlers(app: FastAPI) -> None:
     """Make every failure of the app answer in the one shape."""
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(Exception, _internal_error)

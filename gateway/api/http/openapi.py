@@ -50,19 +50,19 @@ _CREDENTIALS = {
 }
 
 
-def install(app: FastAPI) -> None:
+def install_openapi(app: FastAPI) -> None:
     """Complete the document, once, when it is first asked for."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(generate())
+            _complete_document(generate())
         return generate()
 
     app.openapi = openapi
 
 
-def _complete(document: JsonObject) -> None:
+def _complete_document(document: JsonObject) -> None:
     document["components"]["schemas"]["OpenAIErrorBody"] = _OPENAI
     document["components"]["securitySchemes"] = _CREDENTIALS
     for path, operations in document["paths"].items():
@@ -70,11 +70,11 @@ def _complete(document: JsonObject) -> None:
             access = ROUTES.get((method.upper(), path))
             if access is not None and not access.public:
                 operation["security"] = [{name: []} for name in _CREDENTIALS]
-            for status, description in _refusals(method.upper(), path, operation).items():
-                _declare(operation["responses"], path, status, description)
+            for status, description in _list_error_statuses(method.upper(), path, operation).items():
+                _declare_response(operation["responses"], path, status, description)
 
 
-def _refusals(method: str, path: str, operation: JsonObject) -> dict[int, str]:
+def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[int, str]:
     access = ROUTES.get((method, path))
     if access is None or not access.counted:
         return {}
@@ -88,7 +88,7 @@ def _refusals(method: str, path: str, operation: JsonObject) -> dict[int, str]:
     return told
 
 
-def _declare(responses: JsonObject, path: str, status: int, description: str) -> None:
+def _declare_response(responses: JsonObject, path: str, status: int, description: str) -> None:
     """Under `/v1/` errors have OpenAI's shape, and 422 is 400."""
     openai = path.startswith("/v1/")
     if openai and status == 422:

@@ -8,13 +8,13 @@ import uuid_utils
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.common.logging import get_logger, request_id
-from gateway.wire.sse import WRITE
+from gateway.wire.sse import WRITE_SCOPE_KEY
 
 log = get_logger("gateway.access")
 
-HEADERS = "gateway.headers"
+HEADERS_SCOPE_KEY = "gateway.headers"
 """Where in a request's scope those behind put headers for its answer, whoever gives it."""
-BEGUN = "gateway.begun"
+STARTED_SCOPE_KEY = "gateway.begun"
 """In the scope of a request whose answer has begun."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
@@ -34,7 +34,7 @@ def safety_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, 
     return (*safety, _OVER_TLS) if over_tls else safety
 
 
-class RequestContext:
+class RequestContextMiddleware:
     """Takes `X-Request-ID` if it is safe to log, else makes one; returns it; logs each request at its end."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,15 +50,15 @@ class RequestContext:
         started = time.perf_counter()
         status = 0
         added: list[tuple[bytes, bytes]] = []
-        scope[HEADERS] = added
-        scope[WRITE] = send
+        scope[HEADERS_SCOPE_KEY] = added
+        scope[WRITE_SCOPE_KEY] = send
         safety = safety_headers(over_tls=scope["scheme"] == "https", page=scope["path"] in _PAGES)
 
         def with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                scope[BEGUN] = True
+                scope[STARTED_SCOPE_KEY] = True
                 has = {name.lower() for name, _ in message["headers"]}
                 missing = [header for header in safety if header[0] not in has]
                 message["headers"] = [*message["headers"], (b"x-request-id", current), *added, *missing]
@@ -67,7 +67,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, with_id)
         finally:
-            del scope[WRITE]  # which leads back to the scope
+            del scope[WRITE_SCOPE_KEY]  # which leads back to the scope
             duration_ms = round((time.perf_counter() - started) * 1000, 2)
             say = log.debug if scope["path"] in _QUIET else log.info
             say("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)

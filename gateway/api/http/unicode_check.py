@@ -14,7 +14,7 @@ from gateway.domain.messages import JSON_DECODE_ERRORS
 _SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\x00")
 
 
-def whole_characters(receive: Receive) -> Receive:
+def reject_lone_surrogates(receive: Receive) -> Receive:
     """A body with half of a character (`"\\ud800"`) is refused as no JSON, when all is there: Python takes it, but
     neither Postgres nor an MCP server does, nor who must write it as UTF-8."""
     chunks: list[bytes] = []
@@ -27,13 +27,13 @@ def whole_characters(receive: Receive) -> Receive:
                 body = b"".join(chunks)
                 chunks.clear()
                 if _SUSPECT.search(body):
-                    _check(body)
+                    _check_unicode(body)
         return message
 
     return received
 
 
-def _check(body: bytes) -> None:
+def _check_unicode(body: bytes) -> None:
     try:
         msgspec.json.decode(body.decode(json.detect_encoding(body)))
     except JSON_DECODE_ERRORS:

@@ -30,7 +30,7 @@ from gateway.agent.service import TurnService
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.schemas import parse_answers, to_call_result, to_input_required, to_mcp_tool
-from gateway.api.mcp.session_forwarding import Peers
+from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
@@ -40,7 +40,7 @@ from gateway.ports.tools import Listed, Toolbox
 
 log = get_logger(__name__)
 
-_SESSION = "mcp-session-id"
+_SESSION_HEADER = "mcp-session-id"
 _MAX_ROUNDS = 10
 _MAX_LEGACY_SESSIONS = 1_000
 _NOTIFY_TIMEOUT_SECONDS = 5.0
@@ -57,48 +57,50 @@ class McpEndpoint:
         self, settings: Settings, turn_service: TurnService, toolbox: Toolbox, worker_id: UUID, database: str
     ) -> None:
         self._settings = settings
-        self._peers = Peers(worker_id, database, self)
+        self._forwarder = WorkerForwarder(worker_id, database, self)
         self._turn_service = turn_service
         self._toolbox = toolbox
         self._bus = InMemorySubscriptionBus()
         self._listening = ListenHandler(self._bus)
         self._manager = StreamableHTTPSessionManager(
-            app=self._server(), security_settings=_security(settings), max_request_body_size=settings.max_body_bytes
+            app=self._create_server(),
+            security_settings=_transport_security(settings),
+            max_request_body_size=settings.max_body_bytes,
         )
         self._app = StreamableHTTPASGIApp(self._manager)
         self._legacy_sessions = LruDict[str, ServerSession](_MAX_LEGACY_SESSIONS)
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[None]:
+    async def run_sessions(self) -> AsyncGenerator[None]:
         async with self._manager.run():
             try:
                 yield
             finally:
                 self._listening.close()
-                await self._peers.close()
+                await self._forwarder.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session, _, worker = Headers(scope=scope).get(_SESSION, "").rpartition("-")
-        if session and await self._peers.pass_on(worker, scope, receive, send):
+        session, _, worker = Headers(scope=scope).get(_SESSION_HEADER, "").rpartition("-")
+        if session and await self._forwarder.forward_request(worker, scope, receive, send):
             return
         principal: Principal = scope[PRINCIPAL_SCOPE_KEY]
         # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
-        if session and worker == self._peers.name:
-            MutableHeaders(raw=headers)[_SESSION] = session
+        if session and worker == self._forwarder.name:
+            MutableHeaders(raw=headers)[_SESSION_HEADER] = session
         # The SDK lets nobody into a session but who has begun it.
         user = AuthenticatedUser(
             AccessToken(token="", client_id=principal.key or "", scopes=[], subject=principal.user)
         )
-        await self._app({**scope, "user": user, "headers": headers}, receive, self._naming_worker(send))
+        await self._app({**scope, "user": user, "headers": headers}, receive, self._add_worker_name(send))
 
-    def _naming_worker(self, send: Send) -> Send:
+    def _add_worker_name(self, send: Send) -> Send:
         async def naming(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if (session := headers.get(_SESSION)) is not None:
-                    await self._peers.open()
-                    headers[_SESSION] = f"{session}-{self._peers.name}"
+                if (session := headers.get(_SESSION_HEADER)) is not None:
+                    await self._forwarder.start_listening()
+                    headers[_SESSION_HEADER] = f"{session}-{self._forwarder.name}"
             await send(message)
 
         return naming
@@ -119,7 +121,7 @@ class McpEndpoint:
             return False
         return True
 
-    def _remember(self, ctx: Context) -> None:
+    def _remember_session(self, ctx: Context) -> None:
         """Who lists tools in a session is told when they change."""
         request: object = ctx.request
         name = request.headers.get("mcp-session-id") if isinstance(request, Request) else None
@@ -129,9 +131,9 @@ class McpEndpoint:
     def stop_listening(self) -> None:
         """End the open listen streams, each with its last message."""
         self._listening.close()
-        self._peers.hang_up()
+        self._forwarder.abort_connections()
 
-    def _server(self) -> Server[Any]:
+    def _create_server(self) -> Server[Any]:
         server: Server[Any] = Server(
             "agent-gateway",
             version=__version__,
@@ -143,7 +145,7 @@ class McpEndpoint:
             on_read_resource=self._read_resource,
             on_list_prompts=self._list_prompts,
             on_get_prompt=self._get_prompt,
-            on_completion=self._complete,
+            on_completion=self._complete_argument,
             on_subscriptions_listen=self._listening,
         )
         options = server.create_initialization_options
@@ -159,7 +161,7 @@ class McpEndpoint:
 
     async def _list_tools(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
         principal = get_principal(ctx)
-        self._remember(ctx)
+        self._remember_session(ctx)
         specs = [spec for spec in self._toolbox.specs() if principal.can_use_tool(spec)]
         if may_ask_agent(principal):
             specs.append(ASK_AGENT)
@@ -191,18 +193,18 @@ class McpEndpoint:
     # --- resources and prompts
 
     async def _list_resources(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListResourcesResult:
-        return t.ListResourcesResult.model_validate({"resources": await self._listed("resources", ctx)})
+        return t.ListResourcesResult.model_validate({"resources": await self._list_items("resources", ctx)})
 
     async def _list_templates(
         self, ctx: Context, _params: t.PaginatedRequestParams | None
     ) -> t.ListResourceTemplatesResult:
-        templates = await self._listed("resource_templates", ctx)
+        templates = await self._list_items("resource_templates", ctx)
         return t.ListResourceTemplatesResult.model_validate({"resourceTemplates": templates})
 
     async def _list_prompts(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListPromptsResult:
-        return t.ListPromptsResult.model_validate({"prompts": await self._listed("prompts", ctx)})
+        return t.ListPromptsResult.model_validate({"prompts": await self._list_items("prompts", ctx)})
 
-    async def _listed(self, kind: Listed, ctx: Context) -> list[JsonObject]:
+    async def _list_items(self, kind: Listed, ctx: Context) -> list[JsonObject]:
         items = await self._toolbox.listed(kind, get_principal(ctx))
         return [{name: value for name, value in item.items() if name not in ("server", "prompt")} for item in items]
 
@@ -216,7 +218,7 @@ class McpEndpoint:
             prompt = await self._toolbox.get_prompt(params.name, params.arguments or {}, get_principal(ctx))
         return t.GetPromptResult.model_validate(prompt)
 
-    async def _complete(self, ctx: Context, params: t.CompleteRequestParams) -> t.CompleteResult:
+    async def _complete_argument(self, ctx: Context, params: t.CompleteRequestParams) -> t.CompleteResult:
         ref = params.ref.model_dump(mode="json", by_alias=True, exclude_none=True)
         argument = params.argument.model_dump(mode="json")
         with mcp_errors():
@@ -224,7 +226,7 @@ class McpEndpoint:
         return t.CompleteResult.model_validate(completed)
 
 
-def _security(settings: Settings) -> TransportSecuritySettings:
+def _transport_security(settings: Settings) -> TransportSecuritySettings:
     """Protection against DNS rebinding on a loopback address. `SecurityMiddleware` checks the host, too."""
     if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)

@@ -60,7 +60,7 @@ class HostObserver:
         return StoredQuestion(UUID(int=0), "", question, state, await self.ask(question))
 
 
-async def _notify(notification: Coroutine[Any, Any, None]) -> None:
+async def _notify(notification: Coroutine[object, object, None]) -> None:
     try:
         await notification
     except HOST_GONE as error:

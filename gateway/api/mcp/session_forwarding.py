@@ -48,18 +48,18 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
-class _Request(msgspec.Struct):
+class _ForwardedRequest(msgspec.Struct):
     scope: dict[str, Any]
     principal: Principal
     body: bytes
 
 
 _encode = msgspec.msgpack.encode
-_decode_request = msgspec.msgpack.Decoder(_Request).decode
+_decode_request = msgspec.msgpack.Decoder(_ForwardedRequest).decode
 _decode_message = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
-class Peers:
+class WorkerForwarder:
     """This worker among its neighbours. `application` answers what they pass on."""
 
     def __init__(self, worker_id: UUID, database: str, application: Application) -> None:
@@ -72,24 +72,24 @@ class Peers:
         self._answering: set[asyncio.Task[None]] = set()
         self._passing: set[asyncio.StreamWriter] = set()
 
-    async def open(self) -> None:
+    async def start_listening(self) -> None:
         """Be there for the others, from the first call on. Where that cannot be, this worker stays alone."""
         async with self._opening:
             if self._server is not None:
                 return
             try:
                 self._make_directory()
-                self._server = await asyncio.start_unix_server(self._answer, self._directory / self.name)
+                self._server = await asyncio.start_unix_server(self._serve_connection, self._directory / self.name)
             except OSError as error:
                 log.warning("worker_stays_alone", directory=str(self._directory), error=str(error))
 
-    def hang_up(self) -> None:
+    def abort_connections(self) -> None:
         """End the answers that come from others."""
         for writer in self._passing:
             writer.close()
 
     async def close(self) -> None:
-        self.hang_up()
+        self.abort_connections()
         if self._server is None:
             return
         self._server.close()
@@ -102,7 +102,7 @@ class Peers:
 
     # --- asking
 
-    async def pass_on(self, to: str, scope: Message, receive: Receive, send: Send) -> bool:
+    async def forward_request(self, to: str, scope: Message, receive: Receive, send: Send) -> bool:
         """Let the worker of that name answer a request. False: there is none, and nothing was sent."""
         if to == self.name or not _NAME.fullmatch(to):
             return False
@@ -114,11 +114,13 @@ class Peers:
         self._passing.add(writer)
         leaving: asyncio.Task[None] | None = None
         try:
-            body = await _body(receive)
-            request = _Request({key: scope[key] for key in _SENT if key in scope}, scope[PRINCIPAL_SCOPE_KEY], body)
-            await _write(writer, request)
-            leaving = asyncio.create_task(_hang_up_with_client(receive, writer))
-            return await _relay(reader, send)
+            body = await _read_body(receive)
+            request = _ForwardedRequest(
+                {key: scope[key] for key in _SENT if key in scope}, scope[PRINCIPAL_SCOPE_KEY], body
+            )
+            await _write_message(writer, request)
+            leaving = asyncio.create_task(_abort_with_client(receive, writer))
+            return await _relay_response(reader, send)
         except ConnectionError:
             return False
         finally:
@@ -130,22 +132,22 @@ class Peers:
 
     # --- answering
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)
         gone: asyncio.Task[bytes] | None = None
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                frame = await _read(reader)
+                frame = await _read_message(reader)
             if frame is None:
                 return
             request = _decode_request(frame)
             gone = asyncio.create_task(reader.read())  # nothing more is sent: this ends with the connection
             await self._application(
                 {**request.scope, "asgi": {"version": "3.0"}, PRINCIPAL_SCOPE_KEY: request.principal},
-                _receive_of(request.body, gone),
-                _send_of(writer),
+                _make_receive(request.body, gone),
+                _make_send(writer),
             )
         except TimeoutError:
             log.warning("neighbour_is_silent")
@@ -179,7 +181,7 @@ def _forget_if_dead(path: Path) -> None:
             path.unlink()
 
 
-async def _body(receive: Receive) -> bytes:
+async def _read_body(receive: Receive) -> bytes:
     parts: list[bytes] = []
     while (message := await receive())["type"] == "http.request":
         parts.append(message.get("body", b""))
@@ -188,16 +190,16 @@ async def _body(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def _hang_up_with_client(receive: Receive, writer: asyncio.StreamWriter) -> None:
+async def _abort_with_client(receive: Receive, writer: asyncio.StreamWriter) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     writer.close()
 
 
-async def _relay(reader: asyncio.StreamReader, send: Send) -> bool:
+async def _relay_response(reader: asyncio.StreamReader, send: Send) -> bool:
     """Whether there was an answer. One that breaks off is ended: its worker is gone, or this one stops."""
     begun, more = False, True
-    while more and (frame := await _read(reader)) is not None:
+    while more and (frame := await _read_message(reader)) is not None:
         message = _decode_message(frame)
         begun = True
         more = message["type"] != "http.response.body" or message.get("more_body", False)
@@ -207,7 +209,7 @@ async def _relay(reader: asyncio.StreamReader, send: Send) -> bool:
     return begun
 
 
-def _receive_of(body: bytes, gone: "asyncio.Task[bytes]") -> Receive:
+def _make_receive(body: bytes, gone: "asyncio.Task[bytes]") -> Receive:
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
@@ -219,21 +221,21 @@ def _receive_of(body: bytes, gone: "asyncio.Task[bytes]") -> Receive:
     return receive
 
 
-def _send_of(writer: asyncio.StreamWriter) -> Send:
+def _make_send(writer: asyncio.StreamWriter) -> Send:
     async def send(message: Message) -> None:
         with contextlib.suppress(ConnectionError):  # nobody reads any more: that is told by `receive`
-            await _write(writer, message)
+            await _write_message(writer, message)
 
     return send
 
 
-async def _write(writer: asyncio.StreamWriter, value: Any) -> None:
+async def _write_message(writer: asyncio.StreamWriter, value: Any) -> None:
     frame = _encode(value)
     writer.write(len(frame).to_bytes(4, "big") + frame)
     await writer.drain()
 
 
-async def _read(reader: asyncio.StreamReader) -> bytes | None:
+async def _read_message(reader: asyncio.StreamReader) -> bytes | None:
     """The next frame; None: the connection has ended."""
     try:
         length = int.from_bytes(await reader.readexactly(4), "big")

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.errors import error_response, http_error
-from gateway.api.http.request_context import HEADERS
-from gateway.api.http.unicode_check import whole_characters
+from gateway.api.http.request_context import HEADERS_SCOPE_KEY
+from gateway.api.http.unicode_check import reject_lone_surrogates
 from gateway.api.rate_limit.admission import AdmissionGate
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
@@ -75,10 +75,10 @@ class SecurityMiddleware:
             status = 405 if list_methods(scope["path"]) else 404
             await http_error(Request(scope), HTTPException(status))(scope, receive, send)
         elif place is None:
-            await self._app(scope, whole_characters(receive), send)
+            await self._app(scope, reject_lone_surrogates(receive), send)
         else:
             with place, _authenticator(scope).open_requests.cancel_on_revocation(principal, receive) as lasting:
-                await self._app(scope, whole_characters(lasting), send)
+                await self._app(scope, reject_lone_surrogates(lasting), send)
 
     async def _authorize(self, scope: Scope, access: RoutePermission, source: str) -> Principal | None:
         """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.
@@ -97,7 +97,7 @@ class SecurityMiddleware:
         rate_limiter = _rate_limiter(scope)
         if rate_limiter.enabled:
             window = await rate_limiter.check(principal, source, access.route_class)
-            scope[HEADERS].extend(window.to_headers())
+            scope[HEADERS_SCOPE_KEY].extend(window.to_headers())
             if not window.allowed:
                 raise window.to_error()
         if refused is not None:

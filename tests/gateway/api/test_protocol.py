@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.api.http.body_limit import BodyLimit
+from gateway.api.http.body_limit import BodyLimitMiddleware
 from gateway.api.http.protocol import HEAD_BYTES, HttpProtocol
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.llm.catalog import Catalog
@@ -101,7 +101,7 @@ async def test_head_that_comes_too_slowly_is_refused_and_silence_hung_up_on(
 
 
 async def test_body_that_does_not_come_is_not_waited_for(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BodyLimit, "seconds", 0.05)
+    monkeypatch.setattr(BodyLimitMiddleware, "timeout_seconds", 0.05)
     headers = HOST + b"Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n"
     for path in (b"/api/v1/chat", b"/v1/chat/completions"):
         reply = reply_of(await said(gateway, b"POST " + path + b" HTTP/1.1\r\n" + headers + b'{"mess'))

@@ -25,7 +25,7 @@ _WILD = frozenset("*?[")
 @router.get("", summary="Your keys")
 async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
     """The newest first, revoked ones too; an admin sees everyone's. No secret is shown."""
-    rows = await keys.all(_owner(principal))
+    rows = await keys.all(_owner_filter(principal))
     return KeyList(keys=[KeyView.model_validate(row, from_attributes=True) for row in rows])
 
 
@@ -36,7 +36,7 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep
     The first key that is made switches authentication on, at every replica.
     """
     response.headers["Cache-Control"] = "no-store"
-    new = _new(body, principal)
+    new = _build_new_key(body, principal)
     if principal.key is not None and principal.key.startswith(START):
         most = (await keys.by_prefix(principal.key)).expires_at
         if most is not None and (new.expires_at is None or new.expires_at > most):
@@ -48,15 +48,15 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep
 @router.delete("/{key_id}", summary="Revoke a key", status_code=204, responses=_NOT_FOUND)
 async def revoke_key(key_id: UUID, principal: PrincipalDep, keys: ApiKeysDep) -> None:
     """It opens nothing from now on, at any replica. Its row stays, for the record."""
-    key: ApiKey = await keys.get(key_id, _owner(principal))
+    key: ApiKey = await keys.get(key_id, _owner_filter(principal))
     await keys.revoke(key, by=principal.user)
 
 
-def _owner(principal: Principal) -> str | None:
+def _owner_filter(principal: Principal) -> str | None:
     return None if principal.role == "admin" else principal.user
 
 
-def _new(body: NewKeyBody, maker: Principal) -> NewKey:
+def _build_new_key(body: NewKeyBody, maker: Principal) -> NewKey:
     """Raises:
     Forbidden: the key would be able to do more than its maker.
     InvalidRequest: it would have expired already.
@@ -75,17 +75,19 @@ def _new(body: NewKeyBody, maker: Principal) -> NewKey:
         owner=owner,
         name=body.name,
         role=role,
-        scopes=_narrowed("scopes", body.scopes, maker.scopes),
-        models=_narrowed("models", body.models, maker.models),
-        servers=_narrowed("servers", body.servers, maker.servers),
-        tools=_narrowed("tools", body.tools, maker.tools),
+        scopes=_restrict_to_own("scopes", body.scopes, maker.scopes),
+        models=_restrict_to_own("models", body.models, maker.models),
+        servers=_restrict_to_own("servers", body.servers, maker.servers),
+        tools=_restrict_to_own("tools", body.tools, maker.tools),
         budget=None if body.budget is None else msgspec.convert(body.budget.model_dump(), Budget),
         limits=None if body.limits is None else msgspec.convert(body.limits.model_dump(), KeyLimits),
         expires_at=body.expires_at,
     )
 
 
-def _narrowed(what: str, wanted: list[str] | list[Area] | None, own: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def _restrict_to_own(
+    what: str, wanted: list[str] | list[Area] | None, own: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
     """The wanted list, as far as it is within the maker's own; a glob of the maker's may be taken as it stands."""
     if wanted is None:
         return own

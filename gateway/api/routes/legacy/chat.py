@@ -22,8 +22,8 @@ from gateway.wire.legacy import (
     stream_legacy_frames,
     stream_plain_text,
 )
-from gateway.wire.openai_chat import ChunkWriter, line
-from gateway.wire.openai_chat import stream as chunk_stream
+from gateway.wire.openai_chat import ChunkWriter, format_json_line
+from gateway.wire.openai_chat import stream_chunks as chunk_stream
 
 router = APIRouter(tags=["forerunners"])
 message_router = APIRouter(tags=["forerunners"])
@@ -47,7 +47,7 @@ async def stream_prompt(
         case "text":
             return stream_turn(turn, request, stream_plain_text, media_type="text/plain; charset=utf-8")
         case "openai":
-            lines = partial(chunk_stream, chunks=ChunkWriter(extended=False), frame=line, done=b"")
+            lines = partial(chunk_stream, chunks=ChunkWriter(extended=False), frame=format_json_line, done=b"")
             return stream_turn(turn, request, lines, media_type="application/x-ndjson")
         case "sse":
             return stream_turn(turn, request, partial(chunk_stream, chunks=ChunkWriter(extended=False)))
@@ -65,7 +65,7 @@ async def get_conversation(
 ) -> LegacyConversation:
     conversation = await conversations.get(conversation_id, principal)
     turns = await conversations.turns(conversation.id)
-    messages = [message for turn in turns for message in _spoken(turn)]
+    messages = [message for turn in turns for message in _to_messages(turn)]
     return LegacyConversation(conversation_id=str(conversation.id), messages=messages)
 
 
@@ -101,6 +101,6 @@ def _as_user(user_id: str, principal: Principal) -> Principal:
     return principal
 
 
-def _spoken(turn: Turn) -> list[LegacyMessage]:
+def _to_messages(turn: Turn) -> list[LegacyMessage]:
     said = [LegacyMessage(role="user", content=turn.prompt)]
     return [*said, LegacyMessage(role="assistant", content=turn.response)] if turn.response else said

@@ -58,7 +58,7 @@ class McpServerList(BaseModel):
     changed_tools: list[ChangedTool]
 
 
-class NewServer(BaseModel):
+class ServerCreate(BaseModel):
     """A server to connect to over HTTP. Commands are never taken over the network, and nothing is expanded."""
 
     model_config = ConfigDict(extra="forbid")
@@ -76,7 +76,7 @@ class NewServer(BaseModel):
     on_change: Literal["flag", "hold"] = "flag"
 
 
-class Switch(BaseModel):
+class ServerPatch(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     disabled: bool
@@ -107,10 +107,10 @@ async def list_servers(
 
 @router.post("", summary="Add an MCP server", status_code=201, responses=_ERRORS)
 async def add_server(
-    body: NewServer, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+    body: ServerCreate, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
     """Every worker connects to it; its tools are on offer as soon as it is up."""
-    _demand_admin(principal)
+    _require_admin(principal)
     config = body.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     await admin.add(body.name, config, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
@@ -118,10 +118,15 @@ async def add_server(
 
 @router.patch("/{name}", summary="Disable or enable an MCP server", responses=_ERRORS)
 async def switch_server(
-    name: Name, body: Switch, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+    name: Name,
+    body: ServerPatch,
+    principal: PrincipalDep,
+    admin: ServerAdminDep,
+    servers: ServersDep,
+    toolbox: ToolboxDep,
 ) -> McpServerList:
     """Calls under way end first. Also for those that the file configures."""
-    _demand_admin(principal)
+    _require_admin(principal)
     await admin.switch(name, disabled=body.disabled, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
 
@@ -129,7 +134,7 @@ async def switch_server(
 @router.delete("/{name}", summary="Remove an MCP server", status_code=204, responses=_ERRORS)
 async def remove_server(name: Name, principal: PrincipalDep, admin: ServerAdminDep) -> None:
     """One that was added here; calls under way end first."""
-    _demand_admin(principal)
+    _require_admin(principal)
     await admin.remove(name, by=principal.user)
 
 
@@ -138,12 +143,12 @@ async def approve_tool(
     name: Name, tool: ToolName, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
     """A tool whose definition has changed is offered again, where its server's `on_change` is `hold`."""
-    _demand_admin(principal)
+    _require_admin(principal)
     await servers.approve(name, tool, by=principal.user)
     toolbox.recheck(name)
     return await list_servers(principal, admin, servers, toolbox)
 
 
-def _demand_admin(principal: Principal) -> None:
+def _require_admin(principal: Principal) -> None:
     if principal.role != "admin":
         raise Forbidden("Only admins may change MCP servers.")

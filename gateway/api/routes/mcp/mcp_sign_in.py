@@ -49,18 +49,18 @@ class SignInPage(BaseModel):
 @router.post("/api/v1/mcp/servers/{name}/sign-in", summary="Sign in to a protected MCP server", responses=_ERRORS)
 async def sign_in(name: Name, principal: PrincipalDep, toolbox: ToolboxDep) -> SignInPage:
     """The page to open, good for seven days. Where `share` is `all`, an admin signs in for everybody."""
-    _demand_reach(name, principal)
+    _require_reachable(name, principal)
     return SignInPage(url=await toolbox.sign_in.offer(name, principal))
 
 
 @router.delete("/api/v1/mcp/servers/{name}/sign-in", summary="Sign out", status_code=204, responses=_ERRORS)
 async def sign_out(name: Name, principal: PrincipalDep, toolbox: ToolboxDep) -> None:
     """Forget the tokens that the server's authorization server gave."""
-    _demand_reach(name, principal)
+    _require_reachable(name, principal)
     await toolbox.sign_in.forget(name, principal)
 
 
-def _demand_reach(name: str, principal: Principal) -> None:
+def _require_reachable(name: str, principal: Principal) -> None:
     if not principal.can_use_server(name):
         raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
 
@@ -77,11 +77,11 @@ async def start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
     try:
         login = await toolbox.sign_in.offered(ticket)
     except GatewayError as error:
-        return _page("Sign-in", error.message, status=error.status)
+        return _render_page("Sign-in", error.message, status=error.status)
     whose = f"the gateway's user {login.owner}" if login.owner else "everybody who uses the gateway"
     server = f"{login.server} ({strip_url_secrets(login.url)})"
     text = f"The agent gateway wants to use the MCP server {server} for {whose}, as {login.by} asked."
-    return _page(f"Sign in to {login.server}?", text, more='<form method="post"><button>Sign in</button></form>')
+    return _render_page(f"Sign in to {login.server}?", text, more='<form method="post"><button>Sign in</button></form>')
 
 
 @router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
@@ -90,7 +90,7 @@ async def start(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> R
     try:
         url = await toolbox.sign_in.begin(ticket)
     except GatewayError as error:
-        return _page("The sign-in cannot begin", error.message, status=error.status)
+        return _render_page("The sign-in cannot begin", error.message, status=error.status)
     response = RedirectResponse(url, status_code=303, headers=_HEADERS)
     secure = settings.public_url.startswith("https://")
     response.set_cookie(
@@ -108,13 +108,13 @@ async def callback(
     try:
         await toolbox.sign_in.finish(ticket, answer)
     except GatewayError as error:
-        page = _page("The sign-in did not work", error.message, status=error.status)
+        page = _render_page("The sign-in did not work", error.message, status=error.status)
     else:
-        page = _page("Signed in", "You can close this page: the conversation goes on by itself.")
+        page = _render_page("Signed in", "You can close this page: the conversation goes on by itself.")
     page.delete_cookie(_COOKIE, path=_COOKIE_PATH)
     return page
 
 
-def _page(title: str, text: str, *, more: str = "", status: int = 200) -> HTMLResponse:
+def _render_page(title: str, text: str, *, more: str = "", status: int = 200) -> HTMLResponse:
     body = _PAGE.format(title=escape(title), text=escape(text), more=more)
     return HTMLResponse(body, status_code=status, headers=_HEADERS)

@@ -60,9 +60,9 @@ async def get_budget(principal: PrincipalDep, usage: UsageDep, settings: Setting
     found = await usage.by_day(days, principal.user)
     of_key = None
     if principal.budget is not None:
-        of_key = _view(await usage.spent(principal.user, principal.key), principal.budget)
+        of_key = _build_totals(await usage.spent(principal.user, principal.key), principal.budget)
     return UsageView(
-        user=_view(await usage.spent(principal.user), budget_of_users(settings)),
+        user=_build_totals(await usage.spent(principal.user), budget_of_users(settings)),
         key=of_key,
         days=[DailyUsageView.model_validate(day, from_attributes=True) for day in found],
     )
@@ -78,5 +78,5 @@ def budget_of_users(settings: Settings) -> Budget:
     )
 
 
-def _view(spent: UsageTotals, budget: Budget) -> UsageTotalsView:
+def _build_totals(spent: UsageTotals, budget: Budget) -> UsageTotalsView:
     return UsageTotalsView(**msgspec.structs.asdict(spent), budget=BudgetView(**msgspec.structs.asdict(budget)))

@@ -56,7 +56,7 @@ async def chat_stream(
     A failure before the model's first output is an HTTP status; after that it is a `turn.failed` event. With an
     `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
     """
-    turn = await _start(body, request, idempotency_key)
+    turn = await _start_turn(body, request, idempotency_key)
     return stream_turn(turn, request, partial(stream_events, str(turn.id)))
 
 
@@ -68,10 +68,10 @@ async def chat(
     idempotency_key: IdempotencyKey = None,
 ) -> ChatResponse:
     """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
-    turn = await _start(body, request, idempotency_key)
+    turn = await _start_turn(body, request, idempotency_key)
     return build_chat_response(await wait_for_turn(turn, request, response))
 
 
-async def _start(body: ChatRequest, request: Request, idempotency_key: str | None) -> TurnHandle:
+async def _start_turn(body: ChatRequest, request: Request, idempotency_key: str | None) -> TurnHandle:
     turn_request = body.to_turn_request(idempotency_key=idempotency_key)
     return await start_turn(turn_request, request, get_principal(request), if_busy=body.if_busy)

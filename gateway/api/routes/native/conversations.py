@@ -81,7 +81,7 @@ async def get_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
 ) -> ConversationDetail:
     """With all of its turns and messages."""
-    return await _detail(await conversations.get(conversation_id, principal), conversations)
+    return await _build_detail(await conversations.get(conversation_id, principal), conversations)
 
 
 @router.get("/{conversation_id}/export", summary="A conversation as a file", responses=_NOT_FOUND)
@@ -91,7 +91,7 @@ async def export_conversation(
     """The same as JSON to save."""
     conversation = await conversations.get(conversation_id, principal)
     response.headers["Content-Disposition"] = f'attachment; filename="conversation-{conversation.id}.json"'
-    return await _detail(conversation, conversations)
+    return await _build_detail(conversation, conversations)
 
 
 @router.patch("/{conversation_id}", summary="Rename a conversation", responses=_NOT_FOUND)
@@ -123,17 +123,17 @@ async def cancel_and_delete(
     return conversation.id
 
 
-async def _detail(conversation: Conversation, conversations: ConversationStore) -> ConversationDetail:
+async def _build_detail(conversation: Conversation, conversations: ConversationStore) -> ConversationDetail:
     turns = await conversations.turns(conversation.id)
     view = ConversationView.model_validate(conversation, from_attributes=True)
     return ConversationDetail(
         **view.model_dump(),
         turns=[ConversationTurn.model_validate(turn, from_attributes=True) for turn in turns],
-        messages=[message for turn in _branch(turns) for message in turn.messages],
+        messages=[message for turn in _select_branch(turns) for message in turn.messages],
     )
 
 
-def _branch(turns: list[Turn]) -> list[Turn]:
+def _select_branch(turns: list[Turn]) -> list[Turn]:
     """From the first turn to the newest, along the parents."""
     known = {turn.id: turn for turn in turns}
     line: list[Turn] = []

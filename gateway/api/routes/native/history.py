@@ -26,7 +26,7 @@ Language = Annotated[
 WithTotal = Annotated[bool, Query(description="Count all there are, too.")]
 
 
-class LogView(BaseModel):
+class HistoryItem(BaseModel):
     """A turn: what was asked and answered."""
 
     id: UUID
@@ -38,25 +38,25 @@ class LogView(BaseModel):
     created_at: datetime
 
 
-class HitView(LogView):
+class SearchHitView(HistoryItem):
     """`snippet` has the words that matched between <mark> and </mark>; the rest of it is what was said, unescaped."""
 
     rank: float
     snippet: str
 
 
-class Logs(BaseModel):
+class HistoryPage(BaseModel):
     """`next` is the `before` of the next page; null: this is the last."""
 
-    items: list[LogView]
+    items: list[HistoryItem]
     next: UUID | None = None
     total: int | None = None
 
 
-class Hits(BaseModel):
+class SearchPage(BaseModel):
     """`next` is the `before` of the next page; null: this is the last."""
 
-    items: list[HitView]
+    items: list[SearchHitView]
     next: str | None = None
     total: int | None = None
 
@@ -68,22 +68,22 @@ async def list_history(
     limit: Limit = 50,
     before: Annotated[UUID | None, Query(description="The `next` of the page before.")] = None,
     total: WithTotal = False,
-) -> Logs:
+) -> HistoryPage:
     turns = await history.page(principal, limit=limit, before=before)
-    items = [LogView.model_validate(turn, from_attributes=True) for turn in turns]
+    items = [HistoryItem.model_validate(turn, from_attributes=True) for turn in turns]
     number = await history.total(principal) if total else None
-    return Logs(items=items, next=items[-1].id if len(items) == limit else None, total=number)
+    return HistoryPage(items=items, next=items[-1].id if len(items) == limit else None, total=number)
 
 
 @router.get("/history", summary="The same, by offset")
-async def list_logs(principal: PrincipalDep, history: HistoryDep, limit: Limit = 50, offset: Offset = 0) -> Logs:
+async def list_logs(principal: PrincipalDep, history: HistoryDep, limit: Limit = 50, offset: Offset = 0) -> HistoryPage:
     turns = await history.page(principal, limit=limit, offset=offset)
-    return Logs(items=[LogView.model_validate(turn, from_attributes=True) for turn in turns])
+    return HistoryPage(items=[HistoryItem.model_validate(turn, from_attributes=True) for turn in turns])
 
 
 @router.get("/history/{turn_id}", summary="One of your turns")
-async def get_log(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep) -> LogView:
-    return LogView.model_validate(await turns.get(turn_id, principal), from_attributes=True)
+async def get_log(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep) -> HistoryItem:
+    return HistoryItem.model_validate(await turns.get(turn_id, principal), from_attributes=True)
 
 
 @router.get("/api/v1/search", summary="Search your turns")
@@ -95,12 +95,12 @@ async def search(
     limit: Limit = 20,
     before: Annotated[str | None, Query(max_length=100, description="The `next` of the page before.")] = None,
     total: WithTotal = False,
-) -> Hits:
+) -> SearchPage:
     """Full-text search over prompts and responses, best first, among the newest 500 turns that match."""
-    hits = await history.search(principal, query, lang=lang, limit=limit, after=_place(before))
+    hits = await history.search(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
     number = await history.found(principal, query, lang=lang) if total else None
     following = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None
-    return Hits(items=_views(hits), next=following, total=number)
+    return SearchPage(items=_to_views(hits), next=following, total=number)
 
 
 @router.get("/search", summary="The same, by offset")
@@ -111,15 +111,15 @@ async def search_logs(
     lang: Language = "simple",
     limit: Limit = 20,
     offset: Offset = 0,
-) -> Hits:
-    return Hits(items=_views(await history.search(principal, query, lang=lang, limit=limit, offset=offset)))
+) -> SearchPage:
+    return SearchPage(items=_to_views(await history.search(principal, query, lang=lang, limit=limit, offset=offset)))
 
 
-def _views(hits: list[SearchHit]) -> list[HitView]:
-    return [HitView.model_validate(hit, from_attributes=True) for hit in hits]
+def _to_views(hits: list[SearchHit]) -> list[SearchHitView]:
+    return [SearchHitView.model_validate(hit, from_attributes=True) for hit in hits]
 
 
-def _place(cursor: str | None) -> tuple[float, UUID] | None:
+def _parse_cursor(cursor: str | None) -> tuple[float, UUID] | None:
     if cursor is None:
         return None
     rank, _, turn_id = cursor.partition("_")

@@ -43,7 +43,7 @@ class ServerView(BaseModel):
     protocol_version: str | None
 
 
-class ToolList(BaseModel):
+class ToolListView(BaseModel):
     tools: list[ToolView]
     servers: list[ServerView]
 
@@ -58,7 +58,7 @@ class ToolCallResult(BaseModel):
 
 
 @router.get("/tools", summary="The tools on offer")
-async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolList:
+async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListView:
     """Every tool of every connected MCP server that you may use, and how each server stands."""
     servers = [server for server in toolbox.servers() if principal.can_use_server(server.name)]
     states = {server.name: server.state for server in servers}
@@ -82,7 +82,7 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolList:
         if principal.can_use_tool(spec)
     ]
     views = [ServerView.model_validate(server, from_attributes=True) for server in servers]
-    return ToolList(tools=tools, servers=views)
+    return ToolListView(tools=tools, servers=views)
 
 
 @router.post(

@@ -77,7 +77,7 @@ class TurnView(BaseModel):
 @router.get("/{turn_id}", summary="A turn", responses=_NOT_FOUND)
 async def get_turn(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep, questions: QuestionsDep) -> TurnView:
     """The turn with all of its messages, and its ledger of tool calls."""
-    return await _view(turn_id, principal, turns, questions)
+    return await _build_view(turn_id, principal, turns, questions)
 
 
 @router.get(
@@ -103,7 +103,7 @@ async def follow_turn(
     return stream_turn(turn, request, partial(stream_events, str(turn_id)), after=known)
 
 
-class InputBody(BaseModel):
+class AnswerBody(BaseModel):
     """An answer. `content` must fit the question's schema where the action is `accept`."""
 
     input_id: UUID
@@ -121,7 +121,7 @@ class InputBody(BaseModel):
 )
 async def answer_input(
     turn_id: UUID,
-    body: InputBody,
+    body: AnswerBody,
     principal: PrincipalDep,
     service: TurnServiceDep,
     turns: TurnsDep,
@@ -135,7 +135,7 @@ async def answer_input(
     turn = await service.follow(turn_id, principal)
     content = body.content if body.action == "accept" else None
     await service.answer(turn, body.input_id, Answer(body.action, content, by=principal.user))
-    return await _view(turn_id, principal, turns, questions)
+    return await _build_view(turn_id, principal, turns, questions)
 
 
 @router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
@@ -144,7 +144,7 @@ async def cancel_turn(
 ) -> TurnView:
     """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
     await service.cancel(await service.follow(turn_id, principal))
-    return await _view(turn_id, principal, turns, questions)
+    return await _build_view(turn_id, principal, turns, questions)
 
 
 class FeedbackBody(BaseModel):
@@ -174,7 +174,7 @@ async def rate_turn(
     return FeedbackView(turn_id=turn_id, rating=body.rating, comment=comment, at=at)
 
 
-async def _view(turn_id: UUID, principal: Principal, turns: TurnStore, questions: InputStore) -> TurnView:
+async def _build_view(turn_id: UUID, principal: Principal, turns: TurnStore, questions: InputStore) -> TurnView:
     turn = await turns.get(turn_id, principal)
     view = TurnView.model_validate(turn, from_attributes=True)
     calls = await turns.tool_calls(turn_id)

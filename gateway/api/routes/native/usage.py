@@ -103,9 +103,9 @@ async def get_usage(
 
     With `format=csv`, or `Accept: text/csv`, as CSV.
     """
-    groups = _groups(group_by)
-    first, behind = _range(since, until)
-    rows, total = await reports.added_up(groups, first, behind, owner=_whose(principal, user))
+    groups = _parse_groups(group_by)
+    first, behind = _parse_range(since, until)
+    rows, total = await reports.added_up(groups, first, behind, owner=_resolve_owner(principal, user))
     table = UsageTable(
         since=first,
         until=behind,
@@ -118,11 +118,11 @@ async def get_usage(
         truncated=len(rows) > MOST_GROUPS,
     )
     if format == "csv" or (format is None and "text/csv" in accept):
-        return _csv(table)
+        return _to_csv_response(table)
     return table
 
 
-def _whose(principal: Principal, user: str | None) -> str | None:
+def _resolve_owner(principal: Principal, user: str | None) -> str | None:
     """Whose turns to add up; None: everyone's."""
     if principal.role == "admin":
         return user
@@ -131,18 +131,22 @@ def _whose(principal: Principal, user: str | None) -> str | None:
     return principal.user
 
 
-def _groups(group_by: str) -> list[Group]:
+def _parse_groups(group_by: str) -> list[Group]:
     names = list(dict.fromkeys(name for part in group_by.split(",") if (name := part.strip())))
     if not names or not set(names) <= set(get_args(Group)):
         raise InvalidRequest(f"group_by: one or several of {', '.join(get_args(Group))}.", param="group_by")
     return cast(list[Group], names)
 
 
-def _range(since: str | None, until: str | None) -> tuple[datetime, datetime]:
+def _parse_range(since: str | None, until: str | None) -> tuple[datetime, datetime]:
     """The first moment, and the one behind the last."""
     try:
-        behind = _moment(until, "to", end=True) if until else _midnight(datetime.now(UTC).date()) + timedelta(days=1)
-        first = _moment(since, "from") if since else behind - timedelta(days=_DEFAULT_DAYS)
+        behind = (
+            _parse_moment(until, "to", end=True)
+            if until
+            else _to_midnight(datetime.now(UTC).date()) + timedelta(days=1)
+        )
+        first = _parse_moment(since, "from") if since else behind - timedelta(days=_DEFAULT_DAYS)
     except OverflowError:
         raise InvalidRequest("from, to: the range is out of bounds.", param="from") from None
     if not timedelta() < behind - first <= timedelta(days=_MOST_DAYS):
@@ -150,10 +154,10 @@ def _range(since: str | None, until: str | None) -> tuple[datetime, datetime]:
     return first, behind
 
 
-def _moment(given: str, name: str, *, end: bool = False) -> datetime:
+def _parse_moment(given: str, name: str, *, end: bool = False) -> datetime:
     try:
         if len(given) == len("2026-01-31"):
-            return _midnight(date.fromisoformat(given)) + timedelta(days=end)
+            return _to_midnight(date.fromisoformat(given)) + timedelta(days=end)
         moment = datetime.fromisoformat(given)
     except ValueError:
         raise InvalidRequest(
@@ -162,21 +166,21 @@ def _moment(given: str, name: str, *, end: bool = False) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def _midnight(day: date) -> datetime:
+def _to_midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
-def _csv(table: UsageTable) -> Response:
+def _to_csv_response(table: UsageTable) -> Response:
     """A line a group, below their names. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     names = [*table.group_by, *UsageSum.model_fields]
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in table.rows)
+    writer.writerows([_escape_cell(getattr(row, name)) for name in names] for row in table.rows)
     name = f"usage-{table.since:%Y-%m-%d}-{table.until:%Y-%m-%d}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(out.getvalue(), headers=headers, media_type="text/csv; charset=utf-8")
 
 
-def _cell(value: Any) -> Any:
+def _escape_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -11,7 +11,7 @@ from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.model import ModelInfo
-from gateway.wire.openai_chat import ChatCompletionRequest, ChunkWriter, completion, stream
+from gateway.wire.openai_chat import ChatCompletionRequest, ChunkWriter, build_completion, stream_chunks
 
 router = APIRouter(tags=["OpenAI"])
 PREFIXES = ("/v1", "/openai/v1")  # the second is where Groq's SDK looks
@@ -41,14 +41,17 @@ async def chat_completions(
     turn = await start_turn(turn_request, request, get_principal(request))
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return stream_turn(turn, request, partial(stream, chunks=ChunkWriter(include_usage=usage)))
+        return stream_turn(turn, request, partial(stream_chunks, chunks=ChunkWriter(include_usage=usage)))
     summary = await wait_for_turn(turn, request, response)
-    return JSONResponse(completion(summary), headers=dict(response.headers))
+    return JSONResponse(build_completion(summary), headers=dict(response.headers))
 
 
 @router.get("/models", summary="The models on offer, as OpenAI lists them")
 async def list_models(principal: PrincipalDep, models: ModelsDep) -> JsonObject:
-    return {"object": "list", "data": [_model(model) for model in models.all() if principal.can_use_model(model.id)]}
+    return {
+        "object": "list",
+        "data": [_build_model(model) for model in models.all() if principal.can_use_model(model.id)],
+    }
 
 
 @router.get("/models/{model:path}", summary="A model")
@@ -56,10 +59,10 @@ async def get_model(model: str, principal: PrincipalDep, models: ModelsDep) -> J
     found = next((known for known in models.all() if known.id == model and principal.can_use_model(model)), None)
     if found is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
-    return _model(found)
+    return _build_model(found)
 
 
-def _model(model: ModelInfo) -> JsonObject:
+def _build_model(model: ModelInfo) -> JsonObject:
     return {
         "id": model.id,
         "object": "model",

@@ -44,18 +44,22 @@ async def create_response(
     if approvals := body.approvals:
         assert body.previous_response_id is not None
         turn_id, answered_part = parse_response_id(body.previous_response_id, "previous_response_id")
-        turn = await _approve(turn_id, {item.input_id: item.approve for item in approvals}, request)
+        turn = await _answer_approvals(turn_id, {item.input_id: item.approve for item in approvals}, request)
         part = answered_part + 1
     else:
         specs = tuple(spec for spec in toolbox(request).specs() if principal.can_use_tool(spec))
         urls = {server.name: server.url for server in toolbox(request).servers()}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
-    new_writer = partial(_writer, turn, request, part)
+    new_writer = partial(_create_writer, turn, request, part)
     if body.stream:
         return stream_turn(turn, request, partial(stream_response, writer=new_writer()))
-    writer = _begun(turn, new_writer()) if body.background else await _wait(turn, request, new_writer)
-    return JSONResponse(writer.response(), headers={"X-Turn-Id": str(turn.id)})
+    writer = (
+        _begin_in_background(turn, new_writer())
+        if body.background
+        else await _wait_for_response(turn, request, new_writer)
+    )
+    return JSONResponse(writer.build_response(), headers={"X-Turn-Id": str(turn.id)})
 
 
 @router.get("/{response_id}", summary="A response", response_class=JSONResponse, responses=_CONTENT)
@@ -67,15 +71,15 @@ async def get_response(
     _include: Annotated[list[str] | None, Query(alias="include[]")] = None,
 ) -> Response:
     """As it stands; or with `stream` its events, from the first or behind `starting_after`, as they come."""
-    turn, writer = await _find(response_id, request)
+    turn, writer = await _find_response(response_id, request)
     if stream_:
         return stream_turn(turn, request, partial(stream_response, writer=writer, after=starting_after))
-    return JSONResponse(await _as_it_stands(turn, writer, request))
+    return JSONResponse(await _build_current(turn, writer, request))
 
 
 @router.get("/{response_id}/input_items", summary="What a response was asked")
 async def list_input_items(response_id: str, request: Request) -> JsonObject:
-    found, _ = await _find(response_id, request)
+    found, _ = await _find_response(response_id, request)
     turn = await turn_store(request).get(found.id, get_principal(request))
     return build_input_list(turn.id, turn.messages[: turn.sent_messages])
 
@@ -83,7 +87,7 @@ async def list_input_items(response_id: str, request: Request) -> JsonObject:
 @router.delete("/{response_id}", summary="Delete a response")
 async def delete_response(response_id: str, request: Request) -> JsonObject:
     """Delete the turn with all that is kept of it; one that runs is stopped first."""
-    turn, _ = await _find(response_id, request)
+    turn, _ = await _find_response(response_id, request)
     await turn_service(request).cancel(turn)
     await turn_store(request).delete(turn.id, by=get_principal(request).user)
     return {"id": response_id, "object": "response", "deleted": True}
@@ -92,25 +96,25 @@ async def delete_response(response_id: str, request: Request) -> JsonObject:
 @router.post("/{response_id}/cancel", summary="Stop a response", response_class=JSONResponse)
 async def cancel_response(response_id: str, request: Request) -> Response:
     """Stop it, background or not; what was said so far is kept. One that has ended stays as it is."""
-    turn, writer = await _find(response_id, request)
+    turn, writer = await _find_response(response_id, request)
     await turn_service(request).cancel(turn)
-    return JSONResponse(await _as_it_stands(turn, writer, request))
+    return JSONResponse(await _build_current(turn, writer, request))
 
 
-async def _find(response_id: str, request: Request) -> tuple[TurnHandle, ResponseWriter]:
+async def _find_response(response_id: str, request: Request) -> tuple[TurnHandle, ResponseWriter]:
     turn_id, part = parse_response_id(response_id)
     try:
         turn = await turn_service(request).follow(turn_id, get_principal(request))
     except NotFound:
         raise NotFound(f"There is no response {response_id!r}.", param="response_id") from None
-    return turn, _writer(turn, request, part)
+    return turn, _create_writer(turn, request, part)
 
 
-def _writer(turn: TurnHandle, request: Request, part: int) -> ResponseWriter:
+def _create_writer(turn: TurnHandle, request: Request, part: int) -> ResponseWriter:
     return ResponseWriter(turn.id, ResponseContext(turn.echo, toolbox(request).find), part)
 
 
-async def _approve(turn_id: UUID, approvals: dict[UUID, bool], request: Request) -> TurnHandle:
+async def _answer_approvals(turn_id: UUID, approvals: dict[UUID, bool], request: Request) -> TurnHandle:
     principal, service = get_principal(request), turn_service(request)
     turn = await service.follow(turn_id, principal)
     for input_id, approve in approvals.items():
@@ -119,24 +123,26 @@ async def _approve(turn_id: UUID, approvals: dict[UUID, bool], request: Request)
     return turn
 
 
-def _begun(turn: TurnHandle, writer: ResponseWriter) -> ResponseWriter:
+def _begin_in_background(turn: TurnHandle, writer: ResponseWriter) -> ResponseWriter:
     """The response as it begins; the turn goes on in the background."""
     if turn.first_event is not None:
-        writer.write(turn.first_event)
+        writer.write_event(turn.first_event)
     return writer
 
 
-async def _wait(turn: TurnHandle, request: Request, new_writer: Callable[[], ResponseWriter]) -> ResponseWriter:
+async def _wait_for_response(
+    turn: TurnHandle, request: Request, new_writer: Callable[[], ResponseWriter]
+) -> ResponseWriter:
     """The response at its end. A turn that failed before it said anything is an HTTP error: no answer is lost."""
     writer = await run_until_disconnect(request, turn_service(request).wait(turn, new_writer))
-    if turn.failure is not None and not writer.said_anything:
+    if turn.failure is not None and not writer.has_output:
         raise turn.failure
-    if not writer.ended:
+    if not writer.has_ended:
         writer.end_for_input()
     return writer
 
 
-async def _as_it_stands(turn: TurnHandle, writer: ResponseWriter, request: Request) -> JsonObject:
+async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Request) -> JsonObject:
     """The response from the journal; from the turn itself where that has been forgotten."""
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
@@ -146,9 +152,9 @@ async def _as_it_stands(turn: TurnHandle, writer: ResponseWriter, request: Reque
     if not events and stored.completed_at is not None:
         events = await turns.rebuild_events(stored)
     for event in events:
-        writer.write(event)
-    if not writer.begun:
+        writer.write_event(event)
+    if not writer.has_begun:
         raise NotFound("There is no such response.", param="response_id")
-    if not writer.ended and stored.status == "waiting":
+    if not writer.has_ended and stored.status == "waiting":
         writer.end_for_input()
-    return writer.response()
+    return writer.build_response()
