@@ -145,7 +145,7 @@ async def serve_tools(database_url: str) -> AsyncGenerator[str]:
     try:
         async with serve_asgi(create_tools_app(server, settings)) as address:
             yield f"{address}/mcp"
-            server.end_listening()
+            server.close_listen_streams()
     finally:
         await store.close()
 

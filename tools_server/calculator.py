@@ -7,7 +7,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
-from tools_server.arithmetic import CannotCalculate, evaluate, written
+from tools_server.arithmetic import CalculationError, evaluate_expression, format_number
 
 _EXACT_IN_JSON = 2**53
 
@@ -19,7 +19,7 @@ class Calculation(BaseModel):
     )
 
 
-def register(mcp: MCPServer[Any]) -> None:
+def register_calculator(mcp: MCPServer[Any]) -> None:
     @mcp.tool(
         title="Calculator",
         annotations=ToolAnnotations(
@@ -37,12 +37,12 @@ def register(mcp: MCPServer[Any]) -> None:
         are exact up to 3,900 digits. Write numbers without thousands separators or units.
         """
         try:
-            value = evaluate(expression)
-        except CannotCalculate as error:
+            value = evaluate_expression(expression)
+        except CalculationError as error:
             raise ToolError(f"Cannot calculate {expression[:100]!r}: {error}.") from None
         exact = isinstance(value, float) or abs(value) <= _EXACT_IN_JSON
         structured = Calculation(expression=expression.strip(), result=value if exact else str(value))
-        text = f"{expression.strip()} = {written(value)}"
+        text = f"{expression.strip()} = {format_number(value)}"
         return CallToolResult(
             content=[TextContent(type="text", text=text)], structured_content=structured.model_dump(mode="json")
         )

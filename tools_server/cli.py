@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Annotated
 
 import structlog
@@ -19,12 +19,12 @@ from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.sockets import bind_socket
 from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings
 from tools_server.http_server import HttpServer
-from tools_server.log import configure
+from tools_server.log import configure_logging
 
 if TYPE_CHECKING:
     from tools_server.server import ToolServer
 
-_POSTGRES_LOOK = 2.0
+_POSTGRES_POLL_SECONDS = 2.0
 _BACKLOG = 2048
 log = structlog.stdlib.get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,36 +35,36 @@ def serve(
     stdio: Annotated[bool, typer.Option("--stdio", help="Speak MCP over standard input and output.")] = False,
 ) -> None:
     """Run the tool server: over HTTP at /mcp, or over stdio."""
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         settings = load_settings()
-        configure(json=settings.json_logs, level=settings.effective_log_level)
+        configure_logging(json=settings.json_logs, level=settings.effective_log_level)
         for setting in list_renamed_settings():
             log.warning("setting_renamed", old=setting.old_name, new=setting.new_name)
         tls_options: tls.TlsOptions = {} if stdio else tls.build_server_options(settings.tls_files)
         listener = None if stdio else _bind_listener(settings)
-        with postgres(settings) as server, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(run(settings, server, listener, tls_options))
+        with run_embedded_postgres(settings) as server, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            runner.run(run_server(settings, server, listener, tls_options))
     except (ConfigError, embedded_postgres.EmbeddedPostgresError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
 
 
-def _leave(_number: int, _frame: object) -> None:
-    """Until the server has its own way to end."""
+def _exit_on_signal(_number: int, _frame: object) -> None:
+    """Handler of SIGTERM until the server has installed its own."""
     sys.exit(0)
 
 
-async def run(
+async def run_server(
     settings: Settings,
     server: embedded_postgres.EmbeddedPostgres | None,
     listener: socket.socket | None,
     tls_options: tls.TlsOptions,
 ) -> None:
-    """Serve until told to stop; over stdio where there is no listener, tasks in `server` where no address is set."""
-    # Here, as they take most of a second to import: a broken setting or a taken port is told at once.
-    gc.disable()  # nothing of what is imported is garbage, and to look for some takes a fifth as long again
-    from tools_server.migrations import upgrade_when_there
+    """Serve until stopped: over stdio without a listener, with tasks in `server` if no database is configured."""
+    # Imported here because they take most of a second: a broken setting or a taken port is reported before that.
+    gc.disable()  # imports leave no garbage, and collecting would take a fifth of their time
+    from tools_server.migrations import upgrade_when_available
     from tools_server.server import create_app, create_server
     from tools_server.tasks.store import TaskStore
 
@@ -73,9 +73,9 @@ async def run(
     url = settings.postgres_url or (server.build_url() if server else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
-    beside = [asyncio.create_task(upgrade_when_there(url), name="migrations")]
+    background = [asyncio.create_task(_log_failure("migrations", upgrade_when_available(url)))]
     if server is not None:
-        beside.append(asyncio.create_task(_keep_running(server), name="postgres"))
+        background.append(asyncio.create_task(_log_failure("postgres", _keep_postgres_running(server))))
     try:
         if listener is None:
             await _serve_stdio(mcp, server.stop_if_started_here if server else None)
@@ -84,17 +84,25 @@ async def run(
                 log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, and the host not loopback")
             if settings.gateway_parent_fd is not None:
                 stop_with_parent(settings.gateway_parent_fd)
-            await HttpServer(create_app(mcp, settings), mcp.end_listening, tls_options).serve(sockets=[listener])
+            await HttpServer(create_app(mcp, settings), mcp.close_listen_streams, tls_options).serve(sockets=[listener])
     finally:
-        for task in beside:
+        for task in background:
             task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        await asyncio.gather(*background, return_exceptions=True)
         await store.close()
+
+
+async def _log_failure(task: str, coroutine: Coroutine[object, object, None]) -> None:
+    """Run a background task. The server continues without it if it fails, but the log says so."""
+    try:
+        await coroutine
+    except Exception as error:
+        log.exception("background_task_failed", task=task, error=type(error).__name__)
 
 
 async def _serve_stdio(mcp: "ToolServer", release: Callable[[], None] | None) -> None:
     def leave() -> None:
-        """Nothing can interrupt the reading of standard input, so this is the end."""
+        """Exit the process, because nothing can interrupt a read of standard input."""
         if release is not None:
             release()
         os._exit(0)
@@ -105,8 +113,8 @@ async def _serve_stdio(mcp: "ToolServer", release: Callable[[], None] | None) ->
 
 
 @contextlib.contextmanager
-def postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres | None]:
-    """The embedded Postgres, shared with a gateway on the same data directory; None where an address is configured."""
+def run_embedded_postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres | None]:
+    """The embedded Postgres, shared with a gateway on the same data directory; None if a database is configured."""
     if settings.postgres_url is not None:
         yield None
         return
@@ -122,10 +130,13 @@ def postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres
         server.stop_if_started_here()
 
 
-async def _keep_running(server: embedded_postgres.EmbeddedPostgres) -> None:
-    """Whoever started it may stop it, and go. In the main thread: the kernel ends Postgres with the one it began in."""
+async def _keep_postgres_running(server: embedded_postgres.EmbeddedPostgres) -> None:
+    """Start Postgres again after the process that started it has stopped.
+
+    Runs in the main thread: the kernel ends Postgres together with the thread that started it.
+    """
     while True:
-        await asyncio.sleep(_POSTGRES_LOOK)
+        await asyncio.sleep(_POSTGRES_POLL_SECONDS)
         try:
             server.ensure_running()
         except (embedded_postgres.EmbeddedPostgresError, OSError) as error:
@@ -145,7 +156,7 @@ def _bind_listener(settings: Settings) -> socket.socket:
 
 
 def main() -> None:
-    """Ends at once when the command has: a thread of a search that was given up would hold up the interpreter's end."""
+    """Run the command, then exit at once: a thread of an abandoned search would delay the interpreter's exit."""
     code: object = 0
     try:
         app()

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: Any) -> Any:
+    def _validate_log_level(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
     @field_validator("database_url")

@@ -6,10 +6,10 @@ from typing import Any
 
 import structlog
 
-_CHATTY = ("mcp", "alembic", "uvicorn.error", "trafilatura", "ddgs", "primp", "asyncio")
+_QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "trafilatura", "ddgs", "primp", "asyncio")
 
 
-def configure(*, json: bool, level: str) -> None:
+def configure_logging(*, json: bool, level: str) -> None:
     """Send structlog's and the standard library's records to stderr in one shape.
 
     Tracebacks show no local variables: those hold what users wrote.
@@ -23,7 +23,7 @@ def configure(*, json: bool, level: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderer(json=json)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_make_renderer(json=json)],
         )
     )
     structlog.configure(
@@ -38,11 +38,11 @@ def configure(*, json: bool, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for chatty in _CHATTY:
+    for chatty in _QUIETED_LOGGERS:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def _renderer(*, json: bool) -> list[Any]:
+def _make_renderer(*, json: bool) -> list[Any]:
     if json:
         tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]

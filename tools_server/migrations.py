@@ -9,11 +9,11 @@ import structlog
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from tools_server.thread_pool import Threads
+from tools_server.thread_pool import BoundedThreadPool
 
 ROOT = Path(__file__).resolve().parent.parent
-_LONGEST_PAUSE = 5.0
-_UNTOLD = 1.0
+_MAX_BACKOFF_SECONDS = 5.0
+_QUIET_SECONDS = 1.0
 """Seconds that a database may take to come without a word about it: `agent-gateway up` starts both at once."""
 log = structlog.stdlib.get_logger(__name__)
 
@@ -29,23 +29,23 @@ def upgrade(url: str) -> None:
     command.upgrade(config, "tools@head")
 
 
-async def upgrade_when_there(url: str) -> None:
+async def upgrade_when_available(url: str) -> None:
     """Upgrade as soon as the database is there; until then the tools that need none of it serve."""
-    threads, pause, told, begun = Threads(1), 0.1, "", time.monotonic()
+    threads, pause, told, begun = BoundedThreadPool(1), 0.1, "", time.monotonic()
     while True:
         try:
             if not await _is_current(url):
-                await threads.run(_upgrade_or_tell, url)
+                await threads.run_blocking(_upgrade_or_log, url)
             return
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if time.monotonic() - begun > _UNTOLD and type(error).__name__ != told:
+            if time.monotonic() - begun > _QUIET_SECONDS and type(error).__name__ != told:
                 told = type(error).__name__
                 log.warning("schema_waits_for_database", error=told)
         await asyncio.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        pause = min(pause * 2, _MAX_BACKOFF_SECONDS)
 
 
-def _upgrade_or_tell(url: str) -> None:
+def _upgrade_or_log(url: str) -> None:
     from alembic.util import CommandError
 
     try:
@@ -61,11 +61,13 @@ async def _is_current(url: str) -> bool:
     try:
         if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
             return False
-        return await connection.fetchval("SELECT $1 IN (SELECT version_num FROM public.alembic_version)", head())
+        return await connection.fetchval(
+            "SELECT $1 IN (SELECT version_num FROM public.alembic_version)", find_head_revision()
+        )
     finally:
         await connection.close()
 
 
-def head() -> str:
+def find_head_revision() -> str:
     """The last revision of the tool server's branch: files have the names of their revisions."""
     return max(path.stem for path in (ROOT / "migrations" / "versions").glob("tools_*.py"))

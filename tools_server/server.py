@@ -32,14 +32,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from tools_server import calculator, fetch_page, web_search
-from tools_server.auth import Authentication, metadata_routes, user_of
+from tools_server.auth import AuthenticationMiddleware, get_request_user, metadata_routes
 from tools_server.config import Settings
-from tools_server.rest import add_plain_routes
+from tools_server.rest import add_rest_routes
 from tools_server.tasks import tools as task_tools
 from tools_server.tasks.store import TaskStore
 
 VERSION = "0.2.0"
-STATE_SECONDS = 30 * 86_400.0
+STATE_LIFETIME_SECONDS = 30 * 86_400.0
 INSTRUCTIONS = """\
 calculator is exact: use it for all arithmetic. web_search finds pages, fetch_page reads one. The task tools keep the \
 user's own task list: look numbers up with list_tasks before you change or delete a task."""
@@ -48,7 +48,7 @@ user's own task list: look numbers up with list_tasks before you change or delet
 class ToolServer(MCPServer[Any]):
     """The SDK's server, with what it has no public way to say."""
 
-    def tell_older_hosts_of_changes(self) -> None:
+    def announce_list_changes(self) -> None:
         """Hosts of the handshake era are told that the list of tools may change."""
         low = self._lowlevel_server
         original = low.create_initialization_options
@@ -58,7 +58,7 @@ class ToolServer(MCPServer[Any]):
 
         low.create_initialization_options = with_changes
 
-    def end_listening(self) -> None:
+    def close_listen_streams(self) -> None:
         """End the open listen streams, each with its last message: clients see that it was meant."""
         entry = self._lowlevel_server.get_request_handler("subscriptions/listen")
         if entry is not None and isinstance(entry.handler, ListenHandler):
@@ -79,7 +79,7 @@ class ToolServer(MCPServer[Any]):
             cause = error.__cause__
             if isinstance(error, UnexpectedToolError) or not isinstance(cause, ValidationError):
                 raise
-            raise ToolError(f"Wrong arguments for {name}: {_problems(cause)}") from cause
+            raise ToolError(f"Wrong arguments for {name}: {_describe_problems(cause)}") from cause
 
     async def get_prompt(
         self, name: str, arguments: dict[str, Any] | None = None, context: Context[Any, Any] | None = None
@@ -102,53 +102,55 @@ def create_server(settings: Settings, store: TaskStore) -> ToolServer:
         instructions=INSTRUCTIONS,
         log_level="WARNING",
         cache_hints={"tools/list": CacheHint(ttl_ms=60_000, scope="public")},
-        request_state_security=_state_security(settings),
+        request_state_security=_make_state_security(settings),
     )
-    mcp.tell_older_hosts_of_changes()
-    calculator.register(mcp)
-    web_search.register(mcp, web_search.make_backend(settings))
-    fetch_page.register(mcp, fetch_page.Fetcher())
-    task_tools.register(mcp, store)
-    _complete_arguments(mcp)
-    _report_health(mcp, store)
+    mcp.announce_list_changes()
+    calculator.register_calculator(mcp)
+    web_search.register_web_search(mcp, web_search.make_backend(settings))
+    fetch_page.register_fetch_page(mcp, fetch_page.PageFetcher())
+    task_tools.register_task_tools(mcp, store)
+    _register_completion(mcp)
+    _register_health(mcp, store)
     return mcp
 
 
-def _state_security(settings: Settings) -> RequestStateSecurity:
+def _make_state_security(settings: Settings) -> RequestStateSecurity:
     """How a question's state is sealed: for its user, and readable after a restart where there is a secret."""
     secret = settings.tools_server_secret
     key = hashlib.sha256(secret.get_secret_value().encode()).digest() if secret else secrets.token_bytes(32)
-    return RequestStateSecurity(keys=[key], ttl=STATE_SECONDS, bind_principal=lambda ctx: user_of(ctx.request))
+    return RequestStateSecurity(
+        keys=[key], ttl=STATE_LIFETIME_SECONDS, bind_principal=lambda ctx: get_request_user(ctx.request)
+    )
 
 
 def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     """Streamable HTTP at `/mcp`, plain views of it, `/health`, and the guard before them."""
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
     security = TransportSecuritySettings(
-        allowed_hosts=local + [form for host in settings.tools_server_allowed_hosts for form in _with_ports(host)],
+        allowed_hosts=local + [form for host in settings.tools_server_allowed_hosts for form in _list_host_forms(host)],
         allowed_origins=[
             *(f"{scheme}://{host}" for scheme in ("http", "https") for host in local),
             *settings.tools_server_allowed_origins,
         ],
     )
     app = mcp.streamable_http_app(transport_security=security, host=settings.tools_server_host)
-    add_plain_routes(app)
+    add_rest_routes(app)
     app.routes.extend(metadata_routes(settings))
-    return Authentication(app, settings)
+    return AuthenticationMiddleware(app, settings)
 
 
-def _with_ports(host: str) -> list[str]:
+def _list_host_forms(host: str) -> list[str]:
     """A host that is named without a port may be asked at any."""
     return [host, f"{host}:*"] if ":" not in host or host.endswith("]") else [host]
 
 
-def _problems(error: ValidationError) -> str:
+def _describe_problems(error: ValidationError) -> str:
     return "; ".join(
         f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
     )
 
 
-def _complete_arguments(mcp: ToolServer) -> None:
+def _register_completion(mcp: ToolServer) -> None:
     @mcp.completion()
     async def complete(
         ref: PromptReference | ResourceTemplateReference,
@@ -160,12 +162,12 @@ def _complete_arguments(mcp: ToolServer) -> None:
         return None
 
 
-def _report_health(mcp: ToolServer, store: TaskStore) -> None:
+def _register_health(mcp: ToolServer, store: TaskStore) -> None:
     started = time.monotonic()
 
     @mcp.custom_route("/health", methods=["GET"])
     async def health(_request: Request) -> JSONResponse:
-        database = await store.reachable()
+        database = await store.is_reachable()
         uptime = round(time.monotonic() - started, 1)
         state = "healthy" if database else "degraded"
         return JSONResponse({"status": state, "version": VERSION, "uptime_seconds": uptime, "database": database})

@@ -12,27 +12,27 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 T = TypeVar("T")
 
 
-class Threads:
+class BoundedThreadPool:
     """Runs blocking functions in daemon threads, at most so many at a time.
 
     A thread cannot be stopped. A call that is given up (cancelled, timed out) leaves its thread running, and the place
     that it takes is free again only when it has really ended: slow work can pile up no further than that.
     """
 
-    def __init__(self, most: int) -> None:
-        self._places = asyncio.Semaphore(most)
+    def __init__(self, max_threads: int) -> None:
+        self._slots = asyncio.Semaphore(max_threads)
 
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def run_blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         """What the function returns or raises. Waits for a place first: give it a time limit."""
-        await self._places.acquire()
+        await self._slots.acquire()
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[T] = loop.create_future()
 
         def work() -> None:
             try:
-                done = _Done(outcome, self._places, result=function(*arguments))
+                done = _Completion(outcome, self._slots, result=function(*arguments))
             except BaseException as error:  # noqa: BLE001 - carried over to whoever waits, whatever it is
-                done = _Done(outcome, self._places, error=error)
+                done = _Completion(outcome, self._slots, error=error)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(done)
 
@@ -40,7 +40,7 @@ class Threads:
         return await outcome
 
 
-class _Done:
+class _Completion:
     """Run in the event loop when a thread has ended."""
 
     def __init__(
@@ -64,10 +64,10 @@ class _Done:
             self._outcome.set_exception(self._error)
 
 
-class Resolver(AbstractResolver):
+class ThreadedResolver(AbstractResolver):
     """Host names by the system's own rules. The event loop's own look-up would hold up the end of the process."""
 
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: BoundedThreadPool) -> None:
         self._threads = threads
 
     async def resolve(
@@ -77,11 +77,11 @@ class Resolver(AbstractResolver):
         OSError: the name is not known, or the network is away.
         """
         try:
-            found = await self._threads.run(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+            found = await self._threads.run_blocking(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
         except UnicodeError as error:
             raise OSError(f"not a host name: {error}") from error
         return [
-            ResolveResult(hostname=host, host=_scoped(*address), port=port, family=kind, proto=0, flags=0)
+            ResolveResult(hostname=host, host=_with_scope(*address), port=port, family=kind, proto=0, flags=0)
             for kind, _type, _protocol, _name, address in found
         ]
 
@@ -89,6 +89,6 @@ class Resolver(AbstractResolver):
         """Nothing to close."""
 
 
-def _scoped(host: Any, _port: Any, _flow: Any = 0, scope: Any = 0) -> str:
+def _with_scope(host: Any, _port: Any, _flow: Any = 0, scope: Any = 0) -> str:
     """The numeric address; a link-local one of IPv6 only means something with its interface."""
     return f"{host}%{scope}" if scope and "%" not in str(host) else str(host)

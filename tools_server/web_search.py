@@ -12,24 +12,24 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field, TypeAdapter
 
 from tools_server.config import Settings
-from tools_server.thread_pool import Resolver, Threads
+from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 
 log = structlog.stdlib.get_logger(__name__)
 
-MOST_RESULTS = 20
-_MOST_TITLE, _MOST_SNIPPET = 300, 500
-_MOST_BYTES = 2 * 1024 * 1024
+MAX_RESULTS = 20
+_MAX_TITLE_LENGTH, _MAX_SNIPPET_LENGTH = 300, 500
+_MAX_BODY_BYTES = 2 * 1024 * 1024
 
 
-class Hit(BaseModel):
+class SearchResult(BaseModel):
     title: str
     url: str
     snippet: str = ""
 
 
-class Hits(BaseModel):
+class SearchResults(BaseModel):
     query: str
-    results: list[Hit]
+    results: list[SearchResult]
 
 
 class SearchFailed(Exception):
@@ -39,7 +39,7 @@ class SearchFailed(Exception):
 class SearchBackend(Protocol):
     """A search engine."""
 
-    async def search(self, query: str, most: int) -> list[Hit]:
+    async def search_web(self, query: str, limit: int) -> list[SearchResult]:
         """At most `most` hits, best first.
 
         Raises:
@@ -56,27 +56,27 @@ class DuckDuckGo:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._threads = Threads(4)
+        self._threads = BoundedThreadPool(4)
 
-    async def search(self, query: str, most: int) -> list[Hit]:
+    async def search_web(self, query: str, limit: int) -> list[SearchResult]:
         try:
             async with asyncio.timeout(self._timeout + 1):
-                found = await self._threads.run(self._search, query, most)
+                found = await self._threads.run_blocking(self._search_blocking, query, limit)
         except TimeoutError:
             raise SearchFailed("DuckDuckGo did not answer in time") from None
         return [
-            Hit(title=hit.get("title", ""), url=hit["href"], snippet=hit.get("body", ""))
+            SearchResult(title=hit.get("title", ""), url=hit["href"], snippet=hit.get("body", ""))
             for hit in found
             if hit.get("href")
         ]
 
-    def _search(self, query: str, most: int) -> list[dict[str, str]]:
+    def _search_blocking(self, query: str, limit: int) -> list[dict[str, str]]:
         from ddgs import DDGS  # pyright: ignore[reportUnknownVariableType]
         from ddgs.exceptions import DDGSException
 
         try:
             engine: Any = DDGS(timeout=max(1, int(self._timeout)))
-            return engine.text(query, max_results=most, backend="duckduckgo")
+            return engine.text(query, max_results=limit, backend="duckduckgo")
         except DDGSException as error:
             if "no results" in str(error).lower():
                 raise SearchFailed("DuckDuckGo found nothing for these words, or refuses to answer") from error
@@ -99,10 +99,10 @@ class JsonBackend:
         self._most = most
         self._more = more or {}
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=min(timeout, 5))
-        self._resolver = Resolver(Threads(4))
+        self._resolver = ThreadedResolver(BoundedThreadPool(4))
 
-    async def search(self, query: str, most: int) -> list[Hit]:
-        asked: dict[str, Any] = {self._query: query, **self._more} | ({self._most: most} if self._most else {})
+    async def search_web(self, query: str, limit: int) -> list[SearchResult]:
+        asked: dict[str, Any] = {self._query: query, **self._more} | ({self._most: limit} if self._most else {})
         posted = self._method == "POST"
         try:
             async with (
@@ -121,7 +121,7 @@ class JsonBackend:
             ):
                 if response.status != 200:
                     raise SearchFailed(f"the search engine answered with status {response.status}")
-                return self._hits(json.loads(await _bounded_body(response)))[:most]
+                return self._parse_results(json.loads(await _bounded_body(response)))[:limit]
         except TimeoutError:
             raise SearchFailed("the search engine did not answer in time") from None
         except aiohttp.ClientConnectorError:
@@ -129,13 +129,13 @@ class JsonBackend:
         except (aiohttp.ClientError, OSError, ValueError):
             raise SearchFailed("the search engine's answer could not be read") from None
 
-    def _hits(self, answer: Any) -> list[Hit]:
+    def _parse_results(self, answer: Any) -> list[SearchResult]:
         for step in self._path:
             answer = answer.get(step, {}) if isinstance(answer, dict) else {}  # pyright: ignore
         title, url, snippet = self._fields
         rows = _Rows.validate_python(answer or [])
         return [
-            Hit(title=str(row.get(title) or ""), url=str(row[url]), snippet=str(row.get(snippet) or ""))
+            SearchResult(title=str(row.get(title) or ""), url=str(row[url]), snippet=str(row.get(snippet) or ""))
             for row in rows
             if row.get(url)
         ]
@@ -148,7 +148,7 @@ async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
     async for piece in response.content.iter_chunked(65_536):
         body += piece
-        if len(body) > _MOST_BYTES:
+        if len(body) > _MAX_BODY_BYTES:
             raise SearchFailed("the search engine's answer is too large")
     return bytes(body)
 
@@ -181,7 +181,7 @@ def make_backend(settings: Settings) -> SearchBackend:
             )  # fmt: skip
 
 
-def register(mcp: MCPServer[Any], backend: SearchBackend) -> None:
+def register_web_search(mcp: MCPServer[Any], backend: SearchBackend) -> None:
     @mcp.tool(
         title="Web search",
         annotations=ToolAnnotations(
@@ -190,24 +190,24 @@ def register(mcp: MCPServer[Any], backend: SearchBackend) -> None:
     )
     async def web_search(
         query: Annotated[str, Field(description="What to look for, in a few words.", min_length=1, max_length=400)],
-        max_results: Annotated[int, Field(description="How many results at most.", ge=1, le=MOST_RESULTS)] = 5,
-    ) -> Annotated[CallToolResult, Hits]:
+        max_results: Annotated[int, Field(description="How many results at most.", ge=1, le=MAX_RESULTS)] = 5,
+    ) -> Annotated[CallToolResult, SearchResults]:
         """Search the web. Use this for what may have changed or is not known to you: news, prices, people, releases.
 
         Returns title, address and a snippet of each hit. To read a whole page, pass its address to fetch_page.
         """
         try:
-            hits = await backend.search(query, max_results)
+            hits = await backend.search_web(query, max_results)
         except SearchFailed as error:
             log.warning("search_failed", reason=str(error))
             raise ToolError(f"The web search does not work now: {error}. Say so; do not invent results.") from None
-        hits = [_shortened(hit) for hit in hits[:max_results]]
+        hits = [_truncate_result(hit) for hit in hits[:max_results]]
         text = "\n\n".join(f"{n}. {hit.title}\n{hit.url}\n{hit.snippet}" for n, hit in enumerate(hits, 1))
         return CallToolResult(
             content=[TextContent(type="text", text=text or f"Nothing was found for {query!r}.")],
-            structured_content=Hits(query=query, results=hits).model_dump(mode="json"),
+            structured_content=SearchResults(query=query, results=hits).model_dump(mode="json"),
         )
 
 
-def _shortened(hit: Hit) -> Hit:
-    return Hit(title=hit.title[:_MOST_TITLE], url=hit.url, snippet=hit.snippet[:_MOST_SNIPPET])
+def _truncate_result(hit: SearchResult) -> SearchResult:
+    return SearchResult(title=hit.title[:_MAX_TITLE_LENGTH], url=hit.url, snippet=hit.snippet[:_MAX_SNIPPET_LENGTH])

@@ -49,10 +49,10 @@ class _TimeBudget:
             TimeoutError: it is used up.
         """
         with suppress(TimeoutError):
-            return self._substitute(rule, text)
-        return self._substitute(rule, text)
+            return self._substitute_once(rule, text)
+        return self._substitute_once(rule, text)
 
-    def _substitute(self, rule: Rule, text: str) -> str:
+    def _substitute_once(self, rule: Rule, text: str) -> str:
         self.remaining += _SECONDS_PER_TEXT + _SECONDS_PER_CHARACTER * len(text)
         began = thread_time()
         try:

@@ -136,7 +136,7 @@ class ResilientModel(Model):
         while True:
             watch.begin_attempt(hold_bad=repairs < self._policy.repairs)
             try:
-                answer = await self._attempt(call, watch)
+                answer = await self._attempt_call(call, watch)
                 problem = watch.problem
             except ToolCallUnreadable as error:
                 if watch.recover_calls(error.written):
@@ -163,7 +163,7 @@ class ResilientModel(Model):
                 call, watch.rejected_text, problem or "", without_tools=repairs > self._policy.repairs
             )
 
-    async def _attempt(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
+    async def _attempt_call(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
         breaker = self._breakers.setdefault(call.model, CircuitBreaker(self._policy, self._now))
         if (wait := breaker.check_wait()) > 0:
             raise ModelUnavailable("This model does not work just now, and is left alone.", retry_after=round(wait, 1))

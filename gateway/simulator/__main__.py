@@ -22,24 +22,24 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, help="a directory of recorded exchanges to serve where they fit")
     options = parser.parse_args()
     try:
-        listener = socket.socket(fileno=options.fd) if options.fd is not None else _bound(options.port)
+        listener = socket.socket(fileno=options.fd) if options.fd is not None else _bind_socket(options.port)
     except OSError as error:
         sys.stderr.write(f"simulator: cannot listen on 127.0.0.1:{options.port}: {error.strerror}\n")
         return 2
     replay = options.replay or os.environ.get("SIMULATOR_REPLAY")
     settings = SimulatorSettings(options.tokens_per_second, replay=Path(replay) if replay else None)
-    asyncio.run(_serve(settings, listener, announce=options.fd is None))
+    asyncio.run(_serve_until_stopped(settings, listener, announce=options.fd is None))
     return 0
 
 
-def _bound(port: int) -> socket.socket:
+def _bind_socket(port: int) -> socket.socket:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
     return listener
 
 
-async def _serve(settings: SimulatorSettings, listener: socket.socket, *, announce: bool) -> None:
+async def _serve_until_stopped(settings: SimulatorSettings, listener: socket.socket, *, announce: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -103,7 +103,7 @@ async def test_own_tool_in_the_tool_server_is_offered_by_the_gateway(database_ur
         ):
             reply = await gateway.chat_stream('call word_count with {"text": "a b b"}')
             assert reply.of("tool.result")[0]["structured"] == {"words": 3, "most_frequent": ["b", "a"]}
-            server.end_listening()
+            server.close_listen_streams()
     finally:
         await store.close()
 

@@ -73,7 +73,7 @@ async def serve_tools(**values: Any) -> AsyncGenerator[str]:
     store = TaskStore(chosen.postgres_url or NO_DATABASE)
     mcp = create_server(chosen, store)
     try:
-        async with serve(create_app(mcp, chosen), mcp.end_listening) as address:
+        async with serve(create_app(mcp, chosen), mcp.close_listen_streams) as address:
             yield address
     finally:
         await store.close()

@@ -4,7 +4,7 @@ import pytest
 from mcp import Client
 
 from tests.tools_server.conftest import NO_DATABASE, settings, text_of
-from tools_server.arithmetic import CannotCalculate, evaluate, written
+from tools_server.arithmetic import CalculationError, evaluate_expression, format_number
 from tools_server.server import create_server
 from tools_server.tasks.store import TaskStore
 
@@ -42,7 +42,7 @@ from tools_server.tasks.store import TaskStore
     ],
 )
 def test_expression_is_evaluated(expression: str, result: str) -> None:
-    assert written(evaluate(expression)) == result
+    assert format_number(evaluate_expression(expression)) == result
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_expression_is_evaluated(expression: str, result: str) -> None:
 )
 def test_what_would_be_too_much_is_refused_at_once(expression: str) -> None:
     began = time.thread_time()
-    with pytest.raises(CannotCalculate):
-        evaluate(expression)
+    with pytest.raises(CalculationError):
+        evaluate_expression(expression)
     assert time.thread_time() - began < 0.1
 
 
@@ -102,8 +102,8 @@ def test_what_would_be_too_much_is_refused_at_once(expression: str) -> None:
     ],
 )
 def test_only_arithmetic_is_evaluated(expression: str) -> None:
-    with pytest.raises(CannotCalculate):
-        evaluate(expression)
+    with pytest.raises(CalculationError):
+        evaluate_expression(expression)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_only_arithmetic_is_evaluated(expression: str) -> None:
     ],
 )
 def test_refusal_says_what_would_be_right(expression: str, reason: str) -> None:
-    with pytest.raises(CannotCalculate) as refused:
-        evaluate(expression)
+    with pytest.raises(CalculationError) as refused:
+        evaluate_expression(expression)
     assert reason in str(refused.value)
 
 

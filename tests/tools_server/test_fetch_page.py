@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from tests.tools_server.conftest import Handler, closed_port, serve_web
-from tools_server.fetch_page import MOST_BYTES, MOST_CHARACTERS, Fetcher, PageRefused
+from tools_server.fetch_page import MAX_BYTES, MAX_CHARACTERS, FetchError, PageFetcher
 from tools_server.public_addresses import Address
 
 ARTICLE = (
@@ -32,18 +32,18 @@ def answer(body: str | bytes, content_type: str = "text/html; charset=utf-8", st
 
 async def fetch(handler: Handler, path: str = "/") -> object:
     async with serve_web(handler) as address:
-        return await Fetcher(anywhere).fetch(address + path)
+        return await PageFetcher(anywhere).fetch_url(address + path)
 
 
 async def refusal(handler: Handler, path: str = "/") -> str:
-    with pytest.raises(PageRefused) as refused:
+    with pytest.raises(FetchError) as refused:
         await fetch(handler, path)
     return str(refused.value)
 
 
 async def test_page_is_its_readable_text() -> None:
     async with serve_web(answer(ARTICLE)) as address:
-        page = await Fetcher(anywhere).fetch(f"{address}/cats")
+        page = await PageFetcher(anywhere).fetch_url(f"{address}/cats")
     assert page.title == "Of cats"
     assert page.url == f"{address}/cats"
     assert "sentence number 19" in page.text
@@ -54,7 +54,7 @@ async def test_page_is_its_readable_text() -> None:
 
 async def test_page_without_main_text_is_all_its_text() -> None:
     async with serve_web(answer("<body><b>Just</b> this<script>no</script>")) as address:
-        page = await Fetcher(anywhere).fetch(address)
+        page = await PageFetcher(anywhere).fetch_url(address)
     assert page.text.split() == ["Just", "this"]
 
 
@@ -72,7 +72,7 @@ async def test_page_without_main_text_is_all_its_text() -> None:
 )
 async def test_text_is_decoded_as_it_was_declared(content_type: str, body: bytes) -> None:
     async with serve_web(answer(body, content_type)) as address:
-        page = await Fetcher(anywhere).fetch(address)
+        page = await PageFetcher(anywhere).fetch_url(address)
     assert "café" in page.text
 
 
@@ -91,16 +91,16 @@ async def test_text_is_decoded_as_it_was_declared(content_type: str, body: bytes
     ],
 )
 async def test_address_that_is_not_public_is_never_connected_to(url: str) -> None:
-    with pytest.raises(PageRefused) as refused:
-        await Fetcher().fetch(url)
+    with pytest.raises(FetchError) as refused:
+        await PageFetcher().fetch_url(url)
     assert "not public" in str(refused.value)
 
 
 @pytest.mark.parametrize("host", ["0", "0x7f000001", "2130706433", "127.1", "0177.0.0.1", "[fe80::1%25lo]"])
 async def test_oddly_written_loopback_address_is_refused(host: str) -> None:
     async with serve_web(answer("secret", "text/plain")) as address:
-        with pytest.raises(PageRefused):
-            await Fetcher(lambda ip, _port: not ip.is_loopback and not ip.is_unspecified).fetch(
+        with pytest.raises(FetchError):
+            await PageFetcher(lambda ip, _port: not ip.is_loopback and not ip.is_unspecified).fetch_url(
                 address.replace("127.0.0.1", host)
             )
 
@@ -113,8 +113,8 @@ async def test_loopback_server_is_not_asked() -> None:
         return web.Response(text="secret")
 
     async with serve_web(handler) as address:
-        with pytest.raises(PageRefused):
-            await Fetcher(lambda ip, _port: not ip.is_loopback).fetch(address)
+        with pytest.raises(FetchError):
+            await PageFetcher(lambda ip, _port: not ip.is_loopback).fetch_url(address)
     assert asked == []
 
 
@@ -128,8 +128,8 @@ async def test_redirect_to_what_is_not_permitted_is_refused(where: str) -> None:
         raise web.HTTPFound(where.format(port=request.url.port))
 
     async with serve_web(handler) as address:
-        with pytest.raises(PageRefused):
-            await Fetcher(lambda ip, _port: str(ip) == "127.0.0.1").fetch(f"{address}/start")
+        with pytest.raises(FetchError):
+            await PageFetcher(lambda ip, _port: str(ip) == "127.0.0.1").fetch_url(f"{address}/start")
     assert asked == ["/start"]
 
 
@@ -147,10 +147,10 @@ async def test_the_name_is_checked_where_it_leads_now_not_before(monkeypatch: py
         checked.append(str(address))
         return False
 
-    fetcher = Fetcher(permits)
+    fetcher = PageFetcher(permits)
     for _ in range(2):
-        with pytest.raises(PageRefused):
-            await fetcher.fetch("http://rebinding.example/")
+        with pytest.raises(FetchError):
+            await fetcher.fetch_url("http://rebinding.example/")
     assert checked == ["8.8.8.8", "127.0.0.1"]
 
 
@@ -161,7 +161,7 @@ async def test_redirects_are_followed_to_the_page() -> None:
         raise web.HTTPMovedPermanently("/end")
 
     async with serve_web(handler) as address:
-        page = await Fetcher(anywhere).fetch(f"{address}/start")
+        page = await PageFetcher(anywhere).fetch_url(f"{address}/start")
     assert (page.text, page.url) == ("arrived", f"{address}/end")
 
 
@@ -175,7 +175,7 @@ async def test_endless_redirects_are_given_up() -> None:
 @pytest.mark.parametrize(
     ("handler", "reason"),
     [
-        (answer("x" * (MOST_BYTES + 1)), "larger than 2 MB"),
+        (answer("x" * (MAX_BYTES + 1)), "larger than 2 MB"),
         (answer(b"%PDF-1.7", "application/pdf"), "application/pdf, which is not text"),
         (answer("gone", status=404), "status 404"),
     ],
@@ -203,14 +203,14 @@ async def test_slow_page_is_given_up_in_time() -> None:
             await asyncio.sleep(0.02)
 
     async with serve_web(handler) as address:
-        with pytest.raises(PageRefused, match="did not arrive in time"):
-            await Fetcher(anywhere, total_seconds=0.3).fetch(address)
+        with pytest.raises(FetchError, match="did not arrive in time"):
+            await PageFetcher(anywhere, total_seconds=0.3).fetch_url(address)
 
 
 async def test_long_text_is_cut() -> None:
-    async with serve_web(answer("x" * (MOST_CHARACTERS + 1), "text/plain")) as address:
-        page = await Fetcher(anywhere).fetch(address)
-    assert (len(page.text), page.truncated) == (MOST_CHARACTERS, True)
+    async with serve_web(answer("x" * (MAX_CHARACTERS + 1), "text/plain")) as address:
+        page = await PageFetcher(anywhere).fetch_url(address)
+    assert (len(page.text), page.truncated) == (MAX_CHARACTERS, True)
 
 
 @pytest.mark.parametrize("part", ["<script ", "<title>", "<", "<!--", "<style>", "&#", "<div>"])
@@ -221,8 +221,8 @@ async def test_hostile_page_takes_no_more_time_than_others(part: str) -> None:
 
 
 async def test_server_that_is_away_is_told() -> None:
-    with pytest.raises(PageRefused, match="cannot be reached"):
-        await Fetcher(anywhere).fetch(f"http://127.0.0.1:{closed_port()}/")
+    with pytest.raises(FetchError, match="cannot be reached"):
+        await PageFetcher(anywhere).fetch_url(f"http://127.0.0.1:{closed_port()}/")
 
 
 @pytest.mark.parametrize(
@@ -230,5 +230,5 @@ async def test_server_that_is_away_is_told() -> None:
     ["ftp://example.com/", "file:///etc/passwd", "example.com", "", "http://", "http://u:p@8.8.8.8/", "http://[/"],
 )
 async def test_what_is_not_a_web_address_is_refused(url: str) -> None:
-    with pytest.raises(PageRefused):
-        await Fetcher().fetch(url)
+    with pytest.raises(FetchError):
+        await PageFetcher().fetch_url(url)

@@ -186,7 +186,7 @@ async def test_broken_setting_is_one_line_and_exit_code_2(name: str, value: str)
 
 async def test_traceback_in_the_log_shows_no_values() -> None:
     script = (
-        "import logging; from tools_server.log import configure; configure(json=JSON, level='INFO')\n"
+        "import logging; from tools_server.log import configure_logging; configure_logging(json=JSON, level='INFO')\n"
         "def fail(title): raise RuntimeError('broken')\n"
         "try: fail('buy ' + 'milk')\n"
         "except RuntimeError: logging.getLogger('x').exception('it failed')\n"

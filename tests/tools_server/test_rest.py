@@ -28,7 +28,7 @@ async def test_call_is_made_as_the_caller(database_url: str) -> None:
     signer = TokenSigner(SECRET)
     async with serve_tools(database_url=database_url) as address, httpx2.AsyncClient() as client:
         for user in ("ada", "bob"):
-            headers = {"Authorization": f"Bearer {signer._token(user)}"}
+            headers = {"Authorization": f"Bearer {signer._get_token(user)}"}
             body = {"name": "add_task", "arguments": {"title": f"of {user}"}}
             await client.post(f"{address}/tools/call", json=body, headers=headers)
             listed = await client.post(f"{address}/tools/call", json={"name": "list_tasks"}, headers=headers)

@@ -10,7 +10,7 @@ from gateway.domain.messages import Principal
 from gateway.mcp_client.caller_identity import acting_for
 from gateway_runtime import embedded_postgres
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
-from tools_server.migrations import upgrade, upgrade_when_there
+from tools_server.migrations import upgrade, upgrade_when_available
 from tools_server.server import create_server
 from tools_server.tasks.store import TaskStore, UnknownTask
 
@@ -115,7 +115,7 @@ async def test_session_opened_by_one_user_serves_the_next_as_himself(tools: str,
 async def test_fifty_tasks_added_at_once_get_fifty_numbers(database_url: str) -> None:
     store = TaskStore(database_url)
     try:
-        added = await asyncio.gather(*(store.add("ann", f"task {n}", "") for n in range(50)))
+        added = await asyncio.gather(*(store.add_task("ann", f"task {n}", "") for n in range(50)))
         assert sorted(task.id for task in added) == list(range(1, 51))
     finally:
         await store.close()
@@ -125,11 +125,11 @@ async def test_number_of_a_deleted_task_is_never_given_again(database_url: str) 
     store = TaskStore(database_url)
     try:
         for _ in range(3):
-            last = await store.add("ann", "t", "")
-            await store.delete("ann", last.id)
-        assert (await store.add("ann", "t", "")).id == 4
+            last = await store.add_task("ann", "t", "")
+            await store.delete_task("ann", last.id)
+        assert (await store.add_task("ann", "t", "")).id == 4
         with pytest.raises(UnknownTask):
-            await store.complete("ann", 3)
+            await store.complete_task("ann", 3)
     finally:
         await store.close()
 
@@ -219,11 +219,11 @@ async def test_restart_of_postgres_between_two_calls_is_not_seen(tmp_path_factor
     try:
         await asyncio.to_thread(upgrade, server.build_url())
         store = TaskStore(server.build_url())
-        await asyncio.gather(*(store.add("ann", f"before {n}", "") for n in range(6)))
+        await asyncio.gather(*(store.add_task("ann", f"before {n}", "") for n in range(6)))
         server.stop_if_started_here()
         server.ensure_running()
-        assert (await store.list("ann", None)).total == 6
-        assert (await store.add("ann", "after", "")).id == 7
+        assert (await store.list_tasks("ann", None)).total == 6
+        assert (await store.add_task("ann", "after", "")).id == 7
         await store.close()
     finally:
         server.stop_if_started_here()
@@ -234,7 +234,7 @@ async def test_schema_comes_as_soon_as_the_database_does(tmp_path_factory: pytes
     for path in (directory, *list(directory.parents)[:2]):
         path.chmod(0o755)
     server = await asyncio.to_thread(embedded_postgres.find_cluster, Path(directory))
-    migrating = asyncio.create_task(upgrade_when_there(server.build_url()))
+    migrating = asyncio.create_task(upgrade_when_available(server.build_url()))
     store = TaskStore(server.build_url())
     try:
         async with Client(create_server(settings(), store)) as client:

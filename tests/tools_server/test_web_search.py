@@ -8,7 +8,7 @@ from mcp import Client
 from tests.tools_server.conftest import NO_DATABASE, closed_port, serve_web, settings, text_of
 from tools_server.server import create_server
 from tools_server.tasks.store import TaskStore
-from tools_server.web_search import Hit, JsonBackend, SearchFailed, make_backend
+from tools_server.web_search import JsonBackend, SearchFailed, SearchResult, make_backend
 
 ANSWER = {
     "results": [
@@ -132,11 +132,13 @@ async def test_each_engine_is_asked_in_its_own_way(
     assert isinstance(backend, JsonBackend)
     async with serve_web(engine) as address:
         backend._url = address  # pyright: ignore[reportPrivateUsage]
-        assert await backend.search("cats", 3) == [Hit(title="Cats", url="https://cats.example/", snippet="Meow")]
+        assert await backend.search_web("cats", 3) == [
+            SearchResult(title="Cats", url="https://cats.example/", snippet="Meow")
+        ]
     assert seen == [(method, asked, header[1])]
 
 
 async def test_duckduckgo_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDGS_PROXY", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(SearchFailed, match="cannot be reached from here; the network may be away"):
-        await make_backend(settings(search_timeout=3)).search("cats", 3)
+        await make_backend(settings(search_timeout=3)).search_web("cats", 3)

@@ -23,10 +23,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 Status = Literal["pending", "completed"]
 
-MOST_LISTED, MOST_TASKS = 200, 10_000
-_MOST_SHOWN = 200  # of a description, in a list
-_PATIENCE = 10.0
-_AWAY = (
+MAX_LISTED, MAX_TASKS = 200, 10_000
+_MAX_SHOWN_CHARS = 200  # of a description, in a list
+_TIMEOUT_SECONDS = 10.0
+_UNAVAILABLE_ERRORS = (
     OSError,
     TimeoutError,
     NoFreeConnection,
@@ -49,13 +49,13 @@ class TaskView(BaseModel):
     created_at: datetime
     completed_at: datetime | None = None
 
-    def line(self) -> str:
+    def to_line(self) -> str:
         return f"#{self.id} [{self.status}] {self.title}"
 
-    def lines(self) -> str:
+    def to_lines(self) -> str:
         details = " ".join(self.description.split())
-        shown = details if len(details) <= _MOST_SHOWN else f"{details[:_MOST_SHOWN]}…"
-        return f"{self.line()}\n    Details: {shown}" if details else self.line()
+        shown = details if len(details) <= _MAX_SHOWN_CHARS else f"{details[:_MAX_SHOWN_CHARS]}…"
+        return f"{self.to_line()}\n    Details: {shown}" if details else self.to_line()
 
 
 class TaskList(BaseModel):
@@ -106,71 +106,73 @@ class TaskStore:
     async def close(self) -> None:
         await self._engine.dispose()
 
-    async def reachable(self) -> bool:
+    async def is_reachable(self) -> bool:
         try:
-            async with self._session(patience=2.0, changes=False) as session:
+            async with self._open_session(timeout=2.0, changes=False) as session:
                 await session.exec(select(1))
         except TasksUnavailable:
             return False
         return True
 
-    async def add(self, user: str, title: str, description: str) -> TaskView:
+    async def add_task(self, user: str, title: str, description: str) -> TaskView:
         counted = insert(TaskCounter).values(user_id=user, last_id=1)
         counted = counted.on_conflict_do_update(
             index_elements=["user_id"], set_={"last_id": col(TaskCounter.last_id) + 1}
         ).returning(col(TaskCounter.last_id))
         counting = select(func.count()).select_from(Task).where(Task.user_id == user)
-        async with self._session() as session:
+        async with self._open_session() as session:
             # The counter's row is locked until the commit: concurrent adds of one user take their turns.
             task_id: int = (await session.exec(counted)).scalar_one()  # pyright: ignore
-            if (await session.exec(counting)).one() >= MOST_TASKS:
+            if (await session.exec(counting)).one() >= MAX_TASKS:
                 raise TooManyTasks
             task = Task(user_id=user, id=task_id, title=title, description=description)
             session.add(task)
             await session.flush()
             await session.refresh(task)
-            return _view(task)
+            return _to_view(task)
 
-    async def list(self, user: str, status: Status | None) -> TaskList:
+    async def list_tasks(self, user: str, status: Status | None) -> TaskList:
         query = select(Task).where(Task.user_id == user)
         counting = select(func.count()).select_from(Task).where(Task.user_id == user)
         if status is not None:
             query, counting = query.where(Task.status == status), counting.where(Task.status == status)
-        async with self._session(changes=False) as session:
-            tasks = (await session.exec(query.order_by(col(Task.id)).limit(MOST_LISTED))).all()
+        async with self._open_session(changes=False) as session:
+            tasks = (await session.exec(query.order_by(col(Task.id)).limit(MAX_LISTED))).all()
             total = (await session.exec(counting)).one()
-        return TaskList(tasks=[_view(task) for task in tasks], total=total)
+        return TaskList(tasks=[_to_view(task) for task in tasks], total=total)
 
-    async def complete(self, user: str, task_id: int) -> TaskView:
-        async with self._session() as session:
-            task = await self._get(session, user, task_id)
+    async def complete_task(self, user: str, task_id: int) -> TaskView:
+        async with self._open_session() as session:
+            task = await self._get_task(session, user, task_id)
             if task.status != "completed":
                 task.status, task.completed_at = "completed", datetime.now(UTC)
-            return _view(task)
+            return _to_view(task)
 
-    async def update(self, user: str, task_id: int, title: str | None, description: str | None) -> TaskView:
-        async with self._session() as session:
-            task = await self._get(session, user, task_id)
+    async def update_task(self, user: str, task_id: int, title: str | None, description: str | None) -> TaskView:
+        async with self._open_session() as session:
+            task = await self._get_task(session, user, task_id)
             task.title = task.title if title is None else title
             task.description = task.description if description is None else description
-            return _view(task)
+            return _to_view(task)
 
-    async def delete(self, user: str, task_id: int) -> TaskView:
-        async with self._session() as session:
-            task = await self._get(session, user, task_id)
+    async def delete_task(self, user: str, task_id: int) -> TaskView:
+        async with self._open_session() as session:
+            task = await self._get_task(session, user, task_id)
             await session.delete(task)
-            return _view(task)
+            return _to_view(task)
 
-    async def _get(self, session: AsyncSession, user: str, task_id: int) -> Task:
+    async def _get_task(self, session: AsyncSession, user: str, task_id: int) -> Task:
         query = select(Task).where(Task.user_id == user, Task.id == task_id).with_for_update()
         task = (await session.exec(query)).first()
         if task is None:
             others = await session.exec(select(Task).where(Task.user_id == user).order_by(col(Task.id)).limit(20))
-            raise UnknownTask(task_id, [_view(other) for other in others])
+            raise UnknownTask(task_id, [_to_view(other) for other in others])
         return task
 
     @asynccontextmanager
-    async def _session(self, *, patience: float = _PATIENCE, changes: bool = True) -> AsyncGenerator[AsyncSession]:
+    async def _open_session(
+        self, *, timeout: float = _TIMEOUT_SECONDS, changes: bool = True
+    ) -> AsyncGenerator[AsyncSession]:
         """One transaction, kept at the end of the block.
 
         Raises:
@@ -178,23 +180,23 @@ class TaskStore:
         """
         committing = False
         try:
-            async with asyncio.timeout(patience), self._sessions() as session:
+            async with asyncio.timeout(timeout), self._sessions() as session:
                 yield session
                 committing = changes
                 await session.commit()
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            if not _is_away(error):
+            if not _is_unavailable(error):
                 raise
             log.warning("task_database_away", error=type(error).__name__)
             raise TasksUnavailable(in_doubt=committing) from error
 
 
-def _is_away(error: BaseException) -> bool:
+def _is_unavailable(error: BaseException) -> bool:
     """Whether the database was away, rather than at odds with what was asked of it."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, _AWAY)
-    return isinstance(error, _AWAY)
+        return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, _UNAVAILABLE_ERRORS)
+    return isinstance(error, _UNAVAILABLE_ERRORS)
 
 
-def _view(task: Task) -> TaskView:
+def _to_view(task: Task) -> TaskView:
     return TaskView.model_validate(task, from_attributes=True)

@@ -10,9 +10,9 @@ from mcp.server.mcpserver.resolve import Elicit, Resolve
 from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
-from tools_server.auth import current_user
+from tools_server.auth import get_current_user
 from tools_server.tasks.store import (
-    MOST_TASKS,
+    MAX_TASKS,
     Status,
     TaskList,
     TaskStore,
@@ -24,10 +24,10 @@ from tools_server.tasks.store import (
 
 T = TypeVar("T")
 
-MOST_TITLE, MOST_DESCRIPTION = 200, 2_000
+MAX_TITLE_LENGTH, MAX_DESCRIPTION_LENGTH = 200, 2_000
 
 
-class Which(BaseModel):
+class TaskChoice(BaseModel):
     task_id: int = Field(description="The number of the task that is meant.", ge=1)
 
 
@@ -40,8 +40,10 @@ class TaskDeleted(BaseModel):
 
 
 TaskId = Annotated[int, Field(description="The task's number, as list_tasks shows it: #3 is 3.", ge=1, le=2**31 - 1)]
-Title = Annotated[str, Field(description="What is to be done, in a few words.", min_length=1, max_length=MOST_TITLE)]
-Description = Annotated[str, Field(description="Details, if there are any.", max_length=MOST_DESCRIPTION)]
+Title = Annotated[
+    str, Field(description="What is to be done, in a few words.", min_length=1, max_length=MAX_TITLE_LENGTH)
+]
+Description = Annotated[str, Field(description="Details, if there are any.", max_length=MAX_DESCRIPTION_LENGTH)]
 NewTitle = Annotated[Title | None, Field(description="The new title; left out, it stays as it is.")]
 NewDescription = Annotated[
     Description | None, Field(description="The new details; left out, they stay as they are; empty, they are removed.")
@@ -53,33 +55,33 @@ _CHANGES = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempot
 _DELETES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
-def register(mcp: MCPServer[Any], store: TaskStore) -> None:
-    async def which(ctx: Context[Any], task_id: int | None, title: str | None) -> Which | Elicit[Which]:
+def register_task_tools(mcp: MCPServer[Any], store: TaskStore) -> None:
+    async def choose_task(ctx: Context[Any], task_id: int | None, title: str | None) -> TaskChoice | Elicit[TaskChoice]:
         """The task that is meant; the user is asked where the title does not tell."""
         if task_id is not None:
-            return Which(task_id=task_id)
+            return TaskChoice(task_id=task_id)
         if not title:
             raise ToolError("Give the task's number, or its title.")
-        listed = (await _answer(store.list(current_user(ctx), None))).tasks
+        listed = (await _call_store(store.list_tasks(get_current_user(ctx), None))).tasks
         wanted = title.strip().casefold()
         found = [t for t in listed if t.title.casefold() == wanted] or [
             t for t in listed if wanted in t.title.casefold()
         ]
         if not found:
-            there = "; ".join(task.line() for task in listed[:20]) or "none at all"
+            there = "; ".join(task.to_line() for task in listed[:20]) or "none at all"
             raise ToolError(f"The user has no task called {title!r}. There are: {there}.")
         if len(found) == 1:
-            return Which(task_id=found[0].id)
-        lines = "\n".join(task.line() for task in found)
-        return Elicit(f"Several tasks are called {title!r}. Which one is to be deleted?\n{lines}", Which)
+            return TaskChoice(task_id=found[0].id)
+        lines = "\n".join(task.to_line() for task in found)
+        return Elicit(f"Several tasks are called {title!r}. Which one is to be deleted?\n{lines}", TaskChoice)
 
     @mcp.tool(title="Add a task", annotations=_ADDS)
     async def add_task(
         title: Title, ctx: Context[Any], description: Description = ""
     ) -> Annotated[CallToolResult, TaskChanged]:
         """Add a task to the user's list. Returns its number. Add each task once; to change one use update_task."""
-        task = await _answer(store.add(current_user(ctx), _clean_title(title), _clean(description)))
-        return _said(f"Added task #{task.id}: {task.title}", TaskChanged(task=task))
+        task = await _call_store(store.add_task(get_current_user(ctx), _clean_title(title), _clean_text(description)))
+        return _make_result(f"Added task #{task.id}: {task.title}", TaskChanged(task=task))
 
     @mcp.tool(title="List tasks", annotations=_READS)
     async def list_tasks(
@@ -89,14 +91,14 @@ def register(mcp: MCPServer[Any], store: TaskStore) -> None:
         ] = "all",
     ) -> Annotated[CallToolResult, TaskList]:
         """List the user's tasks, oldest first, each with its number and whether it is pending or completed."""
-        found = await _answer(store.list(current_user(ctx), _STATUSES[status]))
-        return _said(_listing(found, status), found)
+        found = await _call_store(store.list_tasks(get_current_user(ctx), _STATUSES[status]))
+        return _make_result(_format_list(found, status), found)
 
     @mcp.tool(title="Complete a task", annotations=_CHANGES)
     async def complete_task(task_id: TaskId, ctx: Context[Any]) -> Annotated[CallToolResult, TaskChanged]:
         """Mark a task as completed. Take its number from list_tasks; never guess it."""
-        task = await _answer(store.complete(current_user(ctx), task_id))
-        return _said(f"Completed task #{task.id}: {task.title}", TaskChanged(task=task))
+        task = await _call_store(store.complete_task(get_current_user(ctx), task_id))
+        return _make_result(f"Completed task #{task.id}: {task.title}", TaskChanged(task=task))
 
     @mcp.tool(title="Change a task", annotations=_CHANGES)
     async def update_task(
@@ -106,23 +108,23 @@ def register(mcp: MCPServer[Any], store: TaskStore) -> None:
         if title is None and description is None:
             raise ToolError("Give a new title or a new description.")
         new_title = None if title is None else _clean_title(title)
-        new_description = None if description is None else _clean(description)
-        task = await _answer(store.update(current_user(ctx), task_id, new_title, new_description))
-        return _said(f"Changed task #{task.id}: {task.title}", TaskChanged(task=task))
+        new_description = None if description is None else _clean_text(description)
+        task = await _call_store(store.update_task(get_current_user(ctx), task_id, new_title, new_description))
+        return _make_result(f"Changed task #{task.id}: {task.title}", TaskChanged(task=task))
 
     @mcp.tool(title="Delete a task", annotations=_DELETES)
     async def delete_task(
         ctx: Context[Any],
-        chosen: Annotated[Which, Resolve(which)],
+        chosen: Annotated[TaskChoice, Resolve(choose_task)],
         task_id: Annotated[TaskId | None, Field(description="The task's number, if you know it.")] = None,
-        title: Annotated[str | None, Field(description="Else its title.", max_length=MOST_TITLE)] = None,
+        title: Annotated[str | None, Field(description="Else its title.", max_length=MAX_TITLE_LENGTH)] = None,
     ) -> Annotated[CallToolResult, TaskDeleted]:
         """Delete a task for good, by its number or else by its title. To mark it as done use complete_task.
 
         Where several tasks have the title, the user is asked which one is meant.
         """
-        task = await _answer(store.delete(current_user(ctx), chosen.task_id))
-        return _said(f"Deleted task #{task.id}: {task.title}", TaskDeleted(deleted=task))
+        task = await _call_store(store.delete_task(get_current_user(ctx), chosen.task_id))
+        return _make_result(f"Deleted task #{task.id}: {task.title}", TaskDeleted(deleted=task))
 
     @mcp.resource("tasks://{status}", title="Tasks", mime_type="text/plain")
     async def tasks_by_status(status: str, ctx: Context[Any]) -> str:
@@ -130,61 +132,61 @@ def register(mcp: MCPServer[Any], store: TaskStore) -> None:
         if status not in _STATUSES:
             raise ResourceNotFoundError("There are tasks://all, tasks://pending and tasks://completed.")
         try:
-            found = await store.list(current_user(ctx), _STATUSES[status])
+            found = await store.list_tasks(get_current_user(ctx), _STATUSES[status])
         except TasksUnavailable as error:
             raise ResourceError(str(error)) from None
-        return _listing(found, status)
+        return _format_list(found, status)
 
     @mcp.prompt(title="Plan my day")
     async def plan_day(ctx: Context[Any]) -> str:
         """Plan the day from the user's pending tasks."""
         try:
-            found = await store.list(current_user(ctx), "pending")
+            found = await store.list_tasks(get_current_user(ctx), "pending")
         except TasksUnavailable as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from None
         return (
             "Plan my day from my pending tasks. Put the urgent and the short ones first, group what belongs together, "
-            f"say what can wait, and ask me where something is unclear.\n\n{_listing(found, 'pending')}"
+            f"say what can wait, and ask me where something is unclear.\n\n{_format_list(found, 'pending')}"
         )
 
 
 _STATUSES: dict[str, Status | None] = {"all": None, "pending": "pending", "completed": "completed"}
 
 
-async def _answer(work: Awaitable[T]) -> T:
+async def _call_store(work: Awaitable[T]) -> T:
     """The store's result, its failures as something a model can act on."""
     try:
         return await work
     except UnknownTask as error:
-        there = "; ".join(task.line() for task in error.existing) or "none at all"
+        there = "; ".join(task.to_line() for task in error.existing) or "none at all"
         raise ToolError(f"The user has no task #{error.task_id}. There are: {there}.") from None
     except TooManyTasks:
-        raise ToolError(f"The user has {MOST_TASKS} tasks, which is the most. Delete some first.") from None
+        raise ToolError(f"The user has {MAX_TASKS} tasks, which is the most. Delete some first.") from None
     except TasksUnavailable as error:
         raise ToolError(str(error)) from None
 
 
-def _listing(found: TaskList, status: str) -> str:
+def _format_list(found: TaskList, status: str) -> str:
     kind = "" if status == "all" else f"{status} "
     if not found.tasks:
         return f"There are no {kind}tasks."
     more = f"\n… and {found.total - len(found.tasks)} more." if found.total > len(found.tasks) else ""
-    return "\n".join(task.lines() for task in found.tasks) + more
+    return "\n".join(task.to_lines() for task in found.tasks) + more
 
 
-def _said(text: str, structured: BaseModel) -> CallToolResult:
+def _make_result(text: str, structured: BaseModel) -> CallToolResult:
     return CallToolResult(
         content=[TextContent(type="text", text=text)], structured_content=structured.model_dump(mode="json")
     )
 
 
-def _clean(text: str) -> str:
+def _clean_text(text: str) -> str:
     """Postgres keeps no NUL character."""
     return text.replace("\x00", "").strip()
 
 
 def _clean_title(title: str) -> str:
-    cleaned = " ".join(_clean(title).split())
+    cleaned = " ".join(_clean_text(title).split())
     if not cleaned:
         raise ToolError("The title is empty. Say in a few words what is to be done.")
     return cleaned

@@ -80,7 +80,7 @@ class RateLimiter:
         if self._redis is not None:
             await self._redis.client.aclose()
 
-    async def check(self, principal: Principal | None, source: str, kind: RouteClass) -> RateLimitStatus:
+    async def check_request(self, principal: Principal | None, source: str, kind: RouteClass) -> RateLimitStatus:
         """Count a request of a principal; of nobody's, by where it comes from. It counts in the window of its user and
         class, and in that of its key, if that has one; or, where one of them is full, in none.
 

@@ -61,7 +61,7 @@ class SecurityMiddleware:
             await self._admission_gate.wait_for_admission()
         try:
             source = get_source_address(scope)
-            principal = await self._authorize(scope, access, source)
+            principal = await self._authorize_request(scope, access, source)
             self._check_origin(scope, principal)
             place = (
                 await _rate_limiter(scope).acquire_stream_slot(principal, source)
@@ -80,7 +80,7 @@ class SecurityMiddleware:
             with place, _authenticator(scope).open_requests.cancel_on_revocation(principal, receive) as lasting:
                 await self._app(scope, reject_lone_surrogates(lasting), send)
 
-    async def _authorize(self, scope: Scope, access: RoutePermission, source: str) -> Principal | None:
+    async def _authorize_request(self, scope: Scope, access: RoutePermission, source: str) -> Principal | None:
         """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.
 
         Raises:

@@ -59,7 +59,7 @@ class SchemaCoercer:
         ]
         return ", ".join(fields) or "no arguments"
 
-    def coerce(self, arguments: JsonObject) -> Any:
+    def coerce_arguments(self, arguments: JsonObject) -> Any:
         """The arguments, as near to the schema as is safe. No value is invented, and none is cut."""
         return arguments if self._validator is None else self._coerce_value(arguments, self._schema, "", 0)
 

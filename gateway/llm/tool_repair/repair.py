@@ -73,7 +73,7 @@ def repair_call(name: str, arguments: str, schemas: Mapping[str, JsonObject]) ->
         value = _parse_arguments(_choose_arguments(glued, arguments), tool, fitter, how)
     except JsonRepairError as error:
         return UnrepairableCall(f"The arguments of {tool} cannot be read: {error}. It takes: {fitter.signature}.")
-    fitted = fitter.coerce(value)
+    fitted = fitter.coerce_arguments(value)
     if problems := fitter.find_problems(fitted):
         return UnrepairableCall(
             f"The arguments of {tool} do not fit: {'; '.join(problems)}. It takes: {fitter.signature}."

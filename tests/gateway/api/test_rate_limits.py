@@ -216,8 +216,10 @@ async def test_request_that_its_user_may_not_make_does_not_count_for_its_key(red
     rates = RateLimiter(load_settings(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
     principal = Principal("ada", key="agw_1", limits=KeyLimits(requests=4))
     try:
-        assert [(await rates.check(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [False] * 3
-        windows = [await rates.check(principal, "here", "chat") for _ in range(3)]
+        assert [(await rates.check_request(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [
+            False
+        ] * 3
+        windows = [await rates.check_request(principal, "here", "chat") for _ in range(3)]
         assert [window.allowed for window in windows] == [True, True, False]
         assert [window.remaining for window in windows] == [1, 0, 0]
     finally:
@@ -296,16 +298,16 @@ async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
     settings = load_settings(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=2)
     first, second = RateLimiter(settings), RateLimiter(settings)
     try:
-        assert [(await rates.check(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+        assert [(await rates.check_request(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
             True,
             True,
             False,
         ]
         redis.stop()
-        assert [(await rates.check(ADA, "here", "api")).allowed for rates in (first, second)] == [True, True]
-        assert [(await first.check(ADA, "here", "api")).allowed for _ in range(2)] == [True, False]
+        assert [(await rates.check_request(ADA, "here", "api")).allowed for rates in (first, second)] == [True, True]
+        assert [(await first.check_request(ADA, "here", "api")).allowed for _ in range(2)] == [True, False]
         redis.start()
-        assert [(await rates.check(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+        assert [(await rates.check_request(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
             True,
             True,
             False,
@@ -318,12 +320,12 @@ async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
 async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_all_others(redis: RedisServer) -> None:
     rates = RateLimiter(load_settings(_env_file=None, redis_url=SecretStr(redis.url), rate_limit_requests=9))
     try:
-        assert (await rates.check(ADA, "here", "chat")).remaining == 8
+        assert (await rates.check_request(ADA, "here", "chat")).remaining == 8
         redis.hang()
         started = time.monotonic()
         with capture_logs() as logs:
             for left in (8, 7):  # counted here alone
-                assert (await rates.check(ADA, "here", "chat")).remaining == left
+                assert (await rates.check_request(ADA, "here", "chat")).remaining == left
                 with await rates.acquire_stream_slot(ADA, "here"):
                     pass
         assert round((time.monotonic() - started) / TIMEOUT_SECONDS) == 1

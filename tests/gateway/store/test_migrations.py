@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from gateway.store import migrations
 from gateway_runtime import embedded_postgres
 from tests.conftest import dsn
-from tools_server.migrations import head
+from tools_server.migrations import find_head_revision
 
 
 async def test_tables_and_migrations_agree(database_url: str) -> None:
@@ -22,7 +22,7 @@ async def test_tables_and_migrations_agree(database_url: str) -> None:
 def test_heads_are_told_without_alembic_as_with_it() -> None:
     known = ScriptDirectory.from_config(migrations.alembic_config("")).get_heads()
     assert migrations.heads() == set(known)
-    assert head() in known
+    assert find_head_revision() in known
 
 
 async def test_every_migration_goes_down_and_up_again(database_url: str, db: asyncpg.Connection) -> None:
