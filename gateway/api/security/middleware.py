@@ -96,7 +96,7 @@ class SecurityMiddleware:
             refused = error
         rate_limiter = _rate_limiter(scope)
         if rate_limiter.enabled:
-            window = await rate_limiter.check(principal, source, access.route_class)
+            window = await rate_limiter.check_request(principal, source, access.route_class)
             scope[HEADERS_SCOPE_KEY].extend(window.to_headers())
             if not window.allowed:
                 raise window.to_error()
