@@ -39,14 +39,14 @@ def parse_input_request(result: InputRequiredResult) -> PendingInput:
     """
     requests = result.input_requests or {}
     if not requests or len(requests) > _MAX_QUESTIONS:
-        raise UnsupportedElicitation(f"The server asked {len(requests)} questions at once, and the call was given up.")
+        raise UnsupportedElicitation(f"The server asked {len(requests)} questions at once, so the call was ended.")
     questions = tuple(_parse_question(key, request) for key, request in requests.items())
     return PendingInput(questions, result.request_state)
 
 
 def _parse_question(key: str, request: InputRequest) -> Question:
     if not isinstance(request, ElicitRequest):
-        message = "The server asked for something else than a person's answer, and the call was given up."
+        message = "The server asked for something other than an answer of a person, so the call was ended."
         raise UnsupportedElicitation(message)
     return _make_question(key, request.params)
 

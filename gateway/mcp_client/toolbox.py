@@ -285,7 +285,7 @@ class McpToolbox(ServerPool, Toolbox):
         """See `Toolbox.read_resource`."""
         name = server or await find_resource_server(self, uri, principal)
         try:
-            return await self._send_request(name, partial(request_resource, uri), principal)
+            return await self._request_from_server(name, partial(request_resource, uri), principal)
         except McpFailed as error:
             cause = error.__cause__
             if isinstance(cause, ToolCallError) and cause.refusal and cause.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
@@ -295,7 +295,7 @@ class McpToolbox(ServerPool, Toolbox):
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         """See `Toolbox.get_prompt`."""
         prompt = await self._find_prompt(name, principal, param="name")
-        return await self._send_request(
+        return await self._request_from_server(
             prompt["server"], partial(request_prompt, prompt["prompt"], arguments), principal
         )
 
@@ -306,7 +306,7 @@ class McpToolbox(ServerPool, Toolbox):
             server, ref = prompt["server"], ref | {"name": prompt["prompt"]}
         else:
             server = await self._find_template_server(ref.get("uri"), principal)
-        return await self._send_request(server, partial(request_completion, ref, argument), principal)
+        return await self._request_from_server(server, partial(request_completion, ref, argument), principal)
 
     async def _find_prompt(self, name: str, principal: Principal, param: str) -> JsonObject:
         for prompt in await self.listed("prompts", principal):
@@ -320,7 +320,9 @@ class McpToolbox(ServerPool, Toolbox):
                 return template["server"]
         raise NotFound(f"There is no resource template {str(uri)[:200]!r}.", param="ref")
 
-    async def _send_request(self, server: str, request: ClientRequest[JsonObject], principal: Principal) -> JsonObject:
+    async def _request_from_server(
+        self, server: str, request: ClientRequest[JsonObject], principal: Principal
+    ) -> JsonObject:
         connection = self._pool.get_connection(server, principal)
         if connection is None:
             raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")

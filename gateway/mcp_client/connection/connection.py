@@ -15,7 +15,7 @@ from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
 from gateway.mcp_client.connection.session import open_session
 from gateway.mcp_client.connection.status import ConnectionStatus
-from gateway.mcp_client.connection.tool_list import ToolList
+from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.transports import RequestHook
 from gateway.ports.servers import ServerConfig
@@ -58,7 +58,7 @@ class ServerConnection:
         self._protocol_version: str | None = None
         self._status = ConnectionStatus(config.name, on_change)
         self._calls = OngoingCalls(config.name)
-        self._tool_list = ToolList(self._status, is_http=config.transport == "http", on_change=on_change)
+        self._tool_list = ServerToolList(self._status, is_http=config.transport == "http", on_change=on_change)
         self._requests = RequestSender(
             config,
             status=self._status,

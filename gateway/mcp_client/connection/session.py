@@ -9,7 +9,7 @@ from mcp.types import Implementation
 from gateway import __version__
 from gateway.common.concurrency import Deadline
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
-from gateway.mcp_client.connection.tool_list import ToolList
+from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.transports import RequestHook, open_transport
 from gateway.ports.servers import ServerConfig
@@ -25,7 +25,7 @@ async def open_session(
     hooks: list[RequestHook],
     tokens: AccessTokenProvider,
     calls: OngoingCalls,
-    tool_list: ToolList,
+    tool_list: ServerToolList,
     on_end: Callable[[], None],
 ) -> AsyncGenerator[Client]:
     """The SDK's client, connected, with its tools listed.

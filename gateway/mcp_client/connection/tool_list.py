@@ -23,7 +23,7 @@ _LISTING_ERRORS = (MCPError, TimeoutError, ValueError, RuntimeError)
 """Raised by the SDK when a list fails; the last two when the answer breaks the protocol."""
 
 
-class ToolList:
+class ServerToolList:
     """The tools of a server, listed again after announced changes."""
 
     def __init__(self, status: ConnectionStatus, *, is_http: bool, on_change: Callable[[], None]) -> None:

@@ -105,7 +105,7 @@ class AuthorizationFlow:
             return str(error)
         except (httpx2.HTTPError, ValidationError, ValueError) as error:
             return f"the server or its authorization server cannot be used ({type(error).__name__})"
-        return "the server refuses the token that it was given" if is_refused else ""
+        return "the server refuses the new token" if is_refused else ""
 
     async def delete_grant(self) -> None:
         """Delete the grant and client registration: the next sign-in registers again."""
