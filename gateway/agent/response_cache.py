@@ -21,7 +21,7 @@ from gateway.domain.events import (
     ToolCallStarted,
     ToolFinished,
 )
-from gateway.domain.messages import CachedResponse, JsonObject, Message, ToolSpec, Usage
+from gateway.domain.messages import CachedAnswer, JsonObject, Message, ToolSpec, Usage
 from gateway.ports.store import ResponseCache
 from gateway.ports.turns import EventEmitter
 
@@ -85,7 +85,7 @@ def _failed_in_part(batch: ToolFinished) -> bool:
     return any(result["outcome"] != "ok" for result in told.get("results", ()))
 
 
-def replay(known: CachedResponse, turn: EventEmitter) -> str:
+def replay(known: CachedAnswer, turn: EventEmitter) -> str:
     """Tell a known answer as the turn's own, which costs nothing; its finish reason."""
     for step, text in enumerate(known.texts, 1):
         turn.emit(TextDelta(step=step, text=text))

@@ -312,7 +312,7 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     cached: bool = False
 
 
-class CachedResponse(msgspec.Struct, frozen=True):
+class CachedAnswer(msgspec.Struct, frozen=True):
     """Answer of an earlier turn: the text of each step that had text, and the finish reason."""
 
     texts: tuple[str, ...]

@@ -14,7 +14,7 @@ from gateway.domain.messages import (
     BudgetReservation,
     BusKind,
     BusMessage,
-    CachedResponse,
+    CachedAnswer,
     JsonObject,
     Message,
     PendingInput,
@@ -158,7 +158,7 @@ class ResponseCache(Protocol):
     """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def find(self, owner: str, key: bytes, ttl: float) -> CachedResponse | None:
+    async def find(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
         """The answer that an owner got to such a request, if that is no longer ago than `ttl` seconds."""
         ...
 

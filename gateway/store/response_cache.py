@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 from sqlmodel import text
 
-from gateway.domain.messages import CachedResponse, Message
+from gateway.domain.messages import CachedAnswer, Message
 from gateway.ports.store import ResponseCache
 from gateway.store.database import Database, decode_json
 
@@ -43,7 +43,7 @@ class ResponseCacheStore(ResponseCache):
         self._most = most
         self._kept = 0
 
-    async def find(self, owner: str, key: bytes, ttl: float) -> CachedResponse | None:
+    async def find(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
         """See `ResponseCache.find`."""
         rows = await self._database.rows(_FIND, owner=owner, key=key, ttl=ttl)
         if not rows:
@@ -51,7 +51,7 @@ class ResponseCacheStore(ResponseCache):
         messages, sent, finish_reason = rows[0]
         added = msgspec.convert(decode_json(messages), tuple[Message, ...])[sent:]
         texts = tuple(message.text for message in added if message.role == "assistant" and message.text)
-        return CachedResponse(texts, str(finish_reason)) if texts else None
+        return CachedAnswer(texts, str(finish_reason)) if texts else None
 
     async def keep(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
         """See `ResponseCache.keep`."""
