@@ -4,7 +4,6 @@ The events are written by folding the turn's from the first on, so numbers and i
 """
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -181,7 +180,7 @@ class ResponseWriter(EventFold):
 
     # --- events
 
-    def _new_event(self, kind: str, **fields: Any) -> JsonObject:
+    def _new_event(self, kind: str, **fields: object) -> JsonObject:
         event: JsonObject = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return event
@@ -205,7 +204,7 @@ class ResponseWriter(EventFold):
     def _finish_item(self, item: JsonObject) -> JsonObject:
         return self._new_event("response.output_item.done", output_index=self._get_output_index(item), item=dict(item))
 
-    def _new_item_event(self, kind: str, item: JsonObject, **fields: Any) -> JsonObject:
+    def _new_item_event(self, kind: str, item: JsonObject, **fields: object) -> JsonObject:
         return self._new_event(
             f"response.{kind}", item_id=item["id"], output_index=self._get_output_index(item), **fields
         )

@@ -1,7 +1,7 @@
 """A whole turn, folded from its events: what every format that does not stream is written from."""
 
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import assert_never
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Usage
@@ -20,7 +20,7 @@ class ToolCallSummary:
     client: bool
     outcome: str | None = None
     content: list[JsonObject] = field(default_factory=list[JsonObject])
-    structured: Any = None
+    structured: object = None
     duration_ms: float | None = None
 
 

@@ -16,7 +16,7 @@ from tests.stack import Gateway
 DOCUMENT = (Path(__file__).parent.parent.parent.parent / "docs" / "api.md").read_text()
 ROWS = re.findall(r"^\| `(\w+) (/[^`]*)` \| [^|]* \| `(curl .*)` \|$", DOCUMENT, re.MULTILINE)
 
-REFUSED = {"/approve": b"has not changed", "/sign-in": b"its entry says what to send"}
+REFUSED = {"/approve": b"has not changed", "/sign-in": b"its entry contains the credentials"}
 """What a line of which the document says that it is refused is told."""
 
 

@@ -128,7 +128,7 @@ async def test_whatever_breaks_is_answered_in_the_one_shape_without_internals(
         raise RuntimeError("hunter2 stands in /etc/secret")
 
     if where == "guard":
-        monkeypatch.setattr(shared.state.auth, "authenticate", broken)
+        monkeypatch.setattr(shared.state.auth, "authenticate_request", broken)
     monkeypatch.setattr(McpEndpoint, "__call__", broken)
     monkeypatch.setattr(Catalog, "all", broken)
     headers = {"X-Request-ID": "the-request", "Origin": "https://app.example"}

@@ -1,7 +1,6 @@
 """`/api/v1/keys`: keys for the API. Admins have them all before them, everyone else their own."""
 
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -11,14 +10,14 @@ from gateway.api.deps import ApiKeysDep, PrincipalDep
 from gateway.api.http.errors import ErrorBody
 from gateway.api.security.permissions import role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
-from gateway.domain.messages import Area, Budget, KeyLimits, Principal, UserRole
+from gateway.domain.messages import Area, Budget, JsonObject, KeyLimits, Principal, UserRole
 from gateway.store.api_keys import START, NewKey
 from gateway.store.models import ApiKey
 from gateway.wire.api_keys import CreatedKey, KeyList, KeyView, NewKeyBody
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
 
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "You have no such key"}}
+_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "You have no such key"}}
 _WILD = frozenset("*?[")
 
 

@@ -1,6 +1,6 @@
 """`/api/v1/mcp/resources` and `/prompts`: what the MCP servers have beside tools."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +11,7 @@ from gateway.domain.messages import JsonObject
 
 router = APIRouter(prefix="/api/v1/mcp", tags=["MCP servers"])
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, JsonObject] = {
     404: {"model": ErrorBody, "description": "No connected server has it"},
     502: {"model": ErrorBody, "description": "The server did not answer as it should"},
 }

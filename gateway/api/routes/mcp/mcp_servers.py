@@ -1,6 +1,6 @@
 """`/api/v1/mcp/servers`: the MCP servers, and changing them while the gateway runs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
 
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 ToolName = Annotated[str, Path(pattern=r"^[^\x00]*$")]
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, JsonObject] = {
     403: {"model": ErrorBody, "description": "Only admins may change servers"},
     404: {"model": ErrorBody, "description": "There is no such server"},
     409: {"model": ErrorBody, "description": "The name is taken, or the file configures the server"},
@@ -91,7 +91,7 @@ async def list_servers(
     views: list[McpServerView] = []
     for name, status in statuses.items():
         config = admin.config(name)
-        fields: dict[str, Any] = {
+        fields: JsonObject = {
             "source": admin.source(name), "prefix": config.prefix, "allow": config.allow,
             "deny": config.deny, "approval": config.approval, "identity": config.identity, "share": config.share,
             "on_change": config.on_change, "timeout": config.timeout, "headers": list(config.headers),

@@ -1,7 +1,7 @@
 """Signing in to protected MCP servers: who asks for it, and the pages that a person's browser sees."""
 
 from html import escape
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Cookie, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -11,7 +11,7 @@ from gateway.api.deps import PrincipalDep, SettingsDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import GatewayError, NotFound
-from gateway.domain.messages import Principal
+from gateway.domain.messages import JsonObject, Principal
 
 router = APIRouter(tags=["MCP servers"])
 
@@ -33,7 +33,7 @@ button{{font:inherit;padding:.5em 1.5em}}</style>
 """
 Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Ticket = Annotated[str, Query(max_length=100)]
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, JsonObject] = {
     403: {"model": ErrorBody, "description": "Only admins may sign in for everybody"},
     404: {"model": ErrorBody, "description": "There is no such server"},
     409: {"model": ErrorBody, "description": "Nobody signs in to this server"},
@@ -66,7 +66,7 @@ def _require_reachable(name: str, principal: Principal) -> None:
 
 
 @router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)
-async def client_document(toolbox: ToolboxDep) -> dict[str, Any]:
+async def client_document(toolbox: ToolboxDep) -> JsonObject:
     """The gateway's client id metadata document, which authorization servers fetch."""
     return toolbox.sign_in.client_document()
 

@@ -1,7 +1,7 @@
 """`/api/v1/chat`: one user request in, one turn out, streamed or collected."""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
@@ -9,11 +9,12 @@ from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
+from gateway.domain.messages import JsonObject
 from gateway.wire.native import ChatRequest, ChatResponse, build_chat_response, stream_events
 
 router = APIRouter(prefix="/api/v1", tags=["chat"])
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+_ERRORS: dict[int | str, JsonObject] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         404: "No such model or conversation",

@@ -1,7 +1,7 @@
 """`/api/v1/conversations`: turns in order, owned by one user."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
@@ -10,15 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.agent.service import TurnService
 from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
 from gateway.api.http.errors import ErrorBody
-from gateway.domain.messages import Principal
+from gateway.domain.messages import JsonObject, Principal
 from gateway.store.conversations import ConversationStore
 from gateway.store.models import Conversation, Turn
 
 router = APIRouter(prefix="/api/v1/conversations", tags=["conversations"])
 
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "You have no such conversation"}
-}
+_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "You have no such conversation"}}
 
 
 class ConversationView(BaseModel):
@@ -44,8 +42,8 @@ class ConversationTurn(BaseModel):
     model_name: str
     prompt: str
     response: str
-    messages: list[Any]
-    error: dict[str, Any] | None
+    messages: list[object]
+    error: JsonObject | None
     created_at: datetime
     completed_at: datetime | None
 
@@ -54,7 +52,7 @@ class ConversationDetail(ConversationView):
     """All turns, oldest first, and the messages of the branch that the newest one is on."""
 
     turns: list[ConversationTurn]
-    messages: list[Any]
+    messages: list[object]
 
 
 class ConversationChange(BaseModel):

@@ -1,7 +1,7 @@
 """`/api/v1/tools`: what the connected MCP servers offer, and calling one by hand."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body
 from pydantic import BaseModel
@@ -53,7 +53,7 @@ class ToolCallResult(BaseModel):
     server: str
     outcome: Outcome
     content: list[JsonObject]
-    structured: Any = None
+    structured: object = None
     duration_ms: float
 
 

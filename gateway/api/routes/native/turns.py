@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 import msgspec
@@ -19,7 +19,7 @@ from gateway.wire.native import stream_events
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
 
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "You have no such turn"}}
+_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "You have no such turn"}}
 
 
 class ToolCallView(BaseModel):
@@ -29,10 +29,10 @@ class ToolCallView(BaseModel):
     step: int
     server: str | None
     tool: str
-    arguments: Any
+    arguments: object
     outcome: str | None
-    content: Any
-    structured: Any
+    content: object
+    structured: object
     started_at: datetime
     duration_ms: float | None
 
@@ -57,14 +57,14 @@ class TurnView(BaseModel):
     model_name: str
     prompt: str
     response: str
-    messages: list[Any]
-    parameters: dict[str, Any]
+    messages: list[object]
+    parameters: JsonObject
     finish_reason: str | None
-    usage: dict[str, Any] | None
+    usage: JsonObject | None
     cost_usd: float | None
     cached: bool
     steps: int
-    error: dict[str, Any] | None
+    error: JsonObject | None
     user_label: str | None
     created_at: datetime
     completed_at: datetime | None

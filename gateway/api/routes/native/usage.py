@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field
 from gateway.api.deps import PrincipalDep, UsageReportsDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import Forbidden, InvalidRequest
-from gateway.domain.messages import Principal
+from gateway.domain.messages import JsonObject, Principal
 from gateway.store.usage_report import MOST_GROUPS, Group
 
 router = APIRouter(prefix="/api/v1/usage", tags=["usage"])
 
 _DEFAULT_DAYS, _MOST_DAYS = 30, 366
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_RESPONSES: dict[int | str, dict[str, Any]] = {
+_RESPONSES: dict[int | str, JsonObject] = {
     200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
     403: {"model": ErrorBody, "description": "Only admins may see what others have used"},
     503: {"model": ErrorBody, "description": "There are too many turns to add up in time"},

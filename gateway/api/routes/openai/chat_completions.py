@@ -1,7 +1,7 @@
 """`/v1/chat/completions` and `/v1/models`: what OpenAI's and Groq's clients call."""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
@@ -20,7 +20,7 @@ GatewayTools = Annotated[
     str | None, Header(max_length=8_192, description="`none`, `all`, or the names of the gateway's tools to offer.")
 ]
 IdempotencyKey = Annotated[str | None, Header(max_length=200)]
-_CONTENT: dict[int | str, dict[str, Any]] = {
+_CONTENT: dict[int | str, JsonObject] = {
     200: {
         "description": "A `chat.completion`, or with `stream` its chunks as server-sent events",
         "content": {"application/json": {}, "text/event-stream": {}},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -21,7 +21,7 @@ from gateway.wire.openai_response_request import ResponseRequest
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
 
 IdempotencyKey = Annotated[str | None, Header(max_length=200)]
-_CONTENT: dict[int | str, dict[str, Any]] = {
+_CONTENT: dict[int | str, JsonObject] = {
     200: {
         "description": "A `response`, or with `stream` its events as server-sent events",
         "content": {"application/json": {}, "text/event-stream": {}},
