@@ -1,8 +1,7 @@
-"""JSON schemas of clients and of MCP servers: others wrote them, and what they check, so a check must ask no other
-address, and must end.
+"""Validation against untrusted JSON schemas of clients and MCP servers: without network access, in bounded time.
 
-Importing this makes jsonschema search patterns in linear time in the whole process, as the MCP SDK checks with it, too:
-Python's own engine can be made to run for days over forty characters.
+Importing this module makes jsonschema search patterns in linear time in the whole process, because the MCP SDK
+validates with it, too: Python's own engine can be made to run for days on forty characters.
 """
 
 import re
@@ -43,7 +42,7 @@ MAX_DEPTH = 100
 
 
 def exceeds_depth(value: Any) -> bool:
-    """Whether objects and arrays are nested in more than `MAX_DEPTH` others. Deeper ones break what walks them."""
+    """Whether objects and arrays are nested more than `MAX_DEPTH` deep, which recursive functions cannot process."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [part for item in level if isinstance(item, dict | list) for part in _list_members(item)]
@@ -57,13 +56,15 @@ def _list_members(value: Any) -> Iterable[Any]:
 
 
 class SchemaNotCheckable(Exception):
-    """The schema refers to what is not in it, or to itself without an end."""
+    """The schema has an unresolvable or an endless reference, so it cannot be checked."""
 
 
 def check_schema(schema: Any) -> None:
-    """Raises:
-    jsonschema.SchemaError: it is not valid.
-    SchemaNotCheckable: nobody can tell.
+    """Check that a schema is valid.
+
+    Raises:
+        jsonschema.SchemaError: it is not valid.
+        SchemaNotCheckable: it is nested too deeply to be checked.
     """
     if exceeds_depth(schema):
         raise SchemaNotCheckable
@@ -74,15 +75,15 @@ def check_schema(schema: Any) -> None:
 
 
 def compile_schema(schema: Any) -> Any:
-    """For `errors` and `best_error`."""
+    """A validator for `iterate_errors` and `best_error`."""
     return Draft202012Validator(schema, registry=EMPTY_REGISTRY)  # which fetches nothing
 
 
 def iterate_errors(validator: Any, value: Any) -> Iterator[Any]:
-    """What does not fit.
+    """The violations of a schema by a value.
 
     Raises:
-        SchemaNotCheckable: nobody can tell.
+        SchemaNotCheckable: a reference cannot be resolved, or too many had to be.
     """
     token = _references_left.set(_MAX_REFERENCES)
     try:
@@ -94,12 +95,12 @@ def iterate_errors(validator: Any, value: Any) -> Iterator[Any]:
 
 
 def best_error(validator: Any, value: Any) -> Any:
-    """The one to tell; None: the value fits. Raises as `errors` does."""
+    """The most relevant violation; None if the value is valid. Raises like `iterate_errors`."""
     return cast(Any, best_match)(iterate_errors(validator, value))
 
 
 def _limit_references(original: Any) -> Any:
-    """A few references to one another that each stand ten times are as many checks as one likes."""
+    """Count resolved references: a few that each refer to ten others multiply to any number of checks."""
 
     def counted(validator: Any, reference: Any, instance: Any, schema: Any) -> Any:
         if (left := _references_left.get()) is not None:
@@ -112,7 +113,7 @@ def _limit_references(original: Any) -> Any:
 
 
 def _search_linear(pattern: str, text: str) -> bool:
-    """In the place of `re.search`. What only Python's engine knows (to look around, or back) is not checked."""
+    """Replacement of `re.search`. Patterns with lookaround or back-references are not checked."""
     linear = _compile_linear_pattern(pattern)
     return linear is None or linear.isinstance_python(text)
 

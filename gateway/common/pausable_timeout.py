@@ -1,4 +1,4 @@
-"""A time limit that stands still while something else than the work is waited for: a person."""
+"""A timeout that can be paused, for example while a turn waits for a person."""
 
 import asyncio
 from collections.abc import Generator
@@ -7,7 +7,7 @@ from types import TracebackType
 
 
 class PausableTimeout:
-    """Like `asyncio.timeout(seconds)`: the block inside may take so long, without the time it stood still."""
+    """Like `asyncio.timeout(seconds)`, without the time in which it was paused."""
 
     def __init__(self, seconds: float) -> None:
         self._timeout = asyncio.timeout(seconds)
@@ -30,7 +30,7 @@ class PausableTimeout:
 
     @contextmanager
     def pause_timeout(self) -> Generator[None]:
-        """Count no time, from whatever task."""
+        """Pause the timeout inside the block, from any task; pauses may overlap."""
         now = asyncio.get_running_loop().time
         when = self._timeout.when()
         if self._pauses == 0 and when is not None:

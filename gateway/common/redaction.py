@@ -1,7 +1,6 @@
-"""Takes out of texts what the administrator's rules name: in what is stored, and in what goes to tools.
+"""Redaction by the administrator's rules, of stored texts and of texts that go to tools.
 
-Patterns are searched by `regex`, which knows what `re` does and can be told when to stop: no text may hold up
-the others.
+Patterns are searched with `regex`, which has the syntax of `re` and a timeout, so no text can delay the others.
 """
 
 import re
@@ -28,7 +27,7 @@ _SECONDS_PER_CHARACTER = 5e-7
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What `pattern`, a compiled one of `regex`, finds is replaced; `replacement` may name its groups."""
+    """Replaces what `pattern`, compiled by `regex`, finds; `replacement` may refer to its groups."""
 
     name: str
     pattern: Any
@@ -36,17 +35,17 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class _TimeBudget:
-    """Seconds that are left for texts that belong together: some for all of them, and more with each by its length."""
+    """Remaining seconds for texts that belong together: a base, and more for each text by its length."""
 
     def __init__(self) -> None:
         self.remaining = _BASE_SECONDS
         self.was_logged = False
 
     def apply_rule(self, rule: Rule, text: str) -> str:
-        """Where little is left a machine that stands still for a moment takes that; so there are two tries.
+        """Apply a rule to a text. Retries once: a paused machine looks like a slow rule.
 
         Raises:
-            TimeoutError: it is used up.
+            TimeoutError: the budget is used up.
         """
         with suppress(TimeoutError):
             return self._substitute_once(rule, text)
@@ -63,9 +62,9 @@ class _TimeBudget:
 
 
 class Redactor:
-    """Rules in their order. Without rules, texts are as they were.
+    """Applies rules in order. Without rules, texts are unchanged.
 
-    A text with which a rule takes too long is replaced whole, by the rule's name in brackets.
+    If a rule takes too long with a text, the whole text is replaced by the rule's name in brackets.
     """
 
     def __init__(self, rules: Sequence[Rule] = (), budget: _TimeBudget | None = None) -> None:
@@ -76,7 +75,7 @@ class Redactor:
         return bool(self._rules)
 
     def with_shared_budget(self) -> "Redactor":
-        """The same rules for texts that belong together: the time that one takes too long is missing to the others."""
+        """The same rules with one time budget for texts that belong together."""
         return self if self._budget else Redactor(self._rules, _TimeBudget())
 
     def redact_text(self, text: str) -> str:
@@ -92,16 +91,18 @@ class Redactor:
         return text
 
     def redact_value(self, value: Any) -> Any:
-        """A JSON value with all of its texts redacted, the names in it too; and whole numbers, where a rule finds
-        something in their digits: these become texts. Names that become the same are numbered."""
+        """A JSON value with all texts redacted, including keys; keys that become equal are numbered.
+
+        A whole number becomes a text if a rule matches its digits.
+        """
         return self.with_shared_budget()._redact_recursively(value, numbers=True) if self._rules else value
 
     def redact_strings(self, value: Any) -> Any:
-        """As `value`, but numbers stay: for schemas, where they are bounds."""
+        """Like `redact_value`, but numbers stay: for schemas, in which they are bounds."""
         return self.with_shared_budget()._redact_recursively(value, numbers=False) if self._rules else value
 
     def redact_blocks(self, content: list[Any]) -> list[Any]:
-        """MCP content blocks as `value` has them, but for base64 where a block holds some."""
+        """MCP content blocks, redacted like `redact_value` except for their base64 data."""
         if not self._rules:
             return content
         once = self.with_shared_budget()
@@ -178,13 +179,13 @@ def _parse_rule(path: Path, entry: Any) -> Rule:
         for probe in _generate_probes(pattern):
             _TimeBudget().apply_rule(rule, probe)
     except TimeoutError:
-        message = "takes too long with long texts; let a match begin at a word's beginning alone, or bound its length"
+        message = "takes too long with long texts; anchor it at the beginning of a word, or bound its length"
         raise ConfigError(f"REDACTION_RULES: {path}: {name}: {message}") from None
     return rule
 
 
 def _generate_probes(pattern: str) -> Iterator[str]:
-    """Long texts of what a pattern may look for again and again, and at their end all that its source is made of."""
+    """Long texts that repeat parts of a pattern's source, to find patterns with a slow search."""
     literal = re.sub(r"\\[A-Za-z0-9]", " ", pattern)
     parts = {"a", "A", "0", " ", *re.findall(r"[^\W_]+|[^\w\s]", literal)}
     for part in sorted(parts):

@@ -1,10 +1,10 @@
-"""Addresses as they may be shown: a password or a key may stand in them."""
+"""URLs without the secrets that they may contain, for logs and answers."""
 
 from urllib.parse import urlsplit, urlunsplit
 
 
 def strip_url_secrets(url: str) -> str:
-    """The address without what may be secret in it: user and password, query and fragment; nothing of what is none."""
+    """The URL without user, password, query and fragment; empty if it is not a URL."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is known of Groq's models (collected in autumn 2026), and what became of the retired ones."""
+"""Catalogue of models: what is known of Groq's (autumn 2026), successors of retired ones, and the server's list."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +56,7 @@ RETIRED: Mapping[str, str] = {
     "qwen/qwen3.6-27b": "qwen/qwen3.8-27b",
 }
 
-# The value that stands for having none: clients send such by default.
+# Values that change nothing: clients send them by default.
 _NO_OP_VALUES: Mapping[str, float] = {
     "top_k": 0,
     "repetition_penalty": 1,
@@ -71,7 +71,7 @@ _REASONING_FORMATS = ("parsed", "raw", "hidden")
 
 
 class _ListedModel(msgspec.Struct):
-    """A model as its server lists it."""
+    """One entry of a server's list of models."""
 
     id: str
     active: bool | None = None
@@ -82,9 +82,9 @@ class _ListedModel(msgspec.Struct):
 
 
 class Catalog(Models):
-    """The models on offer. What the server lists wins over what is known here; the rest of each entry stays.
+    """The available models. The server's list overrides what is known here, field by field.
 
-    `open_ended`: the server's own list is all that is known, and before it is there any model may be asked for.
+    With `open_ended`, only the server's list counts, and any model may be requested before the list has been read.
     """
 
     def __init__(
@@ -97,8 +97,7 @@ class Catalog(Models):
         self._not_taken = not_taken
 
     def update_models(self, listed: list[JsonObject]) -> None:
-        """Take over the server's own list, as far as it goes beyond or against what is known. Entries that are none
-        are passed over."""
+        """Merge the server's list. Entries that are not models, and inactive ones, are ignored."""
         for entry in listed:
             try:
                 model = msgspec.convert(entry, _ListedModel, strict=False)
@@ -122,11 +121,11 @@ class Catalog(Models):
         return list(self._models.values())
 
     def get_model_info(self, model: str) -> ModelInfo:
-        """What is known of a model; of one that nobody lists, what holds for most."""
+        """What is known of a model, with defaults for an unknown one."""
         return self._models.get(model) or self._describe_unknown(model)
 
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
-        """See `Models.resolve`. An id that the server lists is never an alias."""
+        """See `Models.resolve`. An id in the server's list is never an alias."""
         if (found := self._models.get(model)) is not None:
             return found, ()
         if self._open_ended and not self._models:
@@ -134,7 +133,7 @@ class Catalog(Models):
         successor = RETIRED.get(model)
         if successor is None or self._open_ended:
             offered = ", ".join(self._models)
-            raise ModelNotFound(f"There is no model {model[:200]!r}. On offer: {offered[:2_000]}.", param="model")
+            raise ModelNotFound(f"There is no model {model[:200]!r}. Available: {offered[:2_000]}.", param="model")
         if not self._aliases:
             raise ModelNotFound(f"The model {model!r} is retired. Its successor is {successor!r}.", param="model")
         return self._models[successor], (f"The model {model!r} is retired: {successor!r} answers in its place.",)
@@ -166,7 +165,7 @@ class Catalog(Models):
 
 
 def _describe_allowed(name: str, value: Any, parameters: Parameters, model: ModelInfo) -> str | None:
-    """What would be right in place of this value; None: it is."""
+    """What the model takes in place of this value; None if it takes it."""
     if name in model.not_taken:
         return "leave it out"
     if name in _RANGES:

@@ -1,7 +1,7 @@
-"""A model's server through one of the two official SDKs of this wire format, which are built alike.
+"""A model server with OpenAI's chat-completions format, called through the Groq or OpenAI SDK.
 
-The SDK brings authentication, parameters and errors; the stream is read as bytes. Its own pydantic object for every
-chunk would cost more than all else on the way of a token.
+The SDK provides authentication, parameters and errors. The stream is read as bytes, because the SDK's pydantic object
+per chunk costs more than everything else that is done for a token.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class _HttpClient(HttpxAiohttpClient):
 
 
 def create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
-    """What both SDKs send their requests with: httpx over aiohttp's connections."""
+    """The HTTP client of both SDKs: httpx over aiohttp's connections."""
     client = _HttpClient(
         limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
         verify=get_ssl_context(),
@@ -96,9 +96,12 @@ def _omit_headers(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 class OpenAICompatibleModel(Model):
-    """One pool of connections. `client` is the SDK's, `sdk` its module, for the errors that it raises; `body` writes
-    the body of a call; the API is under `root` of the client's address; with `streams_forms`, answers in a form are
-    streamed as any other. A call waits at most `queue` seconds for its place under the key's limits."""
+    """A model server, called through one connection pool.
+
+    `client` is the SDK's client and `sdk` its module, whose errors are translated. `body` makes the body of a call. The
+    API is at `root` under the client's base URL. With `streams_structured_output`, answers with a response format are
+    streamed like others. A call waits at most `queue_seconds` for a permit under the key's rate limits.
+    """
 
     def __init__(
         self,
@@ -172,7 +175,7 @@ class OpenAICompatibleModel(Model):
         return reader.finish_answer()
 
     async def _complete_structured(self, call: ModelCall, sink: ModelSink, slot: RateLimitPermit) -> ModelAnswer:
-        """Groq does not stream answers in a form."""
+        """Request a structured answer without streaming, which Groq does not support for them."""
         async with self._translate_errors(slot):
             response = await self._send_request(call, stream=False)
             slot.on_response(response.headers, response.status_code)
@@ -193,7 +196,7 @@ class OpenAICompatibleModel(Model):
         )
 
     async def check(self) -> str | None:
-        """See `Model.check`: asks for the list of models, which costs no tokens."""
+        """See `Model.check`. Requests the list of models, which costs no tokens."""
         try:
             await self.list_models(timeout=2.0)
         except GatewayError as error:
@@ -237,7 +240,7 @@ class OpenAICompatibleModel(Model):
 
     @asynccontextmanager
     async def _translate_errors(self, permit: RateLimitPermit | None = None) -> AsyncGenerator[None]:
-        """Whatever the SDK and the two HTTP stacks beneath it raise, as ours."""
+        """Raise errors of the SDK, httpx and aiohttp as errors of the gateway."""
         sdk = self._sdk
         try:
             yield
@@ -255,7 +258,7 @@ class OpenAICompatibleModel(Model):
             raise ModelStreamBroken from error
 
     def _make_status_error(self, error: Any) -> GatewayError:
-        """An HTTP status, as ours. Its message is shown only where it tells callers what to change."""
+        """The gateway's error for an HTTP status. The server's message is shown only if it helps callers."""
         status, detail = int(error.status_code), _parse_error_detail(error)
         wait = parse_duration(error.response.headers.get("retry-after"))
         log.warning("model_refused", status=status, code=detail.code)
@@ -284,8 +287,7 @@ class OpenAICompatibleModel(Model):
 
 
 def make_chat_body(call: ModelCall) -> dict[str, Any]:
-    """What the servers of this wire format have in common. The same call gives the same bytes: the prompt cache lives
-    on it."""
+    """The fields of a request body that all servers share. Equal calls give equal bytes, for the prompt cache."""
     body: dict[str, Any] = {"model": call.model, "messages": [make_message_body(message) for message in call.messages]}
     if call.tools:
         body["tools"] = [tool.function_json for tool in call.tools]
@@ -298,7 +300,7 @@ def make_chat_body(call: ModelCall) -> dict[str, Any]:
 
 
 def make_message_body(message: Message) -> JsonObject:
-    """The fields that Groq knows of a message: it refuses any other, and a null where it wants none."""
+    """A message with the fields that Groq accepts: it rejects unknown fields and unexpected nulls."""
     body: JsonObject = {"role": message.role, "content": message.content}
     if message.tool_calls:
         body["tool_calls"] = [
@@ -313,14 +315,14 @@ def make_message_body(message: Message) -> JsonObject:
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Whether it is what it says: httpx-aiohttp calls it a timeout as well when a server hangs up."""
+    """Whether the cause is a timeout; httpx-aiohttp also reports a closed connection as one."""
     while error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, TimeoutError)
 
 
 def _parse_error_detail(error: Any) -> UpstreamError:
-    """The error object, in whichever of its shapes a server of this wire format sends it."""
+    """The error object of a response body, in any of the shapes that servers use."""
     body: Any = error.body
     if isinstance(body, list) and body:
         body = body[0]  # pyright: ignore

@@ -1,7 +1,7 @@
-"""A model that may be relied on, over one that may not: the one layer that asks again.
+"""Retries, fallbacks and a circuit breaker around a model. No other layer retries.
 
-It mends tool calls, feeds back what cannot be mended, tries again while nothing was shown, goes to other models, and
-leaves a model alone that does not work. Whatever it does of that, the sink is told.
+Tool calls are repaired, or the model is told why they cannot be. A call is retried while nothing of it was shown, then
+other models are tried, and a model that keeps failing is not called for a while. The sink is notified of each retry.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
 
 class CircuitBreaker:
-    """Whether a model is worth asking. After its rest, one call may try; that decides."""
+    """Circuit breaker of one model: after `rest_seconds`, one trial call decides whether it closes."""
 
     def __init__(self, policy: RetryPolicy, now: Callable[[], float]) -> None:
         self._policy = policy
@@ -57,7 +57,7 @@ class CircuitBreaker:
         self._open_until = 0.0
 
     def check_wait(self) -> float:
-        """Seconds to leave it alone; 0: ask. Whoever is let through after a rest is the only one for as long again."""
+        """Seconds until the model may be called; 0: now. After a rest, one caller per rest gets 0."""
         if self._failures < self._policy.failure_threshold:
             return 0.0
         left = self._open_until - self._now()
@@ -78,7 +78,7 @@ class CircuitBreaker:
 
 
 class ResilientModel(Model):
-    """See `Model`. `fallbacks` are asked in their order where the model that was asked for does not work."""
+    """A model with retries and a circuit breaker. If it keeps failing, `fallbacks` are called in order."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class ResilientModel(Model):
         raise AssertionError("unreachable")
 
     async def _complete_with_accounting(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
-        """The answer with all that it took; what came to nothing is told, too."""
+        """Add the usage and cost of all attempts to the answer, or report them if all attempts fail."""
         cost = self._catalog.get_model_info(call.model).calculate_cost
         try:
             answer = await self._complete_with_retries(call, watch)
@@ -166,7 +166,9 @@ class ResilientModel(Model):
     async def _attempt_call(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
         breaker = self._breakers.setdefault(call.model, CircuitBreaker(self._policy, self._now))
         if (wait := breaker.check_wait()) > 0:
-            raise ModelUnavailable("This model does not work just now, and is left alone.", retry_after=round(wait, 1))
+            raise ModelUnavailable(
+                "This model keeps failing and is not called for a while.", retry_after=round(wait, 1)
+            )
         native = not call.tools or self._catalog.get_model_info(call.model).tools
         try:
             answer = await (self._inner.complete(call, watch) if native else self._complete_prompted(call, watch))
@@ -180,13 +182,13 @@ class ResilientModel(Model):
         return answer
 
     async def _complete_prompted(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
-        """The answer of a model that writes its calls into its text."""
+        """Complete a call with a model that writes tool calls into its text."""
         written = PromptedToolCallParser(watch, [tool.name for tool in call.tools])
         answer = await self._inner.complete(move_tools_into_prompt(call), written)
         return msgspec.structs.replace(answer, finish_reason="tool_calls") if written.finish_text() else answer
 
     def _get_retry_delay(self, error: ModelError, failures: int) -> float | None:
-        """Seconds to wait before the same request is made again; None: that would not do."""
+        """Seconds to wait before a retry; None if a retry would not help or the wait would be too long."""
         if error.retry_after is not None and (error.retryable or isinstance(error, ModelRateLimited)):
             return error.retry_after if error.retry_after <= self._policy.max_wait else None
         if not error.retryable:
@@ -209,7 +211,7 @@ def _is_worth_fallback(error: ModelError) -> bool:
 
 
 def _with_feedback(call: ModelCall, wrote: str, problem: str, *, without_tools: bool) -> ModelCall:
-    """The same call, with what the model wrote and what is wrong with it; in the end without tools, so that it ends."""
+    """The same call with the rejected text and the problem appended; without tools for the last attempt."""
     again = _FEEDBACK.format(problem)
     if without_tools:
         again = f"Your tool call could not be made: {problem} Answer without tools, from what you have."
@@ -258,7 +260,7 @@ class _AttemptSink(ModelSink):
         self.sink.reasoning(text)
 
     def record_broken_call(self, call: ModelCall, error: BaseException) -> None:
-        """Count what a call without an end has used up, if the model had begun to answer it."""
+        """Count the estimated usage of a broken-off call, if the model had begun to answer."""
         unread = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
         if self._answering or unread:
             self.usage = self.usage + call.estimate_usage(self._written + unread)
@@ -296,7 +298,7 @@ class _AttemptSink(ModelSink):
         self.sink.tool_call(call)
 
     def recover_calls(self, written: str) -> bool:
-        """Whether what the server could not read holds calls that can be made, all of them: then they are."""
+        """Emit the calls in a text that the server could not parse, if all can be repaired; else return False."""
         found = extract_calls(written, self._schemas)
         mended = [repair_call(call.name, call.arguments, self._schemas) for call in found]
         bad = [each.problem for each in mended if isinstance(each, UnrepairableCall)]

@@ -1,4 +1,4 @@
-"""Turns begin a few at a time, so that the streams under way need not wait for many that begin."""
+"""Admission of new turns a few at a time, so that they do not delay running streams."""
 
 import asyncio
 from collections import deque
@@ -7,7 +7,7 @@ ADMITTED_PER_PASS = 4
 
 
 class AdmissionGate:
-    """Lets so many in each time round the event loop, first come first served.
+    """Admits a limited number of requests per pass of the event loop, in order of arrival.
 
     To begin a turn takes as long as a token of 30 streams. With 500 streams on one core, and as many that begin, tokens
     came 65 ms apart (99th percentile) where all were let in at once, 54 where eight were, 34 with four and 26 with two.
@@ -20,7 +20,7 @@ class AdmissionGate:
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     async def wait_for_admission(self) -> None:
-        """Wait for one's turn."""
+        """Return when the request may start a turn."""
         if self._admitted == self._per_pass:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -34,7 +34,7 @@ class AdmissionGate:
         self._admitted = 0
         while self._waiters and self._admitted < self._per_pass:
             waiter = self._waiters.popleft()
-            if not waiter.done():  # its request was given up
+            if not waiter.done():  # its request was cancelled
                 waiter.set_result(None)
                 self._admitted += 1
         if self._admitted:

@@ -1,6 +1,6 @@
-"""Who may come in: asks every request for its credential and what that opens, and counts it, before anything reads it.
+"""Authentication, permissions and rate limits of every request, before its body is read.
 
-Pure ASGI, and only at the start of a request: nothing here runs for a chunk of a body.
+Pure ASGI, and only at the start of a request: nothing here runs per chunk of a body.
 """
 
 from fnmatch import fnmatchcase
@@ -38,7 +38,7 @@ _STREAMING_CLASSES: tuple[RouteClass, ...] = ("chat", "mcp")
 
 
 class SecurityMiddleware:
-    """Puts the principal into the scope, for the routes and for `/mcp` alike; or answers in their place."""
+    """Adds the principal to the scope of a request, or answers the request with an error."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -81,7 +81,7 @@ class SecurityMiddleware:
                 await self._app(scope, reject_lone_surrogates(lasting), send)
 
     async def _authorize_request(self, scope: Scope, access: RoutePermission, source: str) -> Principal | None:
-        """Let a request in; None: as nobody, where nobody is asked. Whoever is refused counts by where they come from.
+        """The principal of a request; None on a public route. Failed requests count against their source address.
 
         Raises:
             GatewayError: it may not.
@@ -108,13 +108,13 @@ class SecurityMiddleware:
         return principal
 
     def _check_host(self, scope: Scope) -> None:
-        """A page in a browser must not reach us by a name of its own (DNS rebinding)."""
+        """Reject unknown host names, against DNS rebinding by web pages."""
         host = _parse_host(Headers(scope=scope).get("host", ""))
         if self._trusted_hosts and not any(fnmatchcase(host, trusted) for trusted in self._trusted_hosts):
             raise WrongHost
 
     def _check_origin(self, scope: Scope, principal: Principal | None) -> None:
-        """Where nobody is asked for a credential, a page of another site must change nothing in our user's name."""
+        """Reject changes by web pages of other origins while no credential is required."""
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is None or scope["method"] in _SAFE_METHODS or (principal is not None and principal.key is not None):
@@ -133,14 +133,17 @@ def _rate_limiter(scope: Scope) -> RateLimiter:
 
 
 def _parse_host(header: str) -> str:
-    """The name in a Host header, without its port."""
+    """The host name in a Host header, in lower case and without the port."""
     name = header.lower()
     return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 
 
 def get_source_address(scope: Scope) -> str:
-    """The IP address that a request comes from, written in one way; "unknown" where there is none, or where a proxy
-    passes on what is none (`X-Forwarded-For`), lest whoever wrote that be somebody else at each request."""
+    """The IP address that a request comes from, in canonical form.
+
+    "unknown" if there is none or it is invalid, as in a forged `X-Forwarded-For`: otherwise a client could evade its
+    rate limit with another value in each request.
+    """
     client = scope.get("client")
     host = str(client[0]).partition("%")[0] if client else ""
     return _normalize_address(host) if len(host) <= _MAX_ADDRESS_LENGTH else "unknown"

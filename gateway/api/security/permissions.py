@@ -1,7 +1,6 @@
-"""Which route needs what: the area that a credential must open, the least role, and the class it is counted in.
+"""Permissions of each route: the area in the key's scopes, the lowest role, and the rate-limit class.
 
-The one place where that is said. A route that is not here is not served; a test fails for each route of the OpenAPI
-document that nobody has put here.
+A route without an entry is not served, and a test fails for each route of the OpenAPI document without one.
 """
 
 import re
@@ -114,7 +113,7 @@ _PARAMETERS_WITH_SLASHES = {"model"}
 
 
 def find_permission(method: str, path: str) -> RoutePermission | None:
-    """What a request needs; None: no route takes it. The application, which may see one there, must not be asked."""
+    """The permission that a request needs; None if no route matches, in which case the application must not run."""
     method = "GET" if method == "HEAD" else method
     if (known := ROUTES.get((method, path))) is not None:
         return known
@@ -125,18 +124,20 @@ def find_permission(method: str, path: str) -> RoutePermission | None:
 
 
 def list_methods(path: str) -> list[str]:
-    """What may be done with a path."""
+    """The HTTP methods that a path has, sorted."""
     known = {method for method, exact in ROUTES if exact == path}
     known |= {method for method, patterns in _PATTERNS.items() if any(p.fullmatch(path) for p, _ in patterns)}
     return sorted(known)
 
 
 def require_permission(principal: Principal, access: RoutePermission) -> None:
-    """Raises:
-    Forbidden: the principal's role or scopes do not open this.
+    """Check a principal's role and scopes.
+
+    Raises:
+        Forbidden: they do not permit this.
     """
     if access.area is not None and not principal.has_scope(access.area):
-        raise Forbidden(f"Your key does not open {access.area!r}: it has the scopes {list(principal.scopes or ())}.")
+        raise Forbidden(f"Your key does not permit {access.area!r}: it has the scopes {list(principal.scopes or ())}.")
     if _ROLE_RANKS[principal.role] < _ROLE_RANKS[access.role]:
         needed = "an admin" if access.role == "admin" else "a user"
         raise Forbidden(f"This needs the role of {needed}; yours is {principal.role}.")

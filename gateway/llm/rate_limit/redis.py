@@ -101,7 +101,7 @@ end
 
 
 class RedisLimits(SharedLimits):
-    """See `SharedLimits`. While Redis is away every gateway goes by what it sees itself."""
+    """Limits shared through Redis. While Redis is unavailable, every gateway uses its own estimate."""
 
     def __init__(self, url: str, api_key: str) -> None:
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
@@ -142,7 +142,7 @@ class RedisLimits(SharedLimits):
         await self._redis.client.aclose()
 
     async def _run_script(self, model: str, *arguments: str | float) -> Any:
-        """The script's reply; None while Redis is away, which is tried again after a pause."""
+        """The script's reply; None while Redis is unavailable."""
         asking = partial(self._script, keys=[f"{self._prefix}:{model}"], args=arguments)
         try:
             return await self._redis.call_redis("model_limits", asking)

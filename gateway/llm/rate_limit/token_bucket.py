@@ -1,7 +1,7 @@
-"""What is left of a limit: what the model's server tells in its headers, and our own count from one answer to the next.
+"""Token buckets of one limit, set from a response's headers and counted here until the next response.
 
-Groq lets what was used come back evenly. Its refusals show it: "Limit 6000, Used 5914, Requested 1822. Please try again
-in 17.359s" are the 1736 tokens that lack, at 100 a second.
+Groq refills a limit evenly. Its rejections show it: "Limit 6000, Used 5914, Requested 1822. Please try again
+in 17.359s" are the 1736 missing tokens, at 100 per second.
 """
 
 import math
@@ -31,7 +31,7 @@ _MIN_USED_SHARE = 0.01
 
 
 def parse_rate_limit_headers(headers: Mapping[str, str]) -> RateLimitHeaders:
-    """Groq's limits out of a response: its tokens are a minute's, its requests a day's."""
+    """Parse Groq's headers: token limits are per minute, request limits per day."""
     return RateLimitHeaders(
         _parse_limit_state(headers, "tokens", MINUTE_SECONDS),
         _parse_limit_state(headers, "requests", DAY_SECONDS),
@@ -45,7 +45,7 @@ def _parse_limit_state(headers: Mapping[str, str], resource: str, window: float)
     if limit is None or remaining is None or limit <= 0:
         return None
     used, reset = limit - remaining, parse_duration(headers.get(f"x-ratelimit-reset-{resource}"))
-    # Where little is used, rounding would make a wild rate of it.
+    # With little used, rounding in the headers would distort the rate.
     rate = used / reset if reset and used > limit * _MIN_USED_SHARE else limit / window
     return LimitState(limit, min(remaining, limit), rate)
 
@@ -56,7 +56,7 @@ def _parse_number(value: str | None) -> float | None:
 
 
 def parse_duration(value: str | None) -> float | None:
-    """`2m59.56s`, `172.8ms` or plain seconds, a day at the most; None for what is none of these."""
+    """Seconds in `2m59.56s`, `172.8ms` or `12`, at most a day; None for anything else."""
     value = (value or "").strip()
     if (plain := _parse_number(value)) is not None:
         return min(plain, DAY_SECONDS) if plain >= 0 else None
@@ -66,9 +66,9 @@ def parse_duration(value: str | None) -> float | None:
 
 
 class TokenBucket:
-    """Our count of one limit; without end until a response has told of it.
+    """Estimate of one limit; unlimited until a response has reported the limit.
 
-    `pending` is what was taken by calls that have no answer yet: an answer to another may or may not have seen them.
+    `pending` counts what calls without a response have taken: the headers of other responses may not include it.
     """
 
     __slots__ = ("_at", "_level", "_limit", "_rate", "pending")
@@ -80,7 +80,7 @@ class TokenBucket:
         self.pending = 0.0
 
     def get_wait_seconds(self, amount: float, now: float, ahead: float = 0.0) -> float:
-        """Seconds until `amount` can be taken, behind `ahead`. What is over the limit can be when all is there."""
+        """Seconds until `amount` can be taken after `ahead`. An amount over the limit needs a full bucket."""
         self._level = min(self._limit, self._level + self._rate * (now - self._at))
         self._at = now
         short = ahead + min(amount, self._limit) - self._level
@@ -91,12 +91,14 @@ class TokenBucket:
         self.pending += amount
 
     def refund(self, amount: float) -> None:
-        """What was taken and not used; less than nothing is what was used beyond it."""
+        """Return an unused amount; a negative one was used in addition."""
         self._level += amount
 
     def update_from_headers(self, state: LimitState, now: float, *, alone: bool) -> None:
-        """Go by what a response tells. Only of a call that was `alone` under way is it the whole truth: else it can
-        say that less is left, but more only if we knew in which order the server saw the calls."""
+        """Adopt the state in a response's headers.
+
+        With calls in flight (not `alone`), headers may lower our estimate but not raise it: response order is unknown.
+        """
         self.get_wait_seconds(0, now)
         left = state.remaining - self.pending
         self._limit, self._rate = state.limit, state.rate
