@@ -16,7 +16,7 @@ from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_search import ToolSelection, ToolSelector
-from gateway.agent.turn import ActiveTurn
+from gateway.agent.turn import ActiveTurn, HandOverReason
 from gateway.agent.turn_log import TurnLog
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
@@ -249,7 +249,7 @@ class Runner:
         for turn_id in left:
             self._storage.bus.publish(BusMessage("orphan", turn_id))
 
-    async def hand_over(self, reason: str) -> list[UUID]:
+    async def hand_over(self, reason: HandOverReason) -> list[UUID]:
         """Stop running every turn without ending it; another worker continues from what is stored.
 
         Returns the ids of the stored turns. Turns that are not stored are cancelled.
@@ -258,7 +258,7 @@ class Runner:
         for turn in turns:
             if turn.kept:
                 turn.log.close(reason)
-            turn.cancel("handed_over" if turn.kept else "server_stopping")
+            turn.cancel("handed_over" if turn.kept else reason)
         tasks = [turn.task for turn in turns if turn.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=_HAND_OVER_SECONDS)

@@ -42,12 +42,14 @@ from gateway.ports.turns import TurnSpending
 
 log = get_logger(__name__)
 
-CancelReason = Literal["client_disconnected", "cancelled", "handed_over", "server_stopping"]
+HandOverReason = Literal["server_stopping", "storage_unavailable"]
+CancelReason = Literal["client_disconnected", "cancelled", "handed_over"] | HandOverReason
 _CANCEL_MESSAGES: dict[CancelReason, str] = {
     "client_disconnected": "The client disconnected, and the request did not ask to continue without it.",
     "cancelled": "The turn was cancelled.",
     "handed_over": "Another worker continues the turn.",
     "server_stopping": "The worker stopped, and this turn was not stored, so it cannot be resumed.",
+    "storage_unavailable": "The worker lost the database, and this turn was not stored, so it cannot be resumed.",
 }
 _POLL_SECONDS = 2.0
 _CANNOT_ASK = "This call needs a person's answer, and a turn that is not stored cannot wait for one."

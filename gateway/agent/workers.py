@@ -53,7 +53,7 @@ class WorkerHeartbeat:
         while True:
             self._look.clear()
             if loop.time() - self._seen_at > self._silent:
-                self._abandoned += await self._runner.hand_over(StorageUnavailable.code)
+                self._abandoned += await self._runner.hand_over("storage_unavailable")
             try:
                 await self._beat()
                 await self._release()

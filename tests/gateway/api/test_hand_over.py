@@ -33,7 +33,7 @@ def text_of(body: Any) -> str:
 
 async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
     """Do what a worker does that could not write its heartbeats for too long, and lives."""
-    turn_ids = await gateway.state.turn_service._runner.hand_over(StorageUnavailable.code)
+    turn_ids = await gateway.state.turn_service._runner.hand_over("storage_unavailable")
     await gateway.state.turns.release(gateway.state.turn_service._runner._config.worker_id, turn_ids)
     for turn_id in turn_ids:
         gateway.state.bus.publish(BusMessage("orphan", turn_id))
@@ -96,6 +96,19 @@ async def test_wait_ends_when_the_database_stays_away_after_a_hand_over(
     await miss_heartbeats(workers[0])
     reply = await asking
     assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+
+
+@pytest.mark.parametrize("code", ["storage_unavailable", "server_stopping"])
+async def test_turn_that_is_not_stored_ends_with_the_reason(
+    workers: list[Gateway], slow_simulator: Simulator, code: str
+) -> None:
+    asking = await ask(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False})
+    if code == "storage_unavailable":
+        await miss_heartbeats(workers[0])
+    else:
+        await workers[0].state.stop(0)
+    reply = await asking
+    assert (reply.status, reply.body["error"]["code"]) == (503, code)
 
 
 async def test_repeated_request_says_that_the_events_are_no_longer_stored(
