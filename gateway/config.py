@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway_runtime.errors import ConfigError
@@ -160,7 +161,7 @@ class Settings(BaseSettings):
 
     @field_validator("cors_origins", "model_fallbacks", "jwt_algorithms", "tools_deny", "trusted_hosts", mode="before")
     @classmethod
-    def _split_commas(cls, value: Any) -> Any:
+    def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("gateway_parent_fd", mode="before")
@@ -387,6 +388,6 @@ def _is_placeholder(secret: str) -> bool:
     return _PLACEHOLDER.fullmatch(secret.strip()) is not None
 
 
-def _format_problem(problem: Any) -> str:
+def _format_problem(problem: ErrorDetails) -> str:
     said = problem["msg"].removeprefix("Value error, ")
     return f"{str(problem['loc'][0]).upper()}: {said}" if problem["loc"] else said

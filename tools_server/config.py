@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
 
     @field_validator("tools_server_allowed_hosts", "tools_server_allowed_origins", mode="before")
     @classmethod
-    def _split_commas(cls, value: Any) -> Any:
+    def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("tools_server_secret")
@@ -91,7 +92,7 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _validate_log_level(cls, value: Any) -> Any:
+    def _validate_log_level(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
     @field_validator("database_url")
@@ -209,6 +210,6 @@ def list_renamed_settings() -> list[RenamedSetting]:
     return find_renamed_settings(RENAMED_SETTINGS)
 
 
-def _format_problem(problem: Any) -> str:
+def _format_problem(problem: ErrorDetails) -> str:
     name = f"{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
     return f"{name}{problem['msg'].removeprefix('Value error, ')}"

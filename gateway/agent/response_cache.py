@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable
+from typing import cast
 
 import msgspec
 
@@ -21,7 +22,7 @@ from gateway.domain.events import (
     ToolCallStarted,
     ToolFinished,
 )
-from gateway.domain.messages import CachedAnswer, JsonObject, Message, ToolSpec, Usage
+from gateway.domain.messages import CachedAnswer, Message, ToolSpec, Usage
 from gateway.ports.store import ResponseCache
 from gateway.ports.turns import EventEmitter
 
@@ -81,7 +82,7 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
 
 
 def _failed_in_part(batch: ToolFinished) -> bool:
-    told: JsonObject = batch.structured or {}
+    told = cast("JsonObject", batch.structured or {})
     return any(result["outcome"] != "ok" for result in told.get("results", ()))
 
 

@@ -1,6 +1,6 @@
 """Folds events into messages. The loop asks the model with what is folded here, and the same fold is stored."""
 
-from typing import assert_never
+from typing import assert_never, cast
 
 import msgspec
 
@@ -65,7 +65,7 @@ class Transcript:
                 step = self._call_steps[event.call_id]
                 step.results[event.call_id] = event
                 if step.calls[event.call_id].tool == FIND_TOOLS:
-                    found: JsonObject = event.structured or {}
+                    found = cast("JsonObject", event.structured or {})
                     self.loaded |= dict.fromkeys(found.get("loaded", ()))
             case e.StepCompleted():
                 self._step(event.step).completed = event

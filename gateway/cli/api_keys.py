@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 import typer
@@ -98,7 +98,7 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="Prefix of the key, as
     print(f"{prefix} is revoked.")
 
 
-def _validate_key(**values: Any) -> None:
+def _validate_key(**values: object) -> None:
     """Raises:
     ConfigError: the HTTP API would refuse such a key. A line for each option.
     """

@@ -5,9 +5,12 @@ import json
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, TextIO
+from contextlib import AbstractAsyncContextManager
+from typing import TextIO
 
 import aiohttp
+
+from gateway.domain.messages import JsonObject
 
 _DIM, _RED, _RESET = "\033[2m", "\033[31m", "\033[0m"
 
@@ -72,7 +75,9 @@ class ChatTerminal:
         finally:
             self._end_line()
 
-    async def _print_stream(self, session: aiohttp.ClientSession, request: Any) -> str | None:
+    async def _print_stream(
+        self, session: aiohttp.ClientSession, request: AbstractAsyncContextManager[aiohttp.ClientResponse]
+    ) -> str | None:
         """Print a stream to its end; return the path where it continues if the turn waited for an answer."""
         last = 0
         async with request as response:
@@ -88,8 +93,8 @@ class ChatTerminal:
                     await self._answer_question(session, f"{turn}/input", event)
         return None
 
-    async def _answer_question(self, session: aiohttp.ClientSession, path: str, question: dict[str, Any]) -> None:
-        answer: dict[str, Any] = {"action": "decline"}
+    async def _answer_question(self, session: aiohttp.ClientSession, path: str, question: JsonObject) -> None:
+        answer: JsonObject = {"action": "decline"}
         if self._read_line is None:
             self._print_note("? declined: this is not an interactive terminal")
         else:
@@ -100,7 +105,7 @@ class ChatTerminal:
                 if response.status == 422 and self._read_line is not None:
                     await self._answer_question(session, path, question)
 
-    def _print_event(self, event: dict[str, Any]) -> None:
+    def _print_event(self, event: JsonObject) -> None:
         match event.get("type"):
             case "turn.started":
                 self._conversation = event["conversation_id"] or self._conversation
@@ -140,7 +145,7 @@ class ChatTerminal:
             self._write_text("\n")
 
 
-async def _iterate_events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[int | None, dict[str, Any]]]:
+async def _iterate_events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[int | None, JsonObject]]:
     """Yield the number and the JSON of each frame, until `[DONE]`."""
     number = None
     async for line in lines:
@@ -151,14 +156,14 @@ async def _iterate_events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[i
             number = None
 
 
-def _read_answer(question: dict[str, Any], read_line: Callable[[str], str]) -> dict[str, Any]:
+def _read_answer(question: JsonObject, read_line: Callable[[str], str]) -> JsonObject:
     """Read yes or no for an approval or a page to visit, and a line for each field of a question."""
     if question["kind"] != "question":
         yes = read_line("  [y/N] ").strip().lower() in ("y", "yes")
         return {"action": "accept", "content": {}} if yes else {"action": "decline"}
-    content: dict[str, Any] = {}
-    schema: dict[str, Any] = question["schema"] or {}
-    fields: dict[str, dict[str, Any]] = schema.get("properties", {})
+    content: JsonObject = {}
+    schema: JsonObject = question["schema"] or {}
+    fields: dict[str, JsonObject] = schema.get("properties", {})
     for name, field in fields.items():
         line = read_line(f"  {field.get('title') or name} (empty: decline): ").strip()
         if not line:
@@ -167,7 +172,7 @@ def _read_answer(question: dict[str, Any], read_line: Callable[[str], str]) -> d
     return {"action": "accept", "content": content}
 
 
-def _parse_value(line: str, schema: dict[str, Any]) -> Any:
+def _parse_value(line: str, schema: JsonObject) -> object:
     if schema.get("type", "string") == "string":
         return line
     try:
@@ -184,7 +189,7 @@ def _format_error(status: int, body: str) -> str:
         return f"The gateway answered with status {status}."
 
 
-def _join_text(content: list[dict[str, Any]]) -> str:
+def _join_text(content: list[JsonObject]) -> str:
     return " ".join(str(block.get("text", f"[{block.get('type')}]")) for block in content)
 
 

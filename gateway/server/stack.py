@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Mapping
-from typing import Any
 
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
@@ -106,7 +105,7 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
     ]
 
 
-async def _supervise(supervisor: Supervisor, report: Coroutine[Any, Any, None]) -> int:
+async def _supervise(supervisor: Supervisor, report: Coroutine[None, None, None]) -> int:
     supervisor.spawn_task(report)
     return await supervisor.run()
 

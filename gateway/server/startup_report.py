@@ -5,9 +5,9 @@ import json
 import ssl
 import sys
 import time
-from typing import Any
 
 from gateway.config import Settings
+from gateway.domain.messages import JsonObject
 from gateway.server.supervisor import print_line
 from gateway_runtime import tls
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
@@ -84,13 +84,13 @@ async def _wait_until_ready(host: str, port: int, context: ssl.SSLContext | None
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _list_problems(response: dict[str, Any]) -> list[str]:
+def _list_problems(response: JsonObject) -> list[str]:
     checks = [f"{name}: {response[name]['reason']}" for name in ("database", "model") if not response[name]["ok"]]
     unavailable = [server for server in response["mcp_servers"] if server["state"] not in ("up", "disabled")]
     return checks + [f"MCP server {server['name']}: {server['reason'] or server['state']}" for server in unavailable]
 
 
-async def _get_ready(host: str, port: int, context: ssl.SSLContext | None) -> dict[str, Any] | None:
+async def _get_ready(host: str, port: int, context: ssl.SSLContext | None) -> JsonObject | None:
     try:
         async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)

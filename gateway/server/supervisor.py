@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TextIO
 
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from gateway_runtime.parent_watchdog import READY
@@ -106,7 +106,7 @@ class Supervisor:
             await self._stop_all()
         return self._exit_code
 
-    def spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn_task(self, work: Coroutine[None, None, None]) -> None:
         """Run something beside the processes; it is cancelled when they are stopped."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
