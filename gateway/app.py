@@ -35,7 +35,7 @@ from gateway.api.security.authentication import Authenticator
 from gateway.api.security.middleware import SecurityMiddleware
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.redaction import Redactor, load_rules
-from gateway.config import ConfigError, Settings
+from gateway.config import ConfigError, Settings, Timeouts
 from gateway.domain.messages import BusMessage
 from gateway.llm.catalog import Catalog
 from gateway.llm.client import OpenAICompatibleModel
@@ -66,11 +66,14 @@ from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
 
 _SHOWN = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
-_CONNECT_SECONDS = 1.0
-"""How long the first requests wait for MCP servers at the start."""
 
 
-def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]] | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+    until_served: Callable[[], Awaitable[None]] | None = None,
+) -> FastAPI:
     """The gateway's ASGI application. Its lifespan connects and disconnects everything.
 
     `settings` must name a database and a model's server: the embedded ones are the caller's to start. When everything
@@ -87,7 +90,7 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with build_gateway(settings, servers, app.state):
+        async with build_gateway(settings, servers, timeouts, app.state):
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
             gc.set_threshold(10_000, 50, 50)
@@ -102,7 +105,7 @@ def create_app(settings: Settings, *, until_served: Callable[[], Awaitable[None]
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout_seconds=timeouts.body)
     app.add_middleware(SecurityMiddleware, settings=settings)
     app.add_middleware(errors.ServerErrorMiddleware)
     if settings.cors_origins:
@@ -167,20 +170,29 @@ class Tools:
 
 
 @asynccontextmanager
-async def build_gateway(settings: Settings, servers: list[ServerConfig], state: State) -> AsyncGenerator[None]:
+async def build_gateway(
+    settings: Settings, servers: list[ServerConfig], timeouts: Timeouts, state: State
+) -> AsyncGenerator[None]:
     """Start every part and put into `state` what `api/deps.py` takes from there; stop them in the opposite order."""
     tasks = TaskRegistry()
     worker_id = uuid7()
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(build_store(settings, worker_id, tasks))
+        store = await stack.enter_async_context(build_store(settings, timeouts, worker_id, tasks))
         llm = await stack.enter_async_context(build_llm(settings, tasks))
         tools = await stack.enter_async_context(build_tools(settings, servers, store, tasks))
-        auth = Authenticator(settings, store.keys, store.audit)
+        auth = Authenticator(
+            settings,
+            store.keys,
+            store.audit,
+            key_cache_seconds=timeouts.key_cache,
+            key_poll_seconds=timeouts.key_poll,
+        )
         stack.push_async_callback(auth.stop)
         store.bus.subscribe("keys", auth.on_keys_changed)
         rates = RateLimiter(settings)
         stack.push_async_callback(rates.close)
-        turn_service = await stack.enter_async_context(build_agent(settings, worker_id, store, llm, tools, tasks))
+        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, tasks)
+        turn_service = await stack.enter_async_context(agent)
         mcp = McpEndpoint(settings, turn_service, tools.guarded, worker_id, store.database.dsn)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.run_sessions())
@@ -229,13 +241,20 @@ async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: floa
 
 
 @asynccontextmanager
-async def build_store(settings: Settings, worker_id: UUID, tasks: TaskRegistry) -> AsyncGenerator[Store]:
+async def build_store(
+    settings: Settings, timeouts: Timeouts, worker_id: UUID, tasks: TaskRegistry
+) -> AsyncGenerator[Store]:
     """Open the database and start the journal's writer. On exit the journal writes what still waits."""
     assert settings.postgres_url is not None
     database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
     redactor = load_rules(settings.redaction_rules)
-    flush_seconds = settings.journal_flush_ms / 1000
-    journal = PostgresJournal(database.dsn, worker_id, flush_seconds=flush_seconds, redactor=redactor)
+    journal = PostgresJournal(
+        database.dsn,
+        worker_id,
+        flush_seconds=settings.journal_flush_ms / 1000,
+        timeout_seconds=timeouts.journal,
+        redactor=redactor,
+    )
     cipher = cipher_from_settings(settings)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
@@ -293,10 +312,16 @@ async def build_tools(
 
 @asynccontextmanager
 async def build_agent(
-    settings: Settings, worker_id: UUID, store: Store, llm: Llm, tools: Tools, tasks: TaskRegistry
+    settings: Settings,
+    timeouts: Timeouts,
+    worker_id: UUID,
+    store: Store,
+    llm: Llm,
+    tools: Tools,
+    tasks: TaskRegistry,
 ) -> AsyncGenerator[TurnService]:
     """Start what runs turns. On exit the turns that still run are left to other workers."""
-    runner = _runner(settings, worker_id, store, llm, tools)
+    runner = _runner(settings, timeouts, worker_id, store, llm, tools)
     subscriptions = TurnSubscriptions(runner, store.turns, store.bus)
     service = TurnService(
         settings,
@@ -308,8 +333,9 @@ async def build_agent(
         bus=store.bus,
     )
     interval = settings.heartbeat_seconds
+    silent = settings.heartbeat_timeout_seconds or 4 * interval
     heartbeat = WorkerHeartbeat(
-        runner, store.turns, store.turns, store.inputs, worker_id, interval=interval, silent=4 * interval
+        runner, store.turns, store.turns, store.inputs, worker_id, interval=interval, silent=silent
     )
     store.bus.subscribe("cancel", runner.on_cancel)
     store.bus.subscribe("watch", runner.on_watch)
@@ -322,7 +348,7 @@ async def build_agent(
     async with AsyncExitStack() as stack:
         _supervise(store.bus.task, tasks, stack)
         stack.push_async_callback(subscriptions.stop)
-        await tools.toolbox.wait_until_connected(_CONNECT_SECONDS)
+        await tools.toolbox.wait_until_connected(timeouts.mcp_connect)
         heartbeat.task.start()
         tasks.add(heartbeat.task)
         _supervise(retention, tasks, stack)
@@ -337,7 +363,7 @@ def _supervise(task: SupervisedTask, tasks: TaskRegistry, stack: AsyncExitStack)
     stack.push_async_callback(task.stop)
 
 
-def _runner(settings: Settings, worker_id: UUID, store: Store, llm: Llm, tools: Tools) -> Runner:
+def _runner(settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Store, llm: Llm, tools: Tools) -> Runner:
     config = RunnerConfig(
         worker_id=worker_id,
         system_prompt=settings.agent_system_prompt,
@@ -365,7 +391,7 @@ def _runner(settings: Settings, worker_id: UUID, store: Store, llm: Llm, tools: 
         storage,
         models=llm.catalog,
         toolbox=tools.guarded,
-        budgets=Budgets(store.usage, budget_of_users(settings)),
+        budgets=Budgets(store.usage, budget_of_users(settings), wait_seconds=timeouts.budget_wait),
     )
 
 
@@ -395,7 +421,7 @@ def _upstream(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
     if settings.redis_url is not None:
         from gateway.llm.rate_limit.redis import RedisLimits
 
-        shared = RedisLimits(settings.redis_url.get_secret_value(), key)
+        shared = RedisLimits(settings.redis_url.get_secret_value(), key, timeout_seconds=settings.redis_timeout_seconds)
     limiter = Limiter(shared=shared)
     idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
     recorder = Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None

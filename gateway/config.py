@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -39,6 +40,24 @@ RENAMED_SETTINGS = {
     "GATEWAY_LIFELINE": "GATEWAY_PARENT_FD",
 }
 """Old environment names, which are still accepted, and the names that replace them."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Timeouts and intervals that no setting changes, in seconds. Tests pass others."""
+
+    body: float = 60.0
+    """A request's body must have arrived."""
+    budget_wait: float = 30.0
+    """A step waits for budget that other steps have reserved."""
+    journal: float = 5.0
+    """A turn's start must be committed, or the turn does not begin."""
+    key_cache: float = 5.0
+    """A stored API key is looked up again."""
+    key_poll: float = 15.0
+    """Open requests are checked for API keys that have expired."""
+    mcp_connect: float = 1.0
+    """The start waits for MCP servers to connect."""
 
 
 class Settings(BaseSettings):
@@ -83,6 +102,7 @@ class Settings(BaseSettings):
     rate_limit_mcp_requests: int | None = Field(default=None, ge=1)
     rate_limit_streams: int = Field(default=500, ge=1)
     redis_url: SecretStr | None = None
+    redis_timeout_seconds: float = Field(default=0.5, gt=0, le=60)
     budget_tokens_per_day: int | None = Field(default=None, ge=0)
     budget_tokens_per_month: int | None = Field(default=None, ge=0)
     budget_usd_per_day: float | None = Field(default=None, ge=0)
@@ -102,6 +122,7 @@ class Settings(BaseSettings):
     journal_retention_days: float = Field(default=30.0, gt=0)
     input_expiry_days: float = Field(default=7.0, gt=0)
     heartbeat_seconds: float = Field(default=2.0, gt=0, le=60)
+    heartbeat_timeout_seconds: float | None = Field(default=None, gt=0, le=600)
 
     groq_api_key: SecretStr | None = None
     groq_base_url: str = "https://api.groq.com"

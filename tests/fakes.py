@@ -44,7 +44,7 @@ class GatedToolbox:
         self._gate(name).set()
 
     async def until_started(self, *names: str) -> None:
-        async with asyncio.timeout(5), self._changed:
+        async with asyncio.timeout(30), self._changed:
             await self._changed.wait_for(lambda: set(names) <= set(self.started))
 
     def specs(self) -> tuple[ToolSpec, ...]:

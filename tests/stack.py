@@ -1,33 +1,23 @@
 """The parts of a running gateway, in this process and its event loop, on ports that the system picks."""
 
-import asyncio
-import gc
 import json
+import random
 import socket
 from asyncio import create_task, sleep, wait
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import aiohttp
 import asyncpg
-import mcp.server.mcpserver.tools.base as mcp_tools
 import uvicorn
-from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata, func_metadata
 from pydantic import SecretStr
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.util import LRUCache
 from starlette.datastructures import State
 
-import gateway.app
-import gateway.store.database
-import tools_server.tasks.store
 from gateway.api.http.protocol import HttpProtocol
 from gateway.app import create_app
-from gateway.config import Settings
+from gateway.config import Settings, Timeouts
 from gateway.simulator import Simulator
 from tools_server.config import Settings as ToolsSettings
 from tools_server.server import create_app as create_tools_app
@@ -38,61 +28,23 @@ SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
 
 
+TIMEOUTS = Timeouts(journal=30.0, mcp_connect=30.0)
+"""Long enough for a stalled machine, where the defaults fit a gateway in production."""
+
+
+_PORTS = range(10_000, 32_000)
+"""Below what Linux and macOS give to outgoing connections: one of those would take a port before its server does."""
+_next_port = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
+
+
 def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class _Prompt:
-    """asyncio with short naps: uvicorn looks whether to stop ten times a second, and a run starts 500 servers."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(asyncio, name)
-
-    @staticmethod
-    async def sleep(seconds: float) -> None:
-        await asyncio.sleep(min(seconds, 0.005))
-
-
-uvicorn.server.asyncio = _Prompt()  # type: ignore[assignment]
-
-
-class _LetGo:
-    """`gc` for gateways of the tests: a process freezes what lives as long as itself, and a run starts a thousand."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(gc, name)
-
-    def collect(self) -> None: ...
-
-    def freeze(self) -> None: ...
-
-
-gateway.app.gc = _LetGo()  # type: ignore[assignment]
-
-_known: dict[Any, FuncMetadata] = {}
-
-
-def _describe_once(
-    func: Callable[..., Any], skip_names: Sequence[str] = (), structured_output: bool | None = None
-) -> FuncMetadata:
-    """What the SDK makes of a tool's signature, which is the same for each of the thousand tool servers of a run."""
-    signature = [repr(getattr(func, name, None)) for name in ("__annotations__", "__defaults__", "__kwdefaults__")]
-    key = (getattr(func, "__code__", func), *signature, *skip_names, structured_output)
-    if key not in _known:
-        _known[key] = func_metadata(func, skip_names, structured_output)
-    return _known[key]
-
-
-mcp_tools.func_metadata = _describe_once
-
-_compiled: dict[str, Any] = {"compiled_cache": LRUCache(2_000)}
-for module in (gateway.store.database, tools_server.tasks.store):
-    module.create_async_engine = partial(create_async_engine, execution_options=_compiled)  # type: ignore[attr-defined]
-# All engines of a run speak to one Postgres: what one has compiled, another need not.
-PGDialect_asyncpg.__hash__ = lambda self: hash(self._json_serializer)  # type: ignore[attr-defined,method-assign]
-PGDialect_asyncpg.__eq__ = lambda self, other: self._json_serializer is getattr(other, "_json_serializer", 0)  # type: ignore
+    """A port that nothing uses now, and nothing else in this process gets."""
+    for port in _next_port:
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class _Given:
@@ -118,12 +70,12 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_asgi(app: Any, port: int = 0) -> AsyncGenerator[str]:
+async def serve_asgi(app: Any, port: int = 0, http: type[HttpProtocol] = HttpProtocol) -> AsyncGenerator[str]:
     """Serve an ASGI application over real HTTP; yields its address."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, http=HttpProtocol)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1, http=http)
     server = _Server(config)
     serving = create_task(server.serve(sockets=[listener]))
     while not server.started:
@@ -133,7 +85,7 @@ async def serve_asgi(app: Any, port: int = 0) -> AsyncGenerator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        await wait([serving], timeout=5)
+        await wait([serving], timeout=30)
 
 
 @asynccontextmanager
@@ -270,7 +222,14 @@ ServeStanding = Callable[..., Awaitable[Gateway]]
 
 @asynccontextmanager
 async def serve_gateway(
-    database_url: str, simulator: Simulator, tools_url: str | None, *, port: int = 0, **settings: Any
+    database_url: str,
+    simulator: Simulator,
+    tools_url: str | None,
+    *,
+    port: int = 0,
+    timeouts: Timeouts = TIMEOUTS,
+    http: type[HttpProtocol] = HttpProtocol,
+    **settings: Any,
 ) -> AsyncGenerator[Gateway]:
     """The real gateway over real HTTP, connected to the given parts."""
     complete = _GatewaySettings(
@@ -280,11 +239,11 @@ async def serve_gateway(
         groq_simulated=True,
         mcp_server_url=tools_url or "http://127.0.0.1:9/mcp",
         tools_server_secret=SecretStr(SECRET),
-        **{"model_retry_delay": 0.01, **settings},
+        **{"model_retry_delay": 0.01, "heartbeat_timeout_seconds": 60.0, **settings},
     )
-    app = create_app(complete)
+    app = create_app(complete, timeouts=timeouts)
     timeout = aiohttp.ClientTimeout(total=60)
-    async with serve_asgi(app, port) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
+    async with serve_asgi(app, port, http) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
         yield Gateway(base_url, session, app.state, simulator)
 
 

@@ -20,9 +20,6 @@ from gateway.ports.turns import TurnSpending
 
 log = get_logger(__name__)
 
-_TIMEOUT_SECONDS = 30.0
-_POLL_SECONDS = 0.25
-
 
 class _UserLock:
     """Where the steps of an owner wait here, one behind the other, for what runs to leave enough."""
@@ -33,10 +30,18 @@ class _UserLock:
 
 
 class Budgets:
-    """The user's budget is the same for all users; a key may have one of its own. Who has none costs nothing."""
+    """The user's budget is the same for all users; a key may have one of its own. Who has none costs nothing.
 
-    def __init__(self, ledger: BudgetRepository, of_user: Budget) -> None:
+    A step waits at most `wait_seconds` for budget that others have reserved, and checks every `poll_seconds`: steps of
+    other workers send no event.
+    """
+
+    def __init__(
+        self, ledger: BudgetRepository, of_user: Budget, *, wait_seconds: float = 30.0, poll_seconds: float = 0.25
+    ) -> None:
         self._ledger = ledger
+        self._wait_seconds = wait_seconds
+        self._poll_seconds = poll_seconds
         self._of_user = of_user if of_user != Budget() else None
         self._gates: WeakValueDictionary[str, _UserLock] = WeakValueDictionary()
 
@@ -62,10 +67,10 @@ class Budgets:
         hold = BudgetReservation(turn.id, turn.tokens, turn.usd, tokens, usd)
         gate = self._gates.setdefault(turn.principal.user, _UserLock())
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS), gate.turnstile:
+            async with asyncio.timeout(self._wait_seconds), gate.turnstile:
                 while not await self._held(turn.principal, hold):
                     gate.settled.clear()
-                    await wait_or_poll(gate.settled, _POLL_SECONDS)
+                    await wait_or_poll(gate.settled, self._poll_seconds)
         except TimeoutError:
             message = "What is left of the budget is set aside for model calls that run now. Try again shortly."
             raise BudgetExceeded(message, retry_after=1) from None

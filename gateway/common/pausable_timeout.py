@@ -28,6 +28,10 @@ class PausableTimeout:
     def has_expired(self) -> bool:
         return self._timeout.expired()
 
+    @property
+    def is_paused(self) -> bool:
+        return self._pauses > 0
+
     @contextmanager
     def pause_timeout(self) -> Generator[None]:
         """Pause the timeout inside the block, from any task; pauses may overlap."""

@@ -25,13 +25,21 @@ class RedisUnavailable(Exception):
 
 
 class SharedRedis:
-    """A Redis client with a shared backoff: after a failed call, no call is made for `BACKOFF_SECONDS`."""
+    """A Redis client with a shared backoff: after a failed call, no call is made for `backoff_seconds`."""
 
-    def __init__(self, client: "Redis") -> None:
+    def __init__(
+        self,
+        client: "Redis",
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        backoff_seconds: float = BACKOFF_SECONDS,
+    ) -> None:
         from limits.errors import StorageError  # in which that library wraps those of Redis
         from redis.exceptions import RedisError
 
         self.client = client
+        self._timeout_seconds = timeout_seconds
+        self._backoff_seconds = backoff_seconds
         self._errors = (StorageError, RedisError, OSError, TimeoutError)
         self._retry_at = 0.0
         self._error = ""
@@ -40,22 +48,22 @@ class SharedRedis:
     async def call_redis(
         self, feature: str, operation: Callable[[], Awaitable[T]], *, ignore_backoff: bool = False
     ) -> T:
-        """Run one operation on Redis, for at most `TIMEOUT_SECONDS`.
+        """Run one operation on Redis, for at most `timeout_seconds`.
 
         `feature` names in the log what works without Redis meanwhile. With `ignore_backoff`, Redis is called even if it
         did not answer a moment ago: for work that no request waits for.
 
         Raises:
-            RedisUnavailable: Redis did not answer, or did not within the last `BACKOFF_SECONDS`.
+            RedisUnavailable: Redis did not answer, or did not within the last `backoff_seconds`.
         """
         if not ignore_backoff and time.monotonic() < self._retry_at:
             self._log_degraded(feature)
             raise RedisUnavailable
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._timeout_seconds):
                 answer = await operation()
         except self._errors as error:
-            self._retry_at = time.monotonic() + BACKOFF_SECONDS
+            self._retry_at = time.monotonic() + self._backoff_seconds
             self._error = type(error).__name__
             self._log_degraded(feature)
             raise RedisUnavailable from error
@@ -68,4 +76,4 @@ class SharedRedis:
     def _log_degraded(self, feature: str) -> None:
         if feature not in self._degraded_features:
             self._degraded_features.add(feature)
-            log.warning(f"{feature}_without_redis", error=self._error, seconds=BACKOFF_SECONDS)
+            log.warning(f"{feature}_without_redis", error=self._error, seconds=self._backoff_seconds)

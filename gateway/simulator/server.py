@@ -48,8 +48,21 @@ class Simulator:
         self.replayed = 0
         self._recordings = Recordings(settings.replay) if settings.replay is not None else None
         self._changed = asyncio.Condition()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
 
-    async def wait_until(self, condition: Callable[["Simulator"], bool], seconds: float = 5.0) -> None:
+    def pause_streams(self) -> None:
+        """Send no further chunk of any stream until `resume_streams`."""
+        self._flowing.clear()
+
+    def resume_streams(self) -> None:
+        self._flowing.set()
+
+    async def flowing(self) -> None:
+        """Return while streams are not paused."""
+        await self._flowing.wait()
+
+    async def wait_until(self, condition: Callable[["Simulator"], bool], seconds: float = 30.0) -> None:
         """Return once the condition holds.
 
         Raises:
@@ -189,6 +202,7 @@ class _PacedStream(Response):
                 yield frame_
             yield b"".join(chunks[start : start + burst])
             await asyncio.sleep(pause)
+            await self._simulator.flowing()
         yield b"data: [DONE]\n\n"
 
     async def _apply_faults(self, sent: int) -> AsyncGenerator[bytes]:

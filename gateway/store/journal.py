@@ -72,7 +72,7 @@ class PostgresJournal(Journal):
 
     `flush_seconds` is the longest that a delta stays only in memory. `max_bytes` bounds what may wait while the
     database is unavailable: beyond it `is_backlogged` is true, and turns wait in `wait_for_capacity()`. `begin` fails
-    after `patience` seconds.
+    after `timeout_seconds`.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class PostgresJournal(Journal):
         worker_id: UUID,
         *,
         flush_seconds: float = 0.05,
-        patience: float = 5.0,
+        timeout_seconds: float = 5.0,
         max_bytes: int = 32 * 1024 * 1024,
         redactor: Redactor | None = None,
     ) -> None:
         self._dsn = dsn
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
-        self._patience = patience
+        self._timeout_seconds = timeout_seconds
         self._redactor = redactor or Redactor()
         self._unredacted: dict[UUID, list[JournalEntry]] = {}
         self._is_unavailable = False
@@ -120,7 +120,7 @@ class PostgresJournal(Journal):
         turn = redaction.record(turn, self._redactor) if self._redactor else turn
         write = self._submit(log, statements.begin_row(turn, self._worker_id))
         try:
-            await asyncio.wait_for(asyncio.shield(write.done), self._patience)
+            await asyncio.wait_for(asyncio.shield(write.done), self._timeout_seconds)
         except TimeoutError:
             self._withdraw(write)
             raise StorageUnavailable from None

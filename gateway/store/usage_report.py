@@ -11,7 +11,7 @@ from gateway.domain.errors import Overloaded
 from gateway.store.database import Database
 
 Group = Literal["day", "model", "user", "key", "conversation"]
-MOST_GROUPS = 10_000
+MAX_GROUPS = 10_000
 _QUERY_CANCELED = "57014"
 _COLUMNS: dict[Group, str] = {
     "day": "(used.at AT TIME ZONE 'UTC')::date",
@@ -73,9 +73,11 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class UsageReports:
-    """Sums over the turns that ended in a range of time. No query runs longer than `seconds`."""
+    """Sums over the turns that ended in a range of time. No query runs longer than `seconds`, or tells of more
+    than `max_groups` groups."""
 
-    def __init__(self, database: Database, *, seconds: float = 20.0) -> None:
+    def __init__(self, database: Database, *, seconds: float = 20.0, max_groups: int = MAX_GROUPS) -> None:
+        self.max_groups = max_groups
         self._database = database
         self._seconds = seconds
 
@@ -84,12 +86,14 @@ class UsageReports:
     ) -> tuple[list[tuple[dict[Group, Any], Figures]], Figures]:
         """For each group of an owner's turns, or of everyone's, in order, and for all together.
 
-        At most `MOST_GROUPS` and one more, which tells that there are others.
+        At most `max_groups` and one more, which tells that there are others.
 
         Raises:
             Overloaded: they are too many to be added up in time.
         """
-        values = {"since": since, "until": until, "most": MOST_GROUPS + 2} | ({} if owner is None else {"owner": owner})
+        values = {"since": since, "until": until, "most": self.max_groups + 2} | (
+            {} if owner is None else {"owner": owner}
+        )
         rows = await self._rows(added_up(groups, of_owner=owner is not None), values)
         width = len(groups)
         total, *parts = [(dict(zip(groups, row[:width], strict=True)), _figures(row[width + 1 :])) for row in rows]

@@ -75,7 +75,7 @@ class MemoryGrants:
 async def sign_in(toolbox: McpToolbox, url: str) -> None:
     """What a person's browser does."""
     ticket = parse_qs(urlsplit(url).query)["ticket"][0]
-    async with httpx2.AsyncClient() as browser:
+    async with httpx2.AsyncClient(timeout=30) as browser:
         answer = await browser.get(await toolbox.sign_in.begin(ticket))
     back = parse_qs(urlsplit(answer.headers["Location"]).query)
     await toolbox.sign_in.finish(ticket, {name: values[0] for name, values in back.items()})

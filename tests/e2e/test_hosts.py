@@ -26,7 +26,7 @@ async def test_mcp_remote_carries_a_stdio_host_to_the_gateway_and_the_tool_serve
             args=[str(NODE / "node_modules" / ".bin" / "mcp-remote"), url, "--silent"],
             env={"MCP_REMOTE_CONFIG_DIR": str(tmp_path), "PATH": os.environ["PATH"]},
         )
-        async with asyncio.timeout(30), Client(remote) as client:
+        async with asyncio.timeout(90), Client(remote) as client:
             assert tool in {each.name for each in (await client.list_tools()).tools}
             result = await client.call_tool("calculator", {"expression": "5*9"})
             assert result.structured_content == {"expression": "5*9", "result": 45}
@@ -53,7 +53,7 @@ async def test_bundle_is_valid_and_what_is_in_it_runs() -> None:
             cwd=place / "unpacked",
             env={"GATEWAY_DATA_DIR": str(place / "data"), "TAVILY_API_KEY": "", "PATH": os.environ["PATH"]},
         )
-        async with asyncio.timeout(40), Client(server) as client:
+        async with asyncio.timeout(90), Client(server) as client:
             told = {tool.name for tool in (await client.list_tools()).tools}
             assert told == {tool["name"] for tool in manifest["tools"]}
             while (await client.call_tool("list_tasks", {})).is_error:

@@ -31,7 +31,7 @@ async def inspect(*arguments: str) -> Any:
         str(INSPECTOR), "--cli", "-q", "--format", "json", *arguments,
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     return json.loads(out)["result"]

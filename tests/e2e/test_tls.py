@@ -49,6 +49,6 @@ async def test_https_answers_and_streams_and_plain_http_gets_nothing(directory: 
         with pytest.raises(ChatError, match="is not trusted: self-signed certificate"):
             await stranger.send_prompt("Hello")
         spoken = subprocess.run(
-            command("chat", "What is 6*7?"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30
+            command("chat", "What is 6*7?"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=90
         )
         assert "42" in spoken.stdout, spoken.stderr

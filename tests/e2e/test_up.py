@@ -6,17 +6,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.e2e.up import ROOT, Up, clean_environment, command, free_port, running_up
+from tests.e2e.up import ROOT, START_SECONDS, Up, clean_environment, command, free_port, running_up
+from tests.eventually import eventually
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the stack's processes in /proc")
 
@@ -94,12 +94,12 @@ async def test_readme_walk_calculates_keeps_tasks_and_logs_all_turns(running: Ru
     assert (await up.rows("SELECT prompt FROM chat_logs ORDER BY id DESC"))[:3] == walked
 
     asking = [*command("chat", "What is 6*7?")]
-    spoken = subprocess.run(asking, cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30)
+    spoken = subprocess.run(asking, cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=90)
     assert spoken.returncode == 0, spoken.stderr
     assert "42" in spoken.stdout
     assert 'calculator {"expression": "6*7"}' in spoken.stderr
     talked = subprocess.run(
-        command("chat"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=30,
+        command("chat"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=90,
         input="My name is Ada\nWhat is my name?\n",
     )  # fmt: skip
     assert "Your name is Ada." in talked.stdout
@@ -111,7 +111,7 @@ async def test_tool_server_killed_in_mid_call_gives_an_error_and_serves_again_wi
     up = running.up
     gateway_before = up.child("gateway.cli")
     asking = asyncio.create_task(up.chat_stream("search the web for cats"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await running.searched.wait()
     os.kill(up.child("tools_server.cli"), signal.SIGKILL)
     reply = await asking
@@ -130,10 +130,12 @@ async def test_hung_up_client_leaves_a_cancelled_turn_with_its_partial_text(runn
     async with up.stream("count to 5000") as stream:
         await stream.until("text.delta")
         stream.response.close()
-    async with asyncio.timeout(5):
-        query = "SELECT status, response <> '', error->>'code' FROM turns WHERE prompt = 'count to 5000'"
-        while await up.rows(query) != [("cancelled", True, "client_disconnected")]:
-            await asyncio.sleep(0.05)
+    query = "SELECT status, response <> '', error->>'code' FROM turns WHERE prompt = 'count to 5000'"
+
+    async def cancelled() -> bool:
+        return await up.rows(query) == [("cancelled", True, "client_disconnected")]
+
+    await eventually(cancelled)
 
 
 async def test_killed_postgres_comes_back_and_the_next_turn_is_kept(running: Running) -> None:
@@ -141,9 +143,11 @@ async def test_killed_postgres_comes_back_and_the_next_turn_is_kept(running: Run
     await up.chat("Hello")
     pid = int((up.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
     os.kill(pid, signal.SIGKILL)
-    async with asyncio.timeout(20):
-        while (await up.chat("Hello again")).status != 200:
-            await asyncio.sleep(0.1)
+
+    async def answered() -> bool:
+        return (await up.chat("Hello again")).status == 200
+
+    await eventually(answered)
     prompts = [row[0] for row in await up.rows("SELECT prompt FROM turns WHERE status = 'completed'")]
     assert "Hello" in prompts
     assert "Hello again" in prompts
@@ -156,7 +160,6 @@ async def test_sigterm_during_a_stream_tells_it_and_keeps_the_truth(directory: P
         pids = up.descendants()
         async with up.stream("count to 5000") as stream:
             await stream.until("text.delta")
-            started = time.monotonic()
             match whom:
                 case "supervisor":
                     up.process.terminate()
@@ -167,7 +170,6 @@ async def test_sigterm_during_a_stream_tells_it_and_keeps_the_truth(directory: P
             closing = await stream.until("stream.closing")
             assert closing.data["reason"] == "server_stopping"
         assert await up.until_gone() == 0
-        assert time.monotonic() - started < 5
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
         # Neither ended nor lost: the next start, or another worker, goes on with it.
         assert await up.rows("SELECT status, worker_id FROM turns") == [("running", None)]
@@ -178,15 +180,13 @@ async def test_killed_supervisor_leaves_no_child(directory: Path) -> None:
         pids = up.descendants()
         assert len(pids) == 5  # two workers, the tool server, the simulated Groq, Postgres
         up.process.kill()
-        async with asyncio.timeout(8):
-            while [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
 
 
 def fails(*arguments: str, **settings: str) -> tuple[int, str]:
     """The exit code and what was said of a command that ends by itself."""
     ended = subprocess.run(
-        command(*arguments), cwd=ROOT, env=clean_environment(**settings), capture_output=True, text=True, timeout=30
+        command(*arguments), cwd=ROOT, env=clean_environment(**settings), capture_output=True, text=True, timeout=90
     )
     return ended.returncode, ended.stderr
 
@@ -240,7 +240,7 @@ def test_broken_env_file_is_one_clear_line(directory: Path) -> None:
     (directory / ".env").write_text("GATEWAY_PORT=eighty\n")
     ended = subprocess.run(
         [sys.executable, "-m", "gateway.cli", "up"], cwd=directory, env=clean_environment(PYTHONPATH=str(ROOT)),
-        capture_output=True, text=True, timeout=30,
+        capture_output=True, text=True, timeout=90,
     )  # fmt: skip
     assert ended.returncode == 2
     assert ended.stderr.startswith("GATEWAY_PORT: Input should be a valid integer")
@@ -251,14 +251,16 @@ async def test_serve_alone_brings_its_own_database_and_simulated_model(directory
     environment = clean_environment(GATEWAY_DATA_DIR=str(directory), GATEWAY_PORT=str(port))
     process = subprocess.Popen(command("serve"), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     try:
-        async with aiohttp.ClientSession() as session, asyncio.timeout(20):
-            while True:
+        async with aiohttp.ClientSession() as session:
+
+            async def ready() -> dict[str, Any] | None:
                 try:
                     async with session.get(f"http://127.0.0.1:{port}/ready") as response:
-                        assert (await response.json())["simulated"] is True
-                        break
+                        return dict(await response.json())
                 except aiohttp.ClientConnectionError:
-                    await asyncio.sleep(0.05)
+                    return None
+
+            assert (await eventually(ready, timeout_seconds=START_SECONDS))["simulated"] is True  # type: ignore[index]
     finally:
         process.terminate()
-        assert process.wait(8) == 0
+        assert process.wait(30) == 0

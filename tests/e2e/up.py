@@ -1,12 +1,10 @@
 """`agent-gateway up` as a user starts it: real processes, in a directory of their own."""
 
-import asyncio
 import os
 import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,8 +16,11 @@ import asyncpg
 
 from gateway.store.database import plain_dsn
 from gateway_runtime import embedded_postgres
+from tests.eventually import eventually
 from tests.stack import Client, free_port
 
+START_SECONDS = 90.0
+"""For processes to start: on a loaded machine each imports for ten seconds."""
 ROOT = Path(__file__).parent.parent.parent
 KEPT_OUT = (
     "PYTHONDONTWRITEBYTECODE",  # or each process compiles the packages anew, for a second
@@ -94,12 +95,11 @@ class Up(Client):
                 found.append(int(entry.name))
         return found
 
-    async def until_gone(self, seconds: float = 6.0) -> int:
+    async def until_gone(self) -> int:
         """The exit code, once the process has ended."""
-        async with asyncio.timeout(seconds):
-            while (code := self.process.poll()) is None:
-                await asyncio.sleep(0.02)
-        return code
+        await eventually(lambda: self.process.poll() is not None)
+        assert self.process.returncode is not None
+        return self.process.returncode
 
     async def rows(self, query: str) -> list[Any]:
         """What the stack's own database says; started again for this if the stack is down."""
@@ -113,10 +113,11 @@ class Up(Client):
         finally:
             server.stop_if_started_here()
 
-    async def until_ready(self, seconds: float = 15.0) -> None:
-        async with asyncio.timeout(seconds):
-            while (await self.get("/ready")).body["status"] != "ready":
-                await asyncio.sleep(0.05)
+    async def until_ready(self) -> None:
+        async def ready() -> bool:
+            return (await self.get("/ready")).body["status"] == "ready"
+
+        await eventually(ready)
 
 
 @asynccontextmanager
@@ -133,11 +134,12 @@ async def running_up(directory: Path, *, trusted: ssl.SSLContext | None = None, 
             command("up"), cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 30
-        while b"\nTry:" not in output.read_bytes():
+
+        def announced() -> bool:
             assert process.poll() is None, output.read_text()
-            assert time.monotonic() < deadline, output.read_text()
-            await asyncio.sleep(0.02)
+            return b"\nTry:" in output.read_bytes()
+
+        await eventually(announced, timeout_seconds=START_SECONDS)
         timeout = aiohttp.ClientTimeout(total=60)
         connector = aiohttp.TCPConnector(ssl=trusted or True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
@@ -153,4 +155,4 @@ async def running_up(directory: Path, *, trusted: ssl.SSLContext | None = None, 
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(10)
+            process.wait(30)

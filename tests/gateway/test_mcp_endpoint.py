@@ -14,8 +14,8 @@ from mcp.types import ElicitRequestParams, ElicitResult, PromptReference, ToolLi
 from pydantic import SecretStr
 
 from gateway.simulator import Fault, Simulator
+from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import Trial
-from tests.gateway.mcp_client.test_toolbox import until
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 ERAS = ["auto", "legacy"]
@@ -112,9 +112,9 @@ async def test_cancellation_and_progress_go_through(with_trial: Gateway, trial: 
 
     async with host(with_trial, mode) as client:
         assert text(await client.call_tool("chatter", {}, progress_callback=progress)) == "done"
-        await until(lambda: told == [(1, "half"), (2, "whole")])
+        await eventually(lambda: told == [(1, "half"), (2, "whole")])
         calling = asyncio.create_task(client.call_tool("hang_write", {}))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await trial.started.wait()
             calling.cancel()
             await trial.cancelled.wait()
@@ -176,7 +176,7 @@ async def test_listening_host_hears_of_tools_that_come(
     ):
         body = {"name": "extra", "url": f"{url}/mcp"}
         assert (await gateway.post("/api/v1/mcp/servers", body)).status == 201
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async for _ in changes:
                 names = {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}
                 if "extra_echo" in names:
@@ -192,7 +192,7 @@ async def test_host_of_the_handshake_era_hears_of_tools_that_come(gateway: Gatew
 
     async with serve_asgi(trial.app()) as url, host(gateway, "legacy", message_handler=hear) as client:
         await client.list_tools()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert (await gateway.post("/api/v1/mcp/servers", {"name": "extra", "url": f"{url}/mcp"})).status == 201
             while "extra_echo" not in {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}:
                 await changed.wait()

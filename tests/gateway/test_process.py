@@ -25,7 +25,7 @@ async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
     server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener)
     async with server:
         _, client = await asyncio.open_connection(*listener.getsockname())
-        writer = await asyncio.wait_for(accepted, 5)
+        writer = await asyncio.wait_for(accepted, 30)
         assert writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         client.close()
         writer.close()
@@ -63,5 +63,5 @@ def test_shells_limit_of_open_files_is_none_for_streams() -> None:
         "from gateway_runtime.sockets import raise_open_file_limit; raise_open_file_limit();"
         "print(*r.getrlimit(r.RLIMIT_NOFILE))"
     )
-    soft, hard = map(int, subprocess.check_output([sys.executable, "-c", code], timeout=20).split())
+    soft, hard = map(int, subprocess.check_output([sys.executable, "-c", code], timeout=30).split())
     assert soft == min(hard, 65_536) if hard > 0 else soft == 65_536

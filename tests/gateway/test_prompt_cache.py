@@ -1,7 +1,6 @@
 """What stands at the beginning of every request is the same to the byte, so that the model's server finds it in its
 prompt cache: from step to step, from turn to turn, and after a restart."""
 
-import asyncio
 import json
 import random
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.simulator import Simulator
+from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import Trial
 from tests.gateway.mcp_client.test_toolbox import toolbox_of
 from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
@@ -48,9 +48,7 @@ async def test_tools_and_system_prompt_are_the_same_in_every_turn_and_after_a_re
 
 
 async def until_up(gateway: Gateway, number: int) -> None:
-    async with asyncio.timeout(20):
-        while sum(server.state == "up" for server in gateway.state.toolbox.servers()) < number:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: sum(server.state == "up" for server in gateway.state.toolbox.servers()) >= number)
 
 
 async def test_server_that_lists_its_tools_in_another_order_each_time_changes_nothing() -> None:

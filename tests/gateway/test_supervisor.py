@@ -9,6 +9,7 @@ import pytest
 
 from gateway.server.supervisor import FAILED, MISCONFIGURED, STOPPED, ManagedProcess, RestartPolicy, Supervisor
 from gateway_runtime.sockets import SharedPort
+from tests.eventually import eventually
 
 READY_AND_GO = "import os; os.write(0, b'ready'); os.read(0, 9); "
 
@@ -25,7 +26,7 @@ def worker(port: SharedPort, code: str, name: str = "worker") -> ManagedProcess:
 
 
 async def run(*processes: ManagedProcess, restart_policy: RestartPolicy | None = None) -> int:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         return await Supervisor(list(processes), None, restart_policy=restart_policy).run()
 
 
@@ -55,9 +56,8 @@ async def test_no_worker_goes_on_before_all_are_ready(port: SharedPort) -> None:
     quick = worker(port, f"{READY_AND_GO}raise SystemExit(0)")
     supervisor = Supervisor([quick, slow], None)
     running = asyncio.create_task(supervisor.run())
-    async with asyncio.timeout(20):
-        while not quick.is_ready:
-            await asyncio.sleep(0.005)
+    async with asyncio.timeout(30):
+        await eventually(lambda: quick.is_ready)
         assert quick.process is not None
         assert (quick.process.returncode, supervisor.ready.is_set()) == (None, False)
         assert slow.parent_socket is not None

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from alembic import command
 from gateway.store import migrations
 from gateway_runtime import cluster_paths, embedded_postgres
 from tests.conftest import FAST, dsn
+from tests.eventually import eventually_blocking
 
 
 @pytest.fixture
@@ -50,13 +50,6 @@ def fetch_value(server: embedded_postgres.EmbeddedPostgres, query: str) -> objec
 
 def read_postmaster_pid(server: embedded_postgres.EmbeddedPostgres) -> int:
     return int((server.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
-
-
-def wait_until(condition: object, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
 
 
 def test_first_start_creates_the_database_and_leaves_other_files_alone(data_dir: Path) -> None:
@@ -118,7 +111,7 @@ def test_killed_postgres_is_restarted_with_committed_data(data_dir: Path) -> Non
         fetch_value(server, "CREATE TABLE t AS SELECT 42 AS x")
         for _ in range(5):  # a dying process keeps its id after its socket is gone
             os.kill(read_postmaster_pid(server), signal.SIGKILL)
-            wait_until(lambda: not server.is_running())
+            eventually_blocking(lambda: not server.is_running())
             server.ensure_running()
         assert fetch_value(server, "SELECT x FROM t") == 42
 
@@ -150,7 +143,7 @@ def test_postgres_does_not_outlive_a_killed_owner(data_dir: Path) -> None:
     owner.kill()
     owner.wait()
     owner.stdout.close()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    eventually_blocking(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_path_too_long_for_a_socket_gets_a_short_private_one(data_dir: Path) -> None:

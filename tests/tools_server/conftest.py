@@ -6,7 +6,6 @@ import signal
 import socket
 import ssl
 import sys
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from gateway.mcp_client.caller_identity import TokenSigner
-from tests.stack import SECRET
+from tests.eventually import TIMEOUT_SECONDS, eventually
+from tests.stack import SECRET, free_port
 from tools_server.config import Settings
 from tools_server.http_server import HttpServer
 from tools_server.server import create_app, create_server
@@ -62,7 +62,7 @@ async def serve(app: Any, before_stop: Callable[[], None] = lambda: None) -> Asy
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.stop.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await serving
 
 
@@ -84,11 +84,11 @@ async def connect(address: str, era: str, **headers: str) -> AsyncGenerator[Clie
     """One connection, whose requests carry the token of whom the gateway's `acting_for` names."""
     hooks: dict[str, list[Any]] = {"request": [TokenSigner(SECRET).add_token]}
     async with (
-        httpx2.AsyncClient(event_hooks=hooks, headers=headers) as http,
+        httpx2.AsyncClient(event_hooks=hooks, headers=headers, timeout=TIMEOUT_SECONDS) as http,
         Client(
             streamable_http_client(f"{address}/mcp", http_client=http),
             mode=era,  # pyright: ignore[reportArgumentType]
-            read_timeout_seconds=20,
+            read_timeout_seconds=TIMEOUT_SECONDS,
         ) as client,
     ):
         yield client
@@ -114,14 +114,13 @@ async def serve_web(handler: Handler) -> AsyncGenerator[str]:
 
 
 def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """A port at which nothing listens."""
+    return free_port()
 
 
 @dataclass
 class Ended:
     code: int
-    seconds: float
     stderr: str
 
 
@@ -133,26 +132,27 @@ class ToolServerProcess:
     address: str
 
     async def ready(self, trusted: ssl.SSLContext | None = None) -> None:
-        async with asyncio.timeout(20), httpx2.AsyncClient(verify=trusted or True) as http:
-            while True:
+        async with httpx2.AsyncClient(verify=trusted or True, timeout=TIMEOUT_SECONDS) as http:
+
+            async def healthy() -> bool:
                 try:
                     response = await http.get(f"{self.address}/health")
                 except httpx2.ConnectError:
                     assert self.process.returncode is None, (await self.process.communicate())[1].decode()
-                    await asyncio.sleep(0.02)
-                else:
-                    assert response.status_code == 200
-                    return
+                    return False
+                assert response.status_code == 200
+                return True
+
+            await eventually(healthy)
 
     async def end(self, by: signal.Signals | None = signal.SIGTERM) -> Ended:
         """Wait for its end, after the signal if one is given."""
-        began = time.monotonic()
         if by is not None:
             self.process.send_signal(by)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             _, stderr = await self.process.communicate()
         assert self.process.returncode is not None
-        return Ended(self.process.returncode, time.monotonic() - began, stderr.decode())
+        return Ended(self.process.returncode, stderr.decode())
 
 
 def environment(**values: str) -> dict[str, str]:

@@ -44,7 +44,7 @@ def token(secret: str = SECRET, algorithm: str = "HS256", **changes: Any) -> str
 
 async def post(address: str, authorization: str | None = None, **headers: str) -> httpx2.Response:
     more = {"Authorization": authorization} if authorization is not None else {}
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=30) as http:
         return await http.post(f"{address}/mcp", json=CALL, headers={**HEADERS, **more, **headers})
 
 
@@ -112,7 +112,7 @@ async def test_beyond_loopback_a_token_is_required_except_for_health() -> None:
         missing = await post(address)
         assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
         assert (await post(address, f"Bearer {token()}")).status_code == 200
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=30) as http:
             assert (await http.get(f"{address}/health")).status_code == 200
 
 
@@ -128,7 +128,7 @@ async def test_blanks_around_a_header_value_mean_nothing(guarded: str) -> None:
     lines = {**HEADERS, "Mcp-Name": "\t calculator \t", "Content-Type": "application/json", "Connection": "close"}
     host, port = guarded.removeprefix("http://").split(":")
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
             f"POST /mcp HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body
@@ -197,7 +197,7 @@ async def test_token_of_the_configured_authorization_server_names_the_user(autho
         refused = await post(address)
         metadata = "https://tools.example/.well-known/oauth-protected-resource/mcp"
         assert refused.headers["www-authenticate"] == f'Bearer resource_metadata="{metadata}"'
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=30) as http:
             told = (await http.get(f"{address}/.well-known/oauth-protected-resource/mcp")).json()
     assert told["resource"] == "https://tools.example/mcp"
     assert told["authorization_servers"] == ["https://login.example"]

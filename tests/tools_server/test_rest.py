@@ -11,7 +11,7 @@ from tests.tools_server.conftest import serve_tools
 
 
 async def test_tools_are_listed_as_mcp_describes_them() -> None:
-    async with serve_tools() as address, httpx2.AsyncClient() as client:
+    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
         tools = (await client.get(f"{address}/tools")).json()["tools"]
     assert {"calculator", "add_task"} <= {tool["name"] for tool in tools}
     assert tools[0]["inputSchema"]["type"] == "object"
@@ -19,14 +19,14 @@ async def test_tools_are_listed_as_mcp_describes_them() -> None:
 
 async def test_calculator_answers_the_curl_line() -> None:
     body = {"name": "calculator", "arguments": {"expression": "5*9"}}
-    async with serve_tools() as address, httpx2.AsyncClient() as client:
+    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.post(f"{address}/tools/call", json=body)
     assert (response.status_code, response.json()) == (200, {"result": "5*9 = 45"})
 
 
 async def test_call_is_made_as_the_caller(database_url: str) -> None:
     signer = TokenSigner(SECRET)
-    async with serve_tools(database_url=database_url) as address, httpx2.AsyncClient() as client:
+    async with serve_tools(database_url=database_url) as address, httpx2.AsyncClient(timeout=30) as client:
         for user in ("ada", "bob"):
             headers = {"Authorization": f"Bearer {signer._get_token(user)}"}
             body = {"name": "add_task", "arguments": {"title": f"of {user}"}}
@@ -58,7 +58,7 @@ async def test_call_is_made_as_the_caller(database_url: str) -> None:
     ],
 )
 async def test_bad_call_is_told_what_is_wrong(body: bytes, status: int, code: str | None) -> None:
-    async with serve_tools() as address, httpx2.AsyncClient() as client:
+    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.post(f"{address}/tools/call", content=body)
     error: Any = response.json()["error"]
     assert (response.status_code, error["code"]) == (status, code or error["code"])
@@ -66,6 +66,6 @@ async def test_bad_call_is_told_what_is_wrong(body: bytes, status: int, code: st
 
 
 async def test_token_is_demanded_as_of_any_other_request() -> None:
-    async with serve_tools() as address, httpx2.AsyncClient() as client:
+    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.get(f"{address}/tools", headers={"Authorization": "Bearer nonsense"})
     assert response.status_code == 401

@@ -97,7 +97,7 @@ async def test_unexpected_failure_is_generic_to_the_model_and_whole_in_the_log(
 
 async def test_health_tells_of_the_database(database_url: str) -> None:
     async def health(address: str) -> dict[str, Any]:
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=30) as http:
             response = await http.get(f"{address}/health")
         assert response.status_code == 200
         return response.json()

@@ -240,7 +240,7 @@ async def test_schema_comes_as_soon_as_the_database_does(tmp_path_factory: pytes
         async with Client(create_server(settings(), store)) as client:
             assert (await client.call_tool("list_tasks", {})).is_error
             server.ensure_running()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await migrating
             assert text_of(await client.call_tool("add_task", {"title": "now"})) == "Added task #1: now"
     finally:

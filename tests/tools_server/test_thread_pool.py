@@ -11,17 +11,17 @@ async def test_call_that_is_given_up_keeps_its_place_until_its_thread_ends() -> 
 
     def wait() -> None:
         started.set()
-        gate.wait(10)
+        gate.wait(30)
 
     first = asyncio.create_task(threads.run_blocking(wait))
-    await asyncio.to_thread(started.wait, 5)
+    await asyncio.to_thread(started.wait, 30)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     second = asyncio.create_task(threads.run_blocking(lambda: "second"))
     done, _ = await asyncio.wait([second], timeout=0.05)
     assert not done
     gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await second == "second"
 
 

@@ -25,7 +25,7 @@ async def test_gateway_calls_a_tool_server_that_speaks_https(
         plain, server.address = server.address, server.address.replace("http://", "https://")
         trusted = ssl.create_default_context(cafile=str(made.cert))
         await server.ready(trusted)
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=30) as http:
             with pytest.raises(httpx2.TransportError):
                 await http.get(f"{plain}/health")
         monkeypatch.setenv("SSL_CERT_FILE", str(made.cert))

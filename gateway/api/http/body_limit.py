@@ -10,13 +10,12 @@ _PLAIN = (b"", b"identity")
 
 class BodyLimitMiddleware:
     """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it; those that are
-    not there within `seconds` of being asked for; and compressed ones."""
+    not there within `timeout_seconds` of being asked for; and compressed ones."""
 
-    timeout_seconds = 60.0
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float = 60.0) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,12 +44,12 @@ class BodyLimitMiddleware:
             nonlocal total, whole, deadline
             if whole:
                 return await receive()
-            deadline = deadline or asyncio.get_running_loop().time() + self.timeout_seconds
+            deadline = deadline or asyncio.get_running_loop().time() + self._timeout_seconds
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, f"The body did not arrive within {self.timeout_seconds:g} seconds.") from None
+                raise HTTPException(408, f"The body did not arrive within {self._timeout_seconds:g} seconds.") from None
             if message["type"] == "http.request":
                 total += len(message.get("body", b""))
                 if total > self._max_bytes:

@@ -16,7 +16,7 @@ import msgspec
 from gateway.api.rate_limit.stream_slots import StreamLimiter
 from gateway.api.security.permissions import RouteClass
 from gateway.common.concurrency import LruDict
-from gateway.common.redis import RedisUnavailable, SharedRedis
+from gateway.common.redis import BACKOFF_SECONDS, RedisUnavailable, SharedRedis
 from gateway.config import Settings
 from gateway.domain.errors import RateLimited
 from gateway.domain.messages import Principal
@@ -52,7 +52,7 @@ class RateLimitStatus(msgspec.Struct, frozen=True):
 class RateLimiter:
     """Counts requests. With Redis, every worker's together; while it is away each worker counts by itself."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, redis_backoff_seconds: float = BACKOFF_SECONDS) -> None:
         self._limits = {
             kind: most or settings.rate_limit_requests
             for kind, most in {
@@ -71,7 +71,11 @@ class RateLimiter:
         if settings.redis_url is not None and self.enabled:
             from gateway.api.rate_limit import redis_windows
 
-            self._redis = redis_windows.connect_to_redis(settings.redis_url.get_secret_value())
+            self._redis = redis_windows.connect_to_redis(
+                settings.redis_url.get_secret_value(),
+                timeout_seconds=settings.redis_timeout_seconds,
+                backoff_seconds=redis_backoff_seconds,
+            )
             self._shared = _WindowCounter(redis_windows.RedisMovingWindow(self._redis.client))
         self._stream_limiter = StreamLimiter(self._redis)
 

@@ -5,15 +5,15 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway.common.redis import TIMEOUT_SECONDS, SharedRedis
+from gateway.common.redis import SharedRedis
 
 
-def connect_to_redis(url: str) -> SharedRedis:
+def connect_to_redis(url: str, *, timeout_seconds: float, backoff_seconds: float) -> SharedRedis:
     """A client that gives up soon, with connections of its own."""
     pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
-        url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, retry=Retry(NoBackoff(), 1)
+        url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=Retry(NoBackoff(), 1)
     )
-    return SharedRedis(Redis.from_pool(pool))
+    return SharedRedis(Redis.from_pool(pool), timeout_seconds=timeout_seconds, backoff_seconds=backoff_seconds)
 
 
 class RedisMovingWindow(RedisStorage):

@@ -44,11 +44,18 @@ class StreamSlot:
 class StreamLimiter:
     """Counts open streams by caller.
 
-    With Redis each slot is also a lease of `lease_seconds`, renewed while the stream is open: the slots of a worker
-    that was killed become free when their leases expire.
+    With Redis each slot is also a lease of `lease_seconds`, renewed every `renew_seconds` (by default a third of that)
+    while the stream is open: the slots of a worker that was killed become free when their leases expire.
     """
 
-    def __init__(self, redis: SharedRedis | None, *, lease_seconds: float = _LEASE_SECONDS) -> None:
+    def __init__(
+        self,
+        redis: SharedRedis | None,
+        *,
+        lease_seconds: float = _LEASE_SECONDS,
+        renew_seconds: float | None = None,
+    ) -> None:
+        self._renew_seconds = lease_seconds / 3 if renew_seconds is None else renew_seconds
         self._local_counts: Counter[str] = Counter()
         self._redis = redis
         self._lease_seconds = lease_seconds
@@ -110,12 +117,12 @@ class StreamLimiter:
         return lease
 
     async def _renew_leases(self) -> None:
-        """Renew all leases three times in their duration, while there are any."""
+        """Renew all leases, while there are any."""
         while True:
             if not self._owner_by_lease:
                 self._has_leases.clear()
                 await self._has_leases.wait()
-            await asyncio.sleep(self._lease_seconds / 3)
+            await asyncio.sleep(self._renew_seconds)
             leases_by_owner: dict[str, list[str]] = {}
             for lease, owner in self._owner_by_lease.items():
                 leases_by_owner.setdefault(owner, []).append(lease)

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -31,7 +31,6 @@ log = get_logger(__name__)
 PRINCIPAL_SCOPE_KEY = "gateway.principal"
 """Key of the caller's `Principal` in the ASGI scope of an authenticated request."""
 STATIC_KEY_NAME = "API_KEY"
-_CACHE_SECONDS = 5.0
 _STOP_SECONDS = 2.0
 _EXISTENCE_CACHE_SECONDS = 1.0
 _USE_RECORD_INTERVAL_SECONDS = 60.0
@@ -42,18 +41,27 @@ _MAX_AUDITED_FAILURES_PER_SECOND = 20
 class Authenticator:
     """Determines the principal of a request from its credential.
 
-    A stored key costs one query in five seconds, and most requests none. A change of the keys takes effect at once.
+    A stored key costs one query in `key_cache_seconds`, and most requests none. A change of the keys takes effect at
+    once, and the expiry of one ends its open requests within `key_poll_seconds`.
     """
 
-    def __init__(self, settings: Settings, keys: KeyStore, audit: AuditStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        keys: KeyStore,
+        audit: AuditStore,
+        *,
+        key_cache_seconds: float = 5.0,
+        key_poll_seconds: float = 15.0,
+    ) -> None:
         self._static_key_hash = _hash_secret(settings.api_key.get_secret_value()) if settings.api_key else None
         self._jwt_verifier = _create_jwt_verifier(settings)
         self._requires_credential = (
             self._static_key_hash is not None or self._jwt_verifier is not None or not allows_anonymous(settings)
         )
         self._keys = keys
-        self._key_cache = ApiKeyCache(keys)
-        self.open_requests = OpenRequestRegistry(keys)
+        self._key_cache = ApiKeyCache(keys, key_cache_seconds)
+        self.open_requests = OpenRequestRegistry(keys, poll_seconds=key_poll_seconds)
         self._failed_logins = FailedLoginAudit(audit)
         self._use_recorded_at: dict[UUID, float] = {}
         self._background = TaskSet("authentication records")
@@ -116,11 +124,11 @@ class Authenticator:
 
 
 class ApiKeyCache:
-    """Stored keys by their hash, each for five seconds; also hashes without a key."""
+    """Stored keys by their hash, each for `cache_seconds`; also hashes without a key."""
 
-    def __init__(self, keys: KeyStore) -> None:
+    def __init__(self, keys: KeyStore, cache_seconds: float) -> None:
         self._keys = keys
-        self._by_hash: TTLCache[str, ApiKey | None] = TTLCache(_MAX_CACHED_KEYS, _CACHE_SECONDS)
+        self._by_hash: TTLCache[str, ApiKey | None] = TTLCache(_MAX_CACHED_KEYS, cache_seconds)
         self._has_keys = False
         self._counted_at = float("-inf")
         self._count_lock = asyncio.Lock()
@@ -170,15 +178,16 @@ class ApiKeyCache:
 class FailedLoginAudit:
     """Failed logins for the audit log: one row per second and source, and twenty per second in all."""
 
-    def __init__(self, audit: AuditStore) -> None:
+    def __init__(self, audit: AuditStore, *, now: Callable[[], float] = time.monotonic) -> None:
         self._audit = audit
+        self._now = now
         self._second = 0
         self._sources: set[str] = set()
         self._omitted = 0
 
     def should_record(self, source: str) -> bool:
         """Whether this failure still gets a row. Those that do not are counted in the next row."""
-        second = int(time.monotonic())
+        second = int(self._now())
         if second != self._second:
             self._second, self._sources = second, set()
         if source in self._sources or len(self._sources) >= _MAX_AUDITED_FAILURES_PER_SECOND:

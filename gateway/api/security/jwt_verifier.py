@@ -14,9 +14,6 @@ from gateway.domain.messages import Principal, UserRole
 
 log = get_logger(__name__)
 
-_REFRESH_SECONDS = 300.0
-_FETCH_TIMEOUT = aiohttp.ClientTimeout(total=5)
-_STALE_WAIT_SECONDS = 1.0
 _MAX_DOCUMENT_BYTES = 1024 * 1024
 _MAX_USER_LENGTH = 200
 _MAX_TOKEN_LENGTH = 16 * 1024
@@ -101,15 +98,26 @@ def _split_claim(claim: Any) -> list[str]:
 
 
 class JwksCache:
-    """The keys of a JWKS document, fetched again after five minutes or when a token names an unknown key.
+    """The keys of a JWKS document, fetched again after `refresh_seconds` or when a token names an unknown key.
 
-    Tokens with unknown keys cause at most one fetch in `min_interval` seconds. All requests wait for the same fetch; a
-    request whose key is cached waits at most one second.
+    Tokens with unknown keys cause at most one fetch in `min_interval` seconds. All requests wait for the same fetch, at
+    most `timeout_seconds`; a request whose key is cached waits at most `stale_wait_seconds`.
     """
 
-    def __init__(self, url: str, *, min_interval: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        min_interval: float = 5.0,
+        refresh_seconds: float = 300.0,
+        timeout_seconds: float = 5.0,
+        stale_wait_seconds: float = 1.0,
+    ) -> None:
         self._url = url
         self._min_interval = min_interval
+        self._refresh_seconds = refresh_seconds
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._stale_wait_seconds = stale_wait_seconds
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at = self._attempted_at = float("-inf")
         self._fetch = SupervisedTask("jwks fetch", self._fetch_keys, restart=False)
@@ -122,8 +130,8 @@ class JwksCache:
             JwksUnavailable: the document could not be fetched yet.
         """
         found = self._find_cached_key(kid)
-        if found is None or self._get_age() >= _REFRESH_SECONDS:
-            await self._refresh_keys(_STALE_WAIT_SECONDS if found is not None else None)
+        if found is None or self._get_age() >= self._refresh_seconds:
+            await self._refresh_keys(self._stale_wait_seconds if found is not None else None)
         if (found := self._find_cached_key(kid)) is not None:
             return found
         if not self._keys:
@@ -150,7 +158,7 @@ class JwksCache:
     async def _fetch_keys(self) -> None:
         """Replace the keys. A document that cannot be fetched or read leaves them unchanged."""
         try:
-            async with aiohttp.ClientSession(timeout=_FETCH_TIMEOUT) as session, session.get(self._url) as response:
+            async with aiohttp.ClientSession(timeout=self._timeout) as session, session.get(self._url) as response:
                 response.raise_for_status()
                 document = jwt.PyJWKSet.from_json((await _read_document(response.content)).decode())
         except (aiohttp.ClientError, TimeoutError, jwt.PyJWTError, *_INVALID_DOCUMENT_ERRORS) as error:

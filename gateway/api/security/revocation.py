@@ -14,16 +14,15 @@ from gateway.store.api_keys import START, KeyStore
 
 log = get_logger(__name__)
 
-_POLL_SECONDS = 15.0
-
 
 class OpenRequestRegistry:
     """The open requests of this worker by their stored key.
 
-    Keys are checked at once when one has changed, and every 15 seconds, because expiry sends no message.
+    Keys are checked at once when one has changed, and every `poll_seconds`, because expiry sends no message.
     """
 
-    def __init__(self, keys: KeyStore) -> None:
+    def __init__(self, keys: KeyStore, *, poll_seconds: float = 15.0) -> None:
+        self._poll_seconds = poll_seconds
         self._keys = keys
         self._open: dict[str, set[asyncio.Event]] = {}
         self._keys_changed = asyncio.Event()
@@ -55,7 +54,7 @@ class OpenRequestRegistry:
 
     async def _watch_keys(self) -> None:
         while True:
-            await wait_or_poll(self._keys_changed, _POLL_SECONDS)
+            await wait_or_poll(self._keys_changed, self._poll_seconds)
             self._keys_changed.clear()
             await self._cancel_revoked_requests()
 

@@ -12,7 +12,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway.common.redis import TIMEOUT_SECONDS, RedisUnavailable, SharedRedis
+from gateway.common.redis import BACKOFF_SECONDS, TIMEOUT_SECONDS, RedisUnavailable, SharedRedis
 from gateway.ports.rate_limit import LimitState, RateLimitHeaders, Reservation, SharedLimits
 
 _MAX_CONNECTIONS = 32
@@ -103,16 +103,25 @@ end
 class RedisLimits(SharedLimits):
     """Limits shared through Redis. While Redis is unavailable, every gateway uses its own estimate."""
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        backoff_seconds: float = BACKOFF_SECONDS,
+    ) -> None:
         pool = BlockingConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
             url,
             max_connections=_MAX_CONNECTIONS,
-            timeout=TIMEOUT_SECONDS,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
+            timeout=timeout_seconds,
+            socket_timeout=timeout_seconds,
+            socket_connect_timeout=timeout_seconds,
             retry=Retry(NoBackoff(), 1),
         )
-        self._redis = SharedRedis(Redis(connection_pool=pool))
+        self._redis = SharedRedis(
+            Redis(connection_pool=pool), timeout_seconds=timeout_seconds, backoff_seconds=backoff_seconds
+        )
         self._script = self._redis.client.register_script(_SCRIPT)
         self._prefix = f"agent_gateway:upstream:{hashlib.sha256(api_key.encode()).hexdigest()[:16]}"
 

@@ -4,6 +4,7 @@ won back."""
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -12,7 +13,8 @@ import pytest
 from gateway.domain.messages import Budget
 from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
 from tests.auth_helpers import Keyring
-from tests.stack import Gateway, serve_gateway
+from tests.eventually import eventually
+from tests.stack import TIMEOUTS, Gateway, serve_gateway
 
 TOOLS = "Add a task to rest"
 
@@ -119,7 +121,7 @@ async def test_turns_at_once_at_two_workers_overdraw_a_budget_by_one_step_at_mos
             )
             for _ in range(2)
         ]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             replies = await asyncio.gather(*(workers[n % 2].chat("hello") for n in range(16)))
         assert Counter(reply.status for reply in replies) == {200: 3, 402: 13}
         assert await db.fetchval("SELECT sum(total_tokens) FROM turn_usage") == 3 * one
@@ -128,28 +130,33 @@ async def test_turns_at_once_at_two_workers_overdraw_a_budget_by_one_step_at_mos
 
 
 async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
-    database_url: str, simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
-    monkeypatch.setattr("gateway.agent.budgets._TIMEOUT_SECONDS", 0.2)
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1))
-    async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=10_000) as gateway:
+    hurried = replace(TIMEOUTS, budget_wait=0.2)
+    budget = {"budget_tokens_per_day": 10_000}
+    async with (
+        serve_gateway(database_url, simulator, tools_url, **budget) as gateway,
+        serve_gateway(database_url, simulator, tools_url, timeouts=hurried, **budget) as other,
+    ):
         async with gateway.stream("forever", max_tokens=5_000) as stream:
             turn_id = (await stream.until("turn.started")).data["turn_id"]
             await simulator.wait_until(lambda s: len(s.requests) == 1)
             told = (await gateway.get("/api/v1/budget")).body["user"]
             assert 5_000 < told["tokens_set_aside"] < 10_000
-            refused = await gateway.chat("hello", max_tokens=5_000)
+            refused = await other.chat("hello", max_tokens=5_000)
             assert (refused.status, refused.body["error"]["code"]) == (402, "budget_exceeded")
             assert ("set aside" in refused.body["error"]["message"], refused.headers["Retry-After"]) == (True, "1")
             assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits beside it
-            monkeypatch.setattr("gateway.agent.budgets._TIMEOUT_SECONDS", 30)
             waiting = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
             assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
         assert (await waiting).status == 200
         assert (await gateway.get("/api/v1/budget")).body["user"]["tokens_set_aside"] == 0
 
 
-async def test_turn_of_a_dead_worker_holds_nothing_for_ever(workers: list[Gateway], db: asyncpg.Connection) -> None:
+async def test_turn_of_a_dead_worker_holds_nothing_for_ever(
+    workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
+) -> None:
     one, other = workers
     ring = Keyring(one)
     headers = await ring.make("ada", budget=Budget(tokens_per_day=1_000_000))
@@ -159,11 +166,11 @@ async def test_turn_of_a_dead_worker_holds_nothing_for_ever(workers: list[Gatewa
         turn_id = response.headers["x-turn-id"]
         while b"text.delta" not in await response.content.readline():
             pass
+        slow_simulator.pause_streams()
         assert (await other.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] > 60_000
         await db.execute("UPDATE turns SET worker_id = gen_random_uuid()")  # as if its worker had never been
-        async with asyncio.timeout(15):
-            while await db.fetchval("SELECT status FROM turns") == "running":
-                await asyncio.sleep(0.02)
+        slow_simulator.resume_streams()
+        await eventually(lambda: db.fetchval("SELECT status <> 'running' FROM turns"))
     assert (await other.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] == 0
     used = await db.fetchrow("SELECT * FROM turn_usage")
     said = await db.fetchval("SELECT length(response) FROM turns WHERE id = $1::uuid", turn_id)
@@ -179,8 +186,8 @@ async def test_turn_of_a_dead_worker_holds_nothing_for_ever(workers: list[Gatewa
     [
         (Fault(kind="cut", after_chunks=40), {}, "model_stream_broken"),
         (Fault(kind="abort", after_chunks=40), {}, "model_stream_broken"),
-        (Fault(kind="stall", after_chunks=40), {"agent_timeout": 0.5}, "turn_timeout"),
-        (Fault(kind="stall", after_chunks=40), {"model_idle_timeout": 0.3}, "model_unavailable"),
+        (Fault(kind="stall", after_chunks=40), {"agent_timeout": 2}, "turn_timeout"),
+        (Fault(kind="stall", after_chunks=40, times=9), {"model_idle_timeout": 0.5}, "model_unavailable"),
     ],
     ids=["cut", "abort", "timeout", "silence"],
 )
@@ -213,9 +220,7 @@ async def test_what_a_cancelled_turn_took_counts(
             await stream.until("text.delta")
             if how == "cancel":
                 await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
-        async with asyncio.timeout(5):
-            while (used := await db.fetchrow("SELECT * FROM turn_usage")) is None:
-                await asyncio.sleep(0.01)
+        used = await eventually(lambda: db.fetchrow("SELECT * FROM turn_usage"))
         assert (used["status"], used["cost_usd"] > 0) == ("cancelled", True)
         assert used["prompt_tokens"] > 300
         assert used["completion_tokens"] > 0

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -10,8 +11,10 @@ import asyncpg
 import pytest
 
 from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
-from gateway.store.journal import PostgresJournal
-from tests.stack import Gateway, serve_gateway
+from tests.eventually import eventually
+from tests.stack import TIMEOUTS, Gateway, serve_gateway
+
+HURRIED = replace(TIMEOUTS, journal=0.3)
 
 
 async def turn_row(db: asyncpg.Connection, turn_id: str) -> Any:
@@ -20,10 +23,12 @@ async def turn_row(db: asyncpg.Connection, turn_id: str) -> Any:
 
 async def until_ended(db: asyncpg.Connection, turn_id: str) -> Any:
     """The turn's row once it has ended; another connection's commit sends no event here."""
-    async with asyncio.timeout(5):
-        while (row := await turn_row(db, turn_id))["status"] == "running":
-            await asyncio.sleep(0.005)
-    return row
+
+    async def ended() -> Any:
+        row = await turn_row(db, turn_id)
+        return row if row["status"] != "running" else None
+
+    return await eventually(ended)
 
 
 async def test_stream_tells_a_tool_using_turn_from_start_to_done(gateway: Gateway, db: asyncpg.Connection) -> None:
@@ -301,14 +306,14 @@ async def test_turn_over_its_deadline_fails_with_a_504_and_the_model_call_is_can
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     simulator.faults.add_faults(Fault(kind="slow_first_token"))
-    async with serve_gateway(database_url, simulator, tools_url, agent_timeout=0.3) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, agent_timeout=2) as gateway:
         reply = await gateway.chat("Hello")
         assert (reply.status, reply.body["error"]["code"]) == (504, "turn_timeout")
         await simulator.wait_until(lambda s: s.cancelled == 1)
 
 
 async def test_silent_model_is_given_up(database_url: str, simulator: Simulator, tools_url: str) -> None:
-    simulator.faults.add_faults(Fault(kind="stall", after_chunks=5, times=9))
+    simulator.faults.add_faults(Fault(kind="stall", after_chunks=5, times=99))
     async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=0.3) as gateway:
         reply = await gateway.chat_stream("count to 50")
     assert reply.of("turn.failed")[0]["error"]["code"] == "model_unavailable"
@@ -345,9 +350,7 @@ async def test_client_that_hangs_up_on_the_collected_answer_cancels_too(
             asking.cancel()
             await simulator.wait_until(lambda s, before=before: s.cancelled == before + 1)  # type: ignore[misc]
             simulator.faults.add_faults(Fault(kind="slow_first_token"))
-        async with asyncio.timeout(5):
-            while await db.fetchval("SELECT count(*) FROM turns WHERE status = 'cancelled'") != 2:
-                await asyncio.sleep(0.005)
+        await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM turns WHERE status = 'cancelled'"))
 
 
 async def test_turn_told_to_go_on_ends_without_its_client(
@@ -396,15 +399,13 @@ async def test_short_turns_end_by_themselves_within_the_grace_of_a_stop(database
         gateway.stream("count to 100") as stream,
     ):
         await stream.until("text.delta")
-        await gateway.state.stop(4)
+        await gateway.state.stop(30)
         await stream.until("turn.completed")
 
 
-async def test_database_away_at_the_start_is_a_503_and_ready_says_so(
-    simulator: Simulator, tools_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(PostgresJournal.__init__.__kwdefaults__, "patience", 0.3)
-    async with serve_gateway("postgresql+asyncpg://nobody@127.0.0.1:9/none", simulator, tools_url) as gateway:
+async def test_database_away_at_the_start_is_a_503_and_ready_says_so(simulator: Simulator, tools_url: str) -> None:
+    nowhere = "postgresql+asyncpg://nobody@127.0.0.1:9/none"
+    async with serve_gateway(nowhere, simulator, tools_url, timeouts=HURRIED) as gateway:
         reply = await gateway.chat("Hello")
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
         ready = await gateway.get("/ready")
@@ -427,11 +428,10 @@ async def test_model_answers_while_the_turns_start_is_written_and_nothing_is_see
 
 
 async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
-    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
-    monkeypatch.setitem(PostgresJournal.__init__.__kwdefaults__, "patience", 0.3)
     simulator.faults.add_faults(Fault(kind="slow_first_token"))
-    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, timeouts=HURRIED) as gateway:
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")
             reply = await gateway.chat("Hello")
@@ -442,11 +442,10 @@ async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
 
 @pytest.mark.parametrize("put_down", [False, True])
 async def test_turn_that_is_over_before_its_start_could_be_written_is_told_and_kept_as_failed(
-    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch,
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection,
     put_down: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setitem(PostgresJournal.__init__.__kwdefaults__, "patience", 0.3)
-    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, timeouts=HURRIED) as gateway:
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")
             asking = asyncio.create_task(gateway.chat("Hello"))
@@ -455,11 +454,7 @@ async def test_turn_that_is_over_before_its_start_could_be_written_is_told_and_k
                 await gateway.state.turn_service._runner.hand_over("server_stopping")
             reply = await asking
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
-        async with asyncio.timeout(5):
-            while (row := await db.fetchrow("SELECT status, response FROM turns")) is None or row[
-                "status"
-            ] == "running":
-                await asyncio.sleep(0.005)
+        row = await eventually(lambda: db.fetchrow("SELECT status, response FROM turns WHERE status <> 'running'"))
         assert tuple(row) == ("failed", "")
         assert await db.fetchval("SELECT array_agg(status) FROM turn_usage") == ["failed"]
         assert "turn.completed" not in await db.fetchval("SELECT string_agg(payload, '') FROM turn_events")
@@ -472,9 +467,7 @@ async def test_turn_that_goes_on_from_another_is_not_asked_without_its_past(
     async with db.transaction():
         await db.execute("LOCK TABLE turns IN SHARE MODE")
         asking = asyncio.create_task(gateway.chat("What is my name?", parent_turn_id=first))
-        async with asyncio.timeout(5):
-            while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-                await asyncio.sleep(0.005)
+        await eventually(lambda: db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
     assert (await asking).status == 200
     assert "My name is Ada." in [message["content"] for message in gateway.simulator.requests[-1]["messages"]]
 

@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 
 from gateway.simulator import Simulator
+from tests.eventually import eventually
 from tests.gateway.api.test_turns import events_of, follow
 from tests.stack import Event, Gateway, serve_gateway
 
@@ -41,12 +42,16 @@ async def test_view_says_that_it_was_not_kept(gateway: Gateway) -> None:
     assert (view["store"], view["status"], view["prompt"], view["messages"]) == (False, "completed", "", [])
 
 
-async def test_it_is_followed_from_memory_while_it_runs_and_not_after(workers: list[Gateway]) -> None:
+async def test_it_is_followed_from_memory_while_it_runs_and_not_after(
+    workers: list[Gateway], slow_simulator: Simulator
+) -> None:
     gateway = workers[0]
     async with gateway.stream("count to 150", store=False) as stream:
         first = await stream.until("text.delta")
+        slow_simulator.pause_streams()
         turn_id = stream.response.headers["x-turn-id"]
         async with follow(gateway, turn_id) as other:
+            slow_simulator.resume_streams()
             seen = [event async for event in other.events()]
         told = stream.seen + [event async for event in stream.events()]
     assert first in seen
@@ -97,9 +102,7 @@ async def test_turn_of_a_dead_worker_is_said_to_be_lost(
         " gen_random_uuid())"
     )
     async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.2):
-        async with asyncio.timeout(10):
-            while (status := await db.fetchval("SELECT status FROM turns")) == "running":
-                await asyncio.sleep(0.01)
+        status = await eventually(lambda: db.fetchval("SELECT status FROM turns WHERE status <> 'running'"))
     assert status == "failed"
     assert await db.fetchval("SELECT error->>'code' FROM turns") == "turn_lost"
 

@@ -1,6 +1,5 @@
 """What is kept out: denied tools, hidden characters, redacted texts, foreign hosts and pages, hostile bodies."""
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
@@ -23,6 +22,7 @@ from gateway.mcp_client.sanitize import sanitize_text
 from gateway.simulator import Fault, Simulator
 from gateway.store import redaction
 from tests.auth_helpers import Keyring
+from tests.eventually import eventually
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
@@ -216,9 +216,12 @@ async def test_what_is_asked_and_answered_is_redacted_too(discreet: Gateway, db:
     answer = {"arguments": {"title": f"ring {EMAIL}"}}
     body = {"input_id": question["input_id"], "action": "accept", "content": answer}
     await discreet.post(f"/api/v1/turns/{asked['turn_id']}/input", body)
-    async with asyncio.timeout(10):
-        while (await discreet.get(f"/api/v1/turns/{asked['turn_id']}")).body["status"] in ("running", "waiting"):
-            await asyncio.sleep(0.02)
+
+    async def ended() -> bool:
+        turn = await discreet.get(f"/api/v1/turns/{asked['turn_id']}")
+        return turn.body["status"] not in ("running", "waiting")
+
+    await eventually(ended)
     assert [row["title"] for row in await db.fetch("SELECT title FROM tools.tasks")] == ["ring [email]"]
     whole = await kept(db)
     assert EMAIL not in whole

@@ -4,17 +4,17 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.api.http.body_limit import BodyLimitMiddleware
 from gateway.api.http.protocol import HEAD_BYTES, HttpProtocol
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.llm.catalog import Catalog
 from gateway.simulator import Simulator
-from tests.stack import Gateway, Reply, serve_gateway
+from tests.stack import TIMEOUTS, Gateway, Reply, serve_gateway
 
 HOST = b"Host: localhost\r\n"
 SAFE = {
@@ -28,7 +28,7 @@ SAFE = {
 async def said(gateway: Gateway, *pieces: bytes) -> bytes:
     """All that is answered to raw bytes, until the gateway hangs up."""
     url = urlsplit(gateway.base_url)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
         reading = asyncio.create_task(reader.read())
         try:
@@ -91,22 +91,28 @@ async def test_trailers_without_an_end_are_not_gathered(gateway: Gateway) -> Non
 
 
 async def test_head_that_comes_too_slowly_is_refused_and_silence_hung_up_on(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
-    monkeypatch.setattr(HttpProtocol, "head_seconds", 0.05)
-    assert_refusal(reply_of(await said(gateway, b"GET /health HT")), 408, "request_timeout")
-    assert await said(gateway) == b""
-    monkeypatch.undo()
-    assert (await gateway.get("/health")).status == 200
+    class Hurried(HttpProtocol):
+        head_seconds = 0.05
+
+    async with serve_gateway(database_url, simulator, tools_url, http=Hurried) as gateway:
+        assert_refusal(reply_of(await said(gateway, b"GET /health HT")), 408, "request_timeout")
+        assert await said(gateway) == b""
+        Hurried.head_seconds = HttpProtocol.head_seconds
+        assert (await gateway.get("/health")).status == 200
 
 
-async def test_body_that_does_not_come_is_not_waited_for(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BodyLimitMiddleware, "timeout_seconds", 0.05)
+async def test_body_that_does_not_come_is_not_waited_for(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    hurried = replace(TIMEOUTS, body=0.05)
     headers = HOST + b"Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n"
-    for path in (b"/api/v1/chat", b"/v1/chat/completions"):
-        reply = reply_of(await said(gateway, b"POST " + path + b" HTTP/1.1\r\n" + headers + b'{"mess'))
-        assert (reply.status, reply.body["error"]["code"]) == (408, "request_timeout")
-    assert b" 408 " in await said(gateway, b"POST /mcp HTTP/1.1\r\n" + headers)
+    async with serve_gateway(database_url, simulator, tools_url, timeouts=hurried) as gateway:
+        for path in (b"/api/v1/chat", b"/v1/chat/completions"):
+            reply = reply_of(await said(gateway, b"POST " + path + b" HTTP/1.1\r\n" + headers + b'{"mess'))
+            assert (reply.status, reply.body["error"]["code"]) == (408, "request_timeout")
+        assert b" 408 " in await said(gateway, b"POST /mcp HTTP/1.1\r\n" + headers)
 
 
 # --- what breaks

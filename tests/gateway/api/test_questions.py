@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from gateway.simulator import Simulator
+from tests.eventually import eventually
 from tests.gateway.api.test_turns import events_of, text_of
 from tests.stack import Event, Gateway, Reply, serve_gateway
 
@@ -48,9 +49,7 @@ async def test_turn_that_asks_for_approval_waits_as_rows_alone(gateway: Gateway,
     turn_id, asked = await asked_for_approval(gateway)
     assert asked["kind"] == "approval"
     assert "title" in asked["schema"]["properties"]["arguments"]["properties"]
-    async with asyncio.timeout(5):
-        while gateway.state.turn_service.running_turns:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: not gateway.state.turn_service.running_turns)
     row = await db.fetchrow("SELECT status, worker_id FROM turns WHERE id = $1::uuid", turn_id)
     assert row is not None
     assert tuple(row) == ("waiting", None)

@@ -15,6 +15,7 @@ import pytest
 
 from gateway.domain.messages import PendingInput, Principal, ToolResult
 from gateway.simulator import Simulator
+from tests.eventually import eventually
 from tests.gateway.api.test_turns import events_of
 from tests.gateway.mcp_client.oauth_server import Protected
 from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
@@ -91,18 +92,19 @@ async def signed_in(gateway: Gateway) -> None:
     assert reply.status == 200, reply.body
     status, page = await Browser(gateway.session).sign_in(reply.body["url"])
     assert (status, "Signed in" in page) == (200, True), page
-    async with asyncio.timeout(10):
-        while gateway.state.toolbox.find("vault_whose_vault") is None:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: gateway.state.toolbox.find("vault_whose_vault"))
+
+
+async def tried_server(gateway: Gateway) -> Any:
+    """The one server, once it has been tried."""
+    server = (await gateway.get("/api/v1/mcp/servers")).body["servers"][0]
+    return server if server["state"] != "connecting" else None
 
 
 @pytest.mark.parametrize("share", ["user", "all"])
 async def test_turn_asks_its_user_to_sign_in_and_goes_on_when_they_have(serve: Serve, share: str) -> None:
     async with serve(share=share) as gateway:
-        async with asyncio.timeout(10):
-            while (await gateway.get("/api/v1/mcp/servers")).body["servers"][0]["state"] == "connecting":
-                await asyncio.sleep(0.01)
-        server = (await gateway.get("/api/v1/mcp/servers")).body["servers"][0]
+        server = await eventually(lambda: tried_server(gateway))
         assert server["state"] == "needs_auth"
         reply = await gateway.chat_stream("call vault_sign_in {}")
         assert reply.of("input.required"), reply.events
@@ -172,9 +174,7 @@ async def test_token_about_to_expire_is_refreshed_once_by_all_workers_together(s
     async with serve() as first, serve() as second:
         await signed_in(first)
         for gateway in (first, second):
-            async with asyncio.timeout(15):
-                while gateway.state.toolbox.find("vault_whose_vault") is None:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda gateway=gateway: gateway.state.toolbox.find("vault_whose_vault"))  # type: ignore[misc]
         vault.lifetime, before = 3600, vault.refreshed
         calls = [whose(gateway, ADA) for gateway in (first, second) for _ in range(5)]
         assert {told(result).split(" of ")[0] for result in await asyncio.gather(*calls)} == {"the vault"}

@@ -51,14 +51,18 @@ async def test_follower_resumes_behind_the_last_event_it_has(gateway: Gateway) -
     assert await events_of(gateway, turn_id, params={"after": last}) == [Event(None, None, "[DONE]")]
 
 
-async def test_followers_on_the_other_worker_see_the_turn_live_and_whole(workers: list[Gateway]) -> None:
+async def test_followers_on_the_other_worker_see_the_turn_live_and_whole(
+    workers: list[Gateway], slow_simulator: Simulator
+) -> None:
     one, other = workers
     async with one.stream("count to 150") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("text.delta")
+        slow_simulator.pause_streams()
         async with follow(other, turn_id) as following:
             await following.until("text.delta")
             assert stream.seen[-1].type == "text.delta"  # it was still under way
+            slow_simulator.resume_streams()
             rest, followed = await asyncio.gather(
                 asyncio.create_task(_all(stream)), asyncio.create_task(_all(following))
             )

@@ -14,11 +14,12 @@ import pytest
 
 from gateway.llm.recording import Recorder, Recordings
 from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
+from tests.eventually import eventually
 from tests.stack import Gateway, Reply, serve_gateway
 
 SUM = "What is 23*19?"
 AT_ONCE = SimulatorSettings(tokens_per_second=0, first_token_delay=0)
-SETTINGS: dict[str, Any] = {"model_retry_delay": 0.01, "model_retries": 1, "model_idle_timeout": 0.5}
+SETTINGS: dict[str, Any] = {"model_retry_delay": 0.01, "model_retries": 1}
 BROKE = {"message": "broke", "type": "server_error"}
 BUSY = {"error": {"message": "over capacity", "code": "capacity_exceeded"}}
 
@@ -75,12 +76,13 @@ async def test_what_was_recorded_happens_again(
     plan, exchanges = FAULTS[fault]
     simulator.faults.add_faults(*[Fault(**{f: getattr(each, f) for f in each.__struct_fields__}) for each in plan])
     prompt = "count to 40" if any(each.after_chunks == 15 for each in plan) else SUM
-    async with serve_gateway(database_url, simulator, tools_url, model_record_dir=tmp_path, **SETTINGS) as gateway:
+    settings = SETTINGS | {"model_idle_timeout": 1 if fault == "silent" else 30}
+    async with serve_gateway(database_url, simulator, tools_url, model_record_dir=tmp_path, **settings) as gateway:
         live = outcome(await gateway.chat_stream(prompt))
     assert len(list(tmp_path.glob("*.json"))) == exchanges
     async with (
         serve_simulator(SimulatorSettings(0, 0, replay=tmp_path)) as again,
-        serve_gateway(database_url, again, tools_url, **SETTINGS) as gateway,
+        serve_gateway(database_url, again, tools_url, **settings) as gateway,
     ):
         assert outcome(await gateway.chat_stream(prompt)) == live
         assert again.replayed == len(again.requests) == exchanges
@@ -141,7 +143,7 @@ async def test_keys_are_masked_wherever_they_are(simulator: Simulator, tmp_path:
 async def test_only_the_newest_are_kept(simulator: Simulator, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, max_files=3)
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": "Bearer k"}
-    async with httpx.AsyncClient(event_hooks=recorder.hooks) as client:
+    async with httpx.AsyncClient(event_hooks=recorder.hooks, timeout=30) as client:
         for n in range(5):
             body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": f"Number {n}"}]}
             await client.post(url, json=body, headers=headers)
@@ -164,7 +166,7 @@ async def test_simulator_as_a_process_serves_them_too(simulator: Simulator, tmp_
     simulator.faults.add_faults(Fault(kind="text", text="As it was said then."))
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "Hello"}]}
     path, headers = "/openai/v1/chat/completions", {"Authorization": "Bearer k"}
-    async with httpx.AsyncClient(event_hooks=Recorder(tmp_path).hooks) as client:
+    async with httpx.AsyncClient(event_hooks=Recorder(tmp_path).hooks, timeout=30) as client:
         await client.post(f"{simulator.base_url}{path}", json=body, headers=headers)
     argv = [sys.executable, "-m", "gateway.simulator", *(["--replay", str(tmp_path)] if by == "argument" else [])]
     environment = os.environ | ({"SIMULATOR_REPLAY": str(tmp_path)} if by == "environment" else {})
@@ -172,7 +174,7 @@ async def test_simulator_as_a_process_serves_them_too(simulator: Simulator, tmp_
     assert process.stdout is not None
     try:
         base_url = json.loads(await process.stdout.readline())["simulator"]
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=30) as client:
             answer = (await client.post(f"{base_url}{path}", json=body, headers=headers)).json()
     finally:
         process.terminate()
@@ -199,9 +201,7 @@ async def test_cancelled_turn_is_recorded_as_far_as_it_was_read(
 async def cancel_one(gateway: Gateway) -> None:
     async with gateway.stream("count to 100000") as stream:
         await stream.until("text.delta")
-    async with asyncio.timeout(5):
-        while gateway.state.turn_service.running_turns:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: not gateway.state.turn_service.running_turns)
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ class Trial:
         self.mcp: MCPServer[Any] = MCPServer(
             "trial", instructions="Trial instructions.", log_level="ERROR", subscriptions=self.bus
         )
+        self.hanging = 0
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.release = asyncio.Event()
@@ -110,6 +111,11 @@ class Trial:
         async def hang_write() -> str:
             """Never answer; may have changed something."""
             return await self._hang()
+
+        @mcp.tool(annotations=READ_ONLY)
+        async def hanging() -> str:
+            """How many calls hang."""
+            return str(self.hanging)
 
         @mcp.resource("trial://greeting", mime_type="text/plain")
         async def greeting() -> str:
@@ -172,12 +178,15 @@ class Trial:
             return CallToolResult(content=[TextContent(type="text", text="see"), image])
 
     async def _hang(self) -> str:
+        self.hanging += 1
         self.started.set()
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+        finally:
+            self.hanging -= 1
         return "late"
 
 

@@ -13,8 +13,9 @@ import pytest
 from gateway.domain.messages import Principal
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
+from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import Trial
-from tests.gateway.mcp_client.test_toolbox import ADA, ROOT, call, text, toolbox_of, until
+from tests.gateway.mcp_client.test_toolbox import ADA, ROOT, call, text, toolbox_of, until_hanging
 from tests.stack import free_port, serve_asgi
 
 MODULE = "tests.gateway.mcp_client.mcp_servers"
@@ -51,7 +52,7 @@ def children() -> set[int]:
 
 
 async def up(toolbox: McpToolbox) -> None:
-    await until(lambda: toolbox.servers()[0].state == "up", 30)
+    await eventually(lambda: toolbox.servers()[0].state == "up")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
@@ -61,7 +62,7 @@ async def test_command_is_started_used_restarted_when_killed_and_stopped_in_the_
         assert toolbox.servers()[0].transport == "stdio"
         (pid,) = children()
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: children() - {pid} and toolbox.servers()[0].state == "up", 30)
+        await eventually(lambda: children() - {pid} and toolbox.servers()[0].state == "up")
         assert text(await call(toolbox, "own_echo", text="again")) == "again"
     assert children() == set()
 
@@ -70,10 +71,10 @@ async def test_killed_command_fails_its_own_call_and_says_what_nobody_knows() ->
     async with toolbox_of(stdio(), settle=30) as toolbox:
         await up(toolbox)
         calling = asyncio.create_task(call(toolbox, "own_hang_write"))
-        await asyncio.wait([calling], timeout=0.3)
+        await until_hanging(toolbox, "own_hanging", 1)
         for pid in children():
             os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert (await calling).outcome == "unknown"
 
 
@@ -124,12 +125,12 @@ async def test_servers_come_and_go_while_the_calls_of_others_go_on() -> None:
         async with toolbox_of(one) as toolbox:
             kept = toolbox._pool.get_shared("one")
             toolbox.reconcile([one, two])
-            await until(lambda: toolbox.find("two_echo") is not None)
+            await eventually(lambda: toolbox.find("two_echo") is not None)
             assert toolbox._pool.get_shared("one") is kept
             spec = toolbox.find("two_slow")
             assert spec is not None
             calling = asyncio.create_task(toolbox.call(spec, {}, principal=ADA))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await server.started.wait()
             toolbox.reconcile([one])
             assert toolbox.find("two_echo") is None

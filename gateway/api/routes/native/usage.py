@@ -13,7 +13,7 @@ from gateway.api.deps import PrincipalDep, UsageReportsDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import JsonObject, Principal
-from gateway.store.usage_report import MOST_GROUPS, Group
+from gateway.store.usage_report import Group
 
 router = APIRouter(prefix="/api/v1/usage", tags=["usage"])
 
@@ -112,10 +112,10 @@ async def get_usage(
         group_by=groups,
         rows=[
             UsageRow(**group, **UsageSum.model_validate(sums, from_attributes=True).model_dump())
-            for group, sums in rows[:MOST_GROUPS]
+            for group, sums in rows[: reports.max_groups]
         ],
         total=UsageSum.model_validate(total, from_attributes=True),
-        truncated=len(rows) > MOST_GROUPS,
+        truncated=len(rows) > reports.max_groups,
     )
     if format == "csv" or (format is None and "text/csv" in accept):
         return _to_csv_response(table)

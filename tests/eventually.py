@@ -1,0 +1,43 @@
+"""Waiting for what no event tells of: another connection's commit, the end of a process, a state behind HTTP."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+TIMEOUT_SECONDS = 30.0
+"""How long a test waits for anything that should happen at once: a net for a stalled machine, never an expectation."""
+POLL_SECONDS = 0.01
+
+Result = TypeVar("Result")
+
+
+async def eventually(
+    check: Callable[[], Awaitable[Result] | Result], *, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Result:
+    """Poll `check`, a function or a coroutine function, until it returns something true; return that.
+
+    Raises:
+        AssertionError: it has not done so in time. The message has what it returned last.
+    """
+    result: Result | None = None
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            while True:
+                answer = check()
+                result = await answer if inspect.isawaitable(answer) else answer
+                if result:
+                    return result
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError as error:
+        raise AssertionError(f"not within {timeout_seconds:g} seconds; returned last: {result!r}") from error
+
+
+def eventually_blocking(check: Callable[[], Result], *, timeout_seconds: float = TIMEOUT_SECONDS) -> Result:
+    """The same for tests without an event loop."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (result := check()):
+        assert time.monotonic() < deadline, f"not within {timeout_seconds:g} seconds; returned last: {result!r}"
+        time.sleep(POLL_SECONDS)
+    return result

@@ -1,0 +1,40 @@
+"""A time limit that does not count the time of a pause."""
+
+import asyncio
+
+import pytest
+
+from gateway.common.pausable_timeout import PausableTimeout
+
+
+async def test_time_of_a_pause_does_not_count() -> None:
+    async with PausableTimeout(0.05) as deadline:
+        with deadline.pause_timeout():
+            assert deadline.is_paused
+            await asyncio.sleep(0.1)
+        assert not deadline.is_paused
+    assert not deadline.has_expired
+
+
+async def test_limit_is_paused_until_the_last_of_several_pauses_ends() -> None:
+    async with PausableTimeout(0.05) as deadline:
+        with deadline.pause_timeout():
+            with deadline.pause_timeout():
+                await asyncio.sleep(0.1)
+            assert deadline.is_paused
+            await asyncio.sleep(0.1)
+    assert not deadline.has_expired
+
+
+async def test_time_after_a_pause_counts() -> None:
+    deadline = PausableTimeout(0.05)
+
+    async def work() -> None:
+        async with deadline:
+            with deadline.pause_timeout():
+                await asyncio.sleep(0)
+            await asyncio.sleep(600)
+
+    with pytest.raises(TimeoutError):
+        await work()
+    assert deadline.has_expired
