@@ -1,6 +1,8 @@
 """Real parts for every test: Postgres, a fresh database each, the simulated Groq, the tool server, the gateway."""
 
 import asyncio
+import functools
+import inspect
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, Generator
@@ -16,12 +18,79 @@ from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
 from gateway.store import migrations
 from gateway.store.database import plain_dsn as dsn
 from gateway_runtime import embedded_postgres
+from tests.shortcuts import shortcuts
 from tests.stack import Gateway, ServeStanding, serve_gateway, serve_tools
 
+TESTS = Path(__file__).parent
+NODE = ("e2e/test_conformance.py", "e2e/test_hosts.py", "e2e/test_inspector.py", "e2e/test_node_clients.py")
+SLOW = (
+    "e2e/",
+    "gateway/api/test_contract.py",
+    "gateway/store/test_migrations.py",
+    "gateway/test_cli_keys.py",
+    "gateway_runtime/test_embedded_postgres.py",
+    "tools_server/test_process.py",
+)
+"""Where tests start processes, each of which imports for ten seconds on a loaded machine, or databases of their own."""
+SLOW_TIMEOUT_SECONDS = 240
+_RESERVED_SECONDS = 10.0
+"""For what a test's fixtures take of its time limit."""
 _ROOM = 6 * 1024**3
 TEMPLATE = "template_gateway"
 AT_ONCE = SimulatorSettings(tokens_per_second=0, first_token_delay=0)
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off", "jit": "off"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-shortcuts", action="store_true", help="replace nothing to run faster: see tests/shortcuts.py"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they need, for the tiers of the Makefile."""
+    for item in items:
+        path = item.path.relative_to(TESTS).as_posix()
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.database)
+        if path.startswith(NODE):
+            item.add_marker(pytest.mark.node)
+        if path.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_SECONDS))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed_shortcuts(request: pytest.FixtureRequest) -> Generator[None]:
+    """The replacements that make the suite faster, unless `--no-shortcuts` is given."""
+    if request.config.getoption("--no-shortcuts"):
+        yield
+        return
+    with shortcuts():
+        yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    """End a coroutine test some seconds before pytest-timeout would end the whole worker.
+
+    The traceback then shows where the test waits; pytest-timeout's shows the event loop, and cannot stop it.
+    """
+    function = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(function):
+        return
+    marker = pyfuncitem.get_closest_marker("timeout")
+    limit = float(marker.args[0] if marker is not None else pyfuncitem.config.getini("timeout") or 0)
+    if limit <= _RESERVED_SECONDS:
+        return
+
+    @functools.wraps(function)
+    async def limited(*arguments: Any, **options: Any) -> None:
+        async with asyncio.timeout(limit - _RESERVED_SECONDS):
+            await function(*arguments, **options)
+
+    pyfuncitem.obj = limited
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,10 @@ from tests.e2e.node import NODE, needs
 from tests.e2e.up import ROOT
 from tests.stack import serve_asgi, serve_gateway
 
-pytestmark = needs("@modelcontextprotocol/conformance")
+pytestmark = [
+    needs("@modelcontextprotocol/conformance"),
+    pytest.mark.timeout(900),  # the suite plays some sixty scenarios, twice, and some wait for ten seconds
+]
 REVISIONS = ["2025-11-25", "2026-07-28"]
 EXPECTED = tomllib.loads((Path(__file__).parent.parent / "conformance" / "expected.toml").read_text())
 RESULT = re.compile(r"^([✓✗]) ([\w/-]+): \d+ passed, \d+ failed", re.MULTILINE)
@@ -41,7 +44,7 @@ async def conformance(*arguments: str) -> str:
         str(programs / "conformance"), *arguments,
         cwd=NODE, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(400):
         out, _ = await process.communicate()
     return out.decode()
 

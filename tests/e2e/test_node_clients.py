@@ -1,9 +1,5 @@
 """The Vercel AI SDK and a browser's fetch against the gateway, in Node."""
 
-import shutil
-
-import pytest
-
 from tests.e2e.node import needs, run
 from tests.stack import Gateway
 
@@ -23,7 +19,7 @@ async def test_vercel_ai_sdk_works_by_base_url_alone(gateway: Gateway) -> None:
     assert "no-such-model" in seen["error"]["message"]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+@needs()
 async def test_browser_reads_the_stream_hangs_up_and_goes_on(gateway: Gateway) -> None:
     seen = await run("browser.mjs", gateway.base_url)
     assert (seen["resumed"], seen["finish"], seen["tools"]) == (True, "stop", ["calculator"])
