@@ -22,7 +22,7 @@ from gateway.domain.events import (
     ToolCallStarted,
     ToolFinished,
 )
-from gateway.domain.messages import CachedAnswer, Message, ToolSpec, Usage
+from gateway.domain.messages import CachedAnswer, JsonObject, Message, ToolSpec, Usage
 from gateway.ports.store import ResponseCache
 from gateway.ports.turns import EventEmitter
 

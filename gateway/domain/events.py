@@ -4,7 +4,7 @@ The JSON of an event has its fields and its `type`. Its number is stored beside 
 SSE `id`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -72,7 +72,7 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
     call_id: str
     outcome: Outcome
     content: list[JsonObject]
-    structured: object = None
+    structured: Any = None
     duration_ms: float = 0.0
 
 

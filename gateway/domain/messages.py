@@ -159,7 +159,7 @@ class ToolResult(msgspec.Struct, frozen=True):
 
     outcome: Outcome
     content: list[JsonObject]
-    structured: object = None
+    structured: Any = None
     refusal: JsonObject | None = None
 
 
