@@ -59,7 +59,7 @@ from gateway.store.history import HistoryStore
 from gateway.store.journal import PostgresJournal
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
-from gateway.store.questions import InputStore
+from gateway.store.questions import QuestionStore
 from gateway.store.response_cache import ResponseCacheStore
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
@@ -144,7 +144,7 @@ class Store:
     turns: TurnStore
     conversations: ConversationStore
     usage: UsageStore
-    inputs: InputStore
+    inputs: QuestionStore
     keys: KeyStore
     audit: AuditStore
     servers: ServerStore
@@ -268,7 +268,7 @@ async def build_store(
             turns=TurnStore(database),
             conversations=ConversationStore(database, redactor=redactor),
             usage=UsageStore(database, redactor=redactor),
-            inputs=InputStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor),
+            inputs=QuestionStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor),
             keys=KeyStore(database),
             audit=AuditStore(database),
             servers=ServerStore(database, cipher),
@@ -335,7 +335,7 @@ async def build_agent(
     interval = settings.heartbeat_seconds
     silent = settings.heartbeat_timeout_seconds or 4 * interval
     heartbeat = WorkerHeartbeat(
-        runner, store.turns, store.turns, store.inputs, worker_id, interval=interval, silent=silent
+        runner, store.turns, store.turns, store.inputs, worker_id, interval_seconds=interval, silence_seconds=silent
     )
     store.bus.subscribe("cancel", runner.on_cancel)
     store.bus.subscribe("watch", runner.on_watch)
@@ -395,7 +395,7 @@ def _runner(settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Stor
     )
 
 
-def _resume_after_sign_in(toolbox: McpToolbox, inputs: InputStore, bus: PostgresBus) -> None:
+def _resume_after_sign_in(toolbox: McpToolbox, inputs: QuestionStore, bus: PostgresBus) -> None:
     """Resume the turns that wait for a sign-in, whichever worker its callback reached."""
     service = toolbox.sign_in_service
     assert service is not None

@@ -144,7 +144,7 @@ class RecordingTurn(TurnContext):
         pass
 
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
-        self.transcript.spend(usage, cost_usd)
+        self.transcript.add_usage(usage, cost_usd)
 
     def cost(self, usage: Usage) -> float | None:
         return None

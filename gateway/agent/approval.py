@@ -11,7 +11,7 @@ def needs_approval(spec: ToolSpec, wanted: Approval) -> bool:
     return policy == "always" or (policy == "destructive" and spec.destructive and not spec.read_only)
 
 
-def approval_of(spec: ToolSpec, arguments: JsonObject) -> PendingInput:
+def build_approval_request(spec: ToolSpec, arguments: JsonObject) -> PendingInput:
     """The question whether a call may run; who accepts may give other arguments, which must fit the tool's schema."""
     schema = {"type": "object", "properties": {"arguments": spec.input_schema}, "additionalProperties": False}
     message = f"May the tool {spec.title or spec.name} of the server {spec.server} run with {arguments}?"

@@ -10,9 +10,9 @@ _MAX_CALLS = 20
 Make = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | PendingInput]]
 
 
-def batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
+def build_batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
     """The tool, for what is on offer; None where there are no two calls to make at once."""
-    names = [spec.name for spec in offered if _takes(spec)]
+    names = [spec.name for spec in offered if _can_batch(spec)]
     if not names:
         return None
     schema: JsonObject = {
@@ -39,18 +39,18 @@ def batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
     )
 
 
-async def make_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: Make, limit: int) -> ToolResult:
+async def run_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: Make, limit: int) -> ToolResult:
     """Every call's result, in order; one that fails fails alone."""
     slots = asyncio.Semaphore(limit)
 
     async def one(call: JsonObject) -> ToolResult:
         spec = offered.get(call["tool"])
-        if spec is None or not _takes(spec):
-            return _refused(f"{call['tool']!r} is no tool that only reads: call it by itself.")
+        if spec is None or not _can_batch(spec):
+            return _error_result(f"{call['tool']!r} is no tool that only reads: call it by itself.")
         async with slots:
             result = await make(spec, call["arguments"])
         if isinstance(result, PendingInput):
-            return _refused(f"{spec.name} has a question to the user: call it by itself.")
+            return _error_result(f"{spec.name} has a question to the user: call it by itself.")
         return result
 
     calls: list[JsonObject] = arguments["calls"]
@@ -66,9 +66,9 @@ async def make_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: 
     return ToolResult("error" if failed else "ok", content, {"results": structured})
 
 
-def _takes(spec: ToolSpec) -> bool:
+def _can_batch(spec: ToolSpec) -> bool:
     return spec.read_only and not spec.client and not spec.helper and spec.approval != "always"
 
 
-def _refused(message: str) -> ToolResult:
+def _error_result(message: str) -> ToolResult:
     return ToolResult("error", [text_block(message)])

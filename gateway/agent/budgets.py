@@ -45,12 +45,12 @@ class Budgets:
         self._of_user = of_user if of_user != Budget() else None
         self._gates: WeakValueDictionary[str, _UserLock] = WeakValueDictionary()
 
-    async def check(self, principal: Principal) -> None:
+    async def check_remaining(self, principal: Principal) -> None:
         """Raises:
         BudgetExceeded: nothing is left.
         StorageUnavailable: nobody can tell.
         """
-        for whose, budget, key in self._budgets(principal):
+        for whose, budget, key in self._list_budgets(principal):
             _RemainingBudget(whose, budget, await self._ledger.spent(principal.user, key)).check()
 
     async def reserve(self, turn: TurnSpending, call: ModelCall) -> None:
@@ -63,12 +63,12 @@ class Budgets:
         """
         if not self.applies_to(turn.principal):
             return
-        tokens, usd = _at_most(call, turn.model)
+        tokens, usd = _estimate_maximum(call, turn.model)
         hold = BudgetReservation(turn.id, turn.tokens, turn.usd, tokens, usd)
         gate = self._gates.setdefault(turn.principal.user, _UserLock())
         try:
             async with asyncio.timeout(self._wait_seconds), gate.turnstile:
-                while not await self._held(turn.principal, hold):
+                while not await self._try_reserve(turn.principal, hold):
                     gate.settled.clear()
                     await wait_or_poll(gate.settled, self._poll_seconds)
         except TimeoutError:
@@ -88,21 +88,21 @@ class Budgets:
         if (gate := self._gates.get(turn.principal.user)) is not None:
             gate.settled.set()
 
-    async def _held(self, principal: Principal, hold: BudgetReservation) -> bool:
-        async with self._ledger.account(principal.user) as account:
-            for whose, budget, key in self._budgets(principal):
+    async def _try_reserve(self, principal: Principal, hold: BudgetReservation) -> bool:
+        async with self._ledger.begin_transaction(principal.user) as account:
+            for whose, budget, key in self._list_budgets(principal):
                 left = _RemainingBudget(whose, budget, await account.spent(key, without=hold.turn_id), hold)
                 left.check()
                 if not left.covers(hold):
                     return False
-            await account.hold(hold, principal.key)
+            await account.reserve(hold, principal.key)
         return True
 
     def applies_to(self, principal: Principal) -> bool:
         """Whether the principal has one."""
         return self._of_user is not None or principal.budget is not None
 
-    def _budgets(self, principal: Principal) -> Generator[tuple[str, Budget, str | None]]:
+    def _list_budgets(self, principal: Principal) -> Generator[tuple[str, Budget, str | None]]:
         if self._of_user is not None:
             yield f"The budget of {principal.user!r}", self._of_user, None
         if principal.budget is not None and principal.key is not None:
@@ -112,8 +112,8 @@ class Budgets:
 class _RemainingBudget:
     """A budget beside what is used up of it; with `own`, by this turn, too."""
 
-    def __init__(self, whose: str, budget: Budget, spent: UsageTotals, own: BudgetReservation | None = None) -> None:
-        self._whose = whose
+    def __init__(self, owner: str, budget: Budget, spent: UsageTotals, own: BudgetReservation | None = None) -> None:
+        self._whose = owner
         self._others_run = bool(spent.tokens_set_aside or spent.usd_set_aside)
         tokens, usd = (own.tokens, own.usd) if own is not None else (0, 0.0)
         self._bounds = (
@@ -152,7 +152,7 @@ class _RemainingBudget:
         )
 
 
-def _at_most(call: ModelCall, model: ModelInfo) -> tuple[int, float]:
+def _estimate_maximum(call: ModelCall, model: ModelInfo) -> tuple[int, float]:
     """Tokens and USD: the prompt's, about, and as many as the model may write."""
     prompt, answer = call.estimate_tokens(), call.parameters.max_tokens or model.max_output_tokens
     return prompt + answer, model.calculate_cost(Usage(prompt, answer, prompt + answer)) or 0.0

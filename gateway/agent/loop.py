@@ -7,7 +7,7 @@ from uuid import uuid4
 import msgspec
 
 from gateway.agent.structured_output import OutputSchema
-from gateway.agent.tool_calls import ToolCallScheduler, input_resolved
+from gateway.agent.tool_calls import ToolCallScheduler, build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.common.logging import get_logger
 from gateway.domain.errors import OutputInvalid
@@ -108,7 +108,7 @@ class AgentLoop:
         self._toolbox = toolbox
         self._limits = limits
 
-    async def run(self, conversation: ModelContext, turn: TurnContext) -> str | None:
+    async def run_turn(self, context: ModelContext, turn: TurnContext) -> str | None:
         """Take steps until the model calls no more tools; returns the turn's finish reason, or None: it must wait.
 
         A turn that another worker had begun, or that has waited, goes on behind its last finished step.
@@ -116,28 +116,28 @@ class AgentLoop:
         Raises:
             ModelError: the model's server failed, and asking again would not do or did not help.
         """
-        if (finish_reason := await self._resume(conversation, turn)) is not None or turn.transcript.waits:
+        if (finish_reason := await self._resume(context, turn)) is not None or turn.transcript.waits_for_input:
             return finish_reason
-        form = OutputSchema(conversation.response_format) if conversation.response_format else None
+        form = OutputSchema(context.response_format) if context.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
-        while step <= self._limits.steps and (conversation.tools or form is None):
-            calls = self._calls(step, conversation, turn)
+        while step <= self._limits.steps and (context.tools or form is None):
+            calls = self._create_scheduler(step, context, turn)
             try:
-                asked = self._call(conversation, turn, step)
-                answer, draft = await self._ask(asked, step, turn, calls.add, quiet=form is not None)
-                if form is not None and not form.problem(draft):
+                asked = self._create_model_call(context, turn, step)
+                answer, draft = await self._ask_model(asked, step, turn, calls.add_call, quiet=form is not None)
+                if form is not None and not form.find_problem(draft):
                     turn.emit(TextDelta(step=step, text=draft))
-                turn.emit(_completed(step, answer))
+                turn.emit(_step_completed(step, answer))
                 calls.run_deferred()
                 await turn.settle()
-                await calls.finish()
+                await calls.wait_for_results()
             finally:
-                await calls.cancel()
-            if turn.transcript.waits:
+                await calls.cancel_calls()
+            if turn.transcript.waits_for_input:
                 return None
-            if calls.handed_out:
+            if calls.client_calls:
                 return "tool_calls"
-            if not len(calls) and (form is None or turn.transcript.said(step)):
+            if not len(calls) and (form is None or turn.transcript.step_text(step)):
                 return answer.finish_reason
             step += 1
             if not len(calls):
@@ -145,33 +145,37 @@ class AgentLoop:
             if turn.transcript.usage.total_tokens >= self._limits.tokens:
                 limit_reached = "token_limit"
                 break
-        return limit_reached if form is None else await self._ask_structured(form, step, conversation, turn)
+        return limit_reached if form is None else await self._ask_structured(form, step, context, turn)
 
     async def _resume(self, conversation: ModelContext, turn: TurnContext) -> str | None:
         """Bring a turn that was taken over to the end of a step; its finish reason if it had no more to do."""
         transcript = turn.transcript
-        if transcript.waits and any(kept.answer and transcript.asks(str(kept.id)) for kept in turn.inputs):
+        if transcript.waits_for_input and any(
+            kept.answer and transcript.is_open_input(str(kept.id)) for kept in turn.inputs
+        ):
             turn.emit(TurnResumed())
-        if (half := transcript.half_step()) is not None:
-            used = self._call(conversation, turn, half).estimate_usage(transcript.written(half))
+        if (half := transcript.incomplete_step()) is not None:
+            used = self._create_model_call(conversation, turn, half).estimate_usage(
+                transcript.count_written_chars(half)
+            )
             cost = turn.cost(used)
             turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=cost))
         if (last := transcript.last_step()) is None:
             return None
-        calls = self._calls(last.step, conversation, turn)
+        calls = self._create_scheduler(last.step, conversation, turn)
         try:
             for call in transcript.open_calls():
-                self._settle(call, calls, turn)
+                self._settle_open_call(call, calls, turn)
             calls.run_deferred()
-            await calls.finish()
+            await calls.wait_for_results()
         finally:
-            await calls.cancel()
-        if transcript.hands_out(last.step):
+            await calls.cancel_calls()
+        if transcript.has_client_calls(last.step):
             return "tool_calls"
-        unformed = conversation.response_format is not None and not transcript.said(last.step)
+        unformed = conversation.response_format is not None and not transcript.step_text(last.step)
         return None if transcript.has_calls(last.step) or unformed else last.finish_reason
 
-    def _settle(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
+    def _settle_open_call(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
         """Go on with a call that has no result: answered, still waiting, or cut off."""
         waiting = turn.transcript.open_inputs(call.call_id)
         asked = [kept for kept in turn.inputs if str(kept.id) in waiting]
@@ -180,13 +184,13 @@ class AgentLoop:
         elif all(kept.answer is not None for kept in asked):
             for kept in asked:
                 assert kept.answer is not None
-                turn.emit(input_resolved(kept, kept.answer))
-            calls.resume_with_answers(turn.transcript.call(call.call_id), asked)
+                turn.emit(build_input_resolved(kept, kept.answer))
+            calls.resume_with_answers(turn.transcript.get_call(call.call_id), asked)
 
-    def _calls(self, step: int, conversation: ModelContext, turn: TurnContext) -> ToolCallScheduler:
+    def _create_scheduler(self, step: int, conversation: ModelContext, turn: TurnContext) -> ToolCallScheduler:
         return ToolCallScheduler(
             step,
-            offered={spec.name: spec for spec in _tools(conversation, turn)},
+            offered={spec.name: spec for spec in _list_tools(conversation, turn)},
             hidden=conversation.hidden,
             toolbox=self._toolbox,
             principal=conversation.principal,
@@ -204,14 +208,17 @@ class AgentLoop:
             OutputInvalid: it does not fit either.
         """
         call = msgspec.structs.replace(
-            self._call(conversation, turn, step), tools=(), tool_choice=None, response_format=form.response_format
+            self._create_model_call(conversation, turn, step),
+            tools=(),
+            tool_choice=None,
+            response_format=form.response_format,
         )
         problem = ""
         for attempt in range(1, _MAX_STRUCTURED_ATTEMPTS + 1):
-            answer, text = await self._ask(call, step, turn, _no_calls, quiet=True)
-            if (problem := form.problem(text)) is None:
+            answer, text = await self._ask_model(call, step, turn, _ignore_call, quiet=True)
+            if (problem := form.find_problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
-                turn.emit(_completed(step, answer))
+                turn.emit(_step_completed(step, answer))
                 await turn.settle()
                 return answer.finish_reason
             if answer.finish_reason == "length":
@@ -228,18 +235,18 @@ class AgentLoop:
             )
         raise OutputInvalid(f"The model's answer does not fit response_format: {problem}.")
 
-    def _call(self, conversation: ModelContext, turn: TurnContext, step: int) -> ModelCall:
+    def _create_model_call(self, conversation: ModelContext, turn: TurnContext, step: int) -> ModelCall:
         return ModelCall(
             model=conversation.model,
             messages=conversation.messages + turn.transcript.messages,
-            tools=_tools(conversation, turn),
-            tool_choice=_choice(conversation.tool_choice, step),
+            tools=_list_tools(conversation, turn),
+            tool_choice=_choice_for_step(conversation.tool_choice, step),
             parameters=conversation.parameters,
             user=conversation.principal.user,
             allowed=conversation.principal.models,
         )
 
-    async def _ask(
+    async def _ask_model(
         self, call: ModelCall, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool
     ) -> tuple[ModelAnswer, str]:
         """One answer of the model, and its text where `quiet` keeps that from being shown."""
@@ -294,7 +301,7 @@ class _StepEventSink(ModelSink):
         self._turn.wasted(usage, cost_usd)
 
 
-def _completed(step: int, answer: ModelAnswer) -> StepCompleted:
+def _step_completed(step: int, answer: ModelAnswer) -> StepCompleted:
     return StepCompleted(
         step=step,
         finish_reason=answer.finish_reason,
@@ -304,18 +311,18 @@ def _completed(step: int, answer: ModelAnswer) -> StepCompleted:
     )
 
 
-def _tools(conversation: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:
+def _list_tools(conversation: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:
     """The tools on offer, and behind them those that were found: the prompt's beginning stays the same."""
-    if not turn.transcript.loaded:
+    if not turn.transcript.loaded_tools:
         return conversation.tools
     hidden = {spec.name: spec for spec in conversation.hidden}
-    return conversation.tools + tuple(hidden[name] for name in turn.transcript.loaded if name in hidden)
+    return conversation.tools + tuple(hidden[name] for name in turn.transcript.loaded_tools if name in hidden)
 
 
-def _no_calls(_call: ToolCall) -> None:
+def _ignore_call(_call: ToolCall) -> None:
     """No tool was on offer: what the model calls all the same is no answer, which its text shows."""
 
 
-def _choice(wanted: ToolChoice | None, step: int) -> ToolChoice | None:
+def _choice_for_step(wanted: ToolChoice | None, step: int) -> ToolChoice | None:
     """A forced choice holds for the first step only, or the turn would never come to an answer."""
     return wanted if step == 1 or wanted in ("none", "auto") else None

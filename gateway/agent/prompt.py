@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from gateway.agent.loop import ModelContext
-from gateway.agent.tool_calls import turn_of_call
+from gateway.agent.tool_calls import parse_client_call_id
 from gateway.agent.tool_search import ToolSelection
 from gateway.domain.messages import Message, Principal, TurnRecord
 from gateway.ports.model import ModelInfo
@@ -26,7 +26,7 @@ _MESSAGE_OVERHEAD = 8
 _RESERVE = 0.1
 
 
-def system_message(prompt: str, instructions: str, own: str | None) -> Message:
+def build_system_message(prompt: str, instructions: str, own: str | None) -> Message:
     """One system message, stable for as long as the servers are: the prompt cache depends on its prefix."""
     return Message(role="system", content="\n\n".join(part for part in (prompt, instructions, own) if part))
 
@@ -37,7 +37,7 @@ def estimate_tokens(message: Message) -> int:
     return characters // _CHARS_PER_TOKEN + _MESSAGE_OVERHEAD
 
 
-LOST = "This call has no result: nobody brought one."
+MISSING_RESULT_TEXT = "This call has no result: nobody brought one."
 
 
 def fill_missing_results(messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -48,10 +48,10 @@ def fill_missing_results(messages: Iterable[Message]) -> tuple[Message, ...]:
         if message.role == "tool":
             open_calls.pop(message.tool_call_id or "", None)
         else:
-            whole += [Message(role="tool", tool_call_id=call_id, content=LOST) for call_id in open_calls]
+            whole += [Message(role="tool", tool_call_id=call_id, content=MISSING_RESULT_TEXT) for call_id in open_calls]
             open_calls = {call.id: None for call in message.tool_calls}
         whole.append(message)
-    whole += [Message(role="tool", tool_call_id=call_id, content=LOST) for call_id in open_calls]
+    whole += [Message(role="tool", tool_call_id=call_id, content=MISSING_RESULT_TEXT) for call_id in open_calls]
     return tuple(whole)
 
 
@@ -78,7 +78,7 @@ class PromptBuilder:
         self._conversations = conversations
         self._system_prompt = system_prompt or SYSTEM_PROMPT
 
-    async def build(
+    async def build_context(
         self, record: TurnRecord, principal: Principal, model: ModelInfo, selection: ToolSelection
     ) -> ModelContext:
         """Raises:
@@ -87,10 +87,10 @@ class PromptBuilder:
         request, conversation_id = record.request, record.conversation_id
         instructions = self._toolbox.instructions() if any(not spec.client for spec in selection.tools) else ""
         messages = await self._restore_tool_history(request.messages, record.owner)
-        fixed = [system_message(self._system_prompt, instructions, request.system), *messages]
+        fixed = [build_system_message(self._system_prompt, instructions, request.system), *messages]
         past: tuple[Message, ...] = ()
         if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
-            history = await self._conversations.load(record.id)
+            history = await self._conversations.load_history(record.id)
             past = fit_history(history, fixed, model, request.parameters.max_tokens)
         return ModelContext(
             model=model.id,
@@ -109,11 +109,11 @@ class PromptBuilder:
 
         Clients that bring tools send the whole chat each time, without them.
         """
-        turn_ids = [{turn_of_call(call.id) for call in message.tool_calls} - {None} for message in messages]
+        turn_ids = [{parse_client_call_id(call.id) for call in message.tool_calls} - {None} for message in messages]
         wanted = [turn_id for ids in turn_ids for turn_id in ids if turn_id is not None]
         if not wanted:
             return messages
-        added = await self._conversations.added(wanted, owner)
+        added = await self._conversations.load_added_messages(wanted, owner)
         whole: list[Message] = []
         for message, ids in zip(messages, turn_ids, strict=True):
             known = added.get(next((turn_id for turn_id in ids if turn_id is not None), UUID(int=0)))

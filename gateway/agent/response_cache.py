@@ -70,7 +70,7 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
                 batches.add(call_id)
             case ToolFinished() as result if result.outcome != "ok":
                 return False
-            case ToolFinished() as result if result.call_id in batches and _failed_in_part(result):
+            case ToolFinished() as result if result.call_id in batches and _has_failed_call(result):
                 return False
             case InputRequired():
                 return False
@@ -81,7 +81,7 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
     return True
 
 
-def _failed_in_part(batch: ToolFinished) -> bool:
+def _has_failed_call(batch: ToolFinished) -> bool:
     told = cast("JsonObject", batch.structured or {})
     return any(result["outcome"] != "ok" for result in told.get("results", ()))
 
@@ -115,14 +115,14 @@ class TurnResponseCache:
             return None
         if known is None:
             return None
-        turn.cached = True
+        turn.is_cached = True
         turn.opened()
         return replay(known, turn)
 
     def discard_uncacheable(self, turn: ActiveTurn, finish_reason: str, selection: ToolSelection) -> None:
         """Drop the cache key of a turn whose response must not be saved."""
         tools = selection.tools + selection.hidden
-        if turn.cached or not is_cacheable(finish_reason, turn.log.entries, tools):
+        if turn.is_cached or not is_cacheable(finish_reason, turn.log.entries, tools):
             turn.cache_key = None
 
     async def save(self, turn: ActiveTurn) -> None:
@@ -132,6 +132,6 @@ class TurnResponseCache:
             return
         try:
             async with asyncio.timeout(_SAVE_TIMEOUT_SECONDS):
-                await self._responses.keep(turn.record.owner, turn.cache_key, turn.id, ttl)
+                await self._responses.save(turn.record.owner, turn.cache_key, turn.id, ttl)
         except (StorageUnavailable, TimeoutError):
             log.warning("response_not_cached", turn_id=str(turn.id))

@@ -100,10 +100,10 @@ class Runner:
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt)
         self._responses = TurnResponseCache(storage.responses)
         self._turns: dict[UUID, ActiveTurn] = {}
-        self.stopping = False
+        self.is_stopping = False
 
     @property
-    def running(self) -> int:
+    def running_turns(self) -> int:
         return len(self._turns)
 
     def get(self, turn_id: UUID) -> ActiveTurn | None:
@@ -120,12 +120,12 @@ class Runner:
         Raises:
             GatewayError: the request cannot be served; nothing of it was stored.
         """
-        if self.stopping:
+        if self.is_stopping:
             raise ServerStopping
-        if self.running >= self._config.max_turns:
+        if self.running_turns >= self._config.max_turns:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
-        model, request, warnings = self._resolve(request, principal)
-        await self._budgets.check(principal)
+        model, request, warnings = self._resolve_request(request, principal)
+        await self._budgets.check_remaining(principal)
         conversation_id = await self._storage.conversations.open(request, principal)
         record = TurnRecord(
             id=UUID(int=uuids.uuid7().int),
@@ -147,10 +147,12 @@ class Runner:
                 warnings=(*request.warnings, *warnings, *missing),
             )
         )
-        await self._begin(turn, selection)
+        await self._begin_turn(turn, selection)
         return turn
 
-    def _resolve(self, request: TurnRequest, principal: Principal) -> tuple[ModelInfo, TurnRequest, tuple[str, ...]]:
+    def _resolve_request(
+        self, request: TurnRequest, principal: Principal
+    ) -> tuple[ModelInfo, TurnRequest, tuple[str, ...]]:
         """The model, the request with parameters that fit it, and warnings.
 
         Raises:
@@ -165,10 +167,10 @@ class Runner:
             OutputSchema(request.response_format)
         return model, request, (*warnings, *dropped)
 
-    async def _begin(self, turn: ActiveTurn, selection: ToolSelection) -> None:
+    async def _begin_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
         self._turns[turn.id] = turn
         if ahead := self._can_start_before_commit(turn):
-            self._spawn(turn, selection)
+            self._spawn_task(turn, selection)
         try:
             await turn.journal.begin(turn.record, turn.log)
         except BaseException:
@@ -176,13 +178,13 @@ class Runner:
             turn.cancel("handed_over")  # ends it without an event
             raise
         if not ahead:
-            self._spawn(turn, selection)
+            self._spawn_task(turn, selection)
 
     def _can_start_before_commit(self, turn: ActiveTurn) -> bool:
         """Whether the database is unlikely to refuse the turn's row, and nothing reads it before the model answers."""
         request = turn.record.request
         alone = turn.record.conversation_id is None and request.parent_turn_id is None  # history is found by the row
-        plain = turn.kept and request.idempotency_key is None and request.cache_ttl is None
+        plain = turn.is_stored and request.idempotency_key is None and request.cache_ttl is None
         return alone and plain and not turn.journal.is_unavailable and not self._budgets.applies_to(turn.principal)
 
     def take_over(
@@ -194,20 +196,20 @@ class Runner:
         selection, _ = self._tools.select(record.request, principal, model)
         turn = self._create_turn(record, principal, model)
         turn.restore(events, inputs)
-        turn.lost = not turn.kept
+        turn.is_lost = not turn.is_stored
         if cancel:
             turn.cancel("cancelled")
         log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
         self._turns[turn.id] = turn
-        self._spawn(turn, selection)
+        self._spawn_task(turn, selection)
 
     def _create_turn(self, record: TurnRecord, principal: Principal, model: ModelInfo) -> ActiveTurn:
         turn_log = TurnLog(record.id, synchronous=self._config.synchronous_journal)
         journal = self._storage.journal if record.request.store else self._storage.ephemeral_journal
         return ActiveTurn(record, principal, turn_log, journal, self._storage.questions, model, self._budgets)
 
-    def _spawn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
-        turn.task = asyncio.create_task(self._run(turn, selection), name=f"turn {turn.id}")
+    def _spawn_task(self, turn: ActiveTurn, selection: ToolSelection) -> None:
+        turn.task = asyncio.create_task(self._run_turn(turn, selection), name=f"turn {turn.id}")
 
     # --- bus messages
 
@@ -219,7 +221,7 @@ class Runner:
     def on_answer(self, message: BusMessage) -> None:
         """Let a call that waits for an answer look for it."""
         if (turn := self._turns.get(message.turn_id)) is not None:
-            turn.answers_came.set()
+            turn.has_new_answers.set()
 
     def on_watch(self, message: BusMessage) -> None:
         """Announce each commit of the turn from now on: another worker follows it."""
@@ -235,7 +237,7 @@ class Runner:
 
         Their subscribers are told first. Without another worker, the next start continues them.
         """
-        self.stopping = True
+        self.is_stopping = True
         tasks = [turn.task for turn in self._turns.values() if turn.task is not None]
         if tasks:
             log.info("turns_finishing", running=len(tasks), grace_seconds=grace)
@@ -256,27 +258,27 @@ class Runner:
         """
         turns = [turn for turn in self._turns.values() if turn.stage != "finishing"]
         for turn in turns:
-            if turn.kept:
+            if turn.is_stored:
                 turn.log.close(reason)
-            turn.cancel("handed_over" if turn.kept else reason)
+            turn.cancel("handed_over" if turn.is_stored else reason)
         tasks = [turn.task for turn in turns if turn.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=_HAND_OVER_SECONDS)
             await asyncio.wait([turn.journal.flush(turn.log) for turn in turns], timeout=_HAND_OVER_SECONDS)
-        return [turn.id for turn in turns if turn.kept]
+        return [turn.id for turn in turns if turn.is_stored]
 
     # --- one turn's task
 
-    async def _run(self, turn: ActiveTurn, selection: ToolSelection) -> None:
+    async def _run_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
         turn.stage = "running"
         try:
             end = await self._run_to_outcome(turn, selection)
             if end is not None:
-                await self._finish(turn, end)
+                await self._finish_turn(turn, end)
             elif turn.cancel_reason is None:
-                await self._suspend(turn)
+                await self._suspend_turn(turn)
         finally:
-            turn.ended()
+            turn.release_waiters()
             if self._turns.get(turn.id) is turn:  # a suspended turn may have been resumed here already
                 del self._turns[turn.id]
 
@@ -284,31 +286,31 @@ class Runner:
         """Run the loop. Whatever happens becomes the event that ends the turn, or None: it continues elsewhere."""
         turn.deadline = deadline = PausableTimeout(self._config.turn_timeout)
         if turn.cancel_reason is not None:
-            return turn.cancelled_event()
-        if turn.lost:
-            return turn.failed_event(TurnLost())
+            return turn.build_cancelled_event()
+        if turn.is_lost:
+            return turn.record_failure(TurnLost())
         try:
             async with deadline:
-                context = await self._prompts.build(turn.record, turn.principal, turn.model, selection)
-                finish_reason = await self._responses.replay(turn, context) or await self._loop.run(context, turn)
+                context = await self._prompts.build_context(turn.record, turn.principal, turn.model, selection)
+                finish_reason = await self._responses.replay(turn, context) or await self._loop.run_turn(context, turn)
             if finish_reason is None:
                 return None
             self._responses.discard_uncacheable(turn, finish_reason, selection)
         except asyncio.CancelledError:
             if turn.cancel_reason is None:
                 raise
-            return turn.cancelled_event()
+            return turn.build_cancelled_event()
         except GatewayError as error:
-            return turn.failed_event(error)
+            return turn.record_failure(error)
         except Exception:  # a turn must end, whatever breaks in it; the log has the rest
             if deadline.has_expired:
                 seconds = self._config.turn_timeout
-                return turn.failed_event(TurnTimeout(f"The turn took longer than its {seconds:g} seconds."))
+                return turn.record_failure(TurnTimeout(f"The turn took longer than its {seconds:g} seconds."))
             log.exception("turn_broke", turn_id=str(turn.id))
-            return turn.failed_event(GatewayError())
-        return turn.completed_event(finish_reason)
+            return turn.record_failure(GatewayError())
+        return turn.build_completed_event(finish_reason)
 
-    async def _suspend(self, turn: ActiveTurn) -> None:
+    async def _suspend_turn(self, turn: ActiveTurn) -> None:
         """Leave the turn to wait for a person: from now on it exists only in the database."""
         turn.stage = "finishing"
         await turn.journal.suspend(turn.log)
@@ -320,13 +322,13 @@ class Runner:
         except StorageUnavailable:
             log.warning("turn_may_sleep_on", turn_id=str(turn.id))
 
-    async def _finish(self, turn: ActiveTurn, end: TurnEnd) -> None:
+    async def _finish_turn(self, turn: ActiveTurn, end: TurnEnd) -> None:
         """Store the turn's end, then show it. If that takes too long, close the log to its subscribers instead."""
         turn.stage = "finishing"
         if isinstance(end, TurnCompleted):
             await self._responses.save(turn)
         turn.log.append(end)
-        outcome = turn.outcome(end)
+        outcome = turn.build_outcome(end)
         stored = turn.journal.finish(turn.log, outcome)
         try:
             await asyncio.wait_for(asyncio.shield(stored), self._config.storage_timeout)

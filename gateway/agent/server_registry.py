@@ -77,14 +77,14 @@ class ServerRegistry(ServerAdmin):
         if self.source(name) is not None:
             raise Conflict(f"There is an MCP server {name!r} already.", param="name")
         _validate(name, config)
-        await self._repository.put(name, config, disabled=False, by=by)
+        await self._repository.upsert(name, config, disabled=False, by=by)
         await self._publish_change()
 
     async def switch(self, name: str, *, disabled: bool, by: str) -> None:
         """Disable a server, or enable it again, wherever it comes from."""
         self.config(name)
         added = self._added.get(name)
-        await self._repository.put(name, added.config if added else None, disabled=disabled, by=by)
+        await self._repository.upsert(name, added.config if added else None, disabled=disabled, by=by)
         await self._publish_change()
 
     async def remove(self, name: str, *, by: str) -> None:
@@ -96,7 +96,7 @@ class ServerRegistry(ServerAdmin):
         self.config(name)
         if name in self._of_file:
             raise Conflict(f"The file of MCP servers configures {name!r}: disable it, or take it out there.")
-        await self._repository.remove(name, by=by)
+        await self._repository.delete_server(name, by=by)
         await self._publish_change()
 
     async def _publish_change(self) -> None:
@@ -139,7 +139,7 @@ class ServerRegistry(ServerAdmin):
 
     async def _read_rows(self) -> bool:
         """Whether the stored servers have changed."""
-        before, self._added = self._added, {record.name: record for record in await self._repository.all()}
+        before, self._added = self._added, {record.name: record for record in await self._repository.list_servers()}
         return before != self._added
 
     def _reconcile(self) -> None:

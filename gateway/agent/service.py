@@ -80,18 +80,18 @@ class _StartedTurn(TurnHandle):
     __slots__ = ("active",)
 
     def __init__(self, active: ActiveTurn) -> None:
-        super().__init__(active.id, is_stored=active.kept, echo=active.record.request.echo)
+        super().__init__(active.id, is_stored=active.is_stored, echo=active.record.request.echo)
         self.active = active
 
     @property
     def has_ended(self) -> bool:
-        return self.active.log.ended
+        return self.active.log.has_ended
 
     @property
     def cache_status(self) -> Literal["hit", "miss"] | None:
         if self.active.record.request.cache_ttl is None:
             return None
-        return "hit" if self.active.cached else "miss"
+        return "hit" if self.active.is_cached else "miss"
 
     @property
     def failure(self) -> GatewayError | None:
@@ -174,7 +174,7 @@ class TurnListener(EventListener):
     @property
     def turn_has_ended(self) -> bool:
         """Whether the turn's last event was there to be read."""
-        return self._log.ended
+        return self._log.has_ended
 
     @property
     def failure(self) -> GatewayError | None:
@@ -224,11 +224,11 @@ class TurnService:
 
     @property
     def running_turns(self) -> int:
-        return self._runner.running
+        return self._runner.running_turns
 
     @property
     def is_stopping(self) -> bool:
-        return self._runner.stopping
+        return self._runner.is_stopping
 
     async def start(
         self,
@@ -348,13 +348,13 @@ class TurnService:
     async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
         if request.idempotency_key is None:
             return None
-        stored = await self._turns.find(principal.user, request.idempotency_key)
+        stored = await self._turns.find_by_key(principal.user, request.idempotency_key)
         return None if stored is None else _FollowedTurn(stored)
 
     async def _wait_while_busy(
         self, conversation_id: str, principal: Principal, run_busy_wait: RunBusyWait | None
     ) -> None:
-        busy = await self._conversations.busy_turn(conversation_id, principal)
+        busy = await self._conversations.get_busy_turn(conversation_id, principal)
         if busy is None:
             return  # it has ended meanwhile
         if busy.status == "waiting":

@@ -9,7 +9,7 @@ from gateway.common.json_schema import SchemaNotCheckable, best_error, check_sch
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject
 
-_LONGEST = 500
+_MAX_MESSAGE_LENGTH = 500
 
 
 class OutputSchema:
@@ -35,13 +35,13 @@ class OutputSchema:
         try:
             check_schema(schema)
         except SchemaError as error:
-            message = f"response_format: the schema is not valid: {error.message[:_LONGEST]}"
+            message = f"response_format: the schema is not valid: {error.message[:_MAX_MESSAGE_LENGTH]}"
             raise InvalidRequest(message, param="response_format") from None
         except SchemaNotCheckable:
             raise InvalidRequest("response_format: the schema is too deep.", param="response_format") from None
         self._checker: Any = compile_schema(schema)
 
-    def problem(self, text: str) -> str | None:
+    def find_problem(self, text: str) -> str | None:
         """What is wrong with an answer; None: it fits."""
         try:
             value: Any = msgspec.json.decode(text)
@@ -56,4 +56,4 @@ class OutputSchema:
         if error is None:
             return None
         path = ".".join(str(part) for part in error.absolute_path)
-        return f"{path or 'the answer'}: {str(error.message)[:_LONGEST]}"
+        return f"{path or 'the answer'}: {str(error.message)[:_MAX_MESSAGE_LENGTH]}"

@@ -134,7 +134,7 @@ class _JournalTail:
             self.task.cancel()
 
     async def _fill_log(self) -> None:
-        while not self.log.ended:
+        while not self.log.has_ended:
             self.has_news.clear()
             try:
                 if await self._read_journal():
@@ -147,10 +147,10 @@ class _JournalTail:
     async def _read_journal(self) -> bool:
         """Whether there was anything new. A turn that has ended without its end in the journal has lost its events."""
         turn_id = self.log.turn_id
-        status = await self._turns.status(turn_id)
-        entries = await self._turns.events(turn_id, self.log.last_seq)
+        status = await self._turns.get_status(turn_id)
+        entries = await self._turns.load_events(turn_id, self.log.last_seq)
         self._last_read_at = asyncio.get_running_loop().time()
-        self.log.adopt(entries)
+        self.log.load_entries(entries)
         if not entries and status not in ("running", "waiting"):
             self.log.close(JournalExpired.code)
         elif not entries and status == "waiting" and self._until_input:

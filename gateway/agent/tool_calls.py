@@ -7,8 +7,8 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.agent.approval import approval_of, needs_approval
-from gateway.agent.batch_tool import BATCH, make_batch
+from gateway.agent.approval import build_approval_request, needs_approval
+from gateway.agent.batch_tool import BATCH, run_batch
 from gateway.agent.tool_search import FIND_TOOLS, search_tools
 from gateway.common.logging import get_logger
 from gateway.domain.events import Event, InputResolved, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
@@ -64,15 +64,15 @@ class ToolCallScheduler:
         self._released = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._changing: list[asyncio.Task[None]] = []
-        self.handed_out = 0
+        self.client_calls = 0
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def add(self, call: ToolCall) -> None:
+    def add_call(self, call: ToolCall) -> None:
         """Announce a call and let it run when its time has come. The client's own are left to the client."""
         spec = self._offered.get(call.name)
-        arguments = _parse(call.arguments)
+        arguments = _parse_arguments(call.arguments)
         if spec is not None and spec.client:
             self._emit_client_call(call, arguments)
             return
@@ -88,18 +88,18 @@ class ToolCallScheduler:
         )
         read_only = spec is None or arguments is None or spec.read_only
         before = list(self._changing if read_only else self._tasks)
-        task = asyncio.create_task(self._run(call, spec, arguments, before, wait_release=not read_only))
+        task = asyncio.create_task(self._run_call(call, spec, arguments, before, wait_release=not read_only))
         self._tasks.append(task)
         if not read_only:
             self._changing.append(task)
 
     def _emit_client_call(self, call: ToolCall, arguments: JsonObject | None) -> None:
         """The id names the turn: who brings the result brings that back."""
-        self.handed_out += 1
+        self.client_calls += 1
         self._out.emit(
             ToolCallStarted(
                 step=self._step,
-                call_id=client_call_id(self._out.id, self._step, self.handed_out),
+                call_id=format_client_call_id(self._out.id, self._step, self.client_calls),
                 server=None,
                 tool=call.name,
                 arguments=call.arguments if arguments is None else arguments,
@@ -116,7 +116,7 @@ class ToolCallScheduler:
             return
         arguments = call.arguments if isinstance(call.arguments, dict) else None
         again = ToolCall(call.call_id, call.tool, "")
-        self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False)))
+        self._tasks.append(asyncio.create_task(self._run_call(again, spec, arguments, [], wait_release=False)))
 
     def resume_with_answers(self, call: ToolCallStarted, inputs: list[StoredQuestion]) -> None:
         """Go on with a call whose questions have their answers; one that was held open for them was cut with them."""
@@ -131,24 +131,26 @@ class ToolCallScheduler:
             self._out.emit(ToolFinished(call_id=call.call_id, outcome="denied", content=[note]))
             return
         again = ToolCall(call.call_id, call.tool, "")
-        self._tasks.append(asyncio.create_task(self._run(again, spec, arguments, [], wait_release=False, given=inputs)))
+        self._tasks.append(
+            asyncio.create_task(self._run_call(again, spec, arguments, [], wait_release=False, given=inputs))
+        )
 
     def run_deferred(self) -> None:
         """The model's stream ended well: calls that change something may run."""
         self._released.set()
 
-    async def finish(self) -> None:
+    async def wait_for_results(self) -> None:
         """Wait for every call's result."""
         if self._tasks:
             await asyncio.gather(*self._tasks)
 
-    async def cancel(self) -> None:
+    async def cancel_calls(self) -> None:
         """Stop what still runs; nothing of this step is left behind."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(
+    async def _run_call(
         self,
         call: ToolCall,
         spec: ToolSpec | None,
@@ -165,7 +167,7 @@ class ToolCallScheduler:
         async with self._slots:
             await self._out.durable()
             started = time.perf_counter()
-            result = await self._result(call, spec, arguments, given)
+            result = await self._execute(call, spec, arguments, given)
             duration_ms = round((time.perf_counter() - started) * 1000, 2)
         if isinstance(result, PendingInput):
             await self._out.ask(call.id, result)
@@ -181,85 +183,85 @@ class ToolCallScheduler:
             )
         )
 
-    async def _result(
+    async def _execute(
         self, call: ToolCall, spec: ToolSpec | None, arguments: JsonObject | None, given: list[StoredQuestion] | None
     ) -> ToolResult | PendingInput:
         if call.problem:
-            return _error(call.problem)
+            return _error_result(call.problem)
         if spec is None:
             names = ", ".join(sorted(self._offered)) or "none"
-            return _error(f"There is no tool named {call.name!r}. The tools on offer: {names}.")
+            return _error_result(f"There is no tool named {call.name!r}. The tools on offer: {names}.")
         if arguments is None:
-            return _error(f"The arguments of {call.name} must be one JSON object that fits its schema.")
+            return _error_result(f"The arguments of {call.name} must be one JSON object that fits its schema.")
         if spec.name == FIND_TOOLS and spec.helper:
             return search_tools(str(arguments.get("query", "")), self._hidden)
         if spec.name == BATCH and spec.helper:
-            return await self._batch(call, arguments)
+            return await self._run_batch(call, arguments)
         if given is None and needs_approval(spec, self._approval):
-            return approval_of(spec, arguments)
+            return build_approval_request(spec, arguments)
         observer = _EventObserver(call.id, self._out)
         answers = [kept for kept in given or () if kept.question.kind != "approval"]
         return await self._toolbox.call(spec, arguments, principal=self._principal, observer=observer, answers=answers)
 
-    async def _batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
+    async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._out)
 
         async def make(spec: ToolSpec, given: JsonObject) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
-                return approval_of(spec, given)
+                return build_approval_request(spec, given)
             return await self._toolbox.call(spec, given, principal=self._principal, observer=observer)
 
-        return await make_batch(arguments, self._offered, make, self._limit)
+        return await run_batch(arguments, self._offered, make, self._limit)
 
 
 class _EventObserver(CallObserver):
     """Turns what a server says during a call into events, as many and as long as a turn can bear."""
 
-    _MOST = 500
-    _LONGEST = 2_000
+    _MAX_EVENTS = 500
+    _MAX_MESSAGE_LENGTH = 2_000
 
     def __init__(self, call_id: str, out: EventEmitter) -> None:
         self._call_id = call_id
         self._out = out
-        self._left = self._MOST
+        self._remaining = self._MAX_EVENTS
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        message = message and message[: self._LONGEST]
-        self._emit(ToolProgress(call_id=self._call_id, progress=progress, total=total, message=message))
+        message = message and message[: self._MAX_MESSAGE_LENGTH]
+        self._emit_bounded(ToolProgress(call_id=self._call_id, progress=progress, total=total, message=message))
 
     def log(self, level: str, message: str) -> None:
-        self._emit(ToolLog(call_id=self._call_id, level=level, message=message[: self._LONGEST]))
+        self._emit_bounded(ToolLog(call_id=self._call_id, level=level, message=message[: self._MAX_MESSAGE_LENGTH]))
 
     async def ask(self, question: Question) -> Answer:
         return await self._out.ask_now(self._call_id, question)
 
-    def _emit(self, event: Event) -> None:
-        if self._left > 0:
-            self._left -= 1
+    def _emit_bounded(self, event: Event) -> None:
+        if self._remaining > 0:
+            self._remaining -= 1
             self._out.emit(event)
 
 
 _CLIENT_CALL = re.compile(r"call_([0-9a-f]{32})_\d+_\d+")
 
 
-def client_call_id(turn_id: UUID, step: int, number: int) -> str:
+def format_client_call_id(turn_id: UUID, step: int, number: int) -> str:
     return f"call_{turn_id.hex}_{step}_{number}"
 
 
-def turn_of_call(call_id: str) -> UUID | None:
+def parse_client_call_id(call_id: str) -> UUID | None:
     """The turn that has handed out a call."""
     match = _CLIENT_CALL.fullmatch(call_id)
     return UUID(hex=match[1]) if match else None
 
 
-def input_resolved(asked: StoredQuestion, answer: Answer) -> InputResolved:
+def build_input_resolved(asked: StoredQuestion, answer: Answer) -> InputResolved:
     """The event that shows the answer to a question."""
     return InputResolved(
         input_id=str(asked.id), call_id=asked.call_id, action=answer.action, content=answer.content, by=answer.by
     )
 
 
-def _parse(arguments: str) -> JsonObject | None:
+def _parse_arguments(arguments: str) -> JsonObject | None:
     """The arguments as an object; models write nothing at all where a tool takes none. None: it is no object."""
     try:
         return msgspec.json.decode(arguments.strip() or "{}", type=JsonObject)
@@ -267,5 +269,5 @@ def _parse(arguments: str) -> JsonObject | None:
         return None
 
 
-def _error(message: str) -> ToolResult:
+def _error_result(message: str) -> ToolResult:
     return ToolResult(outcome="error", content=[text_block(message)])

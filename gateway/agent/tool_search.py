@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from gateway.agent.batch_tool import batch_spec
+from gateway.agent.batch_tool import build_batch_spec
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, TurnRequest, text_block
 from gateway.ports.model import ModelInfo
 from gateway.ports.tools import Toolbox
@@ -16,7 +16,7 @@ FIND_TOOLS = "find_tools"
 MAX_TOOLS = 128
 _MAX_RESULTS = 10
 _CHARS_PER_TOKEN = 4
-_KEPT_FREE = 0.25
+_RESERVED_SHARE = 0.25
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -65,7 +65,7 @@ class ToolSelector:
 
     def _with_batch(self, selection: ToolSelection, model: ModelInfo) -> ToolSelection:
         """Add `batch` for a model that makes one call a step, if the administrator enabled it."""
-        if not self._batches or model.parallel_calls or (spec := batch_spec(selection.tools)) is None:
+        if not self._batches or model.parallel_calls or (spec := build_batch_spec(selection.tools)) is None:
             return selection
         return msgspec.structs.replace(selection, tools=(*selection.tools, spec))
 
@@ -75,25 +75,26 @@ def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_toke
 
     `always` names those that must be there. The order is kept: the prompt cache depends on it.
     """
-    if len(specs) <= MAX_TOOLS and sum(map(_tokens, specs)) <= max_tokens:
+    if len(specs) <= MAX_TOOLS and sum(map(_estimate_tokens, specs)) <= max_tokens:
         return ToolSelection(specs)
     needed = set(always)
-    tokens, number = max_tokens * (1 - _KEPT_FREE), MAX_TOOLS * (1 - _KEPT_FREE)
+    tokens, number = max_tokens * (1 - _RESERVED_SHARE), MAX_TOOLS * (1 - _RESERVED_SHARE)
     first: list[ToolSpec] = []
     for spec in specs:
-        tokens -= _tokens(spec)
+        tokens -= _estimate_tokens(spec)
         if spec.client or spec.name in needed or (tokens > 0 and len(first) < number):
             first.append(spec)
     chosen = {spec.name for spec in first}
     hidden = tuple(spec for spec in specs if spec.name not in chosen)
-    return ToolSelection((*first, _spec(hidden)), hidden)
+    return ToolSelection((*first, _build_search_spec(hidden)), hidden)
 
 
 def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
     """The hidden tools that fit a query best, by the words of their names and descriptions; rare words count more."""
-    wanted = set(_words(query))
+    wanted = set(_split_words(query))
     documents = [
-        (spec, Counter(_words(f"{spec.name} {spec.title or ''}")), set(_words(spec.description))) for spec in hidden
+        (spec, Counter(_split_words(f"{spec.name} {spec.title or ''}")), set(_split_words(spec.description)))
+        for spec in hidden
     ]
     rarity = {
         word: math.log(1 + len(documents) / (1 + sum(word in name or word in text for _, name, text in documents)))
@@ -112,17 +113,17 @@ def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
     return ToolResult("ok", [text_block(told)], {"loaded": [spec.name for _, _, spec in best]})
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     """Words without their plural, of names in any style."""
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text).lower()
     return [word.removesuffix("s") if len(word) > 3 else word for word in _WORD.findall(split)]
 
 
-def _tokens(spec: ToolSpec) -> int:
+def _estimate_tokens(spec: ToolSpec) -> int:
     return spec.prompt_chars // _CHARS_PER_TOKEN
 
 
-def _spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:
+def _build_search_spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:
     servers = ", ".join(dict.fromkeys(spec.server for spec in hidden))
     schema: JsonObject = {
         "type": "object",

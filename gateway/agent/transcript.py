@@ -9,7 +9,7 @@ from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, ToolCall, Usage
 
 _json = msgspec.json.Encoder(order="sorted")
-LOST = "The outcome of this call is not known: the turn was interrupted before its result arrived."
+LOST_RESULT_TEXT = "The outcome of this call is not known: the turn was interrupted before its result arrived."
 
 
 class _Step:
@@ -24,13 +24,13 @@ class _Step:
         text = "".join(self.text)
         if not self.calls:
             return [Message(role="assistant", content=text)] if text else []
-        calls = tuple(ToolCall(c.call_id, c.tool, _arguments(c)) for c in self.calls.values())
+        calls = tuple(ToolCall(c.call_id, c.tool, _encode_arguments(c)) for c in self.calls.values())
         said = Message(role="assistant", content=text or None, tool_calls=calls)
-        return [said, *(self._result(call_id) for call_id, call in self.calls.items() if not call.client)]
+        return [said, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
 
-    def _result(self, call_id: str) -> Message:
+    def _result_message(self, call_id: str) -> Message:
         result = self.results.get(call_id)
-        return Message(role="tool", tool_call_id=call_id, content=for_model(result) if result else LOST)
+        return Message(role="tool", tool_call_id=call_id, content=format_result(result) if result else LOST_RESULT_TEXT)
 
 
 class Transcript:
@@ -43,45 +43,45 @@ class Transcript:
         self._call_steps: dict[str, _Step] = {}
         self._hosted: set[str] = set()
         self._open_inputs: dict[str, str] = {}
-        self.loaded: dict[str, None] = {}
+        self.loaded_tools: dict[str, None] = {}
         self.usage = Usage()
         self.cost_usd: float | None = 0.0
-        self.thought = 0
+        self.reasoning_chars = 0
 
     def apply(self, event: e.Event) -> None:
         match event:
             case e.TextDelta():
-                self._step(event.step).text.append(event.text)
+                self._get_step(event.step).text.append(event.text)
             case e.ReasoningDelta():
-                self.thought += len(event.text)
+                self.reasoning_chars += len(event.text)
             case e.ToolCallStarted() if event.hosted:
                 self._hosted.add(event.call_id)
             case e.ToolFinished() if event.call_id in self._hosted:
                 pass  # the model has had its result, and is not told of it again
             case e.ToolCallStarted():
-                step = self._call_steps[event.call_id] = self._step(event.step)
+                step = self._call_steps[event.call_id] = self._get_step(event.step)
                 step.calls[event.call_id] = event
             case e.ToolFinished():
                 step = self._call_steps[event.call_id]
                 step.results[event.call_id] = event
                 if step.calls[event.call_id].tool == FIND_TOOLS:
                     found = cast("JsonObject", event.structured or {})
-                    self.loaded |= dict.fromkeys(found.get("loaded", ()))
+                    self.loaded_tools |= dict.fromkeys(found.get("loaded", ()))
             case e.StepCompleted():
-                self._step(event.step).completed = event
-                self.spend(event.usage, event.cost_usd)
-                self.thought = 0
+                self._get_step(event.step).completed = event
+                self.add_usage(event.usage, event.cost_usd)
+                self.reasoning_chars = 0
             case e.InputRequired():
                 self._open_inputs[event.input_id] = event.call_id
             case e.InputResolved():
                 self._open_inputs.pop(event.input_id, None)
-                self._edit(event)
+                self._apply_edited_arguments(event)
             case e.ModelRetry():
                 if event.discard:
                     self._steps.pop(event.step, None)
-                    self.thought = 0
+                    self.reasoning_chars = 0
                 if event.usage is not msgspec.UNSET:
-                    self.spend(event.usage, None if event.cost_usd is msgspec.UNSET else event.cost_usd)
+                    self.add_usage(event.usage, None if event.cost_usd is msgspec.UNSET else event.cost_usd)
             case (
                 e.TurnStarted()
                 | e.ToolProgress()
@@ -95,10 +95,10 @@ class Transcript:
             case _:
                 assert_never(event)
 
-    def spend(self, usage: Usage, cost_usd: float | None) -> None:
+    def add_usage(self, usage: Usage, cost_usd: float | None) -> None:
         """Count what was used up."""
         self.usage = self.usage + usage
-        self.cost_usd = _sum(self.cost_usd, cost_usd)
+        self.cost_usd = _add_cost(self.cost_usd, cost_usd)
 
     @property
     def steps(self) -> int:
@@ -116,11 +116,11 @@ class Transcript:
         return next((text for text in texts if text), "")
 
     @property
-    def waits(self) -> bool:
+    def waits_for_input(self) -> bool:
         """Whether a call waits for a person."""
         return bool(self._open_inputs)
 
-    def asks(self, input_id: str) -> bool:
+    def is_open_input(self, input_id: str) -> bool:
         """Whether this question is still open."""
         return input_id in self._open_inputs
 
@@ -128,25 +128,25 @@ class Transcript:
         """The ids of the questions of a call that nobody has answered yet."""
         return {input_id for input_id, asking in self._open_inputs.items() if asking == call_id}
 
-    def _edit(self, resolved: e.InputResolved) -> None:
+    def _apply_edited_arguments(self, resolved: e.InputResolved) -> None:
         """Whoever approved a call may have changed its arguments: then it is that call which was made."""
         arguments = (resolved.content or {}).get("arguments")
         if resolved.action == "accept" and isinstance(arguments, dict) and resolved.call_id in self._call_steps:
             calls = self._call_steps[resolved.call_id].calls
             calls[resolved.call_id] = msgspec.structs.replace(calls[resolved.call_id], arguments=arguments)
 
-    def half_step(self) -> int | None:
+    def incomplete_step(self) -> int | None:
         """The number of the last step if the model's stream of it has not ended: it does not count yet."""
         last = max(self._steps, default=0)
         if last and not self._steps[last].completed:
             return last
-        return last + 1 if self.thought else None
+        return last + 1 if self.reasoning_chars else None
 
-    def written(self, step: int) -> int:
+    def count_written_chars(self, step: int) -> int:
         """How many characters the model has written in a step that has not ended."""
         half = self._steps.get(step, _Step())
         calls = sum(len(str(call.arguments)) for call in half.calls.values())
-        return self.thought + sum(map(len, half.text)) + calls
+        return self.reasoning_chars + sum(map(len, half.text)) + calls
 
     def last_step(self) -> e.StepCompleted | None:
         """The end of the last step's stream."""
@@ -162,43 +162,43 @@ class Transcript:
             if call_id not in step.results and not call.client
         ]
 
-    def call(self, call_id: str) -> e.ToolCallStarted:
+    def get_call(self, call_id: str) -> e.ToolCallStarted:
         """A call as it stands: with the arguments that it was allowed with."""
         return self._call_steps[call_id].calls[call_id]
 
     def has_calls(self, step: int) -> bool:
         return bool(self._steps[step].calls)
 
-    def hands_out(self, step: int) -> bool:
+    def has_client_calls(self, step: int) -> bool:
         """Whether the step called a tool of the client's."""
         return any(call.client for call in self._steps[step].calls.values())
 
-    def said(self, step: int) -> str:
+    def step_text(self, step: int) -> str:
         return "".join(self._steps[step].text)
 
     def knows_call(self, call_id: str) -> bool:
         return call_id in self._call_steps
 
-    def _step(self, number: int) -> _Step:
+    def _get_step(self, number: int) -> _Step:
         step = self._steps.get(number)
         if step is None:
             step = self._steps[number] = _Step()
         return step
 
 
-def _sum(cost: float | None, more: float | None) -> float | None:
+def _add_cost(cost: float | None, more: float | None) -> float | None:
     """None where a part of it is not known."""
     return None if cost is None or more is None else round(cost + more, 9)
 
 
-def _arguments(call: e.ToolCallStarted) -> str:
+def _encode_arguments(call: e.ToolCallStarted) -> str:
     """Groq takes arguments only as the text of a JSON object; what was none stands in the tool's error result."""
     return _json.encode(call.arguments).decode() if isinstance(call.arguments, dict) else "{}"
 
 
-def for_model(result: e.ToolFinished) -> str:
+def format_result(result: e.ToolFinished) -> str:
     """The result as text for the model: text blocks as they are, other blocks named, the structured form if alone."""
-    text = "\n".join(_block_text(block) for block in result.content)
+    text = "\n".join(_format_block(block) for block in result.content)
     if not text and result.structured is not None:
         text = _json.encode(result.structured).decode()
     if result.outcome == "ok":
@@ -206,7 +206,7 @@ def for_model(result: e.ToolFinished) -> str:
     return text if text.lower().startswith("error") else f"Error: {text or result.outcome}"
 
 
-def _block_text(block: JsonObject) -> str:
+def _format_block(block: JsonObject) -> str:
     kind = block.get("type")
     if kind == "text":
         return str(block.get("text", ""))

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from gateway.agent.budgets import Budgets
 from gateway.agent.loop import TurnContext
-from gateway.agent.tool_calls import input_resolved
+from gateway.agent.tool_calls import build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import wait_or_poll
@@ -78,14 +78,14 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None
         self.task: asyncio.Task[None] | None = None
-        self.lost = False
+        self.is_lost = False
         self.deadline: PausableTimeout | None = None
-        self.answers_came = asyncio.Event()
+        self.has_new_answers = asyncio.Event()
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"
         self.started_at = time.perf_counter()
         self.first_token_ms: float | None = None
         self.cache_key: bytes | None = None
-        self.cached = False
+        self.is_cached = False
         self.journal = journal
         self._questions = questions
         self._opened = asyncio.Event()
@@ -104,7 +104,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         return self.transcript.cost_usd or 0.0
 
     @property
-    def kept(self) -> bool:
+    def is_stored(self) -> bool:
         """Whether the turn is stored, so that others can continue it and read it later."""
         return self.record.request.store
 
@@ -117,7 +117,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         await self._budgets.settle(self)
 
     def wasted(self, usage: Usage, cost_usd: float | None) -> None:
-        self.transcript.spend(usage, cost_usd)
+        self.transcript.add_usage(usage, cost_usd)
 
     def cost(self, usage: Usage) -> float | None:
         return self.model.calculate_cost(usage)
@@ -146,22 +146,22 @@ class ActiveTurn(TurnContext, TurnSpending):
     # --- questions
 
     async def ask(self, call_id: str, needed: PendingInput) -> None:
-        if self.kept:
-            await self._show(call_id, needed)
+        if self.is_stored:
+            await self._show_questions(call_id, needed)
         else:
             self.emit(ToolFinished(call_id=call_id, outcome="denied", content=[text_block(_CANNOT_ASK)]))
 
     async def ask_now(self, call_id: str, question: Question) -> Answer:
-        if not self.kept:
+        if not self.is_stored:
             return Answer("decline", by="gateway")
-        (asked,) = await self._show(call_id, PendingInput((question,)))
+        (asked,) = await self._show_questions(call_id, PendingInput((question,)))
         assert self.deadline is not None
         with self.deadline.pause_timeout():
             answer = await self._wait_for_answer(asked)
-        self.emit(input_resolved(asked, answer))
+        self.emit(build_input_resolved(asked, answer))
         return answer
 
-    async def _show(self, call_id: str, needed: PendingInput) -> list[StoredQuestion]:
+    async def _show_questions(self, call_id: str, needed: PendingInput) -> list[StoredQuestion]:
         asked = await self._questions.ask(self.id, call_id, needed)
         for stored, expires_at in asked:
             question = stored.question
@@ -181,13 +181,13 @@ class ActiveTurn(TurnContext, TurnSpending):
     async def _wait_for_answer(self, asked: StoredQuestion) -> Answer:
         """The answer. A bus message announces it; poll as well, because a message may be lost."""
         while True:
-            self.answers_came.clear()
+            self.has_new_answers.clear()
             try:
-                if (answer := await self._questions.answer_to(self.id, asked.id)) is not None:
+                if (answer := await self._questions.get_answer(self.id, asked.id)) is not None:
                     return answer
             except StorageUnavailable:
                 log.warning("answer_waits_for_database", turn_id=str(self.id))
-            await wait_or_poll(self.answers_came, _POLL_SECONDS)
+            await wait_or_poll(self.has_new_answers, _POLL_SECONDS)
 
     # --- listeners and cancellation
 
@@ -205,7 +205,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         if self.failure is not None and self.first_token_ms is None:
             raise self.failure
 
-    def ended(self) -> None:
+    def release_waiters(self) -> None:
         """Wake everything that waits in `wait_until_accepted`: no more output will come."""
         self._opened.set()
 
@@ -216,7 +216,7 @@ class ActiveTurn(TurnContext, TurnSpending):
     def remove_listener(self) -> None:
         """When the last one leaves before the end, the request's `on_disconnect` decides."""
         self._listeners -= 1
-        if not self._listeners and not self.log.ended and self.record.request.on_disconnect == "cancel":
+        if not self._listeners and not self.log.has_ended and self.record.request.on_disconnect == "cancel":
             self.cancel("client_disconnected")
 
     def cancel(self, reason: CancelReason) -> None:
@@ -233,14 +233,14 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     def restore(self, entries: Sequence[JournalEntry], inputs: list[StoredQuestion]) -> None:
         """Load what another worker journaled of this turn, and the questions that it asked."""
-        self.log.adopt(entries)
+        self.log.load_entries(entries)
         self.inputs = inputs
         for entry in entries:
             self.transcript.apply(entry.event)
-        if not self.transcript.waits:
+        if not self.transcript.waits_for_input:
             self.log.reserve_sequence_gap()
 
-    def completed_event(self, finish_reason: str) -> TurnCompleted:
+    def build_completed_event(self, finish_reason: str) -> TurnCompleted:
         usage = self.transcript.usage
         return TurnCompleted(
             finish_reason=finish_reason,
@@ -250,23 +250,23 @@ class ActiveTurn(TurnContext, TurnSpending):
             first_token_ms=self.first_token_ms,
             cost_usd=self.transcript.cost_usd,
             tokens_per_second=usage.tokens_per_second,
-            cached=self.cached,
+            cached=self.is_cached,
         )
 
-    def failed_event(self, error: GatewayError) -> TurnFailed:
+    def record_failure(self, error: GatewayError) -> TurnFailed:
         """The end of a failed turn; `wait_until_accepted` raises the error."""
         self.failure = error
-        return TurnFailed(error=error.to_error_info(), saved=self._saved())
+        return TurnFailed(error=error.to_error_info(), saved=self._what_is_saved())
 
-    def cancelled_event(self) -> TurnCancelled | None:
+    def build_cancelled_event(self) -> TurnCancelled | None:
         """The end of a cancelled turn; None for one that another worker continues."""
         assert self.cancel_reason is not None
         if self.cancel_reason == "handed_over":
             return None
         error = ErrorInfo(code=self.cancel_reason, message=_CANCEL_MESSAGES[self.cancel_reason])
-        return TurnCancelled(error=error, saved=self._saved())
+        return TurnCancelled(error=error, saved=self._what_is_saved())
 
-    def outcome(self, end: TurnEnd) -> TurnOutcome:
+    def build_outcome(self, end: TurnEnd) -> TurnOutcome:
         """What the journal stores of the turn at its end."""
         transcript = self.transcript
         failed = end if isinstance(end, TurnFailed | TurnCancelled) else None
@@ -281,10 +281,10 @@ class ActiveTurn(TurnContext, TurnSpending):
             error=failed.error if failed else None,
             cost_usd=transcript.cost_usd,
             first_token_ms=self.first_token_ms,
-            cached=self.cached,
+            cached=self.is_cached,
         )
 
-    def _saved(self) -> Literal["text", "prompt", "nothing"]:
-        if not self.kept:
+    def _what_is_saved(self) -> Literal["text", "prompt", "nothing"]:
+        if not self.is_stored:
             return "nothing"
         return "text" if self.transcript.response else "prompt"

@@ -41,15 +41,15 @@ class TurnLog(EventSource):
             self._undurable.append((entry.seq, len(self.entries)))
         self.entries.append(entry)
         if not self._undurable:
-            self._wake()
+            self._wake_readers()
         return entry
 
-    def adopt(self, entries: Iterable[JournalEntry]) -> None:
+    def load_entries(self, entries: Iterable[JournalEntry]) -> None:
         """Take over entries that the journal has already: another worker's."""
         self.entries.extend(entries)
         self._taken = len(self.entries)
         self._next_seq = self.last_seq + 1
-        self._wake()
+        self._wake_readers()
 
     def reserve_sequence_gap(self) -> None:
         """Leave out the numbers that the worker before may have shown without keeping them."""
@@ -65,21 +65,21 @@ class TurnLog(EventSource):
         """All up to `seq` is durable."""
         while self._undurable and self._undurable[0][0] <= seq:
             self._undurable.popleft()
-        self._wake()
+        self._wake_readers()
         if self.on_commit is not None:
             self.on_commit()
 
     def close(self, reason: str) -> None:
         """Send the readers away before the turn's end: this process will not show it to them."""
         self.closing = self.closing or reason
-        self._wake()
+        self._wake_readers()
 
     @property
     def last_seq(self) -> int:
         return self.entries[-1].seq if self.entries else 0
 
     @property
-    def visible(self) -> int:
+    def visible_count(self) -> int:
         """How many entries readers may see."""
         return self._undurable[0][1] if self._undurable else len(self.entries)
 
@@ -89,39 +89,39 @@ class TurnLog(EventSource):
         return not self._undurable
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the turn's last event is there for readers to see."""
         return bool(self.entries) and not self._undurable and isinstance(self.entries[-1].event, _ENDS)
 
     async def follow(self, after: int = 0) -> AsyncGenerator[list[JournalEntry]]:
         """Yield the entries behind number `after`, all there are at a time, until the turn ends or the log closes."""
-        read = _behind(self.entries, after)
+        read = _index_after(self.entries, after)
         while True:
-            visible = self.visible
+            visible = self.visible_count
             if visible > read:
                 batch = self.entries[read:visible]
                 read += len(batch)
                 if batch[0].seq <= after:  # a copy may be given what its reader has
-                    batch = batch[_behind(batch, after) :]
+                    batch = batch[_index_after(batch, after) :]
                 if batch:
                     yield batch
-            elif self.ended or self.closing:
+            elif self.has_ended or self.closing:
                 return
             else:
-                await self._next()
+                await self._wait_for_change()
 
-    def _next(self) -> asyncio.Future[None]:
+    def _wait_for_change(self) -> asyncio.Future[None]:
         reader = asyncio.get_running_loop().create_future()
         self._readers.append(reader)
         return reader
 
-    def _wake(self) -> None:
+    def _wake_readers(self) -> None:
         readers, self._readers = self._readers, []
         for reader in readers:
             if not reader.done():
                 reader.set_result(None)
 
 
-def _behind(entries: list[JournalEntry], seq: int) -> int:
+def _index_after(entries: list[JournalEntry], seq: int) -> int:
     """The index of the first entry behind number `seq`."""
     return bisect_right(entries, seq, key=lambda entry: entry.seq)

@@ -27,7 +27,7 @@ from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.history import HistoryStore
 from gateway.store.mcp_servers import ServerStore
-from gateway.store.questions import InputStore
+from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
@@ -76,7 +76,7 @@ DatabaseDep = Annotated[Database, _depends_on_part("database")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
 ModelsDep = Annotated[Models, _depends_on_part("models")]
-QuestionsDep = Annotated[InputStore, _depends_on_part("inputs")]
+QuestionsDep = Annotated[QuestionStore, _depends_on_part("inputs")]
 ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]
 ServersDep = Annotated[ServerStore, _depends_on_part("servers")]
 SettingsDep = Annotated[Settings, _depends_on_part("settings")]

@@ -78,7 +78,7 @@ def create_key(
 @app.command("list")
 def list_keys(owner: Annotated[str | None, typer.Option(help="Show this owner's keys alone.")] = None) -> None:
     """List the keys: prefix, role, state, last use, owner and name."""
-    rows = _run_with_key_store(lambda store: store.all(owner))
+    rows = _run_with_key_store(lambda store: store.list_keys(owner))
     now = datetime.now(UTC)
     for row in rows:
         is_expired = row.expires_at is not None and row.expires_at <= now
@@ -92,7 +92,7 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="Prefix of the key, as
     """Revoke a key."""
 
     async def revoke_by_prefix(store: "KeyStore") -> None:
-        await store.revoke(await store.by_prefix(prefix), by="cli")
+        await store.revoke(await store.get_by_prefix(prefix), by="cli")
 
     _run_with_key_store(revoke_by_prefix)
     print(f"{prefix} is revoked.")

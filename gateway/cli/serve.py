@@ -111,7 +111,7 @@ async def _has_stored_keys(url: str) -> bool:
 
     database = Database(url, pool_size=1)
     try:
-        return await KeyStore(database).any()
+        return await KeyStore(database).has_keys()
     finally:
         await database.close()
 

@@ -79,7 +79,7 @@ class DefinitionChecker:
         assert self._store is not None
         server = connection.config.name
         definitions = {tool.name: _dump_definition(tool) for tool in connection.tools}
-        changed_tools = await self._store.compare(server, definitions)
+        changed_tools = await self._store.detect_changes(server, definitions)
         for tool in sorted(changed_tools - self._changed_tools.get(server, set())):
             log.warning("tool_definition_changed", server=server, tool=tool, held=connection.config.on_change)
         self._changed_tools[server] = changed_tools

@@ -124,17 +124,17 @@ class ServerRepository(Protocol):
     """Stores the servers that are added or switched at run time. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def all(self) -> list[ServerRecord]:
+    async def list_servers(self) -> list[ServerRecord]:
         """Every such server, by name."""
         ...
 
     @abstractmethod
-    async def put(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
+    async def upsert(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
         """Add or switch a server; `config` None: one that the file configures."""
         ...
 
     @abstractmethod
-    async def remove(self, name: str, *, by: str) -> None:
+    async def delete_server(self, name: str, *, by: str) -> None:
         """Delete a server and what is known of its tools."""
         ...
 

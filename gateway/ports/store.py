@@ -134,17 +134,17 @@ class ConversationRepository(Protocol):
         ...
 
     @abstractmethod
-    async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
+    async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
         """The messages of the turns that a turn follows, a tuple a turn, oldest first."""
         ...
 
     @abstractmethod
-    async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
+    async def load_added_messages(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
         """What ended turns of an owner added to the messages that they were sent."""
         ...
 
     @abstractmethod
-    async def busy_turn(self, conversation_id: str, principal: Principal) -> StoredTurn | None:
+    async def get_busy_turn(self, conversation_id: str, principal: Principal) -> StoredTurn | None:
         """The turn that has to end before another may begin.
 
         Raises:
@@ -163,7 +163,7 @@ class ResponseCache(Protocol):
         ...
 
     @abstractmethod
-    async def keep(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
+    async def save(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
         """From when the turn has completed, its answer may be given again for `ttl` seconds."""
         ...
 
@@ -179,7 +179,7 @@ class TurnRepository(Protocol):
         ...
 
     @abstractmethod
-    async def find(self, owner: str, idempotency_key: str) -> StoredTurn | None:
+    async def find_by_key(self, owner: str, idempotency_key: str) -> StoredTurn | None:
         """The turn that the owner's idempotency key has started."""
         ...
 
@@ -189,17 +189,17 @@ class TurnRepository(Protocol):
         ...
 
     @abstractmethod
-    async def events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
+    async def load_events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
         """The journal behind number `after`, in order; a part of it if it is long, none if there is no more."""
         ...
 
     @abstractmethod
-    async def journal(self, turn_id: UUID) -> list[JournalEntry]:
+    async def load_journal(self, turn_id: UUID) -> list[JournalEntry]:
         """The whole journal."""
         ...
 
     @abstractmethod
-    async def status(self, turn_id: UUID) -> str | None: ...
+    async def get_status(self, turn_id: UUID) -> str | None: ...
 
 
 class WorkerRepository(Protocol):
@@ -254,15 +254,15 @@ class QuestionRepository(Protocol):
         ...
 
     @abstractmethod
-    async def of_turn(self, turn_id: UUID) -> list[StoredQuestion]:
+    async def list_for_turn(self, turn_id: UUID) -> list[StoredQuestion]:
         """All that a turn has asked, with the answers so far."""
         ...
 
     @abstractmethod
-    async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None: ...
+    async def get_answer(self, turn_id: UUID, input_id: UUID) -> Answer | None: ...
 
     @abstractmethod
-    async def drop_held(self, turn_id: UUID) -> None:
+    async def expire_inline(self, turn_id: UUID) -> None:
         """Decide the questions that only a worker now gone could have answered."""
         ...
 
@@ -300,7 +300,7 @@ class BudgetTransaction(Protocol):
         ...
 
     @abstractmethod
-    async def hold(self, hold: BudgetReservation, key: str | None) -> None:
+    async def reserve(self, hold: BudgetReservation, key: str | None) -> None:
         """Set aside, in the place of what the turn has held before."""
         ...
 
@@ -314,7 +314,7 @@ class BudgetRepository(Protocol):
         ...
 
     @abstractmethod
-    def account(self, owner: str) -> AbstractAsyncContextManager[BudgetTransaction]:
+    def begin_transaction(self, owner: str) -> AbstractAsyncContextManager[BudgetTransaction]:
         """The owner's account; what was done in it counts from the end of the block."""
         ...
 

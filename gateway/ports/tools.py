@@ -41,7 +41,7 @@ class ToolDefinitionStore(Protocol):
     """Remembers how tools were defined when they were first seen: their descriptions are untrusted input."""
 
     @abstractmethod
-    async def compare(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
+    async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
         """The tools whose definition is another than it was; new ones are remembered.
 
         Raises:

@@ -13,13 +13,13 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Budget, BusMessage, KeyLimits, Principal, UserRole
-from gateway.store.audit import audit
+from gateway.store.audit import audit_entry
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import ApiKey
 
-START = "agw_"
-_NOTED_EVERY = timedelta(minutes=1)
+KEY_PREFIX = "agw_"
+_TOUCH_INTERVAL = timedelta(minutes=1)
 _CHANGED = msgspec.json.encode(BusMessage("keys", BusMessage.NO_TURN)).decode()
 
 
@@ -46,11 +46,11 @@ class KeyStore:
 
     async def create(self, new: NewKey, *, by: str) -> tuple[ApiKey, str]:
         """The key's row, and its secret, which is kept nowhere."""
-        prefix = START + secrets.token_hex(4)
+        prefix = KEY_PREFIX + secrets.token_hex(4)
         secret = f"{prefix}_{secrets.token_urlsafe(32)}"
         row = ApiKey(
             id=UUID(int=uuids.uuid7().int),
-            hash=digest(secret),
+            hash=hash_secret(secret),
             prefix=prefix,
             name=new.name,
             owner=new.owner,
@@ -68,11 +68,11 @@ class KeyStore:
         detail = msgspec.to_builtins(new) | {"prefix": prefix}
         async with self._database.session() as session:
             session.add(row)
-            session.add(audit(by, "key.create", f"key {prefix}", detail))
-            await _tell(session)
+            session.add(audit_entry(by, "key.create", f"key {prefix}", detail))
+            await _notify_change(session)
         return row, secret
 
-    async def all(self, owner: str | None = None) -> list[ApiKey]:
+    async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
         """The newest first; with `owner`, theirs alone."""
         query = select(ApiKey).order_by(col(ApiKey.id).desc())
         if owner is not None:
@@ -93,7 +93,7 @@ class KeyStore:
             raise NotFound(f"There is no key {str(key_id)!r}.")
         return row
 
-    async def by_prefix(self, prefix: str) -> ApiKey:
+    async def get_by_prefix(self, prefix: str) -> ApiKey:
         """Raises:
         NotFound: there is no such key.
         """
@@ -109,38 +109,38 @@ class KeyStore:
         async with self._database.session() as session:
             revocation = update(ApiKey).where(*mine).values(revoked_at=func.now())
             if await count_changed_rows(session, revocation):
-                session.add(audit(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
-                await _tell(session)
+                session.add(audit_entry(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
+                await _notify_change(session)
 
     # --- for who asks for one
 
-    async def any(self) -> bool:
+    async def has_keys(self) -> bool:
         """Whether there is a key at all. One that is revoked counts: to revoke the last opens nothing."""
         async with self._database.session() as session:
             return (await session.exec(select(ApiKey.id).limit(1))).first() is not None
 
-    async def find(self, hash_: str) -> ApiKey | None:
+    async def find_by_hash(self, hash_: str) -> ApiKey | None:
         async with self._database.session() as session:
             return (await session.exec(select(ApiKey).where(ApiKey.hash == hash_))).first()
 
-    async def dead(self, prefixes: list[str]) -> list[str]:
+    async def revoked_among(self, prefixes: list[str]) -> list[str]:
         """Those of them that open nothing any more."""
         over = or_(col(ApiKey.revoked_at).is_not(None), col(ApiKey.expires_at) <= func.now())
         async with self._database.session() as session:
             return list((await session.exec(select(ApiKey.prefix).where(col(ApiKey.prefix).in_(prefixes), over))).all())
 
-    async def used(self, key_id: UUID) -> None:
+    async def touch(self, key_id: UUID) -> None:
         """Note that it was used; at most once a minute, however many workers say so."""
-        old = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < func.now() - _NOTED_EVERY)
+        old = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < func.now() - _TOUCH_INTERVAL)
         async with self._database.session() as session:
             await session.exec(update(ApiKey).where(col(ApiKey.id) == key_id, old).values(last_used_at=func.now()))
 
 
-def digest(secret: str) -> str:
+def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def principal_of(key: ApiKey) -> Principal:
+def principal_from_key(key: ApiKey) -> Principal:
     """Whom a key makes of its bearer."""
     return msgspec.convert(
         {
@@ -162,6 +162,6 @@ def _list(values: tuple[str, ...] | None) -> list[str] | None:
     return None if values is None else list(values)
 
 
-async def _tell(session: AsyncSession) -> None:
+async def _notify_change(session: AsyncSession) -> None:
     notify = text("SELECT pg_notify(:channel, :payload)")
     await (await session.connection()).execute(notify, {"channel": CHANNEL, "payload": _CHANGED})

@@ -10,7 +10,7 @@ from gateway.store.database import Database
 from gateway.store.models import AuditLog
 
 
-def audit(actor: str, action: str, subject: str, detail: JsonObject) -> AuditLog:
+def audit_entry(actor: str, action: str, subject: str, detail: JsonObject) -> AuditLog:
     """A row to add to a session."""
     return AuditLog(id=UUID(int=uuids.uuid7().int), actor=actor, action=action, subject=subject, detail=detail)
 
@@ -23,7 +23,7 @@ class AuditStore:
 
     async def write(self, actor: str, action: str, subject: str, detail: JsonObject) -> None:
         async with self._database.session() as session:
-            session.add(audit(actor, action, subject, detail))
+            session.add(audit_entry(actor, action, subject, detail))
 
     async def page(
         self, *, limit: int, before: UUID | None = None, actor: str | None = None, action: str | None = None

@@ -11,12 +11,12 @@ from gateway.common.redaction import Redactor
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.messages import Message, Principal, TurnRequest
 from gateway.ports.store import ConversationRepository
-from gateway.store.audit import audit
+from gateway.store.audit import audit_entry
 from gateway.store.database import Database, decode_json
 from gateway.store.models import Conversation, Turn, TurnEvents
 
-_TITLE = 80
-_COUNTED = 100_000
+_MAX_TITLE_LENGTH = 80
+_MAX_EXACT_COUNT = 100_000
 _OPEN = ("running", "waiting")
 _ANCESTORS = """
     WITH RECURSIVE line AS (
@@ -33,16 +33,16 @@ _ANCESTORS = """
 class ConversationStore(ConversationRepository):
     """What `ConversationRepository` asks for, and the conversations themselves, over short sessions."""
 
-    def __init__(self, database: Database, *, most_turns: int = 200, redactor: Redactor | None = None) -> None:
+    def __init__(self, database: Database, *, max_turns: int = 200, redactor: Redactor | None = None) -> None:
         self._database = database
         self._redactor = redactor or Redactor()
-        self._most_turns = most_turns
+        self._most_turns = max_turns
 
     # --- for the agent
 
     async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
         """See `ConversationRepository.open`."""
-        parent = await self._parent(request.parent_turn_id, principal) if request.parent_turn_id else None
+        parent = await self._get_parent(request.parent_turn_id, principal) if request.parent_turn_id else None
         if request.conversation_id == "new":
             return await self._create(principal, request.prompt)
         if request.conversation_id is not None:
@@ -52,19 +52,19 @@ class ConversationStore(ConversationRepository):
             return conversation.id
         return parent.conversation_id if parent else None
 
-    async def load(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """See `ConversationRepository.load`. Turns that ended without an answer are left out."""
-        rows = await self._database.rows(_ANCESTORS, turn_id=turn_id, most=self._most_turns)
+    async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
+        """See `ConversationRepository.load_history`. Turns that ended without an answer are left out."""
+        rows = await self._database.fetch_rows(_ANCESTORS, turn_id=turn_id, most=self._most_turns)
         return [msgspec.convert(decode_json(row[0]), tuple[Message, ...]) for row in rows]
 
-    async def added(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
-        """See `ConversationRepository.added`."""
+    async def load_added_messages(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
+        """See `ConversationRepository.load_added_messages`."""
         query = select(Turn).where(col(Turn.id).in_(turn_ids), Turn.owner == owner, Turn.status == "completed")
         async with self._database.session() as session:
             turns = (await session.exec(query)).all()
         return {turn.id: msgspec.convert(turn.messages[turn.sent_messages :], tuple[Message, ...]) for turn in turns}
 
-    async def _parent(self, turn_id: UUID, principal: Principal) -> Turn:
+    async def _get_parent(self, turn_id: UUID, principal: Principal) -> Turn:
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
         async with self._database.session() as session:
             turn = (await session.exec(query)).first()
@@ -77,7 +77,7 @@ class ConversationStore(ConversationRepository):
     async def _create(self, principal: Principal, title: str) -> UUID:
         conversation_id = UUID(int=uuids.uuid7().int)
         async with self._database.session() as session:
-            session.add(Conversation(id=conversation_id, owner=principal.user, title=self._title(title)))
+            session.add(Conversation(id=conversation_id, owner=principal.user, title=self._redact_title(title)))
         return conversation_id
 
     # --- for their owners
@@ -108,8 +108,10 @@ class ConversationStore(ConversationRepository):
 
     async def count(self) -> int:
         """How many there are, of all owners: as the planner knows it where they are many."""
-        [(about,)] = await self._database.rows("SELECT reltuples FROM pg_class WHERE oid = 'conversations'::regclass")
-        if about > _COUNTED:
+        [(about,)] = await self._database.fetch_rows(
+            "SELECT reltuples FROM pg_class WHERE oid = 'conversations'::regclass"
+        )
+        if about > _MAX_EXACT_COUNT:
             return int(about)
         async with self._database.session() as session:
             return (await session.exec(select(func.count()).select_from(Conversation))).one()
@@ -126,7 +128,7 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 
-    async def busy_turn(self, conversation_id: str, principal: Principal) -> Turn | None:
+    async def get_busy_turn(self, conversation_id: str, principal: Principal) -> Turn | None:
         """The turn that has to end before another may begin."""
         conversation = await self.get(conversation_id, principal)
         async with self._database.session() as session:
@@ -135,7 +137,7 @@ class ConversationStore(ConversationRepository):
     async def rename(self, conversation_id: UUID, title: str) -> None:
         change = update(Conversation).where(col(Conversation.id) == conversation_id)
         async with self._database.session() as session:
-            await session.exec(change.values(title=self._title(title), updated_at=func.now()))
+            await session.exec(change.values(title=self._redact_title(title), updated_at=func.now()))
 
     async def delete(self, conversation_id: UUID, *, by: str) -> None:
         """Delete it with its turns, their events, calls and questions."""
@@ -143,11 +145,11 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id).in_(turns)))
             await session.exec(delete(Conversation).where(col(Conversation.id) == literal(conversation_id)))
-            session.add(audit(by, "conversation.delete", f"conversation {conversation_id}", {}))
+            session.add(audit_entry(by, "conversation.delete", f"conversation {conversation_id}", {}))
 
-    def _title(self, title: str) -> str:
-        return _short(self._redactor.redact_text(title))
+    def _redact_title(self, title: str) -> str:
+        return _shorten_title(self._redactor.redact_text(title))
 
 
-def _short(title: str) -> str:
-    return " ".join(title.replace("\x00", "\ufffd").split())[:_TITLE]
+def _shorten_title(title: str) -> str:
+    return " ".join(title.replace("\x00", "\ufffd").split())[:_MAX_TITLE_LENGTH]

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 # That a page of an index is read as fast as the next one of a table holds of memory and of SSDs.
-_PLAN_ANEW = text(
+_CUSTOM_PLAN_SETTINGS = text(
     "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('random_page_cost', '1.1', true)"
 )
 _parsed = lru_cache(256)(text)
@@ -46,7 +46,7 @@ class Database:
             max_overflow=pool_size,
             pool_timeout=5,
             connect_args={"timeout": 5},
-            json_serializer=jsonb,
+            json_serializer=encode_jsonb,
             hide_parameters=True,
         )
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
@@ -63,12 +63,12 @@ class Database:
         Raises:
             StorageUnavailable: the database cannot be reached.
         """
-        with _unreachable_told():
+        with _raise_unavailable():
             async with self._sessions() as session:
                 yield session
                 await session.commit()
 
-    async def rows(self, statement: str, *, plan_anew: bool = False, **values: object) -> Sequence[Any]:
+    async def fetch_rows(self, statement: str, *, custom_plan: bool = False, **values: object) -> Sequence[Any]:
         """The rows of one plain SQL query, its `:name`s filled in: a single round trip, as it is its own transaction.
 
         `plan_anew`: Postgres plans it for these very values, not once for all, at two round trips more.
@@ -76,10 +76,10 @@ class Database:
         Raises:
             StorageUnavailable: the database cannot be reached.
         """
-        with _unreachable_told():
-            async with self.engine.begin() if plan_anew else self._lone.connect() as connection:
-                if plan_anew:
-                    await connection.execute(_PLAN_ANEW)
+        with _raise_unavailable():
+            async with self.engine.begin() if custom_plan else self._lone.connect() as connection:
+                if custom_plan:
+                    await connection.execute(_CUSTOM_PLAN_SETTINGS)
                 return (await connection.execute(_parsed(statement), values)).all()
 
     async def check(self) -> str | None:
@@ -107,7 +107,7 @@ def decode_json(value: object) -> Any:
     return msgspec.json.decode(value) if isinstance(value, str) else value
 
 
-def jsonb(value: object) -> str:
+def encode_jsonb(value: object) -> str:
     """As JSON. Postgres keeps no NUL character, in no form."""
     encoded = msgspec.json.encode(value).decode()
     return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
@@ -126,7 +126,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 @contextmanager
-def _unreachable_told() -> Generator[None]:
+def _raise_unavailable() -> Generator[None]:
     try:
         yield
     except (*UNREACHABLE, SQLAlchemyError) as error:
@@ -152,13 +152,13 @@ async def wait_until_ready(url: str, seconds: float) -> None:
             return
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
             if asyncio.get_running_loop().time() >= deadline or not target.query.get("host"):
-                raise DatabaseError(f"DATABASE_URL: {_where(url)} refuses the login: {error}") from None
+                raise DatabaseError(f"DATABASE_URL: {_mask_password(url)} refuses the login: {error}") from None
         except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
             if asyncio.get_running_loop().time() >= deadline:
                 reason = type(error).__name__ if isinstance(error, TimeoutError) else str(error)
-                raise DatabaseError(f"DATABASE_URL: {_where(url)} cannot be reached: {reason}") from None
+                raise DatabaseError(f"DATABASE_URL: {_mask_password(url)} cannot be reached: {reason}") from None
         await asyncio.sleep(0.05)
 
 
-def _where(url: str) -> str:
+def _mask_password(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)

@@ -9,7 +9,7 @@ from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import Principal
 from gateway.store.database import Database
 
-NEWEST = 500
+MAX_RANKED = 500
 """Of the turns that match so many are ranked. What a search costs is bounded by it, however common its words are."""
 
 # The index is over the words as they stand ('simple'). For a language, the words asked for are cut to their stems and
@@ -31,7 +31,7 @@ SEARCH = f"""
 WITH hits AS MATERIALIZED (
     SELECT id, rank FROM (
         SELECT id, ts_rank_cd(search, {_QUERY}) AS rank
-        FROM (SELECT id, search {_MATCH} ORDER BY id DESC LIMIT {NEWEST}) AS newest
+        FROM (SELECT id, search {_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED}) AS newest
     ) AS ranked
     WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset
@@ -73,11 +73,13 @@ class HistoryStore:
         self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0
     ) -> list[HistoryEntry]:
         """The newest first; behind `before`, the last of the page before, or behind so many."""
-        rows = await self._database.rows(PAGE, owner=principal.user, before=before or _END, limit=limit, offset=offset)
+        rows = await self._database.fetch_rows(
+            PAGE, owner=principal.user, before=before or _END, limit=limit, offset=offset
+        )
         return [HistoryEntry(*row) for row in rows]
 
-    async def total(self, principal: Principal) -> int:
-        [(number,)] = await self._database.rows(TOTAL, owner=principal.user)
+    async def count_turns(self, principal: Principal) -> int:
+        [(number,)] = await self._database.fetch_rows(TOTAL, owner=principal.user)
         return int(number)
 
     async def search(
@@ -97,26 +99,26 @@ class HistoryStore:
         Raises:
             InvalidRequest: Postgres does not know the language.
         """
-        await self._check(lang)
+        await self._check_language(lang)
         rank, turn_id = after or (None, None)
-        values = {"owner": principal.user, "query": _text(query), "lang": lang}
+        values = {"owner": principal.user, "query": _replace_nul(query), "lang": lang}
         page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
-        return [SearchHit(*row) for row in await self._database.rows(SEARCH, plan_anew=True, **values, **page)]
+        return [SearchHit(*row) for row in await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)]
 
-    async def found(self, principal: Principal, query: str, *, lang: str) -> int:
+    async def count_matches(self, principal: Principal, query: str, *, lang: str) -> int:
         """How many turns match in all."""
-        await self._check(lang)
-        values = {"owner": principal.user, "query": _text(query), "lang": lang}
-        [(number,)] = await self._database.rows(COUNT, plan_anew=True, **values)
+        await self._check_language(lang)
+        values = {"owner": principal.user, "query": _replace_nul(query), "lang": lang}
+        [(number,)] = await self._database.fetch_rows(COUNT, custom_plan=True, **values)
         return int(number)
 
-    async def _check(self, lang: str) -> None:
+    async def _check_language(self, lang: str) -> None:
         if lang == "simple":
             return
-        known = {str(row[0]) for row in await self._database.rows("SELECT cfgname FROM pg_ts_config")}
+        known = {str(row[0]) for row in await self._database.fetch_rows("SELECT cfgname FROM pg_ts_config")}
         if lang not in known:
             raise InvalidRequest(f"lang: {lang[:50]!r} is none of {', '.join(sorted(known))}.", param="lang")
 
 
-def _text(query: str) -> str:
+def _replace_nul(query: str) -> str:
     return query.replace("\x00", " ")

@@ -20,7 +20,7 @@ from gateway.domain.messages import TurnOutcome, TurnRecord, Usage
 from gateway.ports.store import EventSource, Journal
 from gateway.store import journal_statements as statements
 from gateway.store import redaction
-from gateway.store.database import jsonb
+from gateway.store.database import encode_jsonb
 from gateway.store.journal_statements import Row
 
 log = get_logger(__name__)
@@ -117,7 +117,7 @@ class PostgresJournal(Journal):
 
     async def begin(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin`."""
-        turn = redaction.record(turn, self._redactor) if self._redactor else turn
+        turn = redaction.redact_record(turn, self._redactor) if self._redactor else turn
         write = self._submit(log, statements.begin_row(turn, self._worker_id))
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._timeout_seconds)
@@ -139,7 +139,7 @@ class PostgresJournal(Journal):
 
     def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish`."""
-        outcome = redaction.outcome(outcome, self._redactor) if self._redactor else outcome
+        outcome = redaction.redact_outcome(outcome, self._redactor) if self._redactor else outcome
         return self._submit(log, statements.finish_row(log.turn_id, outcome, self._worker_id)).done
 
     def suspend(self, log: EventSource) -> asyncio.Future[None]:
@@ -170,7 +170,7 @@ class PostgresJournal(Journal):
         fresh = source.take_unwritten()
         if self._redactor:
             fresh, rest = redaction.merge_deltas(self._unredacted.pop(source.turn_id, []) + fresh)
-            fresh = redaction.entries(fresh, self._redactor)
+            fresh = redaction.redact_entries(fresh, self._redactor)
             if rest:
                 self._unredacted[source.turn_id] = rest
         write = _PendingWrite(source, fresh, row)
@@ -267,7 +267,7 @@ class PostgresJournal(Journal):
         if self._connection is None or self._connection.is_closed():
             self._connection = await asyncpg.connect(self._dsn, timeout=_CONNECT_TIMEOUT_SECONDS)
             await self._connection.set_type_codec(
-                "jsonb", schema="pg_catalog", encoder=jsonb, decoder=msgspec.json.decode
+                "jsonb", schema="pg_catalog", encoder=encode_jsonb, decoder=msgspec.json.decode
             )
         return self._connection
 

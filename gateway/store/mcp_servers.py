@@ -12,7 +12,7 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerRecord, ServerRepository
 from gateway.ports.tools import ToolDefinitionStore
-from gateway.store.audit import audit
+from gateway.store.audit import audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import McpServerRow, McpToolRow
@@ -27,13 +27,13 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         self._database = database
         self._cipher = cipher
 
-    async def all(self) -> list[ServerRecord]:
-        """See `ServerRepository.all`."""
+    async def list_servers(self) -> list[ServerRecord]:
+        """See `ServerRepository.list_servers`."""
         async with self._database.session() as session:
             rows = list((await session.exec(select(McpServerRow).order_by(col(McpServerRow.name)))).all())
         return [ServerRecord(row.name, row.config and self._decrypt(row.config), row.disabled) for row in rows]
 
-    async def put(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
+    async def upsert(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
         """Add a server, or switch one; `config` None: one that the file configures."""
         kept = config and self._encrypt(config)
         row = insert(McpServerRow).values(name=name, config=kept, disabled=disabled, changed_by=by)
@@ -41,7 +41,7 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         async with self._database.session() as session:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
             detail = {"disabled": disabled, "url": strip_url_secrets((config or {}).get("url", "")) or None}
-            session.add(audit(by, "server.put", f"server {name}", detail))
+            session.add(audit_entry(by, "server.put", f"server {name}", detail))
 
     def _encrypt(self, config: JsonObject) -> JsonObject:
         if SEALED in config:  # it could not be opened here
@@ -56,16 +56,16 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
             return kept | {"fault": "it was added under another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
         return msgspec.json.decode(plain)
 
-    async def remove(self, name: str, *, by: str) -> None:
+    async def delete_server(self, name: str, *, by: str) -> None:
         """Forget a server and what was known of its tools."""
         async with self._database.session() as session:
             await session.exec(delete(McpServerRow).where(col(McpServerRow.name) == name))
             await session.exec(delete(McpToolRow).where(col(McpToolRow.server) == name))
-            session.add(audit(by, "server.remove", f"server {name}", {}))
+            session.add(audit_entry(by, "server.remove", f"server {name}", {}))
 
     # --- definitions
 
-    async def compare(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
+    async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
         """The tools whose definition is not the one first seen (or approved since). New ones are taken as they are."""
         query = select(McpToolRow).where(McpToolRow.server == server)
         async with self._database.session() as session:
@@ -103,4 +103,4 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         async with self._database.session() as session:
             if not await count_changed_rows(session, change):
                 raise NotFound(f"The tool {tool!r} of the server {server!r} has not changed.")
-            session.add(audit(by, "tool.approve", f"server {server}", {"tool": tool}))
+            session.add(audit_entry(by, "tool.approve", f"server {server}", {"tool": tool}))

@@ -14,7 +14,7 @@ from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
 from gateway.ports.tools import GrantStore, GrantTransaction
-from gateway.store.audit import audit
+from gateway.store.audit import audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import OAuthGrant, OAuthLogin
@@ -35,19 +35,19 @@ class PostgresGrantTransaction(GrantTransaction):
 class PostgresGrantStore(GrantStore):
     """See `GrantStore` of the tools."""
 
-    def __init__(self, database: Database, seal: Cipher) -> None:
+    def __init__(self, database: Database, cipher: Cipher) -> None:
         self._database = database
-        self._seal = seal
+        self._seal = cipher
 
     async def get(self, server: str, owner: str, url: str) -> Grant | None:
         async with self._database.session() as session:
-            return self._opened(await session.get(OAuthGrant, (server, owner, url)))
+            return self._decrypt(await session.get(OAuthGrant, (server, owner, url)))
 
     @asynccontextmanager
     async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator[PostgresGrantTransaction]:
         async with self._database.session() as session:
-            row = await self._locked(session, server, owner, url)
-            before = self._opened(row)
+            row = await self._lock_row(session, server, owner, url)
+            before = self._decrypt(row)
             change = PostgresGrantTransaction(before)
             yield change
             if change.grant == before:
@@ -62,18 +62,18 @@ class PostgresGrantStore(GrantStore):
 
     async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
         async with self._database.session() as session:
-            row = await self._locked(session, server, owner, url)
+            row = await self._lock_row(session, server, owner, url)
             if row is not None:
                 await session.delete(row)
-                session.add(audit(by, "login.forgotten", f"server {server}", {"owner": owner}))
+                session.add(audit_entry(by, "login.forgotten", f"server {server}", {"owner": owner}))
 
-    async def _locked(self, session: AsyncSession, server: str, owner: str, url: str) -> OAuthGrant | None:
+    async def _lock_row(self, session: AsyncSession, server: str, owner: str, url: str) -> OAuthGrant | None:
         """The row, whether there is one or not for this transaction alone."""
         connection = await session.connection()
         await connection.execute(_LOCK, {"name": f"grant {server} {owner} {url}"})
         return await session.get(OAuthGrant, (server, owner, url))
 
-    def _opened(self, row: OAuthGrant | None) -> Grant | None:
+    def _decrypt(self, row: OAuthGrant | None) -> Grant | None:
         if row is None:
             return None
         plain = self._seal.decrypt(row.sealed)
@@ -92,7 +92,7 @@ class PostgresGrantStore(GrantStore):
             session.add(row)
 
     async def offered(self, ticket: str) -> AuthorizationRequest | None:
-        row = await self._row(ticket)
+        row = await self._get_valid_login(ticket)
         return None if row is None or row.outcome == "" else msgspec.convert(row.login, AuthorizationRequest)
 
     async def await_callback(self, ticket: str, state: str) -> None:
@@ -112,14 +112,14 @@ class PostgresGrantStore(GrantStore):
             return bool(await count_changed_rows(session, update(OAuthLogin).where(*waiting).values(callback=sealed)))
 
     async def callback(self, ticket: str, state: str) -> JsonObject | None:
-        row = await self._row(ticket)
+        row = await self._get_valid_login(ticket)
         if row is None or row.state != _hash(state):
             raise NotFound("Another sign-in has taken the place of this one.", param="state")
         plain = self._seal.decrypt(row.callback) if row.callback is not None else None
         return None if plain is None else msgspec.json.decode(plain)
 
     async def end(self, ticket: str, outcome: str) -> None:
-        row = await self._row(ticket)
+        row = await self._get_valid_login(ticket)
         if row is None:
             return
         login = msgspec.convert(row.login, AuthorizationRequest)
@@ -128,14 +128,16 @@ class PostgresGrantStore(GrantStore):
         async with self._database.session() as session:
             await session.exec(ended.values(outcome=outcome, state=None, callback=None))
             session.add(
-                audit(login.by, "login.granted" if not outcome else "login.failed", f"server {login.server}", detail)
+                audit_entry(
+                    login.by, "login.granted" if not outcome else "login.failed", f"server {login.server}", detail
+                )
             )
 
     async def outcome(self, ticket: str) -> str | None:
-        row = await self._row(ticket)
+        row = await self._get_valid_login(ticket)
         return "it is not offered any more" if row is None else row.outcome
 
-    async def _row(self, ticket: str) -> OAuthLogin | None:
+    async def _get_valid_login(self, ticket: str) -> OAuthLogin | None:
         good = (OAuthLogin.ticket == _hash(ticket), col(OAuthLogin.expires_at) > datetime.now(UTC))
         async with self._database.session() as session:
             return (await session.exec(select(OAuthLogin).where(*good))).first()

@@ -13,14 +13,14 @@ from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, NotFound
 from gateway.domain.messages import Answer, PendingInput, Question, StoredQuestion
 from gateway.ports.store import QuestionRepository
-from gateway.store.audit import audit
+from gateway.store.audit import audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import AuditLog, Turn, TurnInput
 
 MAX_EXPIRED = 100
 
 
-class InputStore(QuestionRepository):
+class QuestionStore(QuestionRepository):
     """See `QuestionRepository` of the agent. `lifetime`: how long a question waits for its answer."""
 
     def __init__(self, database: Database, *, lifetime: timedelta, redactor: Redactor | None = None) -> None:
@@ -47,18 +47,18 @@ class InputStore(QuestionRepository):
                 )
         return [(one, expires_at) for one in kept]
 
-    async def of_turn(self, turn_id: UUID) -> list[StoredQuestion]:
-        """See `QuestionRepository.of_turn`."""
+    async def list_for_turn(self, turn_id: UUID) -> list[StoredQuestion]:
+        """See `QuestionRepository.list_for_turn`."""
         query = select(TurnInput).where(TurnInput.turn_id == turn_id).order_by(col(TurnInput.id))
         async with self._database.session() as session:
-            return [_kept(row) for row in (await session.exec(query)).all()]
+            return [_stored_question(row) for row in (await session.exec(query)).all()]
 
-    async def answer_to(self, turn_id: UUID, input_id: UUID) -> Answer | None:
-        """See `QuestionRepository.answer_to`."""
+    async def get_answer(self, turn_id: UUID, input_id: UUID) -> Answer | None:
+        """See `QuestionRepository.get_answer`."""
         return (await self.get(turn_id, input_id)).answer
 
-    async def drop_held(self, turn_id: UUID) -> None:
-        """See `QuestionRepository.drop_held`."""
+    async def expire_inline(self, turn_id: UUID) -> None:
+        """See `QuestionRepository.expire_inline`."""
         held = (col(TurnInput.turn_id) == turn_id, col(TurnInput.question)["held"].astext == "true")
         answer = Answer("expire", by="gateway")
         dropping = (
@@ -69,7 +69,7 @@ class InputStore(QuestionRepository):
         )
         async with self._database.session() as session:
             dropped: list[Any] = list((await session.exec(dropping)).scalars())  # pyright: ignore
-            session.add_all([_audit(turn_id, input_id, answer) for input_id in dropped])
+            session.add_all([_decision_entry(turn_id, input_id, answer) for input_id in dropped])
 
     async def wake(self, turn_id: UUID) -> bool:
         """See `QuestionRepository.wake`."""
@@ -88,7 +88,7 @@ class InputStore(QuestionRepository):
             row = (await session.exec(query)).first()
         if row is None:
             raise NotFound(f"This turn has not asked {str(input_id)!r}.", param="input_id")
-        return _kept(row)
+        return _stored_question(row)
 
     async def answer(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
         """Decide a question, once; the turn may go on.
@@ -107,7 +107,7 @@ class InputStore(QuestionRepository):
                     "This question has its answer already, has expired, or its turn has ended.", param="input_id"
                 )
             await session.exec(waiting)
-            session.add(_audit(turn_id, input_id, answer))
+            session.add(_decision_entry(turn_id, input_id, answer))
 
     async def signed_in(self, server: str, owner: str) -> list[UUID]:
         """Answer every question that waits for a sign-in to `server` (owner "": of anybody); their turns."""
@@ -128,7 +128,7 @@ class InputStore(QuestionRepository):
             await session.exec(
                 update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
             )
-            session.add_all([_audit(row[0], row[1], answer) for row in rows])
+            session.add_all([_decision_entry(row[0], row[1], answer) for row in rows])
         return turn_ids
 
     async def expire(self) -> list[UUID]:
@@ -152,11 +152,11 @@ class InputStore(QuestionRepository):
             await session.exec(
                 update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
             )
-            session.add_all([_audit(row[0], row[1], answer) for row in rows])
+            session.add_all([_decision_entry(row[0], row[1], answer) for row in rows])
         return turn_ids
 
 
-def _kept(row: TurnInput) -> StoredQuestion:
+def _stored_question(row: TurnInput) -> StoredQuestion:
     return StoredQuestion(
         id=row.id,
         call_id=row.call_id,
@@ -166,6 +166,6 @@ def _kept(row: TurnInput) -> StoredQuestion:
     )
 
 
-def _audit(turn_id: UUID, input_id: UUID, answer: Answer) -> AuditLog:
+def _decision_entry(turn_id: UUID, input_id: UUID, answer: Answer) -> AuditLog:
     detail = {"input_id": str(input_id), "content": answer.content}
-    return audit(answer.by or "unknown", f"input.{answer.action}", f"turn {turn_id}", detail)
+    return audit_entry(answer.by or "unknown", f"input.{answer.action}", f"turn {turn_id}", detail)

@@ -12,70 +12,72 @@ from gateway.domain.events import JournalEntry, encode_event
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message, ToolSpec, TurnOutcome, TurnRecord
 
 
-def record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
+def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
     """The request as it is kept. What things are found by stays: ids, the names of models and of tools."""
     redactor = redactor.with_shared_budget()
     request, parameters = turn.request, turn.request.parameters
     kept = msgspec.structs.replace(
         request,
-        messages=_messages(request.messages, redactor),
-        parameters=msgspec.structs.replace(parameters, stop=parameters.stop and _texts(parameters.stop, redactor)),
+        messages=_redact_messages(request.messages, redactor),
+        parameters=msgspec.structs.replace(
+            parameters, stop=parameters.stop and _redact_texts(parameters.stop, redactor)
+        ),
         system=request.system and redactor.redact_text(request.system),
         user_label=request.user_label and redactor.redact_text(request.user_label),
-        warnings=_texts(request.warnings, redactor),
-        client_tools=tuple(_tool(spec, redactor) for spec in request.client_tools),
+        warnings=_redact_texts(request.warnings, redactor),
+        client_tools=tuple(_redact_tool(spec, redactor) for spec in request.client_tools),
         response_format=redactor.redact_strings(request.response_format),
         metadata=redactor.redact_value(request.metadata),
-        echo=request.echo and _echo(request.echo, redactor),
+        echo=request.echo and _redact_echo(request.echo, redactor),
     )
     return msgspec.structs.replace(turn, request=kept)
 
 
-def outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
+def redact_outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
     """The turn's end as it is kept."""
     redactor = redactor.with_shared_budget()
-    messages, response = _messages(end.messages, redactor), redactor.redact_text(end.response)
+    messages, response = _redact_messages(end.messages, redactor), redactor.redact_text(end.response)
     return msgspec.structs.replace(
-        end, messages=messages, response=response, error=end.error and _error(end.error, redactor)
+        end, messages=messages, response=response, error=end.error and _redact_error(end.error, redactor)
     )
 
 
 def merge_deltas(fresh: list[JournalEntry]) -> tuple[list[JournalEntry], list[JournalEntry]]:
     """Those that can be looked at now, and the deltas at the end, of whose text more may come."""
     end = len(fresh)
-    while end and _run_of(fresh[end - 1].event) is not None:
+    while end and _delta_key(fresh[end - 1].event) is not None:
         end -= 1
     return fresh[:end], fresh[end:]
 
 
-def entries(fresh: list[JournalEntry], redactor: Redactor) -> list[JournalEntry]:
+def redact_entries(fresh: list[JournalEntry], redactor: Redactor) -> list[JournalEntry]:
     """Events as they are kept. Deltas in a row are looked at together, for what a rule finds may lie in several; the
     first of them then holds what is left of all."""
     redactor = redactor.with_shared_budget()
     kept: list[JournalEntry] = []
-    for kind, group in groupby(fresh, key=lambda entry: _run_of(entry.event)):
+    for kind, group in groupby(fresh, key=lambda entry: _delta_key(entry.event)):
         run = list(group)
         if kind is None:
-            kept += [_entry(entry, _event(entry.event, redactor)) for entry in run]
+            kept += [_replace_event(entry, _redact_event(entry.event, redactor)) for entry in run]
             continue
         text = "".join(entry.event.text for entry in run if isinstance(entry.event, e.TextDelta | e.ReasoningDelta))
         if (left := redactor.redact_text(text)) != text:
             for number, entry in enumerate(run):
-                kept.append(_entry(entry, msgspec.structs.replace(entry.event, text="" if number else left)))
+                kept.append(_replace_event(entry, msgspec.structs.replace(entry.event, text="" if number else left)))
         else:
             kept += run
     return kept
 
 
-def _run_of(event: e.Event) -> tuple[type[e.Event], int] | None:
+def _delta_key(event: e.Event) -> tuple[type[e.Event], int] | None:
     return (type(event), event.step) if isinstance(event, e.TextDelta | e.ReasoningDelta) else None
 
 
-def _entry(entry: JournalEntry, event: e.Event) -> JournalEntry:
+def _replace_event(entry: JournalEntry, event: e.Event) -> JournalEntry:
     return entry if event is entry.event else JournalEntry(entry.seq, event, encode_event(event))
 
 
-def _event(event: e.Event, redactor: Redactor) -> e.Event:
+def _redact_event(event: e.Event, redactor: Redactor) -> e.Event:
     match event:
         case e.ToolCallStarted():
             return msgspec.structs.replace(event, arguments=redactor.redact_value(event.arguments))
@@ -92,22 +94,22 @@ def _event(event: e.Event, redactor: Redactor) -> e.Event:
         case e.InputResolved():
             return msgspec.structs.replace(event, content=redactor.redact_value(event.content))
         case e.TurnStarted():
-            return msgspec.structs.replace(event, warnings=_texts(event.warnings, redactor))
+            return msgspec.structs.replace(event, warnings=_redact_texts(event.warnings, redactor))
         case e.TurnFailed() | e.TurnCancelled():
-            return msgspec.structs.replace(event, error=_error(event.error, redactor))
+            return msgspec.structs.replace(event, error=_redact_error(event.error, redactor))
         case _:
             return event
 
 
-def _messages(messages: tuple[Message, ...], redactor: Redactor) -> tuple[Message, ...]:
-    return tuple(_message(message, redactor) for message in messages)
+def _redact_messages(messages: tuple[Message, ...], redactor: Redactor) -> tuple[Message, ...]:
+    return tuple(_redact_message(message, redactor) for message in messages)
 
 
-def _message(message: Message, redactor: Redactor) -> Message:
+def _redact_message(message: Message, redactor: Redactor) -> Message:
     content: Any = redactor.redact_value(message.content)
     calls = tuple(
         msgspec.structs.replace(
-            call, arguments=_arguments(call.arguments, redactor), problem=redactor.redact_text(call.problem)
+            call, arguments=_redact_arguments(call.arguments, redactor), problem=redactor.redact_text(call.problem)
         )
         for call in message.tool_calls
     )
@@ -115,25 +117,25 @@ def _message(message: Message, redactor: Redactor) -> Message:
     return msgspec.structs.replace(message, content=content, tool_calls=calls, name=name)
 
 
-def _tool(spec: ToolSpec, redactor: Redactor) -> ToolSpec:
+def _redact_tool(spec: ToolSpec, redactor: Redactor) -> ToolSpec:
     description, schema = redactor.redact_text(spec.description), redactor.redact_strings(spec.input_schema)
     return msgspec.structs.replace(spec, description=description, input_schema=schema)
 
 
-def _echo(echo: JsonObject, redactor: Redactor) -> JsonObject:
+def _redact_echo(echo: JsonObject, redactor: Redactor) -> JsonObject:
     """A response's own fields keep their names, so that it stays one."""
     return {**echo, "response": {name: redactor.redact_strings(value) for name, value in echo["response"].items()}}
 
 
-def _error(error: ErrorInfo, redactor: Redactor) -> ErrorInfo:
+def _redact_error(error: ErrorInfo, redactor: Redactor) -> ErrorInfo:
     return msgspec.structs.replace(error, message=redactor.redact_text(error.message))
 
 
-def _texts(texts: tuple[str, ...], redactor: Redactor) -> tuple[str, ...]:
+def _redact_texts(texts: tuple[str, ...], redactor: Redactor) -> tuple[str, ...]:
     return tuple(redactor.redact_text(text) for text in texts)
 
 
-def _arguments(arguments: str, redactor: Redactor) -> str:
+def _redact_arguments(arguments: str, redactor: Redactor) -> str:
     """Redacted value by value, so that they stay JSON."""
     try:
         return msgspec.json.encode(redactor.redact_value(msgspec.json.decode(arguments))).decode()

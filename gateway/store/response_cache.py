@@ -37,15 +37,15 @@ _SWEEP_EVERY = 64
 class ResponseCacheStore(ResponseCache):
     """See `ResponseCache` of the agent. At most so many answers an owner, and in all."""
 
-    def __init__(self, database: Database, *, most_of_owner: int = 1_000, most: int = 100_000) -> None:
+    def __init__(self, database: Database, *, max_per_owner: int = 1_000, max_total: int = 100_000) -> None:
         self._database = database
-        self._most_of_owner = most_of_owner
-        self._most = most
+        self._most_of_owner = max_per_owner
+        self._most = max_total
         self._kept = 0
 
     async def find(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
         """See `ResponseCache.find`."""
-        rows = await self._database.rows(_FIND, owner=owner, key=key, ttl=ttl)
+        rows = await self._database.fetch_rows(_FIND, owner=owner, key=key, ttl=ttl)
         if not rows:
             return None
         messages, sent, finish_reason = rows[0]
@@ -53,8 +53,8 @@ class ResponseCacheStore(ResponseCache):
         texts = tuple(message.text for message in added if message.role == "assistant" and message.text)
         return CachedAnswer(texts, str(finish_reason)) if texts else None
 
-    async def keep(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
-        """See `ResponseCache.keep`."""
+    async def save(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
+        """See `ResponseCache.save`."""
         room: list[tuple[str, dict[str, Any]]] = [
             (_MAKE_ROOM.format(of_owner="WHERE owner = :owner"), {"owner": owner, "most": self._most_of_owner})
         ]

@@ -18,7 +18,7 @@ from gateway.domain.errors import ErrorInfo, NotFound, StorageUnavailable
 from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
 from gateway.ports.store import TurnRepository, WorkerRepository
-from gateway.store.audit import audit
+from gateway.store.audit import audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
 
@@ -55,7 +55,7 @@ class TurnStore(TurnRepository, WorkerRepository):
         async with self._database.session() as session:
             return list((await session.exec(query.order_by(col(ToolCallRow.started_at)))).all())
 
-    async def find(self, owner: str, idempotency_key: str) -> Turn | None:
+    async def find_by_key(self, owner: str, idempotency_key: str) -> Turn | None:
         """The turn that a key has begun."""
         query = select(Turn).where(Turn.owner == owner, Turn.idempotency_key == idempotency_key)
         async with self._database.session() as session:
@@ -66,10 +66,10 @@ class TurnStore(TurnRepository, WorkerRepository):
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id) == turn_id))
             await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
-            session.add(audit(by, "turn.delete", f"turn {turn_id}", {}))
+            session.add(audit_entry(by, "turn.delete", f"turn {turn_id}", {}))
 
-    async def events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
-        """See `TurnRepository.events`."""
+    async def load_events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
+        """See `TurnRepository.load_events`."""
         query = (
             select(TurnEvents)
             .where(TurnEvents.turn_id == turn_id, TurnEvents.last_seq > after)
@@ -78,12 +78,12 @@ class TurnStore(TurnRepository, WorkerRepository):
         )
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()
-        return [entry for row in rows for entry in _entries(row) if entry.seq > after]
+        return [entry for row in rows for entry in _parse_entries(row) if entry.seq > after]
 
-    async def journal(self, turn_id: UUID) -> list[JournalEntry]:
-        """See `TurnRepository.journal`."""
+    async def load_journal(self, turn_id: UUID) -> list[JournalEntry]:
+        """See `TurnRepository.load_journal`."""
         events: list[JournalEntry] = []
-        while more := await self.events(turn_id, events[-1].seq if events else 0):
+        while more := await self.load_events(turn_id, events[-1].seq if events else 0):
             events += more
         return events
 
@@ -102,14 +102,14 @@ class TurnStore(TurnRepository, WorkerRepository):
             if message.get("content"):
                 events.append(e.TextDelta(step=step, text=message["content"]))
             for call in (calls[call["id"]] for call in message.get("tool_calls") or () if call["id"] in calls):
-                events += _call_events(call, step)
+                events += _rebuild_call_events(call, step)
         usage = msgspec.convert(turn.usage or {}, Usage)
         events.append(
             e.StepCompleted(step=step, finish_reason=turn.finish_reason or "stop", usage=usage, cost_usd=turn.cost_usd)
         )
-        return [*events, _end_event(turn, usage)]
+        return [*events, _rebuild_end_event(turn, usage)]
 
-    async def status(self, turn_id: UUID) -> str | None:
+    async def get_status(self, turn_id: UUID) -> str | None:
         async with self._database.session() as session:
             return (await session.exec(select(Turn.status).where(Turn.id == turn_id))).first()
 
@@ -133,7 +133,7 @@ class TurnStore(TurnRepository, WorkerRepository):
         """See `WorkerRepository.claim`. A worker of this machine whose process is gone counts as dead at once."""
         async with self._database.session() as session:
             neighbours = (await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))).all()
-        dead = [worker.id for worker in neighbours if not _lives(worker.pid)]
+        dead = [worker.id for worker in neighbours if not _is_process_alive(worker.pid)]
         gone = select(Worker.id).where(or_(col(Worker.id).in_(dead), col(Worker.seen_at) < func.now() - silent))
         orphaned = (
             select(Turn.id)
@@ -150,7 +150,7 @@ class TurnStore(TurnRepository, WorkerRepository):
         )
         claim = update(Turn).where(col(Turn.id).in_(orphaned)).values(worker_id=worker_id).returning(Turn)
         async with self._database.session() as session:
-            claimed = [_record(turn) for turn in (await session.exec(claim)).scalars()]  # pyright: ignore
+            claimed = [_parse_record(turn) for turn in (await session.exec(claim)).scalars()]  # pyright: ignore
             await session.exec(delete(Worker).where(col(Worker.id).in_(gone)))
         return claimed
 
@@ -174,7 +174,7 @@ class TurnStore(TurnRepository, WorkerRepository):
             return await count_changed_rows(session, delete(TurnEvents).where(key.in_(old)))
 
 
-def _call_events(call: ToolCallRow, step: int) -> list[e.Event]:
+def _rebuild_call_events(call: ToolCallRow, step: int) -> list[e.Event]:
     client = call.outcome == "client"
     started = e.ToolCallStarted(
         step=step, call_id=call.call_id, server=call.server, tool=call.tool, arguments=call.arguments, client=client
@@ -193,7 +193,7 @@ def _call_events(call: ToolCallRow, step: int) -> list[e.Event]:
     ]
 
 
-def _end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
+def _rebuild_end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
     if turn.status == "completed":
         return e.TurnCompleted(
             finish_reason=turn.finish_reason or "stop",
@@ -209,7 +209,7 @@ def _end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
     return kind(error=msgspec.convert(turn.error, ErrorInfo), saved="text" if turn.response else "prompt")
 
 
-def _lives(pid: int) -> bool:
+def _is_process_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -219,12 +219,12 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _entries(row: TurnEvents) -> list[JournalEntry]:
+def _parse_entries(row: TurnEvents) -> list[JournalEntry]:
     lines = row.payload.split("\n")
     return [JournalEntry(row.first_seq + n, decode_event(line), line.encode()) for n, line in enumerate(lines)]
 
 
-def _record(turn: Turn) -> tuple[TurnRecord, bool]:
+def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
     """A kept turn as its request was; the messages of one that runs are still the request's own."""
     columns = {
         "messages": turn.messages,

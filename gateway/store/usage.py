@@ -118,14 +118,14 @@ class ToolStats(msgspec.Struct, frozen=True):
     duration_ms: float | None
 
 
-def _spent(owner: str, key: str | None, without: UUID | None = None) -> tuple[str, dict[str, Any]]:
+def _spent_query(owner: str, key: str | None, without: UUID | None = None) -> tuple[str, dict[str, Any]]:
     """What tells it, and the values for that."""
     of_key, of_key_now = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
     values = {"owner": owner, "without": without} | ({} if key is None else {"key": key})
     return _SPENT.format(of_key=of_key, of_key_now=of_key_now), values
 
 
-def _read(row: Any) -> UsageTotals:
+def _parse_totals(row: Any) -> UsageTotals:
     return UsageTotals(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
 
 
@@ -138,11 +138,11 @@ class _PostgresBudgetTransaction(BudgetTransaction):
 
     async def spent(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
         """See `BudgetTransaction.spent`."""
-        statement, values = _spent(self._owner, key, without)
-        return _read((await self._connection.execute(text(statement), values)).one())
+        statement, values = _spent_query(self._owner, key, without)
+        return _parse_totals((await self._connection.execute(text(statement), values)).one())
 
-    async def hold(self, hold: BudgetReservation, key: str | None) -> None:
-        """See `BudgetTransaction.hold`."""
+    async def reserve(self, hold: BudgetReservation, key: str | None) -> None:
+        """See `BudgetTransaction.reserve`."""
         await self._connection.execute(text(_FORGET_ENDED), {"owner": self._owner})
         values = msgspec.structs.asdict(hold) | {"owner": self._owner, "key": key}
         await self._connection.execute(text(_HOLD), values)
@@ -157,13 +157,13 @@ class UsageStore(BudgetRepository):
 
     async def spent(self, owner: str, key: str | None = None) -> UsageTotals:
         """See `BudgetRepository.spent`."""
-        statement, values = _spent(owner, key)
-        [row] = await self._database.rows(statement, **values)
-        return _read(row)
+        statement, values = _spent_query(owner, key)
+        [row] = await self._database.fetch_rows(statement, **values)
+        return _parse_totals(row)
 
     @asynccontextmanager
-    async def account(self, owner: str) -> AsyncGenerator[_PostgresBudgetTransaction]:
-        """See `BudgetRepository.account`."""
+    async def begin_transaction(self, owner: str) -> AsyncGenerator[_PostgresBudgetTransaction]:
+        """See `BudgetRepository.begin_transaction`."""
         async with self._database.session() as session:
             connection = await session.connection()
             await connection.execute(text(_ALONE), {"owner": owner})
@@ -176,20 +176,20 @@ class UsageStore(BudgetRepository):
 
     async def by_day(self, days: int, owner: str | None = None) -> list[DailyUsage]:
         """The last so many days on which there was anything, the newest first."""
-        found = {row[0]: DailyUsage(*row) for row in await self._database.rows(BY_DAY, days=days, owner=owner)}
-        for day, up, down in await self._database.rows(RATINGS, days=days, owner=owner):
+        found = {row[0]: DailyUsage(*row) for row in await self._database.fetch_rows(BY_DAY, days=days, owner=owner)}
+        for day, up, down in await self._database.fetch_rows(RATINGS, days=days, owner=owner):
             found[day] = msgspec.structs.replace(found.get(day, DailyUsage(day)), up=up, down=down)
         return sorted(found.values(), key=lambda each: each.day, reverse=True)
 
     async def by_model(self, days: int) -> list[ModelStats]:
-        return [ModelStats(*row) for row in await self._database.rows(BY_MODEL, days=days)]
+        return [ModelStats(*row) for row in await self._database.fetch_rows(BY_MODEL, days=days)]
 
     async def errors(self, days: int) -> list[ErrorStats]:
-        return [ErrorStats(*row) for row in await self._database.rows(ERRORS, days=days)]
+        return [ErrorStats(*row) for row in await self._database.fetch_rows(ERRORS, days=days)]
 
     async def tools(self, days: int) -> list[ToolStats]:
         """By day and tool, the newest day first."""
-        return [ToolStats(*row) for row in await self._database.rows(TOOLS, days=days)]
+        return [ToolStats(*row) for row in await self._database.fetch_rows(TOOLS, days=days)]
 
     async def rate(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
         """Keep what the owner of a turn thinks of it, in the place of what they thought before; when that was."""

@@ -20,7 +20,7 @@ _COLUMNS: dict[Group, str] = {
     "key": "used.key",
     "conversation": "used.conversation_id",
 }
-_ADDED_UP = """
+_AGGREGATE = """
 SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*), count(*) FILTER (WHERE status = 'completed'),
        count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'cancelled'),
        coalesce(sum(steps), 0), coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0),
@@ -37,7 +37,7 @@ LIMIT :most
 """
 
 
-class Figures(msgspec.Struct, frozen=True):
+class UsageStats(msgspec.Struct, frozen=True):
     """What some turns have used. Times in seconds; `timed_tokens` are the completion tokens whose writing was timed,
     `unpriced_turns` those for whose model no price is known: they add nothing to `cost_usd`; `cached_turns` those that
     got an earlier turn's answer; `up` and `down` what their owners think of them."""
@@ -81,9 +81,9 @@ class UsageReports:
         self._database = database
         self._seconds = seconds
 
-    async def added_up(
+    async def aggregate(
         self, groups: list[Group], since: datetime, until: datetime, *, owner: str | None = None
-    ) -> tuple[list[tuple[dict[Group, Any], Figures]], Figures]:
+    ) -> tuple[list[tuple[dict[Group, Any], UsageStats]], UsageStats]:
         """For each group of an owner's turns, or of everyone's, in order, and for all together.
 
         At most `max_groups` and one more, which tells that there are others.
@@ -94,12 +94,12 @@ class UsageReports:
         values = {"since": since, "until": until, "most": self.max_groups + 2} | (
             {} if owner is None else {"owner": owner}
         )
-        rows = await self._rows(added_up(groups, of_owner=owner is not None), values)
+        rows = await self._fetch_rows(aggregate_query(groups, of_owner=owner is not None), values)
         width = len(groups)
-        total, *parts = [(dict(zip(groups, row[:width], strict=True)), _figures(row[width + 1 :])) for row in rows]
+        total, *parts = [(dict(zip(groups, row[:width], strict=True)), _parse_stats(row[width + 1 :])) for row in rows]
         return parts, total[1]
 
-    async def _rows(self, statement: str, values: dict[str, Any]) -> list[Any]:
+    async def _fetch_rows(self, statement: str, values: dict[str, Any]) -> list[Any]:
         patience = text("SELECT set_config('statement_timeout', :ms, true)")
         try:
             async with self._database.session() as session:
@@ -112,16 +112,16 @@ class UsageReports:
             raise Overloaded("There are too many turns to add up in time: ask for a shorter range.") from error
 
 
-def added_up(groups: list[Group], *, of_owner: bool) -> str:
+def aggregate_query(groups: list[Group], *, of_owner: bool) -> str:
     """The query: the row of all together first."""
-    return _ADDED_UP.format(
+    return _AGGREGATE.format(
         groups=", ".join(f"of_{group}" for group in groups),
         columns=", ".join(f"{_COLUMNS[group]} AS of_{group}" for group in groups),
         whose="AND used.owner = :owner" if of_owner else "",
     )
 
 
-def _figures(row: Any) -> Figures:
+def _parse_stats(row: Any) -> UsageStats:
     """Postgres adds whole numbers up to a `numeric`."""
-    kinds = (field.type for field in msgspec.structs.fields(Figures))
-    return Figures(*(kind(value) for kind, value in zip(kinds, row, strict=True)))
+    kinds = (field.type for field in msgspec.structs.fields(UsageStats))
+    return UsageStats(*(kind(value) for kind, value in zip(kinds, row, strict=True)))

@@ -19,7 +19,7 @@ from gateway.common.logging import get_logger
 from gateway.config import ConfigError, Settings, is_loopback
 from gateway.domain.errors import NotAuthenticated, StorageUnavailable
 from gateway.domain.messages import LOCAL_PRINCIPAL, BusMessage, Principal
-from gateway.store.api_keys import KeyStore, principal_of
+from gateway.store.api_keys import KeyStore, principal_from_key
 from gateway.store.audit import AuditStore
 from gateway.store.models import ApiKey
 
@@ -109,13 +109,13 @@ class Authenticator:
         if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= datetime.now(UTC)):
             raise NotAuthenticated("This API key has been revoked or has expired.")
         self._record_key_use(key)
-        return principal_of(key)
+        return principal_from_key(key)
 
     def _record_key_use(self, key: ApiKey) -> None:
         now = time.monotonic()
         if now - self._use_recorded_at.get(key.id, float("-inf")) >= _USE_RECORD_INTERVAL_SECONDS:
             self._use_recorded_at[key.id] = now
-            self._background.spawn(_ignore_unavailable_storage(self._keys.used(key.id)))
+            self._background.spawn(_ignore_unavailable_storage(self._keys.touch(key.id)))
 
     def _audit_failed_login(self, source: str, credential: str, error: NotAuthenticated) -> None:
         if self._failed_logins.should_record(source):
@@ -151,7 +151,7 @@ class ApiKeyCache:
         async with self._count_lock:
             if not self._has_keys and time.monotonic() - self._counted_at >= _EXISTENCE_CACHE_SECONDS:
                 try:
-                    self._has_keys = await self._keys.any()
+                    self._has_keys = await self._keys.has_keys()
                 except StorageUnavailable:
                     if self._counted_at == float("-inf"):
                         raise
@@ -169,7 +169,7 @@ class ApiKeyCache:
         except KeyError:
             pass
         generation = self._generation
-        key = await self._keys.find(key_hash)
+        key = await self._keys.find_by_hash(key_hash)
         if generation == self._generation:
             self._by_hash[key_hash] = key
         return key

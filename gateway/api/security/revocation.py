@@ -10,7 +10,7 @@ from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Principal
-from gateway.store.api_keys import START, KeyStore
+from gateway.store.api_keys import KEY_PREFIX, KeyStore
 
 log = get_logger(__name__)
 
@@ -39,7 +39,7 @@ class OpenRequestRegistry:
     @contextmanager
     def cancel_on_revocation(self, principal: Principal | None, receive: Receive) -> Generator[Receive]:
         """A `receive` for the request that reports a disconnect as soon as the principal's key is no longer valid."""
-        if principal is None or principal.key is None or not principal.key.startswith(START):
+        if principal is None or principal.key is None or not principal.key.startswith(KEY_PREFIX):
             yield receive
             return
         revoked = asyncio.Event()
@@ -60,7 +60,7 @@ class OpenRequestRegistry:
 
     async def _cancel_revoked_requests(self) -> None:
         try:
-            revoked_keys = await self._keys.dead(list(self._open)) if self._open else []
+            revoked_keys = await self._keys.revoked_among(list(self._open)) if self._open else []
         except StorageUnavailable:
             log.warning("key_revocation_check_failed", keys=len(self._open))
             return

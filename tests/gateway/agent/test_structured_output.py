@@ -22,35 +22,35 @@ def form(schema: object) -> OutputSchema:
 )
 def test_pattern_that_would_run_for_days_is_checked_in_no_time(schema: object) -> None:
     text = "a" * 60 + "!"
-    assert form({"additionalProperties": schema, **schema}).problem(f'{{"x": "{text}", "y": "{text}"}}')  # type: ignore[dict-item]
+    assert form({"additionalProperties": schema, **schema}).find_problem(f'{{"x": "{text}", "y": "{text}"}}')  # type: ignore[dict-item]
 
 
 def test_answer_that_is_too_deep_to_read_does_not_fit() -> None:
-    assert form({}).problem("[" * 100_000 + "]" * 100_000) == "it is too deep"
+    assert form({}).find_problem("[" * 100_000 + "]" * 100_000) == "it is too deep"
 
 
 def test_names_that_would_be_matched_for_days_are_checked_in_no_time() -> None:
     bad = form({"patternProperties": {"^(a|a)*$": {"type": "string"}}, "additionalProperties": False})
-    assert bad.problem(f'{{"{"a" * 60}!": 1}}')
-    assert bad.problem(f'{{"{"a" * 60}": "text"}}') is None
+    assert bad.find_problem(f'{{"{"a" * 60}!": 1}}')
+    assert bad.find_problem(f'{{"{"a" * 60}": "text"}}') is None
     bad = form({"patternProperties": {"^(a|a)*$": True}, "unevaluatedProperties": False})
-    assert bad.problem(f'{{"{"a" * 60}!": 1}}')
+    assert bad.find_problem(f'{{"{"a" * 60}!": 1}}')
 
 
 def test_pattern_is_checked_and_one_that_looks_around_is_not() -> None:
-    assert form({"pattern": "^[a-z]+$"}).problem('"abc"') is None
-    assert form({"pattern": "^[a-z]+$"}).problem('"ab1"') == "the answer: 'ab1' does not match '^[a-z]+$'"
-    assert form({"pattern": "b"}).problem('"abc"') is None
-    assert form({"pattern": "^(?!x)(a|a)*$"}).problem(f'"{"a" * 60}!"') is None
+    assert form({"pattern": "^[a-z]+$"}).find_problem('"abc"') is None
+    assert form({"pattern": "^[a-z]+$"}).find_problem('"ab1"') == "the answer: 'ab1' does not match '^[a-z]+$'"
+    assert form({"pattern": "b"}).find_problem('"abc"') is None
+    assert form({"pattern": "^(?!x)(a|a)*$"}).find_problem(f'"{"a" * 60}!"') is None
 
 
 def test_schema_that_refers_to_itself_without_an_end_is_said_so() -> None:
-    assert form({"$ref": "#"}).problem("{}") == UNCHECKABLE
+    assert form({"$ref": "#"}).find_problem("{}") == UNCHECKABLE
     fan: dict[str, Any] = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 10} for n in range(9)}
     fan["d9"] = {}
-    assert form({"$defs": fan, "$ref": "#/$defs/d0"}).problem("{}") == UNCHECKABLE
+    assert form({"$defs": fan, "$ref": "#/$defs/d0"}).find_problem("{}") == UNCHECKABLE
     older = {name: {"$schema": "http://json-schema.org/draft-07/schema#", **part} for name, part in fan.items()}
-    assert form({"$defs": older, "$ref": "#/$defs/d0"}).problem("{}") == UNCHECKABLE
+    assert form({"$defs": older, "$ref": "#/$defs/d0"}).find_problem("{}") == UNCHECKABLE
     deep: object = {}
     for _ in range(5_000):
         deep = {"not": deep}
@@ -69,5 +69,5 @@ async def test_reference_to_another_address_is_not_fetched() -> None:
         form = OutputSchema(
             {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": f"{url}/schema.json"}}}
         )
-        assert form.problem("{}") == UNCHECKABLE
+        assert form.find_problem("{}") == UNCHECKABLE
     assert asked == []

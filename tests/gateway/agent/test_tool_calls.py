@@ -22,15 +22,15 @@ def call(tool: str, name: str) -> ToolCall:
 async def test_read_only_call_starts_while_the_model_still_streams() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
     calls = calls_over(toolbox, turn)
-    calls.add(call("read", "r1"))
-    calls.add(call("write", "w1"))
+    calls.add_call(call("read", "r1"))
+    calls.add_call(call("write", "w1"))
     await toolbox.until_started("r1")
     toolbox.open("r1")
     toolbox.open("w1")
     await asyncio.sleep(0)
     assert toolbox.started == ["r1"]
     calls.run_deferred()
-    await calls.finish()
+    await calls.wait_for_results()
     assert toolbox.started == ["r1", "w1"]
 
 
@@ -39,7 +39,7 @@ async def test_read_only_calls_run_side_by_side_and_changing_ones_in_the_models_
     calls = calls_over(toolbox, turn)
     calls.run_deferred()
     for tool, name in (("read", "r1"), ("read", "r2"), ("write", "w1"), ("read", "r3"), ("write", "w2")):
-        calls.add(call(tool, name))
+        calls.add_call(call(tool, name))
     await toolbox.until_started("r1", "r2")
     assert toolbox.running == {"r1", "r2"}
     toolbox.open("r2")
@@ -51,16 +51,16 @@ async def test_read_only_calls_run_side_by_side_and_changing_ones_in_the_models_
     assert toolbox.running == {"r3"}
     for name in ("r3", "w2"):
         toolbox.open(name)
-    await calls.finish()
+    await calls.wait_for_results()
     assert toolbox.started[-2:] == ["r3", "w2"]
 
 
 async def test_call_whose_arguments_are_too_deep_to_read_is_told_to_be_wrong() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
-    calls.add(ToolCall("call_deep", "read", '{"as": ' + "[" * 100_000 + "]" * 100_000 + "}"))
+    calls.add_call(ToolCall("call_deep", "read", '{"as": ' + "[" * 100_000 + "]" * 100_000 + "}"))
     calls.run_deferred()
-    await calls.finish()
+    await calls.wait_for_results()
     assert [event.outcome for event in turn.events if isinstance(event, ToolFinished)] == ["error"]
     assert not toolbox.started
 
@@ -69,7 +69,7 @@ async def test_no_more_calls_run_at_once_than_the_limit() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn, limit=2)
     for number in range(5):
-        calls.add(call("read", f"r{number}"))
+        calls.add_call(call("read", f"r{number}"))
     await toolbox.until_started("r0", "r1")
     assert toolbox.running == {"r0", "r1"}
     toolbox.open("r0")
@@ -77,29 +77,29 @@ async def test_no_more_calls_run_at_once_than_the_limit() -> None:
     assert toolbox.running == {"r1", "r2"}
     for number in range(5):
         toolbox.open(f"r{number}")
-    await calls.finish()
+    await calls.wait_for_results()
     assert len(toolbox.started) == 5
 
 
 async def test_call_is_announced_before_it_runs_and_durable_first() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
-    calls.add(call("read", "r1"))
+    calls.add_call(call("read", "r1"))
     announced = turn.events[0]
     assert isinstance(announced, ToolCallStarted)
     assert announced.arguments == {"as": "r1"}
     assert not toolbox.started
-    assert turn.log.visible == 0
+    assert turn.log.visible_count == 0
     await toolbox.until_started("r1")
-    assert turn.log.visible == 1
-    await calls.cancel()
+    assert turn.log.visible_count == 1
+    await calls.cancel_calls()
 
 
 async def test_unknown_tool_becomes_a_result_that_names_those_on_offer() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
-    calls.add(ToolCall("call_x", "frobnicate", "{}"))
-    await calls.finish()
+    calls.add_call(ToolCall("call_x", "frobnicate", "{}"))
+    await calls.wait_for_results()
     result = turn.events[-1]
     assert isinstance(result, ToolFinished)
     assert result.outcome == "error"
@@ -110,8 +110,8 @@ async def test_arguments_that_are_no_object_become_a_result_and_the_tool_does_no
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
     for number, arguments in enumerate(('{"a": ', "[1]", '"text"')):
-        calls.add(ToolCall(f"call_{number}", "read", arguments))
-    await calls.finish()
+        calls.add_call(ToolCall(f"call_{number}", "read", arguments))
+    await calls.wait_for_results()
     outcomes = [event.outcome for event in turn.events if isinstance(event, ToolFinished)]
     assert outcomes == ["error"] * 3
     assert not toolbox.started
@@ -120,9 +120,9 @@ async def test_arguments_that_are_no_object_become_a_result_and_the_tool_does_no
 async def test_cancel_reaches_running_and_waiting_calls() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
     calls = calls_over(toolbox, turn)
-    calls.add(call("read", "r1"))
-    calls.add(call("write", "w1"))
+    calls.add_call(call("read", "r1"))
+    calls.add_call(call("write", "w1"))
     await toolbox.until_started("r1")
-    await calls.cancel()
+    await calls.cancel_calls()
     assert toolbox.cancelled == ["r1"]
     assert toolbox.started == ["r1"]

@@ -1,6 +1,6 @@
 """Events folded into messages."""
 
-from gateway.agent.transcript import LOST, Transcript
+from gateway.agent.transcript import LOST_RESULT_TEXT, Transcript
 from gateway.domain import events as e
 from gateway.domain.messages import Message, ToolCall, Usage, text_block
 
@@ -39,7 +39,7 @@ def test_a_turn_with_a_tool_call_becomes_three_messages() -> None:
 
 def test_a_call_without_its_result_gets_one_that_says_so() -> None:
     transcript = folded(CALL, STEP_1)
-    assert transcript.messages[1] == Message("tool", LOST, tool_call_id="c1")
+    assert transcript.messages[1] == Message("tool", LOST_RESULT_TEXT, tool_call_id="c1")
 
 
 def test_a_discarded_step_leaves_nothing() -> None:

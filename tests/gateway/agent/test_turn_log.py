@@ -27,21 +27,21 @@ async def test_events_are_numbered_from_one_without_a_gap() -> None:
 async def test_delta_is_visible_at_once_and_any_other_event_when_committed() -> None:
     log = TurnLog(uuid4())
     log.append(DELTA)
-    assert log.visible == 1
+    assert log.visible_count == 1
     log.append(BARRIER)
     log.append(DELTA)
-    assert log.visible == 1
+    assert log.visible_count == 1
     log.mark_committed(2)
-    assert log.visible == 3
+    assert log.visible_count == 3
 
 
 async def test_synchronous_log_shows_no_delta_before_it_is_committed() -> None:
     log = TurnLog(uuid4(), synchronous=True)
     log.append(DELTA)
     log.append(DELTA)
-    assert log.visible == 0
+    assert log.visible_count == 0
     log.mark_committed(1)
-    assert log.visible == 1
+    assert log.visible_count == 1
 
 
 async def test_a_thousand_readers_each_get_every_event_once_in_order() -> None:

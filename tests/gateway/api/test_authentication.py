@@ -78,7 +78,7 @@ async def test_statement_that_fails_brings_no_row_into_the_log(database_url: str
     given = "gen_random_uuid(), :hash, :prefix, :name, :owner, 'user', 'x'"
     insert = f"INSERT INTO api_keys (id, hash, prefix, name, owner, role, created_by) VALUES ({given}) RETURNING id"
     try:
-        await database.rows(insert, **row)
+        await database.fetch_rows(insert, **row)
         for statement, values in (
             (insert, row),
             (insert, row | {"prefix": None}),
@@ -87,7 +87,7 @@ async def test_statement_that_fails_brings_no_row_into_the_log(database_url: str
         ):
             try:
                 try:
-                    await database.rows(statement, **values)
+                    await database.fetch_rows(statement, **values)
                 except SQLAlchemyError as error:
                     if statement is insert:
                         log.error("said", error=str(error), of=repr(error.orig))

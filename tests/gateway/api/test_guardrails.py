@@ -327,7 +327,7 @@ def test_arguments_too_deep_to_read_are_redacted_as_the_text_that_they_are() -> 
     deep = "[" * 5_000
     call = ToolCall("1", "tool", f'{deep}"ada@example.com"')
     end = TurnOutcome("failed", (Message("assistant", "", (call,)),), "", steps=1, usage=Usage(), duration_ms=0.0)
-    (kept,) = redaction.outcome(end, redactor).messages
+    (kept,) = redaction.redact_outcome(end, redactor).messages
     assert kept.tool_calls[0].arguments == f'{deep}"[email]"'
 
 

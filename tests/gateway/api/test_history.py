@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from gateway.store.database import Database
-from gateway.store.history import NEWEST, SEARCH
+from gateway.store.history import MAX_RANKED, SEARCH
 from tests.stack import Gateway, ServeStanding, insert
 
 INSERT = """
@@ -125,11 +125,11 @@ async def test_bad_query_is_a_422(standing: Gateway, path: str) -> None:
 async def test_of_very_many_that_match_the_newest_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:
     many = INSERT.replace("gen_random_uuid()", "uuidv7()")
     await db.execute(many, "local", "camel camel camel, the oldest", "")
-    await db.executemany(many, [("local", f"camel {n}", "") for n in range(NEWEST)])
+    await db.executemany(many, [("local", f"camel {n}", "") for n in range(MAX_RANKED)])
     page = (await gateway.get("/api/v1/search?query=camel&limit=200&total=true")).body
-    assert page["total"] == NEWEST + 1
+    assert page["total"] == MAX_RANKED + 1
     assert "oldest" not in page["items"][0]["prompt"]
-    last = (await gateway.get(f"/search?query=camel&offset={NEWEST - 1}")).body["items"]
+    last = (await gateway.get(f"/search?query=camel&offset={MAX_RANKED - 1}")).body["items"]
     assert len(last) == 1
     (narrowed,) = await found(gateway, "camel oldest")
     assert narrowed["prompt"] == "camel camel camel, the oldest"
@@ -147,8 +147,8 @@ async def test_search_reads_few_of_a_hundred_thousand_turns(database_url: str, d
     plans: dict[str, str] = {}
     try:
         for word in ("777", "prompt"):
-            explained = await database.rows(
-                f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}", plan_anew=True, query=word, **values
+            explained = await database.fetch_rows(
+                f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}", custom_plan=True, query=word, **values
             )
             plans[word] = json.dumps(explained[0][0])
     finally:
@@ -157,4 +157,4 @@ async def test_search_reads_few_of_a_hundred_thousand_turns(database_url: str, d
     assert '"ix_turns_search"' not in plans["prompt"]  # it is in every turn: the newest are taken as they come
     for plan in plans.values():
         assert '"Seq Scan"' not in plan
-        assert max(map(float, re.findall(r'"Actual Rows": ([0-9.]+)', plan))) <= NEWEST
+        assert max(map(float, re.findall(r'"Actual Rows": ([0-9.]+)', plan))) <= MAX_RANKED

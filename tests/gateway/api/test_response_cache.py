@@ -238,15 +238,15 @@ async def test_only_so_many_are_kept(gateway: Gateway, database_url: str, db: as
     await db.execute("UPDATE turns SET owner = 'bob' WHERE id = $1", UUID(other))
     database = Database(database_url)
     try:
-        store = ResponseCacheStore(database, most_of_owner=3)
+        store = ResponseCacheStore(database, max_per_owner=3)
         for n, turn_id in enumerate(turns):
-            await store.keep("local", bytes([n]), turn_id, 60)
-        await store.keep("bob", b"x", UUID(other), 60)
-        await store.keep("nobody", b"y", UUID(int=1), 60)  # of a turn that is gone
+            await store.save("local", bytes([n]), turn_id, 60)
+        await store.save("bob", b"x", UUID(other), 60)
+        await store.save("nobody", b"y", UUID(int=1), 60)  # of a turn that is gone
         keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
         assert keys == [b"\x02", b"\x03", b"\x04", b"x"]
         await db.execute("UPDATE cached_responses SET expires_at = now() WHERE key = $1", b"\x03")
-        await ResponseCacheStore(database, most=2).keep("local", b"\x07", turns[0], 60)
+        await ResponseCacheStore(database, max_total=2).save("local", b"\x07", turns[0], 60)
         keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
         assert keys == [b"x", b"\x07"]
     finally:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from gateway.domain.errors import Overloaded
 from gateway.simulator import Fault, Simulator
 from gateway.store.database import Database
-from gateway.store.usage_report import UsageReports, added_up
+from gateway.store.usage_report import UsageReports, aggregate_query
 from tests.auth_helpers import Keyring
 from tests.stack import Gateway, ServeStanding, Stream, insert, serve_gateway
 
@@ -254,10 +254,10 @@ async def test_many_groups_are_cut_and_many_turns_do_not_take_forever(
     since, until = at(TODAY, 0), at(TODAY + timedelta(days=1), 0)
     try:
         with pytest.raises(Overloaded, match="shorter range"):
-            await UsageReports(database, seconds=0.001).added_up(["day"], since, until)
+            await UsageReports(database, seconds=0.001).aggregate(["day"], since, until)
         async with database.engine.connect() as connection:
             for of_owner in (False, True):
-                query = f"EXPLAIN {added_up(['day', 'key'], of_owner=of_owner)}"
+                query = f"EXPLAIN {aggregate_query(['day', 'key'], of_owner=of_owner)}"
                 values = {"since": at(TODAY, 1), "until": until, "most": 10} | ({"owner": "ada"} if of_owner else {})
                 plan = "\n".join(row[0] for row in await connection.execute(text(query), values))
                 assert "using ix_turn_usage_" in plan

@@ -71,7 +71,7 @@ async def test_a_whole_turn_is_replayed_exactly_as_it_was_told(
     log.append(END)
     await journal.finish(log, outcome())
     assert await replay(db, log.turn_id) == [entry.event for entry in log.entries]
-    assert log.ended
+    assert log.has_ended
     turn = await db.fetchrow("SELECT * FROM turns WHERE id = $1", log.turn_id)
     assert turn is not None
     assert (turn["status"], turn["prompt"], turn["response"]) == ("completed", "What is 23*19?", "437")

@@ -11,7 +11,7 @@ from gateway.api.http.errors import ErrorBody
 from gateway.api.security.permissions import role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import Area, Budget, JsonObject, KeyLimits, Principal, UserRole
-from gateway.store.api_keys import START, NewKey
+from gateway.store.api_keys import KEY_PREFIX, NewKey
 from gateway.store.models import ApiKey
 from gateway.wire.api_keys import CreatedKey, KeyList, KeyView, NewKeyBody
 
@@ -24,7 +24,7 @@ _WILD = frozenset("*?[")
 @router.get("", summary="Your keys")
 async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
     """The newest first, revoked ones too; an admin sees everyone's. No secret is shown."""
-    rows = await keys.all(_owner_filter(principal))
+    rows = await keys.list_keys(_owner_filter(principal))
     return KeyList(keys=[KeyView.model_validate(row, from_attributes=True) for row in rows])
 
 
@@ -36,8 +36,8 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep
     """
     response.headers["Cache-Control"] = "no-store"
     new = _build_new_key(body, principal)
-    if principal.key is not None and principal.key.startswith(START):
-        most = (await keys.by_prefix(principal.key)).expires_at
+    if principal.key is not None and principal.key.startswith(KEY_PREFIX):
+        most = (await keys.get_by_prefix(principal.key)).expires_at
         if most is not None and (new.expires_at is None or new.expires_at > most):
             new = msgspec.structs.replace(new, expires_at=most)
     row, secret = await keys.create(new, by=principal.user)

@@ -71,7 +71,7 @@ async def list_history(
 ) -> HistoryPage:
     turns = await history.page(principal, limit=limit, before=before)
     items = [HistoryItem.model_validate(turn, from_attributes=True) for turn in turns]
-    number = await history.total(principal) if total else None
+    number = await history.count_turns(principal) if total else None
     return HistoryPage(items=items, next=items[-1].id if len(items) == limit else None, total=number)
 
 
@@ -98,7 +98,7 @@ async def search(
 ) -> SearchPage:
     """Full-text search over prompts and responses, best first, among the newest 500 turns that match."""
     hits = await history.search(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
-    number = await history.found(principal, query, lang=lang) if total else None
+    number = await history.count_matches(principal, query, lang=lang) if total else None
     following = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None
     return SearchPage(items=_to_views(hits), next=following, total=number)
 

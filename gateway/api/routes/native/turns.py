@@ -13,7 +13,7 @@ from gateway.api.deps import PrincipalDep, QuestionsDep, TurnsDep, TurnServiceDe
 from gateway.api.http.errors import ErrorBody
 from gateway.api.turn_responses import stream_turn
 from gateway.domain.messages import Answer, JsonObject, Principal
-from gateway.store.questions import InputStore
+from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
 from gateway.wire.native import stream_events
 
@@ -174,7 +174,7 @@ async def rate_turn(
     return FeedbackView(turn_id=turn_id, rating=body.rating, comment=comment, at=at)
 
 
-async def _build_view(turn_id: UUID, principal: Principal, turns: TurnStore, questions: InputStore) -> TurnView:
+async def _build_view(turn_id: UUID, principal: Principal, turns: TurnStore, questions: QuestionStore) -> TurnView:
     turn = await turns.get(turn_id, principal)
     view = TurnView.model_validate(turn, from_attributes=True)
     calls = await turns.tool_calls(turn_id)
@@ -186,6 +186,6 @@ async def _build_view(turn_id: UUID, principal: Principal, turns: TurnStore, que
             question=msgspec.to_builtins(kept.question),
             answer=msgspec.to_builtins(kept.answer),
         )
-        for kept in await questions.of_turn(turn_id)
+        for kept in await questions.list_for_turn(turn_id)
     ]
     return view

@@ -105,7 +105,7 @@ async def get_usage(
     """
     groups = _parse_groups(group_by)
     first, behind = _parse_range(since, until)
-    rows, total = await reports.added_up(groups, first, behind, owner=_resolve_owner(principal, user))
+    rows, total = await reports.aggregate(groups, first, behind, owner=_resolve_owner(principal, user))
     table = UsageTable(
         since=first,
         until=behind,

@@ -148,7 +148,7 @@ async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Requ
         raise NotFound("This response was not stored.", param="response_id")
     turns = turn_store(request)
     stored = await turns.get(turn.id, get_principal(request))
-    events = [entry.event for entry in await turns.journal(turn.id)]
+    events = [entry.event for entry in await turns.load_journal(turn.id)]
     if not events and stored.completed_at is not None:
         events = await turns.rebuild_events(stored)
     for event in events:
