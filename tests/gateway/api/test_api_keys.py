@@ -105,7 +105,7 @@ async def test_open_request_ends_with_its_key(
         if how == "expired":
             await db.execute("UPDATE api_keys SET expires_at = now() WHERE prefix = $1", prefix)
         else:
-            await gateway.state.keys.revoke(await gateway.state.keys.by_prefix(prefix), by="test")
+            await gateway.state.keys.revoke(await gateway.state.keys.get_by_prefix(prefix), by="test")
         await asyncio.wait(streams[:1])
         if path != "/mcp":
             await simulator.wait_until(lambda s: s.cancelled == 1)
@@ -175,10 +175,10 @@ async def test_last_use_is_noted_at_most_once_a_minute(locked: Keyring, db: asyn
     assert await db.fetchval(last_use, root.id) is None
     await locked.get("root", "/v1/models")
     noted = await eventually(lambda: db.fetchval(last_use, root.id))
-    await locked.gateway.state.keys.used(root.id)  # as another worker would say
+    await locked.gateway.state.keys.touch(root.id)  # as another worker would say
     assert await db.fetchval(last_use, root.id) == noted
     await db.execute("UPDATE api_keys SET last_used_at = now() - interval '2 minutes'")
-    await locked.gateway.state.keys.used(root.id)
+    await locked.gateway.state.keys.touch(root.id)
     assert await db.fetchval(last_use, root.id) > noted
 
 
