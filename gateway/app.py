@@ -37,15 +37,12 @@ from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.redaction import Redactor, load_rules
 from gateway.config import ConfigError, Settings, Timeouts
 from gateway.domain.messages import BusMessage
+from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
-from gateway.llm.client import OpenAICompatibleModel
-from gateway.llm.rate_limit.limiter import Limiter
-from gateway.llm.recording import Recorder
 from gateway.llm.resilient import ResilientModel, RetryPolicy
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile, load_servers
 from gateway.mcp_client.toolbox import McpToolbox
-from gateway.ports.rate_limit import SharedLimits
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore
@@ -280,7 +277,7 @@ async def build_store(
 @asynccontextmanager
 async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[Llm]:
     """Connect to the model server and keep its catalog fresh."""
-    upstream, catalog = _upstream(settings)
+    upstream, catalog = connect_model_server(settings)
     policy = RetryPolicy(
         retries=settings.model_retries, delay=settings.model_retry_delay, max_wait=settings.model_retry_max_wait
     )
@@ -410,43 +407,3 @@ def _resume_after_sign_in(toolbox: McpToolbox, inputs: QuestionStore, bus: Postg
 
     service.on_granted = on_granted
     service.on_change = on_change
-
-
-def _upstream(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
-    """The client of the model server, and the catalog of its models."""
-    secret = settings.groq_api_key or settings.openai_api_key
-    assert secret is not None
-    key = secret.get_secret_value()
-    shared: SharedLimits | None = None
-    if settings.redis_url is not None:
-        from gateway.llm.rate_limit.redis import RedisLimits
-
-        shared = RedisLimits(settings.redis_url.get_secret_value(), key, timeout_seconds=settings.redis_timeout_seconds)
-    limiter = Limiter(shared=shared)
-    idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
-    recorder = Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None
-    if settings.groq_api_key is not None:
-        from gateway.llm.providers.groq import create_groq_model
-
-        model = create_groq_model(
-            api_key=key,
-            base_url=settings.groq_base_url,
-            idle_timeout=idle,
-            limiter=limiter,
-            queue_seconds=queue,
-            recorder=recorder,
-        )
-        return model, Catalog(aliases=settings.model_aliases)
-    from gateway.llm.providers.openai import OPENAI_BASE_URL, create_openai_model
-
-    official = settings.openai_base_url == OPENAI_BASE_URL
-    model = create_openai_model(
-        api_key=key,
-        base_url=settings.openai_base_url,
-        idle_timeout=idle,
-        limiter=limiter,
-        queue_seconds=queue,
-        recorder=recorder,
-    )
-    not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
-    return model, Catalog((), open_ended=True, not_taken=not_taken)

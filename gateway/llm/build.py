@@ -1,0 +1,48 @@
+"""Builds the client of the configured model server."""
+
+from gateway.config import Settings
+from gateway.llm.catalog import Catalog
+from gateway.llm.client import OpenAICompatibleModel
+from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.recording import Recorder
+from gateway.ports.rate_limit import SharedLimits
+
+
+def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
+    """The client of the model server, and the catalog of its models."""
+    secret = settings.groq_api_key or settings.openai_api_key
+    assert secret is not None
+    key = secret.get_secret_value()
+    shared: SharedLimits | None = None
+    if settings.redis_url is not None:
+        from gateway.llm.rate_limit.redis import RedisLimits
+
+        shared = RedisLimits(settings.redis_url.get_secret_value(), key, timeout_seconds=settings.redis_timeout_seconds)
+    limiter = Limiter(shared=shared)
+    idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
+    recorder = Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None
+    if settings.groq_api_key is not None:
+        from gateway.llm.providers.groq import create_groq_model
+
+        model = create_groq_model(
+            api_key=key,
+            base_url=settings.groq_base_url,
+            idle_timeout=idle,
+            limiter=limiter,
+            queue_seconds=queue,
+            recorder=recorder,
+        )
+        return model, Catalog(aliases=settings.model_aliases)
+    from gateway.llm.providers.openai import OPENAI_BASE_URL, create_openai_model
+
+    official = settings.openai_base_url == OPENAI_BASE_URL
+    model = create_openai_model(
+        api_key=key,
+        base_url=settings.openai_base_url,
+        idle_timeout=idle,
+        limiter=limiter,
+        queue_seconds=queue,
+        recorder=recorder,
+    )
+    not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
+    return model, Catalog((), open_ended=True, not_taken=not_taken)
