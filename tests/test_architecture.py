@@ -91,7 +91,7 @@ def rule_for(module: str, rules: dict[str, set[str]]) -> set[str] | None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_module_imports_only_what_its_ring_may(path: Path) -> None:
+def test_module_imports_only_allowed_packages(path: Path) -> None:
     module = name_of(path)
     ours = {name for name in imports_of(path) if within(name, PACKAGES)} - {"gateway", module}
     allowed = rule_for(module, RULES)
@@ -102,7 +102,7 @@ def test_module_imports_only_what_its_ring_may(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_vendor_stays_behind_its_fence(path: Path) -> None:
+def test_library_is_imported_only_by_allowed_packages(path: Path) -> None:
     module = name_of(path)
     for name in imports_of(path):
         library = name.split(".")[0]
@@ -111,7 +111,7 @@ def test_vendor_stays_behind_its_fence(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if rule_for(name_of(p), LIBRARIES) is not None], ids=name_of)
-def test_inner_ring_imports_few_libraries(path: Path) -> None:
+def test_core_packages_import_only_allowed_libraries(path: Path) -> None:
     known = rule_for(name_of(path), LIBRARIES)
     assert known is not None
     for name in imports_of(path):
@@ -120,7 +120,7 @@ def test_inner_ring_imports_few_libraries(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if not within(name_of(p), ("gateway.ports",))], ids=name_of)
-def test_protocol_is_a_port(path: Path) -> None:
+def test_protocols_are_defined_in_ports(path: Path) -> None:
     """`gateway/ports/` has every protocol of the package."""
     if path.is_relative_to(ROOT / "gateway"):
         names = {base.id for cls in classes_of(path) for base in cls.bases if isinstance(base, ast.Name)}
@@ -130,7 +130,7 @@ def test_protocol_is_a_port(path: Path) -> None:
 @pytest.mark.parametrize(
     "folder", sorted({path.parent for path in MODULES}), ids=lambda folder: str(folder.relative_to(ROOT))
 )
-def test_folder_says_in_one_sentence_what_it_holds(folder: Path) -> None:
+def test_package_docstring_starts_with_one_sentence(folder: Path) -> None:
     docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
     assert docstring
     assert docstring.split("\n\n")[0].endswith(".")

@@ -71,13 +71,13 @@ COMPARISONS = [changed_api, changed_events, removed_settings, removed_commands]
 
 
 @pytest.mark.parametrize("compare", COMPARISONS)
-def test_what_the_last_release_promised_still_holds(
+def test_incompatible_changes_since_the_last_release_are_listed(
     current: dict[str, Any], compare: Callable[[dict[str, Any]], set[str]]
 ) -> None:
     assert sorted(compare(current) - deliberate_changes()) == []
 
 
-def test_every_deliberate_change_in_the_list_is_one(current: dict[str, Any]) -> None:
+def test_listed_incompatible_changes_exist(current: dict[str, Any]) -> None:
     assert deliberate_changes() <= {difference for compare in COMPARISONS for difference in compare(current)}
 
 
@@ -202,7 +202,7 @@ BREAKING: list[tuple[str, Change]] = [
 
 
 @pytest.mark.parametrize(("difference", "change"), BREAKING, ids=[difference for difference, _ in BREAKING])
-def test_incompatible_change_is_found(difference: str, change: Change) -> None:
+def test_incompatible_change_is_reported(difference: str, change: Change) -> None:
     assert difference in list(compare_openapi(DOCUMENT, changed(change)))
 
 
@@ -232,5 +232,5 @@ COMPATIBLE: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", COMPATIBLE.values(), ids=COMPATIBLE)
-def test_compatible_change_is_no_difference(change: Change) -> None:
+def test_compatible_change_is_not_reported(change: Change) -> None:
     assert list(compare_openapi(DOCUMENT, changed(change))) == []

@@ -26,18 +26,18 @@ def known_tests() -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_test_that_a_document_names_exists(document: Path) -> None:
+def test_tests_named_in_documents_exist(document: Path) -> None:
     named = set(re.findall(r"`(test_\w+)(?:\[\w+\])?`", document.read_text()))
     assert named <= known_tests()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_file_that_a_document_links_to_exists(document: Path) -> None:
+def test_files_linked_in_documents_exist(document: Path) -> None:
     linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
     assert [link for link in linked if not (document.parent / link).exists()] == []
 
 
-def test_every_path_and_target_that_the_instructions_for_agents_name_exists() -> None:
+def test_paths_and_make_targets_in_agents_md_exist() -> None:
     instructions = (ROOT / "AGENTS.md").read_text()
     paths = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.[a-z]+)?)[` ]", instructions)
     assert [path for path in paths if not (ROOT / path).exists()] == []
@@ -47,13 +47,13 @@ def test_every_path_and_target_that_the_instructions_for_agents_name_exists() ->
 
 
 @pytest.mark.parametrize("document", PATH_DOCUMENTS, ids=lambda path: path.name)
-def test_every_source_path_that_a_document_names_exists(document: Path) -> None:
+def test_source_paths_named_in_documents_exist(document: Path) -> None:
     text = document.read_text()
     named = set(re.findall(r"`((?:gateway|gateway_runtime|tools_server|tests|migrations|docs)/[\w./-]*)`", text))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
-def test_catalogue_in_the_docs_is_the_one_in_the_code() -> None:
+def test_model_table_matches_the_catalog() -> None:
     from gateway.llm.catalog import GROQ
 
     def price(value: float | None) -> str:

@@ -81,12 +81,12 @@ async def server(revision: str) -> AsyncGenerator[str]:
         yield f"{url}/mcp"
 
 
-async def test_tool_server_passes_whatever_needs_no_fixture(tools_url: str, revision: str, tmp_path: Path) -> None:
+async def test_tool_server_fails_only_the_expected_scenarios(tools_url: str, revision: str, tmp_path: Path) -> None:
     expected = EXPECTED["tools-server"][revision]
     check(await scenarios(tools_url, revision, tmp_path, expected), expected)
 
 
-async def test_what_passes_directly_passes_through_the_gateway(
+async def test_gateway_fails_only_the_expected_scenarios(
     database_url: str, simulator: Simulator, server: str, revision: str, tmp_path: Path
 ) -> None:
     expected, also = EXPECTED["everything"][revision], EXPECTED["gateway"][revision]
@@ -98,7 +98,7 @@ async def test_what_passes_directly_passes_through_the_gateway(
     assert sorted(lost) == sorted(also)
 
 
-async def test_gateways_own_connection_passes_the_client_scenarios(tmp_path: Path) -> None:
+async def test_mcp_client_fails_only_the_expected_scenarios(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="agw-") as directory:
         command = f"{sys.executable} -S {Path(everything.__file__).with_name('dial.py')} {directory}/dial"
         async with on_call(f"{directory}/dial"):

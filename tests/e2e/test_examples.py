@@ -56,11 +56,11 @@ async def test_stream_chat_prints_text_tool_calls_and_usage(up: Up) -> None:
     assert re.fullmatch(r"\d+ tokens, \d+ ms", lines[3])
 
 
-async def test_openai_sdk_gets_the_answer_that_the_gateways_tools_made(up: Up) -> None:
+async def test_openai_sdk_gets_an_answer_from_gateway_tools(up: Up) -> None:
     assert "437" in await run(up, "openai_sdk.py", "What is 23*19?")
 
 
-async def test_resume_stream_reads_the_rest_of_the_turn(up: Up) -> None:
+async def test_resume_stream_reads_the_remaining_events(up: Up) -> None:
     out = await run(up, "resume_stream.py")
     before, after = (int(number) for number in re.findall(r"event (\d+)", out))
     assert after > before
@@ -68,30 +68,32 @@ async def test_resume_stream_reads_the_rest_of_the_turn(up: Up) -> None:
 
 
 @pytest.mark.parametrize(("typed", "created"), [("y", True), ("n", False)])
-async def test_approve_tool_call_runs_it_only_if_the_person_allows_it(up: Up, typed: str, created: bool) -> None:
+async def test_tool_call_runs_only_if_the_user_approves_it(up: Up, typed: str, created: bool) -> None:
     title = f"answer {typed}"
     out = await run(up, "approve_tool_call.py", f"Add a task to {title}", typed=typed)
     assert f"{{'title': '{title}'}}" in out
     assert ((title,) in await up.rows("SELECT title FROM tools.tasks")) is created
 
 
-async def test_own_mcp_server_is_called_through_the_gateway(up: Up) -> None:
+async def test_custom_mcp_server_is_called_through_the_gateway(up: Up) -> None:
     out = await run(up, "stream_chat.py", 'call weather_forecast with {"city": "Oslo"}')
     assert "<- ok: Oslo: snow, -4 °C" in out
 
 
-async def test_mcp_client_finds_all_tools_and_asks_the_agent(up: Up) -> None:
+async def test_mcp_client_lists_all_tools_and_calls_the_agent(up: Up) -> None:
     tools, calculated, answered = (await run(up, "mcp_client.py")).splitlines()
     assert {"calculator", "weather_forecast", "ask_agent"} <= set(tools.removeprefix("tools: ").split(", "))
     assert calculated == "calculator: {'expression': '23*19', 'result': 437}"
     assert "42" in answered
 
 
-async def test_own_tool_can_be_tried_alone() -> None:
+async def test_custom_tool_runs_without_a_server() -> None:
     assert await run(None, "word_count.py", "a b b") == "{'words': 3, 'most_frequent': ['b', 'a']}\n"
 
 
-async def test_own_tool_in_the_tool_server_is_offered_by_the_gateway(database_url: str, simulator: Simulator) -> None:
+async def test_custom_tool_in_the_tool_server_is_offered_by_the_gateway(
+    database_url: str, simulator: Simulator
+) -> None:
     settings = ToolsSettings(_env_file=None, tools_server_secret=SecretStr(SECRET))  # type: ignore[call-arg]
     store = TaskStore(database_url)
     server = create_server(settings, store)

@@ -17,7 +17,7 @@ from tests.stack import Gateway
 
 
 @needs("mcp-remote")
-async def test_mcp_remote_carries_a_stdio_host_to_the_gateway_and_the_tool_server(
+async def test_mcp_remote_connects_a_stdio_host_to_gateway_and_tool_server(
     gateway: Gateway, tools_url: str, tmp_path: Path
 ) -> None:
     for url, tool in ((f"{gateway.base_url}/mcp", "ask_agent"), (tools_url, "add_task")):
@@ -33,7 +33,7 @@ async def test_mcp_remote_carries_a_stdio_host_to_the_gateway_and_the_tool_serve
 
 
 @needs("@anthropic-ai/mcpb")
-async def test_bundle_is_valid_and_what_is_in_it_runs() -> None:
+async def test_bundle_is_valid_and_its_server_runs() -> None:
     with tempfile.TemporaryDirectory(prefix="agw-e2e-", dir="/tmp") as directory:
         place = Path(directory)
         place.chmod(0o755)

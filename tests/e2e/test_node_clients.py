@@ -5,7 +5,7 @@ from tests.stack import Gateway
 
 
 @needs("ai")
-async def test_vercel_ai_sdk_works_by_base_url_alone(gateway: Gateway) -> None:
+async def test_vercel_ai_sdk_needs_only_the_base_url(gateway: Gateway) -> None:
     seen = await run("chat.mjs", gateway.base_url)
     assert "437" in seen["plain"]["text"]
     assert (seen["plain"]["finish"], seen["plain"]["calls"]) == ("stop", 0)
@@ -20,7 +20,7 @@ async def test_vercel_ai_sdk_works_by_base_url_alone(gateway: Gateway) -> None:
 
 
 @needs()
-async def test_browser_reads_the_stream_hangs_up_and_goes_on(gateway: Gateway) -> None:
+async def test_browser_resumes_the_stream_after_a_disconnect(gateway: Gateway) -> None:
     seen = await run("browser.mjs", gateway.base_url)
     assert (seen["resumed"], seen["finish"], seen["tools"]) == (True, "stop", ["calculator"])
     assert seen["text"] == seen["kept"]

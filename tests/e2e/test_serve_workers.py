@@ -120,7 +120,7 @@ async def workers() -> AsyncGenerator[Workers]:
             process.wait()
 
 
-async def test_nobody_is_served_before_both_workers_can_and_then_both_serve(workers: Workers) -> None:
+async def test_serve_is_healthy_only_once_both_workers_serve(workers: Workers) -> None:
     assert await workers.served_by(40) == workers.pids()
     assert len(workers.pids()) == 2
     said = workers.output.read_text()
@@ -138,7 +138,7 @@ async def test_postgres_and_the_simulated_groq_are_started_once(workers: Workers
     assert await workers.rows("SELECT count(*), count(DISTINCT worker_id) FROM turns") == [(2, 2)]
 
 
-async def test_hang_up_stops_nobody(workers: Workers) -> None:
+async def test_sighup_stops_no_worker(workers: Workers) -> None:
     before = workers.pids()
     workers.process.send_signal(signal.SIGHUP)
     assert await workers.served_by(10) <= before
@@ -161,7 +161,7 @@ async def test_killed_worker_is_replaced_while_the_other_serves(workers: Workers
     assert stays in serving
 
 
-async def test_sigterm_tells_the_streams_of_all_workers_and_leaves_no_process(workers: Workers) -> None:
+async def test_sigterm_closes_streams_of_all_workers_and_leaves_no_process(workers: Workers) -> None:
     pids = workers.descendants()
     one, other = workers.pids()
     async with (

@@ -22,7 +22,7 @@ def directory() -> Generator[Path]:
         yield Path(path)
 
 
-async def test_https_answers_and_streams_and_plain_http_gets_nothing(directory: Path) -> None:
+async def test_https_serves_requests_and_streams_and_plain_http_is_refused(directory: Path) -> None:
     made = self_signed(directory, password="opens the key")
     trusted = ssl.create_default_context(cafile=str(made.cert))
     settings = made.settings() | {"GATEWAY_TLS_KEY_PASSWORD": "opens the key"}

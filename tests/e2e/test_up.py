@@ -72,7 +72,7 @@ async def hanging_search() -> AsyncGenerator[tuple[str, asyncio.Event]]:
         await runner.cleanup()
 
 
-async def test_readme_walk_calculates_keeps_tasks_and_logs_all_turns(running: Running) -> None:
+async def test_readme_walkthrough_calculates_stores_tasks_and_logs_turns(running: Running) -> None:
     up = running.up
     said = up.output.read_text()
     assert "simulated" in said
@@ -105,7 +105,7 @@ async def test_readme_walk_calculates_keeps_tasks_and_logs_all_turns(running: Ru
     assert "Your name is Ada." in talked.stdout
 
 
-async def test_tool_server_killed_in_mid_call_gives_an_error_and_serves_again_without_a_gateway_restart(
+async def test_tool_server_killed_during_a_call_recovers_without_gateway_restart(
     running: Running,
 ) -> None:
     up = running.up
@@ -125,7 +125,7 @@ async def test_tool_server_killed_in_mid_call_gives_an_error_and_serves_again_wi
     assert up.child("gateway.cli") == gateway_before
 
 
-async def test_hung_up_client_leaves_a_cancelled_turn_with_its_partial_text(running: Running) -> None:
+async def test_disconnected_client_leaves_a_cancelled_turn_with_partial_text(running: Running) -> None:
     up = running.up
     async with up.stream("count to 5000") as stream:
         await stream.until("text.delta")
@@ -138,7 +138,7 @@ async def test_hung_up_client_leaves_a_cancelled_turn_with_its_partial_text(runn
     await eventually(cancelled)
 
 
-async def test_killed_postgres_comes_back_and_the_next_turn_is_kept(running: Running) -> None:
+async def test_killed_postgres_restarts_and_the_next_turn_is_stored(running: Running) -> None:
     up = running.up
     await up.chat("Hello")
     pid = int((up.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
@@ -155,7 +155,7 @@ async def test_killed_postgres_comes_back_and_the_next_turn_is_kept(running: Run
 
 
 @pytest.mark.parametrize("whom", ["supervisor", "group", "gateway"])
-async def test_sigterm_during_a_stream_tells_it_and_keeps_the_truth(directory: Path, whom: str) -> None:
+async def test_sigterm_closes_the_stream_and_leaves_the_turn_resumable(directory: Path, whom: str) -> None:
     async with running_up(directory, SHUTDOWN_GRACE_SECONDS="1") as up:
         pids = up.descendants()
         async with up.stream("count to 5000") as stream:
@@ -175,7 +175,7 @@ async def test_sigterm_during_a_stream_tells_it_and_keeps_the_truth(directory: P
         assert await up.rows("SELECT status, worker_id FROM turns") == [("running", None)]
 
 
-async def test_killed_supervisor_leaves_no_child(directory: Path) -> None:
+async def test_killed_supervisor_leaves_no_child_process(directory: Path) -> None:
     async with running_up(directory, WEB_CONCURRENCY="2") as up:
         pids = up.descendants()
         assert len(pids) == 5  # two workers, the tool server, the simulated Groq, Postgres
@@ -191,7 +191,7 @@ def fails(*arguments: str, **settings: str) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-def test_taken_port_is_one_clear_line(directory: Path) -> None:
+def test_port_in_use_is_a_one_line_error(directory: Path) -> None:
     import socket
 
     with socket.socket() as taken:
@@ -205,7 +205,7 @@ def test_taken_port_is_one_clear_line(directory: Path) -> None:
             assert said == f"{name}: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_unreachable_database_is_one_clear_line_without_the_password(directory: Path) -> None:
+def test_unreachable_database_is_a_one_line_error_without_password(directory: Path) -> None:
     url = "postgresql://me:hunter2@127.0.0.1:9/none"
     for name in ("up", "serve"):
         code, said = fails(name, DATABASE_URL=url, DATABASE_WAIT_SECONDS="0", GATEWAY_PORT=str(free_port()))
@@ -229,14 +229,14 @@ def test_unreachable_database_is_one_clear_line_without_the_password(directory: 
         ({"MCP_CONFIG": "/no/such/file.json"}, "MCP_CONFIG: cannot read /no/such/file.json"),
     ],
 )
-def test_broken_setting_is_one_clear_line(directory: Path, settings: dict[str, str], line: str) -> None:
+def test_invalid_setting_is_a_one_line_error(directory: Path, settings: dict[str, str], line: str) -> None:
     code, said = fails("serve", **{"GATEWAY_DATA_DIR": str(directory), "GATEWAY_PORT": str(free_port()), **settings})
     assert code == 2, said
     assert said.count("\n") == 1, said
     assert said.startswith(line)
 
 
-def test_broken_env_file_is_one_clear_line(directory: Path) -> None:
+def test_invalid_env_file_is_an_error(directory: Path) -> None:
     (directory / ".env").write_text("GATEWAY_PORT=eighty\n")
     ended = subprocess.run(
         [sys.executable, "-m", "gateway.cli", "up"], cwd=directory, env=clean_environment(PYTHONPATH=str(ROOT)),
@@ -246,7 +246,7 @@ def test_broken_env_file_is_one_clear_line(directory: Path) -> None:
     assert ended.stderr.startswith("GATEWAY_PORT: Input should be a valid integer")
 
 
-async def test_serve_alone_brings_its_own_database_and_simulated_model(directory: Path) -> None:
+async def test_serve_without_settings_starts_database_and_simulated_model(directory: Path) -> None:
     port = free_port()
     environment = clean_environment(GATEWAY_DATA_DIR=str(directory), GATEWAY_PORT=str(port))
     process = subprocess.Popen(command("serve"), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)

@@ -140,7 +140,7 @@ async def check_whole(worker: Client, db: asyncpg.Connection, turn_ids: list[str
     return followed
 
 
-async def test_worker_killed_in_the_middle_of_fifty_turns_loses_none(site: Site, db: asyncpg.Connection) -> None:
+async def test_turns_of_a_killed_worker_are_completed_by_another(site: Site, db: asyncpg.Connection) -> None:
     async with site.worker() as one, site.worker() as other:
         turn_ids = await asyncio.gather(*(begin(one, number) for number in range(TURNS)))
         following = [asyncio.create_task(follow(other, turn_id)) for turn_id in turn_ids[:10]]
@@ -156,7 +156,7 @@ async def test_worker_killed_in_the_middle_of_fifty_turns_loses_none(site: Site,
     assert done == TURNS // 5  # no task was added twice
 
 
-async def test_killed_worker_goes_on_with_its_own_turns_after_its_restart(site: Site, db: asyncpg.Connection) -> None:
+async def test_restarted_worker_resumes_its_own_turns(site: Site, db: asyncpg.Connection) -> None:
     async with site.worker() as one:
         turn_ids = await asyncio.gather(*(begin(one, number) for number in range(5)))
         one.kill()
@@ -164,7 +164,7 @@ async def test_killed_worker_goes_on_with_its_own_turns_after_its_restart(site: 
         await check_whole(again, db, turn_ids)
 
 
-async def test_question_is_answered_after_both_processes_were_replaced(site: Site, db: asyncpg.Connection) -> None:
+async def test_question_can_be_answered_after_all_workers_were_replaced(site: Site, db: asyncpg.Connection) -> None:
     async with site.worker() as one, site.worker():
         for _ in range(2):
             await one.chat("Add a task to buy milk")
@@ -178,7 +178,7 @@ async def test_question_is_answered_after_both_processes_were_replaced(site: Sit
     assert [row["id"] for row in await db.fetch("SELECT id FROM tools.tasks")] == [1]
 
 
-async def test_a_thousand_followers_on_the_other_worker_all_see_the_whole_turn(site: Site) -> None:
+async def test_thousand_subscribers_on_another_worker_receive_all_events(site: Site) -> None:
     async with site.worker() as one, site.worker() as other, one.stream("count to 200") as stream:
         turn_id = str(stream.response.headers["x-turn-id"])
         following = [asyncio.create_task(follow(other, turn_id)) for _ in range(1000)]
@@ -188,7 +188,7 @@ async def test_a_thousand_followers_on_the_other_worker_all_see_the_whole_turn(s
     assert all(events == told for events in seen)
 
 
-async def test_cancel_reaches_a_turn_on_the_other_worker(site: Site) -> None:
+async def test_cancel_stops_a_turn_on_another_worker(site: Site) -> None:
     async with site.worker() as one, site.worker() as other, one.stream("count to 5000") as stream:
         await stream.until("text.delta")
         turn_id = stream.response.headers["x-turn-id"]

@@ -28,7 +28,7 @@ class Session:
         self.terminal = ChatTerminal(url, api_key=api_key, model=None, output=out, notes=notes, read_line=person)
 
 
-async def test_answer_goes_to_out_and_the_tools_to_the_side(gateway: Gateway) -> None:
+async def test_answer_is_written_to_output_and_tool_calls_to_notes(gateway: Gateway) -> None:
     session = Session(gateway.base_url)
     await session.terminal.send_prompt("What is 23*19?")
     assert "437" in session.out.getvalue()
@@ -37,14 +37,14 @@ async def test_answer_goes_to_out_and_the_tools_to_the_side(gateway: Gateway) ->
     assert "← ok 23*19 = 437" in session.side.getvalue()
 
 
-async def test_prompts_are_one_conversation(gateway: Gateway) -> None:
+async def test_prompts_continue_one_conversation(gateway: Gateway) -> None:
     session = Session(gateway.base_url)
     await session.terminal.send_prompt("My dog is called Bello.")
     await session.terminal.send_prompt("Hello again")
     assert "Bello" in str(gateway.simulator.requests[-1]["messages"])
 
 
-async def test_question_is_put_to_the_person_until_the_answer_fits(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_question_is_repeated_until_the_answer_is_valid(gateway: Gateway, db: asyncpg.Connection) -> None:
     session = Session(gateway.base_url, "second", "2")
     for _ in range(2):
         await session.terminal.send_prompt("Add a task to buy milk")
@@ -55,7 +55,7 @@ async def test_question_is_put_to_the_person_until_the_answer_fits(gateway: Gate
 
 
 @pytest.mark.parametrize("lines", [("",), ()])
-async def test_question_is_declined_by_an_empty_line_and_where_nobody_sits(
+async def test_question_is_declined_by_empty_line_or_without_terminal(
     gateway: Gateway, db: asyncpg.Connection, lines: tuple[str, ...]
 ) -> None:
     session = Session(gateway.base_url, *lines)
@@ -66,12 +66,12 @@ async def test_question_is_declined_by_an_empty_line_and_where_nobody_sits(
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
 
 
-async def test_failed_turn_says_why_with_its_code(gateway: Gateway) -> None:
+async def test_failed_turn_is_reported_with_its_error_code(gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="status", status=401, match="Hello"))
     with pytest.raises(ChatError, match=r"\[model_key_refused\]"):
         await Session(gateway.base_url).terminal.send_prompt("Hello")
 
 
-async def test_no_gateway_is_one_clear_line() -> None:
+async def test_unreachable_gateway_is_a_clear_error() -> None:
     with pytest.raises(ChatError, match="No gateway answers at"):
         await Session(f"http://127.0.0.1:{free_port()}").terminal.send_prompt("Hello")

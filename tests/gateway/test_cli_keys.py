@@ -33,7 +33,7 @@ async def refused(gateway: Gateway, **options: Any) -> None:
     await eventually(status_is_401)
 
 
-async def test_key_made_at_the_terminal_is_asked_for_at_once_and_can_be_revoked(
+async def test_cli_key_is_required_immediately_and_can_be_revoked(
     gateway: Gateway, database_url: str, tmp_path: Path
 ) -> None:
     assert (await gateway.get("/v1/models")).status == 200
@@ -53,7 +53,7 @@ async def test_key_made_at_the_terminal_is_asked_for_at_once_and_can_be_revoked(
     assert "revoked" in await keys(database_url, "list", "--owner", "ada")
 
 
-async def test_key_made_at_the_terminal_may_have_limits_and_a_budget(database_url: str, db: asyncpg.Connection) -> None:
+async def test_cli_key_can_have_limits_and_a_budget(database_url: str, db: asyncpg.Connection) -> None:
     await keys(
         database_url, "create", "--owner", "ada", "--requests", "5", "--window-seconds", "10", "--streams", "2",
         "--tokens-per-day", "1000", "--usd-per-month", "0.5",
@@ -63,7 +63,7 @@ async def test_key_made_at_the_terminal_may_have_limits_and_a_budget(database_ur
     assert json.loads(row["budget"]) == {"tokens_per_day": 1000, "usd_per_month": 0.5}
 
 
-async def test_what_is_mistyped_is_said_in_a_line(database_url: str) -> None:
+async def test_revoking_an_unknown_key_is_an_error(database_url: str) -> None:
     assert "There is no key" in await keys(database_url, "revoke", "agw_nothing", code=2)
 
 
@@ -83,8 +83,6 @@ async def test_what_is_mistyped_is_said_in_a_line(database_url: str) -> None:
         (("--expires-days", "1e12"), ["--expires-days"]),
     ],
 )  # fmt: skip
-def test_key_that_the_api_would_not_make_is_refused_with_a_line_an_option(
-    arguments: tuple[str, ...], named: list[str]
-) -> None:
+def test_invalid_key_options_are_reported_one_per_line(arguments: tuple[str, ...], named: list[str]) -> None:
     done = CliRunner().invoke(app, ["keys", "create", "--owner", "ada", *arguments])
     assert (done.exit_code, [line.partition(":")[0] for line in done.output.splitlines()]) == (2, named)

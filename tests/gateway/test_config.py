@@ -37,7 +37,7 @@ def test_env_example_lists_every_setting_with_its_default() -> None:
     assert shown == {name.upper(): written(field.default) for name, field in fields.items()}
 
 
-def test_default_model_has_two_names_and_the_newer_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groq_default_model_overrides_groq_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().groq_default_model == "openai/gpt-oss-120b"
     monkeypatch.setenv("GROQ_MODEL", "old-name")
     assert load_settings().groq_default_model == "old-name"
@@ -48,7 +48,7 @@ def test_default_model_has_two_names_and_the_newer_wins(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "given", ["https://api.groq.com", "https://api.groq.com/", "https://api.groq.com/openai/v1", "https://api.groq.com/openai/v1/"]
 )  # fmt: skip
-def test_groq_address_is_taken_with_or_without_its_path(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_path_of_groq_base_url_is_removed(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("GROQ_BASE_URL", given)
     assert load_settings().groq_base_url == "https://api.groq.com"
 
@@ -62,12 +62,14 @@ def test_groq_address_is_taken_with_or_without_its_path(monkeypatch: pytest.Monk
         ("https://h/other/path", "https://h/other/path"),
     ],
 )
-def test_mcp_address_without_a_path_gets_the_usual_one(monkeypatch: pytest.MonkeyPatch, given: str, used: str) -> None:
+def test_mcp_server_url_without_path_gets_the_default_path(
+    monkeypatch: pytest.MonkeyPatch, given: str, used: str
+) -> None:
     monkeypatch.setenv("MCP_SERVER_URL", given)
     assert load_settings().mcp_server_url == used
 
 
-def test_database_is_named_by_url_or_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_url_overrides_postgres_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().postgres_url is None
     monkeypatch.setenv("POSTGRES_HOST", "db")
     monkeypatch.setenv("POSTGRES_PASSWORD", "p@ss/word")
@@ -77,19 +79,19 @@ def test_database_is_named_by_url_or_by_parts(monkeypatch: pytest.MonkeyPatch) -
         assert load_settings().postgres_url == "postgresql+asyncpg://u@h/d"
 
 
-def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_settings_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ORIGINS", "http://a, http://b,")
     assert load_settings().cors_origins == ("http://a", "http://b")
 
 
-def test_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_overrides_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("AGENT_TIMEOUT=30\nGATEWAY_PORT=9000\nSOMETHING_ELSE=1\nGROQ_TEMPERATURE=\n")
     monkeypatch.setenv("GATEWAY_PORT", "9001")
     settings = load_settings()
     assert (settings.agent_timeout, settings.gateway_port, settings.groq_temperature) == (30, 9001, None)
 
 
-def test_every_broken_value_is_named_and_no_secret_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_settings_are_reported_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_PORT", "lots")
     monkeypatch.setenv("DATABASE_URL", "mysql://me:hunter2@h/d")
     with pytest.raises(ConfigError) as caught:
@@ -100,7 +102,7 @@ def test_every_broken_value_is_named_and_no_secret_shown(monkeypatch: pytest.Mon
     ]
 
 
-def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repr_of_settings_contains_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", "gsk_secret")
     monkeypatch.setenv("API_KEY", "key-secret-of-mine")
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@h/d")
@@ -111,13 +113,13 @@ def test_secrets_do_not_show_when_settings_are_printed(monkeypatch: pytest.Monke
         assert secret not in shown
 
 
-def test_secrets_of_mcp_servers_do_not_show_when_they_are_printed() -> None:
+def test_repr_of_mcp_server_config_contains_no_secrets() -> None:
     shown = repr(ServerConfig(name="x", url="https://x", headers={"A": "hunter2"}, env={"KEY": "hunter2"}))
     assert "hunter2" not in shown
 
 
 @pytest.mark.parametrize("secret", ["changeme", "change-me-now", "<secret>", "xxxx", "your-secret", "secret", "..."])
-def test_tool_server_takes_no_placeholder_for_its_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+def test_tool_server_rejects_a_placeholder_secret(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("TOOLS_SERVER_SECRET", secret)
     with pytest.raises(ToolsConfigError, match="TOOLS_SERVER_SECRET: is a placeholder"):
         load_tools()
@@ -131,7 +133,7 @@ def test_tool_server_takes_no_placeholder_for_its_secret(monkeypatch: pytest.Mon
         ("GATEWAY_LIFELINE", "GATEWAY_PARENT_FD", "stdin", 0),
     ],
 )
-def test_old_name_of_a_setting_still_works_and_is_reported(
+def test_old_setting_name_works_and_is_reported(
     monkeypatch: pytest.MonkeyPatch, old: str, new: str, value: str, expected: object
 ) -> None:
     assert list_renamed_settings() == []
@@ -143,7 +145,7 @@ def test_old_name_of_a_setting_still_works_and_is_reported(
     assert list_renamed_settings() == []
 
 
-def test_old_name_in_the_env_file_is_reported(tmp_path: Path) -> None:
+def test_old_setting_name_in_the_env_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MODEL_PATIENCE=3\n")
     assert load_settings().model_retry_max_wait == 3.0
     assert list_renamed_settings() == [RenamedSetting("MODEL_PATIENCE", "MODEL_RETRY_MAX_WAIT")]

@@ -57,7 +57,7 @@ def text(result: Any) -> str:
     return "\n".join(block.text for block in result.content)
 
 
-async def test_host_finds_all_tools_and_calls_them(gateway: Gateway, mode: str) -> None:
+async def test_host_lists_and_calls_all_tools(gateway: Gateway, mode: str) -> None:
     async with host(gateway, mode) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert {"calculator", "add_task", "ask_agent"} <= set(tools)
@@ -72,7 +72,9 @@ async def test_host_finds_all_tools_and_calls_them(gateway: Gateway, mode: str) 
         assert client.protocol_version == ("2026-07-28" if mode == "auto" else "2025-11-25")
 
 
-async def test_agent_is_asked_and_gone_on_with(gateway: Gateway, mode: str, db: asyncpg.Connection) -> None:
+async def test_ask_agent_answers_and_continues_a_conversation(
+    gateway: Gateway, mode: str, db: asyncpg.Connection
+) -> None:
     steps: list[str | None] = []
 
     async def progress(_done: float, _total: float | None, message: str | None) -> None:
@@ -95,7 +97,7 @@ async def test_agent_is_asked_and_gone_on_with(gateway: Gateway, mode: str, db: 
     assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 2
 
 
-async def test_host_that_gives_up_cancels_the_agent(gateway: Gateway, mode: str) -> None:
+async def test_cancelled_ask_agent_call_cancels_the_turn(gateway: Gateway, mode: str) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
     async with host(gateway, mode) as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": "count to 500"}))
@@ -104,7 +106,7 @@ async def test_host_that_gives_up_cancels_the_agent(gateway: Gateway, mode: str)
         await gateway.simulator.wait_until(lambda simulator: simulator.cancelled == 1)
 
 
-async def test_cancellation_and_progress_go_through(with_trial: Gateway, trial: Trial, mode: str) -> None:
+async def test_cancellation_and_progress_are_forwarded(with_trial: Gateway, trial: Trial, mode: str) -> None:
     told: list[tuple[float, str | None]] = []
 
     async def progress(done: float, _total: float | None, message: str | None) -> None:
@@ -120,7 +122,7 @@ async def test_cancellation_and_progress_go_through(with_trial: Gateway, trial: 
             await trial.cancelled.wait()
 
 
-async def test_resources_prompts_and_completions_go_through(with_trial: Gateway, mode: str) -> None:
+async def test_resources_prompts_and_completions_are_forwarded(with_trial: Gateway, mode: str) -> None:
     async with host(with_trial, mode) as client:
         assert [r.uri for r in (await client.list_resources()).resources] == ["trial://greeting"]
         templates = (await client.list_resource_templates()).resource_templates
@@ -139,7 +141,7 @@ async def test_resources_prompts_and_completions_go_through(with_trial: Gateway,
 
 
 @pytest.mark.parametrize("server_era", [True, False], ids=["modern-server", "legacy-server"])
-async def test_question_of_a_server_reaches_the_hosts_user(
+async def test_server_elicitation_reaches_the_host(
     gateway: Gateway, database_url: str, simulator: Simulator, trial: Trial, mode: str, server_era: bool
 ) -> None:
     async def accept(_context: Any, params: ElicitRequestParams) -> ElicitResult:
@@ -166,7 +168,7 @@ async def test_question_of_a_server_reaches_the_hosts_user(
     assert text(result) == ("2 at the front" if mode == "legacy" else "nothing reserved")
 
 
-async def test_listening_host_hears_of_tools_that_come(
+async def test_listening_host_is_notified_of_new_tools(
     gateway: Gateway, database_url: str, simulator: Simulator, trial: Trial
 ) -> None:
     async with (
@@ -183,7 +185,7 @@ async def test_listening_host_hears_of_tools_that_come(
                     break
 
 
-async def test_host_of_the_handshake_era_hears_of_tools_that_come(gateway: Gateway, trial: Trial) -> None:
+async def test_legacy_host_is_notified_of_new_tools(gateway: Gateway, trial: Trial) -> None:
     changed = asyncio.Event()
 
     async def hear(message: Any) -> None:
@@ -199,7 +201,7 @@ async def test_host_of_the_handshake_era_hears_of_tools_that_come(gateway: Gatew
                 changed.clear()
 
 
-async def test_key_is_asked_here_too(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_mcp_endpoint_requires_the_api_key(database_url: str, simulator: Simulator, tools_url: str) -> None:
     async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
         refused = await gateway.post("/mcp", {})
         assert (refused.status, refused.body["error"]["code"]) == (401, "not_authenticated")
@@ -208,7 +210,7 @@ async def test_key_is_asked_here_too(database_url: str, simulator: Simulator, to
             assert text(await client.call_tool("calculator", {"expression": "1+1"})) == "1+1 = 2"
 
 
-async def test_path_is_exact_and_strange_origins_are_refused(gateway: Gateway) -> None:
+async def test_path_is_exact_and_foreign_origins_are_refused(gateway: Gateway) -> None:
     async with gateway.session.post(f"{gateway.base_url}/mcp/", json={}, allow_redirects=False) as response:
         assert response.status == 404
     headers = {"Origin": "http://evil.example", "Content-Type": "application/json"}
@@ -234,7 +236,7 @@ async def test_resources_and_prompts_are_read_over_http(with_trial: Gateway) -> 
     assert (broken.status, broken.body["error"]["code"]) == (502, "mcp_failed")
 
 
-async def test_model_reads_them_where_the_servers_entry_says_so(
+async def test_as_tools_offers_resources_and_prompts_to_the_model(
     database_url: str, simulator: Simulator, trial: Trial, tmp_path: Any
 ) -> None:
     async with serve_asgi(trial.app()) as url:

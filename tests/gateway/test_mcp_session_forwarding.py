@@ -67,7 +67,7 @@ async def host(workers: list[Gateway], **options: Any) -> AsyncGenerator[Client]
     assert balancer.sent[-1] == "DELETE"
 
 
-async def test_session_is_known_whichever_worker_a_request_comes_to(workers: list[Gateway], trial: Trial) -> None:
+async def test_requests_reach_their_session_through_any_worker(workers: list[Gateway], trial: Trial) -> None:
     told: list[tuple[float, str | None]] = []
 
     async def hear(progress: float, total: float | None, message: str | None) -> None:
@@ -89,7 +89,7 @@ async def test_session_is_known_whichever_worker_a_request_comes_to(workers: lis
                 await trial.cancelled.wait()
 
 
-async def test_question_in_a_call_is_answered_through_any_worker(workers: list[Gateway]) -> None:
+async def test_elicitation_is_answered_through_any_worker(workers: list[Gateway]) -> None:
     async def accept(_context: Any, _params: ElicitRequestParams) -> ElicitResult:
         return ElicitResult(action="accept", content={"row": "front"})
 
@@ -99,7 +99,7 @@ async def test_question_in_a_call_is_answered_through_any_worker(workers: list[G
             assert result.content[0].text == f"{seats} at the front"  # type: ignore[union-attr]
 
 
-async def test_host_hears_of_new_tools_whichever_worker_holds_its_stream(workers: list[Gateway], trial: Trial) -> None:
+async def test_host_is_notified_of_new_tools_through_any_worker(workers: list[Gateway], trial: Trial) -> None:
     changed = asyncio.Event()
 
     async def hear(message: Any) -> None:
@@ -116,7 +116,7 @@ async def test_host_hears_of_new_tools_whichever_worker_holds_its_stream(workers
                 changed.clear()
 
 
-async def test_session_ends_with_its_worker_and_the_host_is_told_to_begin_anew(
+async def test_session_of_a_stopped_worker_is_not_found(
     workers: list[Gateway], database_url: str, simulator: Simulator
 ) -> None:
     other = workers[0]
@@ -137,7 +137,7 @@ async def test_session_ends_with_its_worker_and_the_host_is_told_to_begin_anew(
             assert (response.status, (await response.json())["error"]["message"]) == (404, "Session not found"), name
 
 
-async def test_stopping_worker_ends_the_streams_that_it_passes_on(workers: list[Gateway]) -> None:
+async def test_stopping_worker_ends_forwarded_streams(workers: list[Gateway]) -> None:
     first, other = workers[:2]
     async with first.session.post(f"{first.base_url}/mcp", json=HELLO, headers=ACCEPT) as begun:
         session = {"Mcp-Session-Id": begun.headers["Mcp-Session-Id"]}

@@ -19,7 +19,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": False}
 
 
-async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
+async def test_accepted_connections_disable_nagles_algorithm() -> None:
     accepted = asyncio.get_running_loop().create_future()
     listener = bind_socket("127.0.0.1", 0, setting="GATEWAY_PORT")
     server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener)
@@ -32,7 +32,7 @@ async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs uvloop")
-def test_many_new_clients_are_accepted_in_few_passes_of_the_loop() -> None:
+def test_server_accepts_several_connections_per_loop_iteration() -> None:
     """A pass takes long while there are many streams; uvloop accepts one connection a pass of each socket."""
 
     async def passes_for(clients: int) -> int:
@@ -57,7 +57,7 @@ def test_many_new_clients_are_accepted_in_few_passes_of_the_loop() -> None:
         assert runner.run(passes_for(64)) < 64 / 4
 
 
-def test_shells_limit_of_open_files_is_none_for_streams() -> None:
+def test_soft_limit_of_open_files_is_raised() -> None:
     code = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
         "from gateway_runtime.sockets import raise_open_file_limit; raise_open_file_limit();"

@@ -21,7 +21,7 @@ def prefixes(simulator: Simulator) -> list[str]:
     return [json.dumps([body["tools"], body["messages"][0]]) for body in simulator.requests]
 
 
-async def test_tools_and_system_prompt_are_the_same_in_every_turn_and_after_a_restart(
+async def test_prompt_prefix_is_stable_across_turns_and_restarts(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path
 ) -> None:
     """With three servers, which come up in another order each time."""
@@ -51,7 +51,7 @@ async def until_up(gateway: Gateway, number: int) -> None:
     await eventually(lambda: sum(server.state == "up" for server in gateway.state.toolbox.servers()) >= number)
 
 
-async def test_server_that_lists_its_tools_in_another_order_each_time_changes_nothing() -> None:
+async def test_tool_order_does_not_depend_on_the_server() -> None:
     seen: set[tuple[str, ...]] = set()
     told: set[tuple[str, ...]] = set()
     for seed in range(3):
@@ -68,7 +68,7 @@ async def test_server_that_lists_its_tools_in_another_order_each_time_changes_no
     assert (len(seen), len(told)) == (3, 1)
 
 
-async def test_share_of_the_prompt_that_was_cached_is_told(gateway: Gateway) -> None:
+async def test_cached_share_of_the_prompt_is_reported(gateway: Gateway) -> None:
     first = (await gateway.chat("What is 23*19?")).body["usage"]
     second = (await gateway.chat("What is 23*20?")).body["usage"]
     assert 0 < first["cached_tokens"] < second["cached_tokens"] < second["prompt_tokens"]

@@ -30,7 +30,9 @@ async def run(*processes: ManagedProcess, restart_policy: RestartPolicy | None =
         return await Supervisor(list(processes), None, restart_policy=restart_policy).run()
 
 
-async def test_what_no_worker_can_start_with_is_said_once(port: SharedPort, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_configuration_error_of_workers_is_printed_once(
+    port: SharedPort, capfd: pytest.CaptureFixture[str]
+) -> None:
     refuse = f"import os; os.write(0, b'THIS: makes no sense'); raise SystemExit({MISCONFIGURED})"
     assert await run(*(worker(port, refuse) for _ in range(3))) == MISCONFIGURED
     assert capfd.readouterr().err == "THIS: makes no sense\n"
@@ -41,7 +43,7 @@ async def test_what_no_worker_can_start_with_is_said_once(port: SharedPort, capf
     [("raise SystemExit(7)", "exit code 7"), (f"{READY_AND_GO}raise SystemExit(0)", "exit code 0")],
     ids=["dies", "is stopped"],
 )
-async def test_worker_that_never_stays_is_started_again_and_then_given_up(
+async def test_supervisor_stops_after_repeated_worker_exits(
     port: SharedPort, capfd: pytest.CaptureFixture[str], code: str, how: str
 ) -> None:
     policy = RestartPolicy(window_seconds=3600.0, min_backoff_seconds=0.001)
@@ -51,7 +53,7 @@ async def test_worker_that_never_stays_is_started_again_and_then_given_up(
     assert "worker 1 died 5 times" in said
 
 
-async def test_no_worker_goes_on_before_all_are_ready(port: SharedPort) -> None:
+async def test_workers_wait_until_all_are_ready(port: SharedPort) -> None:
     slow = ManagedProcess("slow", [sys.executable, "-S", "-c", "import os; os.read(0, 9)"], os.environ, port=port)
     quick = worker(port, f"{READY_AND_GO}raise SystemExit(0)")
     supervisor = Supervisor([quick, slow], None)
@@ -65,7 +67,7 @@ async def test_no_worker_goes_on_before_all_are_ready(port: SharedPort) -> None:
         assert await running == STOPPED
 
 
-async def test_taken_port_is_told_before_anything_starts(port: SharedPort) -> None:
+async def test_shared_port_in_use_is_a_config_error(port: SharedPort) -> None:
     from gateway.config import ConfigError
 
     listener = port.create_listener()

@@ -15,7 +15,7 @@ def settings_for(made: Certificate, **more: Any) -> Settings:
     return load_settings(_env_file=None, gateway_tls_cert_file=made.cert, gateway_tls_key_file=made.key, **more)
 
 
-def test_certificate_and_its_key_become_uvicorns_options(tmp_path: Path) -> None:
+def test_certificate_and_key_become_uvicorn_options(tmp_path: Path) -> None:
     assert tls.build_server_options(load_settings(_env_file=None).tls_files) == {}
     assert tls.build_client_context(load_settings(_env_file=None).tls_files) is None
     made = self_signed(tmp_path, password="of the test")
@@ -37,7 +37,7 @@ def test_certificate_and_its_key_become_uvicorns_options(tmp_path: Path) -> None
         ({"gateway_tls_key_password": "p"}, "GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE"),
     ],
 )
-def test_one_without_the_other_is_refused(given: dict[str, str], line: str) -> None:
+def test_incomplete_tls_settings_are_refused(given: dict[str, str], line: str) -> None:
     with pytest.raises(ConfigError, match=f"^{line}"):
         load_settings(_env_file=None, **given)
 
@@ -58,7 +58,7 @@ def test_one_without_the_other_is_refused(given: dict[str, str], line: str) -> N
     ],
     ids=["no cert", "no key", "a directory", "cert no PEM", "key no PEM", "cert as key", "another's key"],
 )
-def test_file_that_cannot_serve_is_said_with_its_setting(tmp_path: Path, spoil: Any, line: str) -> None:
+def test_unusable_file_is_reported_with_its_setting(tmp_path: Path, spoil: Any, line: str) -> None:
     made = self_signed(tmp_path)
     spoil(made)
     with pytest.raises(ConfigError, match=f"^{line}"):
@@ -73,19 +73,19 @@ def test_file_that_cannot_serve_is_said_with_its_setting(tmp_path: Path, spoil: 
         (None, "any", "is set, and the key is not encrypted"),
     ],
 )
-def test_password_must_open_the_key(tmp_path: Path, encrypted: str | None, given: str | None, line: str) -> None:
+def test_wrong_key_password_is_refused(tmp_path: Path, encrypted: str | None, given: str | None, line: str) -> None:
     made = self_signed(tmp_path, password=encrypted)
     with pytest.raises(ConfigError, match=f"^GATEWAY_TLS_KEY_PASSWORD: {line}") as caught:
         tls.build_server_options(settings_for(made, gateway_tls_key_password=given).tls_files)
     assert "right" not in str(caught.value)
 
 
-def test_certificate_that_has_ended_is_refused(tmp_path: Path) -> None:
+def test_expired_certificate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^GATEWAY_TLS_CERT_FILE: .*: the certificate expired on "):
         tls.build_server_options(settings_for(self_signed(tmp_path, days=-1)).tls_files)
 
 
-def test_own_client_trusts_this_certificate_alone_whatever_its_name(tmp_path: Path) -> None:
+def test_local_client_trusts_only_the_configured_certificate(tmp_path: Path) -> None:
     made, other = self_signed(tmp_path, name="gateway.example"), self_signed(tmp_path, name="evil.example")
     trusted = tls.build_client_context(settings_for(made).tls_files)
     assert trusted is not None

@@ -23,7 +23,7 @@ def test_postgres_variables_make_the_address(monkeypatch: pytest.MonkeyPatch) ->
     assert load_settings(_env_file=None).postgres_url == "postgresql+asyncpg://me:p%40ss%2Fword@db:5432/things"
 
 
-def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_settings_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOOLS_SERVER_ALLOWED_HOSTS", "tools:8001, tools.internal ,")
     assert load_settings(_env_file=None).tools_server_allowed_hosts == ("tools:8001", "tools.internal")
 

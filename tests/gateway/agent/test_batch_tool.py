@@ -22,7 +22,7 @@ def batch(*calls: tuple[str, dict[str, object]], times: int = 1) -> Fault:
     return Fault(kind="tool_calls", calls=[{"name": "batch", "arguments": {"calls": made}}], times=times)
 
 
-async def test_calls_of_a_batch_are_made_and_answered_in_order(batching: Gateway) -> None:
+async def test_batch_runs_its_calls_and_returns_results_in_order(batching: Gateway) -> None:
     batching.simulator.faults.add_faults(
         batch(("calculator", {"expression": "2*21"}), ("list_tasks", {}), ("calculator", {"expression": "1/0"}))
     )
@@ -35,7 +35,7 @@ async def test_calls_of_a_batch_are_made_and_answered_in_order(batching: Gateway
     assert reply.of("turn.completed")
 
 
-async def test_call_that_changes_something_is_not_made_in_a_batch(batching: Gateway) -> None:
+async def test_batch_refuses_tools_that_are_not_read_only(batching: Gateway) -> None:
     batching.simulator.faults.add_faults(batch(("add_task", {"title": "smuggled"}), times=3))
     reply = await batching.chat_stream("Do it all")
     assert reply.of("tool.result")[0]["outcome"] == "error"
@@ -43,11 +43,11 @@ async def test_call_that_changes_something_is_not_made_in_a_batch(batching: Gate
     assert "smuggled" not in str(listed.body)
 
 
-async def test_model_that_makes_several_calls_itself_gets_no_batch(batching: Gateway) -> None:
+async def test_model_with_parallel_calls_gets_no_batch_tool(batching: Gateway) -> None:
     reply = await batching.chat_stream("Hello", model=QWEN)
     assert "batch" not in reply.of("turn.started")[0]["tools"]
 
 
-async def test_nobody_gets_a_batch_unless_the_administrator_wants_it(gateway: Gateway) -> None:
+async def test_batch_tool_is_off_by_default(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("Hello")
     assert "batch" not in reply.of("turn.started")[0]["tools"]

@@ -25,26 +25,26 @@ def with_call(call_id: str, answers: str) -> tuple[Message, ...]:
     return (HELLO, Message("assistant", None, calls), Message("tool", "1", tool_call_id=answers), HELLO)
 
 
-def test_headers_that_servers_are_passed_count_and_the_callers_role_and_key_do_not() -> None:
+def test_cache_key_includes_forwarded_headers_but_not_role_or_key_name() -> None:
     key = cache_key(conversation())
     assert key == cache_key(conversation(principal=Principal("ada", "admin", "laptop")))
     assert key != cache_key(conversation(principal=Principal("ada", headers={"x-tenant": "one"})))
 
 
-def test_tools_count_by_their_definition_and_order() -> None:
+def test_cache_key_includes_tool_definitions_and_order() -> None:
     key = cache_key(conversation())
     assert key != cache_key(conversation(tools=(spec("b"), spec("a"))))
     assert key != cache_key(conversation(tools=(spec("a"), spec("b", read_only=True))))
     assert key != cache_key(conversation(tools=(spec("a"),), hidden=(spec("b"),)))
 
 
-def test_schemas_count_whatever_the_order_of_their_keys() -> None:
+def test_cache_key_ignores_key_order_in_schemas() -> None:
     one, other = ({"type": "object", "title": "x"}, {"title": "x", "type": "object"})
     keys = {cache_key(conversation(tools=(msgspec.structs.replace(spec("a"), input_schema=s),))) for s in (one, other)}
     assert len(keys) == 1
 
 
-def test_calls_count_by_their_place_and_not_by_their_id() -> None:
+def test_cache_key_ignores_tool_call_ids() -> None:
     key = cache_key(conversation(messages=with_call("x1", "x1")))
     assert key == cache_key(conversation(messages=with_call("y2", "y2")))
     assert key != cache_key(conversation(messages=with_call("x1", "other")))
@@ -75,7 +75,7 @@ KEPT: list[tuple[bool, list[Event]]] = [
 
 
 @pytest.mark.parametrize(("kept", "events"), KEPT)
-def test_answer_may_be_kept_if_all_that_it_rests_on_was_read_and_worked(kept: bool, events: list[Event]) -> None:
+def test_only_answers_from_successful_read_only_calls_are_cacheable(kept: bool, events: list[Event]) -> None:
     tools = (spec("a", read_only=True), spec(BATCH, read_only=True), spec("writes"))
     entries = [JournalEntry(number, event, b"") for number, event in enumerate(events, 1)]
     assert is_cacheable("stop", entries, tools) is kept

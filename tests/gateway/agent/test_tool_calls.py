@@ -34,7 +34,7 @@ async def test_read_only_call_starts_while_the_model_still_streams() -> None:
     assert toolbox.started == ["r1", "w1"]
 
 
-async def test_read_only_calls_run_side_by_side_and_changing_ones_in_the_models_order() -> None:
+async def test_read_only_calls_run_concurrently_and_writes_in_model_order() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
     calls = calls_over(toolbox, turn)
     calls.run_deferred()
@@ -55,7 +55,7 @@ async def test_read_only_calls_run_side_by_side_and_changing_ones_in_the_models_
     assert toolbox.started[-2:] == ["r3", "w2"]
 
 
-async def test_call_whose_arguments_are_too_deep_to_read_is_told_to_be_wrong() -> None:
+async def test_too_deeply_nested_arguments_become_an_error_result() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
     calls.add_call(ToolCall("call_deep", "read", '{"as": ' + "[" * 100_000 + "]" * 100_000 + "}"))
@@ -65,7 +65,7 @@ async def test_call_whose_arguments_are_too_deep_to_read_is_told_to_be_wrong() -
     assert not toolbox.started
 
 
-async def test_no_more_calls_run_at_once_than_the_limit() -> None:
+async def test_concurrent_calls_are_limited() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn, limit=2)
     for number in range(5):
@@ -81,7 +81,7 @@ async def test_no_more_calls_run_at_once_than_the_limit() -> None:
     assert len(toolbox.started) == 5
 
 
-async def test_call_is_announced_before_it_runs_and_durable_first() -> None:
+async def test_tool_call_event_is_committed_before_the_call_runs() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
     calls.add_call(call("read", "r1"))
@@ -95,7 +95,7 @@ async def test_call_is_announced_before_it_runs_and_durable_first() -> None:
     await calls.cancel_calls()
 
 
-async def test_unknown_tool_becomes_a_result_that_names_those_on_offer() -> None:
+async def test_unknown_tool_becomes_an_error_that_lists_available_tools() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
     calls.add_call(ToolCall("call_x", "frobnicate", "{}"))
@@ -106,7 +106,7 @@ async def test_unknown_tool_becomes_a_result_that_names_those_on_offer() -> None
     assert result.content[0]["text"] == "There is no tool named 'frobnicate'. The tools on offer: read."
 
 
-async def test_arguments_that_are_no_object_become_a_result_and_the_tool_does_not_run() -> None:
+async def test_non_object_arguments_become_an_error_and_the_tool_does_not_run() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
     calls = calls_over(toolbox, turn)
     for number, arguments in enumerate(('{"a": ', "[1]", '"text"')):
@@ -117,7 +117,7 @@ async def test_arguments_that_are_no_object_become_a_result_and_the_tool_does_no
     assert not toolbox.started
 
 
-async def test_cancel_reaches_running_and_waiting_calls() -> None:
+async def test_cancel_stops_running_and_deferred_calls() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
     calls = calls_over(toolbox, turn)
     calls.add_call(call("read", "r1"))

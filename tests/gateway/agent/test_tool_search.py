@@ -18,14 +18,12 @@ def spec(name: str, description: str = "") -> ToolSpec:
 MANY = tuple(spec(f"tool_{number}") for number in range(300))
 
 
-def test_tools_that_fit_are_all_offered_without_a_search() -> None:
+def test_all_tools_are_offered_if_they_fit() -> None:
     assert select_tools(MANY[:128], always=(), max_tokens=24_000) == ToolSelection(MANY[:128])
 
 
 @pytest.mark.parametrize(("specs", "budget"), [(MANY, 24_000), (MANY[:100], 500)])
-def test_of_too_many_some_are_offered_in_their_order_and_the_rest_may_be_found(
-    specs: tuple[ToolSpec, ...], budget: int
-) -> None:
+def test_excess_tools_are_hidden_behind_tool_search(specs: tuple[ToolSpec, ...], budget: int) -> None:
     offered = select_tools(specs, always=("tool_99",), max_tokens=budget)
     names = [tool.name for tool in offered.tools]
     assert names[-1] == FIND_TOOLS
@@ -47,7 +45,7 @@ def test_of_too_many_some_are_offered_in_their_order_and_the_rest_may_be_found(
         ("", None),
     ],
 )
-def test_words_find_the_tool_that_is_meant(query: str, first: str | None) -> None:
+def test_search_ranks_the_matching_tool_first(query: str, first: str | None) -> None:
     hidden = (
         spec("github_list_issues", "List the issues of a repository."),
         spec("github_create_issue", "Open a new issue in a repository."),

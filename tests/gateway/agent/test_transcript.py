@@ -17,7 +17,7 @@ RESULT = e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("23*19 =
 STEP_1 = e.StepCompleted(step=1, finish_reason="tool_calls", usage=Usage(10, 5, 15))
 
 
-def test_a_turn_with_a_tool_call_becomes_three_messages() -> None:
+def test_turn_with_a_tool_call_becomes_three_messages() -> None:
     transcript = folded(
         e.TextDelta(step=1, text="Let me "),
         e.TextDelta(step=1, text="see."),
@@ -37,12 +37,12 @@ def test_a_turn_with_a_tool_call_becomes_three_messages() -> None:
     assert transcript.steps == 2
 
 
-def test_a_call_without_its_result_gets_one_that_says_so() -> None:
+def test_call_without_result_gets_a_placeholder_result() -> None:
     transcript = folded(CALL, STEP_1)
     assert transcript.messages[1] == Message("tool", LOST_RESULT_TEXT, tool_call_id="c1")
 
 
-def test_a_discarded_step_leaves_nothing() -> None:
+def test_discarded_step_is_removed() -> None:
     retry = e.ModelRetry(step=2, reason="takeover", attempt=1, discard=True)
     transcript = folded(
         CALL, STEP_1, RESULT, e.TextDelta(step=2, text="half a"), retry, e.TextDelta(step=2, text="whole")
@@ -56,12 +56,12 @@ def test_reasoning_is_never_part_of_a_message() -> None:
     assert transcript.messages == (Message("assistant", "yes"),)
 
 
-def test_arguments_that_are_no_object_are_replayed_as_an_empty_one() -> None:
+def test_non_object_arguments_are_replayed_as_empty_object() -> None:
     bad = e.ToolCallStarted(step=1, call_id="c1", server=None, tool="calculator", arguments='{"expression": ')
     assert folded(bad).messages[0].tool_calls[0].arguments == "{}"
 
 
-def test_blocks_that_are_no_text_are_named_to_the_model() -> None:
+def test_non_text_blocks_are_replaced_by_labels() -> None:
     image = {"type": "image", "mimeType": "image/png", "data": "AAAA"}
     link = {"type": "resource_link", "uri": "tasks://all", "name": "all"}
     inner = {"type": "resource", "resource": {"uri": "file:///a", "text": "inside"}}
@@ -71,17 +71,17 @@ def test_blocks_that_are_no_text_are_named_to_the_model() -> None:
     )
 
 
-def test_structured_result_alone_is_given_as_json() -> None:
+def test_structured_result_without_content_is_sent_as_json() -> None:
     result = e.ToolFinished(call_id="c1", outcome="ok", content=[], structured={"b": 1, "a": [2]})
     assert folded(CALL, result).messages[1].content == '{"a":[2],"b":1}'
 
 
-def test_failed_result_says_error_to_the_model() -> None:
+def test_failed_result_is_prefixed_with_error() -> None:
     result = e.ToolFinished(call_id="c1", outcome="error", content=[text_block("division by zero")])
     assert folded(CALL, result).messages[1].content == "Error: division by zero"
 
 
-def test_call_that_the_models_server_made_itself_is_not_told_to_the_model_again() -> None:
+def test_provider_hosted_call_is_not_replayed_to_the_model() -> None:
     transcript = Transcript()
     transcript.apply(
         e.ToolCallStarted(step=1, call_id="c1", server=None, tool="search", arguments={"query": "x"}, hosted=True)

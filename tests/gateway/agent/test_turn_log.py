@@ -24,7 +24,7 @@ async def test_events_are_numbered_from_one_without_a_gap() -> None:
     assert [entry.seq for entry in log.entries] == [1, 2, 3, 4]
 
 
-async def test_delta_is_visible_at_once_and_any_other_event_when_committed() -> None:
+async def test_delta_is_visible_immediately_and_other_events_after_commit() -> None:
     log = TurnLog(uuid4())
     log.append(DELTA)
     assert log.visible_count == 1
@@ -35,7 +35,7 @@ async def test_delta_is_visible_at_once_and_any_other_event_when_committed() -> 
     assert log.visible_count == 3
 
 
-async def test_synchronous_log_shows_no_delta_before_it_is_committed() -> None:
+async def test_synchronous_log_hides_deltas_until_committed() -> None:
     log = TurnLog(uuid4(), synchronous=True)
     log.append(DELTA)
     log.append(DELTA)
@@ -44,7 +44,7 @@ async def test_synchronous_log_shows_no_delta_before_it_is_committed() -> None:
     assert log.visible_count == 1
 
 
-async def test_a_thousand_readers_each_get_every_event_once_in_order() -> None:
+async def test_thousand_readers_each_get_all_events_once_in_order() -> None:
     log = TurnLog(uuid4())
     readers = [asyncio.create_task(read(log)) for _ in range(1000)]
     for _ in range(50):
@@ -56,7 +56,7 @@ async def test_a_thousand_readers_each_get_every_event_once_in_order() -> None:
         assert set(map(tuple, await asyncio.gather(*readers))) == {tuple(range(1, 52))}
 
 
-async def test_reader_may_begin_behind_any_number() -> None:
+async def test_reader_starts_after_a_sequence_number() -> None:
     log = TurnLog(uuid4())
     for _ in range(5):
         log.append(DELTA)
@@ -66,7 +66,7 @@ async def test_reader_may_begin_behind_any_number() -> None:
     assert await read(log, after=6) == []
 
 
-async def test_close_sends_readers_away_with_what_is_visible() -> None:
+async def test_close_ends_readers_after_the_visible_events() -> None:
     log = TurnLog(uuid4())
     log.append(DELTA)
     reader = asyncio.create_task(read(log))
@@ -78,7 +78,7 @@ async def test_close_sends_readers_away_with_what_is_visible() -> None:
     assert log.closing == "server_stopping"
 
 
-async def test_take_gives_each_entry_to_the_journal_once() -> None:
+async def test_take_unwritten_returns_each_entry_once() -> None:
     log = TurnLog(uuid4())
     log.append(DELTA)
     first = log.take_unwritten()

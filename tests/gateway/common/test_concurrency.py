@@ -68,7 +68,7 @@ def supervise(loop: Loop, **options: Any) -> SupervisedTask:
 # --- SupervisedTask
 
 
-async def test_a_failure_is_logged_with_its_type_and_traceback(loop: Loop, logs: Logs) -> None:
+async def test_failure_is_logged_with_its_type_and_traceback(loop: Loop, logs: Logs) -> None:
     task = supervise(loop, vital=True)
     task.start()
     loop.outcomes.put_nowait(ValueError("broken"))
@@ -81,7 +81,7 @@ async def test_a_failure_is_logged_with_its_type_and_traceback(loop: Loop, logs:
     await task.stop()
 
 
-async def test_a_failed_run_is_started_again_and_counted(loop: Loop, logs: Logs) -> None:
+async def test_failed_run_is_restarted_and_counted(loop: Loop, logs: Logs) -> None:
     task = supervise(loop, min_backoff_seconds=0.0)
     task.start()
     for restarts in (1, 2):
@@ -91,7 +91,7 @@ async def test_a_failed_run_is_started_again_and_counted(loop: Loop, logs: Logs)
     await task.stop()
 
 
-async def test_it_is_down_during_the_backoff_which_can_be_skipped(loop: Loop, logs: Logs) -> None:
+async def test_task_is_down_during_backoff_and_restart_now_skips_it(loop: Loop, logs: Logs) -> None:
     task = supervise(loop)
     task.start()
     assert task.is_running
@@ -106,7 +106,7 @@ async def test_it_is_down_during_the_backoff_which_can_be_skipped(loop: Loop, lo
     await task.stop()
 
 
-async def test_a_run_that_returns_is_started_again(loop: Loop, logs: Logs) -> None:
+async def test_returned_run_is_restarted(loop: Loop, logs: Logs) -> None:
     task = supervise(loop)
     task.start()
     loop.outcomes.put_nowait(None)
@@ -142,7 +142,7 @@ async def test_stop_before_start_does_nothing(loop: Loop) -> None:
     await supervise(loop).stop()
 
 
-async def test_stop_with_a_grace_lets_the_run_end_by_itself(loop: Loop, logs: Logs) -> None:
+async def test_stop_with_grace_period_lets_the_run_finish(loop: Loop, logs: Logs) -> None:
     task = supervise(loop)
     task.start()
     await wait_until(lambda: loop.runs == 1)
@@ -153,7 +153,7 @@ async def test_stop_with_a_grace_lets_the_run_end_by_itself(loop: Loop, logs: Lo
     assert (loop.cancelled, loop.runs, logs) == (0, 1, [])
 
 
-async def test_it_may_be_started_again_after_a_stop(loop: Loop) -> None:
+async def test_task_can_be_started_again_after_a_stop(loop: Loop) -> None:
     task = supervise(loop)
     task.start()
     await wait_until(lambda: loop.runs == 1)
@@ -163,7 +163,7 @@ async def test_it_may_be_started_again_after_a_stop(loop: Loop) -> None:
     await task.stop()
 
 
-async def test_start_while_it_runs_does_nothing(loop: Loop) -> None:
+async def test_start_of_a_running_task_does_nothing(loop: Loop) -> None:
     task = supervise(loop)
     task.start()
     task.start()
@@ -172,7 +172,7 @@ async def test_start_while_it_runs_does_nothing(loop: Loop) -> None:
     assert loop.cancelled == 1
 
 
-async def test_a_run_once_task_ends_when_its_run_returns(loop: Loop, logs: Logs) -> None:
+async def test_run_once_task_ends_when_its_run_returns(loop: Loop, logs: Logs) -> None:
     task = supervise(loop, restart=False)
     task.start()
     loop.outcomes.put_nowait(None)
@@ -183,7 +183,7 @@ async def test_a_run_once_task_ends_when_its_run_returns(loop: Loop, logs: Logs)
     await task.stop()
 
 
-async def test_a_run_once_task_that_fails_stays_down_until_it_is_started(loop: Loop, logs: Logs) -> None:
+async def test_failed_run_once_task_stays_down_until_started(loop: Loop, logs: Logs) -> None:
     task = supervise(loop, restart=False)
     task.start()
     loop.outcomes.put_nowait(ValueError())
@@ -195,7 +195,7 @@ async def test_a_run_once_task_that_fails_stays_down_until_it_is_started(loop: L
     await task.stop()
 
 
-async def test_a_cancellation_of_something_awaited_is_a_failure(logs: Logs) -> None:
+async def test_cancelled_future_counts_as_a_failure(logs: Logs) -> None:
     async def run() -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.cancel()
@@ -208,7 +208,7 @@ async def test_a_cancellation_of_something_awaited_is_a_failure(logs: Logs) -> N
     await task.stop()
 
 
-async def test_a_cancellation_from_outside_ends_it(loop: Loop, logs: Logs) -> None:
+async def test_external_cancellation_ends_the_task(loop: Loop, logs: Logs) -> None:
     task = supervise(loop, min_backoff_seconds=0.0)
     task.start()
     await wait_until(lambda: loop.runs == 1)
@@ -219,7 +219,7 @@ async def test_a_cancellation_from_outside_ends_it(loop: Loop, logs: Logs) -> No
 
 
 @pytest.mark.parametrize(("seconds", "longest"), [(59.0, 8.0), (60.0, 2.0)])
-async def test_a_good_run_resets_the_backoff(
+async def test_long_run_resets_the_backoff(
     monkeypatch: pytest.MonkeyPatch, loop: Loop, logs: Logs, seconds: float, longest: float
 ) -> None:
     now, delays = 0.0, list[float]()
@@ -272,7 +272,7 @@ async def test_registry_names_the_vital_tasks_that_are_down(logs: Logs) -> None:
 # --- TaskSet
 
 
-async def test_a_spawned_task_that_fails_is_logged(logs: Logs) -> None:
+async def test_failed_spawned_task_is_logged(logs: Logs) -> None:
     async def fail() -> None:
         raise ValueError
 
@@ -284,7 +284,7 @@ async def test_a_spawned_task_that_fails_is_logged(logs: Logs) -> None:
     assert isinstance(entry["exc_info"], ValueError)
 
 
-async def test_stop_waits_for_tasks_and_for_those_that_they_spawn(logs: Logs) -> None:
+async def test_stop_waits_for_tasks_and_their_spawned_tasks(logs: Logs) -> None:
     tasks, ended = TaskSet("notify"), list[str]()
 
     async def work(name: str) -> None:
@@ -331,7 +331,7 @@ async def test_wait_or_poll_can_be_cancelled() -> None:
         await waiting
 
 
-async def test_a_deadline_limits_several_waits() -> None:
+async def test_deadline_limits_several_waits() -> None:
     deadline = Deadline.after(0.01)
     for _ in range(2):
         with pytest.raises(TimeoutError):
@@ -339,7 +339,7 @@ async def test_a_deadline_limits_several_waits() -> None:
                 await asyncio.sleep(HOUR)
 
 
-async def test_remaining_time_of_a_deadline() -> None:
+async def test_deadline_reports_the_remaining_time() -> None:
     deadline = Deadline.after(HOUR)
     assert not deadline.is_over
     assert deadline.remaining() == pytest.approx(HOUR, rel=0.5)
@@ -348,7 +348,7 @@ async def test_remaining_time_of_a_deadline() -> None:
     assert passed.remaining() == 0.0
 
 
-async def test_no_deadline_is_infinite() -> None:
+async def test_missing_deadline_is_infinite() -> None:
     deadline = Deadline.after(None)
     assert deadline.remaining() == math.inf
     assert not deadline.is_over
@@ -381,7 +381,7 @@ async def test_items_stay_in_the_queue_until_they_are_removed() -> None:
     assert await queue.wait_for_items() == ["b"]
 
 
-async def test_wait_for_items_waits_for_the_next_one() -> None:
+async def test_wait_for_items_waits_for_the_next_item() -> None:
     queue = BoundedQueue[str](10)
     queue.put("a")
     queue.remove(["a"])
@@ -392,7 +392,7 @@ async def test_wait_for_items_waits_for_the_next_one() -> None:
     assert await waiting == ["b"]
 
 
-async def test_a_full_queue_takes_items_and_has_capacity_once_half_is_gone() -> None:
+async def test_full_queue_accepts_items_and_has_capacity_once_half_empty() -> None:
     queue = BoundedQueue[bytes](4, size_of=len)
     items = [b"12", b"34", b"5"]
     for item in items:
@@ -408,7 +408,7 @@ async def test_a_full_queue_takes_items_and_has_capacity_once_half_is_gone() -> 
     assert not queue.is_full
 
 
-async def test_removing_compares_by_identity() -> None:
+async def test_remove_compares_by_identity() -> None:
     first, second = ["same"], ["same"]
     queue = BoundedQueue[list[str]](10)
     queue.put(first)
@@ -419,7 +419,7 @@ async def test_removing_compares_by_identity() -> None:
 # --- LruDict
 
 
-def test_the_least_recently_used_key_is_evicted() -> None:
+def test_least_recently_used_key_is_evicted() -> None:
     evicted = list[tuple[str, int]]()
     cache = LruDict[str, int](2, on_evict=lambda key, value: evicted.append((key, value)))
     cache["a"], cache["b"] = 1, 2

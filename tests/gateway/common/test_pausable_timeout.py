@@ -7,7 +7,7 @@ import pytest
 from gateway.common.pausable_timeout import PausableTimeout
 
 
-async def test_time_of_a_pause_does_not_count() -> None:
+async def test_paused_time_does_not_count() -> None:
     async with PausableTimeout(0.05) as deadline:
         with deadline.pause_timeout():
             assert deadline.is_paused
@@ -16,7 +16,7 @@ async def test_time_of_a_pause_does_not_count() -> None:
     assert not deadline.has_expired
 
 
-async def test_limit_is_paused_until_the_last_of_several_pauses_ends() -> None:
+async def test_timeout_is_paused_until_the_last_nested_pause_ends() -> None:
     async with PausableTimeout(0.05) as deadline:
         with deadline.pause_timeout():
             with deadline.pause_timeout():

@@ -5,7 +5,7 @@ import asyncio
 from gateway.mcp_client.change_notifier import ChangeNotifier
 
 
-async def test_changes_within_the_interval_are_one_notification() -> None:
+async def test_changes_within_the_interval_cause_one_notification() -> None:
     notifier = ChangeNotifier()
     notified = asyncio.Event()
     calls: list[str] = []
@@ -25,7 +25,7 @@ async def test_changes_within_the_interval_are_one_notification() -> None:
     assert calls == ["first", "second"]
 
 
-async def test_change_while_subscribers_run_is_notified_again() -> None:
+async def test_change_during_a_notification_causes_another() -> None:
     notifier = ChangeNotifier()
     notified_twice = asyncio.Event()
     calls: list[int] = []

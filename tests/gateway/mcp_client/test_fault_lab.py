@@ -122,7 +122,7 @@ UNANSWERED = ("no json-rpc", "another's id", "empty", "trickle")
 
 
 @pytest.mark.parametrize("fault", ["500", "not json", "no json-rpc", "another's id", "empty", "trickle", "oversized"])
-async def test_broken_answer_fails_its_own_call_in_time_and_the_next_one_works(modern: bool, fault: str) -> None:
+async def test_malformed_response_fails_only_its_own_call(modern: bool, fault: str) -> None:
     faulty = Faulty(Trial(), modern=modern)
     async with nothing_leaks(), serve_asgi(faulty) as address:
         timeout = 1.5 if fault in UNANSWERED else 30
@@ -140,7 +140,7 @@ async def test_broken_answer_fails_its_own_call_in_time_and_the_next_one_works(m
 
 
 @pytest.mark.parametrize("fault", ["500", "not json", "surrogate"])
-async def test_call_whose_answer_cannot_be_read_may_have_taken_effect(modern: bool, fault: str) -> None:
+async def test_unreadable_response_makes_the_outcome_unknown(modern: bool, fault: str) -> None:
     faulty = Faulty(Trial(), modern=modern)
     async with (
         serve_asgi(faulty) as address,
@@ -153,7 +153,7 @@ async def test_call_whose_answer_cannot_be_read_may_have_taken_effect(modern: bo
     assert "validation error" not in text(result)
 
 
-async def test_read_only_call_is_made_again_when_its_connection_was_lost(modern: bool) -> None:
+async def test_lost_connection_fails_reads_and_makes_writes_unknown(modern: bool) -> None:
     port = free_port()
     server = ServerConfig(name="t", url=f"http://127.0.0.1:{port}/mcp", prefix="")
     async with toolbox_of(server, settle=0.1) as toolbox:
@@ -169,7 +169,7 @@ async def test_read_only_call_is_made_again_when_its_connection_was_lost(modern:
         assert "not reachable" in text(results[0])
 
 
-async def test_server_that_takes_connections_and_says_nothing_is_given_up() -> None:
+async def test_unresponsive_server_does_not_block_other_servers() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
     async with nothing_leaks(), serve_asgi(Trial().app()) as address:
@@ -181,7 +181,7 @@ async def test_server_that_takes_connections_and_says_nothing_is_given_up() -> N
     listener.close()
 
 
-async def test_two_hundred_calls_at_once_each_get_their_own_answer(modern: bool) -> None:
+async def test_two_hundred_concurrent_calls_get_their_own_results(modern: bool) -> None:
     async with (
         nothing_leaks(),
         serve_asgi(Trial().app(modern=modern)) as address,
@@ -194,7 +194,7 @@ async def test_two_hundred_calls_at_once_each_get_their_own_answer(modern: bool)
     assert [text(result) for result in results] == [who.user for who in people]
 
 
-async def test_of_five_servers_two_are_dead_and_the_turn_uses_the_rest(
+async def test_turn_uses_reachable_servers_when_others_are_down(
     database_url: str, simulator: Simulator, tmp_path: Any, modern: bool
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -212,9 +212,7 @@ async def test_of_five_servers_two_are_dead_and_the_turn_uses_the_rest(
     assert sorted(server["state"] for server in ready["mcp_servers"]) == ["down", "down", "up", "up", "up"]
 
 
-async def test_tools_that_change_in_the_middle_of_a_turn_do_not_break_it(
-    database_url: str, simulator: Simulator
-) -> None:
+async def test_tool_change_during_a_turn_does_not_fail_it(database_url: str, simulator: Simulator) -> None:
     trial = Trial()
     async with (
         serve_asgi(trial.app()) as url,
@@ -232,7 +230,7 @@ async def test_tools_that_change_in_the_middle_of_a_turn_do_not_break_it(
     assert results == ["ok", "error"]
 
 
-async def test_many_turns_over_failing_servers_leave_nothing_behind(database_url: str, simulator: Simulator) -> None:
+async def test_turns_over_a_failing_server_leak_no_tasks(database_url: str, simulator: Simulator) -> None:
     faulty = Faulty(Trial(), modern=True)
     async with (
         serve_asgi(faulty) as url,

@@ -98,7 +98,7 @@ async def test_resource_of_another_server_is_not_found(server: str | None) -> No
     assert inner.calls == []
 
 
-async def test_builtin_tool_reads_through_the_same_policy(redactor: Redactor) -> None:
+async def test_builtin_tool_obeys_the_policy(redactor: Redactor) -> None:
     inner = FakeToolbox()
     toolbox = apply_policy(inner, redactor=redactor)
     limited = Principal("ada", servers=("s",))

@@ -28,7 +28,7 @@ def load(directory: Path, document: Any, environment: dict[str, str] | None = No
     return load_servers(Settings(_env_file=None, mcp_config=file), environment or {})  # type: ignore[call-arg]
 
 
-def test_file_in_claude_desktops_shape_and_in_vs_codes_is_read(tmp_path: Path) -> None:
+def test_claude_desktop_and_vs_code_formats_are_read(tmp_path: Path) -> None:
     entry = {"url": "https://h/mcp", "headers": {"X-Key": "k"}, "prefix": "p", "timeout": 5, "deny": ["rm*"]}
     for key in ("mcpServers", "servers"):
         (server,) = load(tmp_path, {key: {"one": entry}})
@@ -37,7 +37,7 @@ def test_file_in_claude_desktops_shape_and_in_vs_codes_is_read(tmp_path: Path) -
         assert not server.permits_tool("rm_all")
 
 
-def test_environment_is_expanded_with_defaults(tmp_path: Path) -> None:
+def test_environment_variables_are_expanded_with_defaults(tmp_path: Path) -> None:
     entry = {"url": "http://${HOST:-localhost}:${PORT}/mcp", "headers": {"Authorization": "Bearer ${TOKEN:-}"}}
     (server,) = load(tmp_path, {"mcpServers": {"one": entry}}, {"PORT": "81"})
     assert server.url == "http://localhost:81/mcp"
@@ -60,21 +60,19 @@ def test_environment_is_expanded_with_defaults(tmp_path: Path) -> None:
         ({"url": "http://h/mcp", "approval": "maybe"}, "approval: Input should be"),
     ],
 )
-def test_broken_entry_disables_itself_with_its_reason_and_the_rest_go_on(
-    tmp_path: Path, entry: Any, fault: str
-) -> None:
+def test_invalid_entry_is_disabled_and_others_are_used(tmp_path: Path, entry: Any, fault: str) -> None:
     broken, whole = load(tmp_path, {"mcpServers": {"broken": entry, "whole": {"url": "http://h/mcp"}}})
     assert broken.fault.startswith(fault)
     assert whole.fault is None
 
 
 @pytest.mark.parametrize("document", ["{", "[]", "{}", '{"mcpServers": []}'])
-def test_broken_file_is_a_clear_error(tmp_path: Path, document: str) -> None:
+def test_invalid_file_is_a_config_error(tmp_path: Path, document: str) -> None:
     with pytest.raises(ConfigError, match=r"MCP_CONFIG: .*servers\.json"):
         load(tmp_path, document)
 
 
-def test_single_address_and_default_file_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_come_from_url_setting_or_default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_servers(Settings(_env_file=None)) == []  # type: ignore[call-arg]
     (server,) = load_servers(Settings(_env_file=None, mcp_server_url="http://h:1"))  # type: ignore[call-arg]
@@ -94,21 +92,21 @@ def test_single_address_and_default_file_and_none(tmp_path: Path, monkeypatch: p
         ("p", "x" * 200, "p_" + "x" * 55 + "_"),
     ],
 )
-def test_names_fit_groq_and_those_that_had_to_change_carry_a_mark(prefix: str, tool: str, name: str) -> None:
+def test_exposed_name_fits_groq_and_changed_names_get_a_suffix(prefix: str, tool: str, name: str) -> None:
     exposed = make_exposed_name(prefix, "server", tool)
     assert exposed == name or (exposed.startswith(name) and len(exposed) == len(name) + 6)
     assert len(exposed) <= 64
     assert exposed == make_exposed_name(prefix, "server", tool)
 
 
-def test_names_that_would_become_alike_stay_apart() -> None:
+def test_exposed_names_do_not_collide() -> None:
     names = {make_exposed_name("", "s", tool) for tool in ("a.b", "a_b", "a b", "a/b")} | {
         make_exposed_name("", "t", "a.b")
     }
     assert len(names) == 5
 
 
-def test_annotations_that_are_not_given_are_taken_cautiously() -> None:
+def test_missing_annotations_get_conservative_defaults() -> None:
     server = ServerConfig(name="s", url="http://h/mcp")
     spec = make_spec(server, Tool(name="t", input_schema={"type": "object"}))
     assert (spec.read_only, spec.destructive, spec.idempotent, spec.open_world) == (False, True, False, True)
@@ -118,13 +116,13 @@ def result(*content: Any, **more: Any) -> CallToolResult:
     return CallToolResult(content=list(content), **more)
 
 
-def test_long_text_is_cut_with_a_note_over_all_blocks() -> None:
+def test_text_is_truncated_across_all_blocks() -> None:
     reduced = truncate_result(result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
     assert reduced.content[0]["text"] == "a" * 80
     assert reduced.content[1]["text"].startswith("b" * 20 + "\n[cut: 80 characters, the first 20 are shown]")
 
 
-def test_text_of_embedded_resources_counts_as_well() -> None:
+def test_text_of_embedded_resources_is_truncated() -> None:
     held = EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a" * 80))
     reduced = truncate_result(result(held, held, TextContent(text="b" * 80)), 100)
     assert reduced.content[0]["resource"]["text"] == "a" * 80
@@ -132,12 +130,12 @@ def test_text_of_embedded_resources_counts_as_well() -> None:
     assert reduced.content[2]["text"].startswith("\n[cut: 80 characters, the first 0")
 
 
-def test_control_characters_are_removed_and_line_breaks_stay() -> None:
+def test_control_characters_are_removed_except_line_breaks() -> None:
     reduced = truncate_result(result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), 100)
     assert reduced.content[0]["text"] == "ared\n\tb"
 
 
-def test_huge_binary_is_left_out_with_a_note_and_small_kept() -> None:
+def test_large_binary_content_is_replaced_by_a_note() -> None:
     image = ImageContent(data="A" * 400_000, mime_type="image/png")
     audio = AudioContent(data="AAAA", mime_type="audio/wav")
     reduced = truncate_result(result(image, audio), 100)
@@ -145,12 +143,12 @@ def test_huge_binary_is_left_out_with_a_note_and_small_kept() -> None:
     assert reduced.content[1]["mimeType"] == "audio/wav"
 
 
-def test_structured_result_over_the_limit_is_left_out() -> None:
+def test_structured_result_over_the_limit_is_omitted() -> None:
     assert truncate_result(result(structured_content={"a": 1}), 100).structured == {"a": 1}
     big = truncate_result(result(structured_content={"a": "x" * 200}), 100)
     assert big.structured is None
     assert "left out" in big.content[0]["text"]
 
 
-def test_error_flag_is_the_outcome() -> None:
+def test_error_flag_becomes_the_error_outcome() -> None:
     assert truncate_result(result(TextContent(text="x"), is_error=True), 100).outcome == "error"

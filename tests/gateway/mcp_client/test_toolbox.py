@@ -103,7 +103,7 @@ async def process(port: int, modern: bool) -> AsyncGenerator[subprocess.Popen[by
 Served = tuple[Trial, ServerConfig]
 
 
-async def test_tools_instructions_and_state_are_known_once_the_server_is_up(trial: Served, modern: bool) -> None:
+async def test_connected_server_provides_tools_instructions_and_status(trial: Served, modern: bool) -> None:
     async with toolbox_of(trial[1]) as toolbox:
         names = [spec.name for spec in toolbox.specs()]
         assert names == sorted(names)
@@ -117,7 +117,7 @@ async def test_tools_instructions_and_state_are_known_once_the_server_is_up(tria
         assert (spec.read_only, spec.server) == (True, "trial")
 
 
-async def test_results_and_failures_of_tools_are_results(trial: Served) -> None:
+async def test_tool_failures_are_returned_as_error_results(trial: Served) -> None:
     async with toolbox_of(trial[1]) as toolbox:
         assert text(await call(toolbox, "echo", text="hi")) == "hi"
         refused = await call(toolbox, "refuse")
@@ -131,7 +131,7 @@ async def test_results_and_failures_of_tools_are_results(trial: Served) -> None:
 
 
 @pytest.mark.parametrize(("tool", "outcome"), [("hang_read", "error"), ("hang_write", "unknown")])
-async def test_call_over_its_time_is_given_up_and_the_tool_hears_it(trial: Served, tool: str, outcome: str) -> None:
+async def test_timed_out_call_is_cancelled_on_the_server(trial: Served, tool: str, outcome: str) -> None:
     async with toolbox_of(trial[1], tool_timeout=0.3) as toolbox:
 
         async def given_up() -> bool:
@@ -146,7 +146,7 @@ async def test_call_over_its_time_is_given_up_and_the_tool_hears_it(trial: Serve
         await until_answered(toolbox, "echo", "still there")
 
 
-async def test_time_of_a_call_does_not_run_while_a_person_thinks() -> None:
+async def test_call_timeout_is_paused_during_elicitation() -> None:
     class Observer(CallObserver):
         def __init__(self) -> None:
             self.asked, self.answered = asyncio.Event(), asyncio.Event()
@@ -180,7 +180,7 @@ async def test_time_of_a_call_does_not_run_while_a_person_thinks() -> None:
     assert text(result) == "2 at the front"
 
 
-async def test_cancelling_the_caller_reaches_the_tool(trial: Served) -> None:
+async def test_cancelled_call_is_cancelled_on_the_server(trial: Served) -> None:
     async with toolbox_of(trial[1]) as toolbox:
         calling = asyncio.create_task(call(toolbox, "hang_write"))
         async with asyncio.timeout(30):
@@ -190,13 +190,13 @@ async def test_cancelling_the_caller_reaches_the_tool(trial: Served) -> None:
         assert text(await call(toolbox, "echo", text="still there")) == "still there"
 
 
-async def test_two_hundred_calls_at_once_are_kept_apart(trial: Served) -> None:
+async def test_two_hundred_concurrent_calls_are_not_mixed_up(trial: Served) -> None:
     async with toolbox_of(trial[1]) as toolbox:
         results = await asyncio.gather(*(call(toolbox, "echo", text=str(n)) for n in range(200)))
     assert [text(result) for result in results] == [str(n) for n in range(200)]
 
 
-async def test_each_call_names_its_own_user_over_one_connection(trial: Served) -> None:
+async def test_calls_over_a_shared_connection_carry_their_user_token(trial: Served) -> None:
     users = [f"user-{n % 5}" for n in range(50)]
     async with toolbox_of(trial[1]) as toolbox:
         results = await asyncio.gather(*(call(toolbox, "whoami", Principal(user)) for user in users))
@@ -238,7 +238,7 @@ async def test_progress_and_log_reach_the_observer(trial: Served) -> None:
     assert ("info", "a log line") in observer.heard
 
 
-async def test_new_tool_is_offered_as_soon_as_the_server_tells(trial: Served, modern: bool) -> None:
+async def test_new_tool_is_offered_after_list_changed_notification(trial: Served, modern: bool) -> None:
     if not modern:
         pytest.skip("the SDK's server tells handshake-era clients of changes only from inside a request")
     async with toolbox_of(trial[1]) as toolbox:
@@ -246,13 +246,13 @@ async def test_new_tool_is_offered_as_soon_as_the_server_tells(trial: Served, mo
         await eventually(lambda: toolbox.find("brand_new") is not None)
 
 
-async def test_allow_and_deny_decide_what_is_offered(trial: Served) -> None:
+async def test_allow_and_deny_patterns_filter_tools(trial: Served) -> None:
     chosen = trial[1].model_copy(update={"allow": ("*e*",), "deny": ("crash", "hang_*", "refuse")})
     async with toolbox_of(chosen) as toolbox:
         assert [spec.name for spec in toolbox.specs()] == ["chatter", "echo", "picture", "reserve"]
 
 
-async def test_server_that_is_down_at_the_start_comes_up_by_itself(modern: bool) -> None:
+async def test_server_down_at_startup_is_connected_later(modern: bool) -> None:
     port = free_port()
     async with toolbox_of(ServerConfig(name="late", url=f"http://127.0.0.1:{port}/mcp")) as toolbox:
         assert toolbox.specs() == ()
@@ -263,7 +263,7 @@ async def test_server_that_is_down_at_the_start_comes_up_by_itself(modern: bool)
             assert text(await call(toolbox, "late_echo", text="hi")) == "hi"
 
 
-async def test_killed_server_fails_its_own_call_only_and_is_used_again_after_its_restart(modern: bool) -> None:
+async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern: bool) -> None:
     port, other_port = free_port(), free_port()
     servers = [ServerConfig(name=n, url=f"http://127.0.0.1:{p}/mcp") for n, p in (("one", port), ("two", other_port))]
     async with process(other_port, modern), toolbox_of(*servers, settle=0.1) as toolbox:
@@ -290,7 +290,7 @@ async def test_killed_server_fails_its_own_call_only_and_is_used_again_after_its
         elsewhere.cancel()
 
 
-async def test_server_that_forgot_the_session_is_called_again_at_once() -> None:
+async def test_restarted_legacy_server_gets_a_new_session() -> None:
     """A handshake-era server restarted between two calls: the old session is gone, and nobody told."""
     port = free_port()
     async with toolbox_of(ServerConfig(name="s", url=f"http://127.0.0.1:{port}/mcp"), settle=0.1) as toolbox:
@@ -310,9 +310,7 @@ async def test_server_that_forgot_the_session_is_called_again_at_once() -> None:
         (400, -32000, "Bad Request: Server not initialized"),
     ],
 )
-async def test_session_that_is_gone_is_made_anew_however_the_server_says_so(
-    status: int, code: int, message: str
-) -> None:
+async def test_expired_session_is_renewed_after_each_kind_of_error(status: int, code: int, message: str) -> None:
     inner = Trial().app(modern=False)
     made: list[bytes] = []
 
@@ -340,7 +338,7 @@ async def test_session_that_is_gone_is_made_anew_however_the_server_says_so(
         assert text(await call(toolbox, "echo", text="two")) == "two"
 
 
-async def test_list_that_breaks_the_protocol_is_not_the_last_that_is_read(
+async def test_tools_are_listed_again_after_an_invalid_list(
     trial: Served, modern: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not modern:
@@ -368,7 +366,7 @@ def _listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def test_server_that_hangs_at_connect_holds_nobody_up() -> None:
+async def test_server_that_hangs_on_connect_does_not_block_startup() -> None:
     async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(3600)
         writer.close()
@@ -380,14 +378,14 @@ async def test_server_that_hangs_at_connect_holds_nobody_up() -> None:
     silent.close()
 
 
-async def test_stop_leaves_no_task_behind(trial: Served) -> None:
+async def test_disconnect_leaves_no_tasks(trial: Served) -> None:
     before = asyncio.all_tasks()
     async with toolbox_of(trial[1], ServerConfig(name="dead", url="http://127.0.0.1:9/mcp")) as toolbox:
         await call(toolbox, "echo", text="x")
     await eventually(lambda: not {t for t in asyncio.all_tasks() - before if "mcp" in t.get_name()})
 
 
-async def test_server_that_never_tells_of_changes_is_up_all_the_same() -> None:
+async def test_server_without_change_notifications_is_polled() -> None:
     server = Trial()
     server.mcp._lowlevel_server._request_handlers.pop("subscriptions/listen")
     async with (

@@ -56,7 +56,7 @@ async def up(toolbox: McpToolbox) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
-async def test_command_is_started_used_restarted_when_killed_and_stopped_in_the_end() -> None:
+async def test_stdio_command_is_restarted_when_killed_and_stopped_at_the_end() -> None:
     async with toolbox_of(stdio(), settle=30) as toolbox:
         assert text(await call(toolbox, "own_echo", text="hi")) == "hi"
         assert toolbox.servers()[0].transport == "stdio"
@@ -67,7 +67,7 @@ async def test_command_is_started_used_restarted_when_killed_and_stopped_in_the_
     assert children() == set()
 
 
-async def test_killed_command_fails_its_own_call_and_says_what_nobody_knows() -> None:
+async def test_killed_stdio_command_makes_the_outcome_of_a_write_unknown() -> None:
     async with toolbox_of(stdio(), settle=30) as toolbox:
         await up(toolbox)
         calling = asyncio.create_task(call(toolbox, "own_hang_write"))
@@ -78,14 +78,14 @@ async def test_killed_command_fails_its_own_call_and_says_what_nobody_knows() ->
             assert (await calling).outcome == "unknown"
 
 
-async def test_command_that_cannot_be_run_says_so() -> None:
+async def test_missing_stdio_command_is_reported_in_the_status() -> None:
     nobody = ServerConfig(name="nobody", command="/no/such/command")
     async with toolbox_of(nobody) as toolbox:
         status = toolbox.servers()[0]
         assert (status.state, status.reason) == ("down", "its command cannot be run: No such file or directory")
 
 
-async def test_old_servers_sse_is_spoken(sse: ServerConfig) -> None:
+async def test_legacy_sse_transport_is_supported(sse: ServerConfig) -> None:
     async with toolbox_of(sse, settle=0.1) as toolbox:
         await up(toolbox)
         assert text(await call(toolbox, "old_echo", text="hi")) == "hi"
@@ -93,7 +93,7 @@ async def test_old_servers_sse_is_spoken(sse: ServerConfig) -> None:
         assert (await call(toolbox, "old_crash")).outcome == "error"
 
 
-async def test_each_user_has_a_connection_where_it_is_to_be_so() -> None:
+async def test_share_user_opens_a_connection_per_user() -> None:
     server = Trial()
     async with serve_asgi(server.app(modern=False)) as address:
         config = ServerConfig(name="t", url=f"{address}/mcp", prefix="", identity="gateway", share="user")
@@ -106,7 +106,7 @@ async def test_each_user_has_a_connection_where_it_is_to_be_so() -> None:
             assert len(toolbox._pool._personal) == 2
 
 
-async def test_header_of_the_client_is_passed_on_to_who_is_to_have_it() -> None:
+async def test_identity_header_of_the_client_is_forwarded() -> None:
     async with serve_asgi(Trial().app()) as address:
         config = ServerConfig(name="t", url=f"{address}/mcp", prefix="", identity="header:Authorization")
         async with toolbox_of(config) as toolbox:
@@ -117,7 +117,7 @@ async def test_header_of_the_client_is_passed_on_to_who_is_to_have_it() -> None:
     assert told == ["Bearer ada's own", "nobody", "Bearer ada's own"]
 
 
-async def test_servers_come_and_go_while_the_calls_of_others_go_on() -> None:
+async def test_servers_are_added_and_removed_during_calls() -> None:
     server = Trial()
     async with serve_asgi(server.app()) as address:
         one = ServerConfig(name="one", url=f"{address}/mcp")

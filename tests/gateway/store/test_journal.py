@@ -57,9 +57,7 @@ async def replay(db: asyncpg.Connection, turn_id: UUID) -> list[e.Event]:
     return [e.decode_event(line) for row in rows for line in row["payload"].split("\n")]
 
 
-async def test_a_whole_turn_is_replayed_exactly_as_it_was_told(
-    journal: PostgresJournal, db: asyncpg.Connection
-) -> None:
+async def test_journal_replays_a_turn_exactly(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     log = await begun(journal)
     log.append(e.TextDelta(step=1, text="let me\nsee \u2028 \x00 👋"))
     journal.schedule_flush(log)
@@ -81,7 +79,7 @@ async def test_a_whole_turn_is_replayed_exactly_as_it_was_told(
     assert await db.fetchval("SELECT model_name FROM chat_logs WHERE id = $1", log.turn_id) == "openai/gpt-oss-120b"
 
 
-async def test_intent_of_a_call_is_kept_before_its_outcome(journal: PostgresJournal, db: asyncpg.Connection) -> None:
+async def test_tool_call_is_stored_before_its_outcome(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     log = await begun(journal)
     log.append(e.ToolCallStarted(step=1, call_id="c1", server="tools", tool="add_task", arguments={"title": "milk"}))
     await journal.flush(log)
@@ -90,9 +88,7 @@ async def test_intent_of_a_call_is_kept_before_its_outcome(journal: PostgresJour
     assert tuple(row) == ("add_task", '{"title": "milk"}', None)
 
 
-async def test_deltas_are_kept_one_flush_later_without_anyone_waiting(
-    journal: PostgresJournal, db: asyncpg.Connection
-) -> None:
+async def test_deltas_are_stored_by_the_scheduled_flush(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     log = await begun(journal)
     for letter in "abc":
         log.append(e.TextDelta(step=1, text=letter))
@@ -109,7 +105,7 @@ async def test_many_turns_share_few_commits(journal: PostgresJournal, db: asyncp
     assert used <= 20
 
 
-async def test_a_write_that_postgres_refuses_fails_alone(journal: PostgresJournal, db: asyncpg.Connection) -> None:
+async def test_write_refused_by_postgres_fails_alone(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     logs = [TurnLog(uuid4()) for _ in range(3)]
     for log in logs:
         log.append(started(log.turn_id))
@@ -122,7 +118,7 @@ async def test_a_write_that_postgres_refuses_fails_alone(journal: PostgresJourna
     assert await db.fetchval("SELECT count(*) FROM turns") == 2
 
 
-async def test_a_lost_connection_is_not_noticed_by_the_turn(journal: PostgresJournal, db: asyncpg.Connection) -> None:
+async def test_lost_connection_does_not_fail_the_turn(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     log = await begun(journal)
     await db.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -135,7 +131,7 @@ async def test_a_lost_connection_is_not_noticed_by_the_turn(journal: PostgresJou
     assert len(await replay(db, log.turn_id)) == 2
 
 
-async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
+async def test_turn_does_not_start_if_it_cannot_be_stored() -> None:
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), timeout_seconds=0.2)
     journal.start()
     log = TurnLog(uuid4())
@@ -145,7 +141,7 @@ async def test_a_turn_does_not_start_where_it_cannot_be_kept() -> None:
     await journal.stop(0.1)
 
 
-async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -> None:
+async def test_pending_writes_of_an_abandoned_turn_are_dropped() -> None:
     """A row of a turn that has none would have the whole batch refused, and written one by one."""
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), timeout_seconds=0.2)
     journal.start()
@@ -167,7 +163,7 @@ async def test_what_a_turn_brings_before_it_is_given_up_is_forgotten_with_it() -
     await journal.stop(0.1)
 
 
-async def test_turns_wait_when_too_much_waits_for_the_database() -> None:
+async def test_turns_wait_while_the_journal_is_backlogged() -> None:
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), max_bytes=10_000)
     journal.start()
     log = TurnLog(uuid4())

@@ -15,17 +15,17 @@ from tests.conftest import dsn
 from tools_server.migrations import find_head_revision
 
 
-async def test_tables_and_migrations_agree(database_url: str) -> None:
+async def test_models_match_the_migrations(database_url: str) -> None:
     await asyncio.to_thread(command.check, migrations.alembic_config(database_url))
 
 
-def test_heads_are_told_without_alembic_as_with_it() -> None:
+def test_heads_without_alembic_match_alembic() -> None:
     known = ScriptDirectory.from_config(migrations.alembic_config("")).get_heads()
     assert migrations.heads() == set(known)
     assert find_head_revision() in known
 
 
-async def test_every_migration_goes_down_and_up_again(database_url: str, db: asyncpg.Connection) -> None:
+async def test_migrations_can_be_downgraded_and_upgraded_again(database_url: str, db: asyncpg.Connection) -> None:
     config = migrations.alembic_config(database_url)
     for branch in ("gateway", "tools"):
         await asyncio.to_thread(command.downgrade, config, f"{branch}@base")
@@ -36,7 +36,7 @@ async def test_every_migration_goes_down_and_up_again(database_url: str, db: asy
     assert await migrations.missing_migrations(database_url) == []
 
 
-def test_schema_of_a_new_cluster_is_what_the_migrations_make() -> None:
+def test_schema_file_matches_the_migrations() -> None:
     written = io.StringIO()
     config = migrations.alembic_config("postgresql+asyncpg://")
     config.output_buffer = written
@@ -44,7 +44,7 @@ def test_schema_of_a_new_cluster_is_what_the_migrations_make() -> None:
     assert written.getvalue() == embedded_postgres.SCHEMA_FILE.read_text(), "run `make schema`"
 
 
-async def test_several_processes_may_migrate_at_once(postgres: embedded_postgres.EmbeddedPostgres) -> None:
+async def test_concurrent_processes_can_upgrade_the_database(postgres: embedded_postgres.EmbeddedPostgres) -> None:
     admin = await asyncpg.connect(dsn(postgres.build_url("postgres")))
     await admin.execute("CREATE DATABASE migrated_at_once")
     url = postgres.build_url("migrated_at_once")
