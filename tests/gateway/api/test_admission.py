@@ -14,7 +14,7 @@ async def passes(number: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_so_many_enter_each_pass_in_the_order_of_their_coming() -> None:
+async def test_admission_is_first_in_first_out_and_limited_per_loop_pass() -> None:
     entrance = AdmissionGate(2)
     inside: list[int] = []
 
@@ -33,7 +33,7 @@ async def test_so_many_enter_each_pass_in_the_order_of_their_coming() -> None:
     await asyncio.wait_for(entrance.wait_for_admission(), 30)
 
 
-async def test_given_up_request_takes_nobodys_place() -> None:
+async def test_cancelled_requests_use_no_admission_slot() -> None:
     entrance = AdmissionGate(1)
     await entrance.wait_for_admission()
     gone = [asyncio.create_task(entrance.wait_for_admission()) for _ in range(50)]
@@ -45,7 +45,9 @@ async def test_given_up_request_takes_nobodys_place() -> None:
     assert last.done()
 
 
-async def test_whoever_begins_no_turn_does_not_wait(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_requests_that_start_turns_wait_for_admission(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = asyncio.Event()
     monkeypatch.setattr(AdmissionGate, "wait_for_admission", lambda _self: opened.wait())
     paths = ("/api/v1/chat", "/v1/chat/completions", "/v1/responses", "/api/ada/chat")

@@ -55,7 +55,7 @@ async def host(gateway: Gateway, headers: dict[str, str], mode: str = "auto") ->
 # --- who gets in
 
 
-async def test_first_key_switches_authentication_on_at_every_worker(workers: list[Gateway]) -> None:
+async def test_first_key_enables_authentication_on_all_workers(workers: list[Gateway]) -> None:
     first, second = workers
     assert (await second.get("/api/v1/models")).status == 200
     made = (await first.post("/api/v1/keys", {"name": "the first", "role": "admin"})).body
@@ -67,7 +67,7 @@ async def test_first_key_switches_authentication_on_at_every_worker(workers: lis
     assert (await second.get("/health")).status == 200
 
 
-async def test_revoked_key_opens_nothing_at_any_worker_and_to_revoke_the_last_opens_no_door(
+async def test_revoked_key_is_rejected_by_all_workers_and_authentication_stays_enabled(
     workers: list[Gateway],
 ) -> None:
     first, second = workers
@@ -83,7 +83,7 @@ async def test_revoked_key_opens_nothing_at_any_worker_and_to_revoke_the_last_op
 
 @pytest.mark.parametrize("how", ["revoked", "expired"])
 @pytest.mark.parametrize("path", ["/api/v1/chat/stream", "/api/v1/chat", "/mcp"])
-async def test_open_request_ends_with_its_key(
+async def test_open_request_ends_when_its_key_is_revoked_or_expires(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, path: str, how: str
 ) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
@@ -134,14 +134,14 @@ async def listened(gateway: Gateway, headers: dict[str, str]) -> None:
         await stream.read()
 
 
-async def test_expired_key_opens_nothing(locked: Keyring) -> None:
+async def test_expired_key_is_rejected(locked: Keyring) -> None:
     await locked.make("ada", expires_at=datetime.now(UTC) - timedelta(seconds=1))
     await locked.make("bob", expires_at=datetime.now(UTC) + timedelta(hours=1))
     assert (await locked.get("ada", "/api/v1/models")).status == 401
     assert (await locked.get("bob", "/api/v1/models")).status == 200
 
 
-async def test_only_the_hash_of_a_key_is_kept(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_only_the_hash_of_a_key_is_stored(locked: Keyring, db: asyncpg.Connection) -> None:
     made = (await locked.post("root", "/api/v1/keys", {"name": "laptop"})).body
     secret = made["key"]
     assert secret.startswith(made["prefix"] + "_")
@@ -155,7 +155,9 @@ async def test_only_the_hash_of_a_key_is_kept(locked: Keyring, db: asyncpg.Conne
         assert secret.removeprefix(made["prefix"]) not in told
 
 
-async def test_request_with_a_key_costs_no_query(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_cached_key_is_authenticated_without_a_query(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
     timeouts = replace(TIMEOUTS, key_cache=600)
     async with serve_gateway(database_url, simulator, tools_url, timeouts=timeouts) as gateway:
         ring = Keyring(gateway)
@@ -169,7 +171,7 @@ async def test_request_with_a_key_costs_no_query(database_url: str, simulator: S
     assert len(of_keys) <= 3  # whether there are any; which one it is; its use is noted
 
 
-async def test_last_use_is_noted_at_most_once_a_minute(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_last_use_is_recorded_at_most_once_per_minute(locked: Keyring, db: asyncpg.Connection) -> None:
     root = locked.rows["root"]
     last_use = "SELECT last_used_at FROM api_keys WHERE id = $1"
     assert await db.fetchval(last_use, root.id) is None
@@ -182,7 +184,7 @@ async def test_last_use_is_noted_at_most_once_a_minute(locked: Keyring, db: asyn
     assert await db.fetchval(last_use, root.id) > noted
 
 
-async def test_refused_logins_are_recorded_once_a_second_and_source(locked: Keyring) -> None:
+async def test_failed_login_audit_is_limited_per_second_and_source(locked: Keyring) -> None:
     clock = [100.0]
     audit = FailedLoginAudit(locked.gateway.state.audit, now=lambda: clock[0])
     assert [audit.should_record("here") for _ in range(3)] == [True, False, False]
@@ -192,7 +194,9 @@ async def test_refused_logins_are_recorded_once_a_second_and_source(locked: Keyr
 
 
 @pytest.mark.parametrize("remembered", [True, False], ids=["remembered", "looked for"])
-async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_steps(locked: Keyring, remembered: bool) -> None:
+async def test_unknown_and_nearly_correct_keys_are_rejected_by_the_same_calls(
+    locked: Keyring, remembered: bool
+) -> None:
     secret = locked.secrets["root"]
     last = "A" if secret[-1] != "A" else "B"
     keys = {
@@ -216,7 +220,7 @@ async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_steps(locke
         assert other == first
 
 
-async def test_refused_logins_are_audited_once_a_second_and_source(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_failed_logins_are_audited_without_the_secret(locked: Keyring, db: asyncpg.Connection) -> None:
     for _ in range(40):
         assert (await locked.gateway.get("/v1/models", headers={"X-API-Key": "agw_12345678_guess"})).status == 401
     count = "SELECT count(*) FROM audit_log WHERE action = 'login.refused'"
@@ -238,7 +242,7 @@ async def test_refused_logins_are_audited_once_a_second_and_source(locked: Keyri
         ({"gateway_host": "127.0.0.1"}, False, False),
     ],
 )
-def test_gateway_beyond_this_machine_needs_a_credential(
+def test_gateway_on_a_public_address_requires_authentication(
     settings: dict[str, Any], stored_keys: bool, refused: bool
 ) -> None:
     made = load_settings(_env_file=None, **({"gateway_host": "0.0.0.0"} | settings))
@@ -249,7 +253,7 @@ def test_gateway_beyond_this_machine_needs_a_credential(
         reject_open_gateway(made, stored_keys=stored_keys)
 
 
-async def test_gateway_beyond_this_machine_stays_closed_when_its_keys_are_gone(
+async def test_gateway_on_a_public_address_rejects_requests_without_stored_keys(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, gateway_host="0.0.0.0") as gateway:
@@ -259,7 +263,7 @@ async def test_gateway_beyond_this_machine_stays_closed_when_its_keys_are_gone(
 # --- what a key may do
 
 
-async def test_users_have_their_own_keys_before_them_and_admins_all(locked: Keyring) -> None:
+async def test_users_manage_their_own_keys_and_admins_all_keys(locked: Keyring) -> None:
     for owner in ("ada", "bob"):
         await locked.make(owner)
     own = (await locked.get("ada", "/api/v1/keys")).body["keys"]
@@ -292,7 +296,9 @@ async def test_users_have_their_own_keys_before_them_and_admins_all(locked: Keyr
         ({"unknown": 1}, 422),
     ],
 )
-async def test_key_may_do_no_more_than_the_one_that_made_it(locked: Keyring, body: dict[str, Any], status: int) -> None:
+async def test_created_key_has_at_most_the_permissions_of_its_creator(
+    locked: Keyring, body: dict[str, Any], status: int
+) -> None:
     own = {"scopes": ("chat", "keys"), "tools": ("calc*",), "models": ("openai/*",)}
     await locked.make("ada", **own)
     made = await locked.post("ada", "/api/v1/keys", body)
@@ -302,7 +308,9 @@ async def test_key_may_do_no_more_than_the_one_that_made_it(locked: Keyring, bod
             assert made.body[name] == body.get(name, list(values))
 
 
-async def test_key_with_limits_of_its_own_is_told_and_makes_no_keys(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_key_limits_are_returned_and_a_limited_key_cannot_create_keys(
+    locked: Keyring, db: asyncpg.Connection
+) -> None:
     for limits, status in (
         ({"requests": 5, "window_seconds": 10, "streams": 2}, 201), ({"streams": 1}, 201), ({"requests": 0}, 422),
         ({"streams": 0}, 422), ({"window_seconds": 0}, 422), ({"window_seconds": 100_000}, 422), ({"often": 1}, 422),
@@ -316,12 +324,12 @@ async def test_key_with_limits_of_its_own_is_told_and_makes_no_keys(locked: Keyr
 
 
 @pytest.mark.parametrize("expires_at", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
-async def test_expiry_that_is_no_moment_in_utc_is_refused(standing: Gateway, expires_at: str) -> None:
+async def test_expiry_outside_the_utc_range_is_rejected(standing: Gateway, expires_at: str) -> None:
     refused = await standing.post("/api/v1/keys", {"expires_at": expires_at})
     assert (refused.status, refused.body["error"]["param"]) == (422, "expires_at")
 
 
-async def test_keys_with_more_than_may_be_given_now_are_shown_as_they_are(locked: Keyring) -> None:
+async def test_stored_keys_above_the_current_maximum_are_shown_unchanged(locked: Keyring) -> None:
     budget, limits = Budget(tokens_per_day=10**20 - 1), KeyLimits(requests=5_000_000, window_seconds=90_000)
     await locked.make("lim", budget=budget, limits=limits)
     for owner in ("lim", "root"):
@@ -332,14 +340,14 @@ async def test_keys_with_more_than_may_be_given_now_are_shown_as_they_are(locked
     assert (await locked.get("lim", "/api/v1/budget")).body["key"]["budget"]["tokens_per_day"] == 10**20 - 1
 
 
-async def test_key_dies_no_later_than_the_one_that_made_it_lets_it(locked: Keyring) -> None:
+async def test_created_key_expires_no_later_than_its_creator(locked: Keyring) -> None:
     await locked.make("ada", expires_at=datetime.now(UTC) + timedelta(hours=1))
     for body in ({}, {"expires_at": (datetime.now(UTC) + timedelta(days=9)).isoformat()}):
         made = (await locked.post("ada", "/api/v1/keys", body)).body
         assert datetime.fromisoformat(made["expires_at"]) <= datetime.now(UTC) + timedelta(hours=1)
 
 
-async def test_viewer_reads_but_neither_begins_turns_nor_calls_tools(locked: Keyring) -> None:
+async def test_viewer_can_read_but_not_start_turns_or_call_tools(locked: Keyring) -> None:
     await locked.make("eve", role="viewer")
     for path in ("/api/v1/tools", "/api/v1/history", "/api/v1/conversations", "/v1/models", "/api/v1/keys"):
         assert (await locked.get("eve", path)).status == 200, path
@@ -356,12 +364,12 @@ async def test_viewer_reads_but_neither_begins_turns_nor_calls_tools(locked: Key
                 await client.call_tool(name, {})
 
 
-async def test_method_that_no_route_has_is_a_405_for_a_viewer_too(locked: Keyring) -> None:
+async def test_unknown_method_is_a_405_for_a_viewer(locked: Keyring) -> None:
     await locked.make("eve", role="viewer")
     assert [await locked.call("TRACE", "eve", path) for path in ("/health", "/v1/models")] == [405, 405]
 
 
-async def test_scopes_open_their_areas_and_no_other(locked: Keyring) -> None:
+async def test_scopes_grant_only_their_routes(locked: Keyring) -> None:
     await locked.make("ada", scopes=("tools",))
     assert (await locked.get("ada", "/api/v1/tools")).status == 200
     assert (await locked.get("ada", "/api/v1/models")).status == 200
@@ -377,7 +385,9 @@ async def test_scopes_open_their_areas_and_no_other(locked: Keyring) -> None:
         assert response.status == 403
 
 
-async def test_tools_beyond_the_allow_list_are_there_for_no_route(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_tools_outside_the_allow_list_are_unavailable_on_all_routes(
+    locked: Keyring, db: asyncpg.Connection
+) -> None:
     await locked.make("ada", tools=("calculator",))
     listed = (await locked.get("ada", "/api/v1/tools")).body["tools"]
     assert [tool["name"] for tool in listed] == ["calculator"]
@@ -397,7 +407,7 @@ async def test_tools_beyond_the_allow_list_are_there_for_no_route(locked: Keyrin
     assert caller == shown | {"headers": {}}
 
 
-async def test_servers_beyond_the_allow_list_are_not_seen(locked: Keyring) -> None:
+async def test_servers_outside_the_allow_list_are_hidden(locked: Keyring) -> None:
     await locked.make("ada", servers=("other",))
     for path, field in (("/api/v1/tools", "tools"), ("/api/v1/tools", "servers"), ("/api/v1/mcp/servers", "servers"),
                         ("/api/v1/mcp/resources", "templates"), ("/api/v1/mcp/prompts", "prompts")):  # fmt: skip
@@ -408,7 +418,7 @@ async def test_servers_beyond_the_allow_list_are_not_seen(locked: Keyring) -> No
     assert (await locked.post("ada", "/api/v1/mcp/prompts/plan_day", {})).status == 404
 
 
-async def test_models_beyond_the_allow_list_are_refused_by_their_own_names(locked: Keyring) -> None:
+async def test_models_outside_the_allow_list_are_rejected_by_name(locked: Keyring) -> None:
     await locked.make("ada", models=("openai/gpt-oss-20b",))
     assert (await locked.chat("ada", "hello", model="openai/gpt-oss-20b")).status == 200
     assert (await locked.chat("ada", "hello", model="llama-3.1-8b-instant")).status == 200  # answered by that one
@@ -419,7 +429,7 @@ async def test_models_beyond_the_allow_list_are_refused_by_their_own_names(locke
     assert [model["id"] for model in listed] == ["openai/gpt-oss-20b"]
 
 
-async def test_models_beyond_the_allow_list_are_no_fallbacks(
+async def test_models_outside_the_allow_list_are_not_used_as_fallbacks(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     options = {"model_fallbacks": ("openai/gpt-oss-120b", "qwen/qwen3.8-27b"), "model_retries": 0}
@@ -459,9 +469,7 @@ FACES = {
     ],
     ids=str,
 )
-async def test_what_a_key_may_not_do_it_may_not_do_on_any_face(
-    locked: Keyring, options: dict[str, Any], status: int
-) -> None:
+async def test_key_restrictions_hold_on_all_turn_routes(locked: Keyring, options: dict[str, Any], status: int) -> None:
     headers, simulator = await locked.make("ada", **options), locked.gateway.simulator
     await locked.get("ada", "/api/v1/models")
     for path, body in FACES.items():
@@ -482,7 +490,7 @@ async def test_what_a_key_may_not_do_it_may_not_do_on_any_face(
     assert offered == ([set(options.get("tools", ()))] * (len(FACES) + 1) if status == 200 else [])
 
 
-async def test_turn_that_another_worker_goes_on_with_keeps_to_its_callers_lists(
+async def test_turn_resumed_by_another_worker_keeps_the_allow_lists_of_its_caller(
     workers: list[Gateway], db: asyncpg.Connection
 ) -> None:
     first, second = workers
@@ -502,7 +510,7 @@ async def test_turn_that_another_worker_goes_on_with_keeps_to_its_callers_lists(
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
-async def test_session_at_mcp_is_its_beginners_alone(locked: Keyring) -> None:
+async def test_mcp_session_is_rejected_for_another_user(locked: Keyring) -> None:
     await locked.make("ada")
     await locked.make("bob")
     hello = {

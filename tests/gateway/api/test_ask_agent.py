@@ -24,7 +24,7 @@ async def ask(gateway: Gateway, prompt: str, *, headers: dict[str, str] | None =
         return await client.call_tool("ask_agent", {"prompt": prompt, **options.pop("arguments", {})}, **options)
 
 
-async def test_defaults_of_the_administrator_are_those_of_the_http_api(
+async def test_model_defaults_equal_those_of_the_http_api(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     defaults = {
@@ -45,7 +45,7 @@ async def test_defaults_of_the_administrator_are_those_of_the_http_api(
     assert (over_mcp["reasoning_format"], over_mcp["temperature"], over_mcp["top_p"]) == ("hidden", 0.25, 0.5)
 
 
-async def test_prompt_that_is_too_long_is_refused_with_the_code_of_the_http_api(
+async def test_too_long_prompt_is_rejected_with_the_code_of_the_http_api(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, max_message_chars=10) as gateway:
@@ -70,7 +70,7 @@ async def test_idempotency_key_starts_a_turn_once(gateway: Gateway, db: asyncpg.
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
 
 
-async def test_idempotency_key_is_its_owners_alone(locked: Keyring) -> None:
+async def test_idempotency_keys_are_scoped_to_their_owner(locked: Keyring) -> None:
     for owner in ("ada", "bob"):
         await locked.make(owner)
     results = [await ask(locked.gateway, "Hello", headers=locked.headers(owner), meta=KEY) for owner in ("ada", "bob")]
@@ -78,7 +78,7 @@ async def test_idempotency_key_is_its_owners_alone(locked: Keyring) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, 7])
-async def test_idempotency_key_that_is_none_is_refused(gateway: Gateway, key: Any) -> None:
+async def test_invalid_idempotency_key_is_rejected(gateway: Gateway, key: Any) -> None:
     result = await ask(gateway, "Hello", meta=dict.fromkeys(KEY, key))
     assert (error_of(result)["code"], error_of(result)["param"]) == ("invalid_request", "_meta")
 

@@ -34,7 +34,7 @@ async def locked(database_url: str, simulator: Simulator, tools_url: str) -> Asy
         ({"X-API-Key": "kéy"}, 401),
     ],
 )
-async def test_key_is_asked_of_every_route_but_health_and_ready(
+async def test_all_routes_but_health_and_ready_require_the_key(
     locked: Gateway, headers: dict[str, str], status: int
 ) -> None:
     reply = await locked.get("/api/v1/tools", headers=headers)
@@ -45,18 +45,18 @@ async def test_key_is_asked_of_every_route_but_health_and_ready(
         assert (await locked.get(path, headers=headers)).status == 200
 
 
-async def test_key_that_nobody_asked_for_is_ignored(gateway: Gateway) -> None:
+async def test_credential_is_ignored_when_authentication_is_disabled(gateway: Gateway) -> None:
     assert (await gateway.get("/api/v1/models", headers={"Authorization": "Bearer whatever"})).status == 200
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [("https://app.example", True), ("https://evil.example", False)])
-async def test_only_named_origins_may_call_from_a_browser(locked: Gateway, origin: str, allowed: bool) -> None:
+async def test_only_configured_origins_pass_cors(locked: Gateway, origin: str, allowed: bool) -> None:
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
     async with locked.session.options(f"{locked.base_url}/api/v1/chat", headers=headers) as response:
         assert (response.headers.get("access-control-allow-origin") == origin) is allowed
 
 
-async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gateway, log_text: io.StringIO) -> None:
+async def test_logs_contain_no_prompt_answer_arguments_or_key(locked: Gateway, log_text: io.StringIO) -> None:
     headers = {"X-API-Key": KEY}
     locked.simulator.faults.add_faults(Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke"))
     for prompt in ("Add a task to feed the camel", "zebra"):
@@ -71,7 +71,7 @@ async def test_logs_hold_no_prompt_no_answer_no_arguments_and_no_key(locked: Gat
 
 
 @pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
-async def test_statement_that_fails_brings_no_row_into_the_log(database_url: str, log_text: io.StringIO) -> None:
+async def test_failed_sql_statement_logs_no_row_values(database_url: str, log_text: io.StringIO) -> None:
     database = Database(database_url)
     log = get_logger("test")
     row = {"hash": "geheim-hash", "prefix": "geheim-prefix", "name": "geheim\nname", "owner": "geheim-owner"}
@@ -104,7 +104,7 @@ async def test_statement_that_fails_brings_no_row_into_the_log(database_url: str
 
 
 @pytest.mark.parametrize("log_text", [False], indirect=True, ids=["terminal"])
-async def test_what_a_terminal_would_act_on_is_escaped(standing: Gateway, log_text: io.StringIO) -> None:
+async def test_terminal_control_characters_are_escaped_in_logs(standing: Gateway, log_text: io.StringIO) -> None:
     await standing.get("/y%1b%5b31mred%c2%9b%e2%80%ae%0aforged")
     log = get_logger("test")
     log.warning("said\x1b[2J", deep={"a\x1b": ["\u202e"]}, flat="x\x1b[31m")
@@ -120,7 +120,7 @@ async def test_what_a_terminal_would_act_on_is_escaped(standing: Gateway, log_te
 
 
 @pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
-def test_secrets_are_removed_from_whatever_is_logged(log_text: io.StringIO) -> None:
+def test_secrets_are_masked_in_logs(log_text: io.StringIO) -> None:
     log = get_logger("test")
     log.warning("said", api_key="abc", note="Bearer abcdefghijk and gsk_1234567890abcdef", url="postgres://u:p4ss@h/d")
     log.warning("said", note="agw_0123abcd_the-rest-of-a-key and eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl")
@@ -148,7 +148,7 @@ class Unspeakable(Exception):
 
 
 @pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
-def test_what_cannot_be_logged_harms_nobody_who_says_it(log_text: io.StringIO) -> None:
+def test_logging_failure_does_not_raise(log_text: io.StringIO) -> None:
     log = get_logger("test")
     try:
         raise Unspeakable

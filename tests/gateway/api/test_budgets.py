@@ -19,7 +19,7 @@ from tests.stack import TIMEOUTS, Gateway, serve_gateway
 TOOLS = "Add a task to rest"
 
 
-async def test_turn_beyond_the_budget_of_a_user_is_refused_until_the_day_is_over(
+async def test_turn_over_the_user_budget_is_rejected_until_the_next_day(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     budget = {"budget_tokens_per_day": 100, "budget_tokens_per_month": 100_000}
@@ -48,7 +48,7 @@ async def test_turn_beyond_the_budget_of_a_user_is_refused_until_the_day_is_over
         assert figures["user"]["budget"]["tokens_per_day"] == 100
 
 
-async def test_turn_ends_between_its_steps_when_the_budget_is_used_up(
+async def test_turn_fails_between_steps_when_the_budget_is_exhausted(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=1) as gateway:
@@ -62,7 +62,9 @@ async def test_turn_ends_between_its_steps_when_the_budget_is_used_up(
         assert (await gateway.chat(TOOLS)).status == 402
 
 
-async def test_deleting_turns_gives_nothing_back(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_deleting_turns_does_not_refund_the_budget(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
     async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_month=50) as gateway:
         turn = (await gateway.chat("hello", conversation_id="new")).body
         url = f"{gateway.base_url}/api/v1/conversations/{turn['conversation_id']}"
@@ -72,7 +74,7 @@ async def test_deleting_turns_gives_nothing_back(database_url: str, simulator: S
         assert (refused.status, "a month" in refused.body["error"]["message"]) == (402, True)
 
 
-async def test_turn_of_which_nothing_is_kept_counts_too(
+async def test_ephemeral_turn_counts_against_the_budget(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=50) as gateway:
@@ -83,7 +85,7 @@ async def test_turn_of_which_nothing_is_kept_counts_too(
     "budget",
     [Budget(tokens_per_day=9), Budget(tokens_per_month=9), Budget(usd_per_day=1e-9), Budget(usd_per_month=1e-9)],
 )  # fmt: skip
-async def test_key_has_its_own_budget_beside_its_owners(locked: Keyring, budget: Budget) -> None:
+async def test_key_budget_applies_in_addition_to_the_owner_budget(locked: Keyring, budget: Budget) -> None:
     other = await locked.make("ada")
     await locked.make("ada", budget=budget)
     assert [(await locked.chat("ada", "hello")).status for _ in range(2)] == [200, 402]
@@ -95,7 +97,7 @@ async def test_key_has_its_own_budget_beside_its_owners(locked: Keyring, budget:
     assert (await locked.post("ada", "/api/v1/keys", {})).status == 403  # it would be a second budget
 
 
-async def test_gateway_without_budgets_asks_the_database_nothing_about_them(gateway: Gateway) -> None:
+async def test_gateway_without_budgets_runs_no_budget_queries(gateway: Gateway) -> None:
     from sqlalchemy import event
 
     queries: list[str] = []
@@ -108,7 +110,7 @@ async def test_gateway_without_budgets_asks_the_database_nothing_about_them(gate
 # --- many at once
 
 
-async def test_turns_at_once_at_two_workers_overdraw_a_budget_by_one_step_at_most(
+async def test_concurrent_turns_on_two_workers_overdraw_a_budget_by_at_most_one_step(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url) as unbounded:
@@ -129,7 +131,7 @@ async def test_turns_at_once_at_two_workers_overdraw_a_budget_by_one_step_at_mos
         assert (told["tokens_today"], told["tokens_set_aside"]) == (3 * one, 0)
 
 
-async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
+async def test_running_step_reserves_its_maximum_cost_until_it_ends(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1))
@@ -154,7 +156,7 @@ async def test_what_a_running_step_may_cost_is_set_aside_until_it_ends(
         assert (await gateway.get("/api/v1/budget")).body["user"]["tokens_set_aside"] == 0
 
 
-async def test_turn_of_a_dead_worker_holds_nothing_for_ever(
+async def test_reservation_of_a_dead_worker_is_released(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     one, other = workers
@@ -191,7 +193,7 @@ async def test_turn_of_a_dead_worker_holds_nothing_for_ever(
     ],
     ids=["cut", "abort", "timeout", "silence"],
 )
-async def test_what_a_failed_turn_took_counts(
+async def test_usage_of_a_failed_turn_counts(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, fault: Fault,
     settings: dict[str, Any], code: str,
 ) -> None:  # fmt: skip
@@ -208,7 +210,7 @@ async def test_what_a_failed_turn_took_counts(
 
 
 @pytest.mark.parametrize("how", ["cancel", "hang up"])
-async def test_what_a_cancelled_turn_took_counts(
+async def test_usage_of_a_cancelled_turn_counts(
     database_url: str, tools_url: str, db: asyncpg.Connection, how: str
 ) -> None:
     async with (
@@ -229,7 +231,7 @@ async def test_what_a_cancelled_turn_took_counts(
         assert (await gateway.chat("hello")).status == 402
 
 
-async def test_answers_that_do_not_fit_their_form_count(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_usage_of_invalid_structured_outputs_counts(gateway: Gateway, db: asyncpg.Connection) -> None:
     form = {"response_format": {"type": "json_object"}, "tools": []}
     once = (await gateway.chat("Answer in JSON", **form)).body["usage"]
     gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", match="JSON"))
@@ -242,7 +244,7 @@ async def test_answers_that_do_not_fit_their_form_count(gateway: Gateway, db: as
     assert used["cost_usd"] > 0
 
 
-async def test_turn_that_no_model_took_costs_nothing(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_turn_without_a_model_response_costs_nothing(gateway: Gateway, db: asyncpg.Connection) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="status", status=500, times=9))
     assert (await gateway.chat("hello")).status == 503
     assert await db.fetchval("SELECT total_tokens FROM turn_usage") == 0

@@ -31,7 +31,7 @@ async def until_ended(db: asyncpg.Connection, turn_id: str) -> Any:
     return await eventually(ended)
 
 
-async def test_stream_tells_a_tool_using_turn_from_start_to_done(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_stream_reports_a_turn_with_tools_from_start_to_done(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.chat_stream("What is 23*19?")
     assert reply.status == 200
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -55,9 +55,7 @@ async def test_stream_tells_a_tool_using_turn_from_start_to_done(gateway: Gatewa
     assert (row["status"], row["prompt"], row["response"]) == ("completed", "What is 23*19?", reply.text)
 
 
-async def test_all_messages_of_a_turn_are_kept_with_its_calls_and_results(
-    gateway: Gateway, db: asyncpg.Connection
-) -> None:
+async def test_turn_is_stored_with_its_messages_and_tool_calls(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.chat_stream("What is 23*19?", temperature=0.3, user="label-1")
     row = await turn_row(db, reply.headers["x-turn-id"])
     roles = [message["role"] for message in json.loads(row["messages"])]
@@ -75,7 +73,9 @@ async def test_all_messages_of_a_turn_are_kept_with_its_calls_and_results(
     )
 
 
-async def test_collected_answer_holds_what_the_stream_tells(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_non_streamed_response_contains_answer_tool_calls_and_usage(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
     reply = await gateway.chat("What is 23*19?")
     body = reply.body
     assert reply.status == 200
@@ -108,7 +108,7 @@ async def test_tasks_are_added_listed_and_completed_over_several_steps(
     assert len(logs) == 3
 
 
-async def test_conversation_is_remembered_and_another_users_is_not_found(gateway: Gateway) -> None:
+async def test_conversation_is_continued_and_an_unknown_one_is_a_404(gateway: Gateway) -> None:
     first = await gateway.chat("My name is Ada", conversation_id="new")
     conversation = first.body["conversation_id"]
     assert conversation
@@ -121,7 +121,7 @@ async def test_conversation_is_remembered_and_another_users_is_not_found(gateway
         assert reply.body["error"]["param"] == "conversation_id"
 
 
-async def test_history_of_a_tool_using_turn_is_accepted_by_the_model(gateway: Gateway) -> None:
+async def test_model_accepts_the_history_of_a_turn_with_tools(gateway: Gateway) -> None:
     first = await gateway.chat("What is 23*19?", conversation_id="new")
     second = await gateway.chat("What did I ask before?", conversation_id=first.body["conversation_id"])
     assert second.body["response"].startswith("Before this you wrote: What is 23*19?")
@@ -140,7 +140,7 @@ async def test_history_of_a_tool_using_turn_is_accepted_by_the_model(gateway: Ga
         ([1, 2], None),
     ],
 )
-async def test_bad_request_is_a_422_that_names_what_is_wrong(standing: Gateway, body: Any, param: str | None) -> None:
+async def test_invalid_request_is_a_422_that_names_the_field(standing: Gateway, body: Any, param: str | None) -> None:
     for path in ("/api/v1/chat", "/api/v1/chat/stream"):
         reply = await standing.post(path, body)
         error = reply.body["error"]
@@ -150,14 +150,14 @@ async def test_bad_request_is_a_422_that_names_what_is_wrong(standing: Gateway, 
         assert error["request_id"] == reply.headers["x-request-id"]
 
 
-async def test_broken_json_is_a_422_in_the_same_shape(gateway: Gateway) -> None:
+async def test_invalid_json_is_a_422_in_the_error_format(gateway: Gateway) -> None:
     headers = {"content-type": "application/json"}
     async with gateway.session.post(f"{gateway.base_url}/api/v1/chat", data=b"{oops", headers=headers) as response:
         assert response.status == 422
         assert (await response.json())["error"]["message"] == "The body is not valid JSON."
 
 
-async def test_body_over_the_limit_is_a_413_declared_or_not(gateway: Gateway) -> None:
+async def test_body_over_the_limit_is_a_413_with_and_without_content_length(gateway: Gateway) -> None:
     async def chunks() -> Any:
         for _ in range(100):
             yield b" " * 65_536
@@ -170,7 +170,7 @@ async def test_body_over_the_limit_is_a_413_declared_or_not(gateway: Gateway) ->
 
 
 @pytest.mark.parametrize("path", ["/api/v1/chat", "/v1/chat/completions", "/v1/responses"])
-async def test_compressed_body_is_a_415_that_says_so(gateway: Gateway, path: str) -> None:
+async def test_compressed_body_is_a_415(gateway: Gateway, path: str) -> None:
     body = gzip.compress(b'{"messages":[{"role":"user","content":"Hello"}]}')
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     async with gateway.session.post(f"{gateway.base_url}{path}", data=body, headers=headers) as response:
@@ -180,7 +180,7 @@ async def test_compressed_body_is_a_415_that_says_so(gateway: Gateway, path: str
         assert "without Content-Encoding" in error["message"]
 
 
-async def test_request_id_is_taken_if_it_is_safe_and_made_if_not(gateway: Gateway) -> None:
+async def test_safe_request_id_is_used_and_an_unsafe_one_replaced(gateway: Gateway) -> None:
     kept = await gateway.get("/health", headers={"x-request-id": "abc-123"})
     made = await gateway.get("/health", headers={"x-request-id": "evil id"})
     assert kept.headers["x-request-id"] == "abc-123"
@@ -206,7 +206,7 @@ async def test_request_id_is_taken_if_it_is_safe_and_made_if_not(gateway: Gatewa
     ],
     ids=lambda value: f"{value.kind}-{value.status}" if isinstance(value, Fault) else str(value),
 )
-async def test_failure_before_the_first_token_is_a_status(
+async def test_failure_before_the_first_token_sets_the_http_status(
     gateway: Gateway, db: asyncpg.Connection, fault: Fault, status: int, code: str
 ) -> None:
     gateway.simulator.faults.add_faults(fault)
@@ -230,7 +230,7 @@ async def test_failure_before_the_first_token_is_a_status(
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else str(value),
 )
-async def test_failure_after_the_first_token_is_an_event_that_says_what_was_saved(
+async def test_failure_after_the_first_token_is_a_turn_failed_event(
     gateway: Gateway, db: asyncpg.Connection, fault: Fault, code: str
 ) -> None:
     gateway.simulator.faults.add_faults(fault)
@@ -244,7 +244,7 @@ async def test_failure_after_the_first_token_is_an_event_that_says_what_was_save
     assert reply.text
 
 
-async def test_passing_failure_is_asked_again_before_the_client_saw_anything(gateway: Gateway) -> None:
+async def test_transient_model_failure_is_retried_before_the_first_token(gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="status", status=503))
     reply = await gateway.chat_stream("Hello there")
     assert reply.status == 200
@@ -254,7 +254,7 @@ async def test_passing_failure_is_asked_again_before_the_client_saw_anything(gat
     assert reply.of("turn.completed")
 
 
-async def test_call_that_cannot_be_made_is_asked_for_again_and_in_the_end_becomes_a_result(gateway: Gateway) -> None:
+async def test_unreadable_tool_call_is_retried_and_then_becomes_an_error_result(gateway: Gateway) -> None:
     for kind in ("unknown_tool", "invalid_json_arguments", "bad_arguments"):
         gateway.simulator.faults.add_faults(Fault(kind=kind))
         reply = await gateway.chat_stream("What is 1+1?")
@@ -267,7 +267,7 @@ async def test_call_that_cannot_be_made_is_asked_for_again_and_in_the_end_become
         assert reply.of("turn.completed"), kind
 
 
-async def test_retired_model_is_answered_by_its_successor_with_a_warning(gateway: Gateway) -> None:
+async def test_retired_model_is_replaced_by_its_successor_with_a_warning(gateway: Gateway) -> None:
     reply = await gateway.chat("Hello", model="llama-3.3-70b-versatile")
     assert reply.body["model"] == "openai/gpt-oss-120b"
     assert "retired" in reply.body["warnings"][0]
@@ -275,7 +275,7 @@ async def test_retired_model_is_answered_by_its_successor_with_a_warning(gateway
     assert (missing.status, missing.body["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_only_allowed_tools_are_offered(gateway: Gateway) -> None:
+async def test_only_requested_tools_are_sent_to_the_model(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("What is 23*19?", tools=["list_tasks", "no_such_tool"])
     started = reply.of("turn.started")[0]
     assert started["tools"] == ["list_tasks"]
@@ -285,7 +285,7 @@ async def test_only_allowed_tools_are_offered(gateway: Gateway) -> None:
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["list_tasks"]
 
 
-async def test_the_same_prefix_is_sent_each_time_so_that_the_prompt_cache_holds(gateway: Gateway) -> None:
+async def test_prompt_prefix_is_identical_across_turns_for_the_prompt_cache(gateway: Gateway) -> None:
     await gateway.chat("What is 23*19?", conversation_id="new")
     reply = await gateway.chat_stream("What is 23*19?")
     assert reply.of("turn.completed")[0]["usage"]["cached_tokens"] > 0
@@ -302,7 +302,7 @@ async def test_endless_tool_use_ends_at_the_step_limit(database_url: str, simula
     assert (reply.body["finish_reason"], reply.body["steps"], len(reply.body["tool_calls"])) == ("step_limit", 3, 3)
 
 
-async def test_turn_over_its_deadline_fails_with_a_504_and_the_model_call_is_cancelled(
+async def test_turn_timeout_is_a_504_and_cancels_the_model_call(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     simulator.faults.add_faults(Fault(kind="slow_first_token"))
@@ -312,14 +312,14 @@ async def test_turn_over_its_deadline_fails_with_a_504_and_the_model_call_is_can
         await simulator.wait_until(lambda s: s.cancelled == 1)
 
 
-async def test_silent_model_is_given_up(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_idle_model_stream_times_out(database_url: str, simulator: Simulator, tools_url: str) -> None:
     simulator.faults.add_faults(Fault(kind="stall", after_chunks=5, times=99))
     async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=0.3) as gateway:
         reply = await gateway.chat_stream("count to 50")
     assert reply.of("turn.failed")[0]["error"]["code"] == "model_unavailable"
 
 
-async def test_client_that_hangs_up_cancels_the_model_call_and_leaves_its_partial_text(
+async def test_client_disconnect_cancels_the_model_call_and_stores_the_partial_text(
     database_url: str, tools_url: str, db: asyncpg.Connection
 ) -> None:
     async with (
@@ -337,7 +337,7 @@ async def test_client_that_hangs_up_cancels_the_model_call_and_leaves_its_partia
     assert len(row["response"]) < 1000
 
 
-async def test_client_that_hangs_up_on_the_collected_answer_cancels_too(
+async def test_client_disconnect_before_the_first_token_cancels_the_turn(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     simulator.faults.add_faults(Fault(kind="slow_first_token"))
@@ -353,7 +353,7 @@ async def test_client_that_hangs_up_on_the_collected_answer_cancels_too(
         await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM turns WHERE status = 'cancelled'"))
 
 
-async def test_turn_told_to_go_on_ends_without_its_client(
+async def test_turn_with_on_disconnect_continue_completes_after_a_disconnect(
     database_url: str, tools_url: str, db: asyncpg.Connection
 ) -> None:
     async with (
@@ -369,7 +369,7 @@ async def test_turn_told_to_go_on_ends_without_its_client(
     assert row["response"].endswith("299 300 (simulated)")
 
 
-async def test_stop_ends_streams_with_closing_and_the_kept_state_is_true(
+async def test_shutdown_ends_streams_with_stream_closing_and_releases_the_turn(
     database_url: str, tools_url: str, db: asyncpg.Connection
 ) -> None:
     async with (
@@ -392,7 +392,7 @@ async def test_stop_ends_streams_with_closing_and_the_kept_state_is_true(
         assert (await gateway.get("/ready")).status == 503
 
 
-async def test_short_turns_end_by_themselves_within_the_grace_of_a_stop(database_url: str, tools_url: str) -> None:
+async def test_short_turn_completes_within_the_shutdown_grace_period(database_url: str, tools_url: str) -> None:
     async with (
         serve_simulator(SimulatorSettings(tokens_per_second=500, first_token_delay=0)) as simulator,
         serve_gateway(database_url, simulator, tools_url) as gateway,
@@ -403,7 +403,9 @@ async def test_short_turns_end_by_themselves_within_the_grace_of_a_stop(database
         await stream.until("turn.completed")
 
 
-async def test_database_away_at_the_start_is_a_503_and_ready_says_so(simulator: Simulator, tools_url: str) -> None:
+async def test_unreachable_database_at_startup_is_a_503_and_fails_readiness(
+    simulator: Simulator, tools_url: str
+) -> None:
     nowhere = "postgresql+asyncpg://nobody@127.0.0.1:9/none"
     async with serve_gateway(nowhere, simulator, tools_url, timeouts=HURRIED) as gateway:
         reply = await gateway.chat("Hello")
@@ -414,7 +416,7 @@ async def test_database_away_at_the_start_is_a_503_and_ready_says_so(simulator: 
         assert (await gateway.get("/health")).status == 200
 
 
-async def test_model_answers_while_the_turns_start_is_written_and_nothing_is_seen_before(
+async def test_model_call_overlaps_the_turn_insert_and_no_output_precedes_its_commit(
     gateway: Gateway, db: asyncpg.Connection
 ) -> None:
     async with db.transaction():
@@ -427,7 +429,7 @@ async def test_model_answers_while_the_turns_start_is_written_and_nothing_is_see
     assert await db.fetchval("SELECT response FROM turns") == reply.body["response"] != ""
 
 
-async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
+async def test_model_call_is_cancelled_when_the_turn_cannot_be_stored(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     simulator.faults.add_faults(Fault(kind="slow_first_token"))
@@ -441,7 +443,7 @@ async def test_model_call_of_a_turn_that_cannot_be_kept_is_cancelled(
 
 
 @pytest.mark.parametrize("put_down", [False, True])
-async def test_turn_that_is_over_before_its_start_could_be_written_is_told_and_kept_as_failed(
+async def test_turn_that_ends_before_its_insert_commits_is_stored_as_failed(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection,
     put_down: bool,
 ) -> None:  # fmt: skip
@@ -460,9 +462,7 @@ async def test_turn_that_is_over_before_its_start_could_be_written_is_told_and_k
         assert "turn.completed" not in await db.fetchval("SELECT string_agg(payload, '') FROM turn_events")
 
 
-async def test_turn_that_goes_on_from_another_is_not_asked_without_its_past(
-    gateway: Gateway, db: asyncpg.Connection
-) -> None:
+async def test_turn_with_a_parent_waits_for_its_history(gateway: Gateway, db: asyncpg.Connection) -> None:
     first = (await gateway.chat("My name is Ada.")).body["turn_id"]
     async with db.transaction():
         await db.execute("LOCK TABLE turns IN SHARE MODE")
@@ -481,7 +481,7 @@ async def test_gateway_serves_while_the_tool_server_is_down(database_url: str, s
         assert ready.body["mcp_servers"][0]["state"] == "down"
 
 
-async def test_two_hundred_streams_at_once_all_end_whole(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_two_hundred_concurrent_streams_complete(gateway: Gateway, db: asyncpg.Connection) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         crowd = Gateway(gateway.base_url, session, gateway.state, gateway.simulator)

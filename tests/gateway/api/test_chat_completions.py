@@ -45,7 +45,7 @@ def text(chunks: list[Any]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-async def test_tools_run_inside_and_do_not_leak(client: openai.AsyncOpenAI) -> None:
+async def test_gateway_tool_calls_are_not_returned_as_tool_calls(client: openai.AsyncOpenAI) -> None:
     answer = await ask(client)
     message = answer.choices[0].message
     assert "437" in message.content
@@ -56,7 +56,7 @@ async def test_tools_run_inside_and_do_not_leak(client: openai.AsyncOpenAI) -> N
     assert (ran["tool"], ran["arguments"], ran["outcome"]) == ("calculator", {"expression": "23*19"}, "ok")
 
 
-async def test_stream_has_one_id_one_role_one_end_and_the_same_text(client: openai.AsyncOpenAI) -> None:
+async def test_stream_chunks_share_one_id_and_equal_the_full_response(client: openai.AsyncOpenAI) -> None:
     chunks = await chunks_of(client, stream_options={"include_usage": True})
     assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
@@ -73,7 +73,9 @@ async def test_stream_has_one_id_one_role_one_end_and_the_same_text(client: open
     assert told == ["tool.call", "tool.result"]
 
 
-async def test_every_turn_is_kept(client: openai.AsyncOpenAI, gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_turn_is_stored_unless_store_is_false(
+    client: openai.AsyncOpenAI, gateway: Gateway, db: asyncpg.Connection
+) -> None:
     answer = await ask(client, user="a label", metadata={"case": "7"})
     turn = (await gateway.get(f"/api/v1/turns/{answer.model_extra['x_gateway']['turn_id']}")).body
     assert (turn["user_label"], turn["response"]) == ("a label", answer.choices[0].message.content)
@@ -82,7 +84,7 @@ async def test_every_turn_is_kept(client: openai.AsyncOpenAI, gateway: Gateway, 
     assert await db.fetchval("SELECT count(*) FROM turns WHERE prompt LIKE '%secret%'") == 0
 
 
-async def test_whole_chat_is_sent_back_with_what_answers_hold(client: openai.AsyncOpenAI) -> None:
+async def test_client_can_send_back_the_full_message_history(client: openai.AsyncOpenAI) -> None:
     first = await ask(client, {"role": "user", "content": "My name is Ada."})
     messages = [
         {"role": "developer", "content": "Be kind."},
@@ -96,7 +98,7 @@ async def test_whole_chat_is_sent_back_with_what_answers_hold(client: openai.Asy
 # --- tools of the client
 
 
-async def test_clients_tool_goes_back_to_the_client_and_its_result_comes_in(client: openai.AsyncOpenAI) -> None:
+async def test_client_side_tool_call_round_trip(client: openai.AsyncOpenAI) -> None:
     prompt = {"role": "user", "content": 'call get_weather with {"city": "Oslo"}'}
     first = await ask(client, prompt, tools=[WEATHER])
     assert first.choices[0].finish_reason == "tool_calls"
@@ -108,7 +110,7 @@ async def test_clients_tool_goes_back_to_the_client_and_its_result_comes_in(clie
     assert second.choices[0].finish_reason == "stop"
 
 
-async def test_gateways_and_clients_tools_work_in_one_step_and_no_result_is_lost(
+async def test_gateway_and_client_tools_in_one_step_keep_all_results(
     client: openai.AsyncOpenAI, gateway: Gateway, db: asyncpg.Connection
 ) -> None:
     calls: Any = [
@@ -136,7 +138,7 @@ async def test_gateways_and_clients_tools_work_in_one_step_and_no_result_is_lost
     assert sent[4]["content"] == "Snow."
 
 
-async def test_hidden_work_of_another_user_stays_hidden(
+async def test_tool_history_of_another_user_is_not_restored(
     client: openai.AsyncOpenAI, gateway: Gateway, db: asyncpg.Connection
 ) -> None:
     prompt = {"role": "user", "content": 'call get_weather with {"city": "Oslo"}'}
@@ -148,7 +150,9 @@ async def test_hidden_work_of_another_user_stays_hidden(
     assert len(gateway.simulator.requests[-1]["messages"]) == 4
 
 
-async def test_call_without_a_result_is_told_to_the_model(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_tool_call_without_a_result_is_reported_to_the_model(
+    client: openai.AsyncOpenAI, gateway: Gateway
+) -> None:
     prompt = {"role": "user", "content": 'call get_weather with {"city": "Oslo"}'}
     first = await ask(client, prompt, tools=[WEATHER])
     await ask(client, prompt, first.choices[0].message.model_dump(), {"role": "user", "content": "Never mind."})
@@ -163,7 +167,9 @@ async def test_call_without_a_result_is_told_to_the_model(client: openai.AsyncOp
         ("none", None),
     ],
 )
-async def test_tool_choice_works_over_both(client: openai.AsyncOpenAI, choice: Any, called: str | None) -> None:
+async def test_tool_choice_applies_to_client_and_gateway_tools(
+    client: openai.AsyncOpenAI, choice: Any, called: str | None
+) -> None:
     answer = await ask(client, {"role": "user", "content": "Hello"}, tools=[WEATHER], tool_choice=choice)
     calls = answer.choices[0].message.tool_calls or []
     assert [call.function.name for call in calls] == ([called] if called else [])
@@ -184,7 +190,7 @@ async def test_tool_choice_works_over_both(client: openai.AsyncOpenAI, choice: A
         ),
     ],
 )
-async def test_gateways_tools_are_chosen_by_header_or_body(
+async def test_gateway_tools_are_selected_by_header_or_body(
     client: openai.AsyncOpenAI, gateway: Gateway, options: Any, offered: set[str]
 ) -> None:
     await ask(client, **options)
@@ -192,7 +198,7 @@ async def test_gateways_tools_are_chosen_by_header_or_body(
     assert {tool["function"]["name"] for tool in sent} == offered
 
 
-async def test_clients_tool_stands_before_one_of_ours_of_the_same_name(client: openai.AsyncOpenAI) -> None:
+async def test_client_tool_takes_precedence_over_a_gateway_tool_of_the_same_name(client: openai.AsyncOpenAI) -> None:
     own = {"type": "function", "function": {**WEATHER["function"], "name": "calculator"}}
     answer = await ask(client, tools=[own])
     assert answer.choices[0].message.tool_calls[0].function.name == "calculator"
@@ -207,7 +213,7 @@ class Sum(BaseModel):
 
 
 @pytest.mark.parametrize("tools", ["all", "none"])
-async def test_answer_fits_the_schema_after_the_tools_have_worked(
+async def test_answer_after_tool_calls_matches_the_schema(
     client: openai.AsyncOpenAI, gateway: Gateway, tools: str
 ) -> None:
     parsed = await client.chat.completions.parse(
@@ -221,20 +227,20 @@ async def test_answer_fits_the_schema_after_the_tools_have_worked(
     assert [call["tool"] for call in ran] == (["calculator"] if tools == "all" else [])
 
 
-async def test_stream_of_a_structured_answer_holds_nothing_but_it(client: openai.AsyncOpenAI) -> None:
+async def test_stream_of_a_structured_answer_contains_only_the_json(client: openai.AsyncOpenAI) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
     assert Sum.model_validate_json(text(await chunks_of(client, response_format=schema)))
     assert json.loads(text(await chunks_of(client, response_format={"type": "json_object"})))
 
 
-async def test_draft_that_fits_already_is_not_asked_for_again(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_valid_draft_is_not_requested_again(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="text", text='{"answer": 42}'))
     answer = await ask(client, {"role": "user", "content": "Hello"}, response_format={"type": "json_object"})
     assert json.loads(answer.choices[0].message.content) == {"answer": 42}
     assert len(gateway.simulator.requests) == 1
 
 
-async def test_answer_that_does_not_fit_is_asked_for_once_more_and_then_fails_with_its_code(
+async def test_invalid_structured_output_is_retried_once_and_then_fails(
     client: openai.AsyncOpenAI, gateway: Gateway
 ) -> None:
     schema: Any = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
@@ -275,7 +281,7 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:60])
-async def test_bad_request_is_a_400_in_openais_shape_that_names_the_field(
+async def test_invalid_request_is_a_400_in_the_openai_format_that_names_the_field(
     standing: Gateway, body: dict[str, Any], param: str | None
 ) -> None:
     reply = await standing.post("/v1/chat/completions", {"model": MODEL, "messages": [USER], **body})
@@ -289,7 +295,7 @@ async def test_bad_request_is_a_400_in_openais_shape_that_names_the_field(
 @pytest.mark.parametrize(
     "path", ["/v1/chat/completions", "/v1/responses", "/api/v1/chat", "/stream", "/api/chat/stream"]
 )
-async def test_absurd_sizes_are_refused_in_each_formats_shape(standing: Gateway, path: str) -> None:
+async def test_oversized_requests_are_rejected_in_the_format_of_each_api(standing: Gateway, path: str) -> None:
     huge = await standing.post(path, {"prompt": "x" * 5_000_000})
     assert (huge.status, huge.body["error"]["code"]) == (413, "payload_too_large")
     assert ("type" in huge.body["error"]) is path.startswith("/v1/")
@@ -298,13 +304,13 @@ async def test_absurd_sizes_are_refused_in_each_formats_shape(standing: Gateway,
     assert many.status == (400 if path.startswith("/v1/") else 422)
 
 
-async def test_broken_json_and_unknown_routes_have_openais_shape(gateway: Gateway) -> None:
+async def test_invalid_json_and_unknown_routes_return_openai_errors(gateway: Gateway) -> None:
     async with gateway.session.post(f"{gateway.base_url}/v1/chat/completions", data=b"{") as response:
         assert (response.status, (await response.json())["error"]["type"]) == (400, "invalid_request_error")
     assert (await gateway.get("/v1/no/such/route")).body["error"]["type"] == "invalid_request_error"
 
 
-async def test_sdk_raises_the_error_that_fits(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_sdk_raises_the_matching_error_class(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         await client.chat.completions.create(model="no-such-model", messages=[USER])
     assert missing.value.code == "model_not_found"
@@ -316,14 +322,16 @@ async def test_sdk_raises_the_error_that_fits(client: openai.AsyncOpenAI, gatewa
     assert limited.value.response.headers["retry-after"] == "30"
 
 
-async def test_failure_in_the_middle_raises_in_the_sdk(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_mid_stream_failure_raises_in_the_sdk(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=40))
     with pytest.raises(openai.APIError) as caught:
         await chunks_of(client, {"role": "user", "content": "count to 200"})
     assert caught.value.code == "model_stream_broken"
 
 
-async def test_key_goes_as_bearer(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_sdk_api_key_is_accepted_as_a_bearer_token(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
     async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
         for key, right in (("the-right-key-16", True), ("wrong", False)):
             async with openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key=key) as client:
@@ -334,7 +342,7 @@ async def test_key_goes_as_bearer(database_url: str, simulator: Simulator, tools
                         await client.models.list()
 
 
-async def test_models_are_listed_and_found(client: openai.AsyncOpenAI) -> None:
+async def test_models_are_listed_and_retrieved(client: openai.AsyncOpenAI) -> None:
     listed = [model.id async for model in client.models.list()]
     assert MODEL in listed
     assert (await client.models.retrieve(MODEL)).owned_by == "OpenAI"
@@ -342,7 +350,7 @@ async def test_models_are_listed_and_found(client: openai.AsyncOpenAI) -> None:
         await client.models.retrieve("no/such/model")
 
 
-async def test_client_that_leaves_cancels_the_turn(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_client_disconnect_cancels_the_turn(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
     stream = await ask(client, {"role": "user", "content": "count to 1000"}, stream=True)
     await anext(aiter(stream))
@@ -350,14 +358,14 @@ async def test_client_that_leaves_cancels_the_turn(client: openai.AsyncOpenAI, g
     await gateway.simulator.wait_until(lambda simulator: simulator.cancelled == 1)
 
 
-async def test_idempotency_key_answers_with_the_same_turn(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+async def test_idempotency_key_returns_the_same_turn(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
     options = {"extra_headers": {"Idempotency-Key": "k1"}}
     assert (await ask(client, **options)).id == (await ask(client, **options)).id
     assert text(await chunks_of(client, **options))
     assert await db.fetchval("SELECT count(*) FROM turns") == 1
 
 
-async def test_turn_that_waits_for_approval_ends_the_answer_and_says_so(client: openai.AsyncOpenAI) -> None:
+async def test_turn_waiting_for_approval_ends_the_response_with_input_required(client: openai.AsyncOpenAI) -> None:
     options = {"extra_body": {"x_gateway": {"approval": "always"}}}
     answer = await ask(client, **options)
     assert answer.model_extra["x_gateway"]["inputs"][0]["kind"] == "approval"
@@ -369,14 +377,14 @@ async def test_turn_that_waits_for_approval_ends_the_answer_and_says_so(client: 
 # --- other clients
 
 
-async def test_groqs_own_sdk_works_by_base_url_alone(gateway: Gateway) -> None:
+async def test_groq_sdk_works_with_only_a_base_url(gateway: Gateway) -> None:
     async with groq.AsyncGroq(base_url=gateway.base_url, api_key="none") as client:
         assert "437" in (await ask(client)).choices[0].message.content
         assert "437" in text(await chunks_of(client))
         assert MODEL in [model.id for model in (await client.models.list()).data]
 
 
-async def test_langchain_chats_streams_and_brings_tools(gateway: Gateway) -> None:
+async def test_langchain_supports_chat_streaming_tools_and_structured_output(gateway: Gateway) -> None:
     chat = ChatOpenAI(model=MODEL, base_url=f"{gateway.base_url}/v1", api_key=SecretStr("none"))
     assert "437" in str((await chat.ainvoke("What is 23*19?")).content)
     whole: AIMessageChunk | None = None

@@ -18,7 +18,7 @@ LAX = "negative_data_rejection,positive_data_acceptance"
 
 
 @pytest.mark.parametrize(("caller", "examples"), [("admin", 2), ("nobody", 1)])
-async def test_no_request_makes_a_server_error_or_an_undeclared_answer(
+async def test_generated_requests_cause_no_server_error_or_undeclared_response(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path, caller: str, examples: int
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_enabled=False) as gateway:
@@ -46,7 +46,7 @@ CHAT = r'{"messages": [{"role": "user", "content": %s}]}'
         ("/mcp", f'{{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {{"a": "{HALF}"}}}}'),
     ],
 )
-async def test_half_a_character_is_the_clients_fault_and_harms_nobody(standing: Gateway, path: str, body: str) -> None:
+async def test_lone_surrogate_is_rejected_as_a_client_error(standing: Gateway, path: str, body: str) -> None:
     headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
     url = f"{standing.base_url}{path}"
     raw = body.replace(HALF, "\ud800")
@@ -61,7 +61,7 @@ async def test_half_a_character_is_the_clients_fault_and_harms_nobody(standing: 
     assert {server.state for server in standing.state.toolbox.servers() if server.name == "tools"} == {"up"}
 
 
-async def test_character_that_postgres_does_not_keep_is_replaced(gateway: Gateway) -> None:
+async def test_nul_character_is_replaced(gateway: Gateway) -> None:
     metadata = {"nul": "a\x00b", "text": "c\\u0000d"}
     response = (await gateway.post("/v1/responses", {"input": "Hello", "metadata": metadata})).body
     kept = (await gateway.get(f"/v1/responses/{response['id']}")).body

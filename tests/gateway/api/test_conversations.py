@@ -21,7 +21,7 @@ async def call(gateway: Gateway, method: str, path: str, body: Any = None) -> tu
         return response.status, await response.json() if response.status != 204 else None, response.headers
 
 
-async def test_they_are_listed_newest_first_page_by_page(gateway: Gateway) -> None:
+async def test_conversations_are_listed_newest_first_in_pages(gateway: Gateway) -> None:
     ids = [(await begin(gateway, f"Prompt {n}"))[0] for n in range(5)]
     first = (await gateway.get("/api/v1/conversations?limit=3")).body
     assert [c["title"] for c in first["conversations"]] == ["Prompt 4", "Prompt 3", "Prompt 2"]
@@ -30,7 +30,7 @@ async def test_they_are_listed_newest_first_page_by_page(gateway: Gateway) -> No
     assert rest["next"] is None
 
 
-async def test_one_is_shown_renamed_exported_and_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_conversation_is_shown_renamed_exported_and_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
     conversation_id, turn_id = await begin(gateway, "What is 23*19?")
     path = f"/api/v1/conversations/{conversation_id}"
     _, shown, _ = await call(gateway, "GET", path)
@@ -46,9 +46,7 @@ async def test_one_is_shown_renamed_exported_and_deleted(gateway: Gateway, db: a
     assert (await call(gateway, "GET", path))[0] == 404
 
 
-async def test_running_turn_is_stopped_before_its_conversation_goes(
-    workers: list[Gateway], db: asyncpg.Connection
-) -> None:
+async def test_deleting_a_conversation_cancels_its_running_turn(workers: list[Gateway], db: asyncpg.Connection) -> None:
     one, other = workers
     async with one.stream("count to 5000", conversation_id="new") as stream:
         started = (await stream.until("turn.started")).data
@@ -59,7 +57,7 @@ async def test_running_turn_is_stopped_before_its_conversation_goes(
     assert await db.fetchval("SELECT count(*) FROM turns") == 0
 
 
-async def test_those_of_others_are_not_found(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_conversations_of_other_users_are_not_found(gateway: Gateway, db: asyncpg.Connection) -> None:
     conversation_id, turn_id = await begin(gateway)
     await db.execute("UPDATE conversations SET owner = 'somebody else'")
     await db.execute("UPDATE turns SET owner = 'somebody else'")
@@ -75,7 +73,9 @@ async def test_those_of_others_are_not_found(gateway: Gateway, db: asyncpg.Conne
 # --- one turn at a time
 
 
-async def test_second_turn_waits_for_the_first_and_knows_it(workers: list[Gateway], db: asyncpg.Connection) -> None:
+async def test_second_turn_waits_for_the_first_and_sees_its_messages(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
     one, other = workers
     conversation_id, _ = await begin(one, "Hello")
     async with one.stream("count to 100", conversation_id=conversation_id) as stream:
@@ -91,7 +91,7 @@ async def test_second_turn_waits_for_the_first_and_knows_it(workers: list[Gatewa
     assert first.data["steps"] == 1
 
 
-async def test_many_at_once_make_one_line(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_concurrent_turns_of_a_conversation_form_one_chain(gateway: Gateway, db: asyncpg.Connection) -> None:
     conversation_id, _ = await begin(gateway)
     asking = [gateway.chat(f"Prompt {n}", conversation_id=conversation_id) for n in range(8)]
     replies = await asyncio.gather(*asking)
@@ -101,7 +101,7 @@ async def test_many_at_once_make_one_line(gateway: Gateway, db: asyncpg.Connecti
     assert await db.fetchval("SELECT count(*) FROM turns WHERE busy_conversation_id IS NOT NULL") == 0
 
 
-async def test_second_turn_may_be_refused_instead(workers: list[Gateway]) -> None:
+async def test_second_turn_is_rejected_with_if_busy_reject(workers: list[Gateway]) -> None:
     one, other = workers
     conversation_id, _ = await begin(one, "Hello")
     async with one.stream("count to 500", conversation_id=conversation_id) as stream:
@@ -112,14 +112,14 @@ async def test_second_turn_may_be_refused_instead(workers: list[Gateway]) -> Non
     assert (await other.chat("Hello", conversation_id=conversation_id, if_busy="reject")).status == 200
 
 
-async def test_turn_that_waits_for_a_person_keeps_its_conversation(gateway: Gateway) -> None:
+async def test_turn_waiting_for_input_keeps_its_conversation_busy(gateway: Gateway) -> None:
     waiting = await gateway.chat("Add a task to buy milk", conversation_id="new", approval="always")
     refused = await gateway.chat("Hello", conversation_id=waiting.body["conversation_id"])
     assert (refused.status, refused.body["error"]["code"]) == (409, "conversation_busy")
     assert "waits for an answer" in refused.body["error"]["message"]
 
 
-async def test_failed_turn_frees_its_conversation_and_is_left_out(gateway: Gateway) -> None:
+async def test_failed_turn_frees_its_conversation_and_is_omitted_from_history(gateway: Gateway) -> None:
     conversation_id, _ = await begin(gateway)
     gateway.simulator.faults.add_faults(Fault(kind="status", status=401))
     assert (await gateway.chat("zebra", conversation_id=conversation_id)).status == 502
@@ -130,7 +130,7 @@ async def test_failed_turn_frees_its_conversation_and_is_left_out(gateway: Gatew
 # --- branches
 
 
-async def test_turn_may_be_asked_again_or_otherwise_and_history_follows_the_branch(gateway: Gateway) -> None:
+async def test_history_follows_the_branch_of_the_parent_turn(gateway: Gateway) -> None:
     conversation_id, first = await begin(gateway, "Prompt one")
     second = (await gateway.chat("Prompt two", conversation_id=conversation_id)).body["turn_id"]
     edited = (await gateway.chat("Prompt other", parent_turn_id=first)).body
@@ -145,7 +145,7 @@ async def test_turn_may_be_asked_again_or_otherwise_and_history_follows_the_bran
     assert prompts == ["Prompt one", "Prompt two", "What did I ask?"]
 
 
-async def test_branches_may_run_at_once(workers: list[Gateway]) -> None:
+async def test_branches_run_concurrently(workers: list[Gateway]) -> None:
     one, other = workers
     _, first = await begin(one)
     async with one.stream("count to 100", parent_turn_id=first) as stream:
@@ -154,13 +154,13 @@ async def test_branches_may_run_at_once(workers: list[Gateway]) -> None:
         await stream.until("turn.completed")
 
 
-async def test_turn_that_has_not_ended_cannot_be_gone_on_from(gateway: Gateway) -> None:
+async def test_unfinished_turn_cannot_be_a_parent(gateway: Gateway) -> None:
     waiting = await gateway.chat("Add a task to buy milk", approval="always")
     refused = await gateway.chat("Hello", parent_turn_id=waiting.body["turn_id"])
     assert (refused.status, refused.body["error"]["param"]) == (409, "parent_turn_id")
 
 
-async def test_turn_of_another_conversation_cannot_be_gone_on_from_in_this_one(gateway: Gateway) -> None:
+async def test_turn_of_another_conversation_cannot_be_a_parent(gateway: Gateway) -> None:
     conversation_id, first = await begin(gateway)
     _, other = await begin(gateway)
     alone = (await gateway.chat("Hello")).body["turn_id"]
@@ -171,6 +171,6 @@ async def test_turn_of_another_conversation_cannot_be_gone_on_from_in_this_one(g
 
 
 @pytest.mark.parametrize("body", [{"title": ""}, {"title": 1}, {"name": "x"}, {}])
-async def test_bad_change_is_a_422(standing: Gateway, body: Any) -> None:
+async def test_invalid_update_is_a_422(standing: Gateway, body: Any) -> None:
     conversation_id, _ = await begin(standing)
     assert (await call(standing, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422

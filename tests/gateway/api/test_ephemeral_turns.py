@@ -19,7 +19,7 @@ async def everything(db: asyncpg.Connection) -> str:
     return "\n".join(row["row"] for row in rows)
 
 
-async def test_only_figures_are_kept(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_only_usage_figures_are_stored(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.chat_stream(
         "What is 23*19, zebra?", store=False, system="Speak of camels.", user="a label", tools=["calculator"]
     )
@@ -36,13 +36,13 @@ async def test_only_figures_are_kept(gateway: Gateway, db: asyncpg.Connection) -
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
 
 
-async def test_view_says_that_it_was_not_kept(gateway: Gateway) -> None:
+async def test_turn_view_reports_store_false(gateway: Gateway) -> None:
     reply = await gateway.chat("What is 23*19?", store=False)
     view = (await gateway.get(f"/api/v1/turns/{reply.headers['x-turn-id']}")).body
     assert (view["store"], view["status"], view["prompt"], view["messages"]) == (False, "completed", "", [])
 
 
-async def test_it_is_followed_from_memory_while_it_runs_and_not_after(
+async def test_ephemeral_turn_can_be_followed_only_while_it_runs(
     workers: list[Gateway], slow_simulator: Simulator
 ) -> None:
     gateway = workers[0]
@@ -60,7 +60,7 @@ async def test_it_is_followed_from_memory_while_it_runs_and_not_after(
     assert (late.status, late.body["error"]["code"]) == (409, "turn_not_kept")
 
 
-async def test_cancel_reaches_it_from_the_other_worker(
+async def test_ephemeral_turn_is_cancelled_from_another_worker(
     gateway: Gateway, database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with (
@@ -76,14 +76,16 @@ async def test_cancel_reaches_it_from_the_other_worker(
         assert reply.body["status"] == "cancelled"
 
 
-async def test_call_that_needs_a_person_is_not_made(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_tool_call_that_needs_approval_is_denied(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.chat("Add a task to buy milk", store=False, approval="always")
     assert reply.body["finish_reason"] == "stop"
     assert reply.body["tool_calls"][0]["outcome"] == "denied"
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
-async def test_shutdown_ends_it_and_says_so(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_shutdown_cancels_an_ephemeral_turn_with_server_stopping(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
     async with gateway.stream("count to 100000", store=False) as stream:
         await stream.until("text.delta")
         stopping = asyncio.create_task(gateway.state.stop(0))
@@ -93,7 +95,7 @@ async def test_shutdown_ends_it_and_says_so(gateway: Gateway, db: asyncpg.Connec
     assert await db.fetchval("SELECT status FROM turns") == "cancelled"
 
 
-async def test_turn_of_a_dead_worker_is_said_to_be_lost(
+async def test_ephemeral_turn_of_a_dead_worker_fails_with_turn_lost(
     gateway: Gateway, database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     await db.execute(
@@ -107,7 +109,9 @@ async def test_turn_of_a_dead_worker_is_said_to_be_lost(
     assert await db.fetchval("SELECT error->>'code' FROM turns") == "turn_lost"
 
 
-async def test_it_cannot_begin_a_conversation_but_may_read_one(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_ephemeral_turn_can_read_a_conversation_but_not_start_one(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
     refused = await gateway.chat("Hello", store=False, conversation_id="new")
     assert refused.status == 422
     assert "cannot start a conversation" in refused.body["error"]["message"]
@@ -120,7 +124,7 @@ async def test_it_cannot_begin_a_conversation_but_may_read_one(gateway: Gateway,
 
 
 @pytest.mark.parametrize("store", [True, False])
-async def test_both_kinds_tell_the_same_events(gateway: Gateway, store: bool) -> None:
+async def test_ephemeral_and_stored_turns_send_the_same_events(gateway: Gateway, store: bool) -> None:
     def kinds(events: list[Event]) -> list[Any]:
         return [(event.id, event.type) for event in events if event.type != "text.delta"][:6]
 

@@ -44,7 +44,7 @@ RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
         (None, "unknown"),
     ],
 )
-def test_source_of_a_request_is_an_address_written_in_one_way_or_unknown(client: Any, source: str) -> None:
+def test_source_address_is_normalized_or_unknown(client: Any, source: str) -> None:
     assert get_source_address({"client": client}) == source
 
 
@@ -52,7 +52,7 @@ def test_source_of_a_request_is_an_address_written_in_one_way_or_unknown(client:
 
 
 @pytest.mark.parametrize("glob", ["add_task", "add_*", "tools/add_task"])
-async def test_denied_tool_is_there_for_nobody_whatever_allows_it(
+async def test_denied_tool_is_unavailable_despite_allow_lists(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, glob: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, tools_deny=(glob,)) as gateway:
@@ -117,9 +117,7 @@ async def sly(database_url: str, simulator: Simulator) -> AsyncGenerator[Gateway
         yield gateway
 
 
-async def test_hidden_characters_of_tool_results_reach_neither_people_nor_models(
-    sly: Gateway, simulator: Simulator
-) -> None:
+async def test_hidden_characters_are_removed_from_tool_results(sly: Gateway, simulator: Simulator) -> None:
     told = (await sly.post("/api/v1/tools/whisper", {})).body
     assert told["content"] == [{"type": "text", "text": SEEN}]
     assert (await sly.post("/api/v1/tools/figures", {})).body["structured"] == {"of": [SEEN], SEEN: 1}
@@ -150,7 +148,7 @@ async def test_hidden_characters_of_tool_results_reach_neither_people_nor_models
     ],
     ids=["selectors", "first-selectors", "widthless", "joiners", "runs", "dcs", "osc", "short", "nested"],
 )
-def test_nothing_that_people_do_not_see_stays(hidden: str, seen: str) -> None:
+def test_invisible_characters_are_removed(hidden: str, seen: str) -> None:
     assert sanitize_text(hidden) == seen
 
 
@@ -165,7 +163,7 @@ def test_nothing_that_people_do_not_see_stays(hidden: str, seen: str) -> None:
     ],
     ids=["plain", "presentation", "families", "tones", "persian", "hindi", "others"],
 )  # fmt: skip
-def test_text_that_needs_joiners_and_selectors_keeps_them(text: str) -> None:
+def test_meaningful_joiners_and_variation_selectors_stay(text: str) -> None:
     assert sanitize_text(text) == text
 
 
@@ -190,7 +188,7 @@ async def kept(db: asyncpg.Connection) -> str:
     return "\n".join(row["row"] for found in rows for row in found)
 
 
-async def test_what_rules_find_is_stored_nowhere_and_goes_to_no_tool(discreet: Gateway, db: asyncpg.Connection) -> None:
+async def test_redacted_text_is_not_stored_and_not_sent_to_tools(discreet: Gateway, db: asyncpg.Connection) -> None:
     prompt = f"Add a task to write to {EMAIL} about card {CARD}"
     stream = await discreet.chat_stream(prompt, conversation_id="new", system=f"You help {EMAIL}.")
     assert stream.of("turn.completed")
@@ -209,7 +207,7 @@ async def test_what_rules_find_is_stored_nowhere_and_goes_to_no_tool(discreet: G
     assert EMAIL not in await kept(db)
 
 
-async def test_what_is_asked_and_answered_is_redacted_too(discreet: Gateway, db: asyncpg.Connection) -> None:
+async def test_questions_and_answers_are_redacted(discreet: Gateway, db: asyncpg.Connection) -> None:
     asked = (await discreet.chat(f"Add a task to write to {EMAIL}", approval="always")).body
     [question] = asked["inputs"]
     assert EMAIL not in await kept(db)
@@ -228,7 +226,7 @@ async def test_what_is_asked_and_answered_is_redacted_too(discreet: Gateway, db:
     assert "input.accept" in whole
 
 
-async def test_text_in_pieces_is_redacted_as_a_whole(
+async def test_text_split_over_stream_chunks_is_redacted(
     discreet: Gateway, simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     answer = f"Write to {EMAIL}, please. And use the key gsk_abcdefghijklmnop0123."
@@ -246,7 +244,7 @@ async def test_text_in_pieces_is_redacted_as_a_whole(
     assert "lovelace" not in again
 
 
-async def test_whatever_a_request_brings_is_stored_redacted(discreet: Gateway, db: asyncpg.Connection) -> None:
+async def test_all_request_fields_are_stored_redacted(discreet: Gateway, db: asyncpg.Connection) -> None:
     of = f"of {EMAIL}"
     schema = {"type": "object", "properties": {EMAIL: {"type": "integer", "maximum": 9007199254740991, "title": of}}}
     response = await discreet.post(
@@ -274,7 +272,7 @@ async def test_whatever_a_request_brings_is_stored_redacted(discreet: Gateway, d
     assert maximum == 9007199254740991
 
 
-def test_arguments_are_redacted_whatever_they_are_called() -> None:
+def test_tool_arguments_are_redacted_in_keys_and_values() -> None:
     rules = load_rules(RULES)
     given = {"data": f"mail {EMAIL}", "blob": [EMAIL], EMAIL: 1, "x@lovelace.example": 2, "n": 4111111111111111}
     assert rules.redact_value(given) == {
@@ -289,7 +287,7 @@ def test_arguments_are_redacted_whatever_they_are_called() -> None:
     assert rules.redact_value(others) == others
 
 
-def test_base64_of_content_stays_and_nothing_else_does() -> None:
+def test_only_base64_content_is_exempt_from_redaction() -> None:
     rules = load_rules(RULES)
     image = {"type": "image", "data": "sk/sk-abcdefghijklmnop==", "mimeType": "image/png"}
     file = {"type": "resource", "resource": {"uri": "a://b", "blob": "sk/sk-abcdefghijklmnop"}}
@@ -302,7 +300,7 @@ def test_base64_of_content_stays_and_nothing_else_does() -> None:
 @pytest.mark.parametrize(
     "part", ["a", "eyJ-", "a@", "a.", "a@b", "sk-", "1", "1 ", "AB12", "AB12 CDE ", "eyJaaaaaaaa."]
 )
-def test_long_texts_are_redacted_in_no_time(part: str) -> None:
+def test_long_texts_are_redacted_in_linear_time(part: str) -> None:
     rules = load_rules(RULES)
     began = time.thread_time()
     text = part * (400_000 // len(part))
@@ -315,14 +313,14 @@ def test_long_texts_are_redacted_in_no_time(part: str) -> None:
     "pattern",
     [r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", r"\beyJ[A-Za-z0-9_-]{8,}\.[\w-]+\.", r"(a|aa)+$", r"\d+\s*$", r"(\w+)+\s*$"],
 )
-def test_rule_that_takes_too_long_is_refused_at_the_start(tmp_path: Path, pattern: str) -> None:
+def test_slow_redaction_rule_is_rejected_at_startup(tmp_path: Path, pattern: str) -> None:
     path = tmp_path / "rules.toml"
     path.write_text(f"[[rule]]\nname = 'slow'\npattern = '{pattern}'")
     with pytest.raises(ConfigError, match="slow: takes too long"):
         load_rules(path)
 
 
-def test_arguments_too_deep_to_read_are_redacted_as_the_text_that_they_are() -> None:
+def test_too_deeply_nested_arguments_are_redacted_as_text() -> None:
     redactor = Redactor([Rule("email", regex.compile("ada@example.com"), "[email]")])
     deep = "[" * 5_000
     call = ToolCall("1", "tool", f'{deep}"ada@example.com"')
@@ -331,7 +329,7 @@ def test_arguments_too_deep_to_read_are_redacted_as_the_text_that_they_are() -> 
     assert kept.tool_calls[0].arguments == f'{deep}"[email]"'
 
 
-def test_text_with_which_a_rule_takes_too_long_is_replaced_whole() -> None:
+def test_text_that_times_out_a_rule_is_replaced_entirely() -> None:
     rules = Redactor([Rule("odd", regex.compile("(q|qq)+!"), "-"), Rule("email", regex.compile("ada@"), "[email]")])
     trap = "q" * 100 + " !"
     began = time.thread_time()
@@ -345,7 +343,7 @@ def test_text_with_which_a_rule_takes_too_long_is_replaced_whole() -> None:
     [(None, "cannot read"), ("rule", "not valid TOML"), ("", "holds no"), ("[[rule]]\nname='a'", "needs a name"),
      ("[[rule]]\nname='a'\npattern='('", "a: "), ("[[rule]]\nname='a'\npattern='b'\nreplacement='\\9'", "a: ")],
 )  # fmt: skip
-def test_broken_rules_are_said_at_the_start(tmp_path: Path, text: str | None, problem: str) -> None:
+def test_invalid_redaction_rules_are_reported_at_startup(tmp_path: Path, text: str | None, problem: str) -> None:
     path = tmp_path / "rules.toml"
     if text is not None:
         path.write_text(text)
@@ -353,7 +351,7 @@ def test_broken_rules_are_said_at_the_start(tmp_path: Path, text: str | None, pr
         load_rules(path)
 
 
-def test_rules_that_would_see_texts_in_pieces_are_refused() -> None:
+def test_redaction_with_a_synchronous_journal_is_rejected() -> None:
     with pytest.raises(ConfigError, match="REDACTION_RULES"):
         load_settings(_env_file=None, redaction_rules=RULES, synchronous_journal=True)
 
@@ -368,7 +366,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-async def test_what_is_nested_too_deep_is_refused_before_anything_walks_it(standing: Gateway) -> None:
+async def test_too_deeply_nested_values_are_rejected(standing: Gateway) -> None:
     deep, flat = [(await standing.post("/api/v1/tools/calculator", {"expression": nested(n)})).body for n in (300, 50)]
     assert (deep["outcome"], "100 deep" in deep["content"][0]["text"]) == ("error", True)
     assert "deep" not in flat["content"][0]["text"]
@@ -387,7 +385,7 @@ async def test_what_is_nested_too_deep_is_refused_before_anything_walks_it(stand
         (("gateway.example", "*.internal"), ["gateway.example:80", "a.internal"], ["localhost"]),
     ],
 )
-async def test_gateway_answers_to_its_own_names_alone(
+async def test_only_trusted_host_names_are_accepted(
     database_url: str, simulator: Simulator, tools_url: str, trusted: tuple[str, ...], own: list[str], others: list[str]
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, trusted_hosts=trusted) as gateway:
@@ -401,7 +399,7 @@ async def test_gateway_answers_to_its_own_names_alone(
             assert (await gateway.get("/health", headers={"Host": host})).status == 200
 
 
-async def test_page_of_another_site_changes_nothing_where_nobody_is_asked(gateway: Gateway) -> None:
+async def test_cross_origin_writes_are_rejected_without_authentication(gateway: Gateway) -> None:
     body = {"messages": [{"role": "user", "content": "hello"}]}
     for origin, status in (("https://evil.example", 403), ("null", 403), (gateway.base_url, 200)):
         assert (await gateway.post("/api/v1/chat", body, headers={"Origin": origin})).status == status
@@ -413,7 +411,7 @@ async def test_page_of_another_site_changes_nothing_where_nobody_is_asked(gatewa
 
 
 @pytest.mark.parametrize("path", ["/api/v1/models", "/health", "/no/such/route", "/docs"])
-async def test_every_answer_has_the_headers_that_keep_browsers_from_guessing(standing: Gateway, path: str) -> None:
+async def test_all_responses_have_security_headers(standing: Gateway, path: str) -> None:
     async with standing.session.get(f"{standing.base_url}{path}") as response:
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["X-Frame-Options"] == "DENY"
@@ -438,7 +436,7 @@ async def test_every_answer_has_the_headers_that_keep_browsers_from_guessing(sta
     ids=["depth", "open", "digits", "infinite", "nan", "surrogate", "no utf-8"],
 )
 @pytest.mark.parametrize("path", ["/api/v1/chat", "/v1/chat/completions", "/v1/responses", "/api/v1/tools/calculator"])
-async def test_body_made_to_break_things_is_the_clients_fault(standing: Gateway, path: str, body: bytes) -> None:
+async def test_hostile_body_is_rejected_as_a_client_error(standing: Gateway, path: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     async with standing.session.post(f"{standing.base_url}{path}", data=body, headers=headers) as response:
         told = await response.json()
@@ -465,31 +463,31 @@ async def test_body_made_to_break_things_is_the_clients_fault(standing: Gateway,
     ],
 )
 @pytest.mark.parametrize("setting", ["api_key", "tools_server_secret", "groq_api_key", "openai_api_key"])
-def test_placeholder_is_no_secret(setting: str, secret: str) -> None:
+def test_placeholder_is_rejected_as_a_secret(setting: str, secret: str) -> None:
     with pytest.raises(ConfigError, match=f"{setting.upper()}: is a placeholder") as caught:
         load_settings(_env_file=None, **{setting: secret})
     assert secret == "secret" or secret not in str(caught.value)
 
 
-def test_placeholder_does_not_encrypt() -> None:
+def test_placeholder_is_rejected_as_an_encryption_key() -> None:
     with pytest.raises(ConfigError, match="GATEWAY_ENCRYPTION_KEY: is a placeholder"):
         load_settings(_env_file=None, gateway_encryption_key="please-change-me-now")
 
 
 @pytest.mark.parametrize("secret", ["a-key-of-the-tests", "gsk_a1b2c3d4e5f6a7b8", "correct horse battery staple"])
-def test_secret_of_ones_own_is_taken(secret: str) -> None:
+def test_real_secret_is_accepted(secret: str) -> None:
     settings = load_settings(_env_file=None, api_key=secret)
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == secret
 
 
 @pytest.mark.parametrize("secret", ["a", "test", "fifteen-letters"])
-def test_key_for_everyone_that_is_soon_guessed_is_refused(secret: str) -> None:
+def test_short_static_api_key_is_rejected(secret: str) -> None:
     with pytest.raises(ConfigError, match="API_KEY: must have at least 16 characters"):
         load_settings(_env_file=None, api_key=secret)
 
 
-def test_servers_of_ones_own_take_any_openai_key() -> None:
+def test_self_hosted_model_server_accepts_any_openai_key() -> None:
     assert (
         load_settings(_env_file=None, openai_api_key="none", openai_base_url="http://127.0.0.1:11434/v1").provider
         == "openai"
@@ -503,9 +501,7 @@ def test_servers_of_ones_own_take_any_openai_key() -> None:
         ({"database_url": "postgresql://me:%3Cpassword%3E@db/d"}, "DATABASE_URL: its password is a placeholder"),
     ],
 )
-def test_database_of_another_machine_must_not_have_a_placeholder_for_its_password(
-    settings: dict[str, str], said: str
-) -> None:
+def test_remote_database_rejects_a_placeholder_password(settings: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_settings(_env_file=None, **settings)
 
@@ -525,5 +521,5 @@ def test_database_of_another_machine_must_not_have_a_placeholder_for_its_passwor
         {"postgres_host": "db", "postgres_password": "p@ss/word"},
     ],
 )
-def test_database_of_this_machine_may_have_any_password(settings: dict[str, str]) -> None:
+def test_local_database_accepts_any_password(settings: dict[str, str]) -> None:
     load_settings(_env_file=None, **settings)

@@ -48,7 +48,7 @@ async def ask(gateway: Gateway, simulator: Simulator, path: str, body: Any, **op
 
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS.values(), ids=REQUESTS)
-async def test_wait_goes_on_after_missed_heartbeats(
+async def test_waiting_request_continues_after_missed_heartbeats(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection, path: str, body: Any
 ) -> None:
     asking = await ask(workers[0], slow_simulator, path, body)
@@ -61,7 +61,7 @@ async def test_wait_goes_on_after_missed_heartbeats(
 
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS.values(), ids=REQUESTS)
-async def test_wait_ends_with_the_worker_that_stops(
+async def test_waiting_request_ends_with_503_when_its_worker_stops(
     workers: list[Gateway], slow_simulator: Simulator, path: str, body: Any
 ) -> None:
     asking = await ask(workers[0], slow_simulator, path, body)
@@ -71,7 +71,7 @@ async def test_wait_ends_with_the_worker_that_stops(
     assert reply.body["error"]["code"] == "server_stopping"
 
 
-async def test_wait_ends_where_the_turn_asks_a_person_at_another_worker(
+async def test_waiting_request_returns_questions_asked_on_another_worker(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     body = {"messages": [{"role": "user", "content": "Add a task to buy milk"}], "approval": "always"}
@@ -83,7 +83,7 @@ async def test_wait_ends_where_the_turn_asks_a_person_at_another_worker(
     assert await db.fetchval("SELECT status FROM turns") == "waiting"
 
 
-async def test_wait_ends_when_the_database_stays_away_after_a_hand_over(
+async def test_waiting_request_ends_when_the_database_stays_unavailable_after_a_hand_over(
     workers: list[Gateway], slow_simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unavailable(*_: Any) -> None:
@@ -99,7 +99,7 @@ async def test_wait_ends_when_the_database_stays_away_after_a_hand_over(
 
 
 @pytest.mark.parametrize("code", ["storage_unavailable", "server_stopping"])
-async def test_turn_that_is_not_stored_ends_with_the_reason(
+async def test_ephemeral_turn_ends_with_the_reason_of_the_hand_over(
     workers: list[Gateway], slow_simulator: Simulator, code: str
 ) -> None:
     asking = await ask(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False})
@@ -111,9 +111,7 @@ async def test_turn_that_is_not_stored_ends_with_the_reason(
     assert (reply.status, reply.body["error"]["code"]) == (503, code)
 
 
-async def test_repeated_request_says_that_the_events_are_no_longer_stored(
-    gateway: Gateway, db: asyncpg.Connection
-) -> None:
+async def test_repeated_request_is_a_410_after_the_journal_expired(gateway: Gateway, db: asyncpg.Connection) -> None:
     headers = {"Idempotency-Key": "k"}
     body = {"messages": [{"role": "user", "content": "Hello"}]}
     assert (await gateway.post("/api/v1/chat", body, headers=headers)).status == 200
@@ -122,7 +120,7 @@ async def test_repeated_request_says_that_the_events_are_no_longer_stored(
     assert (reply.status, reply.body["error"]["code"]) == (410, "journal_expired")
 
 
-async def test_repeated_request_for_a_turn_that_is_not_stored_is_answered_only_where_that_runs(
+async def test_repeated_request_for_an_ephemeral_turn_is_a_409_on_another_worker(
     workers: list[Gateway], slow_simulator: Simulator
 ) -> None:
     one, other = workers
@@ -133,9 +131,7 @@ async def test_repeated_request_for_a_turn_that_is_not_stored_is_answered_only_w
     assert (await asking).status == 200
 
 
-async def test_agent_asked_over_mcp_survives_missed_heartbeats(
-    workers: list[Gateway], slow_simulator: Simulator
-) -> None:
+async def test_ask_agent_call_survives_missed_heartbeats(workers: list[Gateway], slow_simulator: Simulator) -> None:
     async with host(workers[0], "auto") as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
         await slow_simulator.wait_until(lambda s: s.streaming == 1)
@@ -146,9 +142,7 @@ async def test_agent_asked_over_mcp_survives_missed_heartbeats(
     assert text(result).endswith("199 200 (simulated)")
 
 
-async def test_agent_asked_over_mcp_says_when_its_worker_stops(
-    workers: list[Gateway], slow_simulator: Simulator
-) -> None:
+async def test_ask_agent_call_reports_server_stopping(workers: list[Gateway], slow_simulator: Simulator) -> None:
     async with host(workers[0], "auto") as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
         await slow_simulator.wait_until(lambda s: s.streaming == 1)

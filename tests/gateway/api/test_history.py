@@ -58,7 +58,7 @@ async def test_history_is_paged_without_a_gap(gateway: Gateway) -> None:
     assert (await gateway.get(f"/history/{one['id']}")).body == one
 
 
-async def test_search_finds_ranks_and_marks_only_ones_own(said: Gateway) -> None:
+async def test_search_ranks_and_marks_only_turns_of_the_caller(said: Gateway) -> None:
     (hit,) = await found(said, "camels")
     assert hit["prompt"] == "Where do camels live?"
     assert "<mark>camels</mark>" in hit["snippet"]
@@ -83,7 +83,7 @@ async def test_search_finds_ranks_and_marks_only_ones_own(said: Gateway) -> None
         ("'); DROP TABLE turns; --", {"lang": "english"}, 0),
     ],
 )
-async def test_words_are_found_as_in_a_search_engine(
+async def test_search_supports_operators_phrases_and_stemming(
     said: Gateway, query: str, options: dict[str, str], prompts: int
 ) -> None:
     assert len(await found(said, query, **options)) == prompts
@@ -118,11 +118,11 @@ async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection)
         "/history/nonsense",
     ],
 )
-async def test_bad_query_is_a_422(standing: Gateway, path: str) -> None:
+async def test_invalid_query_is_a_422(standing: Gateway, path: str) -> None:
     assert (await standing.get(path)).status == 422
 
 
-async def test_of_very_many_that_match_the_newest_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_only_the_newest_matches_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:
     many = INSERT.replace("gen_random_uuid()", "uuidv7()")
     await db.execute(many, "local", "camel camel camel, the oldest", "")
     await db.executemany(many, [("local", f"camel {n}", "") for n in range(MAX_RANKED)])
@@ -135,7 +135,9 @@ async def test_of_very_many_that_match_the_newest_are_ranked(gateway: Gateway, d
     assert narrowed["prompt"] == "camel camel camel, the oldest"
 
 
-async def test_search_reads_few_of_a_hundred_thousand_turns(database_url: str, db: asyncpg.Connection) -> None:
+async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
+    database_url: str, db: asyncpg.Connection
+) -> None:
     await db.execute(
         "INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)"
         " SELECT uuidv7(), 'local', 'completed', 'prompt number ' || n, 'answer ' || md5(n::text), '[]', 'm',"

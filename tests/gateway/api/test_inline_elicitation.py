@@ -48,7 +48,7 @@ async def answer(gateway: Gateway, asked: dict[str, Any], turn_id: str, action: 
     return (await gateway.post(f"/api/v1/turns/{turn_id}/input", body)).status
 
 
-async def test_answer_from_another_worker_reaches_the_call_that_waits_for_it(
+async def test_answer_from_another_worker_reaches_the_waiting_call(
     gateway: Gateway, trial: Trial, database_url: str, trial_url: str
 ) -> None:
     async with (
@@ -67,14 +67,14 @@ async def test_answer_from_another_worker_reaches_the_call_that_waits_for_it(
 
 
 @pytest.mark.parametrize("action", ["decline", "cancel"])
-async def test_refusal_reaches_the_server(gateway: Gateway, trial: Trial, action: str) -> None:
+async def test_declined_answer_reaches_the_server(gateway: Gateway, trial: Trial, action: str) -> None:
     async with reserving(gateway, 2) as (stream, (asked,)):
         await answer(gateway, asked, stream.response.headers["x-turn-id"], action)
         await stream.until("turn.completed")
     assert trial.answers == [(2, action)]
 
 
-async def test_questions_of_several_turns_at_once_each_belong_to_their_own(gateway: Gateway, trial: Trial) -> None:
+async def test_concurrent_questions_are_answered_per_turn(gateway: Gateway, trial: Trial) -> None:
     async with (
         reserving(gateway, 1) as (one, (first,)),
         reserving(gateway, 2) as (two, (second,)),
@@ -88,7 +88,7 @@ async def test_questions_of_several_turns_at_once_each_belong_to_their_own(gatew
     assert trial.answers == [(3, "accept"), (2, "accept"), (1, "accept")]
 
 
-async def test_time_of_the_turn_does_not_run_while_a_person_thinks(gateway: Gateway) -> None:
+async def test_turn_timeout_is_paused_while_a_question_is_open(gateway: Gateway) -> None:
     async with reserving(gateway, 2) as (stream, (asked,)):
         turn_id = stream.response.headers["x-turn-id"]
         turn = gateway.state.turn_service._runner.get(UUID(turn_id))
@@ -98,7 +98,7 @@ async def test_time_of_the_turn_does_not_run_while_a_person_thinks(gateway: Gate
         await stream.until("turn.completed")
 
 
-async def test_cancelled_turn_leaves_no_question_behind(gateway: Gateway, trial: Trial) -> None:
+async def test_cancelled_turn_closes_its_question(gateway: Gateway, trial: Trial) -> None:
     async with reserving(gateway, 2) as (stream, (asked,)):
         turn_id = stream.response.headers["x-turn-id"]
         await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
@@ -107,7 +107,7 @@ async def test_cancelled_turn_leaves_no_question_behind(gateway: Gateway, trial:
     assert not gateway.state.turn_service.running_turns
 
 
-async def test_call_cut_with_its_question_is_not_made_again_by_who_takes_the_turn_over(
+async def test_interrupted_call_with_a_question_is_not_repeated_after_a_takeover(
     gateway: Gateway, trial: Trial, database_url: str, trial_url: str, db: asyncpg.Connection
 ) -> None:
     async with reserving(gateway, 2, on_disconnect="continue") as (stream, (asked,)):

@@ -100,7 +100,7 @@ def test_every_route_is_classified(app: Any) -> None:
     assert of_document(app) == set(KINDS)
 
 
-def test_every_classified_route_is_there(app: Any) -> None:
+def test_every_classified_route_exists(app: Any) -> None:
     outside = {("GET", path) for path in ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")}
     pages = {("GET", "start"), ("POST", "start"), ("GET", "callback"), ("GET", "client.json")}
     outside |= {(method, f"/api/v1/mcp/oauth/{page}") for method, page in pages}
@@ -110,7 +110,7 @@ def test_every_classified_route_is_there(app: Any) -> None:
 
 
 @pytest.mark.parametrize("route", KINDS, ids=" ".join)
-def test_guard_and_this_test_agree_on_every_route(route: tuple[str, str]) -> None:
+def test_route_permissions_match_the_classification(route: tuple[str, str]) -> None:
     kind, _ = KINDS[route]
     access = ROUTES[route]
     least: dict[Kind, set[UserRole]] = {"admin": {"admin"}, "begins": {"user"}}
@@ -160,7 +160,7 @@ async def ada(locked: Keyring) -> Ada:
     return owner
 
 
-async def test_nobody_gets_in_anywhere(ada: Ada) -> None:
+async def test_unauthenticated_requests_are_rejected_on_all_routes(ada: Ada) -> None:
     for route, (kind, _) in KINDS.items():
         for headers in ({}, {"X-API-Key": "agw_00000000_wrong"}, {"Authorization": "Bearer a.b.c"}):
             status, text = await ada.call(route, headers)
@@ -168,7 +168,7 @@ async def test_nobody_gets_in_anywhere(ada: Ada) -> None:
             assert SECRET not in text
 
 
-async def test_what_is_anothers_is_not_there(ada: Ada, db: asyncpg.Connection) -> None:
+async def test_resources_of_another_user_are_not_found(ada: Ada, db: asyncpg.Connection) -> None:
     bob = await ada.ring.make("bob")
     before = await counts(db)
     for route, (kind, _) in KINDS.items():
@@ -189,7 +189,7 @@ async def test_what_is_anothers_is_not_there(ada: Ada, db: asyncpg.Connection) -
         assert (await ada.ring.get("ada", ada.url(path))).status == 200
 
 
-async def test_path_that_only_looks_like_a_routes_opens_nothing(locked: Keyring) -> None:
+async def test_paths_similar_to_a_route_are_rejected(locked: Keyring) -> None:
     """A router that is more lenient than the guard must not be asked: `$` in its patterns lets a line end pass."""
     viewer = await locked.make("ada", role="viewer", scopes=("tools",))
     names = dict.fromkeys(("turn_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
@@ -205,7 +205,7 @@ async def test_path_that_only_looks_like_a_routes_opens_nothing(locked: Keyring)
                 assert response.status == 401, (method, url)
 
 
-async def test_probes_may_ask_for_heads(locked: Keyring) -> None:
+async def test_health_probes_accept_head_requests(locked: Keyring) -> None:
     await locked.make("ada")
     for path in ("/health", "/ready"):
         async with locked.gateway.session.head(f"{locked.gateway.base_url}{path}") as response:
@@ -226,7 +226,7 @@ async def counts(db: asyncpg.Connection) -> list[Any]:
     ]
 
 
-async def test_anothers_things_cannot_be_gone_on_with(ada: Ada) -> None:
+async def test_resources_of_another_user_cannot_be_continued(ada: Ada) -> None:
     bob = await ada.ring.make("bob")
     for path, body in (
         ("/api/v1/chat", CHAT | {"conversation_id": ada.ids["conversation_id"]}),
@@ -238,7 +238,7 @@ async def test_anothers_things_cannot_be_gone_on_with(ada: Ada) -> None:
         assert reply.status == 404, (path, reply.body)
 
 
-async def test_anothers_idempotency_key_begins_a_turn_of_ones_own(ada: Ada) -> None:
+async def test_idempotency_keys_are_scoped_to_their_owner(ada: Ada) -> None:
     bob = await ada.ring.make("bob")
     key = {"Idempotency-Key": "the same"}
     turns = [
@@ -248,7 +248,7 @@ async def test_anothers_idempotency_key_begins_a_turn_of_ones_own(ada: Ada) -> N
     assert turns[0] == turns[2] != turns[1]
 
 
-async def test_viewer_changes_nothing_not_even_what_is_their_own(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_viewer_cannot_change_own_resources(locked: Keyring, db: asyncpg.Connection) -> None:
     ada = Ada(locked)
     await ada.own()
     viewer = await locked.make("ada", role="viewer")

@@ -75,7 +75,7 @@ async def with_secret(serve_standing: ServeStanding) -> Gateway:
         (lambda: jwt.encode(claims(), SHARED, headers={"crit": ["x"]}), 401),
     ],
 )
-async def test_token_must_be_signed_and_current_and_meant_for_us(
+async def test_token_needs_a_valid_signature_lifetime_issuer_and_audience(
     with_secret: Gateway, make_token: Callable[[], str], status: int
 ) -> None:
     reply = await with_secret.get("/api/v1/models", headers=bearer(make_token()))
@@ -84,7 +84,7 @@ async def test_token_must_be_signed_and_current_and_meant_for_us(
         assert reply.body["error"]["code"] == "not_authenticated"
 
 
-async def test_token_is_asked_for(with_secret: Gateway) -> None:
+async def test_request_without_a_token_is_rejected(with_secret: Gateway) -> None:
     assert (await with_secret.get("/api/v1/models")).status == 401
     assert (await with_secret.get("/health")).status == 200
 
@@ -94,7 +94,7 @@ async def test_token_is_asked_for(with_secret: Gateway) -> None:
     [(None, "user"), ("admin", "admin"), ("user", "user"), ("viewer", "viewer"), (["viewer", "admin"], "admin"),
      ("something else", "viewer")],
 )  # fmt: skip
-async def test_claim_names_the_role(with_secret: Gateway, told: Any, role: str) -> None:
+async def test_role_claim_sets_the_role(with_secret: Gateway, told: Any, role: str) -> None:
     headers = bearer(shared(role=told))
     server = {"name": f"more_{uuid4().hex[:8]}", "url": "http://127.0.0.1:9/mcp"}
     assert (await with_secret.post("/api/v1/mcp/servers", server, headers=headers)).status == (
@@ -104,14 +104,14 @@ async def test_claim_names_the_role(with_secret: Gateway, told: Any, role: str) 
     assert (await with_secret.post("/api/v1/chat", chat, headers=headers)).status == (403 if role == "viewer" else 200)
 
 
-async def test_turns_of_a_token_are_its_subjects(with_secret: Gateway) -> None:
+async def test_token_subject_owns_its_turns(with_secret: Gateway) -> None:
     chat = {"messages": [{"role": "user", "content": "hello"}]}
     turn = (await with_secret.post("/api/v1/chat", chat, headers=bearer(shared()))).body["turn_id"]
     assert (await with_secret.get(f"/api/v1/turns/{turn}", headers=bearer(shared()))).status == 200
     assert (await with_secret.get(f"/api/v1/turns/{turn}", headers=bearer(shared(sub="bob")))).status == 404
 
 
-async def test_claim_may_narrow_what_a_token_opens(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_scope_claim_restricts_the_routes(database_url: str, simulator: Simulator, tools_url: str) -> None:
     options = {"jwt_secret": SecretStr(SHARED), "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
     async with serve_gateway(database_url, simulator, tools_url, **options, jwt_scope_claim="scope") as gateway:
         for scope, status in (("openid history", 200), ("openid", 403), (None, 403), (["history"], 200)):
@@ -190,7 +190,7 @@ async def published(*kids: str) -> AsyncGenerator[tuple[Provider, str]]:
         yield provider, f"{url}/jwks.json"
 
 
-async def test_published_keys_are_fetched_once_and_their_tokens_taken(
+async def test_jwks_is_fetched_once_and_forged_tokens_are_rejected(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with published("first", "second") as (provider, url):
@@ -210,7 +210,7 @@ async def test_published_keys_are_fetched_once_and_their_tokens_taken(
             assert provider.asked == 1
 
 
-async def test_rotated_key_is_noticed_and_unknown_ones_do_not_make_us_ask_all_the_time() -> None:
+async def test_rotated_key_is_fetched_and_fetches_for_unknown_key_ids_are_limited() -> None:
     async with published("first") as (provider, url):
         keys = JwksCache(url, min_interval=0)
         assert (await keys.get_key("first")).key_id == "first"
@@ -227,7 +227,7 @@ async def test_rotated_key_is_noticed_and_unknown_ones_do_not_make_us_ask_all_th
         assert provider.asked == 3
 
 
-async def test_keys_stay_good_while_their_provider_is_away() -> None:
+async def test_cached_keys_stay_valid_while_the_jwks_endpoint_fails() -> None:
     async with published("first") as (provider, url):
         keys = JwksCache(url, min_interval=0)
         provider.broken = True
@@ -241,7 +241,7 @@ async def test_keys_stay_good_while_their_provider_is_away() -> None:
         await keys.get_key("first")
 
 
-async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known() -> None:
+async def test_hanging_jwks_endpoint_does_not_delay_known_keys() -> None:
     async with published("first") as (provider, url):
         keys = JwksCache(url, min_interval=600, refresh_seconds=0.0, timeout_seconds=30.0, stale_wait_seconds=0.05)
         await keys.get_key("first")
@@ -259,7 +259,7 @@ async def test_provider_that_does_not_answer_holds_up_nobody_whose_key_is_known(
 
 
 @pytest.mark.parametrize("document", [[], "keys", {"keys": 1}, {"keys": [1]}, {"keys": [{"kty": "oct"}]}, {}])
-async def test_document_that_holds_no_keys_is_none(document: Any) -> None:
+async def test_jwks_document_without_keys_is_unavailable(document: Any) -> None:
     async with published("first") as (provider, url):
         provider.document = document
         with pytest.raises(JwksUnavailable):
@@ -282,6 +282,6 @@ async def test_document_that_holds_no_keys_is_none(document: Any) -> None:
         ({"jwt_secret": SecretStr(SHARED), "jwt_issuer": "i", "jwt_audience": "a", "jwt_algorithms": "none"}, "ALG"),
     ],
 )  # fmt: skip
-def test_settings_that_would_take_tokens_of_others_are_refused(settings: dict[str, Any], problem: str) -> None:
+def test_insecure_jwt_settings_are_rejected(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load_settings(_env_file=None, **settings)

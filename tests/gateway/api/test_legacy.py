@@ -32,7 +32,7 @@ async def test_stream_is_plain_text_by_default(gateway: Gateway, db: asyncpg.Con
     assert body.decode() == await db.fetchval("SELECT response FROM turns")
 
 
-async def test_stream_as_openai_chunks_is_a_line_of_json_each(gateway: Gateway) -> None:
+async def test_openai_stream_format_is_one_json_object_per_line(gateway: Gateway) -> None:
     _, body = await raw(gateway, "/stream?stream_format=openai", {"prompt": SUM})
     chunks = [json.loads(line) for line in body.decode().splitlines()]
     assert all(set(chunk) == {"id", "object", "created", "model", "choices"} for chunk in chunks)
@@ -40,7 +40,7 @@ async def test_stream_as_openai_chunks_is_a_line_of_json_each(gateway: Gateway) 
     assert "437" in "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
-async def test_stream_as_sse_ends_with_done(gateway: Gateway) -> None:
+async def test_sse_stream_format_ends_with_done(gateway: Gateway) -> None:
     response, body = await raw(gateway, "/stream?stream_format=sse", {"prompt": SUM})
     assert response.content_type == "text/event-stream"
     assert body.endswith(b"data: [DONE]\n\n")
@@ -48,7 +48,7 @@ async def test_stream_as_sse_ends_with_done(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("stream_format", ["text", "openai", "sse"])
-async def test_failure_in_the_middle_is_told_in_each_format(gateway: Gateway, stream_format: str) -> None:
+async def test_mid_stream_failure_is_reported_in_each_format(gateway: Gateway, stream_format: str) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=40))
     _, body = await raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "count to 300"})
     assert b"broke off" in body
@@ -56,7 +56,7 @@ async def test_failure_in_the_middle_is_told_in_each_format(gateway: Gateway, st
 
 
 @pytest.mark.parametrize("stream_format", ["text", "openai", "sse"])
-async def test_text_of_several_steps_is_kept_apart(gateway: Gateway, stream_format: str) -> None:
+async def test_text_after_tool_calls_is_streamed_in_each_format(gateway: Gateway, stream_format: str) -> None:
     reply = await gateway.chat_stream("Show my pending tasks and mark the first one done")
     _, body = await raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "Add a task to rest"})
     assert b"Added task" in body
@@ -71,7 +71,7 @@ async def prompts(gateway: Gateway, prompt: str, **body: Any) -> list[Any]:
     return frames(answer)
 
 
-async def test_prompt_frames_begin_with_the_conversation_and_end_finished(gateway: Gateway) -> None:
+async def test_frames_start_with_the_conversation_id_and_end_with_finished(gateway: Gateway) -> None:
     told = await prompts(gateway, SUM)
     assert set(told[0]) == {"conversation_id", "model"}
     assert all(set(frame) == {"content", "finished"} and frame["finished"] is False for frame in told[1:-1])
@@ -79,7 +79,7 @@ async def test_prompt_frames_begin_with_the_conversation_and_end_finished(gatewa
     assert "437" in "".join(frame["content"] for frame in told[1:])
 
 
-async def test_conversation_is_remembered_shown_and_really_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_conversation_is_continued_shown_and_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
     first = await prompts(gateway, "My name is Ada.")
     conversation_id = first[0]["conversation_id"]
     second = await prompts(gateway, "What is my name?", conversation_id=conversation_id)
@@ -96,14 +96,14 @@ async def test_conversation_is_remembered_shown_and_really_deleted(gateway: Gate
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
 
 
-async def test_nothing_is_kept_where_nothing_shall_be(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_save_conversation_false_stores_no_content(gateway: Gateway, db: asyncpg.Connection) -> None:
     told = await prompts(gateway, "A secret", save_conversation=False)
     assert told[0]["conversation_id"] is None
     assert await db.fetchval("SELECT count(*) FROM conversations") == 0
     assert await db.fetchval("SELECT prompt FROM turns") == ""
 
 
-async def test_hyperparameters_reach_the_model_as_far_as_it_takes_them(gateway: Gateway) -> None:
+async def test_supported_hyperparameters_reach_the_model(gateway: Gateway) -> None:
     given = {
         "temperature": 0.5, "top_p": 0.9, "max_tokens": 1000, "stop": ["X"], "top_k": 40, "repetition_penalty": 1.1,
         "frequency_penalty": 0.5, "presence_penalty": -0.5,
@@ -132,7 +132,7 @@ async def test_hyperparameters_reach_the_model_as_far_as_it_takes_them(gateway: 
         ("no_such_parameter", 1),
     ],
 )
-async def test_hyperparameter_out_of_range_is_a_422_that_names_it(standing: Gateway, name: str, value: Any) -> None:
+async def test_invalid_hyperparameter_is_a_422_that_names_the_field(standing: Gateway, name: str, value: Any) -> None:
     reply = await standing.post("/api/chat/stream", {"user_prompt": "Hello", "hyperparameters": {name: value}})
     assert reply.status == 422
     assert reply.body["error"]["param"].startswith(f"hyperparameters.{name}")
@@ -146,7 +146,7 @@ async def say(gateway: Gateway, user: str, message: str, **more: Any) -> Reply:
     return await gateway.post(f"/api/{user}/chat", {"message": message, **more})
 
 
-async def test_user_of_the_path_owns_the_tasks_and_the_conversation(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_user_in_the_path_owns_the_tasks_and_the_conversation(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await say(gateway, "ada", "Add a task to buy milk", conversation_id=None)
     assert set(reply.body) == {"conversation_id", "response", "tool_calls"}
     assert reply.body["tool_calls"] == [{"tool": "add_task", "params": {"title": "buy milk"}}]
@@ -158,11 +158,11 @@ async def test_user_of_the_path_owns_the_tasks_and_the_conversation(gateway: Gat
 
 
 @pytest.mark.parametrize("user", ["v1", "chat", "conversations", "a%20b", "x" * 129])
-async def test_reserved_and_strange_user_names_are_refused(standing: Gateway, user: str) -> None:
+async def test_reserved_and_invalid_user_names_are_rejected(standing: Gateway, user: str) -> None:
     assert (await say(standing, user, "Hello")).status in (404, 422)
 
 
-async def test_long_and_empty_messages_are_refused(gateway: Gateway) -> None:
+async def test_too_long_and_empty_messages_are_rejected(gateway: Gateway) -> None:
     assert (await say(gateway, "ada", "x" * 4097)).status == 422
     assert (await say(gateway, "ada", "")).status == 422
     assert (await say(gateway, "ada", "x" * 4096)).status == 200
@@ -174,7 +174,7 @@ async def locked(database_url: str, simulator: Simulator, tools_url: str) -> Asy
         yield running
 
 
-async def test_with_a_key_the_user_of_the_path_must_be_the_caller(locked: Gateway) -> None:
+async def test_user_in_the_path_must_be_the_authenticated_caller(locked: Gateway) -> None:
     headers = {"X-API-Key": "the-right-key-16"}
     refused = await locked.post("/api/ada/chat", {"message": "Hello"}, headers=headers)
     assert (refused.status, refused.body["error"]["code"]) == (404, "not_found")
@@ -199,14 +199,14 @@ async def test_with_a_key_the_user_of_the_path_must_be_the_caller(locked: Gatewa
         ("/stream", []),
     ],
 )
-async def test_bad_request_is_a_422_with_a_detail(standing: Gateway, path: str, body: Any) -> None:
+async def test_invalid_request_is_a_422_with_a_detail(standing: Gateway, path: str, body: Any) -> None:
     reply = await standing.post(path, body)
     assert reply.status == 422
     assert reply.body["error"]["code"] == "invalid_request"
     assert isinstance(reply.body["detail"], str)
 
 
-async def test_health_counts_the_conversations_under_both_names(gateway: Gateway) -> None:
+async def test_health_reports_the_conversation_count_under_both_names(gateway: Gateway) -> None:
     await prompts(gateway, "Hello")
     health = (await gateway.get("/health")).body
     assert (health["status"], health["conversations"], health["conversations_in_memory"]) == ("healthy", 1, 1)

@@ -35,7 +35,7 @@ def offers(gateway: Gateway, tool: str) -> bool:
     return gateway.state.toolbox.find(tool) is not None
 
 
-async def test_server_added_on_one_worker_serves_on_every_one_and_after_a_restart(
+async def test_added_server_is_available_on_all_workers_and_after_a_restart(
     workers: list[Gateway], trial_url: str, database_url: str, simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     one, other = workers
@@ -57,7 +57,7 @@ async def test_server_added_on_one_worker_serves_on_every_one_and_after_a_restar
     assert actions == ["server.put", "server.remove"]
 
 
-async def test_secrets_of_a_server_are_shown_nowhere_and_sealed_where_they_are_kept(
+async def test_server_secrets_are_encrypted_at_rest_and_never_returned(
     database_url: str, simulator: Simulator, trial_url: str, db: asyncpg.Connection, tmp_path: Path
 ) -> None:
     url = trial_url.replace("http://", "http://usr:hunter2pw@") + "?api_key=zzsecret"
@@ -88,7 +88,7 @@ async def test_secrets_of_a_server_are_shown_nowhere_and_sealed_where_they_are_k
         await eventually(lambda: offers(still, "extra_echo"))
 
 
-async def test_server_is_disabled_and_enabled_wherever_it_comes_from(gateway: Gateway) -> None:
+async def test_server_from_the_config_file_can_be_disabled_and_enabled(gateway: Gateway) -> None:
     assert (await send(gateway, "PATCH", "/tools", {"disabled": True})).status == 200
     await eventually(lambda: not offers(gateway, "calculator"))
     state = (await send(gateway, "GET")).body["servers"][0]
@@ -111,12 +111,12 @@ async def test_server_is_disabled_and_enabled_wherever_it_comes_from(gateway: Ga
         ({"name": "x", "url": "http://h/mcp", "timeout": 0}, "timeout"),
     ],
 )
-async def test_bad_server_is_a_422_that_names_the_field(standing: Gateway, body: Any, param: str) -> None:
+async def test_invalid_server_is_a_422_that_names_the_field(standing: Gateway, body: Any, param: str) -> None:
     reply = await send(standing, "POST", body=body)
     assert (reply.status, reply.body["error"]["param"]) == (422, param)
 
 
-async def test_environment_is_not_expanded_for_servers_of_the_network(
+async def test_environment_variables_are_not_expanded_for_servers_added_by_api(
     gateway: Gateway, trial: Trial, trial_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEHEIM", "a secret")
@@ -126,7 +126,7 @@ async def test_environment_is_not_expanded_for_servers_of_the_network(
     assert {token for _, token in trial.requests} == {"${GEHEIM}"}
 
 
-async def test_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(
+async def test_config_file_is_reloaded_on_change_and_an_invalid_file_is_ignored(
     database_url: str, simulator: Simulator, trial_url: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "mcp.json"
@@ -150,7 +150,7 @@ async def test_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothi
 
 
 @pytest.mark.parametrize("on_change", ["flag", "hold"])
-async def test_changed_definition_is_flagged_and_by_option_held_back_until_approved(
+async def test_changed_tool_definition_is_flagged_or_held_until_approved(
     gateway: Gateway, trial: Trial, trial_url: str, on_change: str
 ) -> None:
     await send(gateway, "POST", body={"name": "extra", "url": trial_url, "on_change": on_change})

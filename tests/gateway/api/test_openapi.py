@@ -20,7 +20,7 @@ REFUSED = {"/approve": b"has not changed", "/sign-in": b"its entry contains the 
 """What a line of which the document says that it is refused is told."""
 
 
-def test_tables_hold_every_route(gateway_routes: set[tuple[str, str]]) -> None:
+def test_api_document_lists_every_route(gateway_routes: set[tuple[str, str]]) -> None:
     of_gateway = {(method, path) for method, path, line in ROWS if "curl http://127.0.0.1:8001" not in line}
     assert of_gateway == gateway_routes
 

@@ -59,7 +59,7 @@ def assert_refusal(reply: Reply, status: int, code: str) -> None:
         assert reply.headers[name] == value
 
 
-async def test_what_is_no_http_is_refused_in_the_one_shape(gateway: Gateway) -> None:
+async def test_invalid_http_is_rejected_in_the_error_format(gateway: Gateway) -> None:
     for broken in (
         b"GET / HTTP/1.1\r\nHost\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00",  # how TLS begins
@@ -74,7 +74,7 @@ def too_much(piece: bytes, times: float = 1.1) -> Iterable[bytes]:
     return (piece * 512 for _ in range(int(times * HEAD_BYTES / 512 / len(piece)) + 1))
 
 
-async def test_head_without_an_end_is_not_gathered(gateway: Gateway) -> None:
+async def test_endless_request_head_is_rejected(gateway: Gateway) -> None:
     for start, piece in (
         (b"GET /health HTTP/1.1\r\nX-A: ", b"a"),
         (b"GET /health HTTP/1.1\r\n", b"X-A: a\r\n"),
@@ -83,14 +83,14 @@ async def test_head_without_an_end_is_not_gathered(gateway: Gateway) -> None:
         assert_refusal(reply_of(await said(gateway, start, *too_much(piece))), 431, "head_too_large")
 
 
-async def test_trailers_without_an_end_are_not_gathered(gateway: Gateway) -> None:
+async def test_endless_trailers_are_rejected(gateway: Gateway) -> None:
     start = b"POST /api/v1/chat HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-A: "
     for piece in (b"X-A: a\r\n", b"a"):
         answer = await said(gateway, start, *too_much(piece, times=20))
         assert b"200 OK" not in answer  # cut off in mid-request, where the connection itself cannot answer
 
 
-async def test_head_that_comes_too_slowly_is_refused_and_silence_hung_up_on(
+async def test_slow_request_head_times_out_and_a_silent_connection_is_closed(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     class Hurried(HttpProtocol):
@@ -103,9 +103,7 @@ async def test_head_that_comes_too_slowly_is_refused_and_silence_hung_up_on(
         assert (await gateway.get("/health")).status == 200
 
 
-async def test_body_that_does_not_come_is_not_waited_for(
-    database_url: str, simulator: Simulator, tools_url: str
-) -> None:
+async def test_missing_body_times_out(database_url: str, simulator: Simulator, tools_url: str) -> None:
     hurried = replace(TIMEOUTS, body=0.05)
     headers = HOST + b"Content-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n"
     async with serve_gateway(database_url, simulator, tools_url, timeouts=hurried) as gateway:
@@ -127,7 +125,7 @@ async def shared(database_url: str, simulator: Simulator, tools_url: str) -> Asy
 
 
 @pytest.mark.parametrize("where", ["guard", "route"])
-async def test_whatever_breaks_is_answered_in_the_one_shape_without_internals(
+async def test_internal_error_is_a_500_in_the_error_format_without_internals(
     shared: Gateway, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO, where: str
 ) -> None:
     def broken(*_arguments: Any, **_options: Any) -> Any:
@@ -156,7 +154,7 @@ async def test_whatever_breaks_is_answered_in_the_one_shape_without_internals(
     assert all("RuntimeError" in str(line["exception"]) for line in told)
 
 
-async def test_answer_that_breaks_after_its_beginning_is_cut_off(
+async def test_failure_after_the_response_start_closes_the_connection(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(_endpoint: Any, _scope: Any, _receive: Any, send: Any) -> None:

@@ -45,7 +45,7 @@ async def ended(gateway: Gateway, turn_id: str) -> list[Event]:
         return await events_of(gateway, turn_id)
 
 
-async def test_turn_that_asks_for_approval_waits_as_rows_alone(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_turn_waiting_for_approval_uses_no_worker(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, asked = await asked_for_approval(gateway)
     assert asked["kind"] == "approval"
     assert "title" in asked["schema"]["properties"]["arguments"]["properties"]
@@ -58,7 +58,7 @@ async def test_turn_that_asks_for_approval_waits_as_rows_alone(gateway: Gateway,
     assert (view["status"], view["inputs"][0]["answer"]) == ("waiting", None)
 
 
-async def test_approved_call_runs_and_the_turn_ends_without_a_gap(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_approved_call_runs_and_event_numbers_have_no_gap(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, asked = await asked_for_approval(gateway)
     assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 200
     events = await ended(gateway, turn_id)
@@ -71,9 +71,7 @@ async def test_approved_call_runs_and_the_turn_ends_without_a_gap(gateway: Gatew
     assert await db.fetchval("SELECT response FROM turns") == text_of(events)
 
 
-async def test_call_may_be_approved_with_other_arguments_and_those_are_what_counts(
-    gateway: Gateway, db: asyncpg.Connection
-) -> None:
+async def test_call_runs_with_the_arguments_of_its_approval(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, asked = await asked_for_approval(gateway)
     content = {"arguments": {"title": "buy oat milk"}}
     await answer(gateway, turn_id, asked["input_id"], "accept", content)
@@ -85,7 +83,7 @@ async def test_call_may_be_approved_with_other_arguments_and_those_are_what_coun
 
 
 @pytest.mark.parametrize("action", ["decline", "cancel"])
-async def test_call_that_is_not_allowed_does_not_run_and_the_model_hears_it(
+async def test_denied_call_does_not_run_and_is_reported_to_the_model(
     gateway: Gateway, db: asyncpg.Connection, action: str
 ) -> None:
     turn_id, asked = await asked_for_approval(gateway)
@@ -97,7 +95,7 @@ async def test_call_that_is_not_allowed_does_not_run_and_the_model_hears_it(
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
-async def test_only_destructive_calls_wait_if_so_wished(gateway: Gateway) -> None:
+async def test_approval_destructive_asks_only_for_destructive_calls(gateway: Gateway) -> None:
     added = await gateway.chat("Add a task to buy milk", approval="destructive")
     assert added.body["finish_reason"] == "stop"
     deleted = await gateway.chat("delete task 1", approval="destructive")
@@ -105,7 +103,7 @@ async def test_only_destructive_calls_wait_if_so_wished(gateway: Gateway) -> Non
     assert deleted.body["inputs"][0]["kind"] == "approval"
 
 
-async def test_servers_policy_holds_whatever_the_request_wishes(
+async def test_server_approval_policy_overrides_the_request(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Any
 ) -> None:
     entry = {"url": tools_url, "prefix": "", "identity": "gateway", "approval": "always"}
@@ -115,7 +113,7 @@ async def test_servers_policy_holds_whatever_the_request_wishes(
     assert reply.body["finish_reason"] == "input_required"
 
 
-async def test_answer_is_checked_against_the_schema_and_taken_once(gateway: Gateway) -> None:
+async def test_answer_is_validated_against_the_schema_and_accepted_once(gateway: Gateway) -> None:
     turn_id, asked = await asked_for_approval(gateway)
     wrong = await answer(gateway, turn_id, asked["input_id"], "accept", {"arguments": {"title": ""}})
     assert (wrong.status, wrong.body["error"]["param"]) == (422, "content.arguments.title")
@@ -126,7 +124,7 @@ async def test_answer_is_checked_against_the_schema_and_taken_once(gateway: Gate
     await ended(gateway, turn_id)
 
 
-async def test_decision_is_in_the_audit_log_which_nobody_can_change(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_decision_is_recorded_in_the_append_only_audit_log(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, asked = await asked_for_approval(gateway)
     await answer(gateway, turn_id, asked["input_id"], "decline")
     row = await db.fetchrow("SELECT actor, action, subject FROM audit_log")
@@ -137,7 +135,7 @@ async def test_decision_is_in_the_audit_log_which_nobody_can_change(gateway: Gat
             await db.execute(change)
 
 
-async def test_question_nobody_answers_expires_and_the_turn_ends(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_unanswered_question_expires_and_the_turn_ends(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, _ = await asked_for_approval(gateway)
     await db.execute("UPDATE turn_inputs SET expires_at = now() - interval '1 second'")
     events = await ended(gateway, turn_id)
@@ -153,7 +151,7 @@ async def test_waiting_turn_can_be_cancelled(gateway: Gateway) -> None:
     one(await ended(gateway, turn_id), "turn.cancelled")
 
 
-async def test_server_asks_which_task_is_meant_and_is_answered_after_the_gateway_was_replaced(
+async def test_server_question_is_answered_after_a_gateway_restart(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     def serve() -> Any:
@@ -176,7 +174,9 @@ async def test_server_asks_which_task_is_meant_and_is_answered_after_the_gateway
     assert [row["id"] for row in await db.fetch("SELECT id FROM tools.tasks ORDER BY id")] == [1, 3]
 
 
-async def test_declined_question_is_told_to_the_server_and_the_model(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_declined_question_is_reported_to_the_server_and_the_model(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
     for _ in range(2):
         await gateway.chat("Add a task to buy milk")
     reply = await gateway.chat_stream("delete the task buy milk")
@@ -188,15 +188,13 @@ async def test_declined_question_is_told_to_the_server_and_the_model(gateway: Ga
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
 
 
-async def test_another_users_turn_cannot_be_answered(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_question_of_another_user_cannot_be_answered(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, asked = await asked_for_approval(gateway)
     await db.execute("UPDATE turns SET owner = 'somebody else'")
     assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 404
 
 
-async def test_ten_thousand_waiting_turns_are_rows_and_one_of_them_still_goes_on(
-    gateway: Gateway, db: asyncpg.Connection
-) -> None:
+async def test_turn_resumes_among_ten_thousand_waiting_turns(gateway: Gateway, db: asyncpg.Connection) -> None:
     turn_id, asked = await asked_for_approval(gateway)
     await db.execute(
         "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
@@ -207,7 +205,7 @@ async def test_ten_thousand_waiting_turns_are_rows_and_one_of_them_still_goes_on
     assert gateway.state.turn_service.running_turns == 0
 
 
-async def test_turn_that_goes_on_before_it_was_put_down_is_followed_to_its_end(
+async def test_turn_answered_before_it_is_suspended_is_followed_to_its_end(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_down = asyncio.Event()

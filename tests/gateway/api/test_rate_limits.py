@@ -57,7 +57,7 @@ async def statuses(base_urls: list[str], number: int, **options: Any) -> Counter
 # --- exact
 
 
-async def test_request_after_the_last_is_refused_and_says_when_to_come_back(
+async def test_request_over_the_limit_is_a_429_with_retry_after(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     limits = {"rate_limit_requests": 5, "rate_limit_window_seconds": 600}
@@ -82,14 +82,14 @@ async def test_request_after_the_last_is_refused_and_says_when_to_come_back(
         assert "X-RateLimit-Limit" not in (await gateway.get("/ready")).headers
 
 
-async def test_200_requests_at_once_to_one_worker_are_counted_exactly(
+async def test_200_concurrent_requests_to_one_worker_are_counted_exactly(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=70) as gateway:
         assert await statuses([gateway.base_url], 200) == {200: 70, 429: 130}
 
 
-async def test_200_requests_at_once_to_two_processes_are_counted_exactly_in_redis(
+async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_redis(
     database_url: str, simulator: Simulator, tools_url: str, redis: RedisServer
 ) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=99))
@@ -162,7 +162,7 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def test_window_moves_and_does_not_begin_anew() -> None:
+async def test_rate_limit_window_is_moving() -> None:
     windows, now = InMemoryMovingWindow(), time.time()
     assert [await windows.acquire_entry("k", 3, 60) for _ in range(4)] == [True, True, True, False]
     window = windows._get_current_entries("k", 60)
@@ -173,7 +173,7 @@ async def test_window_moves_and_does_not_begin_anew() -> None:
 # --- whose
 
 
-async def test_users_are_counted_apart_and_a_second_key_is_no_second_allowance(
+async def test_users_are_counted_separately_and_keys_share_the_limit_of_their_user(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
@@ -189,7 +189,7 @@ async def test_users_are_counted_apart_and_a_second_key_is_no_second_allowance(
         assert (await ring.get("bob", "/v1/models")).status == 200
 
 
-async def test_key_has_a_window_of_its_own_beside_its_users(
+async def test_key_limit_applies_in_addition_to_the_user_limit(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=6) as gateway:
@@ -216,7 +216,7 @@ async def test_key_has_a_window_of_its_own_beside_its_users(
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["memory", "redis"])
-async def test_request_that_its_user_may_not_make_does_not_count_for_its_key(redis: RedisServer, shared: bool) -> None:
+async def test_request_rejected_by_the_user_limit_does_not_count_for_the_key(redis: RedisServer, shared: bool) -> None:
     url = {"redis_url": SecretStr(redis.url)} if shared else {}
     rates = RateLimiter(load_settings(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
     principal = Principal("ada", key="agw_1", limits=KeyLimits(requests=4))
@@ -231,7 +231,9 @@ async def test_request_that_its_user_may_not_make_does_not_count_for_its_key(red
         await rates.close()
 
 
-async def test_guesses_of_a_source_are_limited(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_failed_logins_are_rate_limited_per_source(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
         ring = Keyring(gateway)
         await ring.make("ada")
@@ -240,9 +242,7 @@ async def test_guesses_of_a_source_are_limited(database_url: str, simulator: Sim
         assert (await ring.get("ada", "/v1/models")).status == 200
 
 
-async def test_classes_of_routes_have_windows_of_their_own(
-    database_url: str, simulator: Simulator, tools_url: str
-) -> None:
+async def test_route_classes_have_separate_limits(database_url: str, simulator: Simulator, tools_url: str) -> None:
     limits = {"rate_limit_chat_requests": 1, "rate_limit_tools_requests": 2, "rate_limit_mcp_requests": 3}
     async with serve_gateway(database_url, simulator, tools_url, **limits) as gateway:
         assert [(await gateway.chat("hello")).status for _ in range(2)] == [200, 429]
@@ -255,9 +255,7 @@ async def test_classes_of_routes_have_windows_of_their_own(
         assert (openai.status, openai.body["error"]["type"]) == (429, "rate_limit_error")
 
 
-async def test_streams_of_a_key_have_so_many_places_and_give_them_back(
-    database_url: str, simulator: Simulator, tools_url: str
-) -> None:
+async def test_stream_slots_are_limited_and_released(database_url: str, simulator: Simulator, tools_url: str) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
         async with AsyncExitStack() as stack:
@@ -274,7 +272,9 @@ async def test_streams_of_a_key_have_so_many_places_and_give_them_back(
         await eventually(accepted)
 
 
-async def test_key_may_have_fewer_streams_than_others(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_key_can_lower_but_not_raise_the_stream_limit(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
         ring = Keyring(gateway)
@@ -288,7 +288,7 @@ async def test_key_may_have_fewer_streams_than_others(database_url: str, simulat
                 response.close()
 
 
-async def test_limits_can_be_switched_off(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_rate_limits_can_be_disabled(database_url: str, simulator: Simulator, tools_url: str) -> None:
     options = {"rate_limit_enabled": False, "rate_limit_requests": 1, "rate_limit_streams": 1}
     async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
         assert await statuses([gateway.base_url], 20) == {200: 20}
@@ -298,7 +298,7 @@ async def test_limits_can_be_switched_off(database_url: str, simulator: Simulato
 # --- Redis
 
 
-async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
+async def test_without_redis_each_worker_counts_locally_until_redis_returns(
     redis: RedisServer,
 ) -> None:
     settings = load_settings(
@@ -326,7 +326,7 @@ async def test_without_redis_each_worker_counts_by_itself_and_comes_back(
         await second.close()
 
 
-async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_all_others() -> None:
+async def test_hanging_redis_is_awaited_once_for_requests_and_stream_slots() -> None:
     async with silent_server() as (port, connections):
         redis_url = SecretStr(f"redis://127.0.0.1:{port}/0")
         settings = load_settings(_env_file=None, redis_url=redis_url, redis_timeout_seconds=0.2, rate_limit_requests=9)
@@ -348,7 +348,7 @@ async def test_one_wait_for_a_redis_that_hangs_spares_requests_and_their_places_
             await rates.close()
 
 
-async def test_place_of_a_killed_worker_is_free_when_its_lease_is_over(redis: RedisServer) -> None:
+async def test_stream_slot_of_a_killed_worker_is_free_after_its_lease(redis: RedisServer) -> None:
     client = Redis(port=redis.port)
     first, second = (
         StreamLimiter(SharedRedis(client, timeout_seconds=30), lease_seconds=600, renew_seconds=0.02) for _ in range(2)

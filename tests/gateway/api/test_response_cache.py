@@ -20,9 +20,7 @@ def told(reply: Reply) -> str | None:
     return reply.headers.get("x-gateway-cache")
 
 
-async def test_same_request_gets_the_same_answer_without_asking_the_model(
-    gateway: Gateway, db: asyncpg.Connection
-) -> None:
+async def test_repeated_request_is_a_cache_hit_without_a_model_call(gateway: Gateway, db: asyncpg.Connection) -> None:
     first = await gateway.chat(SUM, **CACHE)
     asked = len(gateway.simulator.requests)
     second = await gateway.chat(SUM, **CACHE)
@@ -45,7 +43,7 @@ async def test_same_request_gets_the_same_answer_without_asking_the_model(
     assert (total["turns"], total["cached_turns"], total["unpriced_turns"]) == (2, 1, 0)
 
 
-async def test_known_answer_streams_as_any_other(gateway: Gateway) -> None:
+async def test_cached_response_is_streamed(gateway: Gateway) -> None:
     first = await gateway.chat_stream(SUM, **CACHE)
     second = await gateway.chat_stream(SUM, **CACHE)
     assert (told(first), told(second)) == ("miss", "hit")
@@ -64,7 +62,7 @@ async def test_known_answer_streams_as_any_other(gateway: Gateway) -> None:
     assert followed == second.events
 
 
-async def test_nobody_who_did_not_ask_for_it_is_concerned(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_cache_is_used_only_when_requested(gateway: Gateway, db: asyncpg.Connection) -> None:
     plain = await gateway.chat(SUM)
     assert told(plain) is None
     assert await db.fetchval("SELECT count(*) FROM cached_responses") == 0
@@ -91,7 +89,7 @@ async def test_nobody_who_did_not_ask_for_it_is_concerned(gateway: Gateway, db: 
     ],
     ids=lambda change: next(iter(change)),
 )
-async def test_request_that_differs_is_asked(gateway: Gateway, change: dict[str, Any]) -> None:
+async def test_different_request_is_a_cache_miss(gateway: Gateway, change: dict[str, Any]) -> None:
     body = {"messages": [{"role": "user", "content": SUM}], **CACHE}
     await gateway.chat(**body)
     assert told(await gateway.chat(**(body | change))) == "miss"
@@ -99,14 +97,14 @@ async def test_request_that_differs_is_asked(gateway: Gateway, change: dict[str,
     assert told(await gateway.chat(**body)) == "hit"
 
 
-async def test_what_does_not_change_the_answer_does_not_count(gateway: Gateway) -> None:
+async def test_fields_without_effect_on_the_answer_are_not_in_the_cache_key(gateway: Gateway) -> None:
     await gateway.chat(SUM, **CACHE)
     same = await gateway.chat(SUM, user="a label", on_disconnect="continue", cache={"ttl": 5}, conversation_id="new")
     assert told(same) == "hit"
     assert same.body["conversation_id"]
 
 
-async def test_answer_is_its_owners_alone(locked: Keyring) -> None:
+async def test_cached_responses_are_scoped_to_owner_and_permissions(locked: Keyring) -> None:
     for owner in ("ada", "bob"):
         await locked.make(owner)
     for owner, expected in (("ada", "miss"), ("bob", "miss"), ("ada", "hit"), ("bob", "hit")):
@@ -117,7 +115,7 @@ async def test_answer_is_its_owners_alone(locked: Keyring) -> None:
     assert told(await locked.chat("ada", SUM, **CACHE)) == "miss"
 
 
-async def test_answer_of_another_model_is_not_kept(
+async def test_response_of_a_fallback_model_is_not_cached(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     simulator.faults.add_faults(Fault(kind="status", status=503, match="gpt-oss-120b"))
@@ -127,7 +125,7 @@ async def test_answer_of_another_model_is_not_kept(
     assert await db.fetchval("SELECT count(*) FROM cached_responses") == 0
 
 
-async def test_history_counts_and_the_ids_of_its_calls_do_not(gateway: Gateway) -> None:
+async def test_cache_key_contains_the_history_without_call_ids(gateway: Gateway) -> None:
     replies: list[Reply] = []
     for opening in (SUM, SUM, "What is 23*20?"):
         begun = (await gateway.chat(opening, conversation_id="new")).body
@@ -146,7 +144,7 @@ async def test_history_counts_and_the_ids_of_its_calls_do_not(gateway: Gateway) 
         ("count to 100000", {}, Fault(kind="mid_stream_error", after_chunks=3, times=3)),  # failed
     ],
 )
-async def test_what_must_not_be_given_again_is_not_kept(
+async def test_unrepeatable_responses_are_not_cached(
     gateway: Gateway, db: asyncpg.Connection, prompt: str, body: dict[str, Any], fault: Fault | None
 ) -> None:
     if fault is not None:
@@ -156,7 +154,7 @@ async def test_what_must_not_be_given_again_is_not_kept(
     assert await db.fetchval("SELECT count(*) FROM cached_responses") == 0
 
 
-async def test_answer_grows_too_old(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_cached_response_expires(gateway: Gateway, db: asyncpg.Connection) -> None:
     async def age(seconds: int) -> None:
         await db.execute(
             "UPDATE cached_responses SET kept_at = kept_at - make_interval(secs => $1),"
@@ -173,7 +171,7 @@ async def test_answer_grows_too_old(gateway: Gateway, db: asyncpg.Connection) ->
     assert told(await gateway.chat(SUM, cache={"ttl": 3600})) == "miss"  # for who kept it
 
 
-async def test_answer_goes_with_its_turn(gateway: Gateway) -> None:
+async def test_deleting_a_turn_deletes_its_cached_response(gateway: Gateway) -> None:
     kept = (await gateway.chat(SUM, conversation_id="new", **CACHE)).body
     path = f"{gateway.base_url}/api/v1/conversations/{kept['conversation_id']}"
     async with gateway.session.delete(path) as response:
@@ -181,7 +179,7 @@ async def test_answer_goes_with_its_turn(gateway: Gateway) -> None:
     assert told(await gateway.chat(SUM, **CACHE)) == "miss"
 
 
-async def test_form_of_an_answer_is_kept_with_it(gateway: Gateway) -> None:
+async def test_structured_response_is_cached(gateway: Gateway) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     form = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
     first, second = [await gateway.chat("Say a number: 7", **form, **CACHE) for _ in range(2)]
@@ -189,7 +187,7 @@ async def test_form_of_an_answer_is_kept_with_it(gateway: Gateway) -> None:
     assert first.body["response"] == second.body["response"] != ""
 
 
-async def test_openai_clients_ask_for_it_in_x_gateway(gateway: Gateway) -> None:
+async def test_openai_clients_request_the_cache_in_x_gateway(gateway: Gateway) -> None:
     body = {"messages": [{"role": "user", "content": SUM}], "x_gateway": CACHE}
     first = await gateway.post("/v1/chat/completions", body)
     second = await gateway.post("/v1/chat/completions", body)
@@ -218,13 +216,13 @@ async def test_openai_clients_ask_for_it_in_x_gateway(gateway: Gateway) -> None:
         ("/v1/chat/completions", {"x_gateway": CACHE, "store": False}),
     ],
 )
-async def test_senseless_wishes_are_refused(standing: Gateway, path: str, body: dict[str, Any]) -> None:
+async def test_invalid_cache_options_are_rejected(standing: Gateway, path: str, body: dict[str, Any]) -> None:
     reply = await standing.post(path, {"messages": [{"role": "user", "content": "Hello"}], **body})
     assert reply.status in (400, 422)
     assert "cache" in reply.body["error"]["message"]
 
 
-async def test_idempotency_key_tells_what_its_turn_got(gateway: Gateway) -> None:
+async def test_idempotent_repeat_reports_the_cache_status_of_its_turn(gateway: Gateway) -> None:
     body = {"messages": [{"role": "user", "content": SUM}], **CACHE}
     await gateway.post("/api/v1/chat", body)
     for _ in range(2):
@@ -232,7 +230,9 @@ async def test_idempotency_key_tells_what_its_turn_got(gateway: Gateway) -> None
         assert (told(reply), reply.body["cached"]) == ("hit", True)
 
 
-async def test_only_so_many_are_kept(gateway: Gateway, database_url: str, db: asyncpg.Connection) -> None:
+async def test_cache_size_is_limited_per_owner_and_in_total(
+    gateway: Gateway, database_url: str, db: asyncpg.Connection
+) -> None:
     turns = [UUID((await gateway.chat(f"Hello {n}")).body["turn_id"]) for n in range(5)]
     other = (await gateway.chat("Hi")).body["turn_id"]
     await db.execute("UPDATE turns SET owner = 'bob' WHERE id = $1", UUID(other))

@@ -42,7 +42,7 @@ def kinds(response: Any) -> list[str]:
     return [item.type for item in response.output]
 
 
-async def test_mcp_work_shows_as_items_before_the_answer(client: openai.AsyncOpenAI) -> None:
+async def test_mcp_calls_are_output_items_before_the_message(client: openai.AsyncOpenAI) -> None:
     response = await create(client)
     assert kinds(response) == ["mcp_list_tools", "reasoning", "mcp_call", "reasoning", "message"]
     listed, _, call, _, message = response.output
@@ -58,7 +58,7 @@ async def test_mcp_work_shows_as_items_before_the_answer(client: openai.AsyncOpe
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens > 0
 
 
-async def test_typed_stream_parses_every_event_and_ends_with_the_whole(client: openai.AsyncOpenAI) -> None:
+async def test_sdk_parses_every_stream_event_and_the_final_response(client: openai.AsyncOpenAI) -> None:
     events = await events_of(await create(client, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     for event in events:
@@ -85,7 +85,7 @@ async def test_typed_stream_parses_every_event_and_ends_with_the_whole(client: o
     assert await client.responses.retrieve(last.response.id) == last.response
 
 
-async def test_sdks_accumulating_stream_builds_the_same_response(client: openai.AsyncOpenAI) -> None:
+async def test_sdk_stream_helper_builds_the_final_response(client: openai.AsyncOpenAI) -> None:
     async with client.responses.stream(model=MODEL, input="What is 23*19?") as stream:
         async for _ in stream:
             pass
@@ -93,7 +93,7 @@ async def test_sdks_accumulating_stream_builds_the_same_response(client: openai.
     assert "437" in final.output_text
 
 
-async def test_stream_is_taken_up_again_behind_any_event(client: openai.AsyncOpenAI) -> None:
+async def test_stream_resumes_after_any_event(client: openai.AsyncOpenAI) -> None:
     events = await events_of(await create(client, stream=True))
     response_id = events[0].response.id
     for after in (0, 7, len(events) - 2):
@@ -101,7 +101,7 @@ async def test_stream_is_taken_up_again_behind_any_event(client: openai.AsyncOpe
         assert again == events[after + 1 :]
 
 
-async def test_previous_response_is_gone_on_from_and_may_branch(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_previous_response_is_continued_and_branched(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     first = await create(client, "My name is Ada.", instructions="Be kind to camels.")
     second = await create(client, "What is my name?", previous_response_id=first.id)
     assert "Ada" in second.output_text
@@ -112,7 +112,7 @@ async def test_previous_response_is_gone_on_from_and_may_branch(client: openai.A
     assert branch.previous_response_id == first.id
 
 
-async def test_what_was_asked_is_told_back(client: openai.AsyncOpenAI) -> None:
+async def test_response_echoes_the_request_fields(client: openai.AsyncOpenAI) -> None:
     options: Any = {"instructions": "Be brief.", "metadata": {"case": "7"}, "temperature": 0.5, "tools": [TOOLS]}
     response = await create(client, max_output_tokens=500, **options)
     kept = await client.responses.retrieve(response.id)
@@ -123,7 +123,7 @@ async def test_what_was_asked_is_told_back(client: openai.AsyncOpenAI) -> None:
     assert items.data[0].content[0].text == "What is 23*19?"  # type: ignore[union-attr]
 
 
-async def test_clients_function_goes_out_and_its_output_comes_in(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_client_function_call_round_trip(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     calls: Any = [
         {"name": "calculator", "arguments": {"expression": "23*19"}},
         {"name": "get_weather", "arguments": {"city": "Oslo"}},
@@ -151,7 +151,7 @@ async def test_clients_function_goes_out_and_its_output_comes_in(client: openai.
         ([WEATHER], {"get_weather"}),
     ],
 )
-async def test_tools_choose_among_the_configured_servers(
+async def test_mcp_tools_select_configured_servers(
     client: openai.AsyncOpenAI, gateway: Gateway, tools: Any, offered: set[str]
 ) -> None:
     await create(client, "Hello", tools=tools)
@@ -159,13 +159,13 @@ async def test_tools_choose_among_the_configured_servers(
     assert {tool["function"]["name"] for tool in sent} == offered
 
 
-async def test_tool_choice_may_name_a_servers_tool(client: openai.AsyncOpenAI) -> None:
+async def test_tool_choice_can_name_an_mcp_tool(client: openai.AsyncOpenAI) -> None:
     choice = {"type": "mcp", "server_label": "tools", "name": "list_tasks"}
     response = await create(client, "Hello", tools=[TOOLS], tool_choice=choice)
     assert [item.name for item in response.output if item.type == "mcp_call"] == ["list_tasks"]
 
 
-async def test_approval_is_asked_given_and_the_next_response_goes_on(
+async def test_approved_request_continues_in_the_next_response(
     client: openai.AsyncOpenAI, db: asyncpg.Connection
 ) -> None:
     tool: Any = TOOLS | {"require_approval": {"always": {"tool_names": ["add_task"]}}}
@@ -189,7 +189,7 @@ async def test_approval_is_asked_given_and_the_next_response_goes_on(
     assert "milk" in third.output_text
 
 
-async def test_declined_approval_is_told_to_the_model(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+async def test_declined_approval_fails_the_call(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
     tool: Any = TOOLS | {"require_approval": "always"}
     first = await create(client, "Add a task to buy milk", tools=[tool])
     answer: Any = [{"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": False}]
@@ -198,7 +198,7 @@ async def test_declined_approval_is_told_to_the_model(client: openai.AsyncOpenAI
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
-async def test_background_response_goes_on_alone_and_is_followed(client: openai.AsyncOpenAI) -> None:
+async def test_background_response_completes_and_can_be_followed(client: openai.AsyncOpenAI) -> None:
     begun = await create(client, background=True)
     assert begun.status == "in_progress"
     events = await events_of(await client.responses.retrieve(begun.id, stream=True))
@@ -206,7 +206,7 @@ async def test_background_response_goes_on_alone_and_is_followed(client: openai.
     assert (await client.responses.retrieve(begun.id)).output_text == events[-1].response.output_text
 
 
-async def test_cancelled_response_keeps_what_was_said(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
+async def test_cancelled_response_keeps_its_partial_text(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=60))
     begun = await create(client, "count to 500", background=True)
     follow = await client.responses.retrieve(begun.id, stream=True)
@@ -219,7 +219,7 @@ async def test_cancelled_response_keeps_what_was_said(client: openai.AsyncOpenAI
     assert cancelled.output_text.startswith("1 2 3")
 
 
-async def test_deleted_response_is_gone(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+async def test_deleted_response_is_not_found(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
     response = await create(client)
     await client.responses.delete(response.id)
     with pytest.raises(openai.NotFoundError):
@@ -228,14 +228,16 @@ async def test_deleted_response_is_gone(client: openai.AsyncOpenAI, db: asyncpg.
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
 
 
-async def test_response_that_is_not_stored_is_not_found(client: openai.AsyncOpenAI) -> None:
+async def test_ephemeral_response_is_not_found(client: openai.AsyncOpenAI) -> None:
     response = await create(client, store=False)
     assert response.store is False
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(response.id)
 
 
-async def test_response_outlives_its_journal(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+async def test_response_is_retrieved_after_its_journal_is_deleted(
+    client: openai.AsyncOpenAI, db: asyncpg.Connection
+) -> None:
     response = await create(client)
     await db.execute("DELETE FROM turn_events")
     again = await client.responses.retrieve(response.id)
@@ -251,19 +253,19 @@ class Sum(BaseModel):
     value: int
 
 
-async def test_answer_in_a_form_is_parsed_by_the_sdk(client: openai.AsyncOpenAI) -> None:
+async def test_structured_output_is_parsed_by_the_sdk(client: openai.AsyncOpenAI) -> None:
     parsed = await client.responses.parse(model=MODEL, input="What is 23*19?", text_format=Sum)
     assert isinstance(parsed.output_parsed, Sum)
     response = await create(client, text={"format": {"type": "json_object"}})
     assert json.loads(response.output_text)
 
 
-async def test_token_limit_makes_it_incomplete(client: openai.AsyncOpenAI) -> None:
+async def test_token_limit_makes_the_response_incomplete(client: openai.AsyncOpenAI) -> None:
     response = await create(client, "count to 500", max_output_tokens=60)
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
 
-async def test_failure_before_the_answer_is_a_status_and_after_it_an_event(
+async def test_failure_is_a_status_before_the_first_event_and_an_event_afterwards(
     client: openai.AsyncOpenAI, gateway: Gateway
 ) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="status", status=401))
@@ -295,7 +297,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:60])
-async def test_bad_request_is_a_400_in_openais_shape(standing: Gateway, body: dict[str, Any], param: str) -> None:
+async def test_invalid_request_is_a_400_in_the_openai_format(
+    standing: Gateway, body: dict[str, Any], param: str
+) -> None:
     reply = await standing.post("/v1/responses", {"model": MODEL, "input": "Hello", **body})
     assert (reply.status, reply.body["error"]["type"]) == (400, "invalid_request_error")
     assert reply.body["error"]["param"].startswith(param)
@@ -309,7 +313,7 @@ async def test_unknown_response_is_not_found(client: openai.AsyncOpenAI, known: 
         await create(client, previous_response_id=known)
 
 
-async def test_responses_of_others_are_not_found(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
+async def test_responses_of_other_users_are_not_found(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
     response = await create(client)
     await db.execute("UPDATE turns SET owner = 'somebody else'")
     for call in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
@@ -317,7 +321,7 @@ async def test_responses_of_others_are_not_found(client: openai.AsyncOpenAI, db:
             await call(response.id)
 
 
-async def test_every_item_is_one_that_the_sdk_knows(database_url: str, simulator: Simulator, tools_url: str) -> None:
+async def test_sdk_knows_every_output_item(database_url: str, simulator: Simulator, tools_url: str) -> None:
     async with (
         serve_gateway(database_url, simulator, tools_url) as gateway,
         openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key="none") as client,

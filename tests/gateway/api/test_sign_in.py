@@ -102,7 +102,7 @@ async def tried_server(gateway: Gateway) -> Any:
 
 
 @pytest.mark.parametrize("share", ["user", "all"])
-async def test_turn_asks_its_user_to_sign_in_and_goes_on_when_they_have(serve: Serve, share: str) -> None:
+async def test_turn_asks_for_sign_in_and_resumes_afterwards(serve: Serve, share: str) -> None:
     async with serve(share=share) as gateway:
         server = await eventually(lambda: tried_server(gateway))
         assert server["state"] == "needs_auth"
@@ -122,7 +122,7 @@ async def test_turn_asks_its_user_to_sign_in_and_goes_on_when_they_have(serve: S
         assert again.of("tool.result")[0]["content"][0]["text"].startswith("the vault of")
 
 
-async def test_person_who_declines_is_not_asked_by_the_same_call_again(serve: Serve) -> None:
+async def test_declined_sign_in_denies_the_call(serve: Serve) -> None:
     async with serve(share="user") as gateway:
         reply = await gateway.chat_stream("call vault_sign_in {}")
         turn_id, asked = reply.headers["x-turn-id"], reply.of("input.required")[0]
@@ -132,7 +132,7 @@ async def test_person_who_declines_is_not_asked_by_the_same_call_again(serve: Se
         assert [event.data["outcome"] for event in events if event.type == "tool.result"] == ["denied"]
 
 
-async def test_each_user_signs_in_alone_where_connections_are_not_shared(serve: Serve) -> None:
+async def test_users_sign_in_separately_without_shared_connections(serve: Serve) -> None:
     async with serve(share="user") as gateway:
         await signed_in_as(gateway, ADA)
         adas = told(await whose(gateway, ADA))
@@ -150,7 +150,7 @@ async def signed_in_as(gateway: Gateway, principal: Principal) -> None:
     assert isinstance(await gateway.state.toolbox.call(spec, {}, principal=principal), ToolResult)
 
 
-async def test_only_an_admin_is_asked_to_sign_in_for_everybody(serve: Serve) -> None:
+async def test_only_an_admin_is_asked_to_sign_in_to_a_shared_server(serve: Serve) -> None:
     async with serve() as gateway:
         spec = gateway.state.toolbox.find("vault_sign_in")
         assert spec is not None
@@ -161,7 +161,7 @@ async def test_only_an_admin_is_asked_to_sign_in_for_everybody(serve: Serve) -> 
         assert isinstance(admin, PendingInput)
 
 
-async def test_revoked_token_is_refreshed_without_anybody_noticing(serve: Serve, vault: Protected) -> None:
+async def test_revoked_access_token_is_refreshed_during_the_call(serve: Serve, vault: Protected) -> None:
     async with serve() as gateway:
         await signed_in(gateway)
         vault.revoke_access()
@@ -169,7 +169,7 @@ async def test_revoked_token_is_refreshed_without_anybody_noticing(serve: Serve,
         assert vault.refreshed == 1
 
 
-async def test_token_about_to_expire_is_refreshed_once_by_all_workers_together(serve: Serve, vault: Protected) -> None:
+async def test_expiring_token_is_refreshed_once_across_workers(serve: Serve, vault: Protected) -> None:
     vault.lifetime = 30  # less than the gateway lets a token live on
     async with serve() as first, serve() as second:
         await signed_in(first)
@@ -181,7 +181,7 @@ async def test_token_about_to_expire_is_refreshed_once_by_all_workers_together(s
         assert vault.refreshed - before == 1
 
 
-async def test_client_that_the_authorization_server_forgot_registers_anew(serve: Serve, vault: Protected) -> None:
+async def test_client_unknown_to_the_authorization_server_registers_again(serve: Serve, vault: Protected) -> None:
     async with serve(share="user") as gateway:
         await signed_in_as(gateway, ADA)
         (before,) = vault.clients
@@ -195,7 +195,7 @@ async def test_client_that_the_authorization_server_forgot_registers_anew(serve:
         assert before not in told(await whose(gateway, ADA))
 
 
-async def test_consent_that_is_denied_is_told_on_the_page(serve: Serve, vault: Protected) -> None:
+async def test_denied_consent_is_reported_on_the_callback_page(serve: Serve, vault: Protected) -> None:
     vault.deny = True
     async with serve() as gateway:
         reply = await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})
@@ -204,7 +204,7 @@ async def test_consent_that_is_denied_is_told_on_the_page(serve: Serve, vault: P
         assert "access_denied" in page
 
 
-async def test_callback_of_another_browser_or_another_state_is_refused(serve: Serve) -> None:
+async def test_callback_with_wrong_cookie_or_state_is_rejected(serve: Serve) -> None:
     async with serve() as gateway:
         url = (await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})).body["url"]
         browser = Browser(gateway.session)
@@ -217,7 +217,7 @@ async def test_callback_of_another_browser_or_another_state_is_refused(serve: Se
         assert status == 200
 
 
-async def test_callback_may_come_to_another_worker_than_the_one_that_began(serve: Serve) -> None:
+async def test_callback_is_accepted_by_another_worker(serve: Serve) -> None:
     async with serve() as first:
         port = urlsplit(first.base_url).port
         assert port is not None
@@ -230,7 +230,7 @@ async def test_callback_may_come_to_another_worker_than_the_one_that_began(serve
             assert (status, "Signed in" in page) == (200, True), page
 
 
-async def test_sign_in_begun_again_at_another_worker_takes_the_place_of_the_first(serve: Serve) -> None:
+async def test_sign_in_restarted_on_another_worker_replaces_the_first(serve: Serve) -> None:
     async with serve() as first:
         port = urlsplit(first.base_url).port
         assert port is not None
@@ -246,7 +246,7 @@ async def test_sign_in_begun_again_at_another_worker_takes_the_place_of_the_firs
             assert await second.state.audit.page(action="login.failed", limit=5) == []
 
 
-async def test_tokens_are_not_readable_in_the_database(serve: Serve, vault: Protected, db: asyncpg.Connection) -> None:
+async def test_tokens_are_encrypted_in_the_database(serve: Serve, vault: Protected, db: asyncpg.Connection) -> None:
     async with serve() as gateway:
         await signed_in(gateway)
         (row,) = await db.fetch("SELECT sealed FROM oauth_grants")
@@ -256,7 +256,7 @@ async def test_tokens_are_not_readable_in_the_database(serve: Serve, vault: Prot
         assert await db.fetchval("SELECT count(*) FROM audit_log WHERE action = 'login.granted'") == 1
 
 
-async def test_who_signs_out_must_sign_in_again(serve: Serve) -> None:
+async def test_sign_out_requires_a_new_sign_in(serve: Serve) -> None:
     async with serve(share="user") as gateway:
         await signed_in_as(gateway, ADA)
         for _ in range(2):
@@ -266,7 +266,7 @@ async def test_who_signs_out_must_sign_in_again(serve: Serve) -> None:
         assert audited == [("ada", "login.forgotten", "server vault"), ("ada", "login.granted", "server vault")]
 
 
-async def test_server_with_its_own_credential_is_not_signed_in_to(serve: Serve) -> None:
+async def test_server_with_a_configured_credential_rejects_sign_in(serve: Serve) -> None:
     async with serve(headers={"Authorization": "Bearer wrong"}) as gateway:
         assert (await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})).status == 409
         assert (await gateway.post("/api/v1/mcp/servers/nobody/sign-in", {})).status == 404

@@ -22,7 +22,7 @@ async def actions(ring: Keyring, query: str = "") -> list[tuple[str, str]]:
     return [(item["actor"], item["action"]) for item in reply.body["items"]]
 
 
-async def test_audit_log_tells_admins_who_did_what(locked: Keyring) -> None:
+async def test_audit_log_lists_actors_and_actions_for_admins(locked: Keyring) -> None:
     await locked.make("ada")
     made = (await locked.post("ada", "/api/v1/keys", {})).body
     await locked.call("DELETE", "ada", f"/api/v1/keys/{made['id']}")
@@ -50,13 +50,13 @@ async def test_audit_log_tells_admins_who_did_what(locked: Keyring) -> None:
 @pytest.mark.parametrize(
     "change", ["UPDATE audit_log SET actor = 'nobody'", "DELETE FROM audit_log", "TRUNCATE audit_log"]
 )
-async def test_audit_log_cannot_be_changed(locked: Keyring, db: asyncpg.Connection, change: str) -> None:
+async def test_audit_log_is_append_only(locked: Keyring, db: asyncpg.Connection, change: str) -> None:
     with pytest.raises(asyncpg.RaiseError, match="append-only"):
         await db.execute(change)
     assert await db.fetchval("SELECT count(*) FROM audit_log") == 1
 
 
-async def test_role_of_the_application_adds_to_the_audit_log_and_no_more(
+async def test_application_role_can_only_append_to_the_audit_log(
     database_url: str, db: asyncpg.Connection, simulator: Simulator, tools_url: str
 ) -> None:
     await db.execute(ROLE.read_text())
@@ -97,7 +97,7 @@ async def test_role_of_the_application_adds_to_the_audit_log_and_no_more(
         await db.execute("ALTER ROLE gateway_app NOLOGIN")
 
 
-async def test_owner_rates_a_turn_and_may_think_again(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_owner_can_rate_a_turn_and_change_the_rating(locked: Keyring, db: asyncpg.Connection) -> None:
     await locked.make("ada")
     await locked.make("bob")
     turn = (await locked.chat("ada", "hello")).body["turn_id"]
@@ -114,7 +114,7 @@ async def test_owner_rates_a_turn_and_may_think_again(locked: Keyring, db: async
     assert (await locked.get("bob", "/api/v1/budget")).body["days"] == []
 
 
-async def test_comment_on_a_turn_of_which_nothing_is_kept_is_not_kept(locked: Keyring, db: asyncpg.Connection) -> None:
+async def test_comment_on_an_ephemeral_turn_is_not_stored(locked: Keyring, db: asyncpg.Connection) -> None:
     turn = (await locked.chat("root", "hello", store=False)).body["turn_id"]
     await locked.post("root", f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": "it said that I am ill"})
     assert await db.fetchval("SELECT comment FROM turn_feedback") is None
@@ -145,7 +145,7 @@ async def test_stats_count_turns_tokens_cost_errors_and_tools_by_day(locked: Key
     [("BY_DAY", False), ("BY_DAY", True), ("RATINGS", False), ("RATINGS", True), ("BY_MODEL", False), ("ERRORS", False),
      ("TOOLS", False)],
 )  # fmt: skip
-async def test_figures_come_by_index(db: asyncpg.Connection, query: str, owner: bool) -> None:
+async def test_stats_queries_use_indexes(db: asyncpg.Connection, query: str, owner: bool) -> None:
     statement: str = getattr(usage, query)
     statement = statement.replace(":days", "30")
     statement = statement.replace(":owner", "'ada'" if owner else "NULL")

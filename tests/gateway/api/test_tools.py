@@ -21,7 +21,7 @@ async def test_tools_are_listed_with_server_schema_annotations_and_state(gateway
     assert body["servers"][0]["protocol_version"] == "2026-07-28"
 
 
-async def test_a_tool_is_called_by_hand(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_tool_is_called_directly(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.post("/api/v1/tools/calculator", {"expression": "5*9"})
     assert reply.body["outcome"] == "ok"
     assert reply.body["content"][0]["text"] == "5*9 = 45"
@@ -29,7 +29,7 @@ async def test_a_tool_is_called_by_hand(gateway: Gateway, db: asyncpg.Connection
     assert await db.fetchval("SELECT title FROM tools.tasks WHERE user_id = 'local'") == "buy milk"
 
 
-async def test_what_a_tool_says_went_wrong_is_its_result_and_an_unknown_tool_is_a_404(gateway: Gateway) -> None:
+async def test_tool_error_is_a_result_and_an_unknown_tool_is_a_404(gateway: Gateway) -> None:
     wrong = await gateway.post("/api/v1/tools/calculator", {"expression": "1/0"})
     assert (wrong.status, wrong.body["outcome"]) == (200, "error")
     assert "division by zero" in wrong.body["content"][0]["text"]
@@ -45,14 +45,14 @@ async def test_models_are_listed_with_the_default(gateway: Gateway) -> None:
     assert (model["context_window"], model["max_output_tokens"], model["price_in"]) == (131_072, 65_536, 0.15)
 
 
-async def test_health_and_ready_say_how_things_stand(gateway: Gateway) -> None:
+async def test_health_and_ready_report_their_status(gateway: Gateway) -> None:
     health = (await gateway.get("/health")).body
     assert (health["status"], health["version"]) == ("healthy", __version__)
     ready = await gateway.get("/ready")
     assert (ready.status, ready.body["status"]) == (200, "ready")
 
 
-async def test_unknown_path_and_method_answer_in_the_error_shape(gateway: Gateway) -> None:
+async def test_unknown_path_and_method_return_the_error_format(gateway: Gateway) -> None:
     missing = await gateway.get("/no/such/path")
     assert (missing.status, missing.body["error"]["code"]) == (404, "not_found")
     wrong = await gateway.get("/api/v1/chat")

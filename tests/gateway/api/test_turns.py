@@ -37,12 +37,12 @@ def text_of(events: list[Event]) -> str:
     return steps[max(steps)] if steps else ""
 
 
-async def test_finished_turn_is_replayed_exactly_as_it_was_sent(gateway: Gateway) -> None:
+async def test_finished_turn_is_replayed_exactly(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("What is 23*19?")
     assert await events_of(gateway, reply.headers["x-turn-id"]) == reply.events
 
 
-async def test_follower_resumes_behind_the_last_event_it_has(gateway: Gateway) -> None:
+async def test_follower_resumes_after_its_last_event(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("What is 23*19?")
     turn_id = reply.headers["x-turn-id"]
     assert await events_of(gateway, turn_id, params={"after": "3"}) == reply.events[3:]
@@ -51,7 +51,7 @@ async def test_follower_resumes_behind_the_last_event_it_has(gateway: Gateway) -
     assert await events_of(gateway, turn_id, params={"after": last}) == [Event(None, None, "[DONE]")]
 
 
-async def test_followers_on_the_other_worker_see_the_turn_live_and_whole(
+async def test_follower_on_another_worker_gets_all_events_live(
     workers: list[Gateway], slow_simulator: Simulator
 ) -> None:
     one, other = workers
@@ -75,7 +75,7 @@ async def _all(stream: Stream) -> list[Event]:
     return stream.seen
 
 
-async def test_follower_that_reconnects_often_gets_exactly_the_journal(workers: list[Gateway]) -> None:
+async def test_reconnecting_follower_gets_exactly_the_journal(workers: list[Gateway]) -> None:
     one, other = workers
     async with one.stream("count to 100", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
@@ -95,7 +95,7 @@ async def test_follower_that_reconnects_often_gets_exactly_the_journal(workers: 
     assert seen == (await events_of(other, turn_id))[:-1]
 
 
-async def test_following_never_decides_over_the_turn(workers: list[Gateway]) -> None:
+async def test_follower_disconnect_does_not_cancel_the_turn(workers: list[Gateway]) -> None:
     one, _ = workers
     async with one.stream("count to 60") as stream:
         async with follow(one, stream.response.headers["x-turn-id"]) as following:
@@ -104,7 +104,7 @@ async def test_following_never_decides_over_the_turn(workers: list[Gateway]) -> 
         await stream.until("turn.completed")
 
 
-async def test_unknown_turn_is_a_404_and_an_id_that_is_none_a_422(gateway: Gateway) -> None:
+async def test_unknown_turn_is_a_404_and_an_invalid_id_a_422(gateway: Gateway) -> None:
     unknown = "01890000-0000-7000-8000-000000000000"
     for path in (f"/api/v1/turns/{unknown}", f"/api/v1/turns/{unknown}/events"):
         reply = await gateway.get(path)
@@ -113,7 +113,7 @@ async def test_unknown_turn_is_a_404_and_an_id_that_is_none_a_422(gateway: Gatew
     assert (await gateway.get("/api/v1/turns/nonsense")).status == 422
 
 
-async def test_turn_is_shown_with_its_messages_and_its_ledger(gateway: Gateway) -> None:
+async def test_turn_is_shown_with_its_response_and_tool_calls(gateway: Gateway) -> None:
     reply = await gateway.chat("What is 23*19?")
     body = (await gateway.get(f"/api/v1/turns/{reply.body['turn_id']}")).body
     assert (body["status"], body["prompt"], body["response"]) == ("completed", "What is 23*19?", reply.body["response"])
@@ -121,7 +121,7 @@ async def test_turn_is_shown_with_its_messages_and_its_ledger(gateway: Gateway) 
     assert (call["tool"], call["outcome"], call["structured"]["result"]) == ("calculator", "ok", 437)
 
 
-async def test_cancel_from_the_other_worker_stops_the_model_call_and_may_be_repeated(
+async def test_cancel_from_another_worker_stops_the_model_call_and_is_idempotent(
     workers: list[Gateway], slow_simulator: Simulator
 ) -> None:
     one, other = workers
@@ -137,7 +137,7 @@ async def test_cancel_from_the_other_worker_stops_the_model_call_and_may_be_repe
     assert (again.status, again.body) == (200, cancelled.body)
 
 
-async def test_idempotency_key_begins_a_turn_once(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_idempotency_key_starts_a_turn_once(gateway: Gateway, db: asyncpg.Connection) -> None:
     headers = {"Idempotency-Key": "k-1"}
     body = {"messages": [{"role": "user", "content": "Add a task to buy milk"}]}
     replies = await asyncio.gather(*(gateway.post("/api/v1/chat", body, headers=headers) for _ in range(5)))
@@ -150,7 +150,7 @@ async def test_idempotency_key_begins_a_turn_once(gateway: Gateway, db: asyncpg.
         assert (await _all(Stream(response)))[-1].data == "[DONE]"
 
 
-async def test_stopped_workers_turn_goes_on_elsewhere_under_new_numbers(
+async def test_turn_of_a_stopped_worker_resumes_with_new_event_numbers(
     workers: list[Gateway], db: asyncpg.Connection
 ) -> None:
     one, other = workers
@@ -186,7 +186,7 @@ async def test_finished_steps_are_not_repeated_after_a_takeover(
 
 
 @pytest.mark.parametrize(("tool", "outcome"), [("list_tasks", "ok"), ("add_task", "unknown")])
-async def test_call_cut_by_a_crash_is_repeated_only_where_that_does_no_harm(
+async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
     workers: list[Gateway], db: asyncpg.Connection, tool: str, outcome: str
 ) -> None:
     """A worker dies between a call's intent and its outcome: its rows are as such a worker leaves them."""
@@ -213,7 +213,7 @@ async def test_call_cut_by_a_crash_is_repeated_only_where_that_does_no_harm(
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
-async def test_wish_to_cancel_outlives_the_worker(workers: list[Gateway], db: asyncpg.Connection) -> None:
+async def test_cancellation_survives_the_stop_of_its_worker(workers: list[Gateway], db: asyncpg.Connection) -> None:
     one, other = workers
     async with one.stream("count to 5000", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
@@ -224,7 +224,7 @@ async def test_wish_to_cancel_outlives_the_worker(workers: list[Gateway], db: as
     assert events[-2].type == "turn.cancelled"
 
 
-async def test_old_journals_are_forgotten_and_their_turns_stay(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_old_journals_are_pruned_and_their_turns_stay(gateway: Gateway, db: asyncpg.Connection) -> None:
     from datetime import timedelta
 
     reply = await gateway.chat("Hello")

@@ -53,7 +53,7 @@ async def usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
     return reply.body
 
 
-async def test_step_and_turn_tell_tokens_times_speed_and_cost(gateway: Gateway, db: asyncpg.Connection) -> None:
+async def test_step_and_turn_report_tokens_times_speed_and_cost(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.chat_stream("What is 23*19?")
     steps, (end,) = reply.of("step.completed"), reply.of("turn.completed")
     assert len(steps) == 2
@@ -81,7 +81,7 @@ async def test_step_and_turn_tell_tokens_times_speed_and_cost(gateway: Gateway, 
     assert (row["completed"], row["failed"]) == (2, 0)
 
 
-async def test_turn_that_fails_in_its_second_step_has_paid_for_the_first(gateway: Gateway) -> None:
+async def test_turn_that_fails_in_its_second_step_is_charged_for_the_first(gateway: Gateway) -> None:
     waiting = (await gateway.chat("What is 23*19?", approval="always")).body
     gateway.simulator.faults.add_faults(
         Fault(kind="status", status=400, body={"error": {"message": "no", "code": "x"}})
@@ -98,7 +98,7 @@ async def test_turn_that_fails_in_its_second_step_has_paid_for_the_first(gateway
     assert row["prompt_tokens"] == step["usage"]["prompt_tokens"] > 0
 
 
-async def test_default_is_the_last_thirty_days_by_day(used: Gateway) -> None:
+async def test_default_report_is_the_last_thirty_days_by_day(used: Gateway) -> None:
     table = await usage(used)
     assert [row["day"] for row in table["rows"]] == [str(TODAY - timedelta(days=1)), str(TODAY)]
     assert (table["from"], table["to"]) == tuple(
@@ -130,7 +130,7 @@ async def test_default_is_the_last_thirty_days_by_day(used: Gateway) -> None:
         ("group_by=conversation", [(None, 4)]),
     ],
 )
-async def test_turns_are_grouped_and_chosen(used: Gateway, query: str, groups: list[Any]) -> None:
+async def test_turns_are_grouped_and_filtered(used: Gateway, query: str, groups: list[Any]) -> None:
     table = await usage(used, query)
     names = table["group_by"]
     assert [(*(row[name] for name in names), row["turns"]) for row in table["rows"]] == groups
@@ -138,7 +138,7 @@ async def test_turns_are_grouped_and_chosen(used: Gateway, query: str, groups: l
     assert all(set(row) == {*names, *table["total"]} for row in table["rows"])
 
 
-async def test_conversations_and_keys_of_real_turns_are_told_apart(locked: Keyring) -> None:
+async def test_turns_are_grouped_by_user_key_and_conversation(locked: Keyring) -> None:
     await locked.make("ada")
     first = (await locked.chat("root", "Hello", conversation_id="new")).body
     await locked.chat("root", "Hello again", conversation_id=first["conversation_id"])
@@ -155,7 +155,7 @@ async def test_conversations_and_keys_of_real_turns_are_told_apart(locked: Keyri
     ]
 
 
-async def test_users_see_their_own_alone(locked: Keyring) -> None:
+async def test_users_see_only_their_own_usage(locked: Keyring) -> None:
     await use(locked.gateway)
     for role in ("user", "viewer"):
         await locked.make("ada", role=role)
@@ -176,7 +176,7 @@ async def test_rating_of_a_turn_counts_in_its_group(gateway: Gateway) -> None:
     assert (row["turns"], row["up"], row["down"]) == (3, 2, 1)
 
 
-async def test_step_of_another_model_costs_what_that_one_does(
+async def test_step_of_a_fallback_model_has_the_price_of_that_model(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     refused = {"error": {"message": "over capacity", "code": "over_capacity"}}
@@ -193,7 +193,7 @@ async def test_step_of_another_model_costs_what_that_one_does(
     assert reply.of("turn.completed")[0]["cost_usd"] == step["cost_usd"]
 
 
-async def test_call_that_is_asked_again_is_paid_twice(gateway: Gateway) -> None:
+async def test_retried_model_call_is_charged_twice(gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="unknown_tool"))
     reply = await gateway.chat_stream("Hello")
     assert [retry["reason"] for retry in reply.of("model.retry")] == ["tool_call_unreadable"]
@@ -204,7 +204,7 @@ async def test_call_that_is_asked_again_is_paid_twice(gateway: Gateway) -> None:
     assert step["usage"]["prompt_tokens"] > 2 * once
 
 
-async def test_csv_on_request(used: Gateway) -> None:
+async def test_usage_is_returned_as_csv_on_request(used: Gateway) -> None:
     path = f"/api/v1/usage?group_by=user,key&from={TODAY - timedelta(days=100)}"
     for query, headers in (("&format=csv", {}), ("", {"Accept": "text/csv"})):
         async with used.session.get(f"{used.base_url}{path}{query}", headers=headers) as response:
@@ -235,11 +235,11 @@ async def test_csv_on_request(used: Gateway) -> None:
         "format=xml",
     ],
 )
-async def test_bad_query_is_a_422(standing: Gateway, query: str) -> None:
+async def test_invalid_query_is_a_422(standing: Gateway, query: str) -> None:
     assert (await standing.get(f"/api/v1/usage?{query}")).status == 422
 
 
-async def test_many_groups_are_cut_and_many_turns_do_not_take_forever(
+async def test_many_groups_are_truncated_and_slow_reports_are_aborted(
     gateway: Gateway, database_url: str, db: asyncpg.Connection
 ) -> None:
     for owner in ("ada", "bob"):
