@@ -54,13 +54,13 @@ def test_source_paths_named_in_documents_exist(document: Path) -> None:
 
 
 def test_model_table_matches_the_catalog() -> None:
-    from gateway.llm.catalog import GROQ
+    from gateway.llm.catalog import GROQ_MODELS
 
     def price(value: float | None) -> str:
         return "-" if value is None else str(value)
 
     table = (ROOT / "docs" / "groq.md").read_text()
-    for model in GROQ:
+    for model in GROQ_MODELS:
         row = next(line for line in table.splitlines() if line.startswith(f"| `{model.id}` |"))
         assert f"| {model.status} | {model.context_window:,} / {model.max_output_tokens:,} |" in row
         prices = " / ".join(map(price, (model.price_in, model.price_out, model.price_cached)))

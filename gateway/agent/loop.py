@@ -243,7 +243,7 @@ class AgentLoop:
             tool_choice=_choice_for_step(conversation.tool_choice, step),
             parameters=conversation.parameters,
             user=conversation.principal.user,
-            allowed=conversation.principal.models,
+            allowed_models=conversation.principal.models,
         )
 
     async def _ask_model(
@@ -264,26 +264,26 @@ class _StepEventSink(ModelSink):
         self._step = step
         self._turn = turn
         self._add_call = add_call
-        self.drain = turn.wait_for_capacity
+        self.wait_for_capacity = turn.wait_for_capacity
 
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         self._turn.opened()
 
-    def text(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         if self._quiet:
             self.draft.append(text)
             return
         self._turn.emit(TextDelta(step=self._step, text=text))
 
-    def reasoning(self, text: str) -> None:
+    def on_reasoning(self, text: str) -> None:
         self._turn.emit(ReasoningDelta(step=self._step, text=text))
 
-    def tool_call(self, call: ToolCall) -> None:
+    def on_tool_call(self, call: ToolCall) -> None:
         if not call.id or self._turn.transcript.knows_call(call.id):
             call = msgspec.structs.replace(call, id=f"call_{uuid4().hex}")
         self._add_call(call)
 
-    def executed(self, call: ToolCall, output: str) -> None:
+    def on_server_tool_call(self, call: ToolCall, output: str) -> None:
         call_id = f"call_{uuid4().hex}"
         self._turn.emit(
             ToolCallStarted(
@@ -292,12 +292,12 @@ class _StepEventSink(ModelSink):
         )
         self._turn.emit(ToolFinished(call_id=call_id, outcome="ok", content=[text_block(output)]))
 
-    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+    def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
         if discard:
             self.draft.clear()
         self._turn.emit(ModelRetry(step=self._step, reason=reason, attempt=attempt, discard=discard, model=model))
 
-    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         self._turn.wasted(usage, cost_usd)
 
 

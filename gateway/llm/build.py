@@ -44,5 +44,5 @@ def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Cat
         queue_seconds=queue,
         recorder=recorder,
     )
-    not_taken = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
-    return model, Catalog((), open_ended=True, not_taken=not_taken)
+    unsupported = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
+    return model, Catalog((), open_ended=True, unsupported_parameters=unsupported)

@@ -28,7 +28,7 @@ _GPT: JsonObject = {
     "reasoning_efforts": _REASONING_LEVELS, "parallel_calls": False, "strict_schema": True, "not_taken": _OSS,
 }  # fmt: skip
 _NO_PRICES = (None, None, None)
-GROQ: tuple[ModelInfo, ...] = (
+GROQ_MODELS: tuple[ModelInfo, ...] = (
     _describe_model("openai/gpt-oss-120b", "production", "OpenAI", _OUTPUT, (0.15, 0.60, 0.075), **_GPT),
     _describe_model("openai/gpt-oss-20b", "production", "OpenAI", _OUTPUT, (0.075, 0.30, 0.0375), **_GPT),
     _describe_model(
@@ -43,7 +43,7 @@ GROQ: tuple[ModelInfo, ...] = (
     _describe_model("groq/compound-mini", "system", "Groq", 8_192, _NO_PRICES, tools=False, not_taken=_NO_REASONING),
 )  # fmt: skip
 
-RETIRED: Mapping[str, str] = {
+RETIRED_MODELS: Mapping[str, str] = {
     "gemma2-9b-it": "openai/gpt-oss-20b",
     "llama-3.1-70b-versatile": "openai/gpt-oss-120b",
     "llama-3.1-8b-instant": "openai/gpt-oss-20b",
@@ -88,13 +88,13 @@ class Catalog(Models):
     """
 
     def __init__(
-        self, known: tuple[ModelInfo, ...] = GROQ, *, aliases: bool = True, open_ended: bool = False,
-        not_taken: tuple[str, ...] = _PENALTIES,
+        self, models: tuple[ModelInfo, ...] = GROQ_MODELS, *, aliases: bool = True, open_ended: bool = False,
+        unsupported_parameters: tuple[str, ...] = _PENALTIES,
     ) -> None:  # fmt: skip
-        self._models = {model.id: model for model in known}
+        self._models = {model.id: model for model in models}
         self._aliases = aliases and not open_ended
         self._open_ended = open_ended
-        self._not_taken = not_taken
+        self._unsupported_parameters = unsupported_parameters
 
     def update_models(self, listed: list[JsonObject]) -> None:
         """Merge the server's list. Entries that are not models, and inactive ones, are ignored."""
@@ -115,9 +115,11 @@ class Catalog(Models):
         return msgspec.structs.replace(base, context_window=window, max_output_tokens=most)
 
     def _describe_unknown(self, model: str, owned_by: str | None = None) -> ModelInfo:
-        return ModelInfo(model, _UNKNOWN_WINDOW, _UNKNOWN_OUTPUT, owned_by=owned_by, not_taken=self._not_taken)
+        return ModelInfo(
+            model, _UNKNOWN_WINDOW, _UNKNOWN_OUTPUT, owned_by=owned_by, not_taken=self._unsupported_parameters
+        )
 
-    def all(self) -> list[ModelInfo]:
+    def list_models(self) -> list[ModelInfo]:
         return list(self._models.values())
 
     def get_model_info(self, model: str) -> ModelInfo:
@@ -130,7 +132,7 @@ class Catalog(Models):
             return found, ()
         if self._open_ended and not self._models:
             return self._describe_unknown(model), ()
-        successor = RETIRED.get(model)
+        successor = RETIRED_MODELS.get(model)
         if successor is None or self._open_ended:
             offered = ", ".join(self._models)
             raise ModelNotFound(f"There is no model {model[:200]!r}. Available: {offered[:2_000]}.", param="model")

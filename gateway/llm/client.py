@@ -145,7 +145,7 @@ class OpenAICompatibleModel(Model):
             call.parameters.max_tokens or _EXPECTED_ANSWER_TOKENS, _EXPECTED_ANSWER_TOKENS
         )
         async with self._limiter.create_permit(
-            call.model, tokens=tokens, user=call.user, deadline=self._queue_seconds
+            call.model, tokens=tokens, user=call.user, max_wait_seconds=self._queue_seconds
         ) as slot:
             whole = call.response_format is not None and not self._streams_structured_output
             try:
@@ -165,7 +165,7 @@ class OpenAICompatibleModel(Model):
                 async with asyncio.timeout(None) as end:
                     async for data in response.aiter_bytes() if compressed else response.aiter_raw():
                         reader.feed_bytes(data)
-                        await sink.drain()
+                        await sink.wait_for_capacity()
                         if reader.is_done and end.when() is None:  # some leave the connection open
                             end.reschedule(asyncio.get_running_loop().time() + _CLOSE_WAIT_SECONDS)
                 response.stream = _EMPTY_STREAM

@@ -107,7 +107,7 @@ class ResilientModel(Model):
             PromptTooLong: the prompt cannot fit the model's window.
         """
         self._check_context_window(call)
-        others = (model for model in self._fallbacks if matches_any_glob(model, call.allowed))
+        others = (model for model in self._fallbacks if matches_any_glob(model, call.allowed_models))
         models = list(dict.fromkeys((call.model, *others)))
         for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
             watch = _AttemptSink(sink, call.tools)
@@ -117,7 +117,7 @@ class ResilientModel(Model):
                 if other is None or watch.has_output or not _is_worth_fallback(error):
                     raise
                 log.warning("model_fallback", model=model, other=other, code=error.code)
-                sink.retry(error.code, number, discard=watch.has_reasoning, model=other)
+                sink.on_retry(error.code, number, discard=watch.has_reasoning, model=other)
         raise AssertionError("unreachable")
 
     async def _complete_with_accounting(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
@@ -127,7 +127,7 @@ class ResilientModel(Model):
             answer = await self._complete_with_retries(call, watch)
         except BaseException:
             if watch.usage.total_tokens:
-                watch.sink.wasted(watch.usage, cost(watch.usage))
+                watch.sink.record_failed_usage(watch.usage, cost(watch.usage))
             raise
         return msgspec.structs.replace(answer, usage=watch.usage, cost_usd=cost(watch.usage))
 
@@ -148,7 +148,7 @@ class ResilientModel(Model):
                 wait = self._get_retry_delay(error, failures)
                 if watch.has_output or failures > self._policy.retries or wait is None:
                     raise
-                watch.sink.retry(error.code, failures, discard=watch.has_reasoning)
+                watch.sink.on_retry(error.code, failures, discard=watch.has_reasoning)
                 log.warning("model_retry", model=call.model, attempt=failures, code=error.code)
                 await asyncio.sleep(wait)
                 continue
@@ -157,7 +157,7 @@ class ResilientModel(Model):
             repairs += 1
             if watch.has_calls or repairs > self._policy.repairs + 1:
                 raise ToolCallUnreadable
-            watch.sink.retry(ToolCallUnreadable.code, repairs, discard=watch.has_output or watch.has_reasoning)
+            watch.sink.on_retry(ToolCallUnreadable.code, repairs, discard=watch.has_output or watch.has_reasoning)
             log.warning("tool_call_again", model=call.model, attempt=repairs)
             call = _with_feedback(
                 call, watch.rejected_text, problem or "", without_tools=repairs > self._policy.repairs
@@ -231,7 +231,7 @@ class _AttemptSink(ModelSink):
 
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
         self.sink = sink
-        self.drain = sink.drain
+        self.wait_for_capacity = sink.wait_for_capacity
         self._clients = {tool.name for tool in tools if tool.client}
         self._schemas = {tool.name: tool.input_schema for tool in tools}
         self.usage = Usage()
@@ -245,19 +245,19 @@ class _AttemptSink(ModelSink):
         self._answering = False
         self._written = 0
 
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         self._answering = True
-        self.sink.opened()
+        self.sink.on_accepted()
 
-    def text(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         self.has_output = True
         self._written += len(text)
-        self.sink.text(text)
+        self.sink.on_text(text)
 
-    def reasoning(self, text: str) -> None:
+    def on_reasoning(self, text: str) -> None:
         self.has_reasoning = True
         self._written += len(text)
-        self.sink.reasoning(text)
+        self.sink.on_reasoning(text)
 
     def record_broken_call(self, call: ModelCall, error: BaseException) -> None:
         """Count the estimated usage of a broken-off call, if the model had begun to answer."""
@@ -265,17 +265,17 @@ class _AttemptSink(ModelSink):
         if self._answering or unread:
             self.usage = self.usage + call.estimate_usage(self._written + unread)
 
-    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
-        self.sink.wasted(usage, cost_usd)
+    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
+        self.sink.record_failed_usage(usage, cost_usd)
 
-    def executed(self, call: ToolCall, output: str) -> None:
+    def on_server_tool_call(self, call: ToolCall, output: str) -> None:
         self.has_output = True
-        self.sink.executed(call, output)
+        self.sink.on_server_tool_call(call, output)
 
-    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
-        self.sink.retry(reason, attempt, discard=discard, model=model)
+    def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+        self.sink.on_retry(reason, attempt, discard=discard, model=model)
 
-    def tool_call(self, call: ToolCall) -> None:
+    def on_tool_call(self, call: ToolCall) -> None:
         self._written += len(call.arguments)
         if self.problem is not None:
             return  # the step is asked for again
@@ -295,7 +295,7 @@ class _AttemptSink(ModelSink):
 
     def _emit_call(self, call: ToolCall) -> None:
         self.has_output = self.has_calls = True
-        self.sink.tool_call(call)
+        self.sink.on_tool_call(call)
 
     def recover_calls(self, written: str) -> bool:
         """Emit the calls in a text that the server could not parse, if all can be repaired; else return False."""
@@ -306,5 +306,5 @@ class _AttemptSink(ModelSink):
             self.problem = bad[0] if bad else None
             return False
         for call in found:
-            self.tool_call(call)
+            self.on_tool_call(call)
         return True

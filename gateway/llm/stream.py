@@ -203,7 +203,7 @@ class ChunkReader:
             raise make_stream_error(error)
         if not self._opened:
             self._opened = True
-            self._sink.opened()
+            self._sink.on_accepted()
         if extra is not None and extra.usage is not None:
             self._usage = extra.usage.to_usage()
         elif chunk.usage is not None:
@@ -244,20 +244,20 @@ class ChunkReader:
         """Told once, when its output is there."""
         if part.output is not None and part.index not in self._executed:
             self._executed.add(part.index)
-            self._sink.executed(ToolCall("", part.name or part.type, part.arguments or "{}"), part.output)
+            self._sink.on_server_tool_call(ToolCall("", part.name or part.type, part.arguments or "{}"), part.output)
 
     def _complete_calls(self) -> None:
         calls, self._calls = self._calls, {}
         for _, call in sorted(calls.items()):
-            self._sink.tool_call(call.to_tool_call())
+            self._sink.on_tool_call(call.to_tool_call())
 
     def _flush_text(self) -> None:
         """Hand on what has gathered. Reasoning comes before text: a read in which it turns keeps that order."""
         if self._reasoning:
-            self._sink.reasoning("".join(self._reasoning))
+            self._sink.on_reasoning("".join(self._reasoning))
             self._reasoning.clear()
         if self._text:
-            self._sink.text("".join(self._text))
+            self._sink.on_text("".join(self._text))
             self._text.clear()
 
 
@@ -288,11 +288,11 @@ def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
         choice = whole.choices[0]
     except (*JSON_DECODE_ERRORS, IndexError):
         raise ModelStreamBroken from None
-    sink.opened()
+    sink.on_accepted()
     if thought := choice.message.reasoning or choice.message.reasoning_content:
-        sink.reasoning(thought)
+        sink.on_reasoning(thought)
     if choice.message.content:
-        sink.text(choice.message.content)
+        sink.on_text(choice.message.content)
     return ModelAnswer(choice.finish_reason or "stop", whole.usage.to_usage() if whole.usage else Usage())
 
 

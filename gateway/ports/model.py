@@ -22,16 +22,16 @@ class ModelCall(msgspec.Struct, frozen=True):
     parameters: Parameters = Parameters()
     response_format: JsonObject | None = None
     user: str = ""
-    allowed: tuple[str, ...] | None = None
+    allowed_models: tuple[str, ...] | None = None
 
     def estimate_tokens(self) -> int:
         """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""
         tools = sum(tool.prompt_chars for tool in self.tools)
         return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
 
-    def estimate_usage(self, written: int) -> Usage:
+    def estimate_usage(self, output_chars: int) -> Usage:
         """About what was used up when the model had written so many characters: only a stream's end tells exactly."""
-        prompt, completion = self.estimate_tokens(), -(-written // _CHARS_PER_TOKEN)
+        prompt, completion = self.estimate_tokens(), -(-output_chars // _CHARS_PER_TOKEN)
         return Usage(prompt, completion, prompt + completion)
 
 
@@ -49,36 +49,36 @@ class ModelAnswer(msgspec.Struct, frozen=True):
 class ModelSink(Protocol):
     """Receives the model's output as it arrives: at most one text for each read of the socket, in order."""
 
-    drain: Callable[[], Awaitable[None]]
+    wait_for_capacity: Callable[[], Awaitable[None]]
     """Waits until more output can be taken. Called once for each read; a sink around another one uses the other's."""
 
     @abstractmethod
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         """The first valid chunk is here: the request was accepted."""
         ...
 
     @abstractmethod
-    def text(self, text: str) -> None: ...
+    def on_text(self, text: str) -> None: ...
     @abstractmethod
-    def reasoning(self, text: str) -> None: ...
+    def on_reasoning(self, text: str) -> None: ...
 
     @abstractmethod
-    def tool_call(self, call: ToolCall) -> None:
+    def on_tool_call(self, call: ToolCall) -> None:
         """A call whose arguments are complete."""
         ...
 
     @abstractmethod
-    def executed(self, call: ToolCall, output: str) -> None:
+    def on_server_tool_call(self, call: ToolCall, output: str) -> None:
         """A call that the model's own server has made."""
         ...
 
     @abstractmethod
-    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+    def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
         """The model is asked again, or another is; with `discard`, what came so far no longer counts."""
         ...
 
     @abstractmethod
-    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         """The call has failed or was cancelled, and has used this up all the same."""
         ...
 
@@ -156,4 +156,4 @@ class Models(Protocol):
         ...
 
     @abstractmethod
-    def all(self) -> list[ModelInfo]: ...
+    def list_models(self) -> list[ModelInfo]: ...

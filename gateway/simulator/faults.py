@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.simulator.request import Chat
 
-Kind = Literal[
+FaultKind = Literal[
     "status",  # answer `status` with `body` and `headers`
     "mid_stream_error",  # an `event: error` frame with `error` after `after_chunks`
     "data_error",  # the same as plain data
@@ -30,7 +30,7 @@ Kind = Literal[
 class Fault(msgspec.Struct, kw_only=True):
     """One way to misbehave, for the next `times` requests whose model or prompt contains `match`."""
 
-    kind: Kind
+    kind: FaultKind
     times: int = 1
     match: str = ""
     after_chunks: int = 0

@@ -26,7 +26,13 @@ MODELS: tuple[JsonObject, ...] = tuple(
         ("groq/compound-mini", "Groq", 8_192),
     )
 )
-RETIRED = ("llama-3.1-8b-instant", "llama-3.3-70b-versatile", "gemma2-9b-it", "mixtral-8x7b-32768", "qwen/qwen3-32b")
+RETIRED_MODELS = (
+    "llama-3.1-8b-instant",
+    "llama-3.3-70b-versatile",
+    "gemma2-9b-it",
+    "mixtral-8x7b-32768",
+    "qwen/qwen3-32b",
+)
 _FIELDS: dict[str, set[str]] = {
     "system": {"role", "content", "name"},
     "developer": {"role", "content", "name"},
@@ -101,7 +107,7 @@ def get_text(message: JsonObject) -> str:
     return str(content or "")
 
 
-def check_key(authorization: str) -> None:
+def check_api_key(authorization: str) -> None:
     key = authorization.removeprefix("Bearer ").strip()
     if not key or key.startswith("invalid"):
         raise ApiError(401, "Invalid API Key", "invalid_api_key")
@@ -121,7 +127,7 @@ def parse_chat_request(body: bytes) -> Chat:
 
 
 def _check_model(model: str) -> None:
-    if model in RETIRED:
+    if model in RETIRED_MODELS:
         raise ApiError(400, f"The model `{model}` has been decommissioned.", "model_decommissioned")
     if all(model != known["id"] for known in MODELS):
         raise ApiError(404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found")

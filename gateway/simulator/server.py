@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
-from gateway.simulator.request import MODELS, ApiError, Chat, JsonObject, check_key, parse_chat_request
+from gateway.simulator.request import MODELS, ApiError, Chat, JsonObject, check_api_key, parse_chat_request
 from gateway.simulator.responder import Reply, SimulatedCall, make_reply
 from gateway.simulator.wire import PromptCache, SimulatedAnswer, encode_frame
 
@@ -42,10 +42,10 @@ class Simulator:
         self.base_url = ""
         self.faults = FaultPlan()
         self.requests: deque[JsonObject] = deque(maxlen=1000)
-        self.streaming = 0
-        self.cancelled = 0
+        self.open_streams = 0
+        self.cancelled_streams = 0
         self.cache = PromptCache()
-        self.replayed = 0
+        self.replayed_requests = 0
         self._recordings = Recordings(settings.replay) if settings.replay is not None else None
         self._changed = asyncio.Condition()
         self._flowing = asyncio.Event()
@@ -58,7 +58,7 @@ class Simulator:
     def resume_streams(self) -> None:
         self._flowing.set()
 
-    async def flowing(self) -> None:
+    async def wait_until_resumed(self) -> None:
         """Return while streams are not paused."""
         await self._flowing.wait()
 
@@ -86,11 +86,11 @@ class Simulator:
         return Starlette(routes=routes, exception_handlers={ApiError: _answer_api_error, 404: _answer_not_found})
 
     async def _list_models(self, request: Request) -> Response:
-        check_key(request.headers.get("authorization", ""))
+        check_api_key(request.headers.get("authorization", ""))
         return _make_json_response({"object": "list", "data": list(MODELS)})
 
     async def _get_model(self, request: Request) -> Response:
-        check_key(request.headers.get("authorization", ""))
+        check_api_key(request.headers.get("authorization", ""))
         found = next((model for model in MODELS if model["id"] == request.path_params["name"]), None)
         if found is None:
             raise ApiError(404, f"The model `{request.path_params['name']}` does not exist", "model_not_found")
@@ -107,11 +107,11 @@ class Simulator:
         return _make_json_response(list(self.requests))
 
     async def _complete_chat(self, request: Request) -> Response:
-        check_key(request.headers.get("authorization", ""))
+        check_api_key(request.headers.get("authorization", ""))
         body = await request.body()
         if self._recordings is not None and (known := self._recordings.take_response(body)) is not None:
             self.requests.append(msgspec.json.decode(body))
-            self.replayed += 1
+            self.replayed_requests += 1
             await self.notify_changed()
             return _ReplayedResponse(known)
         chat = parse_chat_request(body)
@@ -169,16 +169,16 @@ class _PacedStream(Response):
         self._faults = faults
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._simulator.streaming += 1
+        self._simulator.open_streams += 1
         await self._simulator.notify_changed()
         sending = asyncio.ensure_future(self._send_frames(send))
         leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
-                self._simulator.cancelled += 1
+                self._simulator.cancelled_streams += 1
         finally:
-            self._simulator.streaming -= 1
+            self._simulator.open_streams -= 1
             unfinished = [task for task in (sending, leaving) if task.cancel()]
             await asyncio.gather(*unfinished, return_exceptions=True)
             await self._simulator.notify_changed()
@@ -202,7 +202,7 @@ class _PacedStream(Response):
                 yield frame_
             yield b"".join(chunks[start : start + burst])
             await asyncio.sleep(pause)
-            await self._simulator.flowing()
+            await self._simulator.wait_until_resumed()
         yield b"data: [DONE]\n\n"
 
     async def _apply_faults(self, sent: int) -> AsyncGenerator[bytes]:

@@ -101,9 +101,9 @@ async def test_cancelled_ask_agent_call_cancels_the_turn(gateway: Gateway, mode:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
     async with host(gateway, mode) as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": "count to 500"}))
-        await gateway.simulator.wait_until(lambda simulator: simulator.streaming == 1)
+        await gateway.simulator.wait_until(lambda simulator: simulator.open_streams == 1)
         asking.cancel()
-        await gateway.simulator.wait_until(lambda simulator: simulator.cancelled == 1)
+        await gateway.simulator.wait_until(lambda simulator: simulator.cancelled_streams == 1)
 
 
 async def test_cancellation_and_progress_are_forwarded(with_trial: Gateway, trial: Trial, mode: str) -> None:

@@ -177,14 +177,16 @@ class Limiter:
         self._max_models = max_models
         self._queues: dict[str, _ModelQueue] = {}
         self._reports = TaskSet("shared rate limit reports")
-        self.waiting = 0
+        self.waiting_count = 0
 
     def create_permit(
-        self, model: str, *, tokens: float, user: str = "", deadline: float | None = None
+        self, model: str, *, tokens: float, user: str = "", max_wait_seconds: float | None = None
     ) -> RateLimitPermit:
         """A place for a call that will take about so many tokens, to be had within `deadline` seconds."""
         lane = self._queues.get(model) or self._create_queue(model)
-        return RateLimitPermit(self, lane, max(tokens, 1), user, math.inf if deadline is None else deadline)
+        return RateLimitPermit(
+            self, lane, max(tokens, 1), user, math.inf if max_wait_seconds is None else max_wait_seconds
+        )
 
     def _create_queue(self, model: str) -> _ModelQueue:
         if len(self._queues) >= self._max_models:
@@ -208,11 +210,11 @@ class Limiter:
         lane, now = slot.queue, self._clock.time()
         slot.expires = now + deadline
         predicted = lane.estimate_wait(slot, now, lane.waiters.estimate_ahead(slot))
-        if predicted >= deadline or self.waiting >= self._max_waiting:
+        if predicted >= deadline or self.waiting_count >= self._max_waiting:
             raise _make_rate_limit_error(predicted)
         slot.granted = asyncio.get_running_loop().create_future()
         lane.waiters.add_item(slot)
-        self.waiting += 1
+        self.waiting_count += 1
         self._serve_queue(lane)
         try:
             await slot.granted
@@ -295,14 +297,14 @@ class Limiter:
 
     def _grant_permit(self, slot: RateLimitPermit) -> None:
         assert slot.granted is not None
-        self.waiting -= 1
+        self.waiting_count -= 1
         slot.queue.waiters.serve_item(slot)
         slot.queue.take_permit(slot)
         slot.granted.set_result(None)
 
     def _reject_permit(self, slot: RateLimitPermit, wait: float) -> None:
         assert slot.granted is not None
-        self.waiting -= 1
+        self.waiting_count -= 1
         slot.queue.waiters.remove_item(slot)
         slot.granted.set_exception(_make_rate_limit_error(wait))
 
@@ -312,7 +314,7 @@ class Limiter:
         if slot.number:
             self.on_permit_response(slot, RateLimitHeaders(), _NOT_SENT_STATUS)
         elif slot.granted.cancelled():
-            self.waiting -= 1
+            self.waiting_count -= 1
             slot.queue.waiters.remove_item(slot)
             self._serve_queue(slot.queue)
         else:

@@ -19,9 +19,9 @@ from gateway.llm.tool_repair.json_repair import (
 )
 from gateway.llm.tool_repair.tool_names import normalize_name, strip_prefixes
 
-PAYLOADS = ("arguments", "parameters", "args", "kwargs", "params", "input", "tool_input", "action_input", "__arg1")
-NAMES = ("name", "tool", "tool_name", "function", "function_name", "recipient_name", "action")
-INNER = ("function", "function_call", "tool_call")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "params", "input", "tool_input", "action_input", "__arg1")
+NAME_KEYS = ("name", "tool", "tool_name", "function", "function_name", "recipient_name", "action")
+CALL_KEYS = ("function", "function_call", "tool_call")
 _LISTS = ("tool_calls", "tool_uses", "calls", "function_calls")
 
 _NAME = r"[\"']?([\w.:-]{1,128}+)"
@@ -49,8 +49,8 @@ _CALL_START = re.compile(r"\(\s*(?:[A-Za-z_]\w*\s*=(?!=)|[\"'{\d])")
 _LINE_HEAD = re.compile(r"[\s\[(`]*+(?:(?:json|python|tool_code)\s)?(?:<[^<>\n]{1,40}>\s*)*+(?:\w+ = )?(?:print\()?")
 _LINE_TAIL = re.compile(r"[\s\])},;`]*+(?:<[^<>\n]{1,40}>\s*)*+")
 _FILLER = re.compile(r"(?:\s|```\w*|<[^<>]{1,40}>|\w+ = |print\(|[\[\](),;`}])*+")
-_NAMED = re.compile(rf"[\"'](?:{'|'.join(NAMES)})[\"']\s*:\s*{_NAME}[\"']")
-_PAYLOAD = re.compile(rf"[\"'](?:{'|'.join(PAYLOADS)})[\"']\s*:\s*")
+_NAMED = re.compile(rf"[\"'](?:{'|'.join(NAME_KEYS)})[\"']\s*:\s*{_NAME}[\"']")
+_PAYLOAD = re.compile(rf"[\"'](?:{'|'.join(ARGUMENT_KEYS)})[\"']\s*:\s*")
 _MAX_KEY_DISTANCE = 400
 _MAX_LINE_CHARS = 120
 
@@ -285,11 +285,11 @@ def _list_json_calls(value: Any, absent: str | None) -> Iterator[tuple[str, str]
         if is_list(value.get(key)):
             yield from _list_json_calls(value[key], absent)
             return
-    for key in INNER:
+    for key in CALL_KEYS:
         if is_object(inner := value.get(key)):
             value = {**value, key: None, **inner}
-    name = next((value[key] for key in NAMES if isinstance(value.get(key), str)), None)
-    given: Any = next((value[key] or "" for key in PAYLOADS if key in value), absent)
+    name = next((value[key] for key in NAME_KEYS if isinstance(value.get(key), str)), None)
+    given: Any = next((value[key] or "" for key in ARGUMENT_KEYS if key in value), absent)
     if name and (is_object(given) or isinstance(given, str)) and not _is_schema(given):
         yield name, given if isinstance(given, str) else _dump_json(given)
 

@@ -44,15 +44,15 @@ class PromptedToolCallParser:
         self._names = names
         self._held = ""
         self._inside = False
-        self.opened = sink.opened
-        self.reasoning = sink.reasoning
-        self.tool_call = sink.tool_call
-        self.executed = sink.executed
-        self.retry = sink.retry
-        self.wasted = sink.wasted
-        self.drain = sink.drain
+        self.on_accepted = sink.on_accepted
+        self.on_reasoning = sink.on_reasoning
+        self.on_tool_call = sink.on_tool_call
+        self.on_server_tool_call = sink.on_server_tool_call
+        self.on_retry = sink.on_retry
+        self.record_failed_usage = sink.record_failed_usage
+        self.wait_for_capacity = sink.wait_for_capacity
 
-    def text(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         self._held += text
         if self._inside:
             return
@@ -60,7 +60,7 @@ class PromptedToolCallParser:
         self._inside = bool(starts)
         at = min(starts) if starts else self._find_partial_marker()
         if shown := self._held[:at]:
-            self._sink.text(shown)
+            self._sink.on_text(shown)
             self._held = self._held[at:]
 
     def _find_partial_marker(self) -> int:
@@ -74,7 +74,7 @@ class PromptedToolCallParser:
         """Make the calls; what turns out to be none is shown. Whether there was one."""
         calls: list[ToolCall] = extract_calls(self._held, self._names) if self._inside else []
         for call in calls:
-            self._sink.tool_call(call)
+            self._sink.on_tool_call(call)
         if self._held and not calls:
-            self._sink.text(self._held)
+            self._sink.on_text(self._held)
         return bool(calls)

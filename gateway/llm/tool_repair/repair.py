@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.domain.messages import JsonObject, ToolCall, ToolSpec
 from gateway.llm.tool_repair.coercion import SchemaCoercer
-from gateway.llm.tool_repair.extraction import INNER, NAMES, PAYLOADS, find_calls
+from gateway.llm.tool_repair.extraction import ARGUMENT_KEYS, CALL_KEYS, NAME_KEYS, find_calls
 from gateway.llm.tool_repair.json_repair import (
     JsonRepairError,
     get_called_name,
@@ -44,7 +44,7 @@ class UnrepairableCall(msgspec.Struct, frozen=True):
 
 _MAX_WRAPPERS = 8
 _NO_ARGUMENTS: JsonObject = {}
-_WRAPPER_KEYS = {*NAMES, "id", "type", "call_id"}
+_WRAPPER_KEYS = {*NAME_KEYS, "id", "type", "call_id"}
 _GENERIC_NAMES = {
     "json",
     "commentary",
@@ -163,17 +163,17 @@ def _unwrap_value(value: Any, tool: str, fitter: SchemaCoercer, how: list[str]) 
         return value if len(value) > 1 or (value and not is_object(value[0])) else value[0] if value else _NO_ARGUMENTS
     if not is_object(value) or fitter.properties is None:
         return value
-    name = next((value[key] for key in value if key.lower() in NAMES and isinstance(value[key], str)), None)
+    name = next((value[key] for key in value if key.lower() in NAME_KEYS and isinstance(value[key], str)), None)
     if fitter.properties.keys() & value.keys() and not (name and matches_tool(name, tool)):
         return value
     for key, inner in value.items():
         around = {other.lower() for other in value if other != key} - _WRAPPER_KEYS
         if around or key in fitter.properties or not (is_object(inner) or isinstance(inner, str)):
             continue
-        if key.lower() in PAYLOADS:
+        if key.lower() in ARGUMENT_KEYS:
             if name and not matches_tool(name, tool):
                 raise JsonRepairError(f"they are a call of {name[:80]}")
             return inner
-        if is_object(inner) and (key.lower() in INNER or matches_tool(key, tool)):
+        if is_object(inner) and (key.lower() in CALL_KEYS or matches_tool(key, tool)):
             return inner
     return value

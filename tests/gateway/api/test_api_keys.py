@@ -108,7 +108,7 @@ async def test_open_request_ends_when_its_key_is_revoked_or_expires(
             await gateway.state.keys.revoke(await gateway.state.keys.get_by_prefix(prefix), by="test")
         await asyncio.wait(streams[:1])
         if path != "/mcp":
-            await simulator.wait_until(lambda s: s.cancelled == 1)
+            await simulator.wait_until(lambda s: s.cancelled_streams == 1)
         assert not streams[1].done()
         streams[1].cancel()
         await asyncio.gather(*streams, return_exceptions=True)

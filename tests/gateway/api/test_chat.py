@@ -309,7 +309,7 @@ async def test_turn_timeout_is_a_504_and_cancels_the_model_call(
     async with serve_gateway(database_url, simulator, tools_url, agent_timeout=2) as gateway:
         reply = await gateway.chat("Hello")
         assert (reply.status, reply.body["error"]["code"]) == (504, "turn_timeout")
-        await simulator.wait_until(lambda s: s.cancelled == 1)
+        await simulator.wait_until(lambda s: s.cancelled_streams == 1)
 
 
 async def test_idle_model_stream_times_out(database_url: str, simulator: Simulator, tools_url: str) -> None:
@@ -330,7 +330,7 @@ async def test_client_disconnect_cancels_the_model_call_and_stores_the_partial_t
             turn_id = stream.response.headers["x-turn-id"]
             await stream.until("text.delta")
             stream.response.close()
-        await simulator.wait_until(lambda s: s.cancelled == 1)
+        await simulator.wait_until(lambda s: s.cancelled_streams == 1)
         row = await until_ended(db, turn_id)
     assert (row["status"], json.loads(row["error"])["code"]) == ("cancelled", "client_disconnected")
     assert row["response"].startswith("1")
@@ -345,10 +345,10 @@ async def test_client_disconnect_before_the_first_token_cancels_the_turn(
         for path in ("/api/v1/chat", "/api/v1/chat/stream"):
             body = {"messages": [{"role": "user", "content": "Hello"}]}
             asking = asyncio.create_task(gateway.session.post(f"{gateway.base_url}{path}", json=body))
-            before = simulator.cancelled
-            await simulator.wait_until(lambda s: s.streaming == 1)
+            before = simulator.cancelled_streams
+            await simulator.wait_until(lambda s: s.open_streams == 1)
             asking.cancel()
-            await simulator.wait_until(lambda s, before=before: s.cancelled == before + 1)  # type: ignore[misc]
+            await simulator.wait_until(lambda s, before=before: s.cancelled_streams == before + 1)  # type: ignore[misc]
             simulator.faults.add_faults(Fault(kind="slow_first_token"))
         await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM turns WHERE status = 'cancelled'"))
 
@@ -384,7 +384,7 @@ async def test_shutdown_ends_streams_with_stream_closing_and_releases_the_turn(
         assert closing.data["reason"] == "server_stopping"
         assert not [event async for event in stream.events()]
         await stopping
-        await simulator.wait_until(lambda s: s.cancelled == 1)
+        await simulator.wait_until(lambda s: s.cancelled_streams == 1)
         row = await turn_row(db, stream.response.headers["x-turn-id"])
         assert (row["status"], row["worker_id"]) == ("running", None)
         refused = await gateway.chat_stream("Hello")
@@ -422,7 +422,7 @@ async def test_model_call_overlaps_the_turn_insert_and_no_output_precedes_its_co
     async with db.transaction():
         await db.execute("LOCK TABLE turns IN SHARE MODE")
         asking = asyncio.create_task(gateway.chat("Hello"))
-        await gateway.simulator.wait_until(lambda s: len(s.requests) == 1 and not s.streaming)
+        await gateway.simulator.wait_until(lambda s: len(s.requests) == 1 and not s.open_streams)
         assert not asking.done()
     reply = await asking
     assert reply.status == 200
@@ -437,7 +437,7 @@ async def test_model_call_is_cancelled_when_the_turn_cannot_be_stored(
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")
             reply = await gateway.chat("Hello")
-            await simulator.wait_until(lambda s: s.cancelled == 1)
+            await simulator.wait_until(lambda s: s.cancelled_streams == 1)
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
         assert gateway.state.turn_service.running_turns == 0
 

@@ -355,7 +355,7 @@ async def test_client_disconnect_cancels_the_turn(client: openai.AsyncOpenAI, ga
     stream = await ask(client, {"role": "user", "content": "count to 1000"}, stream=True)
     await anext(aiter(stream))
     await stream.close()
-    await gateway.simulator.wait_until(lambda simulator: simulator.cancelled == 1)
+    await gateway.simulator.wait_until(lambda simulator: simulator.cancelled_streams == 1)
 
 
 async def test_idempotency_key_returns_the_same_turn(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:

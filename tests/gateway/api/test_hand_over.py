@@ -43,7 +43,7 @@ async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
 async def ask(gateway: Gateway, simulator: Simulator, path: str, body: Any, **options: Any) -> asyncio.Task[Reply]:
     """A request under way, whose model has begun to answer."""
     asking = asyncio.create_task(gateway.post(path, body, **options))
-    await simulator.wait_until(lambda s: s.streaming == 1)
+    await simulator.wait_until(lambda s: s.open_streams == 1)
     return asking
 
 
@@ -134,7 +134,7 @@ async def test_repeated_request_for_an_ephemeral_turn_is_a_409_on_another_worker
 async def test_ask_agent_call_survives_missed_heartbeats(workers: list[Gateway], slow_simulator: Simulator) -> None:
     async with host(workers[0], "auto") as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
-        await slow_simulator.wait_until(lambda s: s.streaming == 1)
+        await slow_simulator.wait_until(lambda s: s.open_streams == 1)
         await miss_heartbeats(workers[0])
         async with asyncio.timeout(30):
             result = await asking
@@ -145,7 +145,7 @@ async def test_ask_agent_call_survives_missed_heartbeats(workers: list[Gateway],
 async def test_ask_agent_call_reports_server_stopping(workers: list[Gateway], slow_simulator: Simulator) -> None:
     async with host(workers[0], "auto") as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
-        await slow_simulator.wait_until(lambda s: s.streaming == 1)
+        await slow_simulator.wait_until(lambda s: s.open_streams == 1)
         await workers[0].state.turn_service.stop(0)
         result = await asking
     assert result.is_error

@@ -134,7 +134,7 @@ async def test_internal_error_is_a_500_in_the_error_format_without_internals(
     if where == "guard":
         monkeypatch.setattr(shared.state.auth, "authenticate_request", broken)
     monkeypatch.setattr(McpEndpoint, "__call__", broken)
-    monkeypatch.setattr(Catalog, "all", broken)
+    monkeypatch.setattr(Catalog, "list_models", broken)
     headers = {"X-Request-ID": "the-request", "Origin": "https://app.example"}
     for path in ("/api/v1/models", "/v1/models", "/mcp"):
         async with shared.session.get(f"{shared.base_url}{path}", headers=headers) as response:

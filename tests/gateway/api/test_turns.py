@@ -130,7 +130,7 @@ async def test_cancel_from_another_worker_stops_the_model_call_and_is_idempotent
         await stream.until("text.delta")
         cancelled = await other.post(f"/api/v1/turns/{turn_id}/cancel", None)
         await stream.until("turn.cancelled")
-        await slow_simulator.wait_until(lambda s: s.cancelled == 1)
+        await slow_simulator.wait_until(lambda s: s.cancelled_streams == 1)
     assert (cancelled.body["status"], cancelled.body["error"]["code"]) == ("cancelled", "cancelled")
     assert cancelled.body["response"] == text_of(stream.seen)
     again = await one.post(f"/api/v1/turns/{turn_id}/cancel", None)

@@ -90,7 +90,7 @@ def test_listed_entry_that_is_none_is_passed_over() -> None:
     catalog.update_models(
         [{"object": "model"}, {"id": "odd", "context_window": "wide"}, {"id": "good", "context_window": "8192"}]
     )
-    assert [(model.id, model.context_window) for model in catalog.all()] == [("good", 8_192)]
+    assert [(model.id, model.context_window) for model in catalog.list_models()] == [("good", 8_192)]
 
 
 def test_retired_id_is_answered_by_its_successor_unless_aliases_are_off() -> None:
@@ -101,7 +101,7 @@ def test_retired_id_is_answered_by_its_successor_unless_aliases_are_off() -> Non
 
 
 def test_other_servers_models_are_whatever_they_list() -> None:
-    catalog = Catalog((), open_ended=True, not_taken=())
+    catalog = Catalog((), open_ended=True, unsupported_parameters=())
     assert catalog.resolve("anything")[0].id == "anything"
     catalog.update_models([{"id": "llama3.2", "max_model_len": 4_096}])
     assert catalog.resolve("llama3.2")[0].context_window == 4_096

@@ -107,7 +107,7 @@ class Calls:
 
     async def _call(self, user: str, tokens: float, model: str = MODEL, deadline: float | None = None) -> None:
         try:
-            async with self._limiter.create_permit(model, tokens=tokens, user=user, deadline=deadline):
+            async with self._limiter.create_permit(model, tokens=tokens, user=user, max_wait_seconds=deadline):
                 self.served.append(user)
         except UpstreamRateLimited as error:
             self.refused.append((user, error))
@@ -122,7 +122,7 @@ async def waiting(limiter: Limiter) -> AsyncGenerator[Calls]:
         for task in calls.tasks:
             task.cancel()
         await asyncio.gather(*calls.tasks, return_exceptions=True)
-        assert limiter.waiting == 0
+        assert limiter.waiting_count == 0
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ async def test_models_have_their_own_limits(limiter: Limiter) -> None:
         calls.add("ann", model="openai/gpt-oss-20b")
         await settle()
         assert calls.served == ["ann"]
-        assert limiter.waiting == 1
+        assert limiter.waiting_count == 1
 
 
 async def test_call_larger_than_the_limit_goes_when_all_is_there(limiter: Limiter, clock: FakeClock) -> None:
@@ -495,7 +495,7 @@ async def test_queue_is_bounded(clock: FakeClock) -> None:
         await settle()
         assert [user for user, _ in calls.refused] == ["d", "e"]
         assert all((error.retry_after or 0) >= 1 for _, error in calls.refused)
-        assert limiter.waiting == 3
+        assert limiter.waiting_count == 3
         await clock.advance(10)
         assert calls.served == ["a", "b", "c"]
 
@@ -682,4 +682,4 @@ async def test_server_never_has_to_refuse_and_is_kept_busy(limiter: Limiter, clo
     for task in calls:
         task.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
-    assert limiter.waiting == 0
+    assert limiter.waiting_count == 0

@@ -85,12 +85,12 @@ async def test_what_was_recorded_happens_again(
         serve_gateway(database_url, again, tools_url, **settings) as gateway,
     ):
         assert outcome(await gateway.chat_stream(prompt)) == live
-        assert again.replayed == len(again.requests) == exchanges
+        assert again.replayed_requests == len(again.requests) == exchanges
         if fault == "rate limited":
             return  # the limiter asks no more
         assert outcome(await gateway.chat_stream(prompt)) == live
         assert "Hello" in (await gateway.chat("Hello")).body["response"]  # for that, its own brain
-        assert again.replayed == exchanges * 2
+        assert again.replayed_requests == exchanges * 2
 
 
 async def test_bytes_are_kept_as_they_came(simulator: Simulator, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ async def test_cancelled_turn_is_recorded_as_far_as_it_was_read(
 ) -> None:
     async with serve_gateway(database_url, slow, None, model_record_dir=tmp_path) as gateway:
         await cancel_one(gateway)
-        await slow.wait_until(lambda s: s.cancelled == 1)
+        await slow.wait_until(lambda s: s.cancelled_streams == 1)
     (file,) = tmp_path.glob("*.json")
     assert json.loads(file.read_text())["end"] == "left"
 

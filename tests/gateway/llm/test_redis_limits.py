@@ -39,7 +39,7 @@ async def two_replicas(url: str, **options: float) -> AsyncGenerator[list[Limite
     for limiter, one in zip(limiters, shared, strict=True):
         await limiter.close()
         await one.close()
-        assert limiter.waiting == 0
+        assert limiter.waiting_count == 0
 
 
 def told(left: float, *, requests_left: float = 144) -> dict[str, str]:
@@ -70,50 +70,52 @@ async def got(limiter: Limiter, stack: AsyncExitStack, tokens: float, **options:
 async def test_200_reservations_of_two_gateways_never_exceed_the_shared_tokens(replicas: list[Limiter]) -> None:
     await tell(replicas[0], told(5_000))
     async with AsyncExitStack() as stack:
-        calls = (got(replicas[number % 2], stack, 100, deadline=30.0, user=f"u{number % 5}") for number in range(200))
+        calls = (
+            got(replicas[number % 2], stack, 100, max_wait_seconds=30.0, user=f"u{number % 5}") for number in range(200)
+        )
         assert sum(await asyncio.gather(*calls)) == 50
 
 
 async def test_200_reservations_of_two_gateways_never_exceed_the_shared_requests(replicas: list[Limiter]) -> None:
     await tell(replicas[1], told(10_000, requests_left=40))
     async with AsyncExitStack() as stack:
-        calls = (got(replicas[number % 2], stack, 1, deadline=30.0) for number in range(200))
+        calls = (got(replicas[number % 2], stack, 1, max_wait_seconds=30.0) for number in range(200))
         assert sum(await asyncio.gather(*calls)) == 40
 
 
 async def test_nothing_known_nothing_limited(replicas: list[Limiter]) -> None:
     async with AsyncExitStack() as stack:
-        calls = (got(replicas[number % 2], stack, 1_000_000, deadline=30.0) for number in range(200))
+        calls = (got(replicas[number % 2], stack, 1_000_000, max_wait_seconds=30.0) for number in range(200))
         assert all(await asyncio.gather(*calls))
 
 
 async def test_answer_at_one_gateway_leaves_out_what_is_under_way_at_the_other(replicas: list[Limiter]) -> None:
     async with replicas[0].create_permit(MODEL, tokens=4_000), AsyncExitStack() as stack:
         await tell(replicas[1], told(5_000))
-        assert not await got(replicas[1], stack, 1_100, deadline=30.0)
-        assert await got(replicas[1], stack, 900, deadline=30.0)
+        assert not await got(replicas[1], stack, 1_100, max_wait_seconds=30.0)
+        assert await got(replicas[1], stack, 900, max_wait_seconds=30.0)
 
 
 async def test_correction_at_one_gateway_frees_the_other(replicas: list[Limiter]) -> None:
     await tell(replicas[0], told(5_000))
     async with replicas[0].create_permit(MODEL, tokens=4_000) as slot, AsyncExitStack() as stack:
-        assert not await got(replicas[1], stack, 2_000, deadline=30.0)
+        assert not await got(replicas[1], stack, 2_000, max_wait_seconds=30.0)
         slot.on_response({}, 200)
         slot.on_usage(1_000)
         await replicas[0].close()
-        assert await got(replicas[1], stack, 2_000, deadline=30.0)
+        assert await got(replicas[1], stack, 2_000, max_wait_seconds=30.0)
 
 
 async def test_refusal_at_one_gateway_blocks_the_other(replicas: list[Limiter]) -> None:
     await tell(replicas[0], {"retry-after": "600"}, 429)
     async with AsyncExitStack() as stack:
-        assert not await got(replicas[1], stack, 1, deadline=30.0)
+        assert not await got(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
 async def test_block_ends_after_the_time_that_the_refusal_named(replicas: list[Limiter]) -> None:
     await tell(replicas[0], {"retry-after": "0.2"}, 429)
     async with AsyncExitStack() as stack:
-        assert await got(replicas[1], stack, 1, deadline=30.0)
+        assert await got(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
 async def test_cancelled_while_asking_gives_all_back(replicas: list[Limiter]) -> None:
@@ -126,7 +128,7 @@ async def test_cancelled_while_asking_gives_all_back(replicas: list[Limiter]) ->
         await asyncio.gather(*asking, return_exceptions=True)
         while len(replicas[0]._reports):
             await replicas[0].close()
-        assert await got(replicas[1], stack, 4_990, deadline=30.0)
+        assert await got(replicas[1], stack, 4_990, max_wait_seconds=30.0)
 
 
 async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[Limiter]) -> None:
@@ -134,7 +136,7 @@ async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[L
     other = RedisLimits(redis.url, "gsk_other")
     limiter = Limiter(shared=other)
     async with AsyncExitStack() as stack:
-        assert await got(limiter, stack, 5_000, deadline=30.0)
+        assert await got(limiter, stack, 5_000, max_wait_seconds=30.0)
     await limiter.close()
     await other.close()
 
@@ -145,15 +147,15 @@ async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(
             await tell(limiter, told(5_000))
         with capture_logs() as logs:
             async with AsyncExitStack() as stack:
-                assert await got(replicas[0], stack, 1_000, deadline=30.0)
+                assert await got(replicas[0], stack, 1_000, max_wait_seconds=30.0)
                 redis.stop()
-                calls = (got(replicas[0], stack, 100, deadline=30.0) for _ in range(100))
+                calls = (got(replicas[0], stack, 100, max_wait_seconds=30.0) for _ in range(100))
                 assert sum(await asyncio.gather(*calls)) in (39, 40)
             await replicas[0].close()
             assert [entry["event"] for entry in logs] == ["model_limits_without_redis"]
             redis.start()
             async with AsyncExitStack() as stack:
-                assert await got(replicas[0], stack, 1, deadline=30.0)
+                assert await got(replicas[0], stack, 1, max_wait_seconds=30.0)
             assert [entry["event"] for entry in logs] == ["model_limits_without_redis", "model_limits_with_redis_again"]
 
 
@@ -163,8 +165,8 @@ async def test_redis_that_hangs_is_waited_for_once() -> None:
         two_replicas(f"redis://127.0.0.1:{port}/0", timeout_seconds=0.2, backoff_seconds=600.0) as replicas,
         AsyncExitStack() as stack,
     ):
-        assert await got(replicas[0], stack, 100, deadline=30.0)
+        assert await got(replicas[0], stack, 100, max_wait_seconds=30.0)
         asked = len(connections)
         for _ in range(4):
-            assert await got(replicas[0], stack, 100, deadline=30.0)
+            assert await got(replicas[0], stack, 100, max_wait_seconds=30.0)
         assert len(connections) == asked > 0

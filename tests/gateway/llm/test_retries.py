@@ -40,30 +40,30 @@ class Sink:
         self.lost: list[tuple[Usage, float | None]] = []
         self.opens = 0
 
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         self.opens += 1
 
-    def text(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         self.said += text
 
-    def reasoning(self, text: str) -> None:
+    def on_reasoning(self, text: str) -> None:
         self.thought += text
 
-    def tool_call(self, call: ToolCall) -> None:
+    def on_tool_call(self, call: ToolCall) -> None:
         self.calls.append(call)
 
-    def executed(self, call: ToolCall, output: str) -> None:
+    def on_server_tool_call(self, call: ToolCall, output: str) -> None:
         self.done.append((call.name, output))
 
-    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
+    def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
         self.retries.append((reason, discard, model))
         if discard:
             self.said = self.thought = ""
 
-    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         self.lost.append((usage, cost_usd))
 
-    async def drain(self) -> None: ...
+    async def wait_for_capacity(self) -> None: ...
 
     @property
     def made(self) -> list[tuple[str, Any]]:
@@ -475,7 +475,7 @@ async def test_contract_failures(either: Model, upstream: Simulator) -> None:
 async def test_contract_cancelling_reaches_the_server(either: Model, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="stall", after_chunks=3))
     asking = asyncio.create_task(either.complete(ask("count to 50", tools=()), Sink()))
-    await upstream.wait_until(lambda simulator: simulator.streaming == 1)
+    await upstream.wait_until(lambda simulator: simulator.open_streams == 1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await upstream.wait_until(lambda simulator: simulator.cancelled == 1)
+    await upstream.wait_until(lambda simulator: simulator.cancelled_streams == 1)

@@ -174,4 +174,4 @@ async def test_client_that_hangs_up_stops_the_stream(client: groq.AsyncGroq, sim
     stream = await ask(client, messages=[{"role": "user", "content": "count to 100000"}], stream=True)
     await anext(aiter(stream))
     await stream.close()
-    await simulator.wait_until(lambda s: s.cancelled == 1 and s.streaming == 0)
+    await simulator.wait_until(lambda s: s.cancelled_streams == 1 and s.open_streams == 0)

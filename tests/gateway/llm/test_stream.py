@@ -14,24 +14,24 @@ class Sink:
         self.said: list[object] = []
         self.opens = 0
 
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         self.opens += 1
 
-    def text(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         self._join("text", text)
 
-    def reasoning(self, text: str) -> None:
+    def on_reasoning(self, text: str) -> None:
         self._join("reasoning", text)
 
-    def tool_call(self, call: ToolCall) -> None:
+    def on_tool_call(self, call: ToolCall) -> None:
         self.said.append(call)
 
-    def executed(self, call: ToolCall, output: str) -> None:
+    def on_server_tool_call(self, call: ToolCall, output: str) -> None:
         self.said.append((call.name, call.arguments, output))
 
-    def retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None: ...
+    def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None: ...
 
-    async def drain(self) -> None: ...
+    async def wait_for_capacity(self) -> None: ...
 
     def _join(self, kind: str, text: str) -> None:
         last = self.said[-1] if self.said else None
@@ -92,7 +92,7 @@ def test_the_same_is_said_however_the_bytes_are_cut(size: int) -> None:
 def test_all_text_of_one_read_is_told_at_once() -> None:
     texts: list[str] = []
     sink = Sink()
-    sink.text = texts.append  # type: ignore[method-assign]
+    sink.on_text = texts.append  # type: ignore[method-assign]
     ChunkReader(sink).feed_bytes(sse(*(delta(content=word) for word in "abc")))
     assert texts == ["abc"]
 

@@ -44,7 +44,7 @@ async def list_models(principal: PrincipalDep, models: ModelsDep, settings: Sett
         simulated=settings.groq_simulated,
         models=[
             ModelView.model_validate(model, from_attributes=True)
-            for model in models.all()
+            for model in models.list_models()
             if principal.can_use_model(model.id)
         ],
     )

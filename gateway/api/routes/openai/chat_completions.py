@@ -50,13 +50,15 @@ async def chat_completions(
 async def list_models(principal: PrincipalDep, models: ModelsDep) -> JsonObject:
     return {
         "object": "list",
-        "data": [_build_model(model) for model in models.all() if principal.can_use_model(model.id)],
+        "data": [_build_model(model) for model in models.list_models() if principal.can_use_model(model.id)],
     }
 
 
 @router.get("/models/{model:path}", summary="A model")
 async def get_model(model: str, principal: PrincipalDep, models: ModelsDep) -> JsonObject:
-    found = next((known for known in models.all() if known.id == model and principal.can_use_model(model)), None)
+    found = next(
+        (entry for entry in models.list_models() if entry.id == model and principal.can_use_model(model)), None
+    )
     if found is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
     return _build_model(found)
