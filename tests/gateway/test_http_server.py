@@ -1,0 +1,38 @@
+"""Test of how the gateway's HTTP server accepts connections."""
+
+import asyncio
+import socket
+import sys
+
+import pytest
+import uvicorn
+
+from gateway.server.http_server import GatewayHttpServer
+from gateway_runtime.event_loop import event_loop_factory
+from gateway_runtime.sockets import bind_socket
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs uvloop")
+def test_server_accepts_several_connections_per_loop_iteration() -> None:
+    """With many streams an iteration takes long, and uvloop accepts one connection per iteration and socket."""
+
+    async def count_iterations(connections: int) -> int:
+        listener = bind_socket("127.0.0.1", 0, setting="GATEWAY_PORT")
+        config = uvicorn.Config(lambda *_: None, log_config=None, lifespan="off")
+        server = GatewayHttpServer(config, lambda: None)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0)
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(connections)]
+        iterations = 0
+        while len(server.server_state.connections) < connections:
+            iterations += 1
+            await asyncio.sleep(0)
+        for client in clients:
+            client.close()
+        server.should_exit = True
+        await serving
+        return iterations
+
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        assert runner.run(count_iterations(64)) < 64 / 4
