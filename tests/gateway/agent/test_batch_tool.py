@@ -1,4 +1,4 @@
-"""Several read-only calls in one, for models that make one call a step."""
+"""Tests of the tool that runs several read-only calls in one call."""
 
 from collections.abc import AsyncGenerator
 
@@ -12,39 +12,41 @@ QWEN = "qwen/qwen3.8-27b"
 
 
 @pytest.fixture
-async def batching(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+async def batch_gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
     async with serve_gateway(database_url, simulator, tools_url, agent_batch_tool=True) as gateway:
         yield gateway
 
 
-def batch(*calls: tuple[str, dict[str, object]], times: int = 1) -> Fault:
-    made = [{"tool": tool, "arguments": arguments} for tool, arguments in calls]
-    return Fault(kind="tool_calls", calls=[{"name": "batch", "arguments": {"calls": made}}], times=times)
+def make_batch_fault(*calls: tuple[str, dict[str, object]], times: int = 1) -> Fault:
+    requests = [{"tool": tool, "arguments": arguments} for tool, arguments in calls]
+    return Fault(kind="tool_calls", calls=[{"name": "batch", "arguments": {"calls": requests}}], times=times)
 
 
-async def test_batch_runs_its_calls_and_returns_results_in_order(batching: Gateway) -> None:
-    batching.simulator.faults.add_faults(
-        batch(("calculator", {"expression": "2*21"}), ("list_tasks", {}), ("calculator", {"expression": "1/0"}))
+async def test_batch_runs_its_calls_and_returns_results_in_order(batch_gateway: Gateway) -> None:
+    batch_gateway.simulator.faults.add_faults(
+        make_batch_fault(
+            ("calculator", {"expression": "2*21"}), ("list_tasks", {}), ("calculator", {"expression": "1/0"})
+        )
     )
-    reply = await batching.chat_stream("Do it all")
+    reply = await batch_gateway.chat_stream("Do it all")
     assert "batch" in reply.of("turn.started")[0]["tools"]
     (result,) = reply.of("tool.result")
     assert result["outcome"] == "ok"
-    assert [each["outcome"] for each in result["structured"]["results"]] == ["ok", "ok", "error"]
+    assert [entry["outcome"] for entry in result["structured"]["results"]] == ["ok", "ok", "error"]
     assert "42" in result["content"][1]["text"]
     assert reply.of("turn.completed")
 
 
-async def test_batch_refuses_tools_that_are_not_read_only(batching: Gateway) -> None:
-    batching.simulator.faults.add_faults(batch(("add_task", {"title": "smuggled"}), times=3))
-    reply = await batching.chat_stream("Do it all")
+async def test_batch_refuses_tools_that_are_not_read_only(batch_gateway: Gateway) -> None:
+    batch_gateway.simulator.faults.add_faults(make_batch_fault(("add_task", {"title": "smuggled"}), times=3))
+    reply = await batch_gateway.chat_stream("Do it all")
     assert reply.of("tool.result")[0]["outcome"] == "error"
-    listed = await batching.post("/api/v1/tools/list_tasks", {})
+    listed = await batch_gateway.post("/api/v1/tools/list_tasks", {})
     assert "smuggled" not in str(listed.body)
 
 
-async def test_model_with_parallel_calls_gets_no_batch_tool(batching: Gateway) -> None:
-    reply = await batching.chat_stream("Hello", model=QWEN)
+async def test_model_with_parallel_calls_gets_no_batch_tool(batch_gateway: Gateway) -> None:
+    reply = await batch_gateway.chat_stream("Hello", model=QWEN)
     assert "batch" not in reply.of("turn.started")[0]["tools"]
 
 

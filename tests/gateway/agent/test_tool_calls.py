@@ -1,4 +1,4 @@
-"""When the tool calls of a step may run."""
+"""Tests of the order and concurrency of a step's tool calls."""
 
 import asyncio
 
@@ -10,36 +10,36 @@ from tests.fakes import GatedToolbox, RecordingTurn, spec
 READ, WRITE = spec("read", read_only=True), spec("write")
 
 
-def calls_over(toolbox: GatedToolbox, turn: RecordingTurn, limit: int = 8) -> ToolCallScheduler:
+def make_scheduler(toolbox: GatedToolbox, turn: RecordingTurn, limit: int = 8) -> ToolCallScheduler:
     offered = {tool.name: tool for tool in toolbox.specs()}
     return ToolCallScheduler(1, offered=offered, toolbox=toolbox, principal=LOCAL_PRINCIPAL, out=turn, limit=limit)
 
 
-def call(tool: str, name: str) -> ToolCall:
+def make_call(tool: str, name: str) -> ToolCall:
     return ToolCall(f"call_{name}", tool, f'{{"as": "{name}"}}')
 
 
 async def test_read_only_call_starts_while_the_model_still_streams() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
-    calls = calls_over(toolbox, turn)
-    calls.add_call(call("read", "r1"))
-    calls.add_call(call("write", "w1"))
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.add_call(make_call("read", "r1"))
+    scheduler.add_call(make_call("write", "w1"))
     await toolbox.until_started("r1")
     toolbox.open("r1")
     toolbox.open("w1")
     await asyncio.sleep(0)
     assert toolbox.started == ["r1"]
-    calls.run_deferred()
-    await calls.wait_for_results()
+    scheduler.run_deferred()
+    await scheduler.wait_for_results()
     assert toolbox.started == ["r1", "w1"]
 
 
 async def test_read_only_calls_run_concurrently_and_writes_in_model_order() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
-    calls = calls_over(toolbox, turn)
-    calls.run_deferred()
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.run_deferred()
     for tool, name in (("read", "r1"), ("read", "r2"), ("write", "w1"), ("read", "r3"), ("write", "w2")):
-        calls.add_call(call(tool, name))
+        scheduler.add_call(make_call(tool, name))
     await toolbox.until_started("r1", "r2")
     assert toolbox.running == {"r1", "r2"}
     toolbox.open("r2")
@@ -51,25 +51,25 @@ async def test_read_only_calls_run_concurrently_and_writes_in_model_order() -> N
     assert toolbox.running == {"r3"}
     for name in ("r3", "w2"):
         toolbox.open(name)
-    await calls.wait_for_results()
+    await scheduler.wait_for_results()
     assert toolbox.started[-2:] == ["r3", "w2"]
 
 
 async def test_too_deeply_nested_arguments_become_an_error_result() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
-    calls = calls_over(toolbox, turn)
-    calls.add_call(ToolCall("call_deep", "read", '{"as": ' + "[" * 100_000 + "]" * 100_000 + "}"))
-    calls.run_deferred()
-    await calls.wait_for_results()
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.add_call(ToolCall("call_deep", "read", '{"as": ' + "[" * 100_000 + "]" * 100_000 + "}"))
+    scheduler.run_deferred()
+    await scheduler.wait_for_results()
     assert [event.outcome for event in turn.events if isinstance(event, ToolFinished)] == ["error"]
     assert not toolbox.started
 
 
 async def test_concurrent_calls_are_limited() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
-    calls = calls_over(toolbox, turn, limit=2)
+    scheduler = make_scheduler(toolbox, turn, limit=2)
     for number in range(5):
-        calls.add_call(call("read", f"r{number}"))
+        scheduler.add_call(make_call("read", f"r{number}"))
     await toolbox.until_started("r0", "r1")
     assert toolbox.running == {"r0", "r1"}
     toolbox.open("r0")
@@ -77,29 +77,29 @@ async def test_concurrent_calls_are_limited() -> None:
     assert toolbox.running == {"r1", "r2"}
     for number in range(5):
         toolbox.open(f"r{number}")
-    await calls.wait_for_results()
+    await scheduler.wait_for_results()
     assert len(toolbox.started) == 5
 
 
 async def test_tool_call_event_is_committed_before_the_call_runs() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
-    calls = calls_over(toolbox, turn)
-    calls.add_call(call("read", "r1"))
-    announced = turn.events[0]
-    assert isinstance(announced, ToolCallStarted)
-    assert announced.arguments == {"as": "r1"}
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.add_call(make_call("read", "r1"))
+    started = turn.events[0]
+    assert isinstance(started, ToolCallStarted)
+    assert started.arguments == {"as": "r1"}
     assert not toolbox.started
     assert turn.log.visible_count == 0
     await toolbox.until_started("r1")
     assert turn.log.visible_count == 1
-    await calls.cancel_calls()
+    await scheduler.cancel_calls()
 
 
 async def test_unknown_tool_becomes_an_error_that_lists_available_tools() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
-    calls = calls_over(toolbox, turn)
-    calls.add_call(ToolCall("call_x", "frobnicate", "{}"))
-    await calls.wait_for_results()
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.add_call(ToolCall("call_x", "frobnicate", "{}"))
+    await scheduler.wait_for_results()
     result = turn.events[-1]
     assert isinstance(result, ToolFinished)
     assert result.outcome == "error"
@@ -108,10 +108,10 @@ async def test_unknown_tool_becomes_an_error_that_lists_available_tools() -> Non
 
 async def test_non_object_arguments_become_an_error_and_the_tool_does_not_run() -> None:
     toolbox, turn = GatedToolbox(READ), RecordingTurn()
-    calls = calls_over(toolbox, turn)
+    scheduler = make_scheduler(toolbox, turn)
     for number, arguments in enumerate(('{"a": ', "[1]", '"text"')):
-        calls.add_call(ToolCall(f"call_{number}", "read", arguments))
-    await calls.wait_for_results()
+        scheduler.add_call(ToolCall(f"call_{number}", "read", arguments))
+    await scheduler.wait_for_results()
     outcomes = [event.outcome for event in turn.events if isinstance(event, ToolFinished)]
     assert outcomes == ["error"] * 3
     assert not toolbox.started
@@ -119,10 +119,10 @@ async def test_non_object_arguments_become_an_error_and_the_tool_does_not_run() 
 
 async def test_cancel_stops_running_and_deferred_calls() -> None:
     toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
-    calls = calls_over(toolbox, turn)
-    calls.add_call(call("read", "r1"))
-    calls.add_call(call("write", "w1"))
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.add_call(make_call("read", "r1"))
+    scheduler.add_call(make_call("write", "w1"))
     await toolbox.until_started("r1")
-    await calls.cancel_calls()
+    await scheduler.cancel_calls()
     assert toolbox.cancelled == ["r1"]
     assert toolbox.started == ["r1"]

@@ -1,4 +1,4 @@
-"""More tools than a model's request takes."""
+"""Tests of tool selection and tool search with more tools than a request takes."""
 
 import json
 
@@ -11,31 +11,31 @@ from gateway.simulator import Simulator
 from tests.stack import serve_asgi, serve_gateway
 
 
-def spec(name: str, description: str = "") -> ToolSpec:
+def make_spec(name: str, description: str = "") -> ToolSpec:
     return ToolSpec(name, "s", name, description or f"The tool {name}.", {"type": "object"})
 
 
-MANY = tuple(spec(f"tool_{number}") for number in range(300))
+MANY_TOOLS = tuple(make_spec(f"tool_{number}") for number in range(300))
 
 
 def test_all_tools_are_offered_if_they_fit() -> None:
-    assert select_tools(MANY[:128], always=(), max_tokens=24_000) == ToolSelection(MANY[:128])
+    assert select_tools(MANY_TOOLS[:128], always=(), max_tokens=24_000) == ToolSelection(MANY_TOOLS[:128])
 
 
-@pytest.mark.parametrize(("specs", "budget"), [(MANY, 24_000), (MANY[:100], 500)])
+@pytest.mark.parametrize(("specs", "budget"), [(MANY_TOOLS, 24_000), (MANY_TOOLS[:100], 500)])
 def test_excess_tools_are_hidden_behind_tool_search(specs: tuple[ToolSpec, ...], budget: int) -> None:
-    offered = select_tools(specs, always=("tool_99",), max_tokens=budget)
-    names = [tool.name for tool in offered.tools]
+    selection = select_tools(specs, always=("tool_99",), max_tokens=budget)
+    names = [tool.name for tool in selection.tools]
     assert names[-1] == FIND_TOOLS
     assert names[:-1] == [tool.name for tool in specs if tool.name in names]
     assert "tool_99" in names
     assert len(names) < 128
-    assert {*names[:-1], *(tool.name for tool in offered.hidden)} == {tool.name for tool in specs}
-    assert select_tools(specs, always=("tool_99",), max_tokens=budget) == offered
+    assert {*names[:-1], *(tool.name for tool in selection.hidden)} == {tool.name for tool in specs}
+    assert select_tools(specs, always=("tool_99",), max_tokens=budget) == selection
 
 
 @pytest.mark.parametrize(
-    ("query", "first"),
+    ("query", "first_name"),
     [
         ("create an issue", "github_create_issue"),
         ("issues", "github_list_issues"),
@@ -45,36 +45,36 @@ def test_excess_tools_are_hidden_behind_tool_search(specs: tuple[ToolSpec, ...],
         ("", None),
     ],
 )
-def test_search_ranks_the_matching_tool_first(query: str, first: str | None) -> None:
+def test_search_ranks_the_matching_tool_first(query: str, first_name: str | None) -> None:
     hidden = (
-        spec("github_list_issues", "List the issues of a repository."),
-        spec("github_create_issue", "Open a new issue in a repository."),
-        spec("gmail_sendMessage", "Send a mail to somebody."),
-        spec("forecast", "The weather of the next days."),
+        make_spec("github_list_issues", "List the issues of a repository."),
+        make_spec("github_create_issue", "Open a new issue in a repository."),
+        make_spec("gmail_sendMessage", "Send a mail."),
+        make_spec("forecast", "The weather of the next days."),
     )
     result = search_tools(query, hidden)
-    assert result.structured["loaded"][:1] == ([first] if first else [])
+    assert result.structured["loaded"][:1] == ([first_name] if first_name else [])
 
 
 async def test_model_finds_a_tool_and_calls_it_in_the_next_step(database_url: str, simulator: Simulator) -> None:
     mcp = MCPServer("many", log_level="ERROR")
     for number in range(300):
 
-        async def run(number: int = number) -> str:
+        async def run_tool(number: int = number) -> str:
             return f"ran {number}"
 
-        mcp.add_tool(run, name=f"t{number:03}", description=f"Does thing number {number}.")
+        mcp.add_tool(run_tool, name=f"t{number:03}", description=f"Does thing number {number}.")
     async with (
         serve_asgi(mcp.streamable_http_app()) as url,
         serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
     ):
         prompt = 'call find_tools with {"query": "thing number 287"} then t287 with {}'
         reply = await gateway.chat_stream(prompt)
-        sent = [[tool["function"]["name"] for tool in request["tools"]] for request in simulator.requests]
-        assert "t287" not in sent[0]
-        assert sent[0] == sent[1][: len(sent[0])]
-        assert sent[1][len(sent[0])] == "t287"
-        assert len(json.dumps(sent[1])) < 2_000
-        found, ran = reply.of("tool.result")
-        assert found["structured"]["loaded"][0] == "t287"
-        assert ran["content"][0]["text"] == "ran 287"
+        offered = [[tool["function"]["name"] for tool in request["tools"]] for request in simulator.requests]
+        assert "t287" not in offered[0]
+        assert offered[0] == offered[1][: len(offered[0])]
+        assert offered[1][len(offered[0])] == "t287"
+        assert len(json.dumps(offered[1])) < 2_000
+        search_result, call_result = reply.of("tool.result")
+        assert search_result["structured"]["loaded"][0] == "t287"
+        assert call_result["content"][0]["text"] == "ran 287"

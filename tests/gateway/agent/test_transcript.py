@@ -1,14 +1,14 @@
-"""Events folded into messages."""
+"""Tests of the messages that a transcript builds from events."""
 
 from gateway.agent.transcript import LOST_RESULT_TEXT, Transcript
 from gateway.domain import events as e
 from gateway.domain.messages import Message, ToolCall, Usage, text_block
 
 
-def folded(*events: e.Event) -> Transcript:
+def build_transcript(*events: e.Event) -> Transcript:
     transcript = Transcript()
     for event in events:
-        transcript.apply(e.decode_event(e.encode_event(event)))  # as it comes back from the journal
+        transcript.apply(e.decode_event(e.encode_event(event)))  # decoded as from the journal
     return transcript
 
 
@@ -18,7 +18,7 @@ STEP_1 = e.StepCompleted(step=1, finish_reason="tool_calls", usage=Usage(10, 5, 
 
 
 def test_turn_with_a_tool_call_becomes_three_messages() -> None:
-    transcript = folded(
+    transcript = build_transcript(
         e.TextDelta(step=1, text="Let me "),
         e.TextDelta(step=1, text="see."),
         CALL,
@@ -38,13 +38,13 @@ def test_turn_with_a_tool_call_becomes_three_messages() -> None:
 
 
 def test_call_without_result_gets_a_placeholder_result() -> None:
-    transcript = folded(CALL, STEP_1)
+    transcript = build_transcript(CALL, STEP_1)
     assert transcript.messages[1] == Message("tool", LOST_RESULT_TEXT, tool_call_id="c1")
 
 
 def test_discarded_step_is_removed() -> None:
     retry = e.ModelRetry(step=2, reason="takeover", attempt=1, discard=True)
-    transcript = folded(
+    transcript = build_transcript(
         CALL, STEP_1, RESULT, e.TextDelta(step=2, text="half a"), retry, e.TextDelta(step=2, text="whole")
     )
     assert transcript.response == "whole"
@@ -52,33 +52,33 @@ def test_discarded_step_is_removed() -> None:
 
 
 def test_reasoning_is_never_part_of_a_message() -> None:
-    transcript = folded(e.ReasoningDelta(step=1, text="hmm"), e.TextDelta(step=1, text="yes"))
+    transcript = build_transcript(e.ReasoningDelta(step=1, text="hmm"), e.TextDelta(step=1, text="yes"))
     assert transcript.messages == (Message("assistant", "yes"),)
 
 
 def test_non_object_arguments_are_replayed_as_empty_object() -> None:
-    bad = e.ToolCallStarted(step=1, call_id="c1", server=None, tool="calculator", arguments='{"expression": ')
-    assert folded(bad).messages[0].tool_calls[0].arguments == "{}"
+    call = e.ToolCallStarted(step=1, call_id="c1", server=None, tool="calculator", arguments='{"expression": ')
+    assert build_transcript(call).messages[0].tool_calls[0].arguments == "{}"
 
 
 def test_non_text_blocks_are_replaced_by_labels() -> None:
     image = {"type": "image", "mimeType": "image/png", "data": "AAAA"}
     link = {"type": "resource_link", "uri": "tasks://all", "name": "all"}
-    inner = {"type": "resource", "resource": {"uri": "file:///a", "text": "inside"}}
-    result = e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("see"), image, link, inner])
-    assert folded(CALL, result).messages[1].content == (
+    resource = {"type": "resource", "resource": {"uri": "file:///a", "text": "inside"}}
+    result = e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("see"), image, link, resource])
+    assert build_transcript(CALL, result).messages[1].content == (
         "see\n[image image/png, not shown to you]\n[link tasks://all: all]\ninside"
     )
 
 
 def test_structured_result_without_content_is_sent_as_json() -> None:
     result = e.ToolFinished(call_id="c1", outcome="ok", content=[], structured={"b": 1, "a": [2]})
-    assert folded(CALL, result).messages[1].content == '{"a":[2],"b":1}'
+    assert build_transcript(CALL, result).messages[1].content == '{"a":[2],"b":1}'
 
 
 def test_failed_result_is_prefixed_with_error() -> None:
     result = e.ToolFinished(call_id="c1", outcome="error", content=[text_block("division by zero")])
-    assert folded(CALL, result).messages[1].content == "Error: division by zero"
+    assert build_transcript(CALL, result).messages[1].content == "Error: division by zero"
 
 
 def test_provider_hosted_call_is_not_replayed_to_the_model() -> None:

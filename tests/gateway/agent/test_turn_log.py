@@ -1,4 +1,4 @@
-"""What readers of a turn see, and when."""
+"""Tests of which events readers of a turn log see, and when."""
 
 import asyncio
 from uuid import uuid4
@@ -8,28 +8,28 @@ from gateway.domain.errors import ErrorInfo
 from gateway.domain.events import JournalEntry, StepCompleted, TextDelta, TurnCancelled
 from gateway.domain.messages import Usage
 
-DELTA = TextDelta(step=1, text="a")
-BARRIER = StepCompleted(step=1, finish_reason="stop", usage=Usage())
-END = TurnCancelled(error=ErrorInfo("cancelled", "x"), saved="text")
+TEXT_DELTA = TextDelta(step=1, text="a")
+STEP_COMPLETED = StepCompleted(step=1, finish_reason="stop", usage=Usage())
+TURN_END = TurnCancelled(error=ErrorInfo("cancelled", "x"), saved="text")
 
 
-async def read(log: TurnLog, after: int = 0) -> list[int]:
+async def read_numbers(log: TurnLog, after: int = 0) -> list[int]:
     return [entry.seq async for batch in log.follow(after) for entry in batch]
 
 
 async def test_events_are_numbered_from_one_without_a_gap() -> None:
     log = TurnLog(uuid4())
-    for event in (DELTA, BARRIER, DELTA, END):
+    for event in (TEXT_DELTA, STEP_COMPLETED, TEXT_DELTA, TURN_END):
         log.append(event)
     assert [entry.seq for entry in log.entries] == [1, 2, 3, 4]
 
 
 async def test_delta_is_visible_immediately_and_other_events_after_commit() -> None:
     log = TurnLog(uuid4())
-    log.append(DELTA)
+    log.append(TEXT_DELTA)
     assert log.visible_count == 1
-    log.append(BARRIER)
-    log.append(DELTA)
+    log.append(STEP_COMPLETED)
+    log.append(TEXT_DELTA)
     assert log.visible_count == 1
     log.mark_committed(2)
     assert log.visible_count == 3
@@ -37,8 +37,8 @@ async def test_delta_is_visible_immediately_and_other_events_after_commit() -> N
 
 async def test_synchronous_log_hides_deltas_until_committed() -> None:
     log = TurnLog(uuid4(), synchronous=True)
-    log.append(DELTA)
-    log.append(DELTA)
+    log.append(TEXT_DELTA)
+    log.append(TEXT_DELTA)
     assert log.visible_count == 0
     log.mark_committed(1)
     assert log.visible_count == 1
@@ -46,11 +46,11 @@ async def test_synchronous_log_hides_deltas_until_committed() -> None:
 
 async def test_thousand_readers_each_get_all_events_once_in_order() -> None:
     log = TurnLog(uuid4())
-    readers = [asyncio.create_task(read(log)) for _ in range(1000)]
+    readers = [asyncio.create_task(read_numbers(log)) for _ in range(1000)]
     for _ in range(50):
-        log.append(DELTA)
+        log.append(TEXT_DELTA)
         await asyncio.sleep(0)
-    log.append(END)
+    log.append(TURN_END)
     log.mark_committed(51)
     async with asyncio.timeout(30):
         assert set(map(tuple, await asyncio.gather(*readers))) == {tuple(range(1, 52))}
@@ -59,19 +59,19 @@ async def test_thousand_readers_each_get_all_events_once_in_order() -> None:
 async def test_reader_starts_after_a_sequence_number() -> None:
     log = TurnLog(uuid4())
     for _ in range(5):
-        log.append(DELTA)
-    log.append(END)
+        log.append(TEXT_DELTA)
+    log.append(TURN_END)
     log.mark_committed(6)
-    assert await read(log, after=4) == [5, 6]
-    assert await read(log, after=6) == []
+    assert await read_numbers(log, after=4) == [5, 6]
+    assert await read_numbers(log, after=6) == []
 
 
 async def test_close_ends_readers_after_the_visible_events() -> None:
     log = TurnLog(uuid4())
-    log.append(DELTA)
-    reader = asyncio.create_task(read(log))
+    log.append(TEXT_DELTA)
+    reader = asyncio.create_task(read_numbers(log))
     await asyncio.sleep(0)
-    log.append(END)
+    log.append(TURN_END)
     log.close("server_stopping")
     async with asyncio.timeout(30):
         assert await reader == [1]
@@ -80,10 +80,10 @@ async def test_close_ends_readers_after_the_visible_events() -> None:
 
 async def test_take_unwritten_returns_each_entry_once() -> None:
     log = TurnLog(uuid4())
-    log.append(DELTA)
+    log.append(TEXT_DELTA)
     first = log.take_unwritten()
-    log.append(DELTA)
-    log.append(DELTA)
+    log.append(TEXT_DELTA)
+    log.append(TEXT_DELTA)
     assert [entry.seq for entry in first + log.take_unwritten()] == [1, 2, 3]
     assert log.take_unwritten() == []
     assert isinstance(first[0], JournalEntry)

@@ -1,9 +1,8 @@
-"""Supervised tasks, task sets, waits and bounded collections."""
+"""Tests of supervised tasks, task sets, waits and bounded collections."""
 
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import structlog
@@ -20,7 +19,7 @@ from gateway.common.concurrency import (
 )
 
 HOUR = 3600.0
-Logs = list[Any]
+Logs = list[dict[str, object]]
 
 
 @pytest.fixture
@@ -36,8 +35,8 @@ async def wait_until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-class Loop:
-    """A loop of a component: each run ends when the test says how."""
+class FakeLoop:
+    """A component's loop, each run of which ends with an outcome from the test."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -56,11 +55,11 @@ class Loop:
 
 
 @pytest.fixture
-def loop() -> Loop:
-    return Loop()
+def loop() -> FakeLoop:
+    return FakeLoop()
 
 
-def supervise(loop: Loop, **options: Any) -> SupervisedTask:
+def supervise(loop: FakeLoop, **options: object) -> SupervisedTask:
     options = {"min_backoff_seconds": HOUR, "max_backoff_seconds": HOUR, **options}
     return SupervisedTask("worker", loop.run, **options)
 
@@ -68,7 +67,7 @@ def supervise(loop: Loop, **options: Any) -> SupervisedTask:
 # --- SupervisedTask
 
 
-async def test_failure_is_logged_with_its_type_and_traceback(loop: Loop, logs: Logs) -> None:
+async def test_failure_is_logged_with_its_type_and_traceback(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop, vital=True)
     task.start()
     loop.outcomes.put_nowait(ValueError("broken"))
@@ -81,7 +80,7 @@ async def test_failure_is_logged_with_its_type_and_traceback(loop: Loop, logs: L
     await task.stop()
 
 
-async def test_failed_run_is_restarted_and_counted(loop: Loop, logs: Logs) -> None:
+async def test_failed_run_is_restarted_and_counted(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop, min_backoff_seconds=0.0)
     task.start()
     for restarts in (1, 2):
@@ -91,7 +90,7 @@ async def test_failed_run_is_restarted_and_counted(loop: Loop, logs: Logs) -> No
     await task.stop()
 
 
-async def test_task_is_down_during_backoff_and_restart_now_skips_it(loop: Loop, logs: Logs) -> None:
+async def test_task_is_down_during_backoff_and_restart_now_skips_it(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop)
     task.start()
     assert task.is_running
@@ -106,7 +105,7 @@ async def test_task_is_down_during_backoff_and_restart_now_skips_it(loop: Loop, 
     await task.stop()
 
 
-async def test_returned_run_is_restarted(loop: Loop, logs: Logs) -> None:
+async def test_returned_run_is_restarted(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop)
     task.start()
     loop.outcomes.put_nowait(None)
@@ -117,7 +116,7 @@ async def test_returned_run_is_restarted(loop: Loop, logs: Logs) -> None:
     await task.stop()
 
 
-async def test_stop_cancels_quietly_without_a_restart(loop: Loop, logs: Logs) -> None:
+async def test_stop_cancels_quietly_without_a_restart(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop, min_backoff_seconds=0.0)
     task.start()
     await wait_until(lambda: loop.runs == 1)
@@ -128,7 +127,7 @@ async def test_stop_cancels_quietly_without_a_restart(loop: Loop, logs: Logs) ->
     assert not task.is_down
 
 
-async def test_stop_ends_a_backoff(loop: Loop, logs: Logs) -> None:
+async def test_stop_ends_a_backoff(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop)
     task.start()
     loop.outcomes.put_nowait(ValueError())
@@ -138,11 +137,11 @@ async def test_stop_ends_a_backoff(loop: Loop, logs: Logs) -> None:
     assert not task.is_down
 
 
-async def test_stop_before_start_does_nothing(loop: Loop) -> None:
+async def test_stop_before_start_does_nothing(loop: FakeLoop) -> None:
     await supervise(loop).stop()
 
 
-async def test_stop_with_grace_period_lets_the_run_finish(loop: Loop, logs: Logs) -> None:
+async def test_stop_with_grace_period_lets_the_run_finish(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop)
     task.start()
     await wait_until(lambda: loop.runs == 1)
@@ -153,7 +152,7 @@ async def test_stop_with_grace_period_lets_the_run_finish(loop: Loop, logs: Logs
     assert (loop.cancelled, loop.runs, logs) == (0, 1, [])
 
 
-async def test_task_can_be_started_again_after_a_stop(loop: Loop) -> None:
+async def test_task_can_be_started_again_after_a_stop(loop: FakeLoop) -> None:
     task = supervise(loop)
     task.start()
     await wait_until(lambda: loop.runs == 1)
@@ -163,7 +162,7 @@ async def test_task_can_be_started_again_after_a_stop(loop: Loop) -> None:
     await task.stop()
 
 
-async def test_start_of_a_running_task_does_nothing(loop: Loop) -> None:
+async def test_start_of_a_running_task_does_nothing(loop: FakeLoop) -> None:
     task = supervise(loop)
     task.start()
     task.start()
@@ -172,7 +171,7 @@ async def test_start_of_a_running_task_does_nothing(loop: Loop) -> None:
     assert loop.cancelled == 1
 
 
-async def test_run_once_task_ends_when_its_run_returns(loop: Loop, logs: Logs) -> None:
+async def test_run_once_task_ends_when_its_run_returns(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop, restart=False)
     task.start()
     loop.outcomes.put_nowait(None)
@@ -183,7 +182,7 @@ async def test_run_once_task_ends_when_its_run_returns(loop: Loop, logs: Logs) -
     await task.stop()
 
 
-async def test_failed_run_once_task_stays_down_until_started(loop: Loop, logs: Logs) -> None:
+async def test_failed_run_once_task_stays_down_until_started(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop, restart=False)
     task.start()
     loop.outcomes.put_nowait(ValueError())
@@ -208,19 +207,19 @@ async def test_cancelled_future_counts_as_a_failure(logs: Logs) -> None:
     await task.stop()
 
 
-async def test_external_cancellation_ends_the_task(loop: Loop, logs: Logs) -> None:
+async def test_external_cancellation_ends_the_task(loop: FakeLoop, logs: Logs) -> None:
     task = supervise(loop, min_backoff_seconds=0.0)
     task.start()
     await wait_until(lambda: loop.runs == 1)
-    (running,) = (one for one in asyncio.all_tasks() if one.get_name() == "worker")
+    (running,) = (candidate for candidate in asyncio.all_tasks() if candidate.get_name() == "worker")
     running.cancel()
     await task.wait()
     assert (loop.runs, logs) == (1, [])
 
 
-@pytest.mark.parametrize(("seconds", "longest"), [(59.0, 8.0), (60.0, 2.0)])
+@pytest.mark.parametrize(("run_seconds", "expected_delay"), [(59.0, 8.0), (60.0, 2.0)])
 async def test_long_run_resets_the_backoff(
-    monkeypatch: pytest.MonkeyPatch, loop: Loop, logs: Logs, seconds: float, longest: float
+    monkeypatch: pytest.MonkeyPatch, loop: FakeLoop, logs: Logs, run_seconds: float, expected_delay: float
 ) -> None:
     now, delays = 0.0, list[float]()
 
@@ -238,10 +237,10 @@ async def test_long_run_resets_the_backoff(
         await wait_until(lambda runs=runs: loop.runs == runs)
         loop.outcomes.put_nowait(ValueError())
     await wait_until(lambda: loop.runs == 3)
-    now += seconds
+    now += run_seconds
     loop.outcomes.put_nowait(ValueError())
     await wait_until(lambda: loop.runs == 4)
-    assert delays == [2.0, 4.0, longest]
+    assert delays == [2.0, 4.0, expected_delay]
     await task.stop()
 
 
@@ -249,7 +248,7 @@ async def test_long_run_resets_the_backoff(
 
 
 async def test_registry_names_the_vital_tasks_that_are_down(logs: Logs) -> None:
-    loops = {"journal": Loop(), "bus": Loop(), "models": Loop()}
+    loops = {"journal": FakeLoop(), "bus": FakeLoop(), "models": FakeLoop()}
     tasks = {
         name: SupervisedTask(name, loop.run, vital=name != "models", min_backoff_seconds=HOUR)
         for name, loop in loops.items()

@@ -1,4 +1,4 @@
-"""A time limit that does not count the time of a pause."""
+"""Tests of a timeout that does not count paused time."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""One debounced notification for several changes, and none lost while subscribers run."""
+"""Tests of debounced change notifications."""
 
 import asyncio
 
@@ -10,15 +10,15 @@ async def test_changes_within_the_interval_cause_one_notification() -> None:
     notified = asyncio.Event()
     calls: list[str] = []
 
-    async def first() -> None:
+    async def record_first() -> None:
         calls.append("first")
 
-    async def second() -> None:
+    async def record_second() -> None:
         calls.append("second")
         notified.set()
 
-    notifier.add_subscriber(first)
-    notifier.add_subscriber(second)
+    notifier.add_subscriber(record_first)
+    notifier.add_subscriber(record_second)
     for _ in range(5):
         notifier.schedule_notification()
     await notified.wait()
@@ -30,14 +30,14 @@ async def test_change_during_a_notification_causes_another() -> None:
     notified_twice = asyncio.Event()
     calls: list[int] = []
 
-    async def subscriber() -> None:
+    async def record_call() -> None:
         calls.append(len(calls))
         if len(calls) == 1:
             notifier.schedule_notification()
         else:
             notified_twice.set()
 
-    notifier.add_subscriber(subscriber)
+    notifier.add_subscriber(record_call)
     notifier.schedule_notification()
     await notified_twice.wait()
     assert calls == [0, 1]
@@ -47,10 +47,10 @@ async def test_cancelled_notification_reaches_no_subscriber() -> None:
     notifier = ChangeNotifier()
     calls: list[int] = []
 
-    async def subscriber() -> None:
+    async def record_call() -> None:
         calls.append(1)
 
-    notifier.add_subscriber(subscriber)
+    notifier.add_subscriber(record_call)
     notifier.schedule_notification()
     await notifier.cancel_notification()
     assert calls == []
