@@ -1,4 +1,4 @@
-"""Several workers on one database, a model that takes its time, and what is logged."""
+"""Fixtures: two workers on one database, a slow model, a keyring and captured logs."""
 
 import io
 import logging
@@ -15,8 +15,8 @@ from tests.stack import Gateway, serve_gateway
 
 @pytest.fixture
 async def slow_simulator() -> AsyncGenerator[Simulator]:
-    async with serve_simulator(SimulatorSettings(tokens_per_second=300, first_token_delay=0)) as running:
-        yield running
+    async with serve_simulator(SimulatorSettings(tokens_per_second=300, first_token_delay=0)) as simulator:
+        yield simulator
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ async def workers(database_url: str, slow_simulator: Simulator, tools_url: str) 
 
 
 @pytest.fixture
-async def locked(gateway: Gateway) -> Keyring:
-    """The gateway with a stored key, so that it asks everyone for one."""
-    ring = Keyring(gateway)
-    await ring.make("root", role="admin")
-    return ring
+async def keyring(gateway: Gateway) -> Keyring:
+    """Keys of a gateway with a stored admin key, which enables authentication."""
+    keyring = Keyring(gateway)
+    await keyring.make("root", role="admin")
+    return keyring
 
 
 @pytest.fixture
 def log_text(request: pytest.FixtureRequest) -> Generator[io.StringIO]:
-    """All that is logged, as in a deployment, or as at a terminal."""
+    """Captured log: JSON lines, or terminal format with the parameter `False`."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The static key, CORS, and what the logs must never hold."""
+"""The static API key, CORS, and secrets that logs must not contain."""
 
 import io
 import json
@@ -18,10 +18,10 @@ KEY = "a-key-of-the-tests"
 
 
 @pytest.fixture
-async def locked(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+async def protected_gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
     options = {"api_key": SecretStr(KEY), "cors_origins": ("https://app.example",)}
-    async with serve_gateway(database_url, simulator, tools_url, **options) as running:
-        yield running
+    async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
+        yield gateway
 
 
 @pytest.mark.parametrize(
@@ -35,34 +35,40 @@ async def locked(database_url: str, simulator: Simulator, tools_url: str) -> Asy
     ],
 )
 async def test_all_routes_but_health_and_ready_require_the_key(
-    locked: Gateway, headers: dict[str, str], status: int
+    protected_gateway: Gateway, headers: dict[str, str], status: int
 ) -> None:
-    reply = await locked.get("/api/v1/tools", headers=headers)
+    reply = await protected_gateway.get("/api/v1/tools", headers=headers)
     assert reply.status == status
     if status == 401:
         assert reply.body["error"]["code"] == "not_authenticated"
     for path in ("/health", "/ready"):
-        assert (await locked.get(path, headers=headers)).status == 200
+        assert (await protected_gateway.get(path, headers=headers)).status == 200
 
 
 async def test_credential_is_ignored_when_authentication_is_disabled(gateway: Gateway) -> None:
-    assert (await gateway.get("/api/v1/models", headers={"Authorization": "Bearer whatever"})).status == 200
+    assert (await gateway.get("/api/v1/models", headers={"Authorization": "Bearer unknown"})).status == 200
 
 
 @pytest.mark.parametrize(("origin", "allowed"), [("https://app.example", True), ("https://evil.example", False)])
-async def test_only_configured_origins_pass_cors(locked: Gateway, origin: str, allowed: bool) -> None:
+async def test_only_configured_origins_pass_cors(protected_gateway: Gateway, origin: str, allowed: bool) -> None:
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-    async with locked.session.options(f"{locked.base_url}/api/v1/chat", headers=headers) as response:
+    async with protected_gateway.session.options(
+        f"{protected_gateway.base_url}/api/v1/chat", headers=headers
+    ) as response:
         assert (response.headers.get("access-control-allow-origin") == origin) is allowed
 
 
-async def test_logs_contain_no_prompt_answer_arguments_or_key(locked: Gateway, log_text: io.StringIO) -> None:
+async def test_logs_contain_no_prompt_answer_arguments_or_key(
+    protected_gateway: Gateway, log_text: io.StringIO
+) -> None:
     headers = {"X-API-Key": KEY}
-    locked.simulator.faults.add_faults(Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke"))
+    protected_gateway.simulator.faults.add_faults(
+        Fault(kind="status", status=500, match="zebra", times=9, body="zebra broke")
+    )
     for prompt in ("Add a task to feed the camel", "zebra"):
         body = {"messages": [{"role": "user", "content": prompt}]}
-        await locked.post("/api/v1/chat", body, headers=headers)
-    await locked.get("/api/v1/tools?api_key=geheim-1234", headers={"X-API-Key": "geheim-5678"})
+        await protected_gateway.post("/api/v1/chat", body, headers=headers)
+    await protected_gateway.get("/api/v1/tools?api_key=geheim-1234", headers={"X-API-Key": "geheim-5678"})
     lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
     assert {"turn_completed", "turn_failed", "tool_call", "request"} <= {line["event"] for line in lines}
     for secret in ("camel", "zebra", KEY, "geheim", "simulated"):
@@ -75,8 +81,10 @@ async def test_failed_sql_statement_logs_no_row_values(database_url: str, log_te
     database = Database(database_url)
     log = get_logger("test")
     row = {"hash": "geheim-hash", "prefix": "geheim-prefix", "name": "geheim\nname", "owner": "geheim-owner"}
-    given = "gen_random_uuid(), :hash, :prefix, :name, :owner, 'user', 'x'"
-    insert = f"INSERT INTO api_keys (id, hash, prefix, name, owner, role, created_by) VALUES ({given}) RETURNING id"
+    values_sql = "gen_random_uuid(), :hash, :prefix, :name, :owner, 'user', 'x'"
+    insert = (
+        f"INSERT INTO api_keys (id, hash, prefix, name, owner, role, created_by) VALUES ({values_sql}) RETURNING id"
+    )
     try:
         await database.fetch_rows(insert, **row)
         for statement, values in (
@@ -90,7 +98,7 @@ async def test_failed_sql_statement_logs_no_row_values(database_url: str, log_te
                     await database.fetch_rows(statement, **values)
                 except SQLAlchemyError as error:
                     if statement is insert:
-                        log.error("said", error=str(error), of=repr(error.orig))
+                        log.error("logged", error=str(error), original=repr(error.orig))
                     raise ExceptionGroup("several", [error]) from error
             except ExceptionGroup as error:
                 log.error("broke", exc_info=error)
@@ -98,8 +106,8 @@ async def test_failed_sql_statement_logs_no_row_values(database_url: str, log_te
     finally:
         await database.close()
     text = log_text.getvalue()
-    for told in ("IntegrityError", "UniqueViolationError", "sqlstate=23505", "constraint_name=ux_api_keys_", "rows"):
-        assert told in text
+    for message in ("IntegrityError", "UniqueViolationError", "sqlstate=23505", "constraint_name=ux_api_keys_", "rows"):
+        assert message in text
     assert "geheim" not in text
 
 
@@ -107,12 +115,12 @@ async def test_failed_sql_statement_logs_no_row_values(database_url: str, log_te
 async def test_terminal_control_characters_are_escaped_in_logs(standing: Gateway, log_text: io.StringIO) -> None:
     await standing.get("/y%1b%5b31mred%c2%9b%e2%80%ae%0aforged")
     log = get_logger("test")
-    log.warning("said\x1b[2J", deep={"a\x1b": ["\u202e"]}, flat="x\x1b[31m")
+    log.warning("event\x1b[2J", deep={"a\x1b": ["\u202e"]}, flat="x\x1b[31m")
     try:
         raise ValueError("of\x1b[31ma message")
     except ValueError:
         log.exception("broke")
-    logging.getLogger("library").error("told \x9b2J")
+    logging.getLogger("library").error("message \x9b2J")
     text = log_text.getvalue()
     assert "\\x1b[31mred\\x9b\\u202e\\nforged" in text
     assert "of\\x1b[31ma message" in text
@@ -122,10 +130,16 @@ async def test_terminal_control_characters_are_escaped_in_logs(standing: Gateway
 @pytest.mark.parametrize("log_text", [True, False], indirect=True, ids=["json", "terminal"])
 def test_secrets_are_masked_in_logs(log_text: io.StringIO) -> None:
     log = get_logger("test")
-    log.warning("said", api_key="abc", note="Bearer abcdefghijk and gsk_1234567890abcdef", url="postgres://u:p4ss@h/d")
-    log.warning("said", note="agw_0123abcd_the-rest-of-a-key and eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl")
-    log.warning("said", headers={"Authorization": "Basic deep-1"}, found=["x", {"refresh_token": "deep-2"}], tokens=31)
-    log.warning("said", note="redis://:p4ss@h, postgres://u:a@p4ss@h/d, tvly-the-rest-of-a-key, Basic dXNlcjpwYXNz")
+    log.warning(
+        "logged", api_key="abc", note="Bearer abcdefghijk and gsk_1234567890abcdef", url="postgres://u:p4ss@h/d"
+    )
+    log.warning(
+        "logged", note="agw_0123abcd_the-rest-of-a-key and eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl"
+    )
+    log.warning(
+        "logged", headers={"Authorization": "Basic deep-1"}, items=["x", {"refresh_token": "deep-2"}], tokens=31
+    )
+    log.warning("logged", note="redis://:p4ss@h, postgres://u:a@p4ss@h/d, tvly-the-rest-of-a-key, Basic dXNlcjpwYXNz")
     try:
         password = "p4ss-of-a-local"
         raise ValueError(f"{len(password)} for gsk_of-a-message")
@@ -134,15 +148,24 @@ def test_secrets_are_masked_in_logs(log_text: io.StringIO) -> None:
     logging.getLogger("library").error("no postgres://u:%s@h", "p4ss")
     text = log_text.getvalue()
     for secret in (
-        "abcdefghijk", "gsk_1234567890", "p4ss", "abc", "the-rest-of-a-key", "c2lnbmF0dXJl", "deep-", "dXNlcjpwYXNz",
+        "abcdefghijk",
+        "gsk_1234567890",
+        "p4ss",
+        "abc",
+        "the-rest-of-a-key",
+        "c2lnbmF0dXJl",
+        "deep-",
+        "dXNlcjpwYXNz",
         "of-a-message",
-    ):  # fmt: skip
+    ):
         assert secret not in text
     assert "ValueError" in text
     assert "31" in text
 
 
-class Unspeakable(Exception):
+class FailingStrError(Exception):
+    """An exception whose text cannot be formatted."""
+
     def __str__(self) -> str:
         raise RuntimeError
 
@@ -151,9 +174,9 @@ class Unspeakable(Exception):
 def test_logging_failure_does_not_raise(log_text: io.StringIO) -> None:
     log = get_logger("test")
     try:
-        raise Unspeakable
-    except Unspeakable:
+        raise FailingStrError
+    except FailingStrError:
         log.exception("broke")
     assert json.loads(log_text.getvalue())["event"] == "line_not_logged"
     log_text.close()
-    log.warning("said")  # to a stream that is closed
+    log.warning("logged")  # the stream is closed

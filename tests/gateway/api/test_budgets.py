@@ -1,5 +1,4 @@
-"""Budgets of users and keys: checked before a turn and each of its steps, also where many run at once, and not to be
-won back."""
+"""Budgets of users and keys, checked before a turn and before each of its steps."""
 
 import asyncio
 from collections import Counter
@@ -16,7 +15,7 @@ from tests.auth_helpers import Keyring
 from tests.eventually import eventually
 from tests.stack import TIMEOUTS, Gateway, serve_gateway
 
-TOOLS = "Add a task to rest"
+PROMPT_WITH_TOOL = "Add a task to rest"
 
 
 async def test_turn_over_the_user_budget_is_rejected_until_the_next_day(
@@ -24,42 +23,42 @@ async def test_turn_over_the_user_budget_is_rejected_until_the_next_day(
 ) -> None:
     budget = {"budget_tokens_per_day": 100, "budget_tokens_per_month": 100_000}
     async with serve_gateway(database_url, simulator, tools_url, **budget) as gateway:
-        ring = Keyring(gateway)
-        await ring.make("ada")
-        await ring.make("bob")
-        first = await ring.chat("ada", "hello")
+        keyring = Keyring(gateway)
+        await keyring.make("ada")
+        await keyring.make("bob")
+        first = await keyring.chat("ada", "hello")
         assert first.status == 200
-        for prompt in ("hello", TOOLS):
-            refused = await ring.chat("ada", prompt)
-            assert (refused.status, refused.body["error"]["code"]) == (402, "budget_exceeded")
-            assert "100 tokens a day" in refused.body["error"]["message"]
-            assert int(refused.headers["Retry-After"]) <= 86_400
-        openai = await ring.post("ada", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+        for prompt in ("hello", PROMPT_WITH_TOOL):
+            rejection = await keyring.chat("ada", prompt)
+            assert (rejection.status, rejection.body["error"]["code"]) == (402, "budget_exceeded")
+            assert "100 tokens a day" in rejection.body["error"]["message"]
+            assert int(rejection.headers["Retry-After"]) <= 86_400
+        openai = await keyring.post("ada", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
         assert (openai.status, openai.body["error"]["code"]) == (402, "budget_exceeded")
-        assert (await ring.chat("bob", "hello")).status == 200
+        assert (await keyring.chat("bob", "hello")).status == 200
         await db.execute("UPDATE turn_usage SET at = at - interval '1 day'")
-        fresh = await ring.chat("ada", "hello")
+        fresh = await keyring.chat("ada", "hello")
         first_of_month = await db.fetchval("SELECT extract(day FROM now() AT TIME ZONE 'UTC') = 1")
         assert fresh.status == 200
-        figures = (await ring.get("ada", "/api/v1/budget")).body
-        assert figures["key"] is None
-        assert figures["user"]["tokens_today"] > 100
-        assert figures["user"]["tokens_this_month"] > figures["user"]["tokens_today"] or first_of_month
-        assert figures["user"]["budget"]["tokens_per_day"] == 100
+        budget_view = (await keyring.get("ada", "/api/v1/budget")).body
+        assert budget_view["key"] is None
+        assert budget_view["user"]["tokens_today"] > 100
+        assert budget_view["user"]["tokens_this_month"] > budget_view["user"]["tokens_today"] or first_of_month
+        assert budget_view["user"]["budget"]["tokens_per_day"] == 100
 
 
 async def test_turn_fails_between_steps_when_the_budget_is_exhausted(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=1) as gateway:
-        reply = await gateway.chat_stream(TOOLS)
+        reply = await gateway.chat_stream(PROMPT_WITH_TOOL)
         assert reply.status == 200
         assert [result["outcome"] for result in reply.of("tool.result")] == ["ok"]
         [failed] = reply.of("turn.failed")
         assert failed["error"]["code"] == "budget_exceeded"
         assert len(reply.of("step.completed")) == 1
         assert await db.fetchval("SELECT total_tokens > 0 FROM turn_usage") is True
-        assert (await gateway.chat(TOOLS)).status == 402
+        assert (await gateway.chat(PROMPT_WITH_TOOL)).status == 402
 
 
 async def test_deleting_turns_does_not_refund_the_budget(
@@ -70,8 +69,8 @@ async def test_deleting_turns_does_not_refund_the_budget(
         url = f"{gateway.base_url}/api/v1/conversations/{turn['conversation_id']}"
         async with gateway.session.delete(url) as deleted:
             assert deleted.status == 204
-        refused = await gateway.chat("hello")
-        assert (refused.status, "a month" in refused.body["error"]["message"]) == (402, True)
+        rejection = await gateway.chat("hello")
+        assert (rejection.status, "a month" in rejection.body["error"]["message"]) == (402, True)
 
 
 async def test_ephemeral_turn_counts_against_the_budget(
@@ -84,17 +83,17 @@ async def test_ephemeral_turn_counts_against_the_budget(
 @pytest.mark.parametrize(
     "budget",
     [Budget(tokens_per_day=9), Budget(tokens_per_month=9), Budget(usd_per_day=1e-9), Budget(usd_per_month=1e-9)],
-)  # fmt: skip
-async def test_key_budget_applies_in_addition_to_the_owner_budget(locked: Keyring, budget: Budget) -> None:
-    other = await locked.make("ada")
-    await locked.make("ada", budget=budget)
-    assert [(await locked.chat("ada", "hello")).status for _ in range(2)] == [200, 402]
+)
+async def test_key_budget_applies_in_addition_to_the_owner_budget(keyring: Keyring, budget: Budget) -> None:
+    other_headers = await keyring.make("ada")
+    await keyring.make("ada", budget=budget)
+    assert [(await keyring.chat("ada", "hello")).status for _ in range(2)] == [200, 402]
     body = {"messages": [{"role": "user", "content": "hello"}]}
-    assert (await locked.gateway.post("/api/v1/chat", body, headers=other)).status == 200
-    figures = (await locked.get("ada", "/api/v1/budget")).body
-    assert 0 < figures["key"]["tokens_today"] < figures["user"]["tokens_today"]
-    assert 0 < figures["key"]["usd_today"] < figures["user"]["usd_today"]
-    assert (await locked.post("ada", "/api/v1/keys", {})).status == 403  # it would be a second budget
+    assert (await keyring.gateway.post("/api/v1/chat", body, headers=other_headers)).status == 200
+    budget_view = (await keyring.get("ada", "/api/v1/budget")).body
+    assert 0 < budget_view["key"]["tokens_today"] < budget_view["user"]["tokens_today"]
+    assert 0 < budget_view["key"]["usd_today"] < budget_view["user"]["usd_today"]
+    assert (await keyring.post("ada", "/api/v1/keys", {})).status == 403  # a second key would have its own budget
 
 
 async def test_gateway_without_budgets_runs_no_budget_queries(gateway: Gateway) -> None:
@@ -103,53 +102,53 @@ async def test_gateway_without_budgets_runs_no_budget_queries(gateway: Gateway) 
     queries: list[str] = []
     engine = gateway.state.database.engine.sync_engine
     event.listen(engine, "before_cursor_execute", lambda *args: queries.append(args[2]))
-    await gateway.chat(TOOLS)
+    await gateway.chat(PROMPT_WITH_TOOL)
     assert not [query for query in queries if "turn_usage" in query or "budget" in query]
 
 
-# --- many at once
+# --- concurrency
 
 
 async def test_concurrent_turns_on_two_workers_overdraw_a_budget_by_at_most_one_step(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
-    async with serve_gateway(database_url, simulator, tools_url) as unbounded:
-        one = (await unbounded.chat("hello")).body["usage"]["total_tokens"]
+    async with serve_gateway(database_url, simulator, tools_url) as gateway:
+        turn_tokens = (await gateway.chat("hello")).body["usage"]["total_tokens"]
     await db.execute("DELETE FROM turn_usage")
     async with AsyncExitStack() as stack:
         workers = [
             await stack.enter_async_context(
-                serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=one * 5 // 2)
+                serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=turn_tokens * 5 // 2)
             )
             for _ in range(2)
         ]
         async with asyncio.timeout(30):
             replies = await asyncio.gather(*(workers[n % 2].chat("hello") for n in range(16)))
         assert Counter(reply.status for reply in replies) == {200: 3, 402: 13}
-        assert await db.fetchval("SELECT sum(total_tokens) FROM turn_usage") == 3 * one
-        told = (await workers[0].get("/api/v1/budget")).body["user"]
-        assert (told["tokens_today"], told["tokens_set_aside"]) == (3 * one, 0)
+        assert await db.fetchval("SELECT sum(total_tokens) FROM turn_usage") == 3 * turn_tokens
+        budget_view = (await workers[0].get("/api/v1/budget")).body["user"]
+        assert (budget_view["tokens_today"], budget_view["tokens_set_aside"]) == (3 * turn_tokens, 0)
 
 
 async def test_running_step_reserves_its_maximum_cost_until_it_ends(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1))
-    hurried = replace(TIMEOUTS, budget_wait=0.2)
+    short_wait = replace(TIMEOUTS, budget_wait=0.2)
     budget = {"budget_tokens_per_day": 10_000}
     async with (
         serve_gateway(database_url, simulator, tools_url, **budget) as gateway,
-        serve_gateway(database_url, simulator, tools_url, timeouts=hurried, **budget) as other,
+        serve_gateway(database_url, simulator, tools_url, timeouts=short_wait, **budget) as other,
     ):
         async with gateway.stream("forever", max_tokens=5_000) as stream:
             turn_id = (await stream.until("turn.started")).data["turn_id"]
             await simulator.wait_until(lambda s: len(s.requests) == 1)
-            told = (await gateway.get("/api/v1/budget")).body["user"]
-            assert 5_000 < told["tokens_set_aside"] < 10_000
-            refused = await other.chat("hello", max_tokens=5_000)
-            assert (refused.status, refused.body["error"]["code"]) == (402, "budget_exceeded")
-            assert ("set aside" in refused.body["error"]["message"], refused.headers["Retry-After"]) == (True, "1")
-            assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits beside it
+            budget_view = (await gateway.get("/api/v1/budget")).body["user"]
+            assert 5_000 < budget_view["tokens_set_aside"] < 10_000
+            rejection = await other.chat("hello", max_tokens=5_000)
+            assert (rejection.status, rejection.body["error"]["code"]) == (402, "budget_exceeded")
+            assert ("set aside" in rejection.body["error"]["message"], rejection.headers["Retry-After"]) == (True, "1")
+            assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits into the rest of the budget
             waiting = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
             assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
         assert (await waiting).status == 200
@@ -159,28 +158,28 @@ async def test_running_step_reserves_its_maximum_cost_until_it_ends(
 async def test_reservation_of_a_dead_worker_is_released(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
 ) -> None:
-    one, other = workers
-    ring = Keyring(one)
-    headers = await ring.make("ada", budget=Budget(tokens_per_day=1_000_000))
-    url = f"{one.base_url}/api/v1/chat/stream"
+    first, second = workers
+    keyring = Keyring(first)
+    headers = await keyring.make("ada", budget=Budget(tokens_per_day=1_000_000))
+    url = f"{first.base_url}/api/v1/chat/stream"
     body = {"messages": [{"role": "user", "content": "count to 300"}], "on_disconnect": "continue"}
-    async with one.session.post(url, json=body, headers=headers) as response:
+    async with first.session.post(url, json=body, headers=headers) as response:
         turn_id = response.headers["x-turn-id"]
         while b"text.delta" not in await response.content.readline():
             pass
         slow_simulator.pause_streams()
-        assert (await other.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] > 60_000
-        await db.execute("UPDATE turns SET worker_id = gen_random_uuid()")  # as if its worker had never been
+        assert (await second.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] > 60_000
+        await db.execute("UPDATE turns SET worker_id = gen_random_uuid()")  # as if its worker had died
         slow_simulator.resume_streams()
         await eventually(lambda: db.fetchval("SELECT status <> 'running' FROM turns"))
-    assert (await other.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] == 0
-    used = await db.fetchrow("SELECT * FROM turn_usage")
-    said = await db.fetchval("SELECT length(response) FROM turns WHERE id = $1::uuid", turn_id)
-    assert used["status"] == "completed"
-    assert used["completion_tokens"] > said // 4  # and of the step that was cut, as far as it came
+    assert (await second.get("/api/v1/budget", headers=headers)).body["key"]["tokens_set_aside"] == 0
+    usage = await db.fetchrow("SELECT * FROM turn_usage")
+    response_length = await db.fetchval("SELECT length(response) FROM turns WHERE id = $1::uuid", turn_id)
+    assert usage["status"] == "completed"
+    assert usage["completion_tokens"] > response_length // 4  # includes the partial output of the interrupted step
 
 
-# --- what came to nothing
+# --- failed and cancelled turns
 
 
 @pytest.mark.parametrize(
@@ -191,27 +190,32 @@ async def test_reservation_of_a_dead_worker_is_released(
         (Fault(kind="stall", after_chunks=40), {"agent_timeout": 2}, "turn_timeout"),
         (Fault(kind="stall", after_chunks=40, times=9), {"model_idle_timeout": 0.5}, "model_unavailable"),
     ],
-    ids=["cut", "abort", "timeout", "silence"],
+    ids=["cut", "abort", "turn timeout", "idle timeout"],
 )
 async def test_usage_of_a_failed_turn_counts(
-    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, fault: Fault,
-    settings: dict[str, Any], code: str,
-) -> None:  # fmt: skip
+    database_url: str,
+    simulator: Simulator,
+    tools_url: str,
+    db: asyncpg.Connection,
+    fault: Fault,
+    settings: dict[str, Any],
+    code: str,
+) -> None:
     simulator.faults.add_faults(fault)
     async with serve_gateway(database_url, simulator, tools_url, **settings, budget_tokens_per_day=300) as gateway:
         turn = await gateway.chat_stream("count to 50", reasoning_effort="none", model="qwen/qwen3.8-27b")
-        used = await db.fetchrow("SELECT * FROM turn_usage")
-        assert (used["status"], used["error_code"]) == ("failed", code)
-        assert used["prompt_tokens"] > 300  # of the system prompt and the tools
-        assert used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"]
-        assert used["completion_tokens"] >= max(1, len(turn.text) // 4)
-        assert used["cost_usd"] > 0
+        usage = await db.fetchrow("SELECT * FROM turn_usage")
+        assert (usage["status"], usage["error_code"]) == ("failed", code)
+        assert usage["prompt_tokens"] > 300  # system prompt and tool definitions
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        assert usage["completion_tokens"] >= max(1, len(turn.text) // 4)
+        assert usage["cost_usd"] > 0
         assert (await gateway.chat("hello")).status == 402
 
 
-@pytest.mark.parametrize("how", ["cancel", "hang up"])
+@pytest.mark.parametrize("method", ["cancel", "disconnect"])
 async def test_usage_of_a_cancelled_turn_counts(
-    database_url: str, tools_url: str, db: asyncpg.Connection, how: str
+    database_url: str, tools_url: str, db: asyncpg.Connection, method: str
 ) -> None:
     async with (
         serve_simulator(SimulatorSettings(tokens_per_second=300, first_token_delay=0)) as simulator,
@@ -220,28 +224,28 @@ async def test_usage_of_a_cancelled_turn_counts(
         async with gateway.stream("count to 5000") as stream:
             turn_id = stream.response.headers["x-turn-id"]
             await stream.until("text.delta")
-            if how == "cancel":
+            if method == "cancel":
                 await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
-        used = await eventually(lambda: db.fetchrow("SELECT * FROM turn_usage"))
-        assert (used["status"], used["cost_usd"] > 0) == ("cancelled", True)
-        assert used["prompt_tokens"] > 300
-        assert used["completion_tokens"] > 0
-        shown = (await gateway.get(f"/api/v1/turns/{turn_id}")).body
-        assert (shown["usage"]["total_tokens"], shown["cost_usd"]) == (used["total_tokens"], used["cost_usd"])
+        usage = await eventually(lambda: db.fetchrow("SELECT * FROM turn_usage"))
+        assert (usage["status"], usage["cost_usd"] > 0) == ("cancelled", True)
+        assert usage["prompt_tokens"] > 300
+        assert usage["completion_tokens"] > 0
+        turn_view = (await gateway.get(f"/api/v1/turns/{turn_id}")).body
+        assert (turn_view["usage"]["total_tokens"], turn_view["cost_usd"]) == (usage["total_tokens"], usage["cost_usd"])
         assert (await gateway.chat("hello")).status == 402
 
 
 async def test_usage_of_invalid_structured_outputs_counts(gateway: Gateway, db: asyncpg.Connection) -> None:
-    form = {"response_format": {"type": "json_object"}, "tools": []}
-    once = (await gateway.chat("Answer in JSON", **form)).body["usage"]
+    structured = {"response_format": {"type": "json_object"}, "tools": []}
+    once = (await gateway.chat("Answer in JSON", **structured)).body["usage"]
     gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", match="JSON"))
-    twice = (await gateway.chat("Answer in JSON", **form)).body["usage"]
+    twice = (await gateway.chat("Answer in JSON", **structured)).body["usage"]
     assert twice["prompt_tokens"] > 2 * once["prompt_tokens"]
     gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", match="", times=9))
-    assert (await gateway.chat("Answer in JSON", **form)).status == 502
-    used = await db.fetchrow("SELECT * FROM turn_usage WHERE error_code = 'structured_output_invalid'")
-    assert used["prompt_tokens"] >= twice["prompt_tokens"]
-    assert used["cost_usd"] > 0
+    assert (await gateway.chat("Answer in JSON", **structured)).status == 502
+    usage = await db.fetchrow("SELECT * FROM turn_usage WHERE error_code = 'structured_output_invalid'")
+    assert usage["prompt_tokens"] >= twice["prompt_tokens"]
+    assert usage["cost_usd"] > 0
 
 
 async def test_turn_without_a_model_response_costs_nothing(gateway: Gateway, db: asyncpg.Connection) -> None:

@@ -444,9 +444,12 @@ async def test_model_call_is_cancelled_when_the_turn_cannot_be_stored(
 
 @pytest.mark.parametrize("put_down", [False, True])
 async def test_turn_that_ends_before_its_insert_commits_is_stored_as_failed(
-    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection,
+    database_url: str,
+    simulator: Simulator,
+    tools_url: str,
+    db: asyncpg.Connection,
     put_down: bool,
-) -> None:  # fmt: skip
+) -> None:
     async with serve_gateway(database_url, simulator, tools_url, timeouts=HURRIED) as gateway:
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")

@@ -72,11 +72,31 @@ async def test_nul_character_is_replaced(gateway: Gateway) -> None:
 async def schemathesis(gateway: Gateway, directory: Path, *options: str) -> tuple[int, str]:
     """Its exit code, and what it says."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.base_url}/openapi.json",
-        "--seed", "20261121", "--phases", "examples,fuzzing", "--checks", "all", "--exclude-checks", LAX,
-        "--warnings", "off", "--no-shrink", "--request-timeout", "5", "--generation-database", "none", *options,
-        cwd=directory, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "schemathesis.cli",
+        "run",
+        f"{gateway.base_url}/openapi.json",
+        "--seed",
+        "20261121",
+        "--phases",
+        "examples,fuzzing",
+        "--checks",
+        "all",
+        "--exclude-checks",
+        LAX,
+        "--warnings",
+        "off",
+        "--no-shrink",
+        "--request-timeout",
+        "5",
+        "--generation-database",
+        "none",
+        *options,
+        cwd=directory,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     try:
         async with asyncio.timeout(60):
             out, _ = await process.communicate()

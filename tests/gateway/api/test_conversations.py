@@ -63,8 +63,11 @@ async def test_conversations_of_other_users_are_not_found(gateway: Gateway, db: 
     await db.execute("UPDATE turns SET owner = 'somebody else'")
     path = f"/api/v1/conversations/{conversation_id}"
     for method, suffix, body in (
-        ("GET", "", None), ("GET", "/export", None), ("PATCH", "", {"title": "x"}), ("DELETE", "", None)
-    ):  # fmt: skip
+        ("GET", "", None),
+        ("GET", "/export", None),
+        ("PATCH", "", {"title": "x"}),
+        ("DELETE", "", None),
+    ):
         assert (await call(gateway, method, path + suffix, body))[0] == 404
     assert (await gateway.get("/api/v1/conversations")).body["conversations"] == []
     assert (await gateway.chat("Hello", parent_turn_id=turn_id)).status == 404

@@ -155,14 +155,16 @@ def test_invisible_characters_are_removed(hidden: str, seen: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "plain\ttext\r\nof two lines", "\u2764\ufe0f \u260e\ufe0e 1\ufe0f\u20e3 \u2139\ufe0f",
+        "plain\ttext\r\nof two lines",
+        "\u2764\ufe0f \u260e\ufe0e 1\ufe0f\u20e3 \u2139\ufe0f",
         "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f3f3\ufe0f\u200d\U0001f308",
         "\U0001f469\U0001f3fd\u200d\U0001f4bb \u2764\ufe0f\u200d\U0001f525",
-        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c",
         "\u65e5\u672c\u3000\u8a9e na\u00efve \u05e9\u05dc\u05d5\u05dd",
     ],
     ids=["plain", "presentation", "families", "tones", "persian", "hindi", "others"],
-)  # fmt: skip
+)
 def test_meaningful_joiners_and_variation_selectors_stay(text: str) -> None:
     assert sanitize_text(text) == text
 
@@ -250,20 +252,26 @@ async def test_all_request_fields_are_stored_redacted(discreet: Gateway, db: asy
     response = await discreet.post(
         "/v1/responses",
         {
-            "input": "hello", "instructions": of, "metadata": {EMAIL: of}, "user": EMAIL,
+            "input": "hello",
+            "instructions": of,
+            "metadata": {EMAIL: of},
+            "user": EMAIL,
             "tools": [{"type": "function", "name": "look", "description": of, "parameters": schema}],
             "text": {"format": {"type": "json_schema", "name": "answer", "schema": schema}},
         },
-    )  # fmt: skip
+    )
     assert response.status == 200, response.body
     assert response.body["instructions"] == of  # who asks hears it all
     chat = await discreet.post(
         "/v1/chat/completions",
         {
-            "model": response.body["model"], "user": EMAIL, "stop": [EMAIL], "metadata": {EMAIL: of},
+            "model": response.body["model"],
+            "user": EMAIL,
+            "stop": [EMAIL],
+            "metadata": {EMAIL: of},
             "messages": [{"role": "user", "name": "ada@lovelace.example", "content": "hello"}],
         },
-    )  # fmt: skip
+    )
     assert chat.status == 200, chat.body
     assert EMAIL not in await kept(db)
     again = (await discreet.get(f"/v1/responses/{response.body['id']}")).body
@@ -340,9 +348,15 @@ def test_text_that_times_out_a_rule_is_replaced_entirely() -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [(None, "cannot read"), ("rule", "not valid TOML"), ("", "holds no"), ("[[rule]]\nname='a'", "needs a name"),
-     ("[[rule]]\nname='a'\npattern='('", "a: "), ("[[rule]]\nname='a'\npattern='b'\nreplacement='\\9'", "a: ")],
-)  # fmt: skip
+    [
+        (None, "cannot read"),
+        ("rule", "not valid TOML"),
+        ("", "holds no"),
+        ("[[rule]]\nname='a'", "needs a name"),
+        ("[[rule]]\nname='a'\npattern='('", "a: "),
+        ("[[rule]]\nname='a'\npattern='b'\nreplacement='\\9'", "a: "),
+    ],
+)
 def test_invalid_redaction_rules_are_reported_at_startup(tmp_path: Path, text: str | None, problem: str) -> None:
     path = tmp_path / "rules.toml"
     if text is not None:

@@ -133,10 +133,16 @@ class Ada:
         waiting = (await ring.chat("ada", f"Add a task to {SECRET}", approval="always")).body
         response = (await ring.post("ada", "/v1/responses", {"input": SECRET})).body
         self.ids = {
-            "turn_id": turn["turn_id"], "conversation_id": turn["conversation_id"], "response_id": response["id"],
-            "input_id": waiting["inputs"][0]["input_id"], "key_id": str(ring.rows["ada"].id), "user_id": "ada",
-            "name": "calculator", "tool": "calculator", "model": "openai/gpt-oss-120b",
-        }  # fmt: skip
+            "turn_id": turn["turn_id"],
+            "conversation_id": turn["conversation_id"],
+            "response_id": response["id"],
+            "input_id": waiting["inputs"][0]["input_id"],
+            "key_id": str(ring.rows["ada"].id),
+            "user_id": "ada",
+            "name": "calculator",
+            "tool": "calculator",
+            "model": "openai/gpt-oss-120b",
+        }
 
     def url(self, path: str) -> str:
         where = path.replace("prompts/{name}", "prompts/plan_day").replace("servers/{name}", "servers/tools")

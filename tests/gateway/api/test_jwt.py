@@ -91,9 +91,15 @@ async def test_request_without_a_token_is_rejected(with_secret: Gateway) -> None
 
 @pytest.mark.parametrize(
     ("told", "role"),
-    [(None, "user"), ("admin", "admin"), ("user", "user"), ("viewer", "viewer"), (["viewer", "admin"], "admin"),
-     ("something else", "viewer")],
-)  # fmt: skip
+    [
+        (None, "user"),
+        ("admin", "admin"),
+        ("user", "user"),
+        ("viewer", "viewer"),
+        (["viewer", "admin"], "admin"),
+        ("something else", "viewer"),
+    ],
+)
 async def test_role_claim_sets_the_role(with_secret: Gateway, told: Any, role: str) -> None:
     headers = bearer(shared(role=told))
     server = {"name": f"more_{uuid4().hex[:8]}", "url": "http://127.0.0.1:9/mcp"}
@@ -281,7 +287,7 @@ async def test_jwks_document_without_keys_is_unavailable(document: Any) -> None:
         ({"jwt_secret": SecretStr(SHARED), "jwt_issuer": "i", "jwt_audience": "a", "jwt_algorithms": "RS256"}, "ALG"),
         ({"jwt_secret": SecretStr(SHARED), "jwt_issuer": "i", "jwt_audience": "a", "jwt_algorithms": "none"}, "ALG"),
     ],
-)  # fmt: skip
+)
 def test_insecure_jwt_settings_are_rejected(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load_settings(_env_file=None, **settings)

@@ -105,9 +105,15 @@ async def test_save_conversation_false_stores_no_content(gateway: Gateway, db: a
 
 async def test_supported_hyperparameters_reach_the_model(gateway: Gateway) -> None:
     given = {
-        "temperature": 0.5, "top_p": 0.9, "max_tokens": 1000, "stop": ["X"], "top_k": 40, "repetition_penalty": 1.1,
-        "frequency_penalty": 0.5, "presence_penalty": -0.5,
-    }  # fmt: skip
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 1000,
+        "stop": ["X"],
+        "top_k": 40,
+        "repetition_penalty": 1.1,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+    }
     told = await prompts(gateway, "Hello", hyperparameters=given, system_prompt="Be a camel.")
     assert told[-1]["finished"] is True
     sent = gateway.simulator.requests[-1]

@@ -71,9 +71,11 @@ async def test_every_curl_line_works(gateway: Gateway, tools_url: str, tmp_path:
         there = line.replace("http://127.0.0.1:8000", gateway.base_url).replace("http://127.0.0.1:8001", tools)
         process = await asyncio.create_subprocess_shell(
             there.replace("curl ", f"curl -sS --fail-with-body {option} ", 1),
-            cwd=tmp_path, env=os.environ | known,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=os.environ | known,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
         out, _ = await process.communicate()
         expected = next((told for end, told in REFUSED.items() if path.endswith(end)), b"")
         assert process.returncode == 0 or (expected and expected in out), (line, out.decode())

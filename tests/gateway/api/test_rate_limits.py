@@ -94,9 +94,15 @@ async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_r
 ) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=99))
     async with two_processes(
-        database_url, simulator.base_url, tools_url, REDIS_URL=redis.url, RATE_LIMIT_REQUESTS="77",
-        RATE_LIMIT_CHAT_REQUESTS="600", RATE_LIMIT_WINDOW_SECONDS="600", REDIS_TIMEOUT_SECONDS="30",
-    ) as urls:  # fmt: skip
+        database_url,
+        simulator.base_url,
+        tools_url,
+        REDIS_URL=redis.url,
+        RATE_LIMIT_REQUESTS="77",
+        RATE_LIMIT_CHAT_REQUESTS="600",
+        RATE_LIMIT_WINDOW_SECONDS="600",
+        REDIS_TIMEOUT_SECONDS="30",
+    ) as urls:
         assert await statuses(urls, 200) == {200: 77, 429: 123}
         keys = await made_keys(
             database_url,
@@ -138,9 +144,15 @@ async def two_processes(database_url: str, groq_url: str, tools_url: str, **sett
     try:
         for port in ports:
             environment = clean_environment(
-                DATABASE_URL=database_url, GATEWAY_PORT=str(port), GROQ_API_KEY="simulated", GROQ_BASE_URL=groq_url,
-                MCP_SERVER_URL=tools_url, TOOLS_SERVER_SECRET=SECRET, LOG_LEVEL="WARNING", **settings,
-            )  # fmt: skip
+                DATABASE_URL=database_url,
+                GATEWAY_PORT=str(port),
+                GROQ_API_KEY="simulated",
+                GROQ_BASE_URL=groq_url,
+                MCP_SERVER_URL=tools_url,
+                TOOLS_SERVER_SECRET=SECRET,
+                LOG_LEVEL="WARNING",
+                **settings,
+            )
             processes.append(subprocess.Popen(command("serve"), cwd=ROOT, env=environment))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         async with aiohttp.ClientSession() as session:
@@ -302,9 +314,12 @@ async def test_without_redis_each_worker_counts_locally_until_redis_returns(
     redis: RedisServer,
 ) -> None:
     settings = load_settings(
-        _env_file=None, redis_url=SecretStr(redis.url), redis_timeout_seconds=30, rate_limit_requests=2,
+        _env_file=None,
+        redis_url=SecretStr(redis.url),
+        redis_timeout_seconds=30,
+        rate_limit_requests=2,
         rate_limit_window_seconds=600,
-    )  # fmt: skip
+    )
     first, second = (RateLimiter(settings, redis_backoff_seconds=0.0) for _ in range(2))
     try:
         assert [(await rates.check_request(ADA, "here", "api")).allowed for rates in (first, second, first)] == [

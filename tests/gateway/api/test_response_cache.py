@@ -34,8 +34,11 @@ async def test_repeated_request_is_a_cache_hit_without_a_model_call(gateway: Gat
     row = await db.fetchrow("SELECT * FROM turns WHERE id = $1", UUID(second.body["turn_id"]))
     assert row is not None
     assert (row["status"], row["prompt"], row["response"], row["cached"]) == (
-        "completed", SUM, first.body["response"], True,
-    )  # fmt: skip
+        "completed",
+        SUM,
+        first.body["response"],
+        True,
+    )
     view = (await gateway.get(f"/api/v1/turns/{second.body['turn_id']}")).body
     assert [message["role"] for message in view["messages"]] == ["user", "assistant"]
     assert view["cached"] is True
@@ -48,8 +51,12 @@ async def test_cached_response_is_streamed(gateway: Gateway) -> None:
     second = await gateway.chat_stream(SUM, **CACHE)
     assert (told(first), told(second)) == ("miss", "hit")
     assert [event.type for event in second.events] == [
-        "turn.started", "text.delta", "step.completed", "turn.completed", None,
-    ]  # fmt: skip
+        "turn.started",
+        "text.delta",
+        "step.completed",
+        "turn.completed",
+        None,
+    ]
     assert [event.id for event in second.events] == [1, 2, 3, 4, None]
     assert second.text == first.text
     (end,) = second.of("turn.completed")

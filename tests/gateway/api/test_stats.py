@@ -34,9 +34,15 @@ async def test_audit_log_lists_actors_and_actions_for_admins(locked: Keyring) ->
     await locked.post("root", "/api/v1/mcp/servers", server)
     await locked.call("DELETE", "root", "/api/v1/mcp/servers/more")
     expected = [
-        ("root", "server.remove"), ("root", "server.put"), ("ada", "turn.delete"), ("ada", "conversation.delete"),
-        ("ada", "key.revoke"), ("ada", "key.create"), ("test", "key.create"), ("test", "key.create"),
-    ]  # fmt: skip
+        ("root", "server.remove"),
+        ("root", "server.put"),
+        ("ada", "turn.delete"),
+        ("ada", "conversation.delete"),
+        ("ada", "key.revoke"),
+        ("ada", "key.create"),
+        ("test", "key.create"),
+        ("test", "key.create"),
+    ]
     assert await actions(locked) == expected
     assert await actions(locked, "?action=key.create&actor=ada") == [("ada", "key.create")]
     first = (await locked.get("root", "/api/v1/audit?limit=5")).body
@@ -142,9 +148,16 @@ async def test_stats_count_turns_tokens_cost_errors_and_tools_by_day(locked: Key
 
 @pytest.mark.parametrize(
     ("query", "owner"),
-    [("BY_DAY", False), ("BY_DAY", True), ("RATINGS", False), ("RATINGS", True), ("BY_MODEL", False), ("ERRORS", False),
-     ("TOOLS", False)],
-)  # fmt: skip
+    [
+        ("BY_DAY", False),
+        ("BY_DAY", True),
+        ("RATINGS", False),
+        ("RATINGS", True),
+        ("BY_MODEL", False),
+        ("ERRORS", False),
+        ("TOOLS", False),
+    ],
+)
 async def test_stats_queries_use_indexes(db: asyncpg.Connection, query: str, owner: bool) -> None:
     statement: str = getattr(usage, query)
     statement = statement.replace(":days", "30")

@@ -202,8 +202,9 @@ async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
     await db.execute(
         "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
         " VALUES ($1::uuid, 'local', 'running', 'x', $2::jsonb, 'openai/gpt-oss-120b', '{}', '{}')",
-        turn_id, json.dumps(message),
-    )  # fmt: skip
+        turn_id,
+        json.dumps(message),
+    )
     payload = "\n".join(map(json.dumps, journal))
     await db.execute("INSERT INTO turn_events VALUES ($1::uuid, 1, 3, $2)", turn_id, payload)
     events = await events_of(one, turn_id)

@@ -105,12 +105,27 @@ async def test_default_report_is_the_last_thirty_days_by_day(used: Gateway) -> N
         at(TODAY + timedelta(days=n), 0).isoformat().replace("+00:00", "Z") for n in (-29, 1)
     )
     assert table["total"] == {
-        "turns": 4, "completed": 4, "failed": 0, "cancelled": 0, "up": 0, "down": 0, "steps": 8,
-        "prompt_tokens": 400, "cached_tokens": 100, "cached_share": 0.25,
-        "completion_tokens": 40, "reasoning_tokens": 16, "total_tokens": 440, "queue_time": 2.0, "model_time": 1.0,
-        "generation_time": 0.375, "tokens_per_second": 80.0, "cost_usd": 1.25, "unpriced_turns": 1,
+        "turns": 4,
+        "completed": 4,
+        "failed": 0,
+        "cancelled": 0,
+        "up": 0,
+        "down": 0,
+        "steps": 8,
+        "prompt_tokens": 400,
+        "cached_tokens": 100,
+        "cached_share": 0.25,
+        "completion_tokens": 40,
+        "reasoning_tokens": 16,
+        "total_tokens": 440,
+        "queue_time": 2.0,
+        "model_time": 1.0,
+        "generation_time": 0.375,
+        "tokens_per_second": 80.0,
+        "cost_usd": 1.25,
+        "unpriced_turns": 1,
         "cached_turns": 0,
-    }  # fmt: skip
+    }
     assert table["truncated"] is False
 
 
@@ -213,9 +228,11 @@ async def test_usage_is_returned_as_csv_on_request(used: Gateway) -> None:
             assert 'filename="usage-20' in response.headers["content-disposition"]
             lines = list(csv.DictReader(io.StringIO(await response.text())))
         assert [(line["user"], line["key"], line["turns"], line["cost_usd"]) for line in lines] == [
-            ("ada", "laptop", "2", "1.0"), ("ada", "server", "1", "0.0"), ("bob", "'=cmd()", "1", "1.0"),
+            ("ada", "laptop", "2", "1.0"),
+            ("ada", "server", "1", "0.0"),
+            ("bob", "'=cmd()", "1", "1.0"),
             ("bob", "", "1", "0.25"),
-        ]  # fmt: skip
+        ]
     async with used.session.get(f"{used.base_url}{path}&format=json", headers={"Accept": "text/csv"}) as response:
         assert response.content_type == "application/json"
 
