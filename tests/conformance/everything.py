@@ -12,7 +12,7 @@ from mcp.server.mcpserver.prompts.base import Message, UserMessage
 from mcp.server.subscriptions import InMemorySubscriptionBus, PromptsListChanged, ToolsListChanged
 from starlette.types import ASGIApp
 
-from tests.gateway.mcp_client.mcp_servers import handshake_only
+from tests.gateway.mcp_client.mcp_servers import hide_modern_protocol
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 WAV = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAAB9AAACABAAZGF0YQIAAAA="
@@ -303,6 +303,6 @@ def _prompts(mcp: MCPServer[Any]) -> None:
 
 
 def app(*, modern: bool) -> ASGIApp:
-    """Over HTTP; `modern=False`: as a server that knows only the handshake era."""
+    """Over HTTP; `modern=False`: as a server that knows only the legacy protocol."""
     served = create().streamable_http_app()
-    return served if modern else handshake_only(served)
+    return served if modern else hide_modern_protocol(served)

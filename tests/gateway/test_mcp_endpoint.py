@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from gateway.simulator import Fault, Simulator
 from tests.eventually import eventually
-from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 ERAS = ["auto", "legacy"]
@@ -37,17 +37,17 @@ async def host(gateway: Gateway, mode: str, **options: Any) -> AsyncGenerator[Cl
 
 
 @pytest.fixture
-async def trial() -> Trial:
-    return Trial()
+async def trial() -> TrialServer:
+    return TrialServer()
 
 
 @pytest.fixture(params=[True, False], ids=["modern-server", "legacy-server"])
 async def with_trial(
-    request: pytest.FixtureRequest, database_url: str, simulator: Simulator, trial: Trial
+    request: pytest.FixtureRequest, database_url: str, simulator: Simulator, trial: TrialServer
 ) -> AsyncGenerator[Gateway]:
     """A gateway in front of the trial server."""
     async with (
-        serve_asgi(trial.app(modern=request.param)) as url,
+        serve_asgi(trial.create_app(modern=request.param)) as url,
         serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
     ):
         yield gateway
@@ -106,7 +106,7 @@ async def test_cancelled_ask_agent_call_cancels_the_turn(gateway: Gateway, mode:
         await gateway.simulator.wait_until(lambda simulator: simulator.cancelled_streams == 1)
 
 
-async def test_cancellation_and_progress_are_forwarded(with_trial: Gateway, trial: Trial, mode: str) -> None:
+async def test_cancellation_and_progress_are_forwarded(with_trial: Gateway, trial: TrialServer, mode: str) -> None:
     told: list[tuple[float, str | None]] = []
 
     async def progress(done: float, _total: float | None, message: str | None) -> None:
@@ -142,7 +142,7 @@ async def test_resources_prompts_and_completions_are_forwarded(with_trial: Gatew
 
 @pytest.mark.parametrize("server_era", [True, False], ids=["modern-server", "legacy-server"])
 async def test_server_elicitation_reaches_the_host(
-    gateway: Gateway, database_url: str, simulator: Simulator, trial: Trial, mode: str, server_era: bool
+    gateway: Gateway, database_url: str, simulator: Simulator, trial: TrialServer, mode: str, server_era: bool
 ) -> None:
     async def accept(_context: Any, params: ElicitRequestParams) -> ElicitResult:
         asked.append(params.message)
@@ -159,7 +159,7 @@ async def test_server_elicitation_reaches_the_host(
         assert len(asked) == 1
         return
     async with (
-        serve_asgi(trial.app(modern=False)) as url,
+        serve_asgi(trial.create_app(modern=False)) as url,
         serve_gateway(database_url, simulator, f"{url}/mcp") as other,
         host(other, mode, elicitation_callback=accept) as client,
     ):
@@ -169,10 +169,10 @@ async def test_server_elicitation_reaches_the_host(
 
 
 async def test_listening_host_is_notified_of_new_tools(
-    gateway: Gateway, database_url: str, simulator: Simulator, trial: Trial
+    gateway: Gateway, database_url: str, simulator: Simulator, trial: TrialServer
 ) -> None:
     async with (
-        serve_asgi(trial.app()) as url,
+        serve_asgi(trial.create_app()) as url,
         host(gateway, "auto") as client,
         client.listen(tools_list_changed=True) as changes,
     ):
@@ -185,14 +185,14 @@ async def test_listening_host_is_notified_of_new_tools(
                     break
 
 
-async def test_legacy_host_is_notified_of_new_tools(gateway: Gateway, trial: Trial) -> None:
+async def test_legacy_host_is_notified_of_new_tools(gateway: Gateway, trial: TrialServer) -> None:
     changed = asyncio.Event()
 
     async def hear(message: Any) -> None:
         if isinstance(message, ToolListChangedNotification):
             changed.set()
 
-    async with serve_asgi(trial.app()) as url, host(gateway, "legacy", message_handler=hear) as client:
+    async with serve_asgi(trial.create_app()) as url, host(gateway, "legacy", message_handler=hear) as client:
         await client.list_tools()
         async with asyncio.timeout(30):
             assert (await gateway.post("/api/v1/mcp/servers", {"name": "extra", "url": f"{url}/mcp"})).status == 201
@@ -237,9 +237,9 @@ async def test_resources_and_prompts_are_read_over_http(with_trial: Gateway) -> 
 
 
 async def test_as_tools_offers_resources_and_prompts_to_the_model(
-    database_url: str, simulator: Simulator, trial: Trial, tmp_path: Any
+    database_url: str, simulator: Simulator, trial: TrialServer, tmp_path: Any
 ) -> None:
-    async with serve_asgi(trial.app()) as url:
+    async with serve_asgi(trial.create_app()) as url:
         entry = f'{{"mcpServers": {{"t": {{"url": "{url}/mcp", "as_tools": ["resources", "prompts"]}}}}}}'
         (tmp_path / "mcp.json").write_text(entry)
         async with serve_gateway(database_url, simulator, None, mcp_config=tmp_path / "mcp.json") as gateway:

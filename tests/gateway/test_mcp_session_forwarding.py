@@ -1,4 +1,4 @@
-"""Hosts of the handshake era, whose requests come to one worker after the other."""
+"""Hosts of the legacy protocol, whose requests come to one worker after the other."""
 
 import asyncio
 import itertools
@@ -14,7 +14,7 @@ from mcp.types import ElicitRequestParams, ElicitResult, ToolListChangedNotifica
 
 from gateway.simulator import Simulator
 from tests.eventually import eventually
-from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 HELLO = {
@@ -26,15 +26,15 @@ ACCEPT = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version
 
 
 @pytest.fixture
-async def trial() -> Trial:
-    return Trial()
+async def trial() -> TrialServer:
+    return TrialServer()
 
 
 @pytest.fixture
-async def workers(database_url: str, simulator: Simulator, trial: Trial) -> AsyncGenerator[list[Gateway]]:
+async def workers(database_url: str, simulator: Simulator, trial: TrialServer) -> AsyncGenerator[list[Gateway]]:
     """Three gateways on one database, in front of a server that asks in the middle of a call."""
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serve_asgi(trial.app(modern=False)))
+        url = await stack.enter_async_context(serve_asgi(trial.create_app(modern=False)))
         yield [await stack.enter_async_context(serve_gateway(database_url, simulator, f"{url}/mcp")) for _ in range(3)]
 
 
@@ -67,7 +67,7 @@ async def host(workers: list[Gateway], **options: Any) -> AsyncGenerator[Client]
     assert balancer.sent[-1] == "DELETE"
 
 
-async def test_requests_reach_their_session_through_any_worker(workers: list[Gateway], trial: Trial) -> None:
+async def test_requests_reach_their_session_through_any_worker(workers: list[Gateway], trial: TrialServer) -> None:
     told: list[tuple[float, str | None]] = []
 
     async def hear(progress: float, total: float | None, message: str | None) -> None:
@@ -99,14 +99,14 @@ async def test_elicitation_is_answered_through_any_worker(workers: list[Gateway]
             assert result.content[0].text == f"{seats} at the front"  # type: ignore[union-attr]
 
 
-async def test_host_is_notified_of_new_tools_through_any_worker(workers: list[Gateway], trial: Trial) -> None:
+async def test_host_is_notified_of_new_tools_through_any_worker(workers: list[Gateway], trial: TrialServer) -> None:
     changed = asyncio.Event()
 
     async def hear(message: Any) -> None:
         if isinstance(message, ToolListChangedNotification):
             changed.set()
 
-    async with serve_asgi(trial.app()) as url, host(workers, message_handler=hear) as client:
+    async with serve_asgi(trial.create_app()) as url, host(workers, message_handler=hear) as client:
         await client.list_tools()
         async with asyncio.timeout(30):
             body = {"name": "extra", "url": f"{url}/mcp"}

@@ -11,8 +11,8 @@ import pytest
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.simulator import Simulator
 from tests.eventually import eventually
-from tests.gateway.mcp_client.mcp_servers import Trial
-from tests.gateway.mcp_client.test_toolbox import toolbox_of
+from tests.gateway.mcp_client.mcp_servers import TrialServer
+from tests.gateway.mcp_client.test_toolbox import connect_toolbox
 from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
 
 
@@ -32,10 +32,10 @@ async def test_prompt_prefix_is_stable_across_turns_and_restarts(
     for first, second in (trials, trials[::-1]):
         async with (
             serve_gateway(database_url, simulator, None, mcp_config=file) as gateway,
-            serve_asgi(Trial().app(), first),
+            serve_asgi(TrialServer().create_app(), first),
         ):
             await until_up(gateway, 2)
-            async with serve_asgi(Trial().app(), second):
+            async with serve_asgi(TrialServer().create_app(), second):
                 await until_up(gateway, 3)
                 await gateway.chat("What is 23*19?")
                 began = (await gateway.chat("Add a task to rest", conversation_id="new")).body
@@ -55,13 +55,13 @@ async def test_tool_order_does_not_depend_on_the_server() -> None:
     seen: set[tuple[str, ...]] = set()
     told: set[tuple[str, ...]] = set()
     for seed in range(3):
-        trial = Trial()
+        trial = TrialServer()
         tools = trial.mcp._tool_manager._tools
         shuffled = random.Random(seed).sample(sorted(tools), len(tools))
         trial.mcp._tool_manager._tools = {name: tools[name] for name in shuffled}
         async with (
-            serve_asgi(trial.app()) as address,
-            toolbox_of(ServerConfig(name="own", url=f"{address}/mcp")) as toolbox,
+            serve_asgi(trial.create_app()) as address,
+            connect_toolbox(ServerConfig(name="own", url=f"{address}/mcp")) as toolbox,
         ):
             seen.add(tuple(shuffled))
             told.add(tuple(spec.name for spec in toolbox.specs()))

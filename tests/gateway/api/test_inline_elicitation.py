@@ -12,18 +12,18 @@ import pytest
 from gateway.simulator import Fault, Simulator
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import events_of
-from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.stack import Gateway, Stream, serve_asgi, serve_gateway
 
 
 @pytest.fixture
-async def trial() -> Trial:
-    return Trial()
+async def trial() -> TrialServer:
+    return TrialServer()
 
 
 @pytest.fixture
-async def trial_url(trial: Trial) -> AsyncGenerator[str]:
-    async with serve_asgi(trial.app(modern=False)) as url:
+async def trial_url(trial: TrialServer) -> AsyncGenerator[str]:
+    async with serve_asgi(trial.create_app(modern=False)) as url:
         yield f"{url}/mcp"
 
 
@@ -49,7 +49,7 @@ async def answer(gateway: Gateway, asked: dict[str, Any], turn_id: str, action: 
 
 
 async def test_answer_from_another_worker_reaches_the_waiting_call(
-    gateway: Gateway, trial: Trial, database_url: str, trial_url: str
+    gateway: Gateway, trial: TrialServer, database_url: str, trial_url: str
 ) -> None:
     async with (
         serve_gateway(database_url, gateway.simulator, trial_url) as other,
@@ -67,14 +67,14 @@ async def test_answer_from_another_worker_reaches_the_waiting_call(
 
 
 @pytest.mark.parametrize("action", ["decline", "cancel"])
-async def test_declined_answer_reaches_the_server(gateway: Gateway, trial: Trial, action: str) -> None:
+async def test_declined_answer_reaches_the_server(gateway: Gateway, trial: TrialServer, action: str) -> None:
     async with reserving(gateway, 2) as (stream, (asked,)):
         await answer(gateway, asked, stream.response.headers["x-turn-id"], action)
         await stream.until("turn.completed")
     assert trial.answers == [(2, action)]
 
 
-async def test_concurrent_questions_are_answered_per_turn(gateway: Gateway, trial: Trial) -> None:
+async def test_concurrent_questions_are_answered_per_turn(gateway: Gateway, trial: TrialServer) -> None:
     async with (
         reserving(gateway, 1) as (one, (first,)),
         reserving(gateway, 2) as (two, (second,)),
@@ -98,7 +98,7 @@ async def test_turn_timeout_is_paused_while_a_question_is_open(gateway: Gateway)
         await stream.until("turn.completed")
 
 
-async def test_cancelled_turn_closes_its_question(gateway: Gateway, trial: Trial) -> None:
+async def test_cancelled_turn_closes_its_question(gateway: Gateway, trial: TrialServer) -> None:
     async with reserving(gateway, 2) as (stream, (asked,)):
         turn_id = stream.response.headers["x-turn-id"]
         await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
@@ -108,7 +108,7 @@ async def test_cancelled_turn_closes_its_question(gateway: Gateway, trial: Trial
 
 
 async def test_interrupted_call_with_a_question_is_not_repeated_after_a_takeover(
-    gateway: Gateway, trial: Trial, database_url: str, trial_url: str, db: asyncpg.Connection
+    gateway: Gateway, trial: TrialServer, database_url: str, trial_url: str, db: asyncpg.Connection
 ) -> None:
     async with reserving(gateway, 2, on_disconnect="continue") as (stream, (asked,)):
         turn_id = stream.response.headers["x-turn-id"]

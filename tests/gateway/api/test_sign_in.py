@@ -1,4 +1,4 @@
-"""Protected MCP servers: a turn asks its user to sign in, a browser does, the turn goes on."""
+"""OAuthMcpServer MCP servers: a turn asks its user to sign in, a browser does, the turn goes on."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from gateway.domain.messages import PendingInput, Principal, ToolResult
 from gateway.simulator import Simulator
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import events_of
-from tests.gateway.mcp_client.oauth_server import Protected
+from tests.gateway.mcp_client.oauth_server import OAuthMcpServer
 from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
 
 ADA, BOB = Principal("ada"), Principal("bob")
@@ -25,15 +25,15 @@ Serve = Callable[..., AbstractAsyncContextManager[Gateway]]
 
 
 @pytest.fixture
-async def vault() -> AsyncGenerator[Protected]:
+async def vault() -> AsyncGenerator[OAuthMcpServer]:
     port = free_port()
-    protected = Protected(port)
-    async with serve_asgi(protected.app(), port):
-        yield protected
+    server = OAuthMcpServer(port)
+    async with serve_asgi(server.create_app(), port):
+        yield server
 
 
 @pytest.fixture
-def serve(database_url: str, simulator: Simulator, vault: Protected, tmp_path: Path) -> Serve:
+def serve(database_url: str, simulator: Simulator, vault: OAuthMcpServer, tmp_path: Path) -> Serve:
     """Gateways in front of the vault."""
 
     @asynccontextmanager
@@ -161,7 +161,7 @@ async def test_only_an_admin_is_asked_to_sign_in_to_a_shared_server(serve: Serve
         assert isinstance(admin, PendingInput)
 
 
-async def test_revoked_access_token_is_refreshed_during_the_call(serve: Serve, vault: Protected) -> None:
+async def test_revoked_access_token_is_refreshed_during_the_call(serve: Serve, vault: OAuthMcpServer) -> None:
     async with serve() as gateway:
         await signed_in(gateway)
         vault.revoke_access()
@@ -169,7 +169,7 @@ async def test_revoked_access_token_is_refreshed_during_the_call(serve: Serve, v
         assert vault.refreshed == 1
 
 
-async def test_expiring_token_is_refreshed_once_across_workers(serve: Serve, vault: Protected) -> None:
+async def test_expiring_token_is_refreshed_once_across_workers(serve: Serve, vault: OAuthMcpServer) -> None:
     vault.lifetime = 30  # less than the gateway lets a token live on
     async with serve() as first, serve() as second:
         await signed_in(first)
@@ -181,7 +181,7 @@ async def test_expiring_token_is_refreshed_once_across_workers(serve: Serve, vau
         assert vault.refreshed - before == 1
 
 
-async def test_client_unknown_to_the_authorization_server_registers_again(serve: Serve, vault: Protected) -> None:
+async def test_client_unknown_to_the_authorization_server_registers_again(serve: Serve, vault: OAuthMcpServer) -> None:
     async with serve(share="user") as gateway:
         await signed_in_as(gateway, ADA)
         (before,) = vault.clients
@@ -195,7 +195,7 @@ async def test_client_unknown_to_the_authorization_server_registers_again(serve:
         assert before not in told(await whose(gateway, ADA))
 
 
-async def test_denied_consent_is_reported_on_the_callback_page(serve: Serve, vault: Protected) -> None:
+async def test_denied_consent_is_reported_on_the_callback_page(serve: Serve, vault: OAuthMcpServer) -> None:
     vault.deny = True
     async with serve() as gateway:
         reply = await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})
@@ -246,7 +246,9 @@ async def test_sign_in_restarted_on_another_worker_replaces_the_first(serve: Ser
             assert await second.state.audit.page(action="login.failed", limit=5) == []
 
 
-async def test_tokens_are_encrypted_in_the_database(serve: Serve, vault: Protected, db: asyncpg.Connection) -> None:
+async def test_tokens_are_encrypted_in_the_database(
+    serve: Serve, vault: OAuthMcpServer, db: asyncpg.Connection
+) -> None:
     async with serve() as gateway:
         await signed_in(gateway)
         (row,) = await db.fetch("SELECT sealed FROM oauth_grants")

@@ -1,4 +1,4 @@
-"""Small MCP servers for the tests: in this process, or as a process of their own (`python -m … PORT`)."""
+"""MCP servers for tests, in this process or as a process of their own (`python -m … PORT`)."""
 
 import asyncio
 import sys
@@ -24,15 +24,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 READ_ONLY = ToolAnnotations(read_only_hint=True)
 
 
-def handshake_only(inner: ASGIApp) -> ASGIApp:
-    """A server that does not know protocol 2026-07-28: what tells of that is taken out of every request."""
-    told = (b"mcp-method", b"mcp-name")
+def hide_modern_protocol(inner: ASGIApp) -> ASGIApp:
+    """Remove the headers of protocol 2026-07-28 from every request, as for a server without it."""
+    modern_headers = (b"mcp-method", b"mcp-name")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             version = (b"mcp-protocol-version", b"2026-07-28")
             headers = [
-                (name, value) for name, value in scope["headers"] if name not in told and (name, value) != version
+                (name, value)
+                for name, value in scope["headers"]
+                if name not in modern_headers and (name, value) != version
             ]
             scope = {**scope, "headers": headers}
         await inner(scope, receive, send)
@@ -40,12 +42,12 @@ def handshake_only(inner: ASGIApp) -> ASGIApp:
     return app
 
 
-class Place(BaseModel):
+class SeatChoice(BaseModel):
     row: Literal["front", "back"]
 
 
-class Trial:
-    """A server whose calls the test can hold, and that remembers what came."""
+class TrialServer:
+    """A server whose calls the test can suspend, and which records requests and answers."""
 
     def __init__(self) -> None:
         self.bus = InMemorySubscriptionBus()
@@ -58,12 +60,12 @@ class Trial:
         self.release = asyncio.Event()
         self.requests: list[tuple[str, str | None]] = []
         self.answers: list[tuple[int, str]] = []
-        self._register(self.mcp)
+        self._register_tools(self.mcp)
 
-    def app(self, *, modern: bool = True) -> ASGIApp:
-        """The server over HTTP; `modern=False`: one that knows only the handshake era."""
-        served = self.mcp.streamable_http_app()
-        inner = served if modern else handshake_only(served)
+    def create_app(self, *, modern: bool = True) -> ASGIApp:
+        """Create the HTTP app; with `modern=False` it knows only the legacy protocol."""
+        http_app = self.mcp.streamable_http_app()
+        inner = http_app if modern else hide_modern_protocol(http_app)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
@@ -75,20 +77,20 @@ class Trial:
         return app
 
     async def add_tool(self, name: str) -> None:
-        async def added() -> str:
+        async def return_name() -> str:
             return name
 
-        self.mcp.add_tool(added, name=name, description=f"The tool {name}.")
+        self.mcp.add_tool(return_name, name=name, description=f"The tool {name}.")
         await self.bus.publish(ToolsListChanged())
 
-    async def redefine(self, name: str, description: str) -> None:
-        """Give a tool another description, and tell of it."""
+    async def change_description(self, name: str, description: str) -> None:
+        """Change the description of a tool and notify clients."""
         tool = self.mcp._tool_manager.get_tool(name)
         assert tool is not None
         tool.description = description
         await self.bus.publish(ToolsListChanged())
 
-    def _register(self, mcp: MCPServer[Any]) -> None:
+    def _register_tools(self, mcp: MCPServer[Any]) -> None:
         @mcp.tool(annotations=READ_ONLY)
         async def echo(text: str) -> str:
             """Say it again."""
@@ -96,7 +98,7 @@ class Trial:
 
         @mcp.tool(annotations=READ_ONLY)
         async def whoami(ctx: Context[Any]) -> str:
-            """Who is calling."""
+            """Return the caller's Authorization header."""
             request = ctx.request_context.request
             assert isinstance(request, Request)
             await asyncio.sleep(0)
@@ -114,7 +116,7 @@ class Trial:
 
         @mcp.tool(annotations=READ_ONLY)
         async def hanging() -> str:
-            """How many calls hang."""
+            """Return the number of hanging calls."""
             return str(self.hanging)
 
         @mcp.resource("trial://greeting", mime_type="text/plain")
@@ -123,8 +125,8 @@ class Trial:
             return "Good day."
 
         @mcp.resource("trial://greeting/{name}")
-        async def greeting_of(name: str) -> str:
-            """A text for somebody."""
+        async def greeting_for(name: str) -> str:
+            """A greeting by name."""
             return f"Good day, {name}."
 
         @mcp.prompt()
@@ -141,24 +143,24 @@ class Trial:
 
         @mcp.tool()
         async def slow() -> str:
-            """Take as long as the test wants."""
+            """Answer once the test allows it."""
             self.started.set()
             await self.release.wait()
             return "done"
 
         @mcp.tool()
         async def crash() -> str:
-            """Break."""
+            """Raise an internal error."""
             raise ValueError("internal detail")
 
         @mcp.tool()
         async def refuse() -> str:
-            """Say no."""
+            """Raise an error for the model."""
             raise ToolError("No, because of the weather.")
 
         @mcp.tool()
         async def chatter(ctx: Context[Any]) -> str:
-            """Tell of its progress."""
+            """Report progress and log a line."""
             await ctx.report_progress(1, 2, "half")
             await ctx.info("a log line")
             await ctx.report_progress(2, 2, "whole")
@@ -166,14 +168,14 @@ class Trial:
 
         @mcp.tool()
         async def reserve(seats: int, ctx: Context[Any]) -> str:
-            """Reserve seats, once somebody says where."""
-            answer = await ctx.elicit(f"Where shall the {seats} seats be?", Place)
+            """Reserve seats after asking for their row."""
+            answer = await ctx.elicit(f"Where shall the {seats} seats be?", SeatChoice)
             self.answers.append((seats, answer.action))
             return f"{seats} at the {answer.data.row}" if answer.action == "accept" else "nothing reserved"
 
         @mcp.tool(structured_output=False)
         async def picture() -> CallToolResult:
-            """Text and an image."""
+            """Return text and an image."""
             image = ImageContent(type="image", data="aGk=", mime_type="image/png")
             return CallToolResult(content=[TextContent(type="text", text="see"), image])
 
@@ -191,15 +193,19 @@ class Trial:
 
 
 async def serve_sse(port: int) -> None:
-    """As servers of 2024 did it."""
-    app = Trial().mcp.sse_app()
+    """Serve the HTTP+SSE transport of protocol 2024-11-05."""
+    app = TrialServer().mcp.sse_app()
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=0)
     await uvicorn.Server(config).serve()
 
 
-async def serve(port: int, *, modern: bool) -> None:
+async def serve_http(port: int, *, modern: bool) -> None:
     config = uvicorn.Config(
-        Trial().app(modern=modern), host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=0
+        TrialServer().create_app(modern=modern),
+        host="127.0.0.1",
+        port=port,
+        log_level="critical",
+        timeout_graceful_shutdown=0,
     )
     await uvicorn.Server(config).serve()
 
@@ -207,8 +213,8 @@ async def serve(port: int, *, modern: bool) -> None:
 if __name__ == "__main__":
     if "stdio" in sys.argv:
         print("the trial server starts", file=sys.stderr)
-        Trial().mcp.run("stdio")
+        TrialServer().mcp.run("stdio")
     elif "sse" in sys.argv:
         asyncio.run(serve_sse(int(sys.argv[1])))
     else:
-        asyncio.run(serve(int(sys.argv[1]), modern="legacy" not in sys.argv))
+        asyncio.run(serve_http(int(sys.argv[1]), modern="legacy" not in sys.argv))

@@ -1,4 +1,4 @@
-"""A protected MCP server with its own authorization server, the SDK's, whose one person consents to everything."""
+"""An MCP server that requires OAuth, with the SDK's authorization server, which consents to everything."""
 
 import secrets
 import time
@@ -18,10 +18,11 @@ from mcp.server.mcpserver import MCPServer
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from mcp.types import ToolAnnotations
 from pydantic import AnyHttpUrl
+from starlette.types import ASGIApp
 
 
-class Protected:
-    """`http://127.0.0.1:{port}/mcp`, and what was asked of its authorization server."""
+class OAuthMcpServer:
+    """The server at `http://127.0.0.1:{port}/mcp` and the state of its authorization."""
 
     def __init__(self, port: int, *, lifetime: int = 3600, deny: bool = False) -> None:
         self.url = f"http://127.0.0.1:{port}/mcp"
@@ -50,16 +51,16 @@ class Protected:
 
         @self.mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
         def whose_vault() -> str:
-            """Tell whose token this is."""
+            """Return the client id of the token."""
             token = get_access_token()
             assert token is not None
             return f"the vault of {token.client_id}"
 
-    def app(self) -> Any:
+    def create_app(self) -> ASGIApp:
         return self.mcp.streamable_http_app()
 
     def revoke_access(self) -> None:
-        """Every access token is good no more; what refreshes them still is."""
+        """Revoke all access tokens; refresh tokens stay valid."""
         self.access.clear()
 
     # --- the SDK's OAuthAuthorizationServerProvider
@@ -75,10 +76,15 @@ class Protected:
         if self.deny:
             return construct_redirect_uri(str(params.redirect_uri), error="access_denied", state=params.state)
         code = AuthorizationCode(
-            code=secrets.token_hex(20), scopes=params.scopes or ["read"], expires_at=time.time() + 60,
-            client_id=client.client_id or "", code_challenge=params.code_challenge, redirect_uri=params.redirect_uri,
-            redirect_uri_provided_explicitly=params.redirect_uri_provided_explicitly, resource=params.resource,
-        )  # fmt: skip
+            code=secrets.token_hex(20),
+            scopes=params.scopes or ["read"],
+            expires_at=time.time() + 60,
+            client_id=client.client_id or "",
+            code_challenge=params.code_challenge,
+            redirect_uri=params.redirect_uri,
+            redirect_uri_provided_explicitly=params.redirect_uri_provided_explicitly,
+            resource=params.resource,
+        )
         self.codes[code.code] = code
         return construct_redirect_uri(str(params.redirect_uri), code=code.code, state=params.state)
 
@@ -89,7 +95,7 @@ class Protected:
         self, client: OAuthClientInformationFull, code: AuthorizationCode
     ) -> OAuthToken:
         del self.codes[code.code]
-        return self._tokens(code.client_id, code.scopes, code.resource)
+        return self._issue_tokens(code.client_id, code.scopes, code.resource)
 
     async def load_refresh_token(self, client: OAuthClientInformationFull, refresh_token: str) -> RefreshToken | None:
         return self.refresh.get(refresh_token)
@@ -100,7 +106,7 @@ class Protected:
         if self.refresh.pop(refresh_token.token, None) is None:
             raise TokenError("invalid_grant", "used before")
         self.refreshed += 1
-        return self._tokens(refresh_token.client_id, scopes, self.url)
+        return self._issue_tokens(refresh_token.client_id, scopes, self.url)
 
     async def load_access_token(self, token: str) -> AccessToken | None:
         return self.access.get(token)
@@ -111,15 +117,21 @@ class Protected:
     async def exchange_identity_assertion(self, *_: Any, **__: Any) -> OAuthToken:
         raise TokenError("unsupported_grant_type")
 
-    def _tokens(self, client_id: str, scopes: list[str], resource: str | None) -> OAuthToken:
+    def _issue_tokens(self, client_id: str, scopes: list[str], resource: str | None) -> OAuthToken:
         access = AccessToken(
-            token=f"access-{secrets.token_hex(16)}", client_id=client_id, scopes=scopes, resource=resource,
+            token=f"access-{secrets.token_hex(16)}",
+            client_id=client_id,
+            scopes=scopes,
+            resource=resource,
             expires_at=int(time.time() + max(self.lifetime, 30)),
-        )  # fmt: skip
+        )
         refresh = RefreshToken(token=f"refresh-{secrets.token_hex(16)}", client_id=client_id, scopes=scopes)
         self.access[access.token] = access
         self.refresh[refresh.token] = refresh
         return OAuthToken(
-            access_token=access.token, token_type="Bearer", expires_in=self.lifetime, scope=" ".join(scopes),
+            access_token=access.token,
+            token_type="Bearer",
+            expires_in=self.lifetime,
+            scope=" ".join(scopes),
             refresh_token=refresh.token,
-        )  # fmt: skip
+        )

@@ -1,4 +1,4 @@
-"""MCP servers that misbehave in every way, in both eras: a turn always ends, and nothing leaks."""
+"""Tests with MCP servers that misbehave, in the modern and the legacy protocol."""
 
 import asyncio
 import gc
@@ -15,8 +15,16 @@ from gateway.domain.messages import Principal
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.simulator import Simulator
 from tests.eventually import eventually
-from tests.gateway.mcp_client.mcp_servers import Trial
-from tests.gateway.mcp_client.test_toolbox import ERAS, call, process, text, toolbox_of, until_answered, until_hanging
+from tests.gateway.mcp_client.mcp_servers import TrialServer
+from tests.gateway.mcp_client.test_toolbox import (
+    ERAS,
+    call_tool,
+    call_until_answered,
+    connect_toolbox,
+    get_text,
+    run_server_process,
+    wait_for_hanging_calls,
+)
 from tests.stack import free_port, serve_asgi, serve_gateway
 
 Send = Callable[[Any], Awaitable[None]]
@@ -27,13 +35,13 @@ def modern(request: pytest.FixtureRequest) -> bool:
     return ERAS[request.param]
 
 
-class Faulty:
-    """A server in front of the trial one, whose answers to tool calls go wrong as told."""
+class FaultyServer:
+    """A proxy of the trial server that answers tool calls with a fault."""
 
-    def __init__(self, trial: Trial, *, modern: bool) -> None:
-        self._inner = trial.app(modern=modern)
+    def __init__(self, trial: TrialServer, *, modern: bool) -> None:
+        self._inner = trial.create_app(modern=modern)
         self.fault: str | None = None
-        self.broken = 0
+        self.faulty_answers = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or self.fault is None:
@@ -45,12 +53,12 @@ class Faulty:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         if b'"tools/call"' not in body:
-            await self._inner(scope, _replay(body, receive), send)
+            await self._inner(scope, _replay_body(body, receive), send)
             return
-        self.broken += 1
-        await self._answer(json.loads(body)["id"], send)
+        self.faulty_answers += 1
+        await self._send_fault(json.loads(body)["id"], send)
 
-    async def _answer(self, call_id: Any, send: Send) -> None:
+    async def _send_fault(self, call_id: Any, send: Send) -> None:
         head = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
         result: Any = {"content": [{"type": "text", "text": "x" * 40_000_000}], "resultType": "complete"}
         match self.fault:
@@ -62,15 +70,15 @@ class Faulty:
                 await send({"type": "http.response.body", "body": b"{this is no JSON"})
             case "surrogate":
                 await send(head)
-                told = b'{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type": "text", "text": "\\ud83d"}]}}'
-                await send({"type": "http.response.body", "body": told % call_id})
+                payload = b'{"jsonrpc": "2.0", "id": %d, "result": {"content": [{"type": "text", "text": "\\ud83d"}]}}'
+                await send({"type": "http.response.body", "body": payload % call_id})
             case "no json-rpc":
                 await send(head)
                 await send({"type": "http.response.body", "body": b'{"hello": "world"}'})
             case "another's id":
                 await send(head)
-                told = json.dumps({"jsonrpc": "2.0", "id": 987_654, "result": {"content": []}}).encode()
-                await send({"type": "http.response.body", "body": told})
+                payload = json.dumps({"jsonrpc": "2.0", "id": 987_654, "result": {"content": []}}).encode()
+                await send({"type": "http.response.body", "body": payload})
             case "empty":
                 await send(head)
                 await send({"type": "http.response.body", "body": b""})
@@ -81,124 +89,124 @@ class Faulty:
                     await asyncio.sleep(0.05)
             case "oversized":
                 await send(head)
-                told = json.dumps({"jsonrpc": "2.0", "id": call_id, "result": result}).encode()
-                await send({"type": "http.response.body", "body": told})
+                payload = json.dumps({"jsonrpc": "2.0", "id": call_id, "result": result}).encode()
+                await send({"type": "http.response.body", "body": payload})
             case _:
                 raise AssertionError(self.fault)
 
 
-def _replay(body: bytes, receive: Any) -> Any:
+def _replay_body(body: bytes, receive: Any) -> Any:
     sent = False
 
-    async def again() -> Any:
+    async def receive_again() -> Any:
         nonlocal sent
         if sent:
             return await receive()
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return receive_again
 
 
-def _tasks() -> set[asyncio.Task[Any]]:
-    """Those under way; the test's own servers keep one for the life of the loop."""
+def _list_tasks() -> set[asyncio.Task[Any]]:
+    """Return running tasks except those of the test's own HTTP servers, which live as long as the loop."""
     return {task for task in asyncio.all_tasks() if "_shutdown_watcher" not in repr(task.get_coro())}
 
 
 @asynccontextmanager
-async def nothing_leaks() -> AsyncGenerator[None]:
-    """As many tasks and threads after as before."""
-    before = _tasks()
+async def assert_no_leaks() -> AsyncGenerator[None]:
+    """Fail if tasks or threads are left at the end."""
+    before = _list_tasks()
     yield
     gc.collect()
     async with asyncio.timeout(30):
-        while left := _tasks() - before:
-            await asyncio.wait(left, timeout=0.1)
+        while leaked := _list_tasks() - before:
+            await asyncio.wait(leaked, timeout=0.1)
     assert threading.active_count() < 60
 
 
-UNANSWERED = ("no json-rpc", "another's id", "empty", "trickle")
-"""Faults after which only the call's timeout ends it."""
+TIMEOUT_FAULTS = ("no json-rpc", "another's id", "empty", "trickle")
+"""Faults that only the call's timeout ends."""
 
 
 @pytest.mark.parametrize("fault", ["500", "not json", "no json-rpc", "another's id", "empty", "trickle", "oversized"])
 async def test_malformed_response_fails_only_its_own_call(modern: bool, fault: str) -> None:
-    faulty = Faulty(Trial(), modern=modern)
-    async with nothing_leaks(), serve_asgi(faulty) as address:
-        timeout = 1.5 if fault in UNANSWERED else 30
+    faulty = FaultyServer(TrialServer(), modern=modern)
+    async with assert_no_leaks(), serve_asgi(faulty) as address:
+        timeout = 1.5 if fault in TIMEOUT_FAULTS else 30
         server = ServerConfig(name="t", url=f"{address}/mcp", prefix="", timeout=timeout)
-        async with toolbox_of(server) as toolbox:
+        async with connect_toolbox(server) as toolbox:
             faulty.fault = fault
             async with asyncio.timeout(30):
-                result = await call(toolbox, "picture")
-            assert faulty.broken
-            assert len(text(result)) < 40_000
+                result = await call_tool(toolbox, "picture")
+            assert faulty.faulty_answers
+            assert len(get_text(result)) < 40_000
             assert result.outcome in (("ok",) if fault == "oversized" else ("error", "unknown"))
             faulty.fault = None
             await eventually(lambda: toolbox.servers()[0].state == "up")
-            await until_answered(toolbox, "echo", "hi")
+            await call_until_answered(toolbox, "echo", "hi")
 
 
 @pytest.mark.parametrize("fault", ["500", "not json", "surrogate"])
 async def test_unreadable_response_makes_the_outcome_unknown(modern: bool, fault: str) -> None:
-    faulty = Faulty(Trial(), modern=modern)
+    faulty = FaultyServer(TrialServer(), modern=modern)
     async with (
         serve_asgi(faulty) as address,
-        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
     ):
         faulty.fault = fault
-        result = await call(toolbox, "picture")
-    assert (result.outcome, faulty.broken) == ("unknown", 1)
-    assert "may or may not have taken effect" in text(result)
-    assert "validation error" not in text(result)
+        result = await call_tool(toolbox, "picture")
+    assert (result.outcome, faulty.faulty_answers) == ("unknown", 1)
+    assert "may or may not have taken effect" in get_text(result)
+    assert "validation error" not in get_text(result)
 
 
 async def test_lost_connection_fails_reads_and_makes_writes_unknown(modern: bool) -> None:
     port = free_port()
     server = ServerConfig(name="t", url=f"http://127.0.0.1:{port}/mcp", prefix="")
-    async with toolbox_of(server, settle=0.1) as toolbox:
-        async with process(port, modern) as victim:
+    async with connect_toolbox(server, connect_timeout=0.1) as toolbox:
+        async with run_server_process(port, modern) as victim:
             await eventually(lambda: toolbox.find("hang_read") is not None)
-            calling = [asyncio.create_task(call(toolbox, name)) for name in ("hang_read", "hang_write")]
-            await until_hanging(toolbox, "hanging", 2)
+            calls = [asyncio.create_task(call_tool(toolbox, name)) for name in ("hang_read", "hang_write")]
+            await wait_for_hanging_calls(toolbox, "hanging", 2)
             victim.kill()
             victim.wait()
             async with asyncio.timeout(30):
-                results = await asyncio.gather(*calling)
+                results = await asyncio.gather(*calls)
         assert [result.outcome for result in results] == ["error", "unknown"]
-        assert "not reachable" in text(results[0])
+        assert "not reachable" in get_text(results[0])
 
 
 async def test_unresponsive_server_does_not_block_other_servers() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
-    async with nothing_leaks(), serve_asgi(Trial().app()) as address:
+    async with assert_no_leaks(), serve_asgi(TrialServer().create_app()) as address:
         servers = [ServerConfig(name="mute", url=url), ServerConfig(name="good", url=f"{address}/mcp")]
-        async with toolbox_of(*servers, settle=0.1) as toolbox:
+        async with connect_toolbox(*servers, connect_timeout=0.1) as toolbox:
             await eventually(lambda: toolbox.servers()[1].state == "up")
             assert toolbox.servers()[0].state == "connecting"
-            assert text(await call(toolbox, "good_echo", text="hi")) == "hi"
+            assert get_text(await call_tool(toolbox, "good_echo", text="hi")) == "hi"
     listener.close()
 
 
 async def test_two_hundred_concurrent_calls_get_their_own_results(modern: bool) -> None:
     async with (
-        nothing_leaks(),
-        serve_asgi(Trial().app(modern=modern)) as address,
-        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+        assert_no_leaks(),
+        serve_asgi(TrialServer().create_app(modern=modern)) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
     ):
-        people = [Principal(f"user {number}") for number in range(200)]
-        calls = [call(toolbox, "echo", principal=who, text=who.user) for who in people]
+        principals = [Principal(f"user {number}") for number in range(200)]
+        calls = [call_tool(toolbox, "echo", principal=principal, text=principal.user) for principal in principals]
         async with asyncio.timeout(30):
             results = await asyncio.gather(*calls)
-    assert [text(result) for result in results] == [who.user for who in people]
+    assert [get_text(result) for result in results] == [principal.user for principal in principals]
 
 
 async def test_turn_uses_reachable_servers_when_others_are_down(
     database_url: str, simulator: Simulator, tmp_path: Any, modern: bool
 ) -> None:
     async with AsyncExitStack() as stack:
-        urls = [await stack.enter_async_context(serve_asgi(Trial().app(modern=modern))) for _ in range(3)]
+        urls = [await stack.enter_async_context(serve_asgi(TrialServer().create_app(modern=modern))) for _ in range(3)]
         entries = {f"s{number}": {"url": f"{url}/mcp"} for number, url in enumerate(urls)}
         entries |= {f"dead{number}": {"url": f"http://127.0.0.1:{free_port()}/mcp"} for number in range(2)}
         (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": entries}))
@@ -206,16 +214,16 @@ async def test_turn_uses_reachable_servers_when_others_are_down(
             prompt = " and ".join(f'call s{n}_echo with {{"text": "from {n}"}}' for n in range(3))
             reply = await gateway.chat(prompt)
             ready = (await gateway.get("/ready")).body
-    told = [made["content"][0]["text"] for made in reply.body["tool_calls"]]
-    assert told == ["from 0", "from 1", "from 2"]
+    texts = [call["content"][0]["text"] for call in reply.body["tool_calls"]]
+    assert texts == ["from 0", "from 1", "from 2"]
     assert ready["status"] == "degraded"
     assert sorted(server["state"] for server in ready["mcp_servers"]) == ["down", "down", "up", "up", "up"]
 
 
 async def test_tool_change_during_a_turn_does_not_fail_it(database_url: str, simulator: Simulator) -> None:
-    trial = Trial()
+    trial = TrialServer()
     async with (
-        serve_asgi(trial.app()) as url,
+        serve_asgi(trial.create_app()) as url,
         serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
         gateway.stream('call slow with {} and echo with {"text": "hi"}') as stream,
     ):
@@ -231,7 +239,7 @@ async def test_tool_change_during_a_turn_does_not_fail_it(database_url: str, sim
 
 
 async def test_turns_over_a_failing_server_leak_no_tasks(database_url: str, simulator: Simulator) -> None:
-    faulty = Faulty(Trial(), modern=True)
+    faulty = FaultyServer(TrialServer(), modern=True)
     async with (
         serve_asgi(faulty) as url,
         serve_gateway(database_url, simulator, f"{url}/mcp", tool_timeout=1.0) as gateway,
@@ -240,8 +248,8 @@ async def test_turns_over_a_failing_server_leak_no_tasks(database_url: str, simu
         before = len(asyncio.all_tasks())
         for fault in ("500", "not json", "another's id", None):
             faulty.fault = fault
-            asking = [gateway.chat('call echo with {"text": "hi"}') for _ in range(10)]
-            replies = await asyncio.gather(*asking)
+            chats = [gateway.chat('call echo with {"text": "hi"}') for _ in range(10)]
+            replies = await asyncio.gather(*chats)
             assert {reply.status for reply in replies} == {200}
         await eventually(lambda: len(asyncio.all_tasks()) <= before + 2)
         assert gateway.state.turn_service.running_turns == 0

@@ -1,4 +1,4 @@
-"""The policy wrappers over a fake toolbox: each check holds, in the order that `apply_policy` composes."""
+"""Tests of the policy wrappers over a fake toolbox."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from gateway.domain.messages import Principal, ToolResult, ToolSpec, text_block
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 
-HIDDEN = "a\u200bb"
+TEXT_WITH_HIDDEN_CHARACTER = "a\u200bb"
 ADA = Principal("ada")
 
 
@@ -37,7 +37,7 @@ class FakeToolbox(ToolboxWrapper):
 
     async def call(self, spec: ToolSpec, arguments: Any, **_: Any) -> ToolResult:
         self.calls.append(arguments)
-        return ToolResult("ok", [text_block(HIDDEN)])
+        return ToolResult("ok", [text_block(TEXT_WITH_HIDDEN_CHARACTER)])
 
     async def listed(self, kind: Any, principal: Principal) -> list[Any]:
         return [
@@ -47,14 +47,14 @@ class FakeToolbox(ToolboxWrapper):
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> Any:
         self.calls.append((uri, server))
-        return {"contents": [{"text": HIDDEN}]}
+        return {"contents": [{"text": TEXT_WITH_HIDDEN_CHARACTER}]}
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> Any:
         self.calls.append((name, arguments))
-        return {"messages": [HIDDEN]}
+        return {"messages": [TEXT_WITH_HIDDEN_CHARACTER]}
 
 
-def texts(result: Any) -> Sequence[str]:
+def get_texts(result: Any) -> Sequence[str]:
     return [block["text"] for block in result.content]
 
 
@@ -87,7 +87,7 @@ async def test_arguments_are_redacted_and_results_sanitized(redactor: Redactor) 
     inner = FakeToolbox()
     result = await apply_policy(inner, redactor=redactor).call(make_spec("one"), {"q": "hunter2"}, principal=ADA)
     assert inner.calls == [{"q": "[gone]"}]
-    assert texts(result) == ["ab"]
+    assert get_texts(result) == ["ab"]
 
 
 @pytest.mark.parametrize("server", [None, "t"])
@@ -103,9 +103,10 @@ async def test_builtin_tool_obeys_the_policy(redactor: Redactor) -> None:
     toolbox = apply_policy(inner, redactor=redactor)
     limited = Principal("ada", servers=("s",))
     read = make_spec("read_resource", helper=True)
-    assert texts(await toolbox.call(read, {"uri": "s:x"}, principal=limited)) == ["ab"]
+    assert get_texts(await toolbox.call(read, {"uri": "s:x"}, principal=limited)) == ["ab"]
     prompt = make_spec("get_prompt", helper=True)
-    assert '"ab"' in texts(await toolbox.call(prompt, {"name": "s_p", "arguments": {"q": "hunter2"}}, principal=ADA))[0]
+    rendered = await toolbox.call(prompt, {"name": "s_p", "arguments": {"q": "hunter2"}}, principal=ADA)
+    assert '"ab"' in get_texts(rendered)[0]
     assert inner.calls == [("s:x", "s"), ("s_p", {"q": "[gone]"})]
     refused = await toolbox.call(prompt, {"name": "t_p"}, principal=limited)
     assert (refused.outcome, len(inner.calls)) == ("error", 2)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Which servers to connect to, and how their tools and results look from outside."""
+"""Tests of server configuration, exposed tool names and truncated results."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from gateway.mcp_client.tool_names import make_exposed_name
 from gateway.mcp_client.tool_specs import make_spec
 
 
-def load(directory: Path, document: Any, environment: dict[str, str] | None = None) -> Any:
+def load_config(directory: Path, document: Any, environment: dict[str, str] | None = None) -> Any:
     file = directory / "servers.json"
     file.write_text(document if isinstance(document, str) else json.dumps(document))
     return load_servers(Settings(_env_file=None, mcp_config=file), environment or {})  # type: ignore[call-arg]
@@ -31,7 +31,7 @@ def load(directory: Path, document: Any, environment: dict[str, str] | None = No
 def test_claude_desktop_and_vs_code_formats_are_read(tmp_path: Path) -> None:
     entry = {"url": "https://h/mcp", "headers": {"X-Key": "k"}, "prefix": "p", "timeout": 5, "deny": ["rm*"]}
     for key in ("mcpServers", "servers"):
-        (server,) = load(tmp_path, {key: {"one": entry}})
+        (server,) = load_config(tmp_path, {key: {"one": entry}})
         assert (server.name, server.url, server.prefix, server.timeout) == ("one", "https://h/mcp", "p", 5)
         assert server.permits_tool("list")
         assert not server.permits_tool("rm_all")
@@ -39,13 +39,13 @@ def test_claude_desktop_and_vs_code_formats_are_read(tmp_path: Path) -> None:
 
 def test_environment_variables_are_expanded_with_defaults(tmp_path: Path) -> None:
     entry = {"url": "http://${HOST:-localhost}:${PORT}/mcp", "headers": {"Authorization": "Bearer ${TOKEN:-}"}}
-    (server,) = load(tmp_path, {"mcpServers": {"one": entry}}, {"PORT": "81"})
+    (server,) = load_config(tmp_path, {"mcpServers": {"one": entry}}, {"PORT": "81"})
     assert server.url == "http://localhost:81/mcp"
     assert server.headers == {"Authorization": "Bearer "}
 
 
 @pytest.mark.parametrize(
-    ("entry", "fault"),
+    ("entry", "message"),
     [
         ({"url": "http://${NOT_SET}/mcp"}, "the environment variable NOT_SET is not set"),
         ({}, "the entry has neither a url nor a command"),
@@ -60,16 +60,16 @@ def test_environment_variables_are_expanded_with_defaults(tmp_path: Path) -> Non
         ({"url": "http://h/mcp", "approval": "maybe"}, "approval: Input should be"),
     ],
 )
-def test_invalid_entry_is_disabled_and_others_are_used(tmp_path: Path, entry: Any, fault: str) -> None:
-    broken, whole = load(tmp_path, {"mcpServers": {"broken": entry, "whole": {"url": "http://h/mcp"}}})
-    assert broken.fault.startswith(fault)
-    assert whole.fault is None
+def test_invalid_entry_is_disabled_and_others_are_used(tmp_path: Path, entry: Any, message: str) -> None:
+    invalid, valid = load_config(tmp_path, {"mcpServers": {"invalid": entry, "valid": {"url": "http://h/mcp"}}})
+    assert invalid.fault.startswith(message)
+    assert valid.fault is None
 
 
 @pytest.mark.parametrize("document", ["{", "[]", "{}", '{"mcpServers": []}'])
 def test_invalid_file_is_a_config_error(tmp_path: Path, document: str) -> None:
     with pytest.raises(ConfigError, match=r"MCP_CONFIG: .*servers\.json"):
-        load(tmp_path, document)
+        load_config(tmp_path, document)
 
 
 def test_servers_come_from_url_setting_or_default_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_servers_come_from_url_setting_or_default_file(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("prefix", "tool", "name"),
+    ("prefix", "tool", "expected"),
     [
         ("", "calculator", "calculator"),
         ("git", "log", "git_log"),
@@ -92,9 +92,9 @@ def test_servers_come_from_url_setting_or_default_file(tmp_path: Path, monkeypat
         ("p", "x" * 200, "p_" + "x" * 55 + "_"),
     ],
 )
-def test_exposed_name_fits_groq_and_changed_names_get_a_suffix(prefix: str, tool: str, name: str) -> None:
+def test_exposed_name_fits_groq_and_changed_names_get_a_suffix(prefix: str, tool: str, expected: str) -> None:
     exposed = make_exposed_name(prefix, "server", tool)
-    assert exposed == name or (exposed.startswith(name) and len(exposed) == len(name) + 6)
+    assert exposed == expected or (exposed.startswith(expected) and len(exposed) == len(expected) + 6)
     assert len(exposed) <= 64
     assert exposed == make_exposed_name(prefix, "server", tool)
 
@@ -112,43 +112,43 @@ def test_missing_annotations_get_conservative_defaults() -> None:
     assert (spec.read_only, spec.destructive, spec.idempotent, spec.open_world) == (False, True, False, True)
 
 
-def result(*content: Any, **more: Any) -> CallToolResult:
-    return CallToolResult(content=list(content), **more)
+def make_result(*content: Any, **fields: Any) -> CallToolResult:
+    return CallToolResult(content=list(content), **fields)
 
 
 def test_text_is_truncated_across_all_blocks() -> None:
-    reduced = truncate_result(result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
-    assert reduced.content[0]["text"] == "a" * 80
-    assert reduced.content[1]["text"].startswith("b" * 20 + "\n[cut: 80 characters, the first 20 are shown]")
+    truncated = truncate_result(make_result(TextContent(text="a" * 80), TextContent(text="b" * 80)), 100)
+    assert truncated.content[0]["text"] == "a" * 80
+    assert truncated.content[1]["text"].startswith("b" * 20 + "\n[cut: 80 characters, the first 20 are shown]")
 
 
 def test_text_of_embedded_resources_is_truncated() -> None:
-    held = EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a" * 80))
-    reduced = truncate_result(result(held, held, TextContent(text="b" * 80)), 100)
-    assert reduced.content[0]["resource"]["text"] == "a" * 80
-    assert reduced.content[1]["resource"]["text"].startswith("a" * 20 + "\n[cut: 80 characters, the first 20")
-    assert reduced.content[2]["text"].startswith("\n[cut: 80 characters, the first 0")
+    resource = EmbeddedResource(resource=TextResourceContents(uri="file:///a", text="a" * 80))
+    truncated = truncate_result(make_result(resource, resource, TextContent(text="b" * 80)), 100)
+    assert truncated.content[0]["resource"]["text"] == "a" * 80
+    assert truncated.content[1]["resource"]["text"].startswith("a" * 20 + "\n[cut: 80 characters, the first 20")
+    assert truncated.content[2]["text"].startswith("\n[cut: 80 characters, the first 0")
 
 
 def test_control_characters_are_removed_except_line_breaks() -> None:
-    reduced = truncate_result(result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), 100)
-    assert reduced.content[0]["text"] == "ared\n\tb"
+    truncated = truncate_result(make_result(TextContent(text="a\x1b[31mred\x00\n\tb\x7f")), 100)
+    assert truncated.content[0]["text"] == "ared\n\tb"
 
 
 def test_large_binary_content_is_replaced_by_a_note() -> None:
     image = ImageContent(data="A" * 400_000, mime_type="image/png")
     audio = AudioContent(data="AAAA", mime_type="audio/wav")
-    reduced = truncate_result(result(image, audio), 100)
-    assert reduced.content[0] == {"type": "text", "text": "[image of 300,000 bytes left out: too large]"}
-    assert reduced.content[1]["mimeType"] == "audio/wav"
+    truncated = truncate_result(make_result(image, audio), 100)
+    assert truncated.content[0] == {"type": "text", "text": "[image of 300,000 bytes left out: too large]"}
+    assert truncated.content[1]["mimeType"] == "audio/wav"
 
 
 def test_structured_result_over_the_limit_is_omitted() -> None:
-    assert truncate_result(result(structured_content={"a": 1}), 100).structured == {"a": 1}
-    big = truncate_result(result(structured_content={"a": "x" * 200}), 100)
-    assert big.structured is None
-    assert "left out" in big.content[0]["text"]
+    assert truncate_result(make_result(structured_content={"a": 1}), 100).structured == {"a": 1}
+    truncated = truncate_result(make_result(structured_content={"a": "x" * 200}), 100)
+    assert truncated.structured is None
+    assert "left out" in truncated.content[0]["text"]
 
 
 def test_error_flag_becomes_the_error_outcome() -> None:
-    assert truncate_result(result(TextContent(text="x"), is_error=True), 100).outcome == "error"
+    assert truncate_result(make_result(TextContent(text="x"), is_error=True), 100).outcome == "error"

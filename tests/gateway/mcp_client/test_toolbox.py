@@ -1,4 +1,4 @@
-"""The toolbox over real MCP servers, in both protocol eras: up, down, killed, hanging, changing."""
+"""Tests of the toolbox over real MCP servers, in the modern and the legacy protocol."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.tools import CallObserver
 from tests.eventually import eventually
-from tests.gateway.mcp_client.mcp_servers import Trial
+from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.stack import SECRET, free_port, serve_asgi
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -34,47 +34,49 @@ ERAS = {"modern": True, "legacy": False}
 
 
 @asynccontextmanager
-async def toolbox_of(*servers: ServerConfig, settle: float = 30.0, **settings: object) -> AsyncGenerator[McpToolbox]:
-    complete = Settings(_env_file=None, tools_server_secret=SecretStr(SECRET), **settings)  # type: ignore[call-arg,arg-type]
-    toolbox = McpToolbox(list(servers), complete)
+async def connect_toolbox(
+    *servers: ServerConfig, connect_timeout: float = 30.0, **settings: object
+) -> AsyncGenerator[McpToolbox]:
+    all_settings = Settings(_env_file=None, tools_server_secret=SecretStr(SECRET), **settings)  # type: ignore[call-arg,arg-type]
+    toolbox = McpToolbox(list(servers), all_settings)
     await toolbox.connect_servers()
-    await toolbox.wait_until_connected(settle)
+    await toolbox.wait_until_connected(connect_timeout)
     try:
         yield toolbox
     finally:
         await toolbox.disconnect_servers()
 
 
-async def call(toolbox: McpToolbox, name: str, principal: Principal = ADA, **arguments: object) -> ToolResult:
+async def call_tool(toolbox: McpToolbox, name: str, principal: Principal = ADA, **arguments: object) -> ToolResult:
     spec = toolbox.find(name)
-    assert spec is not None, [known.name for known in toolbox.specs()]
+    assert spec is not None, [spec.name for spec in toolbox.specs()]
     result = await toolbox.call(spec, arguments, principal=principal)
     assert isinstance(result, ToolResult)
     return result
 
 
-def text(result: ToolResult) -> str:
+def get_text(result: ToolResult) -> str:
     return "\n".join(str(block.get("text")) for block in result.content)
 
 
-async def until_answered(toolbox: McpToolbox, name: str, text: str) -> None:
-    """Call until the result is the text: a call may be over its time on a stalled machine, or not reach its server."""
+async def call_until_answered(toolbox: McpToolbox, name: str, text: str) -> None:
+    """Call until the result is the text: on a stalled machine calls may time out or not reach the server."""
 
-    async def answered() -> bool:
-        result = await call(toolbox, name, text=text)
+    async def returns_text() -> bool:
+        result = await call_tool(toolbox, name, text=text)
         return result.outcome == "ok" and result.content[0]["text"] == text
 
-    await eventually(answered)
+    await eventually(returns_text)
 
 
-async def until_hanging(toolbox: McpToolbox, name: str, calls: int) -> None:
-    """Return once so many calls hang in the trial server, which its tool of that name counts."""
+async def wait_for_hanging_calls(toolbox: McpToolbox, name: str, calls: int) -> None:
+    """Wait until `calls` calls hang in the trial server; its tool `name` counts them."""
 
-    async def reached() -> bool:
-        result = await call(toolbox, name)
-        return result.outcome == "ok" and text(result) == str(calls)
+    async def counts_all() -> bool:
+        result = await call_tool(toolbox, name)
+        return result.outcome == "ok" and get_text(result) == str(calls)
 
-    await eventually(reached)
+    await eventually(counts_all)
 
 
 @pytest.fixture(params=ERAS, ids=list(ERAS))
@@ -83,28 +85,28 @@ def modern(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-async def trial(modern: bool) -> AsyncGenerator[tuple[Trial, ServerConfig]]:
-    server = Trial()
-    async with serve_asgi(server.app(modern=modern)) as address:
+async def trial(modern: bool) -> AsyncGenerator[tuple[TrialServer, ServerConfig]]:
+    server = TrialServer()
+    async with serve_asgi(server.create_app(modern=modern)) as address:
         yield server, ServerConfig(name="trial", url=f"{address}/mcp", prefix="", identity="gateway")
 
 
 @asynccontextmanager
-async def process(port: int, modern: bool) -> AsyncGenerator[subprocess.Popen[bytes]]:
+async def run_server_process(port: int, modern: bool) -> AsyncGenerator[subprocess.Popen[bytes]]:
     argv = [sys.executable, "-m", "tests.gateway.mcp_client.mcp_servers", str(port), *([] if modern else ["legacy"])]
-    running = subprocess.Popen(argv, cwd=ROOT)
+    server = subprocess.Popen(argv, cwd=ROOT)
     try:
-        yield running
+        yield server
     finally:
-        running.kill()
-        running.wait()
+        server.kill()
+        server.wait()
 
 
-Served = tuple[Trial, ServerConfig]
+TrialSetup = tuple[TrialServer, ServerConfig]
 
 
-async def test_connected_server_provides_tools_instructions_and_status(trial: Served, modern: bool) -> None:
-    async with toolbox_of(trial[1]) as toolbox:
+async def test_connected_server_provides_tools_instructions_and_status(trial: TrialSetup, modern: bool) -> None:
+    async with connect_toolbox(trial[1]) as toolbox:
         names = [spec.name for spec in toolbox.specs()]
         assert names == sorted(names)
         assert {"echo", "crash"} <= set(names)
@@ -117,39 +119,42 @@ async def test_connected_server_provides_tools_instructions_and_status(trial: Se
         assert (spec.read_only, spec.server) == (True, "trial")
 
 
-async def test_tool_failures_are_returned_as_error_results(trial: Served) -> None:
-    async with toolbox_of(trial[1]) as toolbox:
-        assert text(await call(toolbox, "echo", text="hi")) == "hi"
-        refused = await call(toolbox, "refuse")
-        assert (refused.outcome, text(refused)) == ("error", "Error executing tool refuse: No, because of the weather.")
-        crashed = await call(toolbox, "crash")
+async def test_tool_failures_are_returned_as_error_results(trial: TrialSetup) -> None:
+    async with connect_toolbox(trial[1]) as toolbox:
+        assert get_text(await call_tool(toolbox, "echo", text="hi")) == "hi"
+        refused = await call_tool(toolbox, "refuse")
+        assert (refused.outcome, get_text(refused)) == (
+            "error",
+            "Error executing tool refuse: No, because of the weather.",
+        )
+        crashed = await call_tool(toolbox, "crash")
         assert crashed.outcome == "error"
-        assert "internal detail" not in text(crashed)
-        assert (await call(toolbox, "echo", wrong=1)).outcome == "error"
-        picture = await call(toolbox, "picture")
+        assert "internal detail" not in get_text(crashed)
+        assert (await call_tool(toolbox, "echo", wrong=1)).outcome == "error"
+        picture = await call_tool(toolbox, "picture")
         assert picture.content[1] == {"type": "image", "data": "aGk=", "mimeType": "image/png"}
 
 
 @pytest.mark.parametrize(("tool", "outcome"), [("hang_read", "error"), ("hang_write", "unknown")])
-async def test_timed_out_call_is_cancelled_on_the_server(trial: Served, tool: str, outcome: str) -> None:
-    async with toolbox_of(trial[1], tool_timeout=0.3) as toolbox:
+async def test_timed_out_call_is_cancelled_on_the_server(trial: TrialSetup, tool: str, outcome: str) -> None:
+    async with connect_toolbox(trial[1], tool_timeout=0.3) as toolbox:
 
         async def given_up() -> bool:
-            result = await call(toolbox, tool)
+            result = await call_tool(toolbox, tool)
             assert result.outcome == outcome
-            assert "0.3 seconds" in text(result)
+            assert "0.3 seconds" in get_text(result)
             return trial[0].started.is_set()  # on a stalled machine the time is over before the call reaches its server
 
         await eventually(given_up)
         async with asyncio.timeout(30):
             await trial[0].cancelled.wait()
-        await until_answered(toolbox, "echo", "still there")
+        await call_until_answered(toolbox, "echo", "still there")
 
 
 async def test_call_timeout_is_paused_during_elicitation() -> None:
     class Observer(CallObserver):
         def __init__(self) -> None:
-            self.asked, self.answered = asyncio.Event(), asyncio.Event()
+            self.asked, self.answer_allowed = asyncio.Event(), asyncio.Event()
 
         def progress(self, progress: float, total: float | None, message: str | None) -> None: ...
 
@@ -157,13 +162,13 @@ async def test_call_timeout_is_paused_during_elicitation() -> None:
 
         async def ask(self, question: Question) -> Answer:
             self.asked.set()
-            await self.answered.wait()
+            await self.answer_allowed.wait()
             return Answer("accept", {"row": "front"})
 
     observer = Observer()
     async with (
-        serve_asgi(Trial().app(modern=False)) as address,
-        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+        serve_asgi(TrialServer().create_app(modern=False)) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
     ):
         spec = toolbox.find("reserve")
         assert spec is not None
@@ -172,133 +177,137 @@ async def test_call_timeout_is_paused_during_elicitation() -> None:
             await observer.asked.wait()
         connection = toolbox._pool.get_shared("t")
         assert connection is not None
-        [under_way] = connection._calls._calls
-        assert under_way._timeout.is_paused
-        observer.answered.set()
+        [ongoing_call] = connection._calls._calls
+        assert ongoing_call._timeout.is_paused
+        observer.answer_allowed.set()
         result = await calling
     assert isinstance(result, ToolResult)
-    assert text(result) == "2 at the front"
+    assert get_text(result) == "2 at the front"
 
 
-async def test_cancelled_call_is_cancelled_on_the_server(trial: Served) -> None:
-    async with toolbox_of(trial[1]) as toolbox:
-        calling = asyncio.create_task(call(toolbox, "hang_write"))
+async def test_cancelled_call_is_cancelled_on_the_server(trial: TrialSetup) -> None:
+    async with connect_toolbox(trial[1]) as toolbox:
+        calling = asyncio.create_task(call_tool(toolbox, "hang_write"))
         async with asyncio.timeout(30):
             await trial[0].started.wait()
             calling.cancel()
             await trial[0].cancelled.wait()
-        assert text(await call(toolbox, "echo", text="still there")) == "still there"
+        assert get_text(await call_tool(toolbox, "echo", text="still there")) == "still there"
 
 
-async def test_two_hundred_concurrent_calls_are_not_mixed_up(trial: Served) -> None:
-    async with toolbox_of(trial[1]) as toolbox:
-        results = await asyncio.gather(*(call(toolbox, "echo", text=str(n)) for n in range(200)))
-    assert [text(result) for result in results] == [str(n) for n in range(200)]
+async def test_two_hundred_concurrent_calls_are_not_mixed_up(trial: TrialSetup) -> None:
+    async with connect_toolbox(trial[1]) as toolbox:
+        results = await asyncio.gather(*(call_tool(toolbox, "echo", text=str(n)) for n in range(200)))
+    assert [get_text(result) for result in results] == [str(n) for n in range(200)]
 
 
-async def test_calls_over_a_shared_connection_carry_their_user_token(trial: Served) -> None:
+async def test_calls_over_a_shared_connection_carry_their_user_token(trial: TrialSetup) -> None:
     users = [f"user-{n % 5}" for n in range(50)]
-    async with toolbox_of(trial[1]) as toolbox:
-        results = await asyncio.gather(*(call(toolbox, "whoami", Principal(user)) for user in users))
+    async with connect_toolbox(trial[1]) as toolbox:
+        results = await asyncio.gather(*(call_tool(toolbox, "whoami", Principal(user)) for user in users))
     for user, result in zip(users, results, strict=True):
-        token = text(result).removeprefix("Bearer ")
+        token = get_text(result).removeprefix("Bearer ")
         claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="tools-server", issuer="agent-gateway")
         assert claims["sub"] == user
         assert claims["exp"] - claims["iat"] <= 120
-    discovering = [authorization for method, authorization in trial[0].requests if method != "tools/call"]
-    for authorization in filter(None, discovering[:3]):
+    other_requests = [authorization for method, authorization in trial[0].requests if method != "tools/call"]
+    for authorization in filter(None, other_requests[:3]):
         claims = jwt.decode(authorization[7:], SECRET, algorithms=["HS256"], audience="tools-server")
         assert claims["sub"] == "agent-gateway"
 
 
-async def test_server_without_identity_gets_no_token(trial: Served) -> None:
-    plain = trial[1].model_copy(update={"identity": "none", "headers": {"Authorization": "Bearer own"}})
-    async with toolbox_of(plain) as toolbox:
-        assert text(await call(toolbox, "whoami")) == "Bearer own"
+async def test_server_without_identity_gets_no_token(trial: TrialSetup) -> None:
+    config = trial[1].model_copy(update={"identity": "none", "headers": {"Authorization": "Bearer own"}})
+    async with connect_toolbox(config) as toolbox:
+        assert get_text(await call_tool(toolbox, "whoami")) == "Bearer own"
 
 
-async def test_progress_and_log_reach_the_observer(trial: Served) -> None:
+async def test_progress_and_log_reach_the_observer(trial: TrialSetup) -> None:
     class Observer:
         def __init__(self) -> None:
-            self.heard: list[object] = []
+            self.notifications: list[object] = []
 
         def progress(self, progress: float, total: float | None, message: str | None) -> None:
-            self.heard.append((progress, total, message))
+            self.notifications.append((progress, total, message))
 
         def log(self, level: str, message: str) -> None:
-            self.heard.append((level, message))
+            self.notifications.append((level, message))
 
     observer = Observer()
-    async with toolbox_of(trial[1]) as toolbox:
+    async with connect_toolbox(trial[1]) as toolbox:
         spec = toolbox.find("chatter")
         assert spec is not None
         await toolbox.call(spec, {}, principal=ADA, observer=observer)
-        await eventually(lambda: len(observer.heard) >= 3)
-    assert (1.0, 2.0, "half") in observer.heard
-    assert ("info", "a log line") in observer.heard
+        await eventually(lambda: len(observer.notifications) >= 3)
+    assert (1.0, 2.0, "half") in observer.notifications
+    assert ("info", "a log line") in observer.notifications
 
 
-async def test_new_tool_is_offered_after_list_changed_notification(trial: Served, modern: bool) -> None:
+async def test_new_tool_is_offered_after_list_changed_notification(trial: TrialSetup, modern: bool) -> None:
     if not modern:
-        pytest.skip("the SDK's server tells handshake-era clients of changes only from inside a request")
-    async with toolbox_of(trial[1]) as toolbox:
+        pytest.skip("the SDK's server notifies legacy clients of changes only inside a request")
+    async with connect_toolbox(trial[1]) as toolbox:
         await trial[0].add_tool("brand_new")
         await eventually(lambda: toolbox.find("brand_new") is not None)
 
 
-async def test_allow_and_deny_patterns_filter_tools(trial: Served) -> None:
-    chosen = trial[1].model_copy(update={"allow": ("*e*",), "deny": ("crash", "hang_*", "refuse")})
-    async with toolbox_of(chosen) as toolbox:
+async def test_allow_and_deny_patterns_filter_tools(trial: TrialSetup) -> None:
+    config = trial[1].model_copy(update={"allow": ("*e*",), "deny": ("crash", "hang_*", "refuse")})
+    async with connect_toolbox(config) as toolbox:
         assert [spec.name for spec in toolbox.specs()] == ["chatter", "echo", "picture", "reserve"]
 
 
 async def test_server_down_at_startup_is_connected_later(modern: bool) -> None:
     port = free_port()
-    async with toolbox_of(ServerConfig(name="late", url=f"http://127.0.0.1:{port}/mcp")) as toolbox:
+    async with connect_toolbox(ServerConfig(name="late", url=f"http://127.0.0.1:{port}/mcp")) as toolbox:
         assert toolbox.specs() == ()
         assert toolbox.servers()[0].state == "down"
         assert toolbox.servers()[0].reason == "nothing answers at its address"
-        async with process(port, modern):
+        async with run_server_process(port, modern):
             await eventually(lambda: toolbox.find("late_echo") is not None)
-            assert text(await call(toolbox, "late_echo", text="hi")) == "hi"
+            assert get_text(await call_tool(toolbox, "late_echo", text="hi")) == "hi"
 
 
 async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern: bool) -> None:
     port, other_port = free_port(), free_port()
     servers = [ServerConfig(name=n, url=f"http://127.0.0.1:{p}/mcp") for n, p in (("one", port), ("two", other_port))]
-    async with process(other_port, modern), toolbox_of(*servers, settle=0.1) as toolbox:
-        async with process(port, modern) as victim:
+    async with run_server_process(other_port, modern), connect_toolbox(*servers, connect_timeout=0.1) as toolbox:
+        async with run_server_process(port, modern) as victim:
             await eventually(lambda: toolbox.find("one_echo") and toolbox.find("two_echo"))
-            hanging = {name: asyncio.create_task(call(toolbox, name)) for name in ("one_hang_write", "one_hang_read")}
-            elsewhere = asyncio.create_task(call(toolbox, "two_hang_read"))
-            await asyncio.gather(*(call(toolbox, "one_echo", text="x") for _ in range(5)))
+            hanging = {
+                name: asyncio.create_task(call_tool(toolbox, name)) for name in ("one_hang_write", "one_hang_read")
+            }
+            other_call = asyncio.create_task(call_tool(toolbox, "two_hang_read"))
+            await asyncio.gather(*(call_tool(toolbox, "one_echo", text="x") for _ in range(5)))
             os.kill(victim.pid, signal.SIGKILL)
             async with asyncio.timeout(30):
                 assert (await hanging["one_hang_write"]).outcome == "unknown"
                 assert (await hanging["one_hang_read"]).outcome == "error"
-            assert not elsewhere.done()
-            assert text(await call(toolbox, "two_echo", text="alive")) == "alive"
+            assert not other_call.done()
+            assert get_text(await call_tool(toolbox, "two_echo", text="alive")) == "alive"
             spec = toolbox.find("one_echo")
-            if spec is not None:  # an older server's absence is only noticed by a call
+            if spec is not None:  # a legacy server's absence is detected only by a call
                 result = await toolbox.call(spec, {"text": "x"}, principal=ADA)
                 assert isinstance(result, ToolResult)
                 assert result.outcome == "error"
-                assert "not reachable" in text(result)
-        async with process(port, modern):
+                assert "not reachable" in get_text(result)
+        async with run_server_process(port, modern):
             await eventually(lambda: toolbox.find("one_echo") is not None)
-            await until_answered(toolbox, "one_echo", "back")
-        elsewhere.cancel()
+            await call_until_answered(toolbox, "one_echo", "back")
+        other_call.cancel()
 
 
 async def test_restarted_legacy_server_gets_a_new_session() -> None:
-    """A handshake-era server restarted between two calls: the old session is gone, and nobody told."""
+    """The server restarts between two calls and has lost the session, without an error before."""
     port = free_port()
-    async with toolbox_of(ServerConfig(name="s", url=f"http://127.0.0.1:{port}/mcp"), settle=0.1) as toolbox:
-        async with process(port, modern=False):
+    async with connect_toolbox(
+        ServerConfig(name="s", url=f"http://127.0.0.1:{port}/mcp"), connect_timeout=0.1
+    ) as toolbox:
+        async with run_server_process(port, modern=False):
             await eventually(lambda: toolbox.find("s_echo") is not None)
-        async with process(port, modern=False):
-            await eventually(lambda: _listening(port))
-            await until_answered(toolbox, "s_echo", "back")
+        async with run_server_process(port, modern=False):
+            await eventually(lambda: _accepts_connections(port))
+            await call_until_answered(toolbox, "s_echo", "back")
 
 
 @pytest.mark.parametrize(
@@ -311,57 +320,61 @@ async def test_restarted_legacy_server_gets_a_new_session() -> None:
     ],
 )
 async def test_expired_session_is_renewed_after_each_kind_of_error(status: int, code: int, message: str) -> None:
-    inner = Trial().app(modern=False)
-    made: list[bytes] = []
+    inner = TrialServer().create_app(modern=False)
+    sessions: list[bytes] = []
 
-    async def forgetful(scope: Scope, receive: Receive, send: Send) -> None:
+    async def reject_old_sessions(scope: Scope, receive: Receive, send: Send) -> None:
         session = dict(scope.get("headers", [])).get(b"mcp-session-id")
-        if scope.get("method") == "POST" and session is not None and session in made[:-1]:
+        if scope.get("method") == "POST" and session is not None and session in sessions[:-1]:
             error = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}
             await JSONResponse(error, status_code=status)(scope, receive, send)
             return
 
-        async def noted(event: Message) -> None:
+        async def record_session(event: Message) -> None:
             session = dict(event.get("headers", [])).get(b"mcp-session-id")
-            if session is not None and session not in made:
-                made.append(session)
+            if session is not None and session not in sessions:
+                sessions.append(session)
             await send(event)
 
-        await inner(scope, receive, noted)
+        await inner(scope, receive, record_session)
 
     async with (
-        serve_asgi(forgetful) as address,
-        toolbox_of(ServerConfig(name="s", url=f"{address}/mcp", prefix="")) as toolbox,
+        serve_asgi(reject_old_sessions) as address,
+        connect_toolbox(ServerConfig(name="s", url=f"{address}/mcp", prefix="")) as toolbox,
     ):
-        assert text(await call(toolbox, "echo", text="one")) == "one"
-        made.append(b"another")  # it has restarted
-        assert text(await call(toolbox, "echo", text="two")) == "two"
+        assert get_text(await call_tool(toolbox, "echo", text="one")) == "one"
+        sessions.append(b"another")  # as after a restart
+        assert get_text(await call_tool(toolbox, "echo", text="two")) == "two"
 
 
 async def test_tools_are_listed_again_after_an_invalid_list(
-    trial: Served, modern: bool, monkeypatch: pytest.MonkeyPatch
+    trial: TrialSetup, modern: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not modern:
-        pytest.skip("the SDK's server tells handshake-era clients of changes only from inside a request")
+        pytest.skip("the SDK's server notifies legacy clients of changes only inside a request")
     server, config = trial
-    real, bad = Client.list_tools, False
+    original_list_tools, is_invalid = Client.list_tools, False
 
-    async def list_tools(self: Client, **more: Any) -> Any:
-        return ListToolsResult.model_validate({"tools": [{"name": 5}]}) if bad else await real(self, **more)
+    async def list_tools(self: Client, **options: Any) -> Any:
+        return (
+            ListToolsResult.model_validate({"tools": [{"name": 5}]})
+            if is_invalid
+            else await original_list_tools(self, **options)
+        )
 
     monkeypatch.setattr(Client, "list_tools", list_tools)
-    async with toolbox_of(config) as toolbox:
+    async with connect_toolbox(config) as toolbox:
         await eventually(lambda: toolbox.find("echo") is not None)
-        bad = True
+        is_invalid = True
         await server.add_tool("first")
         await eventually(lambda: toolbox.servers()[0].state != "up")
-        bad = False
+        is_invalid = False
         await server.add_tool("second")
         await eventually(lambda: toolbox.find("second") is not None)
         assert toolbox.servers()[0].state == "up"
 
 
-def _listening(port: int) -> bool:
+def _accepts_connections(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -371,30 +384,32 @@ async def test_server_that_hangs_on_connect_does_not_block_startup() -> None:
         await asyncio.sleep(3600)
         writer.close()
 
-    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    async with toolbox_of(ServerConfig(name="silent", url=f"http://127.0.0.1:{port}/mcp"), settle=0.2) as toolbox:
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with connect_toolbox(
+        ServerConfig(name="silent", url=f"http://127.0.0.1:{port}/mcp"), connect_timeout=0.2
+    ) as toolbox:
         assert toolbox.servers()[0].state == "connecting"
-    silent.close()
+    server.close()
 
 
-async def test_disconnect_leaves_no_tasks(trial: Served) -> None:
+async def test_disconnect_leaves_no_tasks(trial: TrialSetup) -> None:
     before = asyncio.all_tasks()
-    async with toolbox_of(trial[1], ServerConfig(name="dead", url="http://127.0.0.1:9/mcp")) as toolbox:
-        await call(toolbox, "echo", text="x")
+    async with connect_toolbox(trial[1], ServerConfig(name="dead", url="http://127.0.0.1:9/mcp")) as toolbox:
+        await call_tool(toolbox, "echo", text="x")
     await eventually(lambda: not {t for t in asyncio.all_tasks() - before if "mcp" in t.get_name()})
 
 
 async def test_server_without_change_notifications_is_polled() -> None:
-    server = Trial()
+    server = TrialServer()
     server.mcp._lowlevel_server._request_handlers.pop("subscriptions/listen")
     async with (
-        serve_asgi(server.app()) as address,
-        toolbox_of(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+        serve_asgi(server.create_app()) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
     ):
-        asked = len(server.requests)
+        request_count = len(server.requests)
         await eventually(
-            lambda: ("tools/list", None) in server.requests[asked:] or toolbox.servers()[0].state == "down"
+            lambda: ("tools/list", None) in server.requests[request_count:] or toolbox.servers()[0].state == "down"
         )
         await eventually(lambda: toolbox.servers()[0].state == "up")
-        assert text(await call(toolbox, "echo", text="hi")) == "hi"
+        assert get_text(await call_tool(toolbox, "echo", text="hi")) == "hi"

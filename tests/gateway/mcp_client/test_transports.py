@@ -1,4 +1,4 @@
-"""Every way to a server: a command over stdio, the SSE of old servers; and whose connection it is."""
+"""Tests of stdio and legacy SSE transports, connections per user and changes of servers."""
 
 import asyncio
 import os
@@ -14,32 +14,39 @@ from gateway.domain.messages import Principal
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from tests.eventually import eventually
-from tests.gateway.mcp_client.mcp_servers import Trial
-from tests.gateway.mcp_client.test_toolbox import ADA, ROOT, call, text, toolbox_of, until_hanging
+from tests.gateway.mcp_client.mcp_servers import TrialServer
+from tests.gateway.mcp_client.test_toolbox import (
+    ADA,
+    ROOT,
+    call_tool,
+    connect_toolbox,
+    get_text,
+    wait_for_hanging_calls,
+)
 from tests.stack import free_port, serve_asgi
 
 MODULE = "tests.gateway.mcp_client.mcp_servers"
 
 
-def stdio(**options: object) -> ServerConfig:
+def make_stdio_config(**options: object) -> ServerConfig:
     environment = {"PYTHONPATH": str(ROOT), "MARK": "of the test"}
     return ServerConfig(name="own", command=sys.executable, args=("-m", MODULE, "stdio"), env=environment, **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-async def sse() -> AsyncGenerator[ServerConfig]:
+async def sse_server() -> AsyncGenerator[ServerConfig]:
     port = free_port()
-    running = subprocess.Popen([sys.executable, "-m", MODULE, str(port), "sse"], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-m", MODULE, str(port), "sse"], cwd=ROOT)
     try:
         yield ServerConfig(name="old", url=f"http://127.0.0.1:{port}/sse", type="sse")
     finally:
-        running.kill()
-        running.wait()
+        process.kill()
+        process.wait()
 
 
-def children() -> set[int]:
-    """The processes that run our trial server over stdio."""
-    found: set[int] = set()
+def find_stdio_processes() -> set[int]:
+    """Return the ids of child processes that run the trial server over stdio."""
+    pids: set[int] = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -47,86 +54,86 @@ def children() -> set[int]:
         except (OSError, IndexError):
             continue
         if b"stdio" in words and parent == os.getpid():
-            found.add(int(entry.name))
-    return found
+            pids.add(int(entry.name))
+    return pids
 
 
-async def up(toolbox: McpToolbox) -> None:
+async def wait_until_up(toolbox: McpToolbox) -> None:
     await eventually(lambda: toolbox.servers()[0].state == "up")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
 async def test_stdio_command_is_restarted_when_killed_and_stopped_at_the_end() -> None:
-    async with toolbox_of(stdio(), settle=30) as toolbox:
-        assert text(await call(toolbox, "own_echo", text="hi")) == "hi"
+    async with connect_toolbox(make_stdio_config(), connect_timeout=30) as toolbox:
+        assert get_text(await call_tool(toolbox, "own_echo", text="hi")) == "hi"
         assert toolbox.servers()[0].transport == "stdio"
-        (pid,) = children()
+        (pid,) = find_stdio_processes()
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: children() - {pid} and toolbox.servers()[0].state == "up")
-        assert text(await call(toolbox, "own_echo", text="again")) == "again"
-    assert children() == set()
+        await eventually(lambda: find_stdio_processes() - {pid} and toolbox.servers()[0].state == "up")
+        assert get_text(await call_tool(toolbox, "own_echo", text="again")) == "again"
+    assert find_stdio_processes() == set()
 
 
 async def test_killed_stdio_command_makes_the_outcome_of_a_write_unknown() -> None:
-    async with toolbox_of(stdio(), settle=30) as toolbox:
-        await up(toolbox)
-        calling = asyncio.create_task(call(toolbox, "own_hang_write"))
-        await until_hanging(toolbox, "own_hanging", 1)
-        for pid in children():
+    async with connect_toolbox(make_stdio_config(), connect_timeout=30) as toolbox:
+        await wait_until_up(toolbox)
+        calling = asyncio.create_task(call_tool(toolbox, "own_hang_write"))
+        await wait_for_hanging_calls(toolbox, "own_hanging", 1)
+        for pid in find_stdio_processes():
             os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
             assert (await calling).outcome == "unknown"
 
 
 async def test_missing_stdio_command_is_reported_in_the_status() -> None:
-    nobody = ServerConfig(name="nobody", command="/no/such/command")
-    async with toolbox_of(nobody) as toolbox:
+    missing = ServerConfig(name="missing", command="/no/such/command")
+    async with connect_toolbox(missing) as toolbox:
         status = toolbox.servers()[0]
         assert (status.state, status.reason) == ("down", "its command cannot be run: No such file or directory")
 
 
-async def test_legacy_sse_transport_is_supported(sse: ServerConfig) -> None:
-    async with toolbox_of(sse, settle=0.1) as toolbox:
-        await up(toolbox)
-        assert text(await call(toolbox, "old_echo", text="hi")) == "hi"
+async def test_legacy_sse_transport_is_supported(sse_server: ServerConfig) -> None:
+    async with connect_toolbox(sse_server, connect_timeout=0.1) as toolbox:
+        await wait_until_up(toolbox)
+        assert get_text(await call_tool(toolbox, "old_echo", text="hi")) == "hi"
         assert toolbox.servers()[0].transport == "sse"
-        assert (await call(toolbox, "old_crash")).outcome == "error"
+        assert (await call_tool(toolbox, "old_crash")).outcome == "error"
 
 
 async def test_share_user_opens_a_connection_per_user() -> None:
-    server = Trial()
-    async with serve_asgi(server.app(modern=False)) as address:
+    server = TrialServer()
+    async with serve_asgi(server.create_app(modern=False)) as address:
         config = ServerConfig(name="t", url=f"{address}/mcp", prefix="", identity="gateway", share="user")
-        async with toolbox_of(config) as toolbox:
-            before = len([1 for method, _ in server.requests])
+        async with connect_toolbox(config) as toolbox:
+            request_count = len(server.requests)
             for user in ("ada", "bob", "ada"):
-                assert text(await call(toolbox, "echo", principal=Principal(user), text=user)) == user
-            tokens = {token for _, token in server.requests[before:] if token}
+                assert get_text(await call_tool(toolbox, "echo", principal=Principal(user), text=user)) == user
+            tokens = {token for _, token in server.requests[request_count:] if token}
             assert len(tokens) == 2
             assert len(toolbox._pool._personal) == 2
 
 
 async def test_identity_header_of_the_client_is_forwarded() -> None:
-    async with serve_asgi(Trial().app()) as address:
+    async with serve_asgi(TrialServer().create_app()) as address:
         config = ServerConfig(name="t", url=f"{address}/mcp", prefix="", identity="header:Authorization")
-        async with toolbox_of(config) as toolbox:
+        async with connect_toolbox(config) as toolbox:
             assert toolbox.forwarded_headers() == {"authorization"}
-            mine = Principal("ada", headers={"authorization": "Bearer ada's own"})
-            calls = [call(toolbox, "whoami", principal=who) for who in (mine, ADA, mine)]
-            told = [text(result) for result in await asyncio.gather(*calls)]
-    assert told == ["Bearer ada's own", "nobody", "Bearer ada's own"]
+            principal = Principal("ada", headers={"authorization": "Bearer ada's own"})
+            calls = [call_tool(toolbox, "whoami", principal=caller) for caller in (principal, ADA, principal)]
+            headers = [get_text(result) for result in await asyncio.gather(*calls)]
+    assert headers == ["Bearer ada's own", "nobody", "Bearer ada's own"]
 
 
 async def test_servers_are_added_and_removed_during_calls() -> None:
-    server = Trial()
-    async with serve_asgi(server.app()) as address:
+    server = TrialServer()
+    async with serve_asgi(server.create_app()) as address:
         one = ServerConfig(name="one", url=f"{address}/mcp")
         two = ServerConfig(name="two", url=f"{address}/mcp")
-        async with toolbox_of(one) as toolbox:
-            kept = toolbox._pool.get_shared("one")
+        async with connect_toolbox(one) as toolbox:
+            connection = toolbox._pool.get_shared("one")
             toolbox.reconcile([one, two])
             await eventually(lambda: toolbox.find("two_echo") is not None)
-            assert toolbox._pool.get_shared("one") is kept
+            assert toolbox._pool.get_shared("one") is connection
             spec = toolbox.find("two_slow")
             assert spec is not None
             calling = asyncio.create_task(toolbox.call(spec, {}, principal=ADA))
@@ -134,7 +141,7 @@ async def test_servers_are_added_and_removed_during_calls() -> None:
                 await server.started.wait()
             toolbox.reconcile([one])
             assert toolbox.find("two_echo") is None
-            gone = await toolbox.call(spec, {}, principal=ADA)
-            assert "no longer connected" in gone.content[0]["text"]  # type: ignore[union-attr]
+            result = await toolbox.call(spec, {}, principal=ADA)
+            assert "no longer connected" in result.content[0]["text"]  # type: ignore[union-attr]
             server.release.set()
             assert (await calling).content[0]["text"] == "done"  # type: ignore[union-attr]
