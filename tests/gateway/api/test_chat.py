@@ -1,4 +1,4 @@
-"""Chats over HTTP: the native stream, the collected answer, what is kept, and what goes wrong."""
+"""The native chat API: streamed and complete responses, stored turns, and failures."""
 
 import asyncio
 import gzip
@@ -14,21 +14,21 @@ from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulat
 from tests.eventually import eventually
 from tests.stack import TIMEOUTS, Gateway, serve_gateway
 
-HURRIED = replace(TIMEOUTS, journal=0.3)
+SHORT_JOURNAL_TIMEOUT = replace(TIMEOUTS, journal=0.3)
 
 
-async def turn_row(db: asyncpg.Connection, turn_id: str) -> Any:
+async def get_turn_row(db: asyncpg.Connection, turn_id: str) -> Any:
     return await db.fetchrow("SELECT * FROM turns WHERE id = $1::uuid", turn_id)
 
 
-async def until_ended(db: asyncpg.Connection, turn_id: str) -> Any:
-    """The turn's row once it has ended; another connection's commit sends no event here."""
+async def wait_for_ended_turn(db: asyncpg.Connection, turn_id: str) -> Any:
+    """Poll for the row of an ended turn, as commits of other connections send no event here."""
 
-    async def ended() -> Any:
-        row = await turn_row(db, turn_id)
+    async def get_ended_row() -> Any:
+        row = await get_turn_row(db, turn_id)
         return row if row["status"] != "running" else None
 
-    return await eventually(ended)
+    return await eventually(get_ended_row)
 
 
 async def test_stream_reports_a_turn_with_tools_from_start_to_done(gateway: Gateway, db: asyncpg.Connection) -> None:
@@ -37,9 +37,9 @@ async def test_stream_reports_a_turn_with_tools_from_start_to_done(gateway: Gate
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert reply.headers["x-accel-buffering"] == "no"
     assert reply.done
-    numbered = reply.events[:-1]
-    assert [event.id for event in numbered] == list(range(1, len(numbered) + 1))
-    assert all(event.data["type"] == event.type for event in numbered)
+    numbered_events = reply.events[:-1]
+    assert [event.id for event in numbered_events] == list(range(1, len(numbered_events) + 1))
+    assert all(event.data["type"] == event.type for event in numbered_events)
     started, call, result, end = (
         reply.of(kind)[0] for kind in ("turn.started", "tool.call", "tool.result", "turn.completed")
     )
@@ -51,13 +51,13 @@ async def test_stream_reports_a_turn_with_tools_from_start_to_done(gateway: Gate
     assert (end["finish_reason"], end["steps"]) == ("stop", 2)
     assert end["usage"]["total_tokens"] > 0
     assert end["cost_usd"] > 0
-    row = await turn_row(db, started["turn_id"])
+    row = await get_turn_row(db, started["turn_id"])
     assert (row["status"], row["prompt"], row["response"]) == ("completed", "What is 23*19?", reply.text)
 
 
 async def test_turn_is_stored_with_its_messages_and_tool_calls(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.chat_stream("What is 23*19?", temperature=0.3, user="label-1")
-    row = await turn_row(db, reply.headers["x-turn-id"])
+    row = await get_turn_row(db, reply.headers["x-turn-id"])
     roles = [message["role"] for message in json.loads(row["messages"])]
     assert roles == ["user", "assistant", "tool", "assistant"]
     assert json.loads(row["parameters"]) == {"temperature": 0.3}
@@ -88,7 +88,7 @@ async def test_non_streamed_response_contains_answer_tool_calls_and_usage(
     assert (call["tool"], call["outcome"], call["arguments"]) == ("calculator", "ok", {"expression": "23*19"})
     assert call["duration_ms"] > 0
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
-    assert (await turn_row(db, body["turn_id"]))["response"] == body["response"]
+    assert (await get_turn_row(db, body["turn_id"]))["response"] == body["response"]
 
 
 async def test_tasks_are_added_listed_and_completed_over_several_steps(
@@ -181,10 +181,10 @@ async def test_compressed_body_is_a_415(gateway: Gateway, path: str) -> None:
 
 
 async def test_safe_request_id_is_used_and_an_unsafe_one_replaced(gateway: Gateway) -> None:
-    kept = await gateway.get("/health", headers={"x-request-id": "abc-123"})
-    made = await gateway.get("/health", headers={"x-request-id": "evil id"})
-    assert kept.headers["x-request-id"] == "abc-123"
-    assert len(made.headers["x-request-id"]) == 36
+    safe = await gateway.get("/health", headers={"x-request-id": "abc-123"})
+    replaced = await gateway.get("/health", headers={"x-request-id": "evil id"})
+    assert safe.headers["x-request-id"] == "abc-123"
+    assert len(replaced.headers["x-request-id"]) == 36
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ async def test_failure_before_the_first_token_sets_the_http_status(
     assert (reply.status, reply.body["error"]["code"]) == (status, code)
     if status == 429:
         assert reply.headers["retry-after"] == "70"
-    row = await until_ended(db, reply.headers["x-turn-id"])
+    row = await wait_for_ended_turn(db, reply.headers["x-turn-id"])
     assert (row["status"], json.loads(row["error"])["code"]) == ("failed", code)
 
 
@@ -239,7 +239,7 @@ async def test_failure_after_the_first_token_is_a_turn_failed_event(
     failed = reply.of("turn.failed")[0]
     assert (failed["error"]["code"], failed["saved"]) == (code, "text")
     assert reply.done
-    row = await turn_row(db, reply.headers["x-turn-id"])
+    row = await get_turn_row(db, reply.headers["x-turn-id"])
     assert (row["status"], row["response"]) == ("failed", reply.text)
     assert reply.text
 
@@ -289,10 +289,10 @@ async def test_prompt_prefix_is_identical_across_turns_for_the_prompt_cache(gate
     await gateway.chat("What is 23*19?", conversation_id="new")
     reply = await gateway.chat_stream("What is 23*19?")
     assert reply.of("turn.completed")[0]["usage"]["cached_tokens"] > 0
-    first, second = gateway.simulator.requests[0], gateway.simulator.requests[-1]
-    assert json.dumps(first["tools"]) == json.dumps(second["tools"])
-    assert first["messages"][0] == second["messages"][0]
-    assert "calculator is exact" in first["messages"][0]["content"]
+    first_request, second_request = gateway.simulator.requests[0], gateway.simulator.requests[-1]
+    assert json.dumps(first_request["tools"]) == json.dumps(second_request["tools"])
+    assert first_request["messages"][0] == second_request["messages"][0]
+    assert "calculator is exact" in first_request["messages"][0]["content"]
 
 
 async def test_endless_tool_use_ends_at_the_step_limit(database_url: str, simulator: Simulator, tools_url: str) -> None:
@@ -331,7 +331,7 @@ async def test_client_disconnect_cancels_the_model_call_and_stores_the_partial_t
             await stream.until("text.delta")
             stream.response.close()
         await simulator.wait_until(lambda s: s.cancelled_streams == 1)
-        row = await until_ended(db, turn_id)
+        row = await wait_for_ended_turn(db, turn_id)
     assert (row["status"], json.loads(row["error"])["code"]) == ("cancelled", "client_disconnected")
     assert row["response"].startswith("1")
     assert len(row["response"]) < 1000
@@ -344,10 +344,10 @@ async def test_client_disconnect_before_the_first_token_cancels_the_turn(
     async with serve_gateway(database_url, simulator, tools_url) as gateway:
         for path in ("/api/v1/chat", "/api/v1/chat/stream"):
             body = {"messages": [{"role": "user", "content": "Hello"}]}
-            asking = asyncio.create_task(gateway.session.post(f"{gateway.base_url}{path}", json=body))
+            request = asyncio.create_task(gateway.session.post(f"{gateway.base_url}{path}", json=body))
             before = simulator.cancelled_streams
             await simulator.wait_until(lambda s: s.open_streams == 1)
-            asking.cancel()
+            request.cancel()
             await simulator.wait_until(lambda s, before=before: s.cancelled_streams == before + 1)  # type: ignore[misc]
             simulator.faults.add_faults(Fault(kind="slow_first_token"))
         await eventually(lambda: db.fetchval("SELECT count(*) = 2 FROM turns WHERE status = 'cancelled'"))
@@ -364,7 +364,7 @@ async def test_turn_with_on_disconnect_continue_completes_after_a_disconnect(
             turn_id = stream.response.headers["x-turn-id"]
             await stream.until("text.delta")
             stream.response.close()
-        row = await until_ended(db, turn_id)
+        row = await wait_for_ended_turn(db, turn_id)
     assert row["status"] == "completed"
     assert row["response"].endswith("299 300 (simulated)")
 
@@ -385,10 +385,10 @@ async def test_shutdown_ends_streams_with_stream_closing_and_releases_the_turn(
         assert not [event async for event in stream.events()]
         await stopping
         await simulator.wait_until(lambda s: s.cancelled_streams == 1)
-        row = await turn_row(db, stream.response.headers["x-turn-id"])
+        row = await get_turn_row(db, stream.response.headers["x-turn-id"])
         assert (row["status"], row["worker_id"]) == ("running", None)
-        refused = await gateway.chat_stream("Hello")
-        assert (refused.status, refused.body["error"]["code"]) == (503, "server_stopping")
+        rejection = await gateway.chat_stream("Hello")
+        assert (rejection.status, rejection.body["error"]["code"]) == (503, "server_stopping")
         assert (await gateway.get("/ready")).status == 503
 
 
@@ -406,8 +406,8 @@ async def test_short_turn_completes_within_the_shutdown_grace_period(database_ur
 async def test_unreachable_database_at_startup_is_a_503_and_fails_readiness(
     simulator: Simulator, tools_url: str
 ) -> None:
-    nowhere = "postgresql+asyncpg://nobody@127.0.0.1:9/none"
-    async with serve_gateway(nowhere, simulator, tools_url, timeouts=HURRIED) as gateway:
+    unreachable_url = "postgresql+asyncpg://user@127.0.0.1:9/none"
+    async with serve_gateway(unreachable_url, simulator, tools_url, timeouts=SHORT_JOURNAL_TIMEOUT) as gateway:
         reply = await gateway.chat("Hello")
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
         ready = await gateway.get("/ready")
@@ -421,10 +421,10 @@ async def test_model_call_overlaps_the_turn_insert_and_no_output_precedes_its_co
 ) -> None:
     async with db.transaction():
         await db.execute("LOCK TABLE turns IN SHARE MODE")
-        asking = asyncio.create_task(gateway.chat("Hello"))
+        request = asyncio.create_task(gateway.chat("Hello"))
         await gateway.simulator.wait_until(lambda s: len(s.requests) == 1 and not s.open_streams)
-        assert not asking.done()
-    reply = await asking
+        assert not request.done()
+    reply = await request
     assert reply.status == 200
     assert await db.fetchval("SELECT response FROM turns") == reply.body["response"] != ""
 
@@ -433,7 +433,7 @@ async def test_model_call_is_cancelled_when_the_turn_cannot_be_stored(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
     simulator.faults.add_faults(Fault(kind="slow_first_token"))
-    async with serve_gateway(database_url, simulator, tools_url, timeouts=HURRIED) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, timeouts=SHORT_JOURNAL_TIMEOUT) as gateway:
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")
             reply = await gateway.chat("Hello")
@@ -442,22 +442,22 @@ async def test_model_call_is_cancelled_when_the_turn_cannot_be_stored(
         assert gateway.state.turn_service.running_turns == 0
 
 
-@pytest.mark.parametrize("put_down", [False, True])
+@pytest.mark.parametrize("hand_over", [False, True])
 async def test_turn_that_ends_before_its_insert_commits_is_stored_as_failed(
     database_url: str,
     simulator: Simulator,
     tools_url: str,
     db: asyncpg.Connection,
-    put_down: bool,
+    hand_over: bool,
 ) -> None:
-    async with serve_gateway(database_url, simulator, tools_url, timeouts=HURRIED) as gateway:
+    async with serve_gateway(database_url, simulator, tools_url, timeouts=SHORT_JOURNAL_TIMEOUT) as gateway:
         async with db.transaction():
             await db.execute("LOCK TABLE turns IN SHARE MODE")
-            asking = asyncio.create_task(gateway.chat("Hello"))
+            request = asyncio.create_task(gateway.chat("Hello"))
             await simulator.wait_until(lambda s: len(s.requests) == 1)
-            if put_down:
+            if hand_over:
                 await gateway.state.turn_service._runner.hand_over("server_stopping")
-            reply = await asking
+            reply = await request
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
         row = await eventually(lambda: db.fetchrow("SELECT status, response FROM turns WHERE status <> 'running'"))
         assert tuple(row) == ("failed", "")
@@ -469,9 +469,9 @@ async def test_turn_with_a_parent_waits_for_its_history(gateway: Gateway, db: as
     first = (await gateway.chat("My name is Ada.")).body["turn_id"]
     async with db.transaction():
         await db.execute("LOCK TABLE turns IN SHARE MODE")
-        asking = asyncio.create_task(gateway.chat("What is my name?", parent_turn_id=first))
+        request = asyncio.create_task(gateway.chat("What is my name?", parent_turn_id=first))
         await eventually(lambda: db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
-    assert (await asking).status == 200
+    assert (await request).status == 200
     assert "My name is Ada." in [message["content"] for message in gateway.simulator.requests[-1]["messages"]]
 
 
@@ -487,7 +487,7 @@ async def test_gateway_serves_while_the_tool_server_is_down(database_url: str, s
 async def test_two_hundred_concurrent_streams_complete(gateway: Gateway, db: asyncpg.Connection) -> None:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        crowd = Gateway(gateway.base_url, session, gateway.state, gateway.simulator)
-        replies = await asyncio.gather(*(crowd.chat_stream(f"count to {n}") for n in range(1, 201)))
+        client = Gateway(gateway.base_url, session, gateway.state, gateway.simulator)
+        replies = await asyncio.gather(*(client.chat_stream(f"count to {n}") for n in range(1, 201)))
     assert all(reply.text.endswith(f" {n} (simulated)") or n == 1 for n, reply in enumerate(replies, 1))
     assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 200

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`, spoken by the clients that people have: openai, groq, LangChain."""
+"""`/v1/chat/completions` with common clients: the SDKs of OpenAI and Groq, and LangChain."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -33,79 +33,83 @@ async def client(gateway: Gateway) -> AsyncGenerator[openai.AsyncOpenAI]:
         yield client
 
 
-async def ask(client: Any, *messages: Any, **options: Any) -> Any:
+async def create_completion(client: Any, *messages: Any, **options: Any) -> Any:
     return await client.chat.completions.create(model=MODEL, messages=messages or [USER], **options)
 
 
-async def chunks_of(client: Any, *messages: Any, **options: Any) -> list[Any]:
-    return [chunk async for chunk in await ask(client, *messages, stream=True, **options)]
+async def stream_chunks(client: Any, *messages: Any, **options: Any) -> list[Any]:
+    return [chunk async for chunk in await create_completion(client, *messages, stream=True, **options)]
 
 
-def text(chunks: list[Any]) -> str:
+def join_text(chunks: list[Any]) -> str:
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
 async def test_gateway_tool_calls_are_not_returned_as_tool_calls(client: openai.AsyncOpenAI) -> None:
-    answer = await ask(client)
+    answer = await create_completion(client)
     message = answer.choices[0].message
     assert "437" in message.content
     assert message.tool_calls is None
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
-    (ran,) = answer.model_extra["x_gateway"]["tool_calls"]
-    assert (ran["tool"], ran["arguments"], ran["outcome"]) == ("calculator", {"expression": "23*19"}, "ok")
+    (tool_call,) = answer.model_extra["x_gateway"]["tool_calls"]
+    assert (tool_call["tool"], tool_call["arguments"], tool_call["outcome"]) == (
+        "calculator",
+        {"expression": "23*19"},
+        "ok",
+    )
 
 
 async def test_stream_chunks_share_one_id_and_equal_the_full_response(client: openai.AsyncOpenAI) -> None:
-    chunks = await chunks_of(client, stream_options={"include_usage": True})
+    chunks = await stream_chunks(client, stream_options={"include_usage": True})
     assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
     assert [c.delta.role for c in choices if c.delta.role] == ["assistant"]
     assert [c.finish_reason for c in choices if c.finish_reason] == ["stop"]
     assert not any(c.delta.tool_calls for c in choices)
-    assert text(chunks) == (await ask(client)).choices[0].message.content
+    assert join_text(chunks) == (await create_completion(client)).choices[0].message.content
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens > 0
     assert [c for c in chunks[:-1] if c.usage] == []
-    told = [
+    event_types = [
         c.model_extra["x_gateway"]["event"]["type"] for c in chunks if "event" in c.model_extra.get("x_gateway", {})
     ]
-    assert told == ["tool.call", "tool.result"]
+    assert event_types == ["tool.call", "tool.result"]
 
 
 async def test_turn_is_stored_unless_store_is_false(
     client: openai.AsyncOpenAI, gateway: Gateway, db: asyncpg.Connection
 ) -> None:
-    answer = await ask(client, user="a label", metadata={"case": "7"})
+    answer = await create_completion(client, user="a label", metadata={"case": "7"})
     turn = (await gateway.get(f"/api/v1/turns/{answer.model_extra['x_gateway']['turn_id']}")).body
     assert (turn["user_label"], turn["response"]) == ("a label", answer.choices[0].message.content)
     assert json.loads(await db.fetchval("SELECT options FROM turns"))["metadata"] == {"case": "7"}
-    await ask(client, {"role": "user", "content": "a secret"}, store=False)
+    await create_completion(client, {"role": "user", "content": "a secret"}, store=False)
     assert await db.fetchval("SELECT count(*) FROM turns WHERE prompt LIKE '%secret%'") == 0
 
 
 async def test_client_can_send_back_the_full_message_history(client: openai.AsyncOpenAI) -> None:
-    first = await ask(client, {"role": "user", "content": "My name is Ada."})
+    first = await create_completion(client, {"role": "user", "content": "My name is Ada."})
     messages = [
         {"role": "developer", "content": "Be kind."},
         {"role": "user", "content": "My name is Ada."},
         first.choices[0].message.model_dump(),
         {"role": "user", "content": [{"type": "text", "text": "What is my name?"}]},
     ]
-    assert "Ada" in (await ask(client, *messages)).choices[0].message.content
+    assert "Ada" in (await create_completion(client, *messages)).choices[0].message.content
 
 
-# --- tools of the client
+# --- client-side tools
 
 
 async def test_client_side_tool_call_round_trip(client: openai.AsyncOpenAI) -> None:
     prompt = {"role": "user", "content": 'call get_weather with {"city": "Oslo"}'}
-    first = await ask(client, prompt, tools=[WEATHER])
+    first = await create_completion(client, prompt, tools=[WEATHER])
     assert first.choices[0].finish_reason == "tool_calls"
     (call,) = first.choices[0].message.tool_calls
     assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Oslo"})
     result = {"role": "tool", "tool_call_id": call.id, "content": "It snows."}
-    second = await ask(client, prompt, first.choices[0].message.model_dump(), result, tools=[WEATHER])
+    second = await create_completion(client, prompt, first.choices[0].message.model_dump(), result, tools=[WEATHER])
     assert "It snows." in second.choices[0].message.content
     assert second.choices[0].finish_reason == "stop"
 
@@ -118,7 +122,7 @@ async def test_gateway_and_client_tools_in_one_step_keep_all_results(
         {"name": "get_weather", "arguments": {"city": "Oslo"}},
     ]
     gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))
-    chunks = await chunks_of(client, tools=[WEATHER])
+    chunks = await stream_chunks(client, tools=[WEATHER])
     (call,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
     assert (call.index, call.function.name) == (0, "get_weather")
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
@@ -126,11 +130,13 @@ async def test_gateway_and_client_tools_in_one_step_keep_all_results(
         ("calculator", "ok"),
         ("get_weather", "client"),
     ]
-    said = {
+    assistant_message = {
         "role": "assistant",
         "tool_calls": [{"id": call.id, "type": "function", "function": call.function.model_dump()}],
     }
-    await ask(client, USER, said, {"role": "tool", "tool_call_id": call.id, "content": "Snow."}, tools=[WEATHER])
+    await create_completion(
+        client, USER, assistant_message, {"role": "tool", "tool_call_id": call.id, "content": "Snow."}, tools=[WEATHER]
+    )
     sent = gateway.simulator.requests[-1]["messages"]
     assert [m["role"] for m in sent] == ["system", "user", "assistant", "tool", "tool"]
     assert [c["function"]["name"] for c in sent[2]["tool_calls"]] == ["calculator", "get_weather"]
@@ -142,11 +148,11 @@ async def test_tool_history_of_another_user_is_not_restored(
     client: openai.AsyncOpenAI, gateway: Gateway, db: asyncpg.Connection
 ) -> None:
     prompt = {"role": "user", "content": 'call get_weather with {"city": "Oslo"}'}
-    first = await ask(client, prompt, tools=[WEATHER])
-    await db.execute("UPDATE turns SET owner = 'somebody else', messages = messages || '[{\"role\": \"assistant\"}]'")
+    first = await create_completion(client, prompt, tools=[WEATHER])
+    await db.execute("UPDATE turns SET owner = 'another user', messages = messages || '[{\"role\": \"assistant\"}]'")
     (call,) = first.choices[0].message.tool_calls
     result = {"role": "tool", "tool_call_id": call.id, "content": "Snow."}
-    await ask(client, prompt, first.choices[0].message.model_dump(), result, tools=[WEATHER])
+    await create_completion(client, prompt, first.choices[0].message.model_dump(), result, tools=[WEATHER])
     assert len(gateway.simulator.requests[-1]["messages"]) == 4
 
 
@@ -154,13 +160,15 @@ async def test_tool_call_without_a_result_is_reported_to_the_model(
     client: openai.AsyncOpenAI, gateway: Gateway
 ) -> None:
     prompt = {"role": "user", "content": 'call get_weather with {"city": "Oslo"}'}
-    first = await ask(client, prompt, tools=[WEATHER])
-    await ask(client, prompt, first.choices[0].message.model_dump(), {"role": "user", "content": "Never mind."})
+    first = await create_completion(client, prompt, tools=[WEATHER])
+    await create_completion(
+        client, prompt, first.choices[0].message.model_dump(), {"role": "user", "content": "Never mind."}
+    )
     assert "no result" in gateway.simulator.requests[-1]["messages"][-2]["content"]
 
 
 @pytest.mark.parametrize(
-    ("choice", "called"),
+    ("choice", "expected_call"),
     [
         ({"type": "function", "function": {"name": "get_weather"}}, "get_weather"),
         ({"type": "function", "function": {"name": "list_tasks"}}, None),
@@ -168,17 +176,17 @@ async def test_tool_call_without_a_result_is_reported_to_the_model(
     ],
 )
 async def test_tool_choice_applies_to_client_and_gateway_tools(
-    client: openai.AsyncOpenAI, choice: Any, called: str | None
+    client: openai.AsyncOpenAI, choice: Any, expected_call: str | None
 ) -> None:
-    answer = await ask(client, {"role": "user", "content": "Hello"}, tools=[WEATHER], tool_choice=choice)
+    answer = await create_completion(client, {"role": "user", "content": "Hello"}, tools=[WEATHER], tool_choice=choice)
     calls = answer.choices[0].message.tool_calls or []
-    assert [call.function.name for call in calls] == ([called] if called else [])
-    ran = answer.model_extra["x_gateway"].get("tool_calls", [])
-    assert [call["tool"] for call in ran] == (["list_tasks"] if "list_tasks" in str(choice) else [])
+    assert [call.function.name for call in calls] == ([expected_call] if expected_call else [])
+    gateway_calls = answer.model_extra["x_gateway"].get("tool_calls", [])
+    assert [call["tool"] for call in gateway_calls] == (["list_tasks"] if "list_tasks" in str(choice) else [])
 
 
 @pytest.mark.parametrize(
-    ("options", "offered"),
+    ("options", "expected_tools"),
     [
         ({"extra_headers": {"X-Gateway-Tools": "none"}}, set()),
         ({"extra_headers": {"X-Gateway-Tools": "calculator, list_tasks"}}, {"calculator", "list_tasks"}),
@@ -191,16 +199,16 @@ async def test_tool_choice_applies_to_client_and_gateway_tools(
     ],
 )
 async def test_gateway_tools_are_selected_by_header_or_body(
-    client: openai.AsyncOpenAI, gateway: Gateway, options: Any, offered: set[str]
+    client: openai.AsyncOpenAI, gateway: Gateway, options: Any, expected_tools: set[str]
 ) -> None:
-    await ask(client, **options)
-    sent = gateway.simulator.requests[-1].get("tools", [])
-    assert {tool["function"]["name"] for tool in sent} == offered
+    await create_completion(client, **options)
+    sent_tools = gateway.simulator.requests[-1].get("tools", [])
+    assert {tool["function"]["name"] for tool in sent_tools} == expected_tools
 
 
 async def test_client_tool_takes_precedence_over_a_gateway_tool_of_the_same_name(client: openai.AsyncOpenAI) -> None:
-    own = {"type": "function", "function": {**WEATHER["function"], "name": "calculator"}}
-    answer = await ask(client, tools=[own])
+    client_tool = {"type": "function", "function": {**WEATHER["function"], "name": "calculator"}}
+    answer = await create_completion(client, tools=[client_tool])
     assert answer.choices[0].message.tool_calls[0].function.name == "calculator"
 
 
@@ -220,22 +228,24 @@ async def test_answer_after_tool_calls_matches_the_schema(
         model=MODEL, messages=[USER], response_format=Sum, extra_headers={"X-Gateway-Tools": tools}
     )
     assert isinstance(parsed.choices[0].message.parsed, Sum)
-    sent = list(gateway.simulator.requests)
-    assert "response_format" in sent[-1]
-    assert "tools" not in sent[-1]
-    ran = (parsed.model_extra or {})["x_gateway"].get("tool_calls", [])
-    assert [call["tool"] for call in ran] == (["calculator"] if tools == "all" else [])
+    requests = list(gateway.simulator.requests)
+    assert "response_format" in requests[-1]
+    assert "tools" not in requests[-1]
+    gateway_calls = (parsed.model_extra or {})["x_gateway"].get("tool_calls", [])
+    assert [call["tool"] for call in gateway_calls] == (["calculator"] if tools == "all" else [])
 
 
 async def test_stream_of_a_structured_answer_contains_only_the_json(client: openai.AsyncOpenAI) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
-    assert Sum.model_validate_json(text(await chunks_of(client, response_format=schema)))
-    assert json.loads(text(await chunks_of(client, response_format={"type": "json_object"})))
+    assert Sum.model_validate_json(join_text(await stream_chunks(client, response_format=schema)))
+    assert json.loads(join_text(await stream_chunks(client, response_format={"type": "json_object"})))
 
 
 async def test_valid_draft_is_not_requested_again(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="text", text='{"answer": 42}'))
-    answer = await ask(client, {"role": "user", "content": "Hello"}, response_format={"type": "json_object"})
+    answer = await create_completion(
+        client, {"role": "user", "content": "Hello"}, response_format={"type": "json_object"}
+    )
     assert json.loads(answer.choices[0].message.content) == {"answer": 42}
     assert len(gateway.simulator.requests) == 1
 
@@ -246,21 +256,21 @@ async def test_invalid_structured_output_is_retried_once_and_then_fails(
     schema: Any = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
     options: Any = {"response_format": schema, "extra_headers": {"X-Gateway-Tools": "none"}}
     gateway.simulator.faults.add_faults(Fault(kind="text", text='{"expression": 1}'))
-    assert Sum.model_validate_json((await ask(client, **options)).choices[0].message.content)
+    assert Sum.model_validate_json((await create_completion(client, **options)).choices[0].message.content)
     gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", times=2))
     with pytest.raises(openai.InternalServerError) as caught:
-        await ask(client, **options)
+        await create_completion(client, **options)
     assert caught.value.code == "structured_output_invalid"
 
 
 # --- errors
 
 
-BAD: list[tuple[dict[str, Any], str | None]] = [
+INVALID_REQUESTS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "user", "content": None}]}, "messages.0"),
-    ({"messages": [{"role": "user", "content": "x", "mood": "good"}]}, "messages.0.mood"),
+    ({"messages": [{"role": "user", "content": "x", "unknown": "x"}]}, "messages.0.unknown"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
     ({"messages": "hello"}, "messages"),
     ({"no_such_field": 1}, "no_such_field"),
@@ -280,7 +290,7 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("body", "param"), INVALID_REQUESTS, ids=lambda value: str(value)[:60])
 async def test_invalid_request_is_a_400_in_the_openai_format_that_names_the_field(
     standing: Gateway, body: dict[str, Any], param: str | None
 ) -> None:
@@ -311,21 +321,21 @@ async def test_invalid_json_and_unknown_routes_return_openai_errors(gateway: Gat
 
 
 async def test_sdk_raises_the_matching_error_class(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
-    with pytest.raises(openai.NotFoundError) as missing:
+    with pytest.raises(openai.NotFoundError) as not_found:
         await client.chat.completions.create(model="no-such-model", messages=[USER])
-    assert missing.value.code == "model_not_found"
+    assert not_found.value.code == "model_not_found"
     gateway.simulator.faults.add_faults(
         Fault(kind="status", status=429, headers={"retry-after": "30"}, body={"error": {}})
     )
-    with pytest.raises(openai.RateLimitError) as limited:
-        await ask(client)
-    assert limited.value.response.headers["retry-after"] == "30"
+    with pytest.raises(openai.RateLimitError) as rate_limited:
+        await create_completion(client)
+    assert rate_limited.value.response.headers["retry-after"] == "30"
 
 
 async def test_mid_stream_failure_raises_in_the_sdk(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=40))
     with pytest.raises(openai.APIError) as caught:
-        await chunks_of(client, {"role": "user", "content": "count to 200"})
+        await stream_chunks(client, {"role": "user", "content": "count to 200"})
     assert caught.value.code == "model_stream_broken"
 
 
@@ -333,9 +343,9 @@ async def test_sdk_api_key_is_accepted_as_a_bearer_token(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
-        for key, right in (("the-right-key-16", True), ("wrong", False)):
+        for key, accepted in (("the-right-key-16", True), ("wrong", False)):
             async with openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key=key) as client:
-                if right:
+                if accepted:
                     assert (await client.models.retrieve(MODEL)).id == MODEL
                 else:
                     with pytest.raises(openai.AuthenticationError):
@@ -343,8 +353,8 @@ async def test_sdk_api_key_is_accepted_as_a_bearer_token(
 
 
 async def test_models_are_listed_and_retrieved(client: openai.AsyncOpenAI) -> None:
-    listed = [model.id async for model in client.models.list()]
-    assert MODEL in listed
+    model_ids = [model.id async for model in client.models.list()]
+    assert MODEL in model_ids
     assert (await client.models.retrieve(MODEL)).owned_by == "OpenAI"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("no/such/model")
@@ -352,7 +362,7 @@ async def test_models_are_listed_and_retrieved(client: openai.AsyncOpenAI) -> No
 
 async def test_client_disconnect_cancels_the_turn(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
-    stream = await ask(client, {"role": "user", "content": "count to 1000"}, stream=True)
+    stream = await create_completion(client, {"role": "user", "content": "count to 1000"}, stream=True)
     await anext(aiter(stream))
     await stream.close()
     await gateway.simulator.wait_until(lambda simulator: simulator.cancelled_streams == 1)
@@ -360,16 +370,16 @@ async def test_client_disconnect_cancels_the_turn(client: openai.AsyncOpenAI, ga
 
 async def test_idempotency_key_returns_the_same_turn(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
     options = {"extra_headers": {"Idempotency-Key": "k1"}}
-    assert (await ask(client, **options)).id == (await ask(client, **options)).id
-    assert text(await chunks_of(client, **options))
+    assert (await create_completion(client, **options)).id == (await create_completion(client, **options)).id
+    assert join_text(await stream_chunks(client, **options))
     assert await db.fetchval("SELECT count(*) FROM turns") == 1
 
 
 async def test_turn_waiting_for_approval_ends_the_response_with_input_required(client: openai.AsyncOpenAI) -> None:
     options = {"extra_body": {"x_gateway": {"approval": "always"}}}
-    answer = await ask(client, **options)
+    answer = await create_completion(client, **options)
     assert answer.model_extra["x_gateway"]["inputs"][0]["kind"] == "approval"
-    chunks = await chunks_of(client, **options)
+    chunks = await stream_chunks(client, **options)
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert chunks[-1].model_extra["x_gateway"]["finish_reason"] == "input_required"
 
@@ -379,21 +389,21 @@ async def test_turn_waiting_for_approval_ends_the_response_with_input_required(c
 
 async def test_groq_sdk_works_with_only_a_base_url(gateway: Gateway) -> None:
     async with groq.AsyncGroq(base_url=gateway.base_url, api_key="none") as client:
-        assert "437" in (await ask(client)).choices[0].message.content
-        assert "437" in text(await chunks_of(client))
+        assert "437" in (await create_completion(client)).choices[0].message.content
+        assert "437" in join_text(await stream_chunks(client))
         assert MODEL in [model.id for model in (await client.models.list()).data]
 
 
 async def test_langchain_supports_chat_streaming_tools_and_structured_output(gateway: Gateway) -> None:
     chat = ChatOpenAI(model=MODEL, base_url=f"{gateway.base_url}/v1", api_key=SecretStr("none"))
     assert "437" in str((await chat.ainvoke("What is 23*19?")).content)
-    whole: AIMessageChunk | None = None
+    combined: AIMessageChunk | None = None
     async for chunk in chat.astream("What is 23*19?"):
         assert isinstance(chunk, AIMessageChunk)
-        whole = chunk if whole is None else whole + chunk
-    assert whole is not None
-    assert "437" in str(whole.content)
-    asked = await chat.bind_tools([WEATHER]).ainvoke([HumanMessage('call get_weather with {"city": "Oslo"}')])
-    assert asked.tool_calls[0]["args"] == {"city": "Oslo"}
+        combined = chunk if combined is None else combined + chunk
+    assert combined is not None
+    assert "437" in str(combined.content)
+    tool_message = await chat.bind_tools([WEATHER]).ainvoke([HumanMessage('call get_weather with {"city": "Oslo"}')])
+    assert tool_message.tool_calls[0]["args"] == {"city": "Oslo"}
     structured = await chat.with_structured_output(Sum).ainvoke("What is 23*19?")
     assert isinstance(structured, Sum)

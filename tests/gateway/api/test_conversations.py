@@ -1,4 +1,4 @@
-"""Conversations: kept house with, gone on from, branched, never interleaved."""
+"""Conversations: administration, continuation, branches, and one running turn at a time."""
 
 import asyncio
 from typing import Any
@@ -10,57 +10,59 @@ from gateway.simulator import Fault
 from tests.stack import Gateway
 
 
-async def begin(gateway: Gateway, prompt: str = "My name is Ada.") -> tuple[str, str]:
+async def start_conversation(gateway: Gateway, prompt: str = "My name is Ada.") -> tuple[str, str]:
     reply = await gateway.chat(prompt, conversation_id="new")
     assert reply.status == 200, reply.body
     return reply.body["conversation_id"], reply.body["turn_id"]
 
 
-async def call(gateway: Gateway, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:
+async def send_request(gateway: Gateway, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:
     async with gateway.session.request(method, f"{gateway.base_url}{path}", json=body) as response:
         return response.status, await response.json() if response.status != 204 else None, response.headers
 
 
 async def test_conversations_are_listed_newest_first_in_pages(gateway: Gateway) -> None:
-    ids = [(await begin(gateway, f"Prompt {n}"))[0] for n in range(5)]
-    first = (await gateway.get("/api/v1/conversations?limit=3")).body
-    assert [c["title"] for c in first["conversations"]] == ["Prompt 4", "Prompt 3", "Prompt 2"]
-    rest = (await gateway.get(f"/api/v1/conversations?limit=3&before={first['next']}")).body
-    assert [c["id"] for c in rest["conversations"]] == ids[1::-1]
-    assert rest["next"] is None
+    ids = [(await start_conversation(gateway, f"Prompt {n}"))[0] for n in range(5)]
+    first_page = (await gateway.get("/api/v1/conversations?limit=3")).body
+    assert [c["title"] for c in first_page["conversations"]] == ["Prompt 4", "Prompt 3", "Prompt 2"]
+    second_page = (await gateway.get(f"/api/v1/conversations?limit=3&before={first_page['next']}")).body
+    assert [c["id"] for c in second_page["conversations"]] == ids[1::-1]
+    assert second_page["next"] is None
 
 
 async def test_conversation_is_shown_renamed_exported_and_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
-    conversation_id, turn_id = await begin(gateway, "What is 23*19?")
+    conversation_id, turn_id = await start_conversation(gateway, "What is 23*19?")
     path = f"/api/v1/conversations/{conversation_id}"
-    _, shown, _ = await call(gateway, "GET", path)
-    assert [turn["id"] for turn in shown["turns"]] == [turn_id]
-    assert [message["role"] for message in shown["messages"]] == ["user", "assistant", "tool", "assistant"]
-    assert (await call(gateway, "PATCH", path, {"title": " New  name "}))[1]["title"] == "New name"
-    status, exported, headers = await call(gateway, "GET", f"{path}/export")
-    assert (status, exported["title"], exported["turns"]) == (200, "New name", shown["turns"])
+    _, conversation, _ = await send_request(gateway, "GET", path)
+    assert [turn["id"] for turn in conversation["turns"]] == [turn_id]
+    assert [message["role"] for message in conversation["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert (await send_request(gateway, "PATCH", path, {"title": " New  name "}))[1]["title"] == "New name"
+    status, exported, headers = await send_request(gateway, "GET", f"{path}/export")
+    assert (status, exported["title"], exported["turns"]) == (200, "New name", conversation["turns"])
     assert f'filename="conversation-{conversation_id}.json"' in headers["content-disposition"]
-    assert (await call(gateway, "DELETE", path))[0] == 204
+    assert (await send_request(gateway, "DELETE", path))[0] == 204
     for table in ("turns", "turn_events", "tool_calls", "conversations"):
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
-    assert (await call(gateway, "GET", path))[0] == 404
+    assert (await send_request(gateway, "GET", path))[0] == 404
 
 
 async def test_deleting_a_conversation_cancels_its_running_turn(workers: list[Gateway], db: asyncpg.Connection) -> None:
-    one, other = workers
-    async with one.stream("count to 5000", conversation_id="new") as stream:
-        started = (await stream.until("turn.started")).data
+    first_worker, second_worker = workers
+    async with first_worker.stream("count to 5000", conversation_id="new") as stream:
+        turn_started = (await stream.until("turn.started")).data
         await stream.until("text.delta")
-        status, _, _ = await call(other, "DELETE", f"/api/v1/conversations/{started['conversation_id']}")
+        status, _, _ = await send_request(
+            second_worker, "DELETE", f"/api/v1/conversations/{turn_started['conversation_id']}"
+        )
         assert status == 204
         await stream.until("turn.cancelled")
     assert await db.fetchval("SELECT count(*) FROM turns") == 0
 
 
 async def test_conversations_of_other_users_are_not_found(gateway: Gateway, db: asyncpg.Connection) -> None:
-    conversation_id, turn_id = await begin(gateway)
-    await db.execute("UPDATE conversations SET owner = 'somebody else'")
-    await db.execute("UPDATE turns SET owner = 'somebody else'")
+    conversation_id, turn_id = await start_conversation(gateway)
+    await db.execute("UPDATE conversations SET owner = 'another user'")
+    await db.execute("UPDATE turns SET owner = 'another user'")
     path = f"/api/v1/conversations/{conversation_id}"
     for method, suffix, body in (
         ("GET", "", None),
@@ -68,7 +70,7 @@ async def test_conversations_of_other_users_are_not_found(gateway: Gateway, db: 
         ("PATCH", "", {"title": "x"}),
         ("DELETE", "", None),
     ):
-        assert (await call(gateway, method, path + suffix, body))[0] == 404
+        assert (await send_request(gateway, method, path + suffix, body))[0] == 404
     assert (await gateway.get("/api/v1/conversations")).body["conversations"] == []
     assert (await gateway.chat("Hello", parent_turn_id=turn_id)).status == 404
 
@@ -79,11 +81,11 @@ async def test_conversations_of_other_users_are_not_found(gateway: Gateway, db: 
 async def test_second_turn_waits_for_the_first_and_sees_its_messages(
     workers: list[Gateway], db: asyncpg.Connection
 ) -> None:
-    one, other = workers
-    conversation_id, _ = await begin(one, "Hello")
-    async with one.stream("count to 100", conversation_id=conversation_id) as stream:
+    first_worker, second_worker = workers
+    conversation_id, _ = await start_conversation(first_worker, "Hello")
+    async with first_worker.stream("count to 100", conversation_id=conversation_id) as stream:
         await stream.until("text.delta")
-        waiting = asyncio.create_task(other.chat("What did I ask?", conversation_id=conversation_id))
+        waiting = asyncio.create_task(second_worker.chat("What did I ask?", conversation_id=conversation_id))
         first = await stream.until("turn.completed")
     second = await waiting
     assert second.status == 200
@@ -95,9 +97,9 @@ async def test_second_turn_waits_for_the_first_and_sees_its_messages(
 
 
 async def test_concurrent_turns_of_a_conversation_form_one_chain(gateway: Gateway, db: asyncpg.Connection) -> None:
-    conversation_id, _ = await begin(gateway)
-    asking = [gateway.chat(f"Prompt {n}", conversation_id=conversation_id) for n in range(8)]
-    replies = await asyncio.gather(*asking)
+    conversation_id, _ = await start_conversation(gateway)
+    requests = [gateway.chat(f"Prompt {n}", conversation_id=conversation_id) for n in range(8)]
+    replies = await asyncio.gather(*requests)
     assert {reply.status for reply in replies} == {200}
     rows = await db.fetch("SELECT id, parent_id FROM turns ORDER BY id")
     assert [row["parent_id"] for row in rows] == [None, *[row["id"] for row in rows][:-1]]
@@ -105,25 +107,25 @@ async def test_concurrent_turns_of_a_conversation_form_one_chain(gateway: Gatewa
 
 
 async def test_second_turn_is_rejected_with_if_busy_reject(workers: list[Gateway]) -> None:
-    one, other = workers
-    conversation_id, _ = await begin(one, "Hello")
-    async with one.stream("count to 500", conversation_id=conversation_id) as stream:
+    first_worker, second_worker = workers
+    conversation_id, _ = await start_conversation(first_worker, "Hello")
+    async with first_worker.stream("count to 500", conversation_id=conversation_id) as stream:
         await stream.until("text.delta")
-        refused = await other.chat("Hello", conversation_id=conversation_id, if_busy="reject")
-        assert (refused.status, refused.body["error"]["code"]) == (409, "conversation_busy")
+        rejection = await second_worker.chat("Hello", conversation_id=conversation_id, if_busy="reject")
+        assert (rejection.status, rejection.body["error"]["code"]) == (409, "conversation_busy")
         await stream.until("turn.completed")
-    assert (await other.chat("Hello", conversation_id=conversation_id, if_busy="reject")).status == 200
+    assert (await second_worker.chat("Hello", conversation_id=conversation_id, if_busy="reject")).status == 200
 
 
 async def test_turn_waiting_for_input_keeps_its_conversation_busy(gateway: Gateway) -> None:
     waiting = await gateway.chat("Add a task to buy milk", conversation_id="new", approval="always")
-    refused = await gateway.chat("Hello", conversation_id=waiting.body["conversation_id"])
-    assert (refused.status, refused.body["error"]["code"]) == (409, "conversation_busy")
-    assert "waits for an answer" in refused.body["error"]["message"]
+    rejection = await gateway.chat("Hello", conversation_id=waiting.body["conversation_id"])
+    assert (rejection.status, rejection.body["error"]["code"]) == (409, "conversation_busy")
+    assert "waits for an answer" in rejection.body["error"]["message"]
 
 
 async def test_failed_turn_frees_its_conversation_and_is_omitted_from_history(gateway: Gateway) -> None:
-    conversation_id, _ = await begin(gateway)
+    conversation_id, _ = await start_conversation(gateway)
     gateway.simulator.faults.add_faults(Fault(kind="status", status=401))
     assert (await gateway.chat("zebra", conversation_id=conversation_id)).status == 502
     assert "Ada" in (await gateway.chat("What is my name?", conversation_id=conversation_id)).body["response"]
@@ -134,46 +136,46 @@ async def test_failed_turn_frees_its_conversation_and_is_omitted_from_history(ga
 
 
 async def test_history_follows_the_branch_of_the_parent_turn(gateway: Gateway) -> None:
-    conversation_id, first = await begin(gateway, "Prompt one")
+    conversation_id, first = await start_conversation(gateway, "Prompt one")
     second = (await gateway.chat("Prompt two", conversation_id=conversation_id)).body["turn_id"]
     edited = (await gateway.chat("Prompt other", parent_turn_id=first)).body
     assert edited["conversation_id"] == conversation_id
-    asked = await gateway.chat("What did I ask?", parent_turn_id=edited["turn_id"])
-    assert "Prompt one; Prompt other" in asked.body["response"]
-    older = await gateway.chat("What did I ask?", parent_turn_id=second)
-    assert "Prompt one; Prompt two" in older.body["response"]
-    _, shown, _ = await call(gateway, "GET", f"/api/v1/conversations/{conversation_id}")
-    assert len(shown["turns"]) == 5
-    prompts = [message["content"] for message in shown["messages"] if message["role"] == "user"]
+    edited_history = await gateway.chat("What did I ask?", parent_turn_id=edited["turn_id"])
+    assert "Prompt one; Prompt other" in edited_history.body["response"]
+    original_history = await gateway.chat("What did I ask?", parent_turn_id=second)
+    assert "Prompt one; Prompt two" in original_history.body["response"]
+    _, conversation, _ = await send_request(gateway, "GET", f"/api/v1/conversations/{conversation_id}")
+    assert len(conversation["turns"]) == 5
+    prompts = [message["content"] for message in conversation["messages"] if message["role"] == "user"]
     assert prompts == ["Prompt one", "Prompt two", "What did I ask?"]
 
 
 async def test_branches_run_concurrently(workers: list[Gateway]) -> None:
-    one, other = workers
-    _, first = await begin(one)
-    async with one.stream("count to 100", parent_turn_id=first) as stream:
+    first_worker, second_worker = workers
+    _, first = await start_conversation(first_worker)
+    async with first_worker.stream("count to 100", parent_turn_id=first) as stream:
         await stream.until("text.delta")
-        assert "Ada" in (await other.chat("What is my name?", parent_turn_id=first)).body["response"]
+        assert "Ada" in (await second_worker.chat("What is my name?", parent_turn_id=first)).body["response"]
         await stream.until("turn.completed")
 
 
 async def test_unfinished_turn_cannot_be_a_parent(gateway: Gateway) -> None:
     waiting = await gateway.chat("Add a task to buy milk", approval="always")
-    refused = await gateway.chat("Hello", parent_turn_id=waiting.body["turn_id"])
-    assert (refused.status, refused.body["error"]["param"]) == (409, "parent_turn_id")
+    rejection = await gateway.chat("Hello", parent_turn_id=waiting.body["turn_id"])
+    assert (rejection.status, rejection.body["error"]["param"]) == (409, "parent_turn_id")
 
 
 async def test_turn_of_another_conversation_cannot_be_a_parent(gateway: Gateway) -> None:
-    conversation_id, first = await begin(gateway)
-    _, other = await begin(gateway)
-    alone = (await gateway.chat("Hello")).body["turn_id"]
-    for parent in (other, alone):
-        refused = await gateway.chat("Hello", conversation_id=conversation_id, parent_turn_id=parent)
-        assert (refused.status, refused.body["error"]["param"]) == (422, "parent_turn_id")
+    conversation_id, first = await start_conversation(gateway)
+    _, other_turn = await start_conversation(gateway)
+    turn_without_conversation = (await gateway.chat("Hello")).body["turn_id"]
+    for parent in (other_turn, turn_without_conversation):
+        rejection = await gateway.chat("Hello", conversation_id=conversation_id, parent_turn_id=parent)
+        assert (rejection.status, rejection.body["error"]["param"]) == (422, "parent_turn_id")
     assert (await gateway.chat("Hello", conversation_id=conversation_id, parent_turn_id=first)).status == 200
 
 
 @pytest.mark.parametrize("body", [{"title": ""}, {"title": 1}, {"name": "x"}, {}])
 async def test_invalid_update_is_a_422(standing: Gateway, body: Any) -> None:
-    conversation_id, _ = await begin(standing)
-    assert (await call(standing, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422
+    conversation_id, _ = await start_conversation(standing)
+    assert (await send_request(standing, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422

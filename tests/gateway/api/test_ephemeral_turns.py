@@ -1,4 +1,4 @@
-"""`store: false`: nothing that anybody said is kept, and the turn works all the same."""
+"""Turns with `store: false`: complete turns of which no text is stored."""
 
 import asyncio
 from typing import Any
@@ -8,12 +8,12 @@ import pytest
 
 from gateway.simulator import Simulator
 from tests.eventually import eventually
-from tests.gateway.api.test_turns import events_of, follow
+from tests.gateway.api.test_turns import follow_turn, read_turn_events
 from tests.stack import Event, Gateway, serve_gateway
 
 
-async def everything(db: asyncpg.Connection) -> str:
-    """All that the database holds of the gateway, as text."""
+async def dump_tables(db: asyncpg.Connection) -> str:
+    """Return all rows of the gateway's tables as text."""
     tables = ["turns", "turn_events", "tool_calls", "turn_inputs", "conversations", "audit_log"]
     rows = [row for table in tables for row in await db.fetch(f"SELECT t::text AS row FROM {table} t")]
     return "\n".join(row["row"] for row in rows)
@@ -26,8 +26,8 @@ async def test_only_usage_figures_are_stored(gateway: Gateway, db: asyncpg.Conne
     assert reply.of("tool.result")[0]["structured"]["result"] == 437
     assert "437" in reply.text
     assert reply.done
-    kept = await everything(db)
-    assert not [said for said in ("zebra", "camels", "a label", "calculator") if said in kept]
+    dump = await dump_tables(db)
+    assert not [text for text in ("zebra", "camels", "a label", "calculator") if text in dump]
     row = await db.fetchrow("SELECT status, prompt, response, messages::text, steps, usage->>'total_tokens' FROM turns")
     assert row is not None
     assert tuple(row)[:5] == ("completed", "", "", "[]", 2)
@@ -38,8 +38,13 @@ async def test_only_usage_figures_are_stored(gateway: Gateway, db: asyncpg.Conne
 
 async def test_turn_view_reports_store_false(gateway: Gateway) -> None:
     reply = await gateway.chat("What is 23*19?", store=False)
-    view = (await gateway.get(f"/api/v1/turns/{reply.headers['x-turn-id']}")).body
-    assert (view["store"], view["status"], view["prompt"], view["messages"]) == (False, "completed", "", [])
+    turn_view = (await gateway.get(f"/api/v1/turns/{reply.headers['x-turn-id']}")).body
+    assert (turn_view["store"], turn_view["status"], turn_view["prompt"], turn_view["messages"]) == (
+        False,
+        "completed",
+        "",
+        [],
+    )
 
 
 async def test_ephemeral_turn_can_be_followed_only_while_it_runs(
@@ -47,17 +52,17 @@ async def test_ephemeral_turn_can_be_followed_only_while_it_runs(
 ) -> None:
     gateway = workers[0]
     async with gateway.stream("count to 150", store=False) as stream:
-        first = await stream.until("text.delta")
+        first_delta = await stream.until("text.delta")
         slow_simulator.pause_streams()
         turn_id = stream.response.headers["x-turn-id"]
-        async with follow(gateway, turn_id) as other:
+        async with follow_turn(gateway, turn_id) as other:
             slow_simulator.resume_streams()
-            seen = [event async for event in other.events()]
-        told = stream.seen + [event async for event in stream.events()]
-    assert first in seen
-    assert seen == [event for n, event in enumerate(told) if event not in told[:n]]
-    late = await gateway.get(f"/api/v1/turns/{turn_id}/events")
-    assert (late.status, late.body["error"]["code"]) == (409, "turn_not_kept")
+            followed_events = [event async for event in other.events()]
+        streamed_events = stream.seen + [event async for event in stream.events()]
+    assert first_delta in followed_events
+    assert followed_events == [event for n, event in enumerate(streamed_events) if event not in streamed_events[:n]]
+    late_reply = await gateway.get(f"/api/v1/turns/{turn_id}/events")
+    assert (late_reply.status, late_reply.body["error"]["code"]) == (409, "turn_not_kept")
 
 
 async def test_ephemeral_turn_is_cancelled_from_another_worker(
@@ -69,8 +74,8 @@ async def test_ephemeral_turn_is_cancelled_from_another_worker(
     ):
         await stream.until("text.delta")
         turn_id = stream.response.headers["x-turn-id"]
-        elsewhere = await other.get(f"/api/v1/turns/{turn_id}/events")
-        assert (elsewhere.status, elsewhere.body["error"]["code"]) == (409, "turn_not_kept")
+        follow_reply = await other.get(f"/api/v1/turns/{turn_id}/events")
+        assert (follow_reply.status, follow_reply.body["error"]["code"]) == (409, "turn_not_kept")
         reply = await other.post(f"/api/v1/turns/{turn_id}/cancel", None)
         assert (await stream.until("turn.cancelled")).data["saved"] == "nothing"
         assert reply.body["status"] == "cancelled"
@@ -112,11 +117,11 @@ async def test_ephemeral_turn_of_a_dead_worker_fails_with_turn_lost(
 async def test_ephemeral_turn_can_read_a_conversation_but_not_start_one(
     gateway: Gateway, db: asyncpg.Connection
 ) -> None:
-    refused = await gateway.chat("Hello", store=False, conversation_id="new")
-    assert refused.status == 422
-    assert "cannot start a conversation" in refused.body["error"]["message"]
-    begun = await gateway.chat("My dog is called Bello.", conversation_id="new")
-    conversation_id = begun.body["conversation_id"]
+    rejection = await gateway.chat("Hello", store=False, conversation_id="new")
+    assert rejection.status == 422
+    assert "cannot start a conversation" in rejection.body["error"]["message"]
+    started = await gateway.chat("My dog is called Bello.", conversation_id="new")
+    conversation_id = started.body["conversation_id"]
     await gateway.chat("Hello again", store=False, conversation_id=conversation_id)
     assert "Bello" in str(gateway.simulator.requests[-1]["messages"])
     await gateway.chat("And again", conversation_id=conversation_id)
@@ -125,11 +130,11 @@ async def test_ephemeral_turn_can_read_a_conversation_but_not_start_one(
 
 @pytest.mark.parametrize("store", [True, False])
 async def test_ephemeral_and_stored_turns_send_the_same_events(gateway: Gateway, store: bool) -> None:
-    def kinds(events: list[Event]) -> list[Any]:
+    def get_first_types(events: list[Event]) -> list[Any]:
         return [(event.id, event.type) for event in events if event.type != "text.delta"][:6]
 
-    kept = await gateway.chat_stream("What is 23*19?")
-    again = await gateway.chat_stream("What is 23*19?", store=store)
-    assert kinds(kept.events) == kinds(again.events)
+    stored = await gateway.chat_stream("What is 23*19?")
+    second = await gateway.chat_stream("What is 23*19?", store=store)
+    assert get_first_types(stored.events) == get_first_types(second.events)
     if store:
-        assert await events_of(gateway, again.headers["x-turn-id"]) == again.events
+        assert await read_turn_events(gateway, second.headers["x-turn-id"]) == second.events

@@ -1,4 +1,4 @@
-"""What a caller who waits for a whole turn is answered when its worker cannot bring it to its end."""
+"""Responses to requests that wait for a turn when its worker hands the turn over."""
 
 import asyncio
 from typing import Any
@@ -23,7 +23,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def text_of(body: Any) -> str:
+def get_answer_text(body: Any) -> str:
     if "choices" in body:
         return str(body["choices"][0]["message"]["content"])
     if "output" in body:
@@ -32,7 +32,7 @@ def text_of(body: Any) -> str:
 
 
 async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
-    """Do what a worker does that could not write its heartbeats for too long, and lives."""
+    """Hand over all turns, as a live worker does after it failed to write heartbeats."""
     turn_ids = await gateway.state.turn_service._runner.hand_over("storage_unavailable")
     await gateway.state.turns.release(gateway.state.turn_service._runner._config.worker_id, turn_ids)
     for turn_id in turn_ids:
@@ -40,33 +40,35 @@ async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
     return turn_ids
 
 
-async def ask(gateway: Gateway, simulator: Simulator, path: str, body: Any, **options: Any) -> asyncio.Task[Reply]:
-    """A request under way, whose model has begun to answer."""
-    asking = asyncio.create_task(gateway.post(path, body, **options))
+async def start_request(
+    gateway: Gateway, simulator: Simulator, path: str, body: Any, **options: Any
+) -> asyncio.Task[Reply]:
+    """Start a request, and return it once the model streams its answer."""
+    request = asyncio.create_task(gateway.post(path, body, **options))
     await simulator.wait_until(lambda s: s.open_streams == 1)
-    return asking
+    return request
 
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS.values(), ids=REQUESTS)
 async def test_waiting_request_continues_after_missed_heartbeats(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection, path: str, body: Any
 ) -> None:
-    asking = await ask(workers[0], slow_simulator, path, body)
+    request = await start_request(workers[0], slow_simulator, path, body)
     assert len(await miss_heartbeats(workers[0])) == 1
     async with asyncio.timeout(30):
-        reply = await asking
+        reply = await request
     assert reply.status == 200
-    assert text_of(reply.body) == await db.fetchval("SELECT response FROM turns")
-    assert text_of(reply.body).endswith("199 200 (simulated)")
+    assert get_answer_text(reply.body) == await db.fetchval("SELECT response FROM turns")
+    assert get_answer_text(reply.body).endswith("199 200 (simulated)")
 
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS.values(), ids=REQUESTS)
 async def test_waiting_request_ends_with_503_when_its_worker_stops(
     workers: list[Gateway], slow_simulator: Simulator, path: str, body: Any
 ) -> None:
-    asking = await ask(workers[0], slow_simulator, path, body)
+    request = await start_request(workers[0], slow_simulator, path, body)
     await workers[0].state.stop(0)
-    reply = await asking
+    reply = await request
     assert reply.status == 503
     assert reply.body["error"]["code"] == "server_stopping"
 
@@ -75,10 +77,10 @@ async def test_waiting_request_returns_questions_asked_on_another_worker(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     body = {"messages": [{"role": "user", "content": "Add a task to buy milk"}], "approval": "always"}
-    asking = await ask(workers[0], slow_simulator, "/api/v1/chat", body)
+    request = await start_request(workers[0], slow_simulator, "/api/v1/chat", body)
     await miss_heartbeats(workers[0])
     async with asyncio.timeout(30):
-        reply = await asking
+        reply = await request
     assert (reply.status, reply.body["finish_reason"], len(reply.body["inputs"])) == (200, "input_required", 1)
     assert await db.fetchval("SELECT status FROM turns") == "waiting"
 
@@ -90,11 +92,11 @@ async def test_waiting_request_ends_when_the_database_stays_unavailable_after_a_
         raise StorageUnavailable
 
     service = workers[0].state.turn_service
-    asking = await ask(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES})
+    request = await start_request(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES})
     monkeypatch.setattr(service._subscriptions, "_storage_timeout_seconds", 0.0)
-    monkeypatch.setattr(workers[0].state.turns, "status", unavailable)
+    monkeypatch.setattr(workers[0].state.turns, "get_status", unavailable)
     await miss_heartbeats(workers[0])
-    reply = await asking
+    reply = await request
     assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
 
 
@@ -102,12 +104,12 @@ async def test_waiting_request_ends_when_the_database_stays_unavailable_after_a_
 async def test_ephemeral_turn_ends_with_the_reason_of_the_hand_over(
     workers: list[Gateway], slow_simulator: Simulator, code: str
 ) -> None:
-    asking = await ask(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False})
+    request = await start_request(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False})
     if code == "storage_unavailable":
         await miss_heartbeats(workers[0])
     else:
         await workers[0].state.stop(0)
-    reply = await asking
+    reply = await request
     assert (reply.status, reply.body["error"]["code"]) == (503, code)
 
 
@@ -123,30 +125,32 @@ async def test_repeated_request_is_a_410_after_the_journal_expired(gateway: Gate
 async def test_repeated_request_for_an_ephemeral_turn_is_a_409_on_another_worker(
     workers: list[Gateway], slow_simulator: Simulator
 ) -> None:
-    one, other = workers
+    first_worker, second_worker = workers
     options = {"headers": {"Idempotency-Key": "k"}}
-    asking = await ask(one, slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False}, **options)
-    reply = await other.post("/api/v1/chat", {"messages": MESSAGES, "store": False}, **options)
+    request = await start_request(
+        first_worker, slow_simulator, "/api/v1/chat", {"messages": MESSAGES, "store": False}, **options
+    )
+    reply = await second_worker.post("/api/v1/chat", {"messages": MESSAGES, "store": False}, **options)
     assert (reply.status, reply.body["error"]["code"]) == (409, "turn_not_kept")
-    assert (await asking).status == 200
+    assert (await request).status == 200
 
 
 async def test_ask_agent_call_survives_missed_heartbeats(workers: list[Gateway], slow_simulator: Simulator) -> None:
     async with host(workers[0], "auto") as client:
-        asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
+        request = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
         await slow_simulator.wait_until(lambda s: s.open_streams == 1)
         await miss_heartbeats(workers[0])
         async with asyncio.timeout(30):
-            result = await asking
+            result = await request
     assert not result.is_error
     assert text(result).endswith("199 200 (simulated)")
 
 
 async def test_ask_agent_call_reports_server_stopping(workers: list[Gateway], slow_simulator: Simulator) -> None:
     async with host(workers[0], "auto") as client:
-        asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
+        request = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
         await slow_simulator.wait_until(lambda s: s.open_streams == 1)
         await workers[0].state.turn_service.stop(0)
-        result = await asking
+        result = await request
     assert result.is_error
     assert (result.meta or {})["mcp-agent-gateway/error"]["code"] == "server_stopping"

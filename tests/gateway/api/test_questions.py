@@ -1,4 +1,4 @@
-"""Turns that wait for a person: questions of servers, and approvals."""
+"""Turns that wait for input: questions of servers, and approvals."""
 
 import asyncio
 import json
@@ -11,44 +11,46 @@ import pytest
 
 from gateway.simulator import Simulator
 from tests.eventually import eventually
-from tests.gateway.api.test_turns import events_of, text_of
+from tests.gateway.api.test_turns import join_text, read_turn_events
 from tests.stack import Event, Gateway, Reply, serve_gateway
 
 
 @pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5) as running:
-        yield running
+    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5) as gateway:
+        yield gateway
 
 
-async def answer(gateway: Gateway, turn_id: str, input_id: str, action: str, content: Any = None) -> Reply:
+async def send_answer(gateway: Gateway, turn_id: str, input_id: str, action: str, content: Any = None) -> Reply:
     body = {"input_id": input_id, "action": action, "content": content}
     return await gateway.post(f"/api/v1/turns/{turn_id}/input", body)
 
 
-async def asked_for_approval(gateway: Gateway, prompt: str = "Add a task to buy milk") -> tuple[str, dict[str, Any]]:
-    """The turn's id and what it asks, once it waits."""
+async def start_turn_with_approval(
+    gateway: Gateway, prompt: str = "Add a task to buy milk"
+) -> tuple[str, dict[str, Any]]:
+    """Start a turn; return its id and its approval question once it waits."""
     reply = await gateway.chat_stream(prompt, approval="always")
     assert [event.type for event in reply.events][-2:] == ["input.required", "stream.closing"]
     assert reply.events[-1].data["reason"] == "input_required"
     return reply.headers["x-turn-id"], reply.of("input.required")[0]
 
 
-def one(events: list[Event], kind: str) -> Any:
-    found = [event.data for event in events if event.type == kind]
-    assert len(found) == 1, [event.type for event in events]
-    return found[0]
+def get_only_event(events: list[Event], kind: str) -> Any:
+    matches = [event.data for event in events if event.type == kind]
+    assert len(matches) == 1, [event.type for event in events]
+    return matches[0]
 
 
-async def ended(gateway: Gateway, turn_id: str) -> list[Event]:
+async def read_to_end(gateway: Gateway, turn_id: str) -> list[Event]:
     async with asyncio.timeout(30):
-        return await events_of(gateway, turn_id)
+        return await read_turn_events(gateway, turn_id)
 
 
 async def test_turn_waiting_for_approval_uses_no_worker(gateway: Gateway, db: asyncpg.Connection) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
-    assert asked["kind"] == "approval"
-    assert "title" in asked["schema"]["properties"]["arguments"]["properties"]
+    turn_id, question = await start_turn_with_approval(gateway)
+    assert question["kind"] == "approval"
+    assert "title" in question["schema"]["properties"]["arguments"]["properties"]
     await eventually(lambda: not gateway.state.turn_service.running_turns)
     row = await db.fetchrow("SELECT status, worker_id FROM turns WHERE id = $1::uuid", turn_id)
     assert row is not None
@@ -59,23 +61,23 @@ async def test_turn_waiting_for_approval_uses_no_worker(gateway: Gateway, db: as
 
 
 async def test_approved_call_runs_and_event_numbers_have_no_gap(gateway: Gateway, db: asyncpg.Connection) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
-    assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 200
-    events = await ended(gateway, turn_id)
+    turn_id, question = await start_turn_with_approval(gateway)
+    assert (await send_answer(gateway, turn_id, question["input_id"], "accept")).status == 200
+    events = await read_to_end(gateway, turn_id)
     assert [event.id for event in events[:-1]] == list(range(1, len(events)))
-    resolved = one(events, "input.resolved")
+    resolved = get_only_event(events, "input.resolved")
     assert (resolved["action"], resolved["by"]) == ("accept", "local")
-    assert one(events, "tool.result")["outcome"] == "ok"
-    one(events, "turn.completed")
+    assert get_only_event(events, "tool.result")["outcome"] == "ok"
+    get_only_event(events, "turn.completed")
     assert await db.fetchval("SELECT title FROM tools.tasks") == "buy milk"
-    assert await db.fetchval("SELECT response FROM turns") == text_of(events)
+    assert await db.fetchval("SELECT response FROM turns") == join_text(events)
 
 
 async def test_call_runs_with_the_arguments_of_its_approval(gateway: Gateway, db: asyncpg.Connection) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
+    turn_id, question = await start_turn_with_approval(gateway)
     content = {"arguments": {"title": "buy oat milk"}}
-    await answer(gateway, turn_id, asked["input_id"], "accept", content)
-    await ended(gateway, turn_id)
+    await send_answer(gateway, turn_id, question["input_id"], "accept", content)
+    await read_to_end(gateway, turn_id)
     assert await db.fetchval("SELECT title FROM tools.tasks") == "buy oat milk"
     assert json.loads(await db.fetchval("SELECT arguments FROM tool_calls")) == {"title": "buy oat milk"}
     messages = json.loads(await db.fetchval("SELECT messages FROM turns"))
@@ -86,12 +88,12 @@ async def test_call_runs_with_the_arguments_of_its_approval(gateway: Gateway, db
 async def test_denied_call_does_not_run_and_is_reported_to_the_model(
     gateway: Gateway, db: asyncpg.Connection, action: str
 ) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
-    await answer(gateway, turn_id, asked["input_id"], action)
-    events = await ended(gateway, turn_id)
-    assert one(events, "tool.result")["outcome"] == "denied"
+    turn_id, question = await start_turn_with_approval(gateway)
+    await send_answer(gateway, turn_id, question["input_id"], action)
+    events = await read_to_end(gateway, turn_id)
+    assert get_only_event(events, "tool.result")["outcome"] == "denied"
     assert "did not allow" in gateway.simulator.requests[-1]["messages"][-1]["content"]
-    one(events, "turn.completed")
+    get_only_event(events, "turn.completed")
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
@@ -106,27 +108,27 @@ async def test_approval_destructive_asks_only_for_destructive_calls(gateway: Gat
 async def test_server_approval_policy_overrides_the_request(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Any
 ) -> None:
-    entry = {"url": tools_url, "prefix": "", "identity": "gateway", "approval": "always"}
-    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"tools": entry}}))
+    server_config = {"url": tools_url, "prefix": "", "identity": "gateway", "approval": "always"}
+    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"tools": server_config}}))
     async with serve_gateway(database_url, simulator, None, mcp_config=tmp_path / "mcp.json") as gateway:
         reply = await gateway.chat("What is 23*19?", approval="never")
     assert reply.body["finish_reason"] == "input_required"
 
 
 async def test_answer_is_validated_against_the_schema_and_accepted_once(gateway: Gateway) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
-    wrong = await answer(gateway, turn_id, asked["input_id"], "accept", {"arguments": {"title": ""}})
-    assert (wrong.status, wrong.body["error"]["param"]) == (422, "content.arguments.title")
-    unknown = await answer(gateway, turn_id, "01890000-0000-7000-8000-000000000000", "accept")
+    turn_id, question = await start_turn_with_approval(gateway)
+    invalid = await send_answer(gateway, turn_id, question["input_id"], "accept", {"arguments": {"title": ""}})
+    assert (invalid.status, invalid.body["error"]["param"]) == (422, "content.arguments.title")
+    unknown = await send_answer(gateway, turn_id, "01890000-0000-7000-8000-000000000000", "accept")
     assert (unknown.status, unknown.body["error"]["code"]) == (404, "not_found")
-    replies = await asyncio.gather(*(answer(gateway, turn_id, asked["input_id"], "accept") for _ in range(5)))
+    replies = await asyncio.gather(*(send_answer(gateway, turn_id, question["input_id"], "accept") for _ in range(5)))
     assert sorted(reply.status for reply in replies) == [200, 409, 409, 409, 409]
-    await ended(gateway, turn_id)
+    await read_to_end(gateway, turn_id)
 
 
 async def test_decision_is_recorded_in_the_append_only_audit_log(gateway: Gateway, db: asyncpg.Connection) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
-    await answer(gateway, turn_id, asked["input_id"], "decline")
+    turn_id, question = await start_turn_with_approval(gateway)
+    await send_answer(gateway, turn_id, question["input_id"], "decline")
     row = await db.fetchrow("SELECT actor, action, subject FROM audit_log")
     assert row is not None
     assert tuple(row) == ("local", "input.decline", f"turn {turn_id}")
@@ -136,19 +138,19 @@ async def test_decision_is_recorded_in_the_append_only_audit_log(gateway: Gatewa
 
 
 async def test_unanswered_question_expires_and_the_turn_ends(gateway: Gateway, db: asyncpg.Connection) -> None:
-    turn_id, _ = await asked_for_approval(gateway)
+    turn_id, _ = await start_turn_with_approval(gateway)
     await db.execute("UPDATE turn_inputs SET expires_at = now() - interval '1 second'")
-    events = await ended(gateway, turn_id)
-    assert one(events, "input.resolved")["action"] == "expire"
-    assert one(events, "tool.result")["outcome"] == "denied"
+    events = await read_to_end(gateway, turn_id)
+    assert get_only_event(events, "input.resolved")["action"] == "expire"
+    assert get_only_event(events, "tool.result")["outcome"] == "denied"
     assert await db.fetchval("SELECT actor FROM audit_log") == "gateway"
 
 
 async def test_waiting_turn_can_be_cancelled(gateway: Gateway) -> None:
-    turn_id, _ = await asked_for_approval(gateway)
+    turn_id, _ = await start_turn_with_approval(gateway)
     reply = await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
     assert reply.body["status"] == "cancelled"
-    one(await ended(gateway, turn_id), "turn.cancelled")
+    get_only_event(await read_to_end(gateway, turn_id), "turn.cancelled")
 
 
 async def test_server_question_is_answered_after_a_gateway_restart(
@@ -157,20 +159,22 @@ async def test_server_question_is_answered_after_a_gateway_restart(
     def serve() -> Any:
         return serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5)
 
-    async with serve() as first:
+    async with serve() as first_gateway:
         for title in ("Buy milk", "buy milk", "write"):
-            await first.chat(f"Add a task to {title}")
-        reply = await first.chat_stream("delete the task buy milk")
-        turn_id, asked = reply.headers["x-turn-id"], reply.of("input.required")[0]
-        assert asked["kind"] == "question"
-        assert "#1 [pending] Buy milk" in asked["message"]
-        assert asked["schema"]["required"] == ["task_id"]
-    async with serve() as second:
-        wrong = await answer(second, turn_id, asked["input_id"], "accept", {"task_id": "two"})
-        assert wrong.status == 422
-        assert (await answer(second, turn_id, asked["input_id"], "accept", {"task_id": 2})).status == 200
-        events = await ended(second, turn_id)
-    assert one(events, "tool.result")["structured"]["deleted"]["id"] == 2
+            await first_gateway.chat(f"Add a task to {title}")
+        reply = await first_gateway.chat_stream("delete the task buy milk")
+        turn_id, question = reply.headers["x-turn-id"], reply.of("input.required")[0]
+        assert question["kind"] == "question"
+        assert "#1 [pending] Buy milk" in question["message"]
+        assert question["schema"]["required"] == ["task_id"]
+    async with serve() as second_gateway:
+        invalid = await send_answer(second_gateway, turn_id, question["input_id"], "accept", {"task_id": "two"})
+        assert invalid.status == 422
+        assert (
+            await send_answer(second_gateway, turn_id, question["input_id"], "accept", {"task_id": 2})
+        ).status == 200
+        events = await read_to_end(second_gateway, turn_id)
+    assert get_only_event(events, "tool.result")["structured"]["deleted"]["id"] == 2
     assert [row["id"] for row in await db.fetch("SELECT id FROM tools.tasks ORDER BY id")] == [1, 3]
 
 
@@ -181,43 +185,43 @@ async def test_declined_question_is_reported_to_the_server_and_the_model(
         await gateway.chat("Add a task to buy milk")
     reply = await gateway.chat_stream("delete the task buy milk")
     turn_id = reply.headers["x-turn-id"]
-    await answer(gateway, turn_id, reply.of("input.required")[0]["input_id"], "decline")
-    events = await ended(gateway, turn_id)
-    assert one(events, "tool.result")["outcome"] == "error"
-    one(events, "turn.completed")
+    await send_answer(gateway, turn_id, reply.of("input.required")[0]["input_id"], "decline")
+    events = await read_to_end(gateway, turn_id)
+    assert get_only_event(events, "tool.result")["outcome"] == "error"
+    get_only_event(events, "turn.completed")
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
 
 
 async def test_question_of_another_user_cannot_be_answered(gateway: Gateway, db: asyncpg.Connection) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
-    await db.execute("UPDATE turns SET owner = 'somebody else'")
-    assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 404
+    turn_id, question = await start_turn_with_approval(gateway)
+    await db.execute("UPDATE turns SET owner = 'another user'")
+    assert (await send_answer(gateway, turn_id, question["input_id"], "accept")).status == 404
 
 
 async def test_turn_resumes_among_ten_thousand_waiting_turns(gateway: Gateway, db: asyncpg.Connection) -> None:
-    turn_id, asked = await asked_for_approval(gateway)
+    turn_id, question = await start_turn_with_approval(gateway)
     await db.execute(
         "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
         " SELECT gen_random_uuid(), 'local', 'waiting', 'x', '[]', 'm', '{}', '{}' FROM generate_series(1, 10000)"
     )
-    await answer(gateway, turn_id, asked["input_id"], "accept")
-    one(await ended(gateway, turn_id), "turn.completed")
+    await send_answer(gateway, turn_id, question["input_id"], "accept")
+    get_only_event(await read_to_end(gateway, turn_id), "turn.completed")
     assert gateway.state.turn_service.running_turns == 0
 
 
 async def test_turn_answered_before_it_is_suspended_is_followed_to_its_end(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_down = asyncio.Event()
+    suspended = asyncio.Event()
     wake = gateway.state.inputs.wake
 
-    async def slowly(turn_id: UUID) -> bool:
-        await put_down.wait()
+    async def wake_after_suspension(turn_id: UUID) -> bool:
+        await suspended.wait()
         return await wake(turn_id)
 
-    monkeypatch.setattr(gateway.state.inputs, "wake", slowly)
-    turn_id, asked = await asked_for_approval(gateway)
-    following = asyncio.create_task(ended(gateway, turn_id))
-    assert (await answer(gateway, turn_id, asked["input_id"], "accept")).status == 200
-    one(await following, "turn.completed")
-    put_down.set()
+    monkeypatch.setattr(gateway.state.inputs, "wake", wake_after_suspension)
+    turn_id, question = await start_turn_with_approval(gateway)
+    follower = asyncio.create_task(read_to_end(gateway, turn_id))
+    assert (await send_answer(gateway, turn_id, question["input_id"], "accept")).status == 200
+    get_only_event(await follower, "turn.completed")
+    suspended.set()

@@ -1,4 +1,4 @@
-"""Turns that survive: followed, cancelled, begun once, taken over."""
+"""Durable turns: replay, following, cancellation, idempotency and takeover."""
 
 import asyncio
 import json
@@ -14,20 +14,20 @@ from tests.stack import Event, Gateway, Stream
 
 
 @asynccontextmanager
-async def follow(gateway: Gateway, turn_id: str, **options: Any) -> AsyncGenerator[Stream]:
+async def follow_turn(gateway: Gateway, turn_id: str, **options: Any) -> AsyncGenerator[Stream]:
     url = f"{gateway.base_url}/api/v1/turns/{turn_id}/events"
     async with gateway.session.get(url, **options) as response:
         assert response.status == 200, await response.text()
         yield Stream(response)
 
 
-async def events_of(gateway: Gateway, turn_id: str, **options: Any) -> list[Event]:
-    async with follow(gateway, turn_id, **options) as stream:
+async def read_turn_events(gateway: Gateway, turn_id: str, **options: Any) -> list[Event]:
+    async with follow_turn(gateway, turn_id, **options) as stream:
         return [event async for event in stream.events()]
 
 
-def text_of(events: list[Event]) -> str:
-    """The text that a follower has by the events' rules."""
+def join_text(events: list[Event]) -> str:
+    """Join the text of the last step, as clients do by the rules of the events."""
     steps: dict[int, str] = {}
     for event in events:
         if event.type == "text.delta":
@@ -39,68 +39,70 @@ def text_of(events: list[Event]) -> str:
 
 async def test_finished_turn_is_replayed_exactly(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("What is 23*19?")
-    assert await events_of(gateway, reply.headers["x-turn-id"]) == reply.events
+    assert await read_turn_events(gateway, reply.headers["x-turn-id"]) == reply.events
 
 
 async def test_follower_resumes_after_its_last_event(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("What is 23*19?")
     turn_id = reply.headers["x-turn-id"]
-    assert await events_of(gateway, turn_id, params={"after": "3"}) == reply.events[3:]
-    assert await events_of(gateway, turn_id, headers={"Last-Event-ID": "5"}) == reply.events[5:]
+    assert await read_turn_events(gateway, turn_id, params={"after": "3"}) == reply.events[3:]
+    assert await read_turn_events(gateway, turn_id, headers={"Last-Event-ID": "5"}) == reply.events[5:]
     last = str(len(reply.events) - 1)
-    assert await events_of(gateway, turn_id, params={"after": last}) == [Event(None, None, "[DONE]")]
+    assert await read_turn_events(gateway, turn_id, params={"after": last}) == [Event(None, None, "[DONE]")]
 
 
 async def test_follower_on_another_worker_gets_all_events_live(
     workers: list[Gateway], slow_simulator: Simulator
 ) -> None:
-    one, other = workers
-    async with one.stream("count to 150") as stream:
+    first_worker, second_worker = workers
+    async with first_worker.stream("count to 150") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("text.delta")
         slow_simulator.pause_streams()
-        async with follow(other, turn_id) as following:
-            await following.until("text.delta")
-            assert stream.seen[-1].type == "text.delta"  # it was still under way
+        async with follow_turn(second_worker, turn_id) as second_stream:
+            await second_stream.until("text.delta")
+            assert stream.seen[-1].type == "text.delta"  # the turn was still running
             slow_simulator.resume_streams()
-            rest, followed = await asyncio.gather(
-                asyncio.create_task(_all(stream)), asyncio.create_task(_all(following))
+            first_events, second_events = await asyncio.gather(
+                asyncio.create_task(read_to_end(stream)), asyncio.create_task(read_to_end(second_stream))
             )
-    assert followed == rest
+    assert second_events == first_events
 
 
-async def _all(stream: Stream) -> list[Event]:
+async def read_to_end(stream: Stream) -> list[Event]:
     async for _ in stream.events():
         pass
     return stream.seen
 
 
 async def test_reconnecting_follower_gets_exactly_the_journal(workers: list[Gateway]) -> None:
-    one, other = workers
-    async with one.stream("count to 100", on_disconnect="continue") as stream:
+    first_worker, second_worker = workers
+    async with first_worker.stream("count to 100", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("text.delta")
-    seen: list[Event] = []
-    for round_ in range(100):
-        after = str(seen[-1].id) if seen else "0"
-        async with follow((one, other)[round_ % 2], turn_id, params={"after": after}) as following:
-            async for event in following.events():
+    received: list[Event] = []
+    for attempt in range(100):
+        after = str(received[-1].id) if received else "0"
+        async with follow_turn(
+            (first_worker, second_worker)[attempt % 2], turn_id, params={"after": after}
+        ) as follower:
+            async for event in follower.events():
                 if event.data == "[DONE]":
                     break
-                seen.append(event)
-                if round_ < 99:
+                received.append(event)
+                if attempt < 99:
                     break
-    assert [event.id for event in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1].type == "turn.completed"
-    assert seen == (await events_of(other, turn_id))[:-1]
+    assert [event.id for event in received] == list(range(1, len(received) + 1))
+    assert received[-1].type == "turn.completed"
+    assert received == (await read_turn_events(second_worker, turn_id))[:-1]
 
 
 async def test_follower_disconnect_does_not_cancel_the_turn(workers: list[Gateway]) -> None:
-    one, _ = workers
-    async with one.stream("count to 60") as stream:
-        async with follow(one, stream.response.headers["x-turn-id"]) as following:
-            await following.until("text.delta")
-            following.response.close()
+    first_worker, _ = workers
+    async with first_worker.stream("count to 60") as stream:
+        async with follow_turn(first_worker, stream.response.headers["x-turn-id"]) as follower:
+            await follower.until("text.delta")
+            follower.response.close()
         await stream.until("turn.completed")
 
 
@@ -124,17 +126,17 @@ async def test_turn_is_shown_with_its_response_and_tool_calls(gateway: Gateway) 
 async def test_cancel_from_another_worker_stops_the_model_call_and_is_idempotent(
     workers: list[Gateway], slow_simulator: Simulator
 ) -> None:
-    one, other = workers
-    async with one.stream("count to 5000") as stream:
+    first_worker, second_worker = workers
+    async with first_worker.stream("count to 5000") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("text.delta")
-        cancelled = await other.post(f"/api/v1/turns/{turn_id}/cancel", None)
+        cancelled = await second_worker.post(f"/api/v1/turns/{turn_id}/cancel", None)
         await stream.until("turn.cancelled")
         await slow_simulator.wait_until(lambda s: s.cancelled_streams == 1)
     assert (cancelled.body["status"], cancelled.body["error"]["code"]) == ("cancelled", "cancelled")
-    assert cancelled.body["response"] == text_of(stream.seen)
-    again = await one.post(f"/api/v1/turns/{turn_id}/cancel", None)
-    assert (again.status, again.body) == (200, cancelled.body)
+    assert cancelled.body["response"] == join_text(stream.seen)
+    repeated = await first_worker.post(f"/api/v1/turns/{turn_id}/cancel", None)
+    assert (repeated.status, repeated.body) == (200, cancelled.body)
 
 
 async def test_idempotency_key_starts_a_turn_once(gateway: Gateway, db: asyncpg.Connection) -> None:
@@ -147,39 +149,39 @@ async def test_idempotency_key_starts_a_turn_once(gateway: Gateway, db: asyncpg.
     url = f"{gateway.base_url}/api/v1/chat/stream"
     async with gateway.session.post(url, json=body, headers=headers) as response:
         assert response.headers["x-turn-id"] == replies[0].body["turn_id"]
-        assert (await _all(Stream(response)))[-1].data == "[DONE]"
+        assert (await read_to_end(Stream(response)))[-1].data == "[DONE]"
 
 
 async def test_turn_of_a_stopped_worker_resumes_with_new_event_numbers(
     workers: list[Gateway], db: asyncpg.Connection
 ) -> None:
-    one, other = workers
-    async with one.stream("count to 300", on_disconnect="continue") as stream:
+    first_worker, second_worker = workers
+    async with first_worker.stream("count to 300", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("text.delta")
-        await one.state.stop(0)
+        await first_worker.state.stop(0)
         await stream.until("stream.closing")
-    events = await events_of(other, turn_id)
+    events = await read_turn_events(second_worker, turn_id)
     numbers = [event.id for event in events[:-1]]
     assert numbers == sorted(set(numbers))  # type: ignore[type-var]
     retry = next(event for event in events if event.type == "model.retry")
     assert (retry.data["reason"], retry.data["discard"]) == ("takeover", True)
     assert retry.id == numbers[numbers.index(retry.id) - 1] + 10_000  # type: ignore[operator]
-    assert text_of(events).endswith("299 300 (simulated)")
+    assert join_text(events).endswith("299 300 (simulated)")
     row = await db.fetchrow("SELECT status, response FROM turns WHERE id = $1::uuid", turn_id)
     assert row is not None
-    assert tuple(row) == ("completed", text_of(events))
+    assert tuple(row) == ("completed", join_text(events))
 
 
 async def test_finished_steps_are_not_repeated_after_a_takeover(
     workers: list[Gateway], slow_simulator: Simulator, db: asyncpg.Connection
 ) -> None:
-    one, other = workers
-    async with one.stream("Add a task to buy milk", on_disconnect="continue") as stream:
+    first_worker, second_worker = workers
+    async with first_worker.stream("Add a task to buy milk", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("tool.result")
-        await one.state.stop(0)
-    events = await events_of(other, turn_id)
+        await first_worker.state.stop(0)
+    events = await read_turn_events(second_worker, turn_id)
     assert events[-2].type == "turn.completed"
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
     assert len([event for event in events if event.type == "tool.call"]) == 1
@@ -189,8 +191,8 @@ async def test_finished_steps_are_not_repeated_after_a_takeover(
 async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
     workers: list[Gateway], db: asyncpg.Connection, tool: str, outcome: str
 ) -> None:
-    """A worker dies between a call's intent and its outcome: its rows are as such a worker leaves them."""
-    one, _ = workers
+    """The rows are those of a worker that died between a tool call and its result."""
+    first_worker, _ = workers
     turn_id = "01a1fc00-0000-7000-8000-000000000001"
     arguments = {"title": "buy milk"} if tool == "add_task" else {}
     journal = [
@@ -207,7 +209,7 @@ async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
     )
     payload = "\n".join(map(json.dumps, journal))
     await db.execute("INSERT INTO turn_events VALUES ($1::uuid, 1, 3, $2)", turn_id, payload)
-    events = await events_of(one, turn_id)
+    events = await read_turn_events(first_worker, turn_id)
     result = next(event for event in events if event.type == "tool.result")
     assert (result.data["call_id"], result.data["outcome"]) == ("c1", outcome)
     assert events[-2].type == "turn.completed"
@@ -215,13 +217,13 @@ async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
 
 
 async def test_cancellation_survives_the_stop_of_its_worker(workers: list[Gateway], db: asyncpg.Connection) -> None:
-    one, other = workers
-    async with one.stream("count to 5000", on_disconnect="continue") as stream:
+    first_worker, second_worker = workers
+    async with first_worker.stream("count to 5000", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
         await stream.until("text.delta")
         await db.execute("UPDATE turns SET cancel_requested = true")
-        await one.state.stop(0)
-    events = await events_of(other, turn_id)
+        await first_worker.state.stop(0)
+    events = await read_turn_events(second_worker, turn_id)
     assert events[-2].type == "turn.cancelled"
 
 
@@ -232,7 +234,7 @@ async def test_old_journals_are_pruned_and_their_turns_stay(gateway: Gateway, db
     assert await gateway.state.turns.prune_journal(timedelta(days=1)) == 0
     await db.execute("UPDATE turns SET completed_at = now() - interval '2 days'")
     assert await gateway.state.turns.prune_journal(timedelta(days=1)) > 0
-    events = await events_of(gateway, reply.body["turn_id"])
+    events = await read_turn_events(gateway, reply.body["turn_id"])
     assert [event.type for event in events] == ["stream.closing"]
     assert events[0].data["reason"] == "journal_expired"
     assert (await gateway.get(f"/api/v1/turns/{reply.body['turn_id']}")).body["response"] == reply.body["response"]
