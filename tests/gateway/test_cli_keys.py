@@ -1,4 +1,4 @@
-"""`agent-gateway keys`: as an administrator makes the first key, at a terminal, while the gateway runs."""
+"""Tests of `agent-gateway keys` while the gateway runs."""
 
 import asyncio
 import json
@@ -16,17 +16,22 @@ from tests.eventually import eventually
 from tests.stack import Gateway
 
 
-async def keys(database_url: str, *arguments: str, code: int = 0) -> str:
-    """What `agent-gateway keys …` prints."""
-    done = await asyncio.to_thread(
-        subprocess.run, command("keys", *arguments), cwd=ROOT, env=clean_environment(DATABASE_URL=database_url),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+async def run_keys_command(database_url: str, *arguments: str, code: int = 0) -> str:
+    """Run `agent-gateway keys …` and return its output."""
+    process = await asyncio.to_thread(
+        subprocess.run,
+        command("keys", *arguments),
+        cwd=ROOT,
+        env=clean_environment(DATABASE_URL=database_url),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == code, process.stderr
+    return process.stdout + process.stderr
 
 
-async def refused(gateway: Gateway, **options: Any) -> None:
+async def wait_until_unauthorized(gateway: Gateway, **options: Any) -> None:
     async def status_is_401() -> bool:
         return (await gateway.get("/v1/models", **options)).status == 401
 
@@ -37,38 +42,37 @@ async def test_cli_key_is_required_immediately_and_can_be_revoked(
     gateway: Gateway, database_url: str, tmp_path: Path
 ) -> None:
     assert (await gateway.get("/v1/models")).status == 200
-    secret = (await keys(database_url, "create", "--owner", "ada", "--role", "admin", "--tool", "calculator")).split()[
-        0
-    ]
-    await refused(gateway)
+    secret = (
+        await run_keys_command(database_url, "create", "--owner", "ada", "--role", "admin", "--tool", "calculator")
+    ).split()[0]
+    await wait_until_unauthorized(gateway)
     headers = {"X-API-Key": secret}
     assert (await gateway.get("/v1/models", headers=headers)).status == 200
     prefix = secret[:12]
-    listed = await keys(database_url, "list")
+    listed = await run_keys_command(database_url, "list")
     assert prefix in listed
     assert "good" in listed
     assert secret not in listed
-    await keys(database_url, "revoke", prefix)
-    await refused(gateway, headers=headers)
-    assert "revoked" in await keys(database_url, "list", "--owner", "ada")
+    await run_keys_command(database_url, "revoke", prefix)
+    await wait_until_unauthorized(gateway, headers=headers)
+    assert "revoked" in await run_keys_command(database_url, "list", "--owner", "ada")
 
 
 async def test_cli_key_can_have_limits_and_a_budget(database_url: str, db: asyncpg.Connection) -> None:
-    await keys(
-        database_url, "create", "--owner", "ada", "--requests", "5", "--window-seconds", "10", "--streams", "2",
-        "--tokens-per-day", "1000", "--usd-per-month", "0.5",
-    )  # fmt: skip
+    limits = ("--requests=5", "--window-seconds=10", "--streams=2")
+    budget = ("--tokens-per-day=1000", "--usd-per-month=0.5")
+    await run_keys_command(database_url, "create", "--owner", "ada", *limits, *budget)
     row = await db.fetchrow("SELECT limits, budget FROM api_keys")
     assert json.loads(row["limits"]) == {"requests": 5, "window_seconds": 10, "streams": 2}
     assert json.loads(row["budget"]) == {"tokens_per_day": 1000, "usd_per_month": 0.5}
 
 
 async def test_revoking_an_unknown_key_is_an_error(database_url: str) -> None:
-    assert "There is no key" in await keys(database_url, "revoke", "agw_nothing", code=2)
+    assert "There is no key" in await run_keys_command(database_url, "revoke", "agw_nothing", code=2)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "options"),
     [
         (("--requests", "5000000", "--window-seconds", "86400"), ["--requests"]),
         (("--tokens-per-day", "99999999999999999999"), ["--tokens-per-day"]),
@@ -82,7 +86,7 @@ async def test_revoking_an_unknown_key_is_an_error(database_url: str) -> None:
         (("--expires-days", "nan"), ["--expires-days"]),
         (("--expires-days", "1e12"), ["--expires-days"]),
     ],
-)  # fmt: skip
-def test_invalid_key_options_are_reported_one_per_line(arguments: tuple[str, ...], named: list[str]) -> None:
-    done = CliRunner().invoke(app, ["keys", "create", "--owner", "ada", *arguments])
-    assert (done.exit_code, [line.partition(":")[0] for line in done.output.splitlines()]) == (2, named)
+)
+def test_invalid_key_options_are_reported_one_per_line(arguments: tuple[str, ...], options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["keys", "create", "--owner", "ada", *arguments])
+    assert (result.exit_code, [line.partition(":")[0] for line in result.output.splitlines()]) == (2, options)

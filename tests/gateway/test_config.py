@@ -1,4 +1,4 @@
-"""Settings from the environment."""
+"""Tests of settings from the environment and the `.env` file."""
 
 import re
 from pathlib import Path
@@ -17,13 +17,13 @@ EXAMPLE = Path(__file__).parent.parent.parent / ".env.example"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clear_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in (*Settings.model_fields, *ToolsSettings.model_fields, "groq_model"):
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     if value is None or value == ():
         return ""
     if isinstance(value, bool):
@@ -32,9 +32,9 @@ def written(value: Any) -> str:
 
 
 def test_env_example_lists_every_setting_with_its_default() -> None:
-    shown = dict(re.findall(r"^# ([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
+    documented = dict(re.findall(r"^# ([A-Z][A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
     fields = Settings.model_fields | ToolsSettings.model_fields
-    assert shown == {name.upper(): written(field.default) for name, field in fields.items()}
+    assert documented == {name.upper(): format_value(field.default) for name, field in fields.items()}
 
 
 def test_groq_default_model_overrides_groq_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,15 +46,21 @@ def test_groq_default_model_overrides_groq_model(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "given", ["https://api.groq.com", "https://api.groq.com/", "https://api.groq.com/openai/v1", "https://api.groq.com/openai/v1/"]
-)  # fmt: skip
-def test_path_of_groq_base_url_is_removed(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    monkeypatch.setenv("GROQ_BASE_URL", given)
+    "url",
+    [
+        "https://api.groq.com",
+        "https://api.groq.com/",
+        "https://api.groq.com/openai/v1",
+        "https://api.groq.com/openai/v1/",
+    ],
+)
+def test_path_of_groq_base_url_is_removed(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("GROQ_BASE_URL", url)
     assert load_settings().groq_base_url == "https://api.groq.com"
 
 
 @pytest.mark.parametrize(
-    ("given", "used"),
+    ("url", "expected"),
     [
         ("http://h:1", "http://h:1/mcp"),
         ("http://h:1/", "http://h:1/mcp"),
@@ -63,10 +69,10 @@ def test_path_of_groq_base_url_is_removed(monkeypatch: pytest.MonkeyPatch, given
     ],
 )
 def test_mcp_server_url_without_path_gets_the_default_path(
-    monkeypatch: pytest.MonkeyPatch, given: str, used: str
+    monkeypatch: pytest.MonkeyPatch, url: str, expected: str
 ) -> None:
-    monkeypatch.setenv("MCP_SERVER_URL", given)
-    assert load_settings().mcp_server_url == used
+    monkeypatch.setenv("MCP_SERVER_URL", url)
+    assert load_settings().mcp_server_url == expected
 
 
 def test_database_url_overrides_postgres_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +80,8 @@ def test_database_url_overrides_postgres_settings(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("POSTGRES_HOST", "db")
     monkeypatch.setenv("POSTGRES_PASSWORD", "p@ss/word")
     assert load_settings().postgres_url == "postgresql+asyncpg://postgres:p%40ss%2Fword@db:5432/agent_gateway"
-    for given in ("postgres://u@h/d", "postgresql://u@h/d", "postgresql+asyncpg://u@h/d"):
-        monkeypatch.setenv("DATABASE_URL", given)
+    for url in ("postgres://u@h/d", "postgresql://u@h/d", "postgresql+asyncpg://u@h/d"):
+        monkeypatch.setenv("DATABASE_URL", url)
         assert load_settings().postgres_url == "postgresql+asyncpg://u@h/d"
 
 
@@ -94,9 +100,9 @@ def test_environment_overrides_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp
 def test_all_invalid_settings_are_reported_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_PORT", "lots")
     monkeypatch.setenv("DATABASE_URL", "mysql://me:hunter2@h/d")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         load_settings()
-    assert str(caught.value).splitlines() == [
+    assert str(error.value).splitlines() == [
         "GATEWAY_PORT: Input should be a valid integer, unable to parse string as an integer",
         "DATABASE_URL: must be a PostgreSQL URL such as postgresql://user:password@host:5432/database",
     ]
@@ -108,14 +114,14 @@ def test_repr_of_settings_contains_no_secrets(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@h/d")
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@h")
     monkeypatch.setenv("TOOLS_SERVER_SECRET", "signs-secret")
-    shown = repr(load_settings()) + repr(load_tools())
+    text = repr(load_settings()) + repr(load_tools())
     for secret in ("gsk_secret", "key-secret", "hunter2", "signs-secret"):
-        assert secret not in shown
+        assert secret not in text
 
 
 def test_repr_of_mcp_server_config_contains_no_secrets() -> None:
-    shown = repr(ServerConfig(name="x", url="https://x", headers={"A": "hunter2"}, env={"KEY": "hunter2"}))
-    assert "hunter2" not in shown
+    text = repr(ServerConfig(name="x", url="https://x", headers={"A": "hunter2"}, env={"KEY": "hunter2"}))
+    assert "hunter2" not in text
 
 
 @pytest.mark.parametrize("secret", ["changeme", "change-me-now", "<secret>", "xxxx", "your-secret", "secret", "..."])

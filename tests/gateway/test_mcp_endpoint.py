@@ -1,4 +1,4 @@
-"""The gateway's own `/mcp`, as MCP hosts of both eras use it."""
+"""Tests of the gateway's `/mcp` endpoint with hosts of the modern and the legacy protocol."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -18,16 +18,16 @@ from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
-ERAS = ["auto", "legacy"]
+MODES = ["auto", "legacy"]
 
 
-@pytest.fixture(params=ERAS)
+@pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @asynccontextmanager
-async def host(gateway: Gateway, mode: str, **options: Any) -> AsyncGenerator[Client]:
+async def connect_host(gateway: Gateway, mode: str, **options: Any) -> AsyncGenerator[Client]:
     headers = options.pop("headers", {})
     async with (
         httpx2.AsyncClient(headers=headers, timeout=30) as http,
@@ -42,10 +42,10 @@ async def trial() -> TrialServer:
 
 
 @pytest.fixture(params=[True, False], ids=["modern-server", "legacy-server"])
-async def with_trial(
+async def trial_gateway(
     request: pytest.FixtureRequest, database_url: str, simulator: Simulator, trial: TrialServer
 ) -> AsyncGenerator[Gateway]:
-    """A gateway in front of the trial server."""
+    """A gateway connected to the trial server."""
     async with (
         serve_asgi(trial.create_app(modern=request.param)) as url,
         serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
@@ -53,18 +53,18 @@ async def with_trial(
         yield gateway
 
 
-def text(result: Any) -> str:
+def get_text(result: Any) -> str:
     return "\n".join(block.text for block in result.content)
 
 
 async def test_host_lists_and_calls_all_tools(gateway: Gateway, mode: str) -> None:
-    async with host(gateway, mode) as client:
+    async with connect_host(gateway, mode) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert {"calculator", "add_task", "ask_agent"} <= set(tools)
         assert tools["calculator"].annotations is not None
         assert tools["calculator"].annotations.read_only_hint is True
         result = await client.call_tool("calculator", {"expression": "5*9"})
-        assert (text(result), result.structured_content) == ("5*9 = 45", {"expression": "5*9", "result": 45})
+        assert (get_text(result), result.structured_content) == ("5*9 = 45", {"expression": "5*9", "result": 45})
         failed = await client.call_tool("calculator", {"expression": "1/0"})
         assert failed.is_error
         with pytest.raises(MCPError, match="Unknown tool"):
@@ -77,21 +77,21 @@ async def test_ask_agent_answers_and_continues_a_conversation(
 ) -> None:
     steps: list[str | None] = []
 
-    async def progress(_done: float, _total: float | None, message: str | None) -> None:
+    async def record_progress(_done: float, _total: float | None, message: str | None) -> None:
         steps.append(message)
 
-    async with host(gateway, mode) as client:
-        first = await client.call_tool("ask_agent", {"prompt": "What is 23*19?"}, progress_callback=progress)
-        assert "437" in text(first)
+    async with connect_host(gateway, mode) as client:
+        first = await client.call_tool("ask_agent", {"prompt": "What is 23*19?"}, progress_callback=record_progress)
+        assert "437" in get_text(first)
         assert steps == ["calculator …"]
-        told = first.structured_content
-        assert told is not None
-        again = await client.call_tool(
-            "ask_agent", {"prompt": "What did I ask?", "conversation_id": told["conversation_id"]}
+        conversation = first.structured_content
+        assert conversation is not None
+        second = await client.call_tool(
+            "ask_agent", {"prompt": "What did I ask?", "conversation_id": conversation["conversation_id"]}
         )
-        assert "23*19" in text(again)
-        refused = await client.call_tool("ask_agent", {"prompt": "Hello", "model": "no-such-model"})
-        assert refused.is_error
+        assert "23*19" in get_text(second)
+        failed = await client.call_tool("ask_agent", {"prompt": "Hello", "model": "no-such-model"})
+        assert failed.is_error
         for prompt in (" ", "x" * 400_001):
             assert (await client.call_tool("ask_agent", {"prompt": prompt})).is_error
     assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 2
@@ -99,22 +99,22 @@ async def test_ask_agent_answers_and_continues_a_conversation(
 
 async def test_cancelled_ask_agent_call_cancels_the_turn(gateway: Gateway, mode: str) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
-    async with host(gateway, mode) as client:
+    async with connect_host(gateway, mode) as client:
         asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": "count to 500"}))
         await gateway.simulator.wait_until(lambda simulator: simulator.open_streams == 1)
         asking.cancel()
         await gateway.simulator.wait_until(lambda simulator: simulator.cancelled_streams == 1)
 
 
-async def test_cancellation_and_progress_are_forwarded(with_trial: Gateway, trial: TrialServer, mode: str) -> None:
-    told: list[tuple[float, str | None]] = []
+async def test_cancellation_and_progress_are_forwarded(trial_gateway: Gateway, trial: TrialServer, mode: str) -> None:
+    progress: list[tuple[float, str | None]] = []
 
-    async def progress(done: float, _total: float | None, message: str | None) -> None:
-        told.append((done, message))
+    async def record_progress(done: float, _total: float | None, message: str | None) -> None:
+        progress.append((done, message))
 
-    async with host(with_trial, mode) as client:
-        assert text(await client.call_tool("chatter", {}, progress_callback=progress)) == "done"
-        await eventually(lambda: told == [(1, "half"), (2, "whole")])
+    async with connect_host(trial_gateway, mode) as client:
+        assert get_text(await client.call_tool("chatter", {}, progress_callback=record_progress)) == "done"
+        await eventually(lambda: progress == [(1, "half"), (2, "whole")])
         calling = asyncio.create_task(client.call_tool("hang_write", {}))
         async with asyncio.timeout(30):
             await trial.started.wait()
@@ -122,13 +122,13 @@ async def test_cancellation_and_progress_are_forwarded(with_trial: Gateway, tria
             await trial.cancelled.wait()
 
 
-async def test_resources_prompts_and_completions_are_forwarded(with_trial: Gateway, mode: str) -> None:
-    async with host(with_trial, mode) as client:
+async def test_resources_prompts_and_completions_are_forwarded(trial_gateway: Gateway, mode: str) -> None:
+    async with connect_host(trial_gateway, mode) as client:
         assert [r.uri for r in (await client.list_resources()).resources] == ["trial://greeting"]
         templates = (await client.list_resource_templates()).resource_templates
         assert [template.uri_template for template in templates] == ["trial://greeting/{name}"]
-        for uri, said in (("trial://greeting", "Good day."), ("trial://greeting/Ada", "Good day, Ada.")):
-            assert (await client.read_resource(uri)).contents[0].text == said  # type: ignore[union-attr]
+        for uri, expected in (("trial://greeting", "Good day."), ("trial://greeting/Ada", "Good day, Ada.")):
+            assert (await client.read_resource(uri)).contents[0].text == expected  # type: ignore[union-attr]
         with pytest.raises(MCPError, match="No connected server has"):
             await client.read_resource("trial://nothing/at/all")
         assert [p.name for p in (await client.list_prompts()).prompts] == ["summary"]
@@ -140,32 +140,32 @@ async def test_resources_prompts_and_completions_are_forwarded(with_trial: Gatew
         assert done.completion.values == ["camels"]
 
 
-@pytest.mark.parametrize("server_era", [True, False], ids=["modern-server", "legacy-server"])
+@pytest.mark.parametrize("modern_server", [True, False], ids=["modern-server", "legacy-server"])
 async def test_server_elicitation_reaches_the_host(
-    gateway: Gateway, database_url: str, simulator: Simulator, trial: TrialServer, mode: str, server_era: bool
+    gateway: Gateway, database_url: str, simulator: Simulator, trial: TrialServer, mode: str, modern_server: bool
 ) -> None:
     async def accept(_context: Any, params: ElicitRequestParams) -> ElicitResult:
-        asked.append(params.message)
-        content: Any = {"task_id": 2} if server_era else {"row": "front"}
+        questions.append(params.message)
+        content: Any = {"task_id": 2} if modern_server else {"row": "front"}
         return ElicitResult(action="accept", content=content)
 
-    asked: list[str] = []
-    if server_era:
-        async with host(gateway, mode, elicitation_callback=accept) as client:
+    questions: list[str] = []
+    if modern_server:
+        async with connect_host(gateway, mode, elicitation_callback=accept) as client:
             for _ in range(2):
                 await client.call_tool("add_task", {"title": "buy milk"})
             result = await client.call_tool("delete_task", {"title": "buy milk"})
-        assert "#2" in text(result)
-        assert len(asked) == 1
+        assert "#2" in get_text(result)
+        assert len(questions) == 1
         return
     async with (
         serve_asgi(trial.create_app(modern=False)) as url,
-        serve_gateway(database_url, simulator, f"{url}/mcp") as other,
-        host(other, mode, elicitation_callback=accept) as client,
+        serve_gateway(database_url, simulator, f"{url}/mcp") as legacy_gateway,
+        connect_host(legacy_gateway, mode, elicitation_callback=accept) as client,
     ):
         result = await client.call_tool("reserve", {"seats": 2})
-    # A host of 2026-07-28 cannot be asked in the middle of a call: it is declined, never left hanging.
-    assert text(result) == ("2 at the front" if mode == "legacy" else "nothing reserved")
+    # A host of 2026-07-28 cannot be asked during a call: the gateway declines, so the call does not hang.
+    assert get_text(result) == ("2 at the front" if mode == "legacy" else "nothing reserved")
 
 
 async def test_listening_host_is_notified_of_new_tools(
@@ -173,7 +173,7 @@ async def test_listening_host_is_notified_of_new_tools(
 ) -> None:
     async with (
         serve_asgi(trial.create_app()) as url,
-        host(gateway, "auto") as client,
+        connect_host(gateway, "auto") as client,
         client.listen(tools_list_changed=True) as changes,
     ):
         body = {"name": "extra", "url": f"{url}/mcp"}
@@ -188,11 +188,14 @@ async def test_listening_host_is_notified_of_new_tools(
 async def test_legacy_host_is_notified_of_new_tools(gateway: Gateway, trial: TrialServer) -> None:
     changed = asyncio.Event()
 
-    async def hear(message: Any) -> None:
+    async def on_message(message: Any) -> None:
         if isinstance(message, ToolListChangedNotification):
             changed.set()
 
-    async with serve_asgi(trial.create_app()) as url, host(gateway, "legacy", message_handler=hear) as client:
+    async with (
+        serve_asgi(trial.create_app()) as url,
+        connect_host(gateway, "legacy", message_handler=on_message) as client,
+    ):
         await client.list_tools()
         async with asyncio.timeout(30):
             assert (await gateway.post("/api/v1/mcp/servers", {"name": "extra", "url": f"{url}/mcp"})).status == 201
@@ -203,11 +206,11 @@ async def test_legacy_host_is_notified_of_new_tools(gateway: Gateway, trial: Tri
 
 async def test_mcp_endpoint_requires_the_api_key(database_url: str, simulator: Simulator, tools_url: str) -> None:
     async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
-        refused = await gateway.post("/mcp", {})
-        assert (refused.status, refused.body["error"]["code"]) == (401, "not_authenticated")
-        assert refused.headers["www-authenticate"] == "Bearer"
-        async with host(gateway, "auto", headers={"Authorization": "Bearer the-right-key-16"}) as client:
-            assert text(await client.call_tool("calculator", {"expression": "1+1"})) == "1+1 = 2"
+        response = await gateway.post("/mcp", {})
+        assert (response.status, response.body["error"]["code"]) == (401, "not_authenticated")
+        assert response.headers["www-authenticate"] == "Bearer"
+        async with connect_host(gateway, "auto", headers={"Authorization": "Bearer the-right-key-16"}) as client:
+            assert get_text(await client.call_tool("calculator", {"expression": "1+1"})) == "1+1 = 2"
 
 
 async def test_path_is_exact_and_foreign_origins_are_refused(gateway: Gateway) -> None:
@@ -221,19 +224,19 @@ async def test_path_is_exact_and_foreign_origins_are_refused(gateway: Gateway) -
 # --- the same over the HTTP API, and for models
 
 
-async def test_resources_and_prompts_are_read_over_http(with_trial: Gateway) -> None:
-    listed = (await with_trial.get("/api/v1/mcp/resources")).body
+async def test_resources_and_prompts_are_read_over_http(trial_gateway: Gateway) -> None:
+    listed = (await trial_gateway.get("/api/v1/mcp/resources")).body
     assert (listed["resources"][0]["uri"], listed["resources"][0]["server"]) == ("trial://greeting", "tools")
     assert listed["templates"][0]["uriTemplate"] == "trial://greeting/{name}"
-    read = await with_trial.get("/api/v1/mcp/resources/read?uri=trial://greeting/Ada")
+    read = await trial_gateway.get("/api/v1/mcp/resources/read?uri=trial://greeting/Ada")
     assert read.body["contents"][0]["text"] == "Good day, Ada."
-    assert (await with_trial.get("/api/v1/mcp/resources/read?uri=x://y")).status == 404
-    assert (await with_trial.get("/api/v1/mcp/prompts")).body["prompts"][0]["name"] == "summary"
-    filled = await with_trial.post("/api/v1/mcp/prompts/summary", {"arguments": {"subject": "camels"}})
-    assert filled.body["messages"][0]["content"]["text"] == "Sum up camels."
-    assert (await with_trial.post("/api/v1/mcp/prompts/nothing", {})).status == 404
-    broken = await with_trial.post("/api/v1/mcp/prompts/summary", {"arguments": {}})
-    assert (broken.status, broken.body["error"]["code"]) == (502, "mcp_failed")
+    assert (await trial_gateway.get("/api/v1/mcp/resources/read?uri=x://y")).status == 404
+    assert (await trial_gateway.get("/api/v1/mcp/prompts")).body["prompts"][0]["name"] == "summary"
+    prompt = await trial_gateway.post("/api/v1/mcp/prompts/summary", {"arguments": {"subject": "camels"}})
+    assert prompt.body["messages"][0]["content"]["text"] == "Sum up camels."
+    assert (await trial_gateway.post("/api/v1/mcp/prompts/nothing", {})).status == 404
+    failed = await trial_gateway.post("/api/v1/mcp/prompts/summary", {"arguments": {}})
+    assert (failed.status, failed.body["error"]["code"]) == (502, "mcp_failed")
 
 
 async def test_as_tools_offers_resources_and_prompts_to_the_model(

@@ -1,4 +1,4 @@
-"""Hosts of the legacy protocol, whose requests come to one worker after the other."""
+"""Tests of legacy MCP sessions whose requests go to several workers."""
 
 import asyncio
 import itertools
@@ -17,12 +17,14 @@ from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
-HELLO = {
-    "jsonrpc": "2.0", "id": 1, "method": "initialize",
+INITIALIZE_REQUEST = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
     "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}  # fmt: skip
-LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
-ACCEPT = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+}
+LIST_REQUEST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+MCP_HEADERS = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
 
 
 @pytest.fixture
@@ -32,23 +34,23 @@ async def trial() -> TrialServer:
 
 @pytest.fixture
 async def workers(database_url: str, simulator: Simulator, trial: TrialServer) -> AsyncGenerator[list[Gateway]]:
-    """Three gateways on one database, in front of a server that asks in the middle of a call."""
+    """Three gateways on one database, connected to a server that asks during a call."""
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(serve_asgi(trial.create_app(modern=False)))
         yield [await stack.enter_async_context(serve_gateway(database_url, simulator, f"{url}/mcp")) for _ in range(3)]
 
 
-class Balancer(httpx2.AsyncBaseTransport):
-    """Sends each request to the next worker, as a balancer without any memory does."""
+class RoundRobinTransport(httpx2.AsyncBaseTransport):
+    """Sends each request to the next worker, like a load balancer without sticky sessions."""
 
     def __init__(self, workers: list[Gateway]) -> None:
         self._inner = httpx2.AsyncHTTPTransport()
         self._next = itertools.cycle([httpx2.URL(worker.base_url).port for worker in workers])
-        self.sent: list[str] = []
+        self.sent_methods: list[str] = []
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         request.url = request.url.copy_with(port=next(self._next))
-        self.sent.append(request.method)
+        self.sent_methods.append(request.method)
         return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
@@ -56,30 +58,30 @@ class Balancer(httpx2.AsyncBaseTransport):
 
 
 @asynccontextmanager
-async def host(workers: list[Gateway], **options: Any) -> AsyncGenerator[Client]:
-    balancer = Balancer(workers)
+async def connect_host(workers: list[Gateway], **options: Any) -> AsyncGenerator[Client]:
+    transport = RoundRobinTransport(workers)
     url = f"{workers[0].base_url}/mcp"
     async with (
-        httpx2.AsyncClient(transport=balancer, timeout=30) as http,
+        httpx2.AsyncClient(transport=transport, timeout=30) as http,
         Client(streamable_http_client(url, http_client=http), mode="legacy", **options) as client,
     ):
         yield client
-    assert balancer.sent[-1] == "DELETE"
+    assert transport.sent_methods[-1] == "DELETE"
 
 
 async def test_requests_reach_their_session_through_any_worker(workers: list[Gateway], trial: TrialServer) -> None:
-    told: list[tuple[float, str | None]] = []
+    progress: list[tuple[float, str | None]] = []
 
-    async def hear(progress: float, total: float | None, message: str | None) -> None:
-        told.append((progress, message))
+    async def record_progress(done: float, _total: float | None, message: str | None) -> None:
+        progress.append((done, message))
 
-    async with host(workers) as client:
+    async with connect_host(workers) as client:
         for _ in range(4):
             assert "echo" in {tool.name for tool in (await client.list_tools(cache_mode="refresh")).tools}
             assert (await client.call_tool("echo", {"text": "hi"})).content[0].text == "hi"  # type: ignore[union-attr]
-        await client.call_tool("chatter", {}, progress_callback=hear)
-        await eventually(lambda: told == [(1, "half"), (2, "whole")])
-        for _ in range(3):  # the cancellation comes to another worker than the call, whichever that was
+        await client.call_tool("chatter", {}, progress_callback=record_progress)
+        await eventually(lambda: progress == [(1, "half"), (2, "whole")])
+        for _ in range(3):  # each cancellation reaches another worker than its call
             trial.started.clear()
             trial.cancelled.clear()
             calling = asyncio.create_task(client.call_tool("hang_write", {}))
@@ -93,7 +95,7 @@ async def test_elicitation_is_answered_through_any_worker(workers: list[Gateway]
     async def accept(_context: Any, _params: ElicitRequestParams) -> ElicitResult:
         return ElicitResult(action="accept", content={"row": "front"})
 
-    async with host(workers, elicitation_callback=accept) as client:
+    async with connect_host(workers, elicitation_callback=accept) as client:
         for seats in (2, 3, 4):
             result = await client.call_tool("reserve", {"seats": seats})
             assert result.content[0].text == f"{seats} at the front"  # type: ignore[union-attr]
@@ -102,11 +104,11 @@ async def test_elicitation_is_answered_through_any_worker(workers: list[Gateway]
 async def test_host_is_notified_of_new_tools_through_any_worker(workers: list[Gateway], trial: TrialServer) -> None:
     changed = asyncio.Event()
 
-    async def hear(message: Any) -> None:
+    async def on_message(message: Any) -> None:
         if isinstance(message, ToolListChangedNotification):
             changed.set()
 
-    async with serve_asgi(trial.create_app()) as url, host(workers, message_handler=hear) as client:
+    async with serve_asgi(trial.create_app()) as url, connect_host(workers, message_handler=on_message) as client:
         await client.list_tools()
         async with asyncio.timeout(30):
             body = {"name": "extra", "url": f"{url}/mcp"}
@@ -121,30 +123,38 @@ async def test_session_of_a_stopped_worker_is_not_found(
 ) -> None:
     other = workers[0]
     async with serve_gateway(database_url, simulator, None) as first:
-        async with first.session.post(f"{first.base_url}/mcp", json=HELLO, headers=ACCEPT) as begun:
-            session = {"Mcp-Session-Id": begun.headers["Mcp-Session-Id"]}
-        async with other.session.post(f"{other.base_url}/mcp", json=LIST, headers=ACCEPT | session) as response:
+        async with first.session.post(
+            f"{first.base_url}/mcp", json=INITIALIZE_REQUEST, headers=MCP_HEADERS
+        ) as response:
+            session = {"Mcp-Session-Id": response.headers["Mcp-Session-Id"]}
+        async with other.session.post(
+            f"{other.base_url}/mcp", json=LIST_REQUEST, headers=MCP_HEADERS | session
+        ) as response:
             assert response.status == 200
             assert response.headers["Mcp-Session-Id"] == session["Mcp-Session-Id"]
-        holding = await other.session.get(f"{other.base_url}/mcp", headers=ACCEPT | session)
-        assert holding.status == 200
+        open_stream = await other.session.get(f"{other.base_url}/mcp", headers=MCP_HEADERS | session)
+        assert open_stream.status == 200
     async with asyncio.timeout(30):
-        await holding.read()  # the stream that another worker holds ends, too
-    strange = ("x", "x-../../etc/passwd", f"x-{'0' * 32}", session["Mcp-Session-Id"])
-    for name in strange:
-        headers = ACCEPT | {"Mcp-Session-Id": name}
-        async with other.session.post(f"{other.base_url}/mcp", json=LIST, headers=headers) as response:
-            assert (response.status, (await response.json())["error"]["message"]) == (404, "Session not found"), name
+        await open_stream.read()  # the stream through another worker ends too
+    session_ids = ("x", "x-../../etc/passwd", f"x-{'0' * 32}", session["Mcp-Session-Id"])
+    for session_id in session_ids:
+        headers = MCP_HEADERS | {"Mcp-Session-Id": session_id}
+        async with other.session.post(f"{other.base_url}/mcp", json=LIST_REQUEST, headers=headers) as response:
+            assert (response.status, (await response.json())["error"]["message"]) == (404, "Session not found"), (
+                session_id
+            )
 
 
 async def test_stopping_worker_ends_forwarded_streams(workers: list[Gateway]) -> None:
     first, other = workers[:2]
-    async with first.session.post(f"{first.base_url}/mcp", json=HELLO, headers=ACCEPT) as begun:
-        session = {"Mcp-Session-Id": begun.headers["Mcp-Session-Id"]}
-    async with other.session.get(f"{other.base_url}/mcp", headers=ACCEPT | session) as holding:
-        assert holding.status == 200
+    async with first.session.post(f"{first.base_url}/mcp", json=INITIALIZE_REQUEST, headers=MCP_HEADERS) as response:
+        session = {"Mcp-Session-Id": response.headers["Mcp-Session-Id"]}
+    async with other.session.get(f"{other.base_url}/mcp", headers=MCP_HEADERS | session) as open_stream:
+        assert open_stream.status == 200
         other.state.mcp.stop_listening()
         async with asyncio.timeout(30):
-            await holding.read()
-    async with first.session.post(f"{first.base_url}/mcp", json=LIST, headers=ACCEPT | session) as response:
+            await open_stream.read()
+    async with first.session.post(
+        f"{first.base_url}/mcp", json=LIST_REQUEST, headers=MCP_HEADERS | session
+    ) as response:
         assert response.status == 200

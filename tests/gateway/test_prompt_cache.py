@@ -1,5 +1,4 @@
-"""What stands at the beginning of every request is the same to the byte, so that the model's server finds it in its
-prompt cache: from step to step, from turn to turn, and after a restart."""
+"""Tests that the prompt prefix is byte-identical in each request, so that the provider's prompt cache can use it."""
 
 import json
 import random
@@ -16,44 +15,44 @@ from tests.gateway.mcp_client.test_toolbox import connect_toolbox
 from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
 
 
-def prefixes(simulator: Simulator) -> list[str]:
-    """The tools and the system prompt of each request so far, as they stood there."""
+def get_prompt_prefixes(simulator: Simulator) -> list[str]:
+    """Return the tools and the system prompt of each request so far, as JSON."""
     return [json.dumps([body["tools"], body["messages"][0]]) for body in simulator.requests]
 
 
 async def test_prompt_prefix_is_stable_across_turns_and_restarts(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path
 ) -> None:
-    """With three servers, which come up in another order each time."""
-    trials = [free_port(), free_port()]
-    servers: dict[str, Any] = {f"trial{n}": {"url": f"http://127.0.0.1:{port}/mcp"} for n, port in enumerate(trials)}
+    """Three MCP servers connect in another order after the restart."""
+    ports = [free_port(), free_port()]
+    servers: dict[str, Any] = {f"trial{n}": {"url": f"http://127.0.0.1:{port}/mcp"} for n, port in enumerate(ports)}
     file = tmp_path / "mcp.json"
     file.write_text(json.dumps({"mcpServers": {**servers, "tools": {"url": tools_url, "identity": "gateway"}}}))
-    for first, second in (trials, trials[::-1]):
+    for first, second in (ports, ports[::-1]):
         async with (
             serve_gateway(database_url, simulator, None, mcp_config=file) as gateway,
             serve_asgi(TrialServer().create_app(), first),
         ):
-            await until_up(gateway, 2)
+            await wait_until_up(gateway, 2)
             async with serve_asgi(TrialServer().create_app(), second):
-                await until_up(gateway, 3)
+                await wait_until_up(gateway, 3)
                 await gateway.chat("What is 23*19?")
-                began = (await gateway.chat("Add a task to rest", conversation_id="new")).body
-                await gateway.chat("Thank you", conversation_id=began["conversation_id"])
+                conversation = (await gateway.chat("Add a task to rest", conversation_id="new")).body
+                await gateway.chat("Thank you", conversation_id=conversation["conversation_id"])
     assert len(simulator.requests) == 10
-    assert len(set(prefixes(simulator))) == 1
+    assert len(set(get_prompt_prefixes(simulator))) == 1
     tools = [tool["function"]["name"] for tool in simulator.requests[-1]["tools"]]
     assert tools[0].startswith("trial0")
     assert tools.index("trial1_echo") < tools.index("tools_calculator")
 
 
-async def until_up(gateway: Gateway, number: int) -> None:
+async def wait_until_up(gateway: Gateway, number: int) -> None:
     await eventually(lambda: sum(server.state == "up" for server in gateway.state.toolbox.servers()) >= number)
 
 
 async def test_tool_order_does_not_depend_on_the_server() -> None:
-    seen: set[tuple[str, ...]] = set()
-    told: set[tuple[str, ...]] = set()
+    listed_orders: set[tuple[str, ...]] = set()
+    offered_orders: set[tuple[str, ...]] = set()
     for seed in range(3):
         trial = TrialServer()
         tools = trial.mcp._tool_manager._tools
@@ -63,9 +62,9 @@ async def test_tool_order_does_not_depend_on_the_server() -> None:
             serve_asgi(trial.create_app()) as address,
             connect_toolbox(ServerConfig(name="own", url=f"{address}/mcp")) as toolbox,
         ):
-            seen.add(tuple(shuffled))
-            told.add(tuple(spec.name for spec in toolbox.specs()))
-    assert (len(seen), len(told)) == (3, 1)
+            listed_orders.add(tuple(shuffled))
+            offered_orders.add(tuple(spec.name for spec in toolbox.specs()))
+    assert (len(listed_orders), len(offered_orders)) == (3, 1)
 
 
 async def test_cached_share_of_the_prompt_is_reported(gateway: Gateway) -> None:

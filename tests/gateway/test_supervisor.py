@@ -1,4 +1,4 @@
-"""Processes that are kept running, with small ones in the place of the gateway's."""
+"""Tests of the supervisor, with small scripts instead of gateway processes."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from gateway.server.supervisor import FAILED, MISCONFIGURED, STOPPED, ManagedPro
 from gateway_runtime.sockets import SharedPort
 from tests.eventually import eventually
 
-READY_AND_GO = "import os; os.write(0, b'ready'); os.read(0, 9); "
+READY_AND_WAIT = "import os; os.write(0, b'ready'); os.read(0, 9); "
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def port() -> Generator[SharedPort]:
     shared.close()
 
 
-def worker(port: SharedPort, code: str, name: str = "worker") -> ManagedProcess:
+def make_worker(port: SharedPort, code: str, name: str = "worker") -> ManagedProcess:
     return ManagedProcess(name, [sys.executable, "-S", "-c", code], os.environ, port=port, replaceable=True)
 
 
-async def run(*processes: ManagedProcess, restart_policy: RestartPolicy | None = None) -> int:
+async def run_supervisor(*processes: ManagedProcess, restart_policy: RestartPolicy | None = None) -> int:
     async with asyncio.timeout(30):
         return await Supervisor(list(processes), None, restart_policy=restart_policy).run()
 
@@ -33,37 +33,37 @@ async def run(*processes: ManagedProcess, restart_policy: RestartPolicy | None =
 async def test_configuration_error_of_workers_is_printed_once(
     port: SharedPort, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    refuse = f"import os; os.write(0, b'THIS: makes no sense'); raise SystemExit({MISCONFIGURED})"
-    assert await run(*(worker(port, refuse) for _ in range(3))) == MISCONFIGURED
+    code = f"import os; os.write(0, b'THIS: makes no sense'); raise SystemExit({MISCONFIGURED})"
+    assert await run_supervisor(*(make_worker(port, code) for _ in range(3))) == MISCONFIGURED
     assert capfd.readouterr().err == "THIS: makes no sense\n"
 
 
 @pytest.mark.parametrize(
-    ("code", "how"),
-    [("raise SystemExit(7)", "exit code 7"), (f"{READY_AND_GO}raise SystemExit(0)", "exit code 0")],
-    ids=["dies", "is stopped"],
+    ("code", "end"),
+    [("raise SystemExit(7)", "exit code 7"), (f"{READY_AND_WAIT}raise SystemExit(0)", "exit code 0")],
+    ids=["crash", "exit"],
 )
 async def test_supervisor_stops_after_repeated_worker_exits(
-    port: SharedPort, capfd: pytest.CaptureFixture[str], code: str, how: str
+    port: SharedPort, capfd: pytest.CaptureFixture[str], code: str, end: str
 ) -> None:
     policy = RestartPolicy(window_seconds=3600.0, min_backoff_seconds=0.001)
-    assert await run(worker(port, code, "worker 1"), restart_policy=policy) == FAILED
-    said = capfd.readouterr().err
-    assert said.count(f"worker 1 ended with {how}: starting it again") == 4
-    assert "worker 1 died 5 times" in said
+    assert await run_supervisor(make_worker(port, code, "worker 1"), restart_policy=policy) == FAILED
+    output = capfd.readouterr().err
+    assert output.count(f"worker 1 ended with {end}: starting it again") == 4
+    assert "worker 1 died 5 times" in output
 
 
 async def test_workers_wait_until_all_are_ready(port: SharedPort) -> None:
     slow = ManagedProcess("slow", [sys.executable, "-S", "-c", "import os; os.read(0, 9)"], os.environ, port=port)
-    quick = worker(port, f"{READY_AND_GO}raise SystemExit(0)")
-    supervisor = Supervisor([quick, slow], None)
+    fast = make_worker(port, f"{READY_AND_WAIT}raise SystemExit(0)")
+    supervisor = Supervisor([fast, slow], None)
     running = asyncio.create_task(supervisor.run())
     async with asyncio.timeout(30):
-        await eventually(lambda: quick.is_ready)
-        assert quick.process is not None
-        assert (quick.process.returncode, supervisor.ready.is_set()) == (None, False)
+        await eventually(lambda: fast.is_ready)
+        assert fast.process is not None
+        assert (fast.process.returncode, supervisor.ready.is_set()) == (None, False)
         assert slow.parent_socket is not None
-        slow.parent_socket.send(b"go")  # it ends without having been ready, and so takes all down
+        slow.parent_socket.send(b"go")  # it exits before it is ready, which stops the supervisor
         assert await running == STOPPED
 
 

@@ -1,4 +1,4 @@
-"""Group commit, against the real Postgres."""
+"""Tests of the journal's group commit, on a real Postgres."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -16,21 +16,21 @@ from tests.conftest import dsn
 from tests.eventually import eventually
 
 
-def record(turn_id: UUID, prompt: str = "What is 23*19?") -> TurnRecord:
+def make_record(turn_id: UUID, prompt: str = "What is 23*19?") -> TurnRecord:
     request = TurnRequest((Message("user", prompt),), model="m")
     return TurnRecord(turn_id, "local", request, "openai/gpt-oss-120b")
 
 
-def started(turn_id: UUID) -> e.TurnStarted:
+def make_turn_started(turn_id: UUID) -> e.TurnStarted:
     return e.TurnStarted(turn_id=str(turn_id), conversation_id=None, model="m")
 
 
-def outcome(response: str = "437") -> TurnOutcome:
+def make_outcome(response: str = "437") -> TurnOutcome:
     messages = (Message("user", "What is 23*19?"), Message("assistant", response))
     return TurnOutcome("completed", messages, response, 1, Usage(1, 2, 3), 12.5, finish_reason="stop")
 
 
-END = e.TurnCompleted(finish_reason="stop", usage=Usage(), steps=1, duration_ms=1.0)
+TURN_END = e.TurnCompleted(finish_reason="stop", usage=Usage(), steps=1, duration_ms=1.0)
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ async def journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
     await journal.stop()
 
 
-async def begun(journal: PostgresJournal) -> TurnLog:
+async def begin_turn(journal: PostgresJournal) -> TurnLog:
     log = TurnLog(uuid4())
-    log.append(started(log.turn_id))
-    await journal.begin(record(log.turn_id), log)
+    log.append(make_turn_started(log.turn_id))
+    await journal.begin(make_record(log.turn_id), log)
     return log
 
 
-async def replay(db: asyncpg.Connection, turn_id: UUID) -> list[e.Event]:
+async def read_events(db: asyncpg.Connection, turn_id: UUID) -> list[e.Event]:
     rows = await db.fetch("SELECT * FROM turn_events WHERE turn_id = $1 ORDER BY first_seq", turn_id)
     expected = 1
     for row in rows:
@@ -58,7 +58,7 @@ async def replay(db: asyncpg.Connection, turn_id: UUID) -> list[e.Event]:
 
 
 async def test_journal_replays_a_turn_exactly(journal: PostgresJournal, db: asyncpg.Connection) -> None:
-    log = await begun(journal)
+    log = await begin_turn(journal)
     log.append(e.TextDelta(step=1, text="let me\nsee \u2028 \x00 👋"))
     journal.schedule_flush(log)
     log.append(
@@ -66,9 +66,9 @@ async def test_journal_replays_a_turn_exactly(journal: PostgresJournal, db: asyn
     )
     await journal.flush(log)
     log.append(e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("437")], duration_ms=2.0))
-    log.append(END)
-    await journal.finish(log, outcome())
-    assert await replay(db, log.turn_id) == [entry.event for entry in log.entries]
+    log.append(TURN_END)
+    await journal.finish(log, make_outcome())
+    assert await read_events(db, log.turn_id) == [entry.event for entry in log.entries]
     assert log.has_ended
     turn = await db.fetchrow("SELECT * FROM turns WHERE id = $1", log.turn_id)
     assert turn is not None
@@ -80,7 +80,7 @@ async def test_journal_replays_a_turn_exactly(journal: PostgresJournal, db: asyn
 
 
 async def test_tool_call_is_stored_before_its_outcome(journal: PostgresJournal, db: asyncpg.Connection) -> None:
-    log = await begun(journal)
+    log = await begin_turn(journal)
     log.append(e.ToolCallStarted(step=1, call_id="c1", server="tools", tool="add_task", arguments={"title": "milk"}))
     await journal.flush(log)
     row = await db.fetchrow("SELECT tool, arguments, outcome FROM tool_calls")
@@ -89,7 +89,7 @@ async def test_tool_call_is_stored_before_its_outcome(journal: PostgresJournal, 
 
 
 async def test_deltas_are_stored_by_the_scheduled_flush(journal: PostgresJournal, db: asyncpg.Connection) -> None:
-    log = await begun(journal)
+    log = await begin_turn(journal)
     for letter in "abc":
         log.append(e.TextDelta(step=1, text=letter))
         journal.schedule_flush(log)
@@ -99,65 +99,65 @@ async def test_deltas_are_stored_by_the_scheduled_flush(journal: PostgresJournal
 
 async def test_many_turns_share_few_commits(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     before = await db.fetchval("SELECT pg_current_xact_id()::text::bigint")
-    await asyncio.gather(*(begun(journal) for _ in range(200)))
-    used = await db.fetchval("SELECT pg_current_xact_id()::text::bigint") - before
+    await asyncio.gather(*(begin_turn(journal) for _ in range(200)))
+    transactions = await db.fetchval("SELECT pg_current_xact_id()::text::bigint") - before
     assert await db.fetchval("SELECT count(*) FROM turns") == 200
-    assert used <= 20
+    assert transactions <= 20
 
 
 async def test_write_refused_by_postgres_fails_alone(journal: PostgresJournal, db: asyncpg.Connection) -> None:
     logs = [TurnLog(uuid4()) for _ in range(3)]
     for log in logs:
-        log.append(started(log.turn_id))
+        log.append(make_turn_started(log.turn_id))
     unknown_conversation = TurnRecord(
         logs[1].turn_id, "local", TurnRequest((), model="m"), "m", conversation_id=uuid4()
     )
-    records = [record(logs[0].turn_id), unknown_conversation, record(logs[2].turn_id)]
+    records = [make_record(logs[0].turn_id), unknown_conversation, make_record(logs[2].turn_id)]
     results = await asyncio.gather(*map(journal.begin, records, logs), return_exceptions=True)
     assert [type(result).__name__ for result in results] == ["NoneType", "GatewayError", "NoneType"]
     assert await db.fetchval("SELECT count(*) FROM turns") == 2
 
 
 async def test_lost_connection_does_not_fail_the_turn(journal: PostgresJournal, db: asyncpg.Connection) -> None:
-    log = await begun(journal)
+    log = await begin_turn(journal)
     await db.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE pid <> pg_backend_pid() AND datname = current_database()"
     )
-    log.append(END)
+    log.append(TURN_END)
     async with asyncio.timeout(30):
-        await journal.finish(log, outcome())
+        await journal.finish(log, make_outcome())
     assert await db.fetchval("SELECT status FROM turns") == "completed"
-    assert len(await replay(db, log.turn_id)) == 2
+    assert len(await read_events(db, log.turn_id)) == 2
 
 
 async def test_turn_does_not_start_if_it_cannot_be_stored() -> None:
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), timeout_seconds=0.2)
     journal.start()
     log = TurnLog(uuid4())
-    log.append(started(log.turn_id))
+    log.append(make_turn_started(log.turn_id))
     with pytest.raises(StorageUnavailable):
-        await journal.begin(record(log.turn_id), log)
+        await journal.begin(make_record(log.turn_id), log)
     await journal.stop(0.1)
 
 
 async def test_pending_writes_of_an_abandoned_turn_are_dropped() -> None:
-    """A row of a turn that has none would have the whole batch refused, and written one by one."""
+    """A row without its turn would make Postgres refuse the batch, and its rows would be written one by one."""
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), timeout_seconds=0.2)
     journal.start()
     log = TurnLog(uuid4())
-    log.append(started(log.turn_id))
-    beginning = asyncio.create_task(journal.begin(record(log.turn_id), log))
+    log.append(make_turn_started(log.turn_id))
+    begin = asyncio.create_task(journal.begin(make_record(log.turn_id), log))
     while not journal._in_flight:
         await asyncio.sleep(0)
     log.append(e.ToolCallStarted(step=1, call_id="c", server="s", tool="t", arguments={}))
-    call = journal.flush(log)
-    log.append(END)
-    end = journal.finish(log, outcome())
+    call_write = journal.flush(log)
+    log.append(TURN_END)
+    end_write = journal.finish(log, make_outcome())
     with pytest.raises(StorageUnavailable):
-        await beginning
-    assert call.cancelled()
-    assert end.cancelled()
+        await begin
+    assert call_write.cancelled()
+    assert end_write.cancelled()
     assert [write.row[0].split()[0] for write in journal._waiting if write.row] == ["WITH", "WITH"]
     assert [write.row[1][1] for write in list(journal._waiting)[1:] if write.row] == ["failed"]
     await journal.stop(0.1)

@@ -1,4 +1,4 @@
-"""The schema that Alembic makes is the schema that the tables declare."""
+"""Tests of the migrations against the models and the schema file."""
 
 import asyncio
 import io
@@ -20,9 +20,9 @@ async def test_models_match_the_migrations(database_url: str) -> None:
 
 
 def test_heads_without_alembic_match_alembic() -> None:
-    known = ScriptDirectory.from_config(migrations.alembic_config("")).get_heads()
-    assert migrations.heads() == set(known)
-    assert find_head_revision() in known
+    alembic_heads = ScriptDirectory.from_config(migrations.alembic_config("")).get_heads()
+    assert migrations.heads() == set(alembic_heads)
+    assert find_head_revision() in alembic_heads
 
 
 async def test_migrations_can_be_downgraded_and_upgraded_again(database_url: str, db: asyncpg.Connection) -> None:
@@ -37,26 +37,26 @@ async def test_migrations_can_be_downgraded_and_upgraded_again(database_url: str
 
 
 def test_schema_file_matches_the_migrations() -> None:
-    written = io.StringIO()
+    output = io.StringIO()
     config = migrations.alembic_config("postgresql+asyncpg://")
-    config.output_buffer = written
+    config.output_buffer = output
     command.upgrade(config, "heads", sql=True)
-    assert written.getvalue() == embedded_postgres.SCHEMA_FILE.read_text(), "run `make schema`"
+    assert output.getvalue() == embedded_postgres.SCHEMA_FILE.read_text(), "run `make schema`"
 
 
 async def test_concurrent_processes_can_upgrade_the_database(postgres: embedded_postgres.EmbeddedPostgres) -> None:
     admin = await asyncpg.connect(dsn(postgres.build_url("postgres")))
-    await admin.execute("CREATE DATABASE migrated_at_once")
-    url = postgres.build_url("migrated_at_once")
+    await admin.execute("CREATE DATABASE concurrent_upgrades")
+    url = postgres.build_url("concurrent_upgrades")
     try:
         assert len(await migrations.missing_migrations(url)) == 2
-        upgrading = [sys.executable, "-m", "gateway.cli", "db", "upgrade"]
+        command_line = [sys.executable, "-m", "gateway.cli", "db", "upgrade"]
         environment = {**os.environ, "DATABASE_URL": url}
-        processes = [await asyncio.create_subprocess_exec(*upgrading, env=environment) for _ in range(3)]
+        processes = [await asyncio.create_subprocess_exec(*command_line, env=environment) for _ in range(3)]
         assert [await process.wait() for process in processes] == [0, 0, 0]
         assert await migrations.missing_migrations(url) == []
     finally:
-        await admin.execute("DROP DATABASE migrated_at_once WITH (FORCE)")
+        await admin.execute("DROP DATABASE concurrent_upgrades WITH (FORCE)")
         await admin.close()
 
 
