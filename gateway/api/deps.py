@@ -1,7 +1,7 @@
-"""What routes take: typed parts of the application, each under its own name, and who is calling.
+"""Typed dependencies of the routes: parts of the application, and the caller.
 
-`app.py` sets the parts as attributes of `app.state`. A route names those that it uses, as a parameter of type `…Dep`.
-To resolve a dependency costs as much as a token, so the chat routes call `turn_service(request)` and the like instead.
+`app.py` sets the parts as attributes of `app.state`. A route names the parts that it uses as parameters of a type
+`…Dep`. The chat routes call `turn_service(request)` and its siblings instead. See docs/adr/0013.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def toolbox(request: Request) -> Toolbox:
 
 
 def get_principal(request: Request) -> Principal:
-    """The caller, whom the security middleware has authenticated, with the headers that MCP servers want passed on."""
+    """Return the authenticated caller, with the request headers that MCP servers receive."""
     principal: Principal = request.scope[PRINCIPAL_SCOPE_KEY]
     if not (names := toolbox(request).forwarded_headers()):
         return principal
@@ -57,7 +57,7 @@ def get_principal(request: Request) -> Principal:
 
 
 async def _resolve_principal(request: Request) -> Principal:
-    """A coroutine, as all dependencies here: FastAPI runs plain functions in a thread, at 0.2 ms each."""
+    # A coroutine, like every dependency here: FastAPI would run a plain function in a thread.
     return get_principal(request)
 
 
@@ -90,22 +90,24 @@ UsageReportsDep = Annotated[UsageReports, _depends_on_part("usage_reports")]
 
 
 async def run_until_disconnect(request: Request, work: Coroutine[object, object, T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up. The request's body must have been read.
+    """Await `work`, and cancel it if the client disconnects.
+
+    The request's body must have been read before.
 
     Raises:
-        ClientGone: it hung up.
+        ClientGone: the client disconnected.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGone
         return task.result()
     finally:
-        for pending in (task, gone):
+        for pending in (task, disconnect):
             pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 async def _wait_for_disconnect(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""What all routes that run turns share: start a turn, and answer with it, streamed or whole, in any wire format."""
+"""Start turns for requests, and answer with them in any wire format."""
 
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
@@ -19,7 +19,7 @@ from gateway.wire.turn_summary import TurnSummary
 FIRST_OUTPUT_TIMEOUT_SECONDS = 10.0
 
 WriteStream = Callable[[EventListener], AsyncGenerator[bytes]]
-"""A wire format: from a turn's events to the bytes of a response."""
+"""A wire format: writes a turn's events as the bytes of a response."""
 
 
 async def start_turn(
@@ -28,7 +28,7 @@ async def start_turn(
     """Start a turn for this request; see `TurnService.start`.
 
     Raises:
-        ClientGone: the client hung up while another turn of the conversation ran.
+        ClientGone: the client disconnected while another turn of the conversation ran.
         GatewayError: the turn cannot be started.
     """
     turn = await turn_service(request).start(
@@ -45,17 +45,21 @@ async def start_turn(
 def stream_turn(
     turn: TurnHandle, request: Request, write: WriteStream, *, after: int = 0, media_type: str = SSE
 ) -> Response:
-    """The turn's events as they happen. A failure before the model's first output is an HTTP error."""
+    """Stream the turn's events, from number `after` + 1 on.
+
+    A failure before the model's first output is an HTTP error.
+    """
     listener = turn_service(request).listen(turn, after=after)
     ready = partial(_wait_for_headers, turn, listener)
     return FrameStream(write(listener), headers={}, listener=listener, ready=ready, media_type=media_type)
 
 
 async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) -> TurnSummary:
-    """The whole turn at its end, or as far as it came where it waits for a person.
+    """Return the turn at its end, or when it waits for a person.
 
     Raises:
-        GatewayError: it failed, was cancelled, or its end cannot be read.
+        ClientGone: the client disconnected.
+        GatewayError: the turn failed, was cancelled, or its end cannot be read.
     """
     summary = await run_until_disconnect(request, turn_service(request).wait(turn, TurnSummary))
     response.headers.update(turn_headers(turn))
@@ -65,7 +69,7 @@ async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) 
 
 
 def turn_headers(turn: TurnHandle) -> dict[str, str]:
-    """The turn's id; and whether its answer came from the response cache, where that is known."""
+    """Return response headers with the turn's id and its cache status, if known."""
     headers = {"X-Turn-Id": str(turn.id)}
     if (status := turn.cache_status) is not None:
         headers["X-Gateway-Cache"] = status

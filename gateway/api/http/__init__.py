@@ -1,1 +1,1 @@
-"""HTTP plumbing: errors, body limits, request context, OpenAPI and the protocol class."""
+"""HTTP: errors, body limits, request context, the OpenAPI document and the protocol class."""

@@ -1,16 +1,19 @@
-"""Bounds on what a request may bring, before anything reads it."""
+"""Limits on the size, arrival time and encoding of request bodies."""
 
 import asyncio
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_PLAIN = (b"", b"identity")
+_UNCOMPRESSED = (b"", b"identity")
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over `most` bytes: by their declared length at once, else when they grow past it; those that are
-    not there within `timeout_seconds` of being asked for; and compressed ones."""
+    """Rejects request bodies that are too large, too slow or compressed.
+
+    A body over `max_bytes` is rejected by its declared length, else when it exceeds the limit. A body must arrive
+    within `timeout_seconds` after the application began to read it.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float = 60.0) -> None:
         self._app = app
@@ -22,27 +25,27 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        declared_length = headers.get(b"content-length", b"0")
+        if declared_length.isdigit() and int(declared_length) > self._max_bytes:
             receive = _raise_on_receive(self._payload_too_large())
-        elif headers.get(b"content-encoding", b"identity").lower() not in _PLAIN:
+        elif headers.get(b"content-encoding", b"identity").lower() not in _UNCOMPRESSED:
             receive = _raise_on_receive(
-                HTTPException(415, "A compressed body is not read: send it without Content-Encoding.")
+                HTTPException(415, "Compressed bodies are not supported: send the body without Content-Encoding.")
             )
         await self._app(scope, self._count_bytes(receive), send)
 
     def _payload_too_large(self) -> HTTPException:
-        """FastAPI lets this one through while it reads a body; any other error becomes a 400 there."""
-        return HTTPException(413, f"The body is larger than the {self._max_bytes:,} bytes that a request may have.")
+        # An HTTPException: FastAPI turns any other error that is raised while it reads a body into a 400.
+        return HTTPException(413, f"The body is larger than the limit of {self._max_bytes:,} bytes.")
 
     def _count_bytes(self, receive: Receive) -> Receive:
         total = 0
-        whole = False
+        complete = False
         deadline: float | None = None
 
-        async def counted() -> Message:
-            nonlocal total, whole, deadline
-            if whole:
+        async def receive_counted() -> Message:
+            nonlocal total, complete, deadline
+            if complete:
                 return await receive()
             deadline = deadline or asyncio.get_running_loop().time() + self._timeout_seconds
             try:
@@ -54,16 +57,15 @@ class BodyLimitMiddleware:
                 total += len(message.get("body", b""))
                 if total > self._max_bytes:
                     raise self._payload_too_large()
-                whole = not message.get("more_body", False)
+                complete = not message.get("more_body", False)
             return message
 
-        return counted
+        return receive_counted
 
 
 def _raise_on_receive(error: HTTPException) -> Receive:
-    """Raised inside the application, so that its error handlers answer."""
-
-    async def refuse() -> Message:
+    # Raised inside the application, so that its error handlers answer.
+    async def receive_error() -> Message:
         raise error
 
-    return refuse
+    return receive_error

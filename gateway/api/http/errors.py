@@ -1,4 +1,4 @@
-"""One shape for every error: `{"error": {"code", "message", "param"?, "request_id"}}`; under `/v1/` it is OpenAI's."""
+"""Error responses: `{"error": {"code", "message", "param"?, "request_id"}}`, and OpenAI's shape under `/v1/`."""
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -27,6 +27,8 @@ _CODES = {
 
 
 class ErrorDetail(BaseModel):
+    """Error of a request. `param` names the invalid field, if there is one."""
+
     code: str
     message: str
     param: str | None = None
@@ -34,7 +36,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What every endpoint answers when it cannot do what was asked."""
+    """Body of every error response outside `/v1/`."""
 
     error: ErrorDetail
 
@@ -42,6 +44,10 @@ class ErrorBody(BaseModel):
 def error_response(
     request: Request, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None
 ) -> JSONResponse:
+    """Build an error response in the shape that the request's path calls for.
+
+    `retry_after` is in seconds.
+    """
     headers: dict[str, str] = {}
     if (turn_id := getattr(request.state, "turn_id", None)) is not None:
         headers["X-Turn-Id"] = turn_id
@@ -55,7 +61,7 @@ def error_response(
         return JSONResponse(build_error_body(info, status), status_code=status, headers=headers)
     body: JsonObject = {"error": {**msgspec.to_builtins(info), "request_id": request_id.get()}}
     if not request.url.path.startswith("/api/v1/"):
-        body["detail"] = message  # where the forerunners' users look
+        body["detail"] = message  # legacy clients read the message here
     return JSONResponse(body, status_code=status, headers=headers)
 
 
@@ -70,15 +76,15 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if first["type"] == "json_invalid":
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
     param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    others = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     message = first["msg"].removeprefix("Value error, ")
-    return error_response(request, 422, InvalidRequest.code, f"{param or 'body'}: {message}{more}", param or None)
+    return error_response(request, 422, InvalidRequest.code, f"{param or 'body'}: {message}{others}", param or None)
 
 
 def http_error(request: Request, error: Exception) -> JSONResponse:
-    """A status without a body, in the one shape."""
+    """Build the error response for an `HTTPException`."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # how FastAPI says that it cannot decode a body
+    if error.status_code == 400:  # raised by FastAPI for a body that it cannot decode
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
     code = _CODES.get(error.status_code, "http_error")
     route = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
@@ -91,13 +97,16 @@ def http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _internal_error(request: Request, error: Exception) -> JSONResponse:
-    log.error("request_broke", path=request.url.path, exc_info=error)
+    log.error("request_failed", path=request.url.path, exc_info=error)
     return error_response(request, 500, GatewayError.code, GatewayError.default_message)
 
 
 class ServerErrorMiddleware:
-    """Answers where what is behind it broke, so that those in front of it add to that answer as to any other. One that
-    had begun is cut off."""
+    """Answers 500 for unexpected errors of the application.
+
+    It runs inside the other middleware, which adds its headers to this response too. A response that has begun is
+    broken off.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -112,7 +121,7 @@ class ServerErrorMiddleware:
 
 
 def register_error_handlers(app: FastAPI) -> None:
-    """Make every failure of the app answer in the one shape."""
+    """Register the handlers that turn exceptions into error responses."""
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, http_error)

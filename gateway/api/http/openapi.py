@@ -1,33 +1,35 @@
-"""The OpenAPI document: each operation also tells what stands before every route, the credentials that it asks for and
-the refusals in their shape."""
-
-from typing import Any
+"""Adds credentials and the errors of middleware to the OpenAPI document."""
 
 from fastapi import FastAPI
 
 from gateway.api.security.permissions import ROUTES
 from gateway.domain.messages import JsonObject
 
-_EVERYWHERE = {
+_COMMON_ERRORS = {
     421: "The Host header names another server",
-    422: "The request is not valid",
+    422: "The request is invalid",
     429: "Too many requests; see Retry-After",
     503: "The database cannot be reached, or the gateway is stopping",
 }
-_ASKED = {
-    401: "A credential is asked for, and none or a wrong one came",
-    403: "The credential does not open this",
+_CREDENTIAL_ERRORS = {
+    401: "The credential is missing or invalid",
+    403: "The credential does not permit this request",
 }
-_TURNS = {
+_BODY_ERRORS = {
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    415: "The body is compressed",
+}
+_TURN_ERRORS = {
     400: "The model's server refused the request",
-    402: "The budget is used up",
-    404: "No such model, conversation or turn",
-    409: "Another turn stands against it",
+    402: "The budget is exhausted",
+    404: "The model, conversation or turn was not found",
+    409: "Another turn of the conversation is active",
     413: "The body is too large",
     502: "The model's server failed",
-    504: "The turn took too long",
+    504: "The turn exceeded its time limit",
 }
-_OPENAI = {
+_OPENAI_ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
     "properties": {
@@ -51,10 +53,10 @@ _CREDENTIALS = {
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Complete the document, once, when it is first asked for."""
+    """Complete the OpenAPI document of `app` when it is first requested."""
     generate = app.openapi
 
-    def openapi() -> dict[str, Any]:
+    def openapi() -> JsonObject:
         if app.openapi_schema is None:
             _complete_document(generate())
         return generate()
@@ -63,7 +65,7 @@ def install_openapi(app: FastAPI) -> None:
 
 
 def _complete_document(document: JsonObject) -> None:
-    document["components"]["schemas"]["OpenAIErrorBody"] = _OPENAI
+    document["components"]["schemas"]["OpenAIErrorBody"] = _OPENAI_ERROR_SCHEMA
     document["components"]["securitySchemes"] = _CREDENTIALS
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -78,23 +80,23 @@ def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[
     access = ROUTES.get((method, path))
     if access is None or not access.counted:
         return {}
-    told = _EVERYWHERE | ({} if access.public else _ASKED)
+    errors = _COMMON_ERRORS | ({} if access.public else _CREDENTIAL_ERRORS)
     if "requestBody" in operation:
-        told |= {408: "The body did not arrive in time", 413: _TURNS[413], 415: "The body is compressed"}
+        errors |= _BODY_ERRORS
     if access.route_class == "chat" and method == "POST":
-        told |= _TURNS
+        errors |= _TURN_ERRORS
     if "{" in path:
-        told |= {404: "There is no such thing, or it is another's"}
-    return told
+        errors |= {404: "The object does not exist, or belongs to another user"}
+    return errors
 
 
 def _declare_response(responses: JsonObject, path: str, status: int, description: str) -> None:
-    """Under `/v1/` errors have OpenAI's shape, and 422 is 400."""
+    """Add an error response: under `/v1/` in OpenAI's shape, with 400 instead of 422."""
     openai = path.startswith("/v1/")
     if openai and status == 422:
         responses.pop("422", None)
         status = 400
     shape = "OpenAIErrorBody" if openai else "ErrorBody"
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
-    known = responses.get(str(status), {})
-    responses[str(status)] = {"description": known.get("description") or description, "content": content}
+    declared = responses.get(str(status), {})
+    responses[str(status)] = {"description": declared.get("description") or description, "content": content}

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with bounds on what comes before anyone is asked who they are, and refusals in our own shape."""
+"""uvicorn's HTTP/1.1 protocol with limits on request heads, and the gateway's error responses."""
 
 import asyncio
 import json
@@ -7,82 +7,88 @@ from http import HTTPStatus
 import uuid_utils
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.api.http.request_context import safety_headers
+from gateway.api.http.request_context import get_security_headers
 from gateway.common.logging import get_logger
 
 log = get_logger(__name__)
 
-HEAD_BYTES = 64 * 1024
-_HEAD_SECONDS = 20.0
+MAX_HEAD_BYTES = 64 * 1024
+_HEAD_TIMEOUT_SECONDS = 20.0
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. uvicorn's gathers heads and trailers of any size, for as long as they take; and it answers what
-    is no HTTP by itself, where no middleware sees it."""
+    """HTTP/1.1 connection with limits on the size and arrival time of request heads.
 
-    head_seconds = _HEAD_SECONDS
+    uvicorn accepts heads and trailers of any size and duration, and answers malformed requests itself, without
+    middleware.
+    """
+
+    head_timeout_seconds = _HEAD_TIMEOUT_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._gathered = 0  # bytes of which the parser has made nothing yet
-        self._await_head()
+        self._unparsed_bytes = 0
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_there()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._gathered += len(data)
+        self._unparsed_bytes += len(data)
         super().data_received(data)
-        if self._gathered > HEAD_BYTES:
-            self._refuse(431, "head_too_large", f"The head of a request has at most {HEAD_BYTES:,} bytes.")
+        if self._unparsed_bytes > MAX_HEAD_BYTES:
+            self._reject(431, "head_too_large", f"The request head exceeds {MAX_HEAD_BYTES:,} bytes.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._waiting is None:
-            self._await_head()
+        if self._head_timer is None:
+            self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._waiting is not None:  # else it is a trailer: the request has been judged by its head
+        if self._head_timer is not None:  # else this is a trailer, which must not change a checked request
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._head_is_there()
+        self._stop_head_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._gathered = 0
+        self._unparsed_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._gathered = 0
+        self._unparsed_bytes = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "invalid_http", "This is not a valid HTTP request.")
+        self._reject(400, "invalid_http", "The request is not valid HTTP.")
 
-    def _await_head(self) -> None:
-        self._waiting: asyncio.TimerHandle | None = self.loop.call_later(self.head_seconds, self._too_slow)
+    def _start_head_timer(self) -> None:
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(
+            self.head_timeout_seconds, self._on_head_timeout
+        )
 
-    def _head_is_there(self) -> None:
-        self._gathered = 0
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _stop_head_timer(self) -> None:
+        self._unparsed_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _too_slow(self) -> None:
-        if self._gathered:
-            self._refuse(408, "request_timeout", f"The head of a request has {self.head_seconds:g} seconds to arrive.")
-        else:  # nobody asked for anything
+    def _on_head_timeout(self) -> None:
+        if self._unparsed_bytes:
+            message = f"The request head did not arrive within {self.head_timeout_seconds:g} seconds."
+            self._reject(408, "request_timeout", message)
+        else:  # an idle connection, without a request to answer
             self.transport.close()
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        """Say so and hang up; where an answer is under way, only hang up."""
-        self._head_is_there()
+    def _reject(self, status: int, code: str, message: str) -> None:
+        """Send an error response, unless another response is being sent, and close the connection."""
+        self._stop_head_timer()
         request_id = str(uuid_utils.uuid7())
-        log.info("request_refused", code=code, status=status, request_id=request_id)
+        log.info("request_rejected", code=code, status=status, request_id=request_id)
         if not self.cycle or self.cycle.response_complete:
             body = json.dumps({"error": {"code": code, "message": message, "request_id": request_id}}).encode()
             headers = [
@@ -91,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
                 (b"content-length", str(len(body)).encode()),
                 (b"connection", b"close"),
                 (b"x-request-id", request_id.encode()),
-                *safety_headers(over_tls=self.scheme == "https"),
+                *get_security_headers(over_tls=self.scheme == "https"),
             ]
             start = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
             self.transport.write(b"\r\n".join([start, *map(b": ".join, headers), b"", body]))

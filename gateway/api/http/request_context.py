@@ -1,4 +1,4 @@
-"""Request ids and the access log. Pure ASGI, and cheap for each chunk: it runs for every token."""
+"""Request ids, security headers and the access log. Pure ASGI, see docs/adr/0005."""
 
 import re
 import time
@@ -13,29 +13,32 @@ from gateway.wire.sse import WRITE_SCOPE_KEY
 log = get_logger("gateway.access")
 
 HEADERS_SCOPE_KEY = "gateway.headers"
-"""Where in a request's scope those behind put headers for its answer, whoever gives it."""
+"""Scope key of a list: middleware and routes append headers for the response to it."""
 STARTED_SCOPE_KEY = "gateway.begun"
-"""In the scope of a request whose answer has begun."""
+"""Scope key that is present once the response has begun."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
-_SAFETY = (
+_SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
-_API_SAFETY = (*_SAFETY, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
-_OVER_TLS = (b"strict-transport-security", b"max-age=31536000")
-_QUIET = ("/health", "/ready")
+_API_HEADERS = (*_SECURITY_HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
+_HSTS_HEADER = (b"strict-transport-security", b"max-age=31536000")
+_DEBUG_LEVEL_PATHS = ("/health", "/ready")
 
 
-def safety_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:
-    """What every answer carries, so that browsers neither guess nor embed it."""
-    safety = _SAFETY if page else _API_SAFETY
-    return (*safety, _OVER_TLS) if over_tls else safety
+def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the security headers of every response: no sniffing, no framing."""
+    headers = _SECURITY_HEADERS if page else _API_HEADERS
+    return (*headers, _HSTS_HEADER) if over_tls else headers
 
 
 class RequestContextMiddleware:
-    """Takes `X-Request-ID` if it is safe to log, else makes one; returns it; logs each request at its end."""
+    """Sets the request id, adds it to the response, and logs each request at its end.
+
+    A client's `X-Request-ID` is used if it is safe to log; else a new id is generated.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -44,31 +47,31 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        current = given if _SAFE_ID.fullmatch(given) else str(uuid_utils.uuid7()).encode()
-        token = request_id.set(current.decode())
-        started = time.perf_counter()
+        client_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        current_id = client_id if _SAFE_ID.fullmatch(client_id) else str(uuid_utils.uuid7()).encode()
+        token = request_id.set(current_id.decode())
+        started_at = time.perf_counter()
         status = 0
         added: list[tuple[bytes, bytes]] = []
         scope[HEADERS_SCOPE_KEY] = added
         scope[WRITE_SCOPE_KEY] = send
-        safety = safety_headers(over_tls=scope["scheme"] == "https", page=scope["path"] in _PAGES)
+        security_headers = get_security_headers(over_tls=scope["scheme"] == "https", page=scope["path"] in _PAGES)
 
-        def with_id(message: Message) -> Awaitable[None]:
+        def send_with_headers(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 scope[STARTED_SCOPE_KEY] = True
-                has = {name.lower() for name, _ in message["headers"]}
-                missing = [header for header in safety if header[0] not in has]
-                message["headers"] = [*message["headers"], (b"x-request-id", current), *added, *missing]
+                present = {name.lower() for name, _ in message["headers"]}
+                missing = [header for header in security_headers if header[0] not in present]
+                message["headers"] = [*message["headers"], (b"x-request-id", current_id), *added, *missing]
             return send(message)
 
         try:
-            await self._app(scope, receive, with_id)
+            await self._app(scope, receive, send_with_headers)
         finally:
-            del scope[WRITE_SCOPE_KEY]  # which leads back to the scope
-            duration_ms = round((time.perf_counter() - started) * 1000, 2)
-            say = log.debug if scope["path"] in _QUIET else log.info
-            say("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)
+            del scope[WRITE_SCOPE_KEY]  # else the scope would be part of a reference cycle
+            duration_ms = round((time.perf_counter() - started_at) * 1000, 2)
+            write_log = log.debug if scope["path"] in _DEBUG_LEVEL_PATHS else log.info
+            write_log("request", method=scope["method"], path=scope["path"], status=status, duration_ms=duration_ms)
             request_id.reset(token)

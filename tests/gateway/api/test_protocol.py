@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.api.http.protocol import HEAD_BYTES, HttpProtocol
+from gateway.api.http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.llm.catalog import Catalog
 from gateway.simulator import Simulator
@@ -71,7 +71,7 @@ async def test_invalid_http_is_rejected_in_the_error_format(gateway: Gateway) ->
 
 def too_much(piece: bytes, times: float = 1.1) -> Iterable[bytes]:
     """More than any request may bring of it, without an end."""
-    return (piece * 512 for _ in range(int(times * HEAD_BYTES / 512 / len(piece)) + 1))
+    return (piece * 512 for _ in range(int(times * MAX_HEAD_BYTES / 512 / len(piece)) + 1))
 
 
 async def test_endless_request_head_is_rejected(gateway: Gateway) -> None:
@@ -94,12 +94,12 @@ async def test_slow_request_head_times_out_and_a_silent_connection_is_closed(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     class Hurried(HttpProtocol):
-        head_seconds = 0.05
+        head_timeout_seconds = 0.05
 
     async with serve_gateway(database_url, simulator, tools_url, http=Hurried) as gateway:
         assert_refusal(reply_of(await said(gateway, b"GET /health HT")), 408, "request_timeout")
         assert await said(gateway) == b""
-        Hurried.head_seconds = HttpProtocol.head_seconds
+        Hurried.head_timeout_seconds = HttpProtocol.head_timeout_seconds
         assert (await gateway.get("/health")).status == 200
 
 
@@ -149,7 +149,7 @@ async def test_internal_error_is_a_500_in_the_error_format_without_internals(
             for name, value in SAFE.items():
                 assert response.headers.getall(name) == [value]
     lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
-    told = [line for line in lines if line["event"] == "request_broke"]
+    told = [line for line in lines if line["event"] == "request_failed"]
     assert [line["request_id"] for line in told] == ["the-request"] * 3
     assert all("RuntimeError" in str(line["exception"]) for line in told)
 
