@@ -29,7 +29,6 @@ from gateway.api.http.body_limit import BodyLimitMiddleware
 from gateway.api.http.request_context import RequestContextMiddleware
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.api.rate_limit.limiter import RATE_HEADERS, RateLimiter
-from gateway.api.routes.native.budget import budget_of_users
 from gateway.api.routes.registration import register_routes
 from gateway.api.security.authentication import Authenticator
 from gateway.api.security.middleware import SecurityMiddleware
@@ -388,7 +387,7 @@ def _runner(settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Stor
         storage,
         models=llm.catalog,
         toolbox=tools.guarded,
-        budgets=Budgets(store.usage, budget_of_users(settings), wait_seconds=timeouts.budget_wait),
+        budgets=Budgets(store.usage, settings.user_budget, wait_seconds=timeouts.budget_wait),
     )
 
 

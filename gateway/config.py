@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway.domain.messages import Budget
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
 from gateway_runtime.tls import TlsFiles
@@ -365,6 +366,16 @@ class Settings(BaseSettings):
         return (
             f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}"
             f"@{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
+        )
+
+    @property
+    def user_budget(self) -> Budget:
+        """Budget of each user."""
+        return Budget(
+            self.budget_tokens_per_day,
+            self.budget_tokens_per_month,
+            self.budget_usd_per_day,
+            self.budget_usd_per_month,
         )
 
     @property

@@ -1,1 +1,1 @@
-"""HTTP routes, one module for each resource."""
+"""HTTP routes, one module per resource."""

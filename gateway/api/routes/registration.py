@@ -1,4 +1,4 @@
-"""Adds every route module to the application; a new endpoint is one line here."""
+"""Register every route module with the application."""
 
 from fastapi import FastAPI
 
@@ -10,7 +10,7 @@ from gateway.api.routes.openai import chat_completions, responses
 
 
 def register_routes(app: FastAPI) -> None:
-    """Add all routes in the order in which a request's path is matched."""
+    """Add all routes, in the order in which request paths are matched."""
     for module in (
         chat,
         turns,
@@ -30,7 +30,7 @@ def register_routes(app: FastAPI) -> None:
         legacy_chat,
         responses,
     ):
-        # `include_router` would build each route a second time, for every application.
+        # `include_router` would build every route again for each application, which slows the tests down.
         app.router.routes.extend(module.router.routes)
     for prefix in chat_completions.PREFIXES:
         app.include_router(chat_completions.router, prefix=prefix, include_in_schema=prefix == "/v1")

@@ -1,1 +1,1 @@
-"""Routes for administration: API keys and the audit log."""
+"""Routes for administration: API keys, statistics and the audit log."""

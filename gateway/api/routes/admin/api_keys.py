@@ -1,4 +1,4 @@
-"""`/api/v1/keys`: keys for the API. Admins have them all before them, everyone else their own."""
+"""`/api/v1/keys`: API keys. Admins manage all keys, other users their own."""
 
 from datetime import UTC, datetime
 from uuid import UUID
@@ -17,36 +17,36 @@ from gateway.wire.api_keys import CreatedKey, KeyList, KeyView, NewKeyBody
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
 
-_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "You have no such key"}}
-_WILD = frozenset("*?[")
+_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "The key was not found"}}
+_GLOB_CHARACTERS = frozenset("*?[")
 
 
-@router.get("", summary="Your keys")
+@router.get("", summary="List your keys")
 async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
-    """The newest first, revoked ones too; an admin sees everyone's. No secret is shown."""
+    """The newest keys first, including revoked keys; all keys for an admin. The secrets are not shown."""
     rows = await keys.list_keys(_owner_filter(principal))
     return KeyList(keys=[KeyView.model_validate(row, from_attributes=True) for row in rows])
 
 
-@router.post("", summary="Make a key", status_code=201)
+@router.post("", summary="Create a key", status_code=201)
 async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep, response: Response) -> CreatedKey:
-    """The answer is the only place where the key stands. It may do no more than the one that makes it.
+    """Create a key with at most your own rights. Only this response shows the secret.
 
-    The first key that is made switches authentication on, at every replica.
+    The first key enables authentication on every worker.
     """
     response.headers["Cache-Control"] = "no-store"
     new = _build_new_key(body, principal)
     if principal.key is not None and principal.key.startswith(KEY_PREFIX):
-        most = (await keys.get_by_prefix(principal.key)).expires_at
-        if most is not None and (new.expires_at is None or new.expires_at > most):
-            new = msgspec.structs.replace(new, expires_at=most)
+        max_expires_at = (await keys.get_by_prefix(principal.key)).expires_at
+        if max_expires_at is not None and (new.expires_at is None or new.expires_at > max_expires_at):
+            new = msgspec.structs.replace(new, expires_at=max_expires_at)
     row, secret = await keys.create(new, by=principal.user)
     return CreatedKey.model_validate(KeyView.model_validate(row, from_attributes=True).model_dump() | {"key": secret})
 
 
 @router.delete("/{key_id}", summary="Revoke a key", status_code=204, responses=_NOT_FOUND)
 async def revoke_key(key_id: UUID, principal: PrincipalDep, keys: ApiKeysDep) -> None:
-    """It opens nothing from now on, at any replica. Its row stays, for the record."""
+    """Revoke a key on every worker. The key stays in the list."""
     key: ApiKey = await keys.get(key_id, _owner_filter(principal))
     await keys.revoke(key, by=principal.user)
 
@@ -55,43 +55,51 @@ def _owner_filter(principal: Principal) -> str | None:
     return None if principal.role == "admin" else principal.user
 
 
-def _build_new_key(body: NewKeyBody, maker: Principal) -> NewKey:
-    """Raises:
-    Forbidden: the key would be able to do more than its maker.
-    InvalidRequest: it would have expired already.
+def _build_new_key(body: NewKeyBody, creator: Principal) -> NewKey:
+    """Build the key from a request.
+
+    Raises:
+        Forbidden: the key would have more rights than its creator.
+        InvalidRequest: the key would have expired already.
     """
-    owner = body.owner or maker.user
-    if owner != maker.user and maker.role != "admin":
-        raise Forbidden("Only admins may make keys for others.")
-    if maker.budget is not None or maker.limits is not None:
-        raise Forbidden("A key with a budget or limits of its own may not make keys.")
-    role: UserRole = body.role or ("user" if role_at_most("user", maker.role) else maker.role)
-    if not role_at_most(role, maker.role):
-        raise Forbidden(f"Your role is {maker.role}: you may not make a key for {role}.")
+    owner = body.owner or creator.user
+    if owner != creator.user and creator.role != "admin":
+        raise Forbidden("Only admins may create keys for other users.")
+    if creator.budget is not None or creator.limits is not None:
+        raise Forbidden("A key with its own budget or limits may not create keys.")
+    role: UserRole = body.role or ("user" if role_at_most("user", creator.role) else creator.role)
+    if not role_at_most(role, creator.role):
+        raise Forbidden(f"The role {creator.role} may not create a key for the role {role}.")
     if body.expires_at is not None and body.expires_at <= datetime.now(UTC):
-        raise InvalidRequest("expires_at: lies in the past.", param="expires_at")
+        raise InvalidRequest("expires_at: must be in the future.", param="expires_at")
     return NewKey(
         owner=owner,
         name=body.name,
         role=role,
-        scopes=_restrict_to_own("scopes", body.scopes, maker.scopes),
-        models=_restrict_to_own("models", body.models, maker.models),
-        servers=_restrict_to_own("servers", body.servers, maker.servers),
-        tools=_restrict_to_own("tools", body.tools, maker.tools),
+        scopes=_check_allowed("scopes", body.scopes, creator.scopes),
+        models=_check_allowed("models", body.models, creator.models),
+        servers=_check_allowed("servers", body.servers, creator.servers),
+        tools=_check_allowed("tools", body.tools, creator.tools),
         budget=None if body.budget is None else msgspec.convert(body.budget.model_dump(), Budget),
         limits=None if body.limits is None else msgspec.convert(body.limits.model_dump(), KeyLimits),
         expires_at=body.expires_at,
     )
 
 
-def _restrict_to_own(
-    what: str, wanted: list[str] | list[Area] | None, own: tuple[str, ...] | None
+def _check_allowed(
+    field: str, requested: list[str] | list[Area] | None, allowed: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """The wanted list, as far as it is within the maker's own; a glob of the maker's may be taken as it stands."""
-    if wanted is None:
-        return own
-    for each in wanted:
-        known = own is None or each in own
-        if not known and (_WILD & set(each) or not Principal("", models=own).can_use_model(each)):
-            raise Forbidden(f"Your key does not allow {each!r}, so you may not pass it on.", param=what)
-    return tuple(wanted)
+    """Return the requested allow list, or the creator's own list if none is requested.
+
+    A glob must be in the creator's list literally: whether one glob covers another is not decided here.
+
+    Raises:
+        Forbidden: the creator's list does not allow an entry.
+    """
+    if requested is None:
+        return allowed
+    for entry in requested:
+        listed = allowed is None or entry in allowed
+        if not listed and (_GLOB_CHARACTERS & set(entry) or not Principal("", models=allowed).can_use_model(entry)):
+            raise Forbidden(f"Your key does not allow {entry!r}, so a new key may not either.", param=field)
+    return tuple(requested)

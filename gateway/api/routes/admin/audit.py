@@ -1,4 +1,4 @@
-"""`/api/v1/audit`: who did what, for admins."""
+"""`/api/v1/audit`: the audit log, for admins."""
 
 from datetime import datetime
 from typing import Annotated
@@ -12,13 +12,19 @@ from gateway.domain.messages import JsonObject
 
 router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
 
-Wanted = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")]
+ActorFilter = Annotated[
+    str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description="Only actions of this user.")
+]
+ActionFilter = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description="Only this action.")]
 
 
 class AuditView(BaseModel):
-    """`action`: key.create, key.revoke, login.refused, login.granted, login.failed, login.forgotten, server.put,
-    server.remove, tool.approve, input.…, conversation.delete, turn.delete. A refused login is a
-    caller's; the others are sign-ins to MCP servers."""
+    """Entry of the audit log.
+
+    `action` is one of key.create, key.revoke, login.refused, login.granted, login.failed, login.forgotten, server.put,
+    server.remove, tool.approve, input.…, conversation.delete and turn.delete. `login.refused` is an invalid credential
+    of a client; the other logins are sign-ins to MCP servers.
+    """
 
     id: UUID
     at: datetime
@@ -29,22 +35,22 @@ class AuditView(BaseModel):
 
 
 class AuditList(BaseModel):
-    """`next` is the `before` of the next page; null: this is the last."""
+    """Page of the audit log. `next` is the `before` of the next page; null on the last page."""
 
     items: list[AuditView]
     next: UUID | None
 
 
-@router.get("", summary="Who did what")
+@router.get("", summary="Read the audit log")
 async def list_audit(
     _principal: PrincipalDep,
     audit_log: AuditLogDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[UUID | None, Query(description="The `next` of the page before.")] = None,
-    actor: Wanted = None,
-    action: Wanted = None,
+    before: Annotated[UUID | None, Query(description="The `next` of the previous page.")] = None,
+    actor: ActorFilter = None,
+    action: ActionFilter = None,
 ) -> AuditList:
-    """The newest first. Nothing can be changed or taken out of it, not even by the gateway."""
+    """The newest entries first. Entries cannot be changed or deleted, not even by the gateway."""
     rows = await audit_log.page(limit=limit, before=before, actor=actor, action=action)
     views = [AuditView.model_validate(row, from_attributes=True) for row in rows]
     return AuditList(items=views, next=views[-1].id if len(views) == limit else None)

@@ -1,4 +1,4 @@
-"""`/api/v1/admin/stats`: what all users have used up."""
+"""`/api/v1/admin/stats`: usage of all users."""
 
 from datetime import date
 
@@ -6,12 +6,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, UsageDep
-from gateway.api.routes.native.budget import DailyUsageView, Days
+from gateway.api.usage_views import DailyUsageView, Days
 
 router = APIRouter(prefix="/api/v1/admin", tags=["usage"])
 
 
 class ModelStatsView(BaseModel):
+    """Usage of a model."""
+
     model: str
     turns: int
     total_tokens: int
@@ -19,12 +21,14 @@ class ModelStatsView(BaseModel):
 
 
 class ErrorStatsView(BaseModel):
+    """Number of turns that ended with an error code."""
+
     code: str
     turns: int
 
 
 class ToolStatsView(BaseModel):
-    """A tool's calls on a day; `duration_ms` is the mean, null while none has ended."""
+    """Calls of a tool on a day (UTC). `duration_ms` is the mean, or null if no call has ended."""
 
     day: date
     server: str
@@ -36,7 +40,10 @@ class ToolStatsView(BaseModel):
 
 
 class StatsView(BaseModel):
-    """`days` and `tools` the newest day first; `models` and `errors` over all of the days, the most frequent first."""
+    """Usage of all users.
+
+    `days` and `tools` start with the newest day. `models` and `errors` cover all days and start with the most frequent.
+    """
 
     days: list[DailyUsageView]
     models: list[ModelStatsView]
@@ -44,12 +51,12 @@ class StatsView(BaseModel):
     tools: list[ToolStatsView]
 
 
-@router.get("/stats", summary="What all have used up")
+@router.get("/stats", summary="Get the usage of all users")
 async def get_stats(_principal: PrincipalDep, usage: UsageDep, days: Days = 30) -> StatsView:
-    """For admins: turns, tokens, cost, errors, ratings and the use of tools, of all users together."""
+    """Turns, tokens, cost, errors, ratings and tool calls of all users. Admins only."""
     return StatsView(
-        days=[DailyUsageView.model_validate(each, from_attributes=True) for each in await usage.by_day(days)],
-        models=[ModelStatsView.model_validate(each, from_attributes=True) for each in await usage.by_model(days)],
-        errors=[ErrorStatsView.model_validate(each, from_attributes=True) for each in await usage.errors(days)],
-        tools=[ToolStatsView.model_validate(each, from_attributes=True) for each in await usage.tools(days)],
+        days=[DailyUsageView.model_validate(stats, from_attributes=True) for stats in await usage.by_day(days)],
+        models=[ModelStatsView.model_validate(stats, from_attributes=True) for stats in await usage.by_model(days)],
+        errors=[ErrorStatsView.model_validate(stats, from_attributes=True) for stats in await usage.errors(days)],
+        tools=[ToolStatsView.model_validate(stats, from_attributes=True) for stats in await usage.tools(days)],
     )

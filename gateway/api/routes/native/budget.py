@@ -1,25 +1,23 @@
-"""`/api/v1/budget`: what a user has used up, and may."""
-
-from datetime import date
-from typing import Annotated
+"""`/api/v1/budget`: a user's usage and budget."""
 
 import msgspec
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, SettingsDep, UsageDep
-from gateway.config import Settings
+from gateway.api.usage_views import DailyUsageView, Days
 from gateway.domain.messages import Budget, UsageTotals
 from gateway.wire.api_keys import BudgetView
 
 router = APIRouter(prefix="/api/v1", tags=["usage"])
 
-Days = Annotated[int, Query(ge=1, le=366, description="How many days back, today among them; days are UTC's.")]
-
 
 class UsageTotalsView(BaseModel):
-    """In UTC. Models without a known price cost nothing here. `…_set_aside`: what the model calls that run now may take
-    at most; it is not in the other figures, and only kept where there is a budget."""
+    """Usage of the current day and month (UTC), and the budget.
+
+    Models without a known price add no cost. `…_set_aside` is reserved for model calls that are running; the other
+    figures do not include it. It is 0 without a budget.
+    """
 
     tokens_today: int
     tokens_this_month: int
@@ -30,51 +28,29 @@ class UsageTotalsView(BaseModel):
     budget: BudgetView
 
 
-class DailyUsageView(BaseModel):
-    """Turns that ended on a day, and the ratings given on it."""
-
-    day: date
-    turns: int
-    completed: int
-    failed: int
-    cancelled: int
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    cost_usd: float
-    up: int
-    down: int
-
-
 class UsageView(BaseModel):
-    """`key`: the credential's own share, where it has a budget of its own. `days`: the newest first, none empty."""
+    """Usage of a user.
+
+    `key` is the usage of the API key, if the key has its own budget. `days` starts with the newest day and omits days
+    without turns and ratings.
+    """
 
     user: UsageTotalsView
     key: UsageTotalsView | None
     days: list[DailyUsageView]
 
 
-@router.get("/budget", summary="What you have used up, and may")
+@router.get("/budget", summary="Get your usage and budget")
 async def get_budget(principal: PrincipalDep, usage: UsageDep, settings: SettingsDep, days: Days = 30) -> UsageView:
-    """Tokens and dollars, today and this month, beside what you may use up: past it a turn is refused with 402."""
-    found = await usage.by_day(days, principal.user)
-    of_key = None
+    """Tokens and cost of today and this month, with the budget. A turn beyond the budget is rejected with 402."""
+    daily_usage = await usage.by_day(days, principal.user)
+    key_totals = None
     if principal.budget is not None:
-        of_key = _build_totals(await usage.spent(principal.user, principal.key), principal.budget)
+        key_totals = _build_totals(await usage.spent(principal.user, principal.key), principal.budget)
     return UsageView(
-        user=_build_totals(await usage.spent(principal.user), budget_of_users(settings)),
-        key=of_key,
-        days=[DailyUsageView.model_validate(day, from_attributes=True) for day in found],
-    )
-
-
-def budget_of_users(settings: Settings) -> Budget:
-    """What each user may use up."""
-    return Budget(
-        settings.budget_tokens_per_day,
-        settings.budget_tokens_per_month,
-        settings.budget_usd_per_day,
-        settings.budget_usd_per_month,
+        user=_build_totals(await usage.spent(principal.user), settings.user_budget),
+        key=key_totals,
+        days=[DailyUsageView.model_validate(day, from_attributes=True) for day in daily_usage],
     )
 
 

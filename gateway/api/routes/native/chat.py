@@ -1,4 +1,4 @@
-"""`/api/v1/chat`: one user request in, one turn out, streamed or collected."""
+"""`/api/v1/chat`: run a turn for a user request, streamed or collected."""
 
 from functools import partial
 from typing import Annotated
@@ -17,33 +17,35 @@ router = APIRouter(prefix="/api/v1", tags=["chat"])
 _ERRORS: dict[int | str, JsonObject] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
-        404: "No such model or conversation",
-        409: "Another turn of the conversation runs, and `if_busy` is `reject`",
+        404: "The model or conversation was not found",
+        409: "Another turn of the conversation is active, and `if_busy` is `reject`",
         413: "The body is too large",
-        422: "The request is not valid",
-        429: "The model's rate limit is reached; see Retry-After",
-        502: "The model's server failed or refused the key",
+        422: "The request is invalid",
+        429: "The model's rate limit is exceeded; see Retry-After",
+        502: "The model's server failed or rejected the API key",
         503: "The database or the model cannot be reached, or the gateway is stopping",
-        504: "The turn took too long",
+        504: "The turn exceeded its time limit",
     }.items()
 }
 IdempotencyKey = Annotated[
     str | None,
-    Header(max_length=200, description="A key begins a turn once; again, it is answered with that turn."),
+    Header(
+        max_length=200, description="Each key starts one turn. A repeated request with the key returns the same turn."
+    ),
 ]
-_TURN_ID = {"X-Turn-Id": {"description": "The turn's id", "schema": {"type": "string"}}}
+_TURN_ID_HEADER = {"X-Turn-Id": {"description": "Id of the turn", "schema": {"type": "string"}}}
 
 
 @router.post(
     "/chat/stream",
-    summary="Chat, streamed",
+    summary="Run a turn and stream its events",
     response_class=Response,
     responses={
         **_ERRORS,
         200: {
-            "description": "The turn's events as server-sent events, closed with `data: [DONE]`",
+            "description": "The turn's events as server-sent events, followed by `data: [DONE]`",
             "content": {"text/event-stream": {}},
-            "headers": _TURN_ID,
+            "headers": _TURN_ID_HEADER,
         },
     },
 )
@@ -54,21 +56,24 @@ async def chat_stream(
 ) -> Response:
     """Run a turn and stream its events.
 
-    A failure before the model's first output is an HTTP status; after that it is a `turn.failed` event. With an
-    `Idempotency-Key` that has begun a turn before, that turn is followed from its first event.
+    A failure before the model's first output is an HTTP error; a later failure is a `turn.failed` event. A repeated
+    `Idempotency-Key` streams the earlier turn from its first event.
     """
     turn = await _start_turn(body, request, idempotency_key)
     return stream_turn(turn, request, partial(stream_events, str(turn.id)))
 
 
-@router.post("/chat", summary="Chat, in one answer", responses=_ERRORS)
+@router.post("/chat", summary="Run a turn and return its answer", responses=_ERRORS)
 async def chat(
     body: ChatRequest,
     request: Request,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> ChatResponse:
-    """Run a turn and answer with all of it at its end; an `Idempotency-Key` seen before answers with its turn."""
+    """Run a turn and return it when it has ended, or when it waits for a person.
+
+    A repeated `Idempotency-Key` returns the earlier turn.
+    """
     turn = await _start_turn(body, request, idempotency_key)
     return build_chat_response(await wait_for_turn(turn, request, response))
 

@@ -1,4 +1,4 @@
-"""`/api/v1/conversations`: turns in order, owned by one user."""
+"""`/api/v1/conversations`: list, get, export, rename and delete conversations."""
 
 from datetime import datetime
 from typing import Annotated
@@ -16,10 +16,12 @@ from gateway.store.models import Conversation, Turn
 
 router = APIRouter(prefix="/api/v1/conversations", tags=["conversations"])
 
-_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "You have no such conversation"}}
+_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "The conversation was not found"}}
 
 
 class ConversationView(BaseModel):
+    """Conversation of a user."""
+
     id: UUID
     title: str
     created_at: datetime
@@ -27,14 +29,14 @@ class ConversationView(BaseModel):
 
 
 class ConversationList(BaseModel):
-    """`next` is the `before` of the next page; null: this is the last."""
+    """Page of conversations. `next` is the `before` of the next page; null on the last page."""
 
     conversations: list[ConversationView]
     next: UUID | None
 
 
 class ConversationTurn(BaseModel):
-    """`parent_id` is the turn that this one goes on from: where two have the same, the conversation branches."""
+    """Turn of a conversation. `parent_id` is the turn that it follows; turns with the same parent are branches."""
 
     id: UUID
     parent_id: UUID | None
@@ -49,44 +51,46 @@ class ConversationTurn(BaseModel):
 
 
 class ConversationDetail(ConversationView):
-    """All turns, oldest first, and the messages of the branch that the newest one is on."""
+    """Conversation with all turns, oldest first, and the messages of the newest turn's branch."""
 
     turns: list[ConversationTurn]
     messages: list[object]
 
 
 class ConversationChange(BaseModel):
+    """New title of a conversation."""
+
     model_config = ConfigDict(extra="forbid")
 
-    title: str = Field(min_length=1, max_length=1_000, description="Its first 80 characters are kept.")
+    title: str = Field(min_length=1, max_length=1_000, description="The first 80 characters are stored.")
 
 
-@router.get("", summary="Your conversations")
+@router.get("", summary="List your conversations")
 async def list_conversations(
     principal: PrincipalDep,
     conversations: ConversationsDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    before: Annotated[UUID | None, Query(description="The `next` of the page before.")] = None,
+    before: Annotated[UUID | None, Query(description="The `next` of the previous page.")] = None,
 ) -> ConversationList:
-    """The newest first."""
-    found = await conversations.page(principal, limit=limit, before=before)
-    views = [ConversationView.model_validate(each, from_attributes=True) for each in found]
+    """The newest conversations first."""
+    rows = await conversations.page(principal, limit=limit, before=before)
+    views = [ConversationView.model_validate(row, from_attributes=True) for row in rows]
     return ConversationList(conversations=views, next=views[-1].id if len(views) == limit else None)
 
 
-@router.get("/{conversation_id}", summary="A conversation", responses=_NOT_FOUND)
+@router.get("/{conversation_id}", summary="Get a conversation", responses=_NOT_FOUND)
 async def get_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
 ) -> ConversationDetail:
-    """With all of its turns and messages."""
+    """The conversation with all of its turns, and the messages of the newest branch."""
     return await _build_detail(await conversations.get(conversation_id, principal), conversations)
 
 
-@router.get("/{conversation_id}/export", summary="A conversation as a file", responses=_NOT_FOUND)
+@router.get("/{conversation_id}/export", summary="Download a conversation", responses=_NOT_FOUND)
 async def export_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, response: Response
 ) -> ConversationDetail:
-    """The same as JSON to save."""
+    """The conversation with its turns and messages, as a JSON file."""
     conversation = await conversations.get(conversation_id, principal)
     response.headers["Content-Disposition"] = f'attachment; filename="conversation-{conversation.id}.json"'
     return await _build_detail(conversation, conversations)
@@ -96,6 +100,7 @@ async def export_conversation(
 async def rename_conversation(
     conversation_id: str, body: ConversationChange, principal: PrincipalDep, conversations: ConversationsDep
 ) -> ConversationView:
+    """Change the title of a conversation."""
     conversation = await conversations.get(conversation_id, principal)
     await conversations.rename(conversation.id, body.title)
     renamed = await conversations.get(conversation_id, principal)
@@ -106,14 +111,14 @@ async def rename_conversation(
 async def delete_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, service: TurnServiceDep
 ) -> None:
-    """Delete it with its turns and all that is kept of them; what runs in it is stopped first."""
+    """Delete a conversation with its turns and everything stored about them. Active turns are cancelled first."""
     await cancel_and_delete(conversation_id, principal, conversations, service)
 
 
 async def cancel_and_delete(
     conversation_id: str, principal: Principal, conversations: ConversationStore, service: TurnService
 ) -> UUID:
-    """See `delete_conversation`; the id of what is gone."""
+    """Cancel the active turns of a conversation, delete it, and return its id."""
     conversation = await conversations.get(conversation_id, principal)
     for turn_id in await conversations.open_turns(conversation.id):
         await service.cancel(await service.follow(turn_id, principal))
@@ -132,11 +137,11 @@ async def _build_detail(conversation: Conversation, conversations: ConversationS
 
 
 def _select_branch(turns: list[Turn]) -> list[Turn]:
-    """From the first turn to the newest, along the parents."""
-    known = {turn.id: turn for turn in turns}
-    line: list[Turn] = []
+    """Return the newest turn and its ancestors, oldest first."""
+    turns_by_id = {turn.id: turn for turn in turns}
+    branch: list[Turn] = []
     turn = turns[-1] if turns else None
     while turn is not None:
-        line.append(turn)
-        turn = known.get(turn.parent_id) if turn.parent_id else None
-    return line[::-1]
+        branch.append(turn)
+        turn = turns_by_id.get(turn.parent_id) if turn.parent_id else None
+    return branch[::-1]

@@ -1,4 +1,4 @@
-"""`/health` says that the process lives, `/ready` whether it can do its work."""
+"""`/health`: liveness check. `/ready`: readiness check."""
 
 import asyncio
 import time
@@ -24,7 +24,11 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    """`conversations`: how many are kept, null while nobody can tell; `conversations_in_memory` is its old name."""
+    """State of the process.
+
+    `conversations` is the number of stored conversations, or null if the database does not answer.
+    `conversations_in_memory` is its legacy name.
+    """
 
     status: str
     version: str
@@ -35,6 +39,8 @@ class Health(BaseModel):
 
 
 class Check(BaseModel):
+    """Result of a check. `reason` is null if `ok` is true."""
+
     ok: bool
     reason: str | None = None
 
@@ -55,10 +61,11 @@ class Readiness(BaseModel):
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", summary="Is the process alive?")
+@router.get("/health", summary="Check that the process is alive")
 async def health(
     conversation_store: ConversationsDep, turn_service: TurnServiceDep, started_at: StartTimeDep
 ) -> Health:
+    """Answer 200 while the process runs, even if the database cannot be reached."""
     try:
         async with asyncio.timeout(1):
             conversations = await conversation_store.count()
@@ -75,7 +82,7 @@ async def health(
 
 
 @router.head("/ready", include_in_schema=False)
-@router.get("/ready", summary="Can it do its work?", responses={503: {"model": Readiness}})
+@router.get("/ready", summary="Check that the worker is ready", responses={503: {"model": Readiness}})
 async def ready(
     response: Response,
     store: DatabaseDep,
@@ -85,15 +92,15 @@ async def ready(
     tasks: TasksDep,
     settings: SettingsDep,
 ) -> Readiness:
-    """Answer 503 when no turn can be stored or run. An unavailable model or MCP server only degrades."""
+    """Answer 503 if turns cannot be stored or run. If only the model or an MCP server is unavailable, answer 200."""
     database, model = await asyncio.gather(store.check(), model_server.check())
     servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.servers()]
-    whole = model is None and all(server.state in ("up", "disabled") for server in servers)
+    dependencies_up = model is None and all(server.state in ("up", "disabled") for server in servers)
     down_tasks = tasks.down_vital_tasks
     if database is not None or down_tasks or turn_service.is_stopping:
         response.status_code = 503
     return Readiness(
-        status="unavailable" if response.status_code == 503 else "ready" if whole else "degraded",
+        status="unavailable" if response.status_code == 503 else "ready" if dependencies_up else "degraded",
         database=Check(ok=database is None, reason=database),
         model=Check(ok=model is None, reason=model),
         background_tasks=Check(ok=not down_tasks, reason=f"failed: {', '.join(down_tasks)}" if down_tasks else None),

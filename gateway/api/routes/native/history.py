@@ -1,4 +1,4 @@
-"""What was said: `/api/v1/history` and `/api/v1/search`, and the same as the gateway's forerunners have it."""
+"""`/api/v1/history` and `/api/v1/search`, and the legacy routes `/history` and `/search`."""
 
 import struct
 from datetime import datetime
@@ -16,18 +16,21 @@ router = APIRouter(tags=["history"])
 
 Limit = Annotated[int, Query(ge=1, le=200)]
 Offset = Annotated[int, Query(ge=0, le=1_000_000)]
-Words = Annotated[
-    str, Query(min_length=1, max_length=1_000, description='As in a search engine: words, "a phrase", or, -without.')
+SearchQuery = Annotated[
+    str, Query(min_length=1, max_length=1_000, description='Words, "a phrase", `or`, -without, as in search engines.')
 ]
 Language = Annotated[
     str,
-    Query(max_length=63, description="A text search configuration of Postgres, e.g. `english`: finds its word forms."),
+    Query(
+        max_length=63,
+        description="Text search configuration of Postgres, e.g. `english`, which also matches inflected forms.",
+    ),
 ]
-WithTotal = Annotated[bool, Query(description="Count all there are, too.")]
+WithTotal = Annotated[bool, Query(description="Add the total number of turns to the response.")]
 
 
 class HistoryItem(BaseModel):
-    """A turn: what was asked and answered."""
+    """Prompt and response of a turn."""
 
     id: UUID
     conversation_id: UUID | None
@@ -39,14 +42,14 @@ class HistoryItem(BaseModel):
 
 
 class SearchHitView(HistoryItem):
-    """`snippet` has the words that matched between <mark> and </mark>; the rest of it is what was said, unescaped."""
+    """Matching turn. `snippet` is plain text, not HTML, with matched words between <mark> and </mark>."""
 
     rank: float
     snippet: str
 
 
 class HistoryPage(BaseModel):
-    """`next` is the `before` of the next page; null: this is the last."""
+    """Page of turns. `next` is the `before` of the next page; null on the last page."""
 
     items: list[HistoryItem]
     next: UUID | None = None
@@ -54,35 +57,38 @@ class HistoryPage(BaseModel):
 
 
 class SearchPage(BaseModel):
-    """`next` is the `before` of the next page; null: this is the last."""
+    """Page of matching turns. `next` is the `before` of the next page; null on the last page."""
 
     items: list[SearchHitView]
     next: str | None = None
     total: int | None = None
 
 
-@router.get("/api/v1/history", summary="Your turns, the newest first")
+@router.get("/api/v1/history", summary="List your turns")
 async def list_history(
     principal: PrincipalDep,
     history: HistoryDep,
     limit: Limit = 50,
-    before: Annotated[UUID | None, Query(description="The `next` of the page before.")] = None,
+    before: Annotated[UUID | None, Query(description="The `next` of the previous page.")] = None,
     total: WithTotal = False,
 ) -> HistoryPage:
+    """The newest turns first."""
     turns = await history.page(principal, limit=limit, before=before)
     items = [HistoryItem.model_validate(turn, from_attributes=True) for turn in turns]
-    number = await history.count_turns(principal) if total else None
-    return HistoryPage(items=items, next=items[-1].id if len(items) == limit else None, total=number)
+    turn_count = await history.count_turns(principal) if total else None
+    return HistoryPage(items=items, next=items[-1].id if len(items) == limit else None, total=turn_count)
 
 
-@router.get("/history", summary="The same, by offset")
+@router.get("/history", summary="List your turns by offset")
 async def list_logs(principal: PrincipalDep, history: HistoryDep, limit: Limit = 50, offset: Offset = 0) -> HistoryPage:
+    """The newest turns first. Legacy route: new clients use `/api/v1/history`."""
     turns = await history.page(principal, limit=limit, offset=offset)
     return HistoryPage(items=[HistoryItem.model_validate(turn, from_attributes=True) for turn in turns])
 
 
-@router.get("/history/{turn_id}", summary="One of your turns")
+@router.get("/history/{turn_id}", summary="Get a turn of the history")
 async def get_log(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep) -> HistoryItem:
+    """Prompt and response of a turn. Legacy route: new clients use `/api/v1/turns/{turn_id}`."""
     return HistoryItem.model_validate(await turns.get(turn_id, principal), from_attributes=True)
 
 
@@ -90,28 +96,29 @@ async def get_log(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep) -> Hi
 async def search(
     principal: PrincipalDep,
     history: HistoryDep,
-    query: Words,
+    query: SearchQuery,
     lang: Language = "simple",
     limit: Limit = 20,
-    before: Annotated[str | None, Query(max_length=100, description="The `next` of the page before.")] = None,
+    before: Annotated[str | None, Query(max_length=100, description="The `next` of the previous page.")] = None,
     total: WithTotal = False,
 ) -> SearchPage:
-    """Full-text search over prompts and responses, best first, among the newest 500 turns that match."""
+    """Full-text search in prompts and responses. The newest 500 matching turns are ranked, best first."""
     hits = await history.search(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
-    number = await history.count_matches(principal, query, lang=lang) if total else None
-    following = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None
-    return SearchPage(items=_to_views(hits), next=following, total=number)
+    match_count = await history.count_matches(principal, query, lang=lang) if total else None
+    next_cursor = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None
+    return SearchPage(items=_to_views(hits), next=next_cursor, total=match_count)
 
 
-@router.get("/search", summary="The same, by offset")
+@router.get("/search", summary="Search your turns by offset")
 async def search_logs(
     principal: PrincipalDep,
     history: HistoryDep,
-    query: Words,
+    query: SearchQuery,
     lang: Language = "simple",
     limit: Limit = 20,
     offset: Offset = 0,
 ) -> SearchPage:
+    """Full-text search in prompts and responses. Legacy route: new clients use `/api/v1/search`."""
     return SearchPage(items=_to_views(await history.search(principal, query, lang=lang, limit=limit, offset=offset)))
 
 
@@ -124,7 +131,7 @@ def _parse_cursor(cursor: str | None) -> tuple[float, UUID] | None:
         return None
     rank, _, turn_id = cursor.partition("_")
     try:
-        struct.pack("<f", float(rank))  # Postgres has it as a float4
+        struct.pack("<f", float(rank))  # raises for a rank that Postgres cannot store as a float4
         return float(rank), UUID(turn_id)
     except (ValueError, OverflowError):
-        raise InvalidRequest("before: this is no `next` of a page.", param="before") from None
+        raise InvalidRequest("before: must be the `next` of a page.", param="before") from None

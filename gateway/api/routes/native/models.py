@@ -1,4 +1,4 @@
-"""`/api/v1/models`: the catalogue."""
+"""`/api/v1/models`: the model catalog."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -9,10 +9,10 @@ router = APIRouter(prefix="/api/v1", tags=["models"])
 
 
 class ModelView(BaseModel):
-    """Windows in tokens, prices in USD per million tokens.
+    """Model of the catalog. Windows are in tokens, prices in USD per million tokens.
 
-    `tools`: calls functions natively, else it is told of them in the prompt; `parallel_calls`: several in one step;
-    `not_taken`: parameters that it refuses.
+    `tools`: the model supports tool calls natively; else the prompt describes the tools. `parallel_calls`: it can make
+    several calls in one step. `not_taken`: parameters that it does not support.
     """
 
     id: str
@@ -31,14 +31,16 @@ class ModelView(BaseModel):
 
 
 class ModelList(BaseModel):
+    """Available models. `simulated`: a built-in simulator answers instead of a model."""
+
     default: str
     simulated: bool
     models: list[ModelView]
 
 
-@router.get("/models", summary="The models on offer")
+@router.get("/models", summary="List the models")
 async def list_models(principal: PrincipalDep, models: ModelsDep, settings: SettingsDep) -> ModelList:
-    """What may stand in `model`, and which one is used where nothing stands there."""
+    """The models that you may use, and the default model."""
     return ModelList(
         default=settings.default_model,
         simulated=settings.groq_simulated,

@@ -1,4 +1,4 @@
-"""`/api/v1/tools`: what the connected MCP servers offer, and calling one by hand."""
+"""`/api/v1/tools`: list the tools of the MCP servers, and call them directly."""
 
 import time
 from typing import Annotated
@@ -15,6 +15,8 @@ router = APIRouter(prefix="/api/v1", tags=["tools"])
 
 
 class ToolAnnotationsView(BaseModel):
+    """Hints of the MCP server about a tool."""
+
     read_only: bool
     destructive: bool
     idempotent: bool
@@ -22,6 +24,8 @@ class ToolAnnotationsView(BaseModel):
 
 
 class ToolView(BaseModel):
+    """Tool of an MCP server."""
+
     name: str
     title: str | None
     server: str
@@ -33,6 +37,8 @@ class ToolView(BaseModel):
 
 
 class ServerView(BaseModel):
+    """State of an MCP server; `reason` explains a state other than `up`. `tools` is the number of its tools."""
+
     name: str
     url: str | None
     transport: str
@@ -44,11 +50,15 @@ class ServerView(BaseModel):
 
 
 class ToolListView(BaseModel):
+    """Tools and servers that the caller may use."""
+
     tools: list[ToolView]
     servers: list[ServerView]
 
 
 class ToolCallResult(BaseModel):
+    """Result of a tool call."""
+
     tool: str
     server: str
     outcome: Outcome
@@ -57,9 +67,9 @@ class ToolCallResult(BaseModel):
     duration_ms: float
 
 
-@router.get("/tools", summary="The tools on offer")
+@router.get("/tools", summary="List the tools")
 async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListView:
-    """Every tool of every connected MCP server that you may use, and how each server stands."""
+    """The tools of the MCP servers that you may use, and the state of each server."""
     servers = [server for server in toolbox.servers() if principal.can_use_server(server.name)]
     states = {server.name: server.state for server in servers}
     tools = [
@@ -87,24 +97,24 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListVi
 
 @router.post(
     "/tools/{name}",
-    summary="Call a tool by hand",
-    responses={404: {"model": ErrorBody, "description": "No connected server has this tool"}},
+    summary="Call a tool",
+    responses={404: {"model": ErrorBody, "description": "The tool was not found"}},
 )
 async def call_tool(
     name: str,
     principal: PrincipalDep,
     toolbox: ToolboxDep,
-    arguments: Annotated[JsonObject, Body(description="The arguments, as the tool's schema wants them.")],
+    arguments: Annotated[JsonObject, Body(description="Arguments that match the tool's `input_schema`.")],
 ) -> ToolCallResult:
-    """Run one tool as the caller, without a model. What the tool says went wrong is its result, not an HTTP error."""
+    """Call a tool directly, without a model. An error of the tool is a result with status 200."""
     spec = toolbox.find(name)
     if spec is None or not principal.can_use_tool(spec):
-        raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists those on offer.")
-    started = time.perf_counter()
+        raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")
+    started_at = time.perf_counter()
     result = await toolbox.call(spec, arguments, principal=principal)
     if isinstance(result, PendingInput):
-        asked = "; ".join(question.message for question in result.questions)
-        note = f"The tool asks: {asked} Questions are answered in a chat; here, call it with all that it needs."
+        questions = "; ".join(question.message for question in result.questions)
+        note = f"The tool asks: {questions} Direct calls cannot answer questions: pass all arguments, or use a chat."
         result = ToolResult(outcome="error", content=[text_block(note)])
     return ToolCallResult(
         tool=spec.name,
@@ -112,5 +122,5 @@ async def call_tool(
         outcome=result.outcome,
         content=result.content,
         structured=result.structured,
-        duration_ms=round((time.perf_counter() - started) * 1000, 2),
+        duration_ms=round((time.perf_counter() - started_at) * 1000, 2),
     )

@@ -1,4 +1,4 @@
-"""`/api/v1/turns`: a turn as it is kept; following it and stopping it from any worker."""
+"""`/api/v1/turns`: get, follow, answer, cancel and rate turns, on any worker."""
 
 from datetime import datetime
 from functools import partial
@@ -19,11 +19,11 @@ from gateway.wire.native import stream_events
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
 
-_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "You have no such turn"}}
+_NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "description": "The turn was not found"}}
 
 
 class ToolCallView(BaseModel):
-    """What ran: `outcome` is null while nobody knows it."""
+    """Tool call of a turn. `outcome` is null until the call has ended."""
 
     call_id: str
     step: int
@@ -38,7 +38,7 @@ class ToolCallView(BaseModel):
 
 
 class InputView(BaseModel):
-    """A question of the turn, and its answer if it has one."""
+    """Question of a turn, and its answer if it was answered."""
 
     id: UUID
     call_id: str
@@ -47,7 +47,10 @@ class InputView(BaseModel):
 
 
 class TurnView(BaseModel):
-    """`status`: running, waiting (for a person), completed, failed or cancelled. Without `store`, figures alone."""
+    """Stored turn. A turn with `store` false has usage figures, but no text, messages or tool calls.
+
+    `status` is running, waiting (for a person), completed, failed or cancelled.
+    """
 
     id: UUID
     conversation_id: UUID | None
@@ -74,9 +77,9 @@ class TurnView(BaseModel):
     inputs: list[InputView] = []
 
 
-@router.get("/{turn_id}", summary="A turn", responses=_NOT_FOUND)
+@router.get("/{turn_id}", summary="Get a turn", responses=_NOT_FOUND)
 async def get_turn(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep, questions: QuestionsDep) -> TurnView:
-    """The turn with all of its messages, and its ledger of tool calls."""
+    """The turn with its messages, tool calls and questions."""
     return await _build_view(turn_id, principal, turns, questions)
 
 
@@ -91,20 +94,22 @@ async def follow_turn(
     request: Request,
     principal: PrincipalDep,
     service: TurnServiceDep,
-    after: Annotated[int | None, Query(ge=0, description="The number of the last event that you have.")] = None,
-    last_event_id: Annotated[str | None, Header(description="The same, as browsers send it.")] = None,
+    after: Annotated[int | None, Query(ge=0, description="Number of the last event that the client received.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(description="The same as `after`, as browsers send it when they reconnect.")
+    ] = None,
 ) -> Response:
-    """Every event behind `after`, then each as it happens, from whichever worker runs the turn.
+    """Stream the events after `after`, and then new events as they happen, on any worker.
 
-    A finished turn's stream ends behind its last event. Following never decides over the turn: leave as you like.
+    The stream ends after the turn's last event. To disconnect does not affect the turn.
     """
     turn = await service.follow(turn_id, principal)
-    known = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
-    return stream_turn(turn, request, partial(stream_events, str(turn_id)), after=known)
+    last_seq = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
+    return stream_turn(turn, request, partial(stream_events, str(turn_id)), after=last_seq)
 
 
 class AnswerBody(BaseModel):
-    """An answer. `content` must fit the question's schema where the action is `accept`."""
+    """Answer to a question. With the action `accept`, `content` must match the question's schema."""
 
     input_id: UUID
     action: Literal["accept", "decline", "cancel"]
@@ -116,7 +121,7 @@ class AnswerBody(BaseModel):
     summary="Answer a turn's question",
     responses={
         **_NOT_FOUND,
-        409: {"model": ErrorBody, "description": "It has been answered already, or has expired"},
+        409: {"model": ErrorBody, "description": "The question was already answered, or has expired"},
     },
 )
 async def answer_input(
@@ -127,10 +132,10 @@ async def answer_input(
     turns: TurnsDep,
     questions: QuestionsDep,
 ) -> TurnView:
-    """Answer, decline or cancel what a turn asks; approvals are questions too.
+    """Answer, decline or cancel a question or an approval request of a turn.
 
-    Whichever worker comes first goes on with the turn: follow `/events` behind the last event that you have. To approve
-    a call with other arguments, accept with `content: {"arguments": {…}}`.
+    The turn continues on any worker: follow `/events` after the last event that you received. To approve a tool call
+    with different arguments, accept with `content: {"arguments": {…}}`.
     """
     turn = await service.follow(turn_id, principal)
     content = body.content if body.action == "accept" else None
@@ -138,17 +143,17 @@ async def answer_input(
     return await _build_view(turn_id, principal, turns, questions)
 
 
-@router.post("/{turn_id}/cancel", summary="Stop a turn", responses=_NOT_FOUND)
+@router.post("/{turn_id}/cancel", summary="Cancel a turn", responses=_NOT_FOUND)
 async def cancel_turn(
     turn_id: UUID, principal: PrincipalDep, service: TurnServiceDep, turns: TurnsDep, questions: QuestionsDep
 ) -> TurnView:
-    """Stop the model call and the tools; what was said so far is kept. A turn that has ended stays as it is."""
+    """Cancel the model call and the tool calls. Text so far is stored. A turn that has ended does not change."""
     await service.cancel(await service.follow(turn_id, principal))
     return await _build_view(turn_id, principal, turns, questions)
 
 
 class FeedbackBody(BaseModel):
-    """What you think of the turn, and why."""
+    """Rating of a turn, with an optional comment."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,17 +162,22 @@ class FeedbackBody(BaseModel):
 
 
 class FeedbackView(BaseModel):
+    """Stored rating of a turn."""
+
     turn_id: UUID
     rating: str
     comment: str | None
     at: datetime
 
 
-@router.post("/{turn_id}/feedback", summary="Say what you think of a turn", responses=_NOT_FOUND)
+@router.post("/{turn_id}/feedback", summary="Rate a turn", responses=_NOT_FOUND)
 async def rate_turn(
     turn_id: UUID, body: FeedbackBody, principal: PrincipalDep, turns: TurnsDep, usage: UsageDep
 ) -> FeedbackView:
-    """Up or down, in the place of what you said before. Of a turn that is not kept, the comment is not either."""
+    """Rate a turn `up` or `down`. A new rating replaces the previous one.
+
+    The comment is not stored for a turn with `store` false.
+    """
     turn = await turns.get(turn_id, principal)
     comment = body.comment.replace("\x00", "\ufffd") if body.comment and turn.store else None
     at = await usage.rate(turn_id, turn.owner, body.rating, comment)
@@ -181,11 +191,11 @@ async def _build_view(turn_id: UUID, principal: Principal, turns: TurnStore, que
     view.tool_calls = [ToolCallView.model_validate(call, from_attributes=True) for call in calls]
     view.inputs = [
         InputView(
-            id=kept.id,
-            call_id=kept.call_id,
-            question=msgspec.to_builtins(kept.question),
-            answer=msgspec.to_builtins(kept.answer),
+            id=stored.id,
+            call_id=stored.call_id,
+            question=msgspec.to_builtins(stored.question),
+            answer=msgspec.to_builtins(stored.answer),
         )
-        for kept in await questions.list_for_turn(turn_id)
+        for stored in await questions.list_for_turn(turn_id)
     ]
     return view

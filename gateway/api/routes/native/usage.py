@@ -1,9 +1,9 @@
-"""`/api/v1/usage`: tokens, times and cost, added up."""
+"""`/api/v1/usage`: sums of tokens, times and cost."""
 
 import csv
 import io
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Response
@@ -17,19 +17,22 @@ from gateway.store.usage_report import Group
 
 router = APIRouter(prefix="/api/v1/usage", tags=["usage"])
 
-_DEFAULT_DAYS, _MOST_DAYS = 30, 366
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_DEFAULT_DAYS, _MAX_DAYS = 30, 366
+_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 _RESPONSES: dict[int | str, JsonObject] = {
     200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
-    403: {"model": ErrorBody, "description": "Only admins may see what others have used"},
-    503: {"model": ErrorBody, "description": "There are too many turns to add up in time"},
+    403: {"model": ErrorBody, "description": "Only admins may see the usage of other users"},
+    503: {"model": ErrorBody, "description": "The range has too many turns to sum within the time limit"},
 }
 
 
 class UsageSum(BaseModel):
-    """Ended turns. Times in seconds. `cached_share`: which part of the prompts the model's server had in its cache.
-    `unpriced_turns`: those for whose model no price is known; they add nothing to `cost_usd`. `cached_turns`: those
-    that got an earlier turn's answer. `up`, `down`: how their owners rate them."""
+    """Sums over turns that have ended. Times are in seconds.
+
+    `cached_share` is the fraction of all prompt tokens that were in the cache of the model's server. `unpriced_turns`
+    used a model without a known price and add nothing to `cost_usd`. `cached_turns` were answered from the response
+    cache. `up` and `down` are numbers of ratings.
+    """
 
     turns: int
     completed: int
@@ -54,7 +57,7 @@ class UsageSum(BaseModel):
 
 
 class UsageRow(UsageSum):
-    """A group: of the five fields before the sums, those that were asked for."""
+    """Sums of a group. Only the fields named in `group_by` are present."""
 
     day: date | None = None
     model: str | None = None
@@ -64,7 +67,10 @@ class UsageRow(UsageSum):
 
 
 class UsageTable(BaseModel):
-    """Turns that ended from `from` until before `to`. `truncated`: there are more groups; `total` holds them all."""
+    """Turns that ended at or after `from` and before `to`.
+
+    `truncated`: there are more groups than `rows`. `total` includes all groups.
+    """
 
     since: datetime = Field(serialization_alias="from")
     until: datetime = Field(serialization_alias="to")
@@ -76,7 +82,7 @@ class UsageTable(BaseModel):
 
 @router.get(
     "",
-    summary="What was used",
+    summary="Sum the usage of turns",
     response_model=UsageTable,
     response_model_exclude_unset=True,
     responses=_RESPONSES,
@@ -85,30 +91,32 @@ async def get_usage(
     principal: PrincipalDep,
     reports: UsageReportsDep,
     since: Annotated[
-        str | None, Query(alias="from", max_length=40, description="A day or a time, in UTC where it does not say.")
+        str | None, Query(alias="from", max_length=40, description="Date or time. Default time zone: UTC.")
     ] = None,
     until: Annotated[
-        str | None, Query(alias="to", max_length=40, description="A day, which is included, or a time, which is not.")
+        str | None, Query(alias="to", max_length=40, description="Date (included) or time (excluded).")
     ] = None,
     group_by: Annotated[
-        str, Query(max_length=100, description=f"One or several of {', '.join(get_args(Group))}, with commas.")
+        str,
+        Query(max_length=100, description=f"One or more of {', '.join(get_args(Group))}, separated by commas."),
     ] = "day",
     user: Annotated[
-        str | None, Query(max_length=256, pattern=r"^[^\x00]*$", description="An admin: this user's alone.")
+        str | None,
+        Query(max_length=256, pattern=r"^[^\x00]*$", description="Only the turns of this user. Admins only."),
     ] = None,
     format: Annotated[Literal["json", "csv"] | None, Query()] = None,  # noqa: A002 - the parameter's public name
     accept: Annotated[str, Header()] = "",
 ) -> UsageTable | Response:
-    """Tokens, times and cost of ended turns: your own; an admin sees everyone's. By default of the last 30 days by day.
+    """Sum tokens, times and cost of your turns that have ended, or of all users' turns for an admin.
 
-    With `format=csv`, or `Accept: text/csv`, as CSV.
+    Default: the last 30 days, by day. With `format=csv` or `Accept: text/csv` the response is CSV.
     """
     groups = _parse_groups(group_by)
-    first, behind = _parse_range(since, until)
-    rows, total = await reports.aggregate(groups, first, behind, owner=_resolve_owner(principal, user))
+    start, end = _parse_range(since, until)
+    rows, total = await reports.aggregate(groups, start, end, owner=_resolve_owner(principal, user))
     table = UsageTable(
-        since=first,
-        until=behind,
+        since=start,
+        until=end,
         group_by=groups,
         rows=[
             UsageRow(**group, **UsageSum.model_validate(sums, from_attributes=True).model_dump())
@@ -123,47 +131,46 @@ async def get_usage(
 
 
 def _resolve_owner(principal: Principal, user: str | None) -> str | None:
-    """Whose turns to add up; None: everyone's."""
+    """Return the user whose turns are summed; None: all users."""
     if principal.role == "admin":
         return user
     if user not in (None, principal.user):
-        raise Forbidden("Only admins may see what others have used.", param="user")
+        raise Forbidden("Only admins may see the usage of other users.", param="user")
     return principal.user
 
 
 def _parse_groups(group_by: str) -> list[Group]:
     names = list(dict.fromkeys(name for part in group_by.split(",") if (name := part.strip())))
     if not names or not set(names) <= set(get_args(Group)):
-        raise InvalidRequest(f"group_by: one or several of {', '.join(get_args(Group))}.", param="group_by")
+        raise InvalidRequest(f"group_by: must be one or more of {', '.join(get_args(Group))}.", param="group_by")
     return cast(list[Group], names)
 
 
 def _parse_range(since: str | None, until: str | None) -> tuple[datetime, datetime]:
-    """The first moment, and the one behind the last."""
+    """Return the start of the range and its exclusive end, in UTC."""
     try:
-        behind = (
-            _parse_moment(until, "to", end=True)
-            if until
-            else _to_midnight(datetime.now(UTC).date()) + timedelta(days=1)
+        end = (
+            _parse_time(until, "to", end=True) if until else _to_midnight(datetime.now(UTC).date()) + timedelta(days=1)
         )
-        first = _parse_moment(since, "from") if since else behind - timedelta(days=_DEFAULT_DAYS)
+        start = _parse_time(since, "from") if since else end - timedelta(days=_DEFAULT_DAYS)
     except OverflowError:
         raise InvalidRequest("from, to: the range is out of bounds.", param="from") from None
-    if not timedelta() < behind - first <= timedelta(days=_MOST_DAYS):
-        raise InvalidRequest(f"from, to: a range of at most {_MOST_DAYS} days, forwards.", param="from")
-    return first, behind
+    if not timedelta() < end - start <= timedelta(days=_MAX_DAYS):
+        raise InvalidRequest(f"from, to: the range must be positive and at most {_MAX_DAYS} days.", param="from")
+    return start, end
 
 
-def _parse_moment(given: str, name: str, *, end: bool = False) -> datetime:
+def _parse_time(text: str, param: str, *, end: bool = False) -> datetime:
+    """Parse a date or time; `end`: a date means the end of that day."""
     try:
-        if len(given) == len("2026-01-31"):
-            return _to_midnight(date.fromisoformat(given)) + timedelta(days=end)
-        moment = datetime.fromisoformat(given)
+        if len(text) == len("2026-01-31"):
+            return _to_midnight(date.fromisoformat(text)) + timedelta(days=end)
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise InvalidRequest(
-            f"{name}: a day such as 2026-01-31 or a time such as 2026-01-31T12:00Z.", param=name
+            f"{param}: must be a date such as 2026-01-31 or a time such as 2026-01-31T12:00Z.", param=param
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def _to_midnight(day: date) -> datetime:
@@ -171,16 +178,17 @@ def _to_midnight(day: date) -> datetime:
 
 
 def _to_csv_response(table: UsageTable) -> Response:
-    """A line a group, below their names. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    names = [*table.group_by, *UsageSum.model_fields]
+    """Write a header line and a line per group."""
+    columns = [*table.group_by, *UsageSum.model_fields]
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(names)
-    writer.writerows([_escape_cell(getattr(row, name)) for name in names] for row in table.rows)
-    name = f"usage-{table.since:%Y-%m-%d}-{table.until:%Y-%m-%d}.csv"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    writer.writerow(columns)
+    writer.writerows([_escape_formula(getattr(row, column)) for column in columns] for row in table.rows)
+    filename = f"usage-{table.since:%Y-%m-%d}-{table.until:%Y-%m-%d}.csv"
+    headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
     return Response(out.getvalue(), headers=headers, media_type="text/csv; charset=utf-8")
 
 
-def _escape_cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+def _escape_formula(value: object) -> object:
+    """Prefix text that a spreadsheet would read as a formula with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_PREFIXES) else value
