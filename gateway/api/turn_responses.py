@@ -2,9 +2,9 @@
 
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import Request, Response
+from fastapi import Header, Request, Response
 
 from gateway.agent.service import TurnHandle, TurnListener
 from gateway.api.deps import run_until_disconnect, turn_service
@@ -17,6 +17,13 @@ from gateway.wire.sse import SSE, FrameStream
 from gateway.wire.turn_summary import TurnSummary
 
 FIRST_OUTPUT_TIMEOUT_SECONDS = 10.0
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        max_length=200, description="Each key starts one turn. A repeated request with the key returns the same turn."
+    ),
+]
 
 WriteStream = Callable[[EventListener], AsyncGenerator[bytes]]
 """A wire format: writes a turn's events as the bytes of a response."""

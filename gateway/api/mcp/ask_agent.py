@@ -1,4 +1,4 @@
-"""The MCP tool `ask_agent`: a turn of the gateway's own agent."""
+"""The MCP tool `ask_agent`, which runs a turn."""
 
 from mcp.types import CallToolRequestParams
 
@@ -10,9 +10,9 @@ from gateway.domain.messages import JsonObject, Message, Principal, ToolResult, 
 from gateway.wire.turn_summary import TurnSummary
 
 IDEMPOTENCY_META_KEY = "mcp-agent-gateway/idempotency-key"
-"""In the `_meta` of a call: a key starts a turn once; again, the call is answered with that turn."""
+"""In a call's `_meta`: each key starts one turn; a repeated call with the key returns the same turn."""
 ERROR_META_KEY = "mcp-agent-gateway/error"
-"""In the `_meta` of a result that is an error: its code, message and, if a field is at fault, its name."""
+"""In the `_meta` of an error result: `code`, `message`, and `param` if a field is invalid."""
 MAX_IDEMPOTENCY_KEY_LENGTH = 200
 ASK_AGENT = ToolSpec(
     name="ask_agent",
@@ -20,15 +20,22 @@ ASK_AGENT = ToolSpec(
     tool="ask_agent",
     title="Ask the agent",
     description=(
-        "Give a task to the gateway's own agent: it works with the gateway's model and all of its tools, and answers "
-        "in text. Use it for what takes several tools in a row. Pass the conversation_id of an answer to go on from it."
+        "Give a task to the gateway's agent, which uses the gateway's model and all of its tools, and answers in text. "
+        "Use it for tasks that need several tools. Pass the conversation_id of an earlier answer to continue it."
     ),
     input_schema={
         "type": "object",
         "properties": {
-            "prompt": {"type": "string", "minLength": 1, "description": "The task, with all that the agent must know."},
-            "conversation_id": {"type": "string", "description": "From an earlier answer, to go on from it."},
-            "model": {"type": "string", "description": "A model of the gateway's. Leave it out for the usual one."},
+            "prompt": {
+                "type": "string",
+                "minLength": 1,
+                "description": "The task, with all information that the agent needs.",
+            },
+            "conversation_id": {
+                "type": "string",
+                "description": "Conversation to continue, from an earlier answer. Default: a new conversation.",
+            },
+            "model": {"type": "string", "description": "A model of the gateway. Default: the gateway's default model."},
         },
         "required": ["prompt"],
         "additionalProperties": False,
@@ -46,39 +53,43 @@ ASK_AGENT = ToolSpec(
 )
 
 
-class _ReportedSummary(TurnSummary):
-    """A summary that reports each tool call to the host as progress."""
+class _ReportingSummary(TurnSummary):
+    """Summary of a turn that also reports each tool call to the host as progress."""
 
     def __init__(self, host: HostObserver) -> None:
         super().__init__()
         self._host = host
-        self._calls_seen = 0
+        self._call_count = 0
 
     def apply(self, event: Event) -> None:
         super().apply(event)
         if isinstance(event, ToolCallStarted):
-            self._calls_seen += 1
-            self._host.progress(self._calls_seen, None, f"{event.tool} …")
+            self._call_count += 1
+            self._host.progress(self._call_count, None, f"{event.tool} …")
 
 
 def may_ask_agent(principal: Principal) -> bool:
+    """Whether the caller may start turns."""
     return principal.role != "viewer" and principal.has_scope("chat")
 
 
 async def ask_agent(
     service: TurnService, params: CallToolRequestParams, principal: Principal, host: HostObserver
 ) -> tuple[ToolResult, JsonObject]:
-    """Run a turn; its result, and the `_meta` of that. Errors are results, too: the host's model reads them."""
+    """Run a turn; return its result and the result's `_meta`.
+
+    Errors are returned as results, because only a result reaches the host's model.
+    """
     try:
-        turn = await service.start(_turn_request(params), principal)
-        summary = await service.wait(turn, lambda: _ReportedSummary(host))
+        turn = await service.start(_parse_turn_request(params), principal)
+        summary = await service.wait(turn, lambda: _ReportingSummary(host))
         if isinstance(summary.end, TurnFailed | TurnCancelled):
             raise turn.failure or error_from_info(summary.end.error)
     except GatewayError as error:
         info = {"code": error.code, "message": error.message} | ({"param": error.param} if error.param else {})
         return ToolResult("error", [text_block(error.message)]), {ERROR_META_KEY: info}
     assert summary.started is not None
-    response = summary.response or f"The agent waits for an answer of its user: see /api/v1/turns/{turn.id}."
+    response = summary.response or f"The turn waits for an answer from a person: see /api/v1/turns/{turn.id}."
     structured = {
         "response": response,
         "turn_id": str(turn.id),
@@ -87,24 +98,24 @@ async def ask_agent(
     return ToolResult("ok", [text_block(response)], structured), {}
 
 
-def _turn_request(params: CallToolRequestParams) -> TurnRequest:
+def _parse_turn_request(params: CallToolRequestParams) -> TurnRequest:
     arguments = params.arguments or {}
     prompt = arguments.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InvalidRequest("prompt: a text is needed.", param="prompt")
+        raise InvalidRequest("prompt: must be a non-empty string.", param="prompt")
     return TurnRequest(
         messages=(Message("user", prompt),),
         model=str(arguments.get("model") or ""),
         conversation_id=str(arguments.get("conversation_id") or "new"),
-        idempotency_key=_idempotency_key(params),
+        idempotency_key=_parse_idempotency_key(params),
     )
 
 
-def _idempotency_key(params: CallToolRequestParams) -> str | None:
+def _parse_idempotency_key(params: CallToolRequestParams) -> str | None:
     key: object = (params.meta or {}).get(IDEMPOTENCY_META_KEY)
     if key is None:
         return None
     if not isinstance(key, str) or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
-        at_most = f"at most {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
-        raise InvalidRequest(f"_meta: {IDEMPOTENCY_META_KEY} must be a text of {at_most}.", param="_meta")
+        length = f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
+        raise InvalidRequest(f"_meta: {IDEMPOTENCY_META_KEY} must be a string of {length}.", param="_meta")
     return key

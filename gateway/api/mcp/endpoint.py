@@ -1,13 +1,12 @@
-"""The gateway as an MCP server, at exactly `/mcp`: the tools, resources and prompts of every connected server at once.
+"""The gateway as an MCP server at `/mcp`: the tools, resources and prompts of every connected server.
 
-Beside them stands `ask_agent`, which runs a turn. Who attaches here is who calls the HTTP API: the same keys, the same
-turns. The host asks its user before a call, as hosts do; the approval policy of turns holds for `ask_agent`.
+The tool `ask_agent` runs a turn. Authentication, permissions and turns are those of the HTTP API. The approval policy
+of turns applies to `ask_agent`; for the other tools, hosts ask their users before a call.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 from uuid import UUID
 
 import mcp.types as t
@@ -16,12 +15,12 @@ from mcp.server import NotificationOptions
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.lowlevel import Server
+from mcp.server.models import InitializationOptions
 from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
@@ -46,11 +45,25 @@ _MAX_LEGACY_SESSIONS = 1_000
 _NOTIFY_TIMEOUT_SECONDS = 5.0
 
 
-class McpEndpoint:
-    """The ASGI application for `/mcp`. Serves while `running()`.
+class _GatewayServer(Server[JsonObject]):
+    """MCP server that announces in the handshake that its tools may change."""
 
-    A session of the handshake era lives in the worker where it began. Its id ends with that worker's name, so that any
-    other one knows whom to pass a request on to.
+    def create_initialization_options(
+        self,
+        notification_options: NotificationOptions | None = None,
+        experimental_capabilities: dict[str, JsonObject] | None = None,
+        extensions: dict[str, JsonObject] | None = None,
+    ) -> InitializationOptions:
+        """Build the options of the handshake of the legacy protocol."""
+        options = notification_options or NotificationOptions(tools_changed=True)
+        return super().create_initialization_options(options, experimental_capabilities, extensions)
+
+
+class McpEndpoint:
+    """ASGI application for `/mcp`, which serves while `run_sessions()` is open.
+
+    A session of the legacy protocol lives in the worker that created it. Its id ends with the worker's name, so that
+    other workers can forward its requests. See docs/adr/0014.
     """
 
     def __init__(
@@ -72,6 +85,7 @@ class McpEndpoint:
 
     @asynccontextmanager
     async def run_sessions(self) -> AsyncGenerator[None]:
+        """Serve sessions until the context is left."""
         async with self._manager.run():
             try:
                 yield
@@ -84,18 +98,18 @@ class McpEndpoint:
         if session and await self._forwarder.forward_request(worker, scope, receive, send):
             return
         principal: Principal = scope[PRINCIPAL_SCOPE_KEY]
-        # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
+        # httptools keeps trailing blanks of values; with them, `Mcp-Name` would not match the name in the body.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if session and worker == self._forwarder.name:
             MutableHeaders(raw=headers)[_SESSION_HEADER] = session
-        # The SDK lets nobody into a session but who has begun it.
+        # The SDK compares this user with the user who created the session, and rejects others.
         user = AuthenticatedUser(
             AccessToken(token="", client_id=principal.key or "", scopes=[], subject=principal.user)
         )
         await self._app({**scope, "user": user, "headers": headers}, receive, self._add_worker_name(send))
 
     def _add_worker_name(self, send: Send) -> Send:
-        async def naming(message: AsgiMessage) -> None:
+        async def send_with_worker_name(message: AsgiMessage) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if (session := headers.get(_SESSION_HEADER)) is not None:
@@ -103,38 +117,37 @@ class McpEndpoint:
                     headers[_SESSION_HEADER] = f"{session}-{self._forwarder.name}"
             await send(message)
 
-        return naming
+        return send_with_worker_name
 
     async def notify_tools_changed(self) -> None:
-        """Tell the hosts that listen, and those of the handshake era, on the stream that they hold open for it."""
+        """Send `tools/list_changed` to the hosts that listen, and to legacy sessions on their open streams."""
         await self._bus.publish(ToolsListChanged())
-        told = await asyncio.gather(*(self._notify_legacy_session(name) for name in list(self._legacy_sessions)))
-        if told:
-            log.debug("hosts_told", hosts=sum(told), lost=len(told) - sum(told))
+        results = await asyncio.gather(*(self._notify_legacy_session(name) for name in list(self._legacy_sessions)))
+        if results:
+            log.debug("hosts_notified", hosts=sum(results), lost=len(results) - sum(results))
 
     async def _notify_legacy_session(self, name: str) -> bool:
         try:
             async with asyncio.timeout(_NOTIFY_TIMEOUT_SECONDS):
                 await self._legacy_sessions[name].send_tool_list_changed()
         except (TimeoutError, *HOST_GONE):
-            self._legacy_sessions.pop(name, None)  # it is gone
+            self._legacy_sessions.pop(name, None)
             return False
         return True
 
     def _remember_session(self, ctx: Context) -> None:
-        """Who lists tools in a session is told when they change."""
-        request: object = ctx.request
-        name = request.headers.get("mcp-session-id") if isinstance(request, Request) else None
+        """Remember a legacy session that has listed the tools, to notify it when they change."""
+        name = None if ctx.request is None else ctx.request.headers.get(_SESSION_HEADER)
         if name is not None:
             self._legacy_sessions[name] = ctx.session
 
     def stop_listening(self) -> None:
-        """End the open listen streams, each with its last message."""
+        """End the open listen streams, each with its final message."""
         self._listening.close()
         self._forwarder.abort_connections()
 
-    def _create_server(self) -> Server[Any]:
-        server: Server[Any] = Server(
+    def _create_server(self) -> Server[JsonObject]:
+        return _GatewayServer(
             "agent-gateway",
             version=__version__,
             title="MCP agent gateway",
@@ -148,14 +161,6 @@ class McpEndpoint:
             on_completion=self._complete_argument,
             on_subscriptions_listen=self._listening,
         )
-        options = server.create_initialization_options
-        # Hosts of the handshake era are told here that the list of tools may change.
-
-        def with_changes(*_arguments: Any, **_options: Any) -> Any:
-            return options(NotificationOptions(tools_changed=True))
-
-        server.create_initialization_options = with_changes
-        return server
 
     # --- tools
 
@@ -187,8 +192,8 @@ class McpEndpoint:
                 return to_call_result(result)
             if not ctx.session.can_send_request:
                 return to_input_required(result)
-            answers = [await host.ask_and_keep(question, result.state) for question in result.questions]
-        raise MCPError(t.INTERNAL_ERROR, f"The tool asked more than {_MAX_ROUNDS} times.")
+            answers = [await host.collect_answer(question, result.state) for question in result.questions]
+        raise MCPError(t.INTERNAL_ERROR, f"The tool asked questions more than {_MAX_ROUNDS} times.")
 
     # --- resources and prompts
 
@@ -210,8 +215,8 @@ class McpEndpoint:
 
     async def _read_resource(self, ctx: Context, params: t.ReadResourceRequestParams) -> t.ReadResourceResult:
         with mcp_errors():
-            read = await self._toolbox.read_resource(params.uri, get_principal(ctx))
-        return t.ReadResourceResult.model_validate(read)
+            contents = await self._toolbox.read_resource(params.uri, get_principal(ctx))
+        return t.ReadResourceResult.model_validate(contents)
 
     async def _get_prompt(self, ctx: Context, params: t.GetPromptRequestParams) -> t.GetPromptResult:
         with mcp_errors():
@@ -222,12 +227,12 @@ class McpEndpoint:
         ref = params.ref.model_dump(mode="json", by_alias=True, exclude_none=True)
         argument = params.argument.model_dump(mode="json")
         with mcp_errors():
-            completed = await self._toolbox.complete(ref, argument, get_principal(ctx))
-        return t.CompleteResult.model_validate(completed)
+            completion = await self._toolbox.complete(ref, argument, get_principal(ctx))
+        return t.CompleteResult.model_validate(completion)
 
 
 def _transport_security(settings: Settings) -> TransportSecuritySettings:
-    """Protection against DNS rebinding on a loopback address. `SecurityMiddleware` checks the host, too."""
+    """Protect against DNS rebinding on a loopback address; `SecurityMiddleware` checks the host as well."""
     if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]

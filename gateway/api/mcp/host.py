@@ -1,8 +1,8 @@
-"""The host that has called the MCP endpoint: it hears of progress, and asks its user."""
+"""Progress, logs and questions for the host that called the MCP endpoint."""
 
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 from uuid import UUID
 
 import anyio
@@ -15,17 +15,17 @@ from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, NotFound
-from gateway.domain.messages import Answer, Principal, Question, StoredQuestion
+from gateway.domain.messages import Answer, JsonObject, Principal, Question, StoredQuestion
 
 log = get_logger(__name__)
 
-Context = ServerRequestContext[Any, Any]
+Context = ServerRequestContext[JsonObject, Request]
 HOST_GONE = (MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError)
-"""What a message to a host raises that does not take it, or is gone."""
+"""Errors of a message to a host that rejects it or has disconnected."""
 
 
 class HostObserver:
-    """Passes progress and logs of a call on to its host, and asks the host's user where its protocol allows that."""
+    """Forwards progress and logs of a call to its host, and asks the host's user if the protocol allows it."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
@@ -35,13 +35,14 @@ class HostObserver:
         self._notifications.spawn(_notify(self._ctx.session.report_progress(progress, total, message)))
 
     def log(self, level: str, message: str) -> None:
-        known: Any = level
-        session: Any = self._ctx.session  # logging is deprecated in the protocol, and still what older hosts show
-        self._notifications.spawn(
-            _notify(session.send_log_message(known, message, related_request_id=self._ctx.request_id))
+        # Logging is deprecated in the protocol, but legacy hosts show it.
+        notification = self._ctx.session.send_log_message(  # pyright: ignore[reportDeprecated]
+            cast(t.LoggingLevel, level), message, related_request_id=self._ctx.request_id
         )
+        self._notifications.spawn(_notify(notification))
 
     async def ask(self, question: Question) -> Answer:
+        """Ask the host's user. A host that cannot ask declines."""
         session = self._ctx.session
         if not session.can_send_request:
             return Answer("decline")
@@ -50,13 +51,12 @@ class HostObserver:
                 result = await session.elicit_url(question.message, question.url, question.key, self._ctx.request_id)
             else:
                 result = await session.elicit_form(question.message, question.schema or {}, self._ctx.request_id)
-        except MCPError:  # the host cannot, or will not
+        except MCPError:  # the host does not support elicitation, or refuses it
             return Answer("decline")
-        content: Any = result.content
-        return Answer(result.action, content)
+        return Answer(result.action, result.content)
 
-    async def ask_and_keep(self, question: Question, state: str | None) -> StoredQuestion:
-        """The question with its answer and the asking server's state, as the toolbox takes it back."""
+    async def collect_answer(self, question: Question, state: str | None) -> StoredQuestion:
+        """Ask the host's user, and return the question with its answer and the asking server's state."""
         return StoredQuestion(UUID(int=0), "", question, state, await self.ask(question))
 
 
@@ -64,12 +64,12 @@ async def _notify(notification: Coroutine[object, object, None]) -> None:
     try:
         await notification
     except HOST_GONE as error:
-        log.debug("host_not_notified", error=type(error).__name__)
+        log.debug("host_notification_failed", error=type(error).__name__)
 
 
 @contextmanager
 def mcp_errors() -> Generator[None]:
-    """Raise the gateway's errors as errors of JSON-RPC."""
+    """Convert the gateway's errors to JSON-RPC errors."""
     try:
         yield
     except NotFound as error:
@@ -79,6 +79,6 @@ def mcp_errors() -> Generator[None]:
 
 
 def get_principal(ctx: Context) -> Principal:
-    request: object = ctx.request
-    assert isinstance(request, Request)
-    return request.scope[PRINCIPAL_SCOPE_KEY]
+    """Return the authenticated caller of an MCP request."""
+    assert ctx.request is not None
+    return ctx.request.scope[PRINCIPAL_SCOPE_KEY]

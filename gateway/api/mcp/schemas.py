@@ -1,6 +1,5 @@
-"""The gateway's tools, results and questions as MCP's types."""
+"""Conversion of tools, results and questions to the types of MCP."""
 
-from typing import Any
 from uuid import UUID
 
 import mcp.types as t
@@ -26,8 +25,10 @@ def to_mcp_tool(spec: ToolSpec) -> t.Tool:
 
 
 def to_call_result(result: ToolResult, meta: JsonObject | None = None) -> t.CallToolResult:
-    """Raises:
-    MCPError: the server refused the call with an error of JSON-RPC, which is passed on.
+    """Convert a tool's result.
+
+    Raises:
+        MCPError: the server answered the call with a JSON-RPC error, which is forwarded.
     """
     if (refusal := result.refusal) is not None:
         raise MCPError(refusal["code"], refusal["message"], refusal["data"])
@@ -36,8 +37,8 @@ def to_call_result(result: ToolResult, meta: JsonObject | None = None) -> t.Call
 
 
 def to_input_required(needed: PendingInput) -> t.InputRequiredResult:
-    """A server's questions to the caller; the server's state goes with them, and comes back."""
-    requests: dict[str, Any] = {}
+    """Convert a server's questions; the client returns the server's state with the answers."""
+    requests: dict[str, JsonObject] = {}
     for question in needed.questions:
         params: JsonObject = {"mode": "form", "message": question.message, "requestedSchema": question.schema}
         if question.url is not None:
@@ -48,13 +49,10 @@ def to_input_required(needed: PendingInput) -> t.InputRequiredResult:
 
 
 def parse_answers(params: t.CallToolRequestParams) -> list[StoredQuestion]:
-    """The answers of the host's user, as the toolbox takes them."""
+    """Parse the answers of the host's user."""
     answers: list[StoredQuestion] = []
     for key, response in (params.input_responses or {}).items():
         if isinstance(response, t.ElicitResult):
-            content: Any = response.content
-            question = Question(key, "question", "")
-            answers.append(
-                StoredQuestion(UUID(int=0), "", question, params.request_state, Answer(response.action, content))
-            )
+            question, answer = Question(key, "question", ""), Answer(response.action, response.content)
+            answers.append(StoredQuestion(UUID(int=0), "", question, params.request_state, answer))
     return answers

@@ -1,7 +1,8 @@
-"""Workers of one machine pass requests on to the one among them that alone can answer.
+"""Forwarding of requests to the worker of this machine that owns their legacy MCP session.
 
-Each has a Unix socket, named by its id, in a directory that only this user can enter and that all who work on the same
-database find. A request that is passed on has been let in already; its answer comes back message by message.
+Each worker listens on a Unix socket named by its id, in a directory that only this user can enter and that all workers
+of the same database share. Requests are forwarded after authentication; responses are relayed message by message. See
+docs/adr/0014.
 """
 
 import asyncio
@@ -13,12 +14,11 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.logging import get_logger
@@ -26,10 +26,10 @@ from gateway.domain.messages import Principal
 
 log = get_logger(__name__)
 
-_CONNECT_SECONDS = 2.0
-_STALE_SECONDS = 60.0
-_NAME = re.compile(r"[0-9a-f]{32}")
-_SENT = (
+_CONNECT_TIMEOUT_SECONDS = 2.0
+_STALE_SOCKET_SECONDS = 60.0
+_WORKER_NAME = re.compile(r"[0-9a-f]{32}")
+_FORWARDED_SCOPE_KEYS = (
     "type",
     "http_version",
     "method",
@@ -42,138 +42,139 @@ _SENT = (
     "client",
     "server",
 )
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class _ForwardedRequest(msgspec.Struct):
-    scope: dict[str, Any]
+    scope: dict[str, object]
     principal: Principal
     body: bytes
 
 
 _encode = msgspec.msgpack.encode
 _decode_request = msgspec.msgpack.Decoder(_ForwardedRequest).decode
-_decode_message = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_decode_message = msgspec.msgpack.Decoder(dict[str, object]).decode
 
 
 class WorkerForwarder:
-    """This worker among its neighbours. `application` answers what they pass on."""
+    """Forwards requests to other workers, and serves the requests that they forward with `application`."""
 
-    def __init__(self, worker_id: UUID, database: str, application: Application) -> None:
+    def __init__(self, worker_id: UUID, database: str, application: ASGIApp) -> None:
         self.name = worker_id.hex
-        mark = hashlib.sha256(database.encode()).hexdigest()[:10]
-        self._directory = Path(tempfile.gettempdir()) / f"agw-{os.geteuid()}-{mark}"
+        database_hash = hashlib.sha256(database.encode()).hexdigest()[:10]
+        self._directory = Path(tempfile.gettempdir()) / f"agw-{os.geteuid()}-{database_hash}"
         self._application = application
-        self._opening = asyncio.Lock()
+        self._start_lock = asyncio.Lock()
         self._server: asyncio.Server | None = None
-        self._answering: set[asyncio.Task[None]] = set()
-        self._passing: set[asyncio.StreamWriter] = set()
+        self._serving_tasks: set[asyncio.Task[None]] = set()
+        self._forward_writers: set[asyncio.StreamWriter] = set()
 
     async def start_listening(self) -> None:
-        """Be there for the others, from the first call on. Where that cannot be, this worker stays alone."""
-        async with self._opening:
+        """Open this worker's socket, once. If that fails, other workers cannot forward requests to it."""
+        async with self._start_lock:
             if self._server is not None:
                 return
             try:
                 self._make_directory()
                 self._server = await asyncio.start_unix_server(self._serve_connection, self._directory / self.name)
             except OSError as error:
-                log.warning("worker_stays_alone", directory=str(self._directory), error=str(error))
+                log.warning("forwarding_socket_failed", directory=str(self._directory), error=str(error))
 
     def abort_connections(self) -> None:
-        """End the answers that come from others."""
-        for writer in self._passing:
+        """Break off the responses that other workers send."""
+        for writer in self._forward_writers:
             writer.close()
 
     async def close(self) -> None:
+        """Break off all forwarded requests, and remove the socket."""
         self.abort_connections()
         if self._server is None:
             return
         self._server.close()
-        for task in self._answering:
+        for task in self._serving_tasks:
             task.cancel()
-        await asyncio.gather(*self._answering, return_exceptions=True)
+        await asyncio.gather(*self._serving_tasks, return_exceptions=True)
         (self._directory / self.name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others are there
+        with contextlib.suppress(OSError):  # not empty: other workers have sockets in it
             self._directory.rmdir()
 
-    # --- asking
+    # --- client side
 
-    async def forward_request(self, to: str, scope: Message, receive: Receive, send: Send) -> bool:
-        """Let the worker of that name answer a request. False: there is none, and nothing was sent."""
-        if to == self.name or not _NAME.fullmatch(to):
+    async def forward_request(self, worker: str, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Forward a request to the named worker and relay its response.
+
+        False: the worker is this one or cannot be reached, and nothing was sent to the client.
+        """
+        if worker == self.name or not _WORKER_NAME.fullmatch(worker):
             return False
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                reader, writer = await asyncio.open_unix_connection(self._directory / to)
+            async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
+                reader, writer = await asyncio.open_unix_connection(self._directory / worker)
         except (OSError, TimeoutError):
             return False
-        self._passing.add(writer)
-        leaving: asyncio.Task[None] | None = None
+        self._forward_writers.add(writer)
+        disconnect: asyncio.Task[None] | None = None
         try:
             body = await _read_body(receive)
-            request = _ForwardedRequest(
-                {key: scope[key] for key in _SENT if key in scope}, scope[PRINCIPAL_SCOPE_KEY], body
-            )
-            await _write_message(writer, request)
-            leaving = asyncio.create_task(_abort_with_client(receive, writer))
+            forwarded_scope = {key: scope[key] for key in _FORWARDED_SCOPE_KEYS if key in scope}
+            await _write_message(writer, _ForwardedRequest(forwarded_scope, scope[PRINCIPAL_SCOPE_KEY], body))
+            disconnect = asyncio.create_task(_close_on_disconnect(receive, writer))
             return await _relay_response(reader, send)
         except ConnectionError:
             return False
         finally:
-            self._passing.discard(writer)
+            self._forward_writers.discard(writer)
             writer.close()
-            if leaving is not None:
-                leaving.cancel()
-                await asyncio.gather(leaving, return_exceptions=True)
+            if disconnect is not None:
+                disconnect.cancel()
+                await asyncio.gather(disconnect, return_exceptions=True)
 
-    # --- answering
+    # --- server side
 
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._answering.add(task)
-        gone: asyncio.Task[bytes] | None = None
+        self._serving_tasks.add(task)
+        disconnect: asyncio.Task[bytes] | None = None
         try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
+            async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
                 frame = await _read_message(reader)
             if frame is None:
                 return
             request = _decode_request(frame)
-            gone = asyncio.create_task(reader.read())  # nothing more is sent: this ends with the connection
+            # The client sends nothing after the request, so this read returns when it disconnects.
+            disconnect = asyncio.create_task(reader.read())
             await self._application(
                 {**request.scope, "asgi": {"version": "3.0"}, PRINCIPAL_SCOPE_KEY: request.principal},
-                _make_receive(request.body, gone),
+                _make_receive(request.body, disconnect),
                 _make_send(writer),
             )
         except TimeoutError:
-            log.warning("neighbour_is_silent")
+            log.warning("forwarded_request_timed_out")
         finally:
-            if gone is not None:
-                gone.cancel()
+            if disconnect is not None:
+                disconnect.cancel()
             writer.close()
-            self._answering.discard(task)
+            self._serving_tasks.discard(task)
 
     def _make_directory(self) -> None:
-        """Raises:
-        OSError: it is not ours alone.
+        """Create the directory of the sockets, and remove stale sockets.
+
+        Raises:
+            OSError: the directory cannot be created, or another user can access it.
         """
         with contextlib.suppress(FileExistsError):
             self._directory.mkdir(mode=0o700)
-        found = self._directory.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise PermissionError(f"{self._directory} is not a private directory of ours")
+        status = self._directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise PermissionError(f"{self._directory} is not a private directory of this user")
         for path in self._directory.iterdir():
-            _forget_if_dead(path)
+            _remove_stale_socket(path)
 
 
-def _forget_if_dead(path: Path) -> None:
-    """A worker that was killed has left its socket."""
+def _remove_stale_socket(path: Path) -> None:
+    """Remove the socket of a worker that was killed."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-        if time.time() - path.stat().st_mtime < _STALE_SECONDS:
+        if time.time() - path.stat().st_mtime < _STALE_SOCKET_SECONDS:
             return
         try:
             probe.connect(str(path))
@@ -190,32 +191,35 @@ async def _read_body(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def _abort_with_client(receive: Receive, writer: asyncio.StreamWriter) -> None:
+async def _close_on_disconnect(receive: Receive, writer: asyncio.StreamWriter) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     writer.close()
 
 
 async def _relay_response(reader: asyncio.StreamReader, send: Send) -> bool:
-    """Whether there was an answer. One that breaks off is ended: its worker is gone, or this one stops."""
-    begun, more = False, True
-    while more and (frame := await _read_message(reader)) is not None:
+    """Relay the response; return whether there was one.
+
+    A response that breaks off is ended, because its worker has ended or this worker stops.
+    """
+    has_begun, has_more = False, True
+    while has_more and (frame := await _read_message(reader)) is not None:
         message = _decode_message(frame)
-        begun = True
-        more = message["type"] != "http.response.body" or message.get("more_body", False)
+        has_begun = True
+        has_more = message["type"] != "http.response.body" or bool(message.get("more_body", False))
         await send(message)
-    if begun and more:
+    if has_begun and has_more:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-    return begun
+    return has_begun
 
 
-def _make_receive(body: bytes, gone: "asyncio.Task[bytes]") -> Receive:
+def _make_receive(body: bytes, disconnect: "asyncio.Task[bytes]") -> Receive:
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
         if messages:
             return messages.pop()
-        await asyncio.wait((gone,))
+        await asyncio.wait((disconnect,))
         return {"type": "http.disconnect"}
 
     return receive
@@ -223,20 +227,20 @@ def _make_receive(body: bytes, gone: "asyncio.Task[bytes]") -> Receive:
 
 def _make_send(writer: asyncio.StreamWriter) -> Send:
     async def send(message: Message) -> None:
-        with contextlib.suppress(ConnectionError):  # nobody reads any more: that is told by `receive`
+        with contextlib.suppress(ConnectionError):  # `receive` reports the disconnect to the application
             await _write_message(writer, message)
 
     return send
 
 
-async def _write_message(writer: asyncio.StreamWriter, value: Any) -> None:
+async def _write_message(writer: asyncio.StreamWriter, value: object) -> None:
     frame = _encode(value)
     writer.write(len(frame).to_bytes(4, "big") + frame)
     await writer.drain()
 
 
 async def _read_message(reader: asyncio.StreamReader) -> bytes | None:
-    """The next frame; None: the connection has ended."""
+    """Read the next frame; None: the connection has ended."""
     try:
         length = int.from_bytes(await reader.readexactly(4), "big")
         return await reader.readexactly(length)

@@ -1,1 +1,1 @@
-"""Routes of the older projects, kept for their clients."""
+"""Legacy routes, for clients of earlier projects."""

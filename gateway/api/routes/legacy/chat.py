@@ -1,4 +1,4 @@
-"""The routes of the gateway's forerunners. Other routes under `/api/` must be registered before `message_router`."""
+"""Legacy chat routes. Other routes under `/api/` must be registered before `message_router`."""
 
 from functools import partial
 from typing import Annotated, Literal
@@ -22,47 +22,49 @@ from gateway.wire.legacy import (
     stream_legacy_frames,
     stream_plain_text,
 )
-from gateway.wire.openai_chat import ChunkWriter, format_json_line
-from gateway.wire.openai_chat import stream_chunks as chunk_stream
+from gateway.wire.openai_chat import ChunkWriter, format_json_line, stream_chunks
 
-router = APIRouter(tags=["forerunners"])
-message_router = APIRouter(tags=["forerunners"])
+router = APIRouter(tags=["legacy"])
+message_router = APIRouter(tags=["legacy"])
 
-UserId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._@+-]{1,128}$", description="Who is speaking.")]
-_NO_USERS = ("v1", "chat", "conversations")
+UserId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._@+-]{1,128}$", description="User who sends the message.")]
+_RESERVED_USER_IDS = ("v1", "chat", "conversations")
 
 
-@router.post("/stream", summary="Stream an answer to one prompt", response_class=Response)
+@router.post("/stream", summary="Stream the answer to a prompt", response_class=Response)
 async def stream_prompt(
     body: LegacyStreamRequest,
     request: Request,
     principal: PrincipalDep,
     stream_format: Annotated[
         Literal["text", "openai", "sse"],
-        Query(description="Plain text; OpenAI-style chunks, a line of JSON each; the same chunks as SSE."),
+        Query(description="`text`: plain text. `openai`: one OpenAI chunk in JSON per line. `sse`: the chunks as SSE."),
     ] = "text",
 ) -> Response:
+    """Answer a prompt without a conversation."""
     turn = await start_turn(body.to_turn_request(), request, principal)
     match stream_format:
         case "text":
             return stream_turn(turn, request, stream_plain_text, media_type="text/plain; charset=utf-8")
         case "openai":
-            lines = partial(chunk_stream, chunks=ChunkWriter(extended=False), frame=format_json_line, done=b"")
+            lines = partial(stream_chunks, chunks=ChunkWriter(extended=False), frame=format_json_line, done=b"")
             return stream_turn(turn, request, lines, media_type="application/x-ndjson")
         case "sse":
-            return stream_turn(turn, request, partial(chunk_stream, chunks=ChunkWriter(extended=False)))
+            return stream_turn(turn, request, partial(stream_chunks, chunks=ChunkWriter(extended=False)))
 
 
-@router.post("/api/chat/stream", summary="Chat in a conversation, streamed", response_class=Response)
+@router.post("/api/chat/stream", summary="Stream the answer to a message in a conversation", response_class=Response)
 async def stream_prompts(body: LegacyChatStreamRequest, request: Request, principal: PrincipalDep) -> Response:
+    """Answer a prompt in a conversation, or without storing it if `save_conversation` is false."""
     turn = await start_turn(body.to_turn_request(), request, principal)
     return stream_turn(turn, request, partial(stream_legacy_frames, stored=body.save_conversation))
 
 
-@router.get("/api/conversations/{conversation_id}", summary="What was said in a conversation")
+@router.get("/api/conversations/{conversation_id}", summary="Get the messages of a conversation")
 async def get_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
 ) -> LegacyConversation:
+    """The prompts and answers of a conversation, oldest first."""
     conversation = await conversations.get(conversation_id, principal)
     turns = await conversations.turns(conversation.id)
     messages = [message for turn in turns for message in _to_messages(turn)]
@@ -73,11 +75,12 @@ async def get_conversation(
 async def delete_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, service: TurnServiceDep
 ) -> dict[str, str | bool]:
-    removed = await cancel_and_delete(conversation_id, principal, conversations, service)
-    return {"conversation_id": str(removed), "deleted": True}
+    """Delete a conversation with its turns. Active turns are cancelled first."""
+    deleted_id = await cancel_and_delete(conversation_id, principal, conversations, service)
+    return {"conversation_id": str(deleted_id), "deleted": True}
 
 
-@message_router.post("/api/{user_id}/chat", summary="Chat as a user, in one answer")
+@message_router.post("/api/{user_id}/chat", summary="Send a message as a user")
 async def chat_as_user(
     user_id: UserId,
     body: LegacyChatRequest,
@@ -85,22 +88,27 @@ async def chat_as_user(
     response: Response,
     principal: PrincipalDep,
 ) -> LegacyChatResponse:
-    """With authentication on, the user in the path must be the caller, any other is a 404; with it off, the path says
-    who the user is."""
+    """Run a turn and return its answer.
+
+    With authentication, `user_id` must be the owner of the credential; else the response is 404. Without
+    authentication, the turn belongs to `user_id`.
+    """
     turn = await start_turn(body.to_turn_request(), request, _as_user(user_id, principal))
     return build_legacy_response(await wait_for_turn(turn, request, response))
 
 
 def _as_user(user_id: str, principal: Principal) -> Principal:
-    if user_id in _NO_USERS:
-        raise NotFound(f"{user_id!r} is no user's name.")
+    if user_id in _RESERVED_USER_IDS:
+        raise NotFound(f"{user_id!r} is a reserved name.")
     if principal.key is None:
         return Principal(user=user_id)
     if user_id != principal.user:
-        raise NotFound(f"There is no user {user_id!r} for whom you could speak.", param="user_id")
+        raise NotFound(f"The user {user_id!r} is not the owner of the credential.", param="user_id")
     return principal
 
 
 def _to_messages(turn: Turn) -> list[LegacyMessage]:
-    said = [LegacyMessage(role="user", content=turn.prompt)]
-    return [*said, LegacyMessage(role="assistant", content=turn.response)] if turn.response else said
+    messages = [LegacyMessage(role="user", content=turn.prompt)]
+    if turn.response:
+        messages.append(LegacyMessage(role="assistant", content=turn.response))
+    return messages

@@ -1,4 +1,4 @@
-"""`/api/v1/mcp/resources` and `/prompts`: what the MCP servers have beside tools."""
+"""`/api/v1/mcp/resources` and `/api/v1/mcp/prompts`: resources and prompts of the MCP servers."""
 
 from typing import Annotated
 
@@ -12,32 +12,35 @@ from gateway.domain.messages import JsonObject
 router = APIRouter(prefix="/api/v1/mcp", tags=["MCP servers"])
 
 _ERRORS: dict[int | str, JsonObject] = {
-    404: {"model": ErrorBody, "description": "No connected server has it"},
-    502: {"model": ErrorBody, "description": "The server did not answer as it should"},
+    404: {"model": ErrorBody, "description": "The resource or prompt was not found on any connected server"},
+    502: {"model": ErrorBody, "description": "The MCP server answered with an error, or not at all"},
 }
 
 
 class ResourceList(BaseModel):
-    """As MCP describes them, each with its `server`."""
+    """Resources and resource templates as MCP describes them, each with the name of its `server`."""
 
     resources: list[JsonObject]
     templates: list[JsonObject]
 
 
 class PromptList(BaseModel):
-    """As MCP describes them, each with its `server`, under names that are unique here."""
+    """Prompts as MCP describes them, each with the name of its `server`. Names are unique across servers."""
 
     prompts: list[JsonObject]
 
 
 class PromptArguments(BaseModel):
+    """Arguments of a prompt."""
+
     model_config = ConfigDict(extra="forbid")
 
     arguments: dict[str, str] = Field(default_factory=dict)
 
 
-@router.get("/resources", summary="The resources of the MCP servers")
+@router.get("/resources", summary="List the resources of the MCP servers")
 async def list_resources(principal: PrincipalDep, toolbox: ToolboxDep) -> ResourceList:
+    """Resources and resource templates of the servers that you may use."""
     return ResourceList(
         resources=await toolbox.listed("resources", principal),
         templates=await toolbox.listed("resource_templates", principal),
@@ -48,19 +51,23 @@ async def list_resources(principal: PrincipalDep, toolbox: ToolboxDep) -> Resour
 async def read_resource(
     principal: PrincipalDep,
     toolbox: ToolboxDep,
-    uri: Annotated[str, Query(min_length=1, max_length=4_000)],
-    server: Annotated[str | None, Query(description="Default: whichever lists it, or has a template for it.")] = None,
+    uri: Annotated[str, Query(min_length=1, max_length=4_000, description="URI of the resource.")],
+    server: Annotated[
+        str | None,
+        Query(description="Name of the server. Default: the server that lists the resource or a matching template."),
+    ] = None,
 ) -> JsonObject:
-    """Its contents, as MCP gives them."""
+    """The contents of a resource, in MCP's format."""
     return await toolbox.read_resource(uri, principal, server)
 
 
-@router.get("/prompts", summary="The prompts of the MCP servers")
+@router.get("/prompts", summary="List the prompts of the MCP servers")
 async def list_prompts(principal: PrincipalDep, toolbox: ToolboxDep) -> PromptList:
+    """Prompts of the servers that you may use."""
     return PromptList(prompts=await toolbox.listed("prompts", principal))
 
 
-@router.post("/prompts/{name}", summary="Fill in a prompt", responses=_ERRORS)
+@router.post("/prompts/{name}", summary="Get a prompt", responses=_ERRORS)
 async def get_prompt(name: str, body: PromptArguments, principal: PrincipalDep, toolbox: ToolboxDep) -> JsonObject:
-    """Its messages, as MCP gives them."""
+    """The messages of a prompt with its arguments filled in, in MCP's format."""
     return await toolbox.get_prompt(name, body.arguments, principal)

@@ -1,7 +1,8 @@
-"""`/api/v1/mcp/servers`: the MCP servers, and changing them while the gateway runs."""
+"""`/api/v1/mcp/servers`: list, add, change and remove MCP servers while the gateway runs."""
 
 from typing import Annotated, Literal
 
+import msgspec
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,17 +13,23 @@ from gateway.domain.messages import Approval, JsonObject, Principal
 
 router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
 
-Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+ServerName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 ToolName = Annotated[str, Path(pattern=r"^[^\x00]*$")]
 _ERRORS: dict[int | str, JsonObject] = {
-    403: {"model": ErrorBody, "description": "Only admins may change servers"},
-    404: {"model": ErrorBody, "description": "There is no such server"},
-    409: {"model": ErrorBody, "description": "The name is taken, or the file configures the server"},
+    403: {"model": ErrorBody, "description": "Only admins may change MCP servers"},
+    404: {"model": ErrorBody, "description": "The server was not found"},
+    409: {
+        "model": ErrorBody,
+        "description": "The name is already used, or the server is defined in the configuration file",
+    },
 }
 
 
 class McpServerView(BaseModel):
-    """`state`: connecting, up, degraded, needs_auth, down, disabled. Headers are never shown, only their names."""
+    """State and configuration of an MCP server. `headers` lists the names of its headers, not their values.
+
+    `state` is connecting, up, degraded, needs_auth, down or disabled.
+    """
 
     name: str
     source: str
@@ -45,7 +52,7 @@ class McpServerView(BaseModel):
 
 
 class ChangedTool(BaseModel):
-    """A tool whose definition is not the one that was first seen."""
+    """Tool whose definition has changed: `was` is the approved definition, `now` the current one."""
 
     server: str
     tool: str
@@ -54,12 +61,14 @@ class ChangedTool(BaseModel):
 
 
 class McpServerList(BaseModel):
+    """MCP servers, and tools whose definition has changed."""
+
     servers: list[McpServerView]
     changed_tools: list[ChangedTool]
 
 
 class ServerCreate(BaseModel):
-    """A server to connect to over HTTP. Commands are never taken over the network, and nothing is expanded."""
+    """MCP server to connect to over HTTP. Commands are not accepted, and environment variables are not expanded."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,39 +86,48 @@ class ServerCreate(BaseModel):
 
 
 class ServerPatch(BaseModel):
+    """Change of an MCP server."""
+
     model_config = ConfigDict(extra="forbid")
 
     disabled: bool
 
 
-@router.get("", summary="The MCP servers")
+@router.get("", summary="List the MCP servers")
 async def list_servers(
     principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
-    """How each stands, and which of their tools have changed since they were first seen."""
+    """The state and configuration of each server, and tools whose definition has changed."""
     statuses = {status.name: status for status in toolbox.servers() if principal.can_use_server(status.name)}
     views: list[McpServerView] = []
     for name, status in statuses.items():
         config = admin.config(name)
         fields: JsonObject = {
-            "source": admin.source(name), "prefix": config.prefix, "allow": config.allow,
-            "deny": config.deny, "approval": config.approval, "identity": config.identity, "share": config.share,
-            "on_change": config.on_change, "timeout": config.timeout, "headers": list(config.headers),
-        }  # fmt: skip
-        told = {name: getattr(status, name) for name in status.__struct_fields__}
-        views.append(McpServerView.model_validate(told | fields))
-    changed = {key: change for key, change in (await servers.changed()).items() if principal.can_use_server(key[0])}
-    return McpServerList(
-        servers=views,
-        changed_tools=[ChangedTool(server=s, tool=t, was=was, now=now) for (s, t), (was, now) in changed.items()],
-    )
+            "source": admin.source(name),
+            "prefix": config.prefix,
+            "allow": config.allow,
+            "deny": config.deny,
+            "approval": config.approval,
+            "identity": config.identity,
+            "share": config.share,
+            "on_change": config.on_change,
+            "timeout": config.timeout,
+            "headers": list(config.headers),
+        }
+        views.append(McpServerView.model_validate(msgspec.structs.asdict(status) | fields))
+    changed_tools = [
+        ChangedTool(server=server, tool=tool, was=was, now=now)
+        for (server, tool), (was, now) in (await servers.changed()).items()
+        if principal.can_use_server(server)
+    ]
+    return McpServerList(servers=views, changed_tools=changed_tools)
 
 
 @router.post("", summary="Add an MCP server", status_code=201, responses=_ERRORS)
 async def add_server(
     body: ServerCreate, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
-    """Every worker connects to it; its tools are on offer as soon as it is up."""
+    """Connect every worker to a server. Its tools are available as soon as its state is `up`."""
     _require_admin(principal)
     config = body.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     await admin.add(body.name, config, by=principal.user)
@@ -118,31 +136,36 @@ async def add_server(
 
 @router.patch("/{name}", summary="Disable or enable an MCP server", responses=_ERRORS)
 async def switch_server(
-    name: Name,
+    name: ServerName,
     body: ServerPatch,
     principal: PrincipalDep,
     admin: ServerAdminDep,
     servers: ServersDep,
     toolbox: ToolboxDep,
 ) -> McpServerList:
-    """Calls under way end first. Also for those that the file configures."""
+    """Disable or enable a server, including one from the configuration file. Active calls finish first."""
     _require_admin(principal)
     await admin.switch(name, disabled=body.disabled, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
 
 
 @router.delete("/{name}", summary="Remove an MCP server", status_code=204, responses=_ERRORS)
-async def remove_server(name: Name, principal: PrincipalDep, admin: ServerAdminDep) -> None:
-    """One that was added here; calls under way end first."""
+async def remove_server(name: ServerName, principal: PrincipalDep, admin: ServerAdminDep) -> None:
+    """Remove a server that was added over the API. Active calls finish first."""
     _require_admin(principal)
     await admin.remove(name, by=principal.user)
 
 
-@router.post("/{name}/tools/{tool}/approve", summary="Take a changed tool as it is now", responses=_ERRORS)
+@router.post("/{name}/tools/{tool}/approve", summary="Approve the changed definition of a tool", responses=_ERRORS)
 async def approve_tool(
-    name: Name, tool: ToolName, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+    name: ServerName,
+    tool: ToolName,
+    principal: PrincipalDep,
+    admin: ServerAdminDep,
+    servers: ServersDep,
+    toolbox: ToolboxDep,
 ) -> McpServerList:
-    """A tool whose definition has changed is offered again, where its server's `on_change` is `hold`."""
+    """Accept the current definition of a tool. With `on_change` `hold`, the tool becomes available again."""
     _require_admin(principal)
     await servers.approve(name, tool, by=principal.user)
     toolbox.recheck(name)

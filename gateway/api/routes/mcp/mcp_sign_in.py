@@ -1,4 +1,4 @@
-"""Signing in to protected MCP servers: who asks for it, and the pages that a person's browser sees."""
+"""Sign-in to protected MCP servers: the API, and the pages for the user's browser."""
 
 from html import escape
 from typing import Annotated
@@ -20,7 +20,7 @@ _COOKIE_PATH = "/api/v1/mcp/oauth"
 _COOKIE_SECONDS = 600
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Referrer-Policy": "same-origin",  # with none at all, the button's request would name no origin, and be refused
+    "Referrer-Policy": "same-origin",  # else the form's request would have no origin, and would be rejected
     "X-Frame-Options": "DENY",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
 }
@@ -31,66 +31,74 @@ _PAGE = """\
 button{{font:inherit;padding:.5em 1.5em}}</style>
 <h1>{title}</h1><p>{text}</p>{more}</html>
 """
-Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+ServerName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Ticket = Annotated[str, Query(max_length=100)]
 _ERRORS: dict[int | str, JsonObject] = {
-    403: {"model": ErrorBody, "description": "Only admins may sign in for everybody"},
-    404: {"model": ErrorBody, "description": "There is no such server"},
-    409: {"model": ErrorBody, "description": "Nobody signs in to this server"},
+    403: {"model": ErrorBody, "description": "Only admins may sign in for all users"},
+    404: {"model": ErrorBody, "description": "The server was not found"},
+    409: {"model": ErrorBody, "description": "The server does not use sign-in"},
 }
 
 
 class SignInPage(BaseModel):
-    """Where a browser signs its person in."""
+    """URL that the user opens in a browser to sign in."""
 
     url: str
 
 
 @router.post("/api/v1/mcp/servers/{name}/sign-in", summary="Sign in to a protected MCP server", responses=_ERRORS)
-async def sign_in(name: Name, principal: PrincipalDep, toolbox: ToolboxDep) -> SignInPage:
-    """The page to open, good for seven days. Where `share` is `all`, an admin signs in for everybody."""
+async def sign_in(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep) -> SignInPage:
+    """Return the URL at which a browser signs in; it is valid for seven days.
+
+    If the server's `share` is `all`, an admin signs in for all users.
+    """
     _require_reachable(name, principal)
     return SignInPage(url=await toolbox.sign_in.offer(name, principal))
 
 
-@router.delete("/api/v1/mcp/servers/{name}/sign-in", summary="Sign out", status_code=204, responses=_ERRORS)
-async def sign_out(name: Name, principal: PrincipalDep, toolbox: ToolboxDep) -> None:
-    """Forget the tokens that the server's authorization server gave."""
+@router.delete(
+    "/api/v1/mcp/servers/{name}/sign-in",
+    summary="Sign out of a protected MCP server",
+    status_code=204,
+    responses=_ERRORS,
+)
+async def sign_out(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep) -> None:
+    """Delete the tokens that the server's authorization server issued."""
     _require_reachable(name, principal)
     await toolbox.sign_in.forget(name, principal)
 
 
 def _require_reachable(name: str, principal: Principal) -> None:
     if not principal.can_use_server(name):
-        raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
+        raise NotFound(f"The MCP server {name[:100]!r} was not found.", param="name")
 
 
 @router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)
 async def client_document(toolbox: ToolboxDep) -> JsonObject:
-    """The gateway's client id metadata document, which authorization servers fetch."""
+    """Return the gateway's client id metadata document, which authorization servers fetch."""
     return toolbox.sign_in.client_document()
 
 
 @router.get(f"{_COOKIE_PATH}/start", response_class=HTMLResponse, include_in_schema=False)
 async def start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
-    """Says who signs in to what, so that nobody signs in for another by following a link."""
+    """Show the server and the user of a sign-in, so that a link cannot trick a user into another user's sign-in."""
     try:
         login = await toolbox.sign_in.offered(ticket)
     except GatewayError as error:
         return _render_page("Sign-in", error.message, status=error.status)
-    whose = f"the gateway's user {login.owner}" if login.owner else "everybody who uses the gateway"
+    users = f"the gateway's user {login.owner}" if login.owner else "all users of the gateway"
     server = f"{login.server} ({strip_url_secrets(login.url)})"
-    text = f"The agent gateway wants to use the MCP server {server} for {whose}, as {login.by} asked."
+    text = f"{login.by} requested that the agent gateway may use the MCP server {server} for {users}."
     return _render_page(f"Sign in to {login.server}?", text, more='<form method="post"><button>Sign in</button></form>')
 
 
 @router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
 async def start(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> Response:
-    """On to the authorization server. The cookie sees to it that the same browser comes back."""
+    """Redirect to the authorization server. The cookie binds the callback to this browser."""
     try:
         url = await toolbox.sign_in.begin(ticket)
     except GatewayError as error:
-        return _render_page("The sign-in cannot begin", error.message, status=error.status)
+        return _render_page("The sign-in cannot start", error.message, status=error.status)
     response = RedirectResponse(url, status_code=303, headers=_HEADERS)
     secure = settings.public_url.startswith("https://")
     response.set_cookie(
@@ -103,14 +111,14 @@ async def start(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> R
 async def callback(
     request: Request, toolbox: ToolboxDep, ticket: Annotated[str, Cookie(alias=_COOKIE, max_length=100)] = ""
 ) -> HTMLResponse:
-    """Where the authorization server sends the browser back to."""
+    """Finish the sign-in when the authorization server redirects the browser back."""
     answer = {name: value[:4_000] for name, value in request.query_params.items()}
     try:
         await toolbox.sign_in.finish(ticket, answer)
     except GatewayError as error:
-        page = _render_page("The sign-in did not work", error.message, status=error.status)
+        page = _render_page("The sign-in failed", error.message, status=error.status)
     else:
-        page = _render_page("Signed in", "You can close this page: the conversation goes on by itself.")
+        page = _render_page("Signed in", "You can close this page. The conversation continues automatically.")
     page.delete_cookie(_COOKIE, path=_COOKIE_PATH)
     return page
 

@@ -1,14 +1,13 @@
 """`/api/v1/chat`: run a turn for a user request, streamed or collected."""
 
 from functools import partial
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal
 from gateway.api.http.errors import ErrorBody
-from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
+from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, wait_for_turn
 from gateway.domain.messages import JsonObject
 from gateway.wire.native import ChatRequest, ChatResponse, build_chat_response, stream_events
 
@@ -27,12 +26,6 @@ _ERRORS: dict[int | str, JsonObject] = {
         504: "The turn exceeded its time limit",
     }.items()
 }
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        max_length=200, description="Each key starts one turn. A repeated request with the key returns the same turn."
-    ),
-]
 _TURN_ID_HEADER = {"X-Turn-Id": {"description": "Id of the turn", "schema": {"type": "string"}}}
 
 

@@ -1,1 +1,1 @@
-"""Routes that OpenAI and Groq clients call."""
+"""OpenAI-compatible routes, for OpenAI and Groq clients."""

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` and `/v1/models`: what OpenAI's and Groq's clients call."""
+"""`/v1/chat/completions` and `/v1/models`, for OpenAI and Groq clients."""
 
 from functools import partial
 from typing import Annotated
@@ -7,28 +7,32 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.api.deps import ModelsDep, PrincipalDep, get_principal
-from gateway.api.turn_responses import start_turn, stream_turn, wait_for_turn
+from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.model import ModelInfo
 from gateway.wire.openai_chat import ChatCompletionRequest, ChunkWriter, build_completion, stream_chunks
 
 router = APIRouter(tags=["OpenAI"])
-PREFIXES = ("/v1", "/openai/v1")  # the second is where Groq's SDK looks
+PREFIXES = ("/v1", "/openai/v1")
+"""Groq's SDK uses the second prefix."""
 
 GatewayTools = Annotated[
-    str | None, Header(max_length=8_192, description="`none`, `all`, or the names of the gateway's tools to offer.")
+    str | None,
+    Header(
+        max_length=8_192,
+        description="Allowed gateway tools: `all`, `none`, or names separated by commas. Overrides `x_gateway.tools`.",
+    ),
 ]
-IdempotencyKey = Annotated[str | None, Header(max_length=200)]
 _CONTENT: dict[int | str, JsonObject] = {
     200: {
-        "description": "A `chat.completion`, or with `stream` its chunks as server-sent events",
+        "description": "A `chat.completion`; with `stream`, its chunks as server-sent events",
         "content": {"application/json": {}, "text/event-stream": {}},
     }
 }
 
 
-@router.post("/chat/completions", summary="Chat completions", response_class=JSONResponse, responses=_CONTENT)
+@router.post("/chat/completions", summary="Create a chat completion", response_class=JSONResponse, responses=_CONTENT)
 async def chat_completions(
     body: ChatCompletionRequest,
     request: Request,
@@ -36,7 +40,7 @@ async def chat_completions(
     x_gateway_tools: GatewayTools = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """OpenAI's chat completions. The gateway's tools run inside; calls of the client's own tools come back to it."""
+    """OpenAI's chat completions. Gateway tools run in the gateway; calls of the client's tools are returned to it."""
     turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
     turn = await start_turn(turn_request, request, get_principal(request))
     if body.stream:
@@ -46,22 +50,22 @@ async def chat_completions(
     return JSONResponse(build_completion(summary), headers=dict(response.headers))
 
 
-@router.get("/models", summary="The models on offer, as OpenAI lists them")
+@router.get("/models", summary="List the models in OpenAI's format")
 async def list_models(principal: PrincipalDep, models: ModelsDep) -> JsonObject:
+    """The models that you may use."""
     return {
         "object": "list",
         "data": [_build_model(model) for model in models.list_models() if principal.can_use_model(model.id)],
     }
 
 
-@router.get("/models/{model:path}", summary="A model")
+@router.get("/models/{model:path}", summary="Get a model in OpenAI's format")
 async def get_model(model: str, principal: PrincipalDep, models: ModelsDep) -> JsonObject:
-    found = next(
-        (entry for entry in models.list_models() if entry.id == model and principal.can_use_model(model)), None
-    )
-    if found is None:
+    """A model of the catalog."""
+    info = next((info for info in models.list_models() if info.id == model and principal.can_use_model(model)), None)
+    if info is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
-    return _build_model(found)
+    return _build_model(info)
 
 
 def _build_model(model: ModelInfo) -> JsonObject:

@@ -1,16 +1,16 @@
-"""`/v1/responses`: OpenAI's Responses API over turns."""
+"""`/v1/responses`: OpenAI's Responses API, implemented with turns."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.agent.service import TurnHandle
 from gateway.api.deps import get_principal, run_until_disconnect, toolbox, turn_service, turn_store
-from gateway.api.turn_responses import start_turn, stream_turn
+from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Answer, JsonObject
 from gateway.wire.openai_response_ids import parse_response_id
@@ -20,10 +20,9 @@ from gateway.wire.openai_response_request import ResponseRequest
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
 
-IdempotencyKey = Annotated[str | None, Header(max_length=200)]
 _CONTENT: dict[int | str, JsonObject] = {
     200: {
-        "description": "A `response`, or with `stream` its events as server-sent events",
+        "description": "A `response`; with `stream`, its events as server-sent events",
         "content": {"application/json": {}, "text/event-stream": {}},
     }
 }
@@ -35,9 +34,9 @@ async def create_response(
     request: Request,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """OpenAI's Responses API. The gateway's tools show as MCP items; `tools` of type `mcp` choose among its servers.
+    """OpenAI's Responses API. Calls of gateway tools are MCP items; `tools` of type `mcp` select gateway servers.
 
-    An `mcp_approval_response` goes on with the turn that asked: a new response, which is its next part.
+    An `mcp_approval_response` continues the turn that asked for approval, and returns the rest of it as a new response.
     """
     principal = get_principal(request)
     part = 0
@@ -51,51 +50,52 @@ async def create_response(
         urls = {server.name: server.url for server in toolbox(request).servers()}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
-    new_writer = partial(_create_writer, turn, request, part)
+    create_writer = partial(_create_writer, turn, request, part)
     if body.stream:
-        return stream_turn(turn, request, partial(stream_response, writer=new_writer()))
+        return stream_turn(turn, request, partial(stream_response, writer=create_writer()))
     writer = (
-        _begin_in_background(turn, new_writer())
+        _begin_in_background(turn, create_writer())
         if body.background
-        else await _wait_for_response(turn, request, new_writer)
+        else await _wait_for_response(turn, request, create_writer)
     )
     return JSONResponse(writer.build_response(), headers={"X-Turn-Id": str(turn.id)})
 
 
-@router.get("/{response_id}", summary="A response", response_class=JSONResponse, responses=_CONTENT)
+@router.get("/{response_id}", summary="Get a response", response_class=JSONResponse, responses=_CONTENT)
 async def get_response(
     response_id: str,
     request: Request,
     stream_: Annotated[bool, Query(alias="stream")] = False,
-    starting_after: Annotated[int, Query(ge=-1, description="The number of the last event that you have.")] = -1,
-    _include: Annotated[list[str] | None, Query(alias="include[]")] = None,
+    starting_after: Annotated[int, Query(ge=-1, description="Number of the last event that the client received.")] = -1,
+    _include: Annotated[list[str] | None, Query(alias="include[]", description="Accepted and ignored.")] = None,
 ) -> Response:
-    """As it stands; or with `stream` its events, from the first or behind `starting_after`, as they come."""
+    """The current state of a response. With `stream`, its events after `starting_after`, and then new events."""
     turn, writer = await _find_response(response_id, request)
     if stream_:
         return stream_turn(turn, request, partial(stream_response, writer=writer, after=starting_after))
     return JSONResponse(await _build_current(turn, writer, request))
 
 
-@router.get("/{response_id}/input_items", summary="What a response was asked")
+@router.get("/{response_id}/input_items", summary="List the input items of a response")
 async def list_input_items(response_id: str, request: Request) -> JsonObject:
-    found, _ = await _find_response(response_id, request)
-    turn = await turn_store(request).get(found.id, get_principal(request))
-    return build_input_list(turn.id, turn.messages[: turn.sent_messages])
+    """The items of the request, newest first."""
+    turn, _ = await _find_response(response_id, request)
+    stored = await turn_store(request).get(turn.id, get_principal(request))
+    return build_input_list(stored.id, stored.messages[: stored.sent_messages])
 
 
 @router.delete("/{response_id}", summary="Delete a response")
 async def delete_response(response_id: str, request: Request) -> JsonObject:
-    """Delete the turn with all that is kept of it; one that runs is stopped first."""
+    """Delete the turn with everything stored about it. An active turn is cancelled first."""
     turn, _ = await _find_response(response_id, request)
     await turn_service(request).cancel(turn)
     await turn_store(request).delete(turn.id, by=get_principal(request).user)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-@router.post("/{response_id}/cancel", summary="Stop a response", response_class=JSONResponse)
+@router.post("/{response_id}/cancel", summary="Cancel a response", response_class=JSONResponse)
 async def cancel_response(response_id: str, request: Request) -> Response:
-    """Stop it, background or not; what was said so far is kept. One that has ended stays as it is."""
+    """Cancel the turn of a response. Text so far is stored. A response that has ended does not change."""
     turn, writer = await _find_response(response_id, request)
     await turn_service(request).cancel(turn)
     return JSONResponse(await _build_current(turn, writer, request))
@@ -106,7 +106,7 @@ async def _find_response(response_id: str, request: Request) -> tuple[TurnHandle
     try:
         turn = await turn_service(request).follow(turn_id, get_principal(request))
     except NotFound:
-        raise NotFound(f"There is no response {response_id!r}.", param="response_id") from None
+        raise NotFound(f"The response {response_id!r} was not found.", param="response_id") from None
     return turn, _create_writer(turn, request, part)
 
 
@@ -124,17 +124,21 @@ async def _answer_approvals(turn_id: UUID, approvals: dict[UUID, bool], request:
 
 
 def _begin_in_background(turn: TurnHandle, writer: ResponseWriter) -> ResponseWriter:
-    """The response as it begins; the turn goes on in the background."""
+    """Return the response at its start; the turn continues in the background."""
     if turn.first_event is not None:
         writer.write_event(turn.first_event)
     return writer
 
 
 async def _wait_for_response(
-    turn: TurnHandle, request: Request, new_writer: Callable[[], ResponseWriter]
+    turn: TurnHandle, request: Request, create_writer: Callable[[], ResponseWriter]
 ) -> ResponseWriter:
-    """The response at its end. A turn that failed before it said anything is an HTTP error: no answer is lost."""
-    writer = await run_until_disconnect(request, turn_service(request).wait(turn, new_writer))
+    """Wait for the end of the response.
+
+    Raises:
+        GatewayError: the turn failed without any output. A failure after output is part of the response.
+    """
+    writer = await run_until_disconnect(request, turn_service(request).wait(turn, create_writer))
     if turn.failure is not None and not writer.has_output:
         raise turn.failure
     if not writer.has_ended:
@@ -143,7 +147,7 @@ async def _wait_for_response(
 
 
 async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Request) -> JsonObject:
-    """The response from the journal; from the turn itself where that has been forgotten."""
+    """Build the response from the journal, or from the turn if its journal was deleted."""
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
     turns = turn_store(request)
@@ -154,7 +158,7 @@ async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Requ
     for event in events:
         writer.write_event(event)
     if not writer.has_begun:
-        raise NotFound("There is no such response.", param="response_id")
+        raise NotFound("The response was not found.", param="response_id")
     if not writer.has_ended and stored.status == "waiting":
         writer.end_for_input()
     return writer.build_response()
