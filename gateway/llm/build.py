@@ -9,7 +9,7 @@ from gateway.ports.rate_limit import SharedLimits
 
 
 def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
-    """The client of the model server, and the catalog of its models."""
+    """Return the client of the model server and the catalogue of its models."""
     secret = settings.groq_api_key or settings.openai_api_key
     assert secret is not None
     key = secret.get_secret_value()

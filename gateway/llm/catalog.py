@@ -1,7 +1,6 @@
-"""Catalogue of models: what is known of Groq's (autumn 2026), successors of retired ones, and the server's list."""
+"""Catalogue of models: Groq's models of autumn 2026, merged with the server's own list."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -11,37 +10,59 @@ from gateway.ports.model import ModelInfo, Models
 
 _REASONING_LEVELS = ("low", "medium", "high")
 _PENALTIES = ("top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")
-_NO_REASONING = (*_PENALTIES, "reasoning_effort", "reasoning_format", "include_reasoning")
-_OSS = (*_PENALTIES, "reasoning_format")
-_WINDOW, _OUTPUT = 131_072, 65_536
-_UNKNOWN_WINDOW, _UNKNOWN_OUTPUT = 131_072, 16_384
+_GPT_OSS_UNSUPPORTED = (*_PENALTIES, "reasoning_format")
+_COMPOUND_UNSUPPORTED = (*_PENALTIES, "reasoning_effort", "reasoning_format", "include_reasoning")
+_CONTEXT_WINDOW, _MAX_OUTPUT_TOKENS = 131_072, 65_536
+_DEFAULT_CONTEXT_WINDOW, _DEFAULT_MAX_OUTPUT_TOKENS = 131_072, 16_384
 
-
-def _describe_model(
-    name: str, status: str, owner: str, most: int, prices: tuple[float | None, ...], **more: Any
-) -> ModelInfo:
-    given = dict(zip(("price_in", "price_out", "price_cached"), prices, strict=True))
-    return ModelInfo(name, _WINDOW, most, status, owner, **given, **more)  # type: ignore[arg-type]
-
-
-_GPT: JsonObject = {
-    "reasoning_efforts": _REASONING_LEVELS, "parallel_calls": False, "strict_schema": True, "not_taken": _OSS,
-}  # fmt: skip
-_NO_PRICES = (None, None, None)
-GROQ_MODELS: tuple[ModelInfo, ...] = (
-    _describe_model("openai/gpt-oss-120b", "production", "OpenAI", _OUTPUT, (0.15, 0.60, 0.075), **_GPT),
-    _describe_model("openai/gpt-oss-20b", "production", "OpenAI", _OUTPUT, (0.075, 0.30, 0.0375), **_GPT),
-    _describe_model(
-        "qwen/qwen3.8-27b", "preview", "Alibaba Cloud", 16_384, (0.80, 4.00, 0.40),
-        reasoning_efforts=("none", "default"), strict_schema=True, not_taken=_PENALTIES,
-    ),
-    _describe_model(
-        "openai/gpt-oss-safeguard-20b", "preview", "OpenAI", _OUTPUT, (0.075, 0.30, None),
-        **{**_GPT, "strict_schema": False},
-    ),
-    _describe_model("groq/compound", "system", "Groq", 8_192, _NO_PRICES, tools=False, not_taken=_NO_REASONING),
-    _describe_model("groq/compound-mini", "system", "Groq", 8_192, _NO_PRICES, tools=False, not_taken=_NO_REASONING),
-)  # fmt: skip
+_GPT_OSS_120B = ModelInfo(
+    id="openai/gpt-oss-120b",
+    context_window=_CONTEXT_WINDOW,
+    max_output_tokens=_MAX_OUTPUT_TOKENS,
+    status="production",
+    owned_by="OpenAI",
+    price_in=0.15,
+    price_out=0.60,
+    price_cached=0.075,
+    reasoning_efforts=_REASONING_LEVELS,
+    parallel_calls=False,
+    strict_schema=True,
+    not_taken=_GPT_OSS_UNSUPPORTED,
+)
+_GPT_OSS_20B = msgspec.structs.replace(
+    _GPT_OSS_120B, id="openai/gpt-oss-20b", price_in=0.075, price_out=0.30, price_cached=0.0375
+)
+_GPT_OSS_SAFEGUARD = msgspec.structs.replace(
+    _GPT_OSS_20B,
+    id="openai/gpt-oss-safeguard-20b",
+    status="preview",
+    price_cached=None,
+    strict_schema=False,
+)
+_QWEN = ModelInfo(
+    id="qwen/qwen3.8-27b",
+    context_window=_CONTEXT_WINDOW,
+    max_output_tokens=16_384,
+    status="preview",
+    owned_by="Alibaba Cloud",
+    price_in=0.80,
+    price_out=4.00,
+    price_cached=0.40,
+    reasoning_efforts=("none", "default"),
+    strict_schema=True,
+    not_taken=_PENALTIES,
+)
+_COMPOUND = ModelInfo(
+    id="groq/compound",
+    context_window=_CONTEXT_WINDOW,
+    max_output_tokens=8_192,
+    status="system",
+    owned_by="Groq",
+    tools=False,
+    not_taken=_COMPOUND_UNSUPPORTED,
+)
+_COMPOUND_MINI = msgspec.structs.replace(_COMPOUND, id="groq/compound-mini")
+GROQ_MODELS = (_GPT_OSS_120B, _GPT_OSS_20B, _QWEN, _GPT_OSS_SAFEGUARD, _COMPOUND, _COMPOUND_MINI)
 
 RETIRED_MODELS: Mapping[str, str] = {
     "gemma2-9b-it": "openai/gpt-oss-20b",
@@ -56,7 +77,7 @@ RETIRED_MODELS: Mapping[str, str] = {
     "qwen/qwen3.6-27b": "qwen/qwen3.8-27b",
 }
 
-# Values that change nothing: clients send them by default.
+# Clients send these defaults, which change nothing: rejecting them would break those clients.
 _NO_OP_VALUES: Mapping[str, float] = {
     "top_k": 0,
     "repetition_penalty": 1,
@@ -64,9 +85,12 @@ _NO_OP_VALUES: Mapping[str, float] = {
     "presence_penalty": 0,
 }
 _RANGES: Mapping[str, tuple[float, float]] = {
-    "temperature": (0, 2), "top_p": (0, 1), "frequency_penalty": (-2, 2), "presence_penalty": (-2, 2),
-}  # fmt: skip
-_MAX_STOPS = 4
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+}
+_MAX_STOP_SEQUENCES = 4
 _REASONING_FORMATS = ("parsed", "raw", "hidden")
 
 
@@ -82,15 +106,20 @@ class _ListedModel(msgspec.Struct):
 
 
 class Catalog(Models):
-    """The available models. The server's list overrides what is known here, field by field.
+    """The available models. The server's list overrides the built-in data, field by field.
 
-    With `open_ended`, only the server's list counts, and any model may be requested before the list has been read.
+    With `open_ended`, any model may be requested until the list has arrived, and retired ids have no successors.
+    `unsupported_parameters` applies to models without built-in data.
     """
 
     def __init__(
-        self, models: tuple[ModelInfo, ...] = GROQ_MODELS, *, aliases: bool = True, open_ended: bool = False,
+        self,
+        models: tuple[ModelInfo, ...] = GROQ_MODELS,
+        *,
+        aliases: bool = True,
+        open_ended: bool = False,
         unsupported_parameters: tuple[str, ...] = _PENALTIES,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._models = {model.id: model for model in models}
         self._aliases = aliases and not open_ended
         self._open_ended = open_ended
@@ -107,82 +136,89 @@ class Catalog(Models):
                 self._models[model.id] = self._merge_model(self._models.get(model.id), model)
 
     def _merge_model(self, known: ModelInfo | None, listed: _ListedModel) -> ModelInfo:
-        window = listed.context_window or listed.max_model_len
-        window = window or (known.context_window if known else _UNKNOWN_WINDOW)
-        most = listed.max_completion_tokens
-        most = most or (known.max_output_tokens if known else min(window, _UNKNOWN_OUTPUT))
-        base = known or self._describe_unknown(listed.id, owned_by=listed.owned_by)
-        return msgspec.structs.replace(base, context_window=window, max_output_tokens=most)
+        default = known or self._make_default_info(listed.id, owned_by=listed.owned_by)
+        window = listed.context_window or listed.max_model_len or default.context_window
+        limit = listed.max_completion_tokens or default.max_output_tokens
+        if known is None and not listed.max_completion_tokens:
+            limit = min(limit, window)
+        return msgspec.structs.replace(default, context_window=window, max_output_tokens=limit)
 
-    def _describe_unknown(self, model: str, owned_by: str | None = None) -> ModelInfo:
+    def _make_default_info(self, model: str, owned_by: str | None = None) -> ModelInfo:
         return ModelInfo(
-            model, _UNKNOWN_WINDOW, _UNKNOWN_OUTPUT, owned_by=owned_by, not_taken=self._unsupported_parameters
+            id=model,
+            context_window=_DEFAULT_CONTEXT_WINDOW,
+            max_output_tokens=_DEFAULT_MAX_OUTPUT_TOKENS,
+            owned_by=owned_by,
+            not_taken=self._unsupported_parameters,
         )
 
     def list_models(self) -> list[ModelInfo]:
         return list(self._models.values())
 
     def get_model_info(self, model: str) -> ModelInfo:
-        """What is known of a model, with defaults for an unknown one."""
-        return self._models.get(model) or self._describe_unknown(model)
+        """Return the data of a model, or defaults for an unknown model."""
+        return self._models.get(model) or self._make_default_info(model)
 
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
         """See `Models.resolve`. An id in the server's list is never an alias."""
-        if (found := self._models.get(model)) is not None:
-            return found, ()
+        if (info := self._models.get(model)) is not None:
+            return info, ()
         if self._open_ended and not self._models:
-            return self._describe_unknown(model), ()
+            return self._make_default_info(model), ()
         successor = RETIRED_MODELS.get(model)
         if successor is None or self._open_ended:
-            offered = ", ".join(self._models)
-            raise ModelNotFound(f"There is no model {model[:200]!r}. Available: {offered[:2_000]}.", param="model")
+            available = ", ".join(self._models)
+            raise ModelNotFound(f"There is no model {model[:200]!r}. Available: {available[:2_000]}.", param="model")
         if not self._aliases:
             raise ModelNotFound(f"The model {model!r} is retired. Its successor is {successor!r}.", param="model")
-        return self._models[successor], (f"The model {model!r} is retired: {successor!r} answers in its place.",)
+        return self._models[successor], (f"The model {model!r} is retired: {successor!r} is used instead.",)
 
     def adapt_parameters(
         self, parameters: Parameters, model: ModelInfo, *, drop: bool
     ) -> tuple[Parameters, tuple[str, ...]]:
-        """See `Models.adapt_parameters`. A value that changes nothing is left out silently."""
+        """See `Models.adapt_parameters`. Values that have no effect are dropped without a warning."""
         warnings: list[str] = []
-        left_out: dict[str, None] = {}
+        dropped: dict[str, None] = {}
         for name in parameters.__struct_fields__:
             value = getattr(parameters, name)
             if value is None:
                 continue
             if name in model.not_taken and value == _NO_OP_VALUES.get(name):
-                left_out[name] = None
+                dropped[name] = None
                 continue
-            allowed = _describe_allowed(name, value, parameters, model)
+            allowed = _describe_allowed(name, parameters, model)
             if allowed is None:
                 continue
             if not drop:
-                shown = str(value)[:100]
                 raise UnsupportedParameter(
-                    f"The model {model.id!r} does not take {name}={shown}: {allowed}.", param=name
+                    f"The model {model.id!r} does not support {name}={str(value)[:100]}: {allowed}.", param=name
                 )
-            left_out[name] = None
-            warnings.append(f"{name} was left out: the model {model.id!r} does not take it ({allowed}).")
-        return msgspec.structs.replace(parameters, **left_out), tuple(warnings)
+            dropped[name] = None
+            warnings.append(f"{name} was left out: the model {model.id!r} does not support it ({allowed}).")
+        return msgspec.structs.replace(parameters, **dropped), tuple(warnings)
 
 
-def _describe_allowed(name: str, value: Any, parameters: Parameters, model: ModelInfo) -> str | None:
-    """What the model takes in place of this value; None if it takes it."""
+def _describe_allowed(name: str, parameters: Parameters, model: ModelInfo) -> str | None:
+    """Return how to correct an unsupported parameter that is set; None if the model supports its value."""
     if name in model.not_taken:
         return "leave it out"
     if name in _RANGES:
         low, high = _RANGES[name]
-        return None if low <= value <= high else f"it must be from {low:g} to {high:g}"
+        return None if low <= getattr(parameters, name) <= high else f"it must be from {low:g} to {high:g}"
     match name:
         case "max_tokens":
-            return None if 1 <= value <= model.max_output_tokens else f"it must be from 1 to {model.max_output_tokens}"
+            limit = model.max_output_tokens
+            return None if 1 <= (parameters.max_tokens or 0) <= limit else f"it must be from 1 to {limit}"
         case "stop":
-            return None if len(value) <= _MAX_STOPS else f"there may be at most {_MAX_STOPS}"
+            sequences = len(parameters.stop or ())
+            return None if sequences <= _MAX_STOP_SEQUENCES else f"there may be at most {_MAX_STOP_SEQUENCES}"
         case "reasoning_effort":
             levels = model.reasoning_efforts
-            return None if value in levels or not levels else f"it must be one of {', '.join(levels)}"
+            is_allowed = parameters.reasoning_effort in levels or not levels
+            return None if is_allowed else f"it must be one of {', '.join(levels)}"
         case "reasoning_format":
-            return None if value in _REASONING_FORMATS else f"it must be one of {', '.join(_REASONING_FORMATS)}"
+            is_allowed = parameters.reasoning_format in _REASONING_FORMATS
+            return None if is_allowed else f"it must be one of {', '.join(_REASONING_FORMATS)}"
         case "include_reasoning":
             return None if parameters.reasoning_format is None else "it excludes reasoning_format: send one of them"
         case _:

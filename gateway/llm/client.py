@@ -1,14 +1,13 @@
 """A model server with OpenAI's chat-completions format, called through the Groq or OpenAI SDK.
 
-The SDK provides authentication, parameters and errors. The stream is read as bytes, because the SDK's pydantic object
-per chunk costs more than everything else that is done for a token.
+The SDK provides authentication, parameters and errors. The stream is read as bytes. See docs/adr/0003.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import httpx
@@ -36,7 +35,9 @@ from gateway.llm.rate_limit.limiter import Limiter, RateLimitPermit
 from gateway.llm.rate_limit.token_bucket import parse_duration
 from gateway.llm.recording import Recorder
 from gateway.llm.stream import ChunkReader, UpstreamError, read_whole_answer
+from gateway.llm.tool_repair.json_repair import is_list, is_object
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
+from gateway.ports.model_sdk import SdkClient, SdkModule, SdkStatusError
 
 log = get_logger(__name__)
 
@@ -45,15 +46,15 @@ _CATALOG_REFRESH_SECONDS = 3600.0
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
 _EXPECTED_ANSWER_TOKENS = 1_024
 _CLOSE_WAIT_SECONDS = 0.2
-AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore
-"""What there is comes in one piece, up to as much as aiohttp reads ahead: a piece is an event, a frame and a write."""
+# As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
+AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
 get_ssl_context = lru_cache(maxsize=1)(httpx.create_ssl_context)
-"""Whom to trust, read once: that takes longer than all else of making a client."""
+"""Load the trusted certificates once per process: loading them is the slowest part of creating a client."""
 
 _OMITTED_HEADERS = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 _OMITTED_CALL_HEADERS = ("Retry-Count", "Read-Timeout")
 _EMPTY_STREAM = httpx.ByteStream(b"")
-"""In place of a stream that has ended: it and its response hold each other, for the garbage collector to find."""
+"""Replaces a finished stream, which forms a reference cycle with its response. See docs/adr/0007."""
 
 
 class _ModelList(msgspec.Struct):
@@ -62,52 +63,51 @@ class _ModelList(msgspec.Struct):
 
 class _NoCookies(httpx.Cookies):
     def extract_cookies(self, response: httpx.Response) -> None:
-        """To look for them costs more than to send the request, and none would be right to keep for all users."""
+        """Ignore the cookies of a response: they would be shared by all users. See docs/adr/0003."""
 
 
 class _HttpClient(HttpxAiohttpClient):
-    _none = _NoCookies()
+    _no_cookies = _NoCookies()
 
     @property
-    def cookies(self) -> httpx.Cookies:  # pyright: ignore[reportIncompatibleMethodOverride] - nobody sets it
-        return self._none
+    def cookies(self) -> httpx.Cookies:  # pyright: ignore[reportIncompatibleMethodOverride] - never assigned
+        return self._no_cookies
 
 
 def create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
-    """The HTTP client of both SDKs: httpx over aiohttp's connections."""
+    """Create the HTTP client of an SDK: httpx with aiohttp's connections. See docs/adr/0003."""
     client = _HttpClient(
         limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
         verify=get_ssl_context(),
         event_hooks=recorder.hooks if recorder else None,
     )
-    client.headers.clear()  # of httpx's own, which are copied for each call, the SDKs replace all but these
-    client.headers["Accept-Encoding"] = "identity"  # a stream that is compressed comes late, and in larger pieces
+    client.headers.clear()  # copied for each call, and the SDKs set their own
+    client.headers["Accept-Encoding"] = "identity"  # compression delays the chunks of a stream
     return client
 
 
-def make_default_headers(sdk: Any) -> dict[str, Any]:
-    """For a client of either SDK: without those by which it tells the model's server of this machine. They are nobody's
-    business, and take a call a twentieth of its time."""
+def make_default_headers(sdk: SdkModule) -> dict[str, Any]:
+    """Return headers for an SDK's client that suppress its details about this machine. See docs/adr/0003."""
     return _omit_headers(sdk, _OMITTED_HEADERS)
 
 
-def _omit_headers(sdk: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _omit_headers(sdk: SdkModule, names: tuple[str, ...]) -> dict[str, Any]:
     return {f"X-Stainless-{name}": sdk.Omit() for name in names}
 
 
 class OpenAICompatibleModel(Model):
     """A model server, called through one connection pool.
 
-    `client` is the SDK's client and `sdk` its module, whose errors are translated. `body` makes the body of a call. The
-    API is at `root` under the client's base URL. With `streams_structured_output`, answers with a response format are
-    streamed like others. A call waits at most `queue_seconds` for a permit under the key's rate limits.
+    `client` is the SDK's client and `sdk` its module, whose errors are translated. `make_body` makes the body of a
+    call. The API is at `root` under the client's base URL. With `streams_structured_output`, answers with a response
+    format are streamed like others. A call waits at most `queue_seconds` for a permit under the key's rate limits.
     """
 
     def __init__(
         self,
-        client: Any,
-        sdk: Any,
-        body: Callable[[ModelCall], dict[str, Any]],
+        client: SdkClient,
+        sdk: SdkModule,
+        make_body: Callable[[ModelCall], JsonObject],
         *,
         root: str,
         key_setting: str,
@@ -117,13 +117,13 @@ class OpenAICompatibleModel(Model):
     ) -> None:
         self._client = client
         self._sdk = sdk
-        self._make_body = body
-        # Whole and parsed: else each request would do that.
+        self._make_body = make_body
+        # Parsed once: the SDK would build and parse the URL for each request.
         root = str(client.base_url).rstrip("/") + root
         self._url = httpx.URL(f"{root}/chat/completions")
         self._models_url = httpx.URL(f"{root}/models")
-        # What the SDK would make anew, or copy, for each call.
-        self._options: dict[str, Any] = {
+        # Prepared once: the SDK would build these options for each request.
+        self._options: dict[str, object] = {
             "headers": _omit_headers(sdk, _OMITTED_CALL_HEADERS),
             "params": {},
             "max_retries": 0,
@@ -139,34 +139,35 @@ class OpenAICompatibleModel(Model):
         """See `Model.complete`.
 
         Raises:
-            UpstreamRateLimited: it would wait for too long.
+            UpstreamRateLimited: the wait for a permit would exceed `queue_seconds`.
         """
         tokens = call.estimate_tokens() + min(
             call.parameters.max_tokens or _EXPECTED_ANSWER_TOKENS, _EXPECTED_ANSWER_TOKENS
         )
         async with self._limiter.create_permit(
             call.model, tokens=tokens, user=call.user, max_wait_seconds=self._queue_seconds
-        ) as slot:
-            whole = call.response_format is not None and not self._streams_structured_output
+        ) as permit:
+            is_streamed = call.response_format is None or self._streams_structured_output
+            complete = self._complete_streaming if is_streamed else self._complete_structured
             try:
-                answer = await (self._complete_structured if whole else self._complete_streaming)(call, sink, slot)
+                answer = await complete(call, sink, permit)
             except ModelRateLimited:
-                slot.on_response({}, 429)
+                permit.on_response({}, 429)
                 raise
-            slot.on_usage(answer.usage.total_tokens - answer.usage.cached_tokens)
+            permit.on_usage(answer.usage.total_tokens - answer.usage.cached_tokens)
             return answer
 
-    async def _complete_streaming(self, call: ModelCall, sink: ModelSink, slot: RateLimitPermit) -> ModelAnswer:
+    async def _complete_streaming(self, call: ModelCall, sink: ModelSink, permit: RateLimitPermit) -> ModelAnswer:
         reader = ChunkReader(sink)
-        async with self._translate_errors(slot), aclosing(await self._send_request(call, stream=True)) as response:
-            slot.on_response(response.headers, response.status_code)
-            compressed = "content-encoding" in response.headers  # by a proxy that heeds no Accept-Encoding
+        async with self._translate_errors(permit), aclosing(await self._send_request(call, stream=True)) as response:
+            permit.on_response(response.headers, response.status_code)
+            is_compressed = "content-encoding" in response.headers  # by a proxy that ignores Accept-Encoding
             try:
                 async with asyncio.timeout(None) as end:
-                    async for data in response.aiter_bytes() if compressed else response.aiter_raw():
+                    async for data in response.aiter_bytes() if is_compressed else response.aiter_raw():
                         reader.feed_bytes(data)
                         await sink.wait_for_capacity()
-                        if reader.is_done and end.when() is None:  # some leave the connection open
+                        if reader.is_done and end.when() is None:  # some servers keep the connection open
                             end.reschedule(asyncio.get_running_loop().time() + _CLOSE_WAIT_SECONDS)
                 response.stream = _EMPTY_STREAM
             except (TimeoutError, httpx.HTTPError, aiohttp.ClientError):
@@ -174,17 +175,16 @@ class OpenAICompatibleModel(Model):
                     raise
         return reader.finish_answer()
 
-    async def _complete_structured(self, call: ModelCall, sink: ModelSink, slot: RateLimitPermit) -> ModelAnswer:
+    async def _complete_structured(self, call: ModelCall, sink: ModelSink, permit: RateLimitPermit) -> ModelAnswer:
         """Request a structured answer without streaming, which Groq does not support for them."""
-        async with self._translate_errors(slot):
+        async with self._translate_errors(permit):
             response = await self._send_request(call, stream=False)
-            slot.on_response(response.headers, response.status_code)
+            permit.on_response(response.headers, response.status_code)
             return read_whole_answer(response.content, sink)
         raise AssertionError("unreachable")
 
     async def _send_request(self, call: ModelCall, *, stream: bool) -> httpx.Response:
-        """Through the SDK's door for any request. `chat.completions.create` would walk through messages and tools with
-        `typing` to rename fields, of which these have none: a sixth of what a turn with tools costs."""
+        """Send a request with the SDK's generic `post`. See docs/adr/0003."""
         body = self._make_body(call) | ({"stream": True} if stream else {})
         return await self._client.post(
             self._url,
@@ -204,23 +204,23 @@ class OpenAICompatibleModel(Model):
         return None
 
     async def list_models(self, timeout: float = 10.0) -> list[JsonObject]:
-        """The server's own list, an object a model.
+        """Return the server's list of models, one object per model.
 
         Raises:
-            ModelError: the server does not answer with it, or refuses the key.
+            ModelError: the server sends no list of models, or rejects the key.
         """
         async with self._translate_errors():
-            # Through the same door: `client.models` imports all that the SDK can ask, 14 MB of OpenAI's.
+            # `client.models` would import all resources of the SDK. See docs/adr/0003.
             options = self._options | {"timeout": timeout}
             response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
             try:
                 return msgspec.json.decode(response.content, type=_ModelList).data or []
             except JSON_DECODE_ERRORS:
-                raise ModelError("The model's server answered with no list of models.") from None
+                raise ModelError("The model's server did not send a list of models.") from None
         raise AssertionError("unreachable")
 
     async def refresh_catalog_periodically(self, catalog: Catalog) -> None:
-        """Refresh the catalogue now and once an hour, for ever."""
+        """Refresh the catalogue now and then once an hour."""
         while True:
             await self.refresh_catalog(catalog)
             await asyncio.sleep(_CATALOG_REFRESH_SECONDS)
@@ -230,7 +230,7 @@ class OpenAICompatibleModel(Model):
         try:
             listed = await self.list_models()
         except GatewayError as error:
-            log.warning("models_not_listed", code=error.code)
+            log.warning("model_list_failed", code=error.code)
             return
         catalog.update_models(listed)
 
@@ -245,9 +245,10 @@ class OpenAICompatibleModel(Model):
         try:
             yield
         except sdk.APIStatusError as error:
+            status_error = cast(SdkStatusError, error)
             if permit is not None:
-                permit.on_response(error.response.headers, error.status_code)
-            raise self._make_status_error(error) from error
+                permit.on_response(status_error.response.headers, status_error.status_code)
+            raise self._make_status_error(status_error) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
             raise ModelUnavailable(
                 "The model's server did not answer in time." if _is_timeout(error) else None
@@ -257,11 +258,11 @@ class OpenAICompatibleModel(Model):
         except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
             raise ModelStreamBroken from error
 
-    def _make_status_error(self, error: Any) -> GatewayError:
-        """The gateway's error for an HTTP status. The server's message is shown only if it helps callers."""
+    def _make_status_error(self, error: SdkStatusError) -> GatewayError:
+        """Return the gateway's error for an HTTP status, with the server's message only if it helps callers."""
         status, detail = int(error.status_code), _parse_error_detail(error)
         wait = parse_duration(error.response.headers.get("retry-after"))
-        log.warning("model_refused", status=status, code=detail.code)
+        log.warning("model_call_rejected", status=status, code=detail.code)
         if status in (401, 403):
             return ModelKeyRefused(
                 f"The model's server refused the gateway's key. The administrator must check {self._key_setting}."
@@ -272,7 +273,7 @@ class OpenAICompatibleModel(Model):
             return ModelRateLimited(retry_after=wait)
         if status == 413:
             return ModelRequestRefused("The request is too large for this model: shorten the messages or the history.")
-        if status in (408, 409, 498) or status >= 500:  # 409 of this wire format: something else holds it just now
+        if status in (408, 409, 498) or status >= 500:  # 409: a conflict that ends by itself
             return ModelUnavailable(retry_after=wait)
         if detail.code == "context_length_exceeded":
             return PromptTooLong("The prompt is longer than the model's window.", param="messages")
@@ -286,21 +287,21 @@ class OpenAICompatibleModel(Model):
         return ModelError()
 
 
-def make_chat_body(call: ModelCall) -> dict[str, Any]:
-    """The fields of a request body that all servers share. Equal calls give equal bytes, for the prompt cache."""
-    body: dict[str, Any] = {"model": call.model, "messages": [make_message_body(message) for message in call.messages]}
+def make_chat_body(call: ModelCall) -> JsonObject:
+    """Build the request fields that all servers share. Equal calls give equal bytes, for the prompt cache."""
+    body: JsonObject = {"model": call.model, "messages": [make_message_body(message) for message in call.messages]}
     if call.tools:
         body["tools"] = [tool.function_json for tool in call.tools]
         if call.tool_choice is not None:
             body["tool_choice"] = call.tool_choice
     if call.response_format is not None:
         body["response_format"] = call.response_format
-    parameters: dict[str, Any] = msgspec.to_builtins(call.parameters)
+    parameters: JsonObject = msgspec.to_builtins(call.parameters)
     return body | parameters
 
 
 def make_message_body(message: Message) -> JsonObject:
-    """A message with the fields that Groq accepts: it rejects unknown fields and unexpected nulls."""
+    """Build a message with the fields that Groq accepts: it rejects unknown fields and unexpected nulls."""
     body: JsonObject = {"role": message.role, "content": message.content}
     if message.tool_calls:
         body["tool_calls"] = [
@@ -321,14 +322,14 @@ def _is_timeout(error: BaseException) -> bool:
     return isinstance(error, TimeoutError)
 
 
-def _parse_error_detail(error: Any) -> UpstreamError:
-    """The error object of a response body, in any of the shapes that servers use."""
-    body: Any = error.body
-    if isinstance(body, list) and body:
-        body = body[0]  # pyright: ignore
-    if isinstance(body, dict):
-        body = body.get("error") or body.get("detail") or body  # pyright: ignore
-    if isinstance(body, str) and not body.lstrip().startswith("<"):  # a page is for browsers
+def _parse_error_detail(error: SdkStatusError) -> UpstreamError:
+    """Parse the error object of a response body, in any of the shapes that servers use."""
+    body = error.body
+    if is_list(body) and body:
+        body = body[0]
+    if is_object(body):
+        body = body.get("error") or body.get("detail") or body
+    if isinstance(body, str) and not body.lstrip().startswith("<"):  # an HTML page helps no API client
         return UpstreamError(message=body)
     try:
         return msgspec.convert(body, UpstreamError, strict=False)

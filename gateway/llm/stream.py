@@ -1,4 +1,4 @@
-"""Decodes a chat-completions stream from raw bytes: all the chunks of one read together, without an object too many."""
+"""Decodes a chat-completions stream from raw bytes, all chunks of one read together. See docs/adr/0003."""
 
 import msgspec
 
@@ -114,7 +114,7 @@ class _PartialCall:
         self.arguments: list[str] = []
 
     def is_ended_by(self, delta: _ToolCallDelta) -> bool:
-        """Whether another call begins. Some servers count none, or name a call in each of its parts again."""
+        """Whether the delta begins another call. Some servers send no index, or repeat the name in each delta."""
         return bool(self.id and delta.id and delta.id != self.id and delta.function and delta.function.name)
 
     def add_delta(self, delta: _ToolCallDelta) -> None:
@@ -122,41 +122,41 @@ class _PartialCall:
         if (function := delta.function) is not None:
             if function.name and function.name != self.name:
                 self.name += function.name
-            given = function.arguments or ""
-            self.arguments.append(given if isinstance(given, str) else msgspec.json.encode(given).decode())
+            arguments = function.arguments or ""
+            self.arguments.append(arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
 
     def to_tool_call(self) -> ToolCall:
         return ToolCall(self.id, self.name, "".join(self.arguments))
 
 
 class ChunkReader:
-    """Feed it the reads of one stream; it tells the sink what the model said, and knows in the end how it ended.
+    """Incremental parser of one stream that passes the model's output to a sink.
 
-    A tool call is told once the next one begins or the model has finished: only then are its arguments complete.
+    A tool call reaches the sink when the next call begins or the model finishes: then its arguments are complete.
     """
 
     def __init__(self, sink: ModelSink) -> None:
         self._sink = sink
-        self._rest = b""
-        self._opened = False
+        self._incomplete_line = b""
+        self._accepted = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, _PartialCall] = {}
-        self._executed: set[int] = set()
+        self._emitted_server_calls: set[int] = set()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self.is_done = False
 
     def feed_bytes(self, data: bytes) -> None:
-        """Take one read, cut anywhere.
+        """Process the bytes of one read; chunks may be cut anywhere.
 
         Raises:
-            ModelError: the stream carries an error, or something that is no chunk.
+            ModelError: the stream contains an error or an invalid chunk.
         """
-        lines = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > _MAX_LINE_BYTES:
-            raise ModelStreamBroken("The model's server sent a line that does not end.")
+        lines = (self._incomplete_line + data).split(b"\n") if self._incomplete_line else data.split(b"\n")
+        self._incomplete_line = lines.pop()
+        if len(self._incomplete_line) > _MAX_LINE_BYTES:
+            raise ModelStreamBroken("The model's server sent a line that is too long.")
         for line in lines:
             if line.startswith(b"data:"):
                 self._read_payload(line[5:])
@@ -164,17 +164,17 @@ class ChunkReader:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the model has finished: nothing that the connection does from now on takes that back."""
+        """Whether the model has finished. Later errors of the connection do not matter."""
         return self.is_done or self._finish_reason is not None
 
     def finish_answer(self) -> ModelAnswer:
-        """How the stream ended.
+        """Return the end of the answer.
 
         Raises:
-            ModelStreamBroken: it did not end: no finish reason came.
+            ModelStreamBroken: the stream ended without a finish reason.
         """
-        if self._rest.startswith(b"data:"):
-            self._read_payload(self._rest[5:])
+        if self._incomplete_line.startswith(b"data:"):
+            self._read_payload(self._incomplete_line[5:])
             self._flush_text()
         if self._finish_reason is None:
             raise ModelStreamBroken
@@ -184,14 +184,17 @@ class ChunkReader:
         try:
             chunk = _decode(payload)
         except JSON_DECODE_ERRORS:
-            if (said := payload.strip()) == b"[DONE]":
-                self.is_done = True
-            if said in (b"[DONE]", b""):
-                return
-            self._flush_text()
-            raise ModelStreamBroken("The model's server sent something that is not its stream format.") from None
-        if self._opened and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
-            self._read_choice(chunk.choices[0])  # as nearly all are
+            match payload.strip():
+                case b"[DONE]":
+                    self.is_done = True
+                    return
+                case b"":
+                    return
+                case _:
+                    self._flush_text()
+                    raise ModelStreamBroken("The model's server sent an invalid stream chunk.") from None
+        if self._accepted and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
+            self._read_choice(chunk.choices[0])  # nearly all chunks: skips the checks for errors and usage
         else:
             self._read_chunk(chunk)
 
@@ -201,8 +204,8 @@ class ChunkReader:
         if error is not None:
             self._flush_text()
             raise make_stream_error(error)
-        if not self._opened:
-            self._opened = True
+        if not self._accepted:
+            self._accepted = True
             self._sink.on_accepted()
         if extra is not None and extra.usage is not None:
             self._usage = extra.usage.to_usage()
@@ -221,30 +224,30 @@ class ChunkReader:
             self._reasoning.append(delta.reasoning_content)
         if delta.tool_calls:
             self._flush_text()
-            for part in delta.tool_calls:
-                self._add_call_delta(part)
+            for call_delta in delta.tool_calls:
+                self._add_call_delta(call_delta)
         if delta.executed_tools:
             self._flush_text()
-            for done in delta.executed_tools:
-                self._emit_server_tool_call(done)
+            for server_call in delta.executed_tools:
+                self._emit_server_tool_call(server_call)
         if choice.finish_reason:
             self._finish_reason = choice.finish_reason
             self._flush_text()
             self._complete_calls()
 
-    def _add_call_delta(self, part: _ToolCallDelta) -> None:
-        index = part.index or 0
+    def _add_call_delta(self, delta: _ToolCallDelta) -> None:
+        index = delta.index or 0
         call = self._calls.get(index)
-        if call is None or call.is_ended_by(part):
+        if call is None or call.is_ended_by(delta):
             self._complete_calls()
             call = self._calls[index] = _PartialCall()
-        call.add_delta(part)
+        call.add_delta(delta)
 
-    def _emit_server_tool_call(self, part: _ServerToolCall) -> None:
-        """Told once, when its output is there."""
-        if part.output is not None and part.index not in self._executed:
-            self._executed.add(part.index)
-            self._sink.on_server_tool_call(ToolCall("", part.name or part.type, part.arguments or "{}"), part.output)
+    def _emit_server_tool_call(self, call: _ServerToolCall) -> None:
+        """Emit a call of a server-side tool once, when its output has arrived."""
+        if call.output is not None and call.index not in self._emitted_server_calls:
+            self._emitted_server_calls.add(call.index)
+            self._sink.on_server_tool_call(ToolCall("", call.name or call.type, call.arguments or "{}"), call.output)
 
     def _complete_calls(self) -> None:
         calls, self._calls = self._calls, {}
@@ -252,7 +255,7 @@ class ChunkReader:
             self._sink.on_tool_call(call.to_tool_call())
 
     def _flush_text(self) -> None:
-        """Hand on what has gathered. Reasoning comes before text: a read in which it turns keeps that order."""
+        """Pass the collected output to the sink: reasoning before text, as the model writes them."""
         if self._reasoning:
             self._sink.on_reasoning("".join(self._reasoning))
             self._reasoning.clear()
@@ -278,26 +281,26 @@ class _WholeAnswer(msgspec.Struct, gc=False):
 
 
 def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
-    """An answer that came in one piece.
+    """Pass an answer that was not streamed to the sink.
 
     Raises:
-        ModelStreamBroken: it is none.
+        ModelStreamBroken: the body is not a valid answer.
     """
     try:
-        whole = msgspec.json.decode(body, type=_WholeAnswer)
-        choice = whole.choices[0]
+        answer = msgspec.json.decode(body, type=_WholeAnswer)
+        choice = answer.choices[0]
     except (*JSON_DECODE_ERRORS, IndexError):
         raise ModelStreamBroken from None
     sink.on_accepted()
-    if thought := choice.message.reasoning or choice.message.reasoning_content:
-        sink.on_reasoning(thought)
+    if reasoning := choice.message.reasoning or choice.message.reasoning_content:
+        sink.on_reasoning(reasoning)
     if choice.message.content:
         sink.on_text(choice.message.content)
-    return ModelAnswer(choice.finish_reason or "stop", whole.usage.to_usage() if whole.usage else Usage())
+    return ModelAnswer(choice.finish_reason or "stop", answer.usage.to_usage() if answer.usage else Usage())
 
 
 def make_stream_error(error: UpstreamError | str) -> ModelError:
-    """The error that a stream carried after its 200, as ours."""
+    """Translate an error inside a stream, after its status 200, to an error of the gateway."""
     if isinstance(error, str):
         return ModelStreamBroken()
     if error.code in ("rate_limit_exceeded", 429) or error.status_code == 429:

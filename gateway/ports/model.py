@@ -1,4 +1,4 @@
-"""What the agent loop asks of a model, whatever server it runs on."""
+"""Interfaces of models: calls, answers, output sinks and the catalogue."""
 
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
@@ -12,8 +12,11 @@ _CHARS_PER_TOKEN = 4
 
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call of a model. `response_format` is OpenAI's, and goes without tools; `user` is for whom it is made, and
-    `allowed` the globs over the models that they may ask, None: all."""
+    """One call of a model.
+
+    `response_format` has OpenAI's shape and excludes tools. `user` is the caller. `allowed_models` are globs over the
+    models that the caller may use; None: all.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -25,20 +28,20 @@ class ModelCall(msgspec.Struct, frozen=True):
     allowed_models: tuple[str, ...] | None = None
 
     def estimate_tokens(self) -> int:
-        """About how many tokens the prompt takes: counting exactly would need each model's tokenizer."""
+        """Estimate the prompt's tokens: an exact count would need each model's tokenizer."""
         tools = sum(tool.prompt_chars for tool in self.tools)
         return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
 
     def estimate_usage(self, output_chars: int) -> Usage:
-        """About what was used up when the model had written so many characters: only a stream's end tells exactly."""
+        """Estimate the usage of a broken-off call: only the end of a stream reports the exact one."""
         prompt, completion = self.estimate_tokens(), -(-output_chars // _CHARS_PER_TOKEN)
         return Usage(prompt, completion, prompt + completion)
 
 
 class ModelAnswer(msgspec.Struct, frozen=True):
-    """How a model's stream ended, and what that took. What it said went to the sink.
+    """The end of a model's answer. Its text and its calls went to the sink.
 
-    `cost_usd` is None where the price of the model that answered is not known.
+    `cost_usd` is None if the price of the model is unknown.
     """
 
     finish_reason: str
@@ -47,14 +50,14 @@ class ModelAnswer(msgspec.Struct, frozen=True):
 
 
 class ModelSink(Protocol):
-    """Receives the model's output as it arrives: at most one text for each read of the socket, in order."""
+    """Receives a model's output in order, at most one text for each read of the socket."""
 
     wait_for_capacity: Callable[[], Awaitable[None]]
-    """Waits until more output can be taken. Called once for each read; a sink around another one uses the other's."""
+    """Waits until the sink can take more output. Called once for each read; wrappers pass on the inner function."""
 
     @abstractmethod
     def on_accepted(self) -> None:
-        """The first valid chunk is here: the request was accepted."""
+        """The server has accepted the request: the first valid chunk arrived."""
         ...
 
     @abstractmethod
@@ -64,30 +67,33 @@ class ModelSink(Protocol):
 
     @abstractmethod
     def on_tool_call(self, call: ToolCall) -> None:
-        """A call whose arguments are complete."""
+        """The model called a tool. The arguments are complete."""
         ...
 
     @abstractmethod
     def on_server_tool_call(self, call: ToolCall, output: str) -> None:
-        """A call that the model's own server has made."""
+        """The model's server executed a tool itself."""
         ...
 
     @abstractmethod
     def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
-        """The model is asked again, or another is; with `discard`, what came so far no longer counts."""
+        """The call is retried, with another model if `model` is set.
+
+        With `discard`, the output of the failed attempt must be dropped.
+        """
         ...
 
     @abstractmethod
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
-        """The call has failed or was cancelled, and has used this up all the same."""
+        """Count the usage of a call that failed or was cancelled."""
         ...
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model on offer. Windows in tokens; prices in USD per million tokens.
+    """An available model. Windows in tokens; prices in USD per million tokens.
 
-    `tools`: it calls functions natively, else by a block in its text; `parallel_calls`: several in one step;
-    `not_taken`: parameters that its server refuses.
+    `tools`: supports native tool calls; without them, the model writes calls into its text. `parallel_calls`: makes
+    several calls in one step. `not_taken`: parameters that its server rejects.
     """
 
     id: str
@@ -105,13 +111,13 @@ class ModelInfo(msgspec.Struct, frozen=True):
     not_taken: tuple[str, ...] = ()
 
     def calculate_cost(self, usage: Usage) -> float | None:
-        """What the tokens cost in USD; None where no price is known."""
+        """Return the cost of the tokens in USD; None if the price is unknown."""
         if self.price_in is None or self.price_out is None:
             return None
         cached_price = self.price_in if self.price_cached is None else self.price_cached
         fresh = usage.prompt_tokens - usage.cached_tokens
-        micro = fresh * self.price_in + usage.cached_tokens * cached_price + usage.completion_tokens * self.price_out
-        return round(micro / 1_000_000, 9)
+        prompt_cost = fresh * self.price_in + usage.cached_tokens * cached_price
+        return round((prompt_cost + usage.completion_tokens * self.price_out) / 1_000_000, 9)
 
 
 class Model(Protocol):
@@ -119,28 +125,28 @@ class Model(Protocol):
 
     @abstractmethod
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
-        """Stream one answer into `sink`. The answer's figures hold all that it took.
+        """Stream one answer into `sink`. The returned usage includes failed attempts.
 
         Raises:
-            ModelError: or a subclass, when the server refuses, breaks off or cannot be reached.
+            ModelError: the server rejects the call, breaks off or cannot be reached.
         """
         ...
 
     @abstractmethod
     async def check(self) -> str | None:
-        """None when the model's server answers; else what is wrong with it, fit for the public."""
+        """Return None if the model's server answers, else a message that may be shown to clients."""
         ...
 
 
 class Models(Protocol):
-    """The catalogue."""
+    """The catalogue of available models."""
 
     @abstractmethod
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
-        """The model to use for a requested id, and warnings if that is another one.
+        """Return the model for a requested id, with warnings if it is another one.
 
         Raises:
-            ModelNotFound: no such model, or it is retired and aliases are off.
+            ModelNotFound: the model is unknown, or it is retired and aliases are off.
         """
         ...
 
@@ -148,10 +154,10 @@ class Models(Protocol):
     def adapt_parameters(
         self, parameters: Parameters, model: ModelInfo, *, drop: bool
     ) -> tuple[Parameters, tuple[str, ...]]:
-        """The parameters as the model takes them, and a warning for each that was dropped.
+        """Return the parameters that the model supports, and a warning for each dropped one.
 
         Raises:
-            UnsupportedParameter: the model does not take one, or not this value, and `drop` is off.
+            UnsupportedParameter: the model does not support a parameter or its value, and `drop` is off.
         """
         ...
 

@@ -1,10 +1,9 @@
-"""Groq, or whatever speaks as it does: the simulator."""
-
-from typing import Any
+"""Client of Groq and of the simulator, which has Groq's wire format."""
 
 import groq
 import httpx
 
+from gateway.domain.messages import JsonObject
 from gateway.llm.client import (
     CONNECT_TIMEOUT_SECONDS,
     OpenAICompatibleModel,
@@ -28,11 +27,14 @@ def create_groq_model(
     queue_seconds: float = 30.0,
     recorder: Recorder | None = None,
 ) -> OpenAICompatibleModel:
-    """A `Model` over Groq's SDK. `base_url` is without `/openai/v1`; `idle_timeout` and `queue` in seconds."""
+    """Create a model client with Groq's SDK.
+
+    `base_url` does not include `/openai/v1`. `idle_timeout` is in seconds between two reads.
+    """
     client = groq.AsyncGroq(
         api_key=api_key,
         base_url=base_url,
-        max_retries=0,  # `ResilientModel` asks again, where a client can see it
+        max_retries=0,  # `ResilientModel` retries, visibly to clients
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT_SECONDS),
         http_client=create_http_client(recorder),
         default_headers=make_default_headers(groq),
@@ -48,8 +50,8 @@ def create_groq_model(
     )
 
 
-def make_request_body(call: ModelCall) -> dict[str, Any]:
-    """The body of a call."""
+def make_request_body(call: ModelCall) -> JsonObject:
+    """Build the body of a call. Groq names the limit of output tokens `max_completion_tokens`."""
     body = make_chat_body(call)
     if "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")

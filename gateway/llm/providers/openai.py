@@ -1,11 +1,11 @@
-"""OpenAI, or any server with its chat completions: vLLM, Ollama, llama.cpp, …"""
+"""Client of OpenAI and of servers with its API, such as vLLM, Ollama and llama.cpp."""
 
 from functools import partial
-from typing import Any
 
 import httpx
 import openai
 
+from gateway.domain.messages import JsonObject
 from gateway.llm.client import (
     CONNECT_TIMEOUT_SECONDS,
     OpenAICompatibleModel,
@@ -29,24 +29,32 @@ def create_openai_model(
     queue_seconds: float = 30.0,
     recorder: Recorder | None = None,
 ) -> OpenAICompatibleModel:
-    """A `Model` over OpenAI's official SDK. `base_url` ends in `/v1`; `idle_timeout` in seconds, like `queue`."""
+    """Create a model client with OpenAI's SDK.
+
+    `base_url` ends in `/v1`. `idle_timeout` is in seconds between two reads.
+    """
     client = openai.AsyncOpenAI(
         api_key=api_key,
         base_url=base_url,
-        max_retries=0,  # `ResilientModel` asks again, where a client can see it
+        max_retries=0,  # `ResilientModel` retries, visibly to clients
         timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT_SECONDS),
         http_client=create_http_client(recorder),
         default_headers=make_default_headers(openai),
     )
-    body = partial(make_request_body, official=base_url == OPENAI_BASE_URL)
     return OpenAICompatibleModel(
-        client, openai, body, root="", key_setting="OPENAI_API_KEY", streams_structured_output=True,
-        limiter=limiter, queue_seconds=queue_seconds,
-    )  # fmt: skip
+        client,
+        openai,
+        partial(make_request_body, official=base_url == OPENAI_BASE_URL),
+        root="",
+        key_setting="OPENAI_API_KEY",
+        streams_structured_output=True,
+        limiter=limiter,
+        queue_seconds=queue_seconds,
+    )
 
 
-def make_request_body(call: ModelCall, *, official: bool) -> dict[str, Any]:
-    """The body of a call. Others than OpenAI itself know `max_tokens` by its old name alone."""
+def make_request_body(call: ModelCall, *, official: bool) -> JsonObject:
+    """Build the body of a call. Only OpenAI itself (`official`) knows `max_completion_tokens`."""
     body = make_chat_body(call) | {"stream_options": {"include_usage": True}}
     if official and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")

@@ -1,4 +1,7 @@
-"""Weighted fair queueing (self-clocked): who waits is served by shares, whatever the number of anyone's requests."""
+"""Weighted fair queueing, self-clocked: each user gets a share, whatever the number of their requests.
+
+See Golestani, "A self-clocked fair queueing scheme for broadband applications", 1994.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -10,7 +13,7 @@ T = TypeVar("T", bound=QueuedItem)
 
 
 class _UserQueue(Generic[T]):
-    """What one user waits for, first come first; `start` is the virtual time at which the first of it begins."""
+    """The waiting items of one user, in order. `start`: the virtual time at which the first one begins."""
 
     __slots__ = ("items", "start", "weight")
 
@@ -20,7 +23,7 @@ class _UserQueue(Generic[T]):
         self.weight = weight
 
     def get_finish_time(self) -> float:
-        """The virtual time at which the first will have been served."""
+        """Return the virtual time at which the first item will have been served."""
         return self.start + self.items[0].tokens / self.weight
 
     def sum_tokens(self) -> float:
@@ -28,9 +31,9 @@ class _UserQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """The waiting of all users. A user is known only while something of theirs waits.
+    """The waiting items of all users. A user without waiting items has no state.
 
-    Only the first of each line has its time, so one that leaves takes nothing from those behind it.
+    Only the first item of a user has a virtual time, so removing an item does not delay those behind it.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -42,44 +45,49 @@ class FairQueue(Generic[T]):
         return bool(self._user_queues)
 
     def __iter__(self) -> Iterator[T]:
-        return (item for line in self._user_queues.values() for item in line.items)
+        return (item for user_queue in self._user_queues.values() for item in user_queue.items)
 
     def add_item(self, item: T) -> None:
-        if (line := self._user_queues.get(item.user)) is None:
-            line = self._user_queues[item.user] = self._create_user_queue(item.user)
-        line.items.append(item)
+        if (user_queue := self._user_queues.get(item.user)) is None:
+            user_queue = self._user_queues[item.user] = self._create_user_queue(item.user)
+        user_queue.items.append(item)
 
     def find_next(self) -> T | None:
-        """Whose turn it is."""
+        """Return the item to serve next; None if no item waits."""
         if not self._user_queues:
             return None
         return min(self._user_queues.values(), key=_UserQueue[T].get_finish_time).items[0]
 
     def serve_item(self, item: T) -> None:
-        """Take out the first of a line: its user has had its share."""
-        line = self._user_queues[item.user]
-        line.start = self._virtual_time = max(self._virtual_time, line.get_finish_time())
+        """Remove the first item of its user and charge the user for it."""
+        user_queue = self._user_queues[item.user]
+        user_queue.start = self._virtual_time = max(self._virtual_time, user_queue.get_finish_time())
         self.remove_item(item)
 
     def remove_item(self, item: T) -> None:
-        """Take out what will not be served, wherever it waits."""
-        line = self._user_queues[item.user]
-        line.items.remove(item)
-        if not line.items:
+        """Remove an item without serving it."""
+        user_queue = self._user_queues[item.user]
+        user_queue.items.remove(item)
+        if not user_queue.items:
             del self._user_queues[item.user]
         if not self._user_queues:
             self._virtual_time = 0.0
 
     def estimate_ahead(self, item: T) -> tuple[float, float]:
-        """How many tokens and requests would be served before this newcomer, with every line as if it flowed."""
-        own = self._user_queues.get(item.user) or self._create_user_queue(item.user)
-        finish = own.start + (own.sum_tokens() + item.tokens) / own.weight
+        """Estimate the tokens and requests that would be served before a new item.
+
+        Users are treated as continuous flows, so the result is an approximation.
+        """
+        own_queue = self._user_queues.get(item.user) or self._create_user_queue(item.user)
+        finish = own_queue.start + (own_queue.sum_tokens() + item.tokens) / own_queue.weight
         tokens, requests = 0.0, 0.0
-        for line in self._user_queues.values():
-            total = line.sum_tokens()
-            served = total if line is own else min(total, max(0.0, (finish - line.start) * line.weight))
+        for user_queue in self._user_queues.values():
+            total = user_queue.sum_tokens()
+            served = total
+            if user_queue is not own_queue:
+                served = min(total, max(0.0, (finish - user_queue.start) * user_queue.weight))
             tokens += served
-            requests += served / total * len(line.items)
+            requests += served / total * len(user_queue.items)
         return tokens, requests
 
     def _create_user_queue(self, user: str) -> _UserQueue[T]:

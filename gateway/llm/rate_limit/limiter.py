@@ -1,6 +1,6 @@
-"""One limiter for a model server's key: every call of every turn waits here for its place, by fair shares of the users.
+"""Rate limiter of one API key of a model server: calls wait here, with fair shares for the users.
 
-It lives on what the responses tell of the limits. Until one has told, nothing is limited.
+The limits come from the headers of responses. Until the first response, nothing is limited.
 """
 
 import asyncio
@@ -24,10 +24,13 @@ _NOT_SENT_STATUS = 499
 
 
 class RateLimitPermit:
-    """A call's place. As an async context it is waited for on the way in.
+    """The permit of one call: an async context manager whose entry waits for the rate limits.
+
+    `user` is the owner; `tokens` the estimated size of the call. `alone`: no other call was in flight when it was
+    granted. `pending`: the tokens that no response has confirmed.
 
     Raises:
-        UpstreamRateLimited: on the way in: the wait would be longer than the deadline, or too many wait already.
+        UpstreamRateLimited: on entry, if the wait would exceed the deadline or too many calls wait already.
     """
 
     __slots__ = (
@@ -43,12 +46,12 @@ class RateLimitPermit:
         "reservation",
         "tokens",
         "user",
-    )  # fmt: skip
+    )
 
-    def __init__(self, limiter: "Limiter", lane: "_ModelQueue", tokens: float, user: str, deadline: float) -> None:
+    def __init__(self, limiter: "Limiter", queue: "_ModelQueue", tokens: float, user: str, deadline: float) -> None:
         self._limiter = limiter
         self._deadline = deadline
-        self.queue = lane
+        self.queue = queue
         self.tokens = tokens
         self.user = user
         self.granted: asyncio.Future[None] | None = None
@@ -71,18 +74,18 @@ class RateLimitPermit:
             self._limiter.on_permit_response(self, RateLimitHeaders(), _NO_RESPONSE_STATUS)
 
     def on_response(self, headers: Mapping[str, str], status: int) -> None:
-        """The response's head is here; also for an error that came later in the stream, with its status."""
+        """Process the head of the response, or the status of an error later in its stream."""
         self._limiter.on_permit_response(self, parse_rate_limit_headers(headers), status)
 
     def on_usage(self, tokens: float) -> None:
-        """How many tokens really count towards the limits: all of the call's, without the cached ones."""
+        """Replace the estimate by the tokens that count towards the limits: all but the cached ones."""
         if self.pending:
             self._limiter.on_permit_response(self, RateLimitHeaders(), _NO_RESPONSE_STATUS)
         self._limiter.correct_usage(self, tokens)
 
 
 class _ModelQueue:
-    """A model: its limits, and who waits for it."""
+    """The limits of one model and the calls that wait for it."""
 
     def __init__(self, model: str, weights: Mapping[str, float]) -> None:
         self.model = model
@@ -93,73 +96,81 @@ class _ModelQueue:
         self.is_reserving = False
         self._granted = 0
         self._blocked_until = 0.0
-        self._strikes = 0
-        self._struck_at = 0
+        self._rejections = 0
+        self._rejected_up_to = 0
 
     @property
     def is_held(self) -> bool:
-        """Whether an answer must come first: of those who share the limits, or of the one call after a refusal."""
-        return self.is_reserving or (self._strikes > 0 and self.requests.pending > 0)
+        """Whether calls must wait for a reply: to a shared reservation, or to the trial call after a rejection."""
+        return self.is_reserving or (self._rejections > 0 and self.requests.pending > 0)
 
     def is_idle(self, now: float) -> bool:
         return not self.waiters and not self.requests.pending and now >= self._blocked_until
 
-    def estimate_wait(self, slot: RateLimitPermit, now: float, ahead: tuple[float, float] = (0.0, 0.0)) -> float:
-        """Seconds until the slot could be had, behind so many tokens and requests."""
+    def estimate_wait(self, permit: RateLimitPermit, now: float, ahead: tuple[float, float] = (0.0, 0.0)) -> float:
+        """Estimate the seconds until a permit is available after `ahead` tokens and requests."""
         return max(
             self._blocked_until - now,
-            slot.not_before - now,
-            self.tokens.get_wait_seconds(slot.tokens, now, ahead[0]),
+            permit.not_before - now,
+            self.tokens.get_wait_seconds(permit.tokens, now, ahead[0]),
             self.requests.get_wait_seconds(1, now, ahead[1]),
             0.0,
         )
 
-    def take_permit(self, slot: RateLimitPermit) -> None:
+    def take_permit(self, permit: RateLimitPermit) -> None:
         self._granted += 1
-        slot.number = self._granted
-        slot.alone = not self.requests.pending
-        slot.pending = slot.tokens
-        self.tokens.take_tokens(slot.tokens)
+        permit.number = self._granted
+        permit.alone = not self.requests.pending
+        permit.pending = permit.tokens
+        self.tokens.take_tokens(permit.tokens)
         self.requests.take_tokens(1)
 
-    def settle_permit(self, slot: RateLimitPermit, *, refund: bool) -> None:
-        """The server has seen the call, or never will."""
-        if slot.pending:
-            self.tokens.pending -= slot.pending
+    def settle_permit(self, permit: RateLimitPermit, *, refund: bool) -> None:
+        """End the pending state of a call: the server has counted it, or it was never sent."""
+        if permit.pending:
+            self.tokens.pending -= permit.pending
             self.requests.pending -= 1
-            slot.pending = 0.0
+            permit.pending = 0.0
         if refund:
-            self.tokens.refund(slot.tokens)
+            self.tokens.refund(permit.tokens)
             self.requests.refund(1)
-            slot.tokens = 0.0
+            permit.tokens = 0.0
 
-    def update_limits(self, slot: RateLimitPermit, reading: RateLimitHeaders, now: float) -> None:
-        alone = slot.alone and slot.number == self._granted
-        if reading.tokens is not None:
-            self.tokens.update_from_headers(reading.tokens, now, alone=alone)
-        if reading.requests is not None:
-            self.requests.update_from_headers(reading.requests, now, alone=alone)
+    def update_limits(self, permit: RateLimitPermit, headers: RateLimitHeaders, now: float) -> None:
+        alone = permit.alone and permit.number == self._granted
+        if headers.tokens is not None:
+            self.tokens.update_from_headers(headers.tokens, now, alone=alone)
+        if headers.requests is not None:
+            self.requests.update_from_headers(headers.requests, now, alone=alone)
 
-    def on_rejected(self, slot: RateLimitPermit, retry_after: float | None, now: float) -> float:
-        """Block the model, longer each time that the server does not say for how long. Returns the seconds.
+    def on_rejected(self, permit: RateLimitPermit, retry_after: float | None, now: float) -> float:
+        """Block the model and return for how many seconds: `retry_after`, or else an exponential backoff.
 
-        The calls that were under way together are refused together, which is one refusal.
+        Rejections of calls that were in flight together count once.
         """
-        if slot.number > self._struck_at:
-            self._strikes += 1
-            self._struck_at = self._granted
-        seconds = min(_MAX_BACKOFF_SECONDS, 2.0 ** (self._strikes - 1)) if retry_after is None else retry_after
+        if permit.number > self._rejected_up_to:
+            self._rejections += 1
+            self._rejected_up_to = self._granted
+        seconds = min(_MAX_BACKOFF_SECONDS, 2.0 ** (self._rejections - 1)) if retry_after is None else retry_after
         self._blocked_until = max(self._blocked_until, now + seconds)
-        log.warning("model_rate_limited", model=self.model, seconds=round(seconds, 3), told=retry_after is not None)
+        log.warning(
+            "model_rate_limited",
+            model=self.model,
+            seconds=round(seconds, 3),
+            has_retry_after=retry_after is not None,
+        )
         return seconds
 
-    def on_accepted_permit(self, slot: RateLimitPermit) -> None:
-        if slot.number > self._struck_at:
-            self._strikes = 0
+    def on_accepted_permit(self, permit: RateLimitPermit) -> None:
+        if permit.number > self._rejected_up_to:
+            self._rejections = 0
 
 
 class Limiter:
-    """Shared by all turns of a process. `weights` are the users' shares, 1 where none is given."""
+    """Rate limiter that all turns of a process share.
+
+    `weights` are shares by user, 1 by default. `shared` are the limits that several gateways share, if any.
+    """
 
     def __init__(
         self,
@@ -182,143 +193,148 @@ class Limiter:
     def create_permit(
         self, model: str, *, tokens: float, user: str = "", max_wait_seconds: float | None = None
     ) -> RateLimitPermit:
-        """A place for a call that will take about so many tokens, to be had within `deadline` seconds."""
-        lane = self._queues.get(model) or self._create_queue(model)
-        return RateLimitPermit(
-            self, lane, max(tokens, 1), user, math.inf if max_wait_seconds is None else max_wait_seconds
-        )
+        """Create a permit for a call of about `tokens` tokens. `max_wait_seconds` None: no limit."""
+        queue = self._queues.get(model) or self._create_queue(model)
+        deadline = math.inf if max_wait_seconds is None else max_wait_seconds
+        return RateLimitPermit(self, queue, max(tokens, 1), user, deadline)
 
     def _create_queue(self, model: str) -> _ModelQueue:
         if len(self._queues) >= self._max_models:
             now = self._clock.time()
-            idle = next((name for name, lane in self._queues.items() if lane.is_idle(now)), None)
+            idle = next((name for name, queue in self._queues.items() if queue.is_idle(now)), None)
             if idle is not None:
                 del self._queues[idle]
-        lane = self._queues[model] = _ModelQueue(model, self._weights)
-        return lane
+        queue = self._queues[model] = _ModelQueue(model, self._weights)
+        return queue
 
-    def try_acquire(self, slot: RateLimitPermit) -> bool:
-        """Take the slot if that needs no waiting and nobody to ask."""
-        lane = slot.queue
-        if self._shared is not None or lane.waiters or lane.is_held or lane.estimate_wait(slot, self._clock.time()):
+    def try_acquire(self, permit: RateLimitPermit) -> bool:
+        """Take the permit if that needs neither a wait nor a shared reservation."""
+        queue = permit.queue
+        if self._shared is not None or queue.waiters or queue.is_held:
             return False
-        lane.take_permit(slot)
+        if queue.estimate_wait(permit, self._clock.time()):
+            return False
+        queue.take_permit(permit)
         return True
 
-    async def wait_for_permit(self, slot: RateLimitPermit, deadline: float) -> None:
-        """Take the slot in its turn. Whoever is cancelled here leaves no trace."""
-        lane, now = slot.queue, self._clock.time()
-        slot.expires = now + deadline
-        predicted = lane.estimate_wait(slot, now, lane.waiters.estimate_ahead(slot))
+    async def wait_for_permit(self, permit: RateLimitPermit, deadline: float) -> None:
+        """Wait until the permit is granted. A cancelled wait is removed from the queue.
+
+        Raises:
+            UpstreamRateLimited: the wait would take `deadline` seconds or more, or too many calls wait already.
+        """
+        queue, now = permit.queue, self._clock.time()
+        permit.expires = now + deadline
+        predicted = queue.estimate_wait(permit, now, queue.waiters.estimate_ahead(permit))
         if predicted >= deadline or self.waiting_count >= self._max_waiting:
             raise _make_rate_limit_error(predicted)
-        slot.granted = asyncio.get_running_loop().create_future()
-        lane.waiters.add_item(slot)
+        permit.granted = asyncio.get_running_loop().create_future()
+        queue.waiters.add_item(permit)
         self.waiting_count += 1
-        self._serve_queue(lane)
+        self._serve_queue(queue)
         try:
-            await slot.granted
+            await permit.granted
         except asyncio.CancelledError:
-            self._withdraw_permit(slot)
+            self._cancel_permit(permit)
             raise
 
-    def on_permit_response(self, slot: RateLimitPermit, reading: RateLimitHeaders, status: int) -> None:
-        """See `RateLimitPermit.on_response`. A call that is refused has used nothing of what was taken for it."""
-        lane, now, block = slot.queue, self._clock.time(), 0.0
-        refund = status >= 400 and slot.pending > 0
-        lane.settle_permit(slot, refund=refund)
-        lane.update_limits(slot, reading, now)
+    def on_permit_response(self, permit: RateLimitPermit, headers: RateLimitHeaders, status: int) -> None:
+        """See `RateLimitPermit.on_response`. A rejected call gets its tokens back."""
+        queue, now, block = permit.queue, self._clock.time(), 0.0
+        refund = status >= 400 and permit.pending > 0
+        queue.settle_permit(permit, refund=refund)
+        queue.update_limits(permit, headers, now)
         if status == 429:
-            block = lane.on_rejected(slot, reading.retry_after, now)
+            block = queue.on_rejected(permit, headers.retry_after, now)
         elif _NO_RESPONSE_STATUS < status < 400:
-            lane.on_accepted_permit(slot)
-        if self._shared is not None and slot.reservation is not None:
-            self._reports.spawn(self._shared.report_response(slot.reservation, reading, refunded=refund, block=block))
-        self._serve_queue(lane)
+            queue.on_accepted_permit(permit)
+        if self._shared is not None and permit.reservation is not None:
+            self._reports.spawn(self._shared.report_response(permit.reservation, headers, refunded=refund, block=block))
+        self._serve_queue(queue)
 
-    def correct_usage(self, slot: RateLimitPermit, tokens: float) -> None:
+    def correct_usage(self, permit: RateLimitPermit, tokens: float) -> None:
         """See `RateLimitPermit.on_usage`."""
-        spare, slot.tokens = slot.tokens - tokens, tokens
-        slot.queue.tokens.refund(spare)
-        if self._shared is not None and slot.reservation is not None and spare:
-            self._reports.spawn(self._shared.refund_tokens(slot.reservation, spare))
-        self._serve_queue(slot.queue)
+        unused, permit.tokens = permit.tokens - tokens, tokens
+        permit.queue.tokens.refund(unused)
+        if self._shared is not None and permit.reservation is not None and unused:
+            self._reports.spawn(self._shared.refund_tokens(permit.reservation, unused))
+        self._serve_queue(permit.queue)
 
     async def close(self) -> None:
-        """Wait until those who share the limits have been told all."""
+        """Send the outstanding reports to the shared limits, then close."""
         await self._reports.stop(None)
         if self._shared is not None:
             await self._shared.close()
 
-    def _serve_queue(self, lane: _ModelQueue) -> None:
-        """Hand out what can be had, refuse who cannot be served in time, and come back when the next can be.
+    def _serve_queue(self, queue: _ModelQueue) -> None:
+        """Grant the permits that are available, reject those that would be late, and schedule the next pass.
 
-        Nobody is served before the first, so its wait is the least that all the others have.
+        Permits are granted in queue order, so the wait of the first is the minimum for all others.
         """
-        if lane.timer is not None:
-            lane.timer.cancel()
-            lane.timer = None
-        if not lane.waiters:
+        if queue.timer is not None:
+            queue.timer.cancel()
+            queue.timer = None
+        if not queue.waiters:
             return
         now = self._clock.time()
-        while (slot := lane.waiters.find_next()) is not None:
-            wait = lane.estimate_wait(slot, now)
-            if not wait and not lane.is_held:
-                self._grant_or_reserve(slot)
-            elif late := [one for one in lane.waiters if now + wait >= one.expires]:
-                for one in late:
-                    self._reject_permit(one, wait)
+        while (permit := queue.waiters.find_next()) is not None:
+            wait = queue.estimate_wait(permit, now)
+            if not wait and not queue.is_held:
+                self._grant_or_reserve(permit)
+            elif late := [waiter for waiter in queue.waiters if now + wait >= waiter.expires]:
+                for waiter in late:
+                    self._reject_permit(waiter, wait)
             else:
-                when = now + wait if wait else min(one.expires for one in lane.waiters)
+                when = now + wait if wait else min(waiter.expires for waiter in queue.waiters)
                 if when < math.inf:
-                    lane.timer = self._clock.call_at(when, partial(self._serve_queue, lane))
+                    queue.timer = self._clock.call_at(when, partial(self._serve_queue, queue))
                 return
 
-    def _grant_or_reserve(self, slot: RateLimitPermit) -> None:
+    def _grant_or_reserve(self, permit: RateLimitPermit) -> None:
         if self._shared is None:
-            self._grant_permit(slot)
+            self._grant_permit(permit)
         else:
-            slot.queue.is_reserving = True
-            self._reports.spawn(self._reserve_shared(slot, self._shared))
+            permit.queue.is_reserving = True
+            self._reports.spawn(self._reserve_shared(permit, self._shared))
 
-    async def _reserve_shared(self, slot: RateLimitPermit, shared: SharedLimits) -> None:
-        """Reserve for the first in the queue among all gateways: one at a time, so that the order stands."""
-        lane = slot.queue
-        ticket = await shared.reserve_tokens(lane.model, slot.tokens)
-        lane.is_reserving = False
-        if slot.granted is None or slot.granted.done():
-            self._reports.spawn(shared.report_response(ticket, RateLimitHeaders(), refunded=True, block=0.0))
-        elif ticket.wait > 0:
-            slot.not_before = self._clock.time() + ticket.wait
+    async def _reserve_shared(self, permit: RateLimitPermit, shared: SharedLimits) -> None:
+        """Reserve the first permit of the queue in the shared limits: one at a time, to keep the order."""
+        queue = permit.queue
+        reservation = await shared.reserve_tokens(queue.model, permit.tokens)
+        queue.is_reserving = False
+        if permit.granted is None or permit.granted.done():
+            self._reports.spawn(shared.report_response(reservation, RateLimitHeaders(), refunded=True, block=0.0))
+        elif reservation.wait > 0:
+            permit.not_before = self._clock.time() + reservation.wait
         else:
-            slot.reservation = ticket
-            self._grant_permit(slot)
-        self._serve_queue(lane)
+            permit.reservation = reservation
+            self._grant_permit(permit)
+        self._serve_queue(queue)
 
-    def _grant_permit(self, slot: RateLimitPermit) -> None:
-        assert slot.granted is not None
+    def _grant_permit(self, permit: RateLimitPermit) -> None:
+        assert permit.granted is not None
         self.waiting_count -= 1
-        slot.queue.waiters.serve_item(slot)
-        slot.queue.take_permit(slot)
-        slot.granted.set_result(None)
+        permit.queue.waiters.serve_item(permit)
+        permit.queue.take_permit(permit)
+        permit.granted.set_result(None)
 
-    def _reject_permit(self, slot: RateLimitPermit, wait: float) -> None:
-        assert slot.granted is not None
+    def _reject_permit(self, permit: RateLimitPermit, wait: float) -> None:
+        assert permit.granted is not None
         self.waiting_count -= 1
-        slot.queue.waiters.remove_item(slot)
-        slot.granted.set_exception(_make_rate_limit_error(wait))
+        permit.queue.waiters.remove_item(permit)
+        permit.granted.set_exception(_make_rate_limit_error(wait))
 
-    def _withdraw_permit(self, slot: RateLimitPermit) -> None:
-        """The waiting was cancelled: in the queue, or just as it had come to its end."""
-        assert slot.granted is not None
-        if slot.number:
-            self.on_permit_response(slot, RateLimitHeaders(), _NOT_SENT_STATUS)
-        elif slot.granted.cancelled():
+    def _cancel_permit(self, permit: RateLimitPermit) -> None:
+        """Undo a permit whose wait was cancelled: still queued, just granted, or just rejected."""
+        assert permit.granted is not None
+        if permit.number:
+            self.on_permit_response(permit, RateLimitHeaders(), _NOT_SENT_STATUS)
+        elif permit.granted.cancelled():
             self.waiting_count -= 1
-            slot.queue.waiters.remove_item(slot)
-            self._serve_queue(slot.queue)
+            permit.queue.waiters.remove_item(permit)
+            self._serve_queue(permit.queue)
         else:
-            slot.granted.exception()  # or asyncio logs that nobody took it
+            permit.granted.exception()  # else asyncio logs an unretrieved exception
 
 
 def _make_rate_limit_error(wait: float) -> UpstreamRateLimited:

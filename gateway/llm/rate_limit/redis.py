@@ -1,12 +1,12 @@
-"""The limits of a model server's key, shared through Redis by all gateways that use it.
+"""Rate limits of one API key of a model server, shared by several gateways through Redis.
 
-A hash a model holds what `Budget` holds in memory, and is changed by one script at a time. Only spans of time go to and
-fro; the clock is Redis's.
+One hash per model has the fields of two `TokenBucket`s. A Lua script changes it atomically, with Redis's clock:
+arguments and replies contain only durations.
 """
 
 import hashlib
 from functools import partial
-from typing import Any
+from typing import cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -16,8 +16,10 @@ from gateway.common.redis import BACKOFF_SECONDS, TIMEOUT_SECONDS, RedisUnavaila
 from gateway.ports.rate_limit import LimitState, RateLimitHeaders, Reservation, SharedLimits
 
 _MAX_CONNECTIONS = 32
+_ScriptReply = tuple[bytes, int, int, int]
+"""Reply to a reservation: seconds to wait, number, 1 if no other call is in flight, epoch. Other operations: None."""
 
-# What is pending counts for two epochs: a gateway that dies leaves nothing for longer.
+# Pending amounts expire after two epochs: those of a crashed gateway would count for ever.
 _SCRIPT = """
 local key, op, tokens = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -32,68 +34,68 @@ local function set(name, value)
   redis.call('HSET', key, name, value)
 end
 local function add(name, value) set(name, get(name) + value) end
-local function give_back(what, amount)
-  if state[what .. ':limit'] then add(what .. ':level', amount) end
+local function refund(resource, amount)
+  if state[resource .. ':limit'] then add(resource .. ':level', amount) end
 end
-local function pending(what)
-  return get(what .. ':pending:' .. epoch) + get(what .. ':pending:' .. (epoch - 1))
+local function pending(resource)
+  return get(resource .. ':pending:' .. epoch) + get(resource .. ':pending:' .. (epoch - 1))
 end
-local function settle(what, amount, at)
-  local name = what .. ':pending:' .. at
+local function settle(resource, amount, at)
+  local name = resource .. ':pending:' .. at
   if state[name] then set(name, math.max(0, state[name] - amount)) end
 end
-local function learn(what, limit, remaining, rate, alone)
+local function update_limit(resource, limit, remaining, rate, alone)
   if not limit then return end
-  local left = remaining - pending(what)
-  if state[what .. ':limit'] and not alone then left = math.min(left, get(what .. ':level')) end
-  set(what .. ':limit', limit)
-  set(what .. ':level', left)
-  set(what .. ':rate', rate)
+  local level = remaining - pending(resource)
+  if state[resource .. ':limit'] and not alone then level = math.min(level, get(resource .. ':level')) end
+  set(resource .. ':limit', limit)
+  set(resource .. ':level', level)
+  set(resource .. ':rate', rate)
 end
 
-local past = math.max(0, now - (state.at or now))
-for _, what in ipairs({'tokens', 'requests'}) do
-  local limit = state[what .. ':limit']
+local elapsed = math.max(0, now - (state.at or now))
+for _, resource in ipairs({'tokens', 'requests'}) do
+  local limit = state[resource .. ':limit']
   if limit then
-    set(what .. ':level', math.min(limit, get(what .. ':level') + get(what .. ':rate') * past))
+    set(resource .. ':level', math.min(limit, get(resource .. ':level') + get(resource .. ':rate') * elapsed))
   end
 end
 set('at', now)
 redis.call('EXPIRE', key, 2 * 86400)
 
-if op == 'correct' then
-  give_back('tokens', tokens)
+if op == 'refund' then
+  refund('tokens', tokens)
 
-elseif op == 'answered' then
+elseif op == 'settle' then
   local number, first, at, refunded, block = tonumber(ARGV[3]), ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6], ARGV[7]
   settle('tokens', tokens, at)
   settle('requests', 1, at)
   if refunded == '1' then
-    give_back('tokens', tokens)
-    give_back('requests', 1)
+    refund('tokens', tokens)
+    refund('requests', 1)
   end
   local alone = first and number == get('number')
-  learn('tokens', tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), alone)
-  learn('requests', tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13]), alone)
+  update_limit('tokens', tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), alone)
+  update_limit('requests', tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13]), alone)
   if tonumber(block) > 0 then set('blocked', math.max(get('blocked'), now + block)) end
 
 else
   local wait = get('blocked') - now
-  for what, amount in pairs({tokens = tokens, requests = 1}) do
-    local limit = state[what .. ':limit']
-    local short = limit and math.min(amount, limit) - get(what .. ':level') or 0
-    if short > 0.001 then wait = math.max(wait, short / get(what .. ':rate')) end
+  for resource, amount in pairs({tokens = tokens, requests = 1}) do
+    local limit = state[resource .. ':limit']
+    local missing = limit and math.min(amount, limit) - get(resource .. ':level') or 0
+    if missing > 0.001 then wait = math.max(wait, missing / get(resource .. ':rate')) end
   end
   if wait > 0 then return {string.format('%.6f', wait), 0, 0, 0} end
   local first = pending('requests') == 0 and 1 or 0
   for name in pairs(state) do
-    local of = tonumber(string.match(name, ':pending:(%d+)$'))
-    if of and of < epoch - 1 then redis.call('HDEL', key, name) end
+    local written = tonumber(string.match(name, ':pending:(%d+)$'))
+    if written and written < epoch - 1 then redis.call('HDEL', key, name) end
   end
   add('number', 1)
-  for what, amount in pairs({tokens = tokens, requests = 1}) do
-    give_back(what, -amount)
-    add(what .. ':pending:' .. epoch, amount)
+  for resource, amount in pairs({tokens = tokens, requests = 1}) do
+    refund(resource, -amount)
+    add(resource .. ':pending:' .. epoch, amount)
   end
   return {'0', get('number'), first, epoch}
 end
@@ -138,26 +140,26 @@ class RedisLimits(SharedLimits):
     ) -> None:
         """See `SharedLimits.report_response`."""
         if reservation.number:
-            told = (*_encode_limit(headers.tokens), *_encode_limit(headers.requests))
-            known = (reservation.number, int(reservation.first), reservation.epoch, int(refunded), block)
-            await self._run_script(reservation.model, "answered", reservation.tokens, *known, *told)
+            state = (reservation.number, int(reservation.first), reservation.epoch, int(refunded), block)
+            limits = (*_encode_limit(headers.tokens), *_encode_limit(headers.requests))
+            await self._run_script(reservation.model, "settle", reservation.tokens, *state, *limits)
 
     async def refund_tokens(self, reservation: Reservation, tokens: float) -> None:
         """See `SharedLimits.refund_tokens`."""
         if reservation.number:
-            await self._run_script(reservation.model, "correct", tokens)
+            await self._run_script(reservation.model, "refund", tokens)
 
     async def close(self) -> None:
         await self._redis.client.aclose()
 
-    async def _run_script(self, model: str, *arguments: str | float) -> Any:
-        """The script's reply; None while Redis is unavailable."""
-        asking = partial(self._script, keys=[f"{self._prefix}:{model}"], args=arguments)
+    async def _run_script(self, model: str, *arguments: str | float) -> _ScriptReply | None:
+        """Return the script's reply; None while Redis is unavailable."""
+        run = partial(self._script, keys=[f"{self._prefix}:{model}"], args=arguments)
         try:
-            return await self._redis.call_redis("model_limits", asking)
+            return cast(_ScriptReply | None, await self._redis.call_redis("model_limits", run))
         except RedisUnavailable:
             return None
 
 
-def _encode_limit(told: LimitState | None) -> tuple[float | str, ...]:
-    return ("", "", "") if told is None else (told.limit, told.remaining, told.rate)
+def _encode_limit(state: LimitState | None) -> tuple[float | str, ...]:
+    return ("", "", "") if state is None else (state.limit, state.remaining, state.rate)

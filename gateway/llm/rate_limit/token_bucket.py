@@ -26,7 +26,7 @@ _UNIT_SECONDS = {
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|us|µs|ns|[dhms])", re.ASCII)
 _DURATION = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d*)?", re.ASCII)
-_ROUNDING = 1e-3
+_ROUNDING_TOLERANCE = 1e-3
 _MIN_USED_SHARE = 0.01
 
 
@@ -58,8 +58,8 @@ def _parse_number(value: str | None) -> float | None:
 def parse_duration(value: str | None) -> float | None:
     """Seconds in `2m59.56s`, `172.8ms` or `12`, at most a day; None for anything else."""
     value = (value or "").strip()
-    if (plain := _parse_number(value)) is not None:
-        return min(plain, DAY_SECONDS) if plain >= 0 else None
+    if (seconds := _parse_number(value)) is not None:
+        return min(seconds, DAY_SECONDS) if seconds >= 0 else None
     if not _DURATION.fullmatch(value):
         return None
     return min(sum(float(number) * _UNIT_SECONDS[unit] for number, unit in _PART.findall(value)), DAY_SECONDS)
@@ -71,20 +71,20 @@ class TokenBucket:
     `pending` counts what calls without a response have taken: the headers of other responses may not include it.
     """
 
-    __slots__ = ("_at", "_level", "_limit", "_rate", "pending")
+    __slots__ = ("_level", "_limit", "_rate", "_updated_at", "pending")
 
     def __init__(self) -> None:
         self._limit = self._level = math.inf
         self._rate = 1.0
-        self._at = 0.0
+        self._updated_at = 0.0
         self.pending = 0.0
 
     def get_wait_seconds(self, amount: float, now: float, ahead: float = 0.0) -> float:
         """Seconds until `amount` can be taken after `ahead`. An amount over the limit needs a full bucket."""
-        self._level = min(self._limit, self._level + self._rate * (now - self._at))
-        self._at = now
-        short = ahead + min(amount, self._limit) - self._level
-        return short / self._rate if short > _ROUNDING else 0.0
+        self._level = min(self._limit, self._level + self._rate * (now - self._updated_at))
+        self._updated_at = now
+        missing = ahead + min(amount, self._limit) - self._level
+        return missing / self._rate if missing > _ROUNDING_TOLERANCE else 0.0
 
     def take_tokens(self, amount: float) -> None:
         self._level -= amount
@@ -100,6 +100,6 @@ class TokenBucket:
         With calls in flight (not `alone`), headers may lower our estimate but not raise it: response order is unknown.
         """
         self.get_wait_seconds(0, now)
-        left = state.remaining - self.pending
+        level = state.remaining - self.pending
         self._limit, self._rate = state.limit, state.rate
-        self._level = left if alone else min(self._level, left)
+        self._level = level if alone else min(self._level, level)

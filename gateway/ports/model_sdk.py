@@ -1,0 +1,58 @@
+"""Interfaces of the SDKs `groq` and `openai`, as far as the gateway uses them."""
+
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+
+class SdkClient(Protocol):
+    """Client of a model server: `groq.AsyncGroq` or `openai.AsyncOpenAI`.
+
+    `get` and `post` return an `httpx.Response` if it is the requested type.
+    """
+
+    @property
+    def base_url(self) -> object: ...
+    @property
+    def timeout(self) -> object: ...
+    @property
+    def get(self) -> Callable[..., Awaitable[Any]]: ...
+    @property
+    def post(self) -> Callable[..., Awaitable[Any]]: ...
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+class SdkModule(Protocol):
+    """Classes of the module of an SDK."""
+
+    @property
+    def APIError(self) -> type[Exception]: ...  # noqa: N802
+    @property
+    def APIConnectionError(self) -> type[Exception]: ...  # noqa: N802
+    @property
+    def APIStatusError(self) -> type[Exception]: ...  # noqa: N802
+    @property
+    def APITimeoutError(self) -> type[Exception]: ...  # noqa: N802
+    @property
+    def AsyncStream(self) -> Any: ...  # noqa: N802
+    @property
+    def Omit(self) -> Callable[[], object]: ...  # noqa: N802
+
+
+class SdkResponse(Protocol):
+    """Response of a model server."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+class SdkStatusError(Protocol):
+    """The `APIStatusError` of an SDK. `body`: the decoded body of the response."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def response(self) -> SdkResponse: ...
+    @property
+    def body(self) -> object: ...
