@@ -1,17 +1,17 @@
-"""Exchanges with the model's server, kept as files, so that a failure in the field becomes a test.
+"""Records exchanges with the model's server as JSON files, which the simulator can replay.
 
-One JSON file an exchange: what was asked, and the answer's status, headers and bytes, in the pieces in which they were
-read. The simulator serves them back. Keys are masked; what people said is not, so keep the files as you keep the chats.
+A file has the request, and the status, headers and bytes of the response in the chunks in which they were read. API
+keys are masked. Messages are not: protect the files like the conversations.
 """
 
 import base64
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 import msgspec
@@ -33,14 +33,20 @@ _MAX_RECORDED_BYTES = 8 * 1024 * 1024
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
+ResponseEnd = Literal["complete", "broken", "silent", "left"]
+
+
 class RecordedChunk(msgspec.Struct, frozen=True):
-    """Bytes that are no text: where a piece begins or ends inside a character."""
+    """A chunk that is not valid UTF-8, because it begins or ends inside a character."""
 
     base64: str
 
 
 class RecordedExchange(msgspec.Struct, frozen=True):
-    """One of them. `end`: the answer was `complete`, `broken` off, went `silent`, or its reader had `left`."""
+    """One request and its response.
+
+    `end`: the response was `complete`, was `broken` off, timed out (`silent`), or its reader `left` before the end.
+    """
 
     at: str
     path: str
@@ -48,16 +54,19 @@ class RecordedExchange(msgspec.Struct, frozen=True):
     status: int
     headers: dict[str, str]
     pieces: list[str | RecordedChunk]
-    end: Literal["complete", "broken", "silent", "left"]
+    end: ResponseEnd
 
     @property
     def chunks(self) -> list[bytes]:
-        """The answer's bytes."""
+        """Return the bytes of the response, one item per read."""
         return [p.encode() if isinstance(p, str) else base64.b64decode(p.base64) for p in self.pieces]
 
 
 class Recorder:
-    """Writes exchanges into a directory, of which it keeps the newest. `key` is the gateway's own at the server."""
+    """Writes exchanges into a directory and deletes all but the newest `max_files`.
+
+    `key`: the gateway's API key, which is masked.
+    """
 
     def __init__(self, directory: Path, *, key: str = "", max_files: int = 1_000) -> None:
         self._directory = directory
@@ -65,8 +74,8 @@ class Recorder:
         self._key = key.encode() if len(key) >= _MIN_KEY_LENGTH else None
 
     @property
-    def hooks(self) -> dict[str, list[Callable[..., Any]]]:
-        """`event_hooks` of an httpx client."""
+    def hooks(self) -> dict[str, list[Callable[[httpx.Response], Awaitable[None]]]]:
+        """Return `event_hooks` for an httpx client."""
         return {"response": [self._record_response]}
 
     async def _record_response(self, response: httpx.Response) -> None:
@@ -74,8 +83,8 @@ class Recorder:
         if request.method == "POST" and isinstance(response.stream, httpx.AsyncByteStream):
             response.stream = _RecordingStream(response, response.stream, self._write_exchange)
 
-    def _write_exchange(self, response: httpx.Response, chunks: list[bytes], end: Any) -> None:
-        """A disk that is full must not end a turn."""
+    def _write_exchange(self, response: httpx.Response, chunks: list[bytes], end: ResponseEnd) -> None:
+        """Write a file. Failures are logged: a full disk must not end a turn."""
         body = response.request.content
         secrets = _find_secrets(body) | ({self._key} if self._key else set[bytes]())
         exchange = RecordedExchange(
@@ -95,24 +104,24 @@ class Recorder:
             for old in sorted(self._directory.glob("*.json"))[: -self._max_files]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("exchange_not_recorded", error=type(error).__name__)
+            log.warning("exchange_recording_failed", error=type(error).__name__)
 
 
 class _RecordingStream(httpx.AsyncByteStream):
-    """An answer's body on its way to its reader."""
+    """Response body that records its chunks while they are read."""
 
     def __init__(
         self,
         response: httpx.Response,
         inner: httpx.AsyncByteStream,
-        write: Callable[[httpx.Response, list[bytes], str], None],
+        write: Callable[[httpx.Response, list[bytes], ResponseEnd], None],
     ) -> None:
         self._response = response
         self._inner = inner
         self._write = write
         self._chunks: list[bytes] = []
         self._remaining_bytes = _MAX_RECORDED_BYTES
-        self._end = "left"
+        self._end: ResponseEnd = "left"
         self._written = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -140,64 +149,68 @@ class _RecordingStream(httpx.AsyncByteStream):
 
 
 class Recordings:
-    """The exchanges of a directory, by request. Those of the same request come in the order in which they were, and
-    then from the first again."""
+    """The recorded exchanges of a directory, by request.
+
+    Exchanges with equal requests are served in recorded order, and then from the first one again.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._known: dict[bytes, deque[RecordedExchange]] = {}
+        self._exchanges: dict[bytes, deque[RecordedExchange]] = {}
         for file in sorted(directory.glob("*.json")):
             try:
                 exchange = msgspec.json.decode(file.read_bytes(), type=RecordedExchange)
             except msgspec.DecodeError as error:
-                log.warning("recording_unreadable", file=file.name, error=str(error))
+                log.warning("recording_decode_failed", file=file.name, error=str(error))
                 continue
-            self._known.setdefault(_normalize_request(exchange.request), deque()).append(exchange)
+            self._exchanges.setdefault(_normalize_request(exchange.request), deque()).append(exchange)
 
     def take_response(self, body: bytes) -> RecordedExchange | None:
-        """The next answer to a request, if there is one."""
+        """Return the next recorded exchange for a request body; None if there is none."""
         try:
             request = msgspec.json.decode(mask_secrets(body, _find_secrets(body)), type=JsonObject)
         except msgspec.DecodeError:
             return None
-        if (known := self._known.get(_normalize_request(request))) is None:
+        if (exchanges := self._exchanges.get(_normalize_request(request))) is None:
             return None
-        known.rotate(-1)
-        return known[-1]
+        exchanges.rotate(-1)
+        return exchanges[-1]
 
 
 def _find_secrets(data: bytes) -> set[bytes]:
-    """What looks like a key."""
+    """Find texts that look like API keys or tokens."""
     return {match[0] for match in _SECRETS.finditer(data)}
 
 
 def mask_secrets(data: bytes, secrets: Iterable[bytes]) -> bytes:
-    """The same, as long, without the secrets."""
+    """Replace secrets by asterisks of the same length."""
     for secret in sorted(secrets, key=len, reverse=True):
         data = data.replace(secret, b"*" * len(secret))
     return data
 
 
 def _mask_chunks(chunks: list[bytes], secrets: set[bytes]) -> list[bytes]:
-    """Chunks of the same lengths without secrets, their own ones or those of the request, of which they may hold parts:
-    a model says a long word in several deltas."""
-    whole = b"".join(chunks)
-    known = {secret for secret in secrets if any(part in whole for part in _list_fragments(secret))}
-    whole = mask_secrets(whole, _find_secrets(whole) | known)
-    if known:
-        parts = {part for secret in known for part in _list_fragments(secret)}
-        hidden = bytearray(whole)
-        for at in range(len(whole) - _FRAGMENT_LENGTH + 1):
-            if whole[at : at + _FRAGMENT_LENGTH] in parts:
-                hidden[at : at + _FRAGMENT_LENGTH] = b"*" * _FRAGMENT_LENGTH
-        whole = bytes(hidden)
+    """Mask secrets in chunks, whose lengths stay.
+
+    Also masks fragments of the request's secrets: a model writes a long word in several deltas.
+    """
+    body = b"".join(chunks)
+    repeated = {secret for secret in secrets if any(part in body for part in _list_fragments(secret))}
+    body = mask_secrets(body, _find_secrets(body) | repeated)
+    if repeated:
+        fragments = {part for secret in repeated for part in _list_fragments(secret)}
+        masked = bytearray(body)
+        for start in range(len(body) - _FRAGMENT_LENGTH + 1):
+            if body[start : start + _FRAGMENT_LENGTH] in fragments:
+                masked[start : start + _FRAGMENT_LENGTH] = b"*" * _FRAGMENT_LENGTH
+        body = bytes(masked)
     ends = [0]
     for chunk in chunks:
         ends.append(ends[-1] + len(chunk))
-    return [whole[start:end] for start, end in pairwise(ends)]
+    return [body[start:end] for start, end in pairwise(ends)]
 
 
 def _list_fragments(secret: bytes) -> set[bytes]:
-    return {secret[at : at + _FRAGMENT_LENGTH] for at in range(len(secret) - _FRAGMENT_LENGTH + 1)}
+    return {secret[start : start + _FRAGMENT_LENGTH] for start in range(len(secret) - _FRAGMENT_LENGTH + 1)}
 
 
 def _encode_chunk(chunk: bytes) -> str | RecordedChunk:
@@ -208,18 +221,18 @@ def _encode_chunk(chunk: bytes) -> str | RecordedChunk:
 
 
 def _normalize_request(request: JsonObject) -> bytes:
-    """What is the same for requests that differ only in the order of fields and the random names of calls."""
-    names: dict[str, str] = {}
+    """Encode a request so that the order of fields and the random ids of calls do not matter."""
+    ids: dict[str, str] = {}
     messages: list[JsonObject] = []
     for message in request.get("messages") or ():
         calls = [
-            {**call, "id": names.setdefault(str(call.get("id")), str(len(names)))}
+            {**call, "id": ids.setdefault(str(call.get("id")), str(len(ids)))}
             for call in message.get("tool_calls") or ()
         ]
-        answered = message.get("tool_call_id")
+        call_id = message.get("tool_call_id")
         messages.append(
             message
             | ({"tool_calls": calls} if calls else {})
-            | ({"tool_call_id": names.get(str(answered), str(answered))} if answered else {})
+            | ({"tool_call_id": ids.get(str(call_id), str(call_id))} if call_id else {})
         )
     return _encode(request | {"messages": messages})

@@ -1,7 +1,8 @@
 """Retries, fallbacks and a circuit breaker around a model. No other layer retries.
 
-Tool calls are repaired, or the model is told why they cannot be. A call is retried while nothing of it was shown, then
-other models are tried, and a model that keeps failing is not called for a while. The sink is notified of each retry.
+Tool calls are repaired, or the model gets an error message and another attempt. A call is retried while none of its
+output was shown, then fallback models are called. A model that keeps failing is not called for a while. The sink is
+notified of each retry.
 """
 
 import asyncio
@@ -33,8 +34,10 @@ _FEEDBACK = "Your tool call could not be made: {0} Make it again, correctly, or 
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """How often to ask again (`retries` after failures, `repairs` after unusable calls), and how long to wait for it:
-    `delay` doubles, `patience` is the longest. A model that failed `failures` times in a row is left alone for `rest`.
+    """Limits of retries and of the circuit breaker. Times in seconds.
+
+    `retries` follow errors, `repairs` invalid tool calls. The delay doubles from `delay` to `max_wait`. After
+    `failure_threshold` errors in a row, a model rests for `rest_seconds`, which doubles up to `max_rest_seconds`.
     """
 
     retries: int = 2
@@ -57,14 +60,14 @@ class CircuitBreaker:
         self._open_until = 0.0
 
     def check_wait(self) -> float:
-        """Seconds until the model may be called; 0: now. After a rest, one caller per rest gets 0."""
+        """Return the seconds until the model may be called; 0: now. After a rest, one caller per rest gets 0."""
         if self._failures < self._policy.failure_threshold:
             return 0.0
-        left = self._open_until - self._now()
-        if left <= 0:
+        wait = self._open_until - self._now()
+        if wait <= 0:
             self._open_until = self._now() + self._rest
             return 0.0
-        return left
+        return wait
 
     def record_success(self) -> None:
         self._failures, self._rest = 0, self._policy.rest_seconds
@@ -107,63 +110,63 @@ class ResilientModel(Model):
             PromptTooLong: the prompt cannot fit the model's window.
         """
         self._check_context_window(call)
-        others = (model for model in self._fallbacks if matches_any_glob(model, call.allowed_models))
-        models = list(dict.fromkeys((call.model, *others)))
-        for number, (model, other) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
-            watch = _AttemptSink(sink, call.tools)
+        fallbacks = (model for model in self._fallbacks if matches_any_glob(model, call.allowed_models))
+        models = list(dict.fromkeys((call.model, *fallbacks)))
+        for number, (model, fallback) in enumerate(zip(models, [*models[1:], None], strict=True), start=1):
+            attempt = _AttemptSink(sink, call.tools)
             try:
-                return await self._complete_with_accounting(msgspec.structs.replace(call, model=model), watch)
+                return await self._complete_with_accounting(msgspec.structs.replace(call, model=model), attempt)
             except ModelError as error:
-                if other is None or watch.has_output or not _is_worth_fallback(error):
+                if fallback is None or attempt.has_output or not _is_worth_fallback(error):
                     raise
-                log.warning("model_fallback", model=model, other=other, code=error.code)
-                sink.on_retry(error.code, number, discard=watch.has_reasoning, model=other)
+                log.warning("model_fallback_used", model=model, fallback=fallback, code=error.code)
+                sink.on_retry(error.code, number, discard=attempt.has_reasoning, model=fallback)
         raise AssertionError("unreachable")
 
-    async def _complete_with_accounting(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
+    async def _complete_with_accounting(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         """Add the usage and cost of all attempts to the answer, or report them if all attempts fail."""
         cost = self._catalog.get_model_info(call.model).calculate_cost
         try:
-            answer = await self._complete_with_retries(call, watch)
+            answer = await self._complete_with_retries(call, attempt)
         except BaseException:
-            if watch.usage.total_tokens:
-                watch.sink.record_failed_usage(watch.usage, cost(watch.usage))
+            if attempt.usage.total_tokens:
+                attempt.sink.record_failed_usage(attempt.usage, cost(attempt.usage))
             raise
-        return msgspec.structs.replace(answer, usage=watch.usage, cost_usd=cost(watch.usage))
+        return msgspec.structs.replace(answer, usage=attempt.usage, cost_usd=cost(attempt.usage))
 
-    async def _complete_with_retries(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
+    async def _complete_with_retries(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         failures = repairs = 0
         while True:
-            watch.begin_attempt(hold_bad=repairs < self._policy.repairs)
+            attempt.begin_attempt(hold_invalid=repairs < self._policy.repairs)
             try:
-                answer = await self._attempt_call(call, watch)
-                problem = watch.problem
+                answer = await self._attempt_call(call, attempt)
+                problem = attempt.problem
             except ToolCallUnreadable as error:
-                if watch.recover_calls(error.written):
-                    return ModelAnswer("tool_calls", watch.usage)
-                answer, problem = None, watch.problem or "it was no JSON that fits a tool on offer."
-                watch.rejected_text = error.written
+                if attempt.recover_calls(error.written):
+                    return ModelAnswer("tool_calls", attempt.usage)
+                answer, problem = None, attempt.problem or "it was not valid JSON for an available tool."
+                attempt.rejected_text = error.written
             except ModelError as error:
                 failures += 1
                 wait = self._get_retry_delay(error, failures)
-                if watch.has_output or failures > self._policy.retries or wait is None:
+                if attempt.has_output or failures > self._policy.retries or wait is None:
                     raise
-                watch.sink.on_retry(error.code, failures, discard=watch.has_reasoning)
-                log.warning("model_retry", model=call.model, attempt=failures, code=error.code)
+                attempt.sink.on_retry(error.code, failures, discard=attempt.has_reasoning)
+                log.warning("model_call_retried", model=call.model, attempt=failures, code=error.code)
                 await asyncio.sleep(wait)
                 continue
             if answer is not None and problem is None:
                 return answer
             repairs += 1
-            if watch.has_calls or repairs > self._policy.repairs + 1:
+            if attempt.has_calls or repairs > self._policy.repairs + 1:
                 raise ToolCallUnreadable
-            watch.sink.on_retry(ToolCallUnreadable.code, repairs, discard=watch.has_output or watch.has_reasoning)
-            log.warning("tool_call_again", model=call.model, attempt=repairs)
+            attempt.sink.on_retry(ToolCallUnreadable.code, repairs, discard=attempt.has_output or attempt.has_reasoning)
+            log.warning("invalid_tool_call_retried", model=call.model, attempt=repairs)
             call = _with_feedback(
-                call, watch.rejected_text, problem or "", without_tools=repairs > self._policy.repairs
+                call, attempt.rejected_text, problem or "", without_tools=repairs > self._policy.repairs
             )
 
-    async def _attempt_call(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
+    async def _attempt_call(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         breaker = self._breakers.setdefault(call.model, CircuitBreaker(self._policy, self._now))
         if (wait := breaker.check_wait()) > 0:
             raise ModelUnavailable(
@@ -171,21 +174,21 @@ class ResilientModel(Model):
             )
         native = not call.tools or self._catalog.get_model_info(call.model).tools
         try:
-            answer = await (self._inner.complete(call, watch) if native else self._complete_prompted(call, watch))
+            answer = await (self._inner.complete(call, attempt) if native else self._complete_prompted(call, attempt))
         except BaseException as error:
-            watch.record_broken_call(call, error)
+            attempt.record_broken_call(call, error)
             if isinstance(error, ModelError):
                 breaker.record_failure() if error.retryable else breaker.record_success()
             raise
-        watch.usage = watch.usage + answer.usage
+        attempt.usage = attempt.usage + answer.usage
         breaker.record_success()
         return answer
 
-    async def _complete_prompted(self, call: ModelCall, watch: "_AttemptSink") -> ModelAnswer:
+    async def _complete_prompted(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         """Complete a call with a model that writes tool calls into its text."""
-        written = PromptedToolCallParser(watch, [tool.name for tool in call.tools])
-        answer = await self._inner.complete(move_tools_into_prompt(call), written)
-        return msgspec.structs.replace(answer, finish_reason="tool_calls") if written.finish_text() else answer
+        parser = PromptedToolCallParser(attempt, [tool.name for tool in call.tools])
+        answer = await self._inner.complete(move_tools_into_prompt(call), parser)
+        return msgspec.structs.replace(answer, finish_reason="tool_calls") if parser.finish_text() else answer
 
     def _get_retry_delay(self, error: ModelError, failures: int) -> float | None:
         """Seconds to wait before a retry; None if a retry would not help or the wait would be too long."""
@@ -200,8 +203,8 @@ class ResilientModel(Model):
         tokens = call.estimate_tokens()
         if tokens >= info.context_window:
             raise PromptTooLong(
-                f"The prompt has about {tokens:,} tokens, and the window of {info.id!r} holds {info.context_window:,} "
-                "with the answer: shorten the messages.",
+                f"The prompt has about {tokens:,} tokens. The context window of {info.id!r} holds "
+                f"{info.context_window:,} tokens, including the answer. Shorten the messages.",
                 param="messages",
             )
 
@@ -210,60 +213,61 @@ def _is_worth_fallback(error: ModelError) -> bool:
     return error.retryable or isinstance(error, ModelRateLimited | UpstreamRateLimited)
 
 
-def _with_feedback(call: ModelCall, wrote: str, problem: str, *, without_tools: bool) -> ModelCall:
-    """The same call with the rejected text and the problem appended; without tools for the last attempt."""
-    again = _FEEDBACK.format(problem)
+def _with_feedback(call: ModelCall, rejected_text: str, problem: str, *, without_tools: bool) -> ModelCall:
+    """Return the call with the rejected text and the problem appended; without tools for the last attempt."""
+    feedback = _FEEDBACK.format(problem)
     if without_tools:
-        again = f"Your tool call could not be made: {problem} Answer without tools, from what you have."
-    said = Message(role="assistant", content=wrote[:_MAX_FEEDBACK_CHARS] or "(an unreadable tool call)")
-    messages = (*call.messages, said, Message(role="user", content=again))
+        feedback = f"Your tool call could not be made: {problem} Answer without tools, from what you have."
+    rejected = Message(role="assistant", content=rejected_text[:_MAX_FEEDBACK_CHARS] or "(an unreadable tool call)")
+    messages = (*call.messages, rejected, Message(role="user", content=feedback))
     if without_tools:
         return msgspec.structs.replace(call, messages=messages, tools=(), tool_choice=None)
     return msgspec.structs.replace(call, messages=messages)
 
 
 class _AttemptSink(ModelSink):
-    """The sink as the model's stream sees it: mends its calls, and knows what was shown of the answer.
+    """Sink around the caller's sink that repairs tool calls and records which output was shown.
 
-    With `hold_bad`, a call that cannot be mended is held back, and its `problem` told: the model is asked again,
-    unless text or calls are out already. Otherwise the loop answers it with its problem, as a tool's error.
+    With `hold_invalid`, a call that cannot be repaired is held back and sets `problem`, so that the model is called
+    again; not after text or other calls were shown. Otherwise the call is emitted with its problem, which becomes the
+    tool's error.
     """
 
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
         self.sink = sink
         self.wait_for_capacity = sink.wait_for_capacity
-        self._clients = {tool.name for tool in tools if tool.client}
+        self._client_tools = {tool.name for tool in tools if tool.client}
         self._schemas = {tool.name: tool.input_schema for tool in tools}
         self.usage = Usage()
-        self.begin_attempt(hold_bad=False)
+        self.begin_attempt(hold_invalid=False)
 
-    def begin_attempt(self, *, hold_bad: bool) -> None:
-        self._hold_bad = hold_bad
+    def begin_attempt(self, *, hold_invalid: bool) -> None:
+        self._hold_invalid = hold_invalid
         self.has_output = self.has_reasoning = self.has_calls = False
         self.problem: str | None = None
         self.rejected_text = ""
-        self._answering = False
-        self._written = 0
+        self._accepted = False
+        self._output_chars = 0
 
     def on_accepted(self) -> None:
-        self._answering = True
+        self._accepted = True
         self.sink.on_accepted()
 
     def on_text(self, text: str) -> None:
         self.has_output = True
-        self._written += len(text)
+        self._output_chars += len(text)
         self.sink.on_text(text)
 
     def on_reasoning(self, text: str) -> None:
         self.has_reasoning = True
-        self._written += len(text)
+        self._output_chars += len(text)
         self.sink.on_reasoning(text)
 
     def record_broken_call(self, call: ModelCall, error: BaseException) -> None:
         """Count the estimated usage of a broken-off call, if the model had begun to answer."""
-        unread = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
-        if self._answering or unread:
-            self.usage = self.usage + call.estimate_usage(self._written + unread)
+        unread_chars = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
+        if self._accepted or unread_chars:
+            self.usage = self.usage + call.estimate_usage(self._output_chars + unread_chars)
 
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         self.sink.record_failed_usage(usage, cost_usd)
@@ -276,35 +280,35 @@ class _AttemptSink(ModelSink):
         self.sink.on_retry(reason, attempt, discard=discard, model=model)
 
     def on_tool_call(self, call: ToolCall) -> None:
-        self._written += len(call.arguments)
+        self._output_chars += len(call.arguments)
         if self.problem is not None:
-            return  # the step is asked for again
-        mended = repair_call(call.name, call.arguments, self._schemas)
-        if call.name in self._clients and (isinstance(mended, UnrepairableCall) or not mended.repairs):
-            self._emit_call(call)  # the client judges calls of its own tools
-        elif not isinstance(mended, UnrepairableCall):
-            if mended.repairs:
-                log.info("tool_call_mended", tool=mended.name, how=mended.repairs)
-            arguments = msgspec.json.encode(mended.arguments).decode() if mended.repairs else call.arguments or "{}"
-            self._emit_call(ToolCall(call.id, mended.name, arguments))
-        elif self._hold_bad and not self.has_output:
-            self.problem = mended.problem
+            return  # the step will be retried
+        repaired = repair_call(call.name, call.arguments, self._schemas)
+        if call.name in self._client_tools and (isinstance(repaired, UnrepairableCall) or not repaired.repairs):
+            self._emit_call(call)  # the client checks calls of its own tools
+        elif not isinstance(repaired, UnrepairableCall):
+            if repaired.repairs:
+                log.info("tool_call_repaired", tool=repaired.name, repairs=repaired.repairs)
+            arguments = msgspec.json.encode(repaired.arguments).decode() if repaired.repairs else call.arguments or "{}"
+            self._emit_call(ToolCall(call.id, repaired.name, arguments))
+        elif self._hold_invalid and not self.has_output:
+            self.problem = repaired.problem
             self.rejected_text = f"{call.name}({call.arguments})"
         else:
-            self._emit_call(ToolCall(call.id, call.name, call.arguments, mended.problem))
+            self._emit_call(ToolCall(call.id, call.name, call.arguments, repaired.problem))
 
     def _emit_call(self, call: ToolCall) -> None:
         self.has_output = self.has_calls = True
         self.sink.on_tool_call(call)
 
-    def recover_calls(self, written: str) -> bool:
+    def recover_calls(self, text: str) -> bool:
         """Emit the calls in a text that the server could not parse, if all can be repaired; else return False."""
-        found = extract_calls(written, self._schemas)
-        mended = [repair_call(call.name, call.arguments, self._schemas) for call in found]
-        bad = [each.problem for each in mended if isinstance(each, UnrepairableCall)]
-        if bad or not found or self.has_calls:
-            self.problem = bad[0] if bad else None
+        calls = extract_calls(text, self._schemas)
+        results = [repair_call(call.name, call.arguments, self._schemas) for call in calls]
+        problems = [result.problem for result in results if isinstance(result, UnrepairableCall)]
+        if problems or not calls or self.has_calls:
+            self.problem = problems[0] if problems else None
             return False
-        for call in found:
+        for call in calls:
             self.on_tool_call(call)
         return True

@@ -1,4 +1,4 @@
-"""Tools for models that cannot call functions: told in the prompt, called by a block in the text."""
+"""Tool calls for models without native support: tools in the prompt, calls in the text."""
 
 from collections.abc import Collection
 
@@ -13,37 +13,37 @@ _MAX_MARKER_LENGTH = max(map(len, _MARKERS))
 
 
 def move_tools_into_prompt(call: ModelCall) -> ModelCall:
-    """The call without tools: they stand in the system message, earlier calls and results in the text."""
+    """Describe the tools in the system message, and write earlier calls and results as text."""
     first, *rest = call.messages
-    told = write_tools_prompt(call.tools)
+    instructions = write_tools_prompt(call.tools)
     if first.role == "system":
-        first = msgspec.structs.replace(first, content=f"{first.text}\n\n{told}")
+        first = msgspec.structs.replace(first, content=f"{first.text}\n\n{instructions}")
     else:
-        rest, first = [first, *rest], Message(role="system", content=told)
-    names = {made.id: made.name for message in rest for made in message.tool_calls}
-    messages = (first, *(_write_as_text(message, names) for message in rest))
+        rest, first = [first, *rest], Message(role="system", content=instructions)
+    tool_names = {call.id: call.name for message in rest for call in message.tool_calls}
+    messages = (first, *(_write_as_text(message, tool_names) for message in rest))
     parameters = msgspec.structs.replace(call.parameters, parallel_tool_calls=None)
     return msgspec.structs.replace(call, messages=messages, tools=(), tool_choice=None, parameters=parameters)
 
 
-def _write_as_text(message: Message, names: dict[str, str]) -> Message:
+def _write_as_text(message: Message, tool_names: dict[str, str]) -> Message:
     if message.role == "tool":
-        name = names.get(message.tool_call_id or "", "a tool")
+        name = tool_names.get(message.tool_call_id or "", "a tool")
         return Message(role="user", content=f"The result of {name}:\n{message.text}")
     if not message.tool_calls:
         return message
-    made = ", ".join(f'{{"name": "{call.name}", "arguments": {call.arguments}}}' for call in message.tool_calls)
-    return Message(role="assistant", content=f"{message.text}\n<TOOL_CALLS>[{made}]</TOOL_CALLS>".strip())
+    calls = ", ".join(f'{{"name": "{call.name}", "arguments": {call.arguments}}}' for call in message.tool_calls)
+    return Message(role="assistant", content=f"{message.text}\n<TOOL_CALLS>[{calls}]</TOOL_CALLS>".strip())
 
 
 class PromptedToolCallParser:
-    """A sink that keeps back what may be a block of calls, and makes calls of it at the end."""
+    """Sink that holds back text from a call marker on, and parses it at the end."""
 
     def __init__(self, sink: ModelSink, names: Collection[str]) -> None:
         self._sink = sink
-        self._names = names
-        self._held = ""
-        self._inside = False
+        self._tool_names = names
+        self._held_text = ""
+        self._in_call_block = False
         self.on_accepted = sink.on_accepted
         self.on_reasoning = sink.on_reasoning
         self.on_tool_call = sink.on_tool_call
@@ -53,28 +53,28 @@ class PromptedToolCallParser:
         self.wait_for_capacity = sink.wait_for_capacity
 
     def on_text(self, text: str) -> None:
-        self._held += text
-        if self._inside:
+        self._held_text += text
+        if self._in_call_block:
             return
-        starts = [at for marker in _MARKERS if (at := self._held.find(marker)) >= 0]
-        self._inside = bool(starts)
+        starts = [at for marker in _MARKERS if (at := self._held_text.find(marker)) >= 0]
+        self._in_call_block = bool(starts)
         at = min(starts) if starts else self._find_partial_marker()
-        if shown := self._held[:at]:
-            self._sink.on_text(shown)
-            self._held = self._held[at:]
+        if visible := self._held_text[:at]:
+            self._sink.on_text(visible)
+            self._held_text = self._held_text[at:]
 
     def _find_partial_marker(self) -> int:
-        """Where a marker may have begun that is not all here yet."""
-        for at in range(max(0, len(self._held) - _MAX_MARKER_LENGTH + 1), len(self._held)):
-            if any(marker.startswith(self._held[at:]) for marker in _MARKERS):
+        """Return the start of an incomplete marker at the end of the text, or the length of the text."""
+        for at in range(max(0, len(self._held_text) - _MAX_MARKER_LENGTH + 1), len(self._held_text)):
+            if any(marker.startswith(self._held_text[at:]) for marker in _MARKERS):
                 return at
-        return len(self._held)
+        return len(self._held_text)
 
     def finish_text(self) -> bool:
-        """Make the calls; what turns out to be none is shown. Whether there was one."""
-        calls: list[ToolCall] = extract_calls(self._held, self._names) if self._inside else []
+        """Emit the calls in the held text, or the text if it has none. Return whether it had calls."""
+        calls: list[ToolCall] = extract_calls(self._held_text, self._tool_names) if self._in_call_block else []
         for call in calls:
             self._sink.on_tool_call(call)
-        if self._held and not calls:
-            self._sink.on_text(self._held)
+        if self._held_text and not calls:
+            self._sink.on_text(self._held_text)
         return bool(calls)
