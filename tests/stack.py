@@ -92,7 +92,7 @@ async def serve_asgi(app: Any, port: int = 0, http: type[HttpProtocol] = HttpPro
 async def serve_tools(database_url: str) -> AsyncGenerator[str]:
     """The real tool server; yields its MCP address."""
     settings = _ToolsSettings(tools_server_secret=SecretStr(SECRET))
-    store = TaskStore(database_url)
+    store = TaskStore(database_url, timeout_seconds=60)
     server = create_server(settings, store)
     try:
         async with serve_asgi(create_tools_app(server, settings)) as address:

@@ -35,11 +35,12 @@ class FixedUpstream:
 
 @pytest.fixture
 async def fast_gateway(database_url: str, tools_url: str) -> AsyncGenerator[Gateway]:
-    """A gateway whose upstream sends prepared streams."""
+    """A gateway whose upstream sends prepared streams. On a slow machine a turn has more timed flushes of the journal,
+    which would count as calls of its tokens; so the timer is long."""
     server = await asyncio.get_running_loop().create_server(UpstreamProtocol, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     upstream: Any = FixedUpstream(f"http://127.0.0.1:{port}")
-    async with server, serve_gateway(database_url, upstream, tools_url) as gateway:
+    async with server, serve_gateway(database_url, upstream, tools_url, journal_flush_ms=10_000) as gateway:
         yield gateway
 
 

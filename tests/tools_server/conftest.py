@@ -70,7 +70,7 @@ async def serve(app: Any, before_stop: Callable[[], None] = lambda: None) -> Asy
 async def serve_tools(**values: Any) -> AsyncGenerator[str]:
     """The tool server with these settings; yields its address without `/mcp`."""
     chosen = settings(**values)
-    store = TaskStore(chosen.postgres_url or NO_DATABASE)
+    store = TaskStore(chosen.postgres_url or NO_DATABASE, timeout_seconds=60)
     mcp = create_server(chosen, store)
     try:
         async with serve(create_app(mcp, chosen), mcp.close_listen_streams) as address:

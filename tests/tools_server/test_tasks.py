@@ -113,7 +113,7 @@ async def test_session_opened_by_one_user_serves_the_next_as_himself(tools: str,
 
 
 async def test_fifty_tasks_added_at_once_get_fifty_numbers(database_url: str) -> None:
-    store = TaskStore(database_url)
+    store = TaskStore(database_url, timeout_seconds=60)
     try:
         added = await asyncio.gather(*(store.add_task("ann", f"task {n}", "") for n in range(50)))
         assert sorted(task.id for task in added) == list(range(1, 51))
@@ -122,7 +122,7 @@ async def test_fifty_tasks_added_at_once_get_fifty_numbers(database_url: str) ->
 
 
 async def test_number_of_a_deleted_task_is_never_given_again(database_url: str) -> None:
-    store = TaskStore(database_url)
+    store = TaskStore(database_url, timeout_seconds=60)
     try:
         for _ in range(3):
             last = await store.add_task("ann", "t", "")

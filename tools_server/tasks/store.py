@@ -25,7 +25,6 @@ Status = Literal["pending", "completed"]
 
 MAX_LISTED, MAX_TASKS = 200, 10_000
 _MAX_SHOWN_CHARS = 200  # of a description, in a list
-_TIMEOUT_SECONDS = 10.0
 _UNAVAILABLE_ERRORS = (
     OSError,
     TimeoutError,
@@ -88,14 +87,18 @@ class UnknownTask(Exception):
 
 
 class TaskStore:
-    """Tasks in Postgres. Every operation is one short transaction, of one user."""
+    """Tasks in Postgres. Every operation is one short transaction, of one user.
 
-    def __init__(self, url: str) -> None:
+    An operation ends after `timeout_seconds`, of which it waits at most half for a connection of the pool.
+    """
+
+    def __init__(self, url: str, *, timeout_seconds: float = 10.0) -> None:
+        self._timeout_seconds = timeout_seconds
         self._engine = create_async_engine(
             url,
             pool_size=4,
             max_overflow=8,
-            pool_timeout=5,
+            pool_timeout=timeout_seconds / 2,
             # A restart of Postgres between two calls goes unseen. Trying again instead could add a task twice.
             pool_pre_ping=True,
             connect_args={"timeout": 3},
@@ -171,16 +174,16 @@ class TaskStore:
 
     @asynccontextmanager
     async def _open_session(
-        self, *, timeout: float = _TIMEOUT_SECONDS, changes: bool = True
+        self, *, timeout: float | None = None, changes: bool = True
     ) -> AsyncGenerator[AsyncSession]:
         """One transaction, kept at the end of the block.
 
         Raises:
-            TasksUnavailable: the database is away, or took longer than `patience` seconds.
+            TasksUnavailable: the database is away, or took longer than `timeout` seconds.
         """
         committing = False
         try:
-            async with asyncio.timeout(timeout), self._sessions() as session:
+            async with asyncio.timeout(timeout or self._timeout_seconds), self._sessions() as session:
                 yield session
                 committing = changes
                 await session.commit()

@@ -58,6 +58,7 @@ async def ids(gateway: Gateway) -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(240)  # some fifty curl processes, one after the other
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 async def test_every_curl_line_works(gateway: Gateway, tools_url: str, tmp_path: Path) -> None:
     tools = tools_url.removesuffix("/mcp")

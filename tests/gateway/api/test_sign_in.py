@@ -161,7 +161,9 @@ async def test_only_an_admin_is_asked_to_sign_in_to_a_shared_server(serve: Serve
         assert isinstance(admin, PendingInput)
 
 
-async def test_revoked_access_token_is_refreshed_during_the_call(serve: Serve, protected_server: OAuthMcpServer) -> None:
+async def test_revoked_access_token_is_refreshed_during_the_call(
+    serve: Serve, protected_server: OAuthMcpServer
+) -> None:
     async with serve() as gateway:
         await sign_in_as_admin(gateway)
         protected_server.revoke_access()
