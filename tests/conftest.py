@@ -18,7 +18,7 @@ from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
 from gateway.store import migrations
 from gateway.store.database import plain_dsn as dsn
 from gateway_runtime import embedded_postgres
-from tests.shortcuts import shortcuts
+from tests.shortcuts import install_shortcuts
 from tests.stack import Gateway, ServeStanding, serve_gateway, serve_tools
 
 TESTS = Path(__file__).parent
@@ -67,7 +67,7 @@ def installed_shortcuts(request: pytest.FixtureRequest) -> Generator[None]:
     if request.config.getoption("--no-shortcuts"):
         yield
         return
-    with shortcuts():
+    with install_shortcuts():
         yield
 
 

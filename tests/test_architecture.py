@@ -1,4 +1,4 @@
-"""Which module may import which. Reads the imports of every module and fails on a breach."""
+"""Tests of the imports that each module is allowed."""
 
 import ast
 import sys
@@ -11,20 +11,20 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("gateway", "gateway_runtime", "tools_server")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASE = {"gateway.domain", "gateway.common", "gateway.config", "gateway.ports", "gateway_runtime"}
-API_MAY = BASE | {"gateway.agent.service", "gateway.api", "gateway.store", "gateway.wire"}
-RULES: dict[str, set[str]] = {
+BASE_IMPORTS = {"gateway.domain", "gateway.common", "gateway.config", "gateway.ports", "gateway_runtime"}
+API_IMPORTS = BASE_IMPORTS | {"gateway.agent.service", "gateway.api", "gateway.store", "gateway.wire"}
+ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.domain": {"gateway.domain"},
     "gateway.ports": {"gateway.domain", "gateway.ports"},
     "gateway.common": {"gateway.domain", "gateway.common", "gateway.config", "gateway_runtime"},
     "gateway.config": {"gateway.domain", "gateway_runtime"},
-    "gateway.llm": BASE | {"gateway.llm"},
-    "gateway.mcp_client": BASE | {"gateway.mcp_client"},
-    "gateway.store": BASE | {"gateway.store"},
-    "gateway.wire": BASE | {"gateway.wire"},
-    "gateway.agent": BASE | {"gateway.agent"},
-    "gateway.simulator": BASE | {"gateway.simulator", "gateway.llm.recording"},
-    "gateway.api": API_MAY,
+    "gateway.llm": BASE_IMPORTS | {"gateway.llm"},
+    "gateway.mcp_client": BASE_IMPORTS | {"gateway.mcp_client"},
+    "gateway.store": BASE_IMPORTS | {"gateway.store"},
+    "gateway.wire": BASE_IMPORTS | {"gateway.wire"},
+    "gateway.agent": BASE_IMPORTS | {"gateway.agent"},
+    "gateway.simulator": BASE_IMPORTS | {"gateway.simulator", "gateway.llm.recording"},
+    "gateway.api": API_IMPORTS,
     "gateway_runtime": {"gateway_runtime"},
     "tools_server": {"tools_server", "gateway_runtime"},
 }
@@ -41,13 +41,13 @@ COMMON_LIBRARIES = DOMAIN_LIBRARIES | {
     "regex",
     "structlog",
 }
-LIBRARIES: dict[str, set[str]] = {
+ALLOWED_LIBRARIES: dict[str, set[str]] = {
     "gateway.domain": DOMAIN_LIBRARIES,
     "gateway.ports": DOMAIN_LIBRARIES,
     "gateway.common": COMMON_LIBRARIES,
     "gateway.config": COMMON_LIBRARIES,
 }
-FENCES: dict[str, tuple[str, ...]] = {
+LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "groq": ("gateway.llm.providers",),
     "mcp": ("gateway.mcp_client", "gateway.api.mcp", "tools_server"),
     "sqlmodel": ("gateway.store", "tools_server.tasks"),
@@ -56,13 +56,13 @@ FENCES: dict[str, tuple[str, ...]] = {
 }
 
 
-def name_of(path: Path) -> str:
+def get_module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in the file it does so."""
+def list_imports(path: Path) -> Iterator[str]:
+    """Yield each module that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -73,7 +73,7 @@ def imports_of(path: Path) -> Iterator[str]:
                 yield submodule if is_module(submodule) else str(node.module)
 
 
-def classes_of(path: Path) -> Iterator[ast.ClassDef]:
+def list_classes(path: Path) -> Iterator[ast.ClassDef]:
     return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
 
 
@@ -82,48 +82,52 @@ def is_module(name: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-def within(name: str, allowed: set[str] | tuple[str, ...]) -> bool:
-    return any(name == one or name.startswith(f"{one}.") for one in allowed)
+def is_within(name: str, packages: set[str] | tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def rule_for(module: str, rules: dict[str, set[str]]) -> set[str] | None:
-    return next((allowed for prefix, allowed in rules.items() if within(module, (prefix,))), None)
+def find_rule(module: str, rules: dict[str, set[str]]) -> set[str] | None:
+    return next((allowed for prefix, allowed in rules.items() if is_within(module, (prefix,))), None)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
 def test_module_imports_only_allowed_packages(path: Path) -> None:
-    module = name_of(path)
-    ours = {name for name in imports_of(path) if within(name, PACKAGES)} - {"gateway", module}
-    allowed = rule_for(module, RULES)
+    module = get_module_name(path)
+    own_imports = {name for name in list_imports(path) if is_within(name, PACKAGES)} - {"gateway", module}
+    allowed = find_rule(module, ALLOWED_IMPORTS)
     if allowed is not None:
-        assert not {name for name in ours if not within(name, allowed)}
+        assert not {name for name in own_imports if not is_within(name, allowed)}
     if module.startswith("gateway"):
-        assert not {name for name in ours if within(name, ("tools_server",))}
+        assert not {name for name in own_imports if is_within(name, ("tools_server",))}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
 def test_library_is_imported_only_by_allowed_packages(path: Path) -> None:
-    module = name_of(path)
-    for name in imports_of(path):
+    module = get_module_name(path)
+    for name in list_imports(path):
         library = name.split(".")[0]
-        if library in FENCES:
-            assert within(module, FENCES[library]), f"{module} imports {library}"
+        if library in LIBRARY_USERS:
+            assert is_within(module, LIBRARY_USERS[library]), f"{module} imports {library}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if rule_for(name_of(p), LIBRARIES) is not None], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if find_rule(get_module_name(p), ALLOWED_LIBRARIES) is not None], ids=get_module_name
+)
 def test_core_packages_import_only_allowed_libraries(path: Path) -> None:
-    known = rule_for(name_of(path), LIBRARIES)
-    assert known is not None
-    for name in imports_of(path):
-        top = name.split(".")[0]
-        assert top in PACKAGES or top in known or top in sys.stdlib_module_names, name
+    allowed = find_rule(get_module_name(path), ALLOWED_LIBRARIES)
+    assert allowed is not None
+    for name in list_imports(path):
+        library = name.split(".")[0]
+        assert library in PACKAGES or library in allowed or library in sys.stdlib_module_names, name
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if not within(name_of(p), ("gateway.ports",))], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if not is_within(get_module_name(p), ("gateway.ports",))], ids=get_module_name
+)
 def test_protocols_are_defined_in_ports(path: Path) -> None:
-    """`gateway/ports/` has every protocol of the package."""
+    """Protocols of the gateway are defined in `gateway/ports/` only."""
     if path.is_relative_to(ROOT / "gateway"):
-        names = {base.id for cls in classes_of(path) for base in cls.bases if isinstance(base, ast.Name)}
+        names = {base.id for cls in list_classes(path) for base in cls.bases if isinstance(base, ast.Name)}
         assert "Protocol" not in names
 
 

@@ -1,4 +1,4 @@
-"""What the last release promised still holds: docs/compatibility.md."""
+"""Tests that the interfaces of the last release still exist, as docs/compatibility.md promises."""
 
 import copy
 import importlib.util
@@ -17,16 +17,16 @@ RELEASES = ROOT / "docs" / "releases"
 POLICY = ROOT / "docs" / "compatibility.md"
 
 
-def last_release() -> Path:
+def find_last_release() -> Path:
     return max(RELEASES.iterdir(), key=lambda path: [int(part) for part in path.name.split(".")])
 
 
-def released(name: str) -> Any:
-    return json.loads((last_release() / name).read_text())
+def load_released(name: str) -> Any:
+    return json.loads((find_last_release() / name).read_text())
 
 
-def deliberate_changes() -> set[str]:
-    """The changes that the policy's page lists, each in backticks at the start of its item."""
+def read_deliberate_changes() -> set[str]:
+    """Return the changes that docs/compatibility.md lists in backticks at the start of an item."""
     return set(re.findall(r"^- `([^`]+)`: ", POLICY.read_text(), re.MULTILINE))
 
 
@@ -40,45 +40,45 @@ def current() -> dict[str, Any]:
     return json.loads(json.dumps(module.generate_schemas()))
 
 
-def changed_api(current: dict[str, Any]) -> set[str]:
-    return set(compare_openapi(released("openapi.json"), current["openapi.json"]))
+def compare_api(current: dict[str, Any]) -> set[str]:
+    return set(compare_openapi(load_released("openapi.json"), current["openapi.json"]))
 
 
-def changed_events(current: dict[str, Any]) -> set[str]:
-    return set(compare_schemas(released("events.json"), current["events.json"]))
+def compare_events(current: dict[str, Any]) -> set[str]:
+    return set(compare_schemas(load_released("events.json"), current["events.json"]))
 
 
-def removed_settings(current: dict[str, Any]) -> set[str]:
+def find_removed_settings(current: dict[str, Any]) -> set[str]:
     return {
         f"{reader} {name}: removed"
-        for reader, names in released("settings.json").items()
+        for reader, names in load_released("settings.json").items()
         for name in names
         if name not in current["settings.json"][reader]
     }
 
 
-def removed_commands(current: dict[str, Any]) -> set[str]:
+def find_removed_commands(current: dict[str, Any]) -> set[str]:
     commands = current["commands.json"]
     return {
         f"{command} {option}".rstrip() + ": removed"
-        for command, options in released("commands.json").items()
+        for command, options in load_released("commands.json").items()
         for option in ["", *options]
         if command not in commands or option not in ["", *commands[command]]
     }
 
 
-COMPARISONS = [changed_api, changed_events, removed_settings, removed_commands]
+COMPARISONS = [compare_api, compare_events, find_removed_settings, find_removed_commands]
 
 
 @pytest.mark.parametrize("compare", COMPARISONS)
 def test_incompatible_changes_since_the_last_release_are_listed(
     current: dict[str, Any], compare: Callable[[dict[str, Any]], set[str]]
 ) -> None:
-    assert sorted(compare(current) - deliberate_changes()) == []
+    assert sorted(compare(current) - read_deliberate_changes()) == []
 
 
 def test_listed_incompatible_changes_exist(current: dict[str, Any]) -> None:
-    assert deliberate_changes() <= {difference for compare in COMPARISONS for difference in compare(current)}
+    assert read_deliberate_changes() <= {difference for compare in COMPARISONS for difference in compare(current)}
 
 
 # --- the comparison itself
@@ -145,7 +145,7 @@ POST = "POST /things/{id}"
 
 
 class Draft:
-    """A copy of the document, to be changed."""
+    """A copy of the document for a change."""
 
     def __init__(self) -> None:
         self.document = copy.deepcopy(DOCUMENT)
@@ -161,7 +161,7 @@ class Draft:
 Change = Callable[[Draft], Any]
 
 
-def changed(change: Change) -> JsonObject:
+def apply_change(change: Change) -> JsonObject:
     draft = Draft()
     change(draft)
     return draft.document
@@ -203,7 +203,7 @@ BREAKING: list[tuple[str, Change]] = [
 
 @pytest.mark.parametrize(("difference", "change"), BREAKING, ids=[difference for difference, _ in BREAKING])
 def test_incompatible_change_is_reported(difference: str, change: Change) -> None:
-    assert difference in list(compare_openapi(DOCUMENT, changed(change)))
+    assert difference in list(compare_openapi(DOCUMENT, apply_change(change)))
 
 
 def rename_component(draft: Draft) -> None:
@@ -233,4 +233,4 @@ COMPATIBLE: dict[str, Change] = {
 
 @pytest.mark.parametrize("change", COMPATIBLE.values(), ids=COMPATIBLE)
 def test_compatible_change_is_not_reported(change: Change) -> None:
-    assert list(compare_openapi(DOCUMENT, changed(change))) == []
+    assert list(compare_openapi(DOCUMENT, apply_change(change))) == []

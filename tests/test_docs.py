@@ -1,4 +1,4 @@
-"""The documents are true of the code where that can be checked."""
+"""Tests of documents against code, files and test names."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ DOCUMENTS = [
 PATH_DOCUMENTS = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 
 
-def known_tests() -> set[str]:
+def list_test_names() -> set[str]:
     files = (ROOT / "tests").rglob("test_*.py")
     return {name for path in files for name in re.findall(r"def (test_\w+)", path.read_text())}
 
@@ -28,7 +28,7 @@ def known_tests() -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_tests_named_in_documents_exist(document: Path) -> None:
     named = set(re.findall(r"`(test_\w+)(?:\[\w+\])?`", document.read_text()))
-    assert named <= known_tests()
+    assert named <= list_test_names()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -56,14 +56,14 @@ def test_source_paths_named_in_documents_exist(document: Path) -> None:
 def test_model_table_matches_the_catalog() -> None:
     from gateway.llm.catalog import GROQ_MODELS
 
-    def price(value: float | None) -> str:
+    def format_price(value: float | None) -> str:
         return "-" if value is None else str(value)
 
     table = (ROOT / "docs" / "groq.md").read_text()
     for model in GROQ_MODELS:
         row = next(line for line in table.splitlines() if line.startswith(f"| `{model.id}` |"))
         assert f"| {model.status} | {model.context_window:,} / {model.max_output_tokens:,} |" in row
-        prices = " / ".join(map(price, (model.price_in, model.price_out, model.price_cached)))
+        prices = " / ".join(map(format_price, (model.price_in, model.price_out, model.price_cached)))
         assert f"| {prices if model.price_in is not None else '-'} |" in row
         assert f"| {', '.join(model.reasoning_efforts) or '-'} |" in row
         assert row.endswith(

@@ -61,9 +61,9 @@ def test_broken_link_and_page_missing_in_the_navigation_are_errors(
 ) -> None:
     (repository / "docs" / "new.md").write_text("[gone](gone.md)\n")
     (repository / "docs" / "api.md").unlink()
-    with pytest.raises(docs_site.BrokenDocs) as caught:
+    with pytest.raises(docs_site.BrokenDocs) as error:
         docs_site.collect_pages(tmp_path / "site", repository)
-    assert str(caught.value).splitlines() == [
+    assert str(error.value).splitlines() == [
         "docs/new.md: add new.md to `nav` in zensical.toml",
         "zensical.toml: `nav` lists api.md, which does not exist",
         "README.md: the link docs/api.md has no target",

@@ -16,7 +16,7 @@ import pytest
 from benchmarks import load
 from benchmarks.subjects import build_post_request
 from benchmarks.upstream import UpstreamProtocol, build_prompt
-from tests.counting import counted
+from tests.call_counter import count_function_calls
 from tests.stack import Gateway, serve_gateway
 
 PACED_CEILING = 172
@@ -48,7 +48,7 @@ async def count_calls(gateway: Gateway, tokens: int, delay_ms: int) -> Counter[t
     """Count the gateway's function calls for one turn."""
     body = {"messages": [{"role": "user", "content": build_prompt(tokens, delay_ms)}], "tools": []}
     port = int(gateway.base_url.rsplit(":", 1)[1])
-    with counted() as calls:
+    with count_function_calls() as calls:
         request = build_post_request("/api/v1/chat/stream", body, {})
         stats = await load.run_load(port, request, tokens=tokens, connections=1)
     assert not stats.errors

@@ -1,4 +1,4 @@
-"""The client that the conformance suite drives: the gateway's own toolbox."""
+"""The MCP client under the conformance suite: the gateway's toolbox."""
 
 import asyncio
 import json
@@ -25,12 +25,12 @@ from gateway.domain.messages import (
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 
-_NOBODY = UUID(int=0)
+_NO_INPUT_ID = UUID(int=0)
 ADA = Principal("ada", role="admin")
 
 
-class MemoryGrants:
-    """Grants and sign-ins in memory: the suite starts a process for each scenario."""
+class InMemoryGrantStore:
+    """Stores the grant and the sign-ins of one scenario in memory."""
 
     def __init__(self) -> None:
         self.grant: Grant | None = None
@@ -43,7 +43,7 @@ class MemoryGrants:
         return self.grant
 
     @asynccontextmanager
-    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator["MemoryGrants"]:
+    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator["InMemoryGrantStore"]:
         yield self
 
     async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
@@ -73,16 +73,16 @@ class MemoryGrants:
 
 
 async def sign_in(toolbox: McpToolbox, url: str) -> None:
-    """What a person's browser does."""
+    """Sign in like a user's browser."""
     ticket = parse_qs(urlsplit(url).query)["ticket"][0]
     async with httpx2.AsyncClient(timeout=30) as browser:
         answer = await browser.get(await toolbox.sign_in.begin(ticket))
-    back = parse_qs(urlsplit(answer.headers["Location"]).query)
-    await toolbox.sign_in.finish(ticket, {name: values[0] for name, values in back.items()})
+    callback = parse_qs(urlsplit(answer.headers["Location"]).query)
+    await toolbox.sign_in.finish(ticket, {name: values[0] for name, values in callback.items()})
 
 
-class Person:
-    """Hears everything, and accepts every question with its defaults."""
+class AcceptingObserver:
+    """Ignores notifications and accepts each question with its defaults."""
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         pass
@@ -91,11 +91,11 @@ class Person:
         pass
 
     async def ask(self, question: Question) -> Answer:
-        return Answer("accept", fit(question.schema or {}))
+        return Answer("accept", make_value(question.schema or {}))
 
 
-def fit(schema: Any) -> Any:
-    """A value for a schema: its default, its first choice, or the plainest of its type."""
+def make_value(schema: Any) -> Any:
+    """Return a schema's default, its first choice or a fixed value of its type."""
     if "default" in schema:
         return schema["default"]
     if schema.get("enum"):
@@ -104,7 +104,7 @@ def fit(schema: Any) -> Any:
         case "object":
             required = set(schema.get("required", ()))
             fields = schema.get("properties", {}).items()
-            return {name: fit(field) for name, field in fields if name in required or "default" in field}
+            return {name: make_value(field) for name, field in fields if name in required or "default" in field}
         case "integer" | "number":
             return 5
         case "boolean":
@@ -115,65 +115,68 @@ def fit(schema: Any) -> Any:
             return "text"
 
 
-def sample(spec: ToolSpec, toolbox: McpToolbox) -> dict[str, Any]:
-    """Arguments for a call; what asks for a schema wants one back as we got it."""
+def make_arguments(spec: ToolSpec, toolbox: McpToolbox) -> dict[str, Any]:
+    """Return arguments for a call; a `schema` argument is the schema of another tool."""
     if "schema" in spec.input_schema.get("properties", {}):
         return {"schema": next(other.input_schema for other in toolbox.specs() if other is not spec)}
-    return fit(spec.input_schema)
+    return make_value(spec.input_schema)
 
 
-async def call(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -> None:
+async def call_tool(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -> None:
     answers: list[StoredQuestion] = []
     for _ in range(5):
-        result = await toolbox.call(spec, arguments, principal=ADA, observer=Person(), answers=answers)
+        result = await toolbox.call(spec, arguments, principal=ADA, observer=AcceptingObserver(), answers=answers)
         if not isinstance(result, PendingInput):
             return
         for question in result.questions:
             if question.login and question.url:
                 await sign_in(toolbox, question.url)
-        person = Person()
+        observer = AcceptingObserver()
         answers = [
-            StoredQuestion(id=_NOBODY, call_id="", question=q, state=result.state, answer=await person.ask(q))
+            StoredQuestion(id=_NO_INPUT_ID, call_id="", question=q, state=result.state, answer=await observer.ask(q))
             for q in result.questions
         ]
 
 
-async def play(url: str, context: dict[str, Any]) -> None:
-    """One scenario: connect, sign in where that is wanted, call every tool."""
+async def run_scenario(url: str, context: dict[str, Any]) -> None:
+    """Run a scenario: connect, sign in if required, and call each tool."""
     settings = Settings(_env_file=None)  # type: ignore[call-arg]
-    given = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
-    server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": given or None})
-    toolbox = McpToolbox([server], settings, grants=MemoryGrants())
+    oauth = {key: context[key] for key in ("client_id", "client_secret") if context.get(key)}
+    server = ServerConfig.model_validate({"name": "suite", "url": url, "prefix": "", "oauth": oauth or None})
+    toolbox = McpToolbox([server], settings, grants=InMemoryGrantStore())
     await toolbox.connect_servers()
     try:
         await toolbox.wait_until_connected(10)
-        if (entrance := toolbox.find("sign_in")) is not None:
-            await call(toolbox, entrance, {})
+        if (sign_in_tool := toolbox.find("sign_in")) is not None:
+            await call_tool(toolbox, sign_in_tool, {})
             await toolbox.wait_until_connected(10)
-        wanted = context.get("toolCalls")
+        tool_calls = context.get("toolCalls")
         for spec in toolbox.specs():
-            given = [each["arguments"] for each in wanted or () if each["name"] == spec.tool]
+            arguments = [call["arguments"] for call in tool_calls or () if call["name"] == spec.tool]
             await asyncio.gather(
-                *(call(toolbox, spec, each) for each in given or ([] if wanted else [sample(spec, toolbox)]))
+                *(
+                    call_tool(toolbox, spec, values)
+                    for values in arguments or ([] if tool_calls else [make_arguments(spec, toolbox)])
+                )
             )
     finally:
         await toolbox.disconnect_servers()
 
 
 @asynccontextmanager
-async def on_call(path: str) -> AsyncGenerator[None]:
-    """Plays the scenario of each `dial` at this Unix socket."""
+async def serve_client_scenarios(path: str) -> AsyncGenerator[None]:
+    """Serve a Unix socket to which `run_scenario.py` sends scenarios."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked = json.loads(await reader.readline())
+    async def handle_scenario(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        scenario = json.loads(await reader.readline())
         try:
-            await play(asked["url"], asked["context"])
-        except GatewayError:  # some scenarios want a sign-in refused
+            await run_scenario(scenario["url"], scenario["context"])
+        except GatewayError:  # some scenarios expect a refused sign-in
             writer.write(b"1")
         else:
             writer.write(b"0")
         finally:
             writer.close()
 
-    async with await asyncio.start_unix_server(answer, path):
+    async with await asyncio.start_unix_server(handle_scenario, path):
         yield

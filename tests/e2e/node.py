@@ -1,4 +1,4 @@
-"""Clients in Node, where Node and what `make node` installs are there."""
+"""Clients in Node, for tests that need Node and the packages of `make node`."""
 
 import asyncio
 import json
@@ -8,24 +8,28 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.up import ROOT
+from tests.e2e.running_stack import ROOT
 
 NODE = ROOT / "tests" / "node"
 
 
-def needs(package: str = "") -> pytest.MarkDecorator:
-    """Skip with a reason where Node or the package is missing; in CI they must be there."""
+def require_node(package: str = "") -> pytest.MarkDecorator:
+    """Skip a test if Node or the package is missing, except in CI."""
     missing = shutil.which("node") is None or bool(package and not (NODE / "node_modules" / package).exists())
-    wanted = f"Node and {package}: `make node`" if package else "Node"
-    return pytest.mark.skipif("CI" not in os.environ and missing, reason=f"needs {wanted}")
+    requirement = f"Node and {package}: `make node`" if package else "Node"
+    return pytest.mark.skipif("CI" not in os.environ and missing, reason=f"needs {requirement}")
 
 
-async def run(script: str, *arguments: str) -> Any:
-    """The JSON that a script of `tests/node` prints last."""
+async def run_script(script: str, *arguments: str) -> Any:
+    """Run a script of `tests/node` and return the JSON on its last line."""
     process = await asyncio.create_subprocess_exec(
-        "node", str(NODE / script), *arguments,
-        cwd=NODE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        "node",
+        str(NODE / script),
+        *arguments,
+        cwd=NODE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     async with asyncio.timeout(90):
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()

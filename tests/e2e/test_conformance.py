@@ -1,6 +1,7 @@
-"""The official conformance suite: the tool server; a server of everything, directly and through the gateway.
+"""The official MCP conformance suite for the tool server, the gateway and the gateway's MCP client.
 
-What may fail is in `tests/conformance/expected.toml`, with its reason; an entry that no longer fails fails the test.
+`tests/conformance/expected.toml` lists the scenarios that fail, with reasons. The tests also fail for a listed scenario
+that passes.
 """
 
 import asyncio
@@ -16,14 +17,14 @@ import pytest
 
 from gateway.simulator import Simulator
 from tests.conformance import everything
-from tests.conformance.client import on_call
-from tests.e2e.node import NODE, needs
-from tests.e2e.up import ROOT
+from tests.conformance.client import serve_client_scenarios
+from tests.e2e.node import NODE, require_node
+from tests.e2e.running_stack import ROOT
 from tests.stack import serve_asgi, serve_gateway
 
 pytestmark = [
-    needs("@modelcontextprotocol/conformance"),
-    pytest.mark.timeout(900),  # the suite plays some sixty scenarios, twice, and some wait for ten seconds
+    require_node("@modelcontextprotocol/conformance"),
+    pytest.mark.timeout(900),  # some sixty scenarios, twice, of which some wait for ten seconds
 ]
 REVISIONS = ["2025-11-25", "2026-07-28"]
 EXPECTED = tomllib.loads((Path(__file__).parent.parent / "conformance" / "expected.toml").read_text())
@@ -36,77 +37,82 @@ def revision(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def conformance(*arguments: str) -> str:
-    """What the suite prints."""
+async def run_suite(*arguments: str) -> str:
+    """Run the suite and return its output."""
     programs = NODE / "node_modules" / ".bin"
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
-        str(programs / "conformance"), *arguments,
-        cwd=NODE, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+        str(programs / "conformance"),
+        *arguments,
+        cwd=NODE,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     async with asyncio.timeout(400):
         out, _ = await process.communicate()
     return out.decode()
 
 
-async def passes_alone(name: str, *arguments: str) -> bool:
-    """A scenario that failed among the others is played once more: on a busy machine some run out of their time, and
-    one time in hundreds the SDK's server blocks in writing to a stream that nobody reads any more."""
-    told = await conformance(*arguments, "--scenario", name)
-    print(told)
-    return re.search(r"^Passed: (\d+)/\1, 0 failed", told, re.MULTILINE) is not None
+async def passes_when_repeated(name: str, *arguments: str) -> bool:
+    """Repeat a failed scenario: on a busy machine some time out, and the SDK's server may block in a write."""
+    output = await run_suite(*arguments, "--scenario", name)
+    print(output)
+    return re.search(r"^Passed: (\d+)/\1, 0 failed", output, re.MULTILINE) is not None
 
 
-async def scenarios(url: str, revision: str, output: Path, expected: dict[str, str]) -> dict[str, bool]:
-    """Which of the scored scenarios pass."""
-    server = ("server", "--url", url, "-o", str(output))
-    told = await conformance(*server, "--requirements", revision)
-    unscored = set(NOT_SCORED.findall(told))
-    found = {name: mark == "✓" for mark, name in RESULT.findall(told) if name not in unscored}
-    for name in [name for name, passed in found.items() if not passed and name not in expected]:
-        found[name] = await passes_alone(name, *server, "--spec-version", revision)
-    return found
+async def run_server_scenarios(url: str, revision: str, directory: Path, expected: dict[str, str]) -> dict[str, bool]:
+    """Run the scored scenarios and return which of them pass."""
+    server = ("server", "--url", url, "-o", str(directory))
+    output = await run_suite(*server, "--requirements", revision)
+    unscored = set(NOT_SCORED.findall(output))
+    results = {name: mark == "✓" for mark, name in RESULT.findall(output) if name not in unscored}
+    for name in [name for name, passed in results.items() if not passed and name not in expected]:
+        results[name] = await passes_when_repeated(name, *server, "--spec-version", revision)
+    return results
 
 
-def check(found: dict[str, bool], expected: dict[str, str]) -> None:
-    failed = {name for name, passed in found.items() if not passed}
-    assert len(found) > 20
+def check_failures(results: dict[str, bool], expected: dict[str, str]) -> None:
+    failed = {name for name, passed in results.items() if not passed}
+    assert len(results) > 20
     assert sorted(failed) == sorted(expected)
 
 
 @pytest.fixture
 async def server(revision: str) -> AsyncGenerator[str]:
-    """A server of everything, of the revision's era."""
-    async with serve_asgi(everything.app(modern=revision >= "2026")) as url:
+    """A server with all features, which speaks the revision's protocol."""
+    async with serve_asgi(everything.create_app(modern=revision >= "2026")) as url:
         yield f"{url}/mcp"
 
 
 async def test_tool_server_fails_only_the_expected_scenarios(tools_url: str, revision: str, tmp_path: Path) -> None:
     expected = EXPECTED["tools-server"][revision]
-    check(await scenarios(tools_url, revision, tmp_path, expected), expected)
+    check_failures(await run_server_scenarios(tools_url, revision, tmp_path, expected), expected)
 
 
 async def test_gateway_fails_only_the_expected_scenarios(
     database_url: str, simulator: Simulator, server: str, revision: str, tmp_path: Path
 ) -> None:
-    expected, also = EXPECTED["everything"][revision], EXPECTED["gateway"][revision]
-    direct = await scenarios(server, revision, tmp_path / "direct", expected)
-    check(direct, expected)
+    expected, gateway_expected = EXPECTED["everything"][revision], EXPECTED["gateway"][revision]
+    direct = await run_server_scenarios(server, revision, tmp_path / "direct", expected)
+    check_failures(direct, expected)
     async with serve_gateway(database_url, simulator, server) as gateway:
-        through = await scenarios(f"{gateway.base_url}/mcp", revision, tmp_path / "through", expected | also)
-    lost = {name for name, passed in direct.items() if passed and not through[name]}
-    assert sorted(lost) == sorted(also)
+        through_gateway = await run_server_scenarios(
+            f"{gateway.base_url}/mcp", revision, tmp_path / "through", expected | gateway_expected
+        )
+    failed_only_through_gateway = {name for name, passed in direct.items() if passed and not through_gateway[name]}
+    assert sorted(failed_only_through_gateway) == sorted(gateway_expected)
 
 
 async def test_mcp_client_fails_only_the_expected_scenarios(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="agw-") as directory:
-        command = f"{sys.executable} -S {Path(everything.__file__).with_name('dial.py')} {directory}/dial"
-        async with on_call(f"{directory}/dial"):
-            told = await conformance("client", "--command", command, "--suite", "all", "-o", str(tmp_path))
-            found = {name: mark == "✓" for mark, name in RESULT.findall(told)}
-            failed = {name for name, passed in found.items() if not passed}
+        command = f"{sys.executable} -S {Path(everything.__file__).with_name('run_scenario.py')} {directory}/socket"
+        async with serve_client_scenarios(f"{directory}/socket"):
+            output = await run_suite("client", "--command", command, "--suite", "all", "-o", str(tmp_path))
+            results = {name: mark == "✓" for mark, name in RESULT.findall(output)}
+            failed = {name for name, passed in results.items() if not passed}
             for name in failed - EXPECTED["client"].keys():
-                if await passes_alone(name, "client", "--command", command, "-o", str(tmp_path)):
+                if await passes_when_repeated(name, "client", "--command", command, "-o", str(tmp_path)):
                     failed.remove(name)
-    assert len(found) > 40
-    assert sorted(failed) == sorted(EXPECTED["client"]), told[-6_000:]
+    assert len(results) > 40
+    assert sorted(failed) == sorted(EXPECTED["client"]), output[-6_000:]

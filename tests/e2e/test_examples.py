@@ -1,4 +1,4 @@
-"""The programs of examples/, as a user runs them: against `agent-gateway up`, in processes of their own."""
+"""Tests of the programs in examples/, run against `agent-gateway up`."""
 
 import asyncio
 import importlib.util
@@ -13,7 +13,7 @@ from mcp.server.mcpserver import MCPServer
 from pydantic import SecretStr
 
 from gateway.simulator import Simulator
-from tests.e2e.up import ROOT, Up, running_up
+from tests.e2e.running_stack import ROOT, RunningStack, run_stack
 from tests.stack import SECRET, serve_asgi, serve_gateway
 from tools_server.config import Settings as ToolsSettings
 from tools_server.server import create_app, create_server
@@ -23,25 +23,30 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")
-async def up() -> AsyncGenerator[Up]:
-    """The whole stack, connected to the MCP servers of examples/mcp.json."""
+async def stack() -> AsyncGenerator[RunningStack]:
+    """A running stack, connected to the MCP servers of examples/mcp.json."""
     with tempfile.TemporaryDirectory(prefix="agw-examples-", dir="/tmp") as directory:
         Path(directory).chmod(0o755)
         servers = {"MCP_CONFIG": str(EXAMPLES / "mcp.json"), "PYTHON": sys.executable}
-        async with running_up(Path(directory), **servers) as stack:
-            yield stack
+        async with run_stack(Path(directory), **servers) as running:
+            yield running
 
 
-async def run(up: Up | None, name: str, *arguments: str, typed: str = "") -> str:
-    """What a program prints. It must succeed."""
+async def run_example(stack: RunningStack | None, name: str, *arguments: str, stdin: str = "") -> str:
+    """Run a program, which must succeed, and return its output."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(EXAMPLES / name), *arguments,
-        cwd=ROOT, env=up.environment | {"GATEWAY_URL": up.base_url} if up else None,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+        sys.executable,
+        str(EXAMPLES / name),
+        *arguments,
+        cwd=ROOT,
+        env=stack.environment | {"GATEWAY_URL": stack.base_url} if stack else None,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
     try:
         async with asyncio.timeout(60):
-            out, _ = await process.communicate(typed.encode())
+            out, _ = await process.communicate(stdin.encode())
     finally:
         if process.returncode is None:
             process.kill()
@@ -49,46 +54,46 @@ async def run(up: Up | None, name: str, *arguments: str, typed: str = "") -> str
     return out.decode()
 
 
-async def test_stream_chat_prints_text_tool_calls_and_usage(up: Up) -> None:
-    lines = (await run(up, "stream_chat.py", "What is 23*19?")).splitlines()
+async def test_stream_chat_prints_text_tool_calls_and_usage(stack: RunningStack) -> None:
+    lines = (await run_example(stack, "stream_chat.py", "What is 23*19?")).splitlines()
     assert lines[:2] == ['-> calculator {"expression": "23*19"}', "<- ok: 23*19 = 437"]
     assert "437" in lines[2]
     assert re.fullmatch(r"\d+ tokens, \d+ ms", lines[3])
 
 
-async def test_openai_sdk_gets_an_answer_from_gateway_tools(up: Up) -> None:
-    assert "437" in await run(up, "openai_sdk.py", "What is 23*19?")
+async def test_openai_sdk_gets_an_answer_from_gateway_tools(stack: RunningStack) -> None:
+    assert "437" in await run_example(stack, "openai_sdk.py", "What is 23*19?")
 
 
-async def test_resume_stream_reads_the_remaining_events(up: Up) -> None:
-    out = await run(up, "resume_stream.py")
+async def test_resume_stream_reads_the_remaining_events(stack: RunningStack) -> None:
+    out = await run_example(stack, "resume_stream.py")
     before, after = (int(number) for number in re.findall(r"event (\d+)", out))
     assert after > before
     assert " ".join(map(str, range(1, 101))) in out
 
 
-@pytest.mark.parametrize(("typed", "created"), [("y", True), ("n", False)])
-async def test_tool_call_runs_only_if_the_user_approves_it(up: Up, typed: str, created: bool) -> None:
-    title = f"answer {typed}"
-    out = await run(up, "approve_tool_call.py", f"Add a task to {title}", typed=typed)
+@pytest.mark.parametrize(("answer", "created"), [("y", True), ("n", False)])
+async def test_tool_call_runs_only_if_the_user_approves_it(stack: RunningStack, answer: str, created: bool) -> None:
+    title = f"answer {answer}"
+    out = await run_example(stack, "approve_tool_call.py", f"Add a task to {title}", stdin=answer)
     assert f"{{'title': '{title}'}}" in out
-    assert ((title,) in await up.rows("SELECT title FROM tools.tasks")) is created
+    assert ((title,) in await stack.query("SELECT title FROM tools.tasks")) is created
 
 
-async def test_custom_mcp_server_is_called_through_the_gateway(up: Up) -> None:
-    out = await run(up, "stream_chat.py", 'call weather_forecast with {"city": "Oslo"}')
+async def test_custom_mcp_server_is_called_through_the_gateway(stack: RunningStack) -> None:
+    out = await run_example(stack, "stream_chat.py", 'call weather_forecast with {"city": "Oslo"}')
     assert "<- ok: Oslo: snow, -4 °C" in out
 
 
-async def test_mcp_client_lists_all_tools_and_calls_the_agent(up: Up) -> None:
-    tools, calculated, answered = (await run(up, "mcp_client.py")).splitlines()
+async def test_mcp_client_lists_all_tools_and_calls_the_agent(stack: RunningStack) -> None:
+    tools, calculator_result, answer = (await run_example(stack, "mcp_client.py")).splitlines()
     assert {"calculator", "weather_forecast", "ask_agent"} <= set(tools.removeprefix("tools: ").split(", "))
-    assert calculated == "calculator: {'expression': '23*19', 'result': 437}"
-    assert "42" in answered
+    assert calculator_result == "calculator: {'expression': '23*19', 'result': 437}"
+    assert "42" in answer
 
 
 async def test_custom_tool_runs_without_a_server() -> None:
-    assert await run(None, "word_count.py", "a b b") == "{'words': 3, 'most_frequent': ['b', 'a']}\n"
+    assert await run_example(None, "word_count.py", "a b b") == "{'words': 3, 'most_frequent': ['b', 'a']}\n"
 
 
 async def test_custom_tool_in_the_tool_server_is_offered_by_the_gateway(
@@ -97,7 +102,7 @@ async def test_custom_tool_in_the_tool_server_is_offered_by_the_gateway(
     settings = ToolsSettings(_env_file=None, tools_server_secret=SecretStr(SECRET))  # type: ignore[call-arg]
     store = TaskStore(database_url)
     server = create_server(settings, store)
-    register_example("word_count.py", server)
+    register_example_tool("word_count.py", server)
     try:
         async with (
             serve_asgi(create_app(server, settings)) as address,
@@ -110,7 +115,7 @@ async def test_custom_tool_in_the_tool_server_is_offered_by_the_gateway(
         await store.close()
 
 
-def register_example(name: str, server: MCPServer) -> None:
+def register_example_tool(name: str, server: MCPServer) -> None:
     spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""How MCP hosts attach: through mcp-remote, and by the bundle for Claude Desktop."""
+"""Tests of MCP hosts that connect through mcp-remote or the bundle for Claude Desktop."""
 
 import asyncio
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from mcp import Client, StdioServerParameters
 
-from tests.e2e.node import NODE, needs
-from tests.e2e.up import ROOT
+from tests.e2e.node import NODE, require_node
+from tests.e2e.running_stack import ROOT
 from tests.stack import Gateway
 
 
-@needs("mcp-remote")
+@require_node("mcp-remote")
 async def test_mcp_remote_connects_a_stdio_host_to_gateway_and_tool_server(
     gateway: Gateway, tools_url: str, tmp_path: Path
 ) -> None:
@@ -27,36 +27,36 @@ async def test_mcp_remote_connects_a_stdio_host_to_gateway_and_tool_server(
             env={"MCP_REMOTE_CONFIG_DIR": str(tmp_path), "PATH": os.environ["PATH"]},
         )
         async with asyncio.timeout(90), Client(remote) as client:
-            assert tool in {each.name for each in (await client.list_tools()).tools}
+            assert tool in {listed.name for listed in (await client.list_tools()).tools}
             result = await client.call_tool("calculator", {"expression": "5*9"})
             assert result.structured_content == {"expression": "5*9", "result": 45}
 
 
-@needs("@anthropic-ai/mcpb")
+@require_node("@anthropic-ai/mcpb")
 async def test_bundle_is_valid_and_its_server_runs() -> None:
     with tempfile.TemporaryDirectory(prefix="agw-e2e-", dir="/tmp") as directory:
-        place = Path(directory)
-        place.chmod(0o755)
+        path = Path(directory)
+        path.chmod(0o755)
         build = [sys.executable, str(ROOT / "packaging" / "mcpb.py"), directory]
-        built = subprocess.run(
+        result = subprocess.run(
             build, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
         )
-        assert built.returncode == 0, built.stdout + built.stderr
-        with zipfile.ZipFile(place / "tools-server.mcpb") as bundle:
-            bundle.extractall(place / "unpacked")
-        manifest = json.loads((place / "unpacked" / "manifest.json").read_text())
-        assert (place / "unpacked" / manifest["server"]["entry_point"]).exists()
-        # Claude Desktop runs it with uv, which fetches the dependencies; here ours are there already.
+        assert result.returncode == 0, result.stdout + result.stderr
+        with zipfile.ZipFile(path / "tools-server.mcpb") as bundle:
+            bundle.extractall(path / "unpacked")
+        manifest = json.loads((path / "unpacked" / "manifest.json").read_text())
+        assert (path / "unpacked" / manifest["server"]["entry_point"]).exists()
+        # Claude Desktop runs it with uv, which installs the dependencies; here they are installed.
         server = StdioServerParameters(
             command=sys.executable,
             args=["-m", "tools_server.cli", "--stdio"],
-            cwd=place / "unpacked",
-            env={"GATEWAY_DATA_DIR": str(place / "data"), "TAVILY_API_KEY": "", "PATH": os.environ["PATH"]},
+            cwd=path / "unpacked",
+            env={"GATEWAY_DATA_DIR": str(path / "data"), "TAVILY_API_KEY": "", "PATH": os.environ["PATH"]},
         )
         async with asyncio.timeout(90), Client(server) as client:
-            told = {tool.name for tool in (await client.list_tools()).tools}
-            assert told == {tool["name"] for tool in manifest["tools"]}
+            tools = {tool.name for tool in (await client.list_tools()).tools}
+            assert tools == {tool["name"] for tool in manifest["tools"]}
             while (await client.call_tool("list_tasks", {})).is_error:
-                await asyncio.sleep(0.1)  # its schema is made while it serves already
-            added = await client.call_tool("add_task", {"title": "buy milk"})
-            assert not added.is_error
+                await asyncio.sleep(0.1)  # the server creates its schema after it starts
+            result = await client.call_tool("add_task", {"title": "buy milk"})
+            assert not result.is_error

@@ -1,4 +1,4 @@
-"""https, as `agent-gateway up` serves it."""
+"""Test of https as served by `agent-gateway up`."""
 
 import io
 import ssl
@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from gateway.cli.chat import ChatError, ChatTerminal
-from tests.certificates import self_signed
-from tests.e2e.up import ROOT, command, running_up
+from tests.certificates import create_certificate
+from tests.e2e.running_stack import ROOT, gateway_command, run_stack
 
 
 @pytest.fixture
@@ -23,32 +23,39 @@ def directory() -> Generator[Path]:
 
 
 async def test_https_serves_requests_and_streams_and_plain_http_is_refused(directory: Path) -> None:
-    made = self_signed(directory, password="opens the key")
-    trusted = ssl.create_default_context(cafile=str(made.cert))
-    settings = made.settings() | {"GATEWAY_TLS_KEY_PASSWORD": "opens the key"}
-    async with running_up(directory, trusted=trusted, **settings) as up:
-        said = up.output.read_text()
-        assert "The agent gateway is ready" in said
-        assert f"curl -N https://{up.base_url.removeprefix('https://')}/api/v1/chat/stream" in said
-        assert "opens the key" not in said
+    certificate = create_certificate(directory, password="key-password")
+    client_context = ssl.create_default_context(cafile=str(certificate.cert))
+    settings = certificate.to_settings() | {"GATEWAY_TLS_KEY_PASSWORD": "key-password"}
+    async with run_stack(directory, trusted=client_context, **settings) as stack:
+        output = stack.output.read_text()
+        assert "The agent gateway is ready" in output
+        assert f"curl -N https://{stack.base_url.removeprefix('https://')}/api/v1/chat/stream" in output
+        assert "key-password" not in output
 
-        health = await up.get("/health")
+        health = await stack.get("/health")
         assert health.status == 200
         assert health.headers["Strict-Transport-Security"] == "max-age=31536000"
 
-        async with up.stream("What is 23*19?") as stream:
+        async with stack.stream("What is 23*19?") as stream:
             assert stream.response.content_type == "text/event-stream"
             result = await stream.until("tool.result")
             assert result.data["structured"]["result"] == 437
             await stream.until("turn.completed")
 
-        plain = up.base_url.replace("https://", "http://")
+        plain_url = stack.base_url.replace("https://", "http://")
         with pytest.raises(aiohttp.ClientConnectionError):
-            await up.session.get(f"{plain}/health")
-        stranger = ChatTerminal(up.base_url, api_key=None, model=None, output=io.StringIO(), notes=io.StringIO())
-        with pytest.raises(ChatError, match="is not trusted: self-signed certificate"):
-            await stranger.send_prompt("Hello")
-        spoken = subprocess.run(
-            command("chat", "What is 6*7?"), cwd=ROOT, env=up.environment, capture_output=True, text=True, timeout=90
+            await stack.session.get(f"{plain_url}/health")
+        untrusting_terminal = ChatTerminal(
+            stack.base_url, api_key=None, model=None, output=io.StringIO(), notes=io.StringIO()
         )
-        assert "42" in spoken.stdout, spoken.stderr
+        with pytest.raises(ChatError, match="is not trusted: self-signed certificate"):
+            await untrusting_terminal.send_prompt("Hello")
+        chat = subprocess.run(
+            gateway_command("chat", "What is 6*7?"),
+            cwd=ROOT,
+            env=stack.environment,
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert "42" in chat.stdout, chat.stderr

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.cli.main import app
-from tests.e2e.up import ROOT, clean_environment, command
+from tests.e2e.running_stack import ROOT, clean_environment, gateway_command
 from tests.eventually import eventually
 from tests.stack import Gateway
 
@@ -20,7 +20,7 @@ async def run_keys_command(database_url: str, *arguments: str, code: int = 0) ->
     """Run `agent-gateway keys …` and return its output."""
     process = await asyncio.to_thread(
         subprocess.run,
-        command("keys", *arguments),
+        gateway_command("keys", *arguments),
         cwd=ROOT,
         env=clean_environment(DATABASE_URL=database_url),
         capture_output=True,

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.config import ConfigError, Settings, load_settings
 from gateway_runtime import tls
-from tests.certificates import Certificate, self_signed
+from tests.certificates import Certificate, create_certificate
 
 
 def load_tls_settings(certificate: Certificate, **settings: object) -> Settings:
@@ -20,7 +20,7 @@ def load_tls_settings(certificate: Certificate, **settings: object) -> Settings:
 def test_certificate_and_key_become_uvicorn_options(tmp_path: Path) -> None:
     assert tls.build_server_options(load_settings(_env_file=None).tls_files) == {}
     assert tls.build_client_context(load_settings(_env_file=None).tls_files) is None
-    certificate = self_signed(tmp_path, password="key-password")
+    certificate = create_certificate(tmp_path, password="key-password")
     settings = load_tls_settings(certificate, gateway_tls_key_password="key-password")
     assert tls.build_server_options(settings.tls_files) == {
         "ssl_certfile": certificate.cert,
@@ -61,7 +61,7 @@ def test_incomplete_tls_settings_are_refused(settings: dict[str, str], message: 
         ),
         (
             lambda certificate: certificate.key.write_bytes(
-                self_signed(certificate.cert.parent, name="other").key.read_bytes()
+                create_certificate(certificate.cert.parent, name="other").key.read_bytes()
             ),
             "GATEWAY_TLS_KEY_FILE: .* is not the key of the certificate in ",
         ),
@@ -71,7 +71,7 @@ def test_incomplete_tls_settings_are_refused(settings: dict[str, str], message: 
 def test_unusable_file_is_reported_with_its_setting(
     tmp_path: Path, break_files: Callable[[Certificate], object], message: str
 ) -> None:
-    certificate = self_signed(tmp_path)
+    certificate = create_certificate(tmp_path)
     break_files(certificate)
     with pytest.raises(ConfigError, match=f"^{message}"):
         tls.build_server_options(load_tls_settings(certificate).tls_files)
@@ -88,7 +88,7 @@ def test_unusable_file_is_reported_with_its_setting(
 def test_wrong_key_password_is_refused(
     tmp_path: Path, key_password: str | None, password: str | None, message: str
 ) -> None:
-    certificate = self_signed(tmp_path, password=key_password)
+    certificate = create_certificate(tmp_path, password=key_password)
     with pytest.raises(ConfigError, match=f"^GATEWAY_TLS_KEY_PASSWORD: {message}") as error:
         tls.build_server_options(load_tls_settings(certificate, gateway_tls_key_password=password).tls_files)
     assert "right" not in str(error.value)
@@ -96,11 +96,14 @@ def test_wrong_key_password_is_refused(
 
 def test_expired_certificate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^GATEWAY_TLS_CERT_FILE: .*: the certificate expired on "):
-        tls.build_server_options(load_tls_settings(self_signed(tmp_path, days=-1)).tls_files)
+        tls.build_server_options(load_tls_settings(create_certificate(tmp_path, days=-1)).tls_files)
 
 
 def test_local_client_trusts_only_the_configured_certificate(tmp_path: Path) -> None:
-    certificate, other = self_signed(tmp_path, name="gateway.example"), self_signed(tmp_path, name="evil.example")
+    certificate, other = (
+        create_certificate(tmp_path, name="gateway.example"),
+        create_certificate(tmp_path, name="evil.example"),
+    )
     client_context = tls.build_client_context(load_tls_settings(certificate).tls_files)
     assert client_context is not None
     assert read_over_tls(certificate, client_context) == b"hello"

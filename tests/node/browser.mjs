@@ -1,7 +1,7 @@
-// A front end's reader: fetch, a text decoder, frames cut at blank lines; it hangs up once and goes on where it was.
+// Reads a stream with fetch as a front end does, aborts it once and resumes it after the last event.
 const base = process.argv[2]
 
-async function* frames(response) {
+async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
   let buffer = ''
   for (;;) {
@@ -24,7 +24,7 @@ async function* frames(response) {
   }
 }
 
-function show(page, event) {
+function addEvent(page, event) {
   if (event.type === 'text.delta') page.text += event.text
   if (event.type === 'tool.call') page.tools.push(event.tool)
   if (event.type === 'turn.completed') page.finish = event.finish_reason
@@ -32,25 +32,25 @@ function show(page, event) {
 }
 
 const page = { text: '', tools: [], finish: null, last: 0, resumed: false }
-const leaving = new AbortController()
+const aborter = new AbortController()
 const response = await fetch(`${base}/api/v1/chat/stream`, {
   method: 'POST',
   headers: { 'Content-Type': 'application/json' },
   body: JSON.stringify({ messages: [{ role: 'user', content: 'What is 23*19? Then äöü 🐪' }], on_disconnect: 'continue' }),
-  signal: leaving.signal,
+  signal: aborter.signal,
 })
 const turn = response.headers.get('X-Turn-Id')
 try {
-  for await (const event of frames(response)) {
-    show(page, event)
-    if (event.type === 'tool.call') leaving.abort() // the laptop closes
-    leaving.signal.throwIfAborted() // whatever else had come by then
+  for await (const event of readEvents(response)) {
+    addEvent(page, event)
+    if (event.type === 'tool.call') aborter.abort() // as when a laptop goes to sleep
+    aborter.signal.throwIfAborted() // ignore events that were received before
   }
 } catch (error) {
   if (error.name !== 'AbortError') throw error
   page.resumed = true
-  const again = await fetch(`${base}/api/v1/turns/${turn}/events`, { headers: { 'Last-Event-ID': String(page.last) } })
-  for await (const event of frames(again)) show(page, event)
+  const resumed = await fetch(`${base}/api/v1/turns/${turn}/events`, { headers: { 'Last-Event-ID': String(page.last) } })
+  for await (const event of readEvents(resumed)) addEvent(page, event)
 }
 
 const refused = await fetch(`${base}/api/v1/chat/stream`, {
@@ -58,5 +58,5 @@ const refused = await fetch(`${base}/api/v1/chat/stream`, {
   headers: { 'Content-Type': 'application/json' },
   body: JSON.stringify({ messages: [] }),
 })
-const kept = await (await fetch(`${base}/api/v1/turns/${turn}`)).json()
-console.log(JSON.stringify({ ...page, kept: kept.response, refused: [refused.status, (await refused.json()).error.code] }))
+const stored = await (await fetch(`${base}/api/v1/turns/${turn}`)).json()
+console.log(JSON.stringify({ ...page, stored: stored.response, refused: [refused.status, (await refused.json()).error.code] }))

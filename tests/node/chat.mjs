@@ -1,4 +1,4 @@
-// The Vercel AI SDK, as a Node back end would use it. Prints what it saw as JSON.
+// Uses the Vercel AI SDK as a Node back end does, and prints the results as JSON.
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { generateObject, generateText, jsonSchema, stepCountIs, streamText, tool } from 'ai'
 import { z } from 'zod'
@@ -18,7 +18,7 @@ const streamed = streamText({ model, prompt: 'What is 23*19?' })
 let text = ''
 for await (const piece of streamed.textStream) text += piece
 
-const asked = []
+const cities = []
 const withTool = streamText({
   model,
   prompt: 'call get_weather with {"city": "Oslo"}',
@@ -28,7 +28,7 @@ const withTool = streamText({
       description: 'The weather of a city.',
       inputSchema: jsonSchema({ type: 'object', properties: { city: { type: 'string' } }, required: ['city'] }),
       execute: async ({ city }) => {
-        asked.push(city)
+        cities.push(city)
         return `It snows in ${city}.`
       },
     }),
@@ -53,7 +53,7 @@ console.log(
   JSON.stringify({
     plain: { text: plain.text, finish: plain.finishReason, tokens: plain.usage.totalTokens, calls: plain.toolCalls.length },
     streamed: { text, finish: await streamed.finishReason, tokens: (await streamed.usage).totalTokens },
-    tool: { text: toolText, asked, steps: (await withTool.steps).length },
+    tool: { text: toolText, cities, steps: (await withTool.steps).length },
     object,
     error,
   }),

@@ -10,7 +10,7 @@ import pytest
 from gateway.mcp_client.http_transport import get_ssl_context
 from gateway.simulator import Simulator
 from gateway_runtime import tls
-from tests.certificates import self_signed
+from tests.certificates import create_certificate
 from tests.stack import serve_gateway
 from tests.tools_server.conftest import run_tools_server
 from tools_server.config import ConfigError, load_settings
@@ -19,8 +19,8 @@ from tools_server.config import ConfigError, load_settings
 async def test_gateway_calls_a_tool_server_that_speaks_https(
     tmp_path: Path, database_url: str, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = self_signed(tmp_path, password="opens the key")
-    settings = made.settings("TOOLS_SERVER") | {"TOOLS_SERVER_TLS_KEY_PASSWORD": "opens the key"}
+    made = create_certificate(tmp_path, password="opens the key")
+    settings = made.to_settings("TOOLS_SERVER") | {"TOOLS_SERVER_TLS_KEY_PASSWORD": "opens the key"}
     async with run_tools_server(**settings, DATABASE_URL=database_url) as server:
         plain, server.address = server.address, server.address.replace("http://", "https://")
         trusted = ssl.create_default_context(cafile=str(made.cert))
@@ -44,18 +44,18 @@ async def test_gateway_calls_a_tool_server_that_speaks_https(
         (lambda made: made.key.unlink(), "TOOLS_SERVER_TLS_KEY_FILE: cannot read .*: No such file"),
         (lambda made: made.cert.write_text("-"), "TOOLS_SERVER_TLS_CERT_FILE: .* holds no certificate in PEM"),
         (
-            lambda made: made.key.write_bytes(self_signed(made.cert.parent, name="other").key.read_bytes()),
+            lambda made: made.key.write_bytes(create_certificate(made.cert.parent, name="other").key.read_bytes()),
             "TOOLS_SERVER_TLS_KEY_FILE: .* is not the key of the certificate in ",
         ),
         (
-            lambda made: self_signed(made.cert.parent, password="right"),
+            lambda made: create_certificate(made.cert.parent, password="right"),
             "TOOLS_SERVER_TLS_KEY_PASSWORD: must be set: the key is encrypted",
         ),
     ],
     ids=["no key", "no PEM", "another's key", "encrypted"],
 )
 def test_files_that_cannot_serve_are_refused(tmp_path: Path, spoil: Any, line: str) -> None:
-    made = self_signed(tmp_path)
+    made = create_certificate(tmp_path)
     spoil(made)
     settings = load_settings(_env_file=None, tools_server_tls_cert_file=made.cert, tools_server_tls_key_file=made.key)
     with pytest.raises(ConfigError, match=f"^{line}"):

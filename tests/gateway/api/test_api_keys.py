@@ -27,7 +27,7 @@ from gateway.domain.errors import NotAuthenticated
 from gateway.domain.messages import Budget, BusMessage, KeyLimits
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
-from tests.counting import counted
+from tests.call_counter import count_function_calls
 from tests.eventually import eventually
 from tests.stack import TIMEOUTS, Gateway, Reply, serve_gateway
 
@@ -210,7 +210,7 @@ async def test_unknown_and_nearly_correct_keys_are_rejected_by_the_same_calls(ke
             headers = Headers({"x-api-key": key})
             if not cached:
                 keyring.gateway.state.auth.on_keys_changed(BusMessage("keys", BusMessage.NO_TURN))
-            with pytest.raises(NotAuthenticated), counted() as calls:
+            with pytest.raises(NotAuthenticated), count_function_calls() as calls:
                 await keyring.gateway.state.auth.authenticate_request(headers, "test")
             gateway_calls = Counter({call: number for call, number in calls.items() if call[0].startswith(PACKAGE)})
             common_calls[name] = gateway_calls & common_calls.get(name, gateway_calls)

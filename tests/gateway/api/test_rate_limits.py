@@ -26,9 +26,9 @@ from gateway.simulator import Fault, Simulator
 from gateway.store.api_keys import KeyStore, NewKey
 from gateway.store.database import Database
 from tests.auth_helpers import Keyring
-from tests.e2e.up import ROOT, clean_environment, command
+from tests.e2e.running_stack import ROOT, clean_environment, gateway_command
 from tests.eventually import eventually
-from tests.redis_server import RedisServer, silent_server
+from tests.redis_server import RedisServer, serve_silently
 from tests.stack import SECRET, free_port, serve_gateway
 
 
@@ -153,7 +153,7 @@ async def two_processes(database_url: str, groq_url: str, tools_url: str, **sett
                 LOG_LEVEL="WARNING",
                 **settings,
             )
-            processes.append(subprocess.Popen(command("serve"), cwd=ROOT, env=environment))
+            processes.append(subprocess.Popen(gateway_command("serve"), cwd=ROOT, env=environment))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         async with aiohttp.ClientSession() as session:
             for url in urls:
@@ -342,7 +342,7 @@ async def test_without_redis_each_worker_counts_locally_until_redis_returns(
 
 
 async def test_hanging_redis_is_awaited_once_for_requests_and_stream_slots() -> None:
-    async with silent_server() as (port, connections):
+    async with serve_silently() as (port, connections):
         redis_url = SecretStr(f"redis://127.0.0.1:{port}/0")
         settings = load_settings(_env_file=None, redis_url=redis_url, redis_timeout_seconds=0.2, rate_limit_requests=9)
         rates = RateLimiter(settings, redis_backoff_seconds=600)

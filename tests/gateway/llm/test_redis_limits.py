@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway.domain.errors import UpstreamRateLimited
 from gateway.llm.rate_limit.limiter import Limiter
 from gateway.llm.rate_limit.redis import RedisLimits
-from tests.redis_server import RedisServer, silent_server
+from tests.redis_server import RedisServer, serve_silently
 
 MODEL = "openai/gpt-oss-120b"
 
@@ -161,7 +161,7 @@ async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(
 
 async def test_redis_that_hangs_is_waited_for_once() -> None:
     async with (
-        silent_server() as (port, connections),
+        serve_silently() as (port, connections),
         two_replicas(f"redis://127.0.0.1:{port}/0", timeout_seconds=0.2, backoff_seconds=600.0) as replicas,
         AsyncExitStack() as stack,
     ):

@@ -1,4 +1,4 @@
-"""`agent-gateway up` as a user starts it: real processes, in a directory of their own."""
+"""`agent-gateway up` as a user starts it, with its processes in a directory of its own."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ from tests.eventually import eventually
 from tests.stack import Client, free_port
 
 START_SECONDS = 90.0
-"""For processes to start: on a loaded machine each imports for ten seconds."""
+"""Timeout of process starts: on a loaded machine the imports of each take ten seconds."""
 ROOT = Path(__file__).parent.parent.parent
-KEPT_OUT = (
-    "PYTHONDONTWRITEBYTECODE",  # or each process compiles the packages anew, for a second
+EXCLUDED_PREFIXES = (
+    "PYTHONDONTWRITEBYTECODE",  # else each process would compile the packages again
     "JWT_",
     "RATE_LIMIT_",
     "REDIS_",
@@ -45,17 +45,17 @@ KEPT_OUT = (
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """The machine's environment without what would configure the gateway."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(KEPT_OUT)} | settings
+    """Return the environment without variables that configure the gateway, plus the settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)} | settings
 
 
-def command(*arguments: str) -> list[str]:
+def gateway_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "gateway.cli", *arguments]
 
 
 @dataclass
-class Up(Client):
-    """A running stack."""
+class RunningStack(Client):
+    """A running stack and an HTTP client of its gateway."""
 
     base_url: str
     session: aiohttp.ClientSession
@@ -69,8 +69,8 @@ class Up(Client):
     def tools_url(self) -> str:
         return f"http://127.0.0.1:{self.tools_port}/mcp"
 
-    def child(self, module: str) -> int:
-        """The process id of a child, by the module that it runs."""
+    def find_child(self, module: str) -> int:
+        """Return the process id of the child that runs a module."""
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
@@ -81,28 +81,28 @@ class Up(Client):
                 return int(entry.name)
         raise AssertionError(f"no child runs {module}")
 
-    def descendants(self) -> list[int]:
-        """Every process of the stack, told by the environment that all of them have."""
-        mark = f"GATEWAY_DATA_DIR={self.data_dir}".encode()
-        found: list[int] = []
+    def find_descendants(self) -> list[int]:
+        """Return the ids of all processes of the stack, found by their environment."""
+        assignment = f"GATEWAY_DATA_DIR={self.data_dir}".encode()
+        pids: list[int] = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                marked = mark in (entry / "environ").read_bytes().split(b"\0")
-                postgres = str(self.data_dir / "postgres").encode() in (entry / "cmdline").read_bytes()
+                has_data_dir = assignment in (entry / "environ").read_bytes().split(b"\0")
+                is_postgres = str(self.data_dir / "postgres").encode() in (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if (marked or postgres) and int(entry.name) != self.process.pid:
-                found.append(int(entry.name))
-        return found
+            if (has_data_dir or is_postgres) and int(entry.name) != self.process.pid:
+                pids.append(int(entry.name))
+        return pids
 
-    async def until_gone(self) -> int:
-        """The exit code, once the process has ended."""
+    async def wait_for_exit(self) -> int:
+        """Wait for the process to end and return its exit code."""
         await eventually(lambda: self.process.poll() is not None)
         assert self.process.returncode is not None
         return self.process.returncode
 
-    async def rows(self, query: str) -> list[Any]:
-        """What the stack's own database says; started again for this if the stack is down."""
+    async def query(self, query: str) -> list[Any]:
+        """Query the stack's own database, which is started if the stack is down."""
         server = embedded_postgres.start_or_attach(self.data_dir)
         try:
             connection = await asyncpg.connect(plain_dsn(server.build_url()))
@@ -113,16 +113,21 @@ class Up(Client):
         finally:
             server.stop_if_started_here()
 
-    async def until_ready(self) -> None:
-        async def ready() -> bool:
+    async def wait_until_ready(self) -> None:
+        async def is_ready() -> bool:
             return (await self.get("/ready")).body["status"] == "ready"
 
-        await eventually(ready)
+        await eventually(is_ready)
 
 
 @asynccontextmanager
-async def running_up(directory: Path, *, trusted: ssl.SSLContext | None = None, **settings: str) -> AsyncGenerator[Up]:
-    """Start the stack in `directory`, wait until it says that it is ready; stop it in the end. `trusted`: by https."""
+async def run_stack(
+    directory: Path, *, trusted: ssl.SSLContext | None = None, **settings: str
+) -> AsyncGenerator[RunningStack]:
+    """Run the stack in `directory`, from its ready message until the context ends.
+
+    With `trusted`, the client uses https and this TLS context.
+    """
     port, tools_port = free_port(), free_port()
     data_dir = directory / "data"
     environment = clean_environment(
@@ -131,19 +136,24 @@ async def running_up(directory: Path, *, trusted: ssl.SSLContext | None = None, 
     output = directory / "output"
     with output.open("wb") as out:
         process = subprocess.Popen(
-            command("up"), cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            gateway_command("up"),
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
 
-        def announced() -> bool:
+        def has_announced() -> bool:
             assert process.poll() is None, output.read_text()
             return b"\nTry:" in output.read_bytes()
 
-        await eventually(announced, timeout_seconds=START_SECONDS)
+        await eventually(has_announced, timeout_seconds=START_SECONDS)
         timeout = aiohttp.ClientTimeout(total=60)
         connector = aiohttp.TCPConnector(ssl=trusted or True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            yield Up(
+            yield RunningStack(
                 f"{'https' if trusted else 'http'}://127.0.0.1:{port}",
                 session,
                 process,

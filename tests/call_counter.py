@@ -1,4 +1,4 @@
-"""Calls of functions, as a measure of work that does not depend on the machine."""
+"""Counts function calls, a measure of work that does not depend on the machine."""
 
 import sys
 from collections import Counter
@@ -9,12 +9,12 @@ from typing import Any
 
 
 @contextmanager
-def counted() -> Generator[Counter[tuple[str, str]]]:
-    """Counts the calls in this thread by file and function, C functions under their caller's file."""
+def count_function_calls() -> Generator[Counter[tuple[str, str]]]:
+    """Count the calls in this thread by file and function; C functions count for their caller's file."""
     calls: Counter[tuple[str, str]] = Counter()
     names: dict[CodeType, tuple[str, str]] = {}
 
-    def count(frame: FrameType, event: str, argument: Any) -> None:
+    def count_call(frame: FrameType, event: str, argument: Any) -> None:
         if event == "call":
             code = frame.f_code
             key = names.get(code) or names.setdefault(code, (code.co_filename, code.co_qualname))
@@ -22,7 +22,7 @@ def counted() -> Generator[Counter[tuple[str, str]]]:
         elif event == "c_call":
             calls[frame.f_code.co_filename, f"{argument.__name__} (C)"] += 1
 
-    sys.setprofile(count)
+    sys.setprofile(count_call)
     try:
         yield calls
     finally:

@@ -1,6 +1,6 @@
-"""The command that the conformance suite starts for each scenario: has the client in the test's process do it.
+"""The command that the conformance suite starts per scenario: sends it to the client in the test's process.
 
-A process that loads the gateway's libraries for each of fifty scenarios would take most of a minute.
+A process per scenario that imports the gateway would make the test slow.
 """
 
 import json
