@@ -1,4 +1,4 @@
-"""What is kept out: denied tools, hidden characters, redacted texts, foreign hosts and pages, hostile bodies."""
+"""Denied tools, hidden characters, redaction, trusted hosts, origins, hostile bodies and placeholders."""
 
 import json
 import time
@@ -28,7 +28,7 @@ from tests.stack import Gateway, serve_asgi, serve_gateway
 RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
 
 
-# --- where requests come from
+# --- source addresses
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ RULES = Path(__file__).parent.parent.parent.parent / "docs" / "redaction.toml"
         (("2001:0DB8::0:1", 1), "2001:db8::1"),
         (("fe80::1%" + "A" * 5_000, 1), "fe80::1"),
         (("A" * 5_000, 1), "unknown"),
-        (("192.0.2.7 again", 1), "unknown"),
+        (("192.0.2.7 extra", 1), "unknown"),
         (("", 0), "unknown"),
         (None, "unknown"),
     ],
@@ -56,13 +56,13 @@ async def test_denied_tool_is_unavailable_despite_allow_lists(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection, glob: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, tools_deny=(glob,)) as gateway:
-        ring = Keyring(gateway)
-        headers = await ring.make("root", role="admin", tools=("*", "add_task"))
-        names = {tool["name"] for tool in (await ring.get("root", "/api/v1/tools")).body["tools"]}
+        keyring = Keyring(gateway)
+        headers = await keyring.make("root", role="admin", tools=("*", "add_task"))
+        names = {tool["name"] for tool in (await keyring.get("root", "/api/v1/tools")).body["tools"]}
         assert "add_task" not in names
         assert "calculator" in names
-        assert (await ring.post("root", "/api/v1/tools/add_task", {"title": "x"})).status == 404
-        turn = await ring.chat("root", "Add a task to rest", tools=["add_task"])
+        assert (await keyring.post("root", "/api/v1/tools/add_task", {"title": "x"})).status == 404
+        turn = await keyring.chat("root", "Add a task to rest", tools=["add_task"])
         assert turn.status == 200
         async with (
             httpx2.AsyncClient(headers=headers, timeout=30) as http,
@@ -72,13 +72,13 @@ async def test_denied_tool_is_unavailable_despite_allow_lists(
             with pytest.raises(MCPError, match="Unknown tool"):
                 await client.call_tool("add_task", {"title": "x"})
         specs = {spec.name: spec for spec in gateway.state.toolbox._toolbox.specs()}
-        principal = await principal_of(gateway, headers)
+        principal = await authenticate_headers(gateway, headers)
         result: Any = await gateway.state.toolbox.call(specs["add_task"], {"title": "x"}, principal=principal)
         assert result.outcome == "denied"
         assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
-async def principal_of(gateway: Gateway, headers: dict[str, str]) -> Any:
+async def authenticate_headers(gateway: Gateway, headers: dict[str, str]) -> Any:
     from starlette.datastructures import Headers
 
     return await gateway.state.auth.authenticate_request(Headers(headers), "test")
@@ -86,29 +86,29 @@ async def principal_of(gateway: Gateway, headers: dict[str, str]) -> Any:
 
 # --- hidden characters
 
-HIDDEN = (
+HIDDEN_TEXT = (
     "\x1b[31mred\x1b[0m \x1b]8;;http://evil\x07link\x1b]8;;\x07 \u202etxet\u202c a\U000e0041\U000e0042b \x08\x00end"
 )
-SEEN = "red link txet ab end"
+VISIBLE_TEXT = "red link txet ab end"
 
 
 @pytest.fixture
-async def sly(database_url: str, simulator: Simulator) -> AsyncGenerator[Gateway]:
-    """A gateway in front of a server whose results hold what no reader sees."""
-    server = MCPServer("sly")
+async def gateway_with_hidden_text(database_url: str, simulator: Simulator) -> AsyncGenerator[Gateway]:
+    """A gateway with an MCP server whose results contain hidden characters."""
+    server = MCPServer("hidden")
 
     @server.tool(structured_output=False)
-    async def whisper(ctx: Context[Any, Any]) -> str:
-        await ctx.report_progress(1, 2, HIDDEN)
-        return HIDDEN
+    async def send_hidden_text(ctx: Context[Any, Any]) -> str:
+        await ctx.report_progress(1, 2, HIDDEN_TEXT)
+        return HIDDEN_TEXT
 
     @server.tool()
-    async def figures() -> dict[str, Any]:
-        return {"of": [HIDDEN], HIDDEN: 1}
+    async def get_figures() -> dict[str, Any]:
+        return {"of": [HIDDEN_TEXT], HIDDEN_TEXT: 1}
 
-    @server.resource("sly://note")
+    @server.resource("hidden://note")
     def note() -> str:
-        return HIDDEN
+        return HIDDEN_TEXT
 
     async with (
         serve_asgi(server.streamable_http_app()) as url,
@@ -117,24 +117,29 @@ async def sly(database_url: str, simulator: Simulator) -> AsyncGenerator[Gateway
         yield gateway
 
 
-async def test_hidden_characters_are_removed_from_tool_results(sly: Gateway, simulator: Simulator) -> None:
-    told = (await sly.post("/api/v1/tools/whisper", {})).body
-    assert told["content"] == [{"type": "text", "text": SEEN}]
-    assert (await sly.post("/api/v1/tools/figures", {})).body["structured"] == {"of": [SEEN], SEEN: 1}
-    resource = (await sly.get("/api/v1/mcp/resources/read?uri=sly://note")).body
-    assert resource["contents"][0]["text"] == SEEN
-    simulator.faults.add_faults(Fault(kind="tool_calls", calls=[{"name": "whisper", "arguments": "{}"}]))
-    stream = await sly.chat_stream("whisper to me")
+async def test_hidden_characters_are_removed_from_tool_results(
+    gateway_with_hidden_text: Gateway, simulator: Simulator
+) -> None:
+    reply_body = (await gateway_with_hidden_text.post("/api/v1/tools/send_hidden_text", {})).body
+    assert reply_body["content"] == [{"type": "text", "text": VISIBLE_TEXT}]
+    assert (await gateway_with_hidden_text.post("/api/v1/tools/get_figures", {})).body["structured"] == {
+        "of": [VISIBLE_TEXT],
+        VISIBLE_TEXT: 1,
+    }
+    resource = (await gateway_with_hidden_text.get("/api/v1/mcp/resources/read?uri=hidden://note")).body
+    assert resource["contents"][0]["text"] == VISIBLE_TEXT
+    simulator.faults.add_faults(Fault(kind="tool_calls", calls=[{"name": "send_hidden_text", "arguments": "{}"}]))
+    stream = await gateway_with_hidden_text.chat_stream("send hidden text")
     [result] = stream.of("tool.result")
-    assert result["content"] == [{"type": "text", "text": SEEN}]
-    assert [event["message"] for event in stream.of("tool.progress")] in ([SEEN], [])
+    assert result["content"] == [{"type": "text", "text": VISIBLE_TEXT}]
+    assert [event["message"] for event in stream.of("tool.progress")] in ([VISIBLE_TEXT], [])
     for event in stream.events:
         assert "\\u202e" not in json.dumps(event.data)
         assert "\\u001b" not in json.dumps(event.data)
 
 
 @pytest.mark.parametrize(
-    ("hidden", "seen"),
+    ("text", "visible_text"),
     [
         ("a" + "".join(chr(0xE0100 + byte) for byte in b"obey"), "a"),
         ("a\ufe00\ufe01\ufe0fb \ufe0f", "ab "),
@@ -146,10 +151,10 @@ async def test_hidden_characters_are_removed_from_tool_results(sly: Gateway, sim
         ("a\x1b(Bb\x1bcc\x1b[?25ld\x1b[1;31", "abcd"),
         ("\x1b\u200b[31mred", "[31mred"),
     ],
-    ids=["selectors", "first-selectors", "widthless", "joiners", "runs", "dcs", "osc", "short", "nested"],
+    ids=["selectors", "first-selectors", "zero-width", "joiners", "runs", "dcs", "osc", "short", "nested"],
 )
-def test_invisible_characters_are_removed(hidden: str, seen: str) -> None:
-    assert sanitize_text(hidden) == seen
+def test_invisible_characters_are_removed(text: str, visible_text: str) -> None:
+    assert sanitize_text(text) == visible_text
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_invisible_characters_are_removed(hidden: str, seen: str) -> None:
         "\u0915\u094d\u200d\u0937 \u0915\u094d\u200c",
         "\u65e5\u672c\u3000\u8a9e na\u00efve \u05e9\u05dc\u05d5\u05dd",
     ],
-    ids=["plain", "presentation", "families", "tones", "persian", "hindi", "others"],
+    ids=["plain", "presentation", "families", "skin-tones", "persian", "hindi", "other-scripts"],
 )
 def test_meaningful_joiners_and_variation_selectors_stay(text: str) -> None:
     assert sanitize_text(text) == text
@@ -176,114 +181,119 @@ CARD = "4111 1111 1111 1111"
 
 
 @pytest.fixture
-async def discreet(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+async def redacting_gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
     async with serve_gateway(database_url, simulator, tools_url, redaction_rules=RULES) as gateway:
         yield gateway
 
 
-async def kept(db: asyncpg.Connection) -> str:
-    """Everything that is in the database."""
+async def dump_database(db: asyncpg.Connection) -> str:
+    """Return all rows of the database as text."""
     tables = await db.fetch(
         "SELECT schemaname || '.' || tablename AS name FROM pg_tables WHERE schemaname IN ('public', 'tools')"
     )
     rows = [await db.fetch(f"SELECT t::text AS row FROM {table['name']} AS t") for table in tables]
-    return "\n".join(row["row"] for found in rows for row in found)
+    return "\n".join(row["row"] for table_rows in rows for row in table_rows)
 
 
-async def test_redacted_text_is_not_stored_and_not_sent_to_tools(discreet: Gateway, db: asyncpg.Connection) -> None:
+async def test_redacted_text_is_not_stored_and_not_sent_to_tools(
+    redacting_gateway: Gateway, db: asyncpg.Connection
+) -> None:
     prompt = f"Add a task to write to {EMAIL} about card {CARD}"
-    stream = await discreet.chat_stream(prompt, conversation_id="new", system=f"You help {EMAIL}.")
+    stream = await redacting_gateway.chat_stream(prompt, conversation_id="new", system=f"You help {EMAIL}.")
     assert stream.of("turn.completed")
     assert stream.of("tool.call")
-    whole = await kept(db)
-    assert "[email]" in whole
-    assert EMAIL not in whole
-    assert CARD not in whole
+    dump = await dump_database(db)
+    assert "[email]" in dump
+    assert EMAIL not in dump
+    assert CARD not in dump
     titles = [row["title"] for row in await db.fetch("SELECT title FROM tools.tasks")]
     assert len(titles) == 1
     assert "[email]" in titles[0]
-    direct = await discreet.post("/api/v1/tools/add_task", {"title": f"ring {EMAIL}"})
+    direct = await redacting_gateway.post("/api/v1/tools/add_task", {"title": f"ring {EMAIL}"})
     assert "[email]" in direct.body["content"][0]["text"]
     turn = stream.of("turn.started")[0]["turn_id"]
-    await discreet.post(f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": f"from {EMAIL}"})
-    assert EMAIL not in await kept(db)
+    await redacting_gateway.post(f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": f"from {EMAIL}"})
+    assert EMAIL not in await dump_database(db)
 
 
-async def test_questions_and_answers_are_redacted(discreet: Gateway, db: asyncpg.Connection) -> None:
-    asked = (await discreet.chat(f"Add a task to write to {EMAIL}", approval="always")).body
-    [question] = asked["inputs"]
-    assert EMAIL not in await kept(db)
+async def test_questions_and_answers_are_redacted(redacting_gateway: Gateway, db: asyncpg.Connection) -> None:
+    waiting_turn = (await redacting_gateway.chat(f"Add a task to write to {EMAIL}", approval="always")).body
+    [question] = waiting_turn["inputs"]
+    assert EMAIL not in await dump_database(db)
     answer = {"arguments": {"title": f"ring {EMAIL}"}}
     body = {"input_id": question["input_id"], "action": "accept", "content": answer}
-    await discreet.post(f"/api/v1/turns/{asked['turn_id']}/input", body)
+    await redacting_gateway.post(f"/api/v1/turns/{waiting_turn['turn_id']}/input", body)
 
-    async def ended() -> bool:
-        turn = await discreet.get(f"/api/v1/turns/{asked['turn_id']}")
+    async def is_finished() -> bool:
+        turn = await redacting_gateway.get(f"/api/v1/turns/{waiting_turn['turn_id']}")
         return turn.body["status"] not in ("running", "waiting")
 
-    await eventually(ended)
+    await eventually(is_finished)
     assert [row["title"] for row in await db.fetch("SELECT title FROM tools.tasks")] == ["ring [email]"]
-    whole = await kept(db)
-    assert EMAIL not in whole
-    assert "input.accept" in whole
+    dump = await dump_database(db)
+    assert EMAIL not in dump
+    assert "input.accept" in dump
 
 
 async def test_text_split_over_stream_chunks_is_redacted(
-    discreet: Gateway, simulator: Simulator, db: asyncpg.Connection
+    redacting_gateway: Gateway, simulator: Simulator, db: asyncpg.Connection
 ) -> None:
     answer = f"Write to {EMAIL}, please. And use the key gsk_abcdefghijklmnop0123."
     simulator.faults.add_faults(Fault(kind="text", text=answer, match="whom"))
     simulator.faults.add_faults(Fault(kind="split_frames", match="whom"))
-    stream = await discreet.chat_stream("whom shall I write to?")
-    assert stream.text == answer  # who asks hears it all
-    whole = await kept(db)
-    assert "Write to [email], please. And use the key [key]." in whole
-    assert "lovelace" not in whole
+    stream = await redacting_gateway.chat_stream("whom shall I write to?")
+    assert stream.text == answer  # the caller gets the unredacted text
+    dump = await dump_database(db)
+    assert "Write to [email], please. And use the key [key]." in dump
+    assert "lovelace" not in dump
     turn = stream.of("turn.started")[0]["turn_id"]
-    async with discreet.session.get(f"{discreet.base_url}/api/v1/turns/{turn}/events") as response:
-        again = (await response.read()).decode()
-    assert "[email]" in again
-    assert "lovelace" not in again
+    async with redacting_gateway.session.get(f"{redacting_gateway.base_url}/api/v1/turns/{turn}/events") as response:
+        replayed = (await response.read()).decode()
+    assert "[email]" in replayed
+    assert "lovelace" not in replayed
 
 
-async def test_all_request_fields_are_stored_redacted(discreet: Gateway, db: asyncpg.Connection) -> None:
-    of = f"of {EMAIL}"
-    schema = {"type": "object", "properties": {EMAIL: {"type": "integer", "maximum": 9007199254740991, "title": of}}}
-    response = await discreet.post(
+async def test_all_request_fields_are_stored_redacted(redacting_gateway: Gateway, db: asyncpg.Connection) -> None:
+    personal_text = f"of {EMAIL}"
+    schema = {
+        "type": "object",
+        "properties": {EMAIL: {"type": "integer", "maximum": 9007199254740991, "title": personal_text}},
+    }
+    response = await redacting_gateway.post(
         "/v1/responses",
         {
             "input": "hello",
-            "instructions": of,
-            "metadata": {EMAIL: of},
+            "instructions": personal_text,
+            "metadata": {EMAIL: personal_text},
             "user": EMAIL,
-            "tools": [{"type": "function", "name": "look", "description": of, "parameters": schema}],
+            "tools": [{"type": "function", "name": "look", "description": personal_text, "parameters": schema}],
             "text": {"format": {"type": "json_schema", "name": "answer", "schema": schema}},
         },
     )
     assert response.status == 200, response.body
-    assert response.body["instructions"] == of  # who asks hears it all
-    chat = await discreet.post(
+    assert response.body["instructions"] == personal_text  # the caller gets the unredacted text
+    chat = await redacting_gateway.post(
         "/v1/chat/completions",
         {
             "model": response.body["model"],
             "user": EMAIL,
             "stop": [EMAIL],
-            "metadata": {EMAIL: of},
+            "metadata": {EMAIL: personal_text},
             "messages": [{"role": "user", "name": "ada@lovelace.example", "content": "hello"}],
         },
     )
     assert chat.status == 200, chat.body
-    assert EMAIL not in await kept(db)
-    again = (await discreet.get(f"/v1/responses/{response.body['id']}")).body
-    assert (again["instructions"], again["metadata"]) == ("of [email]", {"[email]": "of [email]"})
-    maximum = again["tools"][0]["parameters"]["properties"]["[email]"]["maximum"]
+    assert EMAIL not in await dump_database(db)
+    stored_response = (await redacting_gateway.get(f"/v1/responses/{response.body['id']}")).body
+    assert (stored_response["instructions"], stored_response["metadata"]) == ("of [email]", {"[email]": "of [email]"})
+    maximum = stored_response["tools"][0]["parameters"]["properties"]["[email]"]["maximum"]
     assert maximum == 9007199254740991
 
 
 def test_tool_arguments_are_redacted_in_keys_and_values() -> None:
     rules = load_rules(RULES)
-    given = {"data": f"mail {EMAIL}", "blob": [EMAIL], EMAIL: 1, "x@lovelace.example": 2, "n": 4111111111111111}
-    assert rules.redact_value(given) == {
+    arguments = {"data": f"mail {EMAIL}", "blob": [EMAIL], EMAIL: 1, "x@lovelace.example": 2, "n": 4111111111111111}
+    assert rules.redact_value(arguments) == {
         "data": "mail [email]",
         "blob": ["[email]"],
         "[email]": 1,
@@ -300,9 +310,13 @@ def test_only_base64_content_is_exempt_from_redaction() -> None:
     image = {"type": "image", "data": "sk/sk-abcdefghijklmnop==", "mimeType": "image/png"}
     file = {"type": "resource", "resource": {"uri": "a://b", "blob": "sk/sk-abcdefghijklmnop"}}
     assert rules.redact_blocks([image, file]) == [image, file]
-    lies = [image | {"data": EMAIL}, {"type": "text", "text": "x", "data": EMAIL}, {"type": "audio", "data": [EMAIL]}]
-    lies += [{"type": "resource", "resource": {"uri": EMAIL, "blob": EMAIL}}, image | {"mimeType": EMAIL}]
-    assert EMAIL not in json.dumps(rules.redact_blocks(lies))
+    other_blocks = [
+        image | {"data": EMAIL},
+        {"type": "text", "text": "x", "data": EMAIL},
+        {"type": "audio", "data": [EMAIL]},
+    ]
+    other_blocks += [{"type": "resource", "resource": {"uri": EMAIL, "blob": EMAIL}}, image | {"mimeType": EMAIL}]
+    assert EMAIL not in json.dumps(rules.redact_blocks(other_blocks))
 
 
 @pytest.mark.parametrize(
@@ -310,11 +324,11 @@ def test_only_base64_content_is_exempt_from_redaction() -> None:
 )
 def test_long_texts_are_redacted_in_linear_time(part: str) -> None:
     rules = load_rules(RULES)
-    began = time.thread_time()
+    started_at = time.thread_time()
     text = part * (400_000 // len(part))
-    left = rules.redact_text(f"{text} {EMAIL}")
-    assert time.thread_time() - began < 10
-    assert left.endswith(" [email]")
+    redacted = rules.redact_text(f"{text} {EMAIL}")
+    assert time.thread_time() - started_at < 10
+    assert redacted.endswith(" [email]")
 
 
 @pytest.mark.parametrize(
@@ -332,18 +346,18 @@ def test_too_deeply_nested_arguments_are_redacted_as_text() -> None:
     redactor = Redactor([Rule("email", regex.compile("ada@example.com"), "[email]")])
     deep = "[" * 5_000
     call = ToolCall("1", "tool", f'{deep}"ada@example.com"')
-    end = TurnOutcome("failed", (Message("assistant", "", (call,)),), "", steps=1, usage=Usage(), duration_ms=0.0)
-    (kept,) = redaction.redact_outcome(end, redactor).messages
-    assert kept.tool_calls[0].arguments == f'{deep}"[email]"'
+    outcome = TurnOutcome("failed", (Message("assistant", "", (call,)),), "", steps=1, usage=Usage(), duration_ms=0.0)
+    (stored_message,) = redaction.redact_outcome(outcome, redactor).messages
+    assert stored_message.tool_calls[0].arguments == f'{deep}"[email]"'
 
 
 def test_text_that_times_out_a_rule_is_replaced_entirely() -> None:
     rules = Redactor([Rule("odd", regex.compile("(q|qq)+!"), "-"), Rule("email", regex.compile("ada@"), "[email]")])
-    trap = "q" * 100 + " !"
-    began = time.thread_time()
-    assert rules.redact_text(trap) == "[odd]"
-    assert rules.redact_value([trap] * 1000 + ["qq! ada@b"]) == ["[odd]"] * 1000 + ["- [email]b"]
-    assert time.thread_time() - began < 10
+    slow_text = "q" * 100 + " !"
+    started_at = time.thread_time()
+    assert rules.redact_text(slow_text) == "[odd]"
+    assert rules.redact_value([slow_text] * 1000 + ["qq! ada@b"]) == ["[odd]"] * 1000 + ["- [email]b"]
+    assert time.thread_time() - started_at < 10
 
 
 @pytest.mark.parametrize(
@@ -370,10 +384,10 @@ def test_redaction_with_a_synchronous_journal_is_rejected() -> None:
         load_settings(_env_file=None, redaction_rules=RULES, synchronous_journal=True)
 
 
-# --- depth
+# --- nesting depth
 
 
-def nested(depth: int) -> Any:
+def build_nested_value(depth: int) -> Any:
     value: Any = "x"
     for _ in range(depth):
         value = {"of": value}
@@ -381,35 +395,42 @@ def nested(depth: int) -> Any:
 
 
 async def test_too_deeply_nested_values_are_rejected(standing: Gateway) -> None:
-    deep, flat = [(await standing.post("/api/v1/tools/calculator", {"expression": nested(n)})).body for n in (300, 50)]
-    assert (deep["outcome"], "100 deep" in deep["content"][0]["text"]) == ("error", True)
-    assert "deep" not in flat["content"][0]["text"]
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": nested(300)}}}
+    deep_reply, flat_reply = [
+        (await standing.post("/api/v1/tools/calculator", {"expression": build_nested_value(n)})).body for n in (300, 50)
+    ]
+    assert (deep_reply["outcome"], "100 deep" in deep_reply["content"][0]["text"]) == ("error", True)
+    assert "deep" not in flat_reply["content"][0]["text"]
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": build_nested_value(300)}}}
     reply = await standing.chat("Hello", response_format=schema)
     assert (reply.status, reply.body["error"]["param"]) == (422, "response_format")
 
 
-# --- hosts, pages, headers
+# --- trusted hosts, origins and headers
 
 
 @pytest.mark.parametrize(
-    ("trusted", "own", "others"),
+    ("trusted", "accepted", "rejected"),
     [
         ((), ["localhost:8000", "127.0.0.1", "[::1]:8000"], ["evil.example", "127.0.0.1.evil.example", ""]),
         (("gateway.example", "*.internal"), ["gateway.example:80", "a.internal"], ["localhost"]),
     ],
 )
 async def test_only_trusted_host_names_are_accepted(
-    database_url: str, simulator: Simulator, tools_url: str, trusted: tuple[str, ...], own: list[str], others: list[str]
+    database_url: str,
+    simulator: Simulator,
+    tools_url: str,
+    trusted: tuple[str, ...],
+    accepted: list[str],
+    rejected: list[str],
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, trusted_hosts=trusted) as gateway:
-        for host in [*own, *others]:
+        for host in [*accepted, *rejected]:
             reply = await gateway.get("/api/v1/models", headers={"Host": host})
-            assert reply.status == (200 if host in own else 421), host
-            if host in others:
+            assert reply.status == (200 if host in accepted else 421), host
+            if host in rejected:
                 assert reply.body["error"]["code"] == "wrong_host"
             async with gateway.session.post(f"{gateway.base_url}/mcp", json={}, headers={"Host": host}) as response:
-                assert (response.status == 421) is (host in others), host
+                assert (response.status == 421) is (host in rejected), host
             assert (await gateway.get("/health", headers={"Host": host})).status == 200
 
 
@@ -418,10 +439,10 @@ async def test_cross_origin_writes_are_rejected_without_authentication(gateway: 
     for origin, status in (("https://evil.example", 403), ("null", 403), (gateway.base_url, 200)):
         assert (await gateway.post("/api/v1/chat", body, headers={"Origin": origin})).status == status
     assert (await gateway.get("/api/v1/models", headers={"Origin": "https://evil.example"})).status == 200
-    ring = Keyring(gateway)
-    headers = await ring.make("ada")
-    asked = await gateway.post("/api/v1/chat", body, headers=headers | {"Origin": "https://app.example"})
-    assert asked.status == 200
+    keyring = Keyring(gateway)
+    headers = await keyring.make("ada")
+    authenticated = await gateway.post("/api/v1/chat", body, headers=headers | {"Origin": "https://app.example"})
+    assert authenticated.status == 200
 
 
 @pytest.mark.parametrize("path", ["/api/v1/models", "/health", "/no/such/route", "/docs"])
@@ -433,7 +454,7 @@ async def test_all_responses_have_security_headers(standing: Gateway, path: str)
         assert ("default-src 'none'" in response.headers.get("Content-Security-Policy", "")) is (path != "/docs")
 
 
-# --- bodies made to break things
+# --- hostile bodies
 
 
 @pytest.mark.parametrize(
@@ -447,14 +468,16 @@ async def test_all_responses_have_security_headers(standing: Gateway, path: str)
         b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": -1}',
         b"\xff\xfe\x00",
     ],
-    ids=["depth", "open", "digits", "infinite", "nan", "surrogate", "no utf-8"],
+    ids=["depth", "unclosed", "digits", "infinity", "nan", "surrogate", "not utf-8"],
 )
 @pytest.mark.parametrize("path", ["/api/v1/chat", "/v1/chat/completions", "/v1/responses", "/api/v1/tools/calculator"])
 async def test_hostile_body_is_rejected_as_a_client_error(standing: Gateway, path: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     async with standing.session.post(f"{standing.base_url}{path}", data=body, headers=headers) as response:
-        told = await response.json()
-        assert response.status in (400, 422) or (path.endswith("calculator") and told["outcome"] == "error"), told
+        reply_body = await response.json()
+        assert response.status in (400, 422) or (path.endswith("calculator") and reply_body["outcome"] == "error"), (
+            reply_body
+        )
 
 
 # --- secrets
@@ -509,14 +532,14 @@ def test_self_hosted_model_server_accepts_any_openai_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"postgres_host": "db", "postgres_password": "changeme"}, "POSTGRES_PASSWORD: is a placeholder"),
         ({"database_url": "postgresql://me:%3Cpassword%3E@db/d"}, "DATABASE_URL: its password is a placeholder"),
     ],
 )
-def test_remote_database_rejects_a_placeholder_password(settings: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_remote_database_rejects_a_placeholder_password(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_settings(_env_file=None, **settings)
 
 

@@ -1,4 +1,4 @@
-"""History and full-text search, over as many turns as one user may have."""
+"""History and full-text search, also over a large number of turns."""
 
 import json
 import re
@@ -19,20 +19,20 @@ VALUES (gen_random_uuid(), $1, 'completed', $2, $3, '[]', 'm', '{}', '{}')
 
 
 @pytest.fixture(scope="module")
-async def said(serve_standing: ServeStanding) -> Gateway:
-    """A gateway that remembers a few turns."""
+async def gateway_with_turns(serve_standing: ServeStanding) -> Gateway:
+    """A gateway with a few stored turns."""
     turns = [
         ("local", "Where do camels live?", "Camels live in deserts."),
         ("local", "Do zebras run?", "A zebra runs; running zebras are fast."),
         ("local", "A naïve café in Zürich", "Ein Läufer läuft."),
-        ("somebody else", "camels of others", "secret"),
+        ("another user", "camels of others", "secret"),
     ]
     gateway = await serve_standing()
     await insert(gateway, INSERT, turns)
     return gateway
 
 
-async def found(gateway: Gateway, query: str, **options: Any) -> list[Any]:
+async def search(gateway: Gateway, query: str, **options: Any) -> list[Any]:
     parameters = "".join(f"&{name}={value}" for name, value in options.items())
     reply = await gateway.get(f"/api/v1/search?query={quote(query)}{parameters}")
     assert reply.status == 200, reply.body
@@ -42,28 +42,28 @@ async def found(gateway: Gateway, query: str, **options: Any) -> list[Any]:
 async def test_history_is_paged_without_a_gap(gateway: Gateway) -> None:
     for n in range(5):
         await gateway.chat(f"Prompt {n}")
-    seen: list[str] = []
+    prompts: list[str] = []
     path = "/api/v1/history?limit=2&total=true"
     while True:
         page = (await gateway.get(path)).body
-        seen += [item["prompt"] for item in page["items"]]
+        prompts += [item["prompt"] for item in page["items"]]
         assert page["total"] == 5
         if page["next"] is None:
             break
         path = f"/api/v1/history?limit=2&total=true&before={page['next']}"
-    assert seen == [f"Prompt {n}" for n in (4, 3, 2, 1, 0)]
+    assert prompts == [f"Prompt {n}" for n in (4, 3, 2, 1, 0)]
     by_offset = (await gateway.get("/history?limit=2&offset=3")).body
     assert [item["prompt"] for item in by_offset["items"]] == ["Prompt 1", "Prompt 0"]
-    one = by_offset["items"][0]
-    assert (await gateway.get(f"/history/{one['id']}")).body == one
+    item = by_offset["items"][0]
+    assert (await gateway.get(f"/history/{item['id']}")).body == item
 
 
-async def test_search_ranks_and_marks_only_turns_of_the_caller(said: Gateway) -> None:
-    (hit,) = await found(said, "camels")
+async def test_search_ranks_and_marks_only_turns_of_the_caller(gateway_with_turns: Gateway) -> None:
+    (hit,) = await search(gateway_with_turns, "camels")
     assert hit["prompt"] == "Where do camels live?"
     assert "<mark>camels</mark>" in hit["snippet"]
     assert hit["rank"] > 0
-    assert (await said.get("/search?query=camels")).body["items"] == [hit]
+    assert (await gateway_with_turns.get("/search?query=camels")).body["items"] == [hit]
 
 
 @pytest.mark.parametrize(
@@ -84,23 +84,23 @@ async def test_search_ranks_and_marks_only_turns_of_the_caller(said: Gateway) ->
     ],
 )
 async def test_search_supports_operators_phrases_and_stemming(
-    said: Gateway, query: str, options: dict[str, str], prompts: int
+    gateway_with_turns: Gateway, query: str, options: dict[str, str], prompts: int
 ) -> None:
-    assert len(await found(said, query, **options)) == prompts
+    assert len(await search(gateway_with_turns, query, **options)) == prompts
 
 
 async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection) -> None:
     await db.executemany(INSERT, [("local", "camel " * n, "") for n in range(1, 8)])
-    seen: list[str] = []
+    prompts: list[str] = []
     path = "/api/v1/search?query=camel&limit=3&total=true"
     while True:
         page = (await gateway.get(path)).body
-        seen += [item["prompt"] for item in page["items"]]
+        prompts += [item["prompt"] for item in page["items"]]
         assert page["total"] == 7
         if page["next"] is None:
             break
         path = f"/api/v1/search?query=camel&limit=3&total=true&before={page['next']}"
-    assert seen == ["camel " * n for n in range(7, 0, -1)]
+    assert prompts == ["camel " * n for n in range(7, 0, -1)]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection)
     [
         "/api/v1/search",
         "/api/v1/search?query=",
-        "/api/v1/search?query=x&lang=klingon",
+        "/api/v1/search?query=x&lang=unknown",
         "/api/v1/search?query=x&limit=0",
         "/api/v1/search?query=x&limit=201",
         "/api/v1/search?query=x&before=nonsense",
@@ -123,16 +123,16 @@ async def test_invalid_query_is_a_422(standing: Gateway, path: str) -> None:
 
 
 async def test_only_the_newest_matches_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:
-    many = INSERT.replace("gen_random_uuid()", "uuidv7()")
-    await db.execute(many, "local", "camel camel camel, the oldest", "")
-    await db.executemany(many, [("local", f"camel {n}", "") for n in range(MAX_RANKED)])
+    insert_newer = INSERT.replace("gen_random_uuid()", "uuidv7()")
+    await db.execute(insert_newer, "local", "camel camel camel, the oldest", "")
+    await db.executemany(insert_newer, [("local", f"camel {n}", "") for n in range(MAX_RANKED)])
     page = (await gateway.get("/api/v1/search?query=camel&limit=200&total=true")).body
     assert page["total"] == MAX_RANKED + 1
     assert "oldest" not in page["items"][0]["prompt"]
     last = (await gateway.get(f"/search?query=camel&offset={MAX_RANKED - 1}")).body["items"]
     assert len(last) == 1
-    (narrowed,) = await found(gateway, "camel oldest")
-    assert narrowed["prompt"] == "camel camel camel, the oldest"
+    (match,) = await search(gateway, "camel oldest")
+    assert match["prompt"] == "camel camel camel, the oldest"
 
 
 async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
@@ -149,14 +149,14 @@ async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
     plans: dict[str, str] = {}
     try:
         for word in ("777", "prompt"):
-            explained = await database.fetch_rows(
+            plan_rows = await database.fetch_rows(
                 f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}", custom_plan=True, query=word, **values
             )
-            plans[word] = json.dumps(explained[0][0])
+            plans[word] = json.dumps(plan_rows[0][0])
     finally:
         await database.close()
     assert '"ix_turns_search"' in plans["777"]
-    assert '"ix_turns_search"' not in plans["prompt"]  # it is in every turn: the newest are taken as they come
+    assert '"ix_turns_search"' not in plans["prompt"]  # in every turn, so the newest turns are read in order
     for plan in plans.values():
         assert '"Seq Scan"' not in plan
         assert max(map(float, re.findall(r'"Actual Rows": ([0-9.]+)', plan))) <= MAX_RANKED

@@ -1,4 +1,4 @@
-"""The routes that users of the gateway's forerunners call, as they call them."""
+"""The legacy API: `/stream`, `/api/chat/stream` and `/api/{user_id}/chat`."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -11,15 +11,15 @@ from pydantic import SecretStr
 from gateway.simulator import Fault, Simulator
 from tests.stack import Gateway, Reply, serve_gateway
 
-SUM = "What is 23*19?"
+SUM_PROMPT = "What is 23*19?"
 
 
-async def raw(gateway: Gateway, path: str, body: Any) -> tuple[Any, bytes]:
+async def post_raw(gateway: Gateway, path: str, body: Any) -> tuple[Any, bytes]:
     async with gateway.session.post(f"{gateway.base_url}{path}", json=body) as response:
         return response, await response.read()
 
 
-def frames(body: bytes) -> list[Any]:
+def parse_frames(body: bytes) -> list[Any]:
     return [json.loads(frame.removeprefix("data: ")) for frame in body.decode().split("\n\n") if frame]
 
 
@@ -27,13 +27,13 @@ def frames(body: bytes) -> list[Any]:
 
 
 async def test_stream_is_plain_text_by_default(gateway: Gateway, db: asyncpg.Connection) -> None:
-    response, body = await raw(gateway, "/stream", {"prompt": SUM})
+    response, body = await post_raw(gateway, "/stream", {"prompt": SUM_PROMPT})
     assert response.content_type == "text/plain"
     assert body.decode() == await db.fetchval("SELECT response FROM turns")
 
 
 async def test_openai_stream_format_is_one_json_object_per_line(gateway: Gateway) -> None:
-    _, body = await raw(gateway, "/stream?stream_format=openai", {"prompt": SUM})
+    _, body = await post_raw(gateway, "/stream?stream_format=openai", {"prompt": SUM_PROMPT})
     chunks = [json.loads(line) for line in body.decode().splitlines()]
     assert all(set(chunk) == {"id", "object", "created", "model", "choices"} for chunk in chunks)
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
@@ -41,7 +41,7 @@ async def test_openai_stream_format_is_one_json_object_per_line(gateway: Gateway
 
 
 async def test_sse_stream_format_ends_with_done(gateway: Gateway) -> None:
-    response, body = await raw(gateway, "/stream?stream_format=sse", {"prompt": SUM})
+    response, body = await post_raw(gateway, "/stream?stream_format=sse", {"prompt": SUM_PROMPT})
     assert response.content_type == "text/event-stream"
     assert body.endswith(b"data: [DONE]\n\n")
     assert all(frame.startswith(b"data: {") for frame in body.split(b"\n\n")[:-2])
@@ -50,7 +50,7 @@ async def test_sse_stream_format_ends_with_done(gateway: Gateway) -> None:
 @pytest.mark.parametrize("stream_format", ["text", "openai", "sse"])
 async def test_mid_stream_failure_is_reported_in_each_format(gateway: Gateway, stream_format: str) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=40))
-    _, body = await raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "count to 300"})
+    _, body = await post_raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "count to 300"})
     assert b"broke off" in body
     assert b"[DONE]" not in body
 
@@ -58,7 +58,7 @@ async def test_mid_stream_failure_is_reported_in_each_format(gateway: Gateway, s
 @pytest.mark.parametrize("stream_format", ["text", "openai", "sse"])
 async def test_text_after_tool_calls_is_streamed_in_each_format(gateway: Gateway, stream_format: str) -> None:
     reply = await gateway.chat_stream("Show my pending tasks and mark the first one done")
-    _, body = await raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "Add a task to rest"})
+    _, body = await post_raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "Add a task to rest"})
     assert b"Added task" in body
     assert reply.done
 
@@ -66,29 +66,29 @@ async def test_text_after_tool_calls_is_streamed_in_each_format(gateway: Gateway
 # --- /api/chat/stream and its conversations
 
 
-async def prompts(gateway: Gateway, prompt: str, **body: Any) -> list[Any]:
-    _, answer = await raw(gateway, "/api/chat/stream", {"user_prompt": prompt, **body})
-    return frames(answer)
+async def send_prompt(gateway: Gateway, prompt: str, **body: Any) -> list[Any]:
+    _, answer = await post_raw(gateway, "/api/chat/stream", {"user_prompt": prompt, **body})
+    return parse_frames(answer)
 
 
 async def test_frames_start_with_the_conversation_id_and_end_with_finished(gateway: Gateway) -> None:
-    told = await prompts(gateway, SUM)
-    assert set(told[0]) == {"conversation_id", "model"}
-    assert all(set(frame) == {"content", "finished"} and frame["finished"] is False for frame in told[1:-1])
-    assert told[-1] == {"content": "", "finished": True}
-    assert "437" in "".join(frame["content"] for frame in told[1:])
+    frames = await send_prompt(gateway, SUM_PROMPT)
+    assert set(frames[0]) == {"conversation_id", "model"}
+    assert all(set(frame) == {"content", "finished"} and frame["finished"] is False for frame in frames[1:-1])
+    assert frames[-1] == {"content": "", "finished": True}
+    assert "437" in "".join(frame["content"] for frame in frames[1:])
 
 
 async def test_conversation_is_continued_shown_and_deleted(gateway: Gateway, db: asyncpg.Connection) -> None:
-    first = await prompts(gateway, "My name is Ada.")
+    first = await send_prompt(gateway, "My name is Ada.")
     conversation_id = first[0]["conversation_id"]
-    second = await prompts(gateway, "What is my name?", conversation_id=conversation_id)
+    second = await send_prompt(gateway, "What is my name?", conversation_id=conversation_id)
     assert "Ada" in "".join(frame["content"] for frame in second[1:])
     path = f"/api/conversations/{conversation_id}"
-    shown = (await gateway.get(path)).body
-    assert shown["conversation_id"] == conversation_id
-    assert [message["role"] for message in shown["messages"]] == ["user", "assistant", "user", "assistant"]
-    assert shown["messages"][0] == {"role": "user", "content": "My name is Ada."}
+    conversation = (await gateway.get(path)).body
+    assert conversation["conversation_id"] == conversation_id
+    assert [message["role"] for message in conversation["messages"]] == ["user", "assistant", "user", "assistant"]
+    assert conversation["messages"][0] == {"role": "user", "content": "My name is Ada."}
     async with gateway.session.delete(f"{gateway.base_url}{path}") as response:
         assert response.status == 200
     assert (await gateway.get(path)).status == 404
@@ -97,14 +97,14 @@ async def test_conversation_is_continued_shown_and_deleted(gateway: Gateway, db:
 
 
 async def test_save_conversation_false_stores_no_content(gateway: Gateway, db: asyncpg.Connection) -> None:
-    told = await prompts(gateway, "A secret", save_conversation=False)
-    assert told[0]["conversation_id"] is None
+    frames = await send_prompt(gateway, "A secret", save_conversation=False)
+    assert frames[0]["conversation_id"] is None
     assert await db.fetchval("SELECT count(*) FROM conversations") == 0
     assert await db.fetchval("SELECT prompt FROM turns") == ""
 
 
 async def test_supported_hyperparameters_reach_the_model(gateway: Gateway) -> None:
-    given = {
+    hyperparameters = {
         "temperature": 0.5,
         "top_p": 0.9,
         "max_tokens": 1000,
@@ -114,12 +114,17 @@ async def test_supported_hyperparameters_reach_the_model(gateway: Gateway) -> No
         "frequency_penalty": 0.5,
         "presence_penalty": -0.5,
     }
-    told = await prompts(gateway, "Hello", hyperparameters=given, system_prompt="Be a camel.")
-    assert told[-1]["finished"] is True
-    sent = gateway.simulator.requests[-1]
-    assert (sent["temperature"], sent["top_p"], sent["max_completion_tokens"], sent["stop"]) == (0.5, 0.9, 1000, ["X"])
-    assert not {"top_k", "repetition_penalty", "frequency_penalty", "presence_penalty"} & set(sent)
-    assert "Be a camel." in sent["messages"][0]["content"]
+    frames = await send_prompt(gateway, "Hello", hyperparameters=hyperparameters, system_prompt="Be a camel.")
+    assert frames[-1]["finished"] is True
+    model_request = gateway.simulator.requests[-1]
+    assert (
+        model_request["temperature"],
+        model_request["top_p"],
+        model_request["max_completion_tokens"],
+        model_request["stop"],
+    ) == (0.5, 0.9, 1000, ["X"])
+    assert not {"top_k", "repetition_penalty", "frequency_penalty", "presence_penalty"} & set(model_request)
+    assert "Be a camel." in model_request["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -148,44 +153,44 @@ async def test_invalid_hyperparameter_is_a_422_that_names_the_field(standing: Ga
 # --- /api/{user_id}/chat
 
 
-async def say(gateway: Gateway, user: str, message: str, **more: Any) -> Reply:
+async def send_message(gateway: Gateway, user: str, message: str, **more: Any) -> Reply:
     return await gateway.post(f"/api/{user}/chat", {"message": message, **more})
 
 
 async def test_user_in_the_path_owns_the_tasks_and_the_conversation(gateway: Gateway, db: asyncpg.Connection) -> None:
-    reply = await say(gateway, "ada", "Add a task to buy milk", conversation_id=None)
+    reply = await send_message(gateway, "ada", "Add a task to buy milk", conversation_id=None)
     assert set(reply.body) == {"conversation_id", "response", "tool_calls"}
     assert reply.body["tool_calls"] == [{"tool": "add_task", "params": {"title": "buy milk"}}]
     assert await db.fetchval("SELECT user_id FROM tools.tasks") == "ada"
     conversation_id = reply.body["conversation_id"]
-    again = await say(gateway, "ada", "What did I ask?", conversation_id=conversation_id)
-    assert "milk" in again.body["response"]
-    assert (await say(gateway, "bob", "What did I ask?", conversation_id=conversation_id)).status == 404
+    second = await send_message(gateway, "ada", "What did I ask?", conversation_id=conversation_id)
+    assert "milk" in second.body["response"]
+    assert (await send_message(gateway, "bob", "What did I ask?", conversation_id=conversation_id)).status == 404
 
 
 @pytest.mark.parametrize("user", ["v1", "chat", "conversations", "a%20b", "x" * 129])
 async def test_reserved_and_invalid_user_names_are_rejected(standing: Gateway, user: str) -> None:
-    assert (await say(standing, user, "Hello")).status in (404, 422)
+    assert (await send_message(standing, user, "Hello")).status in (404, 422)
 
 
 async def test_too_long_and_empty_messages_are_rejected(gateway: Gateway) -> None:
-    assert (await say(gateway, "ada", "x" * 4097)).status == 422
-    assert (await say(gateway, "ada", "")).status == 422
-    assert (await say(gateway, "ada", "x" * 4096)).status == 200
+    assert (await send_message(gateway, "ada", "x" * 4097)).status == 422
+    assert (await send_message(gateway, "ada", "")).status == 422
+    assert (await send_message(gateway, "ada", "x" * 4096)).status == 200
 
 
 @pytest.fixture
-async def locked(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as running:
-        yield running
+async def protected_gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
+    async with serve_gateway(database_url, simulator, tools_url, api_key=SecretStr("the-right-key-16")) as gateway:
+        yield gateway
 
 
-async def test_user_in_the_path_must_be_the_authenticated_caller(locked: Gateway) -> None:
+async def test_user_in_the_path_must_be_the_authenticated_caller(protected_gateway: Gateway) -> None:
     headers = {"X-API-Key": "the-right-key-16"}
-    refused = await locked.post("/api/ada/chat", {"message": "Hello"}, headers=headers)
-    assert (refused.status, refused.body["error"]["code"]) == (404, "not_found")
-    assert (await locked.post("/api/local/chat", {"message": "Hello"}, headers=headers)).status == 200
-    assert (await locked.post("/api/local/chat", {"message": "Hello"})).status == 401
+    rejection = await protected_gateway.post("/api/ada/chat", {"message": "Hello"}, headers=headers)
+    assert (rejection.status, rejection.body["error"]["code"]) == (404, "not_found")
+    assert (await protected_gateway.post("/api/local/chat", {"message": "Hello"}, headers=headers)).status == 200
+    assert (await protected_gateway.post("/api/local/chat", {"message": "Hello"})).status == 401
 
 
 # --- errors and health
@@ -197,7 +202,7 @@ async def test_user_in_the_path_must_be_the_authenticated_caller(locked: Gateway
         ("/stream", {}),
         ("/stream", {"prompt": ""}),
         ("/stream", {"prompt": 1}),
-        ("/stream", {"prompt": "x", "mood": "good"}),
+        ("/stream", {"prompt": "x", "unknown": "x"}),
         ("/stream?stream_format=xml", {"prompt": "x"}),
         ("/api/chat/stream", {"prompt": "x"}),
         ("/api/chat/stream", {"user_prompt": "x", "conversation_id": 7}),
@@ -213,6 +218,6 @@ async def test_invalid_request_is_a_422_with_a_detail(standing: Gateway, path: s
 
 
 async def test_health_reports_the_conversation_count_under_both_names(gateway: Gateway) -> None:
-    await prompts(gateway, "Hello")
+    await send_prompt(gateway, "Hello")
     health = (await gateway.get("/health")).body
     assert (health["status"], health["conversations"], health["conversations_in_memory"]) == ("healthy", 1, 1)

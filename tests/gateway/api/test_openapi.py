@@ -1,4 +1,4 @@
-"""`docs/api.md`: its tables hold every route, and its curl lines work."""
+"""`docs/api.md`: its tables list every route, and its curl commands work."""
 
 import asyncio
 import json
@@ -16,13 +16,13 @@ from tests.stack import Gateway
 DOCUMENT = (Path(__file__).parent.parent.parent.parent / "docs" / "api.md").read_text()
 ROWS = re.findall(r"^\| `(\w+) (/[^`]*)` \| [^|]* \| `(curl .*)` \|$", DOCUMENT, re.MULTILINE)
 
-REFUSED = {"/approve": b"has not changed", "/sign-in": b"its entry contains the credentials"}
-"""What a line of which the document says that it is refused is told."""
+EXPECTED_REFUSALS = {"/approve": b"has not changed", "/sign-in": b"its entry contains the credentials"}
+"""Error text of the documented commands that fail, by the end of their path."""
 
 
 def test_api_document_lists_every_route(gateway_routes: set[tuple[str, str]]) -> None:
-    of_gateway = {(method, path) for method, path, line in ROWS if "curl http://127.0.0.1:8001" not in line}
-    assert of_gateway == gateway_routes
+    listed_routes = {(method, path) for method, path, line in ROWS if "curl http://127.0.0.1:8001" not in line}
+    assert listed_routes == gateway_routes
 
 
 @pytest.fixture
@@ -37,15 +37,18 @@ def gateway_routes() -> set[tuple[str, str]]:
     return {(method.upper(), path) for path, methods in paths.items() for method in methods}
 
 
-async def key(gateway: Gateway) -> tuple[dict[str, str], str]:
-    """A key to revoke; and the option with which curl calls from now on, for somebody who asks for one is there."""
-    made, _ = await gateway.state.keys.create(NewKey("ada"), by="test")
+async def create_revocable_key(gateway: Gateway) -> tuple[dict[str, str], str]:
+    """Create a key to revoke, and an admin key for curl, which the first key makes necessary.
+
+    Returns the variables of the document and the options of curl.
+    """
+    created, _ = await gateway.state.keys.create(NewKey("ada"), by="test")
     _, secret = await gateway.state.keys.create(NewKey("local", role="admin"), by="test")
-    return {"KEY": str(made.id)}, f"-H 'X-API-Key: {secret}'"
+    return {"KEY": str(created.id)}, f"-H 'X-API-Key: {secret}'"
 
 
-async def ids(gateway: Gateway) -> dict[str, str]:
-    """Something for every variable of the document."""
+async def create_resources(gateway: Gateway) -> dict[str, str]:
+    """Create a resource for every variable of the document."""
     turn = (await gateway.chat("What is 23*19?", conversation_id="new")).body
     waiting = (await gateway.chat("Add a task to rest", approval="always")).body
     response = (await gateway.post("/v1/responses", {"input": "What is 23*19?"})).body
@@ -63,24 +66,24 @@ async def ids(gateway: Gateway) -> dict[str, str]:
 async def test_every_curl_line_works(gateway: Gateway, tools_url: str, tmp_path: Path) -> None:
     tools = tools_url.removesuffix("/mcp")
     answers: dict[tuple[str, str], str] = {}
-    option, known = "", dict[str, str]()
+    option, variables = "", dict[str, str]()
     for method, path, line in sorted(ROWS, key=lambda row: row[1].startswith("/api/v1/keys")):
         if path.startswith("/api/v1/keys"):
-            known, option = await key(gateway)
+            variables, option = await create_revocable_key(gateway)
         else:
-            known = await ids(gateway)
-        there = line.replace("http://127.0.0.1:8000", gateway.base_url).replace("http://127.0.0.1:8001", tools)
+            variables = await create_resources(gateway)
+        command = line.replace("http://127.0.0.1:8000", gateway.base_url).replace("http://127.0.0.1:8001", tools)
         process = await asyncio.create_subprocess_shell(
-            there.replace("curl ", f"curl -sS --fail-with-body {option} ", 1),
+            command.replace("curl ", f"curl -sS --fail-with-body {option} ", 1),
             cwd=tmp_path,
-            env=os.environ | known,
+            env=os.environ | variables,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        out, _ = await process.communicate()
-        expected = next((told for end, told in REFUSED.items() if path.endswith(end)), b"")
-        assert process.returncode == 0 or (expected and expected in out), (line, out.decode())
-        answers[method, path] = out.decode()
+        output, _ = await process.communicate()
+        expected = next((message for suffix, message in EXPECTED_REFUSALS.items() if path.endswith(suffix)), b"")
+        assert process.returncode == 0 or (expected and expected in output), (line, output.decode())
+        answers[method, path] = output.decode()
     assert "437" in answers["POST", "/stream"]
     assert answers["POST", "/api/v1/chat/stream"].endswith("data: [DONE]\n\n")
     assert json.loads(answers["POST", "/tools/call"]) == {"result": "5*9 = 45"}

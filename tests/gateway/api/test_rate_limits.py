@@ -1,4 +1,4 @@
-"""Rate limits: exact, told on every answer, shared by workers over Redis, and open when Redis is away."""
+"""Rate limits: exact counts, response headers, sharing over Redis, and local counts without Redis."""
 
 import asyncio
 import subprocess
@@ -40,21 +40,21 @@ def redis(tmp_path: Path) -> Generator[RedisServer]:
     server.stop()
 
 
-ADA = Principal("ada", key="agw_0")
+ADA_PRINCIPAL = Principal("ada", key="agw_0")
 
 
-async def statuses(base_urls: list[str], number: int, **options: Any) -> Counter[int]:
-    """Of so many requests at once, spread over the gateways."""
+async def count_statuses(base_urls: list[str], number: int, **options: Any) -> Counter[int]:
+    """Count the statuses of concurrent requests, spread over the gateways."""
     async with aiohttp.ClientSession() as session:
 
-        async def one(index: int) -> int:
+        async def get_status(index: int) -> int:
             async with session.get(f"{base_urls[index % len(base_urls)]}/v1/models", **options) as response:
                 return response.status
 
-        return Counter(await asyncio.gather(*map(one, range(number))))
+        return Counter(await asyncio.gather(*map(get_status, range(number))))
 
 
-# --- exact
+# --- exact counts
 
 
 async def test_request_over_the_limit_is_a_429_with_retry_after(
@@ -62,22 +62,22 @@ async def test_request_over_the_limit_is_a_429_with_retry_after(
 ) -> None:
     limits = {"rate_limit_requests": 5, "rate_limit_window_seconds": 600}
     async with serve_gateway(database_url, simulator, tools_url, **limits) as gateway:
-        began = time.time()
-        for left in (4, 3, 2, 1, 0):
+        started_at = time.time()
+        for remaining in (4, 3, 2, 1, 0):
             reply = await gateway.get("/v1/models")
             assert (reply.status, reply.headers["X-RateLimit-Limit"]) == (200, "5")
-            assert int(reply.headers["X-RateLimit-Remaining"]) == left
-            assert began < int(reply.headers["X-RateLimit-Reset"]) <= time.time() + 601
-        strange = await gateway.get("/v1/models", headers={"Host": "evil.example"})
-        assert (strange.status, "X-RateLimit-Limit" in strange.headers) == (421, True)
+            assert int(reply.headers["X-RateLimit-Remaining"]) == remaining
+            assert started_at < int(reply.headers["X-RateLimit-Reset"]) <= time.time() + 601
+        wrong_host = await gateway.get("/v1/models", headers={"Host": "evil.example"})
+        assert (wrong_host.status, "X-RateLimit-Limit" in wrong_host.headers) == (421, True)
         for path in ("/v1/models", "/api/v1/tools", "/no/such/route", "/docs"):
-            refused = await gateway.session.get(f"{gateway.base_url}{path}")
-            body = await refused.json() if path != "/docs" else None
-            assert refused.status == (429 if path != "/docs" else 200)  # nobody is asked there: counted by its source
-            assert "X-RateLimit-Limit" in refused.headers
+            rejection = await gateway.session.get(f"{gateway.base_url}{path}")
+            body = await rejection.json() if path != "/docs" else None
+            assert rejection.status == (429 if path != "/docs" else 200)  # public: counted by source
+            assert "X-RateLimit-Limit" in rejection.headers
             if body is not None:
                 assert body["error"]["code"] == "rate_limited"
-                assert 1 <= int(refused.headers["Retry-After"]) <= 600
+                assert 1 <= int(rejection.headers["Retry-After"]) <= 600
         assert (await gateway.get("/health")).status == 200
         assert "X-RateLimit-Limit" not in (await gateway.get("/ready")).headers
 
@@ -86,14 +86,14 @@ async def test_200_concurrent_requests_to_one_worker_are_counted_exactly(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=70) as gateway:
-        assert await statuses([gateway.base_url], 200) == {200: 70, 429: 130}
+        assert await count_statuses([gateway.base_url], 200) == {200: 70, 429: 130}
 
 
 async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_redis(
     database_url: str, simulator: Simulator, tools_url: str, redis: RedisServer
 ) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=99))
-    async with two_processes(
+    async with serve_two_processes(
         database_url,
         simulator.base_url,
         tools_url,
@@ -103,8 +103,8 @@ async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_r
         RATE_LIMIT_WINDOW_SECONDS="600",
         REDIS_TIMEOUT_SECONDS="30",
     ) as urls:
-        assert await statuses(urls, 200) == {200: 77, 429: 123}
-        keys = await made_keys(
+        assert await count_statuses(urls, 200) == {200: 77, 429: 123}
+        keys = await create_keys(
             database_url,
             NewKey("ada", limits=KeyLimits(requests=30)),
             NewKey("ada"),
@@ -112,12 +112,13 @@ async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_r
         )
         limited, unlimited, streaming = ({"X-API-Key": key} for key in keys)
 
-        async def both_ask_for_a_key() -> bool:
-            return (await statuses(urls, 2))[401] == 2
+        async def both_require_a_key() -> bool:
+            return (await count_statuses(urls, 2))[401] == 2
 
-        await eventually(both_ask_for_a_key)
-        assert await statuses(urls, 200, headers=limited) == {200: 30, 429: 170}  # its own limit
-        assert await statuses(urls, 200, headers=unlimited) == {200: 47, 429: 153}  # what that left of the user's
+        await eventually(both_require_a_key)
+        assert await count_statuses(urls, 200, headers=limited) == {200: 30, 429: 170}  # limit of the key
+        # The rest of the limit of the user.
+        assert await count_statuses(urls, 200, headers=unlimited) == {200: 47, 429: 153}
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession(headers=streaming))
             body = {"messages": [{"role": "user", "content": "forever"}]}
@@ -127,8 +128,8 @@ async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_r
             assert Counter(response.status for response in opened) == {200: 5, 429: 15}
 
 
-async def made_keys(database_url: str, *keys: NewKey) -> list[str]:
-    """Their secrets."""
+async def create_keys(database_url: str, *keys: NewKey) -> list[str]:
+    """Create keys, and return their secrets."""
     database = Database(database_url)
     try:
         return [(await KeyStore(database).create(key, by="test"))[1] for key in keys]
@@ -137,8 +138,10 @@ async def made_keys(database_url: str, *keys: NewKey) -> list[str]:
 
 
 @asynccontextmanager
-async def two_processes(database_url: str, groq_url: str, tools_url: str, **settings: str) -> AsyncGenerator[list[str]]:
-    """Two real `agent-gateway serve`."""
+async def serve_two_processes(
+    database_url: str, groq_url: str, tools_url: str, **settings: str
+) -> AsyncGenerator[list[str]]:
+    """Run two processes of `agent-gateway serve`, and yield their URLs."""
     processes: list[subprocess.Popen[bytes]] = []
     ports = [free_port(), free_port()]
     try:
@@ -157,7 +160,7 @@ async def two_processes(database_url: str, groq_url: str, tools_url: str, **sett
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         async with aiohttp.ClientSession() as session:
             for url in urls:
-                await eventually(partial(_answers, session, url))
+                await eventually(partial(is_healthy, session, url))
         yield urls
     finally:
         for process in processes:
@@ -166,7 +169,7 @@ async def two_processes(database_url: str, groq_url: str, tools_url: str, **sett
             await asyncio.to_thread(process.wait, 30)
 
 
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+async def is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
     try:
         async with session.get(f"{url}/health") as response:
             return response.status == 200
@@ -177,81 +180,89 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
 async def test_rate_limit_window_is_moving() -> None:
     windows, now = InMemoryMovingWindow(), time.time()
     assert [await windows.acquire_entry("k", 3, 60) for _ in range(4)] == [True, True, True, False]
-    window = windows._get_current_entries("k", 60)
-    window[0] = now - 61  # as if a minute had gone by since the first alone
+    entries = windows._get_current_entries("k", 60)
+    entries[0] = now - 61  # the first entry is older than the window
     assert [await windows.acquire_entry("k", 3, 60) for _ in range(2)] == [True, False]
 
 
-# --- whose
+# --- users, keys and sources
 
 
 async def test_users_are_counted_separately_and_keys_share_the_limit_of_their_user(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
-        ring = Keyring(gateway)
-        await ring.make("ada")
-        first = ring.headers("ada")
-        await ring.make("ada")
-        await ring.make("bob")
-        for headers in (first, first, ring.headers("ada")):
+        keyring = Keyring(gateway)
+        await keyring.make("ada")
+        first = keyring.headers("ada")
+        await keyring.make("ada")
+        await keyring.make("bob")
+        for headers in (first, first, keyring.headers("ada")):
             assert (await gateway.get("/v1/models", headers=headers)).status == 200
-        assert (await ring.get("ada", "/v1/models")).status == 429
+        assert (await keyring.get("ada", "/v1/models")).status == 429
         assert (await gateway.get("/v1/models", headers=first)).status == 429
-        assert (await ring.get("bob", "/v1/models")).status == 200
+        assert (await keyring.get("bob", "/v1/models")).status == 200
 
 
 async def test_key_limit_applies_in_addition_to_the_user_limit(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=6) as gateway:
-        ring = Keyring(gateway)
-        other = await ring.make("ada")
-        own = await ring.make("ada", limits=KeyLimits(requests=3, window_seconds=600))
-        bobs = await ring.make("bob")
-        for path, left in (("/v1/models", 2), ("/api/v1/tools", 1), ("/api/v1/history", 0)):  # of whatever class
-            reply = await gateway.get(path, headers=own)
-            told = [reply.headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining")]
-            assert (reply.status, told) == (200, ["3", str(left)])
+        keyring = Keyring(gateway)
+        other_headers = await keyring.make("ada")
+        limited_headers = await keyring.make("ada", limits=KeyLimits(requests=3, window_seconds=600))
+        bob_headers = await keyring.make("bob")
+        # The limit of the key counts all route classes.
+        for path, remaining in (
+            ("/v1/models", 2),
+            ("/api/v1/tools", 1),
+            ("/api/v1/history", 0),
+        ):
+            reply = await gateway.get(path, headers=limited_headers)
+            header_values = [reply.headers[f"X-RateLimit-{name}"] for name in ("Limit", "Remaining")]
+            assert (reply.status, header_values) == (200, ["3", str(remaining)])
         for _ in range(5):
-            refused = await gateway.get("/v1/models", headers=own)
-            assert (refused.status, refused.body["error"]["message"][:37]) == (
+            rejection = await gateway.get("/v1/models", headers=limited_headers)
+            assert (rejection.status, rejection.body["error"]["message"][:37]) == (
                 429,
                 "At most 3 requests in 600 seconds. Tr",
             )
-            assert 590 < int(refused.headers["Retry-After"]) <= 600
-            assert refused.headers["X-RateLimit-Limit"] == "3"
-        seen = [await gateway.get("/v1/models", headers=other) for _ in range(4)]
-        assert [reply.status for reply in seen] == [200, 200, 200, 429]  # what was refused did not count
-        assert seen[0].headers["X-RateLimit-Limit"] == "6"
-        assert (await gateway.get("/v1/models", headers=bobs)).status == 200
+            assert 590 < int(rejection.headers["Retry-After"]) <= 600
+            assert rejection.headers["X-RateLimit-Limit"] == "3"
+        replies_by_other_key = [await gateway.get("/v1/models", headers=other_headers) for _ in range(4)]
+        # The rejected requests did not count.
+        assert [reply.status for reply in replies_by_other_key] == [200, 200, 200, 429]
+        assert replies_by_other_key[0].headers["X-RateLimit-Limit"] == "6"
+        assert (await gateway.get("/v1/models", headers=bob_headers)).status == 200
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["memory", "redis"])
-async def test_request_rejected_by_the_user_limit_does_not_count_for_the_key(redis: RedisServer, shared: bool) -> None:
-    url = {"redis_url": SecretStr(redis.url)} if shared else {}
-    rates = RateLimiter(load_settings(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
+@pytest.mark.parametrize("use_redis", [False, True], ids=["memory", "redis"])
+async def test_request_rejected_by_the_user_limit_does_not_count_for_the_key(
+    redis: RedisServer, use_redis: bool
+) -> None:
+    url = {"redis_url": SecretStr(redis.url)} if use_redis else {}
+    limiter = RateLimiter(load_settings(_env_file=None, **url, rate_limit_requests=2, rate_limit_chat_requests=9))
     principal = Principal("ada", key="agw_1", limits=KeyLimits(requests=4))
     try:
-        assert [(await rates.check_request(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [
+        assert [(await limiter.check_request(principal, "here", "api")).allowed for _ in range(5)] == [True] * 2 + [
             False
         ] * 3
-        windows = [await rates.check_request(principal, "here", "chat") for _ in range(3)]
+        windows = [await limiter.check_request(principal, "here", "chat") for _ in range(3)]
         assert [window.allowed for window in windows] == [True, True, False]
         assert [window.remaining for window in windows] == [1, 0, 0]
     finally:
-        await rates.close()
+        await limiter.close()
 
 
 async def test_failed_logins_are_rate_limited_per_source(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
-        ring = Keyring(gateway)
-        await ring.make("ada")
+        keyring = Keyring(gateway)
+        await keyring.make("ada")
         guesses = [(await gateway.get("/v1/models", headers={"X-API-Key": f"guess {n}"})).status for n in range(5)]
         assert guesses == [401, 401, 401, 429, 429]
-        assert (await ring.get("ada", "/v1/models")).status == 200
+        assert (await keyring.get("ada", "/v1/models")).status == 200
 
 
 async def test_route_classes_have_separate_limits(database_url: str, simulator: Simulator, tools_url: str) -> None:
@@ -274,8 +285,8 @@ async def test_stream_slots_are_limited_and_released(database_url: str, simulato
             for _ in range(2):
                 stream = await stack.enter_async_context(gateway.stream("forever", on_disconnect="cancel"))
                 await stream.until("turn.started")
-            refused = await gateway.chat_stream("one more")
-            assert (refused.status, refused.body["error"]["code"]) == (429, "too_many_streams")
+            rejection = await gateway.chat_stream("one more")
+            assert (rejection.status, rejection.body["error"]["code"]) == (429, "too_many_streams")
             assert (await gateway.get("/v1/models")).status == 200
 
         async def accepted() -> bool:
@@ -289,13 +300,13 @@ async def test_key_can_lower_but_not_raise_the_stream_limit(
 ) -> None:
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
-        ring = Keyring(gateway)
-        wide = await ring.make("ada", limits=KeyLimits(streams=9))
-        narrow = await ring.make("ada", limits=KeyLimits(streams=1))
+        keyring = Keyring(gateway)
+        wide = await keyring.make("ada", limits=KeyLimits(streams=9))
+        narrow = await keyring.make("ada", limits=KeyLimits(streams=1))
         url, body = f"{gateway.base_url}/api/v1/chat/stream", {"messages": [{"role": "user", "content": "forever"}]}
-        for headers, most in ((wide, 2), (narrow, 1)):
+        for headers, expected in ((wide, 2), (narrow, 1)):
             opened = [await gateway.session.post(url, json=body, headers=headers) for _ in range(3)]
-            assert [response.status for response in opened] == [200] * most + [429] * (3 - most)
+            assert [response.status for response in opened] == [200] * expected + [429] * (3 - expected)
             for response in opened:
                 response.close()
 
@@ -303,7 +314,7 @@ async def test_key_can_lower_but_not_raise_the_stream_limit(
 async def test_rate_limits_can_be_disabled(database_url: str, simulator: Simulator, tools_url: str) -> None:
     options = {"rate_limit_enabled": False, "rate_limit_requests": 1, "rate_limit_streams": 1}
     async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
-        assert await statuses([gateway.base_url], 20) == {200: 20}
+        assert await count_statuses([gateway.base_url], 20) == {200: 20}
         assert "X-RateLimit-Limit" not in (await gateway.get("/v1/models")).headers
 
 
@@ -322,16 +333,23 @@ async def test_without_redis_each_worker_counts_locally_until_redis_returns(
     )
     first, second = (RateLimiter(settings, redis_backoff_seconds=0.0) for _ in range(2))
     try:
-        assert [(await rates.check_request(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+        assert [
+            (await limiter.check_request(ADA_PRINCIPAL, "here", "api")).allowed for limiter in (first, second, first)
+        ] == [
             True,
             True,
             False,
         ]
         redis.stop()
-        assert [(await rates.check_request(ADA, "here", "api")).allowed for rates in (first, second)] == [True, True]
-        assert [(await first.check_request(ADA, "here", "api")).allowed for _ in range(2)] == [True, False]
+        assert [(await limiter.check_request(ADA_PRINCIPAL, "here", "api")).allowed for limiter in (first, second)] == [
+            True,
+            True,
+        ]
+        assert [(await first.check_request(ADA_PRINCIPAL, "here", "api")).allowed for _ in range(2)] == [True, False]
         redis.start()
-        assert [(await rates.check_request(ADA, "here", "api")).allowed for rates in (first, second, first)] == [
+        assert [
+            (await limiter.check_request(ADA_PRINCIPAL, "here", "api")).allowed for limiter in (first, second, first)
+        ] == [
             True,
             True,
             False,
@@ -345,22 +363,22 @@ async def test_hanging_redis_is_awaited_once_for_requests_and_stream_slots() -> 
     async with serve_silently() as (port, connections):
         redis_url = SecretStr(f"redis://127.0.0.1:{port}/0")
         settings = load_settings(_env_file=None, redis_url=redis_url, redis_timeout_seconds=0.2, rate_limit_requests=9)
-        rates = RateLimiter(settings, redis_backoff_seconds=600)
+        limiter = RateLimiter(settings, redis_backoff_seconds=600)
         try:
             with capture_logs() as logs:
-                assert (await rates.check_request(ADA, "here", "chat")).remaining == 8  # counted here alone
-                asked = len(connections)
-                with await rates.acquire_stream_slot(ADA, "here"):
+                assert (await limiter.check_request(ADA_PRINCIPAL, "here", "chat")).remaining == 8  # counted locally
+                connection_count = len(connections)
+                with await limiter.acquire_stream_slot(ADA_PRINCIPAL, "here"):
                     pass
-                assert (await rates.check_request(ADA, "here", "chat")).remaining == 7
-            assert len(connections) == asked > 0
-            told = [(entry["event"], entry["error"]) for entry in logs]
-            assert told == [
+                assert (await limiter.check_request(ADA_PRINCIPAL, "here", "chat")).remaining == 7
+            assert len(connections) == connection_count > 0
+            warnings = [(entry["event"], entry["error"]) for entry in logs]
+            assert warnings == [
                 ("rate_limits_without_redis", "TimeoutError"),
                 ("stream_limits_without_redis", "TimeoutError"),
             ]
         finally:
-            await rates.close()
+            await limiter.close()
 
 
 async def test_stream_slot_of_a_killed_worker_is_free_after_its_lease(redis: RedisServer) -> None:
@@ -374,30 +392,30 @@ async def test_stream_slot_of_a_killed_worker_is_free_after_its_lease(redis: Red
         return end
 
     with await first.acquire_slot("key", 1):
-        begun = await lease_end()
+        first_end = await lease_end()
 
-        async def renewed() -> bool:
-            return await lease_end() > begun
+        async def is_renewed() -> bool:
+            return await lease_end() > first_end
 
-        await eventually(renewed)
+        await eventually(is_renewed)
         with pytest.raises(TooManyStreams), await second.acquire_slot("key", 1):
             pass
-        await first._renewal.stop()  # as if its process had been killed
+        await first._renewal.stop()  # as if its process was killed
         [name] = await client.zrange("agent_gateway:places:key", 0, -1)
-        await client.zadd("agent_gateway:places:key", {name: 0.0})  # as if the time of its lease had gone by
-        assert await free(second)
+        await client.zadd("agent_gateway:places:key", {name: 0.0})  # expire its lease
+        assert await has_free_slot(second)
     redis.stop()
-    assert await free(second)  # each counts by itself
+    assert await has_free_slot(second)  # each worker counts locally
     with await second.acquire_slot("key", 1):
-        assert not await free(second)
-    for places in (first, second):
-        await places.close()
+        assert not await has_free_slot(second)
+    for limiter in (first, second):
+        await limiter.close()
     await client.aclose()
 
 
-async def free(places: StreamLimiter) -> bool:
+async def has_free_slot(limiter: StreamLimiter) -> bool:
     try:
-        with await places.acquire_slot("key", 1):
+        with await limiter.acquire_slot("key", 1):
             return True
     except TooManyStreams:
         return False

@@ -1,4 +1,4 @@
-"""`/v1/responses`, spoken by the official SDK, whose typed stream must know every event."""
+"""`/v1/responses` with the SDK of OpenAI, whose typed stream must parse every event."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -30,21 +30,21 @@ async def client(gateway: Gateway) -> AsyncGenerator[openai.AsyncOpenAI]:
         yield client
 
 
-async def create(client: openai.AsyncOpenAI, prompt: Any = "What is 23*19?", **options: Any) -> Any:
+async def create_response(client: openai.AsyncOpenAI, prompt: Any = "What is 23*19?", **options: Any) -> Any:
     return await client.responses.create(**{"model": MODEL, "input": prompt, **options})
 
 
-async def events_of(stream: Any) -> list[Any]:
+async def read_events(stream: Any) -> list[Any]:
     return [event async for event in stream]
 
 
-def kinds(response: Any) -> list[str]:
+def get_item_types(response: Any) -> list[str]:
     return [item.type for item in response.output]
 
 
 async def test_mcp_calls_are_output_items_before_the_message(client: openai.AsyncOpenAI) -> None:
-    response = await create(client)
-    assert kinds(response) == ["mcp_list_tools", "reasoning", "mcp_call", "reasoning", "message"]
+    response = await create_response(client)
+    assert get_item_types(response) == ["mcp_list_tools", "reasoning", "mcp_call", "reasoning", "message"]
     listed, _, call, _, message = response.output
     assert (listed.server_label, "calculator" in [tool.name for tool in listed.tools]) == ("tools", True)
     assert (call.name, json.loads(call.arguments), call.output) == (
@@ -59,13 +59,13 @@ async def test_mcp_calls_are_output_items_before_the_message(client: openai.Asyn
 
 
 async def test_sdk_parses_every_stream_event_and_the_final_response(client: openai.AsyncOpenAI) -> None:
-    events = await events_of(await create(client, stream=True))
+    events = await read_events(await create_response(client, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     for event in events:
         assert type(event).__module__.startswith("openai.types.responses"), event
         assert type(event).model_fields["type"].annotation.__args__ == (event.type,)  # type: ignore[union-attr]
     assert [event.type for event in events][:2] == ["response.created", "response.in_progress"]
-    seen = {event.type for event in events}
+    event_types = {event.type for event in events}
     assert {
         "response.mcp_list_tools.completed",
         "response.mcp_call.in_progress",
@@ -75,13 +75,13 @@ async def test_sdk_parses_every_stream_event_and_the_final_response(client: open
         "response.output_text.delta",
         "response.output_text.done",
         "response.output_item.done",
-    } <= seen
+    } <= event_types
     last = events[-1]
     assert last.type == "response.completed"
     deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert deltas == last.response.output_text
-    done = [event.item for event in events if event.type == "response.output_item.done"]
-    assert done == last.response.output
+    done_items = [event.item for event in events if event.type == "response.output_item.done"]
+    assert done_items == last.response.output
     assert await client.responses.retrieve(last.response.id) == last.response
 
 
@@ -94,31 +94,33 @@ async def test_sdk_stream_helper_builds_the_final_response(client: openai.AsyncO
 
 
 async def test_stream_resumes_after_any_event(client: openai.AsyncOpenAI) -> None:
-    events = await events_of(await create(client, stream=True))
+    events = await read_events(await create_response(client, stream=True))
     response_id = events[0].response.id
     for after in (0, 7, len(events) - 2):
-        again = await events_of(await client.responses.retrieve(response_id, stream=True, starting_after=after))
-        assert again == events[after + 1 :]
+        resumed_events = await read_events(
+            await client.responses.retrieve(response_id, stream=True, starting_after=after)
+        )
+        assert resumed_events == events[after + 1 :]
 
 
 async def test_previous_response_is_continued_and_branched(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
-    first = await create(client, "My name is Ada.", instructions="Be kind to camels.")
-    second = await create(client, "What is my name?", previous_response_id=first.id)
+    first = await create_response(client, "My name is Ada.", instructions="Be kind to camels.")
+    second = await create_response(client, "What is my name?", previous_response_id=first.id)
     assert "Ada" in second.output_text
-    assert "mcp_list_tools" not in kinds(second)
+    assert "mcp_list_tools" not in get_item_types(second)
     assert "camels" not in str(gateway.simulator.requests[-1])
-    branch = await create(client, "What did I ask?", previous_response_id=first.id)
+    branch = await create_response(client, "What did I ask?", previous_response_id=first.id)
     assert "name?" not in branch.output_text
     assert branch.previous_response_id == first.id
 
 
 async def test_response_echoes_the_request_fields(client: openai.AsyncOpenAI) -> None:
     options: Any = {"instructions": "Be brief.", "metadata": {"case": "7"}, "temperature": 0.5, "tools": [TOOLS]}
-    response = await create(client, max_output_tokens=500, **options)
-    kept = await client.responses.retrieve(response.id)
-    for told in (response, kept):
-        assert (told.instructions, told.metadata, told.temperature) == ("Be brief.", {"case": "7"}, 0.5)
-        assert (told.max_output_tokens, told.tools[0].server_label) == (500, "tools")
+    response = await create_response(client, max_output_tokens=500, **options)
+    stored = await client.responses.retrieve(response.id)
+    for view in (response, stored):
+        assert (view.instructions, view.metadata, view.temperature) == ("Be brief.", {"case": "7"}, 0.5)
+        assert (view.max_output_tokens, view.tools[0].server_label) == (500, "tools")
     items = await client.responses.input_items.list(response.id)
     assert items.data[0].content[0].text == "What is 23*19?"  # type: ignore[union-attr]
 
@@ -129,21 +131,21 @@ async def test_client_function_call_round_trip(client: openai.AsyncOpenAI, gatew
         {"name": "get_weather", "arguments": {"city": "Oslo"}},
     ]
     gateway.simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))
-    first = await create(client, tools=[TOOLS, WEATHER])
+    first = await create_response(client, tools=[TOOLS, WEATHER])
     (call,) = [item for item in first.output if item.type == "function_call"]
     assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Oslo"})
     output = {"type": "function_call_output", "call_id": call.call_id, "output": "Snow."}
-    second = await create(client, [output], previous_response_id=first.id, tools=[TOOLS, WEATHER])
+    second = await create_response(client, [output], previous_response_id=first.id, tools=[TOOLS, WEATHER])
     assert "Snow." in second.output_text
     sent = gateway.simulator.requests[-1]["messages"]
     assert [m["role"] for m in sent] == ["system", "user", "assistant", "tool", "tool"]
-    whole = [{"role": "user", "content": "What is 23*19?"}, *(item.model_dump() for item in first.output), output]
-    await create(client, whole, tools=[TOOLS, WEATHER])
+    full_input = [{"role": "user", "content": "What is 23*19?"}, *(item.model_dump() for item in first.output), output]
+    await create_response(client, full_input, tools=[TOOLS, WEATHER])
     assert gateway.simulator.requests[-1]["messages"] == sent
 
 
 @pytest.mark.parametrize(
-    ("tools", "offered"),
+    ("tools", "expected_tools"),
     [
         ([], set()),
         ([TOOLS | {"allowed_tools": ["calculator"]}], {"calculator"}),
@@ -152,75 +154,81 @@ async def test_client_function_call_round_trip(client: openai.AsyncOpenAI, gatew
     ],
 )
 async def test_mcp_tools_select_configured_servers(
-    client: openai.AsyncOpenAI, gateway: Gateway, tools: Any, offered: set[str]
+    client: openai.AsyncOpenAI, gateway: Gateway, tools: Any, expected_tools: set[str]
 ) -> None:
-    await create(client, "Hello", tools=tools)
-    sent = gateway.simulator.requests[-1].get("tools", [])
-    assert {tool["function"]["name"] for tool in sent} == offered
+    await create_response(client, "Hello", tools=tools)
+    sent_tools = gateway.simulator.requests[-1].get("tools", [])
+    assert {tool["function"]["name"] for tool in sent_tools} == expected_tools
 
 
 async def test_tool_choice_can_name_an_mcp_tool(client: openai.AsyncOpenAI) -> None:
     choice = {"type": "mcp", "server_label": "tools", "name": "list_tasks"}
-    response = await create(client, "Hello", tools=[TOOLS], tool_choice=choice)
+    response = await create_response(client, "Hello", tools=[TOOLS], tool_choice=choice)
     assert [item.name for item in response.output if item.type == "mcp_call"] == ["list_tasks"]
 
 
 async def test_approved_request_continues_in_the_next_response(
     client: openai.AsyncOpenAI, db: asyncpg.Connection
 ) -> None:
-    tool: Any = TOOLS | {"require_approval": {"always": {"tool_names": ["add_task"]}}}
-    first = await create(client, "Add a task to buy milk", tools=[tool])
-    assert kinds(first)[-1] == "mcp_approval_request"
-    asked = first.output[-1]
-    assert (asked.name, json.loads(asked.arguments), first.status) == ("add_task", {"title": "buy milk"}, "completed")
+    tool_config: Any = TOOLS | {"require_approval": {"always": {"tool_names": ["add_task"]}}}
+    first = await create_response(client, "Add a task to buy milk", tools=[tool_config])
+    assert get_item_types(first)[-1] == "mcp_approval_request"
+    approval_request = first.output[-1]
+    assert (approval_request.name, json.loads(approval_request.arguments), first.status) == (
+        "add_task",
+        {"title": "buy milk"},
+        "completed",
+    )
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
-    answer: Any = [{"type": "mcp_approval_response", "approval_request_id": asked.id, "approve": True}]
-    events = await events_of(await create(client, answer, previous_response_id=first.id, tools=[tool], stream=True))
+    answer: Any = [{"type": "mcp_approval_response", "approval_request_id": approval_request.id, "approve": True}]
+    events = await read_events(
+        await create_response(client, answer, previous_response_id=first.id, tools=[tool_config], stream=True)
+    )
     second = events[-1].response
     assert events[0].sequence_number == 0
     assert (second.id, second.previous_response_id) == (f"{first.id}_1", first.id)
     call = next(item for item in second.output if item.type == "mcp_call")
-    assert (call.approval_request_id, call.status) == (asked.id, "completed")
+    assert (call.approval_request_id, call.status) == (approval_request.id, "completed")
     assert second.output_text
     assert await client.responses.retrieve(second.id) == second
     assert await client.responses.retrieve(first.id) == first
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 1
-    third = await create(client, "What did I ask?", previous_response_id=second.id)
+    third = await create_response(client, "What did I ask?", previous_response_id=second.id)
     assert "milk" in third.output_text
 
 
 async def test_declined_approval_fails_the_call(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
-    tool: Any = TOOLS | {"require_approval": "always"}
-    first = await create(client, "Add a task to buy milk", tools=[tool])
+    tool_config: Any = TOOLS | {"require_approval": "always"}
+    first = await create_response(client, "Add a task to buy milk", tools=[tool_config])
     answer: Any = [{"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": False}]
-    second = await create(client, answer, previous_response_id=first.id)
+    second = await create_response(client, answer, previous_response_id=first.id)
     assert next(item for item in second.output if item.type == "mcp_call").status == "failed"
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 
 
 async def test_background_response_completes_and_can_be_followed(client: openai.AsyncOpenAI) -> None:
-    begun = await create(client, background=True)
-    assert begun.status == "in_progress"
-    events = await events_of(await client.responses.retrieve(begun.id, stream=True))
+    started = await create_response(client, background=True)
+    assert started.status == "in_progress"
+    events = await read_events(await client.responses.retrieve(started.id, stream=True))
     assert events[-1].response.status == "completed"
-    assert (await client.responses.retrieve(begun.id)).output_text == events[-1].response.output_text
+    assert (await client.responses.retrieve(started.id)).output_text == events[-1].response.output_text
 
 
 async def test_cancelled_response_keeps_its_partial_text(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=60))
-    begun = await create(client, "count to 500", background=True)
-    follow = await client.responses.retrieve(begun.id, stream=True)
-    async for event in follow:
+    started = await create_response(client, "count to 500", background=True)
+    stream = await client.responses.retrieve(started.id, stream=True)
+    async for event in stream:
         if event.type == "response.output_text.delta":
             break
-    await follow.close()
-    cancelled = await client.responses.cancel(begun.id)
+    await stream.close()
+    cancelled = await client.responses.cancel(started.id)
     assert cancelled.status == "cancelled"
     assert cancelled.output_text.startswith("1 2 3")
 
 
 async def test_deleted_response_is_not_found(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
-    response = await create(client)
+    response = await create_response(client)
     await client.responses.delete(response.id)
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(response.id)
@@ -229,7 +237,7 @@ async def test_deleted_response_is_not_found(client: openai.AsyncOpenAI, db: asy
 
 
 async def test_ephemeral_response_is_not_found(client: openai.AsyncOpenAI) -> None:
-    response = await create(client, store=False)
+    response = await create_response(client, store=False)
     assert response.store is False
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(response.id)
@@ -238,14 +246,14 @@ async def test_ephemeral_response_is_not_found(client: openai.AsyncOpenAI) -> No
 async def test_response_is_retrieved_after_its_journal_is_deleted(
     client: openai.AsyncOpenAI, db: asyncpg.Connection
 ) -> None:
-    response = await create(client)
+    response = await create_response(client)
     await db.execute("DELETE FROM turn_events")
-    again = await client.responses.retrieve(response.id)
-    said = [item for item in response.output if item.type != "reasoning"]
-    assert [item.type for item in again.output] == ["mcp_list_tools", "mcp_call", "message"]
-    assert again.output_text == response.output_text
-    assert again.output[1].output == said[1].output  # type: ignore[union-attr]
-    assert again.usage == response.usage
+    reloaded = await client.responses.retrieve(response.id)
+    shown_items = [item for item in response.output if item.type != "reasoning"]
+    assert [item.type for item in reloaded.output] == ["mcp_list_tools", "mcp_call", "message"]
+    assert reloaded.output_text == response.output_text
+    assert reloaded.output[1].output == shown_items[1].output  # type: ignore[union-attr]
+    assert reloaded.usage == response.usage
 
 
 class Sum(BaseModel):
@@ -256,12 +264,12 @@ class Sum(BaseModel):
 async def test_structured_output_is_parsed_by_the_sdk(client: openai.AsyncOpenAI) -> None:
     parsed = await client.responses.parse(model=MODEL, input="What is 23*19?", text_format=Sum)
     assert isinstance(parsed.output_parsed, Sum)
-    response = await create(client, text={"format": {"type": "json_object"}})
+    response = await create_response(client, text={"format": {"type": "json_object"}})
     assert json.loads(response.output_text)
 
 
 async def test_token_limit_makes_the_response_incomplete(client: openai.AsyncOpenAI) -> None:
-    response = await create(client, "count to 500", max_output_tokens=60)
+    response = await create_response(client, "count to 500", max_output_tokens=60)
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
 
@@ -270,23 +278,23 @@ async def test_failure_is_a_status_before_the_first_event_and_an_event_afterward
 ) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="status", status=401))
     with pytest.raises(openai.APIStatusError) as caught:
-        await create(client)
+        await create_response(client)
     assert (caught.value.status_code, caught.value.code) == (502, "model_key_refused")
     gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=60))
-    events = await events_of(await create(client, "count to 500", stream=True))
+    events = await read_events(await create_response(client, "count to 500", stream=True))
     assert events[-1].type == "response.failed"
     assert events[-1].response.error.code == "model_stream_broken"
     assert events[-1].response.output_text.startswith("1 2")
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
+INVALID_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"input": []}, "input"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
     ({"input": [{"role": "robot", "content": "x"}]}, "input"),
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input"),
     ({"no_such_field": 1}, "no_such_field"),
     ({"tools": [{"type": "web_search"}]}, "tools"),
-    ({"tools": [{"type": "mcp", "server_label": "nobody"}]}, "tools.0.server_label"),
+    ({"tools": [{"type": "mcp", "server_label": "unknown"}]}, "tools.0.server_label"),
     ({"tools": [TOOLS | {"server_url": "https://evil.example/mcp"}]}, "tools.0.server_url"),
     ({"tools": [TOOLS | {"server_url": "http://[::1/mcp"}]}, "tools.0.server_url"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -296,7 +304,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("body", "param"), INVALID_REQUESTS, ids=lambda value: str(value)[:60])
 async def test_invalid_request_is_a_400_in_the_openai_format(
     standing: Gateway, body: dict[str, Any], param: str
 ) -> None:
@@ -305,20 +313,20 @@ async def test_invalid_request_is_a_400_in_the_openai_format(
     assert reply.body["error"]["param"].startswith(param)
 
 
-@pytest.mark.parametrize("known", ["resp_x", f"resp_{'0' * 32}"])
-async def test_unknown_response_is_not_found(client: openai.AsyncOpenAI, known: str) -> None:
+@pytest.mark.parametrize("response_id", ["resp_x", f"resp_{'0' * 32}"])
+async def test_unknown_response_is_not_found(client: openai.AsyncOpenAI, response_id: str) -> None:
     with pytest.raises(openai.NotFoundError):
-        await client.responses.retrieve(known)
+        await client.responses.retrieve(response_id)
     with pytest.raises(openai.NotFoundError):
-        await create(client, previous_response_id=known)
+        await create_response(client, previous_response_id=response_id)
 
 
 async def test_responses_of_other_users_are_not_found(client: openai.AsyncOpenAI, db: asyncpg.Connection) -> None:
-    response = await create(client)
-    await db.execute("UPDATE turns SET owner = 'somebody else'")
-    for call in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
+    response = await create_response(client)
+    await db.execute("UPDATE turns SET owner = 'another user'")
+    for operation in (client.responses.retrieve, client.responses.delete, client.responses.cancel):
         with pytest.raises(openai.NotFoundError):
-            await call(response.id)
+            await operation(response.id)
 
 
 async def test_sdk_knows_every_output_item(database_url: str, simulator: Simulator, tools_url: str) -> None:
@@ -327,7 +335,7 @@ async def test_sdk_knows_every_output_item(database_url: str, simulator: Simulat
         openai.AsyncOpenAI(base_url=f"{gateway.base_url}/v1", api_key="none") as client,
     ):
         simulator.faults.add_faults(Fault(kind="unknown_tool", times=3))
-        response = await create(client)
-    known = (types.ResponseReasoningItem, types.ResponseOutputMessage)
-    assert all(isinstance(item, known) or item.type.startswith("mcp_") for item in response.output)
+        response = await create_response(client)
+    sdk_types = (types.ResponseReasoningItem, types.ResponseOutputMessage)
+    assert all(isinstance(item, sdk_types) or item.type.startswith("mcp_") for item in response.output)
     assert [item.server_label for item in response.output if item.type == "mcp_call"] == ["unknown"]

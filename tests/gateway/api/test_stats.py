@@ -1,4 +1,4 @@
-"""The audit log, what people think of turns, and the figures of days."""
+"""The audit log, feedback on turns, and daily statistics."""
 
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,26 @@ from gateway.store.database import plain_dsn
 from tests.auth_helpers import Keyring
 from tests.stack import serve_gateway
 
-ROLE = Path(__file__).parent.parent.parent.parent / "docs" / "application_role.sql"
+ROLE_SQL = Path(__file__).parent.parent.parent.parent / "docs" / "application_role.sql"
 
 
-async def actions(ring: Keyring, query: str = "") -> list[tuple[str, str]]:
-    reply = await ring.get("root", f"/api/v1/audit{query}")
+async def get_audit_actions(keyring: Keyring, query: str = "") -> list[tuple[str, str]]:
+    reply = await keyring.get("root", f"/api/v1/audit{query}")
     assert reply.status == 200
     return [(item["actor"], item["action"]) for item in reply.body["items"]]
 
 
-async def test_audit_log_lists_actors_and_actions_for_admins(locked: Keyring) -> None:
-    await locked.make("ada")
-    made = (await locked.post("ada", "/api/v1/keys", {})).body
-    await locked.call("DELETE", "ada", f"/api/v1/keys/{made['id']}")
-    turn = (await locked.chat("ada", "hello", conversation_id="new")).body
-    await locked.call("DELETE", "ada", f"/api/v1/conversations/{turn['conversation_id']}")
-    response = (await locked.post("ada", "/v1/responses", {"input": "hello"})).body
-    await locked.call("DELETE", "ada", f"/v1/responses/{response['id']}")
+async def test_audit_log_lists_actors_and_actions_for_admins(keyring: Keyring) -> None:
+    await keyring.make("ada")
+    created = (await keyring.post("ada", "/api/v1/keys", {})).body
+    await keyring.call("DELETE", "ada", f"/api/v1/keys/{created['id']}")
+    turn = (await keyring.chat("ada", "hello", conversation_id="new")).body
+    await keyring.call("DELETE", "ada", f"/api/v1/conversations/{turn['conversation_id']}")
+    response = (await keyring.post("ada", "/v1/responses", {"input": "hello"})).body
+    await keyring.call("DELETE", "ada", f"/v1/responses/{response['id']}")
     server = {"name": "more", "url": "http://127.0.0.1:9/mcp", "headers": {"Authorization": "Bearer of-the-server"}}
-    await locked.post("root", "/api/v1/mcp/servers", server)
-    await locked.call("DELETE", "root", "/api/v1/mcp/servers/more")
+    await keyring.post("root", "/api/v1/mcp/servers", server)
+    await keyring.call("DELETE", "root", "/api/v1/mcp/servers/more")
     expected = [
         ("root", "server.remove"),
         ("root", "server.put"),
@@ -43,20 +43,20 @@ async def test_audit_log_lists_actors_and_actions_for_admins(locked: Keyring) ->
         ("test", "key.create"),
         ("test", "key.create"),
     ]
-    assert await actions(locked) == expected
-    assert await actions(locked, "?action=key.create&actor=ada") == [("ada", "key.create")]
-    first = (await locked.get("root", "/api/v1/audit?limit=5")).body
-    rest = (await locked.get("root", f"/api/v1/audit?limit=5&before={first['next']}")).body
-    assert [(i["actor"], i["action"]) for i in first["items"] + rest["items"]] == expected
-    assert rest["next"] is None
-    assert "of-the-server" not in str(first)
-    assert (await locked.get("ada", "/api/v1/audit")).status == 403
+    assert await get_audit_actions(keyring) == expected
+    assert await get_audit_actions(keyring, "?action=key.create&actor=ada") == [("ada", "key.create")]
+    first_page = (await keyring.get("root", "/api/v1/audit?limit=5")).body
+    second_page = (await keyring.get("root", f"/api/v1/audit?limit=5&before={first_page['next']}")).body
+    assert [(i["actor"], i["action"]) for i in first_page["items"] + second_page["items"]] == expected
+    assert second_page["next"] is None
+    assert "of-the-server" not in str(first_page)
+    assert (await keyring.get("ada", "/api/v1/audit")).status == 403
 
 
 @pytest.mark.parametrize(
-    "change", ["UPDATE audit_log SET actor = 'nobody'", "DELETE FROM audit_log", "TRUNCATE audit_log"]
+    "change", ["UPDATE audit_log SET actor = 'changed'", "DELETE FROM audit_log", "TRUNCATE audit_log"]
 )
-async def test_audit_log_is_append_only(locked: Keyring, db: asyncpg.Connection, change: str) -> None:
+async def test_audit_log_is_append_only(keyring: Keyring, db: asyncpg.Connection, change: str) -> None:
     with pytest.raises(asyncpg.RaiseError, match="append-only"):
         await db.execute(change)
     assert await db.fetchval("SELECT count(*) FROM audit_log") == 1
@@ -65,27 +65,27 @@ async def test_audit_log_is_append_only(locked: Keyring, db: asyncpg.Connection,
 async def test_application_role_can_only_append_to_the_audit_log(
     database_url: str, db: asyncpg.Connection, simulator: Simulator, tools_url: str
 ) -> None:
-    await db.execute(ROLE.read_text())
+    await db.execute(ROLE_SQL.read_text())
     await db.execute("ALTER ROLE gateway_app LOGIN")
     try:
         url = make_url(database_url).set(username="gateway_app").render_as_string(hide_password=False)
         async with serve_gateway(url, simulator, tools_url) as gateway:
-            ring = Keyring(gateway)
-            await ring.make("root", role="admin")
-            turn = (await ring.chat("root", "Add a task to rest", conversation_id="new", approval="never")).body
+            keyring = Keyring(gateway)
+            await keyring.make("root", role="admin")
+            turn = (await keyring.chat("root", "Add a task to rest", conversation_id="new", approval="never")).body
             assert turn["tool_calls"][0]["outcome"] == "ok"
-            feedback = await ring.post("root", f"/api/v1/turns/{turn['turn_id']}/feedback", {"rating": "up"})
+            feedback = await keyring.post("root", f"/api/v1/turns/{turn['turn_id']}/feedback", {"rating": "up"})
             assert feedback.status == 200
             path = f"/api/v1/conversations/{turn['conversation_id']}"
-            assert await ring.call("DELETE", "root", path) in (200, 204)
-            assert await actions(ring) == [("root", "conversation.delete"), ("test", "key.create")]
-        role = await asyncpg.connect(plain_dsn(url))
+            assert await keyring.call("DELETE", "root", path) in (200, 204)
+            assert await get_audit_actions(keyring) == [("root", "conversation.delete"), ("test", "key.create")]
+        connection = await asyncpg.connect(plain_dsn(url))
         try:
             for change in (
-                "UPDATE audit_log SET actor = 'nobody'",
+                "UPDATE audit_log SET actor = 'changed'",
                 "DELETE FROM audit_log",
                 "TRUNCATE audit_log",
-                "INSERT INTO audit_log SELECT * FROM audit_log ON CONFLICT (id) DO UPDATE SET actor = 'nobody'",
+                "INSERT INTO audit_log SELECT * FROM audit_log ON CONFLICT (id) DO UPDATE SET actor = 'changed'",
                 "ALTER TABLE audit_log DISABLE TRIGGER ALL",
                 "DROP TRIGGER audit_log_append_only ON audit_log",
                 "DROP TABLE audit_log",
@@ -94,45 +94,45 @@ async def test_application_role_can_only_append_to_the_audit_log(
                 "UPDATE alembic_version SET version_num = 'none'",
             ):
                 with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.RaiseError)):
-                    await role.execute(change)
+                    await connection.execute(change)
         finally:
-            await role.close()
-        assert await db.fetchval("SELECT count(*) FROM audit_log WHERE actor <> 'nobody'") == 2
+            await connection.close()
+        assert await db.fetchval("SELECT count(*) FROM audit_log WHERE actor <> 'changed'") == 2
     finally:
         await db.execute("DROP OWNED BY gateway_app")
         await db.execute("ALTER ROLE gateway_app NOLOGIN")
 
 
-async def test_owner_can_rate_a_turn_and_change_the_rating(locked: Keyring, db: asyncpg.Connection) -> None:
-    await locked.make("ada")
-    await locked.make("bob")
-    turn = (await locked.chat("ada", "hello")).body["turn_id"]
+async def test_owner_can_rate_a_turn_and_change_the_rating(keyring: Keyring, db: asyncpg.Connection) -> None:
+    await keyring.make("ada")
+    await keyring.make("bob")
+    turn = (await keyring.chat("ada", "hello")).body["turn_id"]
     path = f"/api/v1/turns/{turn}/feedback"
-    first = await locked.post("ada", path, {"rating": "up", "comment": "right\x00"})
+    first = await keyring.post("ada", path, {"rating": "up", "comment": "right\x00"})
     assert (first.status, first.body["rating"], first.body["comment"]) == (200, "up", "right\ufffd")
-    await locked.post("ada", path, {"rating": "down"})
+    await keyring.post("ada", path, {"rating": "down"})
     rows = [tuple(row) for row in await db.fetch("SELECT owner, rating, comment FROM turn_feedback")]
     assert rows == [("ada", "down", None)]
-    assert (await locked.post("bob", path, {"rating": "up"})).status == 404
-    assert (await locked.post("ada", path, {"rating": "sideways"})).status == 422
-    [today] = (await locked.get("ada", "/api/v1/budget")).body["days"]
+    assert (await keyring.post("bob", path, {"rating": "up"})).status == 404
+    assert (await keyring.post("ada", path, {"rating": "sideways"})).status == 422
+    [today] = (await keyring.get("ada", "/api/v1/budget")).body["days"]
     assert (today["turns"], today["up"], today["down"]) == (1, 0, 1)
-    assert (await locked.get("bob", "/api/v1/budget")).body["days"] == []
+    assert (await keyring.get("bob", "/api/v1/budget")).body["days"] == []
 
 
-async def test_comment_on_an_ephemeral_turn_is_not_stored(locked: Keyring, db: asyncpg.Connection) -> None:
-    turn = (await locked.chat("root", "hello", store=False)).body["turn_id"]
-    await locked.post("root", f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": "it said that I am ill"})
+async def test_comment_on_an_ephemeral_turn_is_not_stored(keyring: Keyring, db: asyncpg.Connection) -> None:
+    turn = (await keyring.chat("root", "hello", store=False)).body["turn_id"]
+    await keyring.post("root", f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": "it said that I am ill"})
     assert await db.fetchval("SELECT comment FROM turn_feedback") is None
 
 
-async def test_stats_count_turns_tokens_cost_errors_and_tools_by_day(locked: Keyring, db: asyncpg.Connection) -> None:
-    await locked.make("ada")
-    await locked.chat("ada", "What is 23*19?")
-    await locked.chat("root", "What is 1/0?")
-    failed = await locked.chat("root", "hello", model="openai/gpt-oss-20b", response_format={"type": "json_object"})
+async def test_stats_count_turns_tokens_cost_errors_and_tools_by_day(keyring: Keyring, db: asyncpg.Connection) -> None:
+    await keyring.make("ada")
+    await keyring.chat("ada", "What is 23*19?")
+    await keyring.chat("root", "What is 1/0?")
+    failed = await keyring.chat("root", "hello", model="openai/gpt-oss-20b", response_format={"type": "json_object"})
     await db.execute("UPDATE turn_usage SET at = at - interval '1 day' WHERE owner = 'ada'")
-    stats = (await locked.get("root", "/api/v1/admin/stats?days=2")).body
+    stats = (await keyring.get("root", "/api/v1/admin/stats?days=2")).body
     today, yesterday = stats["days"]
     assert today["turns"] == 2
     assert yesterday["turns"] == yesterday["completed"] == 1
@@ -141,8 +141,8 @@ async def test_stats_count_turns_tokens_cost_errors_and_tools_by_day(locked: Key
     assert {model["model"] for model in stats["models"]} == {"openai/gpt-oss-120b", "openai/gpt-oss-20b"}
     [calculator] = [tool for tool in stats["tools"] if tool["tool"] == "calculator"]
     assert (calculator["server"], calculator["calls"], calculator["errors"]) == ("tools", 2, 1)
-    assert len((await locked.get("root", "/api/v1/admin/stats?days=1")).body["days"]) == 1
-    assert (await locked.get("ada", "/api/v1/admin/stats")).status == 403
+    assert len((await keyring.get("root", "/api/v1/admin/stats?days=1")).body["days"]) == 1
+    assert (await keyring.get("ada", "/api/v1/admin/stats")).status == 403
     assert failed.status in (200, 502)
 
 
@@ -164,6 +164,6 @@ async def test_stats_queries_use_indexes(db: asyncpg.Connection, query: str, own
     statement = statement.replace(":owner", "'ada'" if owner else "NULL")
     await db.execute("SET enable_seqscan = off")
     plan: list[Any] = await db.fetch(f"EXPLAIN {statement}")
-    told = "\n".join(row[0] for row in plan)
-    assert "Index" in told
-    assert "Seq Scan" not in told
+    plan_text = "\n".join(row[0] for row in plan)
+    assert "Index" in plan_text
+    assert "Seq Scan" not in plan_text

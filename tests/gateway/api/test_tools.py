@@ -30,11 +30,11 @@ async def test_tool_is_called_directly(gateway: Gateway, db: asyncpg.Connection)
 
 
 async def test_tool_error_is_a_result_and_an_unknown_tool_is_a_404(gateway: Gateway) -> None:
-    wrong = await gateway.post("/api/v1/tools/calculator", {"expression": "1/0"})
-    assert (wrong.status, wrong.body["outcome"]) == (200, "error")
-    assert "division by zero" in wrong.body["content"][0]["text"]
-    missing = await gateway.post("/api/v1/tools/frobnicate", {})
-    assert (missing.status, missing.body["error"]["code"]) == (404, "tool_not_found")
+    failed = await gateway.post("/api/v1/tools/calculator", {"expression": "1/0"})
+    assert (failed.status, failed.body["outcome"]) == (200, "error")
+    assert "division by zero" in failed.body["content"][0]["text"]
+    unknown = await gateway.post("/api/v1/tools/frobnicate", {})
+    assert (unknown.status, unknown.body["error"]["code"]) == (404, "tool_not_found")
 
 
 async def test_models_are_listed_with_the_default(gateway: Gateway) -> None:

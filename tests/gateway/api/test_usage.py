@@ -1,4 +1,4 @@
-"""`/api/v1/usage`: tokens, times and cost, added up in Postgres."""
+"""`/api/v1/usage`: tokens, times and cost, aggregated in Postgres."""
 
 import csv
 import io
@@ -25,29 +25,29 @@ FROM generate_series(1, $7)
 TODAY = datetime.now(UTC).date()
 
 
-def at(day: date, hour: int = 12) -> datetime:
+def make_time(day: date, hour: int = 12) -> datetime:
     return datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
 
 
-async def use(gateway: Gateway) -> Gateway:
-    """Turns of two users with two models on three days, one before the last thirty; one without a price, one old."""
+async def insert_usage(gateway: Gateway) -> Gateway:
+    """Insert turns of two users and models on three days, one of them over thirty days ago."""
     days = [TODAY - timedelta(days=n) for n in (0, 1, 40)]
     turns = [
-        ("ada", "laptop", "big", 0.125, 0.5, at(days[0], 0), 2),
-        ("ada", "server", "small", 0.125, None, at(days[1]), 1),
-        ("bob", None, "big", 0.0, 0.25, at(days[1], 0), 1),
-        ("bob", "=cmd()", "big", 0.125, 1.0, at(days[2]), 1),
+        ("ada", "laptop", "big", 0.125, 0.5, make_time(days[0], 0), 2),
+        ("ada", "server", "small", 0.125, None, make_time(days[1]), 1),
+        ("bob", None, "big", 0.0, 0.25, make_time(days[1], 0), 1),
+        ("bob", "=cmd()", "big", 0.125, 1.0, make_time(days[2]), 1),
     ]
     await insert(gateway, INSERT, turns)
     return gateway
 
 
 @pytest.fixture(scope="module")
-async def used(serve_standing: ServeStanding) -> Gateway:
-    return await use(await serve_standing())
+async def gateway_with_usage(serve_standing: ServeStanding) -> Gateway:
+    return await insert_usage(await serve_standing())
 
 
-async def usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
+async def get_usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
     reply = await gateway.get(f"/api/v1/usage?{query}", **options)
     assert reply.status == 200, reply.body
     return reply.body
@@ -57,24 +57,24 @@ async def test_step_and_turn_report_tokens_times_speed_and_cost(gateway: Gateway
     reply = await gateway.chat_stream("What is 23*19?")
     steps, (end,) = reply.of("step.completed"), reply.of("turn.completed")
     assert len(steps) == 2
-    for told in (*steps, end):
-        tokens = told["usage"]
+    for figures in (*steps, end):
+        tokens = figures["usage"]
         fresh = tokens["prompt_tokens"] - tokens["cached_tokens"]
         micro = fresh * 0.15 + tokens["cached_tokens"] * 0.075 + tokens["completion_tokens"] * 0.60
-        assert told["cost_usd"] == pytest.approx(micro / 1e6, abs=1e-8)
-        assert told["tokens_per_second"] == pytest.approx(500, rel=0.01)  # as the simulator says
+        assert figures["cost_usd"] == pytest.approx(micro / 1e6, abs=1e-8)
+        assert figures["tokens_per_second"] == pytest.approx(500, rel=0.01)  # speed of the simulator
         assert tokens["queue_time"] > 0
         assert tokens["model_time"] > tokens["generation_time"] > 0
         assert tokens["reasoning_tokens"] > 0
     for name, value in end["usage"].items():
         assert value == pytest.approx(sum(step["usage"][name] for step in steps))
-    kept = (await gateway.get(f"/api/v1/turns/{reply.headers['x-turn-id']}")).body
-    assert (kept["usage"], kept["cost_usd"]) == (end["usage"], end["cost_usd"])
+    turn_view = (await gateway.get(f"/api/v1/turns/{reply.headers['x-turn-id']}")).body
+    assert (turn_view["usage"], turn_view["cost_usd"]) == (end["usage"], end["cost_usd"])
     report = (await gateway.chat("What is 2*3?")).body["usage"]
     assert report["tokens_per_second"] == pytest.approx(500, rel=0.01)
-    table = await usage(gateway)
-    (row,) = table["rows"]
-    assert row == {"day": TODAY.isoformat()} | table["total"]
+    usage_report = await get_usage(gateway)
+    (row,) = usage_report["rows"]
+    assert row == {"day": TODAY.isoformat()} | usage_report["total"]
     assert row["turns"] == 2
     assert row["prompt_tokens"] == end["usage"]["prompt_tokens"] + report["prompt_tokens"]
     assert row["cost_usd"] == pytest.approx(await db.fetchval("SELECT sum(cost_usd) FROM turns"))
@@ -93,18 +93,18 @@ async def test_turn_that_fails_in_its_second_step_is_charged_for_the_first(gatew
         events = [event async for event in Stream(response).events()]
     (step,) = [event.data for event in events if event.type == "step.completed"]
     assert events[-2].type == "turn.failed"
-    row = (await usage(gateway))["total"]
+    row = (await get_usage(gateway))["total"]
     assert (row["turns"], row["failed"], row["cost_usd"], row["unpriced_turns"]) == (1, 1, step["cost_usd"], 0)
     assert row["prompt_tokens"] == step["usage"]["prompt_tokens"] > 0
 
 
-async def test_default_report_is_the_last_thirty_days_by_day(used: Gateway) -> None:
-    table = await usage(used)
-    assert [row["day"] for row in table["rows"]] == [str(TODAY - timedelta(days=1)), str(TODAY)]
-    assert (table["from"], table["to"]) == tuple(
-        at(TODAY + timedelta(days=n), 0).isoformat().replace("+00:00", "Z") for n in (-29, 1)
+async def test_default_report_is_the_last_thirty_days_by_day(gateway_with_usage: Gateway) -> None:
+    report = await get_usage(gateway_with_usage)
+    assert [row["day"] for row in report["rows"]] == [str(TODAY - timedelta(days=1)), str(TODAY)]
+    assert (report["from"], report["to"]) == tuple(
+        make_time(TODAY + timedelta(days=n), 0).isoformat().replace("+00:00", "Z") for n in (-29, 1)
     )
-    assert table["total"] == {
+    assert report["total"] == {
         "turns": 4,
         "completed": 4,
         "failed": 0,
@@ -126,7 +126,7 @@ async def test_default_report_is_the_last_thirty_days_by_day(used: Gateway) -> N
         "unpriced_turns": 1,
         "cached_turns": 0,
     }
-    assert table["truncated"] is False
+    assert report["truncated"] is False
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_default_report_is_the_last_thirty_days_by_day(used: Gateway) -> N
         ("group_by=key", [("laptop", 2), ("server", 1), (None, 1)]),
         ("group_by=user,model", [("ada", "big", 2), ("ada", "small", 1), ("bob", "big", 1)]),
         ("group_by=model&user=bob", [("big", 1)]),
-        ("group_by=model&user=nobody", []),
+        ("group_by=model&user=unknown", []),
         (f"group_by=user&from={TODAY}", [("ada", 2)]),
         (f"group_by=user&to={TODAY - timedelta(days=1)}", [("ada", 1), ("bob", 1)]),
         (f"group_by=user&from={TODAY - timedelta(days=1)}T06:00&to={TODAY}T00:00Z", [("ada", 1)]),
@@ -145,57 +145,57 @@ async def test_default_report_is_the_last_thirty_days_by_day(used: Gateway) -> N
         ("group_by=conversation", [(None, 4)]),
     ],
 )
-async def test_turns_are_grouped_and_filtered(used: Gateway, query: str, groups: list[Any]) -> None:
-    table = await usage(used, query)
-    names = table["group_by"]
-    assert [(*(row[name] for name in names), row["turns"]) for row in table["rows"]] == groups
-    assert table["total"]["turns"] == sum(group[-1] for group in groups)
-    assert all(set(row) == {*names, *table["total"]} for row in table["rows"])
+async def test_turns_are_grouped_and_filtered(gateway_with_usage: Gateway, query: str, groups: list[Any]) -> None:
+    report = await get_usage(gateway_with_usage, query)
+    names = report["group_by"]
+    assert [(*(row[name] for name in names), row["turns"]) for row in report["rows"]] == groups
+    assert report["total"]["turns"] == sum(group[-1] for group in groups)
+    assert all(set(row) == {*names, *report["total"]} for row in report["rows"])
 
 
-async def test_turns_are_grouped_by_user_key_and_conversation(locked: Keyring) -> None:
-    await locked.make("ada")
-    first = (await locked.chat("root", "Hello", conversation_id="new")).body
-    await locked.chat("root", "Hello again", conversation_id=first["conversation_id"])
-    await locked.chat("ada", "Hello")
-    await locked.chat("ada", "Hello", store=False)
-    async with locked.gateway.session.delete(
-        f"{locked.gateway.base_url}/api/v1/conversations/{first['conversation_id']}", headers=locked.headers("root")
+async def test_turns_are_grouped_by_user_key_and_conversation(keyring: Keyring) -> None:
+    await keyring.make("ada")
+    first = (await keyring.chat("root", "Hello", conversation_id="new")).body
+    await keyring.chat("root", "Hello again", conversation_id=first["conversation_id"])
+    await keyring.chat("ada", "Hello")
+    await keyring.chat("ada", "Hello", store=False)
+    async with keyring.gateway.session.delete(
+        f"{keyring.gateway.base_url}/api/v1/conversations/{first['conversation_id']}", headers=keyring.headers("root")
     ) as deleted:
         assert deleted.status == 204
-    rows = (await locked.get("root", "/api/v1/usage?group_by=user,key,conversation")).body["rows"]
+    rows = (await keyring.get("root", "/api/v1/usage?group_by=user,key,conversation")).body["rows"]
     assert [(row["user"], row["key"], row["conversation"], row["turns"]) for row in rows] == [
-        ("ada", locked.rows["ada"].prefix, None, 2),
-        ("root", locked.rows["root"].prefix, first["conversation_id"], 2),
+        ("ada", keyring.rows["ada"].prefix, None, 2),
+        ("root", keyring.rows["root"].prefix, first["conversation_id"], 2),
     ]
 
 
-async def test_users_see_only_their_own_usage(locked: Keyring) -> None:
-    await use(locked.gateway)
+async def test_users_see_only_their_own_usage(keyring: Keyring) -> None:
+    await insert_usage(keyring.gateway)
     for role in ("user", "viewer"):
-        await locked.make("ada", role=role)
-        table = (await locked.get("ada", "/api/v1/usage?group_by=user")).body
-        assert ([row["user"] for row in table["rows"]], table["total"]["turns"]) == (["ada"], 3)
-        assert (await locked.get("ada", "/api/v1/usage?user=ada")).body["total"]["turns"] == 3
-        refused = await locked.get("ada", "/api/v1/usage?user=bob")
-        assert (refused.status, refused.body["error"]["code"]) == (403, "forbidden")
-    assert (await locked.get("root", "/api/v1/usage?user=bob")).body["total"]["turns"] == 1
-    assert (await locked.get("root", "/api/v1/usage?group_by=user")).body["total"]["turns"] == 4
+        await keyring.make("ada", role=role)
+        report = (await keyring.get("ada", "/api/v1/usage?group_by=user")).body
+        assert ([row["user"] for row in report["rows"]], report["total"]["turns"]) == (["ada"], 3)
+        assert (await keyring.get("ada", "/api/v1/usage?user=ada")).body["total"]["turns"] == 3
+        rejection = await keyring.get("ada", "/api/v1/usage?user=bob")
+        assert (rejection.status, rejection.body["error"]["code"]) == (403, "forbidden")
+    assert (await keyring.get("root", "/api/v1/usage?user=bob")).body["total"]["turns"] == 1
+    assert (await keyring.get("root", "/api/v1/usage?group_by=user")).body["total"]["turns"] == 4
 
 
 async def test_rating_of_a_turn_counts_in_its_group(gateway: Gateway) -> None:
     for rating in ("up", "down", "up"):
         turn = (await gateway.chat("Hello")).body["turn_id"]
         await gateway.post(f"/api/v1/turns/{turn}/feedback", {"rating": rating})
-    (row,) = (await usage(gateway, "group_by=model"))["rows"]
+    (row,) = (await get_usage(gateway, "group_by=model"))["rows"]
     assert (row["turns"], row["up"], row["down"]) == (3, 2, 1)
 
 
 async def test_step_of_a_fallback_model_has_the_price_of_that_model(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:
-    refused = {"error": {"message": "over capacity", "code": "over_capacity"}}
-    simulator.faults.add_faults(Fault(kind="status", status=503, body=refused, match="gpt-oss-120b"))
+    error_body = {"error": {"message": "over capacity", "code": "over_capacity"}}
+    simulator.faults.add_faults(Fault(kind="status", status=503, body=error_body, match="gpt-oss-120b"))
     settings = {"model_fallbacks": "openai/gpt-oss-20b", "model_retries": 0}
     async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
         reply = await gateway.chat_stream("Hello")
@@ -219,10 +219,12 @@ async def test_retried_model_call_is_charged_twice(gateway: Gateway) -> None:
     assert step["usage"]["prompt_tokens"] > 2 * once
 
 
-async def test_usage_is_returned_as_csv_on_request(used: Gateway) -> None:
+async def test_usage_is_returned_as_csv_on_request(gateway_with_usage: Gateway) -> None:
     path = f"/api/v1/usage?group_by=user,key&from={TODAY - timedelta(days=100)}"
     for query, headers in (("&format=csv", {}), ("", {"Accept": "text/csv"})):
-        async with used.session.get(f"{used.base_url}{path}{query}", headers=headers) as response:
+        async with gateway_with_usage.session.get(
+            f"{gateway_with_usage.base_url}{path}{query}", headers=headers
+        ) as response:
             assert response.status == 200
             assert response.headers["content-type"] == "text/csv; charset=utf-8"
             assert 'filename="usage-20' in response.headers["content-disposition"]
@@ -233,16 +235,18 @@ async def test_usage_is_returned_as_csv_on_request(used: Gateway) -> None:
             ("bob", "'=cmd()", "1", "1.0"),
             ("bob", "", "1", "0.25"),
         ]
-    async with used.session.get(f"{used.base_url}{path}&format=json", headers={"Accept": "text/csv"}) as response:
+    async with gateway_with_usage.session.get(
+        f"{gateway_with_usage.base_url}{path}&format=json", headers={"Accept": "text/csv"}
+    ) as response:
         assert response.content_type == "application/json"
 
 
 @pytest.mark.parametrize(
     "query",
     [
-        "group_by=colour",
+        "group_by=unknown",
         "group_by=",
-        "group_by=day,colour",
+        "group_by=day,unknown",
         "from=yesterday",
         "to=2026-13-01",
         "from=2026-01-02&to=2026-01-01",
@@ -260,22 +264,24 @@ async def test_many_groups_are_truncated_and_slow_reports_are_aborted(
     gateway: Gateway, database_url: str, db: asyncpg.Connection
 ) -> None:
     for owner in ("ada", "bob"):
-        await db.execute(INSERT, owner, "laptop", "big", 0.125, 0.5, at(TODAY, 0), 20_000)
+        await db.execute(INSERT, owner, "laptop", "big", 0.125, 0.5, make_time(TODAY, 0), 20_000)
     await db.execute("UPDATE turn_usage SET at = at - interval '90 days' WHERE owner = 'bob'")
     await db.execute("UPDATE turn_usage SET key = 'key ' || (random() * 9)::int WHERE owner = 'ada'")
     await db.execute("VACUUM ANALYZE turn_usage")
     gateway.state.usage_reports.max_groups = 2
-    table = await usage(gateway, "group_by=day,user,key")
-    assert (len(table["rows"]), table["truncated"], table["total"]["turns"]) == (2, True, 20_000)
+    report = await get_usage(gateway, "group_by=day,user,key")
+    assert (len(report["rows"]), report["truncated"], report["total"]["turns"]) == (2, True, 20_000)
     database = Database(database_url)
-    since, until = at(TODAY, 0), at(TODAY + timedelta(days=1), 0)
+    since, until = make_time(TODAY, 0), make_time(TODAY + timedelta(days=1), 0)
     try:
         with pytest.raises(Overloaded, match="shorter range"):
             await UsageReports(database, seconds=0.001).aggregate(["day"], since, until)
         async with database.engine.connect() as connection:
-            for of_owner in (False, True):
-                query = f"EXPLAIN {aggregate_query(['day', 'key'], of_owner=of_owner)}"
-                values = {"since": at(TODAY, 1), "until": until, "most": 10} | ({"owner": "ada"} if of_owner else {})
+            for by_owner in (False, True):
+                query = f"EXPLAIN {aggregate_query(['day', 'key'], of_owner=by_owner)}"
+                values = {"since": make_time(TODAY, 1), "until": until, "most": 10} | (
+                    {"owner": "ada"} if by_owner else {}
+                )
                 plan = "\n".join(row[0] for row in await connection.execute(text(query), values))
                 assert "using ix_turn_usage_" in plan
                 assert "Seq Scan on turn_usage" not in plan
