@@ -8,7 +8,7 @@ import pytest
 
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
-from tests.gateway.test_mcp_endpoint import host, text
+from tests.gateway.test_mcp_endpoint import connect_host, get_text
 from tests.stack import Gateway, serve_gateway
 
 KEY = {"mcp-agent-gateway/idempotency-key": "k-1"}
@@ -20,7 +20,7 @@ def get_error(result: Any) -> Any:
 
 
 async def ask_agent(gateway: Gateway, prompt: str, *, headers: dict[str, str] | None = None, **options: Any) -> Any:
-    async with host(gateway, "auto", headers=headers or {}) as client:
+    async with connect_host(gateway, "auto", headers=headers or {}) as client:
         return await client.call_tool("ask_agent", {"prompt": prompt, **options.pop("arguments", {})}, **options)
 
 
@@ -52,20 +52,20 @@ async def test_too_long_prompt_is_rejected_with_the_code_of_the_http_api(
         rejection = await gateway.chat("x" * 11)
         result = await ask_agent(gateway, "x" * 11)
     assert get_error(result) == {name: rejection.body["error"][name] for name in ("code", "message", "param")}
-    assert text(result) == rejection.body["error"]["message"]
+    assert get_text(result) == rejection.body["error"]["message"]
     assert (get_error(result)["code"], await db.fetchval("SELECT count(*) FROM turns")) == ("invalid_request", 0)
 
 
 async def test_idempotency_key_starts_a_turn_once(gateway: Gateway, db: asyncpg.Connection) -> None:
     prompt = "Add a task to buy milk"
-    async with host(gateway, "auto") as client:
+    async with connect_host(gateway, "auto") as client:
         calls = [client.call_tool("ask_agent", {"prompt": prompt}, meta=KEY) for _ in range(3)]
         results = await asyncio.gather(*calls)
         repeated = await client.call_tool("ask_agent", {"prompt": prompt}, meta=KEY)
         other = await client.call_tool("ask_agent", {"prompt": prompt}, meta=dict.fromkeys(KEY, "k-2"))
     assert not any(result.is_error for result in (*results, repeated, other))
     assert len({result.structured_content["turn_id"] for result in (*results, repeated)}) == 1
-    assert text(repeated) == text(results[0])
+    assert get_text(repeated) == get_text(results[0])
     assert other.structured_content["turn_id"] != repeated.structured_content["turn_id"]
     assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 2
 

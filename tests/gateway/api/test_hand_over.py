@@ -10,7 +10,7 @@ import pytest
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import BusMessage
 from gateway.simulator import Simulator
-from tests.gateway.test_mcp_endpoint import host, text
+from tests.gateway.test_mcp_endpoint import connect_host, get_text
 from tests.stack import Gateway, Reply
 
 PROMPT = "count to 200"
@@ -136,18 +136,18 @@ async def test_repeated_request_for_an_ephemeral_turn_is_a_409_on_another_worker
 
 
 async def test_ask_agent_call_survives_missed_heartbeats(workers: list[Gateway], slow_simulator: Simulator) -> None:
-    async with host(workers[0], "auto") as client:
+    async with connect_host(workers[0], "auto") as client:
         request = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
         await slow_simulator.wait_until(lambda s: s.open_streams == 1)
         await miss_heartbeats(workers[0])
         async with asyncio.timeout(30):
             result = await request
     assert not result.is_error
-    assert text(result).endswith("199 200 (simulated)")
+    assert get_text(result).endswith("199 200 (simulated)")
 
 
 async def test_ask_agent_call_reports_server_stopping(workers: list[Gateway], slow_simulator: Simulator) -> None:
-    async with host(workers[0], "auto") as client:
+    async with connect_host(workers[0], "auto") as client:
         request = asyncio.create_task(client.call_tool("ask_agent", {"prompt": PROMPT}))
         await slow_simulator.wait_until(lambda s: s.open_streams == 1)
         await workers[0].state.turn_service.stop(0)
