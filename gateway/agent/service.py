@@ -1,4 +1,4 @@
-"""Start, follow, wait for, cancel and answer turns: the agent's one interface, the same for every API."""
+"""The agent's interface for every API: start, follow, wait for, cancel and answer turns."""
 
 import asyncio
 import contextlib
@@ -33,26 +33,25 @@ from gateway.ports.store import Bus, ConversationRepository, QuestionRepository,
 
 BUSY_TIMEOUT_SECONDS = 120.0
 CANCEL_TIMEOUT_SECONDS = 5.0
-_OPEN = ("running", "waiting")
+_ACTIVE_STATUSES = ("running", "waiting")
 
 RunBusyWait = Callable[[Coroutine[object, object, None]], Awaitable[None]]
-"""Awaits a coroutine, and may end it early by raising: a caller that hangs up need not wait on."""
-
+"""Awaits a coroutine, or cancels it and raises, for example when the client disconnects."""
 
 F = TypeVar("F", bound=EventFold)
 
 
 class TurnHandle(ABC):
-    """A turn of the caller's. Callers need not know whether it runs here, runs elsewhere or has ended."""
+    """Handle of a turn, wherever it runs, and after its end."""
 
     __slots__ = ("echo", "id", "is_stored")
 
     def __init__(self, turn_id: UUID, *, is_stored: bool, echo: JsonObject | None) -> None:
         self.id = turn_id
         self.is_stored = is_stored
-        """Whether its messages and events are stored, so that any worker can read it and go on with it."""
+        """Whether its messages and events are stored, so that any worker can read and continue it."""
         self.echo: JsonObject = echo or {}
-        """What the wire format of its request wants back."""
+        """Data of the request that its wire format repeats in the response."""
 
     @property
     @abstractmethod
@@ -61,21 +60,21 @@ class TurnHandle(ABC):
     @property
     @abstractmethod
     def cache_status(self) -> Literal["hit", "miss"] | None:
-        """Whether the answer is an earlier one's, where the request allowed that and it is known."""
+        """Whether the answer came from the response cache. None: unknown, or the request did not use the cache."""
 
     @property
     def failure(self) -> GatewayError | None:
-        """Why it failed, where this call has started it."""
+        """The error of the turn, if this call started it and it failed."""
         return None
 
     @property
     def first_event(self) -> Event | None:
-        """Its start, where this call has started it."""
+        """The turn's first event, if this call started it."""
         return None
 
 
 class _StartedTurn(TurnHandle):
-    """A turn that this call has started: its listeners decide whether it goes on."""
+    """Turn that this call started. When its last listener leaves, it may be cancelled."""
 
     __slots__ = ("active",)
 
@@ -103,7 +102,7 @@ class _StartedTurn(TurnHandle):
 
 
 class _FollowedTurn(TurnHandle):
-    """A turn that an earlier call has started: listeners come and go without effect on it."""
+    """Turn that an earlier call started. Listeners do not affect it."""
 
     __slots__ = ("stored",)
 
@@ -113,7 +112,7 @@ class _FollowedTurn(TurnHandle):
 
     @property
     def has_ended(self) -> bool:
-        return self.stored.status not in _OPEN
+        return self.stored.status not in _ACTIVE_STATUSES
 
     @property
     def cache_status(self) -> Literal["hit", "miss"] | None:
@@ -123,7 +122,7 @@ class _FollowedTurn(TurnHandle):
 
 
 class TurnListener(EventListener):
-    """Reads the events of a turn: `async with` it, then iterate over batches of entries, each entry once."""
+    """Async context manager, and iterator over batches of a turn's entries. Each entry comes once."""
 
     def __init__(
         self,
@@ -142,8 +141,10 @@ class TurnListener(EventListener):
         self._until_input = until_input
 
     async def __aenter__(self) -> Self:
-        """Raises:
-        TurnNotKept: the turn is not stored, and does not run here.
+        """Subscribe to the turn.
+
+        Raises:
+            TurnNotKept: the turn is not stored, and does not run in this worker.
         """
         if self._active is not None:
             self._active.add_listener()
@@ -151,8 +152,8 @@ class TurnListener(EventListener):
             self.is_local = True
             return self
         turn = self._turn
-        opened = self._subscriptions.subscribe(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
-        self._subscription, self._log, self.is_local = opened, opened.log, opened.is_local
+        subscription = self._subscriptions.subscribe(turn.id, is_stored=turn.is_stored, until_input=self._until_input)
+        self._subscription, self._log, self.is_local = subscription, subscription.log, subscription.is_local
         return self
 
     async def __aexit__(
@@ -168,31 +169,31 @@ class TurnListener(EventListener):
 
     @property
     def close_reason(self) -> str | None:
-        """Why the events stopped before the turn's end; None where the last event was read."""
+        """Why the events stopped before the turn's end; None if the last event was read."""
         return self._log.closing
 
     @property
     def turn_has_ended(self) -> bool:
-        """Whether the turn's last event was there to be read."""
+        """Whether the turn's last event has arrived."""
         return self._log.has_ended
 
     @property
     def failure(self) -> GatewayError | None:
-        """Why the turn failed, where this call has started it."""
+        """The error of the turn, if this call started it and it failed."""
         return self._turn.failure
 
     async def wait_until_accepted(self, seconds: float) -> None:
-        """Return when the model has begun to answer, or the turn has ended, or the time is up.
+        """Return at the model's first output, at the turn's end, or after `seconds`.
 
         Raises:
-            GatewayError: the turn failed before the model said anything.
+            GatewayError: the turn failed before the model's first output.
         """
         if self._active is not None:
             await self._active.wait_until_accepted(seconds)
 
 
 class TurnService:
-    """All that anybody does with a turn. It knows neither HTTP nor MCP."""
+    """Operations on turns, independent of HTTP and MCP."""
 
     def __init__(
         self,
@@ -239,15 +240,15 @@ class TurnService:
         if_busy: Literal["wait", "reject"] = "wait",
         run_busy_wait: RunBusyWait | None = None,
     ) -> TurnHandle:
-        """Start a turn; or find the one that the request's idempotency key has started before.
+        """Start a turn, or return the turn that the idempotency key started before.
 
-        The administrator's defaults stand where the request says nothing. While another turn of the conversation runs,
-        this waits for its end, through `run_busy_wait` if that is given.
+        The configured defaults apply to parameters that the request omits. While another turn of the conversation runs,
+        this waits for its end, through `run_busy_wait` if given.
 
         Raises:
-            InvalidRequest: the request has too many messages, or too long a one.
-            ConversationBusy: another turn of the conversation has not ended in time, or waits for a person.
-            GatewayError: the turn cannot be started; nothing of it was stored.
+            InvalidRequest: the request has too many messages, or a message is too long.
+            ConversationBusy: another turn of the conversation did not end in time, or waits for a person.
+            GatewayError: the turn cannot be started; nothing was stored.
         """
         self._check_size(request)
         if (started := await self._find_started(request, principal)) is not None:
@@ -267,7 +268,7 @@ class TurnService:
                 return started
 
     async def follow(self, turn_id: UUID, principal: Principal) -> TurnHandle:
-        """A turn of the principal's that was started before, to be listened to, waited for, cancelled or answered.
+        """Return a turn of the principal that was started before.
 
         Raises:
             NotFound: the principal has no such turn.
@@ -275,17 +276,17 @@ class TurnService:
         return _FollowedTurn(await self._turns.get(turn_id, principal))
 
     def listen(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
-        """Read the events behind number `after`, then each as it happens.
+        """Read the events after number `after`, and then new events.
 
-        When the last listener of a turn leaves that its own call has started, the request's `on_disconnect` decides.
+        When the last listener of a started turn leaves, the request's `on_disconnect` decides whether it is cancelled.
         """
         return TurnListener(turn, _get_active(turn), self._subscriptions, after=after)
 
-    async def wait(self, turn: TurnHandle, new_fold: Callable[[], F]) -> F:
-        """Fold the events of the turn until it ends, or waits for a person, or the fold needs no more.
+    async def wait(self, turn: TurnHandle, create_fold: Callable[[], F]) -> F:
+        """Fold the turn's events until it ends, waits for a person, or the fold is complete.
 
-        After a hand-over to another worker the events are read from the journal, into a new fold: of what the first
-        worker has shown, some may never have been stored.
+        After a hand-over to another worker the events are read from the journal into a new fold, because some events
+        of the first worker may not have been stored.
 
         Raises:
             ServerStopping: this worker stops.
@@ -293,35 +294,40 @@ class TurnService:
         """
         active = _get_active(turn)
         while True:
-            fold = new_fold()
+            fold = create_fold()
             async with TurnListener(turn, active, self._subscriptions, until_input=True) as listener:
-                complete = await _apply_all(listener, fold)
-            if complete or listener.turn_has_ended or listener.close_reason == INPUT_REQUIRED:
+                is_complete = await _apply_all(listener, fold)
+            if is_complete or listener.turn_has_ended or listener.close_reason == INPUT_REQUIRED:
                 return fold
             _check_continues(turn, listener)
             active = None
 
     async def cancel(self, turn: TurnHandle) -> None:
-        """Cancel a turn wherever it runs, and wait a little for its end. One that has ended stays as it is."""
+        """Cancel a turn on any worker, and wait at most `CANCEL_TIMEOUT_SECONDS` for its end.
+
+        A turn that has ended does not change.
+        """
         if turn.has_ended:
             return
-        with self._subscriptions.subscribe(turn.id) as subscription:  # of one that is not stored, only the end is read
+        with self._subscriptions.subscribe(turn.id) as subscription:  # the journal has the end of every turn
             await self._turns.request_cancel(turn.id)
             message = BusMessage("cancel", turn.id)
             self._runner.on_cancel(message)
             self._bus.publish(message)
             self._bus.publish(BusMessage("orphan", turn.id))
-            with contextlib.suppress(TimeoutError):  # the cancellation is stored: a worker that takes over honours it
+            with contextlib.suppress(
+                TimeoutError
+            ):  # the cancellation is stored, so a worker that takes over honours it
                 async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
                     await subscription.wait_until_closed()
 
     async def answer(self, turn: TurnHandle, input_id: UUID, answer: Answer) -> None:
-        """Answer a question of the turn, once; the first worker to hear of it goes on with the turn.
+        """Store the answer to a question of the turn; any worker may then continue the turn.
 
         Raises:
-            NotFound: the turn has not asked this.
-            InvalidRequest: the answer does not fit the question.
-            Conflict: it has been answered already.
+            NotFound: the turn has no such question.
+            InvalidRequest: the answer does not match the question's schema.
+            Conflict: the question was already answered.
         """
         question = (await self._questions.get(turn.id, input_id)).question
         if answer.action == "accept" and question.schema is not None:
@@ -330,18 +336,18 @@ class TurnService:
         self._bus.publish(BusMessage("orphan", turn.id))
 
     async def stop(self, grace_seconds: float) -> None:
-        """Close every listener, and leave turns that do not end within `grace_seconds` to other workers."""
+        """Close every listener, and hand over turns that do not end within `grace_seconds`."""
         await asyncio.gather(self._subscriptions.stop(), self._runner.stop(grace_seconds))
 
     def _check_size(self, request: TurnRequest) -> None:
         if len(request.messages) > self._max_messages:
             raise InvalidRequest(
-                f"At most {self._max_messages} messages, not {len(request.messages)}.", param="messages"
+                f"messages: at most {self._max_messages} are allowed, not {len(request.messages)}.", param="messages"
             )
         for index, message in enumerate(request.messages):
             if len(message.text) > self._max_message_chars:
                 raise InvalidRequest(
-                    f"A message has at most {self._max_message_chars:,} characters, not {len(message.text):,}.",
+                    f"A message may have at most {self._max_message_chars:,} characters, not {len(message.text):,}.",
                     param=f"messages.{index}.content",
                 )
 
@@ -354,13 +360,13 @@ class TurnService:
     async def _wait_while_busy(
         self, conversation_id: str, principal: Principal, run_busy_wait: RunBusyWait | None
     ) -> None:
-        busy = await self._conversations.get_busy_turn(conversation_id, principal)
-        if busy is None:
-            return  # it has ended meanwhile
-        if busy.status == "waiting":
+        busy_turn = await self._conversations.get_busy_turn(conversation_id, principal)
+        if busy_turn is None:
+            return  # it has ended in the meantime
+        if busy_turn.status == "waiting":
             raise ConversationBusy("Another turn of this conversation waits for an answer.") from None
-        waiting = self._wait_for_end(busy.id)
-        await (waiting if run_busy_wait is None else run_busy_wait(waiting))
+        wait = self._wait_for_end(busy_turn.id)
+        await (wait if run_busy_wait is None else run_busy_wait(wait))
 
     async def _wait_for_end(self, turn_id: UUID) -> None:
         with self._subscriptions.subscribe(turn_id) as subscription:
@@ -376,7 +382,7 @@ def _get_active(turn: TurnHandle) -> ActiveTurn | None:
 
 
 async def _apply_all(listener: TurnListener, fold: EventFold) -> bool:
-    """Whether the fold needs no more."""
+    """Apply all events of the listener; return whether the fold is complete."""
     async for batch in listener:
         for entry in batch:
             if fold.apply(entry.event):
@@ -385,7 +391,7 @@ async def _apply_all(listener: TurnListener, fold: EventFold) -> bool:
 
 
 def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
-    """Raise unless another worker, or this one later, goes on with the turn, so that the journal will have its end."""
+    """Raise unless the turn continues, on another worker or later on this one, so that its end can be read."""
     match listener.close_reason:
         case ServerStopping.code:
             raise ServerStopping
@@ -403,7 +409,7 @@ def _check_content(content: JsonObject, schema: JsonObject) -> None:
     try:
         error = best_error(compile_schema(schema), content)
     except (SchemaError, SchemaNotCheckable):
-        raise InvalidRequest("The question's own schema is not valid, so it can only be declined.") from None
+        raise InvalidRequest("The question's schema is invalid: the question can only be declined.") from None
     if error is not None:
         path = ".".join(["content", *map(str, error.absolute_path)])
         raise InvalidRequest(f"{path}: {str(error.message)[:500]}", param=path)

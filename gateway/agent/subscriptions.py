@@ -1,4 +1,4 @@
-"""Subscriptions to a turn's events wherever it runs: its own log here, elsewhere a log that the journal fills."""
+"""Subscriptions to a turn's events: its own log if it runs here, else a log that is filled from the journal."""
 
 import asyncio
 from typing import Self
@@ -16,7 +16,10 @@ INPUT_REQUIRED = "input_required"
 
 
 class TurnSubscription:
-    """A log to follow; `with` or `close()` ends it. `is_local`: the turn runs here, and this is its own log."""
+    """Subscription to a turn's log; `with` or `unsubscribe()` ends it.
+
+    `is_local`: the turn runs in this worker, and this is its own log.
+    """
 
     def __init__(self, log: TurnLog, tail: "_JournalTail | None" = None) -> None:
         self.log = log
@@ -33,7 +36,7 @@ class TurnSubscription:
         self.unsubscribe()
 
     async def wait_until_closed(self) -> None:
-        """Return at the turn's end, or when the log is closed before that."""
+        """Return at the turn's end, or when the log is closed before the end."""
         async for _ in self.log.follow():
             pass
 
@@ -44,10 +47,10 @@ class TurnSubscription:
 
 
 class TurnSubscriptions:
-    """All subscribers of a turn share its log, or one log that the journal fills.
+    """Subscriptions of this worker. All subscribers of a turn share one log.
 
-    A log with `until_input` also closes when the turn waits for a person, and when the database was unreachable for
-    `storage_timeout_seconds`: it is for callers who wait for a result. Others follow the turn through both.
+    A log with `until_input` is for callers that wait for a result. It also closes when the turn waits for a person, and
+    when the database was unreachable for `storage_timeout_seconds`. Other logs stay open in both cases.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class TurnSubscriptions:
         """Subscribe to a turn that exists.
 
         Raises:
-            TurnNotKept: the turn is not stored, and does not run here.
+            TurnNotKept: the turn is not stored, and does not run in this worker.
         """
         running = self._runner.get(turn_id)
         if running is not None and not (is_stored and running.log.closing):  # after a hand-over it runs elsewhere
@@ -72,7 +75,7 @@ class TurnSubscriptions:
             raise TurnNotKept
         key = (turn_id, until_input)
         tail = self._tails.get(key)
-        if tail is None or (until_input and tail.log.closing):  # whoever comes later may find the turn going on
+        if tail is None or (until_input and tail.log.closing):  # the turn may have continued since that log closed
             tail = _JournalTail(
                 turn_id,
                 self._turns,
@@ -85,13 +88,13 @@ class TurnSubscriptions:
         return TurnSubscription(tail.log, tail)
 
     def on_events(self, message: BusMessage) -> None:
-        """There are new events of a turn."""
+        """Wake the log of a turn that has new events in the journal."""
         for until_input in (False, True):
             if (tail := self._tails.get((message.turn_id, until_input))) is not None:
                 tail.has_news.set()
 
     async def stop(self) -> None:
-        """Close every log that the journal fills."""
+        """Close every log that is filled from the journal."""
         tails = list(self._tails.values())
         for tail in tails:
             tail.log.close(ServerStopping.code)
@@ -100,7 +103,7 @@ class TurnSubscriptions:
 
 
 class _JournalTail:
-    """A turn's log that the journal fills while it has subscribers."""
+    """Fills a turn's log from the journal while it has subscribers."""
 
     def __init__(
         self,
@@ -145,7 +148,10 @@ class _JournalTail:
             await wait_or_poll(self.has_news, POLL_SECONDS)
 
     async def _read_journal(self) -> bool:
-        """Whether there was anything new. A turn that has ended without its end in the journal has lost its events."""
+        """Read new entries; return whether there were any.
+
+        If the turn has ended and the journal lacks its end, the events were deleted, and the log closes.
+        """
         turn_id = self.log.turn_id
         status = await self._turns.get_status(turn_id)
         entries = await self._turns.load_events(turn_id, self.log.last_seq)

@@ -1,1 +1,1 @@
-"""Wire formats: chat requests into turn requests, events into bytes."""
+"""Wire formats: conversion of requests to turn requests, and of events to bytes."""

@@ -1,4 +1,4 @@
-"""API keys as the HTTP API and the command line show them."""
+"""Request and response bodies of API keys, for the HTTP API and the command line."""
 
 from datetime import UTC, datetime
 from typing import Annotated, get_args
@@ -91,11 +91,13 @@ class KeyView(BaseModel):
 
 
 class KeyList(BaseModel):
+    """API keys, newest first."""
+
     keys: list[KeyView]
 
 
 class CreatedKey(KeyView):
-    """New key. `key` is shown only in this answer; the gateway stores its hash."""
+    """Created key. Only this response contains `key`, the secret; the gateway stores its hash."""
 
     key: str
 

@@ -31,10 +31,14 @@ class LegacyStreamRequest(_LegacyBody):
 
 
 class Hyperparameters(_LegacyBody):
+    """Sampling parameters of the model."""
+
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1, le=32_000)
-    stop: str | list[str] | None = Field(default=None, description="At most four stop texts.", max_length=4)
+    stop: str | list[str] | None = Field(
+        default=None, description="Up to four texts at which generation stops.", max_length=4
+    )
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, ge=0, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -83,11 +87,15 @@ class LegacyChatRequest(_LegacyBody):
 
 
 class LegacyToolCall(BaseModel):
+    """Tool call of a turn."""
+
     tool: str
     params: object
 
 
 class LegacyChatResponse(BaseModel):
+    """Answer of a turn with its tool calls."""
+
     conversation_id: str | None
     response: str
     tool_calls: list[LegacyToolCall]
@@ -105,11 +113,15 @@ def build_legacy_response(turn: TurnSummary) -> LegacyChatResponse:
 
 
 class LegacyMessage(BaseModel):
+    """Message of a conversation."""
+
     role: Literal["user", "assistant"]
     content: str
 
 
 class LegacyConversation(BaseModel):
+    """Messages of a conversation, oldest first."""
+
     conversation_id: str
     messages: list[LegacyMessage]
 
@@ -176,7 +188,7 @@ async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> Asyn
         yield b"".join(map(_encode_frame, frames))
     if not ended:
         reason = listener.close_reason or "server_stopping"
-        error = _build_error_frame("The stream ended before the turn did.", reason)
+        error = _build_error_frame("The stream ended before the turn ended.", reason)
         yield _encode_frame({"content": question, "finished": True} if question else error)
 
 

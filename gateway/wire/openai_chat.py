@@ -1,4 +1,4 @@
-"""OpenAI's chat completions. What the gateway's tools did inside is in `x_gateway`, which OpenAI's clients ignore."""
+"""Wire format of OpenAI's chat completions, with the gateway's own fields in `x_gateway`."""
 
 from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Literal
@@ -26,8 +26,8 @@ from gateway.wire.sse import DONE
 from gateway.wire.turn_summary import ToolCallSummary, TurnSummary
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-Reason = Literal["stop", "length", "tool_calls", "content_filter"]
-_REASONS: dict[str, Reason] = {
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+_FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
     "tool_calls": "tool_calls",
@@ -37,7 +37,7 @@ _REASONS: dict[str, Reason] = {
     "content_filter": "content_filter",
 }
 _encode = msgspec.json.Encoder().encode
-_arguments = msgspec.json.Encoder(order="sorted").encode
+_encode_arguments = msgspec.json.Encoder(order="sorted").encode
 
 
 class _ChatCompletionModel(BaseModel):
@@ -50,7 +50,7 @@ class FunctionCallBody(_ChatCompletionModel):
 
 
 class ToolCallBody(BaseModel):
-    """A call as it came out of an answer; what else stands in it is ignored."""
+    """Tool call of an earlier answer. Additional fields are ignored."""
 
     id: str = Field(min_length=1, max_length=128)
     type: Literal["function"] = "function"
@@ -58,7 +58,7 @@ class ToolCallBody(BaseModel):
 
 
 class MessageBody(_ChatCompletionModel):
-    """One message. Whatever an answer's message has is taken back."""
+    """Message of a conversation. All fields of an answer's message are accepted."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[JsonObject] | None = None
@@ -74,11 +74,11 @@ class MessageBody(_ChatCompletionModel):
     executed_tools: object = None
 
     @model_validator(mode="after")
-    def _has_content(self) -> "MessageBody":
+    def _validate_content(self) -> "MessageBody":
         if self.content is None and not self.tool_calls:
             raise ValueError("content must not be null")
         if self.role == "tool" and not self.tool_call_id:
-            raise ValueError("a message of the role tool needs its tool_call_id")
+            raise ValueError("tool_call_id: required for the role tool")
         return self
 
     def to_message(self) -> Message:
@@ -95,7 +95,7 @@ class FunctionBody(_ChatCompletionModel):
 
 
 class ToolBody(_ChatCompletionModel):
-    """A tool that the client runs."""
+    """Tool that the client runs."""
 
     type: Literal["function"]
     function: FunctionBody
@@ -120,18 +120,24 @@ class StreamOptions(_ChatCompletionModel):
 
 
 class GatewayOptions(_ChatCompletionModel):
-    """What OpenAI's format has no place for."""
+    """Options of the gateway, beyond OpenAI's format."""
 
-    tools: Literal["all", "none"] | list[str] = "all"
-    conversation_id: str | None = None
-    parent_turn_id: UUID | None = None
-    approval: Approval = "never"
+    tools: Literal["all", "none"] | list[str] = Field(default="all", description="Gateway tools that may be used.")
+    conversation_id: str | None = Field(default=None, description='An id, or "new". Default: no conversation.')
+    parent_turn_id: UUID | None = Field(
+        default=None,
+        description="Turn of the same conversation that this turn follows, which creates a branch. Default: the last.",
+    )
+    approval: Approval = Field(
+        default="never",
+        description="Tool calls that a person must approve. The policy of each MCP server applies as well.",
+    )
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     cache: CacheOptions | None = None
 
 
 class ChatCompletionRequest(_ChatCompletionModel):
-    """OpenAI's request. Fields that have no meaning here, but are harmless, are taken and ignored."""
+    """Request in OpenAI's format. Some fields are accepted and ignored, for example `service_tier`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -160,9 +166,9 @@ class ChatCompletionRequest(_ChatCompletionModel):
     response_format: JsonObject | None = None
     user: str | None = Field(default=None, max_length=256)
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
-    store: bool | None = Field(default=None, description="false: nothing that was said is kept.")
+    store: bool | None = Field(default=None, description="If false, no text is stored.")
     x_gateway: GatewayOptions = GatewayOptions()
-    n: Literal[1] | None = Field(default=None, description="One choice is all there is.")
+    n: Literal[1] | None = Field(default=None, description="Only one choice is supported.")
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -178,11 +184,14 @@ class ChatCompletionRequest(_ChatCompletionModel):
     @model_validator(mode="after")
     def _validate_storage_options(self) -> "ChatCompletionRequest":
         if self.store is False and self.x_gateway.cache is not None:
-            raise ValueError("x_gateway.cache: the answer of a turn that is not kept cannot be given again")
+            raise ValueError("x_gateway.cache: the answer of a turn that is not stored cannot be cached")
         return self
 
     def to_turn_request(self, *, tools: str | None = None, idempotency_key: str | None = None) -> TurnRequest:
-        """The request in the gateway's own terms. `tools`: the header X-Gateway-Tools, which wins over the body."""
+        """Convert to the request that all wire formats share.
+
+        `tools` is the header X-Gateway-Tools, which overrides the body.
+        """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         parameters = Parameters(
             temperature=self.temperature,
@@ -199,20 +208,20 @@ class ChatCompletionRequest(_ChatCompletionModel):
             reasoning_format=self.reasoning_format,
             include_reasoning=self.include_reasoning,
         )
-        choice, own = self.tool_choice, self.x_gateway
+        choice, options = self.tool_choice, self.x_gateway
         return TurnRequest(
             messages=tuple(message.to_message() for message in self.messages),
             model=self.model or "",
             parameters=parameters,
-            tools=parse_tool_selection(tools if tools is not None else own.tools),
+            tools=parse_tool_selection(tools if tools is not None else options.tools),
             tool_choice=choice.model_dump() if isinstance(choice, NamedChoice) else choice,
-            conversation_id=own.conversation_id,
-            parent_turn_id=own.parent_turn_id,
+            conversation_id=options.conversation_id,
+            parent_turn_id=options.parent_turn_id,
             user_label=self.user,
-            on_disconnect=own.on_disconnect,
+            on_disconnect=options.on_disconnect,
             idempotency_key=idempotency_key,
-            approval=own.approval,
-            cache_ttl=own.cache.ttl if own.cache else None,
+            approval=options.approval,
+            cache_ttl=options.cache.ttl if options.cache else None,
             store=self.store is not False,
             client_tools=tuple(tool.to_tool_spec() for tool in self.tools or ()),
             response_format=None if (self.response_format or {}).get("type") == "text" else self.response_format,
@@ -221,25 +230,25 @@ class ChatCompletionRequest(_ChatCompletionModel):
 
 
 def build_client_tool(name: str, description: str | None, parameters: JsonObject | None) -> ToolSpec:
-    """A tool of the client's, as the model is offered it."""
+    """Build the specification of a client tool."""
     schema = parameters or {"type": "object", "properties": {}}
     return ToolSpec(name, "", name, description or name, schema, client=True)
 
 
-def parse_tool_selection(chosen: str | list[str]) -> tuple[str, ...] | None:
-    """The names of the gateway's tools that may be used; None: all."""
-    if isinstance(chosen, str):
-        if chosen.strip().lower() == "all":
+def parse_tool_selection(selection: str | list[str]) -> tuple[str, ...] | None:
+    """Return the names of the gateway tools that may be used; None: all."""
+    if isinstance(selection, str):
+        if selection.strip().lower() == "all":
             return None
-        chosen = [] if chosen.strip().lower() == "none" else [name.strip() for name in chosen.split(",")]
-    return tuple(dict.fromkeys(name for name in chosen if name))
+        selection = [] if selection.strip().lower() == "none" else [name.strip() for name in selection.split(",")]
+    return tuple(dict.fromkeys(name for name in selection if name))
 
 
 # --- answers
 
 
 def build_completion(turn: TurnSummary) -> JsonObject:
-    """A whole turn as one `chat.completion`."""
+    """Build the `chat.completion` of a turn."""
     assert turn.started is not None
     message: JsonObject = {"role": "assistant", "content": "\n\n".join(turn.step_texts) or None, "refusal": None}
     if turn.reasoning:
@@ -248,17 +257,17 @@ def build_completion(turn: TurnSummary) -> JsonObject:
         message["tool_calls"] = [_build_client_call(call) for call in turn.client_calls]
     elif message["content"] is None:
         message["content"] = ""
-    reason = _REASONS.get(turn.finish_reason or "", "stop")
+    reason = _FINISH_REASONS.get(turn.finish_reason or "", "stop")
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
     head = build_chunk_header(turn.started.turn_id, turn.started.model, "chat.completion")
     return head | {"choices": [choice], "usage": build_usage(turn.usage), "x_gateway": build_gateway_fields(turn)}
 
 
 def build_gateway_fields(turn: TurnSummary) -> JsonObject:
-    """What the turn was and did, beyond what OpenAI's format can say."""
+    """Build `x_gateway`: data of the turn beyond OpenAI's format."""
     assert turn.started is not None
     end = turn.end if isinstance(turn.end, e.TurnCompleted) else None
-    told: JsonObject = {
+    fields: JsonObject = {
         "turn_id": turn.started.turn_id,
         "conversation_id": turn.started.conversation_id,
         "finish_reason": turn.finish_reason,
@@ -266,10 +275,10 @@ def build_gateway_fields(turn: TurnSummary) -> JsonObject:
         "cost_usd": end.cost_usd if end else None,
         "cached": True if end and end.cached else None,
         "tool_calls": [_describe_tool_call(call) for call in turn.calls.values() if not call.client],
-        "inputs": [msgspec.to_builtins(asked) for asked in turn.inputs.values()],
+        "inputs": [msgspec.to_builtins(question) for question in turn.inputs.values()],
         "warnings": list(turn.started.warnings),
     }
-    return {name: value for name, value in told.items() if value not in (None, [])}
+    return {name: value for name, value in fields.items() if value not in (None, [])}
 
 
 def _describe_tool_call(call: ToolCallSummary) -> JsonObject:
@@ -289,11 +298,12 @@ def _build_client_call(call: ToolCallSummary) -> JsonObject:
 
 
 def format_arguments(call: ToolCallSummary | e.ToolCallStarted) -> str:
-    """A call's arguments as models and OpenAI's clients write them: as text."""
-    return call.arguments if isinstance(call.arguments, str) else _arguments(call.arguments).decode()
+    """Return a call's arguments as JSON text."""
+    return call.arguments if isinstance(call.arguments, str) else _encode_arguments(call.arguments).decode()
 
 
 def build_usage(usage: Usage) -> JsonObject:
+    """Build the `usage` of an answer."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -304,26 +314,29 @@ def build_usage(usage: Usage) -> JsonObject:
 
 
 def build_chunk_header(turn_id: str, model: str, kind: str) -> JsonObject:
-    """What every chunk of an answer has in common: all of it follows from the turn."""
+    """Build the fields that all chunks of an answer share."""
     turn = UUID(turn_id)
     return {"id": f"chatcmpl-{turn.hex}", "object": kind, "created": get_created_at(turn), "model": model}
 
 
 def get_created_at(turn_id: UUID) -> int:
-    """The second at which a turn began: a UUID of version 7 tells."""
+    """Return the Unix time of a turn's start, from its UUID of version 7."""
     return (turn_id.int >> 80) // 1000
 
 
 def build_error_body(error: ErrorInfo, status: int | None = None) -> JsonObject:
-    """An error in OpenAI's shape."""
+    """Build an error body in OpenAI's shape."""
     status = error_from_info(error).status if status is None else status
-    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    types = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    error_type = types.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": error_type, "param": error.param, "code": error.code}}
 
 
 class ChunkWriter:
-    """Writes a turn's events as `chat.completion.chunk` objects: one id, one role, one end."""
+    """Writes a turn's events as `chat.completion.chunk` objects.
+
+    `extended` adds reasoning and `x_gateway`.
+    """
 
     def __init__(self, *, include_usage: bool = False, extended: bool = True) -> None:
         self._include_usage = include_usage
@@ -334,16 +347,16 @@ class ChunkWriter:
         self._client_calls = 0
 
     def write_event(self, event: e.Event) -> list[JsonObject]:
-        """The chunks of one event: none for most that only the gateway's own format tells."""
+        """Return the chunks of an event; most events without an equivalent in OpenAI's format have none."""
         self._turn.apply(event)
         match event:
             case e.TurnStarted():
                 self._head = build_chunk_header(event.turn_id, event.model, "chat.completion.chunk")
                 return [self._build_chunk({"role": "assistant", "content": ""})]
             case e.TextDelta():
-                between = "\n\n" if self._last_step not in (0, event.step) else ""
+                separator = "\n\n" if self._last_step not in (0, event.step) else ""
                 self._last_step = event.step
-                return [self._build_chunk({"content": between + event.text})]
+                return [self._build_chunk({"content": separator + event.text})]
             case e.ReasoningDelta():
                 return [self._build_chunk({"reasoning": event.text})] if self._extended else []
             case e.ToolCallStarted() if event.client:
@@ -361,8 +374,8 @@ class ChunkWriter:
                 return []
 
     def write_end(self) -> list[JsonObject]:
-        """The last chunks."""
-        last = self._build_chunk({}, _REASONS.get(self._turn.finish_reason or "", "stop"))
+        """Return the last chunks of the answer."""
+        last = self._build_chunk({}, _FINISH_REASONS.get(self._turn.finish_reason or "", "stop"))
         if self._extended:
             last["x_gateway"] = build_gateway_fields(self._turn)
         if not self._include_usage:
@@ -373,18 +386,18 @@ class ChunkWriter:
     def has_failed(self) -> bool:
         return isinstance(self._turn.end, e.TurnFailed | e.TurnCancelled)
 
-    def _build_chunk(self, delta: JsonObject, finish_reason: Reason | None = None) -> JsonObject:
+    def _build_chunk(self, delta: JsonObject, finish_reason: FinishReason | None = None) -> JsonObject:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._head | {"choices": [choice]}
 
 
 def format_sse_chunk(chunk: JsonObject) -> bytes:
-    """A chunk as a server-sent event."""
+    """Format a chunk as a server-sent event."""
     return b"data: %s\n\n" % _encode(chunk)
 
 
 def format_json_line(chunk: JsonObject) -> bytes:
-    """A chunk as a line of JSON."""
+    """Format a chunk as a line of JSON."""
     return _encode(chunk) + b"\n"
 
 
@@ -395,12 +408,12 @@ async def stream_chunks(
     frame: Callable[[JsonObject], bytes] = format_sse_chunk,
     done: bytes = DONE,
 ) -> AsyncGenerator[bytes]:
-    """A turn as chunks, each framed; `done` behind an answer, nothing behind an error."""
+    """Stream a turn as framed chunks, followed by `done` unless it ended with an error."""
     ended = False
     async for batch in listener:
         ended = isinstance(batch[-1].event, e.TurnEnd)
-        told = b"".join(frame(chunk) for entry in batch for chunk in chunks.write_event(entry.event))
-        yield told + (done if ended and not chunks.has_failed else b"")
+        frames = b"".join(frame(chunk) for entry in batch for chunk in chunks.write_event(entry.event))
+        yield frames + (done if ended and not chunks.has_failed else b"")
     if not ended:
         reason = listener.close_reason or "server_stopping"
         if reason == "input_required":

@@ -1,4 +1,4 @@
-"""The input of a stored response, as the Responses API lists it."""
+"""Input items of a stored response, for the Responses API."""
 
 from uuid import UUID
 
@@ -6,7 +6,7 @@ from gateway.domain.messages import JsonObject
 
 
 def build_input_list(turn_id: UUID, messages: list[JsonObject]) -> JsonObject:
-    """The messages that a turn was sent, as a list of items, the last one first."""
+    """Convert the messages of a turn's request to a list of items, newest first."""
     items: list[JsonObject] = []
     for message in messages:
         if message["role"] == "tool":

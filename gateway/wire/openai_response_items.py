@@ -1,6 +1,6 @@
-"""A turn as OpenAI's Responses API tells it: items, and the events by which they grow.
+"""Output items and events of OpenAI's Responses API, written from a turn's events.
 
-The events are written by folding the turn's from the first on, so numbers and ids are the same however often one reads.
+A writer folds the turn's events from the first event on, so numbers and ids are the same on every read.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -18,20 +18,20 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ResponseContext(msgspec.Struct, frozen=True):
-    """What a response needs to know beside its events: the request's echo, and the tools as they are now."""
+    """Data for a response beyond its events: the request's echo, and a lookup of current tools by name."""
 
     echo: JsonObject
-    find: Callable[[str], ToolSpec | None]
+    find_tool: Callable[[str], ToolSpec | None]
 
 
 class ResponseWriter(EventFold):
-    """Folds a turn's events into OpenAI's events and the response itself."""
+    """Folds a turn's events into events of the Responses API, and into the response."""
 
-    def __init__(self, turn_id: UUID, describe: ResponseContext, part: int = 0) -> None:
+    def __init__(self, turn_id: UUID, context: ResponseContext, part: int = 0) -> None:
         self._turn_id = turn_id
-        self._describe = describe
+        self._context = context
         self._part = part
-        self._at_part = 0
+        self._current_part = 0
         self._sequence = 0
         self._model = ""
         self._usage = Usage()
@@ -44,12 +44,12 @@ class ResponseWriter(EventFold):
         self._text_parts: list[str] = []
         self._calls: dict[str, tuple[e.ToolCallStarted, JsonObject | None]] = {}
         self._approvals: dict[str, str] = {}
-        self._items_made = 0
+        self._item_count = 0
 
     @property
     def has_begun(self) -> bool:
-        """Whether the turn has come to this response's part."""
-        return self._at_part == self._part
+        """Whether the turn has reached this response's part."""
+        return self._current_part == self._part
 
     @property
     def has_output(self) -> bool:
@@ -60,11 +60,10 @@ class ResponseWriter(EventFold):
         return self._status != "in_progress"
 
     def build_response(self) -> JsonObject:
-        """The response as it stands."""
-        usage = self._usage
+        """Build the response in its current state."""
         if self._open is not None:
             self._open["content"][0]["text"] = "".join(self._text_parts)
-        told: JsonObject = {
+        response: JsonObject = {
             "id": format_response_id(self._turn_id, self._part),
             "object": "response",
             "created_at": get_created_at(self._turn_id),
@@ -89,34 +88,24 @@ class ResponseWriter(EventFold):
             "truncation": "disabled",
             "user": None,
         }
-        echo = self._describe.echo.get("response", {})
-        told |= {name: value for name, value in echo.items() if not (self._part and name == "previous_response_id")}
-        told["usage"] = (
-            None
-            if not self.has_ended
-            else {
-                "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-                "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-                "total_tokens": usage.total_tokens,
-            }
-        )
-        return told
+        echo = self._context.echo.get("response", {})
+        response |= {name: value for name, value in echo.items() if not (self._part and name == "previous_response_id")}
+        response["usage"] = _build_usage(self._usage) if self.has_ended else None
+        return response
 
     def apply(self, event: e.Event) -> bool:
-        """Take the turn's next event. True: the response has ended, though the turn may go on."""
+        """Apply the turn's next event; return whether the response has ended. The turn may continue."""
         self.write_event(event)
         return self.has_ended
 
     def write_event(self, event: e.Event) -> list[JsonObject]:
-        """OpenAI's events for one of the turn's: none before this response's part of the turn, and none behind it."""
+        """Return the API's events for an event of the turn; none outside of this response's part."""
         if self.has_ended:
             return []
         if isinstance(event, e.TurnResumed):
             if self.has_begun:
                 return self.end_for_input()
-            self._at_part += 1
+            self._current_part += 1
             return self._begin_response() if self.has_begun else []
         if not self.has_begun:
             self._remember_state(event)
@@ -124,11 +113,11 @@ class ResponseWriter(EventFold):
         return self._write_event(event)
 
     def end_for_input(self) -> list[JsonObject]:
-        """The turn waits for an approval: this response is over."""
+        """End the response because the turn waits for an approval."""
         return [*self._close_item(), *self._end_response("completed")]
 
     def write_error(self, code: str, message: str) -> list[JsonObject]:
-        """The stream breaks off, and not because the turn ended."""
+        """Return the event of a stream that breaks off before the turn's end."""
         return [self._new_event("error", code=code, message=message, param=None)]
 
     def _remember_state(self, event: e.Event) -> None:
@@ -196,7 +185,7 @@ class ResponseWriter(EventFold):
         return [self._new_event(f"response.{kind}", response=self.build_response())]
 
     def _add_item(self, item: JsonObject, step: int = 0) -> JsonObject:
-        """Show an item, as it begins."""
+        """Add an item to the output; return the event for it."""
         self._output.append(item)
         self._steps[item["id"]] = step
         return self._new_event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))
@@ -210,17 +199,17 @@ class ResponseWriter(EventFold):
         )
 
     def _get_output_index(self, item: JsonObject) -> int:
-        return next(index for index, known in enumerate(self._output) if known is item)
+        return next(index for index, other in enumerate(self._output) if other is item)
 
     def _new_id(self, prefix: str) -> str:
-        self._items_made += 1
-        return f"{prefix}_{self._turn_id.hex}_{self._part}_{self._items_made}"
+        self._item_count += 1
+        return f"{prefix}_{self._turn_id.hex}_{self._part}_{self._item_count}"
 
     # --- items
 
     def _write_tool_lists(self) -> list[JsonObject]:
         events: list[JsonObject] = []
-        for server, names in self._describe.echo.get("servers", {}).items():
+        for server, names in self._context.echo.get("servers", {}).items():
             item: JsonObject = {
                 "id": self._new_id("mcpl"),
                 "type": "mcp_list_tools",
@@ -233,7 +222,7 @@ class ResponseWriter(EventFold):
         return events
 
     def _describe_tool(self, name: str) -> JsonObject:
-        spec = self._describe.find(name)
+        spec = self._context.find_tool(name)
         return {
             "name": name,
             "description": spec.description if spec else None,
@@ -274,7 +263,7 @@ class ResponseWriter(EventFold):
         return [*events, delta]
 
     def _get_open_item(self, kind: str, step: int) -> tuple[JsonObject | None, list[JsonObject]]:
-        """The open item if it is of the kind and step; else what it takes to close it."""
+        """Return the open item if it has this kind and step, else the events that close it."""
         if self._open is not None and self._open["type"] == kind and self._steps[self._open["id"]] == step:
             return self._open, []
         return None, self._close_item()
@@ -294,11 +283,11 @@ class ResponseWriter(EventFold):
         item["status"] = status
         self._text_parts = []
         if item["type"] == "message":
-            said = self._new_item_event("output_text.done", item, content_index=0, text=text, logprobs=[])
+            done = self._new_item_event("output_text.done", item, content_index=0, text=text, logprobs=[])
         else:
-            said = self._new_item_event("reasoning_text.done", item, content_index=0, text=text)
+            done = self._new_item_event("reasoning_text.done", item, content_index=0, text=text)
         return [
-            said,
+            done,
             self._new_item_event("content_part.done", item, content_index=0, part=dict(part)),
             self._finish_item(item),
         ]
@@ -329,8 +318,8 @@ class ResponseWriter(EventFold):
         ]
 
     def _write_mcp_call(self, event: e.ToolCallStarted, arguments: str) -> list[JsonObject]:
-        """A call of the gateway's begins."""
-        asked = self._approvals.get(event.call_id)
+        """Return the events for the start of a gateway tool's call."""
+        input_id = self._approvals.get(event.call_id)
         item: JsonObject = {
             "id": self._new_id("mcp"),
             "type": "mcp_call",
@@ -340,7 +329,7 @@ class ResponseWriter(EventFold):
             "output": None,
             "error": None,
             "status": "in_progress",
-            "approval_request_id": format_approval_id(asked) if asked else None,
+            "approval_request_id": format_approval_id(input_id) if input_id else None,
         }
         self._calls[event.call_id] = (event, item)
         added = self._add_item(item, event.step)
@@ -353,8 +342,7 @@ class ResponseWriter(EventFold):
         ]
 
     def _write_approval_request(self, event: e.InputRequired) -> list[JsonObject]:
-        """Approvals are OpenAI's own; any other question is answered with the gateway's own API."""
-        if event.kind != "approval":
+        if event.kind != "approval":  # other questions are answered over the native API
             return []
         self._approvals[event.call_id] = event.input_id
         call, _ = self._calls[event.call_id]
@@ -368,12 +356,12 @@ class ResponseWriter(EventFold):
         return [self._add_item(item, call.step), self._finish_item(item)]
 
     def _write_approval(self, event: e.InputResolved) -> list[JsonObject]:
-        known = self._calls.get(event.call_id)
-        if known is None or known[1] is not None or event.action != "accept":
+        call, item = self._calls.get(event.call_id, (None, None))
+        if call is None or item is not None or event.action != "accept":
             return []
         arguments = (event.content or {}).get("arguments")
-        text = _encode(arguments).decode() if isinstance(arguments, dict) else format_arguments(known[0])
-        return [*self._close_item(), *self._write_mcp_call(known[0], text)]
+        text = _encode(arguments).decode() if isinstance(arguments, dict) else format_arguments(call)
+        return [*self._close_item(), *self._write_mcp_call(call, text)]
 
     def _write_call_result(self, event: e.ToolFinished) -> list[JsonObject]:
         call, item = self._calls[event.call_id]
@@ -383,24 +371,34 @@ class ResponseWriter(EventFold):
             item = self._calls[event.call_id][1]
             assert item is not None
         text = "\n".join(str(b["text"]) if b.get("type") == "text" else f"[{b.get('type')}]" for b in event.content)
-        good = event.outcome == "ok"
-        item |= {"output": text if good else None, "error": None if good else text or event.outcome}
-        item["status"] = "completed" if good else "failed"
+        succeeded = event.outcome == "ok"
+        item |= {"output": text if succeeded else None, "error": None if succeeded else text or event.outcome}
+        item["status"] = "completed" if succeeded else "failed"
         return [
             *events,
-            self._new_item_event("mcp_call.completed" if good else "mcp_call.failed", item),
+            self._new_item_event("mcp_call.completed" if succeeded else "mcp_call.failed", item),
             self._finish_item(item),
         ]
 
     def _discard_step(self, step: int) -> list[JsonObject]:
-        """The step is asked again: what it has said counts no more."""
-        closed = self._close_item("incomplete")
+        """Remove the output of a step that is retried."""
+        events = self._close_item("incomplete")
         self._output = [item for item in self._output if self._steps[item["id"]] != step]
-        return closed
+        return events
+
+
+def _build_usage(usage: Usage) -> JsonObject:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.total_tokens,
+    }
 
 
 def format_sse(event: JsonObject) -> bytes:
-    """One of OpenAI's events as SSE."""
+    """Format an event of the Responses API as SSE."""
     return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), _encode(event))
 
 
@@ -410,7 +408,10 @@ async def stream_response(
     writer: ResponseWriter,
     after: int = -1,
 ) -> AsyncGenerator[bytes]:
-    """The response's events behind number `after`, until it ends. The turn must be read from its first event."""
+    """Stream the response's events after number `after`, until it ends.
+
+    `listener` must start at the turn's first event.
+    """
 
     def format_frames(events: list[JsonObject]) -> bytes:
         return b"".join(format_sse(event) for event in events if event["sequence_number"] > after)

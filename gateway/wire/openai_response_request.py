@@ -1,4 +1,4 @@
-"""Requests of OpenAI's Responses API. The gateway's tools are MCP tools there, as of servers that OpenAI calls."""
+"""Requests of OpenAI's Responses API. Gateway tools appear as MCP tools of the gateway's servers."""
 
 import re
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolC
 from gateway.wire.openai_chat import ToolName, build_client_tool
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
 
-_CLIENT_CALL = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
+_CLIENT_CALL_ID = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
 
 
 class _StrictModel(BaseModel):
@@ -21,7 +21,7 @@ class _StrictModel(BaseModel):
 
 
 class _InputItem(BaseModel):
-    """An input item; what an answer's item has besides is taken back and ignored."""
+    """Input item. Additional fields of an output item are accepted and ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -65,7 +65,7 @@ class ApprovalItem(_InputItem):
 
 
 class IgnoredItem(_InputItem):
-    """Items of answers that say nothing to a model."""
+    """Output item that is not sent to the model."""
 
     type: Literal["reasoning", "mcp_list_tools", "mcp_approval_request"]
 
@@ -96,11 +96,11 @@ class ApprovalFilter(_StrictModel):
 
 
 class McpTool(_StrictModel):
-    """One of the gateway's servers, by its name."""
+    """MCP server of the gateway, selected by its name."""
 
     type: Literal["mcp"]
     server_label: str = Field(max_length=128)
-    server_url: str | None = Field(default=None, description="Only the address that the administrator has configured.")
+    server_url: str | None = Field(default=None, description="Must be the configured URL of the server.")
     server_description: str | None = None
     allowed_tools: list[str] | ToolNames | None = None
     require_approval: Literal["always", "never"] | ApprovalFilter | None = None
@@ -143,7 +143,7 @@ class ConversationRef(_StrictModel):
 
 
 class ResponseRequest(_StrictModel):
-    """OpenAI's request. Fields that have no meaning here, but are harmless, are taken and ignored."""
+    """Request in OpenAI's format. Some fields are accepted and ignored, for example `service_tier`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"input": "What is 23*19?"}]})
 
@@ -177,18 +177,19 @@ class ResponseRequest(_StrictModel):
 
     @property
     def approvals(self) -> list[ApprovalItem]:
-        """The answers to approval requests; they come alone.
+        """The answers to approval requests in the input.
 
         Raises:
-            InvalidRequest: other input comes with them.
+            InvalidRequest: the input also has other items, or `previous_response_id` is missing.
         """
         items = self.input if isinstance(self.input, list) else []
-        found = [item for item in items if isinstance(item, ApprovalItem)]
-        if found and not all(isinstance(item, ApprovalItem | IgnoredItem | McpCallItem) for item in items):
-            raise InvalidRequest("Answers to approval requests come without other input.", param="input")
-        if found and self.previous_response_id is None:
-            raise InvalidRequest("Name the response that asked for approval.", param="previous_response_id")
-        return found
+        approvals = [item for item in items if isinstance(item, ApprovalItem)]
+        if approvals and not all(isinstance(item, ApprovalItem | IgnoredItem | McpCallItem) for item in items):
+            raise InvalidRequest("input: approval responses cannot be combined with other items.", param="input")
+        if approvals and self.previous_response_id is None:
+            message = "previous_response_id: required with approval responses; the id of the response that asked."
+            raise InvalidRequest(message, param="previous_response_id")
+        return approvals
 
     def to_turn_request(
         self,
@@ -197,13 +198,15 @@ class ResponseRequest(_StrictModel):
         urls: dict[str, str | None],
         idempotency_key: str | None = None,
     ) -> TurnRequest:
-        """The request in the gateway's own terms. `specs` are the gateway's tools, `urls` its servers' addresses.
+        """Convert to the request that all wire formats share.
+
+        `specs` are the gateway's tools, `urls` the URLs of its servers by name.
 
         Raises:
-            InvalidRequest: it names a server that is not configured.
+            InvalidRequest: the request names a server that is not configured, or contradicts itself.
         """
         if self.background and self.store is False:
-            raise InvalidRequest("background: what runs in the background must be stored.", param="background")
+            raise InvalidRequest("background: a background response must be stored.", param="background")
         effort = self.reasoning.effort if self.reasoning else None
         parameters = Parameters(
             temperature=self.temperature,
@@ -212,7 +215,7 @@ class ResponseRequest(_StrictModel):
             reasoning_effort="low" if effort == "minimal" else effort,
             parallel_tool_calls=self.parallel_tool_calls,
         )
-        offered, approve = self._select_tools(specs, urls)
+        selected, approve = self._select_tools(specs, urls)
         parent = (
             parse_response_id(self.previous_response_id, "previous_response_id")[0]
             if self.previous_response_id
@@ -224,7 +227,7 @@ class ResponseRequest(_StrictModel):
             messages=tuple(to_messages(self.input)),
             model=self.model or "",
             parameters=parameters,
-            tools=None if offered is None else tuple(spec.name for spec in offered),
+            tools=None if selected is None else tuple(spec.name for spec in selected),
             tool_choice=self._parse_tool_choice(specs),
             conversation_id=conversation,
             parent_turn_id=parent,
@@ -237,34 +240,34 @@ class ResponseRequest(_StrictModel):
             response_format=self._parse_response_format(),
             metadata=self.metadata or {},
             approve=approve,
-            echo=self._build_echo(specs if offered is None else offered),
+            echo=self._build_echo(specs if selected is None else selected),
         )
 
     def _select_tools(
         self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
     ) -> tuple[tuple[ToolSpec, ...] | None, tuple[str, ...]]:
-        """The gateway's tools that may be used (None: all), and the names of those that need approval."""
+        """Return the gateway tools that may be used (None: all), and the names of tools that need approval."""
         if self.tools is None:
             return None, ()
-        offered: list[ToolSpec] = []
+        selected: list[ToolSpec] = []
         approve: list[str] = []
         for index, tool in enumerate(self.tools):
             if not isinstance(tool, McpTool):
                 continue
-            where = f"tools.{index}"
+            path = f"tools.{index}"
             if tool.server_label not in urls:
-                known = ", ".join(sorted(urls)) or "none"
-                message = f"{where}.server_label: {tool.server_label!r} is not configured here; configured: {known}."
-                raise InvalidRequest(message, param=f"{where}.server_label")
+                configured = ", ".join(sorted(urls)) or "none"
+                message = f"{path}.server_label: {tool.server_label!r} is not configured; configured: {configured}."
+                raise InvalidRequest(message, param=f"{path}.server_label")
             if tool.server_url is not None and strip_url_secrets(tool.server_url) != urls[tool.server_label]:
-                message = f"{where}.server_url: servers are the administrator's to configure; leave the address out."
-                raise InvalidRequest(message, param=f"{where}.server_url")
-            chosen = [
+                message = f"{path}.server_url: only the administrator configures servers; omit the URL."
+                raise InvalidRequest(message, param=f"{path}.server_url")
+            matching = [
                 spec for spec in specs if spec.server == tool.server_label and _matches_filter(spec, tool.allowed_tools)
             ]
-            offered += chosen
-            approve += [spec.name for spec in chosen if _needs_approval(spec, tool.require_approval)]
-        return tuple(offered), tuple(approve)
+            selected += matching
+            approve += [spec.name for spec in matching if _needs_approval(spec, tool.require_approval)]
+        return tuple(selected), tuple(approve)
 
     def _parse_tool_choice(self, specs: tuple[ToolSpec, ...]) -> ToolChoice | None:
         choice = self.tool_choice
@@ -277,16 +280,16 @@ class ResponseRequest(_StrictModel):
         return {"type": "function", "function": {"name": name}}
 
     def _parse_response_format(self) -> JsonObject | None:
-        wanted = self.text.format if self.text else None
-        if wanted is None or wanted.type == "text":
+        text_format = self.text.format if self.text else None
+        if text_format is None or text_format.type == "text":
             return None
-        if wanted.type == "json_object":
+        if text_format.type == "json_object":
             return {"type": "json_object"}
-        schema = {"name": wanted.name or "answer", "schema": wanted.schema_, "strict": wanted.strict}
+        schema = {"name": text_format.name or "answer", "schema": text_format.schema_, "strict": text_format.strict}
         return {"type": "json_schema", "json_schema": {n: value for n, value in schema.items() if value is not None}}
 
     def _build_echo(self, specs: tuple[ToolSpec, ...]) -> JsonObject:
-        """What a response says of its request, and the tools that are listed in it."""
+        """Build the fields that the response repeats, and the names of its tools by server."""
         servers: dict[str, list[str]] = {}
         for spec in specs if self.previous_response_id is None else ():
             servers.setdefault(spec.server, []).append(spec.name)
@@ -307,34 +310,36 @@ class ResponseRequest(_StrictModel):
             "truncation",
             "user",
         }
-        told = self.model_dump(mode="json", by_alias=True, include=fields, exclude_none=True)
-        return {"response": told, "servers": servers}
+        echo = self.model_dump(mode="json", by_alias=True, include=fields, exclude_none=True)
+        return {"response": echo, "servers": servers}
 
 
-def _matches_filter(spec: ToolSpec, chosen: list[str] | ToolNames | None) -> bool:
-    if chosen is None:
+def _matches_filter(spec: ToolSpec, tool_filter: list[str] | ToolNames | None) -> bool:
+    if tool_filter is None:
         return True
-    names = chosen if isinstance(chosen, list) else chosen.tool_names
-    read_only = chosen.read_only if isinstance(chosen, ToolNames) else None
-    named = names is None or spec.tool in names or spec.name in names
-    return named and (read_only is None or read_only == spec.read_only)
+    names = tool_filter if isinstance(tool_filter, list) else tool_filter.tool_names
+    read_only = tool_filter.read_only if isinstance(tool_filter, ToolNames) else None
+    is_named = names is None or spec.tool in names or spec.name in names
+    return is_named and (read_only is None or read_only == spec.read_only)
 
 
-def _needs_approval(spec: ToolSpec, wanted: Literal["always", "never"] | ApprovalFilter | None) -> bool:
-    """A request may ask for more approvals than the server's policy, never for fewer."""
-    if not isinstance(wanted, ApprovalFilter):
-        return wanted == "always"
-    if wanted.always is not None and _matches_filter(spec, wanted.always):
+def _needs_approval(spec: ToolSpec, policy: Literal["always", "never"] | ApprovalFilter | None) -> bool:
+    """Whether the request requires approval, in addition to the server's policy."""
+    if not isinstance(policy, ApprovalFilter):
+        return policy == "always"
+    if policy.always is not None and _matches_filter(spec, policy.always):
         return True
-    return wanted.never is not None and not _matches_filter(spec, wanted.never)
+    return policy.never is not None and not _matches_filter(spec, policy.never)
 
 
 def to_messages(items: str | list[InputItem]) -> list[Message]:
-    """Input items as messages. Calls in a row are one message of the assistant's."""
+    """Convert input items to messages. Consecutive calls become one message of the assistant."""
     if isinstance(items, str):
         return [Message("user", items)]
-    # The gateway knows by the ids of such calls what its own tools did beside them.
-    known = any(isinstance(item, FunctionCallItem) and _CLIENT_CALL.fullmatch(item.call_id) for item in items)
+    # With ids of client calls, the gateway restores the calls of its own tools beside them, so these are skipped here.
+    restores_history = any(
+        isinstance(item, FunctionCallItem) and _CLIENT_CALL_ID.fullmatch(item.call_id) for item in items
+    )
     messages: list[Message] = []
     for item in items:
         match item:
@@ -346,14 +351,14 @@ def to_messages(items: str | list[InputItem]) -> list[Message]:
             case FunctionCallOutputItem():
                 output = item.output if isinstance(item.output, str) else _parse_content(item.output)
                 messages.append(Message("tool", output, tool_call_id=item.call_id))
-            case McpCallItem() if not known:
+            case McpCallItem() if not restores_history:
                 messages.append(Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)))
                 result = item.output if item.error is None else f"Error: {item.error}"
                 messages.append(Message("tool", result or "(no output)", tool_call_id=item.id))
             case _:
                 pass
     if not messages:
-        raise InvalidRequest("input: there is nothing in it to answer.", param="input")
+        raise InvalidRequest("input: must contain at least one message or tool result.", param="input")
     return messages
 
 
@@ -365,7 +370,7 @@ def _add_call(messages: list[Message], call: ToolCall) -> None:
 
 
 def _parse_content(content: str | list[JsonObject]) -> str | list[JsonObject]:
-    """Content parts as chat completions have them; text alone as text."""
+    """Convert content parts to those of chat completions; parts of text alone become one text."""
     if isinstance(content, str):
         return content
     parts: list[JsonObject] = []

@@ -1,4 +1,4 @@
-"""A whole turn, folded from its events: what every format that does not stream is written from."""
+"""Summary of a turn, folded from its events, for all responses that do not stream."""
 
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -10,7 +10,7 @@ from gateway.ports.listener import EventFold
 
 @dataclass
 class ToolCallSummary:
-    """A tool call, with what came of it if it has ended."""
+    """Tool call, with its result if it has ended."""
 
     id: str
     step: int
@@ -25,7 +25,7 @@ class ToolCallSummary:
 
 
 class TurnSummary(EventFold):
-    """Folds a turn's events, in order; may be read at any time."""
+    """Folds a turn's events in order. It can be read at any time."""
 
     def __init__(self) -> None:
         self.started: e.TurnStarted | None = None
@@ -88,12 +88,12 @@ class TurnSummary(EventFold):
 
     @property
     def step_texts(self) -> list[str]:
-        """What each step said, in order, as far as it said anything."""
+        """The text of each step that has text, in order."""
         return [text for _, parts in sorted(self._text.items()) if (text := "".join(parts))]
 
     @property
     def response(self) -> str:
-        """The text of the last step that said anything."""
+        """The text of the last step that has text."""
         return self.step_texts[-1] if self.step_texts else ""
 
     @property
@@ -106,5 +106,5 @@ class TurnSummary(EventFold):
 
     @property
     def client_calls(self) -> list[ToolCallSummary]:
-        """The calls that the client is to make."""
+        """Calls of client tools."""
         return [call for call in self.calls.values() if call.client]
