@@ -60,7 +60,10 @@ class TurnHandle(ABC):
     @property
     @abstractmethod
     def cache_status(self) -> Literal["hit", "miss"] | None:
-        """Whether the answer came from the response cache. None: unknown, or the request did not use the cache."""
+        """Whether the answer came from the response cache.
+
+        None: unknown, or the request did not use the cache.
+        """
 
     @property
     def failure(self) -> GatewayError | None:
@@ -283,10 +286,11 @@ class TurnService:
         return TurnListener(turn, _get_active(turn), self._subscriptions, after=after)
 
     async def wait(self, turn: TurnHandle, create_fold: Callable[[], F]) -> F:
-        """Fold the turn's events until it ends, waits for a person, or the fold is complete.
+        """Fold the turn's events into a result.
 
-        After a hand-over to another worker the events are read from the journal into a new fold, because some events
-        of the first worker may not have been stored.
+        This returns when the turn has ended or waits for a person, or when the fold is complete. After a hand-over to
+        another worker the events are read from the journal into a new fold, because some events of the first worker may
+        not have been stored.
 
         Raises:
             ServerStopping: this worker stops.
@@ -322,7 +326,7 @@ class TurnService:
                     await subscription.wait_until_closed()
 
     async def answer(self, turn: TurnHandle, input_id: UUID, answer: Answer) -> None:
-        """Store the answer to a question of the turn; any worker may then continue the turn.
+        """Store the answer to a question; any worker may then continue the turn.
 
         Raises:
             NotFound: the turn has no such question.
@@ -391,7 +395,12 @@ async def _apply_all(listener: TurnListener, fold: EventFold) -> bool:
 
 
 def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
-    """Raise unless the turn continues, on another worker or later on this one, so that its end can be read."""
+    """Raise unless the turn continues on another worker, or later on this one.
+
+    Raises:
+        ServerStopping: this worker stops.
+        StorageUnavailable, TurnNotKept, JournalExpired: the turn's end cannot be read.
+    """
     match listener.close_reason:
         case ServerStopping.code:
             raise ServerStopping

@@ -1,4 +1,7 @@
-"""Subscriptions to a turn's events: its own log if it runs here, else a log that is filled from the journal."""
+"""Subscriptions to a turn's events.
+
+A subscriber reads the turn's own log if the turn runs in this worker, else a log that is filled from the journal.
+"""
 
 import asyncio
 from typing import Self

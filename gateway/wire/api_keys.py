@@ -1,4 +1,4 @@
-"""Request and response bodies of API keys, for the HTTP API and the command line."""
+"""Request and response bodies of API keys."""
 
 from datetime import UTC, datetime
 from typing import Annotated, get_args
@@ -103,7 +103,10 @@ class CreatedKey(KeyView):
 
 
 class NewKeyBody(BaseModel):
-    """Key to create. Only admins may set `owner`. Fields left out default to the rights of the creator."""
+    """Key to create.
+
+    Only admins may set `owner`. Omitted fields default to the rights of the creator.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

@@ -17,11 +17,15 @@ MessageText = Annotated[str, StringConstraints(max_length=1_000_000)]
 
 
 class NativeFunctionCall(BaseModel):
+    """Function that a tool call names, with its arguments."""
+
     name: str = Field(max_length=128)
     arguments: str = Field(default="{}", description="Arguments, a JSON object as text.")
 
 
 class NativeToolCall(BaseModel):
+    """Tool call of an earlier answer."""
+
     id: str = Field(min_length=1, max_length=128)
     type: Literal["function"] = "function"
     function: NativeFunctionCall
@@ -46,16 +50,23 @@ class NativeMessage(BaseModel):
 
 
 class ToolFunctionName(BaseModel):
+    """Name of a tool."""
+
     name: str
 
 
 class NamedToolChoice(BaseModel):
+    """Choice of a tool that the model must call."""
+
     type: Literal["function"]
     function: ToolFunctionName
 
 
 class CacheOptions(BaseModel):
-    """Reuse of answers. The answer to an equal request is returned if it is at most `ttl` seconds old."""
+    """Options of the response cache.
+
+    The stored answer to an equal request is returned if it is at most `ttl` seconds old.
+    """
 
     model_config = ConfigDict(extra="forbid")
 

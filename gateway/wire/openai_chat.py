@@ -45,6 +45,8 @@ class _ChatCompletionModel(BaseModel):
 
 
 class FunctionCallBody(_ChatCompletionModel):
+    """Function that a tool call names, with its arguments as JSON text."""
+
     name: str = Field(max_length=128)
     arguments: str = "{}"
 
@@ -88,6 +90,8 @@ class MessageBody(_ChatCompletionModel):
 
 
 class FunctionBody(_ChatCompletionModel):
+    """Definition of a client tool. `parameters` is a JSON schema."""
+
     name: ToolName
     description: str | None = Field(default=None, max_length=8_192)
     parameters: JsonObject | None = None
@@ -106,15 +110,21 @@ class ToolBody(_ChatCompletionModel):
 
 
 class NamedFunction(_ChatCompletionModel):
+    """Name of a tool."""
+
     name: str
 
 
 class NamedChoice(_ChatCompletionModel):
+    """Choice of a tool that the model must call."""
+
     type: Literal["function"]
     function: NamedFunction
 
 
 class StreamOptions(_ChatCompletionModel):
+    """Options of a stream. `include_obfuscation` is ignored."""
+
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
@@ -347,7 +357,7 @@ class ChunkWriter:
         self._client_calls = 0
 
     def write_event(self, event: e.Event) -> list[JsonObject]:
-        """Return the chunks of an event; most events without an equivalent in OpenAI's format have none."""
+        """Return the chunks of an event; the list is empty for most gateway events."""
         self._turn.apply(event)
         match event:
             case e.TurnStarted():
@@ -408,7 +418,7 @@ async def stream_chunks(
     frame: Callable[[JsonObject], bytes] = format_sse_chunk,
     done: bytes = DONE,
 ) -> AsyncGenerator[bytes]:
-    """Stream a turn as framed chunks, followed by `done` unless it ended with an error."""
+    """Stream a turn as framed chunks, followed by `done` unless it failed."""
     ended = False
     async for batch in listener:
         ended = isinstance(batch[-1].event, e.TurnEnd)

@@ -18,7 +18,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ResponseContext(msgspec.Struct, frozen=True):
-    """Data for a response beyond its events: the request's echo, and a lookup of current tools by name."""
+    """Request echo, and a lookup of current tools by name."""
 
     echo: JsonObject
     find_tool: Callable[[str], ToolSpec | None]
@@ -99,7 +99,10 @@ class ResponseWriter(EventFold):
         return self.has_ended
 
     def write_event(self, event: e.Event) -> list[JsonObject]:
-        """Return the API's events for an event of the turn; none outside of this response's part."""
+        """Return the API's events for an event of the turn.
+
+        The list is empty for events outside of this response's part of the turn.
+        """
         if self.has_ended:
             return []
         if isinstance(event, e.TurnResumed):
@@ -263,7 +266,7 @@ class ResponseWriter(EventFold):
         return [*events, delta]
 
     def _get_open_item(self, kind: str, step: int) -> tuple[JsonObject | None, list[JsonObject]]:
-        """Return the open item if it has this kind and step, else the events that close it."""
+        """Return the open item, or the events that close one of another kind or step."""
         if self._open is not None and self._open["type"] == kind and self._steps[self._open["id"]] == step:
             return self._open, []
         return None, self._close_item()

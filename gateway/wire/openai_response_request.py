@@ -27,12 +27,16 @@ class _InputItem(BaseModel):
 
 
 class MessageItem(_InputItem):
+    """Message of a conversation."""
+
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[JsonObject]
 
 
 class FunctionCallItem(_InputItem):
+    """Call of a client tool."""
+
     type: Literal["function_call"]
     call_id: str = Field(min_length=1, max_length=128)
     name: str = Field(max_length=128)
@@ -40,12 +44,16 @@ class FunctionCallItem(_InputItem):
 
 
 class FunctionCallOutputItem(_InputItem):
+    """Result of a client tool's call."""
+
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1, max_length=128)
     output: str | list[JsonObject]
 
 
 class McpCallItem(_InputItem):
+    """Call of a gateway tool, with its result."""
+
     type: Literal["mcp_call"]
     id: str = Field(min_length=1, max_length=128)
     name: str = Field(max_length=128)
@@ -55,6 +63,8 @@ class McpCallItem(_InputItem):
 
 
 class ApprovalItem(_InputItem):
+    """Answer to an approval request."""
+
     type: Literal["mcp_approval_response"]
     approval_request_id: str = Field(pattern=APPROVAL_ID_PATTERN)
     approve: bool
@@ -78,6 +88,8 @@ InputItem = TypedItem | MessageItem
 
 
 class FunctionTool(_StrictModel):
+    """Tool that the client runs."""
+
     type: Literal["function"]
     name: ToolName
     description: str | None = Field(default=None, max_length=8_192)
@@ -86,11 +98,15 @@ class FunctionTool(_StrictModel):
 
 
 class ToolNames(_StrictModel):
+    """Filter that selects tools by name, by `read_only`, or by both."""
+
     tool_names: list[str] | None = None
     read_only: bool | None = None
 
 
 class ApprovalFilter(_StrictModel):
+    """Tools whose calls always or never need approval."""
+
     always: ToolNames | None = None
     never: ToolNames | None = None
 
@@ -110,22 +126,30 @@ Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
 
 
 class FunctionChoice(_StrictModel):
+    """Choice of a client tool that the model must call."""
+
     type: Literal["function"]
     name: str
 
 
 class McpChoice(_StrictModel):
+    """Choice of a gateway tool that the model must call."""
+
     type: Literal["mcp"]
     server_label: str
     name: str
 
 
 class Reasoning(BaseModel):
+    """Options for reasoning models. `summary` is ignored."""
+
     effort: Literal["none", "default", "minimal", "low", "medium", "high"] | None = None
     summary: object = None
 
 
 class TextFormat(_StrictModel):
+    """Format of the answer: text, any JSON object, or JSON that matches a schema."""
+
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
@@ -134,11 +158,15 @@ class TextFormat(_StrictModel):
 
 
 class TextOptions(_StrictModel):
+    """Options of the answer's text. `verbosity` is ignored."""
+
     format: TextFormat | None = None
     verbosity: object = None
 
 
 class ConversationRef(_StrictModel):
+    """Conversation to continue."""
+
     id: str
 
 
@@ -246,7 +274,10 @@ class ResponseRequest(_StrictModel):
     def _select_tools(
         self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
     ) -> tuple[tuple[ToolSpec, ...] | None, tuple[str, ...]]:
-        """Return the gateway tools that may be used (None: all), and the names of tools that need approval."""
+        """Return the allowed gateway tools, and the names of tools that need approval.
+
+        None as allowed tools: all.
+        """
         if self.tools is None:
             return None, ()
         selected: list[ToolSpec] = []
@@ -289,7 +320,7 @@ class ResponseRequest(_StrictModel):
         return {"type": "json_schema", "json_schema": {n: value for n, value in schema.items() if value is not None}}
 
     def _build_echo(self, specs: tuple[ToolSpec, ...]) -> JsonObject:
-        """Build the fields that the response repeats, and the names of its tools by server."""
+        """Build the fields that the response repeats, and its tools by server."""
         servers: dict[str, list[str]] = {}
         for spec in specs if self.previous_response_id is None else ():
             servers.setdefault(spec.server, []).append(spec.name)
@@ -370,7 +401,10 @@ def _add_call(messages: list[Message], call: ToolCall) -> None:
 
 
 def _parse_content(content: str | list[JsonObject]) -> str | list[JsonObject]:
-    """Convert content parts to those of chat completions; parts of text alone become one text."""
+    """Convert content parts to the format of chat completions.
+
+    If all parts are text, the result is one text.
+    """
     if isinstance(content, str):
         return content
     parts: list[JsonObject] = []

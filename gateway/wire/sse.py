@@ -24,7 +24,10 @@ def format_event(entry: JournalEntry) -> bytes:
 
 
 def format_unnumbered_event(event: str, data: bytes) -> bytes:
-    """Format an event of the connection as an SSE frame. Without a number, clients do not resume after it."""
+    """Format an event of the connection as an SSE frame.
+
+    It has no number, because a client must not resume after it.
+    """
     return b"event: %s\ndata: %s\n\n" % (event.encode(), data)
 
 

@@ -1,4 +1,4 @@
-"""Summary of a turn, folded from its events, for all responses that do not stream."""
+"""Summary of a turn, folded from its events, for responses without streaming."""
 
 from dataclasses import dataclass, field
 from typing import assert_never

@@ -40,7 +40,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed_bytes += len(data)
         super().data_received(data)
         if self._unparsed_bytes > MAX_HEAD_BYTES:
-            self._reject(431, "head_too_large", f"The request head exceeds {MAX_HEAD_BYTES:,} bytes.")
+            self._reject_request(431, "head_too_large", f"The request head exceeds {MAX_HEAD_BYTES:,} bytes.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -64,7 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._reject(400, "invalid_http", "The request is not valid HTTP.")
+        self._reject_request(400, "invalid_http", "The request is not valid HTTP.")
 
     def _start_head_timer(self) -> None:
         self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(
@@ -80,11 +80,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _on_head_timeout(self) -> None:
         if self._unparsed_bytes:
             message = f"The request head did not arrive within {self.head_timeout_seconds:g} seconds."
-            self._reject(408, "request_timeout", message)
+            self._reject_request(408, "request_timeout", message)
         else:  # an idle connection, without a request to answer
             self.transport.close()
 
-    def _reject(self, status: int, code: str, message: str) -> None:
+    def _reject_request(self, status: int, code: str, message: str) -> None:
         """Send an error response, unless another response is being sent, and close the connection."""
         self._stop_head_timer()
         request_id = str(uuid_utils.uuid7())

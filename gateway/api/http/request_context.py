@@ -35,7 +35,7 @@ def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[b
 
 
 class RequestContextMiddleware:
-    """Sets the request id, adds it to the response, and logs each request at its end.
+    """Sets the request id, adds response headers, and writes the access log.
 
     A client's `X-Request-ID` is used if it is safe to log; else a new id is generated.
     """

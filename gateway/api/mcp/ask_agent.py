@@ -54,7 +54,7 @@ ASK_AGENT = ToolSpec(
 
 
 class _ReportingSummary(TurnSummary):
-    """Summary of a turn that also reports each tool call to the host as progress."""
+    """Turn summary that reports tool calls to the host as progress."""
 
     def __init__(self, host: HostObserver) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""The gateway as an MCP server at `/mcp`: the tools, resources and prompts of every connected server.
+"""The gateway as an MCP server at `/mcp`.
 
-The tool `ask_agent` runs a turn. Authentication, permissions and turns are those of the HTTP API. The approval policy
-of turns applies to `ask_agent`; for the other tools, hosts ask their users before a call.
+It offers the tools, resources and prompts of every connected server, and `ask_agent`, which runs a turn.
+Authentication, permissions and turns are those of the HTTP API. The approval policy of turns applies to `ask_agent`;
+for the other tools, hosts ask their users before a call.
 """
 
 import asyncio
@@ -120,7 +121,7 @@ class McpEndpoint:
         return send_with_worker_name
 
     async def notify_tools_changed(self) -> None:
-        """Send `tools/list_changed` to the hosts that listen, and to legacy sessions on their open streams."""
+        """Send `tools/list_changed` to listening hosts and legacy sessions."""
         await self._bus.publish(ToolsListChanged())
         results = await asyncio.gather(*(self._notify_legacy_session(name) for name in list(self._legacy_sessions)))
         if results:
@@ -136,7 +137,7 @@ class McpEndpoint:
         return True
 
     def _remember_session(self, ctx: Context) -> None:
-        """Remember a legacy session that has listed the tools, to notify it when they change."""
+        """Remember a legacy session that lists tools, to notify it of changes."""
         name = None if ctx.request is None else ctx.request.headers.get(_SESSION_HEADER)
         if name is not None:
             self._legacy_sessions[name] = ctx.session

@@ -25,21 +25,21 @@ HOST_GONE = (MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError)
 
 
 class HostObserver:
-    """Forwards progress and logs of a call to its host, and asks the host's user if the protocol allows it."""
+    """Forwards progress, logs and questions of a call to its host."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._notifications = TaskSet("notify MCP host")
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        self._notifications.spawn(_notify(self._ctx.session.report_progress(progress, total, message)))
+        self._notifications.spawn(_send_notification(self._ctx.session.report_progress(progress, total, message)))
 
     def log(self, level: str, message: str) -> None:
         # Logging is deprecated in the protocol, but legacy hosts show it.
         notification = self._ctx.session.send_log_message(  # pyright: ignore[reportDeprecated]
             cast(t.LoggingLevel, level), message, related_request_id=self._ctx.request_id
         )
-        self._notifications.spawn(_notify(notification))
+        self._notifications.spawn(_send_notification(notification))
 
     async def ask(self, question: Question) -> Answer:
         """Ask the host's user. A host that cannot ask declines."""
@@ -56,11 +56,14 @@ class HostObserver:
         return Answer(result.action, result.content)
 
     async def collect_answer(self, question: Question, state: str | None) -> StoredQuestion:
-        """Ask the host's user, and return the question with its answer and the asking server's state."""
+        """Ask the host's user; return the question with its answer.
+
+        `state` is the asking server's state, which the toolbox returns to it.
+        """
         return StoredQuestion(UUID(int=0), "", question, state, await self.ask(question))
 
 
-async def _notify(notification: Coroutine[object, object, None]) -> None:
+async def _send_notification(notification: Coroutine[object, object, None]) -> None:
     try:
         await notification
     except HOST_GONE as error:

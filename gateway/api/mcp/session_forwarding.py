@@ -1,4 +1,4 @@
-"""Forwarding of requests to the worker of this machine that owns their legacy MCP session.
+"""Forwarding of legacy MCP sessions' requests to the worker that owns them.
 
 Each worker listens on a Unix socket named by its id, in a directory that only this user can enter and that all workers
 of the same database share. Requests are forwarded after authentication; responses are relayed message by message. See

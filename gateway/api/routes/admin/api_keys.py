@@ -23,7 +23,10 @@ _GLOB_CHARACTERS = frozenset("*?[")
 
 @router.get("", summary="List your keys")
 async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
-    """The newest keys first, including revoked keys; all keys for an admin. The secrets are not shown."""
+    """Your keys, or all keys for an admin, newest first.
+
+    The list includes revoked keys. It does not show secrets.
+    """
     rows = await keys.list_keys(_owner_filter(principal))
     return KeyList(keys=[KeyView.model_validate(row, from_attributes=True) for row in rows])
 

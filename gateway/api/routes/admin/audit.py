@@ -35,7 +35,10 @@ class AuditView(BaseModel):
 
 
 class AuditList(BaseModel):
-    """Page of the audit log. `next` is the `before` of the next page; null on the last page."""
+    """Page of the audit log.
+
+    `next` is the `before` of the next page; null on the last page.
+    """
 
     items: list[AuditView]
     next: UUID | None

@@ -28,7 +28,10 @@ class ErrorStatsView(BaseModel):
 
 
 class ToolStatsView(BaseModel):
-    """Calls of a tool on a day (UTC). `duration_ms` is the mean, or null if no call has ended."""
+    """Calls of a tool on a day (UTC).
+
+    `duration_ms` is the mean, or null if no call has ended.
+    """
 
     day: date
     server: str

@@ -18,14 +18,14 @@ _ERRORS: dict[int | str, JsonObject] = {
 
 
 class ResourceList(BaseModel):
-    """Resources and resource templates as MCP describes them, each with the name of its `server`."""
+    """Resources and resource templates in MCP's format, each with its `server`."""
 
     resources: list[JsonObject]
     templates: list[JsonObject]
 
 
 class PromptList(BaseModel):
-    """Prompts as MCP describes them, each with the name of its `server`. Names are unique across servers."""
+    """Prompts in MCP's format, each with its `server`. Names are unique across servers."""
 
     prompts: list[JsonObject]
 

@@ -26,9 +26,10 @@ _ERRORS: dict[int | str, JsonObject] = {
 
 
 class McpServerView(BaseModel):
-    """State and configuration of an MCP server. `headers` lists the names of its headers, not their values.
+    """State and configuration of an MCP server.
 
-    `state` is connecting, up, degraded, needs_auth, down or disabled.
+    `state` is connecting, up, degraded, needs_auth, down or disabled. `headers` lists the names of the configured
+    headers, not their values.
     """
 
     name: str
@@ -68,7 +69,10 @@ class McpServerList(BaseModel):
 
 
 class ServerCreate(BaseModel):
-    """MCP server to connect to over HTTP. Commands are not accepted, and environment variables are not expanded."""
+    """MCP server to connect to over HTTP.
+
+    Commands are not accepted, and environment variables are not expanded.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -127,7 +131,10 @@ async def list_servers(
 async def add_server(
     body: ServerCreate, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
-    """Connect every worker to a server. Its tools are available as soon as its state is `up`."""
+    """Connect every worker to an MCP server.
+
+    The server's tools are available as soon as its state is `up`.
+    """
     _require_admin(principal)
     config = body.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     await admin.add(body.name, config, by=principal.user)

@@ -48,9 +48,9 @@ class SignInPage(BaseModel):
 
 @router.post("/api/v1/mcp/servers/{name}/sign-in", summary="Sign in to a protected MCP server", responses=_ERRORS)
 async def sign_in(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep) -> SignInPage:
-    """Return the URL at which a browser signs in; it is valid for seven days.
+    """Return the URL at which a browser signs in.
 
-    If the server's `share` is `all`, an admin signs in for all users.
+    It is valid for seven days. If the server's `share` is `all`, an admin signs in for all users.
     """
     _require_reachable(name, principal)
     return SignInPage(url=await toolbox.sign_in.offer(name, principal))
@@ -74,14 +74,17 @@ def _require_reachable(name: str, principal: Principal) -> None:
 
 
 @router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)
-async def client_document(toolbox: ToolboxDep) -> JsonObject:
+async def get_client_document(toolbox: ToolboxDep) -> JsonObject:
     """Return the gateway's client id metadata document, which authorization servers fetch."""
     return toolbox.sign_in.client_document()
 
 
 @router.get(f"{_COOKIE_PATH}/start", response_class=HTMLResponse, include_in_schema=False)
-async def start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
-    """Show the server and the user of a sign-in, so that a link cannot trick a user into another user's sign-in."""
+async def show_start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
+    """Show the server and the user of a sign-in.
+
+    The user confirms both, so that a link cannot trick a user into signing in for another user.
+    """
     try:
         login = await toolbox.sign_in.offered(ticket)
     except GatewayError as error:
@@ -93,7 +96,7 @@ async def start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
 
 
 @router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
-async def start(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> Response:
+async def start_sign_in(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> Response:
     """Redirect to the authorization server. The cookie binds the callback to this browser."""
     try:
         url = await toolbox.sign_in.begin(ticket)
@@ -108,7 +111,7 @@ async def start(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> R
 
 
 @router.get(f"{_COOKIE_PATH}/callback", response_class=HTMLResponse, include_in_schema=False)
-async def callback(
+async def finish_sign_in(
     request: Request, toolbox: ToolboxDep, ticket: Annotated[str, Cookie(alias=_COOKIE, max_length=100)] = ""
 ) -> HTMLResponse:
     """Finish the sign-in when the authorization server redirects the browser back."""

@@ -42,7 +42,10 @@ class UsageView(BaseModel):
 
 @router.get("/budget", summary="Get your usage and budget")
 async def get_budget(principal: PrincipalDep, usage: UsageDep, settings: SettingsDep, days: Days = 30) -> UsageView:
-    """Tokens and cost of today and this month, with the budget. A turn beyond the budget is rejected with 402."""
+    """Tokens and cost of today and this month, with the budget.
+
+    A turn beyond the budget is rejected with 402.
+    """
     daily_usage = await usage.by_day(days, principal.user)
     key_totals = None
     if principal.budget is not None:

@@ -63,9 +63,10 @@ async def chat(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> ChatResponse:
-    """Run a turn and return it when it has ended, or when it waits for a person.
+    """Run a turn and return its answer.
 
-    A repeated `Idempotency-Key` returns the earlier turn.
+    The response comes when the turn has ended, or when it waits for a person. A repeated `Idempotency-Key` returns the
+    earlier turn.
     """
     turn = await _start_turn(body, request, idempotency_key)
     return build_chat_response(await wait_for_turn(turn, request, response))

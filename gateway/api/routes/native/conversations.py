@@ -29,14 +29,20 @@ class ConversationView(BaseModel):
 
 
 class ConversationList(BaseModel):
-    """Page of conversations. `next` is the `before` of the next page; null on the last page."""
+    """Page of conversations.
+
+    `next` is the `before` of the next page; null on the last page.
+    """
 
     conversations: list[ConversationView]
     next: UUID | None
 
 
 class ConversationTurn(BaseModel):
-    """Turn of a conversation. `parent_id` is the turn that it follows; turns with the same parent are branches."""
+    """Turn of a conversation.
+
+    `parent_id` is the turn that it follows. Turns with the same parent are branches.
+    """
 
     id: UUID
     parent_id: UUID | None
@@ -111,7 +117,10 @@ async def rename_conversation(
 async def delete_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, service: TurnServiceDep
 ) -> None:
-    """Delete a conversation with its turns and everything stored about them. Active turns are cancelled first."""
+    """Delete a conversation with its turns and everything stored about them.
+
+    Active turns are cancelled first.
+    """
     await cancel_and_delete(conversation_id, principal, conversations, service)
 
 

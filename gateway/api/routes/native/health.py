@@ -92,7 +92,10 @@ async def ready(
     tasks: TasksDep,
     settings: SettingsDep,
 ) -> Readiness:
-    """Answer 503 if turns cannot be stored or run. If only the model or an MCP server is unavailable, answer 200."""
+    """Answer 503 if turns cannot be stored or run.
+
+    If only the model or an MCP server is unavailable, the status code is 200.
+    """
     database, model = await asyncio.gather(store.check(), model_server.check())
     servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.servers()]
     dependencies_up = model is None and all(server.state in ("up", "disabled") for server in servers)

@@ -42,14 +42,20 @@ class HistoryItem(BaseModel):
 
 
 class SearchHitView(HistoryItem):
-    """Matching turn. `snippet` is plain text, not HTML, with matched words between <mark> and </mark>."""
+    """Turn that matches a search.
+
+    `snippet` is plain text, not HTML, with matched words between <mark> and </mark>.
+    """
 
     rank: float
     snippet: str
 
 
 class HistoryPage(BaseModel):
-    """Page of turns. `next` is the `before` of the next page; null on the last page."""
+    """Page of turns.
+
+    `next` is the `before` of the next page; null on the last page.
+    """
 
     items: list[HistoryItem]
     next: UUID | None = None
@@ -57,7 +63,10 @@ class HistoryPage(BaseModel):
 
 
 class SearchPage(BaseModel):
-    """Page of matching turns. `next` is the `before` of the next page; null on the last page."""
+    """Page of matching turns.
+
+    `next` is the `before` of the next page; null on the last page.
+    """
 
     items: list[SearchHitView]
     next: str | None = None
@@ -102,7 +111,10 @@ async def search(
     before: Annotated[str | None, Query(max_length=100, description="The `next` of the previous page.")] = None,
     total: WithTotal = False,
 ) -> SearchPage:
-    """Full-text search in prompts and responses. The newest 500 matching turns are ranked, best first."""
+    """Full-text search in prompts and responses.
+
+    The newest 500 matching turns are ranked, best first.
+    """
     hits = await history.search(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
     match_count = await history.count_matches(principal, query, lang=lang) if total else None
     next_cursor = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None

@@ -37,7 +37,10 @@ class ToolView(BaseModel):
 
 
 class ServerView(BaseModel):
-    """State of an MCP server; `reason` explains a state other than `up`. `tools` is the number of its tools."""
+    """State of an MCP server.
+
+    `reason` explains a state other than `up`. `tools` is the number of its tools.
+    """
 
     name: str
     url: str | None
@@ -69,7 +72,7 @@ class ToolCallResult(BaseModel):
 
 @router.get("/tools", summary="List the tools")
 async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListView:
-    """The tools of the MCP servers that you may use, and the state of each server."""
+    """The tools that you may use, and the state of each MCP server."""
     servers = [server for server in toolbox.servers() if principal.can_use_server(server.name)]
     states = {server.name: server.state for server in servers}
     tools = [
@@ -106,7 +109,10 @@ async def call_tool(
     toolbox: ToolboxDep,
     arguments: Annotated[JsonObject, Body(description="Arguments that match the tool's `input_schema`.")],
 ) -> ToolCallResult:
-    """Call a tool directly, without a model. An error of the tool is a result with status 200."""
+    """Call a tool directly, without a model.
+
+    An error of the tool is a result with status 200.
+    """
     spec = toolbox.find(name)
     if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")

@@ -47,9 +47,10 @@ class InputView(BaseModel):
 
 
 class TurnView(BaseModel):
-    """Stored turn. A turn with `store` false has usage figures, but no text, messages or tool calls.
+    """Stored turn.
 
-    `status` is running, waiting (for a person), completed, failed or cancelled.
+    `status` is running, waiting (for a person), completed, failed or cancelled. A turn with `store` false has usage
+    figures, but no text, messages or tool calls.
     """
 
     id: UUID
@@ -99,9 +100,9 @@ async def follow_turn(
         str | None, Header(description="The same as `after`, as browsers send it when they reconnect.")
     ] = None,
 ) -> Response:
-    """Stream the events after `after`, and then new events as they happen, on any worker.
+    """Stream the events after number `after`, and then new events.
 
-    The stream ends after the turn's last event. To disconnect does not affect the turn.
+    It works on any worker. The stream ends after the turn's last event. A disconnect does not affect the turn.
     """
     turn = await service.follow(turn_id, principal)
     last_seq = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
@@ -147,7 +148,10 @@ async def answer_input(
 async def cancel_turn(
     turn_id: UUID, principal: PrincipalDep, service: TurnServiceDep, turns: TurnsDep, questions: QuestionsDep
 ) -> TurnView:
-    """Cancel the model call and the tool calls. Text so far is stored. A turn that has ended does not change."""
+    """Cancel the model call and the tool calls of a turn.
+
+    The text so far is stored. A turn that has ended does not change.
+    """
     await service.cancel(await service.follow(turn_id, principal))
     return await _build_view(turn_id, principal, turns, questions)
 

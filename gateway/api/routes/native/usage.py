@@ -107,9 +107,10 @@ async def get_usage(
     format: Annotated[Literal["json", "csv"] | None, Query()] = None,  # noqa: A002 - the parameter's public name
     accept: Annotated[str, Header()] = "",
 ) -> UsageTable | Response:
-    """Sum tokens, times and cost of your turns that have ended, or of all users' turns for an admin.
+    """Sum tokens, times and cost of turns that have ended.
 
-    Default: the last 30 days, by day. With `format=csv` or `Accept: text/csv` the response is CSV.
+    The sums cover your turns, or all users' turns for an admin. Default: the last 30 days, by day. With `format=csv` or
+    `Accept: text/csv` the response is CSV.
     """
     groups = _parse_groups(group_by)
     start, end = _parse_range(since, until)

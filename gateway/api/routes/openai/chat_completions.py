@@ -40,7 +40,10 @@ async def chat_completions(
     x_gateway_tools: GatewayTools = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """OpenAI's chat completions. Gateway tools run in the gateway; calls of the client's tools are returned to it."""
+    """Create a chat completion in OpenAI's format.
+
+    Gateway tools run in the gateway. Calls of the client's own tools are returned to the client.
+    """
     turn_request = body.to_turn_request(tools=x_gateway_tools, idempotency_key=idempotency_key)
     turn = await start_turn(turn_request, request, get_principal(request))
     if body.stream:

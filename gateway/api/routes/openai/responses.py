@@ -34,9 +34,10 @@ async def create_response(
     request: Request,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """OpenAI's Responses API. Calls of gateway tools are MCP items; `tools` of type `mcp` select gateway servers.
+    """Create a response in the format of OpenAI's Responses API.
 
-    An `mcp_approval_response` continues the turn that asked for approval, and returns the rest of it as a new response.
+    Calls of gateway tools are MCP items. `tools` of type `mcp` select the gateway's MCP servers and their tools. An
+    `mcp_approval_response` continues the turn that asked for approval, and returns the rest of it as a new response.
     """
     principal = get_principal(request)
     part = 0
@@ -69,7 +70,10 @@ async def get_response(
     starting_after: Annotated[int, Query(ge=-1, description="Number of the last event that the client received.")] = -1,
     _include: Annotated[list[str] | None, Query(alias="include[]", description="Accepted and ignored.")] = None,
 ) -> Response:
-    """The current state of a response. With `stream`, its events after `starting_after`, and then new events."""
+    """The current state of a response.
+
+    With `stream`, its events after `starting_after`, and then new events.
+    """
     turn, writer = await _find_response(response_id, request)
     if stream_:
         return stream_turn(turn, request, partial(stream_response, writer=writer, after=starting_after))
@@ -95,7 +99,10 @@ async def delete_response(response_id: str, request: Request) -> JsonObject:
 
 @router.post("/{response_id}/cancel", summary="Cancel a response", response_class=JSONResponse)
 async def cancel_response(response_id: str, request: Request) -> Response:
-    """Cancel the turn of a response. Text so far is stored. A response that has ended does not change."""
+    """Cancel the turn of a response.
+
+    The text so far is stored. A response that has ended does not change.
+    """
     turn, writer = await _find_response(response_id, request)
     await turn_service(request).cancel(turn)
     return JSONResponse(await _build_current(turn, writer, request))
@@ -147,7 +154,7 @@ async def _wait_for_response(
 
 
 async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Request) -> JsonObject:
-    """Build the response from the journal, or from the turn if its journal was deleted."""
+    """Build the response from the journal, else from the stored turn."""
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
     turns = turn_store(request)
