@@ -234,7 +234,7 @@ class TurnService:
     def is_stopping(self) -> bool:
         return self._runner.is_stopping
 
-    async def start(
+    async def start_turn(
         self,
         request: TurnRequest,
         principal: Principal,
@@ -270,7 +270,7 @@ class TurnService:
                     raise
                 return started
 
-    async def follow(self, turn_id: UUID, principal: Principal) -> TurnHandle:
+    async def get_turn(self, turn_id: UUID, principal: Principal) -> TurnHandle:
         """Return a turn of the principal that was started before.
 
         Raises:
@@ -278,14 +278,14 @@ class TurnService:
         """
         return _FollowedTurn(await self._turns.get(turn_id, principal))
 
-    def listen(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
+    def listen_to_turn(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
         """Read the events after number `after`, and then new events.
 
         When the last listener of a started turn leaves, the request's `on_disconnect` decides whether it is cancelled.
         """
         return TurnListener(turn, _get_active(turn), self._subscriptions, after=after)
 
-    async def wait(self, turn: TurnHandle, create_fold: Callable[[], F]) -> F:
+    async def wait_for_turn(self, turn: TurnHandle, create_fold: Callable[[], F]) -> F:
         """Fold the turn's events into a result.
 
         This returns when the turn has ended or waits for a person, or when the fold is complete. After a hand-over to
@@ -306,7 +306,7 @@ class TurnService:
             _check_continues(turn, listener)
             active = None
 
-    async def cancel(self, turn: TurnHandle) -> None:
+    async def cancel_turn(self, turn: TurnHandle) -> None:
         """Cancel a turn on any worker, and wait at most `CANCEL_TIMEOUT_SECONDS` for its end.
 
         A turn that has ended does not change.
@@ -325,7 +325,7 @@ class TurnService:
                 async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
                     await subscription.wait_until_closed()
 
-    async def answer(self, turn: TurnHandle, input_id: UUID, answer: Answer) -> None:
+    async def answer_question(self, turn: TurnHandle, input_id: UUID, answer: Answer) -> None:
         """Store the answer to a question; any worker may then continue the turn.
 
         Raises:

@@ -210,7 +210,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self._opened.set()
 
     def add_listener(self) -> None:
-        """Count a response that the turn runs for. Only `TurnService.listen` does this."""
+        """Count a response that the turn runs for. Only `TurnService.listen_to_turn` does this."""
         self._listeners += 1
 
     def remove_listener(self) -> None:

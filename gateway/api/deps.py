@@ -1,7 +1,7 @@
 """Typed dependencies of the routes: parts of the application, and the caller.
 
 `app.py` sets the parts as attributes of `app.state`. A route names the parts that it uses as parameters of a type
-`…Dep`. The chat routes call `turn_service(request)` and its siblings instead. See docs/adr/0013.
+`…Dep`. The chat routes call `get_turn_service(request)` and its siblings instead. See docs/adr/0013.
 """
 
 import asyncio
@@ -35,22 +35,22 @@ from gateway.store.usage_report import UsageReports
 T = TypeVar("T")
 
 
-def turn_service(request: Request) -> TurnService:
+def get_turn_service(request: Request) -> TurnService:
     return request.app.state.turn_service
 
 
-def turn_store(request: Request) -> TurnStore:
+def get_turn_store(request: Request) -> TurnStore:
     return request.app.state.turns
 
 
-def toolbox(request: Request) -> Toolbox:
+def get_toolbox(request: Request) -> Toolbox:
     return request.app.state.toolbox
 
 
 def get_principal(request: Request) -> Principal:
     """Return the authenticated caller, with the request headers that MCP servers receive."""
     principal: Principal = request.scope[PRINCIPAL_SCOPE_KEY]
-    if not (names := toolbox(request).forwarded_headers()):
+    if not (names := get_toolbox(request).forwarded_headers()):
         return principal
     headers = {name: value for name in names if (value := request.headers.get(name)) is not None}
     return msgspec.structs.replace(principal, headers=headers)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import Header, Request, Response
 
 from gateway.agent.service import TurnHandle, TurnListener
-from gateway.api.deps import run_until_disconnect, turn_service
+from gateway.api.deps import get_turn_service, run_until_disconnect
 from gateway.common.logging import request_id
 from gateway.domain.errors import error_from_info
 from gateway.domain.events import TurnCancelled, TurnFailed
@@ -32,13 +32,13 @@ WriteStream = Callable[[EventListener], AsyncGenerator[bytes]]
 async def start_turn(
     turn_request: TurnRequest, request: Request, principal: Principal, *, if_busy: Literal["wait", "reject"] = "wait"
 ) -> TurnHandle:
-    """Start a turn for this request; see `TurnService.start`.
+    """Start a turn for this request; see `TurnService.start_turn`.
 
     Raises:
         ClientGone: the client disconnected while another turn of the conversation ran.
         GatewayError: the turn cannot be started.
     """
-    turn = await turn_service(request).start(
+    turn = await get_turn_service(request).start_turn(
         turn_request,
         principal,
         request_id=request_id.get(),
@@ -56,7 +56,7 @@ def stream_turn(
 
     A failure before the model's first output is an HTTP error.
     """
-    listener = turn_service(request).listen(turn, after=after)
+    listener = get_turn_service(request).listen_to_turn(turn, after=after)
     ready = partial(_wait_for_headers, turn, listener)
     return FrameStream(write(listener), headers={}, listener=listener, ready=ready, media_type=media_type)
 
@@ -68,7 +68,7 @@ async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) 
         ClientGone: the client disconnected.
         GatewayError: the turn failed, was cancelled, or its end cannot be read.
     """
-    summary = await run_until_disconnect(request, turn_service(request).wait(turn, TurnSummary))
+    summary = await run_until_disconnect(request, get_turn_service(request).wait_for_turn(turn, TurnSummary))
     response.headers.update(turn_headers(turn))
     if isinstance(summary.end, TurnFailed | TurnCancelled):
         raise turn.failure or error_from_info(summary.end.error)

@@ -81,8 +81,8 @@ async def ask_agent(
     Errors are returned as results, because only a result reaches the host's model.
     """
     try:
-        turn = await service.start(_parse_turn_request(params), principal)
-        summary = await service.wait(turn, lambda: _ReportingSummary(host))
+        turn = await service.start_turn(_parse_turn_request(params), principal)
+        summary = await service.wait_for_turn(turn, lambda: _ReportingSummary(host))
         if isinstance(summary.end, TurnFailed | TurnCancelled):
             raise turn.failure or error_from_info(summary.end.error)
     except GatewayError as error:

@@ -130,7 +130,7 @@ async def cancel_and_delete(
     """Cancel the active turns of a conversation, delete it, and return its id."""
     conversation = await conversations.get(conversation_id, principal)
     for turn_id in await conversations.open_turns(conversation.id):
-        await service.cancel(await service.follow(turn_id, principal))
+        await service.cancel_turn(await service.get_turn(turn_id, principal))
     await conversations.delete(conversation.id, by=principal.user)
     return conversation.id
 

@@ -104,7 +104,7 @@ async def follow_turn(
 
     It works on any worker. The stream ends after the turn's last event. A disconnect does not affect the turn.
     """
-    turn = await service.follow(turn_id, principal)
+    turn = await service.get_turn(turn_id, principal)
     last_seq = after if after is not None else int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
     return stream_turn(turn, request, partial(stream_events, str(turn_id)), after=last_seq)
 
@@ -138,9 +138,9 @@ async def answer_input(
     The turn continues on any worker: follow `/events` after the last event that you received. To approve a tool call
     with different arguments, accept with `content: {"arguments": {…}}`.
     """
-    turn = await service.follow(turn_id, principal)
+    turn = await service.get_turn(turn_id, principal)
     content = body.content if body.action == "accept" else None
-    await service.answer(turn, body.input_id, Answer(body.action, content, by=principal.user))
+    await service.answer_question(turn, body.input_id, Answer(body.action, content, by=principal.user))
     return await _build_view(turn_id, principal, turns, questions)
 
 
@@ -152,7 +152,7 @@ async def cancel_turn(
 
     The text so far is stored. A turn that has ended does not change.
     """
-    await service.cancel(await service.follow(turn_id, principal))
+    await service.cancel_turn(await service.get_turn(turn_id, principal))
     return await _build_view(turn_id, principal, turns, questions)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.agent.service import TurnHandle
-from gateway.api.deps import get_principal, run_until_disconnect, toolbox, turn_service, turn_store
+from gateway.api.deps import get_principal, get_toolbox, get_turn_service, get_turn_store, run_until_disconnect
 from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Answer, JsonObject
@@ -47,8 +47,8 @@ async def create_response(
         turn = await _answer_approvals(turn_id, {item.input_id: item.approve for item in approvals}, request)
         part = answered_part + 1
     else:
-        specs = tuple(spec for spec in toolbox(request).specs() if principal.can_use_tool(spec))
-        urls = {server.name: server.url for server in toolbox(request).servers()}
+        specs = tuple(spec for spec in get_toolbox(request).specs() if principal.can_use_tool(spec))
+        urls = {server.name: server.url for server in get_toolbox(request).servers()}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
     create_writer = partial(_create_writer, turn, request, part)
@@ -84,7 +84,7 @@ async def get_response(
 async def list_input_items(response_id: str, request: Request) -> JsonObject:
     """The items of the request, newest first."""
     turn, _ = await _find_response(response_id, request)
-    stored = await turn_store(request).get(turn.id, get_principal(request))
+    stored = await get_turn_store(request).get(turn.id, get_principal(request))
     return build_input_list(stored.id, stored.messages[: stored.sent_messages])
 
 
@@ -92,8 +92,8 @@ async def list_input_items(response_id: str, request: Request) -> JsonObject:
 async def delete_response(response_id: str, request: Request) -> JsonObject:
     """Delete the turn with everything stored about it. An active turn is cancelled first."""
     turn, _ = await _find_response(response_id, request)
-    await turn_service(request).cancel(turn)
-    await turn_store(request).delete(turn.id, by=get_principal(request).user)
+    await get_turn_service(request).cancel_turn(turn)
+    await get_turn_store(request).delete(turn.id, by=get_principal(request).user)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
@@ -104,29 +104,29 @@ async def cancel_response(response_id: str, request: Request) -> Response:
     The text so far is stored. A response that has ended does not change.
     """
     turn, writer = await _find_response(response_id, request)
-    await turn_service(request).cancel(turn)
+    await get_turn_service(request).cancel_turn(turn)
     return JSONResponse(await _build_current(turn, writer, request))
 
 
 async def _find_response(response_id: str, request: Request) -> tuple[TurnHandle, ResponseWriter]:
     turn_id, part = parse_response_id(response_id)
     try:
-        turn = await turn_service(request).follow(turn_id, get_principal(request))
+        turn = await get_turn_service(request).get_turn(turn_id, get_principal(request))
     except NotFound:
         raise NotFound(f"The response {response_id!r} was not found.", param="response_id") from None
     return turn, _create_writer(turn, request, part)
 
 
 def _create_writer(turn: TurnHandle, request: Request, part: int) -> ResponseWriter:
-    return ResponseWriter(turn.id, ResponseContext(turn.echo, toolbox(request).find), part)
+    return ResponseWriter(turn.id, ResponseContext(turn.echo, get_toolbox(request).find), part)
 
 
 async def _answer_approvals(turn_id: UUID, approvals: dict[UUID, bool], request: Request) -> TurnHandle:
-    principal, service = get_principal(request), turn_service(request)
-    turn = await service.follow(turn_id, principal)
+    principal, service = get_principal(request), get_turn_service(request)
+    turn = await service.get_turn(turn_id, principal)
     for input_id, approve in approvals.items():
         answer = Answer("accept" if approve else "decline", {} if approve else None, by=principal.user)
-        await service.answer(turn, input_id, answer)
+        await service.answer_question(turn, input_id, answer)
     return turn
 
 
@@ -145,7 +145,7 @@ async def _wait_for_response(
     Raises:
         GatewayError: the turn failed without any output. A failure after output is part of the response.
     """
-    writer = await run_until_disconnect(request, turn_service(request).wait(turn, create_writer))
+    writer = await run_until_disconnect(request, get_turn_service(request).wait_for_turn(turn, create_writer))
     if turn.failure is not None and not writer.has_output:
         raise turn.failure
     if not writer.has_ended:
@@ -157,7 +157,7 @@ async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Requ
     """Build the response from the journal, else from the stored turn."""
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
-    turns = turn_store(request)
+    turns = get_turn_store(request)
     stored = await turns.get(turn.id, get_principal(request))
     events = [entry.event for entry in await turns.load_journal(turn.id)]
     if not events and stored.completed_at is not None:
