@@ -1,6 +1,7 @@
-"""Makes arguments fit a tool's schema where it is plain what was meant: what fits already is left as it is."""
+"""Coerces arguments to a tool's schema where the meaning is unambiguous. Valid values stay as they are."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, cast
@@ -27,10 +28,10 @@ _NULL_WORDS = ("", "null", "none", "undefined")
 
 
 class SchemaCoercer:
-    """Fits arguments to one schema. `how` tells what had to be done.
+    """Coerces arguments to one schema and describes the changes in `repairs`.
 
-    A schema that cannot be checked (it is not valid, or refers to what is not in it) lets everything through: the
-    tool's own server is the judge then.
+    A schema that cannot be checked, because it is invalid or has external references, accepts everything: the tool's
+    server validates the arguments then.
     """
 
     def __init__(self, schema: JsonObject) -> None:
@@ -41,7 +42,7 @@ class SchemaCoercer:
 
     @property
     def properties(self) -> JsonObject | None:
-        """The properties by name; None: the schema does not tell them."""
+        """Return the properties by name; None if the schema has none."""
         return self._resolve_references(self._schema).get("properties") if self._validator else None
 
     @property
@@ -50,7 +51,7 @@ class SchemaCoercer:
 
     @property
     def signature(self) -> str:
-        """What the tool takes, in a line."""
+        """Describe the expected arguments in one line."""
         required = self.required
         fields = [
             f"{name} ({self._describe_type(schema)}{', required' * (name in required)})"
@@ -59,62 +60,65 @@ class SchemaCoercer:
         ]
         return ", ".join(fields) or "no arguments"
 
-    def coerce_arguments(self, arguments: JsonObject) -> Any:
-        """The arguments, as near to the schema as is safe. No value is invented, and none is cut."""
-        return arguments if self._validator is None else self._coerce_value(arguments, self._schema, "", 0)
+    def coerce_arguments(self, arguments: JsonObject) -> JsonObject:
+        """Coerce arguments as far as is safe: no value is invented or truncated."""
+        if self._validator is None:
+            return arguments
+        coerced = self._coerce_value(arguments, self._schema, "", 0)
+        return coerced if is_object(coerced) else arguments
 
-    def find_problems(self, arguments: Any) -> list[str]:
-        """What does not fit, the first few; empty: everything does."""
+    def find_problems(self, arguments: JsonObject) -> list[str]:
+        """Describe the first violations of the schema; empty if the arguments are valid."""
         if self._validator is None:
             return []
-        found: dict[str, None] = {}
+        problems: dict[str, None] = {}
         try:
             for error in iterate_errors(self._validator, arguments):
-                found.setdefault(_describe_violation(cast(Any, best_match)([error])))
-                if len(found) == _MAX_PROBLEMS:
+                problems.setdefault(_describe_violation(cast(Any, best_match)([error])))
+                if len(problems) == _MAX_PROBLEMS:
                     break
         except SchemaNotCheckable:
             return []
-        return list(found)
+        return list(problems)
 
-    def _coerce_value(self, value: Any, schema: Any, path: str, depth: int) -> Any:
+    def _coerce_value(self, value: object, schema: object, path: str, depth: int) -> object:
         self._steps += 1
         if self._steps > _MAX_STEPS or depth > _MAX_SCHEMA_DEPTH or not is_object(schema):
             return value
         schema = self._resolve_references(schema)
         if is_object(value):
             value = self._rename_keys(value, schema, path)
-        mixed = any(word in schema for word in ("allOf", "anyOf", "oneOf"))
+        is_combined = any(keyword in schema for keyword in ("allOf", "anyOf", "oneOf"))
         if self._is_valid(value, schema):
-            if (is_object(value) or is_list(value)) and not mixed:
+            if (is_object(value) or is_list(value)) and not is_combined:
                 return self._coerce_members(value, schema, path, depth)
             return _to_integer(value) if "integer" in _list_types(schema) else value
         for part in schema.get("allOf", ()):
             value = self._coerce_value(value, part, path, depth + 1)
         for option in [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
-            done = len(self.repairs)
-            tried = self._coerce_value(value, option, path, depth + 1)
-            if self._is_valid(tried, schema):
-                return tried
-            del self.repairs[done:]
+            repair_count = len(self.repairs)
+            coerced = self._coerce_value(value, option, path, depth + 1)
+            if self._is_valid(coerced, schema):
+                return coerced
+            del self.repairs[repair_count:]
         return self._convert_value(value, schema, path, depth)
 
-    def _convert_value(self, value: Any, schema: JsonObject, path: str, depth: int) -> Any:
+    def _convert_value(self, value: object, schema: JsonObject, path: str, depth: int) -> object:
         if "enum" in schema or "const" in schema:
             return self._choose_enum_value(value, schema.get("enum", [schema.get("const")]), path)
         best = value
         for kind in _list_types(schema):
-            done = len(self.repairs)
-            made = self._convert_to_type(kind, value, schema, path, depth)
-            if self._is_valid(made, schema):
-                return made
-            if kind in ("object", "array") and type(made) is type(value):
-                best = made
+            repair_count = len(self.repairs)
+            converted = self._convert_to_type(kind, value, schema, path, depth)
+            if self._is_valid(converted, schema):
+                return converted
+            if kind in ("object", "array") and type(converted) is type(value):
+                best = converted
             else:
-                del self.repairs[done:]
+                del self.repairs[repair_count:]
         return best
 
-    def _convert_to_type(self, kind: str, value: Any, schema: JsonObject, path: str, depth: int) -> Any:
+    def _convert_to_type(self, kind: str, value: object, schema: JsonObject, path: str, depth: int) -> object:
         if kind == "array":
             value = self._convert_to_list(value, path)
         if kind == "object":
@@ -125,23 +129,23 @@ class SchemaCoercer:
             return self._record_repair(
                 path, "a list of one as its item", self._coerce_value(value[0], schema, path, depth + 1)
             )
-        made = value
+        converted = value
         match kind:
             case "integer" | "number":
-                made = _parse_number(value)
+                converted = _parse_number(value)
             case "boolean" if isinstance(value, (str, int)):
-                made = _BOOLEAN_WORDS.get(str(value).strip().lower(), value)
+                converted = _BOOLEAN_WORDS.get(str(value).strip().lower(), value)
             case "string" if isinstance(value, (bool, int, float)):
-                made = msgspec.json.encode(value).decode()
+                converted = msgspec.json.encode(value).decode()
             case "null" if _is_empty_value(value):
-                made = None
+                converted = None
             case _:
                 pass
-        return self._record_repair(path, f"as {kind}", made)
+        return self._record_repair(path, f"as {kind}", converted)
 
-    def _convert_to_list(self, value: Any, path: str) -> Any:
+    def _convert_to_list(self, value: object, path: str) -> object:
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-            # What looks like JSON and is none may be cut: it is not made an item.
+            # Invalid JSON may be truncated, so it must not become an item.
             value = self._parse_embedded_json(value, path)
         elif _is_empty_value(value):
             value = self._record_repair(path, "as an empty list", []) if value == "" else value
@@ -149,72 +153,72 @@ class SchemaCoercer:
             value = self._record_repair(path, "as a list of one", [value])
         return self._record_repair(path, "as a list of one", [value]) if is_object(value) else value
 
-    def _convert_to_object(self, value: Any, path: str) -> Any:
+    def _convert_to_object(self, value: object, path: str) -> object:
         if isinstance(value, str) and value.lstrip().startswith("{"):
             value = self._parse_embedded_json(value, path)
         if is_list(value) and len(value) == 1 and is_object(value[0]):
             value = self._record_repair(path, "a list of one as its item", value[0])
         return value
 
-    def _coerce_members(self, value: Any, schema: JsonObject, path: str, depth: int) -> Any:
+    def _coerce_members(self, value: object, schema: JsonObject, path: str, depth: int) -> object:
         if is_list(value):
-            first: list[Any] = schema.get("prefixItems", [])
-            schemas = [*first, *[schema.get("items", {})] * max(0, len(value) - len(first))]
+            prefix_items: list[object] = schema.get("prefixItems", [])
+            schemas = [*prefix_items, *[schema.get("items", {})] * max(0, len(value) - len(prefix_items))]
             return [
-                self._coerce_value(item, wanted, f"{path}[{i}]", depth + 1)
-                for i, (item, wanted) in enumerate(zip(value, schemas, strict=False))
+                self._coerce_value(item, item_schema, f"{path}[{i}]", depth + 1)
+                for i, (item, item_schema) in enumerate(zip(value, schemas, strict=False))
             ]
         if not is_object(value):
             return value
-        fitted: JsonObject = {}
+        members: JsonObject = {}
         for key, item in self._rename_keys(value, schema, path).items():
-            self._coerce_member(fitted, key, item, schema, path, depth)
-        return fitted
+            self._coerce_member(members, key, item, schema, path, depth)
+        return members
 
     def _coerce_member(
-        self, fitted: JsonObject, key: str, item: Any, schema: JsonObject, path: str, depth: int
+        self, members: JsonObject, key: str, item: object, schema: JsonObject, path: str, depth: int
     ) -> None:
-        where = f"{path}.{key}" if path else key
-        wanted = schema.get("properties", {}).get(key)
-        if wanted is None:
-            wanted = schema.get("additionalProperties", True)
-            if wanted is False and "patternProperties" not in schema:
-                self.repairs.append(f"{where}: dropped, there is no such field")
+        member_path = f"{path}.{key}" if path else key
+        member_schema = schema.get("properties", {}).get(key)
+        if member_schema is None:
+            member_schema = schema.get("additionalProperties", True)
+            if member_schema is False and "patternProperties" not in schema:
+                self.repairs.append(f"{member_path}: dropped, there is no such field")
                 return
-        fitted[key] = self._coerce_value(item, wanted, where, depth + 1)
+        members[key] = self._coerce_value(item, member_schema, member_path, depth + 1)
         if (
-            _is_empty_value(fitted[key])
+            _is_empty_value(members[key])
             and key not in schema.get("required", ())
-            and not self._is_valid(fitted[key], wanted)
+            and not self._is_valid(members[key], member_schema)
         ):
-            self.repairs.append(f"{where}: dropped, it is empty")
-            del fitted[key]
+            self.repairs.append(f"{member_path}: dropped, it is empty")
+            del members[key]
 
     def _rename_keys(self, value: JsonObject, schema: JsonObject, path: str) -> JsonObject:
-        """Keys that differ from a missing property only in how they are written take its name."""
+        """Rename keys that differ from a missing property only in their spelling."""
         properties: JsonObject = schema.get("properties", {})
-        stray = [key for key in value if key not in properties]
-        if not stray or "patternProperties" in schema or is_object(schema.get("additionalProperties")):
+        unknown_keys = [key for key in value if key not in properties]
+        if not unknown_keys or "patternProperties" in schema or is_object(schema.get("additionalProperties")):
             return value
-        names = dict(_keep_unique((normalize_name(key), key) for key in stray))
+        keys = dict(_keep_unique((normalize_name(key), key) for key in unknown_keys))
         missing = dict(_keep_unique((normalize_name(name), name) for name in properties if name not in value))
-        renamed = {names[short]: name for short, name in missing.items() if short in names}
-        for key, name in renamed.items():
+        new_names = {keys[normalized]: name for normalized, name in missing.items() if normalized in keys}
+        for key, name in new_names.items():
             self.repairs.append(f"{path}.{name}: called {key}" if path else f"{name}: called {key}")
-        return {renamed.get(key, key): item for key, item in value.items()}
+        return {new_names.get(key, key): item for key, item in value.items()}
 
-    def _choose_enum_value(self, value: Any, choices: list[Any], path: str) -> Any:
+    def _choose_enum_value(self, value: object, choices: list[object], path: str) -> object:
         if is_list(value) and len(value) == 1:
             value = value[0]
         if value in choices or not isinstance(value, (str, int, float)):
             return value
         for fold in (str.casefold, normalize_name):
-            same = [one for one in choices if one is not None and fold(str(one)) == fold(str(value).strip())]
-            if len(same) == 1:
-                return self._record_repair(path, "as one of the choices", same[0])
+            equal = [c for c in choices if c is not None and fold(str(c)) == fold(str(value).strip())]
+            if len(equal) == 1:
+                return self._record_repair(path, "as one of the choices", equal[0])
         return value
 
-    def _parse_embedded_json(self, text: str, path: str) -> Any:
+    def _parse_embedded_json(self, text: str, path: str) -> object:
         try:
             return self._record_repair(
                 path, "JSON in a text", LenientJsonParser(text, repairs=self.repairs).parse_document()
@@ -222,11 +226,11 @@ class SchemaCoercer:
         except JsonRepairError:
             return text
 
-    def _record_repair(self, path: str, what: str, made: Any) -> Any:
-        self.repairs.append(f"{path or 'the arguments'}: {what}")
-        return made
+    def _record_repair(self, path: str, repair: str, value: object) -> object:
+        self.repairs.append(f"{path or 'the arguments'}: {repair}")
+        return value
 
-    def _is_valid(self, value: Any, schema: Any) -> bool:
+    def _is_valid(self, value: object, schema: object) -> bool:
         assert self._validator is not None
         try:
             return next(iterate_errors(self._validator.evolve(schema=schema), value), None) is None
@@ -239,27 +243,27 @@ class SchemaCoercer:
             return f"one of {_shorten_json(schema['enum'])}"
         options = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
         kinds = _list_types(schema) or [
-            kind for one in options if is_object(one) for kind in _list_types(self._resolve_references(one))
+            kind for option in options if is_object(option) for kind in _list_types(self._resolve_references(option))
         ]
         return " or ".join(dict.fromkeys(kinds)) or "any"
 
     def _resolve_references(self, schema: JsonObject) -> JsonObject:
-        """The schema with what its `$ref` points to inside the whole; one that points elsewhere says nothing."""
+        """Replace a `$ref` by its target in the same schema; an external reference is dropped."""
         for _ in range(_MAX_SCHEMA_DEPTH):
             reference = schema.get("$ref")
             if not isinstance(reference, str):
                 return schema
-            target: Any = self._schema if re.match(r"#(/|$)", reference) else None
+            target: object = self._schema if re.match(r"#(/|$)", reference) else None
             for part in reference[1:].split("/")[1:]:
                 target = target.get(_unescape_pointer(part)) if is_object(target) else None
-            rest = {key: value for key, value in schema.items() if key != "$ref"}
-            schema = {**target, **rest} if is_object(target) else rest
+            siblings = {key: value for key, value in schema.items() if key != "$ref"}
+            schema = {**target, **siblings} if is_object(target) else siblings
         return {}
 
 
 @lru_cache(maxsize=512)
 def _compile_validator(schema: bytes) -> Any:
-    """None: the schema is not valid."""
+    """Compile a JSON schema; None if it is invalid."""
     decoded = msgspec.json.decode(schema)
     try:
         check_schema(decoded)
@@ -277,25 +281,25 @@ def _list_types(schema: JsonObject) -> list[str]:
     return ["object"] if "properties" in schema else ["array"] if "items" in schema else []
 
 
-def _parse_number(value: Any) -> Any:
+def _parse_number(value: object) -> object:
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value) if re.search(r"[.eE]", value) else int(value)
     return _to_integer(value)
 
 
-def _to_integer(value: Any) -> Any:
+def _to_integer(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def _is_empty_value(value: Any) -> bool:
+def _is_empty_value(value: object) -> bool:
     return value is None or (isinstance(value, str) and value.strip().lower() in _NULL_WORDS)
 
 
 def _keep_unique(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The pairs whose first is there once."""
+    """Yield the pairs whose first item occurs once."""
     pairs = list(pairs)
-    firsts = [first for first, _ in pairs]
-    return (pair for pair in pairs if firsts.count(pair[0]) == 1)
+    counts = Counter(first for first, _ in pairs)
+    return (pair for pair in pairs if counts[pair[0]] == 1)
 
 
 def _unescape_pointer(part: str) -> str:
@@ -303,25 +307,25 @@ def _unescape_pointer(part: str) -> str:
 
 
 def _describe_violation(error: Any) -> str:
-    """A violation, for the model: the field, what was given, what is expected."""
+    """Describe a violation to the model: the field, its value and what is expected."""
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
-    given, wanted = error.instance, error.validator_value
+    value, constraint = error.instance, error.validator_value
     match error.validator:
         case "required":
-            missing = ", ".join(name for name in wanted if name not in given)
-            where = f" in {field}" if field else ""
-            shown = ", ".join(map(str, given))[:_MAX_SHOWN_CHARS] or "nothing"
-            return f"required and missing{where}: {missing} (given: {shown})"
+            missing = ", ".join(name for name in constraint if name not in value)
+            parent = f" in {field}" if field else ""
+            names = ", ".join(map(str, value))[:_MAX_SHOWN_CHARS] or "nothing"
+            return f"required and missing{parent}: {missing} (given: {names})"
         case "type":
-            kinds = " or ".join(wanted) if is_list(wanted) else wanted
-            return f"{field or 'the arguments'}: {_shorten_json(given)} was given, {kinds} is expected"
+            types = " or ".join(constraint) if is_list(constraint) else constraint
+            return f"{field or 'the arguments'}: {_shorten_json(value)} was given, {types} is expected"
         case "enum" | "const":
-            expected = "one of " * (error.validator == "enum") + _shorten_json(wanted)
-            return f"{field or 'the arguments'}: {_shorten_json(given)} was given, {expected} is expected"
+            expected = "one of " * (error.validator == "enum") + _shorten_json(constraint)
+            return f"{field or 'the arguments'}: {_shorten_json(value)} was given, {expected} is expected"
         case _:
             return f"{field or 'the arguments'}: {str(error.message)[:_MAX_SHOWN_CHARS]}"
 
 
-def _shorten_json(value: Any) -> str:
+def _shorten_json(value: object) -> str:
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"

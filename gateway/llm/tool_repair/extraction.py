@@ -1,14 +1,14 @@
-"""Finds the calls that a model has written into its text, in whatever markup it was trained on.
+"""Finds the tool calls that models write into their text, in the markup of various models.
 
-Marked calls (tags, Harmony's recipients, `Action:`) count anywhere, even if no such tool is on offer. Bare JSON and
-Python-like calls count only for a tool on offer, on lines of their own, and at the start or the end of the text: what
-has words on both sides is an example, not a call.
+Marked calls (tags, Harmony recipients, `Action:`) count anywhere, even for unknown tools. Bare JSON and Python-like
+calls count only for an available tool, on lines of their own, and at the start or the end of the text: a call between
+words is an example.
 """
 
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gateway.llm.tool_repair.json_repair import (
     MAX_LENIENT_CHARS,
@@ -22,7 +22,7 @@ from gateway.llm.tool_repair.tool_names import normalize_name, strip_prefixes
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "params", "input", "tool_input", "action_input", "__arg1")
 NAME_KEYS = ("name", "tool", "tool_name", "function", "function_name", "recipient_name", "action")
 CALL_KEYS = ("function", "function_call", "tool_call")
-_LISTS = ("tool_calls", "tool_uses", "calls", "function_calls")
+_LIST_KEYS = ("tool_calls", "tool_uses", "calls", "function_calls")
 
 _NAME = r"[\"']?([\w.:-]{1,128}+)"
 _MARK = re.compile(
@@ -34,7 +34,7 @@ _MARK = re.compile(
     r"|(?<![\w.-])([A-Za-z_][\w.-]{0,127}+)(?=\s?[({]|,\s?\{|\[ARGS\])",
     re.MULTILINE | re.IGNORECASE,
 )
-_GLUE = re.compile(
+_SEPARATOR = re.compile(
     r"(?:\[ARGS\]|```\w*|<\|[^|<>\s]{1,40}\|>|\b(?:json|code|commentary|analysis|assistant)\b|[\s=>:,\"'/])*+"
 )
 _NEXT_LINE = re.compile(r"[ \t`*]*+(?:json\b)?[ \t]*+(?:\n\s*+(?=\{))?")
@@ -56,7 +56,7 @@ _MAX_LINE_CHARS = 120
 
 
 class ExtractedCall(NamedTuple):
-    """A call that was found: where, whether by markup, its name as written, its arguments' text."""
+    """A call in a text: its position, whether markup marks it, its name and its arguments as written."""
 
     start: int
     end: int
@@ -66,20 +66,20 @@ class ExtractedCall(NamedTuple):
 
 
 def find_calls(text: str, names: Collection[str]) -> list[ExtractedCall]:
-    """The calls of a text. What a model only thought (`<think>`) is none; one longer than the limit holds none."""
+    """Find the calls in a text, outside of `<think>` blocks. A text over the length limit has none."""
     if len(text) > MAX_LENIENT_CHARS:
         return []
     answer = text.rfind("</think>") + 1
     text = text[:answer] + text[answer:].partition("<think>")[0]
-    found = list(_ToolCallScanner(text, names).scan_calls(answer))
-    marked = [call for call in found if call.marked]
-    if marked or not found:
+    calls = list(_ToolCallScanner(text, names).scan_calls(answer))
+    marked = [call for call in calls if call.marked]
+    if marked or not calls:
         return marked
-    return found if _is_at_text_edge(text, found) else []
+    return calls if _is_at_text_edge(text, calls) else []
 
 
-def _is_at_text_edge(text: str, found: list[ExtractedCall]) -> bool:
-    first, last = found[0], found[-1]
+def _is_at_text_edge(text: str, calls: list[ExtractedCall]) -> bool:
+    first, last = calls[0], calls[-1]
     begins, ends = _is_filler(text[: first.start]), _is_filler(text[last.end :])
     if begins and ends:
         return True
@@ -91,25 +91,24 @@ def _is_at_text_edge(text: str, found: list[ExtractedCall]) -> bool:
 
 
 def _is_filler(text: str) -> bool:
-    thought = text.rfind("</think>")
-    return bool(_FILLER.fullmatch(text, thought if thought >= 0 else 0))
+    return bool(_FILLER.fullmatch(text, max(text.rfind("</think>"), 0)))
 
 
 class _ToolCallScanner:
-    """One pass over a text. Reading a value that turns out to be none may cost one more pass in all."""
+    """Scanner of one text. `_effort` limits the characters that failed attempts to parse a value may read."""
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self._text = text
-        self._offered = {normalize_name(name) for name in names}
+        self._tool_names = {normalize_name(name) for name in names}
         self._effort = MAX_LENIENT_CHARS
-        self._last = 0
+        self._last_end = 0
 
     def scan_calls(self, at: int) -> Iterator[ExtractedCall]:
         while mark := _MARK.search(self._text, at):
             at = mark.end()
             for call in self._read_mark(mark):
                 yield call
-                at = self._last = max(at, call.end)
+                at = self._last_end = max(at, call.end)
 
     def _read_mark(self, mark: re.Match[str]) -> list[ExtractedCall]:
         tag, recipient, action, block, bracket, word = mark.groups()
@@ -126,14 +125,14 @@ class _ToolCallScanner:
         return self._read_named_call(mark) if word and self._begins_line(start) else []
 
     def _read_marked_call(self, start: int, name: str, end: int) -> list[ExtractedCall]:
-        """A call whose markup names it: JSON follows, parameters in tags, a call's brackets, text, or nothing."""
-        body = self._skip_glue(end)
+        """Read a call with a marked name, which JSON, parameter tags, brackets or text may follow."""
+        body = self._skip_separator(end)
         if self._text.startswith(("{", "["), body):
             arguments, end = self._read_json_text(body)
         elif self._text.startswith("<parameter", body):
             end = self._find_block_end(body)
             arguments = self._read_parameter_tags(self._text[body:end])
-        elif not self._is_offered(name) or not (name.startswith("functions.") or self._begins_line(start)):
+        elif not self._is_tool(name) or not (name.startswith("functions.") or self._begins_line(start)):
             return []
         elif self._text.startswith(("(", ")"), body):
             arguments, end = self._read_bracketed(body)
@@ -141,7 +140,7 @@ class _ToolCallScanner:
             end = self._find_block_end(body)
             arguments = self._text[body:end].strip(" \n\t>/)")
             if end == len(self._text) and not self._text.endswith(("/>", ")>")):
-                arguments = "{"  # cut before its arguments: it must not run without them
+                arguments = "{"  # truncated, so it must not run without arguments
         return [ExtractedCall(start, end, True, name, arguments)]
 
     def _read_block(self, start: int, at: int) -> list[ExtractedCall]:
@@ -150,21 +149,19 @@ class _ToolCallScanner:
         word = _MARK.match(self._text, at)
         if word is None or not word[6]:
             return []
-        body = self._skip_glue(word.end())
+        body = self._skip_separator(word.end())
         if self._text.startswith("{", body):
             arguments, end = self._read_json_text(body)
             return [ExtractedCall(start, end, True, word[6], arguments)]
         name = word[6].removesuffix(".call")
-        return (
-            self._read_python_call(start, name, body, marked=True) if name != word[6] or self._is_offered(name) else []
-        )
+        return self._read_python_call(start, name, body, marked=True) if name != word[6] or self._is_tool(name) else []
 
     def _read_named_call(self, mark: re.Match[str]) -> list[ExtractedCall]:
-        """`NAME{…}`, `NAME(…)`"""
+        """Read a call written as `NAME{…}` or `NAME(…)`."""
         name = mark[6].removesuffix(".call")
-        if not self._is_offered(name):
+        if not self._is_tool(name):
             return []
-        body = self._skip_glue(mark.end())
+        body = self._skip_separator(mark.end())
         if self._text.startswith("{", body):
             arguments, end = self._read_json_text(body)
             return [ExtractedCall(mark.start(), end, False, name, arguments)] if self._ends_line(end) else []
@@ -178,35 +175,35 @@ class _ToolCallScanner:
         return [ExtractedCall(start, end, marked, name, arguments)] if arguments or marked else []
 
     def _read_json_calls(self, start: int, *, marked: bool) -> list[ExtractedCall]:
-        """The calls in JSON that starts here; from broken JSON its first call as far as it goes."""
+        """Read the calls in the JSON at a position; from invalid JSON only the first call."""
         value, end = self._read_value(start)
         if end is None:
             return self._read_broken_json(start, marked=marked)
         if not marked and not self._ends_line(end):
             return []
-        # Markup makes a name alone a call, but not if its arguments may have been cut.
-        absent = None if not marked else "" if self._text[end - 1] in "}]" else "{"
-        calls = [ExtractedCall(start, end, marked, name, text) for name, text in _list_json_calls(value, absent)]
-        return [call for call in calls if marked or self._is_offered(call.name)]
+        # A marked name alone is a call, unless its arguments may have been truncated.
+        default = None if not marked else "" if self._text[end - 1] in "}]" else "{"
+        calls = [ExtractedCall(start, end, marked, name, text) for name, text in _list_json_calls(value, default)]
+        return [call for call in calls if marked or self._is_tool(call.name)]
 
     def _read_broken_json(self, start: int, *, marked: bool) -> list[ExtractedCall]:
         name = _NAMED.search(self._text, start, start + _MAX_KEY_DISTANCE)
         payload = name and _PAYLOAD.search(self._text, name.end(), name.end() + _MAX_KEY_DISTANCE)
-        if not name or not payload or not (marked or self._is_offered(name[1])):
+        if not name or not payload or not (marked or self._is_tool(name[1])):
             return []
         end = self._find_block_end(payload.end())
         return [ExtractedCall(start, end, marked, name[1], self._text[payload.end() : end] or "{")]
 
     def _read_json_text(self, at: int) -> tuple[str, int]:
-        """The text of the JSON that starts here, and its end; broken, it reaches to the end of its block."""
+        """Return the JSON text at a position and its end; invalid JSON extends to the end of its block."""
         _, end = self._read_value(at)
         end = self._find_block_end(at) if end is None else end
         return self._text[at:end], end
 
     def _read_bracketed(self, at: int) -> tuple[str, int]:
-        """What stands between a call's brackets, as JSON; as it is where it cannot be read."""
+        """Return the content of a call's brackets as JSON, or as written if it cannot be parsed."""
         if self._text.startswith(")", at):
-            at = self._skip_glue(at + 1)
+            at = self._skip_separator(at + 1)
             return self._read_json_text(at) if self._text.startswith("{", at) else ("", at)
         value, end = self._read_value(at + 1, inside=True)
         if end is None:
@@ -214,31 +211,31 @@ class _ToolCallScanner:
             return self._text[at:end], end
         return _dump_json(value), end
 
-    def _read_value(self, at: int, *, inside: bool = False) -> tuple[Any, int | None]:
-        """The value that starts here, or what stands inside a call's brackets, and its end; no end: there is none."""
-        reader = LenientJsonParser(self._text, at)
+    def _read_value(self, at: int, *, inside: bool = False) -> tuple[object, int | None]:
+        """Parse the value at a position, or the arguments inside brackets. End None: the value is invalid."""
+        parser = LenientJsonParser(self._text, at)
         try:
             if self._effort > 0:
-                return (reader.parse_call_arguments() if inside else reader.parse_value()), reader.at
+                return (parser.parse_call_arguments() if inside else parser.parse_value()), parser.at
         except JsonRepairError:
-            self._effort -= reader.at - at
+            self._effort -= parser.at - at
         return None, None
 
     def _read_parameter_tags(self, body: str) -> str:
-        """Parameters in tags as a JSON object of texts; a body without any, or with one that is cut, as it is."""
-        found: dict[str, str] = {}
+        """Convert parameter tags to a JSON object; a body without tags, or with a truncated one, stays as it is."""
+        parameters: dict[str, str] = {}
         starts = list(_PARAMETER.finditer(body))
         for i, start in enumerate(starts):
             limit = starts[i + 1].start() if i + 1 < len(starts) else len(body)
             end = body.find(_PARAMETER_END, start.end(), limit)
             if end < 0 and limit == len(body):
                 return body
-            said = body[start.end() : end if end >= 0 else limit]
-            found[start[1]] = said.removeprefix("\n").removesuffix("\n")
-        return _dump_json(found) if found else body
+            value = body[start.end() : end if end >= 0 else limit]
+            parameters[start[1]] = value.removeprefix("\n").removesuffix("\n")
+        return _dump_json(parameters) if parameters else body
 
     def _read_action_input(self, at: int) -> tuple[str, int]:
-        """An action's input: JSON over any number of lines, or the rest of the line."""
+        """Read the input of an action: JSON over several lines, or the rest of the line."""
         next_line = _NEXT_LINE.match(self._text, at)
         at = next_line.end() if next_line else at
         if self._text.startswith(("{", "["), at):
@@ -247,19 +244,23 @@ class _ToolCallScanner:
         end = len(self._text) if end < 0 else end
         return self._text[at:end].strip(), end
 
-    def _skip_glue(self, at: int) -> int:
-        glue = _GLUE.match(self._text, at)
-        return glue.end() if glue else at
+    def _skip_separator(self, at: int) -> int:
+        separator = _SEPARATOR.match(self._text, at)
+        return separator.end() if separator else at
 
     def _find_block_end(self, at: int) -> int:
         end = _BLOCK_END.search(self._text, at)
         return end.start() if end else len(self._text)
 
-    def _is_offered(self, name: str) -> bool:
-        return any(normalize_name(one) in self._offered for one in strip_prefixes(name))
+    def _is_tool(self, name: str) -> bool:
+        return any(normalize_name(candidate) in self._tool_names for candidate in strip_prefixes(name))
 
     def _begins_line(self, at: int) -> bool:
-        if self._last and at - self._last < _MAX_LINE_CHARS and _LINE_TAIL.fullmatch(self._text, self._last, at):
+        if (
+            self._last_end
+            and at - self._last_end < _MAX_LINE_CHARS
+            and _LINE_TAIL.fullmatch(self._text, self._last_end, at)
+        ):
             return True
         head = self._text[max(0, at - _MAX_LINE_CHARS) : at]
         if at > _MAX_LINE_CHARS and "\n" not in head and "</think>" not in head:
@@ -270,34 +271,34 @@ class _ToolCallScanner:
     def _ends_line(self, at: int) -> bool:
         tail = self._text[at : at + _MAX_LINE_CHARS].partition("\n")[0]
         end = _LINE_TAIL.match(tail)
-        rest = tail[end.end() if end else 0 :]
-        return not rest or rest[0] in "{[" or self._is_offered(rest.partition("(")[0].partition("{")[0])
+        remainder = tail[end.end() if end else 0 :]
+        return not remainder or remainder[0] in "{[" or self._is_tool(remainder.partition("(")[0].partition("{")[0])
 
 
-def _list_json_calls(value: Any, absent: str | None) -> Iterator[tuple[str, str]]:
-    """The names and arguments' texts of the calls that a JSON value is; `absent` stands for arguments left out."""
+def _list_json_calls(value: object, default: str | None) -> Iterator[tuple[str, str]]:
+    """Yield names and argument texts of the calls in a JSON value; `default` replaces missing arguments."""
     if is_list(value):
         for item in value:
-            yield from _list_json_calls(item, absent)
+            yield from _list_json_calls(item, default)
     if not is_object(value):
         return
-    for key in _LISTS:
+    for key in _LIST_KEYS:
         if is_list(value.get(key)):
-            yield from _list_json_calls(value[key], absent)
+            yield from _list_json_calls(value[key], default)
             return
     for key in CALL_KEYS:
         if is_object(inner := value.get(key)):
             value = {**value, key: None, **inner}
     name = next((value[key] for key in NAME_KEYS if isinstance(value.get(key), str)), None)
-    given: Any = next((value[key] or "" for key in ARGUMENT_KEYS if key in value), absent)
-    if name and (is_object(given) or isinstance(given, str)) and not _is_schema(given):
-        yield name, given if isinstance(given, str) else _dump_json(given)
+    arguments: object = next((value[key] or "" for key in ARGUMENT_KEYS if key in value), default)
+    if name and (is_object(arguments) or isinstance(arguments, str)) and not _is_schema(arguments):
+        yield name, arguments if isinstance(arguments, str) else _dump_json(arguments)
 
 
-def _is_schema(given: Any) -> bool:
-    """A tool's description looks like a call of it."""
-    return is_object(given) and "properties" in given and given.get("type") == "object"
+def _is_schema(arguments: object) -> bool:
+    """Return whether arguments are a JSON schema: the description of a tool looks like a call of it."""
+    return is_object(arguments) and "properties" in arguments and arguments.get("type") == "object"
 
 
-def _dump_json(value: Any) -> str:
+def _dump_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)

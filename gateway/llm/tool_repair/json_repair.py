@@ -1,6 +1,6 @@
-"""JSON as models write it: bare keys, Python's literals, comments, odd quotes, a bracket forgotten at the end.
+"""Lenient parser for the JSON of models: bare keys, Python literals, comments, odd quotes, missing closing brackets.
 
-What is cut inside a string or a number is never read, for nobody knows how it would have gone on.
+A text that is cut inside a string or a number is rejected, because the missing part is unknown.
 """
 
 import re
@@ -12,7 +12,7 @@ import msgspec
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
 
 MAX_LENIENT_CHARS = 200_000
-"""Characters of a text that is read leniently. Well-formed JSON may be longer."""
+"""Length limit of lenient parsing. Well-formed JSON may be longer."""
 
 MAX_NESTING = 64
 
@@ -30,9 +30,9 @@ _QUOTES = {
 _RUNS = {opener: re.compile(rf"[^\\{closers}]*+") for opener, closers in _QUOTES.items()}
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "\n": ""} | {c: c for c in "\\/\"'`“”\u2018\u2019"}
-# A remark has a letter in it: `7 // 2` is a sum.
+# A comment contains a letter, else `7 // 2` would be cut.
 _SPACE = re.compile(r"(?:[\s\ufeff\u200b]|(?://|#)(?=[^\n]{0,99}[^\W\d_])[^\n]*)*+")
-_REMARK = re.compile(r"\s(?://|#)(?=.{0,99}[^\W\d_])")
+_COMMENT = re.compile(r"\s(?://|#)(?=.{0,99}[^\W\d_])")
 _KEY = re.compile(r"[\w$][\w$.-]*+")
 _COLON = re.compile(r"=>|[:=]")
 _EQUALS = re.compile(r"=(?!=)")
@@ -48,22 +48,22 @@ _PROSE = re.compile(r"[^{}\[\]\"'`“”\u2018\u2019=]{1,200}+(?=\{)")
 
 
 class JsonRepairError(Exception):
-    """Why a text is no value, in words that a model can act on."""
+    """The text cannot be parsed. The message tells the model how to correct it."""
 
 
-def parse_lenient(text: str, repairs: list[str]) -> Any:
-    """The value that a text of arguments holds. What had to be mended is added to `how`.
+def parse_lenient(text: str, repairs: list[str]) -> object:
+    """Parse the text of a call's arguments and append descriptions of all repairs to `repairs`.
 
-    Keyword arguments (`a=1, b="x"`) are read as an object, a call (`f(a=1)`) as what stands between its brackets.
+    Keyword arguments (`a=1, b="x"`) give an object; a call (`f(a=1)`) gives the arguments in its brackets.
 
     Raises:
-        Unreadable: it holds none, more than one, or is cut.
+        JsonRepairError: the text has no value, several values, or is cut.
     """
     value = parse_strict(text)
     if value is not None:
         return value
     if len(text) > MAX_LENIENT_CHARS:
-        raise JsonRepairError("they are no JSON, and too long to be mended")
+        raise JsonRepairError("they are not valid JSON, and too long to be repaired")
     body = text[_get_match_end(_BEFORE, text) :].rstrip().removesuffix("```").rstrip()
     if body != text.strip():
         repairs.append("what stood around the JSON")
@@ -71,21 +71,21 @@ def parse_lenient(text: str, repairs: list[str]) -> Any:
         return {}
     if body.startswith(('{\\"', '[\\"', "{\\n", '[{\\"')):
         body = f'"{body}"'
-    reader = LenientJsonParser(body, repairs=repairs)
+    parser = LenientJsonParser(body, repairs=repairs)
     if body[0] in "{[" or body[0] in _QUOTES:
-        return reader.parse_document()
+        return parser.parse_document()
     if call := _CALL.match(body):
         repairs.append("a call in place of its arguments")
-        reader.at = call.end()
-        return reader.parse_call_arguments()
+        parser.at = call.end()
+        return parser.parse_call_arguments()
     if _KEYWORD.match(body):
         repairs.append("keyword arguments")
-        return reader.parse_members("")
+        return parser.parse_members("")
     if prose := _PROSE.match(body):
         repairs.append("what stood around the JSON")
-        reader.at = prose.end()
-        return reader.parse_document()
-    return reader.parse_document()
+        parser.at = prose.end()
+        return parser.parse_document()
+    return parser.parse_document()
 
 
 def is_object(value: object) -> TypeGuard[JsonObject]:
@@ -96,28 +96,28 @@ def is_list(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def parse_strict(text: str) -> Any:
-    """The value of well-formed JSON; None: it is none, or null, or nested too deep."""
+def parse_strict(text: str) -> object:
+    """Parse well-formed JSON. None: the text is invalid, `null`, or nested too deeply."""
     try:
-        value: Any = msgspec.json.decode(text)
+        value: object = msgspec.json.decode(text)
     except JSON_DECODE_ERRORS:
         return None
     return value if _is_shallow(value) else None
 
 
 def join_surrogates(text: str) -> str:
-    """The text with the halves of surrogate pairs joined; a half alone cannot be encoded and is replaced."""
+    """Join the halves of surrogate pairs, and replace lone halves, which cannot be encoded."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def get_called_name(text: str) -> str | None:
-    """The name in a text that is a call, as `f` in `f(a=1)`."""
+    """Return the name in a text that is a call, such as `f` in `f(a=1)`."""
     call = _CALL.match(text, _get_match_end(_BEFORE, text))
     return call[1] if call else None
 
 
 class LenientJsonParser:
-    """Reads values from a place in a text. `at` is where it has come to; a text that is cut brings it to the end."""
+    """Parser of a text from position `at`, which advances. A truncation error moves it to the end."""
 
     def __init__(self, text: str, at: int = 0, repairs: list[str] | None = None) -> None:
         self.text = text
@@ -125,8 +125,8 @@ class LenientJsonParser:
         self._repairs: list[str] = [] if repairs is None else repairs
         self._closers = ""
 
-    def parse_document(self) -> Any:
-        """The one value that the rest of the text is, or is several times over."""
+    def parse_document(self) -> object:
+        """Parse the rest of the text as one value, which may be repeated."""
         value = self.parse_value()
         while True:
             self.at = _get_match_end(_AFTER, self.text, self.at)
@@ -137,8 +137,8 @@ class LenientJsonParser:
                 raise JsonRepairError("they are more than one value: make one call for each")
             self._add_repair("the same object twice")
 
-    def parse_call_arguments(self) -> Any:
-        """What stands between the brackets of a call: an object of its keyword arguments, or its one value."""
+    def parse_call_arguments(self) -> object:
+        """Parse the arguments in a call's brackets: an object of keyword arguments, a value or a list."""
         start = self.at
         try:
             return self.parse_members(")")
@@ -147,11 +147,11 @@ class LenientJsonParser:
         values = self._parse_items(")")
         return values[0] if len(values) == 1 else values
 
-    def parse_value(self) -> Any:
-        """The value that starts here.
+    def parse_value(self) -> object:
+        """Parse the value at the current position.
 
         Raises:
-            Unreadable: it is cut, broken, or nested too deep.
+            JsonRepairError: the value is cut, invalid, or nested too deeply.
         """
         self._skip_space()
         char = self.text[self.at : self.at + 1]
@@ -165,10 +165,10 @@ class LenientJsonParser:
         return self._parse_unquoted()
 
     def parse_members(self, closer: str) -> JsonObject:
-        """Keys and values up to the closer, or to the end of the text if there is none."""
-        found: JsonObject = {}
+        """Parse keys and values up to the closing bracket, or to the end of the text if `closer` is empty."""
+        members: JsonObject = {}
         self._enter_bracket(closer)
-        # In a call, `f(x: text)` and `f(x=text)` are how signatures are written, too.
+        # `f(x: str)` is a signature, so a colon does not separate the arguments of a call.
         colon = _EQUALS if closer == ")" else _COLON
         while not self._leave_bracket(closer):
             key = self._parse_key()
@@ -181,31 +181,31 @@ class LenientJsonParser:
                     else JsonRepairError(f"there is no value for {key[:60]!r}")
                 )
             self.at = sign.end()
-            found[key] = self.parse_value()
+            members[key] = self.parse_value()
             if not self._parse_separator(closer):
                 break
-        return found
+        return members
 
-    def _parse_items(self, closer: str) -> list[Any]:
-        found: list[Any] = []
+    def _parse_items(self, closer: str) -> list[object]:
+        items: list[object] = []
         self._enter_bracket(closer)
         while not self._leave_bracket(closer):
-            found.append(self.parse_value())
+            items.append(self.parse_value())
             if not self._parse_separator(closer):
                 break
-        return found
+        return items
 
     def _enter_bracket(self, closer: str) -> None:
         if len(self._closers) >= MAX_NESTING:
-            raise JsonRepairError(f"they are nested more than {MAX_NESTING} deep")
+            raise JsonRepairError(f"they are nested more than {MAX_NESTING} levels deep")
         self._closers += closer or ";"
 
     def _leave_bracket(self, closer: str) -> bool:
-        """Whether the closer comes next: it is passed over."""
+        """Skip the closing bracket if it comes next. Return whether it did."""
         self._skip_space()
         if self._at_end:
             if closer:
-                raise self._make_truncation_error("where something more was to come")
+                raise self._make_truncation_error("where more was expected")
         elif self.text[self.at] != closer:
             return False
         self.at += 1
@@ -213,13 +213,16 @@ class LenientJsonParser:
         return True
 
     def _parse_separator(self, closer: str) -> bool:
-        """Whether another item may follow; if not, the closer is passed over, or forgiven at the end of the text."""
+        """Return whether another item may follow; if not, the closing bracket has been skipped.
+
+        A missing closing bracket at the end of the text counts as present.
+        """
         self._skip_space()
         if self.text.startswith((",", ";"), self.at):
             self.at += 1
             self._skip_space()
             if self.text[self.at : self.at + 1] == closer != "":
-                self._add_repair("a comma too many")
+                self._add_repair("an extra comma")
             return True
         if self._at_end:
             if closer:
@@ -227,7 +230,7 @@ class LenientJsonParser:
             self._closers = self._closers[:-1]
             return False
         if not self._leave_bracket(closer):
-            raise JsonRepairError(f"something is wrong at {self.text[max(0, self.at - 20) : self.at + 20]!r}")
+            raise JsonRepairError(f"the syntax is invalid at {self.text[max(0, self.at - 20) : self.at + 20]!r}")
         return False
 
     def _parse_key(self) -> str:
@@ -248,8 +251,8 @@ class LenientJsonParser:
             self._add_repair("quotes")
         parts: list[str] = []
         while True:
-            run, self.at = self.at, _get_match_end(_RUNS[opener], self.text, self.at)
-            parts.append(self.text[run : self.at])
+            run_start, self.at = self.at, _get_match_end(_RUNS[opener], self.text, self.at)
+            parts.append(self.text[run_start : self.at])
             if self._at_end:
                 raise self._make_truncation_error(
                     f"inside the text that begins with {self.text[start + 1 : start + 31]!r}"
@@ -262,10 +265,10 @@ class LenientJsonParser:
             else:
                 parts.append(opener)
                 self.at += 1
-        said = "".join(parts)
-        if "\n" in said and "\n" in self.text[start : self.at]:
+        value = "".join(parts)
+        if "\n" in value and "\n" in self.text[start : self.at]:
             self._add_repair("a line break in a text")
-        return join_surrogates(said)
+        return join_surrogates(value)
 
     def _parse_escape(self) -> str:
         escape = _ESCAPE.match(self.text, self.at)
@@ -277,28 +280,28 @@ class LenientJsonParser:
             return chr(int(digits, 16))
         return _ESCAPED.get(escape[3], escape[0])
 
-    def _parse_unquoted(self) -> Any:
-        """A number, a word, or text that should have been quoted."""
-        bare = _BARE.match(self.text, self.at)
-        if bare is None:
+    def _parse_unquoted(self) -> object:
+        """Parse a number, a literal, or text without its quotes."""
+        match = _BARE.match(self.text, self.at)
+        if match is None:
             raise JsonRepairError(f"a value was expected at {self.text[self.at : self.at + 20]!r}")
-        said = bare[0]
-        if remark := _REMARK.search(said):
-            said = said[: remark.start()]
+        word = match[0]
+        if comment := _COMMENT.search(word):
+            word = word[: comment.start()]
         if ")" in self._closers:
-            said = said.split(")", 1)[0]
-        self.at += len(said)
-        said = said.strip()
-        if said in _LITERALS:
-            return _LITERALS[said]
+            word = word.split(")", 1)[0]
+        self.at += len(word)
+        word = word.strip()
+        if word in _LITERALS:
+            return _LITERALS[word]
         if self._at_end and self._closers.strip(";"):
-            raise self._make_truncation_error(f"after {said[-30:]!r}")
-        if _NUMBER.fullmatch(said):
-            return int(said) if said.lstrip("-").isdigit() else float(said)
+            raise self._make_truncation_error(f"after {word[-30:]!r}")
+        if _NUMBER.fullmatch(word):
+            return int(word) if word.lstrip("-").isdigit() else float(word)
         if ")" in self._closers:
-            raise JsonRepairError(f"{said[:60]!r} must be quoted")
+            raise JsonRepairError(f"{word[:60]!r} must be quoted")
         self._add_repair("a text without quotes")
-        return said
+        return word
 
     def _skip_space(self) -> None:
         while True:
@@ -329,19 +332,19 @@ class LenientJsonParser:
 
 
 def _get_match_end(pattern: re.Pattern[str], text: str, at: int = 0) -> int:
-    """Where a pattern that matches anywhere, if only nothing, comes to."""
+    """Return the end of the pattern's match at a position, or the position itself."""
     match = pattern.match(text, at)
     return match.end() if match else at
 
 
-def _is_shallow(value: Any) -> bool:
-    level: list[Any] = [value]
+def _is_shallow(value: object) -> bool:
+    level = [value]
     for _ in range(MAX_NESTING + 1):
-        level = [item for one in level for item in _list_children(one)]
+        level = [child for item in level for child in _list_children(item)]
         if not level:
             return True
     return False
 
 
-def _list_children(value: Any) -> Iterable[Any]:
+def _list_children(value: object) -> Iterable[object]:
     return value.values() if is_object(value) else value if is_list(value) else ()

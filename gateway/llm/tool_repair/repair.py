@@ -1,13 +1,12 @@
-"""Mends the tool calls that models write wrongly, and finds the ones that they write into their text.
+"""Repairs invalid tool calls of models, and extracts calls that models write into their text.
 
-A call runs only if it is plain what was meant: nothing is invented, nothing that was cut is run. All else is told to
-the model, which is asked again.
+A call is repaired only if its meaning is unambiguous: no value is invented, and a truncated call is not run. For other
+calls the model gets an error message.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 
@@ -26,9 +25,9 @@ from gateway.llm.tool_repair.tool_names import matches_tool, normalize_name, res
 
 
 class RepairedCall(msgspec.Struct, frozen=True):
-    """A call that can be made. `arguments` is a JSON object that fits the schema; `how`: what was mended, if anything.
+    """A call that can be run, with arguments that match the tool's schema.
 
-    A schema that is not valid itself is not held against a call.
+    `repairs` describes what was changed, if anything. An invalid schema accepts all arguments.
     """
 
     name: str
@@ -37,7 +36,7 @@ class RepairedCall(msgspec.Struct, frozen=True):
 
 
 class UnrepairableCall(msgspec.Struct, frozen=True):
-    """What is wrong, in words that let a model do better: the tool, the field, what was given, what is expected."""
+    """A call that cannot be repaired. `problem` tells the model the tool, the field and what is expected."""
 
     problem: str
 
@@ -61,31 +60,31 @@ _ENCODED_JSON = re.compile(r"\s*(?:\{|\[\s*\{|\"\s*\{|```|\w+\s*=(?!=))")
 
 
 def repair_call(name: str, arguments: str, schemas: Mapping[str, JsonObject]) -> RepairedCall | UnrepairableCall:
-    """The call that was meant. `schemas` are the inputs' JSON schemas by the names of the tools on offer."""
+    """Repair a call. `schemas`: the input schemas of the available tools by name."""
     name, arguments = join_surrogates(name), join_surrogates(arguments)
     try:
-        tool, glued = resolve_tool_name(name, schemas)
+        tool, appended = resolve_tool_name(name, schemas)
     except JsonRepairError as error:
         return _repair_nested_call(name, arguments, schemas) or UnrepairableCall(str(error))
-    how = [] if tool == name else ["the name"]
-    fitter = SchemaCoercer(schemas[tool])
+    repairs = [] if tool == name else ["the name"]
+    coercer = SchemaCoercer(schemas[tool])
     try:
-        value = _parse_arguments(_choose_arguments(glued, arguments), tool, fitter, how)
+        value = _parse_arguments(_choose_arguments(appended, arguments), tool, coercer, repairs)
     except JsonRepairError as error:
-        return UnrepairableCall(f"The arguments of {tool} cannot be read: {error}. It takes: {fitter.signature}.")
-    fitted = fitter.coerce_arguments(value)
-    if problems := fitter.find_problems(fitted):
+        return UnrepairableCall(f"The arguments of {tool} cannot be read: {error}. Expected: {coercer.signature}.")
+    coerced = coercer.coerce_arguments(value)
+    if problems := coercer.find_problems(coerced):
         return UnrepairableCall(
-            f"The arguments of {tool} do not fit: {'; '.join(problems)}. It takes: {fitter.signature}."
+            f"The arguments of {tool} are invalid: {'; '.join(problems)}. Expected: {coercer.signature}."
         )
-    return RepairedCall(tool, fitted, tuple(dict.fromkeys(how + fitter.repairs)))
+    return RepairedCall(tool, coerced, tuple(dict.fromkeys(repairs + coercer.repairs)))
 
 
 def extract_calls(text: str, names: Collection[str]) -> list[ToolCall]:
-    """The calls that a text holds, arguments as written: a `failed_generation`, or what a model without calls wrote.
+    """Extract the calls in a text, with their arguments as written.
 
-    `names` are the tools on offer: without markup, only what names one of them is a call. The ids depend on the text
-    alone.
+    The text is a server's `failed_generation`, or the output of a model without native calls. `names`: the available
+    tools; without markup, only their names count as calls. The ids of the calls depend on the text alone.
     """
     calls: list[ToolCall] = []
     for call in find_calls(join_surrogates(text), names):
@@ -95,7 +94,7 @@ def extract_calls(text: str, names: Collection[str]) -> list[ToolCall]:
 
 
 def write_tools_prompt(specs: Sequence[ToolSpec]) -> str:
-    """What to tell a model that cannot call functions. The same tools give the same text, for the prompt cache."""
+    """Write the instructions for a model without native calls. Equal tools give equal text, for the prompt cache."""
     if not specs:
         return ""
     tools = [{"name": spec.name, "description": spec.description, "parameters": spec.input_schema} for spec in specs]
@@ -115,60 +114,60 @@ def write_tools_prompt(specs: Sequence[ToolSpec]) -> str:
 def _repair_nested_call(
     name: str, arguments: str, schemas: Mapping[str, JsonObject]
 ) -> RepairedCall | UnrepairableCall | None:
-    """gpt-oss calls a tool named `json` whose arguments are the call that it meant."""
+    """Repair a call of a tool named `json` whose arguments are the actual call, as gpt-oss makes them."""
     calls = extract_calls(arguments, schemas) if normalize_name(name) in _GENERIC_NAMES else []
     if len(calls) != 1 or normalize_name(calls[0].name) in _GENERIC_NAMES:
         return None
     return repair_call(calls[0].name, calls[0].arguments, schemas)
 
 
-def _choose_arguments(glued: str, arguments: str) -> str:
-    """The text of the arguments: a model that glues them to the name leaves their own place empty."""
-    if glued and arguments.strip() not in ("", "{}", "null", glued.strip()):
-        raise JsonRepairError("they were given twice, in the name and beside it")
-    return glued or arguments
+def _choose_arguments(appended: str, arguments: str) -> str:
+    """Return the text of the arguments, which a model may have appended to the name."""
+    if appended and arguments.strip() not in ("", "{}", "null", appended.strip()):
+        raise JsonRepairError("they were given twice, in the name and in the arguments")
+    return appended or arguments
 
 
-def _parse_arguments(text: str, tool: str, fitter: SchemaCoercer, how: list[str]) -> JsonObject:
-    """The object of arguments in a text and in whatever was put around it.
+def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list[str]) -> JsonObject:
+    """Parse a text to the object of arguments, without wrappers.
 
     Raises:
-        Unreadable: there is none in it, or it is another tool's.
+        JsonRepairError: the text has no such object, or it belongs to another tool.
     """
     if (other := get_called_name(text)) and not matches_tool(other, tool):
         raise JsonRepairError(f"they are a call of {other[:80]}")
-    value = parse_lenient(text, how)
+    value = parse_lenient(text, repairs)
     for _ in range(_MAX_WRAPPERS):
-        inner = _unwrap_value(value, tool, fitter, how)
+        inner = _unwrap_value(value, tool, coercer, repairs)
         if inner is value:
             break
-        how.append("what was put around the arguments")
+        repairs.append("a wrapper around the arguments")
         value = inner
     if is_object(value):
         return value
-    required = fitter.required
-    several = is_list(value) and any(is_object(item) for item in value)
-    if len(required) != 1 or several or isinstance(value, bool):
-        raise JsonRepairError(f"one JSON object is expected, {msgspec.json.encode(value).decode()[:200]} was given")
-    how.append("a value in place of an object")
+    required = coercer.required
+    has_objects = is_list(value) and any(is_object(item) for item in value)
+    if len(required) != 1 or has_objects or isinstance(value, bool):
+        raise JsonRepairError(f"one JSON object is expected, not {msgspec.json.encode(value).decode()[:200]}")
+    repairs.append("a value in place of an object")
     return {required[0]: value}
 
 
-def _unwrap_value(value: Any, tool: str, fitter: SchemaCoercer, how: list[str]) -> Any:
-    """The value without its outermost wrapping; the very same if it has none."""
+def _unwrap_value(value: object, tool: str, coercer: SchemaCoercer, repairs: list[str]) -> object:
+    """Remove the outermost wrapper of a value; return the same object if it has none."""
     if isinstance(value, str):
-        again = _ENCODED_JSON.match(value) or ((name := get_called_name(value)) and matches_tool(name, tool))
-        return parse_lenient(value, how) if again else value or _NO_ARGUMENTS
+        is_encoded = _ENCODED_JSON.match(value) or ((name := get_called_name(value)) and matches_tool(name, tool))
+        return parse_lenient(value, repairs) if is_encoded else value or _NO_ARGUMENTS
     if is_list(value):
         return value if len(value) > 1 or (value and not is_object(value[0])) else value[0] if value else _NO_ARGUMENTS
-    if not is_object(value) or fitter.properties is None:
+    if not is_object(value) or coercer.properties is None:
         return value
     name = next((value[key] for key in value if key.lower() in NAME_KEYS and isinstance(value[key], str)), None)
-    if fitter.properties.keys() & value.keys() and not (name and matches_tool(name, tool)):
+    if coercer.properties.keys() & value.keys() and not (name and matches_tool(name, tool)):
         return value
     for key, inner in value.items():
-        around = {other.lower() for other in value if other != key} - _WRAPPER_KEYS
-        if around or key in fitter.properties or not (is_object(inner) or isinstance(inner, str)):
+        other_keys = {other.lower() for other in value if other != key} - _WRAPPER_KEYS
+        if other_keys or key in coercer.properties or not (is_object(inner) or isinstance(inner, str)):
             continue
         if key.lower() in ARGUMENT_KEYS:
             if name and not matches_tool(name, tool):

@@ -203,7 +203,7 @@ def test_what_was_mended_is_told() -> None:
     assert made == RepairedCall(
         "calculator",
         {"expression": "1+1", "precision": 2},
-        ("the name", "a key without quotes", "quotes", "a comma too many", "precision: as integer"),
+        ("the name", "a key without quotes", "quotes", "an extra comma", "precision: as integer"),
     )
 
 
