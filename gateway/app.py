@@ -61,14 +61,14 @@ from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
 
-_SHOWN = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
+_EXPOSED_HEADERS = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
 
 
 def create_app(
     settings: Settings,
     *,
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-    until_served: Callable[[], Awaitable[None]] | None = None,
+    wait_until_served: Callable[[], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """The gateway's ASGI application. Its lifespan connects and disconnects everything.
 
@@ -90,8 +90,8 @@ def create_app(
             gc.collect()
             gc.freeze()  # what lives as long as the process need not be looked at in every collection
             gc.set_threshold(10_000, 50, 50)
-            if until_served is not None:
-                await until_served()
+            if wait_until_served is not None:
+                await wait_until_served()
             yield
 
     app = FastAPI(
@@ -110,7 +110,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=[*_SHOWN, *RATE_HEADERS],
+            expose_headers=[*_EXPOSED_HEADERS, *RATE_HEADERS],
         )
     app.add_middleware(RequestContextMiddleware)
     errors.register_error_handlers(app)
@@ -140,7 +140,7 @@ class Store:
     turns: TurnStore
     conversations: ConversationStore
     usage: UsageStore
-    inputs: QuestionStore
+    questions: QuestionStore
     keys: KeyStore
     audit: AuditStore
     servers: ServerStore
@@ -161,7 +161,7 @@ class Tools:
     """The MCP servers: `toolbox` connects to them, `guarded` applies the administrator's policy to it."""
 
     toolbox: McpToolbox
-    guarded: Toolbox
+    policy_toolbox: Toolbox
     registry: ServerRegistry
 
 
@@ -189,7 +189,7 @@ async def build_gateway(
         stack.push_async_callback(rates.close)
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, tasks)
         turn_service = await stack.enter_async_context(agent)
-        mcp = McpEndpoint(settings, turn_service, tools.guarded, worker_id, store.database.dsn)
+        mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.dsn)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.run_sessions())
         state.settings = settings
@@ -199,7 +199,7 @@ async def build_gateway(
         state.audit = store.audit
         state.turn_service = turn_service
         state.turns = store.turns
-        state.inputs = store.inputs
+        state.inputs = store.questions
         state.conversations = store.conversations
         state.history = HistoryStore(store.database)
         state.usage = store.usage
@@ -208,7 +208,7 @@ async def build_gateway(
         state.registry = tools.registry
         state.bus = store.bus
         state.mcp = mcp
-        state.toolbox = tools.guarded
+        state.toolbox = tools.policy_toolbox
         state.models = llm.catalog
         state.model = llm.model
         state.database = store.database
@@ -264,7 +264,7 @@ async def build_store(
             turns=TurnStore(database),
             conversations=ConversationStore(database, redactor=redactor),
             usage=UsageStore(database, redactor=redactor),
-            inputs=QuestionStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor),
+            questions=QuestionStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor),
             keys=KeyStore(database),
             audit=AuditStore(database),
             servers=ServerStore(database, cipher),
@@ -298,7 +298,7 @@ async def build_tools(
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
     store.bus.subscribe("servers", registry.on_servers_changed)
     store.bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
-    _resume_after_sign_in(toolbox, store.inputs, store.bus)
+    _resume_after_sign_in(toolbox, store.questions, store.bus)
     async with AsyncExitStack() as stack:
         await toolbox.connect_servers()
         stack.push_async_callback(toolbox.disconnect_servers)
@@ -317,7 +317,7 @@ async def build_agent(
     tasks: TaskRegistry,
 ) -> AsyncGenerator[TurnService]:
     """Start what runs turns. On exit the turns that still run are left to other workers."""
-    runner = _runner(settings, timeouts, worker_id, store, llm, tools)
+    runner = _build_runner(settings, timeouts, worker_id, store, llm, tools)
     subscriptions = TurnSubscriptions(runner, store.turns, store.bus)
     service = TurnService(
         settings,
@@ -325,13 +325,13 @@ async def build_agent(
         subscriptions,
         turns=store.turns,
         conversations=store.conversations,
-        questions=store.inputs,
+        questions=store.questions,
         bus=store.bus,
     )
     interval = settings.heartbeat_seconds
     silent = settings.heartbeat_timeout_seconds or 4 * interval
     heartbeat = WorkerHeartbeat(
-        runner, store.turns, store.turns, store.inputs, worker_id, interval_seconds=interval, silence_seconds=silent
+        runner, store.turns, store.turns, store.questions, worker_id, interval_seconds=interval, silence_seconds=silent
     )
     store.bus.subscribe("cancel", runner.on_cancel)
     store.bus.subscribe("watch", runner.on_watch)
@@ -359,7 +359,9 @@ def _supervise(task: SupervisedTask, tasks: TaskRegistry, stack: AsyncExitStack)
     stack.push_async_callback(task.stop)
 
 
-def _runner(settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Store, llm: Llm, tools: Tools) -> Runner:
+def _build_runner(
+    settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Store, llm: Llm, tools: Tools
+) -> Runner:
     config = RunnerConfig(
         worker_id=worker_id,
         system_prompt=settings.agent_system_prompt,
@@ -374,7 +376,7 @@ def _runner(settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Stor
         ephemeral_journal=EphemeralJournal(store.journal),
         conversations=store.conversations,
         workers=store.turns,
-        questions=store.inputs,
+        questions=store.questions,
         responses=ResponseCacheStore(store.database),
         bus=store.bus,
     )
@@ -383,10 +385,10 @@ def _runner(settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Stor
     )
     return Runner(
         config,
-        AgentLoop(llm.model, tools.guarded, limits),
+        AgentLoop(llm.model, tools.policy_toolbox, limits),
         storage,
         models=llm.catalog,
-        toolbox=tools.guarded,
+        toolbox=tools.policy_toolbox,
         budgets=Budgets(store.usage, settings.user_budget, wait_seconds=timeouts.budget_wait),
     )
 
@@ -397,7 +399,7 @@ def _resume_after_sign_in(toolbox: McpToolbox, inputs: QuestionStore, bus: Postg
     assert service is not None
 
     async def on_granted(server: str, owner: str) -> None:
-        for turn_id in await inputs.signed_in(server, owner):
+        for turn_id in await inputs.answer_sign_in(server, owner):
             bus.publish(BusMessage("orphan", turn_id))
 
     def on_change() -> None:

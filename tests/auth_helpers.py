@@ -18,7 +18,7 @@ class Keyring:
 
     async def make(self, owner: str, role: UserRole = "user", **options: Any) -> dict[str, str]:
         """A key, as the headers of a request."""
-        row, secret = await self.gateway.state.keys.create(NewKey(owner, role=role, **options), by="test")
+        row, secret = await self.gateway.state.keys.create_key(NewKey(owner, role=role, **options), by="test")
         self.gateway.state.auth.on_keys_changed(
             BusMessage("keys", BusMessage.NO_TURN)
         )  # the bus tells it, too, in its time

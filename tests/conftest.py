@@ -106,7 +106,7 @@ def postgres() -> Generator[embedded_postgres.EmbeddedPostgres]:
         server = embedded_postgres.start_or_attach(Path(directory), settings=FAST)
         try:
             asyncio.run(_execute(server.build_url("postgres"), f"CREATE DATABASE {TEMPLATE}"))
-            migrations.upgrade(server.build_url(TEMPLATE))
+            migrations.upgrade_schema(server.build_url(TEMPLATE))
             yield server
         finally:
             server.stop_if_started_here()

@@ -22,7 +22,7 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.ports.model import ModelCall
-from gateway.ports.tools import CallObserver, Listed, ServerStatus
+from gateway.ports.tools import CallObserver, ItemKind, ServerStatus
 
 
 def spec(name: str, *, read_only: bool = False) -> ToolSpec:
@@ -47,16 +47,16 @@ class GatedToolbox:
         async with asyncio.timeout(30), self._changed:
             await self._changed.wait_for(lambda: set(names) <= set(self.started))
 
-    def specs(self) -> tuple[ToolSpec, ...]:
+    def list_specs(self) -> tuple[ToolSpec, ...]:
         return self._specs
 
-    def find(self, name: str) -> ToolSpec | None:
+    def find_tool(self, name: str) -> ToolSpec | None:
         return next((spec for spec in self._specs if spec.name == name), None)
 
-    def instructions(self) -> str:
+    def get_instructions(self) -> str:
         return ""
 
-    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
+    async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         return []
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
@@ -65,22 +65,22 @@ class GatedToolbox:
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         raise NotFound
 
-    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
         raise NotFound
 
-    def servers(self) -> list[ServerStatus]:
+    def list_server_statuses(self) -> list[ServerStatus]:
         return []
 
-    def changed(self) -> frozenset[tuple[str, str]]:
+    def list_changed_tools(self) -> frozenset[tuple[str, str]]:
         return frozenset()
 
-    def recheck(self, server: str) -> None:
+    def recheck_server(self, server: str) -> None:
         """Nothing changes here."""
 
-    def forwarded_headers(self) -> frozenset[str]:
+    def get_forwarded_headers(self) -> frozenset[str]:
         return frozenset()
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -128,10 +128,10 @@ class RecordingTurn(TurnContext):
         self.transcript.apply(event)
         self.log.append(event)
 
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         self.was_opened = True
 
-    async def durable(self) -> None:
+    async def wait_until_durable(self) -> None:
         self.log.mark_committed(len(self.log.entries))
 
     async def wait_for_capacity(self) -> None:
@@ -140,17 +140,17 @@ class RecordingTurn(TurnContext):
     async def reserve_budget(self, call: ModelCall) -> None:
         pass
 
-    async def settle(self) -> None:
+    async def settle_budget(self) -> None:
         pass
 
-    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         self.transcript.add_usage(usage, cost_usd)
 
-    def cost(self, usage: Usage) -> float | None:
+    def calculate_cost(self, usage: Usage) -> float | None:
         return None
 
-    async def ask(self, call_id: str, needed: PendingInput) -> None:
+    async def ask_questions(self, call_id: str, needed: PendingInput) -> None:
         raise AssertionError(f"{call_id} asks {needed}")
 
-    async def ask_now(self, call_id: str, question: Question) -> Answer:
+    async def ask_inline(self, call_id: str, question: Question) -> Answer:
         raise AssertionError(f"{call_id} asks {question}")

@@ -51,7 +51,7 @@ class Budgets:
         StorageUnavailable: nobody can tell.
         """
         for whose, budget, key in self._list_budgets(principal):
-            _RemainingBudget(whose, budget, await self._ledger.spent(principal.user, key)).check()
+            _RemainingBudget(whose, budget, await self._ledger.get_totals(principal.user, key)).check()
 
     async def reserve(self, turn: TurnSpending, call: ModelCall) -> None:
         """Set aside what the call may cost at most, besides what the turn has used up; wait for that to be there.
@@ -91,7 +91,7 @@ class Budgets:
     async def _try_reserve(self, principal: Principal, hold: BudgetReservation) -> bool:
         async with self._ledger.begin_transaction(principal.user) as account:
             for whose, budget, key in self._list_budgets(principal):
-                left = _RemainingBudget(whose, budget, await account.spent(key, without=hold.turn_id), hold)
+                left = _RemainingBudget(whose, budget, await account.get_totals(key, without=hold.turn_id), hold)
                 left.check()
                 if not left.covers(hold):
                     return False

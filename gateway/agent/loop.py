@@ -57,7 +57,7 @@ class TurnContext(EventEmitter):
     inputs: list[StoredQuestion]
 
     @abstractmethod
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         """Record that the model has accepted the turn's first request."""
 
     @abstractmethod
@@ -73,15 +73,15 @@ class TurnContext(EventEmitter):
         """
 
     @abstractmethod
-    async def settle(self) -> None:
+    async def settle_budget(self) -> None:
         """Release the reservation of the step that has ended; its actual usage counts."""
 
     @abstractmethod
-    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         """Count the usage of a failed model call."""
 
     @abstractmethod
-    def cost(self, usage: Usage) -> float | None:
+    def calculate_cost(self, usage: Usage) -> float | None:
         """The price in USD; None where the model's price is not known."""
 
 
@@ -129,7 +129,7 @@ class AgentLoop:
                     turn.emit(TextDelta(step=step, text=draft))
                 turn.emit(_step_completed(step, answer))
                 calls.run_deferred()
-                await turn.settle()
+                await turn.settle_budget()
                 await calls.wait_for_results()
             finally:
                 await calls.cancel_calls()
@@ -158,7 +158,7 @@ class AgentLoop:
             used = self._create_model_call(conversation, turn, half).estimate_usage(
                 transcript.count_written_chars(half)
             )
-            cost = turn.cost(used)
+            cost = turn.calculate_cost(used)
             turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=cost))
         if (last := transcript.last_step()) is None:
             return None
@@ -194,7 +194,7 @@ class AgentLoop:
             hidden=conversation.hidden,
             toolbox=self._toolbox,
             principal=conversation.principal,
-            out=turn,
+            emitter=turn,
             limit=self._limits.parallel_calls,
             approval=conversation.approval,
         )
@@ -219,10 +219,10 @@ class AgentLoop:
             if (problem := form.find_problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
                 turn.emit(_step_completed(step, answer))
-                await turn.settle()
+                await turn.settle_budget()
                 return answer.finish_reason
             if answer.finish_reason == "length":
-                turn.wasted(answer.usage, answer.cost_usd)
+                turn.record_failed_usage(answer.usage, answer.cost_usd)
                 raise OutputInvalid("The answer reached its token limit before it was complete JSON.")
             turn.emit(
                 ModelRetry(
@@ -267,7 +267,7 @@ class _StepEventSink(ModelSink):
         self.wait_for_capacity = turn.wait_for_capacity
 
     def on_accepted(self) -> None:
-        self._turn.opened()
+        self._turn.on_accepted()
 
     def on_text(self, text: str) -> None:
         if self._quiet:
@@ -298,7 +298,7 @@ class _StepEventSink(ModelSink):
         self._turn.emit(ModelRetry(step=self._step, reason=reason, attempt=attempt, discard=discard, model=model))
 
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
-        self._turn.wasted(usage, cost_usd)
+        self._turn.record_failed_usage(usage, cost_usd)
 
 
 def _step_completed(step: int, answer: ModelAnswer) -> StepCompleted:

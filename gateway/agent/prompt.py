@@ -85,7 +85,7 @@ class PromptBuilder:
         StorageUnavailable: the history cannot be read.
         """
         request, conversation_id = record.request, record.conversation_id
-        instructions = self._toolbox.instructions() if any(not spec.client for spec in selection.tools) else ""
+        instructions = self._toolbox.get_instructions() if any(not spec.client for spec in selection.tools) else ""
         messages = await self._restore_tool_history(request.messages, record.owner)
         fixed = [build_system_message(self._system_prompt, instructions, request.system), *messages]
         past: tuple[Message, ...] = ()

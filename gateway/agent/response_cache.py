@@ -109,14 +109,14 @@ class TurnResponseCache:
         if turn.transcript.steps:
             return None  # another worker has begun to ask the model
         try:
-            known = await self._responses.find(turn.record.owner, turn.cache_key, ttl)
+            known = await self._responses.find_answer(turn.record.owner, turn.cache_key, ttl)
         except StorageUnavailable:
             log.warning("response_cache_away", turn_id=str(turn.id))
             return None
         if known is None:
             return None
         turn.is_cached = True
-        turn.opened()
+        turn.on_accepted()
         return replay(known, turn)
 
     def discard_uncacheable(self, turn: ActiveTurn, finish_reason: str, selection: ToolSelection) -> None:
@@ -132,6 +132,6 @@ class TurnResponseCache:
             return
         try:
             async with asyncio.timeout(_SAVE_TIMEOUT_SECONDS):
-                await self._responses.save(turn.record.owner, turn.cache_key, turn.id, ttl)
+                await self._responses.save_answer(turn.record.owner, turn.cache_key, turn.id, ttl)
         except (StorageUnavailable, TimeoutError):
             log.warning("response_not_cached", turn_id=str(turn.id))

@@ -126,7 +126,7 @@ class Runner:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
         model, request, warnings = self._resolve_request(request, principal)
         await self._budgets.check_remaining(principal)
-        conversation_id = await self._storage.conversations.open(request, principal)
+        conversation_id = await self._storage.conversations.open_conversation(request, principal)
         record = TurnRecord(
             id=UUID(int=uuids.uuid7().int),
             owner=principal.user,
@@ -172,7 +172,7 @@ class Runner:
         if ahead := self._can_start_before_commit(turn):
             self._spawn_task(turn, selection)
         try:
-            await turn.journal.begin(turn.record, turn.log)
+            await turn.journal.begin_turn(turn.record, turn.log)
         except BaseException:
             self._turns.pop(turn.id, None)
             turn.cancel("handed_over")  # ends it without an event
@@ -244,7 +244,7 @@ class Runner:
             await asyncio.wait(tasks, timeout=grace)
         left = await self.hand_over("server_stopping")
         try:
-            await self._storage.workers.release(self._config.worker_id, left)
+            await self._storage.workers.release_turns(self._config.worker_id, left)
             await self._storage.workers.deregister(self._config.worker_id)
         except StorageUnavailable:
             log.warning("turns_left_to_be_found", turns=len(left))
@@ -313,11 +313,11 @@ class Runner:
     async def _suspend_turn(self, turn: ActiveTurn) -> None:
         """Leave the turn to wait for a person: from now on it exists only in the database."""
         turn.stage = "finishing"
-        await turn.journal.suspend(turn.log)
+        await turn.journal.suspend_turn(turn.log)
         turn.log.close("input_required")
         log.info("turn_waits", turn_id=str(turn.id))
         try:
-            if await self._storage.questions.wake(turn.id):
+            if await self._storage.questions.wake_if_answered(turn.id):
                 self._storage.bus.publish(BusMessage("orphan", turn.id))
         except StorageUnavailable:
             log.warning("turn_may_sleep_on", turn_id=str(turn.id))
@@ -329,7 +329,7 @@ class Runner:
             await self._responses.save(turn)
         turn.log.append(end)
         outcome = turn.build_outcome(end)
-        stored = turn.journal.finish(turn.log, outcome)
+        stored = turn.journal.finish_turn(turn.log, outcome)
         try:
             await asyncio.wait_for(asyncio.shield(stored), self._config.storage_timeout)
         except TimeoutError:

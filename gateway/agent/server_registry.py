@@ -53,12 +53,12 @@ class ServerRegistry(ServerAdmin):
 
     # --- at run time
 
-    def source(self, name: str) -> Literal["file", "api"] | None:
+    def get_source(self, name: str) -> Literal["file", "api"] | None:
         if name in self._of_file:
             return "file"
         return "api" if name in self._added else None
 
-    def config(self, name: str) -> ServerConfig:
+    def get_config(self, name: str) -> ServerConfig:
         """Raises:
         NotFound: there is no such server.
         """
@@ -67,33 +67,33 @@ class ServerRegistry(ServerAdmin):
             raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
         return found
 
-    async def add(self, name: str, config: JsonObject, *, by: str) -> None:
+    async def add_server(self, name: str, config: JsonObject, *, by: str) -> None:
         """Add a server for every worker.
 
         Raises:
             Conflict: there is one of that name.
             InvalidRequest: the configuration does not make sense.
         """
-        if self.source(name) is not None:
+        if self.get_source(name) is not None:
             raise Conflict(f"There is an MCP server {name!r} already.", param="name")
         _validate(name, config)
         await self._repository.upsert(name, config, disabled=False, by=by)
         await self._publish_change()
 
-    async def switch(self, name: str, *, disabled: bool, by: str) -> None:
+    async def set_disabled(self, name: str, *, disabled: bool, by: str) -> None:
         """Disable a server, or enable it again, wherever it comes from."""
-        self.config(name)
+        self.get_config(name)
         added = self._added.get(name)
         await self._repository.upsert(name, added.config if added else None, disabled=disabled, by=by)
         await self._publish_change()
 
-    async def remove(self, name: str, *, by: str) -> None:
+    async def remove_server(self, name: str, *, by: str) -> None:
         """Remove a server that was added at run time.
 
         Raises:
             Conflict: the file configures it.
         """
-        self.config(name)
+        self.get_config(name)
         if name in self._of_file:
             raise Conflict(f"The file of MCP servers configures {name!r}: disable it, or take it out there.")
         await self._repository.delete_server(name, by=by)

@@ -173,7 +173,7 @@ class TurnListener(EventListener):
     @property
     def close_reason(self) -> str | None:
         """Why the events stopped before the turn's end; None if the last event was read."""
-        return self._log.closing
+        return self._log.close_reason
 
     @property
     def turn_has_ended(self) -> bool:
@@ -276,7 +276,7 @@ class TurnService:
         Raises:
             NotFound: the principal has no such turn.
         """
-        return _FollowedTurn(await self._turns.get(turn_id, principal))
+        return _FollowedTurn(await self._turns.get_turn(turn_id, principal))
 
     def listen_to_turn(self, turn: TurnHandle, *, after: int = 0) -> TurnListener:
         """Read the events after number `after`, and then new events.
@@ -333,10 +333,10 @@ class TurnService:
             InvalidRequest: the answer does not match the question's schema.
             Conflict: the question was already answered.
         """
-        question = (await self._questions.get(turn.id, input_id)).question
+        question = (await self._questions.get_question(turn.id, input_id)).question
         if answer.action == "accept" and question.schema is not None:
             _check_content(answer.content or {}, question.schema)
-        await self._questions.answer(turn.id, input_id, answer)
+        await self._questions.answer_question(turn.id, input_id, answer)
         self._bus.publish(BusMessage("orphan", turn.id))
 
     async def stop(self, grace_seconds: float) -> None:
@@ -358,7 +358,7 @@ class TurnService:
     async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
         if request.idempotency_key is None:
             return None
-        stored = await self._turns.find_by_key(principal.user, request.idempotency_key)
+        stored = await self._turns.find_by_idempotency_key(principal.user, request.idempotency_key)
         return None if stored is None else _FollowedTurn(stored)
 
     async def _wait_while_busy(

@@ -72,13 +72,13 @@ class TurnSubscriptions:
             TurnNotKept: the turn is not stored, and does not run in this worker.
         """
         running = self._runner.get(turn_id)
-        if running is not None and not (is_stored and running.log.closing):  # after a hand-over it runs elsewhere
+        if running is not None and not (is_stored and running.log.close_reason):  # after a hand-over it runs elsewhere
             return TurnSubscription(running.log)
         if not is_stored:
             raise TurnNotKept
         key = (turn_id, until_input)
         tail = self._tails.get(key)
-        if tail is None or (until_input and tail.log.closing):  # the turn may have continued since that log closed
+        if tail is None or (until_input and tail.log.close_reason):  # the turn may have continued since that log closed
             tail = _JournalTail(
                 turn_id,
                 self._turns,

@@ -47,7 +47,7 @@ class ToolCallScheduler:
         offered: dict[str, ToolSpec],
         toolbox: Toolbox,
         principal: Principal,
-        out: EventEmitter,
+        emitter: EventEmitter,
         limit: int,
         approval: Approval = "never",
         hidden: tuple[ToolSpec, ...] = (),
@@ -56,7 +56,7 @@ class ToolCallScheduler:
         self._offered = offered
         self._toolbox = toolbox
         self._principal = principal
-        self._out = out
+        self._out = emitter
         self._approval: Approval = approval
         self._hidden = hidden
         self._limit = limit
@@ -123,7 +123,7 @@ class ToolCallScheduler:
         if any(kept.question.held for kept in inputs):
             self.retry_interrupted(call)
             return
-        spec = self._offered.get(call.tool) or self._toolbox.find(call.tool)
+        spec = self._offered.get(call.tool) or self._toolbox.find_tool(call.tool)
         arguments = call.arguments if isinstance(call.arguments, dict) else {}
         approvals = [kept.answer for kept in inputs if kept.question.kind == "approval" and kept.answer]
         if any(answer.action != "accept" for answer in approvals):
@@ -165,12 +165,12 @@ class ToolCallScheduler:
         if wait_release:
             await self._released.wait()
         async with self._slots:
-            await self._out.durable()
+            await self._out.wait_until_durable()
             started = time.perf_counter()
             result = await self._execute(call, spec, arguments, given)
             duration_ms = round((time.perf_counter() - started) * 1000, 2)
         if isinstance(result, PendingInput):
-            await self._out.ask(call.id, result)
+            await self._out.ask_questions(call.id, result)
             return
         log.info("tool_call", tool=call.name, outcome=result.outcome, duration_ms=duration_ms)
         self._out.emit(
@@ -201,7 +201,9 @@ class ToolCallScheduler:
             return build_approval_request(spec, arguments)
         observer = _EventObserver(call.id, self._out)
         answers = [kept for kept in given or () if kept.question.kind != "approval"]
-        return await self._toolbox.call(spec, arguments, principal=self._principal, observer=observer, answers=answers)
+        return await self._toolbox.call_tool(
+            spec, arguments, principal=self._principal, observer=observer, answers=answers
+        )
 
     async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._out)
@@ -209,7 +211,7 @@ class ToolCallScheduler:
         async def make(spec: ToolSpec, given: JsonObject) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
                 return build_approval_request(spec, given)
-            return await self._toolbox.call(spec, given, principal=self._principal, observer=observer)
+            return await self._toolbox.call_tool(spec, given, principal=self._principal, observer=observer)
 
         return await run_batch(arguments, self._offered, make, self._limit)
 
@@ -225,15 +227,15 @@ class _EventObserver(CallObserver):
         self._out = out
         self._remaining = self._MAX_EVENTS
 
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+    def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
         message = message and message[: self._MAX_MESSAGE_LENGTH]
         self._emit_bounded(ToolProgress(call_id=self._call_id, progress=progress, total=total, message=message))
 
-    def log(self, level: str, message: str) -> None:
+    def on_log(self, level: str, message: str) -> None:
         self._emit_bounded(ToolLog(call_id=self._call_id, level=level, message=message[: self._MAX_MESSAGE_LENGTH]))
 
-    async def ask(self, question: Question) -> Answer:
-        return await self._out.ask_now(self._call_id, question)
+    async def ask_user(self, question: Question) -> Answer:
+        return await self._out.ask_inline(self._call_id, question)
 
     def _emit_bounded(self, event: Event) -> None:
         if self._remaining > 0:

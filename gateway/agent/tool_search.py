@@ -50,7 +50,7 @@ class ToolSelector:
 
     def _requested(self, request: TurnRequest, principal: Principal) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
         own = {spec.name for spec in request.client_tools}
-        specs = self._toolbox.specs()
+        specs = self._toolbox.list_specs()
         if own or request.approve or not principal.can_use_all_tools:
             specs = tuple(
                 msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec

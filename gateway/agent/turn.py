@@ -113,13 +113,13 @@ class ActiveTurn(TurnContext, TurnSpending):
     async def reserve_budget(self, call: ModelCall) -> None:
         await self._budgets.reserve(self, call)
 
-    async def settle(self) -> None:
+    async def settle_budget(self) -> None:
         await self._budgets.settle(self)
 
-    def wasted(self, usage: Usage, cost_usd: float | None) -> None:
+    def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
         self.transcript.add_usage(usage, cost_usd)
 
-    def cost(self, usage: Usage) -> float | None:
+    def calculate_cost(self, usage: Usage) -> float | None:
         return self.model.calculate_cost(usage)
 
     def emit(self, event: Event) -> None:
@@ -131,27 +131,27 @@ class ActiveTurn(TurnContext, TurnSpending):
         else:
             self.journal.flush(self.log)
 
-    async def durable(self) -> None:
+    async def wait_until_durable(self) -> None:
         await self.journal.flush(self.log)
 
     async def wait_for_capacity(self) -> None:
         if self.journal.is_backlogged:
             await self.journal.wait_for_capacity()
 
-    def opened(self) -> None:
+    def on_accepted(self) -> None:
         if not self._opened.is_set():
             self.first_token_ms = self.elapsed_ms()
             self._opened.set()
 
     # --- questions
 
-    async def ask(self, call_id: str, needed: PendingInput) -> None:
+    async def ask_questions(self, call_id: str, needed: PendingInput) -> None:
         if self.is_stored:
             await self._show_questions(call_id, needed)
         else:
             self.emit(ToolFinished(call_id=call_id, outcome="denied", content=[text_block(_CANNOT_ASK)]))
 
-    async def ask_now(self, call_id: str, question: Question) -> Answer:
+    async def ask_inline(self, call_id: str, question: Question) -> Answer:
         if not self.is_stored:
             return Answer("decline", by="gateway")
         (asked,) = await self._show_questions(call_id, PendingInput((question,)))
@@ -162,7 +162,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         return answer
 
     async def _show_questions(self, call_id: str, needed: PendingInput) -> list[StoredQuestion]:
-        asked = await self._questions.ask(self.id, call_id, needed)
+        asked = await self._questions.save_questions(self.id, call_id, needed)
         for stored, expires_at in asked:
             question = stored.question
             self.emit(

@@ -25,7 +25,7 @@ class TurnLog(EventSource):
     def __init__(self, turn_id: UUID, *, synchronous: bool = False) -> None:
         self.turn_id = turn_id
         self.entries: list[JournalEntry] = []
-        self.closing: str | None = None
+        self.close_reason: str | None = None
         self.on_commit: Callable[[], None] | None = None
         self._next_seq = 1
         self._synchronous = synchronous
@@ -71,7 +71,7 @@ class TurnLog(EventSource):
 
     def close(self, reason: str) -> None:
         """Send the readers away before the turn's end: this process will not show it to them."""
-        self.closing = self.closing or reason
+        self.close_reason = self.close_reason or reason
         self._wake_readers()
 
     @property
@@ -105,7 +105,7 @@ class TurnLog(EventSource):
                     batch = batch[_index_after(batch, after) :]
                 if batch:
                     yield batch
-            elif self.has_ended or self.closing:
+            elif self.has_ended or self.close_reason:
                 return
             else:
                 await self._wait_for_change()

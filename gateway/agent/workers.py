@@ -58,7 +58,7 @@ class WorkerHeartbeat:
                 await self._write_heartbeat()
                 await self._release_abandoned()
                 if not self._runner.is_stopping:
-                    await self._questions.expire()
+                    await self._questions.expire_overdue()
                     await self._take_over()
             except StorageUnavailable:
                 log.warning("heartbeat_missed")
@@ -71,11 +71,11 @@ class WorkerHeartbeat:
 
     async def _release_abandoned(self) -> None:
         if self._abandoned:
-            await self._workers.release(self._worker_id, self._abandoned)
+            await self._workers.release_turns(self._worker_id, self._abandoned)
             self._abandoned = []
 
     async def _take_over(self) -> None:
-        for record, cancel in await self._workers.claim(self._worker_id, timedelta(seconds=self._silent)):
+        for record, cancel in await self._workers.claim_turns(self._worker_id, timedelta(seconds=self._silent)):
             try:
                 await self._questions.expire_inline(record.id)
                 events, inputs = (

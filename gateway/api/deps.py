@@ -50,7 +50,7 @@ def get_toolbox(request: Request) -> Toolbox:
 def get_principal(request: Request) -> Principal:
     """Return the authenticated caller, with the request headers that MCP servers receive."""
     principal: Principal = request.scope[PRINCIPAL_SCOPE_KEY]
-    if not (names := get_toolbox(request).forwarded_headers()):
+    if not (names := get_toolbox(request).get_forwarded_headers()):
         return principal
     headers = {name: value for name in names if (value := request.headers.get(name)) is not None}
     return msgspec.structs.replace(principal, headers=headers)

@@ -71,7 +71,7 @@ def create_key(
         limits=None if requests is None and streams is None else limits,
         expires_at=expires_at,
     )
-    row, secret = _run_with_key_store(lambda store: store.create(new, by="cli"))
+    row, secret = _run_with_key_store(lambda store: store.create_key(new, by="cli"))
     print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is stored.")
 
 
@@ -92,7 +92,7 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="Prefix of the key, as
     """Revoke a key."""
 
     async def revoke_by_prefix(store: "KeyStore") -> None:
-        await store.revoke(await store.get_by_prefix(prefix), by="cli")
+        await store.revoke_key(await store.get_by_prefix(prefix), by="cli")
 
     _run_with_key_store(revoke_by_prefix)
     print(f"{prefix} is revoked.")

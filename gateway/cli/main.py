@@ -85,7 +85,7 @@ def upgrade_database() -> None:
         settings = load_settings()
         with open_postgres(settings) as url:
             asyncio.run(database.wait_until_ready(url, settings.database_wait_seconds))
-            migrations.upgrade(url)
+            migrations.upgrade_schema(url)
     print("The database is up to date.")
 
 

@@ -53,7 +53,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
         reject_open_gateway(settings, stored_keys=await _has_stored_keys(url))
         async with _open_model_server(settings, url) as complete_settings:
             wait_until_served = watchdog.wait_until_all_ready if watchdog and fd is not None else None
-            app = create_app(complete_settings, until_served=wait_until_served)
+            app = create_app(complete_settings, wait_until_served=wait_until_served)
             loop = asyncio.get_running_loop()
 
             loop.add_signal_handler(signal.SIGHUP, lambda: reload_servers(app))
@@ -98,11 +98,11 @@ async def prepare_schema(settings: Settings, url: str) -> None:
     from gateway.store import database, migrations
 
     await database.wait_until_ready(url, settings.database_wait_seconds)
-    if not await migrations.missing_migrations(url):
+    if not await migrations.list_missing_migrations(url):
         return
     if not settings.migrate_on_start and settings.postgres_url is not None:
         raise database.DatabaseError("DATABASE_URL: the schema is not up to date: run `agent-gateway db upgrade`")
-    await asyncio.to_thread(migrations.upgrade, url)
+    await asyncio.to_thread(migrations.upgrade_schema, url)
 
 
 async def _has_stored_keys(url: str) -> bool:

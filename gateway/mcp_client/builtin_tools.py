@@ -86,14 +86,14 @@ async def run_builtin_tool(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObje
 async def _get_text(toolbox: Toolbox, spec: ToolSpec, arguments: JsonObject, principal: Principal) -> str:
     match spec.tool:
         case "list_resources":
-            resources = _select_items(spec, await toolbox.listed("resources", principal))
-            templates = _select_items(spec, await toolbox.listed("resource_templates", principal))
+            resources = _select_items(spec, await toolbox.list_server_items("resources", principal))
+            templates = _select_items(spec, await toolbox.list_server_items("resource_templates", principal))
             return _encode_json({"resources": resources, "templates": templates})
         case "read_resource":
             resource = await toolbox.read_resource(str(arguments.get("uri")), principal, spec.server)
             return "\n".join(str(part.get("text", f"[{part.get('mimeType')}]")) for part in resource["contents"])
         case "list_prompts":
-            return _encode_json({"prompts": _select_items(spec, await toolbox.listed("prompts", principal))})
+            return _encode_json({"prompts": _select_items(spec, await toolbox.list_server_items("prompts", principal))})
         case _:
             prompt_arguments: dict[str, str] = arguments.get("arguments") or {}
             return _encode_json(await toolbox.get_prompt(str(arguments.get("name")), prompt_arguments, principal))

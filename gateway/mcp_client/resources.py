@@ -10,21 +10,21 @@ from pydantic import BaseModel
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
-from gateway.ports.tools import Listed, Toolbox
+from gateway.ports.tools import ItemKind, Toolbox
 
 _MAX_PAGES, _MAX_ITEMS = 100, 1_000
 
 
-def supports_listing(capabilities: ServerCapabilities | None, kind: Listed) -> bool:
+def supports_listing(capabilities: ServerCapabilities | None, kind: ItemKind) -> bool:
     """Whether a server declares any items of this kind."""
     if capabilities is None:
         return False
     return bool(capabilities.prompts if kind == "prompts" else capabilities.resources)
 
 
-async def list_items(kind: Listed, client: Client) -> list[JsonObject]:
+async def list_items(kind: ItemKind, client: Client) -> list[JsonObject]:
     """All pages of a list, up to 100 pages or 1,000 items."""
-    list_methods: dict[Listed, Callable[..., Awaitable[Any]]] = {
+    list_methods: dict[ItemKind, Callable[..., Awaitable[Any]]] = {
         "resources": client.list_resources,
         "resource_templates": client.list_resource_templates,
         "prompts": client.list_prompts,
@@ -64,10 +64,10 @@ async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal)
     Raises:
         NotFound: no connected server has it.
     """
-    for item in await toolbox.listed("resources", principal):
+    for item in await toolbox.list_server_items("resources", principal):
         if item["uri"] == uri:
             return item["server"]
-    for item in await toolbox.listed("resource_templates", principal):
+    for item in await toolbox.list_server_items("resource_templates", principal):
         if matches_template(uri, item["uriTemplate"]):
             return item["server"]
     raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")

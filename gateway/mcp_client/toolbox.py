@@ -40,7 +40,7 @@ from gateway.mcp_client.results import truncate_result
 from gateway.mcp_client.tool_names import make_exposed_name
 from gateway.mcp_client.tool_specs import MAX_DESCRIPTION_LENGTH, build_specs, make_spec
 from gateway.ports.servers import ServerConfig, ServerPool
-from gateway.ports.tools import CallObserver, GrantStore, Listed, ServerStatus, SignIn, Toolbox, ToolDefinitionStore
+from gateway.ports.tools import CallObserver, GrantStore, ItemKind, ServerStatus, SignIn, Toolbox, ToolDefinitionStore
 
 log = get_logger(__name__)
 
@@ -132,38 +132,38 @@ class McpToolbox(ServerPool, Toolbox):
 
     # --- tools
 
-    def specs(self) -> tuple[ToolSpec, ...]:
-        """See `Toolbox.specs`."""
+    def list_specs(self) -> tuple[ToolSpec, ...]:
+        """See `Toolbox.list_specs`."""
         if self._specs is None:
             self._specs = build_specs(self._pool, self._checker)
         return self._specs
 
-    def find(self, name: str) -> ToolSpec | None:
-        """See `Toolbox.find`.
+    def find_tool(self, name: str) -> ToolSpec | None:
+        """See `Toolbox.find_tool`.
 
         Finds sign-in tools also after a sign-in, for the calls that asked for it.
         """
-        spec = next((spec for spec in self.specs() if spec.name == name), None)
+        spec = next((spec for spec in self.list_specs() if spec.name == name), None)
         return spec or next((spec for spec in self._sign_in_tools() if spec.name == name), None)
 
     def _sign_in_tools(self) -> list[ToolSpec]:
         return [make_sign_in_tool(connection.config) for connection in self._pool if connection.config.allows_sign_in]
 
-    def instructions(self) -> str:
-        """See `Toolbox.instructions`."""
+    def get_instructions(self) -> str:
+        """See `Toolbox.get_instructions`."""
         texts = (connection.instructions.strip() for connection in self._pool if connection.is_available)
         return "\n\n".join(text[:MAX_DESCRIPTION_LENGTH] for text in texts if text)
 
-    def servers(self) -> list[ServerStatus]:
-        """See `Toolbox.servers`."""
+    def list_server_statuses(self) -> list[ServerStatus]:
+        """See `Toolbox.list_server_statuses`."""
         return [connection.get_status() for connection in self._pool]
 
-    def changed(self) -> frozenset[tuple[str, str]]:
-        """See `Toolbox.changed`."""
+    def list_changed_tools(self) -> frozenset[tuple[str, str]]:
+        """See `Toolbox.list_changed_tools`."""
         return self._checker.list_changed()
 
-    def recheck(self, server: str) -> None:
-        """See `Toolbox.recheck`."""
+    def recheck_server(self, server: str) -> None:
+        """See `Toolbox.recheck_server`."""
         self._checker.request_check(server)
 
     @property
@@ -172,12 +172,12 @@ class McpToolbox(ServerPool, Toolbox):
         assert self.sign_in_service is not None
         return self.sign_in_service
 
-    def forwarded_headers(self) -> frozenset[str]:
-        """See `Toolbox.forwarded_headers`."""
+    def get_forwarded_headers(self) -> frozenset[str]:
+        """See `Toolbox.get_forwarded_headers`."""
         headers = (connection.config.forwarded_header for connection in self._pool)
         return frozenset(header.lower() for header in headers if header)
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -186,7 +186,7 @@ class McpToolbox(ServerPool, Toolbox):
         observer: CallObserver | None = None,
         answers: Sequence[StoredQuestion] = (),
     ) -> ToolResult | PendingInput:
-        """See `Toolbox.call`."""
+        """See `Toolbox.call_tool`."""
         connection = self._pool.get_connection(spec.server, principal)
         if connection is None:
             error = ToolCallError(f"The MCP server {spec.server!r} is no longer connected.", did_run=False)
@@ -256,15 +256,15 @@ class McpToolbox(ServerPool, Toolbox):
 
     # --- resources and prompts
 
-    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
-        """See `Toolbox.listed`. A server that does not answer is left out."""
+    async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
+        """See `Toolbox.list_server_items`. A server that does not answer is left out."""
         connections = [
             connection for connection in self._pool if supports_listing(connection.server_capabilities, kind)
         ]
         lists = await asyncio.gather(*(self._list_items(connection, kind, principal) for connection in connections))
         return [item for items in lists for item in items]
 
-    async def _list_items(self, shared: ServerConnection, kind: Listed, principal: Principal) -> list[JsonObject]:
+    async def _list_items(self, shared: ServerConnection, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         config = shared.config
         connection = self._pool.get_connection(config.name, principal) or shared
         request = partial(list_items, kind)
@@ -299,8 +299,8 @@ class McpToolbox(ServerPool, Toolbox):
             prompt["server"], partial(request_prompt, prompt["prompt"], arguments), principal
         )
 
-    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        """See `Toolbox.complete`."""
+    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        """See `Toolbox.complete_argument`."""
         if ref.get("type") == "ref/prompt":
             prompt = await self._find_prompt(str(ref.get("name")), principal, param="ref")
             server, ref = prompt["server"], ref | {"name": prompt["prompt"]}
@@ -309,13 +309,13 @@ class McpToolbox(ServerPool, Toolbox):
         return await self._request_from_server(server, partial(request_completion, ref, argument), principal)
 
     async def _find_prompt(self, name: str, principal: Principal, param: str) -> JsonObject:
-        for prompt in await self.listed("prompts", principal):
+        for prompt in await self.list_server_items("prompts", principal):
             if prompt["name"] == name:
                 return prompt
         raise NotFound(f"There is no prompt {name[:200]!r}.", param=param)
 
     async def _find_template_server(self, uri: object, principal: Principal) -> str:
-        for template in await self.listed("resource_templates", principal):
+        for template in await self.list_server_items("resource_templates", principal):
             if template["uriTemplate"] == uri:
                 return template["server"]
         raise NotFound(f"There is no resource template {str(uri)[:200]!r}.", param="ref")

@@ -143,19 +143,19 @@ class ServerAdmin(Protocol):
     """The configured servers, to read and to change at run time."""
 
     @abstractmethod
-    def source(self, name: str) -> Literal["file", "api"] | None:
+    def get_source(self, name: str) -> Literal["file", "api"] | None:
         """Where a server is configured; None: there is no such server."""
         ...
 
     @abstractmethod
-    def config(self, name: str) -> ServerConfig:
+    def get_config(self, name: str) -> ServerConfig:
         """Raises:
         NotFound: there is no such server.
         """
         ...
 
     @abstractmethod
-    async def add(self, name: str, config: JsonObject, *, by: str) -> None:
+    async def add_server(self, name: str, config: JsonObject, *, by: str) -> None:
         """Add a server for every worker.
 
         Raises:
@@ -165,12 +165,12 @@ class ServerAdmin(Protocol):
         ...
 
     @abstractmethod
-    async def switch(self, name: str, *, disabled: bool, by: str) -> None:
+    async def set_disabled(self, name: str, *, disabled: bool, by: str) -> None:
         """Disable a server, or enable it again, wherever it is configured."""
         ...
 
     @abstractmethod
-    async def remove(self, name: str, *, by: str) -> None:
+    async def remove_server(self, name: str, *, by: str) -> None:
         """Remove a server that was added at run time.
 
         Raises:

@@ -75,7 +75,7 @@ class Journal(Protocol):
     """The append-only record of every turn's events."""
 
     @abstractmethod
-    async def begin(self, turn: TurnRecord, log: EventSource) -> None:
+    async def begin_turn(self, turn: TurnRecord, log: EventSource) -> None:
         """Make the turn and its first events durable.
 
         Raises:
@@ -94,12 +94,12 @@ class Journal(Protocol):
         ...
 
     @abstractmethod
-    def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
+    def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """Write the rest of the log and the turn's outcome in one commit."""
         ...
 
     @abstractmethod
-    def suspend(self, log: EventSource) -> asyncio.Future[None]:
+    def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
         """Write the rest of the log and leave the turn to wait for a person, in one commit."""
         ...
 
@@ -123,7 +123,7 @@ class ConversationRepository(Protocol):
     """Conversations and their turns."""
 
     @abstractmethod
-    async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
+    async def open_conversation(self, request: TurnRequest, principal: Principal) -> UUID | None:
         """The id of the conversation that the request is part of; "new" makes one, None is none.
 
         Raises:
@@ -158,12 +158,12 @@ class ResponseCache(Protocol):
     """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def find(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
+    async def find_answer(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
         """The answer that an owner got to such a request, if that is no longer ago than `ttl` seconds."""
         ...
 
     @abstractmethod
-    async def save(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
+    async def save_answer(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
         """From when the turn has completed, its answer may be given again for `ttl` seconds."""
         ...
 
@@ -172,14 +172,14 @@ class TurnRepository(Protocol):
     """Stored turns. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def get(self, turn_id: UUID, principal: Principal) -> StoredTurn:
+    async def get_turn(self, turn_id: UUID, principal: Principal) -> StoredTurn:
         """Raises:
         NotFound: the principal has no such turn.
         """
         ...
 
     @abstractmethod
-    async def find_by_key(self, owner: str, idempotency_key: str) -> StoredTurn | None:
+    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> StoredTurn | None:
         """The turn that the owner's idempotency key has started."""
         ...
 
@@ -211,7 +211,7 @@ class WorkerRepository(Protocol):
         ...
 
     @abstractmethod
-    async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
+    async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
         """Take the turns that nobody runs: of dead workers, of those silent for so long, of nobody.
 
         With each comes whether somebody has asked to cancel it.
@@ -219,7 +219,7 @@ class WorkerRepository(Protocol):
         ...
 
     @abstractmethod
-    async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
+    async def release_turns(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
         """Leave turns to whoever claims them."""
         ...
 
@@ -233,19 +233,21 @@ class QuestionRepository(Protocol):
     """Questions of turns and their answers. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def ask(self, turn_id: UUID, call_id: str, needed: PendingInput) -> list[tuple[StoredQuestion, datetime]]:
+    async def save_questions(
+        self, turn_id: UUID, call_id: str, needed: PendingInput
+    ) -> list[tuple[StoredQuestion, datetime]]:
         """Keep a call's questions, each with when it expires."""
         ...
 
     @abstractmethod
-    async def get(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
+    async def get_question(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
         """Raises:
         NotFound: the turn has not asked this.
         """
         ...
 
     @abstractmethod
-    async def answer(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
+    async def answer_question(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
         """Decide a question, once.
 
         Raises:
@@ -267,12 +269,12 @@ class QuestionRepository(Protocol):
         ...
 
     @abstractmethod
-    async def wake(self, turn_id: UUID) -> bool:
+    async def wake_if_answered(self, turn_id: UUID) -> bool:
         """Let a parked turn go on if an answer came while it was being parked; whether one did."""
         ...
 
     @abstractmethod
-    async def expire(self) -> list[UUID]:
+    async def expire_overdue(self) -> list[UUID]:
         """Decide the questions whose time is over; the turns that may go on."""
         ...
 
@@ -295,7 +297,7 @@ class BudgetTransaction(Protocol):
     """An owner's part of the ledger, while nobody else sets anything aside in it."""
 
     @abstractmethod
-    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
+    async def get_totals(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
         """Of the owner, or of that with a key; `without` what a turn holds."""
         ...
 
@@ -309,8 +311,8 @@ class BudgetRepository(Protocol):
     """What turns have used up. Every method may raise StorageUnavailable."""
 
     @abstractmethod
-    async def spent(self, owner: str, key: str | None = None) -> UsageTotals:
-        """See `BudgetTransaction.spent`."""
+    async def get_totals(self, owner: str, key: str | None = None) -> UsageTotals:
+        """See `BudgetTransaction.get_totals`."""
         ...
 
     @abstractmethod

@@ -20,7 +20,7 @@ from gateway.domain.messages import (
     ToolSpec,
 )
 
-Listed = Literal["resources", "resource_templates", "prompts"]
+ItemKind = Literal["resources", "resource_templates", "prompts"]
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
@@ -60,38 +60,38 @@ class GrantStore(Protocol):
     """Keeps grants, sealed, and the sign-ins under way. Everything raises `StorageUnavailable`."""
 
     @abstractmethod
-    async def get(self, server: str, owner: str, url: str) -> Grant | None:
+    async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
         """The grant for a server at this very address."""
         ...
 
     @abstractmethod
-    def changing(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantTransaction]: ...
+    def begin_transaction(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantTransaction]: ...
 
     @abstractmethod
-    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+    async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         """Drop a grant, if there is one, as `by` wants."""
         ...
 
     @abstractmethod
-    async def offer(self, ticket: str, login: AuthorizationRequest) -> None: ...
+    async def save_request(self, ticket: str, login: AuthorizationRequest) -> None: ...
 
     @abstractmethod
-    async def offered(self, ticket: str) -> AuthorizationRequest | None:
+    async def find_request(self, ticket: str) -> AuthorizationRequest | None:
         """The sign-in that a ticket is for, while it is good."""
         ...
 
     @abstractmethod
-    async def await_callback(self, ticket: str, state: str) -> None:
+    async def expect_callback(self, ticket: str, state: str) -> None:
         """From now on `state` is what the authorization server's answer for this sign-in brings back."""
         ...
 
     @abstractmethod
-    async def call_back(self, ticket: str, state: str, answer: JsonObject) -> bool:
+    async def save_callback(self, ticket: str, state: str, answer: JsonObject) -> bool:
         """Keep the authorization server's answer, once. False: nobody waits for it."""
         ...
 
     @abstractmethod
-    async def callback(self, ticket: str, state: str) -> JsonObject | None:
+    async def get_callback(self, ticket: str, state: str) -> JsonObject | None:
         """The answer, once it has come.
 
         Raises:
@@ -100,12 +100,12 @@ class GrantStore(Protocol):
         ...
 
     @abstractmethod
-    async def end(self, ticket: str, outcome: str) -> None:
+    async def save_outcome(self, ticket: str, outcome: str) -> None:
         """The sign-in is over: "" is success, else what went wrong."""
         ...
 
     @abstractmethod
-    async def outcome(self, ticket: str) -> str | None:
+    async def get_outcome(self, ticket: str) -> str | None:
         """How it ended; None: it has not."""
         ...
 
@@ -114,12 +114,12 @@ class SignIn(Protocol):
     """What the pages of a sign-in need."""
 
     @abstractmethod
-    def client_document(self) -> JsonObject:
+    def get_client_metadata(self) -> JsonObject:
         """Who the gateway is, for authorization servers that read that at its address (client id metadata)."""
         ...
 
     @abstractmethod
-    async def offer(self, server: str, principal: Principal) -> str:
+    async def create_sign_in_url(self, server: str, principal: Principal) -> str:
         """The address of a page that signs `principal` in to a server.
 
         Raises:
@@ -130,19 +130,19 @@ class SignIn(Protocol):
         ...
 
     @abstractmethod
-    async def forget(self, server: str, principal: Principal) -> None:
+    async def sign_out(self, server: str, principal: Principal) -> None:
         """Sign out: drop what was granted. Raises as `offer` does."""
         ...
 
     @abstractmethod
-    async def offered(self, ticket: str) -> AuthorizationRequest:
+    async def get_request(self, ticket: str) -> AuthorizationRequest:
         """Raises:
         NotFound: the ticket is not good, or not any more.
         """
         ...
 
     @abstractmethod
-    async def begin(self, ticket: str) -> str:
+    async def begin_sign_in(self, ticket: str) -> str:
         """The authorization server's page to go to.
 
         Raises:
@@ -152,7 +152,7 @@ class SignIn(Protocol):
         ...
 
     @abstractmethod
-    async def finish(self, ticket: str, answer: JsonObject) -> None:
+    async def finish_sign_in(self, ticket: str, answer: JsonObject) -> None:
         """Take the authorization server's answer (`state`, `code`, `iss`, `error`) and wait for the grant.
 
         Raises:
@@ -166,12 +166,12 @@ class CallObserver(Protocol):
     """Hears what a server says while a call runs, and answers what it asks in the middle of it."""
 
     @abstractmethod
-    def progress(self, progress: float, total: float | None, message: str | None) -> None: ...
+    def on_progress(self, progress: float, total: float | None, message: str | None) -> None: ...
     @abstractmethod
-    def log(self, level: str, message: str) -> None: ...
+    def on_log(self, level: str, message: str) -> None: ...
 
     @abstractmethod
-    async def ask(self, question: Question) -> Answer:
+    async def ask_user(self, question: Question) -> Answer:
         """A person's answer, however long it takes."""
         ...
 
@@ -180,22 +180,22 @@ class Toolbox(Protocol):
     """The tools of all connected MCP servers under one set of names."""
 
     @abstractmethod
-    def specs(self) -> tuple[ToolSpec, ...]:
+    def list_specs(self) -> tuple[ToolSpec, ...]:
         """Every tool on offer now, in a stable order."""
         ...
 
     @abstractmethod
-    def find(self, name: str) -> ToolSpec | None:
+    def find_tool(self, name: str) -> ToolSpec | None:
         """The tool of this name; also one that is off offer because its call has done what it was for."""
         ...
 
     @abstractmethod
-    def instructions(self) -> str:
+    def get_instructions(self) -> str:
         """What the connected servers want a model to know about them; empty if nothing."""
         ...
 
     @abstractmethod
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -211,7 +211,7 @@ class Toolbox(Protocol):
         ...
 
     @abstractmethod
-    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
+    async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         """What all servers have of a kind, as MCP describes it, each with its `server`; prompts under exposed names."""
         ...
 
@@ -231,20 +231,20 @@ class Toolbox(Protocol):
         ...
 
     @abstractmethod
-    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
         """Completions for an argument of a prompt or resource template. Raises as `read_resource` does."""
         ...
 
     @abstractmethod
-    def servers(self) -> list[ServerStatus]: ...
+    def list_server_statuses(self) -> list[ServerStatus]: ...
 
     @abstractmethod
-    def changed(self) -> frozenset[tuple[str, str]]:
+    def list_changed_tools(self) -> frozenset[tuple[str, str]]:
         """Server and name of each tool whose definition is not the one first seen."""
         ...
 
     @abstractmethod
-    def recheck(self, server: str) -> None:
+    def recheck_server(self, server: str) -> None:
         """Compare a server's tools again: one may have been approved."""
         ...
 
@@ -253,6 +253,6 @@ class Toolbox(Protocol):
     def sign_in(self) -> SignIn: ...
 
     @abstractmethod
-    def forwarded_headers(self) -> frozenset[str]:
+    def get_forwarded_headers(self) -> frozenset[str]:
         """The headers of clients' requests that some server wants passed on."""
         ...

@@ -20,17 +20,17 @@ class EventEmitter(Protocol):
     def emit(self, event: Event) -> None: ...
 
     @abstractmethod
-    async def durable(self) -> None:
+    async def wait_until_durable(self) -> None:
         """Wait until every event that was emitted so far is durable."""
         ...
 
     @abstractmethod
-    async def ask(self, call_id: str, needed: PendingInput) -> None:
+    async def ask_questions(self, call_id: str, needed: PendingInput) -> None:
         """Store the questions of a call, then show them. The call continues when they are answered."""
         ...
 
     @abstractmethod
-    async def ask_now(self, call_id: str, question: Question) -> Answer:
+    async def ask_inline(self, call_id: str, question: Question) -> Answer:
         """Store and show a question of a call that stays open for it; return the answer when it arrives."""
         ...
 

@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import Budget, BusMessage, KeyLimits, Principal, UserRole
-from gateway.store.audit import audit_entry
+from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import ApiKey
@@ -44,7 +44,7 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, new: NewKey, *, by: str) -> tuple[ApiKey, str]:
+    async def create_key(self, new: NewKey, *, by: str) -> tuple[ApiKey, str]:
         """The key's row, and its secret, which is kept nowhere."""
         prefix = KEY_PREFIX + secrets.token_hex(4)
         secret = f"{prefix}_{secrets.token_urlsafe(32)}"
@@ -68,7 +68,7 @@ class KeyStore:
         detail = msgspec.to_builtins(new) | {"prefix": prefix}
         async with self._database.session() as session:
             session.add(row)
-            session.add(audit_entry(by, "key.create", f"key {prefix}", detail))
+            session.add(make_audit_entry(by, "key.create", f"key {prefix}", detail))
             await _notify_change(session)
         return row, secret
 
@@ -80,7 +80,7 @@ class KeyStore:
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 
-    async def get(self, key_id: UUID, owner: str | None = None) -> ApiKey:
+    async def get_key(self, key_id: UUID, owner: str | None = None) -> ApiKey:
         """Raises:
         NotFound: there is no such key, or it is not the owner's.
         """
@@ -103,13 +103,13 @@ class KeyStore:
             raise NotFound(f"There is no key {prefix[:20]!r}.")
         return row
 
-    async def revoke(self, key: ApiKey, *, by: str) -> None:
+    async def revoke_key(self, key: ApiKey, *, by: str) -> None:
         """From now on it opens nothing; one that is revoked already stays as it is."""
         mine = (col(ApiKey.id) == key.id, col(ApiKey.revoked_at).is_(None))
         async with self._database.session() as session:
             revocation = update(ApiKey).where(*mine).values(revoked_at=func.now())
             if await count_changed_rows(session, revocation):
-                session.add(audit_entry(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
+                session.add(make_audit_entry(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
                 await _notify_change(session)
 
     # --- for who asks for one
@@ -129,7 +129,7 @@ class KeyStore:
         async with self._database.session() as session:
             return list((await session.exec(select(ApiKey.prefix).where(col(ApiKey.prefix).in_(prefixes), over))).all())
 
-    async def touch(self, key_id: UUID) -> None:
+    async def record_use(self, key_id: UUID) -> None:
         """Note that it was used; at most once a minute, however many workers say so."""
         old = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < func.now() - _TOUCH_INTERVAL)
         async with self._database.session() as session:

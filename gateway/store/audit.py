@@ -10,7 +10,7 @@ from gateway.store.database import Database
 from gateway.store.models import AuditLog
 
 
-def audit_entry(actor: str, action: str, subject: str, detail: JsonObject) -> AuditLog:
+def make_audit_entry(actor: str, action: str, subject: str, detail: JsonObject) -> AuditLog:
     """A row to add to a session."""
     return AuditLog(id=UUID(int=uuids.uuid7().int), actor=actor, action=action, subject=subject, detail=detail)
 
@@ -21,11 +21,11 @@ class AuditStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, actor: str, action: str, subject: str, detail: JsonObject) -> None:
+    async def write_entry(self, actor: str, action: str, subject: str, detail: JsonObject) -> None:
         async with self._database.session() as session:
-            session.add(audit_entry(actor, action, subject, detail))
+            session.add(make_audit_entry(actor, action, subject, detail))
 
-    async def page(
+    async def list_entries(
         self, *, limit: int, before: UUID | None = None, actor: str | None = None, action: str | None = None
     ) -> list[AuditLog]:
         """The newest first; `before` is the last one of the page before."""

@@ -11,7 +11,7 @@ from gateway.common.redaction import Redactor
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.messages import Message, Principal, TurnRequest
 from gateway.ports.store import ConversationRepository
-from gateway.store.audit import audit_entry
+from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, decode_json
 from gateway.store.models import Conversation, Turn, TurnEvents
 
@@ -40,13 +40,13 @@ class ConversationStore(ConversationRepository):
 
     # --- for the agent
 
-    async def open(self, request: TurnRequest, principal: Principal) -> UUID | None:
-        """See `ConversationRepository.open`."""
+    async def open_conversation(self, request: TurnRequest, principal: Principal) -> UUID | None:
+        """See `ConversationRepository.open_conversation`."""
         parent = await self._get_parent(request.parent_turn_id, principal) if request.parent_turn_id else None
         if request.conversation_id == "new":
             return await self._create(principal, request.prompt)
         if request.conversation_id is not None:
-            conversation = await self.get(request.conversation_id, principal)
+            conversation = await self.get_conversation(request.conversation_id, principal)
             if parent is not None and parent.conversation_id != conversation.id:
                 raise InvalidRequest("The turn to go on from is not in this conversation.", param="parent_turn_id")
             return conversation.id
@@ -82,7 +82,7 @@ class ConversationStore(ConversationRepository):
 
     # --- for their owners
 
-    async def get(self, conversation_id: str, principal: Principal) -> Conversation:
+    async def get_conversation(self, conversation_id: str, principal: Principal) -> Conversation:
         """Raises:
         NotFound: the principal has no such conversation.
         """
@@ -98,7 +98,7 @@ class ConversationStore(ConversationRepository):
             raise missing
         return found
 
-    async def page(self, principal: Principal, *, limit: int, before: UUID | None) -> list[Conversation]:
+    async def list_conversations(self, principal: Principal, *, limit: int, before: UUID | None) -> list[Conversation]:
         """The newest first; `before` is the last one of the page before."""
         query = select(Conversation).where(Conversation.owner == principal.user)
         if before is not None:
@@ -106,7 +106,7 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             return list((await session.exec(query.order_by(col(Conversation.id).desc()).limit(limit))).all())
 
-    async def count(self) -> int:
+    async def count_conversations(self) -> int:
         """How many there are, of all owners: as the planner knows it where they are many."""
         [(about,)] = await self._database.fetch_rows(
             "SELECT reltuples FROM pg_class WHERE oid = 'conversations'::regclass"
@@ -116,13 +116,13 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             return (await session.exec(select(func.count()).select_from(Conversation))).one()
 
-    async def turns(self, conversation_id: UUID) -> list[Turn]:
+    async def list_turns(self, conversation_id: UUID) -> list[Turn]:
         """All of its turns, every branch, oldest first."""
         query = select(Turn).where(Turn.conversation_id == conversation_id).order_by(col(Turn.id))
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 
-    async def open_turns(self, conversation_id: UUID) -> list[UUID]:
+    async def list_open_turns(self, conversation_id: UUID) -> list[UUID]:
         """Those that have not ended."""
         query = select(Turn.id).where(Turn.conversation_id == conversation_id, col(Turn.status).in_(_OPEN))
         async with self._database.session() as session:
@@ -130,22 +130,22 @@ class ConversationStore(ConversationRepository):
 
     async def get_busy_turn(self, conversation_id: str, principal: Principal) -> Turn | None:
         """The turn that has to end before another may begin."""
-        conversation = await self.get(conversation_id, principal)
+        conversation = await self.get_conversation(conversation_id, principal)
         async with self._database.session() as session:
             return (await session.exec(select(Turn).where(Turn.busy_conversation_id == conversation.id))).first()
 
-    async def rename(self, conversation_id: UUID, title: str) -> None:
+    async def rename_conversation(self, conversation_id: UUID, title: str) -> None:
         change = update(Conversation).where(col(Conversation.id) == conversation_id)
         async with self._database.session() as session:
             await session.exec(change.values(title=self._redact_title(title), updated_at=func.now()))
 
-    async def delete(self, conversation_id: UUID, *, by: str) -> None:
+    async def delete_conversation(self, conversation_id: UUID, *, by: str) -> None:
         """Delete it with its turns, their events, calls and questions."""
         turns = select(Turn.id).where(Turn.conversation_id == conversation_id)
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id).in_(turns)))
             await session.exec(delete(Conversation).where(col(Conversation.id) == literal(conversation_id)))
-            session.add(audit_entry(by, "conversation.delete", f"conversation {conversation_id}", {}))
+            session.add(make_audit_entry(by, "conversation.delete", f"conversation {conversation_id}", {}))
 
     def _redact_title(self, title: str) -> str:
         return _shorten_title(self._redactor.redact_text(title))

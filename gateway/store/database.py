@@ -82,7 +82,7 @@ class Database:
                     await connection.execute(_CUSTOM_PLAN_SETTINGS)
                 return (await connection.execute(_parsed(statement), values)).all()
 
-    async def check(self) -> str | None:
+    async def check_health(self) -> str | None:
         """None when the database answers within two seconds, else what is wrong, fit for the public."""
         try:
             async with asyncio.timeout(2), self._lone.connect() as connection:

@@ -24,8 +24,8 @@ class EphemeralJournal(Journal):
     def is_backlogged(self) -> bool:
         return False
 
-    async def begin(self, turn: TurnRecord, log: EventSource) -> None:
-        """See `Journal.begin`."""
+    async def begin_turn(self, turn: TurnRecord, log: EventSource) -> None:
+        """See `Journal.begin_turn`."""
         request = TurnRequest(
             messages=(),
             model=turn.request.model,
@@ -34,7 +34,7 @@ class EphemeralJournal(Journal):
             idempotency_key=turn.request.idempotency_key,
             parent_turn_id=turn.request.parent_turn_id,
         )
-        await self._journal.begin(msgspec.structs.replace(turn, request=request), _NullEventSource(turn.id))
+        await self._journal.begin_turn(msgspec.structs.replace(turn, request=request), _NullEventSource(turn.id))
         self.schedule_flush(log)
 
     def schedule_flush(self, log: EventSource) -> None:
@@ -50,15 +50,15 @@ class EphemeralJournal(Journal):
         done.set_result(None)
         return done
 
-    def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
-        """See `Journal.finish`."""
+    def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
+        """See `Journal.finish_turn`."""
         statistics = msgspec.structs.replace(outcome, messages=(), response="")
-        done = self._journal.finish(_NullEventSource(log.turn_id), statistics)
+        done = self._journal.finish_turn(_NullEventSource(log.turn_id), statistics)
         done.add_done_callback(lambda _: self.schedule_flush(log))
         return done
 
-    def suspend(self, log: EventSource) -> asyncio.Future[None]:
-        """See `Journal.suspend`. A turn that is not stored never waits for a person."""
+    def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
+        """See `Journal.suspend_turn`. A turn that is not stored never waits for a person."""
         raise AssertionError
 
     async def wait_for_capacity(self) -> None:

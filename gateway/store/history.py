@@ -69,7 +69,7 @@ class HistoryStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def page(
+    async def list_turns(
         self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0
     ) -> list[HistoryEntry]:
         """The newest first; behind `before`, the last of the page before, or behind so many."""
@@ -82,7 +82,7 @@ class HistoryStore:
         [(number,)] = await self._database.fetch_rows(TOTAL, owner=principal.user)
         return int(number)
 
-    async def search(
+    async def search_turns(
         self,
         principal: Principal,
         query: str,

@@ -115,8 +115,8 @@ class PostgresJournal(Journal):
         await self.task.stop()
         self._disconnect()
 
-    async def begin(self, turn: TurnRecord, log: EventSource) -> None:
-        """See `Journal.begin`."""
+    async def begin_turn(self, turn: TurnRecord, log: EventSource) -> None:
+        """See `Journal.begin_turn`."""
         turn = redaction.redact_record(turn, self._redactor) if self._redactor else turn
         write = self._submit(log, statements.begin_row(turn, self._worker_id))
         try:
@@ -137,13 +137,13 @@ class PostgresJournal(Journal):
         """See `Journal.flush`."""
         return self._submit(log).done
 
-    def finish(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
-        """See `Journal.finish`."""
+    def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
+        """See `Journal.finish_turn`."""
         outcome = redaction.redact_outcome(outcome, self._redactor) if self._redactor else outcome
         return self._submit(log, statements.finish_row(log.turn_id, outcome, self._worker_id)).done
 
-    def suspend(self, log: EventSource) -> asyncio.Future[None]:
-        """See `Journal.suspend`."""
+    def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
+        """See `Journal.suspend_turn`."""
         return self._submit(log, statements.suspend_row(log.turn_id, self._worker_id)).done
 
     @property

@@ -12,12 +12,12 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerRecord, ServerRepository
 from gateway.ports.tools import ToolDefinitionStore
-from gateway.store.audit import audit_entry
+from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import McpServerRow, McpToolRow
 
-SEALED = "sealed"
+ENCRYPTED_FIELD = "sealed"
 
 
 class ServerStore(ServerRepository, ToolDefinitionStore):
@@ -41,17 +41,17 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         async with self._database.session() as session:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
             detail = {"disabled": disabled, "url": strip_url_secrets((config or {}).get("url", "")) or None}
-            session.add(audit_entry(by, "server.put", f"server {name}", detail))
+            session.add(make_audit_entry(by, "server.put", f"server {name}", detail))
 
     def _encrypt(self, config: JsonObject) -> JsonObject:
-        if SEALED in config:  # it could not be opened here
-            return {SEALED: config[SEALED]}
-        return {SEALED: self._cipher.encrypt(msgspec.json.encode(config)).decode()}
+        if ENCRYPTED_FIELD in config:  # it could not be opened here
+            return {ENCRYPTED_FIELD: config[ENCRYPTED_FIELD]}
+        return {ENCRYPTED_FIELD: self._cipher.encrypt(msgspec.json.encode(config)).decode()}
 
     def _decrypt(self, kept: JsonObject) -> JsonObject:
-        if SEALED not in kept:  # from before its headers were sealed
+        if ENCRYPTED_FIELD not in kept:  # from before its headers were sealed
             return kept
-        plain = self._cipher.decrypt(kept[SEALED].encode())
+        plain = self._cipher.decrypt(kept[ENCRYPTED_FIELD].encode())
         if plain is None:
             return kept | {"fault": "it was added under another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
         return msgspec.json.decode(plain)
@@ -61,7 +61,7 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         async with self._database.session() as session:
             await session.exec(delete(McpServerRow).where(col(McpServerRow.name) == name))
             await session.exec(delete(McpToolRow).where(col(McpToolRow.server) == name))
-            session.add(audit_entry(by, "server.remove", f"server {name}", {}))
+            session.add(make_audit_entry(by, "server.remove", f"server {name}", {}))
 
     # --- definitions
 
@@ -85,14 +85,14 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
                     session.add(row)
         return changed
 
-    async def changed(self) -> dict[tuple[str, str], tuple[JsonObject, JsonObject]]:
+    async def list_changed_definitions(self) -> dict[tuple[str, str], tuple[JsonObject, JsonObject]]:
         """The changed tools by server and name: their definition as it was, and as it is now."""
         query = select(McpToolRow).where(col(McpToolRow.changed_to).is_not(None))
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()
         return {(row.server, row.tool): (row.definition, row.changed_to or {}) for row in rows}
 
-    async def approve(self, server: str, tool: str, *, by: str) -> None:
+    async def approve_tool(self, server: str, tool: str, *, by: str) -> None:
         """Take a tool's present definition for the right one.
 
         Raises:
@@ -103,4 +103,4 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         async with self._database.session() as session:
             if not await count_changed_rows(session, change):
                 raise NotFound(f"The tool {tool!r} of the server {server!r} has not changed.")
-            session.add(audit_entry(by, "tool.approve", f"server {server}", {"tool": tool}))
+            session.add(make_audit_entry(by, "tool.approve", f"server {server}", {"tool": tool}))

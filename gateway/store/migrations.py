@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def alembic_config(url: str) -> "Config":
+def make_alembic_config(url: str) -> "Config":
     """Alembic's configuration for this project, aimed at `url`."""
     from alembic.config import Config
 
@@ -23,29 +23,29 @@ def alembic_config(url: str) -> "Config":
     return config
 
 
-def upgrade(url: str, target: str = "heads") -> None:
+def upgrade_schema(url: str, target: str = "heads") -> None:
     """Bring the schema to `target`. Blocks: run it in a thread.
 
     Several processes may do so at once: a lock orders them.
     """
     from alembic import command
 
-    command.upgrade(alembic_config(url), target)
+    command.upgrade(make_alembic_config(url), target)
 
 
-def heads() -> set[str]:
+def list_heads() -> set[str]:
     """The last revision of each branch, by the names of the files: `<branch>_<number>.py`, the revision's own."""
     names = sorted(path.stem for path in (ROOT / "migrations" / "versions").glob("*_*.py"))
     return set({name.rpartition("_")[0]: name for name in names}.values())
 
 
-async def missing_migrations(url: str) -> list[str]:
+async def list_missing_migrations(url: str) -> list[str]:
     """The heads that the database has not reached; empty when its schema is current."""
     connection = await asyncpg.connect(plain_dsn(url), timeout=5)
     try:
         if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
-            return sorted(heads())
+            return sorted(list_heads())
         rows = await connection.fetch("SELECT version_num FROM public.alembic_version")
-        return sorted(heads() - {row["version_num"] for row in rows})
+        return sorted(list_heads() - {row["version_num"] for row in rows})
     finally:
         await connection.close()

@@ -14,7 +14,7 @@ from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
 from gateway.ports.tools import GrantStore, GrantTransaction
-from gateway.store.audit import audit_entry
+from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import OAuthGrant, OAuthLogin
@@ -39,12 +39,12 @@ class PostgresGrantStore(GrantStore):
         self._database = database
         self._seal = cipher
 
-    async def get(self, server: str, owner: str, url: str) -> Grant | None:
+    async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
         async with self._database.session() as session:
             return self._decrypt(await session.get(OAuthGrant, (server, owner, url)))
 
     @asynccontextmanager
-    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator[PostgresGrantTransaction]:
+    async def begin_transaction(self, server: str, owner: str, url: str) -> AsyncGenerator[PostgresGrantTransaction]:
         async with self._database.session() as session:
             row = await self._lock_row(session, server, owner, url)
             before = self._decrypt(row)
@@ -60,12 +60,12 @@ class PostgresGrantStore(GrantStore):
                 row.sealed, row.changed_at = sealed, datetime.now(UTC)
                 session.add(row)
 
-    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+    async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         async with self._database.session() as session:
             row = await self._lock_row(session, server, owner, url)
             if row is not None:
                 await session.delete(row)
-                session.add(audit_entry(by, "login.forgotten", f"server {server}", {"owner": owner}))
+                session.add(make_audit_entry(by, "login.forgotten", f"server {server}", {"owner": owner}))
 
     async def _lock_row(self, session: AsyncSession, server: str, owner: str, url: str) -> OAuthGrant | None:
         """The row, whether there is one or not for this transaction alone."""
@@ -84,23 +84,23 @@ class PostgresGrantStore(GrantStore):
 
     # --- sign-ins
 
-    async def offer(self, ticket: str, login: AuthorizationRequest) -> None:
+    async def save_request(self, ticket: str, login: AuthorizationRequest) -> None:
         now = datetime.now(UTC)
         row = OAuthLogin(ticket=_hash(ticket), login=msgspec.to_builtins(login), expires_at=now + _LOGIN_LIFE)
         async with self._database.session() as session:
             await session.exec(delete(OAuthLogin).where(col(OAuthLogin.expires_at) < now))
             session.add(row)
 
-    async def offered(self, ticket: str) -> AuthorizationRequest | None:
+    async def find_request(self, ticket: str) -> AuthorizationRequest | None:
         row = await self._get_valid_login(ticket)
         return None if row is None or row.outcome == "" else msgspec.convert(row.login, AuthorizationRequest)
 
-    async def await_callback(self, ticket: str, state: str) -> None:
+    async def expect_callback(self, ticket: str, state: str) -> None:
         fresh = {"state": _hash(state), "callback": None, "outcome": None}
         async with self._database.session() as session:
             await session.exec(update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash(ticket)).values(fresh))
 
-    async def call_back(self, ticket: str, state: str, answer: JsonObject) -> bool:
+    async def save_callback(self, ticket: str, state: str, answer: JsonObject) -> bool:
         waiting = (
             col(OAuthLogin.ticket) == _hash(ticket),
             col(OAuthLogin.state) == _hash(state),
@@ -111,14 +111,14 @@ class PostgresGrantStore(GrantStore):
         async with self._database.session() as session:
             return bool(await count_changed_rows(session, update(OAuthLogin).where(*waiting).values(callback=sealed)))
 
-    async def callback(self, ticket: str, state: str) -> JsonObject | None:
+    async def get_callback(self, ticket: str, state: str) -> JsonObject | None:
         row = await self._get_valid_login(ticket)
         if row is None or row.state != _hash(state):
             raise NotFound("Another sign-in has taken the place of this one.", param="state")
         plain = self._seal.decrypt(row.callback) if row.callback is not None else None
         return None if plain is None else msgspec.json.decode(plain)
 
-    async def end(self, ticket: str, outcome: str) -> None:
+    async def save_outcome(self, ticket: str, outcome: str) -> None:
         row = await self._get_valid_login(ticket)
         if row is None:
             return
@@ -128,12 +128,12 @@ class PostgresGrantStore(GrantStore):
         async with self._database.session() as session:
             await session.exec(ended.values(outcome=outcome, state=None, callback=None))
             session.add(
-                audit_entry(
+                make_audit_entry(
                     login.by, "login.granted" if not outcome else "login.failed", f"server {login.server}", detail
                 )
             )
 
-    async def outcome(self, ticket: str) -> str | None:
+    async def get_outcome(self, ticket: str) -> str | None:
         row = await self._get_valid_login(ticket)
         return "it is not offered any more" if row is None else row.outcome
 

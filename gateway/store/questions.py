@@ -13,7 +13,7 @@ from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, NotFound
 from gateway.domain.messages import Answer, PendingInput, Question, StoredQuestion
 from gateway.ports.store import QuestionRepository
-from gateway.store.audit import audit_entry
+from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import AuditLog, Turn, TurnInput
 
@@ -28,8 +28,10 @@ class QuestionStore(QuestionRepository):
         self._redactor = redactor or Redactor()
         self._lifetime = lifetime
 
-    async def ask(self, turn_id: UUID, call_id: str, needed: PendingInput) -> list[tuple[StoredQuestion, datetime]]:
-        """See `QuestionRepository.ask`."""
+    async def save_questions(
+        self, turn_id: UUID, call_id: str, needed: PendingInput
+    ) -> list[tuple[StoredQuestion, datetime]]:
+        """See `QuestionRepository.save_questions`."""
         expires_at = datetime.now(UTC) + self._lifetime
         kept = [StoredQuestion(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
         async with self._database.session() as session:
@@ -55,7 +57,7 @@ class QuestionStore(QuestionRepository):
 
     async def get_answer(self, turn_id: UUID, input_id: UUID) -> Answer | None:
         """See `QuestionRepository.get_answer`."""
-        return (await self.get(turn_id, input_id)).answer
+        return (await self.get_question(turn_id, input_id)).answer
 
     async def expire_inline(self, turn_id: UUID) -> None:
         """See `QuestionRepository.expire_inline`."""
@@ -71,15 +73,15 @@ class QuestionStore(QuestionRepository):
             dropped: list[Any] = list((await session.exec(dropping)).scalars())  # pyright: ignore
             session.add_all([_decision_entry(turn_id, input_id, answer) for input_id in dropped])
 
-    async def wake(self, turn_id: UUID) -> bool:
-        """See `QuestionRepository.wake`."""
+    async def wake_if_answered(self, turn_id: UUID) -> bool:
+        """See `QuestionRepository.wake_if_answered`."""
         answered = select(TurnInput.id).where(TurnInput.turn_id == turn_id, col(TurnInput.answer).is_not(None))
         waiting = (col(Turn.id) == turn_id, col(Turn.status) == "waiting")
         async with self._database.session() as session:
             wake = update(Turn).where(*waiting, answered.exists()).values(status="running")
             return bool(await count_changed_rows(session, wake))
 
-    async def get(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
+    async def get_question(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
         """Raises:
         NotFound: the turn has not asked this.
         """
@@ -90,7 +92,7 @@ class QuestionStore(QuestionRepository):
             raise NotFound(f"This turn has not asked {str(input_id)!r}.", param="input_id")
         return _stored_question(row)
 
-    async def answer(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
+    async def answer_question(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
         """Decide a question, once; the turn may go on.
 
         Raises:
@@ -109,7 +111,7 @@ class QuestionStore(QuestionRepository):
             await session.exec(waiting)
             session.add(_decision_entry(turn_id, input_id, answer))
 
-    async def signed_in(self, server: str, owner: str) -> list[UUID]:
+    async def answer_sign_in(self, server: str, owner: str) -> list[UUID]:
         """Answer every question that waits for a sign-in to `server` (owner "": of anybody); their turns."""
         asked = col(TurnInput.question)["login"].astext == server
         turns = select(Turn.id).where(col(Turn.status).in_(("running", "waiting")))
@@ -131,8 +133,8 @@ class QuestionStore(QuestionRepository):
             session.add_all([_decision_entry(row[0], row[1], answer) for row in rows])
         return turn_ids
 
-    async def expire(self) -> list[UUID]:
-        """See `QuestionRepository.expire`."""
+    async def expire_overdue(self) -> list[UUID]:
+        """See `QuestionRepository.expire_overdue`."""
         over = (
             select(TurnInput.id)
             .where(col(TurnInput.answer).is_(None), col(TurnInput.expires_at) < func.now())
@@ -168,4 +170,4 @@ def _stored_question(row: TurnInput) -> StoredQuestion:
 
 def _decision_entry(turn_id: UUID, input_id: UUID, answer: Answer) -> AuditLog:
     detail = {"input_id": str(input_id), "content": answer.content}
-    return audit_entry(answer.by or "unknown", f"input.{answer.action}", f"turn {turn_id}", detail)
+    return make_audit_entry(answer.by or "unknown", f"input.{answer.action}", f"turn {turn_id}", detail)

@@ -43,8 +43,8 @@ class ResponseCacheStore(ResponseCache):
         self._most = max_total
         self._kept = 0
 
-    async def find(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
-        """See `ResponseCache.find`."""
+    async def find_answer(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
+        """See `ResponseCache.find_answer`."""
         rows = await self._database.fetch_rows(_FIND, owner=owner, key=key, ttl=ttl)
         if not rows:
             return None
@@ -53,8 +53,8 @@ class ResponseCacheStore(ResponseCache):
         texts = tuple(message.text for message in added if message.role == "assistant" and message.text)
         return CachedAnswer(texts, str(finish_reason)) if texts else None
 
-    async def save(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
-        """See `ResponseCache.save`."""
+    async def save_answer(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
+        """See `ResponseCache.save_answer`."""
         room: list[tuple[str, dict[str, Any]]] = [
             (_MAKE_ROOM.format(of_owner="WHERE owner = :owner"), {"owner": owner, "most": self._most_of_owner})
         ]

@@ -18,7 +18,7 @@ from gateway.domain.errors import ErrorInfo, NotFound, StorageUnavailable
 from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
 from gateway.ports.store import TurnRepository, WorkerRepository
-from gateway.store.audit import audit_entry
+from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
 
@@ -38,7 +38,7 @@ class TurnStore(TurnRepository, WorkerRepository):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get(self, turn_id: UUID, principal: Principal) -> Turn:
+    async def get_turn(self, turn_id: UUID, principal: Principal) -> Turn:
         """Raises:
         NotFound: the principal has no such turn.
         """
@@ -49,24 +49,24 @@ class TurnStore(TurnRepository, WorkerRepository):
             raise NotFound(f"There is no turn {str(turn_id)!r}.")
         return turn
 
-    async def tool_calls(self, turn_id: UUID) -> list[ToolCallRow]:
+    async def list_tool_calls(self, turn_id: UUID) -> list[ToolCallRow]:
         """What ran, in order."""
         query = select(ToolCallRow).where(ToolCallRow.turn_id == turn_id)
         async with self._database.session() as session:
             return list((await session.exec(query.order_by(col(ToolCallRow.started_at)))).all())
 
-    async def find_by_key(self, owner: str, idempotency_key: str) -> Turn | None:
+    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Turn | None:
         """The turn that a key has begun."""
         query = select(Turn).where(Turn.owner == owner, Turn.idempotency_key == idempotency_key)
         async with self._database.session() as session:
             return (await session.exec(query)).first()
 
-    async def delete(self, turn_id: UUID, *, by: str) -> None:
+    async def delete_turn(self, turn_id: UUID, *, by: str) -> None:
         """Delete a turn with its events, calls and questions. What went on from it stays, without it."""
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id) == turn_id))
             await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
-            session.add(audit_entry(by, "turn.delete", f"turn {turn_id}", {}))
+            session.add(make_audit_entry(by, "turn.delete", f"turn {turn_id}", {}))
 
     async def load_events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
         """See `TurnRepository.load_events`."""
@@ -89,7 +89,7 @@ class TurnStore(TurnRepository, WorkerRepository):
 
     async def rebuild_events(self, turn: Turn) -> list[e.Event]:
         """The events of an ended turn as far as its row and its ledger tell them: for when the journal is forgotten."""
-        calls = {call.call_id: call for call in await self.tool_calls(turn.id)}
+        calls = {call.call_id: call for call in await self.list_tool_calls(turn.id)}
         conversation = str(turn.conversation_id) if turn.conversation_id else None
         events: list[e.Event] = [
             e.TurnStarted(turn_id=str(turn.id), conversation_id=conversation, model=turn.model_name)
@@ -129,8 +129,8 @@ class TurnStore(TurnRepository, WorkerRepository):
         async with self._database.session() as session:
             await session.exec(seen)
 
-    async def claim(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """See `WorkerRepository.claim`. A worker of this machine whose process is gone counts as dead at once."""
+    async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
+        """See `WorkerRepository.claim_turns`. A worker of this machine whose process is gone counts as dead at once."""
         async with self._database.session() as session:
             neighbours = (await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))).all()
         dead = [worker.id for worker in neighbours if not _is_process_alive(worker.pid)]
@@ -154,8 +154,8 @@ class TurnStore(TurnRepository, WorkerRepository):
             await session.exec(delete(Worker).where(col(Worker.id).in_(gone)))
         return claimed
 
-    async def release(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
-        """See `WorkerRepository.release`."""
+    async def release_turns(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
+        """See `WorkerRepository.release_turns`."""
         mine = update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.worker_id) == worker_id).values(worker_id=None)
         async with self._database.session() as session:
             await session.exec(mine)

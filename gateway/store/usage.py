@@ -136,8 +136,8 @@ class _PostgresBudgetTransaction(BudgetTransaction):
         self._connection = connection
         self._owner = owner
 
-    async def spent(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
-        """See `BudgetTransaction.spent`."""
+    async def get_totals(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
+        """See `BudgetTransaction.get_totals`."""
         statement, values = _spent_query(self._owner, key, without)
         return _parse_totals((await self._connection.execute(text(statement), values)).one())
 
@@ -155,8 +155,8 @@ class UsageStore(BudgetRepository):
         self._database = database
         self._redactor = redactor or Redactor()
 
-    async def spent(self, owner: str, key: str | None = None) -> UsageTotals:
-        """See `BudgetRepository.spent`."""
+    async def get_totals(self, owner: str, key: str | None = None) -> UsageTotals:
+        """See `BudgetRepository.get_totals`."""
         statement, values = _spent_query(owner, key)
         [row] = await self._database.fetch_rows(statement, **values)
         return _parse_totals(row)
@@ -174,24 +174,24 @@ class UsageStore(BudgetRepository):
         async with self._database.session() as session:
             await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(hold))
 
-    async def by_day(self, days: int, owner: str | None = None) -> list[DailyUsage]:
+    async def aggregate_by_day(self, days: int, owner: str | None = None) -> list[DailyUsage]:
         """The last so many days on which there was anything, the newest first."""
         found = {row[0]: DailyUsage(*row) for row in await self._database.fetch_rows(BY_DAY, days=days, owner=owner)}
         for day, up, down in await self._database.fetch_rows(RATINGS, days=days, owner=owner):
             found[day] = msgspec.structs.replace(found.get(day, DailyUsage(day)), up=up, down=down)
         return sorted(found.values(), key=lambda each: each.day, reverse=True)
 
-    async def by_model(self, days: int) -> list[ModelStats]:
+    async def aggregate_by_model(self, days: int) -> list[ModelStats]:
         return [ModelStats(*row) for row in await self._database.fetch_rows(BY_MODEL, days=days)]
 
-    async def errors(self, days: int) -> list[ErrorStats]:
+    async def count_errors(self, days: int) -> list[ErrorStats]:
         return [ErrorStats(*row) for row in await self._database.fetch_rows(ERRORS, days=days)]
 
-    async def tools(self, days: int) -> list[ToolStats]:
+    async def aggregate_tools(self, days: int) -> list[ToolStats]:
         """By day and tool, the newest day first."""
         return [ToolStats(*row) for row in await self._database.fetch_rows(TOOLS, days=days)]
 
-    async def rate(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
+    async def save_rating(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
         """Keep what the owner of a turn thinks of it, in the place of what they thought before; when that was."""
         comment = comment and self._redactor.redact_text(comment)
         row = insert(Feedback).values(turn_id=turn_id, owner=owner, rating=rating, comment=comment)

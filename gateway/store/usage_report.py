@@ -10,10 +10,10 @@ from sqlmodel import text
 from gateway.domain.errors import Overloaded
 from gateway.store.database import Database
 
-Group = Literal["day", "model", "user", "key", "conversation"]
+GroupKey = Literal["day", "model", "user", "key", "conversation"]
 MAX_GROUPS = 10_000
 _QUERY_CANCELED = "57014"
-_COLUMNS: dict[Group, str] = {
+_COLUMNS: dict[GroupKey, str] = {
     "day": "(used.at AT TIME ZONE 'UTC')::date",
     "model": "used.model_name",
     "user": "used.owner",
@@ -82,8 +82,8 @@ class UsageReports:
         self._seconds = seconds
 
     async def aggregate(
-        self, groups: list[Group], since: datetime, until: datetime, *, owner: str | None = None
-    ) -> tuple[list[tuple[dict[Group, Any], UsageStats]], UsageStats]:
+        self, groups: list[GroupKey], since: datetime, until: datetime, *, owner: str | None = None
+    ) -> tuple[list[tuple[dict[GroupKey, Any], UsageStats]], UsageStats]:
         """For each group of an owner's turns, or of everyone's, in order, and for all together.
 
         At most `max_groups` and one more, which tells that there are others.
@@ -94,7 +94,7 @@ class UsageReports:
         values = {"since": since, "until": until, "most": self.max_groups + 2} | (
             {} if owner is None else {"owner": owner}
         )
-        rows = await self._fetch_rows(aggregate_query(groups, of_owner=owner is not None), values)
+        rows = await self._fetch_rows(build_aggregate_query(groups, of_owner=owner is not None), values)
         width = len(groups)
         total, *parts = [(dict(zip(groups, row[:width], strict=True)), _parse_stats(row[width + 1 :])) for row in rows]
         return parts, total[1]
@@ -112,7 +112,7 @@ class UsageReports:
             raise Overloaded("There are too many turns to add up in time: ask for a shorter range.") from error
 
 
-def aggregate_query(groups: list[Group], *, of_owner: bool) -> str:
+def build_aggregate_query(groups: list[GroupKey], *, of_owner: bool) -> str:
     """The query: the row of all together first."""
     return _AGGREGATE.format(
         groups=", ".join(f"of_{group}" for group in groups),

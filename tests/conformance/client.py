@@ -39,36 +39,36 @@ class InMemoryGrantStore:
         self._answers: dict[str, dict[str, Any]] = {}
         self._outcomes: dict[str, str] = {}
 
-    async def get(self, server: str, owner: str, url: str) -> Grant | None:
+    async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
         return self.grant
 
     @asynccontextmanager
-    async def changing(self, server: str, owner: str, url: str) -> AsyncGenerator["InMemoryGrantStore"]:
+    async def begin_transaction(self, server: str, owner: str, url: str) -> AsyncGenerator["InMemoryGrantStore"]:
         yield self
 
-    async def forget(self, server: str, owner: str, url: str, *, by: str) -> None:
+    async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         self.grant = None
 
-    async def offer(self, ticket: str, login: AuthorizationRequest) -> None:
+    async def save_request(self, ticket: str, login: AuthorizationRequest) -> None:
         self._logins[ticket] = login
 
-    async def offered(self, ticket: str) -> AuthorizationRequest | None:
+    async def find_request(self, ticket: str) -> AuthorizationRequest | None:
         return self._logins.get(ticket)
 
-    async def await_callback(self, ticket: str, state: str) -> None:
+    async def expect_callback(self, ticket: str, state: str) -> None:
         self._states[ticket] = state
 
-    async def call_back(self, ticket: str, state: str, answer: dict[str, Any]) -> bool:
+    async def save_callback(self, ticket: str, state: str, answer: dict[str, Any]) -> bool:
         self._answers[ticket] = answer
         return self._states.get(ticket) == state
 
-    async def callback(self, ticket: str, state: str) -> dict[str, Any] | None:
+    async def get_callback(self, ticket: str, state: str) -> dict[str, Any] | None:
         return self._answers.get(ticket) if self._states.get(ticket) == state else None
 
-    async def end(self, ticket: str, outcome: str) -> None:
+    async def save_outcome(self, ticket: str, outcome: str) -> None:
         self._outcomes[ticket] = outcome
 
-    async def outcome(self, ticket: str) -> str | None:
+    async def get_outcome(self, ticket: str) -> str | None:
         return self._outcomes.get(ticket)
 
 
@@ -76,21 +76,21 @@ async def sign_in(toolbox: McpToolbox, url: str) -> None:
     """Sign in like a user's browser."""
     ticket = parse_qs(urlsplit(url).query)["ticket"][0]
     async with httpx2.AsyncClient(timeout=30) as browser:
-        answer = await browser.get(await toolbox.sign_in.begin(ticket))
+        answer = await browser.get(await toolbox.sign_in.begin_sign_in(ticket))
     callback = parse_qs(urlsplit(answer.headers["Location"]).query)
-    await toolbox.sign_in.finish(ticket, {name: values[0] for name, values in callback.items()})
+    await toolbox.sign_in.finish_sign_in(ticket, {name: values[0] for name, values in callback.items()})
 
 
 class AcceptingObserver:
     """Ignores notifications and accepts each question with its defaults."""
 
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+    def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
         pass
 
-    def log(self, level: str, message: str) -> None:
+    def on_log(self, level: str, message: str) -> None:
         pass
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask_user(self, question: Question) -> Answer:
         return Answer("accept", make_value(question.schema or {}))
 
 
@@ -118,14 +118,14 @@ def make_value(schema: Any) -> Any:
 def make_arguments(spec: ToolSpec, toolbox: McpToolbox) -> dict[str, Any]:
     """Return arguments for a call; a `schema` argument is the schema of another tool."""
     if "schema" in spec.input_schema.get("properties", {}):
-        return {"schema": next(other.input_schema for other in toolbox.specs() if other is not spec)}
+        return {"schema": next(other.input_schema for other in toolbox.list_specs() if other is not spec)}
     return make_value(spec.input_schema)
 
 
 async def call_tool(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -> None:
     answers: list[StoredQuestion] = []
     for _ in range(5):
-        result = await toolbox.call(spec, arguments, principal=ADA, observer=AcceptingObserver(), answers=answers)
+        result = await toolbox.call_tool(spec, arguments, principal=ADA, observer=AcceptingObserver(), answers=answers)
         if not isinstance(result, PendingInput):
             return
         for question in result.questions:
@@ -133,7 +133,9 @@ async def call_tool(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, An
                 await sign_in(toolbox, question.url)
         observer = AcceptingObserver()
         answers = [
-            StoredQuestion(id=_NO_INPUT_ID, call_id="", question=q, state=result.state, answer=await observer.ask(q))
+            StoredQuestion(
+                id=_NO_INPUT_ID, call_id="", question=q, state=result.state, answer=await observer.ask_user(q)
+            )
             for q in result.questions
         ]
 
@@ -147,11 +149,11 @@ async def run_scenario(url: str, context: dict[str, Any]) -> None:
     await toolbox.connect_servers()
     try:
         await toolbox.wait_until_connected(10)
-        if (sign_in_tool := toolbox.find("sign_in")) is not None:
+        if (sign_in_tool := toolbox.find_tool("sign_in")) is not None:
             await call_tool(toolbox, sign_in_tool, {})
             await toolbox.wait_until_connected(10)
         tool_calls = context.get("toolCalls")
-        for spec in toolbox.specs():
+        for spec in toolbox.list_specs():
             arguments = [call["arguments"] for call in tool_calls or () if call["name"] == spec.tool]
             await asyncio.gather(
                 *(

@@ -47,7 +47,9 @@ async def test_prompt_prefix_is_stable_across_turns_and_restarts(
 
 
 async def wait_until_up(gateway: Gateway, number: int) -> None:
-    await eventually(lambda: sum(server.state == "up" for server in gateway.state.toolbox.servers()) >= number)
+    await eventually(
+        lambda: sum(server.state == "up" for server in gateway.state.toolbox.list_server_statuses()) >= number
+    )
 
 
 async def test_tool_order_does_not_depend_on_the_server() -> None:
@@ -63,7 +65,7 @@ async def test_tool_order_does_not_depend_on_the_server() -> None:
             connect_toolbox(ServerConfig(name="own", url=f"{address}/mcp")) as toolbox,
         ):
             listed_orders.add(tuple(shuffled))
-            offered_orders.add(tuple(spec.name for spec in toolbox.specs()))
+            offered_orders.add(tuple(spec.name for spec in toolbox.list_specs()))
     assert (len(listed_orders), len(offered_orders)) == (3, 1)
 
 

@@ -64,8 +64,8 @@ def test_first_start_creates_the_database_and_leaves_other_files_alone(data_dir:
 
 def test_new_cluster_has_the_current_schema_from_the_start(data_dir: Path) -> None:
     with run_postgres(data_dir) as server:
-        assert asyncio.run(migrations.missing_migrations(server.build_url())) == []
-        command.check(migrations.alembic_config(server.build_url()))
+        assert asyncio.run(migrations.list_missing_migrations(server.build_url())) == []
+        command.check(migrations.make_alembic_config(server.build_url()))
 
 
 def test_cluster_whose_schema_fails_is_reported_and_not_used(

@@ -65,7 +65,7 @@ class _ReportingSummary(TurnSummary):
         super().apply(event)
         if isinstance(event, ToolCallStarted):
             self._call_count += 1
-            self._host.progress(self._call_count, None, f"{event.tool} …")
+            self._host.on_progress(self._call_count, None, f"{event.tool} …")
 
 
 def may_ask_agent(principal: Principal) -> bool:

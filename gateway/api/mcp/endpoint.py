@@ -36,7 +36,7 @@ from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
 from gateway.config import Settings, is_loopback
 from gateway.domain.messages import JsonObject, Principal, ToolResult
-from gateway.ports.tools import Listed, Toolbox
+from gateway.ports.tools import ItemKind, Toolbox
 
 log = get_logger(__name__)
 
@@ -168,7 +168,7 @@ class McpEndpoint:
     async def _list_tools(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListToolsResult:
         principal = get_principal(ctx)
         self._remember_session(ctx)
-        specs = [spec for spec in self._toolbox.specs() if principal.can_use_tool(spec)]
+        specs = [spec for spec in self._toolbox.list_specs() if principal.can_use_tool(spec)]
         if may_ask_agent(principal):
             specs.append(ASK_AGENT)
         return t.ListToolsResult(tools=[to_mcp_tool(spec) for spec in specs])
@@ -183,12 +183,12 @@ class McpEndpoint:
         host = HostObserver(ctx)
         if params.name == ASK_AGENT.name and may_ask_agent(principal):
             return to_call_result(*await ask_agent(self._turn_service, params, principal, host))
-        spec = self._toolbox.find(params.name)
+        spec = self._toolbox.find_tool(params.name)
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
         answers = parse_answers(params)
         for _ in range(_MAX_ROUNDS):
-            result = await self._toolbox.call(spec, arguments, principal=principal, observer=host, answers=answers)
+            result = await self._toolbox.call_tool(spec, arguments, principal=principal, observer=host, answers=answers)
             if isinstance(result, ToolResult):
                 return to_call_result(result)
             if not ctx.session.can_send_request:
@@ -210,8 +210,8 @@ class McpEndpoint:
     async def _list_prompts(self, ctx: Context, _params: t.PaginatedRequestParams | None) -> t.ListPromptsResult:
         return t.ListPromptsResult.model_validate({"prompts": await self._list_items("prompts", ctx)})
 
-    async def _list_items(self, kind: Listed, ctx: Context) -> list[JsonObject]:
-        items = await self._toolbox.listed(kind, get_principal(ctx))
+    async def _list_items(self, kind: ItemKind, ctx: Context) -> list[JsonObject]:
+        items = await self._toolbox.list_server_items(kind, get_principal(ctx))
         return [{name: value for name, value in item.items() if name not in ("server", "prompt")} for item in items]
 
     async def _read_resource(self, ctx: Context, params: t.ReadResourceRequestParams) -> t.ReadResourceResult:
@@ -228,7 +228,7 @@ class McpEndpoint:
         ref = params.ref.model_dump(mode="json", by_alias=True, exclude_none=True)
         argument = params.argument.model_dump(mode="json")
         with mcp_errors():
-            completion = await self._toolbox.complete(ref, argument, get_principal(ctx))
+            completion = await self._toolbox.complete_argument(ref, argument, get_principal(ctx))
         return t.CompleteResult.model_validate(completion)
 
 

@@ -31,17 +31,17 @@ class HostObserver:
         self._ctx = ctx
         self._notifications = TaskSet("notify MCP host")
 
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
+    def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
         self._notifications.spawn(_send_notification(self._ctx.session.report_progress(progress, total, message)))
 
-    def log(self, level: str, message: str) -> None:
+    def on_log(self, level: str, message: str) -> None:
         # Logging is deprecated in the protocol, but legacy hosts show it.
         notification = self._ctx.session.send_log_message(  # pyright: ignore[reportDeprecated]
             cast(t.LoggingLevel, level), message, related_request_id=self._ctx.request_id
         )
         self._notifications.spawn(_send_notification(notification))
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask_user(self, question: Question) -> Answer:
         """Ask the host's user. A host that cannot ask declines."""
         session = self._ctx.session
         if not session.can_send_request:
@@ -60,7 +60,7 @@ class HostObserver:
 
         `state` is the asking server's state, which the toolbox returns to it.
         """
-        return StoredQuestion(UUID(int=0), "", question, state, await self.ask(question))
+        return StoredQuestion(UUID(int=0), "", question, state, await self.ask_user(question))
 
 
 async def _send_notification(notification: Coroutine[object, object, None]) -> None:

@@ -115,7 +115,7 @@ class Authenticator:
         now = time.monotonic()
         if now - self._use_recorded_at.get(key.id, float("-inf")) >= _USE_RECORD_INTERVAL_SECONDS:
             self._use_recorded_at[key.id] = now
-            self._background.spawn(_ignore_unavailable_storage(self._keys.touch(key.id)))
+            self._background.spawn(_ignore_unavailable_storage(self._keys.record_use(key.id)))
 
     def _audit_failed_login(self, source: str, credential: str, error: NotAuthenticated) -> None:
         if self._failed_logins.should_record(source):
@@ -201,7 +201,7 @@ class FailedLoginAudit:
         omitted, self._omitted = self._omitted, 0
         prefix = credential[:12] if credential.startswith("agw_") else None
         detail = {"source": source, "reason": reason, "key": prefix, "left_out_before": omitted}
-        await self._audit.write("unknown", "login.refused", f"source {source}", detail)
+        await self._audit.write_entry("unknown", "login.refused", f"source {source}", detail)
 
 
 def accepts_jwt(settings: Settings) -> bool:

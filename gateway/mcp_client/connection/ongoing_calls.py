@@ -42,7 +42,7 @@ class OngoingCalls:
     async def on_log(self, params: LoggingMessageNotificationParams) -> None:
         """Pass a log line to the observer of its call."""
         if (call := self._find_call()) is not None and call.observer is not None:
-            call.observer.log(params.level, str(params.data))
+            call.observer.on_log(params.level, str(params.data))
 
     async def on_elicit(self, context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
         """Ask the user of a call a question of a legacy server.
@@ -95,7 +95,7 @@ class _OngoingCall:
         The call's timeout is paused meanwhile; the end of the call cancels the question.
         """
         assert self.observer is not None
-        question_task = asyncio.create_task(self.observer.ask(question))
+        question_task = asyncio.create_task(self.observer.ask_user(question))
         try:
             with self._timeout.pause_timeout():
                 await asyncio.wait((question_task, self.end), return_when=asyncio.FIRST_COMPLETED)
@@ -113,6 +113,6 @@ def make_progress_callback(observer: CallObserver) -> ProgressFnT:
     """The SDK's progress callback for an observer."""
 
     async def report_progress(progress: float, total: float | None, message: str | None) -> None:
-        observer.progress(progress, total, message)
+        observer.on_progress(progress, total, message)
 
     return report_progress

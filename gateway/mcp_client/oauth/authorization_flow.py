@@ -109,14 +109,14 @@ class AuthorizationFlow:
 
     async def delete_grant(self) -> None:
         """Delete the grant and client registration: the next sign-in registers again."""
-        async with self._grants.changing(*self._grant_key) as transaction:
+        async with self._grants.begin_transaction(*self._grant_key) as transaction:
             transaction.grant = None
 
     async def _show_page(self, url: str) -> None:
         if not is_permitted_url(url, self._config.url):
             raise InsecureUrl("the authorization server's page is not at an https:// address")
         self._state = parse_qs(urlsplit(url).query).get("state", [""])[0]
-        await self._grants.await_callback(self.ticket, self._state)
+        await self._grants.expect_callback(self.ticket, self._state)
         if not self.page.done():
             self.page.set_result(url)
 
@@ -134,7 +134,7 @@ class AuthorizationFlow:
         """The stored token, only if the flow shall extend its scope."""
         if INSUFFICIENT_SCOPE not in (self.login.challenge or ""):
             return None
-        grant = await self._grants.get(*self._grant_key)
+        grant = await self._grants.get_grant(*self._grant_key)
         if grant is None or grant.access_token is None:
             return None
         return OAuthToken(access_token=grant.access_token, token_type="Bearer", scope=grant.scope)  # noqa: S106
@@ -145,7 +145,7 @@ class AuthorizationFlow:
         metadata = context.oauth_metadata
         endpoint = str(metadata.token_endpoint) if metadata else urljoin(self._config.url, "/token")
         assert context.client_info is not None
-        async with self._grants.changing(*self._grant_key) as transaction:
+        async with self._grants.begin_transaction(*self._grant_key) as transaction:
             transaction.grant = Grant(
                 client=context.client_info.model_dump(mode="json", exclude_none=True),
                 access_token=tokens.access_token,
@@ -170,7 +170,7 @@ class AuthorizationFlow:
                 token_endpoint_auth_method="client_secret_basic" if secret else "none",
                 redirect_uris=redirect_uris,
             )
-        grant = await self._grants.get(*self._grant_key)
+        grant = await self._grants.get_grant(*self._grant_key)
         info = OAuthClientInformationFull.model_validate(grant.client) if grant and grant.client else None
         registered_uris = [str(uri) for uri in (info.redirect_uris or ())] if info else []
         return info if registered_uris == [str(uri) for uri in redirect_uris or ()] else None
@@ -178,5 +178,5 @@ class AuthorizationFlow:
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
         """Store the client registration."""
         client = client_info.model_dump(mode="json", exclude_none=True)
-        async with self._grants.changing(*self._grant_key) as transaction:
+        async with self._grants.begin_transaction(*self._grant_key) as transaction:
             transaction.grant = Grant(client=client)

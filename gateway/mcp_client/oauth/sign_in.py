@@ -76,33 +76,33 @@ class SignInService(SignIn):
             login=server.name,
         )
 
-    def client_document(self) -> JsonObject:
-        """See `SignIn.client_document`."""
+    def get_client_metadata(self) -> JsonObject:
+        """See `SignIn.get_client_metadata`."""
         metadata = make_client_metadata(self._callback_url).model_dump(mode="json", exclude_none=True)
         return metadata | {"client_id": self._document_url, "token_endpoint_auth_method": "none"}
 
-    async def offer(self, server: str, principal: Principal) -> str:
-        """See `SignIn.offer`."""
+    async def create_sign_in_url(self, server: str, principal: Principal) -> str:
+        """See `SignIn.create_sign_in_url`."""
         return await self._create_ticket(self._get_protected_server(server, principal), principal, None)
 
-    async def forget(self, server: str, principal: Principal) -> None:
-        """See `SignIn.forget`."""
+    async def sign_out(self, server: str, principal: Principal) -> None:
+        """See `SignIn.sign_out`."""
         config = self._get_protected_server(server, principal)
-        await self._grants.forget(config.name, get_grant_owner(config, principal), config.url, by=principal.user)
+        await self._grants.delete_grant(config.name, get_grant_owner(config, principal), config.url, by=principal.user)
         self._report_change()
 
-    async def offered(self, ticket: str) -> AuthorizationRequest:
-        """See `SignIn.offered`."""
-        login = await self._grants.offered(ticket)
+    async def get_request(self, ticket: str) -> AuthorizationRequest:
+        """See `SignIn.get_request`."""
+        login = await self._grants.find_request(ticket)
         if login is None:
             raise NotFound("This sign-in has ended or does not exist: ask for a new one.", param="ticket")
         return login
 
     # --- flows
 
-    async def begin(self, ticket: str) -> str:
-        """See `SignIn.begin`."""
-        login = await self.offered(ticket)
+    async def begin_sign_in(self, ticket: str) -> str:
+        """See `SignIn.begin_sign_in`."""
+        login = await self.get_request(ticket)
         config = self._find_config(login.server)
         if config is None or config.url != login.url:
             raise NotFound(f"The MCP server {login.server!r} has been changed: ask for a new sign-in.")
@@ -124,20 +124,20 @@ class SignInService(SignIn):
         await asyncio.wait((flow.page, task), timeout=REQUEST_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if flow.page.done():
             return flow.page.result()
-        problem = await self._grants.outcome(ticket) if task.done() else "it does not answer in time"
+        problem = await self._grants.get_outcome(ticket) if task.done() else "it does not answer in time"
         task.cancel()
         raise McpFailed(f"The sign-in to {login.server!r} cannot begin: {problem or 'it does not ask for one'}.")
 
-    async def finish(self, ticket: str, answer: JsonObject) -> None:
-        """See `SignIn.finish`."""
-        if not await self._grants.call_back(ticket, str(answer.get("state", "")), answer):
+    async def finish_sign_in(self, ticket: str, answer: JsonObject) -> None:
+        """See `SignIn.finish_sign_in`."""
+        if not await self._grants.save_callback(ticket, str(answer.get("state", "")), answer):
             raise NotFound("No sign-in waits for this answer: begin the sign-in again.", param="state")
         self._report_change()
         outcome: str | None = None
         with contextlib.suppress(TimeoutError):
             async with Deadline.after(_FINISH_TIMEOUT_SECONDS).limit():
                 # Polled, because the flow may run in another worker.
-                while (outcome := await self._grants.outcome(ticket)) is None:  # noqa: ASYNC110
+                while (outcome := await self._grants.get_outcome(ticket)) is None:  # noqa: ASYNC110
                     await asyncio.sleep(_OUTCOME_POLL_SECONDS)
         if outcome != "":
             raise McpFailed(f"The sign-in did not work: {outcome or 'it did not end in time'}.")
@@ -164,13 +164,13 @@ class SignInService(SignIn):
         if not problem and self.on_granted is not None:
             await self.on_granted(login.server, login.owner)
         log.info("oauth_login", server=login.server, owner=login.owner, by=login.by, problem=problem or None)
-        await self._grants.end(flow.ticket, problem)
+        await self._grants.save_outcome(flow.ticket, problem)
 
     async def _wait_for_callback(self, ticket: str, state: str) -> JsonObject:
         while True:
             self._grants_changed.clear()
             try:
-                answer = await self._grants.callback(ticket, state)
+                answer = await self._grants.get_callback(ticket, state)
             except NotFound:  # the sign-in was started again at another worker, so this flow ends
                 raise asyncio.CancelledError from None
             if answer is not None:
@@ -207,5 +207,5 @@ class SignInService(SignIn):
         login = AuthorizationRequest(
             server.name, get_grant_owner(server, principal), server.url, principal.user, challenge
         )
-        await self._grants.offer(ticket, login)
+        await self._grants.save_request(ticket, login)
         return f"{self._public_url}{START_PATH}?{urlencode({'ticket': ticket})}"

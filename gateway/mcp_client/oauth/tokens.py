@@ -72,10 +72,10 @@ class AccessTokenProvider:
         if self._grants is None:
             return None
         if not _is_valid(self._grant, refused_token):
-            self._grant = await self._grants.get(*self._grant_key)
+            self._grant = await self._grants.get_grant(*self._grant_key)
         if self._grant is None or _is_valid(self._grant, refused_token):
             return self._grant and self._grant.access_token
-        async with self._grants.changing(*self._grant_key) as transaction:
+        async with self._grants.begin_transaction(*self._grant_key) as transaction:
             if transaction.grant is not None and not _is_valid(transaction.grant, refused_token):
                 transaction.grant = await _refresh_grant(transaction.grant, self._server_url)
             self._grant = transaction.grant

@@ -15,7 +15,7 @@ from gateway.domain.messages import (
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.mcp_client.resources import find_resource_server
-from gateway.ports.tools import CallObserver, Listed, Toolbox
+from gateway.ports.tools import CallObserver, ItemKind, Toolbox
 
 
 class ToolDenyList(ToolboxWrapper):
@@ -30,8 +30,8 @@ class ToolDenyList(ToolboxWrapper):
         self._all_specs: tuple[ToolSpec, ...] = ()
         self._allowed_specs: tuple[ToolSpec, ...] = ()
 
-    def specs(self) -> tuple[ToolSpec, ...]:
-        specs = self._toolbox.specs()
+    def list_specs(self) -> tuple[ToolSpec, ...]:
+        specs = self._toolbox.list_specs()
         if not self._deny:
             return specs
         if specs is not self._all_specs:
@@ -39,11 +39,11 @@ class ToolDenyList(ToolboxWrapper):
             self._allowed_specs = tuple(spec for spec in specs if not self._is_denied(spec))
         return self._allowed_specs
 
-    def find(self, name: str) -> ToolSpec | None:
-        spec = self._toolbox.find(name)
+    def find_tool(self, name: str) -> ToolSpec | None:
+        spec = self._toolbox.find_tool(name)
         return None if spec is None or self._is_denied(spec) else spec
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -54,7 +54,7 @@ class ToolDenyList(ToolboxWrapper):
     ) -> ToolResult | PendingInput:
         if self._is_denied(spec):
             return _denied_result(spec)
-        return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
 
     def _is_denied(self, spec: ToolSpec) -> bool:
         names = (spec.name, f"{spec.server}/{spec.tool}")
@@ -64,7 +64,7 @@ class ToolDenyList(ToolboxWrapper):
 class ToolPermissions(ToolboxWrapper):
     """Refuses calls of tools that are outside the caller's allow lists."""
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -75,7 +75,7 @@ class ToolPermissions(ToolboxWrapper):
     ) -> ToolResult | PendingInput:
         if not principal.can_use_tool(spec):
             return _denied_result(spec)
-        return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
 
 
 class ServerPermissions(ToolboxWrapper):
@@ -84,8 +84,8 @@ class ServerPermissions(ToolboxWrapper):
     Items of other servers are reported as not found.
     """
 
-    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
-        items = await self._toolbox.listed(kind, principal)
+    async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
+        items = await self._toolbox.list_server_items(kind, principal)
         return [item for item in items if principal.can_use_server(item["server"])]
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
@@ -99,19 +99,19 @@ class ServerPermissions(ToolboxWrapper):
         await self._require_prompt(name, principal)
         return await self._toolbox.get_prompt(name, arguments, principal)
 
-    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
         if ref.get("type") == "ref/prompt":
             await self._require_prompt(str(ref.get("name")), principal)
         elif principal.servers is not None:
-            templates = await self.listed("resource_templates", principal)
+            templates = await self.list_server_items("resource_templates", principal)
             if all(template["uriTemplate"] != ref.get("uri") for template in templates):
                 raise NotFound(f"There is no resource template {str(ref.get('uri'))[:200]!r}.", param="ref")
-        return await self._toolbox.complete(ref, argument, principal)
+        return await self._toolbox.complete_argument(ref, argument, principal)
 
     async def _require_prompt(self, name: str, principal: Principal) -> None:
         if principal.servers is None:
             return
-        prompts = await self.listed("prompts", principal)
+        prompts = await self.list_server_items("prompts", principal)
         if all(prompt["name"] != name for prompt in prompts):
             raise NotFound(f"There is no prompt {name[:200]!r}.", param="name")
 

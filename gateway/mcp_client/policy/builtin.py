@@ -18,7 +18,7 @@ class BuiltinToolRunner(ToolboxWrapper):
         super().__init__(toolbox)
         self._content = content
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -29,4 +29,4 @@ class BuiltinToolRunner(ToolboxWrapper):
     ) -> ToolResult | PendingInput:
         if spec.helper and spec.tool != SIGN_IN:
             return await run_builtin_tool(self._content, spec, arguments, principal)
-        return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)

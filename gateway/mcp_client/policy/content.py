@@ -26,7 +26,7 @@ from gateway.ports.tools import CallObserver, Toolbox
 class ArgumentDepthLimit(ToolboxWrapper):
     """Refuses arguments that are nested too deeply to process."""
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -38,7 +38,7 @@ class ArgumentDepthLimit(ToolboxWrapper):
         if exceeds_depth(arguments):
             message = f"The arguments are nested more than {MAX_DEPTH} deep: make them flatter."
             return ToolResult("error", [text_block(message)])
-        return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
 
 
 class RedactingToolbox(ToolboxWrapper):
@@ -48,7 +48,7 @@ class RedactingToolbox(ToolboxWrapper):
         super().__init__(toolbox)
         self._redactor = redactor
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -61,7 +61,7 @@ class RedactingToolbox(ToolboxWrapper):
             msgspec.structs.replace(stored, answer=stored.answer and _redact_answer(stored.answer, self._redactor))
             for stored in answers
         ]
-        return await self._toolbox.call(
+        return await self._toolbox.call_tool(
             spec,
             self._redactor.redact_value(arguments),
             principal=principal,
@@ -72,14 +72,14 @@ class RedactingToolbox(ToolboxWrapper):
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         return await self._toolbox.get_prompt(name, self._redactor.redact_value(arguments), principal)
 
-    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        return await self._toolbox.complete(ref, self._redactor.redact_value(argument), principal)
+    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        return await self._toolbox.complete_argument(ref, self._redactor.redact_value(argument), principal)
 
 
 class SanitizingToolbox(ToolboxWrapper):
     """Removes invisible characters and terminal sequences from what servers send."""
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -89,7 +89,7 @@ class SanitizingToolbox(ToolboxWrapper):
         answers: Sequence[StoredQuestion] = (),
     ) -> ToolResult | PendingInput:
         observer = observer and _SanitizingObserver(observer)
-        result = await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        result = await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
         if isinstance(result, PendingInput):
             return PendingInput(tuple(_sanitize_question(question) for question in result.questions), result.state)
         content, structured = sanitize_value(result.content), sanitize_value(result.structured)
@@ -112,14 +112,14 @@ class _RedactingObserver(CallObserver):
         self._observer = observer
         self._redactor = redactor
 
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        self._observer.progress(progress, total, message)
+    def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self._observer.on_progress(progress, total, message)
 
-    def log(self, level: str, message: str) -> None:
-        self._observer.log(level, message)
+    def on_log(self, level: str, message: str) -> None:
+        self._observer.on_log(level, message)
 
-    async def ask(self, question: Question) -> Answer:
-        return _redact_answer(await self._observer.ask(question), self._redactor)
+    async def ask_user(self, question: Question) -> Answer:
+        return _redact_answer(await self._observer.ask_user(question), self._redactor)
 
 
 class _SanitizingObserver(CallObserver):
@@ -128,14 +128,14 @@ class _SanitizingObserver(CallObserver):
     def __init__(self, observer: CallObserver) -> None:
         self._observer = observer
 
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        self._observer.progress(progress, total, message and sanitize_text(message))
+    def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
+        self._observer.on_progress(progress, total, message and sanitize_text(message))
 
-    def log(self, level: str, message: str) -> None:
-        self._observer.log(level, sanitize_text(message))
+    def on_log(self, level: str, message: str) -> None:
+        self._observer.on_log(level, sanitize_text(message))
 
-    async def ask(self, question: Question) -> Answer:
-        return await self._observer.ask(_sanitize_question(question))
+    async def ask_user(self, question: Question) -> Answer:
+        return await self._observer.ask_user(_sanitize_question(question))
 
 
 def _redact_answer(answer: Answer, redactor: Redactor) -> Answer:

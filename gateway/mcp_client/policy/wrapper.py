@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion, ToolResult, ToolSpec
-from gateway.ports.tools import CallObserver, Listed, ServerStatus, SignIn, Toolbox
+from gateway.ports.tools import CallObserver, ItemKind, ServerStatus, SignIn, Toolbox
 
 
 class ToolboxWrapper(Toolbox):
@@ -12,16 +12,16 @@ class ToolboxWrapper(Toolbox):
     def __init__(self, toolbox: Toolbox) -> None:
         self._toolbox = toolbox
 
-    def specs(self) -> tuple[ToolSpec, ...]:
-        return self._toolbox.specs()
+    def list_specs(self) -> tuple[ToolSpec, ...]:
+        return self._toolbox.list_specs()
 
-    def find(self, name: str) -> ToolSpec | None:
-        return self._toolbox.find(name)
+    def find_tool(self, name: str) -> ToolSpec | None:
+        return self._toolbox.find_tool(name)
 
-    def instructions(self) -> str:
-        return self._toolbox.instructions()
+    def get_instructions(self) -> str:
+        return self._toolbox.get_instructions()
 
-    async def call(
+    async def call_tool(
         self,
         spec: ToolSpec,
         arguments: JsonObject,
@@ -30,10 +30,10 @@ class ToolboxWrapper(Toolbox):
         observer: CallObserver | None = None,
         answers: Sequence[StoredQuestion] = (),
     ) -> ToolResult | PendingInput:
-        return await self._toolbox.call(spec, arguments, principal=principal, observer=observer, answers=answers)
+        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
 
-    async def listed(self, kind: Listed, principal: Principal) -> list[JsonObject]:
-        return await self._toolbox.listed(kind, principal)
+    async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
+        return await self._toolbox.list_server_items(kind, principal)
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         return await self._toolbox.read_resource(uri, principal, server)
@@ -41,21 +41,21 @@ class ToolboxWrapper(Toolbox):
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         return await self._toolbox.get_prompt(name, arguments, principal)
 
-    async def complete(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        return await self._toolbox.complete(ref, argument, principal)
+    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+        return await self._toolbox.complete_argument(ref, argument, principal)
 
-    def servers(self) -> list[ServerStatus]:
-        return self._toolbox.servers()
+    def list_server_statuses(self) -> list[ServerStatus]:
+        return self._toolbox.list_server_statuses()
 
-    def changed(self) -> frozenset[tuple[str, str]]:
-        return self._toolbox.changed()
+    def list_changed_tools(self) -> frozenset[tuple[str, str]]:
+        return self._toolbox.list_changed_tools()
 
-    def recheck(self, server: str) -> None:
-        self._toolbox.recheck(server)
+    def recheck_server(self, server: str) -> None:
+        self._toolbox.recheck_server(server)
 
     @property
     def sign_in(self) -> SignIn:
         return self._toolbox.sign_in
 
-    def forwarded_headers(self) -> frozenset[str]:
-        return self._toolbox.forwarded_headers()
+    def get_forwarded_headers(self) -> frozenset[str]:
+        return self._toolbox.get_forwarded_headers()

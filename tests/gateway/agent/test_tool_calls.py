@@ -11,8 +11,8 @@ READ, WRITE = spec("read", read_only=True), spec("write")
 
 
 def make_scheduler(toolbox: GatedToolbox, turn: RecordingTurn, limit: int = 8) -> ToolCallScheduler:
-    offered = {tool.name: tool for tool in toolbox.specs()}
-    return ToolCallScheduler(1, offered=offered, toolbox=toolbox, principal=LOCAL_PRINCIPAL, out=turn, limit=limit)
+    offered = {tool.name: tool for tool in toolbox.list_specs()}
+    return ToolCallScheduler(1, offered=offered, toolbox=toolbox, principal=LOCAL_PRINCIPAL, emitter=turn, limit=limit)
 
 
 def make_call(tool: str, name: str) -> ToolCall:

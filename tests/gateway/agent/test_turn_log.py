@@ -75,7 +75,7 @@ async def test_close_ends_readers_after_the_visible_events() -> None:
     log.close("server_stopping")
     async with asyncio.timeout(30):
         assert await reader == [1]
-    assert log.closing == "server_stopping"
+    assert log.close_reason == "server_stopping"
 
 
 async def test_take_unwritten_returns_each_entry_once() -> None:

@@ -87,7 +87,7 @@ async def test_open_request_ends_when_its_key_is_revoked_or_expires(
         if cause == "expired":
             await db.execute("UPDATE api_keys SET expires_at = now() WHERE prefix = $1", prefix)
         else:
-            await gateway.state.keys.revoke(await gateway.state.keys.get_by_prefix(prefix), by="test")
+            await gateway.state.keys.revoke_key(await gateway.state.keys.get_by_prefix(prefix), by="test")
         await asyncio.wait(streams[:1])
         if path != "/mcp":
             await simulator.wait_until(lambda s: s.cancelled_streams == 1)
@@ -161,10 +161,10 @@ async def test_last_use_is_recorded_at_most_once_per_minute(keyring: Keyring, db
     assert await db.fetchval(last_use, root.id) is None
     await keyring.get("root", "/v1/models")
     recorded_at = await eventually(lambda: db.fetchval(last_use, root.id))
-    await keyring.gateway.state.keys.touch(root.id)  # as another worker would record it
+    await keyring.gateway.state.keys.record_use(root.id)  # as another worker would record it
     assert await db.fetchval(last_use, root.id) == recorded_at
     await db.execute("UPDATE api_keys SET last_used_at = now() - interval '2 minutes'")
-    await keyring.gateway.state.keys.touch(root.id)
+    await keyring.gateway.state.keys.record_use(root.id)
     assert await db.fetchval(last_use, root.id) > recorded_at
 
 

@@ -62,7 +62,9 @@ async def test_lone_surrogate_is_rejected_as_a_client_error(standing: Gateway, p
     async with standing.session.post(url, data=valid_body, headers=headers) as response:
         assert response.status < 500
         assert "not valid JSON" not in await response.text()
-    assert {server.state for server in standing.state.toolbox.servers() if server.name == "tools"} == {"up"}
+    assert {server.state for server in standing.state.toolbox.list_server_statuses() if server.name == "tools"} == {
+        "up"
+    }
 
 
 async def test_nul_character_is_replaced(gateway: Gateway) -> None:

@@ -63,7 +63,7 @@ async def test_denied_tool_is_unavailable_despite_allow_lists(
                 await client.call_tool("add_task", {"title": "x"})
         specs = {spec.name: spec for spec in gateway.state.toolbox._toolbox.specs()}
         principal = await authenticate_headers(gateway, headers)
-        result: Any = await gateway.state.toolbox.call(specs["add_task"], {"title": "x"}, principal=principal)
+        result: Any = await gateway.state.toolbox.call_tool(specs["add_task"], {"title": "x"}, principal=principal)
         assert result.outcome == "denied"
         assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 

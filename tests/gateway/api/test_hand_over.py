@@ -34,7 +34,7 @@ def get_answer_text(body: Any) -> str:
 async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
     """Hand over all turns, as a live worker does after it failed to write heartbeats."""
     turn_ids = await gateway.state.turn_service._runner.hand_over("storage_unavailable")
-    await gateway.state.turns.release(gateway.state.turn_service._runner._config.worker_id, turn_ids)
+    await gateway.state.turns.release_turns(gateway.state.turn_service._runner._config.worker_id, turn_ids)
     for turn_id in turn_ids:
         gateway.state.bus.publish(BusMessage("orphan", turn_id))
     return turn_ids

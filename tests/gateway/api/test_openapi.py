@@ -42,8 +42,8 @@ async def create_revocable_key(gateway: Gateway) -> tuple[dict[str, str], str]:
 
     Returns the variables of the document and the options of curl.
     """
-    created, _ = await gateway.state.keys.create(NewKey("ada"), by="test")
-    _, secret = await gateway.state.keys.create(NewKey("local", role="admin"), by="test")
+    created, _ = await gateway.state.keys.create_key(NewKey("ada"), by="test")
+    _, secret = await gateway.state.keys.create_key(NewKey("local", role="admin"), by="test")
     return {"KEY": str(created.id)}, f"-H 'X-API-Key: {secret}'"
 
 

@@ -132,7 +132,7 @@ async def create_keys(database_url: str, *keys: NewKey) -> list[str]:
     """Create keys, and return their secrets."""
     database = Database(database_url)
     try:
-        return [(await KeyStore(database).create(key, by="test"))[1] for key in keys]
+        return [(await KeyStore(database).create_key(key, by="test"))[1] for key in keys]
     finally:
         await database.close()
 

@@ -258,7 +258,7 @@ async def test_cache_size_is_limited_per_owner_and_in_total(
         keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
         assert keys == [b"\x02", b"\x03", b"\x04", b"x"]
         await db.execute("UPDATE cached_responses SET expires_at = now() WHERE key = $1", b"\x03")
-        await ResponseCacheStore(database, max_total=2).save("local", b"\x07", turns[0], 60)
+        await ResponseCacheStore(database, max_total=2).save_answer("local", b"\x07", turns[0], 60)
         keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
         assert keys == [b"x", b"\x07"]
     finally:

@@ -76,9 +76,9 @@ class Browser:
 
 
 async def call_protected_tool(gateway: Gateway, principal: Principal) -> Any:
-    spec = gateway.state.toolbox.find("vault_whose_vault")
+    spec = gateway.state.toolbox.find_tool("vault_whose_vault")
     assert spec is not None
-    return await gateway.state.toolbox.call(spec, {}, principal=principal)
+    return await gateway.state.toolbox.call_tool(spec, {}, principal=principal)
 
 
 def get_text(result: ToolResult | PendingInput) -> str:
@@ -92,7 +92,7 @@ async def sign_in_as_admin(gateway: Gateway) -> None:
     assert reply.status == 200, reply.body
     status, page = await Browser(gateway.session).sign_in(reply.body["url"])
     assert (status, "Signed in" in page) == (200, True), page
-    await eventually(lambda: gateway.state.toolbox.find("vault_whose_vault"))
+    await eventually(lambda: gateway.state.toolbox.find_tool("vault_whose_vault"))
 
 
 async def get_connected_server(gateway: Gateway) -> Any:
@@ -142,22 +142,22 @@ async def test_users_sign_in_separately_without_shared_connections(serve: Serve)
 
 
 async def sign_in(gateway: Gateway, principal: Principal) -> None:
-    url = await gateway.state.toolbox.sign_in.offer("vault", principal)
+    url = await gateway.state.toolbox.sign_in.create_sign_in_url("vault", principal)
     status, page = await Browser(gateway.session).sign_in(url)
     assert status == 200, page
-    spec = gateway.state.toolbox.find("vault_sign_in") or gateway.state.toolbox.find("vault_whose_vault")
+    spec = gateway.state.toolbox.find_tool("vault_sign_in") or gateway.state.toolbox.find_tool("vault_whose_vault")
     assert spec is not None
-    assert isinstance(await gateway.state.toolbox.call(spec, {}, principal=principal), ToolResult)
+    assert isinstance(await gateway.state.toolbox.call_tool(spec, {}, principal=principal), ToolResult)
 
 
 async def test_only_an_admin_is_asked_to_sign_in_to_a_shared_server(serve: Serve) -> None:
     async with serve() as gateway:
-        spec = gateway.state.toolbox.find("vault_sign_in")
+        spec = gateway.state.toolbox.find_tool("vault_sign_in")
         assert spec is not None
-        result = await gateway.state.toolbox.call(spec, {}, principal=ADA)
+        result = await gateway.state.toolbox.call_tool(spec, {}, principal=ADA)
         assert isinstance(result, ToolResult)
         assert result.outcome == "error"
-        admin = await gateway.state.toolbox.call(spec, {}, principal=Principal("eve", role="admin"))
+        admin = await gateway.state.toolbox.call_tool(spec, {}, principal=Principal("eve", role="admin"))
         assert isinstance(admin, PendingInput)
 
 
@@ -176,7 +176,7 @@ async def test_expiring_token_is_refreshed_once_across_workers(serve: Serve, pro
     async with serve() as first, serve() as second:
         await sign_in_as_admin(first)
         for gateway in (first, second):
-            await eventually(lambda gateway=gateway: gateway.state.toolbox.find("vault_whose_vault"))  # type: ignore[misc]
+            await eventually(lambda gateway=gateway: gateway.state.toolbox.find_tool("vault_whose_vault"))  # type: ignore[misc]
         protected_server.lifetime, refreshes_before = 3600, protected_server.refreshed
         calls = [call_protected_tool(gateway, ADA) for gateway in (first, second) for _ in range(5)]
         assert {get_text(result).split(" of ")[0] for result in await asyncio.gather(*calls)} == {"the vault"}
@@ -247,7 +247,7 @@ async def test_sign_in_restarted_on_another_worker_replaces_the_first(serve: Ser
                 _, consent = await browser.open("POST", second_worker_url, follow=False)
             status, page = await browser.open("GET", consent)
             assert (status, "Signed in" in page) == (200, True), page
-            assert await second.state.audit.page(action="login.failed", limit=5) == []
+            assert await second.state.audit.list_entries(action="login.failed", limit=5) == []
 
 
 async def test_tokens_are_encrypted_in_the_database(
@@ -268,9 +268,11 @@ async def test_sign_out_requires_a_new_sign_in(serve: Serve) -> None:
     async with serve(share="user") as gateway:
         await sign_in(gateway, ADA)
         for _ in range(2):
-            await gateway.state.toolbox.sign_in.forget("vault", ADA)
+            await gateway.state.toolbox.sign_in.sign_out("vault", ADA)
         assert isinstance(await call_protected_tool(gateway, ADA), PendingInput)
-        audit_entries = [(row.actor, row.action, row.subject) for row in await gateway.state.audit.page(limit=9)]
+        audit_entries = [
+            (row.actor, row.action, row.subject) for row in await gateway.state.audit.list_entries(limit=9)
+        ]
         assert audit_entries == [("ada", "login.forgotten", "server vault"), ("ada", "login.granted", "server vault")]
 
 
@@ -278,4 +280,4 @@ async def test_server_with_a_configured_credential_rejects_sign_in(serve: Serve)
     async with serve(headers={"Authorization": "Bearer wrong"}) as gateway:
         assert (await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})).status == 409
         assert (await gateway.post("/api/v1/mcp/servers/unknown/sign-in", {})).status == 404
-        assert gateway.state.toolbox.specs() == ()
+        assert gateway.state.toolbox.list_specs() == ()

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from gateway.domain.errors import Overloaded
 from gateway.simulator import Fault, Simulator
 from gateway.store.database import Database
-from gateway.store.usage_report import UsageReports, aggregate_query
+from gateway.store.usage_report import UsageReports, build_aggregate_query
 from tests.auth_helpers import Keyring
 from tests.stack import Gateway, ServeStanding, Stream, insert, serve_gateway
 
@@ -278,7 +278,7 @@ async def test_many_groups_are_truncated_and_slow_reports_are_aborted(
             await UsageReports(database, seconds=0.001).aggregate(["day"], since, until)
         async with database.engine.connect() as connection:
             for by_owner in (False, True):
-                query = f"EXPLAIN {aggregate_query(['day', 'key'], of_owner=by_owner)}"
+                query = f"EXPLAIN {build_aggregate_query(['day', 'key'], of_owner=by_owner)}"
                 values = {"since": make_time(TODAY, 1), "until": until, "most": 10} | (
                     {"owner": "ada"} if by_owner else {}
                 )

@@ -143,7 +143,7 @@ async def test_malformed_response_fails_only_its_own_call(modern: bool, fault: s
             assert len(get_text(result)) < 40_000
             assert result.outcome in (("ok",) if fault == "oversized" else ("error", "unknown"))
             faulty.fault = None
-            await eventually(lambda: toolbox.servers()[0].state == "up")
+            await eventually(lambda: toolbox.list_server_statuses()[0].state == "up")
             await call_until_answered(toolbox, "echo", "hi")
 
 
@@ -166,7 +166,7 @@ async def test_lost_connection_fails_reads_and_makes_writes_unknown(modern: bool
     server = ServerConfig(name="t", url=f"http://127.0.0.1:{port}/mcp", prefix="")
     async with connect_toolbox(server, connect_timeout=0.1) as toolbox:
         async with run_server_process(port, modern) as victim:
-            await eventually(lambda: toolbox.find("hang_read") is not None)
+            await eventually(lambda: toolbox.find_tool("hang_read") is not None)
             calls = [asyncio.create_task(call_tool(toolbox, name)) for name in ("hang_read", "hang_write")]
             await wait_for_hanging_calls(toolbox, "hanging", 2)
             victim.kill()
@@ -183,8 +183,8 @@ async def test_unresponsive_server_does_not_block_other_servers() -> None:
     async with assert_no_leaks(), serve_asgi(TrialServer().create_app()) as address:
         servers = [ServerConfig(name="mute", url=url), ServerConfig(name="good", url=f"{address}/mcp")]
         async with connect_toolbox(*servers, connect_timeout=0.1) as toolbox:
-            await eventually(lambda: toolbox.servers()[1].state == "up")
-            assert toolbox.servers()[0].state == "connecting"
+            await eventually(lambda: toolbox.list_server_statuses()[1].state == "up")
+            assert toolbox.list_server_statuses()[0].state == "connecting"
             assert get_text(await call_tool(toolbox, "good_echo", text="hi")) == "hi"
     listener.close()
 
@@ -231,7 +231,7 @@ async def test_tool_change_during_a_turn_does_not_fail_it(database_url: str, sim
             await trial.started.wait()
         trial.mcp.remove_tool("echo")
         await trial.add_tool("fresh")
-        await eventually(lambda: gateway.state.toolbox.find("fresh") is not None)
+        await eventually(lambda: gateway.state.toolbox.find_tool("fresh") is not None)
         trial.release.set()
         await stream.until("turn.completed")
         results = [event.data["outcome"] for event in stream.seen if event.type == "tool.result"]

@@ -48,9 +48,9 @@ async def connect_toolbox(
 
 
 async def call_tool(toolbox: McpToolbox, name: str, principal: Principal = ADA, **arguments: object) -> ToolResult:
-    spec = toolbox.find(name)
-    assert spec is not None, [spec.name for spec in toolbox.specs()]
-    result = await toolbox.call(spec, arguments, principal=principal)
+    spec = toolbox.find_tool(name)
+    assert spec is not None, [spec.name for spec in toolbox.list_specs()]
+    result = await toolbox.call_tool(spec, arguments, principal=principal)
     assert isinstance(result, ToolResult)
     return result
 
@@ -107,14 +107,14 @@ TrialSetup = tuple[TrialServer, ServerConfig]
 
 async def test_connected_server_provides_tools_instructions_and_status(trial: TrialSetup, modern: bool) -> None:
     async with connect_toolbox(trial[1]) as toolbox:
-        names = [spec.name for spec in toolbox.specs()]
+        names = [spec.name for spec in toolbox.list_specs()]
         assert names == sorted(names)
         assert {"echo", "crash"} <= set(names)
-        assert toolbox.instructions() == "Trial instructions."
-        status = toolbox.servers()[0]
+        assert toolbox.get_instructions() == "Trial instructions."
+        status = toolbox.list_server_statuses()[0]
         assert (status.state, status.tools) == ("up", len(names))
         assert status.protocol_version == ("2026-07-28" if modern else "2025-11-25")
-        spec = toolbox.find("echo")
+        spec = toolbox.find_tool("echo")
         assert spec is not None
         assert (spec.read_only, spec.server) == (True, "trial")
 
@@ -156,11 +156,11 @@ async def test_call_timeout_is_paused_during_elicitation() -> None:
         def __init__(self) -> None:
             self.asked, self.answer_allowed = asyncio.Event(), asyncio.Event()
 
-        def progress(self, progress: float, total: float | None, message: str | None) -> None: ...
+        def on_progress(self, progress: float, total: float | None, message: str | None) -> None: ...
 
-        def log(self, level: str, message: str) -> None: ...
+        def on_log(self, level: str, message: str) -> None: ...
 
-        async def ask(self, question: Question) -> Answer:
+        async def ask_user(self, question: Question) -> Answer:
             self.asked.set()
             await self.answer_allowed.wait()
             return Answer("accept", {"row": "front"})
@@ -170,9 +170,9 @@ async def test_call_timeout_is_paused_during_elicitation() -> None:
         serve_asgi(TrialServer().create_app(modern=False)) as address,
         connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
     ):
-        spec = toolbox.find("reserve")
+        spec = toolbox.find_tool("reserve")
         assert spec is not None
-        calling = asyncio.create_task(toolbox.call(spec, {"seats": 2}, principal=ADA, observer=observer))
+        calling = asyncio.create_task(toolbox.call_tool(spec, {"seats": 2}, principal=ADA, observer=observer))
         async with asyncio.timeout(30):
             await observer.asked.wait()
         connection = toolbox._pool.get_shared("t")
@@ -227,17 +227,17 @@ async def test_progress_and_log_reach_the_observer(trial: TrialSetup) -> None:
         def __init__(self) -> None:
             self.notifications: list[object] = []
 
-        def progress(self, progress: float, total: float | None, message: str | None) -> None:
+        def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
             self.notifications.append((progress, total, message))
 
-        def log(self, level: str, message: str) -> None:
+        def on_log(self, level: str, message: str) -> None:
             self.notifications.append((level, message))
 
     observer = Observer()
     async with connect_toolbox(trial[1]) as toolbox:
-        spec = toolbox.find("chatter")
+        spec = toolbox.find_tool("chatter")
         assert spec is not None
-        await toolbox.call(spec, {}, principal=ADA, observer=observer)
+        await toolbox.call_tool(spec, {}, principal=ADA, observer=observer)
         await eventually(lambda: len(observer.notifications) >= 3)
     assert (1.0, 2.0, "half") in observer.notifications
     assert ("info", "a log line") in observer.notifications
@@ -248,23 +248,23 @@ async def test_new_tool_is_offered_after_list_changed_notification(trial: TrialS
         pytest.skip("the SDK's server notifies legacy clients of changes only inside a request")
     async with connect_toolbox(trial[1]) as toolbox:
         await trial[0].add_tool("brand_new")
-        await eventually(lambda: toolbox.find("brand_new") is not None)
+        await eventually(lambda: toolbox.find_tool("brand_new") is not None)
 
 
 async def test_allow_and_deny_patterns_filter_tools(trial: TrialSetup) -> None:
     config = trial[1].model_copy(update={"allow": ("*e*",), "deny": ("crash", "hang_*", "refuse")})
     async with connect_toolbox(config) as toolbox:
-        assert [spec.name for spec in toolbox.specs()] == ["chatter", "echo", "picture", "reserve"]
+        assert [spec.name for spec in toolbox.list_specs()] == ["chatter", "echo", "picture", "reserve"]
 
 
 async def test_server_down_at_startup_is_connected_later(modern: bool) -> None:
     port = free_port()
     async with connect_toolbox(ServerConfig(name="late", url=f"http://127.0.0.1:{port}/mcp")) as toolbox:
-        assert toolbox.specs() == ()
-        assert toolbox.servers()[0].state == "down"
-        assert toolbox.servers()[0].reason == "nothing answers at its address"
+        assert toolbox.list_specs() == ()
+        assert toolbox.list_server_statuses()[0].state == "down"
+        assert toolbox.list_server_statuses()[0].reason == "nothing answers at its address"
         async with run_server_process(port, modern):
-            await eventually(lambda: toolbox.find("late_echo") is not None)
+            await eventually(lambda: toolbox.find_tool("late_echo") is not None)
             assert get_text(await call_tool(toolbox, "late_echo", text="hi")) == "hi"
 
 
@@ -273,7 +273,7 @@ async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern:
     servers = [ServerConfig(name=n, url=f"http://127.0.0.1:{p}/mcp") for n, p in (("one", port), ("two", other_port))]
     async with run_server_process(other_port, modern), connect_toolbox(*servers, connect_timeout=0.1) as toolbox:
         async with run_server_process(port, modern) as victim:
-            await eventually(lambda: toolbox.find("one_echo") and toolbox.find("two_echo"))
+            await eventually(lambda: toolbox.find_tool("one_echo") and toolbox.find_tool("two_echo"))
             hanging = {
                 name: asyncio.create_task(call_tool(toolbox, name)) for name in ("one_hang_write", "one_hang_read")
             }
@@ -285,14 +285,14 @@ async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern:
                 assert (await hanging["one_hang_read"]).outcome == "error"
             assert not other_call.done()
             assert get_text(await call_tool(toolbox, "two_echo", text="alive")) == "alive"
-            spec = toolbox.find("one_echo")
+            spec = toolbox.find_tool("one_echo")
             if spec is not None:  # a legacy server's absence is detected only by a call
-                result = await toolbox.call(spec, {"text": "x"}, principal=ADA)
+                result = await toolbox.call_tool(spec, {"text": "x"}, principal=ADA)
                 assert isinstance(result, ToolResult)
                 assert result.outcome == "error"
                 assert "not reachable" in get_text(result)
         async with run_server_process(port, modern):
-            await eventually(lambda: toolbox.find("one_echo") is not None)
+            await eventually(lambda: toolbox.find_tool("one_echo") is not None)
             await call_until_answered(toolbox, "one_echo", "back")
         other_call.cancel()
 
@@ -304,7 +304,7 @@ async def test_restarted_legacy_server_gets_a_new_session() -> None:
         ServerConfig(name="s", url=f"http://127.0.0.1:{port}/mcp"), connect_timeout=0.1
     ) as toolbox:
         async with run_server_process(port, modern=False):
-            await eventually(lambda: toolbox.find("s_echo") is not None)
+            await eventually(lambda: toolbox.find_tool("s_echo") is not None)
         async with run_server_process(port, modern=False):
             await eventually(lambda: _accepts_connections(port))
             await call_until_answered(toolbox, "s_echo", "back")
@@ -364,14 +364,14 @@ async def test_tools_are_listed_again_after_an_invalid_list(
 
     monkeypatch.setattr(Client, "list_tools", list_tools)
     async with connect_toolbox(config) as toolbox:
-        await eventually(lambda: toolbox.find("echo") is not None)
+        await eventually(lambda: toolbox.find_tool("echo") is not None)
         is_invalid = True
         await server.add_tool("first")
-        await eventually(lambda: toolbox.servers()[0].state != "up")
+        await eventually(lambda: toolbox.list_server_statuses()[0].state != "up")
         is_invalid = False
         await server.add_tool("second")
-        await eventually(lambda: toolbox.find("second") is not None)
-        assert toolbox.servers()[0].state == "up"
+        await eventually(lambda: toolbox.find_tool("second") is not None)
+        assert toolbox.list_server_statuses()[0].state == "up"
 
 
 def _accepts_connections(port: int) -> bool:
@@ -389,7 +389,7 @@ async def test_server_that_hangs_on_connect_does_not_block_startup() -> None:
     async with connect_toolbox(
         ServerConfig(name="silent", url=f"http://127.0.0.1:{port}/mcp"), connect_timeout=0.2
     ) as toolbox:
-        assert toolbox.servers()[0].state == "connecting"
+        assert toolbox.list_server_statuses()[0].state == "connecting"
     server.close()
 
 
@@ -409,7 +409,10 @@ async def test_server_without_change_notifications_is_polled() -> None:
     ):
         request_count = len(server.requests)
         await eventually(
-            lambda: ("tools/list", None) in server.requests[request_count:] or toolbox.servers()[0].state == "down"
+            lambda: (
+                ("tools/list", None) in server.requests[request_count:]
+                or toolbox.list_server_statuses()[0].state == "down"
+            )
         )
-        await eventually(lambda: toolbox.servers()[0].state == "up")
+        await eventually(lambda: toolbox.list_server_statuses()[0].state == "up")
         assert get_text(await call_tool(toolbox, "echo", text="hi")) == "hi"

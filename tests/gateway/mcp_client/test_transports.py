@@ -59,17 +59,17 @@ def find_stdio_processes() -> set[int]:
 
 
 async def wait_until_up(toolbox: McpToolbox) -> None:
-    await eventually(lambda: toolbox.servers()[0].state == "up")
+    await eventually(lambda: toolbox.list_server_statuses()[0].state == "up")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds processes in /proc")
 async def test_stdio_command_is_restarted_when_killed_and_stopped_at_the_end() -> None:
     async with connect_toolbox(make_stdio_config(), connect_timeout=30) as toolbox:
         assert get_text(await call_tool(toolbox, "own_echo", text="hi")) == "hi"
-        assert toolbox.servers()[0].transport == "stdio"
+        assert toolbox.list_server_statuses()[0].transport == "stdio"
         (pid,) = find_stdio_processes()
         os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: find_stdio_processes() - {pid} and toolbox.servers()[0].state == "up")
+        await eventually(lambda: find_stdio_processes() - {pid} and toolbox.list_server_statuses()[0].state == "up")
         assert get_text(await call_tool(toolbox, "own_echo", text="again")) == "again"
     assert find_stdio_processes() == set()
 
@@ -88,7 +88,7 @@ async def test_killed_stdio_command_makes_the_outcome_of_a_write_unknown() -> No
 async def test_missing_stdio_command_is_reported_in_the_status() -> None:
     missing = ServerConfig(name="missing", command="/no/such/command")
     async with connect_toolbox(missing) as toolbox:
-        status = toolbox.servers()[0]
+        status = toolbox.list_server_statuses()[0]
         assert (status.state, status.reason) == ("down", "its command cannot be run: No such file or directory")
 
 
@@ -96,7 +96,7 @@ async def test_legacy_sse_transport_is_supported(sse_server: ServerConfig) -> No
     async with connect_toolbox(sse_server, connect_timeout=0.1) as toolbox:
         await wait_until_up(toolbox)
         assert get_text(await call_tool(toolbox, "old_echo", text="hi")) == "hi"
-        assert toolbox.servers()[0].transport == "sse"
+        assert toolbox.list_server_statuses()[0].transport == "sse"
         assert (await call_tool(toolbox, "old_crash")).outcome == "error"
 
 
@@ -117,7 +117,7 @@ async def test_identity_header_of_the_client_is_forwarded() -> None:
     async with serve_asgi(TrialServer().create_app()) as address:
         config = ServerConfig(name="t", url=f"{address}/mcp", prefix="", identity="header:Authorization")
         async with connect_toolbox(config) as toolbox:
-            assert toolbox.forwarded_headers() == {"authorization"}
+            assert toolbox.get_forwarded_headers() == {"authorization"}
             principal = Principal("ada", headers={"authorization": "Bearer ada's own"})
             calls = [call_tool(toolbox, "whoami", principal=caller) for caller in (principal, ADA, principal)]
             headers = [get_text(result) for result in await asyncio.gather(*calls)]
@@ -132,16 +132,16 @@ async def test_servers_are_added_and_removed_during_calls() -> None:
         async with connect_toolbox(one) as toolbox:
             connection = toolbox._pool.get_shared("one")
             toolbox.reconcile([one, two])
-            await eventually(lambda: toolbox.find("two_echo") is not None)
+            await eventually(lambda: toolbox.find_tool("two_echo") is not None)
             assert toolbox._pool.get_shared("one") is connection
-            spec = toolbox.find("two_slow")
+            spec = toolbox.find_tool("two_slow")
             assert spec is not None
-            calling = asyncio.create_task(toolbox.call(spec, {}, principal=ADA))
+            calling = asyncio.create_task(toolbox.call_tool(spec, {}, principal=ADA))
             async with asyncio.timeout(30):
                 await server.started.wait()
             toolbox.reconcile([one])
-            assert toolbox.find("two_echo") is None
-            result = await toolbox.call(spec, {}, principal=ADA)
+            assert toolbox.find_tool("two_echo") is None
+            result = await toolbox.call_tool(spec, {}, principal=ADA)
             assert "no longer connected" in result.content[0]["text"]  # type: ignore[union-attr]
             server.release.set()
             assert (await calling).content[0]["text"] == "done"  # type: ignore[union-attr]

@@ -44,7 +44,7 @@ async def journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
 async def begin_turn(journal: PostgresJournal) -> TurnLog:
     log = TurnLog(uuid4())
     log.append(make_turn_started(log.turn_id))
-    await journal.begin(make_record(log.turn_id), log)
+    await journal.begin_turn(make_record(log.turn_id), log)
     return log
 
 
@@ -67,7 +67,7 @@ async def test_journal_replays_a_turn_exactly(journal: PostgresJournal, db: asyn
     await journal.flush(log)
     log.append(e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("437")], duration_ms=2.0))
     log.append(TURN_END)
-    await journal.finish(log, make_outcome())
+    await journal.finish_turn(log, make_outcome())
     assert await read_events(db, log.turn_id) == [entry.event for entry in log.entries]
     assert log.has_ended
     turn = await db.fetchrow("SELECT * FROM turns WHERE id = $1", log.turn_id)
@@ -113,7 +113,7 @@ async def test_write_refused_by_postgres_fails_alone(journal: PostgresJournal, d
         logs[1].turn_id, "local", TurnRequest((), model="m"), "m", conversation_id=uuid4()
     )
     records = [make_record(logs[0].turn_id), unknown_conversation, make_record(logs[2].turn_id)]
-    results = await asyncio.gather(*map(journal.begin, records, logs), return_exceptions=True)
+    results = await asyncio.gather(*map(journal.begin_turn, records, logs), return_exceptions=True)
     assert [type(result).__name__ for result in results] == ["NoneType", "GatewayError", "NoneType"]
     assert await db.fetchval("SELECT count(*) FROM turns") == 2
 
@@ -126,7 +126,7 @@ async def test_lost_connection_does_not_fail_the_turn(journal: PostgresJournal, 
     )
     log.append(TURN_END)
     async with asyncio.timeout(30):
-        await journal.finish(log, make_outcome())
+        await journal.finish_turn(log, make_outcome())
     assert await db.fetchval("SELECT status FROM turns") == "completed"
     assert len(await read_events(db, log.turn_id)) == 2
 
@@ -137,7 +137,7 @@ async def test_turn_does_not_start_if_it_cannot_be_stored() -> None:
     log = TurnLog(uuid4())
     log.append(make_turn_started(log.turn_id))
     with pytest.raises(StorageUnavailable):
-        await journal.begin(make_record(log.turn_id), log)
+        await journal.begin_turn(make_record(log.turn_id), log)
     await journal.stop(0.1)
 
 
@@ -147,13 +147,13 @@ async def test_pending_writes_of_an_abandoned_turn_are_dropped() -> None:
     journal.start()
     log = TurnLog(uuid4())
     log.append(make_turn_started(log.turn_id))
-    begin = asyncio.create_task(journal.begin(make_record(log.turn_id), log))
+    begin = asyncio.create_task(journal.begin_turn(make_record(log.turn_id), log))
     while not journal._in_flight:
         await asyncio.sleep(0)
     log.append(e.ToolCallStarted(step=1, call_id="c", server="s", tool="t", arguments={}))
     call_write = journal.flush(log)
     log.append(TURN_END)
-    end_write = journal.finish(log, make_outcome())
+    end_write = journal.finish_turn(log, make_outcome())
     with pytest.raises(StorageUnavailable):
         await begin
     assert call_write.cancelled()

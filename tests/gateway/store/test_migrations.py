@@ -16,29 +16,29 @@ from tools_server.migrations import find_head_revision
 
 
 async def test_models_match_the_migrations(database_url: str) -> None:
-    await asyncio.to_thread(command.check, migrations.alembic_config(database_url))
+    await asyncio.to_thread(command.check, migrations.make_alembic_config(database_url))
 
 
 def test_heads_without_alembic_match_alembic() -> None:
-    alembic_heads = ScriptDirectory.from_config(migrations.alembic_config("")).get_heads()
-    assert migrations.heads() == set(alembic_heads)
+    alembic_heads = ScriptDirectory.from_config(migrations.make_alembic_config("")).get_heads()
+    assert migrations.list_heads() == set(alembic_heads)
     assert find_head_revision() in alembic_heads
 
 
 async def test_migrations_can_be_downgraded_and_upgraded_again(database_url: str, db: asyncpg.Connection) -> None:
-    config = migrations.alembic_config(database_url)
+    config = migrations.make_alembic_config(database_url)
     for branch in ("gateway", "tools"):
         await asyncio.to_thread(command.downgrade, config, f"{branch}@base")
     assert await db.fetchval("SELECT to_regclass('turns')") is None
     assert await db.fetchval("SELECT to_regclass('tools.tasks')") is None
-    await asyncio.to_thread(migrations.upgrade, database_url)
+    await asyncio.to_thread(migrations.upgrade_schema, database_url)
     assert await db.fetchval("SELECT to_regclass('tools.tasks')") is not None
-    assert await migrations.missing_migrations(database_url) == []
+    assert await migrations.list_missing_migrations(database_url) == []
 
 
 def test_schema_file_matches_the_migrations() -> None:
     output = io.StringIO()
-    config = migrations.alembic_config("postgresql+asyncpg://")
+    config = migrations.make_alembic_config("postgresql+asyncpg://")
     config.output_buffer = output
     command.upgrade(config, "heads", sql=True)
     assert output.getvalue() == embedded_postgres.SCHEMA_FILE.read_text(), "run `make schema`"
@@ -49,12 +49,12 @@ async def test_concurrent_processes_can_upgrade_the_database(postgres: embedded_
     await admin.execute("CREATE DATABASE concurrent_upgrades")
     url = postgres.build_url("concurrent_upgrades")
     try:
-        assert len(await migrations.missing_migrations(url)) == 2
+        assert len(await migrations.list_missing_migrations(url)) == 2
         command_line = [sys.executable, "-m", "gateway.cli", "db", "upgrade"]
         environment = {**os.environ, "DATABASE_URL": url}
         processes = [await asyncio.create_subprocess_exec(*command_line, env=environment) for _ in range(3)]
         assert [await process.wait() for process in processes] == [0, 0, 0]
-        assert await migrations.missing_migrations(url) == []
+        assert await migrations.list_missing_migrations(url) == []
     finally:
         await admin.execute("DROP DATABASE concurrent_upgrades WITH (FORCE)")
         await admin.close()

@@ -43,15 +43,15 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep
         max_expires_at = (await keys.get_by_prefix(principal.key)).expires_at
         if max_expires_at is not None and (new.expires_at is None or new.expires_at > max_expires_at):
             new = msgspec.structs.replace(new, expires_at=max_expires_at)
-    row, secret = await keys.create(new, by=principal.user)
+    row, secret = await keys.create_key(new, by=principal.user)
     return CreatedKey.model_validate(KeyView.model_validate(row, from_attributes=True).model_dump() | {"key": secret})
 
 
 @router.delete("/{key_id}", summary="Revoke a key", status_code=204, responses=_NOT_FOUND)
 async def revoke_key(key_id: UUID, principal: PrincipalDep, keys: ApiKeysDep) -> None:
     """Revoke a key on every worker. The key stays in the list."""
-    key: ApiKey = await keys.get(key_id, _owner_filter(principal))
-    await keys.revoke(key, by=principal.user)
+    key: ApiKey = await keys.get_key(key_id, _owner_filter(principal))
+    await keys.revoke_key(key, by=principal.user)
 
 
 def _owner_filter(principal: Principal) -> str | None:

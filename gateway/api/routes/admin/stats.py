@@ -58,8 +58,14 @@ class StatsView(BaseModel):
 async def get_stats(_principal: PrincipalDep, usage: UsageDep, days: Days = 30) -> StatsView:
     """Turns, tokens, cost, errors, ratings and tool calls of all users. Admins only."""
     return StatsView(
-        days=[DailyUsageView.model_validate(stats, from_attributes=True) for stats in await usage.by_day(days)],
-        models=[ModelStatsView.model_validate(stats, from_attributes=True) for stats in await usage.by_model(days)],
-        errors=[ErrorStatsView.model_validate(stats, from_attributes=True) for stats in await usage.errors(days)],
-        tools=[ToolStatsView.model_validate(stats, from_attributes=True) for stats in await usage.tools(days)],
+        days=[
+            DailyUsageView.model_validate(stats, from_attributes=True) for stats in await usage.aggregate_by_day(days)
+        ],
+        models=[
+            ModelStatsView.model_validate(stats, from_attributes=True) for stats in await usage.aggregate_by_model(days)
+        ],
+        errors=[ErrorStatsView.model_validate(stats, from_attributes=True) for stats in await usage.count_errors(days)],
+        tools=[
+            ToolStatsView.model_validate(stats, from_attributes=True) for stats in await usage.aggregate_tools(days)
+        ],
     )

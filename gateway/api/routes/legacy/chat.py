@@ -65,8 +65,8 @@ async def get_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
 ) -> LegacyConversation:
     """The prompts and answers of a conversation, oldest first."""
-    conversation = await conversations.get(conversation_id, principal)
-    turns = await conversations.turns(conversation.id)
+    conversation = await conversations.get_conversation(conversation_id, principal)
+    turns = await conversations.list_turns(conversation.id)
     messages = [message for turn in turns for message in _to_messages(turn)]
     return LegacyConversation(conversation_id=str(conversation.id), messages=messages)
 

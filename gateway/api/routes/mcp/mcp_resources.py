@@ -42,8 +42,8 @@ class PromptArguments(BaseModel):
 async def list_resources(principal: PrincipalDep, toolbox: ToolboxDep) -> ResourceList:
     """Resources and resource templates of the servers that you may use."""
     return ResourceList(
-        resources=await toolbox.listed("resources", principal),
-        templates=await toolbox.listed("resource_templates", principal),
+        resources=await toolbox.list_server_items("resources", principal),
+        templates=await toolbox.list_server_items("resource_templates", principal),
     )
 
 
@@ -64,7 +64,7 @@ async def read_resource(
 @router.get("/prompts", summary="List the prompts of the MCP servers")
 async def list_prompts(principal: PrincipalDep, toolbox: ToolboxDep) -> PromptList:
     """Prompts of the servers that you may use."""
-    return PromptList(prompts=await toolbox.listed("prompts", principal))
+    return PromptList(prompts=await toolbox.list_server_items("prompts", principal))
 
 
 @router.post("/prompts/{name}", summary="Get a prompt", responses=_ERRORS)

@@ -102,12 +102,14 @@ async def list_servers(
     principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
     """The state and configuration of each server, and tools whose definition has changed."""
-    statuses = {status.name: status for status in toolbox.servers() if principal.can_use_server(status.name)}
+    statuses = {
+        status.name: status for status in toolbox.list_server_statuses() if principal.can_use_server(status.name)
+    }
     views: list[McpServerView] = []
     for name, status in statuses.items():
-        config = admin.config(name)
+        config = admin.get_config(name)
         fields: JsonObject = {
-            "source": admin.source(name),
+            "source": admin.get_source(name),
             "prefix": config.prefix,
             "allow": config.allow,
             "deny": config.deny,
@@ -121,7 +123,7 @@ async def list_servers(
         views.append(McpServerView.model_validate(msgspec.structs.asdict(status) | fields))
     changed_tools = [
         ChangedTool(server=server, tool=tool, was=was, now=now)
-        for (server, tool), (was, now) in (await servers.changed()).items()
+        for (server, tool), (was, now) in (await servers.list_changed_definitions()).items()
         if principal.can_use_server(server)
     ]
     return McpServerList(servers=views, changed_tools=changed_tools)
@@ -137,7 +139,7 @@ async def add_server(
     """
     _require_admin(principal)
     config = body.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-    await admin.add(body.name, config, by=principal.user)
+    await admin.add_server(body.name, config, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
 
 
@@ -152,7 +154,7 @@ async def switch_server(
 ) -> McpServerList:
     """Disable or enable a server, including one from the configuration file. Active calls finish first."""
     _require_admin(principal)
-    await admin.switch(name, disabled=body.disabled, by=principal.user)
+    await admin.set_disabled(name, disabled=body.disabled, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
 
 
@@ -160,7 +162,7 @@ async def switch_server(
 async def remove_server(name: ServerName, principal: PrincipalDep, admin: ServerAdminDep) -> None:
     """Remove a server that was added over the API. Active calls finish first."""
     _require_admin(principal)
-    await admin.remove(name, by=principal.user)
+    await admin.remove_server(name, by=principal.user)
 
 
 @router.post("/{name}/tools/{tool}/approve", summary="Approve the changed definition of a tool", responses=_ERRORS)
@@ -174,8 +176,8 @@ async def approve_tool(
 ) -> McpServerList:
     """Accept the current definition of a tool. With `on_change` `hold`, the tool becomes available again."""
     _require_admin(principal)
-    await servers.approve(name, tool, by=principal.user)
-    toolbox.recheck(name)
+    await servers.approve_tool(name, tool, by=principal.user)
+    toolbox.recheck_server(name)
     return await list_servers(principal, admin, servers, toolbox)
 
 

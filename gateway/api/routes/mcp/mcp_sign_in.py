@@ -53,7 +53,7 @@ async def sign_in(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep
     It is valid for seven days. If the server's `share` is `all`, an admin signs in for all users.
     """
     _require_reachable(name, principal)
-    return SignInPage(url=await toolbox.sign_in.offer(name, principal))
+    return SignInPage(url=await toolbox.sign_in.create_sign_in_url(name, principal))
 
 
 @router.delete(
@@ -65,7 +65,7 @@ async def sign_in(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep
 async def sign_out(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDep) -> None:
     """Delete the tokens that the server's authorization server issued."""
     _require_reachable(name, principal)
-    await toolbox.sign_in.forget(name, principal)
+    await toolbox.sign_in.sign_out(name, principal)
 
 
 def _require_reachable(name: str, principal: Principal) -> None:
@@ -76,7 +76,7 @@ def _require_reachable(name: str, principal: Principal) -> None:
 @router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)
 async def get_client_document(toolbox: ToolboxDep) -> JsonObject:
     """Return the gateway's client id metadata document, which authorization servers fetch."""
-    return toolbox.sign_in.client_document()
+    return toolbox.sign_in.get_client_metadata()
 
 
 @router.get(f"{_COOKIE_PATH}/start", response_class=HTMLResponse, include_in_schema=False)
@@ -86,7 +86,7 @@ async def show_start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
     The user confirms both, so that a link cannot trick a user into signing in for another user.
     """
     try:
-        login = await toolbox.sign_in.offered(ticket)
+        login = await toolbox.sign_in.get_request(ticket)
     except GatewayError as error:
         return _render_page("Sign-in", error.message, status=error.status)
     users = f"the gateway's user {login.owner}" if login.owner else "all users of the gateway"
@@ -99,7 +99,7 @@ async def show_start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
 async def start_sign_in(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> Response:
     """Redirect to the authorization server. The cookie binds the callback to this browser."""
     try:
-        url = await toolbox.sign_in.begin(ticket)
+        url = await toolbox.sign_in.begin_sign_in(ticket)
     except GatewayError as error:
         return _render_page("The sign-in cannot start", error.message, status=error.status)
     response = RedirectResponse(url, status_code=303, headers=_HEADERS)
@@ -117,7 +117,7 @@ async def finish_sign_in(
     """Finish the sign-in when the authorization server redirects the browser back."""
     answer = {name: value[:4_000] for name, value in request.query_params.items()}
     try:
-        await toolbox.sign_in.finish(ticket, answer)
+        await toolbox.sign_in.finish_sign_in(ticket, answer)
     except GatewayError as error:
         page = _render_page("The sign-in failed", error.message, status=error.status)
     else:

@@ -46,12 +46,12 @@ async def get_budget(principal: PrincipalDep, usage: UsageDep, settings: Setting
 
     A turn beyond the budget is rejected with 402.
     """
-    daily_usage = await usage.by_day(days, principal.user)
+    daily_usage = await usage.aggregate_by_day(days, principal.user)
     key_totals = None
     if principal.budget is not None:
-        key_totals = _build_totals(await usage.spent(principal.user, principal.key), principal.budget)
+        key_totals = _build_totals(await usage.get_totals(principal.user, principal.key), principal.budget)
     return UsageView(
-        user=_build_totals(await usage.spent(principal.user), settings.user_budget),
+        user=_build_totals(await usage.get_totals(principal.user), settings.user_budget),
         key=key_totals,
         days=[DailyUsageView.model_validate(day, from_attributes=True) for day in daily_usage],
     )

@@ -79,7 +79,7 @@ async def list_conversations(
     before: Annotated[UUID | None, Query(description="The `next` of the previous page.")] = None,
 ) -> ConversationList:
     """The newest conversations first."""
-    rows = await conversations.page(principal, limit=limit, before=before)
+    rows = await conversations.list_conversations(principal, limit=limit, before=before)
     views = [ConversationView.model_validate(row, from_attributes=True) for row in rows]
     return ConversationList(conversations=views, next=views[-1].id if len(views) == limit else None)
 
@@ -89,7 +89,7 @@ async def get_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
 ) -> ConversationDetail:
     """The conversation with all of its turns, and the messages of the newest branch."""
-    return await _build_detail(await conversations.get(conversation_id, principal), conversations)
+    return await _build_detail(await conversations.get_conversation(conversation_id, principal), conversations)
 
 
 @router.get("/{conversation_id}/export", summary="Download a conversation", responses=_NOT_FOUND)
@@ -97,7 +97,7 @@ async def export_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep, response: Response
 ) -> ConversationDetail:
     """The conversation with its turns and messages, as a JSON file."""
-    conversation = await conversations.get(conversation_id, principal)
+    conversation = await conversations.get_conversation(conversation_id, principal)
     response.headers["Content-Disposition"] = f'attachment; filename="conversation-{conversation.id}.json"'
     return await _build_detail(conversation, conversations)
 
@@ -107,9 +107,9 @@ async def rename_conversation(
     conversation_id: str, body: ConversationChange, principal: PrincipalDep, conversations: ConversationsDep
 ) -> ConversationView:
     """Change the title of a conversation."""
-    conversation = await conversations.get(conversation_id, principal)
-    await conversations.rename(conversation.id, body.title)
-    renamed = await conversations.get(conversation_id, principal)
+    conversation = await conversations.get_conversation(conversation_id, principal)
+    await conversations.rename_conversation(conversation.id, body.title)
+    renamed = await conversations.get_conversation(conversation_id, principal)
     return ConversationView.model_validate(renamed, from_attributes=True)
 
 
@@ -128,15 +128,15 @@ async def cancel_and_delete(
     conversation_id: str, principal: Principal, conversations: ConversationStore, service: TurnService
 ) -> UUID:
     """Cancel the active turns of a conversation, delete it, and return its id."""
-    conversation = await conversations.get(conversation_id, principal)
-    for turn_id in await conversations.open_turns(conversation.id):
+    conversation = await conversations.get_conversation(conversation_id, principal)
+    for turn_id in await conversations.list_open_turns(conversation.id):
         await service.cancel_turn(await service.get_turn(turn_id, principal))
-    await conversations.delete(conversation.id, by=principal.user)
+    await conversations.delete_conversation(conversation.id, by=principal.user)
     return conversation.id
 
 
 async def _build_detail(conversation: Conversation, conversations: ConversationStore) -> ConversationDetail:
-    turns = await conversations.turns(conversation.id)
+    turns = await conversations.list_turns(conversation.id)
     view = ConversationView.model_validate(conversation, from_attributes=True)
     return ConversationDetail(
         **view.model_dump(),

@@ -68,7 +68,7 @@ async def health(
     """Answer 200 while the process runs, even if the database cannot be reached."""
     try:
         async with asyncio.timeout(1):
-            conversations = await conversation_store.count()
+            conversations = await conversation_store.count_conversations()
     except (StorageUnavailable, TimeoutError):
         conversations = None
     return Health(
@@ -96,8 +96,8 @@ async def ready(
 
     If only the model or an MCP server is unavailable, the status code is 200.
     """
-    database, model = await asyncio.gather(store.check(), model_server.check())
-    servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.servers()]
+    database, model = await asyncio.gather(store.check_health(), model_server.check())
+    servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.list_server_statuses()]
     dependencies_up = model is None and all(server.state in ("up", "disabled") for server in servers)
     down_tasks = tasks.down_vital_tasks
     if database is not None or down_tasks or turn_service.is_stopping:

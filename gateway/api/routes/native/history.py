@@ -82,7 +82,7 @@ async def list_history(
     total: WithTotal = False,
 ) -> HistoryPage:
     """The newest turns first."""
-    turns = await history.page(principal, limit=limit, before=before)
+    turns = await history.list_turns(principal, limit=limit, before=before)
     items = [HistoryItem.model_validate(turn, from_attributes=True) for turn in turns]
     turn_count = await history.count_turns(principal) if total else None
     return HistoryPage(items=items, next=items[-1].id if len(items) == limit else None, total=turn_count)
@@ -91,14 +91,14 @@ async def list_history(
 @router.get("/history", summary="List your turns by offset")
 async def list_logs(principal: PrincipalDep, history: HistoryDep, limit: Limit = 50, offset: Offset = 0) -> HistoryPage:
     """The newest turns first. Legacy route: new clients use `/api/v1/history`."""
-    turns = await history.page(principal, limit=limit, offset=offset)
+    turns = await history.list_turns(principal, limit=limit, offset=offset)
     return HistoryPage(items=[HistoryItem.model_validate(turn, from_attributes=True) for turn in turns])
 
 
 @router.get("/history/{turn_id}", summary="Get a turn of the history")
 async def get_log(turn_id: UUID, principal: PrincipalDep, turns: TurnsDep) -> HistoryItem:
     """Prompt and response of a turn. Legacy route: new clients use `/api/v1/turns/{turn_id}`."""
-    return HistoryItem.model_validate(await turns.get(turn_id, principal), from_attributes=True)
+    return HistoryItem.model_validate(await turns.get_turn(turn_id, principal), from_attributes=True)
 
 
 @router.get("/api/v1/search", summary="Search your turns")
@@ -115,7 +115,7 @@ async def search(
 
     The newest 500 matching turns are ranked, best first.
     """
-    hits = await history.search(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
+    hits = await history.search_turns(principal, query, lang=lang, limit=limit, after=_parse_cursor(before))
     match_count = await history.count_matches(principal, query, lang=lang) if total else None
     next_cursor = f"{hits[-1].rank!r}_{hits[-1].id}" if len(hits) == limit else None
     return SearchPage(items=_to_views(hits), next=next_cursor, total=match_count)
@@ -131,7 +131,9 @@ async def search_logs(
     offset: Offset = 0,
 ) -> SearchPage:
     """Full-text search in prompts and responses. Legacy route: new clients use `/api/v1/search`."""
-    return SearchPage(items=_to_views(await history.search(principal, query, lang=lang, limit=limit, offset=offset)))
+    return SearchPage(
+        items=_to_views(await history.search_turns(principal, query, lang=lang, limit=limit, offset=offset))
+    )
 
 
 def _to_views(hits: list[SearchHit]) -> list[SearchHitView]:

@@ -73,7 +73,7 @@ class ToolCallResult(BaseModel):
 @router.get("/tools", summary="List the tools")
 async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListView:
     """The tools that you may use, and the state of each MCP server."""
-    servers = [server for server in toolbox.servers() if principal.can_use_server(server.name)]
+    servers = [server for server in toolbox.list_server_statuses() if principal.can_use_server(server.name)]
     states = {server.name: server.state for server in servers}
     tools = [
         ToolView(
@@ -91,7 +91,7 @@ async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListVi
                 open_world=spec.open_world,
             ),
         )
-        for spec in toolbox.specs()
+        for spec in toolbox.list_specs()
         if principal.can_use_tool(spec)
     ]
     views = [ServerView.model_validate(server, from_attributes=True) for server in servers]
@@ -113,11 +113,11 @@ async def call_tool(
 
     An error of the tool is a result with status 200.
     """
-    spec = toolbox.find(name)
+    spec = toolbox.find_tool(name)
     if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")
     started_at = time.perf_counter()
-    result = await toolbox.call(spec, arguments, principal=principal)
+    result = await toolbox.call_tool(spec, arguments, principal=principal)
     if isinstance(result, PendingInput):
         questions = "; ".join(question.message for question in result.questions)
         note = f"The tool asks: {questions} Direct calls cannot answer questions: pass all arguments, or use a chat."

@@ -182,16 +182,16 @@ async def rate_turn(
 
     The comment is not stored for a turn with `store` false.
     """
-    turn = await turns.get(turn_id, principal)
+    turn = await turns.get_turn(turn_id, principal)
     comment = body.comment.replace("\x00", "\ufffd") if body.comment and turn.store else None
-    at = await usage.rate(turn_id, turn.owner, body.rating, comment)
+    at = await usage.save_rating(turn_id, turn.owner, body.rating, comment)
     return FeedbackView(turn_id=turn_id, rating=body.rating, comment=comment, at=at)
 
 
 async def _build_view(turn_id: UUID, principal: Principal, turns: TurnStore, questions: QuestionStore) -> TurnView:
-    turn = await turns.get(turn_id, principal)
+    turn = await turns.get_turn(turn_id, principal)
     view = TurnView.model_validate(turn, from_attributes=True)
-    calls = await turns.tool_calls(turn_id)
+    calls = await turns.list_tool_calls(turn_id)
     view.tool_calls = [ToolCallView.model_validate(call, from_attributes=True) for call in calls]
     view.inputs = [
         InputView(

@@ -13,7 +13,7 @@ from gateway.api.deps import PrincipalDep, UsageReportsDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import JsonObject, Principal
-from gateway.store.usage_report import Group
+from gateway.store.usage_report import GroupKey
 
 router = APIRouter(prefix="/api/v1/usage", tags=["usage"])
 
@@ -74,7 +74,7 @@ class UsageTable(BaseModel):
 
     since: datetime = Field(serialization_alias="from")
     until: datetime = Field(serialization_alias="to")
-    group_by: list[Group]
+    group_by: list[GroupKey]
     rows: list[UsageRow]
     total: UsageSum
     truncated: bool
@@ -98,7 +98,7 @@ async def get_usage(
     ] = None,
     group_by: Annotated[
         str,
-        Query(max_length=100, description=f"One or more of {', '.join(get_args(Group))}, separated by commas."),
+        Query(max_length=100, description=f"One or more of {', '.join(get_args(GroupKey))}, separated by commas."),
     ] = "day",
     user: Annotated[
         str | None,
@@ -140,11 +140,11 @@ def _resolve_owner(principal: Principal, user: str | None) -> str | None:
     return principal.user
 
 
-def _parse_groups(group_by: str) -> list[Group]:
+def _parse_groups(group_by: str) -> list[GroupKey]:
     names = list(dict.fromkeys(name for part in group_by.split(",") if (name := part.strip())))
-    if not names or not set(names) <= set(get_args(Group)):
-        raise InvalidRequest(f"group_by: must be one or more of {', '.join(get_args(Group))}.", param="group_by")
-    return cast(list[Group], names)
+    if not names or not set(names) <= set(get_args(GroupKey)):
+        raise InvalidRequest(f"group_by: must be one or more of {', '.join(get_args(GroupKey))}.", param="group_by")
+    return cast(list[GroupKey], names)
 
 
 def _parse_range(since: str | None, until: str | None) -> tuple[datetime, datetime]:

@@ -47,8 +47,8 @@ async def create_response(
         turn = await _answer_approvals(turn_id, {item.input_id: item.approve for item in approvals}, request)
         part = answered_part + 1
     else:
-        specs = tuple(spec for spec in get_toolbox(request).specs() if principal.can_use_tool(spec))
-        urls = {server.name: server.url for server in get_toolbox(request).servers()}
+        specs = tuple(spec for spec in get_toolbox(request).list_specs() if principal.can_use_tool(spec))
+        urls = {server.name: server.url for server in get_toolbox(request).list_server_statuses()}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
     create_writer = partial(_create_writer, turn, request, part)
@@ -84,7 +84,7 @@ async def get_response(
 async def list_input_items(response_id: str, request: Request) -> JsonObject:
     """The items of the request, newest first."""
     turn, _ = await _find_response(response_id, request)
-    stored = await get_turn_store(request).get(turn.id, get_principal(request))
+    stored = await get_turn_store(request).get_turn(turn.id, get_principal(request))
     return build_input_list(stored.id, stored.messages[: stored.sent_messages])
 
 
@@ -93,7 +93,7 @@ async def delete_response(response_id: str, request: Request) -> JsonObject:
     """Delete the turn with everything stored about it. An active turn is cancelled first."""
     turn, _ = await _find_response(response_id, request)
     await get_turn_service(request).cancel_turn(turn)
-    await get_turn_store(request).delete(turn.id, by=get_principal(request).user)
+    await get_turn_store(request).delete_turn(turn.id, by=get_principal(request).user)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
@@ -118,7 +118,7 @@ async def _find_response(response_id: str, request: Request) -> tuple[TurnHandle
 
 
 def _create_writer(turn: TurnHandle, request: Request, part: int) -> ResponseWriter:
-    return ResponseWriter(turn.id, ResponseContext(turn.echo, get_toolbox(request).find), part)
+    return ResponseWriter(turn.id, ResponseContext(turn.echo, get_toolbox(request).find_tool), part)
 
 
 async def _answer_approvals(turn_id: UUID, approvals: dict[UUID, bool], request: Request) -> TurnHandle:
@@ -158,7 +158,7 @@ async def _build_current(turn: TurnHandle, writer: ResponseWriter, request: Requ
     if not turn.is_stored:
         raise NotFound("This response was not stored.", param="response_id")
     turns = get_turn_store(request)
-    stored = await turns.get(turn.id, get_principal(request))
+    stored = await turns.get_turn(turn.id, get_principal(request))
     events = [entry.event for entry in await turns.load_journal(turn.id)]
     if not events and stored.completed_at is not None:
         events = await turns.rebuild_events(stored)
