@@ -1,12 +1,12 @@
-"""A local server with Groq's wire format. It follows the prompt well enough to use tools, and says what it is.
+"""A local model server with Groq's wire format, for tests and for use without an API key.
 
-It serves where no key is set, and the tests as their upstream: the same client code talks to it and to Groq.
+It understands prompts well enough to call tools, and marks its answers as simulated.
 
-    wire.py      what goes over the wire: chunks, answers, usage
-    request.py   what Groq refuses, and the request as the rest reads it
-    responder.py what to say next
-    faults.py    how to misbehave, on demand
-    server.py    the HTTP server
+    wire.py       chunks, answers and usage as they are sent
+    request.py    requests, with the checks that Groq makes
+    responder.py  the choice of the next message
+    faults.py     faults to inject
+    server.py     the HTTP server
 """
 
 from gateway.simulator.faults import Fault

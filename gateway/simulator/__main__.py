@@ -1,4 +1,4 @@
-"""`python -m gateway.simulator --port N`: the simulator as a process of its own."""
+"""Run the simulator as a process: `python -m gateway.simulator --port N`."""
 
 import argparse
 import asyncio
@@ -16,10 +16,10 @@ from gateway_runtime.parent_watchdog import stop_with_parent
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gateway.simulator", description=__doc__)
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--fd", type=int, help="serve on this inherited, bound socket instead")
+    parser.add_argument("--port", type=int, default=0, help="port on the loopback interface; 0: any free port")
+    parser.add_argument("--fd", type=int, help="file descriptor of an inherited, bound socket to use instead")
     parser.add_argument("--tokens-per-second", type=float, default=SimulatorSettings().tokens_per_second)
-    parser.add_argument("--replay", type=Path, help="a directory of recorded exchanges to serve where they fit")
+    parser.add_argument("--replay", type=Path, help="directory of recorded exchanges to replay for equal requests")
     options = parser.parse_args()
     try:
         listener = socket.socket(fileno=options.fd) if options.fd is not None else _bind_socket(options.port)
@@ -42,8 +42,8 @@ def _bind_socket(port: int) -> socket.socket:
 async def _serve_until_stopped(settings: SimulatorSettings, listener: socket.socket, *, announce: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop.set)
     if parent_fd := os.environ.get("GATEWAY_PARENT_FD"):
         stop_with_parent(int(parent_fd))
     async with serve_simulator(settings, listener) as simulator:

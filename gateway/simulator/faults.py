@@ -1,34 +1,35 @@
-"""How the simulator misbehaves when it is told to."""
+"""Faults that tests and operators inject into the simulator."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from gateway.domain.messages import JsonObject
 from gateway.simulator.request import Chat
 
 FaultKind = Literal[
-    "status",  # answer `status` with `body` and `headers`
+    "status",  # respond with `status`, `body` and `headers`
     "mid_stream_error",  # an `event: error` frame with `error` after `after_chunks`
-    "data_error",  # the same as plain data
+    "data_error",  # the same error in a data frame
     "x_groq_error",  # the stream's last chunk carries `x_groq.error`
-    "cut",  # the body ends early, cleanly
+    "cut",  # the body ends early, without an error
     "abort",  # the connection breaks
     "slow_first_token",  # `seconds` of silence before the first chunk
     "stall",  # `seconds` of silence after `after_chunks`
     "malformed_tool_call",  # tool_use_failed with `failed_generation`: as status, or mid-stream with `after_chunks`
-    "unknown_tool",  # a call to a tool that was not offered
-    "invalid_json_arguments",  # a call whose arguments are no JSON
-    "bad_arguments",  # a call whose arguments do not fit the schema
-    "garbage",  # a data line that is no JSON
-    "split_frames",  # the bytes in pieces of 3, cut inside frames and characters
+    "unknown_tool",  # a call of an unknown tool
+    "invalid_json_arguments",  # a call whose arguments are not valid JSON
+    "bad_arguments",  # a call whose arguments violate the schema
+    "garbage",  # a data line that is not valid JSON
+    "split_frames",  # writes of 3 bytes, cut inside frames and characters
     "tool_calls",  # make `calls`
-    "text",  # say `text`
+    "text",  # answer with `text`
 ]
 
 
 class Fault(msgspec.Struct, kw_only=True):
-    """One way to misbehave, for the next `times` requests whose model or prompt contains `match`."""
+    """A fault for the next `times` requests whose model or prompt contains `match`."""
 
     kind: FaultKind
     times: int = 1
@@ -37,10 +38,10 @@ class Fault(msgspec.Struct, kw_only=True):
     seconds: float = 3600.0
     status: int = 500
     headers: dict[str, str] = msgspec.field(default_factory=dict[str, str])
-    body: Any = None
-    error: Any = None
+    body: object = None
+    error: object = None
     failed_generation: str = ""
-    calls: list[dict[str, Any]] = msgspec.field(default_factory=list[dict[str, Any]])
+    calls: list[JsonObject] = msgspec.field(default_factory=list[JsonObject])
     text: str = ""
 
     def applies_to(self, chat: Chat) -> bool:
@@ -48,7 +49,7 @@ class Fault(msgspec.Struct, kw_only=True):
 
 
 class FaultPlan:
-    """The faults to come. Each request takes the first of each kind that concerns it."""
+    """The scheduled faults. A request takes the first matching fault of each kind."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -63,11 +64,11 @@ class FaultPlan:
         return iter(self._faults)
 
     def take_faults(self, chat: Chat) -> dict[str, Fault]:
-        """The faults of this request by kind, used up by one."""
-        taken: dict[str, Fault] = {}
+        """Return the faults of a request by kind, and count them as used once."""
+        faults: dict[str, Fault] = {}
         for fault in self._faults:
-            if fault.kind not in taken and fault.applies_to(chat):
+            if fault.kind not in faults and fault.applies_to(chat):
                 fault.times -= 1
-                taken[fault.kind] = fault
+                faults[fault.kind] = fault
         self._faults = [fault for fault in self._faults if fault.times > 0]
-        return taken
+        return faults

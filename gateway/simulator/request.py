@@ -1,11 +1,11 @@
-"""A chat request as Groq takes it, and what it refuses."""
+"""Chat requests, with the checks that Groq makes."""
 
 import re
-from typing import Any
+from typing import cast
 
 import msgspec
 
-JsonObject = dict[str, Any]
+from gateway.domain.messages import JsonObject
 
 REASONING_MODELS = ("openai/gpt-oss", "qwen/")
 MODELS: tuple[JsonObject, ...] = tuple(
@@ -16,9 +16,9 @@ MODELS: tuple[JsonObject, ...] = tuple(
         "owned_by": owner,
         "active": True,
         "context_window": 131_072,
-        "max_completion_tokens": most,
+        "max_completion_tokens": max_tokens,
     }
-    for name, owner, most in (
+    for name, owner, max_tokens in (
         ("openai/gpt-oss-120b", "OpenAI", 65_536),
         ("openai/gpt-oss-20b", "OpenAI", 65_536),
         ("qwen/qwen3.8-27b", "Alibaba Cloud", 16_384),
@@ -40,12 +40,12 @@ _FIELDS: dict[str, set[str]] = {
     "assistant": {"role", "content", "name", "tool_calls", "reasoning"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
-_FEEDBACK = "Your tool call could not be made"  # of the gateway, about what the user wrote before
+_FEEDBACK_PREFIX = "Your tool call could not be made"  # begins messages of the gateway, not of the user
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class ApiError(Exception):
-    """An HTTP error in Groq's shape."""
+    """An HTTP error with Groq's error body."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class ApiError(Exception):
 
 
 class Chat(msgspec.Struct, kw_only=True):
-    """The parts of a request that the simulator looks at."""
+    """The fields of a chat request that the simulator uses."""
 
     model: str
     messages: list[JsonObject]
@@ -91,19 +91,19 @@ class Chat(msgspec.Struct, kw_only=True):
 
     @property
     def allows_many_calls(self) -> bool:
-        """Whether the model makes several calls a step; gpt-oss does not."""
+        """Whether the model makes several calls in one step. gpt-oss does not."""
         return not self.model.startswith("openai/gpt-oss")
 
     @property
     def last_user_text(self) -> str:
-        said = (get_text(m) for m in reversed(self.messages) if m["role"] == "user")
-        return next((text for text in said if not text.startswith(_FEEDBACK)), "")
+        texts = (get_text(m) for m in reversed(self.messages) if m["role"] == "user")
+        return next((text for text in texts if not text.startswith(_FEEDBACK_PREFIX)), "")
 
 
 def get_text(message: JsonObject) -> str:
     content = message.get("content")
     if isinstance(content, list):
-        return " ".join(str(part.get("text", "")) for part in content)  # pyright: ignore
+        return " ".join(str(part.get("text", "")) for part in cast(list[JsonObject], content))
     return str(content or "")
 
 
@@ -114,7 +114,11 @@ def check_api_key(authorization: str) -> None:
 
 
 def parse_chat_request(body: bytes) -> Chat:
-    """The request, or what Groq would say is wrong with it."""
+    """Parse and check a request.
+
+    Raises:
+        ApiError: Groq would reject the request.
+    """
     try:
         chat = msgspec.json.decode(body, type=Chat)
     except msgspec.DecodeError as error:
@@ -129,39 +133,39 @@ def parse_chat_request(body: bytes) -> Chat:
 def _check_model(model: str) -> None:
     if model in RETIRED_MODELS:
         raise ApiError(400, f"The model `{model}` has been decommissioned.", "model_decommissioned")
-    if all(model != known["id"] for known in MODELS):
+    if all(model != listed["id"] for listed in MODELS):
         raise ApiError(404, f"The model `{model}` does not exist or you do not have access to it.", "model_not_found")
 
 
 def _check_messages(messages: list[JsonObject]) -> None:
     if not messages:
         raise ApiError(400, "'messages' : minimum number of items is 1", param="messages")
-    asked: set[str] = set()
+    pending: set[str] = set()
     for index, message in enumerate(messages):
         where = f"messages.{index}"
-        known = _FIELDS.get(message.get("role", ""))
-        if known is None:
+        fields = _FIELDS.get(message.get("role", ""))
+        if fields is None:
             raise ApiError(400, f"'{where}.role' : value is not one of the allowed values", param=where)
-        if unknown := sorted(set(message) - known):
+        if unknown := sorted(set(message) - fields):
             raise ApiError(400, f"'{where}' : property '{unknown[0]}' is unsupported", param=where)
         if message["role"] == "tool":
-            asked = _remove_answered_call(asked, message.get("tool_call_id"), where)
-        elif asked:
-            raise ApiError(400, f"'{where}' : tool calls {sorted(asked)} have no results", param=where)
+            pending = _remove_answered_call(pending, message.get("tool_call_id"), where)
+        elif pending:
+            raise ApiError(400, f"'{where}' : tool calls {sorted(pending)} have no results", param=where)
         if message.get("content") is None and not message.get("tool_calls"):
             raise ApiError(400, f"'{where}.content' : value must not be null", param=where)
-        asked |= {call["id"] for call in message.get("tool_calls") or ()}
+        pending |= {call["id"] for call in message.get("tool_calls") or ()}
         _check_calls(message.get("tool_calls") or [], where)
-    if asked:
-        raise ApiError(400, f"tool calls {sorted(asked)} have no results", param="messages")
+    if pending:
+        raise ApiError(400, f"tool calls {sorted(pending)} have no results", param="messages")
 
 
-def _remove_answered_call(asked: set[str], call_id: str | None, where: str) -> set[str]:
+def _remove_answered_call(pending: set[str], call_id: str | None, where: str) -> set[str]:
     if not call_id:
         raise ApiError(400, f"'{where}.tool_call_id' : value must not be empty", param=where)
-    if call_id not in asked:
+    if call_id not in pending:
         raise ApiError(400, f"'{where}' : tool_call_id '{call_id}' answers no tool call", param=where)
-    return asked - {call_id}
+    return pending - {call_id}
 
 
 def _check_calls(calls: list[JsonObject], where: str) -> None:
@@ -187,15 +191,15 @@ def _check_tools(chat: Chat) -> None:
 
 
 def _check_parameters(chat: Chat) -> None:
-    def within(name: str, value: float | None, low: float, high: float) -> None:
+    def check_range(name: str, value: float | None, low: float, high: float) -> None:
         if value is not None and not low <= value <= high:
             raise ApiError(400, f"'{name}' : value must be from {low:g} to {high:g}", param=name)
 
-    within("temperature", chat.temperature, 0, 2)
-    within("top_p", chat.top_p, 0, 1)
-    within("n", chat.n, 1, 1)
-    within("max_completion_tokens", chat.max_output_tokens, 1, 65_536)
-    within("stop", len(chat.stop) if isinstance(chat.stop, list) else None, 0, 4)
+    check_range("temperature", chat.temperature, 0, 2)
+    check_range("top_p", chat.top_p, 0, 1)
+    check_range("n", chat.n, 1, 1)
+    check_range("max_completion_tokens", chat.max_output_tokens, 1, 65_536)
+    check_range("stop", len(chat.stop) if isinstance(chat.stop, list) else None, 0, 4)
     if chat.include_reasoning is not None and chat.reasoning_format is not None:
         raise ApiError(400, "include_reasoning and reasoning_format exclude each other", param="include_reasoning")
     allowed = ("none", "default") if chat.model.startswith("qwen/") else ("low", "medium", "high")

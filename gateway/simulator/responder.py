@@ -1,26 +1,27 @@
-"""What the simulated model says next. It reads the last user message, and the tool results that came since."""
+"""Chooses the next message of the simulated model from the last user message and later tool results."""
 
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import cast
 
 import msgspec
 
-from gateway.simulator.request import Chat, JsonObject, get_text
+from gateway.domain.messages import JsonObject
+from gateway.simulator.request import Chat, get_text
 
 SIMULATED_MARK = "(simulated)"
 
 
 class SimulatedCall(msgspec.Struct):
-    """`arguments` is text only where a fault wants it broken."""
+    """A tool call. `arguments` is a string only if a fault makes it invalid."""
 
     name: str
     arguments: JsonObject | str
 
 
 class Reply(msgspec.Struct):
-    """Either calls or a text; `reasoning` before it."""
+    """The next message: calls or a text, after `reasoning`."""
 
     text: str = ""
     calls: list[SimulatedCall] = msgspec.field(default_factory=list[SimulatedCall])
@@ -28,7 +29,7 @@ class Reply(msgspec.Struct):
 
 
 class PromptContext:
-    """The conversation as a skill sees it."""
+    """The parts of a conversation that responders use."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
@@ -38,15 +39,13 @@ class PromptContext:
         self.earlier = [get_text(m) for m in chat.messages[:last_user] if m["role"] == "user"]
 
     def find_tool(self, name: str) -> str | None:
-        """The offered tool of that name, under whatever prefix."""
+        """Return the available tool with this name, with or without a prefix."""
         if self.chat.tool_choice == "none":
             return None
-        return next(
-            (offered for offered in self.chat.functions if offered == name or offered.endswith(f"_{name}")), None
-        )
+        return next((tool for tool in self.chat.functions if tool == name or tool.endswith(f"_{name}")), None)
 
     def run_calls(self, calls: list[SimulatedCall], finish: Callable[[list[str]], str]) -> Reply:
-        """Work through the calls, one a step or all at once as the model can, then say the end."""
+        """Make the calls, one per step or all at once as the model supports, then reply with `finish`."""
         done = len(self.results)
         if done < len(calls):
             return Reply(calls=calls[done:] if self.chat.allows_many_calls else calls[done : done + 1])
@@ -57,67 +56,73 @@ Responder = Callable[[PromptContext], Reply | None]
 
 
 def make_reply(chat: Chat) -> Reply:
-    """The next message of the simulated model."""
-    situation = PromptContext(chat)
-    chosen = _respond_forced(situation) or next(filter(None, (skill(situation) for skill in RESPONDERS)))
+    """Make the next message of the simulated model."""
+    context = PromptContext(chat)
+    reply = _respond_forced(context) or _choose_responder_reply(context)
     if (
-        chosen.text
-        and not chosen.text.endswith(SIMULATED_MARK)
+        reply.text
+        and not reply.text.endswith(SIMULATED_MARK)
         and (chat.response_format or {}).get("type", "text") == "text"
     ):
-        chosen.text = f"{chosen.text} {SIMULATED_MARK}"
+        reply.text = f"{reply.text} {SIMULATED_MARK}"
     if chat.shows_reasoning:
-        doing = f"I call {chosen.calls[0].name}." if chosen.calls else "I can answer now."
-        chosen.reasoning = f"The user wrote: {_shorten_text(situation.prompt)!r}. {doing}"
-    return chosen
+        plan = f"I call {reply.calls[0].name}." if reply.calls else "I can answer now."
+        reply.reasoning = f"The user wrote: {_shorten_text(context.prompt)!r}. {plan}"
+    return reply
 
 
-def _respond_forced(now: PromptContext) -> Reply | None:
-    """`tool_choice` names a tool or demands one: call it with what its schema asks for."""
-    choice = now.chat.tool_choice
+def _choose_responder_reply(context: PromptContext) -> Reply:
+    return next(filter(None, (respond(context) for respond in RESPONDERS)))
+
+
+def _respond_forced(context: PromptContext) -> Reply | None:
+    """Call the tool that `tool_choice` names, or any tool if it requires one, with generated arguments."""
+    choice = context.chat.tool_choice
     name = choice["function"]["name"] if isinstance(choice, dict) else None
-    if choice == "required" and not now.results:
-        natural = next(filter(None, (skill(now) for skill in RESPONDERS)))
-        if natural.calls:
-            return natural
-        name = next(iter(now.chat.functions))
-    if name is None or name not in now.chat.functions:
+    if choice == "required" and not context.results:
+        reply = _choose_responder_reply(context)
+        if reply.calls:
+            return reply
+        name = next(iter(context.chat.functions))
+    if name is None or name not in context.chat.functions:
         return None
-    return Reply(calls=[SimulatedCall(name, _generate_value(_get_schema(now, name), now.prompt))])
+    return Reply(calls=[SimulatedCall(name, _generate_arguments(_get_schema(context, name), context.prompt))])
 
 
-def _get_schema(now: PromptContext, tool: str) -> JsonObject:
-    return now.chat.functions[tool].get("parameters") or {}
+def _get_schema(context: PromptContext, tool: str) -> JsonObject:
+    return context.chat.functions[tool].get("parameters") or {}
 
 
-# --- skills, first match wins
+# Responders: the first that returns a reply is used.
 
 
 _EXPLICIT = re.compile(r"\b(?:call|use|and|then)\s+([A-Za-z0-9_-]+)\s*(?:with\s*)?(?=\{)", re.IGNORECASE)
 
 
-def _respond_explicit(now: PromptContext) -> Reply | None:
-    """`call TOOL with {json}`, several of them in order, or `in parallel` all at once."""
+def _respond_explicit(context: PromptContext) -> Reply | None:
+    """Make the calls in `call TOOL with {json}`, in order, or at once with `in parallel`."""
     calls: list[SimulatedCall] = []
-    for match in _EXPLICIT.finditer(now.prompt):
-        if match[1] in now.chat.functions:
-            arguments, _ = json.JSONDecoder().raw_decode(now.prompt, match.end())
+    for match in _EXPLICIT.finditer(context.prompt):
+        if match[1] in context.chat.functions:
+            arguments, _ = json.JSONDecoder().raw_decode(context.prompt, match.end())
             calls.append(SimulatedCall(match[1], arguments))
     if not calls:
         return None
-    if "in parallel" in now.prompt.lower() and not now.results:
+    if "in parallel" in context.prompt.lower() and not context.results:
         return Reply(calls=calls)
-    return now.run_calls(calls, lambda results: f"The tool said: {'; '.join(_shorten_text(r, 400) for r in results)}")
+    return context.run_calls(
+        calls, lambda results: f"The tool said: {'; '.join(_shorten_text(r, 400) for r in results)}"
+    )
 
 
 _URL = re.compile(r"https?://[^\s\"'<>]+")
 
 
-def _respond_fetch(now: PromptContext) -> Reply | None:
-    tool, url = now.find_tool("fetch_page"), _URL.search(now.prompt)
+def _respond_fetch(context: PromptContext) -> Reply | None:
+    tool, url = context.find_tool("fetch_page"), _URL.search(context.prompt)
     if tool is None or url is None:
         return None
-    return now.run_calls(
+    return context.run_calls(
         [SimulatedCall(tool, {"url": url[0].rstrip(".,)")})],
         lambda results: f"The page says: {_shorten_text(results[0], 300)}",
     )
@@ -126,12 +131,12 @@ def _respond_fetch(now: PromptContext) -> Reply | None:
 _SEARCH = re.compile(r"\b(?:search(?: the web)?(?: for)?|look up|google)\s+(.+)", re.IGNORECASE)
 
 
-def _respond_search(now: PromptContext) -> Reply | None:
-    tool, wanted = now.find_tool("web_search"), _SEARCH.search(now.prompt)
-    if tool is None or wanted is None:
+def _respond_search(context: PromptContext) -> Reply | None:
+    tool, match = context.find_tool("web_search"), _SEARCH.search(context.prompt)
+    if tool is None or match is None:
         return None
-    query = wanted[1].strip(" .?!\"'")
-    return now.run_calls(
+    query = match[1].strip(" .?!\"'")
+    return context.run_calls(
         [SimulatedCall(tool, {"query": query})],
         lambda results: f"I searched for {query!r}: {_shorten_text(results[0], 300)}",
     )
@@ -142,16 +147,16 @@ _ADD = re.compile(
     r"|\bremind me to\s+(.+?)[.!]?$",
     re.IGNORECASE | re.MULTILINE,
 )
-_MANY = re.compile(r"\btasks\s*:", re.IGNORECASE)
+_SEVERAL_TASKS = re.compile(r"\btasks\s*:", re.IGNORECASE)
 
 
-def _respond_add_task(now: PromptContext) -> Reply | None:
-    tool, wanted = now.find_tool("add_task"), _ADD.search(now.prompt)
-    if tool is None or wanted is None:
+def _respond_add_task(context: PromptContext) -> Reply | None:
+    tool, match = context.find_tool("add_task"), _ADD.search(context.prompt)
+    if tool is None or match is None:
         return None
-    text = wanted[1] or wanted[2]
-    titles = [part.strip() for part in text.split(",")] if _MANY.search(now.prompt) else [text.strip()]
-    return now.run_calls(
+    text = match[1] or match[2]
+    titles = [part.strip() for part in text.split(",")] if _SEVERAL_TASKS.search(context.prompt) else [text.strip()]
+    return context.run_calls(
         [SimulatedCall(tool, {"title": title}) for title in titles],
         lambda results: " ".join(map(_to_sentence, results)),
     )
@@ -159,7 +164,7 @@ def _respond_add_task(now: PromptContext) -> Reply | None:
 
 _LIST = re.compile(r"\b(?:show|list|see|what are|which)\b[^.?!]*?\btasks\b", re.IGNORECASE)
 _STATUS = {"pending": "pending", "open": "pending", "completed": "completed", "done tasks": "completed"}
-_THEN = re.compile(
+_ACTION = re.compile(
     r"\b(?:and|then)\b.*?\b(mark|complete|finish|delete|remove)\s+(?:the\s+)?(first|second|third|last)\b", re.IGNORECASE
 )
 _POSITIONS = {"first": 0, "second": 1, "third": 2, "last": -1}
@@ -172,118 +177,135 @@ _BY_TITLE = re.compile(
 _VERBS = {"delete": "delete_task", "remove": "delete_task", "rename": "update_task", "update": "update_task"}
 
 
-def _respond_list_tasks(now: PromptContext) -> Reply | None:
-    tool = now.find_tool("list_tasks")
-    if tool is None or not _LIST.search(now.prompt):
+def _respond_list_tasks(context: PromptContext) -> Reply | None:
+    tool = context.find_tool("list_tasks")
+    if tool is None or not _LIST.search(context.prompt):
         return None
-    head = now.prompt.lower().split(" and ")[0]
+    head = context.prompt.lower().split(" and ")[0]
     status = next((value for word, value in _STATUS.items() if word in head), "all")
-    if not now.results:
+    if not context.results:
         return Reply(calls=[SimulatedCall(tool, {"status": status})])
-    listed = list(_parse_tasks(now.results[0]))
-    lines = "\n".join(f"- {title} (task {number})" for number, title in listed) or "There are none."
-    after = _THEN.search(now.prompt)
-    if after is None or not listed:
+    tasks = list(_parse_tasks(context.results[0]))
+    lines = "\n".join(f"- {title} (task {task_id})" for task_id, title in tasks) or "There are none."
+    action = _ACTION.search(context.prompt)
+    if action is None or not tasks:
         return Reply(f"Your {status} tasks:\n{lines}\n")
-    acting = now.find_tool(_VERBS.get(after[1].lower(), "complete_task"))
-    place = _POSITIONS[after[2].lower()]
-    if acting is None or place >= len(listed):
-        return Reply(f"Your {status} tasks:\n{lines}\nThere is no {after[2]} one that I could change.")
-    if len(now.results) == 1:
-        return Reply(calls=[SimulatedCall(acting, {"task_id": listed[place][0]})])
-    return Reply(f"Your {status} tasks were:\n{lines}\n{_to_sentence(now.results[1])}")
+    action_tool = context.find_tool(_VERBS.get(action[1].lower(), "complete_task"))
+    position = _POSITIONS[action[2].lower()]
+    if action_tool is None or position >= len(tasks):
+        return Reply(f"Your {status} tasks:\n{lines}\nThere is no {action[2]} one that I could change.")
+    if len(context.results) == 1:
+        return Reply(calls=[SimulatedCall(action_tool, {"task_id": tasks[position][0]})])
+    return Reply(f"Your {status} tasks were:\n{lines}\n{_to_sentence(context.results[1])}")
 
 
-def _respond_one_task(now: PromptContext) -> Reply | None:
-    if (by_id := _BY_ID.search(now.prompt)) is not None:
-        tool = now.find_tool(_VERBS.get(by_id[1].lower(), "complete_task"))
+def _respond_single_task(context: PromptContext) -> Reply | None:
+    if (by_id := _BY_ID.search(context.prompt)) is not None:
+        tool = context.find_tool(_VERBS.get(by_id[1].lower(), "complete_task"))
         title = {"title": by_id[3].strip(" .")} if by_id[3] and tool and tool.endswith("update_task") else {}
-        found = {"task_id": int(by_id[2])} | title
-        return now.run_calls([SimulatedCall(tool, found)], lambda results: _to_sentence(results[0])) if tool else None
-    by_title, listing = _BY_TITLE.search(now.prompt), now.find_tool("list_tasks")
-    tool = now.find_tool(_VERBS.get(by_title[1].lower(), "complete_task")) if by_title else None
+        arguments = {"task_id": int(by_id[2])} | title
+        if tool is None:
+            return None
+        return context.run_calls([SimulatedCall(tool, arguments)], lambda results: _to_sentence(results[0]))
+    by_title, listing = _BY_TITLE.search(context.prompt), context.find_tool("list_tasks")
+    tool = context.find_tool(_VERBS.get(by_title[1].lower(), "complete_task")) if by_title else None
     if by_title is None or tool is None or listing is None:
         return None
-    wanted = by_title[2].strip()
-    if "title" in _get_schema(now, tool).get("properties", {}):
-        return now.run_calls([SimulatedCall(tool, {"title": wanted})], lambda results: _to_sentence(results[0]))
-    if not now.results:
+    wanted_title = by_title[2].strip()
+    if "title" in _get_schema(context, tool).get("properties", {}):
+        return context.run_calls(
+            [SimulatedCall(tool, {"title": wanted_title})], lambda results: _to_sentence(results[0])
+        )
+    if not context.results:
         return Reply(calls=[SimulatedCall(listing, {"status": "all"})])
-    number = next((n for n, title in _parse_tasks(now.results[0]) if title.lower() == wanted.lower()), None)
-    if number is None:
-        return Reply(f"You have no task called {wanted!r}.")
-    return now.run_calls(
-        [SimulatedCall(listing, {}), SimulatedCall(tool, {"task_id": number})], lambda results: _to_sentence(results[1])
+    tasks = _parse_tasks(context.results[0])
+    task_id = next((task_id for task_id, title in tasks if title.lower() == wanted_title.lower()), None)
+    if task_id is None:
+        return Reply(f"You have no task called {wanted_title!r}.")
+    return context.run_calls(
+        [SimulatedCall(listing, {}), SimulatedCall(tool, {"task_id": task_id})],
+        lambda results: _to_sentence(results[1]),
     )
 
 
-_WORDS = {
-    "to the power of": "**", "squared": "**2", "cubed": "**3", "x": "*", "\u00d7": "*", "\u00f7": "/", "^": "**",
-    "plus": "+", "minus": "-", "times": "*", "multiplied by": "*", "divided by": "/", "over": "/",
-}  # fmt: skip
+_OPERATOR_WORDS = {
+    "to the power of": "**",
+    "squared": "**2",
+    "cubed": "**3",
+    "x": "*",
+    "\u00d7": "*",
+    "\u00f7": "/",
+    "^": "**",
+    "plus": "+",
+    "minus": "-",
+    "times": "*",
+    "multiplied by": "*",
+    "divided by": "/",
+    "over": "/",
+}
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*(?:%|percent)\s+of\s+(\d+(?:\.\d+)?)", re.IGNORECASE)
 _FUNCTIONS = r"(?:sqrt|sin|cos|tan|log|ln|exp|abs|factorial|round|floor|ceil|min|max|gcd)"
 _TERM = rf"(?:{_FUNCTIONS}\s*\([^()]*(?:\([^()]*\)[^()]*)*\)|\((?:[^()]|\([^()]*\))+\)|-?\d+(?:\.\d+)?)"
 _EXPRESSION = re.compile(rf"{_TERM}(?:\s*(?:\*\*|//|[-+*/%])\s*{_TERM})+|{_FUNCTIONS}\s*\([^()]+\)")
 
 
-def _respond_arithmetic(now: PromptContext) -> Reply | None:
-    tool = now.find_tool("calculator")
-    expressions = find_expressions(now.prompt)
+def _respond_arithmetic(context: PromptContext) -> Reply | None:
+    tool = context.find_tool("calculator")
+    expressions = find_expressions(context.prompt)
     if tool is None or not expressions:
         return None
-    return now.run_calls(
+    return context.run_calls(
         [SimulatedCall(tool, {"expression": e}) for e in expressions],
         lambda results: " ".join(map(_to_sentence, results)),
     )
 
 
 def find_expressions(text: str) -> list[str]:
-    """The arithmetic in a sentence, in order, in the notation that calculators take."""
+    """Return the arithmetic expressions in a sentence, in order, in the calculator's notation."""
     text = _PERCENT.sub(r"\1 / 100 * \2", text)
-    for word, sign in _WORDS.items():
-        bounded = rf"(?<=[\d)\s]){re.escape(word)}(?=[\s\d(.?!,]|$)"
-        text = re.sub(bounded, sign, text, flags=re.IGNORECASE)
+    for word, operator in _OPERATOR_WORDS.items():
+        pattern = rf"(?<=[\d)\s]){re.escape(word)}(?=[\s\d(.?!,]|$)"
+        text = re.sub(pattern, operator, text, flags=re.IGNORECASE)
     return [match[0].strip() for match in _EXPRESSION.finditer(text)]
 
 
-def _respond_memory(now: PromptContext) -> Reply | None:
-    lowered = now.prompt.lower()
+def _respond_memory(context: PromptContext) -> Reply | None:
+    lowered = context.prompt.lower()
     if "my name" in lowered and "what" in lowered:
-        for text in reversed(now.earlier):
-            if (named := re.search(r"\bmy name is (\w+)", text, re.IGNORECASE)) is not None:
-                return Reply(f"Your name is {named[1]}.")
+        for text in reversed(context.earlier):
+            if (match := re.search(r"\bmy name is (\w+)", text, re.IGNORECASE)) is not None:
+                return Reply(f"Your name is {match[1]}.")
         return Reply("You have not told me your name.")
     if re.search(r"\bwhat did i (?:ask|say|write)", lowered):
-        asked = "; ".join(_shorten_text(text) for text in now.earlier) or "nothing"
-        return Reply(f"Before this you wrote: {asked}.")
+        earlier = "; ".join(_shorten_text(text) for text in context.earlier) or "nothing"
+        return Reply(f"Before this you wrote: {earlier}.")
     return None
 
 
-def _respond_long(now: PromptContext) -> Reply | None:
-    if (count := re.search(r"\bcount (?:up )?to (\d{1,6})", now.prompt, re.IGNORECASE)) is not None:
+def _respond_long(context: PromptContext) -> Reply | None:
+    if (count := re.search(r"\bcount (?:up )?to (\d{1,6})", context.prompt, re.IGNORECASE)) is not None:
         return Reply(" ".join(map(str, range(1, min(int(count[1]), 50_000) + 1))))
-    if re.search(r"\b(?:long story|long essay|novel)\b", now.prompt, re.IGNORECASE):
+    if re.search(r"\b(?:long story|long essay|novel)\b", context.prompt, re.IGNORECASE):
         return Reply(" ".join(f"Sentence {n} of a story that nobody wrote." for n in range(1, 151)))
     return None
 
 
-def _respond_structured(now: PromptContext) -> Reply | None:
-    wanted = now.chat.response_format or {}
-    if wanted.get("type") == "json_schema":
-        return Reply(json.dumps(_generate_value(wanted["json_schema"].get("schema", {}), now.prompt)))
-    if wanted.get("type") == "json_object":
-        return Reply(json.dumps({"answer": _shorten_text(now.prompt), "simulated": True}))
+def _respond_structured(context: PromptContext) -> Reply | None:
+    response_format = context.chat.response_format or {}
+    if response_format.get("type") == "json_schema":
+        return Reply(json.dumps(_generate_value(response_format["json_schema"].get("schema", {}), context.prompt)))
+    if response_format.get("type") == "json_object":
+        return Reply(json.dumps({"answer": _shorten_text(context.prompt), "simulated": True}))
     return None
 
 
-def _respond_small_talk(now: PromptContext) -> Reply:
-    if now.results:
-        return Reply(f"The tool said: {_shorten_text(now.results[-1], 300)}")
+def _respond_small_talk(context: PromptContext) -> Reply:
+    if context.results:
+        return Reply(f"The tool said: {_shorten_text(context.results[-1], 300)}")
     return Reply(
-        f"You wrote: {_shorten_text(now.prompt)!r}. This is a simulated model: it can do arithmetic, search the web "
-        "and keep tasks with the tools on offer, and says sentences like these to everything else. "
-        "Set GROQ_API_KEY to talk to a real one."
+        f"You wrote: {_shorten_text(context.prompt)!r}. This is a simulated model: it can do arithmetic, search the "
+        "web and keep tasks with the available tools, and answers like this to everything else. "
+        "Set GROQ_API_KEY to use a real model."
     )
 
 
@@ -293,7 +315,7 @@ RESPONDERS: tuple[Responder, ...] = (
     _respond_search,
     _respond_add_task,
     _respond_list_tasks,
-    _respond_one_task,
+    _respond_single_task,
     _respond_arithmetic,
     _respond_structured,
     _respond_memory,
@@ -302,7 +324,7 @@ RESPONDERS: tuple[Responder, ...] = (
 )
 
 
-# --- reading and writing
+# Parsing and formatting.
 
 
 _TASK_LINE = re.compile(r"^\W*#(\d+)\W+(?:\[?(?:pending|completed)\]?\W+)?(.+?)\s*$", re.MULTILINE)
@@ -318,17 +340,22 @@ class _Tasks(msgspec.Struct):
 
 
 def _parse_tasks(result: str) -> Iterator[tuple[int, str]]:
-    """The (id, title) of each task in a tool's result, be it JSON or lines such as `#1 [pending] buy milk`."""
+    """Yield the id and title of each task in a result: JSON or lines such as `#1 [pending] buy milk`."""
     try:
-        found = msgspec.json.decode(result, type=_Tasks)
+        tasks = msgspec.json.decode(result, type=_Tasks).tasks
     except msgspec.DecodeError:
-        yield from ((int(number), title) for number, title in _TASK_LINE.findall(result))
+        yield from ((int(task_id), title) for task_id, title in _TASK_LINE.findall(result))
     else:
-        yield from ((task.id, task.title) for task in found.tasks)
+        yield from ((task.id, task.title) for task in tasks)
 
 
-def _generate_value(schema: JsonObject, prompt: str) -> Any:
-    """A value that fits a JSON schema: its example, default or first choice, else the plainest of its type."""
+def _generate_arguments(schema: JsonObject, prompt: str) -> JsonObject:
+    arguments = _generate_value(schema, prompt)
+    return cast(JsonObject, arguments) if isinstance(arguments, dict) else {}
+
+
+def _generate_value(schema: JsonObject, prompt: str) -> object:
+    """Generate a value that fits a JSON schema: an example, the default, the first choice, or a simple value."""
     for key in ("const", "default"):
         if key in schema:
             return schema[key]
@@ -338,8 +365,8 @@ def _generate_value(schema: JsonObject, prompt: str) -> Any:
     for key in ("anyOf", "oneOf", "allOf"):
         if schema.get(key):
             return _generate_value(schema[key][0], prompt)
-    kind: Any = schema.get("type", "object" if "properties" in schema else "string")
-    kinds: list[str] = [kind] if isinstance(kind, str) else kind
+    kind: str | list[str] = schema.get("type", "object" if "properties" in schema else "string")
+    kinds = [kind] if isinstance(kind, str) else kind
     match kinds[0]:
         case "object":
             names = schema.get("required", list(schema.get("properties", {})))
@@ -362,5 +389,5 @@ def _shorten_text(text: str, max_length: int = 80) -> str:
 
 
 def _to_sentence(result: str) -> str:
-    first = _shorten_text(result, 300)
-    return first if first.endswith((".", "!", "?", "…")) else f"{first}."
+    text = _shorten_text(result, 300)
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."

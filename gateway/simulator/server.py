@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import uvicorn
@@ -16,18 +15,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.domain.messages import JsonObject
 from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
-from gateway.simulator.request import MODELS, ApiError, Chat, JsonObject, check_api_key, parse_chat_request
+from gateway.simulator.request import MODELS, ApiError, Chat, check_api_key, parse_chat_request
 from gateway.simulator.responder import Reply, SimulatedCall, make_reply
 from gateway.simulator.wire import PromptCache, SimulatedAnswer, encode_frame
 
 _FRAMES_PER_WRITE = 64
-_RATE_LIMIT = 100_000_000  # in Groq's form, but out of the way: nobody pays for what is simulated
+_RATE_LIMIT = 100_000_000  # so high that it never limits a client
 
 
 class SimulatorSettings(msgspec.Struct, frozen=True):
-    """`tokens_per_second` 0 is as fast as it goes; `first_token_delay` in seconds; `replay`: recorded exchanges."""
+    """Settings of the simulator.
+
+    `tokens_per_second` 0: no delay. `first_token_delay` in seconds. `replay`: directory of recorded exchanges.
+    """
 
     tokens_per_second: float = 150.0
     first_token_delay: float = 0.05
@@ -35,7 +38,7 @@ class SimulatorSettings(msgspec.Struct, frozen=True):
 
 
 class Simulator:
-    """What a test may look at and tell: the requests received, the faults to come, how many streams were cancelled."""
+    """The simulator's state and routes. Tests inspect the requests and streams, and inject faults."""
 
     def __init__(self, settings: SimulatorSettings) -> None:
         self.settings = settings
@@ -66,7 +69,7 @@ class Simulator:
         """Return once the condition holds.
 
         Raises:
-            TimeoutError: it does not in time.
+            TimeoutError: the condition does not hold in time.
         """
         async with asyncio.timeout(seconds), self._changed:
             await self._changed.wait_for(lambda: condition(self))
@@ -91,10 +94,11 @@ class Simulator:
 
     async def _get_model(self, request: Request) -> Response:
         check_api_key(request.headers.get("authorization", ""))
-        found = next((model for model in MODELS if model["id"] == request.path_params["name"]), None)
-        if found is None:
-            raise ApiError(404, f"The model `{request.path_params['name']}` does not exist", "model_not_found")
-        return _make_json_response(found)
+        name = request.path_params["name"]
+        model = next((model for model in MODELS if model["id"] == name), None)
+        if model is None:
+            raise ApiError(404, f"The model `{name}` does not exist", "model_not_found")
+        return _make_json_response(model)
 
     async def _set_faults(self, request: Request) -> Response:
         if request.method == "DELETE":
@@ -109,11 +113,11 @@ class Simulator:
     async def _complete_chat(self, request: Request) -> Response:
         check_api_key(request.headers.get("authorization", ""))
         body = await request.body()
-        if self._recordings is not None and (known := self._recordings.take_response(body)) is not None:
+        if self._recordings is not None and (exchange := self._recordings.take_response(body)) is not None:
             self.requests.append(msgspec.json.decode(body))
             self.replayed_requests += 1
             await self.notify_changed()
-            return _ReplayedResponse(known)
+            return _ReplayedResponse(exchange)
         chat = parse_chat_request(body)
         self.requests.append(msgspec.json.decode(body))
         await self.notify_changed()
@@ -123,8 +127,8 @@ class Simulator:
         headers = {"x-request-id": answer.request_id} | _make_limit_headers(answer)
         if chat.stream:
             return _PacedStream(self, answer, faults, headers)
-        if (slow := faults.get("slow_first_token")) is not None:
-            await asyncio.sleep(slow.seconds)
+        if (slow_start := faults.get("slow_first_token")) is not None:
+            await asyncio.sleep(slow_start.seconds)
         return _make_json_response(answer.to_response(), headers=headers)
 
 
@@ -133,19 +137,19 @@ class _Aborted(Exception):
 
 
 class _ReplayedResponse(Response):
-    """An answer as it was recorded, piece by piece. One that was not read to its end lasts until its client leaves."""
+    """A recorded response, chunk by chunk. An incomplete one lasts until the client disconnects."""
 
-    def __init__(self, known: RecordedExchange) -> None:
-        super().__init__(status_code=known.status, headers=known.headers)
+    def __init__(self, exchange: RecordedExchange) -> None:
+        super().__init__(status_code=exchange.status, headers=exchange.headers)
         del self.headers["content-length"]
-        self._known = known
+        self._exchange = exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self._known.status, "headers": self.raw_headers})
-        for chunk in self._known.chunks:
+        await send({"type": "http.response.start", "status": self._exchange.status, "headers": self.raw_headers})
+        for chunk in self._exchange.chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await asyncio.sleep(0)
-        match self._known.end:
+        match self._exchange.end:
             case "complete":
                 await send({"type": "http.response.body", "body": b""})
             case "broken":
@@ -155,7 +159,7 @@ class _ReplayedResponse(Response):
 
 
 class _PacedStream(Response):
-    """The answer as a paced stream, which stops when its client leaves."""
+    """The answer as a paced stream, which stops when its client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -172,14 +176,14 @@ class _PacedStream(Response):
         self._simulator.open_streams += 1
         await self._simulator.notify_changed()
         sending = asyncio.ensure_future(self._send_frames(send))
-        leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 self._simulator.cancelled_streams += 1
         finally:
             self._simulator.open_streams -= 1
-            unfinished = [task for task in (sending, leaving) if task.cancel()]
+            unfinished = [task for task in (sending, disconnect) if task.cancel()]
             await asyncio.gather(*unfinished, return_exceptions=True)
             await self._simulator.notify_changed()
         if not sending.cancelled():
@@ -193,20 +197,20 @@ class _PacedStream(Response):
 
     async def _generate_frames(self) -> AsyncGenerator[bytes]:
         settings, chunks = self._simulator.settings, self._answer.make_frames()
-        slow = self._faults.get("slow_first_token")
-        await asyncio.sleep(slow.seconds if slow else settings.first_token_delay)
+        slow_start = self._faults.get("slow_first_token")
+        await asyncio.sleep(slow_start.seconds if slow_start else settings.first_token_delay)
         pause = 1 / settings.tokens_per_second if settings.tokens_per_second else 0.0
         burst = 1 if pause or self._faults else _FRAMES_PER_WRITE
         for start in range(0, len(chunks), burst):
-            async for frame_ in self._apply_faults(start):
-                yield frame_
+            async for frame in self._apply_faults(start):
+                yield frame
             yield b"".join(chunks[start : start + burst])
             await asyncio.sleep(pause)
             await self._simulator.wait_until_resumed()
         yield b"data: [DONE]\n\n"
 
     async def _apply_faults(self, sent: int) -> AsyncGenerator[bytes]:
-        """What the fault plan has for the place behind `sent` chunks; it may end the stream there."""
+        """Yield the frames of faults after `sent` chunks, or raise to end the stream."""
         for kind, fault in self._faults.items():
             if fault.after_chunks != sent:
                 continue
@@ -234,11 +238,11 @@ class _PacedStream(Response):
                 case "abort":
                     raise _Aborted
                 case _:
-                    pass  # took effect before the stream
+                    pass  # already applied before the stream
 
 
 class _EndOfStream(Exception):
-    """The body ends here, with or without its proper end."""
+    """Raised to end the body of the stream."""
 
 
 async def _split_frames(frames: AsyncGenerator[bytes], *, small: bool) -> AsyncGenerator[bytes]:
@@ -275,7 +279,7 @@ def _make_tool_use_failed(fault: Fault) -> JsonObject:
 
 
 class _ScriptedError(ApiError):
-    """An error answer that the fault plan wrote."""
+    """An error response that a fault defines."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.status, "simulated failure", "simulated")
@@ -284,35 +288,35 @@ class _ScriptedError(ApiError):
 
 
 def _choose_reply(chat: Chat, faults: dict[str, Fault]) -> Reply:
-    """What the model says, as the faults have it."""
+    """Return the reply of the model, changed by the faults."""
     if (fault := faults.get("tool_calls")) is not None:
         return Reply(calls=[SimulatedCall(str(call["name"]), call.get("arguments", {})) for call in fault.calls])
     if (fault := faults.get("text")) is not None:
         return Reply(fault.text)
     if "unknown_tool" in faults:
         return Reply(calls=[SimulatedCall("no_such_tool", {"x": 1})])
-    said = make_reply(chat)
-    name = said.calls[0].name if said.calls else next(iter(chat.functions), "calculator")
+    reply = make_reply(chat)
+    name = reply.calls[0].name if reply.calls else next(iter(chat.functions), "calculator")
     if "invalid_json_arguments" in faults:
         return Reply(calls=[SimulatedCall(name, '{"expression": "1+')])
     if "bad_arguments" in faults:
         return Reply(calls=[SimulatedCall(name, {"no_such_argument": [1, 2]})])
-    return said
+    return reply
 
 
 def _make_limit_headers(answer: SimulatedAnswer) -> dict[str, str]:
-    used = answer.usage["total_tokens"]
+    used_tokens = answer.usage["total_tokens"]
     return {
         "x-ratelimit-limit-requests": str(_RATE_LIMIT),
         "x-ratelimit-remaining-requests": str(_RATE_LIMIT - 1),
         "x-ratelimit-reset-requests": "0.864ms",
         "x-ratelimit-limit-tokens": str(_RATE_LIMIT),
-        "x-ratelimit-remaining-tokens": str(_RATE_LIMIT - used),
-        "x-ratelimit-reset-tokens": f"{used / _RATE_LIMIT * 60:.3f}s",
+        "x-ratelimit-remaining-tokens": str(_RATE_LIMIT - used_tokens),
+        "x-ratelimit-reset-tokens": f"{used_tokens / _RATE_LIMIT * 60:.3f}s",
     }
 
 
-def _make_json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _make_json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
@@ -332,7 +336,7 @@ async def _answer_not_found(request: Request, _error: Exception) -> Response:
 
 
 class _QuietServer(uvicorn.Server):
-    """A server inside a program that has its own way with signals."""
+    """A server that leaves the handling of signals to its program."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -343,25 +347,30 @@ class _QuietServer(uvicorn.Server):
 async def serve_simulator(
     settings: SimulatorSettings | None = None, listener: socket.socket | None = None
 ) -> AsyncGenerator[Simulator]:
-    """Serve in this loop, on a loopback port that the system picks unless a bound socket is given."""
+    """Serve in the running event loop, on the listener or else on any free loopback port."""
     simulator = Simulator(settings or SimulatorSettings())
     if listener is None:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        simulator.create_app(), log_config=None, log_level="critical", access_log=False, lifespan="off",
-        timeout_graceful_shutdown=0, server_header=False,
-    )  # fmt: skip
+        simulator.create_app(),
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=0,
+        server_header=False,
+    )
     server = _QuietServer(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
+    server_task = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
     simulator.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     while not server.started:
-        if serving.done():
-            serving.result()
+        if server_task.done():
+            server_task.result()
         await asyncio.sleep(0.005)
     try:
         yield simulator
     finally:
         server.should_exit = True
         server.force_exit = True
-        await asyncio.wait([serving], timeout=2)
+        await asyncio.wait([server_task], timeout=2)

@@ -1,15 +1,15 @@
-"""Answers as Groq writes them, streamed and plain."""
+"""Answers in Groq's wire format, streamed or whole."""
 
 import hashlib
 import re
 import time
-from typing import Any
 from uuid import uuid4
 
 import msgspec
 
 from gateway.common.concurrency import LruDict
-from gateway.simulator.request import Chat, JsonObject, get_text
+from gateway.domain.messages import JsonObject
+from gateway.simulator.request import Chat, get_text
 from gateway.simulator.responder import Reply
 
 _TOKEN = re.compile(r"\s*\S{1,12}|\s+")
@@ -17,13 +17,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PromptCache:
-    """Hashes of the prefixes of recent requests. A prefix that was seen before counts as cached."""
+    """Hashes of the prompt prefixes of recent requests, to simulate Groq's prompt cache."""
 
     def __init__(self, max_prefixes: int = 4096) -> None:
         self._prefixes: LruDict[bytes, None] = LruDict(max_prefixes)
 
     def count_cached_tokens(self, chat: Chat) -> int:
-        """Estimated tokens of the longest known prefix. All prefixes of the request are known from then on."""
+        """Estimate the tokens of the longest cached prefix, and add all prefixes of the request."""
         digest = hashlib.blake2b(_encode(chat.tools), digest_size=16)
         tokens, cached = estimate_tokens(_encode(chat.tools).decode()) if chat.tools else 0, 0
         for message in chat.messages:
@@ -37,12 +37,12 @@ class PromptCache:
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has."""
+    """Estimate the tokens of a text."""
     return (len(text) + 3) // 4
 
 
 class SimulatedAnswer:
-    """One answer of the simulated model, cut to what the request allows."""
+    """One answer of the simulated model, truncated to the limits of the request."""
 
     def __init__(self, chat: Chat, reply: Reply, cache: PromptCache) -> None:
         self.id = f"chatcmpl-{uuid4()}"
@@ -65,7 +65,7 @@ class SimulatedAnswer:
         self.usage = self._count_usage(cache.count_cached_tokens(chat))
 
     def make_frames(self) -> list[bytes]:
-        """Every frame of the stream but `[DONE]`."""
+        """Make all frames of the stream except `[DONE]`."""
         deltas: list[JsonObject] = [{"reasoning": token, "channel": "analysis"} for token in self.reasoning]
         deltas += [{"content": token} for token in self.text]
         deltas += [{"tool_calls": [{"index": i, **call}]} for i, call in enumerate(self.calls)]
@@ -77,11 +77,11 @@ class SimulatedAnswer:
         return frames
 
     def make_error_frame(self, message: str) -> bytes:
-        """A last chunk that carries an error in place of a finish reason."""
+        """Make a last chunk with an error in place of a finish reason."""
         return encode_frame(self._make_chunk({}, x_groq={"id": self.request_id, "error": message}))
 
     def to_response(self) -> JsonObject:
-        """The whole answer as one object."""
+        """Return the answer as one object, without streaming."""
         message: JsonObject = {"role": "assistant", "content": "".join(self.text) or None}
         if self.reasoning:
             message["reasoning"] = "".join(self.reasoning)
@@ -90,45 +90,49 @@ class SimulatedAnswer:
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
         return self._with_header("chat.completion", choices=[choice], usage=self.usage, x_groq={"id": self.request_id})
 
-    def _make_chunk(self, delta: JsonObject, finish_reason: str | None = None, **more: Any) -> JsonObject:
+    def _make_chunk(self, delta: JsonObject, finish_reason: str | None = None, **fields: object) -> JsonObject:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self._with_header("chat.completion.chunk", choices=[choice], **more)
+        return self._with_header("chat.completion.chunk", choices=[choice], **fields)
 
-    def _with_header(self, kind: str, **fields: Any) -> JsonObject:
-        head = {"id": self.id, "object": kind, "created": self._created, "model": self._chat.model}
-        return head | {"system_fingerprint": "fp_simulated"} | fields
+    def _with_header(self, kind: str, **fields: object) -> JsonObject:
+        header = {"id": self.id, "object": kind, "created": self._created, "model": self._chat.model}
+        return header | {"system_fingerprint": "fp_simulated"} | fields
 
     def _count_usage(self, cached: int) -> JsonObject:
         prompt = sum(estimate_tokens(get_text(message)) + 4 for message in self._chat.messages)
         prompt += estimate_tokens(_to_json(self._chat.tools)) if self._chat.tools else 0
-        said = len(self.reasoning) + len(self.text) + sum(estimate_tokens(_to_json(call)) for call in self.calls)
+        completion = len(self.reasoning) + len(self.text) + sum(estimate_tokens(_to_json(call)) for call in self.calls)
         return {
             "queue_time": 0.002,
             "prompt_tokens": prompt,
             "prompt_time": round(prompt / 10_000, 6),
-            "completion_tokens": said,
-            "completion_time": round(said / 500, 6),
-            "total_tokens": prompt + said,
-            "total_time": round(prompt / 10_000 + said / 500, 6),
+            "completion_tokens": completion,
+            "completion_time": round(completion / 500, 6),
+            "total_tokens": prompt + completion,
+            "total_time": round(prompt / 10_000 + completion / 500, 6),
             "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
             "completion_tokens_details": {"reasoning_tokens": len(self.reasoning)},
         }
 
 
-def encode_frame(chunk: Any, event: str | None = None) -> bytes:
-    head = b"event: %s\n" % event.encode() if event else b""
-    return head + b"data: " + _encode(chunk) + b"\n\n"
+def encode_frame(chunk: object, event: str | None = None) -> bytes:
+    """Encode a server-sent event."""
+    prefix = b"event: %s\n" % event.encode() if event else b""
+    return prefix + b"data: " + _encode(chunk) + b"\n\n"
 
 
-def _to_json(value: Any) -> str:
+def _to_json(value: object) -> str:
     return value if isinstance(value, str) else _encode(value).decode()
 
 
 def _truncate_tokens(chat: Chat, tokens: list[str], *, spent: int) -> tuple[list[str], str]:
-    """The tokens up to the first stop text or the limit, of which reasoning has `spent` some, and why they end."""
+    """Truncate tokens at the first stop sequence or the limit. Return them with the finish reason.
+
+    `spent`: tokens of the limit that the reasoning has used.
+    """
     stops = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
     text = "".join(tokens)
-    ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
+    ends = [start for stop in stops if stop and (start := text.find(stop)) >= 0]
     if ends:
         tokens = _TOKEN.findall(text[: min(ends)])
     if chat.max_output_tokens is not None and spent + len(tokens) > chat.max_output_tokens:
