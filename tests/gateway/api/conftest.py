@@ -1,4 +1,4 @@
-"""Fixtures: two workers on one database, a slow model, a keyring and captured logs."""
+"""Fixtures: two workers, a slow model, a keyring and captured logs."""
 
 import io
 import logging

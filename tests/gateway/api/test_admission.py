@@ -18,11 +18,11 @@ async def test_admission_is_first_in_first_out_and_limited_per_loop_pass() -> No
     gate = AdmissionGate(2)
     admitted: list[int] = []
 
-    async def enter(number: int) -> None:
+    async def enter_gate(number: int) -> None:
         await gate.wait_for_admission()
         admitted.append(number)
 
-    tasks = [asyncio.create_task(enter(number)) for number in range(7)]
+    tasks = [asyncio.create_task(enter_gate(number)) for number in range(7)]
     admitted_counts: list[int] = []
     while not all(task.done() for task in tasks):
         await run_loop_passes(1)

@@ -72,9 +72,9 @@ async def test_open_request_ends_when_its_key_is_revoked_or_expires(
     timeouts = replace(TIMEOUTS, key_poll=0.1 if cause == "expired" else 600)
     async with serve_gateway(database_url, simulator, tools_url, timeouts=timeouts) as gateway, asyncio.timeout(30):
         keyring = Keyring(gateway)
-        key, other = await keyring.make("ada"), await keyring.make("ada")
+        key, other_key = await keyring.make("ada"), await keyring.make("ada")
         streams = []
-        for headers in (key, other):
+        for headers in (key, other_key):
             if path == "/mcp":
                 streams.append(asyncio.create_task(read_notification_stream(gateway, headers)))
             else:
@@ -180,9 +180,9 @@ async def test_failed_login_audit_is_limited_per_second_and_source(keyring: Keyr
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "not cached"])
 async def test_unknown_and_nearly_correct_keys_are_rejected_by_the_same_calls(keyring: Keyring, cached: bool) -> None:
     secret = keyring.secrets["root"]
-    last = "A" if secret[-1] != "A" else "B"
+    other_character = "A" if secret[-1] != "A" else "B"
     keys = {
-        "nearly correct": secret[:-1] + last,
+        "nearly correct": secret[:-1] + other_character,
         "entirely different": "x" * len(secret),
         "unknown prefix": "agw_" + "0" * 52,
     }

@@ -1,4 +1,4 @@
-"""Budgets of users and keys, checked before a turn and before each of its steps."""
+"""Budgets of users and keys, checked before turns and before steps."""
 
 import asyncio
 from collections import Counter
@@ -149,9 +149,9 @@ async def test_running_step_reserves_its_maximum_cost_until_it_ends(
             assert (rejection.status, rejection.body["error"]["code"]) == (402, "budget_exceeded")
             assert ("set aside" in rejection.body["error"]["message"], rejection.headers["Retry-After"]) == (True, "1")
             assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits into the rest of the budget
-            waiting = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
+            waiting_request = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
             assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
-        assert (await waiting).status == 200
+        assert (await waiting_request).status == 200
         assert (await gateway.get("/api/v1/budget")).body["user"]["tokens_set_aside"] == 0
 
 

@@ -145,11 +145,11 @@ async def test_invalid_json_is_a_422_in_the_error_format(gateway: Gateway) -> No
 
 
 async def test_body_over_the_limit_is_a_413_with_and_without_content_length(gateway: Gateway) -> None:
-    async def chunks() -> Any:
+    async def stream_spaces() -> Any:
         for _ in range(100):
             yield b" " * 65_536
 
-    for data in (b" " * (5 * 1024 * 1024), chunks()):
+    for data in (b" " * (5 * 1024 * 1024), stream_spaces()):
         headers = {"content-type": "application/json"}
         async with gateway.session.post(f"{gateway.base_url}/api/v1/chat", data=data, headers=headers) as response:
             assert response.status == 413
@@ -178,8 +178,8 @@ async def test_retired_model_is_replaced_by_its_successor_with_a_warning(gateway
     reply = await gateway.chat("Hello", model="llama-3.3-70b-versatile")
     assert reply.body["model"] == "openai/gpt-oss-120b"
     assert "retired" in reply.body["warnings"][0]
-    missing = await gateway.chat("Hello", model="gpt-99")
-    assert (missing.status, missing.body["error"]["code"]) == (404, "model_not_found")
+    unknown_model = await gateway.chat("Hello", model="gpt-99")
+    assert (unknown_model.status, unknown_model.body["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_only_requested_tools_are_sent_to_the_model(gateway: Gateway) -> None:

@@ -215,7 +215,7 @@ async def test_client_tool_takes_precedence_over_a_gateway_tool_of_the_same_name
 # --- structured outputs
 
 
-class Sum(BaseModel):
+class SumAnswer(BaseModel):
     expression: str
     value: int
 
@@ -225,9 +225,9 @@ async def test_answer_after_tool_calls_matches_the_schema(
     client: openai.AsyncOpenAI, gateway: Gateway, tools: str
 ) -> None:
     parsed = await client.chat.completions.parse(
-        model=MODEL, messages=[USER], response_format=Sum, extra_headers={"X-Gateway-Tools": tools}
+        model=MODEL, messages=[USER], response_format=SumAnswer, extra_headers={"X-Gateway-Tools": tools}
     )
-    assert isinstance(parsed.choices[0].message.parsed, Sum)
+    assert isinstance(parsed.choices[0].message.parsed, SumAnswer)
     requests = list(gateway.simulator.requests)
     assert "response_format" in requests[-1]
     assert "tools" not in requests[-1]
@@ -236,8 +236,8 @@ async def test_answer_after_tool_calls_matches_the_schema(
 
 
 async def test_stream_of_a_structured_answer_contains_only_the_json(client: openai.AsyncOpenAI) -> None:
-    schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
-    assert Sum.model_validate_json(join_text(await stream_chunks(client, response_format=schema)))
+    schema = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SumAnswer.model_json_schema()}}
+    assert SumAnswer.model_validate_json(join_text(await stream_chunks(client, response_format=schema)))
     assert json.loads(join_text(await stream_chunks(client, response_format={"type": "json_object"})))
 
 
@@ -253,14 +253,14 @@ async def test_valid_draft_is_not_requested_again(client: openai.AsyncOpenAI, ga
 async def test_invalid_structured_output_is_retried_once_and_then_fails(
     client: openai.AsyncOpenAI, gateway: Gateway
 ) -> None:
-    schema: Any = {"type": "json_schema", "json_schema": {"name": "sum", "schema": Sum.model_json_schema()}}
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SumAnswer.model_json_schema()}}
     options: Any = {"response_format": schema, "extra_headers": {"X-Gateway-Tools": "none"}}
     gateway.simulator.faults.add_faults(Fault(kind="text", text='{"expression": 1}'))
-    assert Sum.model_validate_json((await create_completion(client, **options)).choices[0].message.content)
+    assert SumAnswer.model_validate_json((await create_completion(client, **options)).choices[0].message.content)
     gateway.simulator.faults.add_faults(Fault(kind="text", text="no JSON", times=2))
-    with pytest.raises(openai.InternalServerError) as caught:
+    with pytest.raises(openai.InternalServerError) as error_info:
         await create_completion(client, **options)
-    assert caught.value.code == "structured_output_invalid"
+    assert error_info.value.code == "structured_output_invalid"
 
 
 # --- errors
@@ -334,9 +334,9 @@ async def test_sdk_raises_the_matching_error_class(client: openai.AsyncOpenAI, g
 
 async def test_mid_stream_failure_raises_in_the_sdk(client: openai.AsyncOpenAI, gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=40))
-    with pytest.raises(openai.APIError) as caught:
+    with pytest.raises(openai.APIError) as error_info:
         await stream_chunks(client, {"role": "user", "content": "count to 200"})
-    assert caught.value.code == "model_stream_broken"
+    assert error_info.value.code == "model_stream_broken"
 
 
 async def test_sdk_api_key_is_accepted_as_a_bearer_token(
@@ -405,5 +405,5 @@ async def test_langchain_supports_chat_streaming_tools_and_structured_output(gat
     assert "437" in str(combined.content)
     tool_message = await chat.bind_tools([WEATHER]).ainvoke([HumanMessage('call get_weather with {"city": "Oslo"}')])
     assert tool_message.tool_calls[0]["args"] == {"city": "Oslo"}
-    structured = await chat.with_structured_output(Sum).ainvoke("What is 23*19?")
-    assert isinstance(structured, Sum)
+    structured = await chat.with_structured_output(SumAnswer).ainvoke("What is 23*19?")
+    assert isinstance(structured, SumAnswer)

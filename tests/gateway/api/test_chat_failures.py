@@ -1,4 +1,4 @@
-"""Chats that fail: model errors, timeouts, disconnects, shutdown and an unavailable database."""
+"""Chat failures: model errors, timeouts, disconnects, shutdown, an unavailable database."""
 
 import asyncio
 import json
@@ -17,7 +17,10 @@ SHORT_JOURNAL_TIMEOUT = replace(TIMEOUTS, journal=0.3)
 
 
 async def wait_for_ended_turn(db: asyncpg.Connection, turn_id: str) -> Any:
-    """Poll for the row of an ended turn, as commits of other connections send no event here."""
+    """Poll for the row of an ended turn.
+
+    Commits of other connections send no event to this process.
+    """
 
     async def get_ended_row() -> Any:
         row = await get_turn_row(db, turn_id)

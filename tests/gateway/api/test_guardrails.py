@@ -97,7 +97,7 @@ async def gateway_with_hidden_text(database_url: str, simulator: Simulator) -> A
         return {"of": [HIDDEN_TEXT], HIDDEN_TEXT: 1}
 
     @server.resource("hidden://note")
-    def note() -> str:
+    def read_note() -> str:
         return HIDDEN_TEXT
 
     async with (
@@ -281,9 +281,9 @@ async def test_hostile_body_is_rejected_as_a_client_error(standing: Gateway, pat
 )
 @pytest.mark.parametrize("setting", ["api_key", "tools_server_secret", "groq_api_key", "openai_api_key"])
 def test_placeholder_is_rejected_as_a_secret(setting: str, secret: str) -> None:
-    with pytest.raises(ConfigError, match=f"{setting.upper()}: is a placeholder") as caught:
+    with pytest.raises(ConfigError, match=f"{setting.upper()}: is a placeholder") as error_info:
         load_settings(_env_file=None, **{setting: secret})
-    assert secret == "secret" or secret not in str(caught.value)
+    assert secret == "secret" or secret not in str(error_info.value)
 
 
 def test_placeholder_is_rejected_as_an_encryption_key() -> None:

@@ -1,4 +1,4 @@
-"""Responses to requests that wait for a turn when its worker hands the turn over."""
+"""Responses to waiting requests when a worker hands their turn over."""
 
 import asyncio
 from typing import Any
@@ -32,7 +32,7 @@ def get_answer_text(body: Any) -> str:
 
 
 async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
-    """Hand over all turns, as a live worker does after it failed to write heartbeats."""
+    """Hand over all turns, as a worker does after missed heartbeats."""
     turn_ids = await gateway.state.turn_service._runner.hand_over("storage_unavailable")
     await gateway.state.turns.release_turns(gateway.state.turn_service._runner._config.worker_id, turn_ids)
     for turn_id in turn_ids:
@@ -88,13 +88,13 @@ async def test_waiting_request_returns_questions_asked_on_another_worker(
 async def test_waiting_request_ends_when_the_database_stays_unavailable_after_a_hand_over(
     workers: list[Gateway], slow_simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def unavailable(*_: Any) -> None:
+    async def raise_storage_unavailable(*_: Any) -> None:
         raise StorageUnavailable
 
     service = workers[0].state.turn_service
     request = await start_request(workers[0], slow_simulator, "/api/v1/chat", {"messages": MESSAGES})
     monkeypatch.setattr(service._subscriptions, "_storage_timeout_seconds", 0.0)
-    monkeypatch.setattr(workers[0].state.turns, "get_status", unavailable)
+    monkeypatch.setattr(workers[0].state.turns, "get_status", raise_storage_unavailable)
     await miss_heartbeats(workers[0])
     reply = await request
     assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")

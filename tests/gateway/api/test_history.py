@@ -129,8 +129,8 @@ async def test_only_the_newest_matches_are_ranked(gateway: Gateway, db: asyncpg.
     page = (await gateway.get("/api/v1/search?query=camel&limit=200&total=true")).body
     assert page["total"] == MAX_RANKED + 1
     assert "oldest" not in page["items"][0]["prompt"]
-    last = (await gateway.get(f"/search?query=camel&offset={MAX_RANKED - 1}")).body["items"]
-    assert len(last) == 1
+    last_page = (await gateway.get(f"/search?query=camel&offset={MAX_RANKED - 1}")).body["items"]
+    assert len(last_page) == 1
     (match,) = await search(gateway, "camel oldest")
     assert match["prompt"] == "camel camel camel, the oldest"
 

@@ -1,4 +1,4 @@
-"""Inline elicitation: servers of the legacy protocol ask during a call and wait for the answer."""
+"""Inline elicitation: questions that legacy servers ask during a tool call."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -37,7 +37,10 @@ async def gateway(database_url: str, simulator: Simulator, trial_url: str) -> As
 async def reserve_seats(
     gateway: Gateway, *seats: int, **body: Any
 ) -> AsyncGenerator[tuple[Stream, list[dict[str, Any]]]]:
-    """Start a turn that calls `reserve` per number of seats; yield its stream and first question."""
+    """Start a turn that calls `reserve` for each number of seats.
+
+    Yields its stream and its first question.
+    """
     calls = [{"name": "reserve", "arguments": {"seats": number}} for number in seats]
     prompt = f"reserve {seats}"
     gateway.simulator.faults.add_faults(Fault(kind="tool_calls", match=prompt, calls=calls))

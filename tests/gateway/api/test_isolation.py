@@ -1,6 +1,7 @@
-"""Isolation of users: every documented route, called by another user, without a credential and by a viewer.
+"""Isolation of users, tested on every documented route.
 
-A route fails if it is missing here or in `gateway/api/security/permissions.py`.
+Each route is called by another user, without a credential, and by a viewer. A route fails if it is missing here or in
+`gateway/api/security/permissions.py`.
 """
 
 from typing import Any, Literal
@@ -137,13 +138,13 @@ class ResourceOwner:
         keyring = self.keyring
         await keyring.make("ada")
         turn = (await keyring.chat("ada", f"Remember that {SECRET}", conversation_id="new")).body
-        waiting = (await keyring.chat("ada", f"Add a task to {SECRET}", approval="always")).body
+        waiting_turn = (await keyring.chat("ada", f"Add a task to {SECRET}", approval="always")).body
         response = (await keyring.post("ada", "/v1/responses", {"input": SECRET})).body
         self.ids = {
             "turn_id": turn["turn_id"],
             "conversation_id": turn["conversation_id"],
             "response_id": response["id"],
-            "input_id": waiting["inputs"][0]["input_id"],
+            "input_id": waiting_turn["inputs"][0]["input_id"],
             "key_id": str(keyring.rows["ada"].id),
             "user_id": "ada",
             "name": "calculator",
@@ -158,7 +159,7 @@ class ResourceOwner:
     def fill_body(self, body: Any) -> Any:
         return body and {name: value if value != "{input_id}" else self.ids["input_id"] for name, value in body.items()}
 
-    async def call(self, route: tuple[str, str], headers: dict[str, str]) -> tuple[int, str]:
+    async def send_request(self, route: tuple[str, str], headers: dict[str, str]) -> tuple[int, str]:
         method, path = route
         url = f"{self.keyring.gateway.base_url}{self.fill_path(path)}"
         body = self.fill_body(ROUTE_KINDS[route][1])
@@ -176,7 +177,7 @@ async def ada(keyring: Keyring) -> ResourceOwner:
 async def test_unauthenticated_requests_are_rejected_on_all_routes(ada: ResourceOwner) -> None:
     for route, (kind, _) in ROUTE_KINDS.items():
         for headers in ({}, {"X-API-Key": "agw_00000000_wrong"}, {"Authorization": "Bearer a.b.c"}):
-            status, text = await ada.call(route, headers)
+            status, text = await ada.send_request(route, headers)
             assert (status == 401) is (kind != "public"), (route, status)
             assert SECRET not in text
 
@@ -185,7 +186,7 @@ async def test_resources_of_another_user_are_not_found(ada: ResourceOwner, db: a
     bob = await ada.keyring.make("bob")
     rows_before = await get_rows_of_ada(db)
     for route, (kind, _) in ROUTE_KINDS.items():
-        status, text = await ada.call(route, bob)
+        status, text = await ada.send_request(route, bob)
         if kind == "owned":
             assert status == 404, (route, status, text)
         elif kind == "admin":
@@ -203,7 +204,10 @@ async def test_resources_of_another_user_are_not_found(ada: ResourceOwner, db: a
 
 
 async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
-    """The middleware must reject paths that the router accepts: `$` in its patterns also matches before a newline."""
+    """Reject paths that only the router accepts.
+
+    `$` in the patterns of the router also matches before a newline.
+    """
     viewer = await keyring.make("ada", role="viewer", scopes=("tools",))
     ids = dict.fromkeys(("turn_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
     ids |= {"user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
@@ -267,7 +271,7 @@ async def test_viewer_cannot_change_own_resources(keyring: Keyring, db: asyncpg.
     viewer = await keyring.make("ada", role="viewer")
     rows_before = await get_rows_of_ada(db)
     for route in ROUTE_KINDS:
-        status, text = await ada.call(route, viewer)
+        status, text = await ada.send_request(route, viewer)
         if ROUTES[route].role == "viewer":
             assert status == 200, (route, status, text)
         else:

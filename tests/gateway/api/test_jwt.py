@@ -1,4 +1,4 @@
-"""JSON web tokens: validation, roles, scopes, and signing keys from a JWKS endpoint."""
+"""JSON web tokens: validation, roles, scopes, and keys from JWKS."""
 
 import asyncio
 import hmac
@@ -147,12 +147,12 @@ class JwksProvider:
     hang_up: asyncio.Event = field(default_factory=asyncio.Event)
     document: Any = None
 
-    def add(self, kid: str, kind: str = "RSA") -> None:
+    def add_key(self, kid: str, kind: str = "RSA") -> None:
         self.keys[kid] = (
             rsa.generate_private_key(65537, 2048) if kind == "RSA" else ec.generate_private_key(ec.SECP256R1())
         )
 
-    def sign(self, kid: str, algorithm: str = "RS256", **changes: Any) -> str:
+    def sign_token(self, kid: str, algorithm: str = "RS256", **changes: Any) -> str:
         return jwt.encode(make_claims(**changes), self.keys[kid], algorithm=algorithm, headers={"kid": kid})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,7 +189,7 @@ class JwksProvider:
 
 
 def sign_hmac(secret: str, kid: str) -> str:
-    """Sign with HS256; PyJWT refuses to use a public key as the secret."""
+    """Sign with HS256, also with a public key, which PyJWT refuses."""
     parts = ({"alg": "HS256", "typ": "JWT", "kid": kid}, make_claims())
     signing_input = b".".join(base64url_encode(json.dumps(part).encode()) for part in parts)
     return (signing_input + b"." + base64url_encode(hmac.digest(secret.encode(), signing_input, "sha256"))).decode()
@@ -199,7 +199,7 @@ def sign_hmac(secret: str, kid: str) -> str:
 async def serve_jwks(*kids: str) -> AsyncGenerator[tuple[JwksProvider, str]]:
     provider = JwksProvider()
     for kid in kids:
-        provider.add(kid)
+        provider.add_key(kid)
     async with serve_asgi(provider) as url:
         yield provider, f"{url}/jwks.json"
 
@@ -212,14 +212,14 @@ async def test_jwks_is_fetched_once_and_forged_tokens_are_rejected(
         async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
             for kid in ("first", "second") * 5:
                 assert (
-                    await gateway.get("/api/v1/models", headers=make_bearer_headers(provider.sign(kid)))
+                    await gateway.get("/api/v1/models", headers=make_bearer_headers(provider.sign_token(kid)))
                 ).status == 200
             for forged_token in (
                 sign_with_secret(SHARED_SECRET),  # no key id
                 # A symmetric algorithm with the id of an RSA key.
                 jwt.encode(make_claims(), "x" * 40, algorithm="HS256", headers={"kid": "first"}),
-                provider.sign("first", aud="others"),
-                provider.sign("first", algorithm="RS512"),  # not a configured algorithm
+                provider.sign_token("first", aud="others"),
+                provider.sign_token("first", algorithm="RS512"),  # not a configured algorithm
                 sign_hmac(provider.export_public_pem("first"), "first"),  # the public key as a shared secret
                 jwt.encode(make_claims(), None, algorithm="none", headers={"kid": "first"}),
             ):
@@ -231,7 +231,7 @@ async def test_rotated_key_is_fetched_and_fetches_for_unknown_key_ids_are_limite
     async with serve_jwks("first") as (provider, url):
         keys = JwksCache(url, min_interval=0)
         assert (await keys.get_key("first")).key_id == "first"
-        provider.add("second")
+        provider.add_key("second")
         assert (await keys.get_key("second")).key_id == "second"
         assert provider.request_count == 2
         limited_cache = JwksCache(url, min_interval=60)

@@ -38,9 +38,9 @@ def gateway_routes() -> set[tuple[str, str]]:
 
 
 async def create_revocable_key(gateway: Gateway) -> tuple[dict[str, str], str]:
-    """Create a key to revoke, and an admin key for curl, which the first key makes necessary.
+    """Create a key to revoke, and an admin key for curl.
 
-    Returns the variables of the document and the options of curl.
+    A gateway with keys requires authentication. Returns the variables of the document and the options of curl.
     """
     created, _ = await gateway.state.keys.create_key(NewKey("ada"), by="test")
     _, secret = await gateway.state.keys.create_key(NewKey("local", role="admin"), by="test")
@@ -50,14 +50,14 @@ async def create_revocable_key(gateway: Gateway) -> tuple[dict[str, str], str]:
 async def create_resources(gateway: Gateway) -> dict[str, str]:
     """Create a resource for every variable of the document."""
     turn = (await gateway.chat("What is 23*19?", conversation_id="new")).body
-    waiting = (await gateway.chat("Add a task to rest", approval="always")).body
+    waiting_turn = (await gateway.chat("Add a task to rest", approval="always")).body
     response = (await gateway.post("/v1/responses", {"input": "What is 23*19?"})).body
     return {
         "TURN": turn["turn_id"],
         "CONVERSATION": turn["conversation_id"],
         "RESPONSE": response["id"],
-        "WAITING": waiting["turn_id"],
-        "INPUT": waiting["inputs"][0]["input_id"],
+        "WAITING": waiting_turn["turn_id"],
+        "INPUT": waiting_turn["inputs"][0]["input_id"],
     }
 
 

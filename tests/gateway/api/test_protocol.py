@@ -26,7 +26,7 @@ SECURITY_HEADERS = {
 
 
 async def send_raw(gateway: Gateway, *chunks: bytes) -> bytes:
-    """Send raw bytes, and return the response up to the end of the connection."""
+    """Send raw bytes, and return everything that the gateway sends back."""
     url = urlsplit(gateway.base_url)
     async with asyncio.timeout(30):
         reader, writer = await asyncio.open_connection(url.hostname, url.port)

@@ -29,7 +29,7 @@ async def send_answer(gateway: Gateway, turn_id: str, input_id: str, action: str
 async def start_turn_with_approval(
     gateway: Gateway, prompt: str = "Add a task to buy milk"
 ) -> tuple[str, dict[str, Any]]:
-    """Start a turn; return its id and its approval question once it waits."""
+    """Start a turn; return its id and its approval question."""
     reply = await gateway.chat_stream(prompt, approval="always")
     assert [event.type for event in reply.events][-2:] == ["input.required", "stream.closing"]
     assert reply.events[-1].data["reason"] == "input_required"
@@ -156,10 +156,10 @@ async def test_waiting_turn_can_be_cancelled(gateway: Gateway) -> None:
 async def test_server_question_is_answered_after_a_gateway_restart(
     database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
-    def serve() -> Any:
+    def start_gateway() -> Any:
         return serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=0.5)
 
-    async with serve() as first_gateway:
+    async with start_gateway() as first_gateway:
         for title in ("Buy milk", "buy milk", "write"):
             await first_gateway.chat(f"Add a task to {title}")
         reply = await first_gateway.chat_stream("delete the task buy milk")
@@ -167,7 +167,7 @@ async def test_server_question_is_answered_after_a_gateway_restart(
         assert question["kind"] == "question"
         assert "#1 [pending] Buy milk" in question["message"]
         assert question["schema"]["required"] == ["task_id"]
-    async with serve() as second_gateway:
+    async with start_gateway() as second_gateway:
         invalid = await send_answer(second_gateway, turn_id, question["input_id"], "accept", {"task_id": "two"})
         assert invalid.status == 422
         assert (

@@ -1,4 +1,4 @@
-"""Rate limits: exact counts, response headers, sharing over Redis, and local counts without Redis."""
+"""Rate limits: exact counts, headers, shared counts in Redis, local fallback."""
 
 import asyncio
 import subprocess
@@ -122,10 +122,10 @@ async def test_200_concurrent_requests_to_two_processes_are_counted_exactly_in_r
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession(headers=streaming))
             body = {"messages": [{"role": "user", "content": "forever"}]}
-            opened = await asyncio.gather(
+            responses = await asyncio.gather(
                 *(session.post(f"{urls[n % 2]}/api/v1/chat/stream", json=body) for n in range(20))
             )
-            assert Counter(response.status for response in opened) == {200: 5, 429: 15}
+            assert Counter(response.status for response in responses) == {200: 5, 429: 15}
 
 
 async def create_keys(database_url: str, *keys: NewKey) -> list[str]:
@@ -289,10 +289,10 @@ async def test_stream_slots_are_limited_and_released(database_url: str, simulato
             assert (rejection.status, rejection.body["error"]["code"]) == (429, "too_many_streams")
             assert (await gateway.get("/v1/models")).status == 200
 
-        async def accepted() -> bool:
+        async def is_stream_accepted() -> bool:
             return (await gateway.chat_stream("hello")).status == 200
 
-        await eventually(accepted)
+        await eventually(is_stream_accepted)
 
 
 async def test_key_can_lower_but_not_raise_the_stream_limit(
@@ -301,13 +301,13 @@ async def test_key_can_lower_but_not_raise_the_stream_limit(
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
         keyring = Keyring(gateway)
-        wide = await keyring.make("ada", limits=KeyLimits(streams=9))
-        narrow = await keyring.make("ada", limits=KeyLimits(streams=1))
+        high_limit_headers = await keyring.make("ada", limits=KeyLimits(streams=9))
+        low_limit_headers = await keyring.make("ada", limits=KeyLimits(streams=1))
         url, body = f"{gateway.base_url}/api/v1/chat/stream", {"messages": [{"role": "user", "content": "forever"}]}
-        for headers, expected in ((wide, 2), (narrow, 1)):
-            opened = [await gateway.session.post(url, json=body, headers=headers) for _ in range(3)]
-            assert [response.status for response in opened] == [200] * expected + [429] * (3 - expected)
-            for response in opened:
+        for headers, expected in ((high_limit_headers, 2), (low_limit_headers, 1)):
+            responses = [await gateway.session.post(url, json=body, headers=headers) for _ in range(3)]
+            assert [response.status for response in responses] == [200] * expected + [429] * (3 - expected)
+            for response in responses:
                 response.close()
 
 

@@ -51,8 +51,8 @@ async def test_redacted_text_is_not_stored_and_not_sent_to_tools(
     titles = [row["title"] for row in await db.fetch("SELECT title FROM tools.tasks")]
     assert len(titles) == 1
     assert "[email]" in titles[0]
-    direct = await redacting_gateway.post("/api/v1/tools/add_task", {"title": f"ring {EMAIL}"})
-    assert "[email]" in direct.body["content"][0]["text"]
+    direct_call = await redacting_gateway.post("/api/v1/tools/add_task", {"title": f"ring {EMAIL}"})
+    assert "[email]" in direct_call.body["content"][0]["text"]
     turn = stream.of("turn.started")[0]["turn_id"]
     await redacting_gateway.post(f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": f"from {EMAIL}"})
     assert EMAIL not in await dump_database(db)
@@ -143,8 +143,8 @@ def test_tool_arguments_are_redacted_in_keys_and_values() -> None:
         "n": "[card]",
     }
     assert rules.redact_value([4111111111111111.0, -4111111111111111]) == ["[card]", "-[card]"]
-    others = [0, 7, True, None, 52.520008123456789, float("inf"), 1234567890123]
-    assert rules.redact_value(others) == others
+    unmatched_values = [0, 7, True, None, 52.520008123456789, float("inf"), 1234567890123]
+    assert rules.redact_value(unmatched_values) == unmatched_values
 
 
 def test_only_base64_content_is_exempt_from_redaction() -> None:

@@ -1,4 +1,4 @@
-"""The response cache: a repeated request of an owner gets the stored answer if it allows caching."""
+"""The response cache, which answers repeated requests of an owner."""
 
 from typing import Any
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""`/v1/responses` with the SDK of OpenAI, whose typed stream must parse every event."""
+"""`/v1/responses` with the SDK of OpenAI and its typed stream."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -45,8 +45,8 @@ def get_item_types(response: Any) -> list[str]:
 async def test_mcp_calls_are_output_items_before_the_message(client: openai.AsyncOpenAI) -> None:
     response = await create_response(client)
     assert get_item_types(response) == ["mcp_list_tools", "reasoning", "mcp_call", "reasoning", "message"]
-    listed, _, call, _, message = response.output
-    assert (listed.server_label, "calculator" in [tool.name for tool in listed.tools]) == ("tools", True)
+    listed_tools, _, call, _, message = response.output
+    assert (listed_tools.server_label, "calculator" in [tool.name for tool in listed_tools.tools]) == ("tools", True)
     assert (call.name, json.loads(call.arguments), call.output) == (
         "calculator",
         {"expression": "23*19"},
@@ -76,13 +76,13 @@ async def test_sdk_parses_every_stream_event_and_the_final_response(client: open
         "response.output_text.done",
         "response.output_item.done",
     } <= event_types
-    last = events[-1]
-    assert last.type == "response.completed"
+    last_event = events[-1]
+    assert last_event.type == "response.completed"
     deltas = "".join(event.delta for event in events if event.type == "response.output_text.delta")
-    assert deltas == last.response.output_text
+    assert deltas == last_event.response.output_text
     done_items = [event.item for event in events if event.type == "response.output_item.done"]
-    assert done_items == last.response.output
-    assert await client.responses.retrieve(last.response.id) == last.response
+    assert done_items == last_event.response.output
+    assert await client.responses.retrieve(last_event.response.id) == last_event.response
 
 
 async def test_sdk_stream_helper_builds_the_final_response(client: openai.AsyncOpenAI) -> None:
@@ -256,14 +256,14 @@ async def test_response_is_retrieved_after_its_journal_is_deleted(
     assert reloaded.usage == response.usage
 
 
-class Sum(BaseModel):
+class SumAnswer(BaseModel):
     expression: str
     value: int
 
 
 async def test_structured_output_is_parsed_by_the_sdk(client: openai.AsyncOpenAI) -> None:
-    parsed = await client.responses.parse(model=MODEL, input="What is 23*19?", text_format=Sum)
-    assert isinstance(parsed.output_parsed, Sum)
+    parsed = await client.responses.parse(model=MODEL, input="What is 23*19?", text_format=SumAnswer)
+    assert isinstance(parsed.output_parsed, SumAnswer)
     response = await create_response(client, text={"format": {"type": "json_object"}})
     assert json.loads(response.output_text)
 
@@ -277,9 +277,9 @@ async def test_failure_is_a_status_before_the_first_event_and_an_event_afterward
     client: openai.AsyncOpenAI, gateway: Gateway
 ) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="status", status=401))
-    with pytest.raises(openai.APIStatusError) as caught:
+    with pytest.raises(openai.APIStatusError) as error_info:
         await create_response(client)
-    assert (caught.value.status_code, caught.value.code) == (502, "model_key_refused")
+    assert (error_info.value.status_code, error_info.value.code) == (502, "model_key_refused")
     gateway.simulator.faults.add_faults(Fault(kind="cut", after_chunks=60))
     events = await read_events(await create_response(client, "count to 500", stream=True))
     assert events[-1].type == "response.failed"

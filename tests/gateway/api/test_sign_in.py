@@ -1,4 +1,4 @@
-"""MCP servers with OAuth: a turn waits while its user signs in with a browser."""
+"""MCP servers with OAuth: a turn waits while its user signs in."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ def serve(database_url: str, simulator: Simulator, protected_server: OAuthMcpSer
 
 
 class Browser:
-    """Follows redirects with its own cookies, up to the next page for a person."""
+    """Follows redirects with its own cookies, up to the next page."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -58,10 +58,10 @@ class Browser:
     async def open(self, method: str, url: str, *, follow: bool = True) -> tuple[int, str]:
         while True:
             headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
-            own = headers if "/api/v1/" in url else {}
+            request_headers = headers if "/api/v1/" in url else {}
             if method == "POST":
-                own = own | {"Origin": "{0.scheme}://{0.netloc}".format(urlsplit(url))}
-            async with self._session.request(method, url, headers=own, allow_redirects=False) as response:
+                request_headers = request_headers | {"Origin": "{0.scheme}://{0.netloc}".format(urlsplit(url))}
+            async with self._session.request(method, url, headers=request_headers, allow_redirects=False) as response:
                 for line in response.headers.getall("Set-Cookie", []):
                     self.cookies |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
                 if response.status not in (302, 303) or not follow:
@@ -87,7 +87,7 @@ def get_text(result: ToolResult | PendingInput) -> str:
 
 
 async def sign_in_as_admin(gateway: Gateway) -> None:
-    """Sign in as an administrator, and wait for the tools of the server."""
+    """Sign in as an administrator, and wait for the server's tools."""
     reply = await gateway.post("/api/v1/mcp/servers/vault/sign-in", {})
     assert reply.status == 200, reply.body
     status, page = await Browser(gateway.session).sign_in(reply.body["url"])

@@ -53,7 +53,7 @@ async def test_health_and_ready_report_their_status(gateway: Gateway) -> None:
 
 
 async def test_unknown_path_and_method_return_the_error_format(gateway: Gateway) -> None:
-    missing = await gateway.get("/no/such/path")
-    assert (missing.status, missing.body["error"]["code"]) == (404, "not_found")
-    wrong = await gateway.get("/api/v1/chat")
-    assert (wrong.status, wrong.body["error"]["code"]) == (405, "method_not_allowed")
+    unknown_path = await gateway.get("/no/such/path")
+    assert (unknown_path.status, unknown_path.body["error"]["code"]) == (404, "not_found")
+    wrong_method = await gateway.get("/api/v1/chat")
+    assert (wrong_method.status, wrong_method.body["error"]["code"]) == (405, "method_not_allowed")

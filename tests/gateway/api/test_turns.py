@@ -27,7 +27,7 @@ async def read_turn_events(gateway: Gateway, turn_id: str, **options: Any) -> li
 
 
 def join_text(events: list[Event]) -> str:
-    """Join the text of the last step, as clients do by the rules of the events."""
+    """Join the text of the last step, as clients do."""
     steps: dict[int, str] = {}
     for event in events:
         if event.type == "text.delta":
@@ -191,7 +191,7 @@ async def test_finished_steps_are_not_repeated_after_a_takeover(
 async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
     workers: list[Gateway], db: asyncpg.Connection, tool: str, outcome: str
 ) -> None:
-    """The rows are those of a worker that died between a tool call and its result."""
+    """Start with the rows of a worker that died during a tool call."""
     first_worker, _ = workers
     turn_id = "01a1fc00-0000-7000-8000-000000000001"
     arguments = {"title": "buy milk"} if tool == "add_task" else {}

@@ -30,7 +30,7 @@ def make_time(day: date, hour: int = 12) -> datetime:
 
 
 async def insert_usage(gateway: Gateway) -> Gateway:
-    """Insert turns of two users and models on three days, one of them over thirty days ago."""
+    """Insert turns of two users and two models on three days."""
     days = [TODAY - timedelta(days=n) for n in (0, 1, 40)]
     turns = [
         ("ada", "laptop", "big", 0.125, 0.5, make_time(days[0], 0), 2),
@@ -82,13 +82,13 @@ async def test_step_and_turn_report_tokens_times_speed_and_cost(gateway: Gateway
 
 
 async def test_turn_that_fails_in_its_second_step_is_charged_for_the_first(gateway: Gateway) -> None:
-    waiting = (await gateway.chat("What is 23*19?", approval="always")).body
+    waiting_turn = (await gateway.chat("What is 23*19?", approval="always")).body
     gateway.simulator.faults.add_faults(
         Fault(kind="status", status=400, body={"error": {"message": "no", "code": "x"}})
     )
-    answer = {"input_id": waiting["inputs"][0]["input_id"], "action": "accept"}
-    await gateway.post(f"/api/v1/turns/{waiting['turn_id']}/input", answer)
-    path = f"{gateway.base_url}/api/v1/turns/{waiting['turn_id']}/events"
+    answer = {"input_id": waiting_turn["inputs"][0]["input_id"], "action": "accept"}
+    await gateway.post(f"/api/v1/turns/{waiting_turn['turn_id']}/input", answer)
+    path = f"{gateway.base_url}/api/v1/turns/{waiting_turn['turn_id']}/events"
     async with gateway.session.get(path) as response:
         events = [event async for event in Stream(response).events()]
     (step,) = [event.data for event in events if event.type == "step.completed"]
