@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Iterable
-from typing import cast
+from typing import assert_never, cast
 
 import msgspec
 
@@ -12,16 +12,9 @@ from gateway.agent.loop import ModelContext
 from gateway.agent.tool_search import ToolSelection
 from gateway.agent.turn import ActiveTurn
 from gateway.common.logging import get_logger
+from gateway.domain import events as e
 from gateway.domain.errors import StorageUnavailable
-from gateway.domain.events import (
-    InputRequired,
-    JournalEntry,
-    ModelRetry,
-    StepCompleted,
-    TextDelta,
-    ToolCallStarted,
-    ToolFinished,
-)
+from gateway.domain.events import JournalEntry
 from gateway.domain.messages import CachedAnswer, JsonObject, Message, ToolSpec, Usage
 from gateway.ports.store import ResponseCache
 from gateway.ports.turns import EventEmitter
@@ -64,24 +57,39 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
     batches: set[str] = set()
     for entry in entries:
         match entry.event:
-            case ToolCallStarted() as call if call.client or call.tool not in harmless:
+            case e.ToolCallStarted() as call if call.client or call.tool not in harmless:
                 return False
-            case ToolCallStarted(tool=tool, call_id=call_id) if tool == BATCH:
-                batches.add(call_id)
-            case ToolFinished() as result if result.outcome != "ok":
+            case e.ToolCallStarted(tool=tool, call_id=call_id):
+                if tool == BATCH:
+                    batches.add(call_id)
+            case e.ToolFinished() as result:
+                if result.outcome != "ok" or (result.call_id in batches and _has_failed_call(result)):
+                    return False
+            case e.InputRequired():
                 return False
-            case ToolFinished() as result if result.call_id in batches and _has_failed_call(result):
-                return False
-            case InputRequired():
-                return False
-            case ModelRetry() as again if again.model is not None:
-                return False
-            case _:
+            case e.ModelRetry() as retry:
+                if retry.model is not None:
+                    return False
+            case (
+                e.TurnStarted()
+                | e.TextDelta()
+                | e.ReasoningDelta()
+                | e.ToolProgress()
+                | e.ToolLog()
+                | e.InputResolved()
+                | e.TurnResumed()
+                | e.StepCompleted()
+                | e.TurnCompleted()
+                | e.TurnFailed()
+                | e.TurnCancelled()
+            ):
                 pass
+            case _:
+                assert_never(entry.event)
     return True
 
 
-def _has_failed_call(batch: ToolFinished) -> bool:
+def _has_failed_call(batch: e.ToolFinished) -> bool:
     told = cast("JsonObject", batch.structured or {})
     return any(result["outcome"] != "ok" for result in told.get("results", ()))
 
@@ -89,8 +97,8 @@ def _has_failed_call(batch: ToolFinished) -> bool:
 def replay(known: CachedAnswer, turn: EventEmitter) -> str:
     """Tell a known answer as the turn's own, which costs nothing; its finish reason."""
     for step, text in enumerate(known.texts, 1):
-        turn.emit(TextDelta(step=step, text=text))
-        turn.emit(StepCompleted(step=step, finish_reason=known.finish_reason, usage=Usage(), cost_usd=0.0))
+        turn.emit(e.TextDelta(step=step, text=text))
+        turn.emit(e.StepCompleted(step=step, finish_reason=known.finish_reason, usage=Usage(), cost_usd=0.0))
     return known.finish_reason
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import assert_never
 from uuid import UUID
 
 import msgspec
 
-from gateway.domain.events import InputResolved, JournalEntry, ToolCallStarted, ToolFinished
+from gateway.domain import events as e
+from gateway.domain.events import JournalEntry
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
 
 Values = tuple[object, ...]
@@ -157,19 +159,35 @@ def _with_events(events: _Events, row: Row) -> Row:
 def _ledger_rows(turn_id: UUID, entries: Iterable[JournalEntry], worker_id: UUID) -> Iterable[Row]:
     for entry in entries:
         match entry.event:
-            case ToolCallStarted() as call:
+            case e.TextDelta() | e.ReasoningDelta():  # first: most events are deltas
+                pass
+            case e.ToolCallStarted() as call:
                 outcome = "client" if call.client else None
                 yield (
                     START_CALL,
                     (turn_id, worker_id, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
                 )
-            case ToolFinished() as result:
+            case e.ToolFinished() as result:
                 content, structured = result.content, result.structured
                 yield (
                     FINISH_CALL,
                     (turn_id, worker_id, result.call_id, result.outcome, content, structured, result.duration_ms),
                 )
-            case InputResolved(action="accept", content={"arguments": arguments}) as resolved:
+            case e.InputResolved(action="accept", content={"arguments": arguments}) as resolved:
                 yield EDIT_CALL, (turn_id, resolved.call_id, arguments)
-            case _:
+            case (
+                e.InputResolved()
+                | e.TurnStarted()
+                | e.ToolProgress()
+                | e.ToolLog()
+                | e.InputRequired()
+                | e.TurnResumed()
+                | e.StepCompleted()
+                | e.ModelRetry()
+                | e.TurnCompleted()
+                | e.TurnFailed()
+                | e.TurnCancelled()
+            ):
                 pass  # only in the journal
+            case _:
+                assert_never(entry.event)

@@ -1,7 +1,7 @@
 """What of a turn is written, with what the administrator's rules find taken out of it."""
 
 from itertools import groupby
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -97,8 +97,17 @@ def _redact_event(event: e.Event, redactor: Redactor) -> e.Event:
             return msgspec.structs.replace(event, warnings=_redact_texts(event.warnings, redactor))
         case e.TurnFailed() | e.TurnCancelled():
             return msgspec.structs.replace(event, error=_redact_error(event.error, redactor))
-        case _:
+        case (
+            e.TextDelta()  # `redact_entries` redacts consecutive deltas together
+            | e.ReasoningDelta()
+            | e.TurnResumed()
+            | e.StepCompleted()
+            | e.ModelRetry()
+            | e.TurnCompleted()
+        ):
             return event
+        case _:
+            assert_never(event)  # a new event with text would be stored unredacted
 
 
 def _redact_messages(messages: tuple[Message, ...], redactor: Redactor) -> tuple[Message, ...]:

@@ -1,7 +1,7 @@
 """Wire formats of the legacy endpoints."""
 
 from collections.abc import AsyncGenerator
-from typing import Literal
+from typing import Literal, assert_never
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -152,8 +152,22 @@ async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
                     question = message
                 case e.TurnFailed() | e.TurnCancelled() as end:
                     text += f"\n[error: {end.error.message}]"
-                case _:
+                case (
+                    e.TurnStarted()
+                    | e.ReasoningDelta()
+                    | e.ToolCallStarted()
+                    | e.ToolProgress()
+                    | e.ToolLog()
+                    | e.ToolFinished()
+                    | e.InputResolved()
+                    | e.TurnResumed()
+                    | e.StepCompleted()
+                    | e.ModelRetry()
+                    | e.TurnCompleted()
+                ):
                     pass
+                case _:
+                    assert_never(entry.event)
             ended = isinstance(entry.event, e.TurnEnd)
         yield text.encode()
     if not ended:
@@ -182,8 +196,20 @@ async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> Asyn
                     frames.append({"content": "", "finished": True})
                 case e.TurnFailed() | e.TurnCancelled() as end:
                     frames.append(_build_error_frame(end.error.message, end.error.code))
-                case _:
+                case (
+                    e.ReasoningDelta()
+                    | e.ToolCallStarted()
+                    | e.ToolProgress()
+                    | e.ToolLog()
+                    | e.ToolFinished()
+                    | e.InputResolved()
+                    | e.TurnResumed()
+                    | e.StepCompleted()
+                    | e.ModelRetry()
+                ):
                     pass
+                case _:
+                    assert_never(entry.event)
             ended = isinstance(entry.event, e.TurnEnd)
         yield b"".join(map(_encode_frame, frames))
     if not ended:

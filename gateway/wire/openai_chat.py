@@ -1,7 +1,7 @@
 """Wire format of OpenAI's chat completions, with the gateway's own fields in `x_gateway`."""
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 from uuid import UUID
 
 import msgspec
@@ -374,14 +374,18 @@ class ChunkWriter:
                 call = {"index": self._client_calls, "id": event.call_id, "type": "function", "function": function}
                 self._client_calls += 1
                 return [self._build_chunk({"tool_calls": [call]})]
-            case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry() if self._extended:
+            case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry():
+                if not self._extended:
+                    return []
                 return [self._build_chunk({}) | {"x_gateway": {"event": msgspec.to_builtins(event)}}]
             case e.TurnCompleted():
                 return self.write_end()
             case e.TurnFailed() | e.TurnCancelled():
                 return [build_error_body(event.error)]
-            case _:
+            case e.ToolProgress() | e.ToolLog() | e.InputResolved() | e.TurnResumed() | e.StepCompleted():
                 return []
+            case _:
+                assert_never(event)
 
     def write_end(self) -> list[JsonObject]:
         """Return the last chunks of the answer."""

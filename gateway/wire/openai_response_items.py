@@ -4,6 +4,7 @@ A writer folds the turn's events from the first event on, so numbers and ids are
 """
 
 from collections.abc import AsyncGenerator, Callable
+from typing import assert_never
 from uuid import UUID
 
 import msgspec
@@ -131,8 +132,23 @@ class ResponseWriter(EventFold):
                 self._calls[event.call_id] = (event, None)
             case e.InputRequired():
                 self._approvals[event.call_id] = event.input_id
-            case _:
+            case (
+                e.TextDelta()
+                | e.ReasoningDelta()
+                | e.ToolProgress()
+                | e.ToolLog()
+                | e.ToolFinished()
+                | e.InputResolved()
+                | e.TurnResumed()
+                | e.StepCompleted()
+                | e.ModelRetry()
+                | e.TurnCompleted()
+                | e.TurnFailed()
+                | e.TurnCancelled()
+            ):
                 pass
+            case _:
+                assert_never(event)
 
     def _write_event(self, event: e.Event) -> list[JsonObject]:
         match event:
@@ -167,8 +183,10 @@ class ResponseWriter(EventFold):
                 return [*self._close_item("incomplete"), *self._end_response("failed")]
             case e.TurnCancelled():
                 return [*self._close_item("incomplete"), *self._end_response("cancelled")]
-            case _:
+            case e.ToolProgress() | e.ToolLog() | e.TurnResumed():
                 return []
+            case _:
+                assert_never(event)
 
     # --- events
 
