@@ -1,4 +1,4 @@
-"""Stored keys of a gateway under test, by the names of their owners."""
+"""Stored API keys of a gateway under test, by owner."""
 
 from typing import Any
 
@@ -9,19 +9,19 @@ from tests.stack import Gateway, Reply
 
 
 class Keyring:
-    """Makes keys, and calls the gateway with them."""
+    """Creates keys and calls the gateway with them."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.secrets: dict[str, str] = {}
         self.rows: dict[str, ApiKey] = {}
 
-    async def make(self, owner: str, role: UserRole = "user", **options: Any) -> dict[str, str]:
-        """A key, as the headers of a request."""
+    async def create_key(self, owner: str, role: UserRole = "user", **options: Any) -> dict[str, str]:
+        """Create a key and return the request headers with it."""
         row, secret = await self.gateway.state.keys.create_key(NewKey(owner, role=role, **options), by="test")
         self.gateway.state.auth.on_keys_changed(
             BusMessage("keys", BusMessage.NO_TURN)
-        )  # the bus tells it, too, in its time
+        )  # so that the test need not wait for the bus message
         self.rows[owner], self.secrets[owner] = row, secret
         return self.headers(owner)
 
@@ -34,8 +34,8 @@ class Keyring:
     async def post(self, owner: str, path: str, body: Any = None) -> Reply:
         return await self.gateway.post(path, body, headers=self.headers(owner))
 
-    async def call(self, method: str, owner: str, path: str, body: Any = None) -> int:
-        """The status alone."""
+    async def request_status(self, method: str, owner: str, path: str, body: Any = None) -> int:
+        """Send a request and return the status of the response."""
         url = f"{self.gateway.base_url}{path}"
         async with self.gateway.session.request(method, url, json=body, headers=self.headers(owner)) as response:
             return response.status

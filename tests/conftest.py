@@ -1,4 +1,4 @@
-"""Real parts for every test: Postgres, a fresh database each, the simulated Groq, the tool server, the gateway."""
+"""Fixtures with real parts: Postgres, a database per test, the simulated Groq, the tool server, the gateway."""
 
 import asyncio
 import functools
@@ -19,11 +19,11 @@ from gateway.store import migrations
 from gateway.store.database import plain_dsn as dsn
 from gateway_runtime import embedded_postgres
 from tests.shortcuts import install_shortcuts
-from tests.stack import Gateway, ServeStanding, serve_gateway, serve_tools
+from tests.stack import Gateway, ServeSharedGateway, serve_gateway, serve_tools
 
 TESTS = Path(__file__).parent
-NODE = ("e2e/test_conformance.py", "e2e/test_hosts.py", "e2e/test_inspector.py", "e2e/test_node_clients.py")
-SLOW = (
+NODE_TESTS = ("e2e/test_conformance.py", "e2e/test_hosts.py", "e2e/test_inspector.py", "e2e/test_node_clients.py")
+SLOW_TESTS = (
     "e2e/",
     "gateway/api/test_contract.py",
     "gateway/store/test_migrations.py",
@@ -31,19 +31,27 @@ SLOW = (
     "gateway_runtime/test_embedded_postgres.py",
     "tools_server/test_process.py",
 )
-"""Where tests start processes, each of which imports for ten seconds on a loaded machine, or databases of their own."""
+"""Tests that start processes, whose imports take ten seconds on a loaded machine, or databases of their own."""
 SLOW_TIMEOUT_SECONDS = 240
 _RESERVED_SECONDS = 10.0
-"""For what a test's fixtures take of its time limit."""
-_ROOM = 6 * 1024**3
+"""Part of a test's time limit that is reserved for its fixtures."""
+_MIN_FREE_MEMORY_BYTES = 6 * 1024**3
 TEMPLATE = "template_gateway"
-AT_ONCE = SimulatorSettings(tokens_per_second=0, first_token_delay=0)
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off", "jit": "off"}
+WITHOUT_DELAYS = SimulatorSettings(tokens_per_second=0, first_token_delay=0)
+FAST_POSTGRES_SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "jit": "off",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--no-shortcuts", action="store_true", help="replace nothing to run faster: see tests/shortcuts.py"
+        "--no-shortcuts",
+        action="store_true",
+        help="run without the replacements of tests/shortcuts.py, which make tests faster",
     )
 
 
@@ -53,17 +61,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(TESTS).as_posix()
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.database)
-        if path.startswith(NODE):
+        if path.startswith(NODE_TESTS):
             item.add_marker(pytest.mark.node)
-        if path.startswith(SLOW):
+        if path.startswith(SLOW_TESTS):
             item.add_marker(pytest.mark.slow)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_SECONDS))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def installed_shortcuts(request: pytest.FixtureRequest) -> Generator[None]:
-    """The replacements that make the suite faster, unless `--no-shortcuts` is given."""
+def use_shortcuts(request: pytest.FixtureRequest) -> Generator[None]:
+    """Install the replacements of `tests.shortcuts`, unless `--no-shortcuts` is set."""
     if request.config.getoption("--no-shortcuts"):
         yield
         return
@@ -86,11 +94,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
         return
 
     @functools.wraps(function)
-    async def limited(*arguments: Any, **options: Any) -> None:
+    async def run_with_timeout(*arguments: Any, **options: Any) -> None:
         async with asyncio.timeout(limit - _RESERVED_SECONDS):
             await function(*arguments, **options)
 
-    pyfuncitem.obj = limited
+    pyfuncitem.obj = run_with_timeout
 
 
 @pytest.fixture(scope="session")
@@ -101,9 +109,9 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 @pytest.fixture(scope="session")
 def postgres() -> Generator[embedded_postgres.EmbeddedPostgres]:
     """One embedded Postgres for the whole run, with a migrated template database."""
-    with tempfile.TemporaryDirectory(prefix="agw-tests-", dir=_fast_directory()) as directory:
+    with tempfile.TemporaryDirectory(prefix="agw-tests-", dir=_find_fast_directory()) as directory:
         Path(directory).chmod(0o755)
-        server = embedded_postgres.start_or_attach(Path(directory), settings=FAST)
+        server = embedded_postgres.start_or_attach(Path(directory), settings=FAST_POSTGRES_SETTINGS)
         try:
             asyncio.run(_execute(server.build_url("postgres"), f"CREATE DATABASE {TEMPLATE}"))
             migrations.upgrade_schema(server.build_url(TEMPLATE))
@@ -112,23 +120,23 @@ def postgres() -> Generator[embedded_postgres.EmbeddedPostgres]:
             server.stop_if_started_here()
 
 
-def _fast_directory() -> str:
-    """In memory, where there is enough of it: each test copies a database, which costs a disk most of a run."""
+def _find_fast_directory() -> str:
+    """Return a directory in memory if there is enough of it: each test copies a database."""
     memory = Path("/dev/shm")
-    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > _ROOM else "/tmp"
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > _MIN_FREE_MEMORY_BYTES else "/tmp"
 
 
 @pytest.fixture
 async def database_url(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[str]:
-    """A fresh, migrated database, as SQLAlchemy's URL. Copied from the template: some 15 ms."""
-    async with _database(postgres) as url:
+    """The SQLAlchemy URL of a new database, copied from the migrated template."""
+    async with _create_database(postgres) as url:
         yield url
 
 
 @asynccontextmanager
-async def _database(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[str]:
+async def _create_database(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[str]:
     name = f"test_{uuid4().hex}"
-    # Files copied, at half the cost of pages through the log.
+    # FILE_COPY is faster than the default, which writes the pages to the log.
     await _execute(postgres.build_url("postgres"), f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
     yield postgres.build_url(name)
     await _execute(postgres.build_url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
@@ -136,7 +144,7 @@ async def _database(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenera
 
 @pytest.fixture
 async def db(database_url: str) -> AsyncGenerator[asyncpg.Connection]:
-    """A connection to the test's database, to look at what is kept."""
+    """A connection to the test's database."""
     connection = await asyncpg.connect(dsn(database_url))
     try:
         yield connection
@@ -154,33 +162,33 @@ async def _execute(url: str, statement: str) -> None:
 
 @pytest.fixture
 async def simulator() -> AsyncGenerator[Simulator]:
-    """The simulated Groq, as fast as it goes."""
-    async with serve_simulator(AT_ONCE) as running:
+    """The simulated Groq without delays."""
+    async with serve_simulator(WITHOUT_DELAYS) as running:
         yield running
 
 
 @pytest.fixture
 async def tools_url(database_url: str) -> AsyncGenerator[str]:
-    """The tool server's MCP address."""
+    """The tool server's MCP URL."""
     async with serve_tools(database_url) as address:
         yield address
 
 
 @pytest.fixture
 async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> AsyncGenerator[Gateway]:
-    """A whole gateway: simulator, tool server, database, over real HTTP."""
+    """A gateway with simulator, tool server and database, over real HTTP."""
     async with serve_gateway(database_url, simulator, tools_url) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-async def serve_standing(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[ServeStanding]:
-    """Starts a whole gateway that all tests of a file share, and that therefore must be left as it was found."""
+async def serve_shared_gateway(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[ServeSharedGateway]:
+    """Starts a gateway that all tests of a file share, so they must not change its state."""
     async with AsyncExitStack() as stack:
 
         async def serve(**settings: Any) -> Gateway:
-            url = await stack.enter_async_context(_database(postgres))
-            simulator = await stack.enter_async_context(serve_simulator(AT_ONCE))
+            url = await stack.enter_async_context(_create_database(postgres))
+            simulator = await stack.enter_async_context(serve_simulator(WITHOUT_DELAYS))
             tools_url = await stack.enter_async_context(serve_tools(url))
             return await stack.enter_async_context(serve_gateway(url, simulator, tools_url, **settings))
 
@@ -188,6 +196,6 @@ async def serve_standing(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncG
 
 
 @pytest.fixture(scope="module")
-async def standing(serve_standing: ServeStanding) -> Gateway:
-    """A whole gateway for requests that it refuses."""
-    return await serve_standing()
+async def shared_gateway(serve_shared_gateway: ServeSharedGateway) -> Gateway:
+    """A shared gateway for requests that do not change it."""
+    return await serve_shared_gateway()

@@ -1,4 +1,4 @@
-"""Stand-ins for where a test must hold the very moment: a toolbox whose calls end when the test says so."""
+"""Fakes for tests that control the order of events: a toolbox with gated calls, and a turn without a runner."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def spec(name: str, *, read_only: bool = False) -> ToolSpec:
 
 
 class GatedToolbox:
-    """Each call waits until the test opens its gate; `running` and `started` tell what goes on."""
+    """A toolbox whose calls wait until the test opens their gates."""
 
     def __init__(self, *specs: ToolSpec) -> None:
         self._specs = specs
@@ -40,10 +40,10 @@ class GatedToolbox:
         self._gates: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Condition()
 
-    def open(self, name: str) -> None:
-        self._gate(name).set()
+    def open_gate(self, name: str) -> None:
+        self._get_gate(name).set()
 
-    async def until_started(self, *names: str) -> None:
+    async def wait_until_started(self, *names: str) -> None:
         async with asyncio.timeout(30), self._changed:
             await self._changed.wait_for(lambda: set(names) <= set(self.started))
 
@@ -75,7 +75,7 @@ class GatedToolbox:
         return frozenset()
 
     def recheck_server(self, server: str) -> None:
-        """Nothing changes here."""
+        """Do nothing: the tools never change."""
 
     def get_forwarded_headers(self) -> frozenset[str]:
         return frozenset()
@@ -95,7 +95,7 @@ class GatedToolbox:
         async with self._changed:
             self._changed.notify_all()
         try:
-            await self._gate(name).wait()
+            await self._get_gate(name).wait()
         except asyncio.CancelledError:
             self.cancelled.append(name)
             raise
@@ -103,18 +103,18 @@ class GatedToolbox:
             self.running.discard(name)
         return ToolResult(outcome="ok", content=[text_block(f"{name} done")])
 
-    def _gate(self, name: str) -> asyncio.Event:
+    def _get_gate(self, name: str) -> asyncio.Event:
         return self._gates.setdefault(name, asyncio.Event())
 
 
 class RecordingTurn(TurnContext):
-    """A turn's inside, without a runner: what is emitted is durable at once."""
+    """A turn context without a runner, whose events are durable at once."""
 
     def __init__(self) -> None:
         self.log = TurnLog(uuid4())
         self.transcript = Transcript()
         self.inputs = []
-        self.was_opened = False
+        self.was_accepted = False
 
     @property
     def id(self) -> UUID:
@@ -129,7 +129,7 @@ class RecordingTurn(TurnContext):
         self.log.append(event)
 
     def on_accepted(self) -> None:
-        self.was_opened = True
+        self.was_accepted = True
 
     async def wait_until_durable(self) -> None:
         self.log.mark_committed(len(self.log.entries))
@@ -149,8 +149,8 @@ class RecordingTurn(TurnContext):
     def calculate_cost(self, usage: Usage) -> float | None:
         return None
 
-    async def ask_questions(self, call_id: str, needed: PendingInput) -> None:
-        raise AssertionError(f"{call_id} asks {needed}")
+    async def ask_questions(self, call_id: str, pending: PendingInput) -> None:
+        raise AssertionError(f"{call_id} asks {pending}")
 
     async def ask_inline(self, call_id: str, question: Question) -> Answer:
         raise AssertionError(f"{call_id} asks {question}")

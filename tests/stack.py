@@ -1,4 +1,4 @@
-"""The parts of a running gateway, in this process and its event loop, on ports that the system picks."""
+"""Gateways and tool servers in the test's process and event loop, over real HTTP, and clients of them."""
 
 import json
 import random
@@ -26,19 +26,15 @@ from tools_server.tasks.store import TaskStore
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
-
-
 TIMEOUTS = Timeouts(journal=30.0, mcp_connect=30.0)
-"""Long enough for a stalled machine, where the defaults fit a gateway in production."""
-
-
+"""Long enough for a stalled machine; the defaults fit a gateway in production."""
 _PORTS = range(10_000, 32_000)
-"""Below what Linux and macOS give to outgoing connections: one of those would take a port before its server does."""
+"""Below the ports of outgoing connections on Linux and macOS, which could take a port before its server does."""
 _next_port = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
 
 
-def free_port() -> int:
-    """A port that nothing uses now, and nothing else in this process gets."""
+def find_free_port() -> int:
+    """Return a port that is free now and is returned once per process."""
     for port in _next_port:
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -47,23 +43,25 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-class _Given:
-    """Settings as they are given: neither the machine's environment nor a `.env` has a say, or is read."""
+class _InitArgumentsOnly:
+    """Mixin for settings that ignores the environment and `.env`."""
 
     @classmethod
     def settings_customise_sources(cls, _cls: Any, init_settings: Any, **_others: Any) -> Any:
         return (init_settings,)
 
 
-class _GatewaySettings(_Given, Settings):
+class _GatewaySettings(_InitArgumentsOnly, Settings):
     pass
 
 
-class _ToolsSettings(_Given, ToolsSettings):
+class _ToolsSettings(_InitArgumentsOnly, ToolsSettings):
     pass
 
 
 class _Server(uvicorn.Server):
+    """A server that leaves the signal handlers of the test process alone."""
+
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
@@ -71,7 +69,7 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serve_asgi(app: Any, port: int = 0, http: type[HttpProtocol] = HttpProtocol) -> AsyncGenerator[str]:
-    """Serve an ASGI application over real HTTP; yields its address."""
+    """Serve an ASGI application over real HTTP; yields its URL."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
@@ -90,7 +88,7 @@ async def serve_asgi(app: Any, port: int = 0, http: type[HttpProtocol] = HttpPro
 
 @asynccontextmanager
 async def serve_tools(database_url: str) -> AsyncGenerator[str]:
-    """The real tool server; yields its MCP address."""
+    """Serve the real tool server; yields its MCP URL."""
     settings = _ToolsSettings(tools_server_secret=SecretStr(SECRET))
     store = TaskStore(database_url, timeout_seconds=60)
     server = create_server(settings, store)
@@ -104,7 +102,7 @@ async def serve_tools(database_url: str) -> AsyncGenerator[str]:
 
 @dataclass
 class Event:
-    """One frame of a native stream."""
+    """An event of a native stream."""
 
     id: int | None
     type: str | None
@@ -113,43 +111,44 @@ class Event:
 
 @dataclass
 class Reply:
-    """A finished stream: status, headers, frames."""
+    """A complete response: status, headers, and events or body."""
 
     status: int
     headers: Any
     events: list[Event] = field(default_factory=list)
     body: Any = None
 
-    def of(self, kind: str) -> list[Any]:
+    def get_event_data(self, kind: str) -> list[Any]:
         return [event.data for event in self.events if event.type == kind]
 
     @property
     def text(self) -> str:
-        """The text of the last step that said anything."""
+        """The text of the last step that has any."""
         steps: dict[int, str] = {}
-        for delta in self.of("text.delta"):
+        for delta in self.get_event_data("text.delta"):
             steps[delta["step"]] = steps.get(delta["step"], "") + delta["text"]
         return steps[max(steps)] if steps else ""
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         return bool(self.events) and self.events[-1] == Event(None, None, "[DONE]")
 
 
 class Stream:
-    """A native stream under way."""
+    """An open native stream."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
-        self.seen: list[Event] = []
+        self.received_events: list[Event] = []
 
-    async def until(self, kind: str) -> Event:
-        async for event in self.events():
+    async def read_until(self, kind: str) -> Event:
+        """Read events up to the first of that kind, and return it."""
+        async for event in self.read_events():
             if event.type == kind:
                 return event
-        raise AssertionError(f"no {kind} in {[event.type for event in self.seen]}")
+        raise AssertionError(f"no {kind} in {[event.type for event in self.received_events]}")
 
-    async def events(self) -> AsyncGenerator[Event]:
+    async def read_events(self) -> AsyncGenerator[Event]:
         frame: dict[str, str] = {}
         async for raw in self.response.content:
             line = raw.decode().rstrip("\n")
@@ -166,7 +165,7 @@ class Stream:
                     data if data == "[DONE]" else json.loads(data),
                 )
                 frame = {}
-                self.seen.append(event)
+                self.received_events.append(event)
                 yield event
 
 
@@ -179,20 +178,22 @@ class Client:
 
     @asynccontextmanager
     async def stream(self, prompt: str | None = None, **body: Any) -> AsyncGenerator[Stream]:
-        async with self.session.post(f"{self.base_url}/api/v1/chat/stream", json=_chat(prompt, body)) as response:
+        async with self.session.post(
+            f"{self.base_url}/api/v1/chat/stream", json=_make_chat_body(prompt, body)
+        ) as response:
             yield Stream(response)
 
     async def chat_stream(self, prompt: str | None = None, **body: Any) -> Reply:
         async with self.stream(prompt, **body) as stream:
             reply = Reply(stream.response.status, stream.response.headers)
             if stream.response.content_type == "text/event-stream":
-                reply.events = [event async for event in stream.events()]
+                reply.events = [event async for event in stream.read_events()]
             else:
                 reply.body = await stream.response.json()
             return reply
 
     async def chat(self, prompt: str | None = None, **body: Any) -> Reply:
-        return await self.post("/api/v1/chat", _chat(prompt, body))
+        return await self.post("/api/v1/chat", _make_chat_body(prompt, body))
 
     async def post(self, path: str, body: Any, **options: Any) -> Reply:
         async with self.session.post(f"{self.base_url}{path}", json=body, **options) as response:
@@ -203,13 +204,13 @@ class Client:
             return Reply(response.status, response.headers, body=await response.json(content_type=None))
 
 
-def _chat(prompt: str | None, body: JsonObject) -> JsonObject:
+def _make_chat_body(prompt: str | None, body: JsonObject) -> JsonObject:
     return body if prompt is None else {"messages": [{"role": "user", "content": prompt}], **body}
 
 
 @dataclass
 class Gateway(Client):
-    """A gateway under test: a client of it, and what is inside."""
+    """A gateway under test, with its application state and simulator, and a client of it."""
 
     base_url: str
     session: aiohttp.ClientSession
@@ -217,7 +218,7 @@ class Gateway(Client):
     simulator: Simulator
 
 
-ServeStanding = Callable[..., Awaitable[Gateway]]
+ServeSharedGateway = Callable[..., Awaitable[Gateway]]
 
 
 @asynccontextmanager
@@ -231,8 +232,8 @@ async def serve_gateway(
     http: type[HttpProtocol] = HttpProtocol,
     **settings: Any,
 ) -> AsyncGenerator[Gateway]:
-    """The real gateway over real HTTP, connected to the given parts."""
-    complete = _GatewaySettings(
+    """Serve the real gateway over real HTTP, connected to the given database, simulator and tool server."""
+    all_settings = _GatewaySettings(
         database_url=database_url,
         groq_api_key=SecretStr("simulated"),
         groq_base_url=simulator.base_url,
@@ -241,14 +242,14 @@ async def serve_gateway(
         tools_server_secret=SecretStr(SECRET),
         **{"model_retry_delay": 0.01, "heartbeat_timeout_seconds": 60.0, **settings},
     )
-    app = create_app(complete, timeouts=timeouts)
+    app = create_app(all_settings, timeouts=timeouts)
     timeout = aiohttp.ClientTimeout(total=60)
     async with serve_asgi(app, port, http) as base_url, aiohttp.ClientSession(timeout=timeout) as session:
         yield Gateway(base_url, session, app.state, simulator)
 
 
-async def insert(gateway: Gateway, statement: str, rows: Sequence[Any]) -> None:
-    """Put rows into a gateway's database behind its back."""
+async def insert_rows(gateway: Gateway, statement: str, rows: Sequence[Any]) -> None:
+    """Insert rows into a gateway's database over a connection of its own."""
     connection = await asyncpg.connect(gateway.state.database.dsn)
     try:
         await connection.executemany(statement, rows)

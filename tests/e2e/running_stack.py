@@ -17,7 +17,7 @@ import asyncpg
 from gateway.store.database import plain_dsn
 from gateway_runtime import embedded_postgres
 from tests.eventually import eventually
-from tests.stack import Client, free_port
+from tests.stack import Client, find_free_port
 
 START_SECONDS = 90.0
 """Timeout of process starts: on a loaded machine the imports of each take ten seconds."""
@@ -128,7 +128,7 @@ async def run_stack(
 
     With `trusted`, the client uses https and this TLS context.
     """
-    port, tools_port = free_port(), free_port()
+    port, tools_port = find_free_port(), find_free_port()
     data_dir = directory / "data"
     environment = clean_environment(
         GATEWAY_PORT=str(port), TOOLS_SERVER_PORT=str(tools_port), GATEWAY_DATA_DIR=str(data_dir), **settings

@@ -109,7 +109,7 @@ async def test_custom_tool_in_the_tool_server_is_offered_by_the_gateway(
             serve_gateway(database_url, simulator, f"{address}/mcp") as gateway,
         ):
             reply = await gateway.chat_stream('call word_count with {"text": "a b b"}')
-            assert reply.of("tool.result")[0]["structured"] == {"words": 3, "most_frequent": ["b", "a"]}
+            assert reply.get_event_data("tool.result")[0]["structured"] == {"words": 3, "most_frequent": ["b", "a"]}
             server.close_listen_streams()
     finally:
         await store.close()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.running_stack import ROOT, START_SECONDS, RunningStack, clean_environment, gateway_command
 from tests.eventually import eventually
-from tests.stack import Client, free_port
+from tests.stack import Client, find_free_port
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
 
@@ -98,7 +98,7 @@ def _read_link(path: Path) -> str:
 async def workers() -> AsyncGenerator[Workers]:
     with tempfile.TemporaryDirectory(prefix="agw-e2e-", dir="/tmp") as path:
         Path(path).chmod(0o755)
-        port, data_dir, output = free_port(), Path(path) / "data", Path(path) / "output"
+        port, data_dir, output = find_free_port(), Path(path) / "data", Path(path) / "output"
         environment = clean_environment(
             GATEWAY_PORT=str(port), GATEWAY_DATA_DIR=str(data_dir), SHUTDOWN_GRACE_SECONDS="1", LOG_LEVEL="ERROR"
         )
@@ -179,9 +179,9 @@ async def test_sigterm_closes_streams_of_all_workers_and_leaves_no_process(worke
         second.stream("count to 5000") as second_stream,
     ):
         for stream in (first_stream, second_stream):
-            await stream.until("text.delta")
+            await stream.read_until("text.delta")
         workers.process.terminate()
         for stream in (first_stream, second_stream):
-            assert (await stream.until("stream.closing")).data["reason"] == "server_stopping"
+            assert (await stream.read_until("stream.closing")).data["reason"] == "server_stopping"
     assert await workers.wait_for_exit() == 0
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

@@ -38,9 +38,9 @@ async def test_https_serves_requests_and_streams_and_plain_http_is_refused(direc
 
         async with stack.stream("What is 23*19?") as stream:
             assert stream.response.content_type == "text/event-stream"
-            result = await stream.until("tool.result")
+            result = await stream.read_until("tool.result")
             assert result.data["structured"]["result"] == 437
-            await stream.until("turn.completed")
+            await stream.read_until("turn.completed")
 
         plain_url = stack.base_url.replace("https://", "http://")
         with pytest.raises(aiohttp.ClientConnectionError):

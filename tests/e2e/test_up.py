@@ -23,7 +23,7 @@ from tests.e2e.running_stack import (
     START_SECONDS,
     RunningStack,
     clean_environment,
-    free_port,
+    find_free_port,
     gateway_command,
     run_stack,
 )
@@ -93,10 +93,10 @@ async def test_readme_walkthrough_calculates_stores_tasks_and_logs_turns(shared_
     assert f"curl -N {stack.base_url}/api/v1/chat/stream" in output
 
     reply = await stack.chat_stream("What is 23*19?")
-    assert reply.of("tool.call")[0]["tool"] == "calculator"
-    assert reply.of("tool.result")[0]["structured"]["result"] == 437
+    assert reply.get_event_data("tool.call")[0]["tool"] == "calculator"
+    assert reply.get_event_data("tool.result")[0]["structured"]["result"] == 437
     assert "437" in reply.text
-    assert reply.done
+    assert reply.is_done
     await stack.chat("Add a task to buy milk")
     await stack.chat("Show my pending tasks and mark the first one done")
     assert await stack.query("SELECT title, status FROM tools.tasks") == [("buy milk", "completed")]
@@ -134,10 +134,10 @@ async def test_tool_server_killed_during_a_call_recovers_without_gateway_restart
         await shared_stack.search_requested.wait()
     os.kill(stack.find_child("tools_server.cli"), signal.SIGKILL)
     reply = await chat
-    result = reply.of("tool.result")[0]
+    result = reply.get_event_data("tool.result")[0]
     assert result["outcome"] == "error"
     assert "the MCP server 'tools'" in result["content"][0]["text"].replace("The", "the")
-    assert reply.of("turn.completed")
+    assert reply.get_event_data("turn.completed")
     await stack.wait_until_ready()
     next_reply = await stack.chat("What is 23*19?")
     assert next_reply.body["tool_calls"][0]["outcome"] == "ok"
@@ -147,7 +147,7 @@ async def test_tool_server_killed_during_a_call_recovers_without_gateway_restart
 async def test_disconnected_client_leaves_a_cancelled_turn_with_partial_text(shared_stack: SharedStack) -> None:
     stack = shared_stack.stack
     async with stack.stream("count to 5000") as stream:
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         stream.response.close()
     query = "SELECT status, response <> '', error->>'code' FROM turns WHERE prompt = 'count to 5000'"
 
@@ -178,7 +178,7 @@ async def test_sigterm_closes_the_stream_and_leaves_the_turn_resumable(directory
     async with run_stack(directory, SHUTDOWN_GRACE_SECONDS="1") as stack:
         pids = stack.find_descendants()
         async with stack.stream("count to 5000") as stream:
-            await stream.until("text.delta")
+            await stream.read_until("text.delta")
             match target:
                 case "supervisor":
                     stack.process.terminate()
@@ -186,7 +186,7 @@ async def test_sigterm_closes_the_stream_and_leaves_the_turn_resumable(directory
                     os.killpg(stack.process.pid, signal.SIGINT)
                 case _:
                     os.kill(stack.find_child("gateway.cli"), signal.SIGTERM)
-            closing = await stream.until("stream.closing")
+            closing = await stream.read_until("stream.closing")
             assert closing.data["reason"] == "server_stopping"
         assert await stack.wait_for_exit() == 0
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
@@ -223,7 +223,7 @@ def test_port_in_use_is_a_one_line_error(directory: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         for name in ("GATEWAY_PORT", "TOOLS_SERVER_PORT"):
-            ports = {"GATEWAY_PORT": str(free_port()), "TOOLS_SERVER_PORT": str(free_port())} | {name: port}
+            ports = {"GATEWAY_PORT": str(find_free_port()), "TOOLS_SERVER_PORT": str(find_free_port())} | {name: port}
             code, errors = run_to_exit("up", GATEWAY_DATA_DIR=str(directory), **ports)
             assert code == 2
             assert errors == f"{name}: cannot listen on 127.0.0.1:{port}: Address already in use\n"
@@ -232,7 +232,9 @@ def test_port_in_use_is_a_one_line_error(directory: Path) -> None:
 def test_unreachable_database_is_a_one_line_error_without_password(directory: Path) -> None:
     url = "postgresql://me:hunter2@127.0.0.1:9/none"
     for name in ("up", "serve"):
-        code, errors = run_to_exit(name, DATABASE_URL=url, DATABASE_WAIT_SECONDS="0", GATEWAY_PORT=str(free_port()))
+        code, errors = run_to_exit(
+            name, DATABASE_URL=url, DATABASE_WAIT_SECONDS="0", GATEWAY_PORT=str(find_free_port())
+        )
         assert code == 2
         assert errors.count("\n") == 1
         assert errors.startswith("DATABASE_URL: postgresql+asyncpg://me:***@127.0.0.1:9/none cannot be reached")
@@ -255,7 +257,7 @@ def test_unreachable_database_is_a_one_line_error_without_password(directory: Pa
 )
 def test_invalid_setting_is_a_one_line_error(directory: Path, settings: dict[str, str], message: str) -> None:
     code, errors = run_to_exit(
-        "serve", **{"GATEWAY_DATA_DIR": str(directory), "GATEWAY_PORT": str(free_port()), **settings}
+        "serve", **{"GATEWAY_DATA_DIR": str(directory), "GATEWAY_PORT": str(find_free_port()), **settings}
     )
     assert code == 2, errors
     assert errors.count("\n") == 1, errors
@@ -277,7 +279,7 @@ def test_invalid_env_file_is_an_error(directory: Path) -> None:
 
 
 async def test_serve_without_settings_starts_database_and_simulated_model(directory: Path) -> None:
-    port = free_port()
+    port = find_free_port()
     environment = clean_environment(GATEWAY_DATA_DIR=str(directory), GATEWAY_PORT=str(port))
     process = subprocess.Popen(gateway_command("serve"), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     try:

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment, gateway_command, run_stack
 from tests.eventually import eventually
-from tests.stack import SECRET, Client, Event, Stream, free_port
+from tests.stack import SECRET, Client, Event, Stream, find_free_port
 
 TURNS = 50
 
@@ -78,7 +78,7 @@ class Cluster:
 
     @asynccontextmanager
     async def run_worker(self) -> AsyncGenerator[Worker]:
-        port = free_port()
+        port = find_free_port()
         base_url = f"http://127.0.0.1:{port}"
         settings = self._settings | {"GATEWAY_PORT": str(port)}
         async with run_process(gateway_command("serve"), f"{base_url}/health", self._session, **settings) as running:
@@ -87,7 +87,7 @@ class Cluster:
 
 @pytest.fixture
 async def cluster(database_url: str) -> AsyncGenerator[Cluster]:
-    groq, tools = free_port(), free_port()
+    groq, tools = find_free_port(), find_free_port()
     simulator = [sys.executable, "-m", "gateway.simulator", "--port", str(groq), "--tokens-per-second", "100"]
     server = [sys.executable, "-m", "tools_server.cli"]
     settings = {"DATABASE_URL": database_url, "TOOLS_SERVER_SECRET": SECRET, "TOOLS_SERVER_PORT": str(tools)}
@@ -104,7 +104,7 @@ async def start_turn(worker: Client, number: int) -> str:
     """Start a turn that continues without its client, and return its id."""
     prompt = f"Add a task to do thing {number}" if number % 5 == 0 else f"count to {150 + number}"
     async with worker.stream(prompt, on_disconnect="continue") as stream:
-        await stream.until("tool.result" if number % 5 == 0 else "text.delta")
+        await stream.read_until("tool.result" if number % 5 == 0 else "text.delta")
         return str(stream.response.headers["x-turn-id"])
 
 
@@ -115,7 +115,7 @@ async def read_events(worker: Client, turn_id: str) -> list[Event]:
         after = max((event.id or 0 for event in events), default=0)
         url = f"{worker.base_url}/api/v1/turns/{turn_id}/events?after={after}"
         async with worker.session.get(url) as response:
-            events += [event async for event in Stream(response).events() if event.type != "stream.closing"]
+            events += [event async for event in Stream(response).read_events() if event.type != "stream.closing"]
     return events
 
 
@@ -176,7 +176,7 @@ async def test_question_can_be_answered_after_all_workers_were_replaced(
         for _ in range(2):
             await first.chat("Add a task to buy milk")
         paused = await first.chat_stream("delete the task buy milk")
-        turn_id, question = paused.headers["x-turn-id"], paused.of("input.required")[0]
+        turn_id, question = paused.headers["x-turn-id"], paused.get_event_data("input.required")[0]
     async with cluster.run_worker(), cluster.run_worker() as second:
         body = {"input_id": question["input_id"], "action": "accept", "content": {"task_id": 2}}
         assert (await second.post(f"/api/v1/turns/{turn_id}/input", body)).status == 200
@@ -189,7 +189,7 @@ async def test_thousand_subscribers_on_another_worker_receive_all_events(cluster
     async with cluster.run_worker() as first, cluster.run_worker() as second, first.stream("count to 200") as stream:
         turn_id = str(stream.response.headers["x-turn-id"])
         readers = [asyncio.create_task(read_events(second, turn_id)) for _ in range(1000)]
-        expected = [event async for event in stream.events()]
+        expected = [event async for event in stream.read_events()]
         async with asyncio.timeout(150):
             results = await asyncio.gather(*readers)
     assert all(events == expected for events in results)
@@ -197,10 +197,10 @@ async def test_thousand_subscribers_on_another_worker_receive_all_events(cluster
 
 async def test_cancel_stops_a_turn_on_another_worker(cluster: Cluster) -> None:
     async with cluster.run_worker() as first, cluster.run_worker() as second, first.stream("count to 5000") as stream:
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         turn_id = stream.response.headers["x-turn-id"]
         cancel = asyncio.create_task(second.post(f"/api/v1/turns/{turn_id}/cancel", None))
-        await stream.until("turn.cancelled")
+        await stream.read_until("turn.cancelled")
         assert (await cancel).body["status"] == "cancelled"
 
 
@@ -226,7 +226,7 @@ async def test_every_turn_ends_when_postgres_or_the_tool_server_is_killed_under_
             await eventually(have_all_ended, timeout_seconds=60)
             assert {reply.status for reply in replies} <= {200, 503}
             stored = dict(await stack.query("SELECT id::text, response FROM turns WHERE status = 'completed'"))
-            completed = [reply for reply in replies if reply.of("turn.completed")]
+            completed = [reply for reply in replies if reply.get_event_data("turn.completed")]
             assert len(completed) > TURNS // 2
             for reply in completed:
                 assert stored[reply.headers["x-turn-id"]] == reply.text

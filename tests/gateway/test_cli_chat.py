@@ -8,7 +8,7 @@ import pytest
 
 from gateway.cli.chat import ChatError, ChatTerminal
 from gateway.simulator import Fault
-from tests.stack import Gateway, free_port
+from tests.stack import Gateway, find_free_port
 
 
 class ChatSession:
@@ -75,4 +75,4 @@ async def test_failed_turn_is_reported_with_its_error_code(gateway: Gateway) -> 
 
 async def test_unreachable_gateway_is_a_clear_error() -> None:
     with pytest.raises(ChatError, match="No gateway answers at"):
-        await ChatSession(f"http://127.0.0.1:{free_port()}").terminal.send_prompt("Hello")
+        await ChatSession(f"http://127.0.0.1:{find_free_port()}").terminal.send_prompt("Hello")

@@ -12,7 +12,7 @@ from gateway.simulator import Simulator
 from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.gateway.mcp_client.test_toolbox import connect_toolbox
-from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
+from tests.stack import Gateway, find_free_port, serve_asgi, serve_gateway
 
 
 def get_prompt_prefixes(simulator: Simulator) -> list[str]:
@@ -24,7 +24,7 @@ async def test_prompt_prefix_is_stable_across_turns_and_restarts(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path
 ) -> None:
     """Three MCP servers connect in another order after the restart."""
-    ports = [free_port(), free_port()]
+    ports = [find_free_port(), find_free_port()]
     servers: dict[str, Any] = {f"trial{n}": {"url": f"http://127.0.0.1:{port}/mcp"} for n, port in enumerate(ports)}
     file = tmp_path / "mcp.json"
     file.write_text(json.dumps({"mcpServers": {**servers, "tools": {"url": tools_url, "identity": "gateway"}}}))

@@ -17,7 +17,7 @@ from alembic import command
 
 from gateway.store import migrations
 from gateway_runtime import cluster_paths, embedded_postgres
-from tests.conftest import FAST, dsn
+from tests.conftest import FAST_POSTGRES_SETTINGS, dsn
 from tests.eventually import eventually_blocking
 
 
@@ -29,7 +29,9 @@ def data_dir() -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def run_postgres(data_dir: Path, settings: dict[str, str] = FAST) -> Generator[embedded_postgres.EmbeddedPostgres]:
+def run_postgres(
+    data_dir: Path, settings: dict[str, str] = FAST_POSTGRES_SETTINGS
+) -> Generator[embedded_postgres.EmbeddedPostgres]:
     server = embedded_postgres.start_or_attach(data_dir, settings=settings)
     try:
         yield server
@@ -77,7 +79,7 @@ def test_cluster_whose_schema_fails_is_reported_and_not_used(
     with pytest.raises(
         embedded_postgres.EmbeddedPostgresError, match=r'could not be created: .*relation "t" already exists'
     ):
-        embedded_postgres.start_or_attach(data_dir, settings=FAST)
+        embedded_postgres.start_or_attach(data_dir, settings=FAST_POSTGRES_SETTINGS)
     assert not (embedded_postgres.find_cluster(data_dir).data_dir / "postgres").exists()
 
 

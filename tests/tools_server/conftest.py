@@ -20,7 +20,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from gateway.mcp_client.caller_identity import TokenSigner
 from tests.eventually import TIMEOUT_SECONDS, eventually
-from tests.stack import SECRET, free_port
+from tests.stack import SECRET, find_free_port
 from tools_server.config import Settings
 from tools_server.http_server import HttpServer
 from tools_server.server import create_app, create_server
@@ -115,7 +115,7 @@ async def serve_web(handler: Handler) -> AsyncGenerator[str]:
 
 def closed_port() -> int:
     """A port at which nothing listens."""
-    return free_port()
+    return find_free_port()
 
 
 @dataclass

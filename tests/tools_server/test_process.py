@@ -108,7 +108,7 @@ async def test_open_streams_do_not_hold_up_the_end(era: str) -> None:
     async with run_tools_server() as server:
         await server.ready()
         async with connect(server.address, era) as client:
-            if era == "legacy":  # its standing GET stream opens by itself
+            if era == "legacy":  # its shared_gateway GET stream opens by itself
                 await client.call_tool("calculator", {"expression": "1"})
                 assert_ended_well(await server.end())
                 return

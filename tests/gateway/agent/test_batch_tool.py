@@ -29,27 +29,27 @@ async def test_batch_runs_its_calls_and_returns_results_in_order(batch_gateway: 
         )
     )
     reply = await batch_gateway.chat_stream("Do it all")
-    assert "batch" in reply.of("turn.started")[0]["tools"]
-    (result,) = reply.of("tool.result")
+    assert "batch" in reply.get_event_data("turn.started")[0]["tools"]
+    (result,) = reply.get_event_data("tool.result")
     assert result["outcome"] == "ok"
     assert [entry["outcome"] for entry in result["structured"]["results"]] == ["ok", "ok", "error"]
     assert "42" in result["content"][1]["text"]
-    assert reply.of("turn.completed")
+    assert reply.get_event_data("turn.completed")
 
 
 async def test_batch_refuses_tools_that_are_not_read_only(batch_gateway: Gateway) -> None:
     batch_gateway.simulator.faults.add_faults(make_batch_fault(("add_task", {"title": "smuggled"}), times=3))
     reply = await batch_gateway.chat_stream("Do it all")
-    assert reply.of("tool.result")[0]["outcome"] == "error"
+    assert reply.get_event_data("tool.result")[0]["outcome"] == "error"
     listed = await batch_gateway.post("/api/v1/tools/list_tasks", {})
     assert "smuggled" not in str(listed.body)
 
 
 async def test_model_with_parallel_calls_gets_no_batch_tool(batch_gateway: Gateway) -> None:
     reply = await batch_gateway.chat_stream("Hello", model=QWEN)
-    assert "batch" not in reply.of("turn.started")[0]["tools"]
+    assert "batch" not in reply.get_event_data("turn.started")[0]["tools"]
 
 
 async def test_batch_tool_is_off_by_default(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("Hello")
-    assert "batch" not in reply.of("turn.started")[0]["tools"]
+    assert "batch" not in reply.get_event_data("turn.started")[0]["tools"]

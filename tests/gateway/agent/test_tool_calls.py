@@ -24,9 +24,9 @@ async def test_read_only_call_starts_while_the_model_still_streams() -> None:
     scheduler = make_scheduler(toolbox, turn)
     scheduler.add_call(make_call("read", "r1"))
     scheduler.add_call(make_call("write", "w1"))
-    await toolbox.until_started("r1")
-    toolbox.open("r1")
-    toolbox.open("w1")
+    await toolbox.wait_until_started("r1")
+    toolbox.open_gate("r1")
+    toolbox.open_gate("w1")
     await asyncio.sleep(0)
     assert toolbox.started == ["r1"]
     scheduler.run_deferred()
@@ -40,17 +40,17 @@ async def test_read_only_calls_run_concurrently_and_writes_in_model_order() -> N
     scheduler.run_deferred()
     for tool, name in (("read", "r1"), ("read", "r2"), ("write", "w1"), ("read", "r3"), ("write", "w2")):
         scheduler.add_call(make_call(tool, name))
-    await toolbox.until_started("r1", "r2")
+    await toolbox.wait_until_started("r1", "r2")
     assert toolbox.running == {"r1", "r2"}
-    toolbox.open("r2")
-    toolbox.open("r1")
-    await toolbox.until_started("w1")
+    toolbox.open_gate("r2")
+    toolbox.open_gate("r1")
+    await toolbox.wait_until_started("w1")
     assert toolbox.running == {"w1"}
-    toolbox.open("w1")
-    await toolbox.until_started("r3")
+    toolbox.open_gate("w1")
+    await toolbox.wait_until_started("r3")
     assert toolbox.running == {"r3"}
     for name in ("r3", "w2"):
-        toolbox.open(name)
+        toolbox.open_gate(name)
     await scheduler.wait_for_results()
     assert toolbox.started[-2:] == ["r3", "w2"]
 
@@ -70,13 +70,13 @@ async def test_concurrent_calls_are_limited() -> None:
     scheduler = make_scheduler(toolbox, turn, limit=2)
     for number in range(5):
         scheduler.add_call(make_call("read", f"r{number}"))
-    await toolbox.until_started("r0", "r1")
+    await toolbox.wait_until_started("r0", "r1")
     assert toolbox.running == {"r0", "r1"}
-    toolbox.open("r0")
-    await toolbox.until_started("r2")
+    toolbox.open_gate("r0")
+    await toolbox.wait_until_started("r2")
     assert toolbox.running == {"r1", "r2"}
     for number in range(5):
-        toolbox.open(f"r{number}")
+        toolbox.open_gate(f"r{number}")
     await scheduler.wait_for_results()
     assert len(toolbox.started) == 5
 
@@ -90,7 +90,7 @@ async def test_tool_call_event_is_committed_before_the_call_runs() -> None:
     assert started.arguments == {"as": "r1"}
     assert not toolbox.started
     assert turn.log.visible_count == 0
-    await toolbox.until_started("r1")
+    await toolbox.wait_until_started("r1")
     assert turn.log.visible_count == 1
     await scheduler.cancel_calls()
 
@@ -122,7 +122,7 @@ async def test_cancel_stops_running_and_deferred_calls() -> None:
     scheduler = make_scheduler(toolbox, turn)
     scheduler.add_call(make_call("read", "r1"))
     scheduler.add_call(make_call("write", "w1"))
-    await toolbox.until_started("r1")
+    await toolbox.wait_until_started("r1")
     await scheduler.cancel_calls()
     assert toolbox.cancelled == ["r1"]
     assert toolbox.started == ["r1"]

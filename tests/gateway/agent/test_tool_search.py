@@ -75,6 +75,6 @@ async def test_model_finds_a_tool_and_calls_it_in_the_next_step(database_url: st
         assert offered[0] == offered[1][: len(offered[0])]
         assert offered[1][len(offered[0])] == "t287"
         assert len(json.dumps(offered[1])) < 2_000
-        search_result, call_result = reply.of("tool.result")
+        search_result, call_result = reply.get_event_data("tool.result")
         assert search_result["structured"]["loaded"][0] == "t287"
         assert call_result["content"][0]["text"] == "ran 287"

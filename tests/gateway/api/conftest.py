@@ -35,7 +35,7 @@ async def workers(database_url: str, slow_simulator: Simulator, tools_url: str) 
 async def keyring(gateway: Gateway) -> Keyring:
     """Keys of a gateway with a stored admin key, which enables authentication."""
     keyring = Keyring(gateway)
-    await keyring.make("root", role="admin")
+    await keyring.create_key("root", role="admin")
     return keyring
 
 

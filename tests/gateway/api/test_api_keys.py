@@ -72,7 +72,7 @@ async def test_open_request_ends_when_its_key_is_revoked_or_expires(
     timeouts = replace(TIMEOUTS, key_poll=0.1 if cause == "expired" else 600)
     async with serve_gateway(database_url, simulator, tools_url, timeouts=timeouts) as gateway, asyncio.timeout(30):
         keyring = Keyring(gateway)
-        key, other_key = await keyring.make("ada"), await keyring.make("ada")
+        key, other_key = await keyring.create_key("ada"), await keyring.create_key("ada")
         streams = []
         for headers in (key, other_key):
             if path == "/mcp":
@@ -119,8 +119,8 @@ async def read_notification_stream(gateway: Gateway, headers: dict[str, str]) ->
 
 
 async def test_expired_key_is_rejected(keyring: Keyring) -> None:
-    await keyring.make("ada", expires_at=datetime.now(UTC) - timedelta(seconds=1))
-    await keyring.make("bob", expires_at=datetime.now(UTC) + timedelta(hours=1))
+    await keyring.create_key("ada", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    await keyring.create_key("bob", expires_at=datetime.now(UTC) + timedelta(hours=1))
     assert (await keyring.get("ada", "/api/v1/models")).status == 401
     assert (await keyring.get("bob", "/api/v1/models")).status == 200
 
@@ -145,7 +145,7 @@ async def test_cached_key_is_authenticated_without_a_query(
     timeouts = replace(TIMEOUTS, key_cache=600)
     async with serve_gateway(database_url, simulator, tools_url, timeouts=timeouts) as gateway:
         keyring = Keyring(gateway)
-        await keyring.make("root", role="admin")
+        await keyring.create_key("root", role="admin")
         queries: list[str] = []
         engine = gateway.state.database.engine.sync_engine
         event.listen(engine, "before_cursor_execute", lambda *args: queries.append(args[2]))
@@ -243,8 +243,8 @@ async def test_gateway_on_a_public_address_rejects_requests_without_stored_keys(
 
 
 async def test_mcp_session_is_rejected_for_another_user(keyring: Keyring) -> None:
-    await keyring.make("ada")
-    await keyring.make("bob")
+    await keyring.create_key("ada")
+    await keyring.create_key("bob")
     initialize = {
         "jsonrpc": "2.0",
         "id": 1,

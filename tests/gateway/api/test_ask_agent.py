@@ -72,7 +72,7 @@ async def test_idempotency_key_starts_a_turn_once(gateway: Gateway, db: asyncpg.
 
 async def test_idempotency_keys_are_scoped_to_their_owner(keyring: Keyring) -> None:
     for owner in ("ada", "bob"):
-        await keyring.make(owner)
+        await keyring.create_key(owner)
     results = [
         await ask_agent(keyring.gateway, "Hello", headers=keyring.headers(owner), meta=KEY) for owner in ("ada", "bob")
     ]

@@ -112,8 +112,8 @@ async def test_failed_sql_statement_logs_no_row_values(database_url: str, log_te
 
 
 @pytest.mark.parametrize("log_text", [False], indirect=True, ids=["terminal"])
-async def test_terminal_control_characters_are_escaped_in_logs(standing: Gateway, log_text: io.StringIO) -> None:
-    await standing.get("/y%1b%5b31mred%c2%9b%e2%80%ae%0aforged")
+async def test_terminal_control_characters_are_escaped_in_logs(shared_gateway: Gateway, log_text: io.StringIO) -> None:
+    await shared_gateway.get("/y%1b%5b31mred%c2%9b%e2%80%ae%0aforged")
     log = get_logger("test")
     log.warning("event\x1b[2J", deep={"a\x1b": ["\u202e"]}, flat="x\x1b[31m")
     try:

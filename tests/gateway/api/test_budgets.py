@@ -24,8 +24,8 @@ async def test_turn_over_the_user_budget_is_rejected_until_the_next_day(
     budget = {"budget_tokens_per_day": 100, "budget_tokens_per_month": 100_000}
     async with serve_gateway(database_url, simulator, tools_url, **budget) as gateway:
         keyring = Keyring(gateway)
-        await keyring.make("ada")
-        await keyring.make("bob")
+        await keyring.create_key("ada")
+        await keyring.create_key("bob")
         first = await keyring.chat("ada", "hello")
         assert first.status == 200
         for prompt in ("hello", PROMPT_WITH_TOOL):
@@ -53,10 +53,10 @@ async def test_turn_fails_between_steps_when_the_budget_is_exhausted(
     async with serve_gateway(database_url, simulator, tools_url, budget_tokens_per_day=1) as gateway:
         reply = await gateway.chat_stream(PROMPT_WITH_TOOL)
         assert reply.status == 200
-        assert [result["outcome"] for result in reply.of("tool.result")] == ["ok"]
-        [failed] = reply.of("turn.failed")
+        assert [result["outcome"] for result in reply.get_event_data("tool.result")] == ["ok"]
+        [failed] = reply.get_event_data("turn.failed")
         assert failed["error"]["code"] == "budget_exceeded"
-        assert len(reply.of("step.completed")) == 1
+        assert len(reply.get_event_data("step.completed")) == 1
         assert await db.fetchval("SELECT total_tokens > 0 FROM turn_usage") is True
         assert (await gateway.chat(PROMPT_WITH_TOOL)).status == 402
 
@@ -85,8 +85,8 @@ async def test_ephemeral_turn_counts_against_the_budget(
     [Budget(tokens_per_day=9), Budget(tokens_per_month=9), Budget(usd_per_day=1e-9), Budget(usd_per_month=1e-9)],
 )
 async def test_key_budget_applies_in_addition_to_the_owner_budget(keyring: Keyring, budget: Budget) -> None:
-    other_headers = await keyring.make("ada")
-    await keyring.make("ada", budget=budget)
+    other_headers = await keyring.create_key("ada")
+    await keyring.create_key("ada", budget=budget)
     assert [(await keyring.chat("ada", "hello")).status for _ in range(2)] == [200, 402]
     body = {"messages": [{"role": "user", "content": "hello"}]}
     assert (await keyring.gateway.post("/api/v1/chat", body, headers=other_headers)).status == 200
@@ -141,7 +141,7 @@ async def test_running_step_reserves_its_maximum_cost_until_it_ends(
         serve_gateway(database_url, simulator, tools_url, timeouts=short_wait, **budget) as other,
     ):
         async with gateway.stream("forever", max_tokens=5_000) as stream:
-            turn_id = (await stream.until("turn.started")).data["turn_id"]
+            turn_id = (await stream.read_until("turn.started")).data["turn_id"]
             await simulator.wait_until(lambda s: len(s.requests) == 1)
             budget_view = (await gateway.get("/api/v1/budget")).body["user"]
             assert 5_000 < budget_view["tokens_set_aside"] < 10_000
@@ -160,7 +160,7 @@ async def test_reservation_of_a_dead_worker_is_released(
 ) -> None:
     first, second = workers
     keyring = Keyring(first)
-    headers = await keyring.make("ada", budget=Budget(tokens_per_day=1_000_000))
+    headers = await keyring.create_key("ada", budget=Budget(tokens_per_day=1_000_000))
     url = f"{first.base_url}/api/v1/chat/stream"
     body = {"messages": [{"role": "user", "content": "count to 300"}], "on_disconnect": "continue"}
     async with first.session.post(url, json=body, headers=headers) as response:
@@ -223,7 +223,7 @@ async def test_usage_of_a_cancelled_turn_counts(
     ):
         async with gateway.stream("count to 5000") as stream:
             turn_id = stream.response.headers["x-turn-id"]
-            await stream.until("text.delta")
+            await stream.read_until("text.delta")
             if method == "cancel":
                 await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
         usage = await eventually(lambda: db.fetchrow("SELECT * FROM turn_usage"))

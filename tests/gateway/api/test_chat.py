@@ -23,12 +23,12 @@ async def test_stream_reports_a_turn_with_tools_from_start_to_done(gateway: Gate
     assert reply.status == 200
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert reply.headers["x-accel-buffering"] == "no"
-    assert reply.done
+    assert reply.is_done
     numbered_events = reply.events[:-1]
     assert [event.id for event in numbered_events] == list(range(1, len(numbered_events) + 1))
     assert all(event.data["type"] == event.type for event in numbered_events)
     started, call, result, end = (
-        reply.of(kind)[0] for kind in ("turn.started", "tool.call", "tool.result", "turn.completed")
+        reply.get_event_data(kind)[0] for kind in ("turn.started", "tool.call", "tool.result", "turn.completed")
     )
     assert started["turn_id"] == reply.headers["x-turn-id"]
     assert (call["tool"], call["server"], call["arguments"]) == ("calculator", "tools", {"expression": "23*19"})
@@ -49,7 +49,9 @@ async def test_turn_is_stored_with_its_messages_and_tool_calls(gateway: Gateway,
     assert roles == ["user", "assistant", "tool", "assistant"]
     assert json.loads(row["parameters"]) == {"temperature": 0.3}
     assert (row["model_name"], row["user_label"], row["finish_reason"]) == ("openai/gpt-oss-120b", "label-1", "stop")
-    assert json.loads(row["usage"])["total_tokens"] == reply.of("turn.completed")[0]["usage"]["total_tokens"]
+    assert (
+        json.loads(row["usage"])["total_tokens"] == reply.get_event_data("turn.completed")[0]["usage"]["total_tokens"]
+    )
     assert row["duration_ms"] >= row["first_token_ms"] > 0
     call = await db.fetchrow("SELECT * FROM tool_calls WHERE turn_id = $1::uuid", reply.headers["x-turn-id"])
     assert call is not None
@@ -127,9 +129,11 @@ async def test_model_accepts_the_history_of_a_turn_with_tools(gateway: Gateway) 
         ([1, 2], None),
     ],
 )
-async def test_invalid_request_is_a_422_that_names_the_field(standing: Gateway, body: Any, param: str | None) -> None:
+async def test_invalid_request_is_a_422_that_names_the_field(
+    shared_gateway: Gateway, body: Any, param: str | None
+) -> None:
     for path in ("/api/v1/chat", "/api/v1/chat/stream"):
-        reply = await standing.post(path, body)
+        reply = await shared_gateway.post(path, body)
         error = reply.body["error"]
         assert (reply.status, error["code"]) == (422, "invalid_request")
         assert error.get("param") == param
@@ -184,10 +188,10 @@ async def test_retired_model_is_replaced_by_its_successor_with_a_warning(gateway
 
 async def test_only_requested_tools_are_sent_to_the_model(gateway: Gateway) -> None:
     reply = await gateway.chat_stream("What is 23*19?", tools=["list_tasks", "no_such_tool"])
-    started = reply.of("turn.started")[0]
+    started = reply.get_event_data("turn.started")[0]
     assert started["tools"] == ["list_tasks"]
     assert "no_such_tool" in started["warnings"][0]
-    assert not reply.of("tool.call")
+    assert not reply.get_event_data("tool.call")
     sent = gateway.simulator.requests[-1]
     assert [tool["function"]["name"] for tool in sent["tools"]] == ["list_tasks"]
 
@@ -195,7 +199,7 @@ async def test_only_requested_tools_are_sent_to_the_model(gateway: Gateway) -> N
 async def test_prompt_prefix_is_identical_across_turns_for_the_prompt_cache(gateway: Gateway) -> None:
     await gateway.chat("What is 23*19?", conversation_id="new")
     reply = await gateway.chat_stream("What is 23*19?")
-    assert reply.of("turn.completed")[0]["usage"]["cached_tokens"] > 0
+    assert reply.get_event_data("turn.completed")[0]["usage"]["cached_tokens"] > 0
     first_request, second_request = gateway.simulator.requests[0], gateway.simulator.requests[-1]
     assert json.dumps(first_request["tools"]) == json.dumps(second_request["tools"])
     assert first_request["messages"][0] == second_request["messages"][0]

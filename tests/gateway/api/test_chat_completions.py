@@ -292,9 +292,9 @@ INVALID_REQUESTS: list[tuple[dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("body", "param"), INVALID_REQUESTS, ids=lambda value: str(value)[:60])
 async def test_invalid_request_is_a_400_in_the_openai_format_that_names_the_field(
-    standing: Gateway, body: dict[str, Any], param: str | None
+    shared_gateway: Gateway, body: dict[str, Any], param: str | None
 ) -> None:
-    reply = await standing.post("/v1/chat/completions", {"model": MODEL, "messages": [USER], **body})
+    reply = await shared_gateway.post("/v1/chat/completions", {"model": MODEL, "messages": [USER], **body})
     assert reply.status == 400
     error = reply.body["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -305,12 +305,12 @@ async def test_invalid_request_is_a_400_in_the_openai_format_that_names_the_fiel
 @pytest.mark.parametrize(
     "path", ["/v1/chat/completions", "/v1/responses", "/api/v1/chat", "/stream", "/api/chat/stream"]
 )
-async def test_oversized_requests_are_rejected_in_the_format_of_each_api(standing: Gateway, path: str) -> None:
-    huge = await standing.post(path, {"prompt": "x" * 5_000_000})
+async def test_oversized_requests_are_rejected_in_the_format_of_each_api(shared_gateway: Gateway, path: str) -> None:
+    huge = await shared_gateway.post(path, {"prompt": "x" * 5_000_000})
     assert (huge.status, huge.body["error"]["code"]) == (413, "payload_too_large")
     assert ("type" in huge.body["error"]) is path.startswith("/v1/")
     messages = [{"role": "user", "content": "x"}] * 501
-    many = await standing.post(path, {"messages": messages, "input": messages})
+    many = await shared_gateway.post(path, {"messages": messages, "input": messages})
     assert many.status == (400 if path.startswith("/v1/") else 422)
 
 

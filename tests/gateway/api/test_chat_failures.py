@@ -78,9 +78,9 @@ async def test_failure_after_the_first_token_is_a_turn_failed_event(
     gateway.simulator.faults.add_faults(fault)
     reply = await gateway.chat_stream("count to 50", reasoning_effort="none", model="qwen/qwen3.8-27b")
     assert reply.status == 200
-    failed = reply.of("turn.failed")[0]
+    failed = reply.get_event_data("turn.failed")[0]
     assert (failed["error"]["code"], failed["saved"]) == (code, "text")
-    assert reply.done
+    assert reply.is_done
     row = await get_turn_row(db, reply.headers["x-turn-id"])
     assert (row["status"], row["response"]) == ("failed", reply.text)
     assert reply.text
@@ -90,23 +90,25 @@ async def test_transient_model_failure_is_retried_before_the_first_token(gateway
     gateway.simulator.faults.add_faults(Fault(kind="status", status=503))
     reply = await gateway.chat_stream("Hello there")
     assert reply.status == 200
-    assert reply.of("model.retry") == [
+    assert reply.get_event_data("model.retry") == [
         {"type": "model.retry", "step": 1, "reason": "model_unavailable", "attempt": 1, "discard": False, "model": None}
     ]
-    assert reply.of("turn.completed")
+    assert reply.get_event_data("turn.completed")
 
 
 async def test_unreadable_tool_call_is_retried_and_then_becomes_an_error_result(gateway: Gateway) -> None:
     for kind in ("unknown_tool", "invalid_json_arguments", "bad_arguments"):
         gateway.simulator.faults.add_faults(Fault(kind=kind))
         reply = await gateway.chat_stream("What is 1+1?")
-        assert [(r["reason"], r["attempt"]) for r in reply.of("model.retry")] == [("tool_call_unreadable", 1)], kind
-        assert [r["outcome"] for r in reply.of("tool.result")] == ["ok"], kind
+        assert [(r["reason"], r["attempt"]) for r in reply.get_event_data("model.retry")] == [
+            ("tool_call_unreadable", 1)
+        ], kind
+        assert [r["outcome"] for r in reply.get_event_data("tool.result")] == ["ok"], kind
         gateway.simulator.faults.add_faults(Fault(kind=kind, times=3))
         reply = await gateway.chat_stream("What is 1+1?")
-        assert [r["attempt"] for r in reply.of("model.retry")] == [1, 2], kind
-        assert reply.of("tool.result")[0]["outcome"] == "error", kind
-        assert reply.of("turn.completed"), kind
+        assert [r["attempt"] for r in reply.get_event_data("model.retry")] == [1, 2], kind
+        assert reply.get_event_data("tool.result")[0]["outcome"] == "error", kind
+        assert reply.get_event_data("turn.completed"), kind
 
 
 async def test_turn_timeout_is_a_504_and_cancels_the_model_call(
@@ -123,7 +125,7 @@ async def test_idle_model_stream_times_out(database_url: str, simulator: Simulat
     simulator.faults.add_faults(Fault(kind="stall", after_chunks=5, times=99))
     async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=0.3) as gateway:
         reply = await gateway.chat_stream("count to 50")
-    assert reply.of("turn.failed")[0]["error"]["code"] == "model_unavailable"
+    assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "model_unavailable"
 
 
 async def test_client_disconnect_cancels_the_model_call_and_stores_the_partial_text(
@@ -135,7 +137,7 @@ async def test_client_disconnect_cancels_the_model_call_and_stores_the_partial_t
     ):
         async with gateway.stream("count to 5000") as stream:
             turn_id = stream.response.headers["x-turn-id"]
-            await stream.until("text.delta")
+            await stream.read_until("text.delta")
             stream.response.close()
         await simulator.wait_until(lambda s: s.cancelled_streams == 1)
         row = await wait_for_ended_turn(db, turn_id)
@@ -169,7 +171,7 @@ async def test_turn_with_on_disconnect_continue_completes_after_a_disconnect(
     ):
         async with gateway.stream("count to 300", on_disconnect="continue") as stream:
             turn_id = stream.response.headers["x-turn-id"]
-            await stream.until("text.delta")
+            await stream.read_until("text.delta")
             stream.response.close()
         row = await wait_for_ended_turn(db, turn_id)
     assert row["status"] == "completed"
@@ -184,12 +186,12 @@ async def test_shutdown_ends_streams_with_stream_closing_and_releases_the_turn(
         serve_gateway(database_url, simulator, tools_url) as gateway,
         gateway.stream("count to 5000") as stream,
     ):
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         stopping = asyncio.create_task(gateway.state.stop(0))
-        closing = await stream.until("stream.closing")
+        closing = await stream.read_until("stream.closing")
         assert closing.id is None
         assert closing.data["reason"] == "server_stopping"
-        assert not [event async for event in stream.events()]
+        assert not [event async for event in stream.read_events()]
         await stopping
         await simulator.wait_until(lambda s: s.cancelled_streams == 1)
         row = await get_turn_row(db, stream.response.headers["x-turn-id"])
@@ -205,9 +207,9 @@ async def test_short_turn_completes_within_the_shutdown_grace_period(database_ur
         serve_gateway(database_url, simulator, tools_url) as gateway,
         gateway.stream("count to 100") as stream,
     ):
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         await gateway.state.stop(30)
-        await stream.until("turn.completed")
+        await stream.read_until("turn.completed")
 
 
 async def test_unreachable_database_at_startup_is_a_503_and_fails_readiness(

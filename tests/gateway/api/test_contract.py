@@ -23,7 +23,7 @@ async def test_generated_requests_cause_no_server_error_or_undeclared_response(
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_enabled=False) as gateway:
         keyring = Keyring(gateway)
-        await keyring.make("ada", role="admin")
+        await keyring.create_key("ada", role="admin")
         options = [] if caller == "anonymous" else ["--header", f"X-API-Key: {keyring.secrets['ada']}"]
         code, output = await run_schemathesis(gateway, tmp_path, *options, "--max-examples", str(examples))
         assert code == 0, output
@@ -46,9 +46,9 @@ CHAT_TEMPLATE = r'{"messages": [{"role": "user", "content": %s}]}'
         ("/mcp", f'{{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {{"a": "{SURROGATE}"}}}}'),
     ],
 )
-async def test_lone_surrogate_is_rejected_as_a_client_error(standing: Gateway, path: str, body: str) -> None:
+async def test_lone_surrogate_is_rejected_as_a_client_error(shared_gateway: Gateway, path: str, body: str) -> None:
     headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-    url = f"{standing.base_url}{path}"
+    url = f"{shared_gateway.base_url}{path}"
     raw = body.replace(SURROGATE, "\ud800")
     encoded_bodies = [
         body.encode(),
@@ -56,15 +56,15 @@ async def test_lone_surrogate_is_rejected_as_a_client_error(standing: Gateway, p
         *(raw.encode(c, "surrogatepass") for c in ("utf-8", "utf-16")),
     ]
     for encoded in encoded_bodies:
-        async with standing.session.post(url, data=encoded, headers=headers) as response:
+        async with shared_gateway.session.post(url, data=encoded, headers=headers) as response:
             assert response.status in (400, 422), encoded
     valid_body = body.replace(SURROGATE, r"\ud83d\ude00")
-    async with standing.session.post(url, data=valid_body, headers=headers) as response:
+    async with shared_gateway.session.post(url, data=valid_body, headers=headers) as response:
         assert response.status < 500
         assert "not valid JSON" not in await response.text()
-    assert {server.state for server in standing.state.toolbox.list_server_statuses() if server.name == "tools"} == {
-        "up"
-    }
+    assert {
+        server.state for server in shared_gateway.state.toolbox.list_server_statuses() if server.name == "tools"
+    } == {"up"}
 
 
 async def test_nul_character_is_replaced(gateway: Gateway) -> None:

@@ -49,13 +49,13 @@ async def test_conversation_is_shown_renamed_exported_and_deleted(gateway: Gatew
 async def test_deleting_a_conversation_cancels_its_running_turn(workers: list[Gateway], db: asyncpg.Connection) -> None:
     first_worker, second_worker = workers
     async with first_worker.stream("count to 5000", conversation_id="new") as stream:
-        turn_started = (await stream.until("turn.started")).data
-        await stream.until("text.delta")
+        turn_started = (await stream.read_until("turn.started")).data
+        await stream.read_until("text.delta")
         status, _, _ = await send_request(
             second_worker, "DELETE", f"/api/v1/conversations/{turn_started['conversation_id']}"
         )
         assert status == 204
-        await stream.until("turn.cancelled")
+        await stream.read_until("turn.cancelled")
     assert await db.fetchval("SELECT count(*) FROM turns") == 0
 
 
@@ -84,9 +84,9 @@ async def test_second_turn_waits_for_the_first_and_sees_its_messages(
     first_worker, second_worker = workers
     conversation_id, _ = await start_conversation(first_worker, "Hello")
     async with first_worker.stream("count to 100", conversation_id=conversation_id) as stream:
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         waiting = asyncio.create_task(second_worker.chat("What did I ask?", conversation_id=conversation_id))
-        first = await stream.until("turn.completed")
+        first = await stream.read_until("turn.completed")
     second = await waiting
     assert second.status == 200
     assert "count to 100" in second.body["response"]
@@ -110,10 +110,10 @@ async def test_second_turn_is_rejected_with_if_busy_reject(workers: list[Gateway
     first_worker, second_worker = workers
     conversation_id, _ = await start_conversation(first_worker, "Hello")
     async with first_worker.stream("count to 500", conversation_id=conversation_id) as stream:
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         rejection = await second_worker.chat("Hello", conversation_id=conversation_id, if_busy="reject")
         assert (rejection.status, rejection.body["error"]["code"]) == (409, "conversation_busy")
-        await stream.until("turn.completed")
+        await stream.read_until("turn.completed")
     assert (await second_worker.chat("Hello", conversation_id=conversation_id, if_busy="reject")).status == 200
 
 
@@ -154,9 +154,9 @@ async def test_branches_run_concurrently(workers: list[Gateway]) -> None:
     first_worker, second_worker = workers
     _, first = await start_conversation(first_worker)
     async with first_worker.stream("count to 100", parent_turn_id=first) as stream:
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         assert "Ada" in (await second_worker.chat("What is my name?", parent_turn_id=first)).body["response"]
-        await stream.until("turn.completed")
+        await stream.read_until("turn.completed")
 
 
 async def test_unfinished_turn_cannot_be_a_parent(gateway: Gateway) -> None:
@@ -176,6 +176,6 @@ async def test_turn_of_another_conversation_cannot_be_a_parent(gateway: Gateway)
 
 
 @pytest.mark.parametrize("body", [{"title": ""}, {"title": 1}, {"name": "x"}, {}])
-async def test_invalid_update_is_a_422(standing: Gateway, body: Any) -> None:
-    conversation_id, _ = await start_conversation(standing)
-    assert (await send_request(standing, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422
+async def test_invalid_update_is_a_422(shared_gateway: Gateway, body: Any) -> None:
+    conversation_id, _ = await start_conversation(shared_gateway)
+    assert (await send_request(shared_gateway, "PATCH", f"/api/v1/conversations/{conversation_id}", body))[0] == 422

@@ -23,15 +23,15 @@ async def test_only_usage_figures_are_stored(gateway: Gateway, db: asyncpg.Conne
     reply = await gateway.chat_stream(
         "What is 23*19, zebra?", store=False, system="Speak of camels.", user="a label", tools=["calculator"]
     )
-    assert reply.of("tool.result")[0]["structured"]["result"] == 437
+    assert reply.get_event_data("tool.result")[0]["structured"]["result"] == 437
     assert "437" in reply.text
-    assert reply.done
+    assert reply.is_done
     dump = await dump_tables(db)
     assert not [text for text in ("zebra", "camels", "a label", "calculator") if text in dump]
     row = await db.fetchrow("SELECT status, prompt, response, messages::text, steps, usage->>'total_tokens' FROM turns")
     assert row is not None
     assert tuple(row)[:5] == ("completed", "", "", "[]", 2)
-    assert int(row[5]) == reply.of("turn.completed")[0]["usage"]["total_tokens"] > 0
+    assert int(row[5]) == reply.get_event_data("turn.completed")[0]["usage"]["total_tokens"] > 0
     for table in ("turn_events", "tool_calls"):
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
 
@@ -52,13 +52,13 @@ async def test_ephemeral_turn_can_be_followed_only_while_it_runs(
 ) -> None:
     gateway = workers[0]
     async with gateway.stream("count to 150", store=False) as stream:
-        first_delta = await stream.until("text.delta")
+        first_delta = await stream.read_until("text.delta")
         slow_simulator.pause_streams()
         turn_id = stream.response.headers["x-turn-id"]
         async with follow_turn(gateway, turn_id) as other:
             slow_simulator.resume_streams()
-            followed_events = [event async for event in other.events()]
-        streamed_events = stream.seen + [event async for event in stream.events()]
+            followed_events = [event async for event in other.read_events()]
+        streamed_events = stream.received_events + [event async for event in stream.read_events()]
     assert first_delta in followed_events
     assert followed_events == [event for n, event in enumerate(streamed_events) if event not in streamed_events[:n]]
     late_reply = await gateway.get(f"/api/v1/turns/{turn_id}/events")
@@ -72,12 +72,12 @@ async def test_ephemeral_turn_is_cancelled_from_another_worker(
         serve_gateway(database_url, simulator, tools_url) as other,
         gateway.stream("count to 100000", store=False) as stream,
     ):
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         turn_id = stream.response.headers["x-turn-id"]
         follow_reply = await other.get(f"/api/v1/turns/{turn_id}/events")
         assert (follow_reply.status, follow_reply.body["error"]["code"]) == (409, "turn_not_kept")
         reply = await other.post(f"/api/v1/turns/{turn_id}/cancel", None)
-        assert (await stream.until("turn.cancelled")).data["saved"] == "nothing"
+        assert (await stream.read_until("turn.cancelled")).data["saved"] == "nothing"
         assert reply.body["status"] == "cancelled"
 
 
@@ -92,9 +92,9 @@ async def test_shutdown_cancels_an_ephemeral_turn_with_server_stopping(
     gateway: Gateway, db: asyncpg.Connection
 ) -> None:
     async with gateway.stream("count to 100000", store=False) as stream:
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         stopping = asyncio.create_task(gateway.state.stop(0))
-        end = (await stream.until("turn.cancelled")).data
+        end = (await stream.read_until("turn.cancelled")).data
         await stopping
     assert (end["error"]["code"], end["saved"]) == ("server_stopping", "nothing")
     assert await db.fetchval("SELECT status FROM turns") == "cancelled"

@@ -47,7 +47,7 @@ async def test_denied_tool_is_unavailable_despite_allow_lists(
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, tools_deny=(glob,)) as gateway:
         keyring = Keyring(gateway)
-        headers = await keyring.make("root", role="admin", tools=("*", "add_task"))
+        headers = await keyring.create_key("root", role="admin", tools=("*", "add_task"))
         names = {tool["name"] for tool in (await keyring.get("root", "/api/v1/tools")).body["tools"]}
         assert "add_task" not in names
         assert "calculator" in names
@@ -120,9 +120,9 @@ async def test_hidden_characters_are_removed_from_tool_results(
     assert resource["contents"][0]["text"] == VISIBLE_TEXT
     simulator.faults.add_faults(Fault(kind="tool_calls", calls=[{"name": "send_hidden_text", "arguments": "{}"}]))
     stream = await gateway_with_hidden_text.chat_stream("send hidden text")
-    [result] = stream.of("tool.result")
+    [result] = stream.get_event_data("tool.result")
     assert result["content"] == [{"type": "text", "text": VISIBLE_TEXT}]
-    assert [event["message"] for event in stream.of("tool.progress")] in ([VISIBLE_TEXT], [])
+    assert [event["message"] for event in stream.get_event_data("tool.progress")] in ([VISIBLE_TEXT], [])
     for event in stream.events:
         assert "\\u202e" not in json.dumps(event.data)
         assert "\\u001b" not in json.dumps(event.data)
@@ -174,14 +174,15 @@ def build_nested_value(depth: int) -> Any:
     return value
 
 
-async def test_too_deeply_nested_values_are_rejected(standing: Gateway) -> None:
+async def test_too_deeply_nested_values_are_rejected(shared_gateway: Gateway) -> None:
     deep_reply, flat_reply = [
-        (await standing.post("/api/v1/tools/calculator", {"expression": build_nested_value(n)})).body for n in (300, 50)
+        (await shared_gateway.post("/api/v1/tools/calculator", {"expression": build_nested_value(n)})).body
+        for n in (300, 50)
     ]
     assert (deep_reply["outcome"], "100 deep" in deep_reply["content"][0]["text"]) == ("error", True)
     assert "deep" not in flat_reply["content"][0]["text"]
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": build_nested_value(300)}}}
-    reply = await standing.chat("Hello", response_format=schema)
+    reply = await shared_gateway.chat("Hello", response_format=schema)
     assert (reply.status, reply.body["error"]["param"]) == (422, "response_format")
 
 
@@ -220,14 +221,14 @@ async def test_cross_origin_writes_are_rejected_without_authentication(gateway: 
         assert (await gateway.post("/api/v1/chat", body, headers={"Origin": origin})).status == status
     assert (await gateway.get("/api/v1/models", headers={"Origin": "https://evil.example"})).status == 200
     keyring = Keyring(gateway)
-    headers = await keyring.make("ada")
+    headers = await keyring.create_key("ada")
     authenticated = await gateway.post("/api/v1/chat", body, headers=headers | {"Origin": "https://app.example"})
     assert authenticated.status == 200
 
 
 @pytest.mark.parametrize("path", ["/api/v1/models", "/health", "/no/such/route", "/docs"])
-async def test_all_responses_have_security_headers(standing: Gateway, path: str) -> None:
-    async with standing.session.get(f"{standing.base_url}{path}") as response:
+async def test_all_responses_have_security_headers(shared_gateway: Gateway, path: str) -> None:
+    async with shared_gateway.session.get(f"{shared_gateway.base_url}{path}") as response:
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert response.headers["X-Frame-Options"] == "DENY"
         assert response.headers["Referrer-Policy"] == "no-referrer"
@@ -251,9 +252,9 @@ async def test_all_responses_have_security_headers(standing: Gateway, path: str)
     ids=["depth", "unclosed", "digits", "infinity", "nan", "surrogate", "not utf-8"],
 )
 @pytest.mark.parametrize("path", ["/api/v1/chat", "/v1/chat/completions", "/v1/responses", "/api/v1/tools/calculator"])
-async def test_hostile_body_is_rejected_as_a_client_error(standing: Gateway, path: str, body: bytes) -> None:
+async def test_hostile_body_is_rejected_as_a_client_error(shared_gateway: Gateway, path: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    async with standing.session.post(f"{standing.base_url}{path}", data=body, headers=headers) as response:
+    async with shared_gateway.session.post(f"{shared_gateway.base_url}{path}", data=body, headers=headers) as response:
         reply_body = await response.json()
         assert response.status in (400, 422) or (path.endswith("calculator") and reply_body["outcome"] == "error"), (
             reply_body

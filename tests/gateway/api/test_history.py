@@ -10,7 +10,7 @@ import pytest
 
 from gateway.store.database import Database
 from gateway.store.history import MAX_RANKED, SEARCH
-from tests.stack import Gateway, ServeStanding, insert
+from tests.stack import Gateway, ServeSharedGateway, insert_rows
 
 INSERT = """
 INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)
@@ -19,7 +19,7 @@ VALUES (gen_random_uuid(), $1, 'completed', $2, $3, '[]', 'm', '{}', '{}')
 
 
 @pytest.fixture(scope="module")
-async def gateway_with_turns(serve_standing: ServeStanding) -> Gateway:
+async def gateway_with_turns(serve_shared_gateway: ServeSharedGateway) -> Gateway:
     """A gateway with a few stored turns."""
     turns = [
         ("local", "Where do camels live?", "Camels live in deserts."),
@@ -27,8 +27,8 @@ async def gateway_with_turns(serve_standing: ServeStanding) -> Gateway:
         ("local", "A naïve café in Zürich", "Ein Läufer läuft."),
         ("another user", "camels of others", "secret"),
     ]
-    gateway = await serve_standing()
-    await insert(gateway, INSERT, turns)
+    gateway = await serve_shared_gateway()
+    await insert_rows(gateway, INSERT, turns)
     return gateway
 
 
@@ -118,8 +118,8 @@ async def test_search_is_paged_by_rank(gateway: Gateway, db: asyncpg.Connection)
         "/history/nonsense",
     ],
 )
-async def test_invalid_query_is_a_422(standing: Gateway, path: str) -> None:
-    assert (await standing.get(path)).status == 422
+async def test_invalid_query_is_a_422(shared_gateway: Gateway, path: str) -> None:
+    assert (await shared_gateway.get(path)).status == 422
 
 
 async def test_only_the_newest_matches_are_ranked(gateway: Gateway, db: asyncpg.Connection) -> None:

@@ -45,7 +45,7 @@ async def reserve_seats(
     prompt = f"reserve {seats}"
     gateway.simulator.faults.add_faults(Fault(kind="tool_calls", match=prompt, calls=calls))
     async with gateway.stream(prompt, **body) as stream:
-        yield stream, [(await stream.until("input.required")).data for _ in seats[:1]]
+        yield stream, [(await stream.read_until("input.required")).data for _ in seats[:1]]
 
 
 async def send_answer(
@@ -66,9 +66,9 @@ async def test_answer_from_another_worker_reaches_the_waiting_call(
         assert question["message"] == "Where shall the 2 seats be?"
         assert await send_answer(other, question, turn_id, "accept", {"row": "side"}) == 422
         assert await send_answer(other, question, turn_id, "accept", {"row": "front"}) == 200
-        assert (await stream.until("input.resolved")).data["by"] == "local"
-        result = (await stream.until("tool.result")).data
-        await stream.until("turn.completed")
+        assert (await stream.read_until("input.resolved")).data["by"] == "local"
+        result = (await stream.read_until("tool.result")).data
+        await stream.read_until("turn.completed")
     assert result["content"][0]["text"] == "2 at the front"
     assert trial.answers == [(2, "accept")]
 
@@ -77,7 +77,7 @@ async def test_answer_from_another_worker_reaches_the_waiting_call(
 async def test_declined_answer_reaches_the_server(gateway: Gateway, trial: TrialServer, action: str) -> None:
     async with reserve_seats(gateway, 2) as (stream, (question,)):
         await send_answer(gateway, question, stream.response.headers["x-turn-id"], action)
-        await stream.until("turn.completed")
+        await stream.read_until("turn.completed")
     assert trial.answers == [(2, action)]
 
 
@@ -91,7 +91,7 @@ async def test_concurrent_questions_are_answered_per_turn(gateway: Gateway, tria
         assert [question["message"][16:17] for _, question in questions] == ["1", "2", "3"]
         for stream, question in reversed(questions):
             await send_answer(gateway, question, stream.response.headers["x-turn-id"], "accept", {"row": "back"})
-            await stream.until("turn.completed")
+            await stream.read_until("turn.completed")
     assert trial.answers == [(3, "accept"), (2, "accept"), (1, "accept")]
 
 
@@ -101,15 +101,15 @@ async def test_turn_timeout_is_paused_while_a_question_is_open(gateway: Gateway)
         turn = gateway.state.turn_service._runner.get(UUID(turn_id))
         await eventually(lambda: turn.deadline.is_paused)  # type: ignore[union-attr]
         assert await send_answer(gateway, question, turn_id, "accept", {"row": "front"}) == 200
-        assert (await stream.until("tool.result")).data["outcome"] == "ok"
-        await stream.until("turn.completed")
+        assert (await stream.read_until("tool.result")).data["outcome"] == "ok"
+        await stream.read_until("turn.completed")
 
 
 async def test_cancelled_turn_closes_its_question(gateway: Gateway, trial: TrialServer) -> None:
     async with reserve_seats(gateway, 2) as (stream, (question,)):
         turn_id = stream.response.headers["x-turn-id"]
         await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
-        await stream.until("turn.cancelled")
+        await stream.read_until("turn.cancelled")
     assert await send_answer(gateway, question, turn_id, "accept", {"row": "front"}) == 409
     assert not gateway.state.turn_service.running_turns
 

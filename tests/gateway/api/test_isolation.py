@@ -136,7 +136,7 @@ class ResourceOwner:
 
     async def create_resources(self) -> None:
         keyring = self.keyring
-        await keyring.make("ada")
+        await keyring.create_key("ada")
         turn = (await keyring.chat("ada", f"Remember that {SECRET}", conversation_id="new")).body
         waiting_turn = (await keyring.chat("ada", f"Add a task to {SECRET}", approval="always")).body
         response = (await keyring.post("ada", "/v1/responses", {"input": SECRET})).body
@@ -183,7 +183,7 @@ async def test_unauthenticated_requests_are_rejected_on_all_routes(ada: Resource
 
 
 async def test_resources_of_another_user_are_not_found(ada: ResourceOwner, db: asyncpg.Connection) -> None:
-    bob = await ada.keyring.make("bob")
+    bob = await ada.keyring.create_key("bob")
     rows_before = await get_rows_of_ada(db)
     for route, (kind, _) in ROUTE_KINDS.items():
         status, text = await ada.send_request(route, bob)
@@ -208,7 +208,7 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
 
     `$` in the patterns of the router also matches before a newline.
     """
-    viewer = await keyring.make("ada", role="viewer", scopes=("tools",))
+    viewer = await keyring.create_key("ada", role="viewer", scopes=("tools",))
     ids = dict.fromkeys(("turn_id", "conversation_id", "key_id", "response_id", "input_id"), str(uuid4()))
     ids |= {"user_id": "ada", "name": "tools", "tool": "calculator", "model": "m"}
     for method, path in ROUTES:
@@ -223,7 +223,7 @@ async def test_paths_similar_to_a_route_are_rejected(keyring: Keyring) -> None:
 
 
 async def test_health_probes_accept_head_requests(keyring: Keyring) -> None:
-    await keyring.make("ada")
+    await keyring.create_key("ada")
     for path in ("/health", "/ready"):
         async with keyring.gateway.session.head(f"{keyring.gateway.base_url}{path}") as response:
             assert response.status == 200
@@ -244,7 +244,7 @@ async def get_rows_of_ada(db: asyncpg.Connection) -> list[Any]:
 
 
 async def test_resources_of_another_user_cannot_be_continued(ada: ResourceOwner) -> None:
-    bob = await ada.keyring.make("bob")
+    bob = await ada.keyring.create_key("bob")
     for path, body in (
         ("/api/v1/chat", CHAT_BODY | {"conversation_id": ada.ids["conversation_id"]}),
         ("/api/v1/chat", CHAT_BODY | {"parent_turn_id": ada.ids["turn_id"]}),
@@ -256,7 +256,7 @@ async def test_resources_of_another_user_cannot_be_continued(ada: ResourceOwner)
 
 
 async def test_idempotency_keys_are_scoped_to_their_owner(ada: ResourceOwner) -> None:
-    bob = await ada.keyring.make("bob")
+    bob = await ada.keyring.create_key("bob")
     key = {"Idempotency-Key": "shared-key"}
     turns = [
         (await ada.keyring.gateway.post("/api/v1/chat", CHAT_BODY, headers=headers | key)).body["turn_id"]
@@ -268,7 +268,7 @@ async def test_idempotency_keys_are_scoped_to_their_owner(ada: ResourceOwner) ->
 async def test_viewer_cannot_change_own_resources(keyring: Keyring, db: asyncpg.Connection) -> None:
     ada = ResourceOwner(keyring)
     await ada.create_resources()
-    viewer = await keyring.make("ada", role="viewer")
+    viewer = await keyring.create_key("ada", role="viewer")
     rows_before = await get_rows_of_ada(db)
     for route in ROUTE_KINDS:
         status, text = await ada.send_request(route, viewer)

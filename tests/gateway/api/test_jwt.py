@@ -22,7 +22,7 @@ from gateway.api.security.jwt_verifier import JwksCache, JwksUnavailable
 from gateway.config import ConfigError, load_settings
 from gateway.domain.errors import NotAuthenticated
 from gateway.simulator import Simulator
-from tests.stack import Gateway, ServeStanding, serve_asgi, serve_gateway
+from tests.stack import Gateway, ServeSharedGateway, serve_asgi, serve_gateway
 
 SHARED_SECRET = "a-shared-secret-of-the-tests-that-is-long"
 ISSUER, AUDIENCE = "https://issuer.example", "agent-gateway"
@@ -42,8 +42,8 @@ def make_bearer_headers(token: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-async def gateway_with_secret(serve_standing: ServeStanding) -> Gateway:
-    return await serve_standing(jwt_secret=SecretStr(SHARED_SECRET), jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
+async def gateway_with_secret(serve_shared_gateway: ServeSharedGateway) -> Gateway:
+    return await serve_shared_gateway(jwt_secret=SecretStr(SHARED_SECRET), jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
 
 
 @pytest.mark.parametrize(

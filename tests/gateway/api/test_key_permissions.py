@@ -32,12 +32,12 @@ async def connect_mcp_client(gateway: Gateway, headers: dict[str, str], mode: st
 
 async def test_users_manage_their_own_keys_and_admins_all_keys(keyring: Keyring) -> None:
     for owner in ("ada", "bob"):
-        await keyring.make(owner)
+        await keyring.create_key(owner)
     own_keys = (await keyring.get("ada", "/api/v1/keys")).body["keys"]
     assert [key["owner"] for key in own_keys] == ["ada"]
     assert len((await keyring.get("root", "/api/v1/keys")).body["keys"]) == 3
-    assert await keyring.call("DELETE", "ada", f"/api/v1/keys/{keyring.rows['bob'].id}") == 404
-    assert await keyring.call("DELETE", "root", f"/api/v1/keys/{keyring.rows['bob'].id}") == 204
+    assert await keyring.request_status("DELETE", "ada", f"/api/v1/keys/{keyring.rows['bob'].id}") == 404
+    assert await keyring.request_status("DELETE", "root", f"/api/v1/keys/{keyring.rows['bob'].id}") == 204
     assert (await keyring.get("bob", "/api/v1/keys")).status == 401
     created = await keyring.post("ada", "/api/v1/keys", {"name": "laptop"})
     assert (created.status, created.body["owner"], created.body["role"]) == (201, "ada", "user")
@@ -67,7 +67,7 @@ async def test_created_key_has_at_most_the_permissions_of_its_creator(
     keyring: Keyring, body: dict[str, Any], status: int
 ) -> None:
     permissions = {"scopes": ("chat", "keys"), "tools": ("calc*",), "models": ("openai/*",)}
-    await keyring.make("ada", **permissions)
+    await keyring.create_key("ada", **permissions)
     created = await keyring.post("ada", "/api/v1/keys", body)
     assert created.status == status, created.body
     if status == 201:
@@ -91,19 +91,19 @@ async def test_key_limits_are_returned_and_a_limited_key_cannot_create_keys(
         assert created.status == status, limits
         if status == 201:
             assert created.body["limits"] == {"requests": None, "window_seconds": 60} | limits
-    await keyring.make("ada", limits=KeyLimits(streams=1))
+    await keyring.create_key("ada", limits=KeyLimits(streams=1))
     assert (await keyring.post("ada", "/api/v1/keys", {})).status == 403  # a second key would have its own limit
 
 
 @pytest.mark.parametrize("expires_at", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00"])
-async def test_expiry_outside_the_utc_range_is_rejected(standing: Gateway, expires_at: str) -> None:
-    rejection = await standing.post("/api/v1/keys", {"expires_at": expires_at})
+async def test_expiry_outside_the_utc_range_is_rejected(shared_gateway: Gateway, expires_at: str) -> None:
+    rejection = await shared_gateway.post("/api/v1/keys", {"expires_at": expires_at})
     assert (rejection.status, rejection.body["error"]["param"]) == (422, "expires_at")
 
 
 async def test_stored_keys_above_the_current_maximum_are_shown_unchanged(keyring: Keyring) -> None:
     budget, limits = Budget(tokens_per_day=10**20 - 1), KeyLimits(requests=5_000_000, window_seconds=90_000)
-    await keyring.make("lim", budget=budget, limits=limits)
+    await keyring.create_key("lim", budget=budget, limits=limits)
     for owner in ("lim", "root"):
         keys = (await keyring.get(owner, "/api/v1/keys")).body["keys"]
         (listed_key,) = (key for key in keys if key["owner"] == "lim")
@@ -113,14 +113,14 @@ async def test_stored_keys_above_the_current_maximum_are_shown_unchanged(keyring
 
 
 async def test_created_key_expires_no_later_than_its_creator(keyring: Keyring) -> None:
-    await keyring.make("ada", expires_at=datetime.now(UTC) + timedelta(hours=1))
+    await keyring.create_key("ada", expires_at=datetime.now(UTC) + timedelta(hours=1))
     for body in ({}, {"expires_at": (datetime.now(UTC) + timedelta(days=9)).isoformat()}):
         created = (await keyring.post("ada", "/api/v1/keys", body)).body
         assert datetime.fromisoformat(created["expires_at"]) <= datetime.now(UTC) + timedelta(hours=1)
 
 
 async def test_viewer_can_read_but_not_start_turns_or_call_tools(keyring: Keyring) -> None:
-    await keyring.make("eve", role="viewer")
+    await keyring.create_key("eve", role="viewer")
     for path in ("/api/v1/tools", "/api/v1/history", "/api/v1/conversations", "/v1/models", "/api/v1/keys"):
         assert (await keyring.get("eve", path)).status == 200, path
     chat = await keyring.chat("eve", "hello")
@@ -137,12 +137,12 @@ async def test_viewer_can_read_but_not_start_turns_or_call_tools(keyring: Keyrin
 
 
 async def test_unknown_method_is_a_405_for_a_viewer(keyring: Keyring) -> None:
-    await keyring.make("eve", role="viewer")
-    assert [await keyring.call("TRACE", "eve", path) for path in ("/health", "/v1/models")] == [405, 405]
+    await keyring.create_key("eve", role="viewer")
+    assert [await keyring.request_status("TRACE", "eve", path) for path in ("/health", "/v1/models")] == [405, 405]
 
 
 async def test_scopes_grant_only_their_routes(keyring: Keyring) -> None:
-    await keyring.make("ada", scopes=("tools",))
+    await keyring.create_key("ada", scopes=("tools",))
     assert (await keyring.get("ada", "/api/v1/tools")).status == 200
     assert (await keyring.get("ada", "/api/v1/models")).status == 200
     rejection = await keyring.get("ada", "/api/v1/history")
@@ -150,7 +150,7 @@ async def test_scopes_grant_only_their_routes(keyring: Keyring) -> None:
     assert (await keyring.chat("ada", "hello")).status == 403
     async with connect_mcp_client(keyring.gateway, keyring.headers("ada")) as client:
         assert "ask_agent" not in {tool.name for tool in (await client.list_tools()).tools}
-    await keyring.make("bob", scopes=("chat",))
+    await keyring.create_key("bob", scopes=("chat",))
     async with keyring.gateway.session.post(
         f"{keyring.gateway.base_url}/mcp", json={}, headers=keyring.headers("bob")
     ) as response:
@@ -160,7 +160,7 @@ async def test_scopes_grant_only_their_routes(keyring: Keyring) -> None:
 async def test_tools_outside_the_allow_list_are_unavailable_on_all_routes(
     keyring: Keyring, db: asyncpg.Connection
 ) -> None:
-    await keyring.make("ada", tools=("calculator",))
+    await keyring.create_key("ada", tools=("calculator",))
     listed_tools = (await keyring.get("ada", "/api/v1/tools")).body["tools"]
     assert [tool["name"] for tool in listed_tools] == ["calculator"]
     assert (await keyring.post("ada", "/api/v1/tools/calculator", {"expression": "5*9"})).status == 200
@@ -180,7 +180,7 @@ async def test_tools_outside_the_allow_list_are_unavailable_on_all_routes(
 
 
 async def test_servers_outside_the_allow_list_are_hidden(keyring: Keyring) -> None:
-    await keyring.make("ada", servers=("other",))
+    await keyring.create_key("ada", servers=("other",))
     for path, field in (
         ("/api/v1/tools", "tools"),
         ("/api/v1/tools", "servers"),
@@ -196,7 +196,7 @@ async def test_servers_outside_the_allow_list_are_hidden(keyring: Keyring) -> No
 
 
 async def test_models_outside_the_allow_list_are_rejected_by_name(keyring: Keyring) -> None:
-    await keyring.make("ada", models=("openai/gpt-oss-20b",))
+    await keyring.create_key("ada", models=("openai/gpt-oss-20b",))
     assert (await keyring.chat("ada", "hello", model="openai/gpt-oss-20b")).status == 200
     # This model is retired: openai/gpt-oss-20b replaces it.
     assert (await keyring.chat("ada", "hello", model="llama-3.1-8b-instant")).status == 200
@@ -214,7 +214,7 @@ async def test_models_outside_the_allow_list_are_not_used_as_fallbacks(
     async with serve_gateway(database_url, simulator, tools_url, **options) as gateway:
         keyring = Keyring(gateway)
         for models, status in ((("openai/gpt-oss-20b", "qwen/*"), 200), (("openai/gpt-oss-20b",), 503)):
-            await keyring.make("ada", models=models)
+            await keyring.create_key("ada", models=models)
             simulator.requests.clear()
             simulator.faults.add_faults(Fault(kind="status", status=503, match="openai/gpt-oss-20b"))
             assert (await keyring.chat("ada", "hello", model="openai/gpt-oss-20b")).status == status
@@ -248,7 +248,7 @@ TURN_ROUTES = {
     ids=str,
 )
 async def test_key_restrictions_hold_on_all_turn_routes(keyring: Keyring, options: dict[str, Any], status: int) -> None:
-    headers, simulator = await keyring.make("ada", **options), keyring.gateway.simulator
+    headers, simulator = await keyring.create_key("ada", **options), keyring.gateway.simulator
     await keyring.get("ada", "/api/v1/models")
     for path, body in TURN_ROUTES.items():
         async with keyring.gateway.session.post(
@@ -275,7 +275,7 @@ async def test_turn_resumed_by_another_worker_keeps_the_allow_lists_of_its_calle
 ) -> None:
     first, second = workers
     keyring = Keyring(first)
-    headers = await keyring.make("ada")
+    headers = await keyring.create_key("ada")
     waiting_turn = (await keyring.chat("ada", "Add a task to rest", approval="always")).body
     # As if the key had this list from the start.
     await db.execute('UPDATE turns SET caller = caller || \'{"tools": ["calculator"]}\'')

@@ -60,7 +60,7 @@ async def test_text_after_tool_calls_is_streamed_in_each_format(gateway: Gateway
     reply = await gateway.chat_stream("Show my pending tasks and mark the first one done")
     _, body = await post_raw(gateway, f"/stream?stream_format={stream_format}", {"prompt": "Add a task to rest"})
     assert b"Added task" in body
-    assert reply.done
+    assert reply.is_done
 
 
 # --- /api/chat/stream and its conversations
@@ -143,8 +143,10 @@ async def test_supported_hyperparameters_reach_the_model(gateway: Gateway) -> No
         ("no_such_parameter", 1),
     ],
 )
-async def test_invalid_hyperparameter_is_a_422_that_names_the_field(standing: Gateway, name: str, value: Any) -> None:
-    reply = await standing.post("/api/chat/stream", {"user_prompt": "Hello", "hyperparameters": {name: value}})
+async def test_invalid_hyperparameter_is_a_422_that_names_the_field(
+    shared_gateway: Gateway, name: str, value: Any
+) -> None:
+    reply = await shared_gateway.post("/api/chat/stream", {"user_prompt": "Hello", "hyperparameters": {name: value}})
     assert reply.status == 422
     assert reply.body["error"]["param"].startswith(f"hyperparameters.{name}")
     assert name in reply.body["detail"]
@@ -169,8 +171,8 @@ async def test_user_in_the_path_owns_the_tasks_and_the_conversation(gateway: Gat
 
 
 @pytest.mark.parametrize("user", ["v1", "chat", "conversations", "a%20b", "x" * 129])
-async def test_reserved_and_invalid_user_names_are_rejected(standing: Gateway, user: str) -> None:
-    assert (await send_message(standing, user, "Hello")).status in (404, 422)
+async def test_reserved_and_invalid_user_names_are_rejected(shared_gateway: Gateway, user: str) -> None:
+    assert (await send_message(shared_gateway, user, "Hello")).status in (404, 422)
 
 
 async def test_too_long_and_empty_messages_are_rejected(gateway: Gateway) -> None:
@@ -210,8 +212,8 @@ async def test_user_in_the_path_must_be_the_authenticated_caller(protected_gatew
         ("/stream", []),
     ],
 )
-async def test_invalid_request_is_a_422_with_a_detail(standing: Gateway, path: str, body: Any) -> None:
-    reply = await standing.post(path, body)
+async def test_invalid_request_is_a_422_with_a_detail(shared_gateway: Gateway, path: str, body: Any) -> None:
+    reply = await shared_gateway.post(path, body)
     assert reply.status == 422
     assert reply.body["error"]["code"] == "invalid_request"
     assert isinstance(reply.body["detail"], str)

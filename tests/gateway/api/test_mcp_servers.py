@@ -115,8 +115,8 @@ async def test_server_from_the_config_file_can_be_disabled_and_enabled(gateway: 
         ({"name": "x", "url": "http://h/mcp", "timeout": 0}, "timeout"),
     ],
 )
-async def test_invalid_server_is_a_422_that_names_the_field(standing: Gateway, body: Any, param: str) -> None:
-    reply = await send_request(standing, "POST", body=body)
+async def test_invalid_server_is_a_422_that_names_the_field(shared_gateway: Gateway, body: Any, param: str) -> None:
+    reply = await send_request(shared_gateway, "POST", body=body)
     assert (reply.status, reply.body["error"]["param"]) == (422, param)
 
 

@@ -33,7 +33,7 @@ async def start_turn_with_approval(
     reply = await gateway.chat_stream(prompt, approval="always")
     assert [event.type for event in reply.events][-2:] == ["input.required", "stream.closing"]
     assert reply.events[-1].data["reason"] == "input_required"
-    return reply.headers["x-turn-id"], reply.of("input.required")[0]
+    return reply.headers["x-turn-id"], reply.get_event_data("input.required")[0]
 
 
 def get_only_event(events: list[Event], kind: str) -> Any:
@@ -163,7 +163,7 @@ async def test_server_question_is_answered_after_a_gateway_restart(
         for title in ("Buy milk", "buy milk", "write"):
             await first_gateway.chat(f"Add a task to {title}")
         reply = await first_gateway.chat_stream("delete the task buy milk")
-        turn_id, question = reply.headers["x-turn-id"], reply.of("input.required")[0]
+        turn_id, question = reply.headers["x-turn-id"], reply.get_event_data("input.required")[0]
         assert question["kind"] == "question"
         assert "#1 [pending] Buy milk" in question["message"]
         assert question["schema"]["required"] == ["task_id"]
@@ -185,7 +185,7 @@ async def test_declined_question_is_reported_to_the_server_and_the_model(
         await gateway.chat("Add a task to buy milk")
     reply = await gateway.chat_stream("delete the task buy milk")
     turn_id = reply.headers["x-turn-id"]
-    await send_answer(gateway, turn_id, reply.of("input.required")[0]["input_id"], "decline")
+    await send_answer(gateway, turn_id, reply.get_event_data("input.required")[0]["input_id"], "decline")
     events = await read_to_end(gateway, turn_id)
     assert get_only_event(events, "tool.result")["outcome"] == "error"
     get_only_event(events, "turn.completed")

@@ -29,7 +29,7 @@ from tests.auth_helpers import Keyring
 from tests.e2e.running_stack import ROOT, clean_environment, gateway_command
 from tests.eventually import eventually
 from tests.redis_server import RedisServer, serve_silently
-from tests.stack import SECRET, free_port, serve_gateway
+from tests.stack import SECRET, find_free_port, serve_gateway
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ async def serve_two_processes(
 ) -> AsyncGenerator[list[str]]:
     """Run two processes of `agent-gateway serve`, and yield their URLs."""
     processes: list[subprocess.Popen[bytes]] = []
-    ports = [free_port(), free_port()]
+    ports = [find_free_port(), find_free_port()]
     try:
         for port in ports:
             environment = clean_environment(
@@ -193,10 +193,10 @@ async def test_users_are_counted_separately_and_keys_share_the_limit_of_their_us
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
         keyring = Keyring(gateway)
-        await keyring.make("ada")
+        await keyring.create_key("ada")
         first = keyring.headers("ada")
-        await keyring.make("ada")
-        await keyring.make("bob")
+        await keyring.create_key("ada")
+        await keyring.create_key("bob")
         for headers in (first, first, keyring.headers("ada")):
             assert (await gateway.get("/v1/models", headers=headers)).status == 200
         assert (await keyring.get("ada", "/v1/models")).status == 429
@@ -209,9 +209,9 @@ async def test_key_limit_applies_in_addition_to_the_user_limit(
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=6) as gateway:
         keyring = Keyring(gateway)
-        other_headers = await keyring.make("ada")
-        limited_headers = await keyring.make("ada", limits=KeyLimits(requests=3, window_seconds=600))
-        bob_headers = await keyring.make("bob")
+        other_headers = await keyring.create_key("ada")
+        limited_headers = await keyring.create_key("ada", limits=KeyLimits(requests=3, window_seconds=600))
+        bob_headers = await keyring.create_key("bob")
         # The limit of the key counts all route classes.
         for path, remaining in (
             ("/v1/models", 2),
@@ -259,7 +259,7 @@ async def test_failed_logins_are_rate_limited_per_source(
 ) -> None:
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_requests=3) as gateway:
         keyring = Keyring(gateway)
-        await keyring.make("ada")
+        await keyring.create_key("ada")
         guesses = [(await gateway.get("/v1/models", headers={"X-API-Key": f"guess {n}"})).status for n in range(5)]
         assert guesses == [401, 401, 401, 429, 429]
         assert (await keyring.get("ada", "/v1/models")).status == 200
@@ -284,7 +284,7 @@ async def test_stream_slots_are_limited_and_released(database_url: str, simulato
         async with AsyncExitStack() as stack:
             for _ in range(2):
                 stream = await stack.enter_async_context(gateway.stream("forever", on_disconnect="cancel"))
-                await stream.until("turn.started")
+                await stream.read_until("turn.started")
             rejection = await gateway.chat_stream("one more")
             assert (rejection.status, rejection.body["error"]["code"]) == (429, "too_many_streams")
             assert (await gateway.get("/v1/models")).status == 200
@@ -301,8 +301,8 @@ async def test_key_can_lower_but_not_raise_the_stream_limit(
     simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1, times=9))
     async with serve_gateway(database_url, simulator, tools_url, rate_limit_streams=2) as gateway:
         keyring = Keyring(gateway)
-        high_limit_headers = await keyring.make("ada", limits=KeyLimits(streams=9))
-        low_limit_headers = await keyring.make("ada", limits=KeyLimits(streams=1))
+        high_limit_headers = await keyring.create_key("ada", limits=KeyLimits(streams=9))
+        low_limit_headers = await keyring.create_key("ada", limits=KeyLimits(streams=1))
         url, body = f"{gateway.base_url}/api/v1/chat/stream", {"messages": [{"role": "user", "content": "forever"}]}
         for headers, expected in ((high_limit_headers, 2), (low_limit_headers, 1)):
             responses = [await gateway.session.post(url, json=body, headers=headers) for _ in range(3)]

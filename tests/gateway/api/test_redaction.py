@@ -42,8 +42,8 @@ async def test_redacted_text_is_not_stored_and_not_sent_to_tools(
 ) -> None:
     prompt = f"Add a task to write to {EMAIL} about card {CARD}"
     stream = await redacting_gateway.chat_stream(prompt, conversation_id="new", system=f"You help {EMAIL}.")
-    assert stream.of("turn.completed")
-    assert stream.of("tool.call")
+    assert stream.get_event_data("turn.completed")
+    assert stream.get_event_data("tool.call")
     dump = await dump_database(db)
     assert "[email]" in dump
     assert EMAIL not in dump
@@ -53,7 +53,7 @@ async def test_redacted_text_is_not_stored_and_not_sent_to_tools(
     assert "[email]" in titles[0]
     direct_call = await redacting_gateway.post("/api/v1/tools/add_task", {"title": f"ring {EMAIL}"})
     assert "[email]" in direct_call.body["content"][0]["text"]
-    turn = stream.of("turn.started")[0]["turn_id"]
+    turn = stream.get_event_data("turn.started")[0]["turn_id"]
     await redacting_gateway.post(f"/api/v1/turns/{turn}/feedback", {"rating": "up", "comment": f"from {EMAIL}"})
     assert EMAIL not in await dump_database(db)
 
@@ -88,7 +88,7 @@ async def test_text_split_over_stream_chunks_is_redacted(
     dump = await dump_database(db)
     assert "Write to [email], please. And use the key [key]." in dump
     assert "lovelace" not in dump
-    turn = stream.of("turn.started")[0]["turn_id"]
+    turn = stream.get_event_data("turn.started")[0]["turn_id"]
     async with redacting_gateway.session.get(f"{redacting_gateway.base_url}/api/v1/turns/{turn}/events") as response:
         replayed = (await response.read()).decode()
     assert "[email]" in replayed

@@ -59,12 +59,12 @@ async def test_cached_response_is_streamed(gateway: Gateway) -> None:
     ]
     assert [event.id for event in second.events] == [1, 2, 3, 4, None]
     assert second.text == first.text
-    (end,) = second.of("turn.completed")
+    (end,) = second.get_event_data("turn.completed")
     assert (end["cached"], end["cost_usd"], end["steps"], end["usage"]["total_tokens"]) == (True, 0.0, 1, 0)
     assert end["first_token_ms"] is not None
     turn_id = second.headers["x-turn-id"]
     async with gateway.session.get(f"{gateway.base_url}/api/v1/turns/{turn_id}/events") as response:
-        followed_events = [event async for event in Stream(response).events()]
+        followed_events = [event async for event in Stream(response).read_events()]
         assert response.headers["x-gateway-cache"] == "hit"
     assert followed_events == second.events
 
@@ -115,12 +115,12 @@ async def test_fields_without_effect_on_the_answer_are_not_in_the_cache_key(gate
 
 async def test_cached_responses_are_scoped_to_owner_and_permissions(keyring: Keyring) -> None:
     for owner in ("ada", "bob"):
-        await keyring.make(owner)
+        await keyring.create_key(owner)
     for owner, expected in (("ada", "miss"), ("bob", "miss"), ("ada", "hit"), ("bob", "hit")):
         assert get_cache_status(await keyring.chat(owner, SUM_PROMPT, **CACHE_OPTIONS)) == expected
-    await keyring.make("ada")  # a second key of the same user
+    await keyring.create_key("ada")  # a second key of the same user
     assert get_cache_status(await keyring.chat("ada", SUM_PROMPT, **CACHE_OPTIONS)) == "hit"
-    await keyring.make("ada", tools=("calculator",))  # a key with fewer permissions
+    await keyring.create_key("ada", tools=("calculator",))  # a key with fewer permissions
     assert get_cache_status(await keyring.chat("ada", SUM_PROMPT, **CACHE_OPTIONS)) == "miss"
 
 
@@ -228,8 +228,8 @@ async def test_openai_clients_request_the_cache_in_x_gateway(gateway: Gateway) -
         ("/v1/chat/completions", {"x_gateway": CACHE_OPTIONS, "store": False}),
     ],
 )
-async def test_invalid_cache_options_are_rejected(standing: Gateway, path: str, body: dict[str, Any]) -> None:
-    reply = await standing.post(path, {"messages": [{"role": "user", "content": "Hello"}], **body})
+async def test_invalid_cache_options_are_rejected(shared_gateway: Gateway, path: str, body: dict[str, Any]) -> None:
+    reply = await shared_gateway.post(path, {"messages": [{"role": "user", "content": "Hello"}], **body})
     assert reply.status in (400, 422)
     assert "cache" in reply.body["error"]["message"]
 

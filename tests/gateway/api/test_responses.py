@@ -306,9 +306,9 @@ INVALID_REQUESTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("body", "param"), INVALID_REQUESTS, ids=lambda value: str(value)[:60])
 async def test_invalid_request_is_a_400_in_the_openai_format(
-    standing: Gateway, body: dict[str, Any], param: str
+    shared_gateway: Gateway, body: dict[str, Any], param: str
 ) -> None:
-    reply = await standing.post("/v1/responses", {"model": MODEL, "input": "Hello", **body})
+    reply = await shared_gateway.post("/v1/responses", {"model": MODEL, "input": "Hello", **body})
     assert (reply.status, reply.body["error"]["type"]) == (400, "invalid_request_error")
     assert reply.body["error"]["param"].startswith(param)
 

@@ -18,7 +18,7 @@ from gateway.simulator import Simulator
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import read_turn_events
 from tests.gateway.mcp_client.oauth_server import OAuthMcpServer
-from tests.stack import Gateway, free_port, serve_asgi, serve_gateway
+from tests.stack import Gateway, find_free_port, serve_asgi, serve_gateway
 
 ADA, BOB = Principal("ada"), Principal("bob")
 Serve = Callable[..., AbstractAsyncContextManager[Gateway]]
@@ -26,7 +26,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Gateway]]
 
 @pytest.fixture
 async def protected_server() -> AsyncGenerator[OAuthMcpServer]:
-    port = free_port()
+    port = find_free_port()
     server = OAuthMcpServer(port)
     async with serve_asgi(server.create_app(), port):
         yield server
@@ -38,7 +38,7 @@ def serve(database_url: str, simulator: Simulator, protected_server: OAuthMcpSer
 
     @asynccontextmanager
     async def serve_with_entry(public_port: int = 0, **entry: Any) -> AsyncGenerator[Gateway]:
-        port = free_port()
+        port = find_free_port()
         file = tmp_path / "mcp.json"
         file.write_text(json.dumps({"mcpServers": {"vault": {"url": protected_server.url, **entry}}}))
         settings = {"gateway_public_url": f"http://127.0.0.1:{public_port or port}", "gateway_data_dir": tmp_path}
@@ -107,8 +107,8 @@ async def test_turn_asks_for_sign_in_and_resumes_afterwards(serve: Serve, share:
         server = await eventually(lambda: get_connected_server(gateway))
         assert server["state"] == "needs_auth"
         reply = await gateway.chat_stream("call vault_sign_in {}")
-        assert reply.of("input.required"), reply.events
-        question = reply.of("input.required")[0]
+        assert reply.get_event_data("input.required"), reply.events
+        question = reply.get_event_data("input.required")[0]
         assert (question["kind"], reply.events[-1].type) == ("authorization", "stream.closing")
         status, _ = await Browser(gateway.session).sign_in(question["url"])
         assert status == 200
@@ -119,13 +119,13 @@ async def test_turn_asks_for_sign_in_and_resumes_afterwards(serve: Serve, share:
         assert result["outcome"] == "ok", result
         assert "vault_whose_vault" in result["content"][0]["text"]
         second_reply = await gateway.chat_stream("call vault_whose_vault {}")
-        assert second_reply.of("tool.result")[0]["content"][0]["text"].startswith("the vault of")
+        assert second_reply.get_event_data("tool.result")[0]["content"][0]["text"].startswith("the vault of")
 
 
 async def test_declined_sign_in_denies_the_call(serve: Serve) -> None:
     async with serve(share="user") as gateway:
         reply = await gateway.chat_stream("call vault_sign_in {}")
-        turn_id, question = reply.headers["x-turn-id"], reply.of("input.required")[0]
+        turn_id, question = reply.headers["x-turn-id"], reply.get_event_data("input.required")[0]
         body = {"input_id": question["input_id"], "action": "decline"}
         assert (await gateway.post(f"/api/v1/turns/{turn_id}/input", body)).status == 200
         events = await read_turn_events(gateway, turn_id)

@@ -23,16 +23,16 @@ async def get_audit_actions(keyring: Keyring, query: str = "") -> list[tuple[str
 
 
 async def test_audit_log_lists_actors_and_actions_for_admins(keyring: Keyring) -> None:
-    await keyring.make("ada")
+    await keyring.create_key("ada")
     created = (await keyring.post("ada", "/api/v1/keys", {})).body
-    await keyring.call("DELETE", "ada", f"/api/v1/keys/{created['id']}")
+    await keyring.request_status("DELETE", "ada", f"/api/v1/keys/{created['id']}")
     turn = (await keyring.chat("ada", "hello", conversation_id="new")).body
-    await keyring.call("DELETE", "ada", f"/api/v1/conversations/{turn['conversation_id']}")
+    await keyring.request_status("DELETE", "ada", f"/api/v1/conversations/{turn['conversation_id']}")
     response = (await keyring.post("ada", "/v1/responses", {"input": "hello"})).body
-    await keyring.call("DELETE", "ada", f"/v1/responses/{response['id']}")
+    await keyring.request_status("DELETE", "ada", f"/v1/responses/{response['id']}")
     server = {"name": "more", "url": "http://127.0.0.1:9/mcp", "headers": {"Authorization": "Bearer of-the-server"}}
     await keyring.post("root", "/api/v1/mcp/servers", server)
-    await keyring.call("DELETE", "root", "/api/v1/mcp/servers/more")
+    await keyring.request_status("DELETE", "root", "/api/v1/mcp/servers/more")
     expected = [
         ("root", "server.remove"),
         ("root", "server.put"),
@@ -71,13 +71,13 @@ async def test_application_role_can_only_append_to_the_audit_log(
         url = make_url(database_url).set(username="gateway_app").render_as_string(hide_password=False)
         async with serve_gateway(url, simulator, tools_url) as gateway:
             keyring = Keyring(gateway)
-            await keyring.make("root", role="admin")
+            await keyring.create_key("root", role="admin")
             turn = (await keyring.chat("root", "Add a task to rest", conversation_id="new", approval="never")).body
             assert turn["tool_calls"][0]["outcome"] == "ok"
             feedback = await keyring.post("root", f"/api/v1/turns/{turn['turn_id']}/feedback", {"rating": "up"})
             assert feedback.status == 200
             path = f"/api/v1/conversations/{turn['conversation_id']}"
-            assert await keyring.call("DELETE", "root", path) in (200, 204)
+            assert await keyring.request_status("DELETE", "root", path) in (200, 204)
             assert await get_audit_actions(keyring) == [("root", "conversation.delete"), ("test", "key.create")]
         connection = await asyncpg.connect(plain_dsn(url))
         try:
@@ -104,8 +104,8 @@ async def test_application_role_can_only_append_to_the_audit_log(
 
 
 async def test_owner_can_rate_a_turn_and_change_the_rating(keyring: Keyring, db: asyncpg.Connection) -> None:
-    await keyring.make("ada")
-    await keyring.make("bob")
+    await keyring.create_key("ada")
+    await keyring.create_key("bob")
     turn = (await keyring.chat("ada", "hello")).body["turn_id"]
     path = f"/api/v1/turns/{turn}/feedback"
     first = await keyring.post("ada", path, {"rating": "up", "comment": "right\x00"})
@@ -127,7 +127,7 @@ async def test_comment_on_an_ephemeral_turn_is_not_stored(keyring: Keyring, db: 
 
 
 async def test_stats_count_turns_tokens_cost_errors_and_tools_by_day(keyring: Keyring, db: asyncpg.Connection) -> None:
-    await keyring.make("ada")
+    await keyring.create_key("ada")
     await keyring.chat("ada", "What is 23*19?")
     await keyring.chat("root", "What is 1/0?")
     failed = await keyring.chat("root", "hello", model="openai/gpt-oss-20b", response_format={"type": "json_object"})

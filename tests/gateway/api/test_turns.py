@@ -23,7 +23,7 @@ async def follow_turn(gateway: Gateway, turn_id: str, **options: Any) -> AsyncGe
 
 async def read_turn_events(gateway: Gateway, turn_id: str, **options: Any) -> list[Event]:
     async with follow_turn(gateway, turn_id, **options) as stream:
-        return [event async for event in stream.events()]
+        return [event async for event in stream.read_events()]
 
 
 def join_text(events: list[Event]) -> str:
@@ -57,11 +57,11 @@ async def test_follower_on_another_worker_gets_all_events_live(
     first_worker, second_worker = workers
     async with first_worker.stream("count to 150") as stream:
         turn_id = stream.response.headers["x-turn-id"]
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         slow_simulator.pause_streams()
         async with follow_turn(second_worker, turn_id) as second_stream:
-            await second_stream.until("text.delta")
-            assert stream.seen[-1].type == "text.delta"  # the turn was still running
+            await second_stream.read_until("text.delta")
+            assert stream.received_events[-1].type == "text.delta"  # the turn was still running
             slow_simulator.resume_streams()
             first_events, second_events = await asyncio.gather(
                 asyncio.create_task(read_to_end(stream)), asyncio.create_task(read_to_end(second_stream))
@@ -70,23 +70,23 @@ async def test_follower_on_another_worker_gets_all_events_live(
 
 
 async def read_to_end(stream: Stream) -> list[Event]:
-    async for _ in stream.events():
+    async for _ in stream.read_events():
         pass
-    return stream.seen
+    return stream.received_events
 
 
 async def test_reconnecting_follower_gets_exactly_the_journal(workers: list[Gateway]) -> None:
     first_worker, second_worker = workers
     async with first_worker.stream("count to 100", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
     received: list[Event] = []
     for attempt in range(100):
         after = str(received[-1].id) if received else "0"
         async with follow_turn(
             (first_worker, second_worker)[attempt % 2], turn_id, params={"after": after}
         ) as follower:
-            async for event in follower.events():
+            async for event in follower.read_events():
                 if event.data == "[DONE]":
                     break
                 received.append(event)
@@ -101,9 +101,9 @@ async def test_follower_disconnect_does_not_cancel_the_turn(workers: list[Gatewa
     first_worker, _ = workers
     async with first_worker.stream("count to 60") as stream:
         async with follow_turn(first_worker, stream.response.headers["x-turn-id"]) as follower:
-            await follower.until("text.delta")
+            await follower.read_until("text.delta")
             follower.response.close()
-        await stream.until("turn.completed")
+        await stream.read_until("turn.completed")
 
 
 async def test_unknown_turn_is_a_404_and_an_invalid_id_a_422(gateway: Gateway) -> None:
@@ -129,12 +129,12 @@ async def test_cancel_from_another_worker_stops_the_model_call_and_is_idempotent
     first_worker, second_worker = workers
     async with first_worker.stream("count to 5000") as stream:
         turn_id = stream.response.headers["x-turn-id"]
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         cancelled = await second_worker.post(f"/api/v1/turns/{turn_id}/cancel", None)
-        await stream.until("turn.cancelled")
+        await stream.read_until("turn.cancelled")
         await slow_simulator.wait_until(lambda s: s.cancelled_streams == 1)
     assert (cancelled.body["status"], cancelled.body["error"]["code"]) == ("cancelled", "cancelled")
-    assert cancelled.body["response"] == join_text(stream.seen)
+    assert cancelled.body["response"] == join_text(stream.received_events)
     repeated = await first_worker.post(f"/api/v1/turns/{turn_id}/cancel", None)
     assert (repeated.status, repeated.body) == (200, cancelled.body)
 
@@ -158,9 +158,9 @@ async def test_turn_of_a_stopped_worker_resumes_with_new_event_numbers(
     first_worker, second_worker = workers
     async with first_worker.stream("count to 300", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         await first_worker.state.stop(0)
-        await stream.until("stream.closing")
+        await stream.read_until("stream.closing")
     events = await read_turn_events(second_worker, turn_id)
     numbers = [event.id for event in events[:-1]]
     assert numbers == sorted(set(numbers))  # type: ignore[type-var]
@@ -179,7 +179,7 @@ async def test_finished_steps_are_not_repeated_after_a_takeover(
     first_worker, second_worker = workers
     async with first_worker.stream("Add a task to buy milk", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
-        await stream.until("tool.result")
+        await stream.read_until("tool.result")
         await first_worker.state.stop(0)
     events = await read_turn_events(second_worker, turn_id)
     assert events[-2].type == "turn.completed"
@@ -220,7 +220,7 @@ async def test_cancellation_survives_the_stop_of_its_worker(workers: list[Gatewa
     first_worker, second_worker = workers
     async with first_worker.stream("count to 5000", on_disconnect="continue") as stream:
         turn_id = stream.response.headers["x-turn-id"]
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
         await db.execute("UPDATE turns SET cancel_requested = true")
         await first_worker.state.stop(0)
     events = await read_turn_events(second_worker, turn_id)

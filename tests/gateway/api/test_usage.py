@@ -14,7 +14,7 @@ from gateway.simulator import Fault, Simulator
 from gateway.store.database import Database
 from gateway.store.usage_report import UsageReports, build_aggregate_query
 from tests.auth_helpers import Keyring
-from tests.stack import Gateway, ServeStanding, Stream, insert, serve_gateway
+from tests.stack import Gateway, ServeSharedGateway, Stream, insert_rows, serve_gateway
 
 INSERT = """
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, steps, prompt_tokens, cached_tokens, completion_tokens,
@@ -38,13 +38,13 @@ async def insert_usage(gateway: Gateway) -> Gateway:
         ("bob", None, "big", 0.0, 0.25, make_time(days[1], 0), 1),
         ("bob", "=cmd()", "big", 0.125, 1.0, make_time(days[2]), 1),
     ]
-    await insert(gateway, INSERT, turns)
+    await insert_rows(gateway, INSERT, turns)
     return gateway
 
 
 @pytest.fixture(scope="module")
-async def gateway_with_usage(serve_standing: ServeStanding) -> Gateway:
-    return await insert_usage(await serve_standing())
+async def gateway_with_usage(serve_shared_gateway: ServeSharedGateway) -> Gateway:
+    return await insert_usage(await serve_shared_gateway())
 
 
 async def get_usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
@@ -55,7 +55,7 @@ async def get_usage(gateway: Gateway, query: str = "", **options: Any) -> Any:
 
 async def test_step_and_turn_report_tokens_times_speed_and_cost(gateway: Gateway, db: asyncpg.Connection) -> None:
     reply = await gateway.chat_stream("What is 23*19?")
-    steps, (end,) = reply.of("step.completed"), reply.of("turn.completed")
+    steps, (end,) = reply.get_event_data("step.completed"), reply.get_event_data("turn.completed")
     assert len(steps) == 2
     for figures in (*steps, end):
         tokens = figures["usage"]
@@ -90,7 +90,7 @@ async def test_turn_that_fails_in_its_second_step_is_charged_for_the_first(gatew
     await gateway.post(f"/api/v1/turns/{waiting_turn['turn_id']}/input", answer)
     path = f"{gateway.base_url}/api/v1/turns/{waiting_turn['turn_id']}/events"
     async with gateway.session.get(path) as response:
-        events = [event async for event in Stream(response).events()]
+        events = [event async for event in Stream(response).read_events()]
     (step,) = [event.data for event in events if event.type == "step.completed"]
     assert events[-2].type == "turn.failed"
     row = (await get_usage(gateway))["total"]
@@ -154,7 +154,7 @@ async def test_turns_are_grouped_and_filtered(gateway_with_usage: Gateway, query
 
 
 async def test_turns_are_grouped_by_user_key_and_conversation(keyring: Keyring) -> None:
-    await keyring.make("ada")
+    await keyring.create_key("ada")
     first = (await keyring.chat("root", "Hello", conversation_id="new")).body
     await keyring.chat("root", "Hello again", conversation_id=first["conversation_id"])
     await keyring.chat("ada", "Hello")
@@ -173,7 +173,7 @@ async def test_turns_are_grouped_by_user_key_and_conversation(keyring: Keyring) 
 async def test_users_see_only_their_own_usage(keyring: Keyring) -> None:
     await insert_usage(keyring.gateway)
     for role in ("user", "viewer"):
-        await keyring.make("ada", role=role)
+        await keyring.create_key("ada", role=role)
         report = (await keyring.get("ada", "/api/v1/usage?group_by=user")).body
         assert ([row["user"] for row in report["rows"]], report["total"]["turns"]) == (["ada"], 3)
         assert (await keyring.get("ada", "/api/v1/usage?user=ada")).body["total"]["turns"] == 3
@@ -199,23 +199,23 @@ async def test_step_of_a_fallback_model_has_the_price_of_that_model(
     settings = {"model_fallbacks": "openai/gpt-oss-20b", "model_retries": 0}
     async with serve_gateway(database_url, simulator, tools_url, **settings) as gateway:
         reply = await gateway.chat_stream("Hello")
-    (retry,), (step,) = reply.of("model.retry"), reply.of("step.completed")
+    (retry,), (step,) = reply.get_event_data("model.retry"), reply.get_event_data("step.completed")
     assert retry["model"] == "openai/gpt-oss-20b"
     tokens = step["usage"]
     fresh = tokens["prompt_tokens"] - tokens["cached_tokens"]
     micro = fresh * 0.075 + tokens["cached_tokens"] * 0.0375 + tokens["completion_tokens"] * 0.30
     assert step["cost_usd"] == pytest.approx(micro / 1e6, abs=1e-8)
-    assert reply.of("turn.completed")[0]["cost_usd"] == step["cost_usd"]
+    assert reply.get_event_data("turn.completed")[0]["cost_usd"] == step["cost_usd"]
 
 
 async def test_retried_model_call_is_charged_twice(gateway: Gateway) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="unknown_tool"))
     reply = await gateway.chat_stream("Hello")
-    assert [retry["reason"] for retry in reply.of("model.retry")] == ["tool_call_unreadable"]
-    (step,) = reply.of("step.completed")
+    assert [retry["reason"] for retry in reply.get_event_data("model.retry")] == ["tool_call_unreadable"]
+    (step,) = reply.get_event_data("step.completed")
     prompts = [request for request in gateway.simulator.requests if "messages" in request]
     assert len(prompts) == 2
-    once = (await gateway.chat_stream("Hello")).of("step.completed")[0]["usage"]["prompt_tokens"]
+    once = (await gateway.chat_stream("Hello")).get_event_data("step.completed")[0]["usage"]["prompt_tokens"]
     assert step["usage"]["prompt_tokens"] > 2 * once
 
 
@@ -256,8 +256,8 @@ async def test_usage_is_returned_as_csv_on_request(gateway_with_usage: Gateway) 
         "format=xml",
     ],
 )
-async def test_invalid_query_is_a_422(standing: Gateway, query: str) -> None:
-    assert (await standing.get(f"/api/v1/usage?{query}")).status == 422
+async def test_invalid_query_is_a_422(shared_gateway: Gateway, query: str) -> None:
+    assert (await shared_gateway.get(f"/api/v1/usage?{query}")).status == 422
 
 
 async def test_many_groups_are_truncated_and_slow_reports_are_aborted(

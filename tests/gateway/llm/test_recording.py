@@ -200,7 +200,7 @@ async def test_cancelled_turn_is_recorded_as_far_as_it_was_read(
 
 async def cancel_one(gateway: Gateway) -> None:
     async with gateway.stream("count to 100000") as stream:
-        await stream.until("text.delta")
+        await stream.read_until("text.delta")
     await eventually(lambda: not gateway.state.turn_service.running_turns)
 
 

@@ -35,7 +35,7 @@ class Sink:
         self.said = ""
         self.thought = ""
         self.calls: list[ToolCall] = []
-        self.done: list[tuple[str, str]] = []
+        self.is_done: list[tuple[str, str]] = []
         self.retries: list[tuple[str, bool, str | None]] = []
         self.lost: list[tuple[Usage, float | None]] = []
         self.opens = 0
@@ -53,7 +53,7 @@ class Sink:
         self.calls.append(call)
 
     def on_server_tool_call(self, call: ToolCall, output: str) -> None:
-        self.done.append((call.name, output))
+        self.is_done.append((call.name, output))
 
     def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
         self.retries.append((reason, discard, model))

@@ -25,7 +25,7 @@ from tests.gateway.mcp_client.test_toolbox import (
     run_server_process,
     wait_for_hanging_calls,
 )
-from tests.stack import free_port, serve_asgi, serve_gateway
+from tests.stack import find_free_port, serve_asgi, serve_gateway
 
 Send = Callable[[Any], Awaitable[None]]
 
@@ -162,7 +162,7 @@ async def test_unreadable_response_makes_the_outcome_unknown(modern: bool, fault
 
 
 async def test_lost_connection_fails_reads_and_makes_writes_unknown(modern: bool) -> None:
-    port = free_port()
+    port = find_free_port()
     server = ServerConfig(name="t", url=f"http://127.0.0.1:{port}/mcp", prefix="")
     async with connect_toolbox(server, connect_timeout=0.1) as toolbox:
         async with run_server_process(port, modern) as victim:
@@ -208,7 +208,7 @@ async def test_turn_uses_reachable_servers_when_others_are_down(
     async with AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(serve_asgi(TrialServer().create_app(modern=modern))) for _ in range(3)]
         entries = {f"s{number}": {"url": f"{url}/mcp"} for number, url in enumerate(urls)}
-        entries |= {f"dead{number}": {"url": f"http://127.0.0.1:{free_port()}/mcp"} for number in range(2)}
+        entries |= {f"dead{number}": {"url": f"http://127.0.0.1:{find_free_port()}/mcp"} for number in range(2)}
         (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": entries}))
         async with serve_gateway(database_url, simulator, None, mcp_config=tmp_path / "mcp.json") as gateway:
             prompt = " and ".join(f'call s{n}_echo with {{"text": "from {n}"}}' for n in range(3))
@@ -233,8 +233,8 @@ async def test_tool_change_during_a_turn_does_not_fail_it(database_url: str, sim
         await trial.add_tool("fresh")
         await eventually(lambda: gateway.state.toolbox.find_tool("fresh") is not None)
         trial.release.set()
-        await stream.until("turn.completed")
-        results = [event.data["outcome"] for event in stream.seen if event.type == "tool.result"]
+        await stream.read_until("turn.completed")
+        results = [event.data["outcome"] for event in stream.received_events if event.type == "tool.result"]
     assert results == ["ok", "error"]
 
 

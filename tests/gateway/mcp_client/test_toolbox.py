@@ -26,7 +26,7 @@ from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.tools import CallObserver
 from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
-from tests.stack import SECRET, free_port, serve_asgi
+from tests.stack import SECRET, find_free_port, serve_asgi
 
 ROOT = Path(__file__).parent.parent.parent.parent
 ADA = Principal("ada")
@@ -258,7 +258,7 @@ async def test_allow_and_deny_patterns_filter_tools(trial: TrialSetup) -> None:
 
 
 async def test_server_down_at_startup_is_connected_later(modern: bool) -> None:
-    port = free_port()
+    port = find_free_port()
     async with connect_toolbox(ServerConfig(name="late", url=f"http://127.0.0.1:{port}/mcp")) as toolbox:
         assert toolbox.list_specs() == ()
         assert toolbox.list_server_statuses()[0].state == "down"
@@ -269,7 +269,7 @@ async def test_server_down_at_startup_is_connected_later(modern: bool) -> None:
 
 
 async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern: bool) -> None:
-    port, other_port = free_port(), free_port()
+    port, other_port = find_free_port(), find_free_port()
     servers = [ServerConfig(name=n, url=f"http://127.0.0.1:{p}/mcp") for n, p in (("one", port), ("two", other_port))]
     async with run_server_process(other_port, modern), connect_toolbox(*servers, connect_timeout=0.1) as toolbox:
         async with run_server_process(port, modern) as victim:
@@ -299,7 +299,7 @@ async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern:
 
 async def test_restarted_legacy_server_gets_a_new_session() -> None:
     """The server restarts between two calls and has lost the session, without an error before."""
-    port = free_port()
+    port = find_free_port()
     async with connect_toolbox(
         ServerConfig(name="s", url=f"http://127.0.0.1:{port}/mcp"), connect_timeout=0.1
     ) as toolbox:

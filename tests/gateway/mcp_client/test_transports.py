@@ -23,7 +23,7 @@ from tests.gateway.mcp_client.test_toolbox import (
     get_text,
     wait_for_hanging_calls,
 )
-from tests.stack import free_port, serve_asgi
+from tests.stack import find_free_port, serve_asgi
 
 MODULE = "tests.gateway.mcp_client.mcp_servers"
 
@@ -35,7 +35,7 @@ def make_stdio_config(**options: object) -> ServerConfig:
 
 @pytest.fixture
 async def sse_server() -> AsyncGenerator[ServerConfig]:
-    port = free_port()
+    port = find_free_port()
     process = subprocess.Popen([sys.executable, "-m", MODULE, str(port), "sse"], cwd=ROOT)
     try:
         yield ServerConfig(name="old", url=f"http://127.0.0.1:{port}/sse", type="sse")
