@@ -140,19 +140,19 @@ def test_package_docstring_starts_with_one_sentence(folder: Path) -> None:
     assert docstring.split("\n\n")[0].endswith(".")
 
 
-EVENTS = {cls.name for cls in classes_of(ROOT / "gateway" / "domain" / "events.py")}
+EVENTS = {cls.name for cls in list_classes(ROOT / "gateway" / "domain" / "events.py")}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
 def test_match_over_events_is_exhaustive(path: Path) -> None:
     """Every `match` over events ends in `assert_never`, so the type checker names each one that a new event needs."""
     for match in ast.walk(ast.parse(path.read_text())):
-        if isinstance(match, ast.Match) and len(EVENTS & set(matched_classes(match))) > 1:
+        if isinstance(match, ast.Match) and len(EVENTS & set(list_matched_classes(match))) > 1:
             last = match.cases[-1].body[-1]
             assert "assert_never" in ast.unparse(last), f"{path.name}:{match.lineno}"
 
 
-def matched_classes(match: ast.Match) -> Iterator[str]:
+def list_matched_classes(match: ast.Match) -> Iterator[str]:
     for case in match.cases:
         for pattern in ast.walk(case.pattern):
             if isinstance(pattern, ast.MatchClass):
