@@ -1,10 +1,10 @@
-"""Arithmetic as people write it: exact for integers, and bounded before anything is computed."""
+"""Evaluation of arithmetic expressions: exact for integers, with the size of results bounded beforehand."""
 
 import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol, cast
 
 from simpleeval import SimpleEval  # pyright: ignore[reportMissingTypeStubs]
 
@@ -12,28 +12,35 @@ Number = int | float
 
 MAX_CHARACTERS = 500
 MAX_DEPTH = 260
-MAX_BITS = 13_000  # some 3,900 digits: Python itself writes out at most 4,300
-_SIGNS = str.maketrans(
+MAX_BITS = 13_000  # about 3,900 digits; Python refuses to format integers of more than 4,300
+_OPERATOR_SIGNS = str.maketrans(
     {"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-", "^": "**", "\u03c0": "pi"}
 )
 _NOT_ARITHMETIC = "this is not arithmetic; write for example (2+3)*4, sqrt(2), or 15/100*80 for 15% of 80"
 
 
+class _Evaluator(Protocol):
+    """The part of simpleeval, which has no types, that this module uses."""
+
+    def eval(self, expr: str, previously_parsed: ast.expr) -> Number: ...
+
+
 class CalculationError(Exception):
-    """Why not, for whoever wrote the expression."""
+    """The expression cannot be evaluated; `str()` is the reason, for the author of the expression."""
 
 
 def evaluate_expression(expression: str) -> Number:
-    """The value of an arithmetic expression. `^` means power.
+    """Evaluate an arithmetic expression. `^` means power.
 
     Raises:
-        CannotCalculate: it is no arithmetic, has no real value, or is larger than is reasonable.
+        CalculationError: the expression is not arithmetic, has no real value, or exceeds a limit of this module.
     """
     if len(expression) > MAX_CHARACTERS:
         raise CalculationError(f"the expression is longer than {MAX_CHARACTERS} characters")
-    evaluator: Any = SimpleEval(operators=_OPERATORS, functions=_FUNCTIONS, names=_CONSTANTS)
+    evaluator = cast(_Evaluator, SimpleEval(operators=_OPERATORS, functions=_FUNCTIONS, names=_CONSTANTS))
     try:
-        value = evaluator.eval(expression, previously_parsed=_parse_expression(expression.translate(_SIGNS).strip()))
+        tree = _parse_expression(expression.translate(_OPERATOR_SIGNS).strip())
+        value = evaluator.eval(expression, previously_parsed=tree)
     except ZeroDivisionError:
         raise CalculationError("division by zero") from None
     except OverflowError:
@@ -46,13 +53,13 @@ def evaluate_expression(expression: str) -> Number:
 
 
 def format_number(value: Number) -> str:
-    """A number as people write it: integers in full, others to 15 digits."""
+    """Format a number: integers in full, others to 15 digits."""
     if isinstance(value, int):
         return str(value)
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else format(value, ".15g")
 
 
-# --- what may be evaluated: simpleeval knows strings, attributes and more, which have no place in arithmetic
+# --- allowed syntax: simpleeval also evaluates strings, attributes and more, which arithmetic does not need
 
 
 def _parse_expression(source: str) -> ast.expr:
@@ -62,14 +69,18 @@ def _parse_expression(source: str) -> ast.expr:
         raise CalculationError(_NOT_ARITHMETIC) from None
     level: list[ast.AST] = [tree]
     for _ in range(MAX_DEPTH):
-        level = [part for node in level for part in _list_operands(node)]
+        level = [operand for node in level for operand in _list_operands(node)]
         if not level:
             return tree
     raise CalculationError("the expression is nested too deeply")
 
 
 def _list_operands(node: ast.AST) -> list[ast.AST]:
-    """What an allowed node is made of."""
+    """List the operands of a node.
+
+    Raises:
+        CalculationError: the node is not allowed.
+    """
     match node:
         case ast.Constant(value=value) if type(value) in (int, float):
             return []
@@ -120,7 +131,7 @@ def _multiply_bounded(a: Number, b: Number) -> Number:
 
 
 def _divide_exactly(a: Number, b: Number) -> Number:
-    """Exact where it comes out even."""
+    """Divide; two integers without a remainder give an integer."""
     if isinstance(a, int) and isinstance(b, int) and b != 0 and a % b == 0:
         return a // b
     return a / b
@@ -133,25 +144,25 @@ def _floor_divide(a: Number, b: Number) -> Number:
 def _raise_to_power(base: Number, exponent: Number) -> Number:
     if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
         _check_size(_count_bits(base) * exponent)
-    value: Any = base**exponent
-    if isinstance(value, complex):
-        raise CalculationError("a root of a negative number is not a real number")
-    return value
+    value: object = base**exponent
+    if isinstance(value, int | float):
+        return value
+    raise CalculationError("a root of a negative number is not a real number")
 
 
 def _shift_left(a: Number, b: Number) -> int:
-    number, places = _require_integer(a, "<<"), _require_integer(b, "<<")
-    if places < 0:
-        raise CalculationError("a shift by less than nothing is not defined")
-    _check_size(_count_bits(number) + places)
-    return number << places
+    number, distance = _require_integer(a, "<<"), _require_integer(b, "<<")
+    if distance < 0:
+        raise CalculationError("a shift by a negative number is not defined")
+    _check_size(_count_bits(number) + distance)
+    return number << distance
 
 
 def _shift_right(a: Number, b: Number) -> int:
-    number, places = _require_integer(a, ">>"), _require_integer(b, ">>")
-    if places < 0:
-        raise CalculationError("a shift by less than nothing is not defined")
-    return number >> min(places, 2 * MAX_BITS)
+    number, distance = _require_integer(a, ">>"), _require_integer(b, ">>")
+    if distance < 0:
+        raise CalculationError("a shift by a negative number is not defined")
+    return number >> min(distance, 2 * MAX_BITS)
 
 
 def _require_integer(number: Number, operation: str) -> int:
@@ -164,15 +175,16 @@ def _require_integer(number: Number, operation: str) -> int:
 
 def _compute_factorial(n: Number) -> int:
     n = _require_integer(n, "factorial")
-    _check_size(n)  # n! has more than n bits, but for the smallest
+    _check_size(n)  # rejects numbers too large for lgamma; n! has more than n bits, except for small n
     _check_size(math.lgamma(n + 1) / math.log(2) if n > 0 else 0)
     return math.factorial(n)
 
 
 def _count_combinations(n: Number, k: Number) -> int:
     n, k = _require_integer(n, "comb"), _require_integer(k, "comb")
-    if (fewer := min(k, n - k)) > 0:
-        _check_size(fewer * (_count_bits(n) - _count_bits(fewer) + math.log2(math.e)))  # comb(n, k) < (e * n / k) ** k
+    if (smaller := min(k, n - k)) > 0:
+        # comb(n, k) < (e * n / k) ** k
+        _check_size(smaller * (_count_bits(n) - _count_bits(smaller) + math.log2(math.e)))
     return math.comb(n, k)
 
 
@@ -185,14 +197,14 @@ def _count_permutations(n: Number, k: Number | None = None) -> int:
     return math.perm(n, k)
 
 
-def _greatest_common_divisor(*numbers: Number) -> int:
+def _compute_gcd(*numbers: Number) -> int:
     return math.gcd(*(_require_integer(number, "gcd") for number in numbers))
 
 
-def _least_common_multiple(*numbers: Number) -> int:
-    whole = [_require_integer(number, "lcm") for number in numbers]
-    _check_size(sum(map(_count_bits, whole)))
-    return math.lcm(*whole)
+def _compute_lcm(*numbers: Number) -> int:
+    integers = [_require_integer(number, "lcm") for number in numbers]
+    _check_size(sum(map(_count_bits, integers)))
+    return math.lcm(*integers)
 
 
 def _find_maximum(*numbers: Number) -> Number:
@@ -203,8 +215,8 @@ def _find_minimum(*numbers: Number) -> Number:
     return min(numbers)
 
 
-def _square_root(x: Number) -> Number:
-    """Exact for square integers."""
+def _compute_square_root(x: Number) -> Number:
+    """Compute a square root; that of a square integer is an integer."""
     if isinstance(x, int) and x >= 0 and (root := math.isqrt(x)) ** 2 == x:
         return root
     return math.sqrt(x)
@@ -215,23 +227,23 @@ def _round_number(x: Number, digits: Number = 0) -> Number:
     return round(x, max(-5000, min(places, 5000))) if places else round(x)
 
 
-def _with_readable_errors(name: str, function: Callable[..., Number]) -> Callable[..., Any]:
-    """The function, with Python's complaints in words that mean something to whoever wrote the expression."""
+def _with_readable_errors(name: str, function: Callable[..., Number]) -> Callable[..., Number]:
+    """Wrap a function: Python's errors become errors for the author of the expression."""
 
-    def call(*arguments: Number) -> Number:
+    def call_function(*arguments: Number) -> Number:
         try:
             return function(*arguments)
         except TypeError:
-            raise CalculationError(f"{name} was given too few or too many values") from None
+            raise CalculationError(f"{name} got too few or too many values") from None
         except ValueError:
             raise CalculationError(
                 f"{name} is not defined for {', '.join(map(format_number, arguments))[:100] or 'nothing'}"
             ) from None
 
-    return call
+    return call_function
 
 
-_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+_OPERATORS: dict[type[ast.AST], Callable[..., object]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: _multiply_bounded,
@@ -249,18 +261,18 @@ _FROM_MATH = (
     "acos acosh asin asinh atan atan2 atanh cbrt ceil cos cosh degrees exp floor hypot log log10 log2 radians sin sinh "
     "tan tanh trunc"
 )
-_NAMED: Mapping[str, Callable[..., Any]] = {
+_UNWRAPPED_FUNCTIONS: Mapping[str, Callable[..., Number]] = {
     "abs": abs,
     "comb": _count_combinations,
     "factorial": _compute_factorial,
-    "gcd": _greatest_common_divisor,
-    "lcm": _least_common_multiple,
+    "gcd": _compute_gcd,
+    "lcm": _compute_lcm,
     "ln": math.log,
     "max": _find_maximum,
     "min": _find_minimum,
     "perm": _count_permutations,
     "pow": _raise_to_power,
     "round": _round_number,
-    "sqrt": _square_root,
+    "sqrt": _compute_square_root,
 } | {name: getattr(math, name) for name in _FROM_MATH.split()}
-_FUNCTIONS = {name: _with_readable_errors(name, function) for name, function in _NAMED.items()}
+_FUNCTIONS = {name: _with_readable_errors(name, function) for name, function in _UNWRAPPED_FUNCTIONS.items()}

@@ -1,11 +1,14 @@
-"""Who is calling: a token of the gateway's, or of a configured authorization server, names the user; callers on this
-machine need none and are `local`."""
+"""Authentication by a token of the gateway or of the configured authorization server.
+
+The token's `sub` is the user. While the server listens on a loopback address, callers without a token are `local`.
+"""
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Mapping
 
 import jwt
+from jwt.types import Options
 from mcp.server.auth.routes import build_resource_metadata_url, create_protected_resource_routes
 from mcp.server.mcpserver import Context
 from pydantic import AnyHttpUrl, ConfigDict, TypeAdapter
@@ -22,22 +25,24 @@ _MAX_USER_LENGTH = 256
 _LEEWAY_SECONDS = 5
 _KEYS_TIMEOUT_SECONDS, _KEYS_LIFETIME_SECONDS = 5, 3600
 _ALGORITHMS = ["RS256", "ES256", "PS256", "EdDSA"]
-_REQUIRED = {"require": ["sub", "aud", "iss", "iat", "exp"]}
-# Clients compare issuers as text: none may get a slash at its end that it does not have.
+# Clients compare issuers as text, so pydantic must not append a slash.
 _URL_ADAPTER = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 
+_REQUIRED_CLAIMS: Options = {"require": ["sub", "aud", "iss", "iat", "exp"]}
+
+
 class TokenRejected(Exception):
-    """Why a request may not pass, for its sender."""
+    """The request has no valid token; `str()` is the reason, for the client."""
 
 
 class TokenMissing(TokenRejected):
-    """There is none, and one is needed."""
+    """The request has no token, and the server requires one."""
 
 
 class AuthenticationMiddleware:
-    """ASGI middleware: verifies the token of every request that brings one, and demands one off this machine."""
+    """ASGI middleware that verifies the token of every request; a loopback server requires none."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -48,7 +53,7 @@ class AuthenticationMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            # httptools leaves blanks behind a value, which are no part of it: `Mcp-Name` must match the body's name.
+            # httptools keeps blanks after a value, and with them `Mcp-Name` would not match the name in the body.
             scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if scope["type"] == "http" and scope["path"] != "/health" and not scope["path"].startswith(METADATA_PATH):
             try:
@@ -68,7 +73,7 @@ class AuthenticationMiddleware:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise TokenRejected("the Authorization header must be `Bearer` and a token")
-        if self._oauth_issuer is not None and _read_algorithm(token) != "HS256":
+        if self._oauth_issuer is not None and _parse_algorithm(token) != "HS256":
             return await self._oauth_issuer.verify_token(token.strip())
         if self._secret is None:
             raise TokenRejected("this server has no TOOLS_SERVER_SECRET to verify a token with")
@@ -83,7 +88,7 @@ class AuthenticationMiddleware:
                 audience=self._audience,
                 issuer=_ISSUER,
                 leeway=_LEEWAY_SECONDS,
-                options=_REQUIRED,  # type: ignore[arg-type]
+                options=_REQUIRED_CLAIMS,
             )
         except jwt.ExpiredSignatureError:
             raise TokenRejected("the token has expired") from None
@@ -93,7 +98,7 @@ class AuthenticationMiddleware:
 
 
 class OAuthIssuer:
-    """An authorization server whose tokens count here: those that it issued for this very server."""
+    """An authorization server, whose tokens are accepted if their audience is this server."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.tools_server_oauth_issuer is not None
@@ -103,17 +108,24 @@ class OAuthIssuer:
         self.metadata_url = str(build_resource_metadata_url(AnyHttpUrl(self._resource)))
 
     async def verify_token(self, token: str) -> str:
-        """Raises:
-        TokenRefused: it is none of those, or its keys cannot be had.
+        """Return the user of a token.
+
+        Raises:
+            TokenRejected: the token is not valid, or the issuer's keys cannot be fetched.
         """
         try:
             key = await asyncio.to_thread(self._keys.get_signing_key_from_jwt, token)
             claims = jwt.decode(
-                token, key, algorithms=_ALGORITHMS, audience=self._resource, issuer=self._issuer,
-                leeway=_LEEWAY_SECONDS, options=_REQUIRED,  # type: ignore[arg-type]
-            )  # fmt: skip
+                token,
+                key,
+                algorithms=_ALGORITHMS,
+                audience=self._resource,
+                issuer=self._issuer,
+                leeway=_LEEWAY_SECONDS,
+                options=_REQUIRED_CLAIMS,
+            )
         except jwt.PyJWKClientConnectionError:
-            raise TokenRejected("the authorization server's keys cannot be had now") from None
+            raise TokenRejected("the authorization server's keys cannot be fetched now") from None
         except jwt.ExpiredSignatureError:
             raise TokenRejected("the token has expired") from None
         except jwt.PyJWTError:
@@ -121,49 +133,50 @@ class OAuthIssuer:
         return _get_user_claim(claims)
 
 
-def metadata_routes(settings: Settings) -> list[Route]:
-    """Where clients read which authorization server to go to (RFC 9728); nothing without one."""
+def build_metadata_routes(settings: Settings) -> list[Route]:
+    """Build the routes of the protected resource metadata (RFC 9728); none without an authorization server."""
     if settings.tools_server_oauth_issuer is None:
         return []
     issuer, resource = map(_URL_ADAPTER.validate_python, (settings.tools_server_oauth_issuer, settings.resource_url))
     return create_protected_resource_routes(resource, [issuer], resource_name="tools-server")
 
 
-def _read_algorithm(token: str) -> str | None:
+def _parse_algorithm(token: str) -> str | None:
     try:
         return jwt.get_unverified_header(token.strip()).get("alg")
     except jwt.PyJWTError:
         return None
 
 
-def _get_user_claim(claims: dict[str, Any]) -> str:
-    user: str = claims["sub"]
-    if not (user.strip() and len(user) <= _MAX_USER_LENGTH and user.isprintable()):
-        raise TokenRejected("the token names no user")
+def _get_user_claim(claims: Mapping[str, object]) -> str:
+    user = claims["sub"]
+    if not (isinstance(user, str) and user.strip() and len(user) <= _MAX_USER_LENGTH and user.isprintable()):
+        raise TokenRejected("the token has no valid `sub` claim")
     return user
 
 
-def get_current_user(ctx: Context[Any]) -> str:
-    """The user for whom this very call is made: read off its own HTTP request, as connections are shared.
-
-    See `get_request_user`.
-    """
+def get_current_user(ctx: Context[object]) -> str:
+    """Return the user of a tool call, from its own HTTP request, because users share connections."""
     return get_request_user(ctx.request_context.request)
 
 
 def get_request_user(request: object) -> str:
-    """Only stdio has no request. One that has not passed the middleware is an error, never `local`."""
+    """Return the user of a request; `local` over stdio, which has no requests.
+
+    Raises:
+        KeyError: the request did not pass `AuthenticationMiddleware`.
+    """
     if request is None:
         return LOCAL_USER
     assert isinstance(request, Request)
     return request.scope[_USER_SCOPE_KEY]
 
 
-async def _send_rejection(send: Send, error: TokenRejected, authority: OAuthIssuer | None) -> None:
+async def _send_rejection(send: Send, error: TokenRejected, issuer: OAuthIssuer | None) -> None:
     body = json.dumps({"error": {"code": "not_authenticated", "message": f"Refused: {error}."}}).encode()
-    told = [] if isinstance(error, TokenMissing) else ['error="invalid_token"']
-    told += [f'resource_metadata="{authority.metadata_url}"'] if authority else []
-    challenge = f"Bearer {', '.join(told)}".strip().encode()
+    parameters = [] if isinstance(error, TokenMissing) else ['error="invalid_token"']
+    parameters += [f'resource_metadata="{issuer.metadata_url}"'] if issuer else []
+    challenge = f"Bearer {', '.join(parameters)}".strip().encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -1,6 +1,6 @@
-"""`calculator`: arithmetic that a model can rely on."""
+"""The tool `calculator`: exact arithmetic for a model."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from tools_server.arithmetic import CalculationError, evaluate_expression, format_number
 
-_EXACT_IN_JSON = 2**53
+_MAX_EXACT_JSON_INTEGER = 2**53
 
 
 class Calculation(BaseModel):
@@ -19,7 +19,9 @@ class Calculation(BaseModel):
     )
 
 
-def register_calculator(mcp: MCPServer[Any]) -> None:
+def register_calculator(mcp: MCPServer[object]) -> None:
+    """Add the tool to a server."""
+
     @mcp.tool(
         title="Calculator",
         annotations=ToolAnnotations(
@@ -40,8 +42,8 @@ def register_calculator(mcp: MCPServer[Any]) -> None:
             value = evaluate_expression(expression)
         except CalculationError as error:
             raise ToolError(f"Cannot calculate {expression[:100]!r}: {error}.") from None
-        exact = isinstance(value, float) or abs(value) <= _EXACT_IN_JSON
-        structured = Calculation(expression=expression.strip(), result=value if exact else str(value))
+        is_exact = isinstance(value, float) or abs(value) <= _MAX_EXACT_JSON_INTEGER
+        structured = Calculation(expression=expression.strip(), result=value if is_exact else str(value))
         text = f"{expression.strip()} = {format_number(value)}"
         return CallToolResult(
             content=[TextContent(type="text", text=text)], structured_content=structured.model_dump(mode="json")

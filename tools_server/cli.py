@@ -81,7 +81,8 @@ async def run_server(
             await _serve_stdio(mcp, server.stop_if_started_here if server else None)
         else:
             if not settings.on_loopback and settings.tools_server_secret is None:
-                log.warning("every_call_is_refused", reason="TOOLS_SERVER_SECRET is not set, and the host not loopback")
+                reason = "TOOLS_SERVER_SECRET is not set, and TOOLS_SERVER_HOST is not a loopback address"
+                log.warning("all_calls_rejected", reason=reason)
             if settings.gateway_parent_fd is not None:
                 stop_with_parent(settings.gateway_parent_fd)
             await HttpServer(create_app(mcp, settings), mcp.close_listen_streams, tls_options).serve(sockets=[listener])
@@ -100,15 +101,15 @@ async def _log_failure(task: str, coroutine: Coroutine[object, object, None]) ->
         log.exception("background_task_failed", task=task, error=type(error).__name__)
 
 
-async def _serve_stdio(mcp: "ToolServer", release: Callable[[], None] | None) -> None:
-    def leave() -> None:
+async def _serve_stdio(mcp: "ToolServer", before_exit: Callable[[], None] | None) -> None:
+    def exit_process() -> None:
         """Exit the process, because nothing can interrupt a read of standard input."""
-        if release is not None:
-            release()
+        if before_exit is not None:
+            before_exit()
         os._exit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, leave)
+        asyncio.get_running_loop().add_signal_handler(number, exit_process)
     await mcp.run_stdio_async()
 
 
@@ -123,7 +124,7 @@ def run_embedded_postgres(settings: Settings) -> Generator[embedded_postgres.Emb
     except OSError as error:
         raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
     for note in server.notes:
-        log.info("embedded_postgres", note=note)
+        log.info("embedded_postgres_noted", note=note)
     try:
         yield server
     finally:
@@ -140,7 +141,7 @@ async def _keep_postgres_running(server: embedded_postgres.EmbeddedPostgres) -> 
         try:
             server.ensure_running()
         except (embedded_postgres.EmbeddedPostgresError, OSError) as error:
-            log.error("embedded_postgres", error=str(error))
+            log.error("embedded_postgres_failed", error=str(error))
 
 
 def _bind_listener(settings: Settings) -> socket.socket:

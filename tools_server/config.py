@@ -5,7 +5,7 @@ import re
 import sys
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -31,7 +31,7 @@ RENAMED_SETTINGS = {"GATEWAY_LIFELINE": "GATEWAY_PARENT_FD"}
 
 
 class Settings(BaseSettings):
-    """Every field can be set by the environment variable of its name."""
+    """Each field is set by the environment variable of its name, or by an alias that it lists."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
@@ -78,8 +78,8 @@ class Settings(BaseSettings):
 
     @field_validator("tools_server_secret")
     @classmethod
-    def _is_no_placeholder(cls, value: SecretStr | None) -> SecretStr | None:
-        """Whoever knows it can name any user."""
+    def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        """Refuse secrets that stand in examples: with the secret, a caller can claim to be any user."""
         if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
@@ -92,12 +92,12 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _validate_log_level(cls, value: object) -> object:
+    def _normalize_log_level(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
     @field_validator("database_url")
     @classmethod
-    def _asyncpg_url(cls, value: str | None) -> str | None:
+    def _normalize_database_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         scheme, _, rest = value.partition("://")
@@ -114,25 +114,26 @@ class Settings(BaseSettings):
         "searxng_url", "tools_server_oauth_issuer", "tools_server_oauth_jwks_url", "tools_server_public_url"
     )
     @classmethod
-    def _web_address(cls, value: str | None) -> str | None:
+    def _validate_web_address(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return value
 
     @model_validator(mode="after")
-    def _certificate_has_its_key(self) -> Self:
+    def _validate_certificate_and_key(self) -> Self:
         if (self.tools_server_tls_cert_file is None) != (self.tools_server_tls_key_file is None):
             raise ValueError("TOOLS_SERVER_TLS_CERT_FILE and TOOLS_SERVER_TLS_KEY_FILE: set both of them, or none")
         return self
 
     @model_validator(mode="after")
-    def _search_is_possible(self) -> Self:
-        needed = {
+    def _validate_search_backend(self) -> Self:
+        """Require the key or the address of the chosen search engine."""
+        requirements = {
             "tavily": ("TAVILY_API_KEY", self.tavily_api_key),
             "brave": ("BRAVE_API_KEY", self.brave_api_key),
             "searxng": ("SEARXNG_URL", self.searxng_url),
         }
-        name, value = needed.get(self.search_backend, ("", ""))
+        name, value = requirements.get(self.search_backend, ("", ""))
         if value is None:
             raise ValueError(f"{name}: must be set for SEARCH_BACKEND={self.search_backend}")
         return self
@@ -152,22 +153,23 @@ class Settings(BaseSettings):
 
     @cached_property
     def postgres_url(self) -> str | None:
-        """Where Postgres is; None: nobody said, so the embedded one serves."""
+        """SQLAlchemy's URL of Postgres, with asyncpg; None where the embedded Postgres serves."""
         if self.database_url is not None or self.postgres_host is None:
             return self.database_url
         password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
-        place = f"{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
-        return f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}@{place}"
+        address = f"{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
+        return f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}@{address}"
 
     @property
     def resource_url(self) -> str:
-        """The address of `/mcp` as clients know it, for which tokens are issued."""
-        own = f"{'https' if self.tools_server_tls_cert_file else 'http'}://{self.tools_server_host}:{self.tools_server_port}"
-        return f"{(self.tools_server_public_url or own).rstrip('/').removesuffix('/mcp')}/mcp"
+        """The URL of `/mcp` for clients: the audience of tokens."""
+        scheme = "https" if self.tools_server_tls_cert_file else "http"
+        local_url = f"{scheme}://{self.tools_server_host}:{self.tools_server_port}"
+        return f"{(self.tools_server_public_url or local_url).rstrip('/').removesuffix('/mcp')}/mcp"
 
     @property
     def jwks_url(self) -> str:
-        """Where the authorization server's keys are."""
+        """The URL of the authorization server's keys."""
         return (
             self.tools_server_oauth_jwks_url
             or f"{(self.tools_server_oauth_issuer or '').rstrip('/')}/.well-known/jwks.json"
@@ -175,7 +177,7 @@ class Settings(BaseSettings):
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
+        """Whether the server listens on a loopback address."""
         if self.tools_server_host == "localhost":
             return True
         try:
@@ -193,14 +195,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Settings from the environment and `.env`; `overrides` win.
+    """Read the settings from the environment and `.env`; `overrides` win.
 
     Raises:
-        ConfigError: a value is broken. The message names each variable and what is wrong with it.
+        ConfigError: a value is not valid. The message names each variable and its problem.
     """
-    values: dict[str, Any] = overrides
     try:
-        return Settings(**values)
+        return Settings(**overrides)  # pyright: ignore[reportArgumentType] - pydantic checks the values
     except ValidationError as error:
         raise ConfigError("\n".join(map(_format_problem, error.errors()))) from None
 

@@ -1,11 +1,11 @@
-"""`fetch_page`: the readable text of a public web page, and of nothing that is not public."""
+"""The tool `fetch_page`: the readable text of a page at a public address."""
 
 import asyncio
 import ipaddress
 import re
 import socket
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Protocol, cast
 from urllib.parse import urljoin
 
 import aiohttp
@@ -21,14 +21,15 @@ from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 
 log = structlog.stdlib.get_logger(__name__)
 
-Permits = Callable[[Address, int], bool]
+AddressCheck = Callable[[Address, int], bool]
 
 MAX_BYTES = 2 * 1024 * 1024
 MAX_CHARACTERS = 50_000
 MAX_REDIRECTS = 5
 TOTAL_SECONDS = 20.0
-_REDIRECTS = (301, 302, 303, 307, 308)
-_READABLE = re.compile(r"text/|application/(json|xml|[\w.-]+\+(json|xml))$")
+_MAX_TITLE_LENGTH = 300
+_REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+_READABLE_TYPES = re.compile(r"text/|application/(json|xml|[\w.-]+\+(json|xml))$")
 _DECLARED_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([\w-]{1,40})""", re.IGNORECASE)
 _CHARSETS = re.compile(
     r"utf-?8|utf-?16(le|be)?|us-ascii|ascii|iso-?8859-?\d{1,2}|latin-?1|(windows-|cp)125\d|koi8-[ru]|"
@@ -45,7 +46,7 @@ class Page(BaseModel):
 
 
 class FetchError(Exception):
-    """Why a page cannot be had, for the model."""
+    """The page cannot be fetched; `str()` is the reason, for the model."""
 
 
 class _AddressNotPublic(OSError):
@@ -53,20 +54,26 @@ class _AddressNotPublic(OSError):
 
 
 class PageFetcher:
-    """Fetches pages. `permits` is asked about the very address that a connection goes to, at the moment it is made."""
+    """Fetches pages from addresses that `is_allowed` accepts.
 
-    def __init__(self, permits: Permits = is_public, *, total_seconds: float = TOTAL_SECONDS) -> None:
-        self._permits = permits
-        self._seconds = total_seconds
+    `is_allowed` gets the address and port of each connection before it is opened, so a changed DNS entry or a redirect
+    cannot bypass it.
+    """
+
+    def __init__(self, is_allowed: AddressCheck = is_public, *, total_seconds: float = TOTAL_SECONDS) -> None:
+        self._is_allowed = is_allowed
+        self._total_seconds = total_seconds
         self._resolver = ThreadedResolver(BoundedThreadPool(8))
-        self._readers = BoundedThreadPool(2)
+        self._extraction_threads = BoundedThreadPool(2)
 
     async def fetch_url(self, url: str) -> Page:
-        """Raises:
-        PageRefused: the page is not public, not readable, too slow, or not there.
+        """Fetch a page and extract its text.
+
+        Raises:
+            FetchError: the page is not public, not text, too slow, too large, or its server answers with an error.
         """
         try:
-            async with asyncio.timeout(self._seconds), self._create_session() as session:
+            async with asyncio.timeout(self._total_seconds), self._create_session() as session:
                 return await self._follow_redirects(session, url)
         except TimeoutError:
             raise FetchError("it did not arrive in time") from None
@@ -85,15 +92,20 @@ class PageFetcher:
         )
         return aiohttp.ClientSession(
             connector=connector,
-            trust_env=False,  # a proxy would connect for us, and check nothing
+            trust_env=False,  # a proxy would connect to addresses that are not checked here
             headers={"User-Agent": "agent-gateway-tools/1", "Accept": "text/html,text/*;q=0.9,application/json;q=0.8"},
-            timeout=aiohttp.ClientTimeout(total=self._seconds, connect=5, sock_read=10),
+            timeout=aiohttp.ClientTimeout(total=self._total_seconds, connect=5, sock_read=10),
         )
 
-    def _create_socket(self, target: tuple[Any, ...]) -> socket.socket:
-        """aiohttp resolves, then asks here for a socket to each address it is about to connect to."""
-        family, kind, protocol, _, (host, port, *_rest) = target
-        if not self._permits(ipaddress.ip_address(str(host).split("%", 1)[0]), int(port)):
+    def _create_socket(self, address_info: tuple[int, int, int, str, tuple[str | int, ...]]) -> socket.socket:
+        """Create the socket for one resolved address, which aiohttp connects next.
+
+        Raises:
+            _AddressNotPublic: the address is not allowed.
+        """
+        family, kind, protocol, _, address = address_info
+        host, port = str(address[0]), int(address[1])
+        if not self._is_allowed(ipaddress.ip_address(host.split("%", 1)[0]), port):
             raise _AddressNotPublic("not public")
         return socket.socket(family, kind, protocol)
 
@@ -101,7 +113,7 @@ class PageFetcher:
         for _ in range(MAX_REDIRECTS + 1):
             _check_url(url)
             async with session.get(url, allow_redirects=False) as response:
-                if response.status in _REDIRECTS and "Location" in response.headers:
+                if response.status in _REDIRECT_STATUSES and "Location" in response.headers:
                     url = urljoin(url, response.headers["Location"])
                     continue
                 return await self._read_page(response)
@@ -110,25 +122,26 @@ class PageFetcher:
     async def _read_page(self, response: aiohttp.ClientResponse) -> Page:
         if response.status >= 400:
             raise FetchError(f"its server answered with status {response.status}")
-        if not _READABLE.match(response.content_type):
+        if not _READABLE_TYPES.match(response.content_type):
             raise FetchError(f"it is {response.content_type}, which is not text")
         body = bytearray()
-        async for piece in response.content.iter_chunked(65_536):
-            body += piece
+        async for chunk in response.content.iter_chunked(65_536):
+            body += chunk
             if len(body) > MAX_BYTES:
                 raise FetchError(f"it is larger than {MAX_BYTES // 1024 // 1024} MB")
         title, text = None, body.decode(_find_charset(response, bytes(body[:4096])), errors="replace")
         if "html" in response.content_type:
-            title, text = await self._readers.run_blocking(_extract_text, text)
+            title, text = await self._extraction_threads.run_blocking(_extract_text, text)
         return Page(
             url=str(response.url), title=title, text=text[:MAX_CHARACTERS], truncated=len(text) > MAX_CHARACTERS
         )
 
 
 def _explain_connection_error(error: OSError) -> str:
-    # Where several addresses were tried, asyncio sums up the reasons in one text.
-    refused = isinstance(error, _AddressNotPublic) or "not public" in str(error)
-    return "its address is not public, or its port not a web server's" if refused else "its server cannot be reached"
+    # After attempts at several addresses, asyncio joins their errors in one text.
+    if isinstance(error, _AddressNotPublic) or "not public" in str(error):
+        return "its address is not public, or its port is not a web server's"
+    return "its server cannot be reached"
 
 
 def _check_url(url: str) -> None:
@@ -140,25 +153,33 @@ def _check_url(url: str) -> None:
 
 
 def _find_charset(response: aiohttp.ClientResponse, beginning: bytes) -> str:
-    """What the server or else the page itself names, if it is one that pages are written in."""
+    """Return the charset that the server or else the page declares; `utf-8` for an unknown one."""
     declared = _DECLARED_CHARSET.search(beginning)
-    named = response.charset or (declared[1].decode("ascii", "replace") if declared else "utf-8")
-    return named if _CHARSETS.fullmatch(named) else "utf-8"
+    charset = response.charset or (declared[1].decode("ascii", "replace") if declared else "utf-8")
+    return charset if _CHARSETS.fullmatch(charset) else "utf-8"
+
+
+class _HtmlTree(Protocol):
+    """The part of lxml, which has no types, that this module uses."""
+
+    def findtext(self, path: str) -> str | None: ...
 
 
 def _extract_text(html: str) -> tuple[str | None, str]:
-    """Title and main text; where no main text is found, all of the text."""
+    """Extract title and main text; all of the text if no main text is recognized."""
     import trafilatura
 
-    tree: Any = trafilatura.load_html(f"<html>{html}</html>")
+    tree = trafilatura.load_html(f"<html>{html}</html>")
     if tree is None:
         return None, ""
-    title: str = " ".join((tree.findtext(".//title") or "").split())
-    plain = trafilatura.html2txt(tree)
-    return title[:300] or None, trafilatura.extract(tree, include_tables=True) or plain
+    title = " ".join((cast(_HtmlTree, tree).findtext(".//title") or "").split())
+    all_text = trafilatura.html2txt(tree)
+    return title[:_MAX_TITLE_LENGTH] or None, trafilatura.extract(tree, include_tables=True) or all_text
 
 
-def register_fetch_page(mcp: MCPServer[Any], fetcher: PageFetcher) -> None:
+def register_fetch_page(mcp: MCPServer[object], fetcher: PageFetcher) -> None:
+    """Add the tool to a server."""
+
     @mcp.tool(
         title="Fetch a page",
         annotations=ToolAnnotations(
@@ -175,11 +196,11 @@ def register_fetch_page(mcp: MCPServer[Any], fetcher: PageFetcher) -> None:
         try:
             page = await fetcher.fetch_url(url)
         except FetchError as error:
-            log.info("page_refused", reason=str(error))
+            log.info("page_rejected", reason=str(error))
             raise ToolError(f"The page cannot be fetched: {error}.") from None
-        cut = "\n[cut: the page goes on]" if page.truncated else ""
-        head = f"{page.title}\n{page.url}\n\n" if page.title else f"{page.url}\n\n"
+        footer = "\n[cut: the page goes on]" if page.truncated else ""
+        header = f"{page.title}\n{page.url}\n\n" if page.title else f"{page.url}\n\n"
         return CallToolResult(
-            content=[TextContent(type="text", text=f"{head}{page.text}{cut}")],
+            content=[TextContent(type="text", text=f"{header}{page.text}{footer}")],
             structured_content=page.model_dump(mode="json"),
         )

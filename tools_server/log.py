@@ -1,20 +1,23 @@
-"""Structured logs to standard error: over stdio, standard output is the protocol's."""
+"""Structured logs to standard error, because MCP over stdio uses standard output."""
 
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import Processor
 
 _QUIETED_LOGGERS = ("mcp", "alembic", "uvicorn.error", "trafilatura", "ddgs", "primp", "asyncio")
 
 
 def configure_logging(*, json: bool, level: str) -> None:
-    """Send structlog's and the standard library's records to stderr in one shape.
+    """Send structlog's and the standard library's records to stderr in one format.
 
-    Tracebacks show no local variables: those hold what users wrote.
+    Tracebacks have no local variables, because those contain texts of users.
     """
-    shared: list[Any] = [
+    shared: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -38,13 +41,13 @@ def configure_logging(*, json: bool, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for chatty in _QUIETED_LOGGERS:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in _QUIETED_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _make_renderer(*, json: bool) -> list[Any]:
+def _make_renderer(*, json: bool) -> "list[Processor]":
     if json:
-        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        return [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer()]
-    plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        formatter = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        return [structlog.processors.ExceptionRenderer(formatter), structlog.processors.JSONRenderer()]
+    formatter = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]

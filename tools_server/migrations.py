@@ -1,4 +1,4 @@
-"""The tool server's own schema: its branch of the migrations. Alembic is imported by who migrates."""
+"""Migrations of the schema `tools`. Alembic is imported on use, because a current schema does not need it."""
 
 import asyncio
 import time
@@ -12,14 +12,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from tools_server.thread_pool import BoundedThreadPool
 
 ROOT = Path(__file__).resolve().parent.parent
-_MAX_BACKOFF_SECONDS = 5.0
+_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0
 _QUIET_SECONDS = 1.0
-"""Seconds that a database may take to come without a word about it: `agent-gateway up` starts both at once."""
+"""Seconds without a log entry: `agent-gateway up` starts the database at the same time."""
 log = structlog.stdlib.get_logger(__name__)
 
 
 def upgrade(url: str) -> None:
-    """Bring the schema up to date. Blocks. Others may do so at the same time: a lock orders them."""
+    """Migrate the schema to the newest revision. Blocks. Processes may do so at the same time: a lock orders them."""
     from alembic import command
     from alembic.config import Config
 
@@ -30,19 +30,23 @@ def upgrade(url: str) -> None:
 
 
 async def upgrade_when_available(url: str) -> None:
-    """Upgrade as soon as the database is there; until then the tools that need none of it serve."""
-    threads, pause, told, begun = BoundedThreadPool(1), 0.1, "", time.monotonic()
+    """Migrate as soon as the database is available. Tools without a database work meanwhile."""
+    threads = BoundedThreadPool(1)
+    backoff_seconds = _MIN_BACKOFF_SECONDS
+    logged_error = ""
+    started_at = time.monotonic()
     while True:
         try:
             if not await _is_current(url):
                 await threads.run_blocking(_upgrade_or_log, url)
             return
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if time.monotonic() - begun > _QUIET_SECONDS and type(error).__name__ != told:
-                told = type(error).__name__
-                log.warning("schema_waits_for_database", error=told)
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, _MAX_BACKOFF_SECONDS)
+            name = type(error).__name__
+            if time.monotonic() - started_at > _QUIET_SECONDS and name != logged_error:
+                logged_error = name
+                log.warning("schema_upgrade_delayed", error=name)
+        await asyncio.sleep(backoff_seconds)
+        backoff_seconds = min(backoff_seconds * 2, _MAX_BACKOFF_SECONDS)
 
 
 def _upgrade_or_log(url: str) -> None:
@@ -51,11 +55,14 @@ def _upgrade_or_log(url: str) -> None:
     try:
         upgrade(url)
     except CommandError as error:
-        log.error("schema_cannot_be_upgraded", error=str(error))  # made by a newer version, say
+        log.error("schema_upgrade_failed", error=str(error))  # for example, a newer version made the schema
 
 
 async def _is_current(url: str) -> bool:
-    """Also sees that somebody answers before there is a thread: one that waits for a dead host could not be stopped."""
+    """Return whether the schema has the newest revision.
+
+    Also checks that the database answers before `upgrade` runs in a thread, which cannot be stopped while it waits.
+    """
     dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(dsn, timeout=3)
     try:
@@ -69,5 +76,5 @@ async def _is_current(url: str) -> bool:
 
 
 def find_head_revision() -> str:
-    """The last revision of the tool server's branch: files have the names of their revisions."""
+    """Return the newest revision of the schema `tools`: the files are named after their revisions."""
     return max(path.stem for path in (ROOT / "migrations" / "versions").glob("tools_*.py"))

@@ -1,13 +1,14 @@
-"""The MCP tools for people with only curl: `GET /tools`, `POST /tools/call`. The MCP server itself answers both."""
+"""The MCP tools over plain HTTP: `GET /tools` and `POST /tools/call`, answered by the MCP server itself."""
 
 import json
-from typing import Any
+from typing import TypedDict, TypeGuard
 
 import httpx2
 from mcp.shared.inbound import encode_header_value
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 _PROTOCOL_VERSION = "2026-07-28"
 _META = {
@@ -18,7 +19,41 @@ _META = {
 _MAX_BODY_BYTES = 1024 * 1024
 
 
+class _ContentBlock(TypedDict, total=False):
+    type: str
+    text: str
+
+
+class _ElicitParams(TypedDict, total=False):
+    message: str
+
+
+class _InputRequest(TypedDict):
+    params: _ElicitParams
+
+
+class _McpResult(TypedDict, total=False):
+    """The fields of the MCP results `tools/list` and `tools/call` that this module reads."""
+
+    tools: list[object]
+    content: list[_ContentBlock]
+    isError: bool
+    inputRequests: dict[str, _InputRequest]
+
+
+class _McpError(TypedDict):
+    message: str
+
+
+class _McpResponse(TypedDict, total=False):
+    id: int
+    result: _McpResult
+    error: _McpError
+
+
 class _RequestError(Exception):
+    """The request is answered with an error: its HTTP status, and its code and message in the body."""
+
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -26,11 +61,11 @@ class _RequestError(Exception):
 
 
 def add_rest_routes(app: Starlette) -> None:
-    """Add both routes to the MCP server's own application, and ask that for what they answer."""
+    """Add both routes to the application of the MCP server, which also answers them."""
 
     async def list_tools(request: Request) -> JSONResponse:
         result = await _call_mcp(app, request, "tools/list", {})
-        return JSONResponse({"tools": result["tools"]})
+        return JSONResponse({"tools": result.get("tools")})
 
     async def call_tool(request: Request) -> JSONResponse:
         try:
@@ -44,7 +79,12 @@ def add_rest_routes(app: Starlette) -> None:
     app.add_route("/tools/call", call_tool, methods=["POST"])
 
 
-async def _parse_tool_call(request: Request) -> tuple[str, dict[str, Any]]:
+async def _parse_tool_call(request: Request) -> tuple[str, dict[str, object]]:
+    """Parse the tool's name and arguments from the body.
+
+    Raises:
+        _RequestError: the body is too large, not JSON, or has other fields.
+    """
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -52,58 +92,63 @@ async def _parse_tool_call(request: Request) -> tuple[str, dict[str, Any]]:
             raise _RequestError(413, "payload_too_large", f"The body is larger than {_MAX_BODY_BYTES:,} bytes.")
     example = '{"name": "calculator", "arguments": {"expression": "5*9"}}'
     try:
-        wanted: Any = json.loads(body)
-        # Python takes half a character, numbers without an end and any depth; what goes on to MCP cannot hold them.
-        json.dumps(wanted, ensure_ascii=False, allow_nan=False).encode()
+        call: object = json.loads(body)
+        # Python accepts lone surrogates, NaN, infinities and any depth, which the MCP request cannot contain.
+        json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise _RequestError(422, "invalid_request", f"The body must be JSON such as {example}.") from None
-    match wanted:
-        case {"name": str(name), **more} if set(more) <= {"arguments"}:
-            arguments = more.get("arguments", {})
-            if isinstance(arguments, dict):
-                return name, arguments  # pyright: ignore[reportUnknownVariableType]
-        case _:
-            pass
-    raise _RequestError(422, "invalid_request", f"The body must hold a name and arguments alone, such as {example}.")
+    if _is_json_object(call) and set(call) <= {"name", "arguments"}:
+        name, arguments = call.get("name"), call.get("arguments", {})
+        if isinstance(name, str) and _is_json_object(arguments):
+            return name, arguments
+    raise _RequestError(422, "invalid_request", f"The body must hold only a name and arguments, such as {example}.")
 
 
-async def _call_mcp(app: Starlette, request: Request, method: str, params: dict[str, Any]) -> dict[str, Any]:
-    """One JSON-RPC request to the MCP endpoint, as the caller."""
+def _is_json_object(value: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(value, dict)
+
+
+async def _call_mcp(app: Starlette, request: Request, method: str, params: dict[str, object]) -> _McpResult:
+    """Send one JSON-RPC request to the MCP endpoint, with the caller's authentication.
+
+    Raises:
+        _RequestError: the MCP server answers with an error.
+    """
+    name = params.get("name")
     headers = {
         "Host": request.headers.get("host", "127.0.0.1"),
         "Accept": "application/json, text/event-stream",
         "MCP-Protocol-Version": _PROTOCOL_VERSION,
         "Mcp-Method": method,
-        **({"Mcp-Name": encode_header_value(params["name"])} if "name" in params else {}),
+        **({"Mcp-Name": encode_header_value(name)} if isinstance(name, str) else {}),
     }
     message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": _META}}
 
-    async def as_caller(scope: Any, receive: Any, send: Any) -> None:
+    async def run_as_caller(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**request.scope, **scope}, receive, send)
 
-    transport = httpx2.ASGITransport(app=as_caller)
+    transport = httpx2.ASGITransport(app=run_as_caller)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client:
         response = await client.post("/mcp", json=message, headers=headers)
-    answer = _decode_response(response)
-    if "error" in answer:
-        raise _RequestError(
-            404 if "nknown tool" in answer["error"]["message"] else 400, "refused", answer["error"]["message"]
-        )
-    return answer["result"]
+    decoded = _decode_response(response)
+    if "error" in decoded:
+        error = decoded["error"]["message"]
+        raise _RequestError(404 if "nknown tool" in error else 400, "refused", error)
+    return decoded.get("result", {})
 
 
-def _decode_response(response: httpx2.Response) -> dict[str, Any]:
+def _decode_response(response: httpx2.Response) -> _McpResponse:
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         messages = [json.loads(line[5:]) for line in response.text.splitlines() if line.startswith("data:")]
         return next(message for message in messages if "id" in message)
     return response.json()
 
 
-def _to_json_response(result: dict[str, Any]) -> JSONResponse:
+def _to_json_response(result: _McpResult) -> JSONResponse:
     if "inputRequests" in result:
-        asked = "; ".join(str(each["params"].get("message")) for each in result["inputRequests"].values())
-        return JSONResponse({"error": {"code": "input_required", "message": f"The tool asks: {asked}"}}, 409)
-    text = "\n".join(block.get("text", f"[{block.get('type')}]") for block in result["content"])
+        questions = "; ".join(str(question["params"].get("message")) for question in result["inputRequests"].values())
+        return JSONResponse({"error": {"code": "input_required", "message": f"The tool asks: {questions}"}}, 409)
+    text = "\n".join(block.get("text", f"[{block.get('type')}]") for block in result.get("content", []))
     if result.get("isError"):
         status = 404 if text.startswith("Unknown tool") else 422
         return JSONResponse({"error": {"code": "tool_error", "message": text}}, status)

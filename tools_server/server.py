@@ -1,10 +1,10 @@
-"""The MCP server: one line a tool family."""
+"""The MCP server with all its tools, and its HTTP application."""
 
 import hashlib
 import inspect
 import secrets
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcp import MCPError
 from mcp.server import NotificationOptions
@@ -32,11 +32,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from tools_server import calculator, fetch_page, web_search
-from tools_server.auth import AuthenticationMiddleware, get_request_user, metadata_routes
+from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
 from tools_server.config import Settings
 from tools_server.rest import add_rest_routes
 from tools_server.tasks import tools as task_tools
 from tools_server.tasks.store import TaskStore
+
+if TYPE_CHECKING:
+    from mcp.server.models import InitializationOptions
 
 VERSION = "0.2.0"
 STATE_LIFETIME_SECONDS = 30 * 86_400.0
@@ -45,34 +48,34 @@ calculator is exact: use it for all arithmetic. web_search finds pages, fetch_pa
 user's own task list: look numbers up with list_tasks before you change or delete a task."""
 
 
-class ToolServer(MCPServer[Any]):
-    """The SDK's server, with what it has no public way to say."""
+class ToolServer(MCPServer[object]):
+    """The SDK's server with notifications of tool changes, closable listen streams and readable errors."""
 
     def announce_list_changes(self) -> None:
-        """Hosts of the handshake era are told that the list of tools may change."""
-        low = self._lowlevel_server
-        original = low.create_initialization_options
+        """Announce to clients of the legacy protocol that the list of tools may change."""
+        server = self._lowlevel_server
+        create_options = server.create_initialization_options
 
-        def with_changes(*_arguments: Any, **_options: Any) -> Any:
-            return original(NotificationOptions(tools_changed=True))
+        def create_options_with_changes(*_arguments: object, **_options: object) -> "InitializationOptions":
+            return create_options(NotificationOptions(tools_changed=True))
 
-        low.create_initialization_options = with_changes
+        server.create_initialization_options = create_options_with_changes
 
     def close_listen_streams(self) -> None:
-        """End the open listen streams, each with its last message: clients see that it was meant."""
+        """End the open listen streams, each with its last message, so clients do not see an error."""
         entry = self._lowlevel_server.get_request_handler("subscriptions/listen")
         if entry is not None and isinstance(entry.handler, ListenHandler):
             entry.handler.close()
 
     async def list_tools(self) -> list[Tool]:
-        """As the SDK does, without the indentation of the docstrings."""
+        """List the tools like the SDK, without the indentation of their docstrings."""
         tools = await super().list_tools()
         return [tool.model_copy(update={"description": inspect.cleandoc(tool.description or "")}) for tool in tools]
 
     async def call_tool(
-        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+        self, name: str, arguments: dict[str, Any], context: "Context[object, Any] | None" = None
     ) -> CallToolResult | InputRequiredResult:
-        """As the SDK does, but what is wrong with the arguments is said for a model, not for pydantic's users."""
+        """Call a tool like the SDK, with an error for the model instead of pydantic's for wrong arguments."""
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
@@ -82,19 +85,20 @@ class ToolServer(MCPServer[Any]):
             raise ToolError(f"Wrong arguments for {name}: {_describe_problems(cause)}") from cause
 
     async def get_prompt(
-        self, name: str, arguments: dict[str, Any] | None = None, context: Context[Any, Any] | None = None
+        self, name: str, arguments: dict[str, Any] | None = None, context: "Context[object, Any] | None" = None
     ) -> GetPromptResult | InputRequiredResult:
-        """As the SDK does, but a prompt or an argument that there is not is the caller's mistake, no internal error."""
-        taken = {prompt.name: {each.name for each in prompt.arguments or ()} for prompt in await self.list_prompts()}
-        if name not in taken:
+        """Get a prompt like the SDK, with `INVALID_PARAMS` for an unknown prompt or argument."""
+        prompts = await self.list_prompts()
+        argument_names = {prompt.name: {argument.name for argument in prompt.arguments or ()} for prompt in prompts}
+        if name not in argument_names:
             raise MCPError(INVALID_PARAMS, f"Unknown prompt: {name}")
-        if odd := sorted(set(arguments or ()) - taken[name]):
-            raise MCPError(INVALID_PARAMS, f"The prompt {name} takes no argument {odd[0]!r}.")
+        if unknown := sorted(set(arguments or ()) - argument_names[name]):
+            raise MCPError(INVALID_PARAMS, f"The prompt {name} takes no argument {unknown[0]!r}.")
         return await super().get_prompt(name, arguments, context)
 
 
 def create_server(settings: Settings, store: TaskStore) -> ToolServer:
-    """The server with all its tools. Its HTTP form is `create_app`; over stdio it runs as it is."""
+    """Create the server with all its tools; `create_app` serves it over HTTP."""
     mcp = ToolServer(
         "tools",
         title="Tools",
@@ -106,7 +110,7 @@ def create_server(settings: Settings, store: TaskStore) -> ToolServer:
     )
     mcp.announce_list_changes()
     calculator.register_calculator(mcp)
-    web_search.register_web_search(mcp, web_search.make_backend(settings))
+    web_search.register_web_search(mcp, web_search.create_backend(settings))
     fetch_page.register_fetch_page(mcp, fetch_page.PageFetcher())
     task_tools.register_task_tools(mcp, store)
     _register_completion(mcp)
@@ -115,7 +119,7 @@ def create_server(settings: Settings, store: TaskStore) -> ToolServer:
 
 
 def _make_state_security(settings: Settings) -> RequestStateSecurity:
-    """How a question's state is sealed: for its user, and readable after a restart where there is a secret."""
+    """Encrypt the state of a question for its user; with TOOLS_SERVER_SECRET it is readable after a restart."""
     secret = settings.tools_server_secret
     key = hashlib.sha256(secret.get_secret_value().encode()).digest() if secret else secrets.token_bytes(32)
     return RequestStateSecurity(
@@ -124,23 +128,24 @@ def _make_state_security(settings: Settings) -> RequestStateSecurity:
 
 
 def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
-    """Streamable HTTP at `/mcp`, plain views of it, `/health`, and the guard before them."""
-    local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
+    """Create the HTTP application: `/mcp`, `/tools`, `/tools/call` and `/health` behind authentication."""
+    local_hosts = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
+    configured_hosts = [form for host in settings.tools_server_allowed_hosts for form in _list_host_forms(host)]
     security = TransportSecuritySettings(
-        allowed_hosts=local + [form for host in settings.tools_server_allowed_hosts for form in _list_host_forms(host)],
+        allowed_hosts=local_hosts + configured_hosts,
         allowed_origins=[
-            *(f"{scheme}://{host}" for scheme in ("http", "https") for host in local),
+            *(f"{scheme}://{host}" for scheme in ("http", "https") for host in local_hosts),
             *settings.tools_server_allowed_origins,
         ],
     )
     app = mcp.streamable_http_app(transport_security=security, host=settings.tools_server_host)
     add_rest_routes(app)
-    app.routes.extend(metadata_routes(settings))
+    app.routes.extend(build_metadata_routes(settings))
     return AuthenticationMiddleware(app, settings)
 
 
 def _list_host_forms(host: str) -> list[str]:
-    """A host that is named without a port may be asked at any."""
+    """List the patterns of an allowed host; a host without a port is allowed at any port."""
     return [host, f"{host}:*"] if ":" not in host or host.endswith("]") else [host]
 
 
@@ -152,22 +157,23 @@ def _describe_problems(error: ValidationError) -> str:
 
 def _register_completion(mcp: ToolServer) -> None:
     @mcp.completion()
-    async def complete(
+    async def complete_status(
         ref: PromptReference | ResourceTemplateReference,
         argument: CompletionArgument,
         _context: CompletionContext | None,
     ) -> Completion | None:
         if isinstance(ref, ResourceTemplateReference) and argument.name == "status":
-            return Completion(values=[s for s in ("all", "pending", "completed") if s.startswith(argument.value)])
+            statuses = ("all", "pending", "completed")
+            return Completion(values=[status for status in statuses if status.startswith(argument.value)])
         return None
 
 
 def _register_health(mcp: ToolServer, store: TaskStore) -> None:
-    started = time.monotonic()
+    started_at = time.monotonic()
 
     @mcp.custom_route("/health", methods=["GET"])
-    async def health(_request: Request) -> JSONResponse:
+    async def get_health(_request: Request) -> JSONResponse:
         database = await store.is_reachable()
-        uptime = round(time.monotonic() - started, 1)
-        state = "healthy" if database else "degraded"
-        return JSONResponse({"status": state, "version": VERSION, "uptime_seconds": uptime, "database": database})
+        uptime = round(time.monotonic() - started_at, 1)
+        status = "healthy" if database else "degraded"
+        return JSONResponse({"status": status, "version": VERSION, "uptime_seconds": uptime, "database": database})

@@ -1,71 +1,71 @@
-"""Blocking work off the event loop: bounded threads, and host names looked up in them."""
+"""A bounded pool of daemon threads for blocking functions, and a DNS resolver that uses it."""
 
 import asyncio
 import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Generic, TypeVar, TypeVarTuple
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 
 
 class BoundedThreadPool:
-    """Runs blocking functions in daemon threads, at most so many at a time.
+    """Runs blocking functions in at most `max_threads` daemon threads at a time.
 
-    A thread cannot be stopped. A call that is given up (cancelled, timed out) leaves its thread running, and the place
-    that it takes is free again only when it has really ended: slow work can pile up no further than that.
+    A thread cannot be stopped. After a call is cancelled or times out, its thread occupies its slot until the function
+    returns, so slow functions cannot use more than `max_threads` threads.
     """
 
     def __init__(self, max_threads: int) -> None:
         self._slots = asyncio.Semaphore(max_threads)
 
-    async def run_blocking(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What the function returns or raises. Waits for a place first: give it a time limit."""
+    async def run_blocking(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+        """Run a function in a thread; return its result or raise its error.
+
+        Waits without limit for a free slot and for the function, so callers set a timeout.
+        """
         await self._slots.acquire()
         loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[T] = loop.create_future()
+        call = _ThreadCall(loop.create_future(), self._slots)
 
-        def work() -> None:
+        def run_in_thread() -> None:
             try:
-                done = _Completion(outcome, self._slots, result=function(*arguments))
-            except BaseException as error:  # noqa: BLE001 - carried over to whoever waits, whatever it is
-                done = _Completion(outcome, self._slots, error=error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(done)
+                call.result = (function(*arguments),)
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller
+                call.error = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no caller waits
+                loop.call_soon_threadsafe(call.complete)
 
-        threading.Thread(target=work, daemon=True, name="tools-server").start()
-        return await outcome
+        threading.Thread(target=run_in_thread, daemon=True, name="tools-server").start()
+        return await call.future
 
 
-class _Completion:
-    """Run in the event loop when a thread has ended."""
+class _ThreadCall(Generic[T]):
+    """A call that runs in a thread: its result in a tuple, or its error, once it has ended."""
 
-    def __init__(
-        self,
-        outcome: asyncio.Future[Any],
-        places: asyncio.Semaphore,
-        *,
-        result: Any = None,
-        error: BaseException | None = None,
-    ) -> None:
-        self._outcome, self._places = outcome, places
-        self._result, self._error = result, error
+    def __init__(self, future: asyncio.Future[T], slots: asyncio.Semaphore) -> None:
+        self.future = future
+        self.result: tuple[T] | None = None
+        self.error: BaseException | None = None
+        self._slots = slots
 
-    def __call__(self) -> None:
-        self._places.release()
-        if self._outcome.done():
+    def complete(self) -> None:
+        """Release the slot and pass the outcome to the caller. Runs in the event loop."""
+        self._slots.release()
+        if self.future.done():  # the caller was cancelled
             return
-        if self._error is None:
-            self._outcome.set_result(self._result)
-        else:
-            self._outcome.set_exception(self._error)
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        elif self.result is not None:
+            self.future.set_result(self.result[0])
 
 
 class ThreadedResolver(AbstractResolver):
-    """Host names by the system's own rules. The event loop's own look-up would hold up the end of the process."""
+    """Resolves host names by the system's rules, in threads that do not delay the end of the process."""
 
     def __init__(self, threads: BoundedThreadPool) -> None:
         self._threads = threads
@@ -73,22 +73,24 @@ class ThreadedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Raises:
-        OSError: the name is not known, or the network is away.
+        """Resolve a host name.
+
+        Raises:
+            OSError: the name is not known, or the network is unavailable.
         """
         try:
-            found = await self._threads.run_blocking(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+            entries = await self._threads.run_blocking(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
         except UnicodeError as error:
             raise OSError(f"not a host name: {error}") from error
         return [
-            ResolveResult(hostname=host, host=_with_scope(*address), port=port, family=kind, proto=0, flags=0)
-            for kind, _type, _protocol, _name, address in found
+            ResolveResult(hostname=host, host=_format_address(*address), port=port, family=kind, proto=0, flags=0)
+            for kind, _type, _protocol, _name, address in entries
         ]
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: the resolver holds no resources."""
 
 
-def _with_scope(host: Any, _port: Any, _flow: Any = 0, scope: Any = 0) -> str:
-    """The numeric address; a link-local one of IPv6 only means something with its interface."""
-    return f"{host}%{scope}" if scope and "%" not in str(host) else str(host)
+def _format_address(host: object, _port: object, _flow_info: object = 0, scope_id: object = 0) -> str:
+    """Format a numeric address with its scope: a link-local IPv6 address is ambiguous without its interface."""
+    return f"{host}%{scope_id}" if scope_id and "%" not in str(host) else str(host)

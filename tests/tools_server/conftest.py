@@ -1,4 +1,4 @@
-"""The tool server over real HTTP, in this loop or as a process, and web servers for it to ask."""
+"""The tool server over real HTTP, in this event loop or as a process, and web servers that it calls."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ def settings(**values: Any) -> Settings:
 
 
 class _Server(HttpServer):
-    """Without the signals of a process, and told to stop by an event instead of looking every 100 ms."""
+    """A server without signal handlers, which stops at an event instead of polling every 100 ms."""
 
     def __init__(self, app: Any, before_stop: Callable[[], None]) -> None:
         super().__init__(app, before_stop)
@@ -54,7 +54,7 @@ class _Server(HttpServer):
 
 @asynccontextmanager
 async def serve(app: Any, before_stop: Callable[[], None] = lambda: None) -> AsyncGenerator[str]:
-    """Serve an ASGI application on a port that the system picks; yields its address."""
+    """Serve an ASGI application on a free port; yield its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = _Server(app, before_stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -68,12 +68,12 @@ async def serve(app: Any, before_stop: Callable[[], None] = lambda: None) -> Asy
 
 @asynccontextmanager
 async def serve_tools(**values: Any) -> AsyncGenerator[str]:
-    """The tool server with these settings; yields its address without `/mcp`."""
-    chosen = settings(**values)
-    store = TaskStore(chosen.postgres_url or NO_DATABASE, timeout_seconds=60)
-    mcp = create_server(chosen, store)
+    """Serve the tool server with these settings; yield its address without `/mcp`."""
+    server_settings = settings(**values)
+    store = TaskStore(server_settings.postgres_url or NO_DATABASE, timeout_seconds=60)
+    mcp = create_server(server_settings, store)
     try:
-        async with serve(create_app(mcp, chosen), mcp.close_listen_streams) as address:
+        async with serve(create_app(mcp, server_settings), mcp.close_listen_streams) as address:
             yield address
     finally:
         await store.close()
@@ -81,7 +81,7 @@ async def serve_tools(**values: Any) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def connect(address: str, era: str, **headers: str) -> AsyncGenerator[Client]:
-    """One connection, whose requests carry the token of whom the gateway's `acting_for` names."""
+    """Connect a client; each request has a token for the user of `acting_for`."""
     hooks: dict[str, list[Any]] = {"request": [TokenSigner(SECRET).add_token]}
     async with (
         httpx2.AsyncClient(event_hooks=hooks, headers=headers, timeout=TIMEOUT_SECONDS) as http,
@@ -100,7 +100,7 @@ def text_of(result: Any) -> str:
 
 @asynccontextmanager
 async def serve_web(handler: Handler) -> AsyncGenerator[str]:
-    """A web server on loopback that answers every path with the handler; yields its address."""
+    """Serve every path with the handler on loopback; yield the address."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -114,7 +114,7 @@ async def serve_web(handler: Handler) -> AsyncGenerator[str]:
 
 
 def closed_port() -> int:
-    """A port at which nothing listens."""
+    """Return a port without a listener."""
     return find_free_port()
 
 
@@ -126,7 +126,7 @@ class Ended:
 
 @dataclass
 class ToolServerProcess:
-    """`tools-server` as a process of its own."""
+    """A running `tools-server` process."""
 
     process: asyncio.subprocess.Process
     address: str
@@ -146,7 +146,7 @@ class ToolServerProcess:
             await eventually(healthy)
 
     async def end(self, by: signal.Signals | None = signal.SIGTERM) -> Ended:
-        """Wait for its end, after the signal if one is given."""
+        """Send the signal, if any, and wait until the process has ended."""
         if by is not None:
             self.process.send_signal(by)
         async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -156,18 +156,23 @@ class ToolServerProcess:
 
 
 def environment(**values: str) -> dict[str, str]:
-    ours = {"DATABASE_URL": NO_DATABASE, "TOOLS_SERVER_SECRET": SECRET, "LOG_JSON": "true"}
-    return {"PATH": os.environ["PATH"], **ours, **values}
+    defaults = {"DATABASE_URL": NO_DATABASE, "TOOLS_SERVER_SECRET": SECRET, "LOG_JSON": "true"}
+    return {"PATH": os.environ["PATH"], **defaults, **values}
 
 
 @asynccontextmanager
 async def run_tools_server(**values: str) -> AsyncGenerator[ToolServerProcess]:
-    """`tools-server` over HTTP with this environment; on a free port unless one is given."""
+    """Run `tools-server` over HTTP with this environment, by default on a free port."""
     port = values.setdefault("TOOLS_SERVER_PORT", str(closed_port()))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tools_server.cli", cwd=ROOT, env=environment(**values),
-        stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "tools_server.cli",
+        cwd=ROOT,
+        env=environment(**values),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     try:
         yield ToolServerProcess(process, f"http://127.0.0.1:{port}")
     finally:
@@ -178,6 +183,6 @@ async def run_tools_server(**values: str) -> AsyncGenerator[ToolServerProcess]:
 
 @pytest.fixture
 async def tools(database_url: str) -> AsyncGenerator[str]:
-    """The tool server's address, with a database of its own."""
+    """The address of a tool server with its own database."""
     async with serve_tools(database_url=database_url) as address:
         yield address

@@ -43,14 +43,14 @@ def token(secret: str = SECRET, algorithm: str = "HS256", **changes: Any) -> str
 
 
 async def post(address: str, authorization: str | None = None, **headers: str) -> httpx2.Response:
-    more = {"Authorization": authorization} if authorization is not None else {}
+    credential = {"Authorization": authorization} if authorization is not None else {}
     async with httpx2.AsyncClient(timeout=30) as http:
-        return await http.post(f"{address}/mcp", json=CALL, headers={**HEADERS, **more, **headers})
+        return await http.post(f"{address}/mcp", json=CALL, headers={**HEADERS, **credential, **headers})
 
 
 @pytest.fixture(scope="module")
 async def guarded() -> AsyncGenerator[str]:
-    """The address of a tool server that knows the secret."""
+    """The address of a tool server with TOOLS_SERVER_SECRET."""
     async with serve_tools() as address:
         yield address
 
@@ -123,7 +123,7 @@ async def test_browser_on_another_site_is_no_loopback_caller() -> None:
 
 
 async def test_blanks_around_a_header_value_mean_nothing(guarded: str) -> None:
-    """Written by hand: HTTP clients leave such blanks out."""
+    """Sent as raw bytes, because HTTP clients remove such blanks."""
     body = json.dumps(CALL).encode()
     lines = {**HEADERS, "Mcp-Name": "\t calculator \t", "Content-Type": "application/json", "Connection": "close"}
     host, port = guarded.removeprefix("http://").split(":")
@@ -158,7 +158,7 @@ async def test_the_gateways_own_tokens_are_understood(tools: str, era: str) -> N
 
 @pytest.fixture
 async def authority() -> AsyncGenerator[tuple[str, Any]]:
-    """An authorization server's keys at their address, and the private one."""
+    """The URL of an authorization server's public keys, and its private key."""
     private = ec.generate_private_key(ec.SECP256R1())
     key = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(private.public_key())) | {"kid": "one", "alg": "ES256"}
 
@@ -198,9 +198,9 @@ async def test_token_of_the_configured_authorization_server_names_the_user(autho
         metadata = "https://tools.example/.well-known/oauth-protected-resource/mcp"
         assert refused.headers["www-authenticate"] == f'Bearer resource_metadata="{metadata}"'
         async with httpx2.AsyncClient(timeout=30) as http:
-            told = (await http.get(f"{address}/.well-known/oauth-protected-resource/mcp")).json()
-    assert told["resource"] == "https://tools.example/mcp"
-    assert told["authorization_servers"] == ["https://login.example"]
+            metadata = (await http.get(f"{address}/.well-known/oauth-protected-resource/mcp")).json()
+    assert metadata["resource"] == "https://tools.example/mcp"
+    assert metadata["authorization_servers"] == ["https://login.example"]
 
 
 async def test_without_the_authorization_servers_keys_its_tokens_are_refused() -> None:
@@ -209,4 +209,4 @@ async def test_without_the_authorization_servers_keys_its_tokens_are_refused() -
     ) as address:
         response = await post(address, f"Bearer {issued(ec.generate_private_key(ec.SECP256R1()))}")
     assert response.status_code == 401
-    assert "cannot be had now" in response.json()["error"]["message"]
+    assert "cannot be fetched now" in response.json()["error"]["message"]

@@ -4,7 +4,7 @@ from tools_server.config import ConfigError, load_settings
 
 
 @pytest.mark.parametrize(
-    ("given", "asyncpg"),
+    ("database_url", "asyncpg_url"),
     [
         ("postgres://u:p@host:5433/db", "postgresql+asyncpg://u:p@host:5433/db"),
         ("postgresql://u@host/db", "postgresql+asyncpg://u@host/db"),
@@ -13,8 +13,8 @@ from tools_server.config import ConfigError, load_settings
         ("postgresql://postgres@/db?host=/run/pg", "postgresql+asyncpg://postgres@/db?host=/run/pg"),
     ],
 )
-def test_database_url_is_made_fit_for_asyncpg(given: str, asyncpg: str) -> None:
-    assert load_settings(_env_file=None, database_url=given).postgres_url == asyncpg
+def test_database_url_is_made_fit_for_asyncpg(database_url: str, asyncpg_url: str) -> None:
+    assert load_settings(_env_file=None, database_url=database_url).postgres_url == asyncpg_url
 
 
 def test_postgres_variables_make_the_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ async def test_redirect_to_what_is_not_permitted_is_refused(where: str) -> None:
 
 
 async def test_the_name_is_checked_where_it_leads_now_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that leads elsewhere at every look-up: what counts is the address that is connected to."""
+    """The name resolves to another address each time; the checked address is the one of the connection."""
     answers = iter(["8.8.8.8", "127.0.0.1"])
     monkeypatch.setattr(
         socket,
@@ -142,11 +142,11 @@ async def test_the_name_is_checked_where_it_leads_now_not_before(monkeypatch: py
     )
     checked: list[str] = []
 
-    def permits(address: Address, _port: int) -> bool:
+    def record_and_reject(address: Address, _port: int) -> bool:
         checked.append(str(address))
         return False
 
-    fetcher = PageFetcher(permits)
+    fetcher = PageFetcher(record_and_reject)
     for _ in range(2):
         with pytest.raises(FetchError):
             await fetcher.fetch_url("http://rebinding.example/")

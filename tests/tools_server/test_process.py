@@ -36,7 +36,7 @@ def stdio(**values: str) -> StdioServerParameters:
 
 @pytest.fixture
 def short_directory() -> Iterator[Path]:
-    """Where an embedded Postgres can live, whoever it runs as."""
+    """A directory that the user of an embedded Postgres can enter, with a short path."""
     directory = Path(tempfile.mkdtemp(prefix="agw-tools-", dir="/tmp"))
     directory.chmod(0o755)
     yield directory
@@ -60,7 +60,7 @@ async def test_stdio_alone_brings_its_own_database(short_directory: Path) -> Non
 
 
 async def add_task(client: Client, title: str) -> str | None:
-    """What the server says; None while it has no schema, which it makes while it serves already."""
+    """The tool's text; None while the schema is not migrated, which happens after the server starts to serve."""
     added = await client.call_tool("add_task", {"title": title})
     return None if added.is_error else text_of(added)
 
@@ -74,9 +74,14 @@ def test_over_stdio_nothing_but_the_protocol_is_written_to_standard_output() -> 
     }
     ended = subprocess.run(
         [sys.executable, "-m", "tools_server.cli", "--stdio"],
-        input=json.dumps(asked) + "\n", capture_output=True, text=True, timeout=50, cwd=ROOT,
-        env=environment(DEBUG="true"), check=True,
-    )  # fmt: skip
+        input=json.dumps(asked) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=50,
+        cwd=ROOT,
+        env=environment(DEBUG="true"),
+        check=True,
+    )
     [line] = ended.stdout.splitlines()
     assert json.loads(line)["result"]["protocolVersion"] == "2025-06-18"
 
@@ -84,9 +89,16 @@ def test_over_stdio_nothing_but_the_protocol_is_written_to_standard_output() -> 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signal_ends_stdio_too(number: signal.Signals) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tools_server.cli", "--stdio", cwd=ROOT, env=environment(DATABASE_URL=NO_DATABASE),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "tools_server.cli",
+        "--stdio",
+        cwd=ROOT,
+        env=environment(DATABASE_URL=NO_DATABASE),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n')
@@ -114,7 +126,7 @@ async def test_open_streams_do_not_hold_up_the_end(era: str) -> None:
                 return
             async with client.listen(tools_list_changed=True) as changes:
                 assert_ended_well(await server.end())
-                assert [change async for change in changes] == []  # told, not cut: that would be an error
+                assert [change async for change in changes] == []  # the stream ends without an error
 
 
 async def test_running_call_does_not_hold_up_the_end() -> None:
@@ -196,9 +208,14 @@ async def test_traceback_in_the_log_shows_no_values() -> None:
     )
     for json_logs in ("True", "False"):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", script.replace("JSON", json_logs), cwd=ROOT, env=dict(os.environ),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-c",
+            script.replace("JSON", json_logs),
+            cwd=ROOT,
+            env=dict(os.environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         stdout, stderr = await process.communicate()
         assert stdout == b""
         assert b"RuntimeError" in stderr

@@ -1,4 +1,4 @@
-"""The tools with curl alone."""
+"""The tools over plain HTTP."""
 
 from typing import Any
 

@@ -67,8 +67,8 @@ async def test_both_eras_are_served_and_told_that_tools_may_change(era: str) -> 
 async def test_status_of_the_resource_is_completed(mcp: ToolServer) -> None:
     async with Client(mcp) as client:
         ref = ResourceTemplateReference(type="ref/resource", uri="tasks://{status}")
-        found = await client.complete(ref, {"name": "status", "value": "p"})
-        assert found.completion.values == ["pending"]
+        completed = await client.complete(ref, {"name": "status", "value": "p"})
+        assert completed.completion.values == ["pending"]
         nothing = await client.complete(ref, {"name": "colour", "value": ""})
         assert nothing.completion.values == []
 
@@ -103,10 +103,10 @@ async def test_health_tells_of_the_database(database_url: str) -> None:
         return response.json()
 
     async with serve_tools(database_url=database_url) as address:
-        told = await health(address)
-        assert (told["status"], told["database"]) == ("healthy", True)
-        assert told["uptime_seconds"] >= 0
-        assert told["version"]
+        status = await health(address)
+        assert (status["status"], status["database"]) == ("healthy", True)
+        assert status["uptime_seconds"] >= 0
+        assert status["version"]
     async with serve_tools() as address:
-        told = await health(address)
-        assert (told["status"], told["database"]) == ("degraded", False)
+        status = await health(address)
+        assert (status["status"], status["database"]) == ("degraded", False)

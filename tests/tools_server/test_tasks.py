@@ -59,7 +59,7 @@ async def test_structured_content_tells_the_whole_task(tools: str) -> None:
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_users_on_one_connection_have_nothing_to_do_with_each_others_tasks(tools: str, era: str) -> None:
-    """The connection is opened by nobody, its session made by the first caller; each call is its own user's."""
+    """The first caller creates the session; each call belongs to the user of its token."""
     async with connect(tools, era) as client:
         await say(client, "add_task", "ann", title="ann's own")
         assert await say(client, "list_tasks", "bob") == "There are no tasks."
@@ -101,7 +101,7 @@ async def test_calls_of_two_users_at_the_same_time_stay_apart(tools: str, era: s
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_session_opened_by_one_user_serves_the_next_as_himself(tools: str, era: str) -> None:
-    """A session id is no credential: who comes with it is who the token says."""
+    """A session id is no credential: the token names the user."""
     with acting_for(Principal("ann")):
         opened = connect(tools, era)
         client = await opened.__aenter__()
@@ -189,7 +189,7 @@ async def test_full_list_takes_no_more(tools: str, db: asyncpg.Connection) -> No
         "SELECT 'ann', n, 'task', 'pending' FROM generate_series(1, 10000) n"
     )
     async with connect(tools, "auto") as client:
-        assert "which is the most. Delete some first." in await say(client, "add_task", title="one more")
+        assert "which is the maximum. Delete some first." in await say(client, "add_task", title="one more")
 
 
 async def test_unknown_resource_is_refused_with_those_there_are(tools: str) -> None:

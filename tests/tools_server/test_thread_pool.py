@@ -34,9 +34,9 @@ async def test_what_a_thread_raises_is_raised_to_the_caller() -> None:
 
 
 async def test_name_is_resolved_to_addresses() -> None:
-    found = await ThreadedResolver(BoundedThreadPool(1)).resolve("localhost", 80)
-    assert {entry["host"] for entry in found} <= {"127.0.0.1", "::1"}
-    assert found[0]["port"] == 80
+    addresses = await ThreadedResolver(BoundedThreadPool(1)).resolve("localhost", 80)
+    assert {entry["host"] for entry in addresses} <= {"127.0.0.1", "::1"}
+    assert addresses[0]["port"] == 80
 
 
 async def test_unknown_name_is_an_error() -> None:

@@ -32,8 +32,8 @@ async def test_gateway_calls_a_tool_server_that_speaks_https(
         get_ssl_context.cache_clear()
         try:
             async with serve_gateway(database_url, simulator, f"{server.address}/mcp") as gateway:
-                told = await gateway.post("/api/v1/tools/calculator", {"expression": "23*19"})
-                assert told.body["structured"]["result"] == 437
+                response = await gateway.post("/api/v1/tools/calculator", {"expression": "23*19"})
+                assert response.body["structured"]["result"] == 437
         finally:
             get_ssl_context.cache_clear()
 

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from mcp import Client
 from tests.tools_server.conftest import NO_DATABASE, closed_port, serve_web, settings, text_of
 from tools_server.server import create_server
 from tools_server.tasks.store import TaskStore
-from tools_server.web_search import JsonBackend, SearchFailed, SearchResult, make_backend
+from tools_server.web_search import JsonBackend, SearchFailed, SearchResult, create_backend
 
 ANSWER = {
     "results": [
@@ -27,9 +28,9 @@ async def searxng(request: web.Request) -> web.Response:
 
 async def search(**values: Any) -> Any:
     query = values.pop("query", "python")
-    most = values.pop("max_results", 5)
+    max_results = values.pop("max_results", 5)
     async with Client(create_server(settings(**values), TaskStore(NO_DATABASE))) as client:
-        return await client.call_tool("web_search", {"query": query, "max_results": most})
+        return await client.call_tool("web_search", {"query": query, "max_results": max_results})
 
 
 async def test_hits_have_title_address_and_snippet() -> None:
@@ -58,7 +59,7 @@ async def test_nothing_found_is_an_answer() -> None:
 async def test_without_a_network_the_model_is_told_so() -> None:
     result = await search(search_backend="searxng", searxng_url=f"http://127.0.0.1:{closed_port()}")
     assert result.is_error
-    assert "cannot be reached from here; the network may be away" in text_of(result)
+    assert "cannot be reached from here; the network may be unavailable" in text_of(result)
 
 
 async def refused(*_: Any) -> web.Response:
@@ -130,11 +131,11 @@ async def test_each_engine_is_asked_in_its_own_way(
         seen.append((request.method, body, request.headers.get(header[0])))
         return web.json_response(answer)
 
-    backend = make_backend(settings(**values))
+    backend = create_backend(settings(**values))
     assert isinstance(backend, JsonBackend)
     async with serve_web(engine) as address:
-        backend._url = address  # pyright: ignore[reportPrivateUsage]
-        assert await backend.search_web("cats", 3) == [
+        local_backend = JsonBackend(replace(backend.api, url=address), timeout=30)
+        assert await local_backend.search_web("cats", 3) == [
             SearchResult(title="Cats", url="https://cats.example/", snippet="Meow")
         ]
     assert seen == [(method, asked, header[1])]
@@ -142,5 +143,5 @@ async def test_each_engine_is_asked_in_its_own_way(
 
 async def test_duckduckgo_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDGS_PROXY", f"http://127.0.0.1:{closed_port()}")
-    with pytest.raises(SearchFailed, match="cannot be reached from here; the network may be away"):
-        await make_backend(settings(search_timeout=30)).search_web("cats", 3)
+    with pytest.raises(SearchFailed, match="cannot be reached from here; the network may be unavailable"):
+        await create_backend(settings(search_timeout=30)).search_web("cats", 3)

@@ -1,7 +1,7 @@
 """The tables of the schema `tools`."""
 
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from sqlalchemy import CheckConstraint, Column, DateTime, Integer, Text, func
 from sqlmodel import Field as ColumnField
@@ -9,9 +9,9 @@ from sqlmodel import SQLModel
 
 
 class Task(SQLModel, table=True):
-    """A task. Its id counts from 1 for each user, and is never used again."""
+    """A task. Ids count from 1 for each user; the id of a deleted task is not used again."""
 
-    __tablename__: ClassVar[Any] = "tasks"
+    __tablename__: ClassVar[str] = "tasks"  # pyright: ignore[reportIncompatibleVariableOverride]
     __table_args__ = (
         CheckConstraint("status IN ('pending', 'completed')", name="ck_tasks_status"),
         {"schema": "tools"},
@@ -29,10 +29,10 @@ class Task(SQLModel, table=True):
 
 
 class TaskCounter(SQLModel, table=True):
-    """The last id that a user's tasks have used."""
+    """The last task id of each user."""
 
-    __tablename__: ClassVar[Any] = "task_counters"
-    __table_args__: ClassVar[Any] = {"schema": "tools"}
+    __tablename__: ClassVar[str] = "task_counters"  # pyright: ignore[reportIncompatibleVariableOverride]
+    __table_args__: ClassVar[dict[str, str]] = {"schema": "tools"}
 
     user_id: str = ColumnField(sa_column=Column(Text, primary_key=True))
     last_id: int

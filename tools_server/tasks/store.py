@@ -1,4 +1,4 @@
-"""Tasks in Postgres: per user, with small ids that count from 1 and are never used again."""
+"""Tasks in Postgres, separate for each user."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -24,7 +24,7 @@ log = structlog.stdlib.get_logger(__name__)
 Status = Literal["pending", "completed"]
 
 MAX_LISTED, MAX_TASKS = 200, 10_000
-_MAX_SHOWN_CHARS = 200  # of a description, in a list
+_MAX_LISTED_DESCRIPTION_LENGTH = 200
 _UNAVAILABLE_ERRORS = (
     OSError,
     TimeoutError,
@@ -35,7 +35,7 @@ _UNAVAILABLE_ERRORS = (
     asyncpg.TooManyConnectionsError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    asyncpg.UndefinedTableError,  # there, but not migrated yet
+    asyncpg.UndefinedTableError,  # the schema is not migrated yet
     asyncpg.InvalidSchemaNameError,
 )
 
@@ -53,8 +53,9 @@ class TaskView(BaseModel):
 
     def to_lines(self) -> str:
         details = " ".join(self.description.split())
-        shown = details if len(details) <= _MAX_SHOWN_CHARS else f"{details[:_MAX_SHOWN_CHARS]}…"
-        return f"{self.to_line()}\n    Details: {shown}" if details else self.to_line()
+        if len(details) > _MAX_LISTED_DESCRIPTION_LENGTH:
+            details = f"{details[:_MAX_LISTED_DESCRIPTION_LENGTH]}…"
+        return f"{self.to_line()}\n    Details: {details}" if details else self.to_line()
 
 
 class TaskList(BaseModel):
@@ -63,22 +64,23 @@ class TaskList(BaseModel):
 
 
 class TasksUnavailable(Exception):
-    """The tasks' database cannot be reached. `in_doubt`: it went away while a change was being kept."""
+    """The database of tasks is unavailable. `in_doubt`: the connection failed during a commit."""
 
     def __init__(self, *, in_doubt: bool) -> None:
         super().__init__(
-            "The tasks' database went away: it is not known whether the change was kept. Look with list_tasks."
+            "The connection to the tasks' database failed during the change, which may have been saved or not. "
+            "Look with list_tasks."
             if in_doubt
             else "The tasks' database cannot be reached now, and nothing was changed. Try again later."
         )
 
 
 class TooManyTasks(Exception):
-    """The user has as many tasks as there may be."""
+    """The user has `MAX_TASKS` tasks."""
 
 
 class UnknownTask(Exception):
-    """The user has no task of that id; `existing` are some that there are."""
+    """The user has no task with this id; `existing` are up to 20 of the user's tasks."""
 
     def __init__(self, task_id: int, existing: list[TaskView]) -> None:
         super().__init__(task_id)
@@ -87,7 +89,7 @@ class UnknownTask(Exception):
 
 
 class TaskStore:
-    """Tasks in Postgres. Every operation is one short transaction, of one user.
+    """Tasks in Postgres. Each operation is one short transaction for one user.
 
     An operation ends after `timeout_seconds`, of which it waits at most half for a connection of the pool.
     """
@@ -99,7 +101,7 @@ class TaskStore:
             pool_size=4,
             max_overflow=8,
             pool_timeout=timeout_seconds / 2,
-            # A restart of Postgres between two calls goes unseen. Trying again instead could add a task twice.
+            # Hides a restart of Postgres between two calls; a retry instead could add a task twice.
             pool_pre_ping=True,
             connect_args={"timeout": 3},
             hide_parameters=True,
@@ -107,9 +109,11 @@ class TaskStore:
         self._sessions = async_sessionmaker(self._engine, class_=AsyncSession, expire_on_commit=False)
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._engine.dispose()
 
     async def is_reachable(self) -> bool:
+        """Return whether the database answers within two seconds."""
         try:
             async with self._open_session(timeout=2.0, changes=False) as session:
                 await session.exec(select(1))
@@ -118,15 +122,21 @@ class TaskStore:
         return True
 
     async def add_task(self, user: str, title: str, description: str) -> TaskView:
-        counted = insert(TaskCounter).values(user_id=user, last_id=1)
-        counted = counted.on_conflict_do_update(
+        """Add a task with the user's next id.
+
+        Raises:
+            TooManyTasks: the user has `MAX_TASKS` tasks.
+            TasksUnavailable: the database is unavailable.
+        """
+        next_id_query = insert(TaskCounter).values(user_id=user, last_id=1)
+        next_id_query = next_id_query.on_conflict_do_update(
             index_elements=["user_id"], set_={"last_id": col(TaskCounter.last_id) + 1}
         ).returning(col(TaskCounter.last_id))
-        counting = select(func.count()).select_from(Task).where(Task.user_id == user)
+        count_query = select(func.count()).select_from(Task).where(Task.user_id == user)
         async with self._open_session() as session:
-            # The counter's row is locked until the commit: concurrent adds of one user take their turns.
-            task_id: int = (await session.exec(counted)).scalar_one()  # pyright: ignore
-            if (await session.exec(counting)).one() >= MAX_TASKS:
+            # The counter's row is locked until the commit, so concurrent additions of one user run one by one.
+            task_id: int = (await session.exec(next_id_query)).scalar_one()  # pyright: ignore
+            if (await session.exec(count_query)).one() >= MAX_TASKS:
                 raise TooManyTasks
             task = Task(user_id=user, id=task_id, title=title, description=description)
             session.add(task)
@@ -135,16 +145,27 @@ class TaskStore:
             return _to_view(task)
 
     async def list_tasks(self, user: str, status: Status | None) -> TaskList:
+        """List the first `MAX_LISTED` tasks by id; `status` None: pending and completed ones.
+
+        Raises:
+            TasksUnavailable: the database is unavailable.
+        """
         query = select(Task).where(Task.user_id == user)
-        counting = select(func.count()).select_from(Task).where(Task.user_id == user)
+        count_query = select(func.count()).select_from(Task).where(Task.user_id == user)
         if status is not None:
-            query, counting = query.where(Task.status == status), counting.where(Task.status == status)
+            query, count_query = query.where(Task.status == status), count_query.where(Task.status == status)
         async with self._open_session(changes=False) as session:
             tasks = (await session.exec(query.order_by(col(Task.id)).limit(MAX_LISTED))).all()
-            total = (await session.exec(counting)).one()
+            total = (await session.exec(count_query)).one()
         return TaskList(tasks=[_to_view(task) for task in tasks], total=total)
 
     async def complete_task(self, user: str, task_id: int) -> TaskView:
+        """Mark a task as completed; the time of an earlier completion stays.
+
+        Raises:
+            UnknownTask: the user has no such task.
+            TasksUnavailable: the database is unavailable.
+        """
         async with self._open_session() as session:
             task = await self._get_task(session, user, task_id)
             if task.status != "completed":
@@ -152,6 +173,7 @@ class TaskStore:
             return _to_view(task)
 
     async def update_task(self, user: str, task_id: int, title: str | None, description: str | None) -> TaskView:
+        """Change title and description; None leaves one unchanged. Raises like `complete_task`."""
         async with self._open_session() as session:
             task = await self._get_task(session, user, task_id)
             task.title = task.title if title is None else title
@@ -159,6 +181,7 @@ class TaskStore:
             return _to_view(task)
 
     async def delete_task(self, user: str, task_id: int) -> TaskView:
+        """Delete a task and return it. Raises like `complete_task`."""
         async with self._open_session() as session:
             task = await self._get_task(session, user, task_id)
             await session.delete(task)
@@ -176,10 +199,10 @@ class TaskStore:
     async def _open_session(
         self, *, timeout: float | None = None, changes: bool = True
     ) -> AsyncGenerator[AsyncSession]:
-        """One transaction, kept at the end of the block.
+        """Open a transaction that commits at the end of the block. `changes`: whether the block changes rows.
 
         Raises:
-            TasksUnavailable: the database is away, or took longer than `timeout` seconds.
+            TasksUnavailable: the database is unavailable, or block and commit took longer than `timeout` seconds.
         """
         committing = False
         try:
@@ -190,12 +213,12 @@ class TaskStore:
         except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             if not _is_unavailable(error):
                 raise
-            log.warning("task_database_away", error=type(error).__name__)
+            log.warning("task_database_unavailable", error=type(error).__name__)
             raise TasksUnavailable(in_doubt=committing) from error
 
 
 def _is_unavailable(error: BaseException) -> bool:
-    """Whether the database was away, rather than at odds with what was asked of it."""
+    """Return whether the database was unavailable, instead of rejecting a statement."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, _UNAVAILABLE_ERRORS)
     return isinstance(error, _UNAVAILABLE_ERRORS)

@@ -1,7 +1,7 @@
-"""The task tools, the resource `tasks://{status}` and the prompt that plans the day."""
+"""The task tools, the resource `tasks://{status}` and the prompt `plan_day`."""
 
 from collections.abc import Awaitable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from mcp import MCPError
 from mcp.server.mcpserver import Context, MCPServer
@@ -55,29 +55,18 @@ _CHANGES = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempot
 _DELETES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
 
 
-def register_task_tools(mcp: MCPServer[Any], store: TaskStore) -> None:
-    async def choose_task(ctx: Context[Any], task_id: int | None, title: str | None) -> TaskChoice | Elicit[TaskChoice]:
-        """The task that is meant; the user is asked where the title does not tell."""
-        if task_id is not None:
-            return TaskChoice(task_id=task_id)
-        if not title:
-            raise ToolError("Give the task's number, or its title.")
-        listed = (await _call_store(store.list_tasks(get_current_user(ctx), None))).tasks
-        wanted = title.strip().casefold()
-        found = [t for t in listed if t.title.casefold() == wanted] or [
-            t for t in listed if wanted in t.title.casefold()
-        ]
-        if not found:
-            there = "; ".join(task.to_line() for task in listed[:20]) or "none at all"
-            raise ToolError(f"The user has no task called {title!r}. There are: {there}.")
-        if len(found) == 1:
-            return TaskChoice(task_id=found[0].id)
-        lines = "\n".join(task.to_line() for task in found)
-        return Elicit(f"Several tasks are called {title!r}. Which one is to be deleted?\n{lines}", TaskChoice)
+def register_task_tools(mcp: MCPServer[object], store: TaskStore) -> None:
+    """Add the tools, the resource and the prompt to a server."""
+    _register_add_and_list_tools(mcp, store)
+    _register_change_tools(mcp, store)
+    _register_delete_tool(mcp, store)
+    _register_resource_and_prompt(mcp, store)
 
+
+def _register_add_and_list_tools(mcp: MCPServer[object], store: TaskStore) -> None:
     @mcp.tool(title="Add a task", annotations=_ADDS)
     async def add_task(
-        title: Title, ctx: Context[Any], description: Description = ""
+        title: Title, ctx: Context[object], description: Description = ""
     ) -> Annotated[CallToolResult, TaskChanged]:
         """Add a task to the user's list. Returns its number. Add each task once; to change one use update_task."""
         task = await _call_store(store.add_task(get_current_user(ctx), _clean_title(title), _clean_text(description)))
@@ -85,24 +74,26 @@ def register_task_tools(mcp: MCPServer[Any], store: TaskStore) -> None:
 
     @mcp.tool(title="List tasks", annotations=_READS)
     async def list_tasks(
-        ctx: Context[Any],
+        ctx: Context[object],
         status: Annotated[
             Literal["all", "pending", "completed"], Field(description="Which ones: pending are those still to do.")
         ] = "all",
     ) -> Annotated[CallToolResult, TaskList]:
         """List the user's tasks, oldest first, each with its number and whether it is pending or completed."""
-        found = await _call_store(store.list_tasks(get_current_user(ctx), _STATUSES[status]))
-        return _make_result(_format_list(found, status), found)
+        tasks = await _call_store(store.list_tasks(get_current_user(ctx), _STATUSES[status]))
+        return _make_result(_format_list(tasks, status), tasks)
 
+
+def _register_change_tools(mcp: MCPServer[object], store: TaskStore) -> None:
     @mcp.tool(title="Complete a task", annotations=_CHANGES)
-    async def complete_task(task_id: TaskId, ctx: Context[Any]) -> Annotated[CallToolResult, TaskChanged]:
+    async def complete_task(task_id: TaskId, ctx: Context[object]) -> Annotated[CallToolResult, TaskChanged]:
         """Mark a task as completed. Take its number from list_tasks; never guess it."""
         task = await _call_store(store.complete_task(get_current_user(ctx), task_id))
         return _make_result(f"Completed task #{task.id}: {task.title}", TaskChanged(task=task))
 
     @mcp.tool(title="Change a task", annotations=_CHANGES)
     async def update_task(
-        task_id: TaskId, ctx: Context[Any], title: NewTitle = None, description: NewDescription = None
+        task_id: TaskId, ctx: Context[object], title: NewTitle = None, description: NewDescription = None
     ) -> Annotated[CallToolResult, TaskChanged]:
         """Change a task's title or description, or both. What is not given stays as it is."""
         if title is None and description is None:
@@ -112,9 +103,28 @@ def register_task_tools(mcp: MCPServer[Any], store: TaskStore) -> None:
         task = await _call_store(store.update_task(get_current_user(ctx), task_id, new_title, new_description))
         return _make_result(f"Changed task #{task.id}: {task.title}", TaskChanged(task=task))
 
+
+def _register_delete_tool(mcp: MCPServer[object], store: TaskStore) -> None:
+    async def choose_task(
+        ctx: Context[object], task_id: int | None, title: str | None
+    ) -> TaskChoice | Elicit[TaskChoice]:
+        """Find the task by number or title; asks the user if several tasks have the title."""
+        if task_id is not None:
+            return TaskChoice(task_id=task_id)
+        if not title:
+            raise ToolError("Give the task's number, or its title.")
+        tasks = (await _call_store(store.list_tasks(get_current_user(ctx), None))).tasks
+        matches = _find_by_title(tasks, title)
+        if not matches:
+            raise ToolError(f"The user has no task called {title!r}. There are: {_format_line(tasks[:20])}.")
+        if len(matches) == 1:
+            return TaskChoice(task_id=matches[0].id)
+        lines = "\n".join(task.to_line() for task in matches)
+        return Elicit(f"Several tasks are called {title!r}. Which one is to be deleted?\n{lines}", TaskChoice)
+
     @mcp.tool(title="Delete a task", annotations=_DELETES)
     async def delete_task(
-        ctx: Context[Any],
+        ctx: Context[object],
         chosen: Annotated[TaskChoice, Resolve(choose_task)],
         task_id: Annotated[TaskId | None, Field(description="The task's number, if you know it.")] = None,
         title: Annotated[str | None, Field(description="Else its title.", max_length=MAX_TITLE_LENGTH)] = None,
@@ -126,52 +136,65 @@ def register_task_tools(mcp: MCPServer[Any], store: TaskStore) -> None:
         task = await _call_store(store.delete_task(get_current_user(ctx), chosen.task_id))
         return _make_result(f"Deleted task #{task.id}: {task.title}", TaskDeleted(deleted=task))
 
+
+def _register_resource_and_prompt(mcp: MCPServer[object], store: TaskStore) -> None:
     @mcp.resource("tasks://{status}", title="Tasks", mime_type="text/plain")
-    async def tasks_by_status(status: str, ctx: Context[Any]) -> str:
+    async def tasks_by_status(status: str, ctx: Context[object]) -> str:
         """The user's tasks, one a line. The status is all, pending or completed."""
         if status not in _STATUSES:
             raise ResourceNotFoundError("There are tasks://all, tasks://pending and tasks://completed.")
         try:
-            found = await store.list_tasks(get_current_user(ctx), _STATUSES[status])
+            tasks = await store.list_tasks(get_current_user(ctx), _STATUSES[status])
         except TasksUnavailable as error:
             raise ResourceError(str(error)) from None
-        return _format_list(found, status)
+        return _format_list(tasks, status)
 
     @mcp.prompt(title="Plan my day")
-    async def plan_day(ctx: Context[Any]) -> str:
+    async def plan_day(ctx: Context[object]) -> str:
         """Plan the day from the user's pending tasks."""
         try:
-            found = await store.list_tasks(get_current_user(ctx), "pending")
+            tasks = await store.list_tasks(get_current_user(ctx), "pending")
         except TasksUnavailable as error:
             raise MCPError(INTERNAL_ERROR, str(error)) from None
         return (
             "Plan my day from my pending tasks. Put the urgent and the short ones first, group what belongs together, "
-            f"say what can wait, and ask me where something is unclear.\n\n{_format_list(found, 'pending')}"
+            f"say what can wait, and ask me where something is unclear.\n\n{_format_list(tasks, 'pending')}"
         )
 
 
 _STATUSES: dict[str, Status | None] = {"all": None, "pending": "pending", "completed": "completed"}
 
 
-async def _call_store(work: Awaitable[T]) -> T:
-    """The store's result, its failures as something a model can act on."""
+async def _call_store(operation: Awaitable[T]) -> T:
+    """Await an operation of the store; its errors become tool errors that a model can act on."""
     try:
-        return await work
+        return await operation
     except UnknownTask as error:
-        there = "; ".join(task.to_line() for task in error.existing) or "none at all"
-        raise ToolError(f"The user has no task #{error.task_id}. There are: {there}.") from None
+        message = f"The user has no task #{error.task_id}. There are: {_format_line(error.existing)}."
+        raise ToolError(message) from None
     except TooManyTasks:
-        raise ToolError(f"The user has {MAX_TASKS} tasks, which is the most. Delete some first.") from None
+        raise ToolError(f"The user has {MAX_TASKS} tasks, which is the maximum. Delete some first.") from None
     except TasksUnavailable as error:
         raise ToolError(str(error)) from None
 
 
-def _format_list(found: TaskList, status: str) -> str:
+def _find_by_title(tasks: list[TaskView], title: str) -> list[TaskView]:
+    """Find the tasks with a title, else those whose title contains it, regardless of case."""
+    folded = title.strip().casefold()
+    exact = [task for task in tasks if task.title.casefold() == folded]
+    return exact or [task for task in tasks if folded in task.title.casefold()]
+
+
+def _format_line(tasks: list[TaskView]) -> str:
+    return "; ".join(task.to_line() for task in tasks) or "none at all"
+
+
+def _format_list(tasks: TaskList, status: str) -> str:
     kind = "" if status == "all" else f"{status} "
-    if not found.tasks:
+    if not tasks.tasks:
         return f"There are no {kind}tasks."
-    more = f"\n… and {found.total - len(found.tasks)} more." if found.total > len(found.tasks) else ""
-    return "\n".join(task.to_lines() for task in found.tasks) + more
+    omitted = f"\n… and {tasks.total - len(tasks.tasks)} more." if tasks.total > len(tasks.tasks) else ""
+    return "\n".join(task.to_lines() for task in tasks.tasks) + omitted
 
 
 def _make_result(text: str, structured: BaseModel) -> CallToolResult:
@@ -181,7 +204,7 @@ def _make_result(text: str, structured: BaseModel) -> CallToolResult:
 
 
 def _clean_text(text: str) -> str:
-    """Postgres keeps no NUL character."""
+    """Remove NUL characters, which Postgres cannot store, and surrounding blanks."""
     return text.replace("\x00", "").strip()
 
 
