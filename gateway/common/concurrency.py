@@ -3,8 +3,8 @@
 | need | use |
 |---|---|
 | a loop that runs as long as its owner | `SupervisedTask` |
-| short work that nobody awaits | `TaskSet` |
-| an event that may be lost, so look again now and then | `wait_or_poll` |
+| short work without a caller that awaits it | `TaskSet` |
+| an event whose message may be lost | `wait_or_poll` |
 | one time limit for several waits | `Deadline` |
 | growing pauses between attempts | `Backoff` |
 | synchronous producers in front of a slower consumer | `BoundedQueue` |
@@ -154,7 +154,7 @@ class SupervisedTask:
     async def stop(self, *, grace_seconds: float = 0.0) -> None:
         """End the task without a restart: cancel it, after `grace_seconds` in which it may end by itself.
 
-        Raises nothing that the task raises. May be called before `start()` and more than once.
+        Errors of the task are not raised here. May be called before `start()` and more than once.
         """
         self._stopping = True
         self._skip_backoff.set()
@@ -183,7 +183,7 @@ class SupervisedTask:
 
     @property
     def is_down(self) -> bool:
-        """Whether it ended without being told to and does not run now: in a backoff, or for good after an error."""
+        """Whether it ended without `stop()` and does not run now: in a backoff, or for good after an error."""
         return self._down
 
     async def _supervise(self) -> None:
@@ -205,7 +205,7 @@ class SupervisedTask:
             self._down = False
 
     async def _run_once(self) -> bool:
-        """Whether the run returned. What else ended it is logged."""
+        """Run once; return whether `run` returned. An error is logged."""
         try:
             await self._run()
         except asyncio.CancelledError:
@@ -214,7 +214,7 @@ class SupervisedTask:
                 raise
             self._log_failure("CancelledError")  # of something that it awaited, not of this task
             return False
-        except Exception as error:  # noqa: BLE001 - whatever ends a run is logged, and another one is tried
+        except Exception as error:  # noqa: BLE001 - any error is logged, and `run` is started again
             self._log_failure(type(error).__name__)
             return False
         if self._restart and not self._stopping:
@@ -233,7 +233,7 @@ class TaskRegistry:
         self._tasks: list[SupervisedTask] = []
 
     def add(self, *tasks: SupervisedTask) -> None:
-        """Watch these tasks, too."""
+        """Add tasks."""
         self._tasks.extend(tasks)
 
     def __iter__(self) -> Iterator[SupervisedTask]:
@@ -246,7 +246,10 @@ class TaskRegistry:
 
 
 class TaskSet:
-    """Short tasks that nobody awaits: referenced until they end, so they are not collected, and their errors logged."""
+    """Background tasks without a caller that awaits them.
+
+    The set references them until they end, so they are not garbage-collected, and logs their errors.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -265,13 +268,13 @@ class TaskSet:
     async def stop(self, timeout: float | None = 0.0) -> None:
         """Wait for the tasks at most `timeout` seconds (None: without limit), then cancel those that still run.
 
-        Includes tasks that are spawned during the wait. Raises nothing that a task raises.
+        Includes tasks that are spawned during the wait. Errors of the tasks are not raised here.
         """
         deadline = Deadline.after(timeout)
         while self._tasks and not deadline.is_over:
             remaining = deadline.remaining()
             await asyncio.wait(self._tasks, timeout=None if remaining == math.inf else remaining)
-            await asyncio.sleep(0)  # their callbacks take them out of the set
+            await asyncio.sleep(0)  # their done callbacks remove them from the set
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
@@ -290,8 +293,8 @@ class BoundedQueue(Generic[T]):
     `put()` always succeeds, since a synchronous producer has nowhere to wait. Producers that can wait do so beforehand
     in `wait_for_capacity()`. An item counts until `remove()`, so a batch that is being worked on still fills the queue.
 
-    `max_size` is in the unit of `size_of`: items, unless it says otherwise. The queue is full from when it holds more
-    than `max_size` until no more than half of that is left.
+    `max_size` is in the unit of `size_of`, by default items. The queue becomes full above `max_size`, and stays full until
+    its size is at most half of that.
     """
 
     def __init__(self, max_size: int, *, size_of: Callable[[T], int] | None = None) -> None:
@@ -307,7 +310,7 @@ class BoundedQueue(Generic[T]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        """The items, oldest first, of a copy: the queue may change meanwhile."""
+        """Iterate over a copy of the items, oldest first."""
         return iter(self._items.copy())
 
     @property
@@ -323,7 +326,7 @@ class BoundedQueue(Generic[T]):
         self._has_items.set()
 
     async def wait_for_items(self) -> list[T]:
-        """All items, oldest first, as soon as there is one. They stay in the queue."""
+        """Wait for an item; return all items, oldest first. They stay in the queue."""
         await self._has_items.wait()
         return self._items.copy()
 
@@ -332,7 +335,7 @@ class BoundedQueue(Generic[T]):
         await self._has_capacity.wait()
 
     def remove(self, items: list[T]) -> None:
-        """Take out items, compared by identity. Those that are no longer in the queue are ignored."""
+        """Remove items, compared by identity. Items that are not in the queue are ignored."""
         removed = set(map(id, items))
         self._items = [item for item in self._items if id(item) not in removed]
         self._size = sum(map(self._measure, self._items))

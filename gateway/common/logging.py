@@ -1,17 +1,21 @@
-"""Structured logs: one JSON object a line, or coloured text at a terminal. Secrets are removed on the way out."""
+"""Structured logs without secrets: one JSON object a line, or coloured text at a terminal."""
 
 import contextvars
 import json as _json
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from io import StringIO
-from typing import Any, cast
+from typing import TextIO, cast
 
 import structlog
+from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
+
+EventProcessor = Callable[[object, str, EventDict], EventDict]
+"""A processor that returns an event: (logger, name of the method, event)."""
 
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
 
@@ -21,29 +25,47 @@ _SECRET_TEXT = re.compile(
     r"|(?<=://)[^/\s:@\"']*:[^/\s\"']+(?=@)"
 )
 _REDACTED = "[redacted]"
+_QUIETED_LOGGERS = (
+    "uvicorn.access",
+    "uvicorn.error",
+    "httpx",
+    "httpx2",
+    "alembic",
+    "mcp",
+    "sse_starlette",
+    "groq",
+    "openai",
+)
+"""Loggers of libraries that log warnings only; at DEBUG the SDKs of the models would log whole prompts."""
 _LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
-# Whose errors quote rows and values; what they say without them.
+# Messages of these errors contain rows and values, so the log has only the fields below.
 _DATABASE_MODULES = ("asyncpg", "sqlalchemy")
 _ERROR_FIELDS = ("sqlstate", "table_name", "column_name", "constraint_name", "statement")
 _DETAIL_LINE = re.compile(r"(?:\n|\\n)DETAIL: .*", re.DOTALL)
-# Control characters, what turns the direction of writing, and what no reader sees.
+# Control characters, direction marks and characters without a glyph, with which a value could forge a line.
 _INVISIBLE_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-# Local variables would bring prompts and keys into the log.
-_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+# Without local variables, because those contain prompts and keys.
+_TRACEBACK_RENDERER = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
 
 
-def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return _redact_secrets(event)
+def _redact_event(_logger: object, _method: str, event: EventDict) -> EventDict:
+    return _redact_fields(event)
 
 
-def _redact_secrets(value: Any) -> Any:
+def _redact_fields(fields: Mapping[str, object]) -> dict[str, object]:
+    return {key: _REDACTED if _is_secret_name(str(key)) else _redact_value(value) for key, value in fields.items()}
+
+
+def _redact_value(value: object) -> object:
+    """Redact fields with secret names at any depth, and the rows that database errors quote."""
     if isinstance(value, dict):
-        given = cast("dict[str, Any]", value)
-        return {key: _REDACTED if _is_secret_name(str(key)) else _redact_secrets(inner) for key, inner in given.items()}
+        return _redact_fields(cast("dict[str, object]", value))
     if isinstance(value, list | tuple):
-        return [_redact_secrets(inner) for inner in cast("list[Any]", value)]
+        return [_redact_value(inner) for inner in cast("list[object]", value)]
     if isinstance(value, str) and "DETAIL: " in value:
         return _DETAIL_LINE.sub("", value)
     return value
@@ -54,79 +76,99 @@ def _is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def _redact_database_errors(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """With exceptions of the database, and those that they come from, only the sort and the place are told."""
-    given = event.get("exc_info")
-    given = sys.exc_info() if given is True else given
-    error = cast(Any, given)[1] if isinstance(given, tuple) else given
+def _redact_database_errors(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Replace database errors, and errors that caused them, by copies without rows and values."""
+    exc_info: object = event.get("exc_info")
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    error = cast("tuple[object, ...]", exc_info)[1] if isinstance(exc_info, tuple) else exc_info
     if isinstance(error, BaseException):
-        known: dict[int, BaseException] = {}
-        told = _redact_error(error, known)
-        event["exc_info"] = told if any(isinstance(one, _RedactedError) for one in known.values()) else error
+        copies: dict[int, BaseException] = {}
+        copy = _copy_redacted(error, copies)
+        is_redacted = any(isinstance(copied, _RedactedError) for copied in copies.values())
+        event["exc_info"] = copy if is_redacted else error
     return event
 
 
 class _RedactedError(Exception):
-    """In the place of an exception whose text is not for the log."""
+    """Base class of copies of errors whose message is not logged."""
 
 
-def _redact_error(error: Any, copies: dict[int, BaseException], *, hide: bool = False) -> BaseException:
-    """A copy of an exception, for its looks alone, and of all that led to it. `known`: the copies so far, by id;
-    `below`: it is one of those that led to an exception of the database."""
+def _copy_redacted(error: BaseException, copies: dict[int, BaseException], *, redact: bool = False) -> BaseException:
+    """Copy an error and its causes for a traceback: class name, traceback, and the message if it may be logged.
+
+    `copies` has the copies so far, by the id of the original. `redact`: the error caused a database error.
+    """
     if id(error) in copies:
         return copies[id(error)]
-    hidden = hide or type(error).__module__.partition(".")[0] in _DATABASE_MODULES
-    copy: Any
-    if issubclass(type(error), BaseExceptionGroup):
-        copies[id(error)] = Exception(error.message)  # for one of its own that it has led to
-        copy = BaseExceptionGroup(error.message, [_redact_error(one, copies, hide=hide) for one in error.exceptions])
+    redact_causes = redact or type(error).__module__.partition(".")[0] in _DATABASE_MODULES
+    copy: BaseException
+    if issubclass(type(error), BaseExceptionGroup):  # isinstance would leave the type of its members unknown
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        copies[id(error)] = Exception(group.message)  # ends the recursion if the group caused one of its members
+        members = [_copy_redacted(member, copies, redact=redact) for member in group.exceptions]
+        copy = BaseExceptionGroup(group.message, members)
     else:
-        names = {"__module__": type(error).__module__, "__qualname__": type(error).__qualname__}
-        looks = type(type(error).__name__, (_RedactedError if hidden else Exception,), names)
-        places = [f"{name}={value}" for name in _ERROR_FIELDS if (value := getattr(error, name, None))]
-        copy = looks(" ".join(places) if hidden else str(error))
+        copy = _copy_class_and_message(error, redact=redact_causes)
     copies[id(error)] = copy
     copy.__traceback__ = error.__traceback__
-    for name in ("__cause__", "__context__"):
-        if (led := getattr(error, name)) is not None:
-            setattr(copy, name, _redact_error(led, copies, hide=hidden))
+    if error.__cause__ is not None:
+        copy.__cause__ = _copy_redacted(error.__cause__, copies, redact=redact_causes)
+    if error.__context__ is not None:
+        copy.__context__ = _copy_redacted(error.__context__, copies, redact=redact_causes)
     copy.__suppress_context__ = error.__suppress_context__
     return copy
 
 
-def _escape_value(value: Any) -> Any:
-    """A value without what a terminal would do, or not show: in its place stands its escape, `\\x1b`."""
+def _copy_class_and_message(error: BaseException, *, redact: bool) -> BaseException:
+    attributes = {"__module__": type(error).__module__, "__qualname__": type(error).__qualname__}
+    base = _RedactedError if redact else Exception
+    error_class = cast("type[Exception]", type(type(error).__name__, (base,), attributes))
+    if not redact:
+        return error_class(str(error))
+    fields = [f"{name}={value}" for name in _ERROR_FIELDS if (value := getattr(error, name, None))]
+    return error_class(" ".join(fields))
+
+
+def _escape_value(value: object) -> object:
+    """Replace control and invisible characters by their escapes, for example `\\x1b`, at any depth."""
     if isinstance(value, dict):
-        return {_escape_value(name): _escape_value(inner) for name, inner in cast("dict[Any, Any]", value).items()}
+        mapping = cast("dict[object, object]", value)
+        return {_escape_value(name): _escape_value(inner) for name, inner in mapping.items()}
     if isinstance(value, list | tuple):
-        return [_escape_value(inner) for inner in cast("list[Any]", value)]
+        return [_escape_value(inner) for inner in cast("list[object]", value)]
     if isinstance(value, str):
-        return _INVISIBLE_CHARACTERS.sub(_escape_match, value)
+        return _escape_text(value)
     return value
 
 
-def _escape_match(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode()
+def _escape_text(text: str) -> str:
+    return _INVISIBLE_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def _escape_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    kept = {name: event.pop(name) for name in ("exc_info", "stack") if name in event}
-    return {**_escape_value(dict(event)), **kept}
+def _escape_event(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Escape all fields except tracebacks, which `_write_traceback` escapes line by line."""
+    tracebacks = {name: event.pop(name) for name in ("exc_info", "stack") if name in event}
+    return {**{_escape_text(name): _escape_value(value) for name, value in event.items()}, **tracebacks}
 
 
-def _redact_line(_logger: Any, _method: str, line: str) -> str:
-    """What is in texts, wherever they came from: a traceback's, too."""
-    return _SECRET_TEXT.sub(_REDACTED, line)
+def _with_redacted_line(render: Processor) -> Callable[[object, str, EventDict], str]:
+    """Wrap a renderer: secrets in the line are redacted, also in tracebacks."""
+
+    def render_redacted(logger: object, method: str, event: EventDict) -> str:
+        return _SECRET_TEXT.sub(_REDACTED, str(render(logger, method, event)))
+
+    return render_redacted
 
 
-def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:
     if (current := request_id.get()) is not None:
         event.setdefault("request_id", current)
     return event
 
 
 class _LineLogger:
-    """Where the gateway's own lines go: past the standard library, whose record of each takes as long as the line."""
+    """Writes the gateway's own lines to the handler's stream, past the standard library. See docs/adr/0021."""
 
     handler = logging.StreamHandler(sys.stderr)
 
@@ -135,87 +177,85 @@ class _LineLogger:
         self.standard = logging.getLogger(name)
 
     def info(self, line: str) -> None:
-        with suppress(Exception):  # a log that nobody takes any more stops no turn
+        with suppress(Exception):  # a closed or full log must not end a turn
             self.handler.stream.write(f"{line}\n")
             self.handler.flush()
 
     debug = warning = error = critical = info
 
 
-def _filter_by_level(lines: _LineLogger, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if not lines.standard.isEnabledFor(_LEVELS[method]):
+def _filter_by_level(logger: _LineLogger, method: str, event: EventDict) -> EventDict:
+    if not logger.standard.isEnabledFor(_LEVELS[method]):
         raise structlog.DropEvent
     return event
 
 
-def _combine_processors(renderer: list[Any]) -> Any:
-    """All of it as one processor. What cannot be written down breaks its line, never who says it."""
+def _combine_processors(processors: list[EventProcessor], render: Callable[[object, str, EventDict], str]) -> Processor:
+    """Combine processors and renderer; an error in them is logged instead of raised."""
 
-    def rendered(lines: _LineLogger, method: str, event: MutableMapping[str, Any]) -> str:
-        told: Any = event
+    def render_line(logger: _LineLogger, method: str, event: EventDict) -> str:
         try:
-            for process in renderer:
-                told = process(lines, method, told)
-        except Exception as error:  # noqa: BLE001 - an exception whose own text breaks, say
-            lost = {"event": "line_not_logged", "level": "error", "logger": lines.name, "error": type(error).__name__}
-            return _json.dumps(lost)
-        return told
+            for process in processors:
+                event = process(logger, method, event)
+            return render(logger, method, event)
+        except Exception as error:  # noqa: BLE001 - for example an exception whose __str__ raises
+            name = type(error).__name__
+            return _json.dumps({"event": "line_not_logged", "level": "error", "logger": logger.name, "error": name})
 
-    return rendered
+    return render_line
 
 
-_PROCESSORS: list[Any] = []
-"""Changed in place: loggers that were used before `configure` keep it."""
+_PROCESSORS: list[Processor] = []
+"""Changed in place, because loggers cache the list at their first use, which may precede `configure_logging`."""
 
 
 def configure_logging(*, json: bool, level: str = "INFO") -> None:
-    """Send structlog's and the standard library's records to stderr in one shape. May be called again."""
-    shared: list[Any] = [
+    """Send structlog's and the standard library's records to stderr in one format. May be called again."""
+    shared: list[Processor] = [
         _add_request_id,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    renderer: list[Any] = (
-        [_redact_database_errors, _TRACEBACKS, _redact_event, structlog.processors.JSONRenderer(), _redact_line]
-        if json
-        else [_redact_database_errors, _redact_event, _escape_event, _make_console_renderer(), _redact_line]
-    )
-    _PROCESSORS[:] = [_filter_by_level, *shared, _combine_processors(renderer)]
+    processors: list[EventProcessor]
+    if json:
+        processors = [_redact_database_errors, _TRACEBACK_RENDERER, _redact_event]
+        render = _with_redacted_line(structlog.processors.JSONRenderer())
+    else:
+        processors = [_redact_database_errors, _redact_event, _escape_event]
+        render = _with_redacted_line(_make_console_renderer())
+    _PROCESSORS[:] = [_filter_by_level, *shared, _combine_processors(processors, render)]
     structlog.configure(processors=_PROCESSORS, logger_factory=_LineLogger, cache_logger_on_first_use=True)
     handler = _LineLogger.handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors, render],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # At DEBUG the models' SDKs would log whole prompts.
-    for chatty in (
-        "uvicorn.access", "uvicorn.error", "httpx", "httpx2", "alembic", "mcp", "sse_starlette", "groq", "openai",
-    ):  # fmt: skip
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    # It logs what servers sent, with tracebacks. What matters of that we say ourselves.
+    for name in _QUIETED_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # The SDK logs data of MCP servers with tracebacks; the gateway logs its own events about servers.
     logging.getLogger("mcp.client").setLevel(logging.CRITICAL)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
 
 
-def _make_console_renderer() -> Any:
+def _make_console_renderer() -> structlog.dev.ConsoleRenderer:
     return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
 
 
-def _write_traceback(out: Any, exc_info: Any) -> None:
-    whole = StringIO()
-    structlog.dev.plain_traceback(whole, exc_info)
-    out.write("\n".join(_escape_value(line.replace("\t", "    ")) for line in whole.getvalue().split("\n")))
+def _write_traceback(output: TextIO, exc_info: ExcInfo) -> None:
+    traceback = StringIO()
+    structlog.dev.plain_traceback(traceback, exc_info)
+    output.write("\n".join(_escape_text(line.replace("\t", "    ")) for line in traceback.getvalue().split("\n")))
 
 
-def get_logger(name: str) -> Any:
-    """A structlog logger; `name` is the module's."""
-    return structlog.stdlib.get_logger(name)
+def get_logger(name: str) -> FilteringBoundLogger:
+    """Return the structlog logger of the module `name`."""
+    return structlog.get_logger(name)

@@ -7,7 +7,7 @@ from types import TracebackType
 
 
 class PausableTimeout:
-    """Like `asyncio.timeout(seconds)`, without the time in which it was paused."""
+    """A timeout like `asyncio.timeout(seconds)` that does not count the time in pauses."""
 
     def __init__(self, seconds: float) -> None:
         self._timeout = asyncio.timeout(seconds)

@@ -1,6 +1,7 @@
-"""Redaction by the administrator's rules, of stored texts and of texts that go to tools.
+"""Redaction of stored texts, and of texts that go to tools, by the administrator's rules.
 
-Patterns are searched with `regex`, which has the syntax of `re` and a timeout, so no text can delay the others.
+Patterns are searched with `regex`, which has the syntax of `re` and a timeout, so no text blocks the event loop. See
+docs/adr/0012.
 """
 
 import re
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import thread_time
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -18,16 +19,17 @@ from gateway.config import ConfigError
 
 log = get_logger(__name__)
 
+T = TypeVar("T")
+
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]*=*\s*")
-_PROBE_CHARACTERS = 10_000
-# Ten times what a good pattern takes.
+_PROBE_LENGTH = 10_000
 _BASE_SECONDS = 0.05
 _SECONDS_PER_TEXT = 1e-5
 _SECONDS_PER_CHARACTER = 5e-7
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """Replaces what `pattern`, compiled by `regex`, finds; `replacement` may refer to its groups."""
+    """Replaces matches of `pattern`, compiled by `regex`, which has no types. `replacement` may refer to its groups."""
 
     name: str
     pattern: Any
@@ -35,7 +37,7 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class _TimeBudget:
-    """Remaining seconds for texts that belong together: a base, and more for each text by its length."""
+    """Remaining seconds for texts that belong together: a base, and an allowance for each text by its length."""
 
     def __init__(self) -> None:
         self.remaining = _BASE_SECONDS
@@ -53,12 +55,12 @@ class _TimeBudget:
 
     def _substitute_once(self, rule: Rule, text: str) -> str:
         self.remaining += _SECONDS_PER_TEXT + _SECONDS_PER_CHARACTER * len(text)
-        began = thread_time()
+        started_at = thread_time()
         try:
-            # Not `concurrent`: whoever held the lock meanwhile would be counted, and so would the wait for it.
+            # `concurrent` would release the GIL, and waiting for it again would count against the timeout.
             return rule.pattern.sub(rule.replacement, text, timeout=self.remaining, concurrent=False)
         finally:
-            self.remaining = max(0.0, self.remaining - (thread_time() - began))
+            self.remaining = max(0.0, self.remaining - (thread_time() - started_at))
 
 
 class Redactor:
@@ -75,77 +77,88 @@ class Redactor:
         return bool(self._rules)
 
     def with_shared_budget(self) -> "Redactor":
-        """The same rules with one time budget for texts that belong together."""
+        """Return a redactor whose texts share one time budget, because they belong together."""
         return self if self._budget else Redactor(self._rules, _TimeBudget())
 
     def redact_text(self, text: str) -> str:
-        allowance = self._budget or _TimeBudget()
+        """Apply all rules to a text."""
+        budget = self._budget or _TimeBudget()
         for rule in self._rules:
             try:
-                text = allowance.apply_rule(rule, text)
+                text = budget.apply_rule(rule, text)
             except TimeoutError:
-                if not allowance.was_logged:
-                    allowance.was_logged = True
+                if not budget.was_logged:
+                    budget.was_logged = True
                     log.warning("redaction_too_slow", rule=rule.name, characters=len(text))
                 return f"[{rule.name}]"
         return text
 
-    def redact_value(self, value: Any) -> Any:
-        """A JSON value with all texts redacted, including keys; keys that become equal are numbered.
+    def redact_value(self, value: T) -> T:
+        """Redact all texts in a JSON value, including keys; keys that become equal are numbered.
 
         A whole number becomes a text if a rule matches its digits.
         """
-        return self.with_shared_budget()._redact_recursively(value, numbers=True) if self._rules else value
+        return cast(T, self._redact_json(value, numbers=True)) if self._rules else value
 
-    def redact_strings(self, value: Any) -> Any:
-        """Like `redact_value`, but numbers stay: for schemas, in which they are bounds."""
-        return self.with_shared_budget()._redact_recursively(value, numbers=False) if self._rules else value
+    def redact_strings(self, value: T) -> T:
+        """Redact like `redact_value`, without numbers, because those of a schema are bounds."""
+        return cast(T, self._redact_json(value, numbers=False)) if self._rules else value
 
-    def redact_blocks(self, content: list[Any]) -> list[Any]:
-        """MCP content blocks, redacted like `redact_value` except for their base64 data."""
+    def redact_blocks(self, content: list[dict[str, object]]) -> list[dict[str, object]]:
+        """Redact MCP content blocks like `redact_value`, except for their base64 data."""
         if not self._rules:
             return content
-        once = self.with_shared_budget()
-        return [once._redact_block(block) for block in content]
+        redactor = self.with_shared_budget()
+        return [redactor._redact_block(block) for block in content]
 
-    def _redact_recursively(self, value: Any, *, numbers: bool) -> Any:
+    def _redact_json(self, value: object, *, numbers: bool) -> object:
+        return self.with_shared_budget()._redact_recursively(value, numbers=numbers)
+
+    def _redact_recursively(self, value: object, *, numbers: bool) -> object:
         if isinstance(value, str):
             return self.redact_text(value)
         if isinstance(value, list):
-            return [self._redact_recursively(each, numbers=numbers) for each in cast(list[Any], value)]
+            return [self._redact_recursively(item, numbers=numbers) for item in cast(list[object], value)]
         if isinstance(value, dict):
-            kept: dict[str, Any] = {}
-            for given, each in cast(dict[str, Any], value).items():
-                name = self.redact_text(given)
-                kept[f"{name} {len(kept) + 1}" if name in kept else name] = self._redact_recursively(
-                    each, numbers=numbers
-                )
-            return kept
+            redacted: dict[str, object] = {}
+            for key, member in cast(dict[str, object], value).items():
+                name = self.redact_text(key)
+                unique_name = f"{name} {len(redacted) + 1}" if name in redacted else name
+                redacted[unique_name] = self._redact_recursively(member, numbers=numbers)
+            return redacted
         if numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
             digits = str(int(value))
-            left = self.redact_text(digits)
-            return value if left == digits else left
+            redacted_digits = self.redact_text(digits)
+            return value if redacted_digits == digits else redacted_digits
         return value
 
-    def _redact_block(self, block: Any) -> Any:
-        match block:
-            case {"type": "image" | "audio", "data": str(data), **others} if _BASE64.fullmatch(data):
-                return {**self.redact_value(others), "type": block["type"], "data": data}
-            case {"type": "resource", "resource": {"blob": str(blob), **resource}, **others} if _BASE64.fullmatch(blob):
-                return {
-                    **self.redact_value(others),
-                    "type": "resource",
-                    "resource": {**self.redact_value(resource), "blob": blob},
-                }
-            case _:
-                return self.redact_value(block)
+    def _redact_block(self, block: dict[str, object]) -> dict[str, object]:
+        kind, resource = block.get("type"), block.get("resource")
+        if kind in ("image", "audio") and _is_base64(block.get("data")):
+            return self._redact_except(block, "type", "data")
+        if kind == "resource" and isinstance(resource, dict):
+            fields = cast(dict[str, object], resource)
+            if _is_base64(fields.get("blob")):
+                redacted_block = self._redact_except(block, "type", "resource")
+                return {**redacted_block, "resource": self._redact_except(fields, "blob")}
+        return self.redact_value(block)
+
+    def _redact_except(self, fields: dict[str, object], *names: str) -> dict[str, object]:
+        redacted = self.redact_value({name: value for name, value in fields.items() if name not in names})
+        return {**redacted, **{name: fields[name] for name in names}}
+
+
+def _is_base64(value: object) -> bool:
+    return isinstance(value, str) and _BASE64.fullmatch(value) is not None
 
 
 def load_rules(path: Path | None) -> Redactor:
-    """The rules of a TOML file: `[[rule]]` with a `name`, a `pattern`, and a `replacement` (default: `[name]`).
+    """Load the rules of a TOML file; without a file, there are none.
+
+    Each `[[rule]]` has a `name`, a `pattern`, and a `replacement` (default: `[name]`).
 
     Raises:
-        ConfigError: the file cannot be read, makes no sense, or has a pattern that takes too long with long texts.
+        ConfigError: the file cannot be read, is not valid, or has a pattern that takes too long with long texts.
     """
     if path is None:
         return Redactor()
@@ -155,23 +168,23 @@ def load_rules(path: Path | None) -> Redactor:
         raise ConfigError(f"REDACTION_RULES: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"REDACTION_RULES: {path} is not valid TOML: {error}") from None
-    rules: Any = document.get("rule")
-    if not isinstance(rules, list) or not rules:
-        raise ConfigError(f"REDACTION_RULES: {path} holds no [[rule]]")
-    return Redactor([_parse_rule(path, rule) for rule in cast(list[Any], rules)])
+    entries: object = document.get("rule")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"REDACTION_RULES: {path} contains no [[rule]]")
+    return Redactor([_parse_rule(path, entry) for entry in cast(list[object], entries)])
 
 
-def _parse_rule(path: Path, entry: Any) -> Rule:
-    import regex  # pyright: ignore[reportMissingTypeStubs] - here, as few have rules
+def _parse_rule(path: Path, entry: object) -> Rule:
+    import regex  # pyright: ignore[reportMissingTypeStubs] - imported on use, see docs/adr/0016
 
     engine: Any = regex
-    name: Any = entry.get("name")
-    pattern: Any = entry.get("pattern")
+    rule_entry = cast(dict[str, object], entry) if isinstance(entry, dict) else {}
+    name, pattern = rule_entry.get("name"), rule_entry.get("pattern")
     if not isinstance(name, str) or not isinstance(pattern, str) or not pattern:
         raise ConfigError(f"REDACTION_RULES: {path}: each rule needs a name and a pattern")
     try:
-        replacement = str(entry.get("replacement", f"[{name}]"))
-        re.compile(pattern).sub(replacement, "")  # which looks at the replacement even where nothing is found
+        replacement = str(rule_entry.get("replacement", f"[{name}]"))
+        re.compile(pattern).sub(replacement, "")  # checks the replacement even without a match
         rule = Rule(name, engine.compile(pattern), replacement)
     except (re.error, engine.error, IndexError) as error:
         raise ConfigError(f"REDACTION_RULES: {path}: {name}: {error}") from None
@@ -185,10 +198,10 @@ def _parse_rule(path: Path, entry: Any) -> Rule:
 
 
 def _generate_probes(pattern: str) -> Iterator[str]:
-    """Long texts that repeat parts of a pattern's source, to find patterns with a slow search."""
-    literal = re.sub(r"\\[A-Za-z0-9]", " ", pattern)
-    parts = {"a", "A", "0", " ", *re.findall(r"[^\W_]+|[^\w\s]", literal)}
-    for part in sorted(parts):
-        for between in ("", "-", ".", " "):
-            unit = part + between
-            yield unit * (_PROBE_CHARACTERS // len(unit)) + "\0\n" + pattern
+    """Yield long texts that repeat literals of a pattern, to find patterns with a slow search."""
+    literals = re.sub(r"\\[A-Za-z0-9]", " ", pattern)
+    words = {"a", "A", "0", " ", *re.findall(r"[^\W_]+|[^\w\s]", literals)}
+    for word in sorted(words):
+        for separator in ("", "-", ".", " "):
+            unit = word + separator
+            yield unit * (_PROBE_LENGTH // len(unit)) + "\0\n" + pattern

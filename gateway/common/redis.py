@@ -21,11 +21,11 @@ BACKOFF_SECONDS = 5.0
 
 
 class RedisUnavailable(Exception):
-    """Redis does not answer, or did not a moment ago."""
+    """Redis does not answer, or the backoff after such a failure has not ended."""
 
 
 class SharedRedis:
-    """A Redis client with a shared backoff: after a failed call, no call is made for `backoff_seconds`."""
+    """A Redis client with a shared backoff: after a failed call, calls fail at once for `backoff_seconds`."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class SharedRedis:
         timeout_seconds: float = TIMEOUT_SECONDS,
         backoff_seconds: float = BACKOFF_SECONDS,
     ) -> None:
-        from limits.errors import StorageError  # in which that library wraps those of Redis
+        from limits.errors import StorageError  # `limits` wraps errors of Redis in it
         from redis.exceptions import RedisError
 
         self.client = client
@@ -50,8 +50,8 @@ class SharedRedis:
     ) -> T:
         """Run one operation on Redis, for at most `timeout_seconds`.
 
-        `feature` names in the log what works without Redis meanwhile. With `ignore_backoff`, Redis is called even if it
-        did not answer a moment ago: for work that no request waits for.
+        The log names the `feature` that works without Redis meanwhile. With `ignore_backoff`, Redis is called even
+        during the backoff: for work that no request waits for.
 
         Raises:
             RedisUnavailable: Redis did not answer, or did not within the last `backoff_seconds`.
@@ -61,7 +61,7 @@ class SharedRedis:
             raise RedisUnavailable
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                answer = await operation()
+                result = await operation()
         except self._errors as error:
             self._retry_at = time.monotonic() + self._backoff_seconds
             self._error = type(error).__name__
@@ -71,7 +71,7 @@ class SharedRedis:
         if feature in self._degraded_features:
             self._degraded_features.remove(feature)
             log.info(f"{feature}_with_redis_again")
-        return answer
+        return result
 
     def _log_degraded(self, feature: str) -> None:
         if feature not in self._degraded_features:

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 def strip_url_secrets(url: str) -> str:
-    """The URL without user, password, query and fragment; empty if it is not a URL."""
+    """Return the URL without user, password, query and fragment; an empty text if it is not a URL."""
     try:
         parts = urlsplit(url)
     except ValueError:
