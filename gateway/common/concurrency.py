@@ -293,8 +293,8 @@ class BoundedQueue(Generic[T]):
     `put()` always succeeds, since a synchronous producer has nowhere to wait. Producers that can wait do so beforehand
     in `wait_for_capacity()`. An item counts until `remove()`, so a batch that is being worked on still fills the queue.
 
-    `max_size` is in the unit of `size_of`, by default items. The queue becomes full above `max_size`, and stays full until
-    its size is at most half of that.
+    `max_size` is in the unit of `size_of`, by default items. The queue becomes full above `max_size`, and stays full
+    until its size is at most half of that.
     """
 
     def __init__(self, max_size: int, *, size_of: Callable[[T], int] | None = None) -> None:

@@ -9,9 +9,7 @@ ADMITTED_PER_PASS = 4
 class AdmissionGate:
     """Admits a limited number of requests per pass of the event loop, in order of arrival.
 
-    To begin a turn takes as long as a token of 30 streams. With 500 streams on one core, and as many that begin, tokens
-    came 65 ms apart (99th percentile) where all were let in at once, 54 where eight were, 34 with four and 26 with two.
-    But with two the first token came after 2.3 seconds instead of 1.4, and each token took a fifth more of the core.
+    The limit balances the pauses of running streams against the wait of new turns. See docs/adr/0006.
     """
 
     def __init__(self, per_pass: int = ADMITTED_PER_PASS) -> None:

@@ -29,7 +29,7 @@ RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset
 
 
 class RateLimitStatus(msgspec.Struct, frozen=True):
-    """How a caller stands. `reset`: Unix time when the oldest of their requests no longer counts."""
+    """The state of a caller's window. `reset_at`: Unix time when its oldest request no longer counts."""
 
     allowed: bool
     limit: int
@@ -38,10 +38,12 @@ class RateLimitStatus(msgspec.Struct, frozen=True):
     window_seconds: int
 
     def to_headers(self) -> list[tuple[bytes, bytes]]:
-        told = (self.limit, self.remaining, math.ceil(self.reset_at))
-        return [(name.lower().encode(), b"%d" % value) for name, value in zip(RATE_HEADERS, told, strict=True)]
+        """Build the headers of a response, as ASGI wants them."""
+        values = (self.limit, self.remaining, math.ceil(self.reset_at))
+        return [(name.lower().encode(), b"%d" % value) for name, value in zip(RATE_HEADERS, values, strict=True)]
 
     def to_error(self) -> RateLimited:
+        """Build the error for a request that is not allowed."""
         seconds = max(1, math.ceil(self.reset_at - time.time()))
         return RateLimited(
             f"At most {self.limit} requests in {self.window_seconds} seconds. Try again in {seconds} seconds.",
@@ -50,23 +52,23 @@ class RateLimitStatus(msgspec.Struct, frozen=True):
 
 
 class RateLimiter:
-    """Counts requests. With Redis, every worker's together; while it is away each worker counts by itself."""
+    """Counts requests: over all workers with Redis, per worker without it or while it is unavailable."""
 
     def __init__(self, settings: Settings, *, redis_backoff_seconds: float = BACKOFF_SECONDS) -> None:
         self._limits = {
-            kind: most or settings.rate_limit_requests
-            for kind, most in {
+            route_class: limit or settings.rate_limit_requests
+            for route_class, limit in {
                 "api": None,
                 "chat": settings.rate_limit_chat_requests,
                 "tools": settings.rate_limit_tools_requests,
                 "mcp": settings.rate_limit_mcp_requests,
             }.items()
         }
-        self._seconds = settings.rate_limit_window_seconds
+        self._window_seconds = settings.rate_limit_window_seconds
         self.enabled = settings.rate_limit_enabled
-        self._memory = _WindowCounter(InMemoryMovingWindow())
+        self._local_counter = _WindowCounter(InMemoryMovingWindow())
         self._redis: SharedRedis | None = None
-        self._shared: _WindowCounter | None = None
+        self._shared_counter: _WindowCounter | None = None
         self._max_streams = settings.rate_limit_streams
         if settings.redis_url is not None and self.enabled:
             from gateway.api.rate_limit import redis_windows
@@ -76,53 +78,57 @@ class RateLimiter:
                 timeout_seconds=settings.redis_timeout_seconds,
                 backoff_seconds=redis_backoff_seconds,
             )
-            self._shared = _WindowCounter(redis_windows.RedisMovingWindow(self._redis.client))
+            self._shared_counter = _WindowCounter(redis_windows.RedisMovingWindow(self._redis.client))
         self._stream_limiter = StreamLimiter(self._redis)
 
     async def close(self) -> None:
+        """Release the stream slots and close the connections to Redis."""
         await self._stream_limiter.close()
         if self._redis is not None:
             await self._redis.client.aclose()
 
-    async def check_request(self, principal: Principal | None, source: str, kind: RouteClass) -> RateLimitStatus:
-        """Count a request of a principal; of nobody's, by where it comes from. It counts in the window of its user and
-        class, and in that of its key, if that has one; or, where one of them is full, in none.
+    async def check_request(self, principal: Principal | None, source: str, route_class: RouteClass) -> RateLimitStatus:
+        """Count a request of a principal; without one, of the source address.
 
-        Never raises: with Redis away it is counted here alone.
+        It counts in the window of the user and route class, and in the key's own window, if any. A request that exceeds
+        one of them counts in none. While Redis is unavailable, this worker counts alone.
         """
-        counted = self._select_rules(principal, source, kind)
-        if self._redis is not None and self._shared is not None:
+        rules = self._select_rules(principal, source, route_class)
+        if self._redis is not None and self._shared_counter is not None:
             with suppress(RedisUnavailable):
-                return await self._redis.call_redis("rate_limits", partial(self._shared.count_request, counted))
-        return await self._memory.count_request(counted)
+                return await self._redis.call_redis("rate_limits", partial(self._shared_counter.count_request, rules))
+        return await self._local_counter.count_request(rules)
 
-    def _select_rules(self, principal: Principal | None, source: str, kind: RouteClass) -> "list[_RateLimitRule]":
+    def _select_rules(
+        self, principal: Principal | None, source: str, route_class: RouteClass
+    ) -> "list[_RateLimitRule]":
+        seconds = self._window_seconds
         if principal is None:
-            return [_RateLimitRule(f"api/source {source}", self._limits["api"], self._seconds)]
-        of_user = _RateLimitRule(f"{kind}/user {principal.user}", self._limits[kind], self._seconds)
+            return [_RateLimitRule(f"api/source {source}", self._limits["api"], seconds)]
+        user_rule = _RateLimitRule(f"{route_class}/user {principal.user}", self._limits[route_class], seconds)
         limits = principal.limits
         if limits is None or limits.requests is None or principal.key is None:
-            return [of_user]
-        return [_RateLimitRule(f"key/{principal.key}", limits.requests, limits.window_seconds), of_user]
+            return [user_rule]
+        return [_RateLimitRule(f"key/{principal.key}", limits.requests, limits.window_seconds), user_rule]
 
     async def acquire_stream_slot(self, principal: Principal | None, source: str) -> AbstractContextManager[None]:
-        """One of the places that a key has for answers that last.
+        """Acquire one of the caller's slots for open streams; leaving the context releases it.
 
         Raises:
-            TooManyStreams: all of them are taken.
+            TooManyStreams: all slots are taken.
         """
         if not self.enabled:
             return nullcontext()
-        most, whose = self._max_streams, f"source {source}"
+        limit, owner = self._max_streams, f"source {source}"
         if principal is not None:
-            whose = f"{principal.key} {principal.user}"
-            own = principal.limits.streams if principal.limits is not None else None
-            most = most if own is None else min(most, own)
-        return await self._stream_limiter.acquire_slot(whose, most)
+            owner = f"{principal.key} {principal.user}"
+            key_limit = principal.limits.streams if principal.limits is not None else None
+            limit = limit if key_limit is None else min(limit, key_limit)
+        return await self._stream_limiter.acquire_slot(owner, limit)
 
 
 class _RateLimitRule(msgspec.Struct, frozen=True):
-    """A window that a request counts in: at most so many in any so many seconds."""
+    """At most `limit` requests of `owner` in any `seconds`."""
 
     owner: str
     limit: int
@@ -130,43 +136,44 @@ class _RateLimitRule(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """With other limits it is another window."""
+        """Key of the window; a changed limit starts a new window."""
         return f"{self.owner}/{self.limit}/{self.seconds}"
 
 
 class _WindowCounter:
-    """Several windows at once."""
+    """Counts a request in several windows at once."""
 
     def __init__(self, storage: "InMemoryMovingWindow | RedisMovingWindow") -> None:
         self._storage = storage
 
     async def count_request(self, rules: list[_RateLimitRule]) -> RateLimitStatus:
-        """How the fullest of them stands, after this. A request that one of them refuses counts in none."""
-        for number, one in enumerate(rules):
-            if not await self._storage.acquire_entry(one.key, one.limit, one.seconds):
-                for taken in rules[:number]:
-                    await self._storage.remove_newest_entry(taken.key)
-                return await self._get_status(False, one)
-        windows = [await self._get_status(True, one) for one in rules]
-        return min(windows, key=lambda window: window.remaining)
+        """Count a request; return the status of the fullest window. A request that one rule rejects counts in none."""
+        for index, rule in enumerate(rules):
+            if not await self._storage.acquire_entry(rule.key, rule.limit, rule.seconds):
+                for counted_rule in rules[:index]:
+                    await self._storage.remove_newest_entry(counted_rule.key)
+                return await self._get_status(rule, allowed=False)
+        statuses = [await self._get_status(rule, allowed=True) for rule in rules]
+        return min(statuses, key=lambda status: status.remaining)
 
-    async def _get_status(self, allowed: bool, rule: _RateLimitRule) -> RateLimitStatus:
-        start, number = await self._storage.get_moving_window(rule.key, rule.limit, rule.seconds)
-        remaining = max(0, rule.limit - number) if allowed else 0
+    async def _get_status(self, rule: _RateLimitRule, *, allowed: bool) -> RateLimitStatus:
+        start, count = await self._storage.get_moving_window(rule.key, rule.limit, rule.seconds)
+        remaining = max(0, rule.limit - count) if allowed else 0
         return RateLimitStatus(allowed, rule.limit, remaining, start + rule.seconds, rule.seconds)
 
 
 class InMemoryMovingWindow:
     """Moving windows of this process, with the interface of `limits`.
 
-    The library's own take 1.5 MB, and search all of their keys in threads at every request. Beyond 100,000 keys, the
-    one used longest ago is forgotten.
+    The library's own memory storage searches all keys in threads at every request. Beyond `_MAX_KEYS` keys, the least
+    recently used window is forgotten.
     """
 
     def __init__(self) -> None:
         self._windows: LruDict[str, deque[float]] = LruDict(_MAX_KEYS)
 
     async def acquire_entry(self, key: str, limit: int, expiry: int) -> bool:
+        """Count a request if fewer than `limit` counted within `expiry` seconds; return whether it counts."""
         window = self._get_current_entries(key, expiry)
         if len(window) >= limit:
             return False
@@ -179,11 +186,12 @@ class InMemoryMovingWindow:
             window.pop()
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        """Return the Unix time of the oldest request that counts, and the number of requests that count."""
         window = self._get_current_entries(key, expiry)
         return (window[0] if window else time.time(), len(window))
 
     def _get_current_entries(self, key: str, expiry: int) -> deque[float]:
-        """The times of the requests of a key that still count, oldest first."""
+        """Return the Unix times of a key's requests that still count, oldest first."""
         window = self._windows.setdefault(key, deque())
         while window and window[0] <= time.time() - expiry:
             window.popleft()

@@ -1,4 +1,4 @@
-"""Windows in Redis, which all workers count together. Imported only where there is one."""
+"""Rate-limit windows in Redis, which all workers share. Imported only if REDIS_URL is set."""
 
 from limits.aio.storage import RedisStorage
 from redis.asyncio import ConnectionPool, Redis
@@ -9,7 +9,7 @@ from gateway.common.redis import SharedRedis
 
 
 def connect_to_redis(url: str, *, timeout_seconds: float, backoff_seconds: float) -> SharedRedis:
-    """A client that gives up soon, with connections of its own."""
+    """Create a client with short timeouts and its own connections."""
     pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType]
         url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=Retry(NoBackoff(), 1)
     )
@@ -17,7 +17,7 @@ def connect_to_redis(url: str, *, timeout_seconds: float, backoff_seconds: float
 
 
 class RedisMovingWindow(RedisStorage):
-    """Windows in Redis."""
+    """The moving windows of `limits` in Redis, with the means to undo an entry."""
 
     def __init__(self, client: Redis) -> None:
         options = {"connection_pool": client.connection_pool, "key_prefix": "agent_gateway", "wrap_exceptions": True}

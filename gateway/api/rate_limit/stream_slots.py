@@ -1,4 +1,4 @@
-"""Limits how many streamed answers a caller has open at once: per worker, or over all workers with Redis."""
+"""Limits the streams that a caller has open at once: per worker, or over all workers with Redis."""
 
 import asyncio
 from collections import Counter
@@ -76,7 +76,7 @@ class StreamLimiter:
         """Take one of the `limit` slots of a caller.
 
         Raises:
-            TooManyStreams: all of them are taken.
+            TooManyStreams: all slots are taken.
         """
         if self._local_counts[owner] >= limit:
             raise _make_too_many_streams(limit)
@@ -99,10 +99,10 @@ class StreamLimiter:
             del self._local_counts[owner]
 
     async def _acquire_lease(self, owner: str, limit: int) -> str | None:
-        """The name of the new lease; None while Redis is unavailable, when this worker counts alone.
+        """Return the name of a new lease; None while Redis is unavailable, when this worker counts alone.
 
         Raises:
-            TooManyStreams: the workers together have `limit` leases of this caller.
+            TooManyStreams: the caller has `limit` leases at all workers together.
         """
         lease = uuid4().hex
         acquire = partial(self._acquire_script, keys=[_make_redis_key(owner)], args=[limit, lease, self._lease_seconds])

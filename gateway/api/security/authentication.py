@@ -41,8 +41,8 @@ _MAX_AUDITED_FAILURES_PER_SECOND = 20
 class Authenticator:
     """Determines the principal of a request from its credential.
 
-    A stored key costs one query in `key_cache_seconds`, and most requests none. A change of the keys takes effect at
-    once, and the expiry of one ends its open requests within `key_poll_seconds`.
+    A stored key is looked up once in `key_cache_seconds`. A change of the keys takes effect at once; an expired key's
+    open requests end within `key_poll_seconds`.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Authenticator:
         self.open_requests.on_keys_changed()
 
     async def authenticate_request(self, headers: Headers, source: str) -> Principal:
-        """The principal of a request; `source` is the network address that it comes from.
+        """Return the principal of a request; `source` is the network address that it comes from.
 
-        While no credential is configured, everybody is `local`, and a credential in the request is ignored.
+        While no credential is configured, each caller is `local`, and a credential in the request is ignored.
 
         Raises:
             NotAuthenticated: the request has no credential, or an invalid one.
@@ -124,7 +124,7 @@ class Authenticator:
 
 
 class ApiKeyCache:
-    """Stored keys by their hash, each for `cache_seconds`; also hashes without a key."""
+    """Cache of stored keys by hash, each for `cache_seconds`; also caches hashes without a key."""
 
     def __init__(self, keys: KeyStore, cache_seconds: float) -> None:
         self._keys = keys
@@ -141,7 +141,7 @@ class ApiKeyCache:
         self._counted_at = float("-inf")
 
     async def has_stored_keys(self) -> bool:
-        """Whether there is a stored key. Once there is one, the answer stays true.
+        """Return whether there is a stored key. After the first True the result does not change.
 
         Raises:
             StorageUnavailable: the keys could not be read yet.
@@ -159,7 +159,7 @@ class ApiKeyCache:
         return self._has_keys
 
     async def find_by_hash(self, key_hash: str) -> ApiKey | None:
-        """The stored key with this hash, if there is one.
+        """Return the stored key with this hash, if there is one.
 
         Raises:
             StorageUnavailable: the keys cannot be read.
@@ -186,7 +186,7 @@ class FailedLoginAudit:
         self._omitted = 0
 
     def should_record(self, source: str) -> bool:
-        """Whether this failure still gets a row. Those that do not are counted in the next row."""
+        """Return whether this failure gets a row. The next row has the number of failures without one."""
         second = int(self._now())
         if second != self._second:
             self._second, self._sources = second, set()
@@ -197,7 +197,7 @@ class FailedLoginAudit:
         return True
 
     async def record_failure(self, source: str, credential: str, reason: str) -> None:
-        """Write a row. Of the credential it holds only the prefix that is public for stored keys, too."""
+        """Write a row. It contains no part of the credential except the public prefix of a stored key."""
         omitted, self._omitted = self._omitted, 0
         prefix = credential[:12] if credential.startswith("agw_") else None
         detail = {"source": source, "reason": reason, "key": prefix, "left_out_before": omitted}
@@ -217,7 +217,7 @@ def _create_jwt_verifier(settings: Settings) -> "JwtVerifier | None":
 
 
 def allows_anonymous(settings: Settings) -> bool:
-    """Whether the gateway may serve callers without a credential."""
+    """Return whether the gateway may serve callers without a credential."""
     return is_loopback(settings.gateway_host) or settings.gateway_allow_anonymous
 
 

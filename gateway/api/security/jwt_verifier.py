@@ -1,7 +1,8 @@
 """Verification of JSON web tokens, signed with a shared secret or with an identity provider's published keys."""
 
 import time
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import cast
 
 import aiohttp
 import jwt
@@ -18,7 +19,7 @@ _MAX_DOCUMENT_BYTES = 1024 * 1024
 _MAX_USER_LENGTH = 200
 _MAX_TOKEN_LENGTH = 16 * 1024
 _INVALID_DOCUMENT_ERRORS = (ValueError, TypeError, AttributeError, LookupError)
-"""What PyJWT raises for a document that is not a JWKS."""
+"""Errors that PyJWT raises for a document that is not a JWKS."""
 _ROLES: tuple[UserRole, ...] = ("admin", "user", "viewer")
 
 
@@ -31,7 +32,7 @@ class JwksUnavailable(GatewayError):
 
 
 class JwtVerifier:
-    """Determines the principal of a token. Accepts the algorithms of the settings, whatever the token's header says."""
+    """Determines the principal of a token. The settings name the accepted algorithms, not the token's header."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
@@ -44,7 +45,7 @@ class JwtVerifier:
         self._scope_claim = settings.jwt_scope_claim
 
     async def verify_token(self, token: str) -> Principal:
-        """The principal that a token identifies.
+        """Verify a token and return its principal.
 
         Raises:
             NotAuthenticated: its signature, issuer, audience, expiry or `sub` claim is not valid.
@@ -53,7 +54,7 @@ class JwtVerifier:
         if len(token) > _MAX_TOKEN_LENGTH:
             raise NotAuthenticated("This token is too long.")
         try:
-            claims: dict[str, Any] = jwt.decode(
+            claims: Mapping[str, object] = jwt.decode(
                 token,
                 await self._get_signing_key(token),
                 algorithms=self._algorithms,
@@ -63,38 +64,39 @@ class JwtVerifier:
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
         except jwt.PyJWTError as error:
-            log.info("token_refused", reason=type(error).__name__)
+            log.info("token_rejected", reason=type(error).__name__)
             raise NotAuthenticated("This token is not valid.") from None
         user = str(claims["sub"])
         if not user or user != user.strip() or len(user) > _MAX_USER_LENGTH or not user.isprintable():
             raise NotAuthenticated("The token has no valid `sub` claim.")
         return Principal(user=user, role=self._parse_role(claims), key="jwt", scopes=self._parse_scopes(claims))
 
-    async def _get_signing_key(self, token: str) -> Any:
-        if self._jwks is None:
-            return self._secret
-        return await self._jwks.get_key(jwt.get_unverified_header(token).get("kid"))
+    async def _get_signing_key(self, token: str) -> "str | jwt.PyJWK":
+        if self._jwks is not None:
+            return await self._jwks.get_key(jwt.get_unverified_header(token).get("kid"))
+        assert self._secret is not None
+        return self._secret
 
-    def _parse_role(self, claims: dict[str, Any]) -> UserRole:
-        """The highest role in the claim: `user` without the claim, `viewer` if it has no known role."""
+    def _parse_role(self, claims: Mapping[str, object]) -> UserRole:
+        """Return the highest role in the claim: `user` without the claim, `viewer` if it has no known role."""
         claim = claims.get(self._role_claim)
         if claim is None:
             return "user"
-        named = _split_claim(claim)
+        names = _split_claim(claim)
         for role in _ROLES:
-            if role in named:
+            if role in names:
                 return role
         return "viewer"
 
-    def _parse_scopes(self, claims: dict[str, Any]) -> tuple[str, ...] | None:
+    def _parse_scopes(self, claims: Mapping[str, object]) -> tuple[str, ...] | None:
         if self._scope_claim is None:
             return None
         return tuple(_split_claim(claims.get(self._scope_claim, "")))
 
 
-def _split_claim(claim: Any) -> list[str]:
-    """The values of a claim, which is a list or a text with blanks between values."""
-    return [str(word) for word in cast(list[Any], claim)] if isinstance(claim, list) else str(claim).split()
+def _split_claim(claim: object) -> list[str]:
+    """Split a claim, which is a list or a text with blanks between values."""
+    return [str(word) for word in cast(list[object], claim)] if isinstance(claim, list) else str(claim).split()
 
 
 class JwksCache:
@@ -123,23 +125,23 @@ class JwksCache:
         self._fetch = SupervisedTask("jwks fetch", self._fetch_keys, restart=False)
 
     async def get_key(self, kid: str | None) -> jwt.PyJWK:
-        """The key with this id.
+        """Return the key with this id.
 
         Raises:
             NotAuthenticated: there is no such key.
             JwksUnavailable: the document could not be fetched yet.
         """
-        found = self._find_cached_key(kid)
-        if found is None or self._get_age() >= self._refresh_seconds:
-            await self._refresh_keys(self._stale_wait_seconds if found is not None else None)
-        if (found := self._find_cached_key(kid)) is not None:
-            return found
+        key = self._find_cached_key(kid)
+        if key is None or self._get_age() >= self._refresh_seconds:
+            await self._refresh_keys(self._stale_wait_seconds if key is not None else None)
+        if (key := self._find_cached_key(kid)) is not None:
+            return key
         if not self._keys:
             raise JwksUnavailable
         raise NotAuthenticated("The token is signed with an unknown key.")
 
     def _find_cached_key(self, kid: str | None) -> jwt.PyJWK | None:
-        """The cached key; a token without a key id is verified with the only key, if there is one."""
+        """Return the cached key; for a token without a key id, the only key."""
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(kid)
@@ -176,9 +178,9 @@ async def _read_document(content: aiohttp.StreamReader) -> bytes:
     Raises:
         ValueError: it is too long.
     """
-    read = bytearray()
+    document = bytearray()
     async for chunk in content.iter_any():
-        read += chunk
-        if len(read) > _MAX_DOCUMENT_BYTES:
+        document += chunk
+        if len(document) > _MAX_DOCUMENT_BYTES:
             raise ValueError
-    return bytes(read)
+    return bytes(document)

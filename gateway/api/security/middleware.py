@@ -1,6 +1,6 @@
 """Authentication, permissions and rate limits of every request, before its body is read.
 
-Pure ASGI, and only at the start of a request: nothing here runs per chunk of a body.
+The middleware is pure ASGI, because other kinds of middleware run for each chunk of a body. See docs/adr/0005.
 """
 
 from fnmatch import fnmatchcase
@@ -52,58 +52,59 @@ class SecurityMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        known = find_permission(scope["method"], scope["path"])
-        access = known or ANYONE
-        if not access.counted:
+        route_permission = find_permission(scope["method"], scope["path"])
+        permission = route_permission or ANYONE
+        if not permission.counted:
             await self._app(scope, receive, send)
             return
-        if access.starts_turn:
+        if permission.starts_turn:
             await self._admission_gate.wait_for_admission()
         try:
             source = get_source_address(scope)
-            principal = await self._authorize_request(scope, access, source)
+            principal = await self._authorize_request(scope, permission, source)
             self._check_origin(scope, principal)
-            place = (
-                await _rate_limiter(scope).acquire_stream_slot(principal, source)
-                if access.route_class in _STREAMING_CLASSES
+            slot = (
+                await _get_rate_limiter(scope).acquire_stream_slot(principal, source)
+                if permission.route_class in _STREAMING_CLASSES
                 else None
             )
         except GatewayError as error:
             await _send_error(error, scope, receive, send)
             return
-        if known is None:
+        if route_permission is None:
             status = 405 if list_methods(scope["path"]) else 404
             await http_error(Request(scope), HTTPException(status))(scope, receive, send)
-        elif place is None:
+        elif slot is None:
             await self._app(scope, reject_lone_surrogates(receive), send)
         else:
-            with place, _authenticator(scope).open_requests.cancel_on_revocation(principal, receive) as lasting:
-                await self._app(scope, reject_lone_surrogates(lasting), send)
+            open_requests = _get_authenticator(scope).open_requests
+            with slot, open_requests.cancel_on_revocation(principal, receive) as revocable_receive:
+                await self._app(scope, reject_lone_surrogates(revocable_receive), send)
 
-    async def _authorize_request(self, scope: Scope, access: RoutePermission, source: str) -> Principal | None:
-        """The principal of a request; None on a public route. Failed requests count against their source address.
+    async def _authorize_request(self, scope: Scope, permission: RoutePermission, source: str) -> Principal | None:
+        """Return the principal of a request; None on a public route. Failures count against the source address.
 
         Raises:
-            GatewayError: it may not.
+            GatewayError: the request is not allowed.
         """
         principal = None
-        refused: GatewayError | None = None
+        rejection: GatewayError | None = None
         try:
             self._check_host(scope)
-            if not access.public:
-                principal = await _authenticator(scope).authenticate_request(Headers(scope=scope), source)
+            if not permission.public:
+                principal = await _get_authenticator(scope).authenticate_request(Headers(scope=scope), source)
         except GatewayError as error:
-            refused = error
-        rate_limiter = _rate_limiter(scope)
+            rejection = error
+        rate_limiter = _get_rate_limiter(scope)
         if rate_limiter.enabled:
-            window = await rate_limiter.check_request(principal, source, access.route_class)
-            scope[HEADERS_SCOPE_KEY].extend(window.to_headers())
-            if not window.allowed:
-                raise window.to_error()
-        if refused is not None:
-            raise refused
+            status = await rate_limiter.check_request(principal, source, permission.route_class)
+            scope[HEADERS_SCOPE_KEY].extend(status.to_headers())
+            if not status.allowed:
+                raise status.to_error()
+        if rejection is not None:
+            raise rejection
         if principal is not None:
-            require_permission(principal, access)
+            require_permission(principal, permission)
             scope[PRINCIPAL_SCOPE_KEY] = principal
         return principal
 
@@ -119,30 +120,30 @@ class SecurityMiddleware:
         origin = headers.get("origin")
         if origin is None or scope["method"] in _SAFE_METHODS or (principal is not None and principal.key is not None):
             return
-        same = urlsplit(origin).netloc == headers.get("host")
-        if not same and origin not in self._allowed_origins and "*" not in self._allowed_origins:
+        is_same_origin = urlsplit(origin).netloc == headers.get("host")
+        if not is_same_origin and origin not in self._allowed_origins and "*" not in self._allowed_origins:
             raise Forbidden("Pages of this origin may not call the gateway: see CORS_ORIGINS.")
 
 
-def _authenticator(scope: Scope) -> Authenticator:
+def _get_authenticator(scope: Scope) -> Authenticator:
     return scope["app"].state.auth
 
 
-def _rate_limiter(scope: Scope) -> RateLimiter:
+def _get_rate_limiter(scope: Scope) -> RateLimiter:
     return scope["app"].state.rates
 
 
 def _parse_host(header: str) -> str:
-    """The host name in a Host header, in lower case and without the port."""
+    """Parse the host name in a Host header, in lower case and without the port."""
     name = header.lower()
     return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 
 
 def get_source_address(scope: Scope) -> str:
-    """The IP address that a request comes from, in canonical form.
+    """Return the IP address that a request comes from, in canonical form.
 
-    "unknown" if there is none or it is invalid, as in a forged `X-Forwarded-For`: otherwise a client could evade its
-    rate limit with another value in each request.
+    A missing or invalid address, for example in a forged `X-Forwarded-For`, becomes "unknown": otherwise a client could
+    evade its rate limit with another value in each request.
     """
     client = scope.get("client")
     host = str(client[0]).partition("%")[0] if client else ""

@@ -13,7 +13,11 @@ RouteClass = Literal["chat", "tools", "mcp", "api"]
 
 
 class RoutePermission(NamedTuple):
-    """`area` None: any credential opens it. `public`: nobody is asked for one. `begins`: it may begin a turn."""
+    """Requirements of a route.
+
+    `area` None: any credential is sufficient. `public`: no credential is required. `counted`: requests count against
+    rate limits. `starts_turn`: requests pass the admission gate.
+    """
 
     area: Area | None
     role: UserRole = "viewer"
@@ -68,7 +72,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/api/v1/mcp/servers/{name}/sign-in"): RoutePermission("servers", "user"),
     ("DELETE", "/api/v1/mcp/servers/{name}/sign-in"): RoutePermission("servers", "user"),
     ("GET", "/api/v1/mcp/oauth/client.json"): _PUBLIC,
-    ("GET", "/api/v1/mcp/oauth/start"): _PUBLIC,  # whoever has the ticket, which no one can guess
+    ("GET", "/api/v1/mcp/oauth/start"): _PUBLIC,  # the ticket in the URL is the credential
     ("POST", "/api/v1/mcp/oauth/start"): _PUBLIC,
     ("GET", "/api/v1/mcp/oauth/callback"): _PUBLIC,
     ("GET", "/api/v1/mcp/resources"): _TOOLS,
@@ -104,57 +108,58 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/history/{turn_id}"): _READ,
     ("GET", "/search"): _READ,
     ("GET", "/mcp"): RoutePermission("tools", route_class="mcp"),
-    ("POST", "/mcp"): RoutePermission(
-        "tools", route_class="mcp"
-    ),  # what changes anything is refused to viewers behind it
+    # The MCP endpoint itself rejects calls of viewers that change something.
+    ("POST", "/mcp"): RoutePermission("tools", route_class="mcp"),
     ("DELETE", "/mcp"): RoutePermission("tools", route_class="mcp"),
 }
 _PARAMETERS_WITH_SLASHES = {"model"}
 
 
 def find_permission(method: str, path: str) -> RoutePermission | None:
-    """The permission that a request needs; None if no route matches, in which case the application must not run."""
+    """Return the permission that a request needs; None if no route matches: then the application must not run."""
     method = "GET" if method == "HEAD" else method
-    if (known := ROUTES.get((method, path))) is not None:
-        return known
-    for pattern, access in _PATTERNS.get(method, ()):
+    if (permission := ROUTES.get((method, path))) is not None:
+        return permission
+    for pattern, permission in _PATTERNS.get(method, ()):
         if pattern.fullmatch(path):
-            return access
+            return permission
     return None
 
 
 def list_methods(path: str) -> list[str]:
-    """The HTTP methods that a path has, sorted."""
-    known = {method for method, exact in ROUTES if exact == path}
-    known |= {method for method, patterns in _PATTERNS.items() if any(p.fullmatch(path) for p, _ in patterns)}
-    return sorted(known)
+    """List the HTTP methods of a path, sorted."""
+    methods = {method for method, route_path in ROUTES if route_path == path}
+    methods |= {method for method, patterns in _PATTERNS.items() if any(p.fullmatch(path) for p, _ in patterns)}
+    return sorted(methods)
 
 
-def require_permission(principal: Principal, access: RoutePermission) -> None:
+def require_permission(principal: Principal, permission: RoutePermission) -> None:
     """Check a principal's role and scopes.
 
     Raises:
-        Forbidden: they do not permit this.
+        Forbidden: the principal lacks the scope or the role.
     """
-    if access.area is not None and not principal.has_scope(access.area):
-        raise Forbidden(f"Your key does not permit {access.area!r}: it has the scopes {list(principal.scopes or ())}.")
-    if _ROLE_RANKS[principal.role] < _ROLE_RANKS[access.role]:
-        needed = "an admin" if access.role == "admin" else "a user"
-        raise Forbidden(f"This needs the role of {needed}; yours is {principal.role}.")
+    area = permission.area
+    if area is not None and not principal.has_scope(area):
+        raise Forbidden(f"Your key does not permit {area!r}: it has the scopes {list(principal.scopes or ())}.")
+    if _ROLE_RANKS[principal.role] < _ROLE_RANKS[permission.role]:
+        required_role = "an admin" if permission.role == "admin" else "a user"
+        raise Forbidden(f"This needs the role of {required_role}; yours is {principal.role}.")
 
 
 def role_at_most(role: UserRole, limit: UserRole) -> bool:
+    """Return whether a role has no more rights than `limit`."""
     return _ROLE_RANKS[role] <= _ROLE_RANKS[limit]
 
 
 def _compile_pattern(path: str) -> re.Pattern[str]:
-    def piece(match: re.Match[str]) -> str:
+    def replace_parameter(match: re.Match[str]) -> str:
         return ".+" if match[1] in _PARAMETERS_WITH_SLASHES else "[^/]+"
 
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", piece, re.escape(path)))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", replace_parameter, re.escape(path)))
 
 
 _PATTERNS: dict[str, list[tuple[re.Pattern[str], RoutePermission]]] = {}
-for (_method, _path), _access in ROUTES.items():
+for (_method, _path), _permission in ROUTES.items():
     if "{" in _path:
-        _PATTERNS.setdefault(_method, []).append((_compile_pattern(_path), _access))
+        _PATTERNS.setdefault(_method, []).append((_compile_pattern(_path), _permission))

@@ -38,7 +38,7 @@ class OpenRequestRegistry:
 
     @contextmanager
     def cancel_on_revocation(self, principal: Principal | None, receive: Receive) -> Generator[Receive]:
-        """A `receive` for the request that reports a disconnect as soon as the principal's key is no longer valid."""
+        """Yield a `receive` that reports a disconnect as soon as the principal's key is no longer valid."""
         if principal is None or principal.key is None or not principal.key.startswith(KEY_PREFIX):
             yield receive
             return
@@ -66,16 +66,16 @@ class OpenRequestRegistry:
             return
         for prefix in revoked_keys:
             for revoked in self._open.get(prefix, ()):
-                log.info("request_cancelled_with_key", key=prefix)
+                log.info("request_cancelled", key=prefix, reason="key_revoked_or_expired")
                 revoked.set()
 
 
-def _receive_until(over: asyncio.Event, receive: Receive) -> Receive:
+def _receive_until(revoked: asyncio.Event, receive: Receive) -> Receive:
     async def receive_or_disconnect() -> Message:
-        message, revocation = asyncio.ensure_future(receive()), asyncio.ensure_future(over.wait())
+        message, revocation = asyncio.ensure_future(receive()), asyncio.ensure_future(revoked.wait())
         try:
             await asyncio.wait((message, revocation), return_when=asyncio.FIRST_COMPLETED)
-            return {"type": "http.disconnect"} if over.is_set() else message.result()
+            return {"type": "http.disconnect"} if revoked.is_set() else message.result()
         finally:
             message.cancel()
             revocation.cancel()

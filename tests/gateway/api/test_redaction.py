@@ -207,7 +207,7 @@ def test_text_that_times_out_a_rule_is_replaced_entirely() -> None:
     [
         (None, "cannot read"),
         ("rule", "not valid TOML"),
-        ("", "holds no"),
+        ("", "contains no"),
         ("[[rule]]\nname='a'", "needs a name"),
         ("[[rule]]\nname='a'\npattern='('", "a: "),
         ("[[rule]]\nname='a'\npattern='b'\nreplacement='\\9'", "a: "),
