@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -201,11 +201,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _validate_certificate_and_key(self) -> Self:
-        names = ("GATEWAY_TLS_CERT_FILE", "GATEWAY_TLS_KEY_FILE")
-        given = (self.gateway_tls_cert_file is not None, self.gateway_tls_key_file is not None)
-        if given[0] != given[1]:
-            raise ValueError(f"{names[given[0]]}: must be set where {names[given[1]]} is")
-        if self.gateway_tls_key_password is not None and not given[1]:
+        has_certificate, has_key = self.gateway_tls_cert_file is not None, self.gateway_tls_key_file is not None
+        if has_key and not has_certificate:
+            raise ValueError("GATEWAY_TLS_CERT_FILE: must be set because GATEWAY_TLS_KEY_FILE is")
+        if has_certificate and not has_key:
+            raise ValueError("GATEWAY_TLS_KEY_FILE: must be set because GATEWAY_TLS_CERT_FILE is")
+        if self.gateway_tls_key_password is not None and not has_key:
             raise ValueError("GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE to decrypt")
         return self
 
@@ -224,9 +225,9 @@ class Settings(BaseSettings):
             raise ValueError(
                 "JWT_ISSUER and JWT_AUDIENCE: both are required, or tokens for other services would be accepted"
             )
-        known = _SHARED_KEY_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_KEY_ALGORITHMS
-        if not set(self.jwt_algorithms) <= known:
-            raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(known))} fit this kind of key")
+        supported = _SHARED_KEY_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_KEY_ALGORITHMS
+        if not set(self.jwt_algorithms) <= supported:
+            raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(supported))} fit this kind of key")
         return self
 
     @field_validator("redis_url")
@@ -239,7 +240,7 @@ class Settings(BaseSettings):
     @field_validator(*_SECRETS)
     @classmethod
     def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        """Refuse secrets that stand in examples: everybody knows them."""
+        """Refuse secrets from examples, which are public."""
         if value is not None and _is_placeholder(value.get_secret_value()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
@@ -254,8 +255,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _reject_placeholder_openai_key(self) -> Self:
         """Refuse a placeholder for OpenAI itself; other servers accept any key, such as `none`."""
-        theirs = urlsplit(self.openai_base_url).hostname == "api.openai.com"
-        if theirs and self.openai_api_key is not None and _is_placeholder(self.openai_api_key.get_secret_value()):
+        key, host = self.openai_api_key, urlsplit(self.openai_base_url).hostname
+        if host == "api.openai.com" and key is not None and _is_placeholder(key.get_secret_value()):
             raise ValueError("OPENAI_API_KEY: is a placeholder: set the key that OpenAI issued to you")
         return self
 
@@ -394,9 +395,8 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         ConfigError: a value is not valid. The message names each variable and its problem.
     """
-    values: dict[str, Any] = overrides
     try:
-        return Settings(**values)
+        return Settings(**overrides)  # pyright: ignore[reportArgumentType] - pydantic checks the values
     except ValidationError as error:
         raise ConfigError("\n".join(_format_problem(problem) for problem in error.errors())) from None
 
@@ -421,5 +421,5 @@ def _is_placeholder(secret: str) -> bool:
 
 
 def _format_problem(problem: ErrorDetails) -> str:
-    said = problem["msg"].removeprefix("Value error, ")
-    return f"{str(problem['loc'][0]).upper()}: {said}" if problem["loc"] else said
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{str(problem['loc'][0]).upper()}: {message}" if problem["loc"] else message

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     @field_validator("tools_server_secret")
     @classmethod
     def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        """Refuse secrets that stand in examples: with the secret, a caller can claim to be any user."""
+        """Refuse secrets from examples: with the secret, a caller can claim to be any user."""
         if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value

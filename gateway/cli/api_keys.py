@@ -59,7 +59,7 @@ def create_key(
             limits=msgspec.to_builtins(limits),
             expires_at=expires_at,
         )
-    new = NewKey(
+    new_key = NewKey(
         owner,
         name,
         role,
@@ -71,7 +71,7 @@ def create_key(
         limits=None if requests is None and streams is None else limits,
         expires_at=expires_at,
     )
-    row, secret = _run_with_key_store(lambda store: store.create_key(new, by="cli"))
+    row, secret = _run_with_key_store(lambda store: store.create_key(new_key, by="cli"))
     print(f"{secret}\n\nA key of {row.owner} ({row.role}). It is shown this once: only its hash is stored.")
 
 
@@ -99,8 +99,10 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="Prefix of the key, as
 
 
 def _validate_key(**values: object) -> None:
-    """Raises:
-    ConfigError: the HTTP API would refuse such a key. A line for each option.
+    """Check the values like the HTTP API.
+
+    Raises:
+        ConfigError: the HTTP API would reject the key. The message has a line for each option.
     """
     from pydantic import ValidationError
 
@@ -120,42 +122,44 @@ def _format_option_problem(location: tuple[int | str, ...], message: str) -> str
 
 
 def _compute_expiry(days: float | None) -> datetime | None:
-    """Raises:
-    ConfigError: the moment is not in the future, or cannot be represented.
+    """Compute when a key expires; None: never.
+
+    Raises:
+        ConfigError: the time is not in the future, or cannot be represented.
     """
     if days is None:
         return None
     now = datetime.now(UTC)
     try:
-        moment = now + timedelta(days=days)
+        expires_at = now + timedelta(days=days)
     except (OverflowError, ValueError):
-        moment = now
-    if moment <= now:
+        expires_at = now
+    if expires_at <= now:
         raise ConfigError("--expires-days: must be a number of days after now, before the year 10000")
-    return moment
+    return expires_at
 
 
 def _to_optional_tuple(values: list[str] | None) -> tuple[str, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _run_with_key_store(work: "Callable[[KeyStore], Awaitable[T]]") -> T:
-    """Run `work` with the key store of the configured database."""
+def _run_with_key_store(function: "Callable[[KeyStore], Awaitable[T]]") -> T:
+    """Run a function with the key store of the configured database."""
     from gateway.domain.errors import GatewayError
     from gateway.store import database
     from gateway.store.api_keys import KeyStore
 
-    async def run(settings: Settings, url: str) -> T:
+    async def run_with_database(settings: Settings, url: str) -> T:
         await prepare_schema(settings, url)
-        opened = database.Database(url, pool_size=1)
+        key_database = database.Database(url, pool_size=1)
         try:
-            return await work(KeyStore(opened))
+            return await function(KeyStore(key_database))
         except GatewayError as error:
             raise ConfigError(error.message) from None
         finally:
-            await opened.close()
+            await key_database.close()
 
     with report_config_errors():
         settings = load_settings()
         with open_postgres(settings) as url:
-            return asyncio.run(run(settings, url))
+            return asyncio.run(run_with_database(settings, url))

@@ -59,7 +59,7 @@ async def report_workers_ready(
 
 
 def list_scaling_notes(settings: Settings, count: int) -> list[str]:
-    """List what a person who runs several workers should know."""
+    """List the limits that several workers do not share."""
     if count == 1 or settings.redis_url is not None:
         return []
     limits = "rate limits and " if settings.rate_limit_enabled else ""
@@ -67,7 +67,7 @@ def list_scaling_notes(settings: Settings, count: int) -> list[str]:
 
 
 async def _wait_until_ready(host: str, port: int, context: ssl.SSLContext | None) -> list[str]:
-    """Return the problems that keep the gateway from being ready: none at best.
+    """Wait until the gateway is ready; return the problems that prevent it.
 
     Gives up early on a gateway that answers, because a server of `mcp.json` may be unavailable for long.
     """

@@ -55,9 +55,9 @@ class ManagedProcess:
 
 
 class Supervisor:
-    """Keeps child processes and the embedded Postgres running until told to stop.
+    """Keeps child processes and the embedded Postgres running until a signal stops it.
 
-    A process that ends with exit code 0 ends the whole stack: somebody stopped it on purpose. A process that dies is
+    A process that ends with exit code 0 ends the whole stack, because a signal stopped it. A process that dies is
     restarted. Each child has a session of its own, so a terminal's Ctrl-C reaches only this process. A socket as each
     child's standard input tells it when this process is gone; see `gateway_runtime.parent_watchdog`.
 
@@ -95,7 +95,7 @@ class Supervisor:
                 await self._start_process(process)
                 self.spawn_task(self._keep_process_running(process))
             if self._postgres is not None:
-                # In this very thread: the kernel ends Postgres together with the thread that started it.
+                # In this thread, because the kernel ends Postgres together with the thread that started it.
                 self._postgres.ensure_running()
                 self.spawn_task(self._keep_postgres_running(self._postgres))
             await self._stop.wait()
@@ -106,9 +106,9 @@ class Supervisor:
             await self._stop_all()
         return self._exit_code
 
-    def spawn_task(self, work: Coroutine[None, None, None]) -> None:
-        """Run something beside the processes; it is cancelled when they are stopped."""
-        task = asyncio.ensure_future(work)
+    def spawn_task(self, coroutine: Coroutine[None, None, None]) -> None:
+        """Run a coroutine beside the processes; it is cancelled when they are stopped."""
+        task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
 
@@ -157,7 +157,7 @@ class Supervisor:
             process.startup_error = asyncio.create_task(self._receive_startup_error(process, parent_socket))
 
     async def _receive_startup_error(self, process: ManagedProcess, parent_socket: socket.socket) -> str:
-        """Let a worker serve once all workers can; return its error message if it cannot start."""
+        """Send a worker the start signal once all workers are ready; return its error message if it cannot start."""
         message = await asyncio.get_running_loop().sock_recv(parent_socket, _MAX_MESSAGE_BYTES)
         if message != READY:
             return message.decode()

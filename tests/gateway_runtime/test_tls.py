@@ -34,8 +34,8 @@ def test_certificate_and_key_become_uvicorn_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gateway_tls_cert_file": "c.pem"}, "GATEWAY_TLS_KEY_FILE: must be set where GATEWAY_TLS_CERT_FILE is"),
-        ({"gateway_tls_key_file": "k.pem"}, "GATEWAY_TLS_CERT_FILE: must be set where GATEWAY_TLS_KEY_FILE is"),
+        ({"gateway_tls_cert_file": "c.pem"}, "GATEWAY_TLS_KEY_FILE: must be set because GATEWAY_TLS_CERT_FILE is"),
+        ({"gateway_tls_key_file": "k.pem"}, "GATEWAY_TLS_CERT_FILE: must be set because GATEWAY_TLS_KEY_FILE is"),
         ({"gateway_tls_key_password": "p"}, "GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE"),
     ],
 )
