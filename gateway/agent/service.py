@@ -319,9 +319,8 @@ class TurnService:
             self._runner.on_cancel(message)
             self._bus.publish(message)
             self._bus.publish(BusMessage("orphan", turn.id))
-            with contextlib.suppress(
-                TimeoutError
-            ):  # the cancellation is stored, so a worker that takes over honours it
+            # The cancellation is stored, so a worker that takes the turn over honours it.
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
                     await subscription.wait_until_closed()
 

@@ -22,8 +22,8 @@ class AuditView(BaseModel):
     """Entry of the audit log.
 
     `action` is one of key.create, key.revoke, login.refused, login.granted, login.failed, login.forgotten, server.put,
-    server.remove, tool.approve, input.…, conversation.delete and turn.delete. `login.refused` is an invalid credential
-    of a client; the other logins are sign-ins to MCP servers.
+    server.remove, tool.approve, input.accept, input.decline, input.cancel, conversation.delete and turn.delete.
+    `login.refused` is an invalid credential of a client; the other logins are sign-ins to MCP servers.
     """
 
     id: UUID
@@ -48,7 +48,7 @@ class AuditList(BaseModel):
 async def list_audit(
     _principal: PrincipalDep,
     audit_log: AuditLogDep,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="Maximum number of items in the page.")] = 50,
     before: Annotated[UUID | None, Query(description="The `next` of the previous page.")] = None,
     actor: ActorFilter = None,
     action: ActionFilter = None,

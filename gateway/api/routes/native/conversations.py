@@ -75,7 +75,7 @@ class ConversationChange(BaseModel):
 async def list_conversations(
     principal: PrincipalDep,
     conversations: ConversationsDep,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="Maximum number of items in the page.")] = 50,
     before: Annotated[UUID | None, Query(description="The `next` of the previous page.")] = None,
 ) -> ConversationList:
     """The newest conversations first."""

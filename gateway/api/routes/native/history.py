@@ -14,8 +14,8 @@ from gateway.store.history import SearchHit
 
 router = APIRouter(tags=["history"])
 
-Limit = Annotated[int, Query(ge=1, le=200)]
-Offset = Annotated[int, Query(ge=0, le=1_000_000)]
+Limit = Annotated[int, Query(ge=1, le=200, description="Maximum number of items in the page.")]
+Offset = Annotated[int, Query(ge=0, le=1_000_000, description="Number of items to skip.")]
 SearchQuery = Annotated[
     str, Query(min_length=1, max_length=1_000, description='Words, "a phrase", `or`, -without, as in search engines.')
 ]

@@ -104,8 +104,10 @@ async def get_usage(
         str | None,
         Query(max_length=256, pattern=r"^[^\x00]*$", description="Only the turns of this user. Admins only."),
     ] = None,
-    format: Annotated[Literal["json", "csv"] | None, Query()] = None,  # noqa: A002 - the parameter's public name
-    accept: Annotated[str, Header()] = "",
+    format: Annotated[  # noqa: A002 - the parameter's public name
+        Literal["json", "csv"] | None, Query(description="Default: json.")
+    ] = None,
+    accept: Annotated[str, Header(description="`text/csv` selects CSV if `format` is omitted.")] = "",
 ) -> UsageTable | Response:
     """Sum tokens, times and cost of turns that have ended.
 

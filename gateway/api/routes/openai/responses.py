@@ -66,7 +66,7 @@ async def create_response(
 async def get_response(
     response_id: str,
     request: Request,
-    stream_: Annotated[bool, Query(alias="stream")] = False,
+    stream_: Annotated[bool, Query(alias="stream", description="Stream the events of the response.")] = False,
     starting_after: Annotated[int, Query(ge=-1, description="Number of the last event that the client received.")] = -1,
     _include: Annotated[list[str] | None, Query(alias="include[]", description="Accepted and ignored.")] = None,
 ) -> Response:
