@@ -167,6 +167,6 @@ class _JournalTail:
         return bool(entries)
 
     def _check_storage_timeout(self) -> None:
-        silence = asyncio.get_running_loop().time() - self._last_read_at
-        if self._storage_timeout_seconds is not None and silence >= self._storage_timeout_seconds:
+        unreachable_seconds = asyncio.get_running_loop().time() - self._last_read_at
+        if self._storage_timeout_seconds is not None and unreachable_seconds >= self._storage_timeout_seconds:
             self.log.close(StorageUnavailable.code)

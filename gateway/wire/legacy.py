@@ -141,7 +141,7 @@ class _StepTextJoiner:
 
 async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
     """Stream only the text. A failure or a question is appended in brackets."""
-    joiner, ended, question = _StepTextJoiner(), False, ""
+    joiner, has_ended, question = _StepTextJoiner(), False, ""
     async for batch in listener:
         text = ""
         for entry in batch:
@@ -168,9 +168,9 @@ async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
                     pass
                 case _:
                     assert_never(entry.event)
-            ended = isinstance(entry.event, e.TurnEnd)
+            has_ended = isinstance(entry.event, e.TurnEnd)
         yield text.encode()
-    if not ended:
+    if not has_ended:
         reason = listener.close_reason
         yield f"\n[waiting for an answer: {question}]".encode() if question else f"\n[error: {reason}]".encode()
 
@@ -180,7 +180,7 @@ async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> Asyn
 
     First `data: {"conversation_id","model"}`, then `data: {"content","finished"}` for each text delta.
     """
-    joiner, ended, question = _StepTextJoiner(), False, ""
+    joiner, has_ended, question = _StepTextJoiner(), False, ""
     async for batch in listener:
         frames: list[JsonObject] = []
         for entry in batch:
@@ -210,9 +210,9 @@ async def stream_legacy_frames(listener: EventListener, *, stored: bool) -> Asyn
                     pass
                 case _:
                     assert_never(entry.event)
-            ended = isinstance(entry.event, e.TurnEnd)
+            has_ended = isinstance(entry.event, e.TurnEnd)
         yield b"".join(map(_encode_frame, frames))
-    if not ended:
+    if not has_ended:
         reason = listener.close_reason or "server_stopping"
         error = _build_error_frame("The stream ended before the turn ended.", reason)
         yield _encode_frame({"content": question, "finished": True} if question else error)

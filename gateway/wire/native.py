@@ -266,11 +266,11 @@ async def stream_events(turn_id: str, listener: EventListener) -> AsyncGenerator
     If the events stop before the turn ends, the last frame is `stream.closing`, which has no number and names the
     reason. A client that already had the last event receives only `[DONE]`.
     """
-    ended = False
+    has_ended = False
     async for batch in listener:
-        ended = isinstance(batch[-1].event, e.TurnEnd)
-        yield b"".join(map(format_event, batch)) + (DONE if ended else b"")
-    if not ended:
+        has_ended = isinstance(batch[-1].event, e.TurnEnd)
+        yield b"".join(map(format_event, batch)) + (DONE if has_ended else b"")
+    if not has_ended:
         reason = listener.close_reason
         closing = format_unnumbered_event("stream.closing", msgspec.json.encode({"turn_id": turn_id, "reason": reason}))
         yield closing if reason else DONE

@@ -423,12 +423,12 @@ async def stream_chunks(
     done: bytes = DONE,
 ) -> AsyncGenerator[bytes]:
     """Stream a turn as framed chunks, followed by `done` unless it failed."""
-    ended = False
+    has_ended = False
     async for batch in listener:
-        ended = isinstance(batch[-1].event, e.TurnEnd)
+        has_ended = isinstance(batch[-1].event, e.TurnEnd)
         frames = b"".join(frame(chunk) for entry in batch for chunk in chunks.write_event(entry.event))
-        yield frames + (done if ended and not chunks.has_failed else b"")
-    if not ended:
+        yield frames + (done if has_ended and not chunks.has_failed else b"")
+    if not has_ended:
         reason = listener.close_reason or "server_stopping"
         if reason == "input_required":
             yield b"".join(map(frame, chunks.write_end())) + done

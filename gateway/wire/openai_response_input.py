@@ -19,8 +19,8 @@ def build_input_list(turn_id: UUID, messages: list[JsonObject]) -> JsonObject:
             fields = {"call_id": call["id"], "name": call["name"], "arguments": call["arguments"]}
             items.append({"type": "function_call", **fields})
     data = [{"id": f"in_{turn_id.hex}_{n}", "status": "completed", **item} for n, item in enumerate(items)][::-1]
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": False, **ends}
+    bounds = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": data, "has_more": False, **bounds}
 
 
 def _to_parts(message: JsonObject) -> list[JsonObject]:

@@ -96,7 +96,7 @@ def _declare_response(responses: JsonObject, path: str, status: int, description
     if openai and status == 422:
         responses.pop("422", None)
         status = 400
-    shape = "OpenAIErrorBody" if openai else "ErrorBody"
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
+    schema = "OpenAIErrorBody" if openai else "ErrorBody"
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     declared = responses.get(str(status), {})
     responses[str(status)] = {"description": declared.get("description") or description, "content": content}

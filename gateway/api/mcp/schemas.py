@@ -36,15 +36,15 @@ def to_call_result(result: ToolResult, meta: JsonObject | None = None) -> t.Call
     return t.CallToolResult.model_validate(fields | ({"_meta": meta} if meta else {}))
 
 
-def to_input_required(needed: PendingInput) -> t.InputRequiredResult:
+def to_input_required(pending: PendingInput) -> t.InputRequiredResult:
     """Convert a server's questions; the client returns the server's state with the answers."""
     requests: dict[str, JsonObject] = {}
-    for question in needed.questions:
+    for question in pending.questions:
         params: JsonObject = {"mode": "form", "message": question.message, "requestedSchema": question.schema}
         if question.url is not None:
             params = {"mode": "url", "message": question.message, "url": question.url, "elicitationId": question.key}
         requests[question.key] = {"method": "elicitation/create", "params": params}
-    fields = {"resultType": "input_required", "inputRequests": requests, "requestState": needed.state}
+    fields = {"resultType": "input_required", "inputRequests": requests, "requestState": pending.state}
     return t.InputRequiredResult.model_validate(fields)
 
 

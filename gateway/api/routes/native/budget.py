@@ -57,5 +57,5 @@ async def get_budget(principal: PrincipalDep, usage: UsageDep, settings: Setting
     )
 
 
-def _build_totals(spent: UsageTotals, budget: Budget) -> UsageTotalsView:
-    return UsageTotalsView(**msgspec.structs.asdict(spent), budget=BudgetView(**msgspec.structs.asdict(budget)))
+def _build_totals(totals: UsageTotals, budget: Budget) -> UsageTotalsView:
+    return UsageTotalsView(**msgspec.structs.asdict(totals), budget=BudgetView(**msgspec.structs.asdict(budget)))

@@ -109,8 +109,8 @@ async def rename_conversation(
     """Change the title of a conversation."""
     conversation = await conversations.get_conversation(conversation_id, principal)
     await conversations.rename_conversation(conversation.id, body.title)
-    renamed = await conversations.get_conversation(conversation_id, principal)
-    return ConversationView.model_validate(renamed, from_attributes=True)
+    conversation = await conversations.get_conversation(conversation_id, principal)
+    return ConversationView.model_validate(conversation, from_attributes=True)
 
 
 @router.delete("/{conversation_id}", summary="Delete a conversation", status_code=204, responses=_NOT_FOUND)
