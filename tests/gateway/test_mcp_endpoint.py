@@ -100,9 +100,9 @@ async def test_ask_agent_answers_and_continues_a_conversation(
 async def test_cancelled_ask_agent_call_cancels_the_turn(gateway: Gateway, mode: str) -> None:
     gateway.simulator.faults.add_faults(Fault(kind="stall", after_chunks=40))
     async with connect_host(gateway, mode) as client:
-        asking = asyncio.create_task(client.call_tool("ask_agent", {"prompt": "count to 500"}))
+        call_task = asyncio.create_task(client.call_tool("ask_agent", {"prompt": "count to 500"}))
         await gateway.simulator.wait_until(lambda simulator: simulator.open_streams == 1)
-        asking.cancel()
+        call_task.cancel()
         await gateway.simulator.wait_until(lambda simulator: simulator.cancelled_streams == 1)
 
 
@@ -115,10 +115,10 @@ async def test_cancellation_and_progress_are_forwarded(trial_gateway: Gateway, t
     async with connect_host(trial_gateway, mode) as client:
         assert get_text(await client.call_tool("chatter", {}, progress_callback=record_progress)) == "done"
         await eventually(lambda: progress == [(1, "half"), (2, "whole")])
-        calling = asyncio.create_task(client.call_tool("hang_write", {}))
+        call_task = asyncio.create_task(client.call_tool("hang_write", {}))
         async with asyncio.timeout(30):
             await trial.started.wait()
-            calling.cancel()
+            call_task.cancel()
             await trial.cancelled.wait()
 
 

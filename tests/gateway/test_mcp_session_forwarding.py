@@ -84,10 +84,10 @@ async def test_requests_reach_their_session_through_any_worker(workers: list[Gat
         for _ in range(3):  # each cancellation reaches another worker than its call
             trial.started.clear()
             trial.cancelled.clear()
-            calling = asyncio.create_task(client.call_tool("hang_write", {}))
+            call_task = asyncio.create_task(client.call_tool("hang_write", {}))
             async with asyncio.timeout(30):
                 await trial.started.wait()
-                calling.cancel()
+                call_task.cancel()
                 await trial.cancelled.wait()
 
 

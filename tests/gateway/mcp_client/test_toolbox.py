@@ -154,14 +154,14 @@ async def test_timed_out_call_is_cancelled_on_the_server(trial: TrialSetup, tool
 async def test_call_timeout_is_paused_during_elicitation() -> None:
     class Observer(CallObserver):
         def __init__(self) -> None:
-            self.asked, self.answer_allowed = asyncio.Event(), asyncio.Event()
+            self.question_received, self.answer_allowed = asyncio.Event(), asyncio.Event()
 
         def on_progress(self, progress: float, total: float | None, message: str | None) -> None: ...
 
         def on_log(self, level: str, message: str) -> None: ...
 
         async def ask_user(self, question: Question) -> Answer:
-            self.asked.set()
+            self.question_received.set()
             await self.answer_allowed.wait()
             return Answer("accept", {"row": "front"})
 
@@ -172,25 +172,25 @@ async def test_call_timeout_is_paused_during_elicitation() -> None:
     ):
         spec = toolbox.find_tool("reserve")
         assert spec is not None
-        calling = asyncio.create_task(toolbox.call_tool(spec, {"seats": 2}, principal=ADA, observer=observer))
+        call_task = asyncio.create_task(toolbox.call_tool(spec, {"seats": 2}, principal=ADA, observer=observer))
         async with asyncio.timeout(30):
-            await observer.asked.wait()
+            await observer.question_received.wait()
         connection = toolbox._pool.get_shared("t")
         assert connection is not None
         [ongoing_call] = connection._calls._calls
         assert ongoing_call._timeout.is_paused
         observer.answer_allowed.set()
-        result = await calling
+        result = await call_task
     assert isinstance(result, ToolResult)
     assert get_text(result) == "2 at the front"
 
 
 async def test_cancelled_call_is_cancelled_on_the_server(trial: TrialSetup) -> None:
     async with connect_toolbox(trial[1]) as toolbox:
-        calling = asyncio.create_task(call_tool(toolbox, "hang_write"))
+        call_task = asyncio.create_task(call_tool(toolbox, "hang_write"))
         async with asyncio.timeout(30):
             await trial[0].started.wait()
-            calling.cancel()
+            call_task.cancel()
             await trial[0].cancelled.wait()
         assert get_text(await call_tool(toolbox, "echo", text="still there")) == "still there"
 

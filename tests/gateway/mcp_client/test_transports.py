@@ -77,12 +77,12 @@ async def test_stdio_command_is_restarted_when_killed_and_stopped_at_the_end() -
 async def test_killed_stdio_command_makes_the_outcome_of_a_write_unknown() -> None:
     async with connect_toolbox(make_stdio_config(), connect_timeout=30) as toolbox:
         await wait_until_up(toolbox)
-        calling = asyncio.create_task(call_tool(toolbox, "own_hang_write"))
+        call_task = asyncio.create_task(call_tool(toolbox, "own_hang_write"))
         await wait_for_hanging_calls(toolbox, "own_hanging", 1)
         for pid in find_stdio_processes():
             os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
-            assert (await calling).outcome == "unknown"
+            assert (await call_task).outcome == "unknown"
 
 
 async def test_missing_stdio_command_is_reported_in_the_status() -> None:
@@ -136,7 +136,7 @@ async def test_servers_are_added_and_removed_during_calls() -> None:
             assert toolbox._pool.get_shared("one") is connection
             spec = toolbox.find_tool("two_slow")
             assert spec is not None
-            calling = asyncio.create_task(toolbox.call_tool(spec, {}, principal=ADA))
+            call_task = asyncio.create_task(toolbox.call_tool(spec, {}, principal=ADA))
             async with asyncio.timeout(30):
                 await server.started.wait()
             toolbox.reconcile([one])
@@ -144,4 +144,4 @@ async def test_servers_are_added_and_removed_during_calls() -> None:
             result = await toolbox.call_tool(spec, {}, principal=ADA)
             assert "no longer connected" in result.content[0]["text"]  # type: ignore[union-attr]
             server.release.set()
-            assert (await calling).content[0]["text"] == "done"  # type: ignore[union-attr]
+            assert (await call_task).content[0]["text"] == "done"  # type: ignore[union-attr]
