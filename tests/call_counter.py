@@ -1,4 +1,4 @@
-"""Counts function calls, a measure of work that does not depend on the machine."""
+"""Counts function calls, a measure of work independent of the machine."""
 
 import sys
 from collections import Counter
@@ -10,7 +10,10 @@ from typing import Any
 
 @contextmanager
 def count_function_calls() -> Generator[Counter[tuple[str, str]]]:
-    """Count the calls in this thread by file and function; C functions count for their caller's file."""
+    """Count the calls in this thread by file and function.
+
+    C functions count for their caller's file.
+    """
     calls: Counter[tuple[str, str]] = Counter()
     names: dict[CodeType, tuple[str, str]] = {}
 

@@ -30,7 +30,10 @@ class Certificate:
 def create_certificate(
     directory: Path, *, name: str = "localhost", days: float = 1, password: str | None = None
 ) -> Certificate:
-    """Create a self-signed certificate for `name` and 127.0.0.1 that expires in `days` days."""
+    """Create a self-signed certificate for `name` and 127.0.0.1.
+
+    It expires in `days` days.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     expires_at = datetime.now(UTC) + timedelta(days=days)

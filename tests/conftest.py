@@ -1,4 +1,4 @@
-"""Fixtures with real parts: Postgres, a database per test, the simulated Groq, the tool server, the gateway."""
+"""Fixtures with a real Postgres, simulated Groq, tool server and gateway."""
 
 import asyncio
 import functools
@@ -31,7 +31,7 @@ SLOW_TESTS = (
     "gateway_runtime/test_embedded_postgres.py",
     "tools_server/test_process.py",
 )
-"""Tests that start processes, whose imports take ten seconds on a loaded machine, or databases of their own."""
+"""Tests that start processes or databases of their own."""
 SLOW_TIMEOUT_SECONDS = 240
 _RESERVED_SECONDS = 10.0
 """Part of a test's time limit that is reserved for its fixtures."""
@@ -81,7 +81,7 @@ def use_shortcuts(request: pytest.FixtureRequest) -> Generator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
-    """End a coroutine test some seconds before pytest-timeout would end the whole worker.
+    """End a coroutine test before pytest-timeout would end the whole worker.
 
     The traceback then shows where the test waits; pytest-timeout's shows the event loop, and cannot stop it.
     """
@@ -121,7 +121,10 @@ def postgres() -> Generator[embedded_postgres.EmbeddedPostgres]:
 
 
 def _find_fast_directory() -> str:
-    """Return a directory in memory if there is enough of it: each test copies a database."""
+    """Return a directory in memory if there is enough of it.
+
+    Each test copies a database.
+    """
     memory = Path("/dev/shm")
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > _MIN_FREE_MEMORY_BYTES else "/tmp"
 
@@ -183,7 +186,10 @@ async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> As
 
 @pytest.fixture(scope="module")
 async def serve_shared_gateway(postgres: embedded_postgres.EmbeddedPostgres) -> AsyncGenerator[ServeSharedGateway]:
-    """Starts a gateway that all tests of a file share, so they must not change its state."""
+    """Starts a gateway that all tests of a file share.
+
+    The tests must not change its state.
+    """
     async with AsyncExitStack() as stack:
 
         async def serve(**settings: Any) -> Gateway:

@@ -1,4 +1,7 @@
-"""Waits for conditions without an event: another connection's commit, the end of a process, a state behind HTTP."""
+"""Waits for conditions that have no event.
+
+Examples are another connection's commit, the end of a process and a state behind HTTP.
+"""
 
 import asyncio
 import inspect
@@ -7,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 TIMEOUT_SECONDS = 30.0
-"""Timeout for conditions that become true at once: large enough for a stalled machine."""
+"""Timeout of a condition, large enough for a stalled machine."""
 POLL_SECONDS = 0.01
 
 Result = TypeVar("Result")
@@ -16,7 +19,9 @@ Result = TypeVar("Result")
 async def eventually(
     check: Callable[[], Awaitable[Result] | Result], *, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> Result:
-    """Poll `check`, a function or a coroutine function, until its result is true, and return the result.
+    """Poll `check` until its result is true, and return the result.
+
+    `check` is a function or a coroutine function.
 
     Raises:
         AssertionError: no true result in time; the message contains the last result.

@@ -1,4 +1,4 @@
-"""Fakes for tests that control the order of events: a toolbox with gated calls, and a turn without a runner."""
+"""A toolbox with gated calls and a turn context without a runner."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A Redis that tests can stop and restart, and a server that never answers."""
+"""A Redis that tests can stop, and a server that never answers."""
 
 import asyncio
 import subprocess

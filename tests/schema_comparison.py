@@ -1,4 +1,4 @@
-"""Incompatible differences between two versions of an OpenAPI document or a JSON schema.
+"""Incompatible differences between versions of an OpenAPI document or JSON schema.
 
 References are resolved first, so the names of components do not matter. Each difference is one line,
 `<location>: <change>`. Additions are compatible and not reported.
@@ -34,7 +34,7 @@ def compare_openapi(old: JsonObject, new: JsonObject) -> Iterator[str]:
 
 
 def compare_schemas(old: JsonObject, new: JsonObject) -> Iterator[str]:
-    """Yield the incompatible differences between two JSON schemas of data that clients receive."""
+    """Yield the incompatible differences between two schemas of data for clients."""
     return SchemaComparison(old, new, sent=False).compare(old, new, "")
 
 
@@ -73,7 +73,7 @@ def _compare_request_body(old: JsonObject, new: JsonObject, schemas: "SchemaComp
 
 
 def _compare_responses(old: JsonObject, new: JsonObject, schemas: "SchemaComparison", where: str) -> Iterator[str]:
-    """Compare responses; a removed error status is compatible, as the error no longer occurs."""
+    """Compare responses; a removed error status is a compatible change."""
     for status, response in old["responses"].items():
         changed = new["responses"].get(status)
         if changed is None:
@@ -96,7 +96,7 @@ def _compare_content(old: JsonObject, new: JsonObject, schemas: "SchemaCompariso
 
 
 class SchemaComparison:
-    """Compares schemas inside two documents, of values that clients send (`sent`) or receive."""
+    """Compares schemas of values that clients send (`sent`) or receive."""
 
     def __init__(self, old: JsonObject, new: JsonObject, *, sent: bool) -> None:
         self._old = old
@@ -197,7 +197,7 @@ def _compare_bounds(old: JsonObject, new: JsonObject, where: str) -> Iterator[st
 
 
 def resolve_references(schema: JsonObject | bool, document: JsonObject) -> JsonObject:
-    """Resolve the references at the top of a schema and merge its `allOf`."""
+    """Resolve references at a schema's top and merge its `allOf`."""
     if isinstance(schema, bool):
         return {}
     while "$ref" in schema:
@@ -211,7 +211,7 @@ def resolve_references(schema: JsonObject | bool, document: JsonObject) -> JsonO
 
 
 def list_alternatives(schema: JsonObject, document: JsonObject) -> list[JsonObject]:
-    """Return the schemas of `anyOf`, `oneOf` or of a list of types, else the schema itself."""
+    """Return the alternatives of `anyOf`, `oneOf` or a list of types."""
     schema = resolve_references(schema, document)
     for keyword in ("anyOf", "oneOf"):
         if keyword in schema:
@@ -237,7 +237,7 @@ def get_type(schema: JsonObject) -> str:
 
 
 def get_tags(schema: JsonObject) -> JsonObject:
-    """Return the properties with only one value, which distinguish the alternatives of a union."""
+    """Return properties with only one value; they distinguish union alternatives."""
     values = {name: get_values(part) for name, part in schema.get("properties", {}).items()}
     return {name: allowed[0] for name, allowed in values.items() if allowed is not None and len(allowed) == 1}
 

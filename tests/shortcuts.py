@@ -1,7 +1,7 @@
-"""Replacements in libraries and in the gateway that make the tests faster. `--no-shortcuts` disables them.
+"""Replacements in libraries and in the gateway that make tests faster.
 
-A run starts hundreds of servers in few processes, so work that a process does once in production is repeated hundreds
-of times. No test depends on a replacement:
+`--no-shortcuts` disables them. A run starts hundreds of servers in few processes, so work that a
+process does once in production is repeated hundreds of times. No test depends on a replacement:
 
 - uvicorn checks every 5 ms instead of every 100 ms whether it should stop.
 - A gateway does not collect and freeze garbage when it starts: with the growing heap of the test process a full
@@ -67,7 +67,7 @@ class _GcWithoutCollections:
 
 
 class _FuncMetadataCache:
-    """Caches the SDK's `func_metadata`, which depends only on a function's code and signature."""
+    """Caches the SDK's `func_metadata` per code and signature of a function."""
 
     def __init__(self) -> None:
         self._cache: dict[Any, FuncMetadata] = {}

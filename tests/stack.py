@@ -1,4 +1,4 @@
-"""Gateways and tool servers in the test's process and event loop, over real HTTP, and clients of them."""
+"""Gateways and tool servers in the test's event loop, and their clients."""
 
 import json
 import random
@@ -27,14 +27,14 @@ from tools_server.tasks.store import TaskStore
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
 TIMEOUTS = Timeouts(journal=30.0, mcp_connect=30.0)
-"""Long enough for a stalled machine; the defaults fit a gateway in production."""
+"""Long enough for a stalled machine; the defaults fit production."""
 _PORTS = range(10_000, 32_000)
-"""Below the ports of outgoing connections on Linux and macOS, which could take a port before its server does."""
+"""Ports below those of outgoing connections on Linux and macOS."""
 _next_port = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
 
 
 def find_free_port() -> int:
-    """Return a port that is free now and is returned once per process."""
+    """Return a free port, each only once per process."""
     for port in _next_port:
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -210,7 +210,7 @@ def _make_chat_body(prompt: str | None, body: JsonObject) -> JsonObject:
 
 @dataclass
 class Gateway(Client):
-    """A gateway under test, with its application state and simulator, and a client of it."""
+    """A gateway under test and a client of it."""
 
     base_url: str
     session: aiohttp.ClientSession
@@ -232,7 +232,7 @@ async def serve_gateway(
     http: type[HttpProtocol] = HttpProtocol,
     **settings: Any,
 ) -> AsyncGenerator[Gateway]:
-    """Serve the real gateway over real HTTP, connected to the given database, simulator and tool server."""
+    """Serve the real gateway with a database, simulator and tool server."""
     all_settings = _GatewaySettings(
         database_url=database_url,
         groq_api_key=SecretStr("simulated"),

@@ -1,4 +1,4 @@
-"""Tests that the interfaces of the last release still exist, as docs/compatibility.md promises."""
+"""Tests of the promises in docs/compatibility.md about the last release."""
 
 import copy
 import importlib.util
@@ -26,7 +26,7 @@ def load_released(name: str) -> Any:
 
 
 def read_deliberate_changes() -> set[str]:
-    """Return the changes that docs/compatibility.md lists in backticks at the start of an item."""
+    """Return the changes that docs/compatibility.md lists in backticks."""
     return set(re.findall(r"^- `([^`]+)`: ", POLICY.read_text(), re.MULTILINE))
 
 

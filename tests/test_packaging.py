@@ -17,6 +17,6 @@ def test_package_declares_its_type_annotations(package: str) -> None:
 
 @pytest.mark.parametrize("path", [*PACKAGES, *PROJECT["project"]["license-files"]])
 def test_image_and_bundle_contain_packages_and_license(path: str) -> None:
-    """Both install from a copy of pyproject.toml: the build fails if a package or the license is missing."""
+    """The build of both fails if a package or the license is missing."""
     assert f" {path} " in (ROOT / "Dockerfile").read_text()
     assert f'"{path}"' in (ROOT / "packaging" / "mcpb.py").read_text()

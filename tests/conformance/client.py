@@ -95,7 +95,7 @@ class AcceptingObserver:
 
 
 def make_value(schema: Any) -> Any:
-    """Return a schema's default, its first choice or a fixed value of its type."""
+    """Return a schema's default, first choice or a value of its type."""
     if "default" in schema:
         return schema["default"]
     if schema.get("enum"):
@@ -116,7 +116,10 @@ def make_value(schema: Any) -> Any:
 
 
 def make_arguments(spec: ToolSpec, toolbox: McpToolbox) -> dict[str, Any]:
-    """Return arguments for a call; a `schema` argument is the schema of another tool."""
+    """Return arguments for a call.
+
+    A `schema` argument is the schema of another tool.
+    """
     if "schema" in spec.input_schema.get("properties", {}):
         return {"schema": next(other.input_schema for other in toolbox.list_specs() if other is not spec)}
     return make_value(spec.input_schema)

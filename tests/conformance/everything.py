@@ -1,4 +1,4 @@
-"""A server with the tools, resources and prompts that the official conformance suite expects."""
+"""A server with the features that the official conformance suite tests."""
 
 import asyncio
 import json

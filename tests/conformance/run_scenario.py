@@ -1,6 +1,6 @@
-"""The command that the conformance suite starts per scenario: sends it to the client in the test's process.
+"""Sends a conformance scenario to the client in the test's process.
 
-A process per scenario that imports the gateway would make the test slow.
+The suite starts this command for each scenario. A process per scenario that imports the gateway would make the test slow.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Clients in Node, for tests that need Node and the packages of `make node`."""
+"""Clients in Node, with the packages that `make node` installs."""
 
 import asyncio
 import json
@@ -14,14 +14,14 @@ NODE = ROOT / "tests" / "node"
 
 
 def require_node(package: str = "") -> pytest.MarkDecorator:
-    """Skip a test if Node or the package is missing, except in CI."""
+    """Skip a test outside CI if Node or the package is missing."""
     missing = shutil.which("node") is None or bool(package and not (NODE / "node_modules" / package).exists())
     requirement = f"Node and {package}: `make node`" if package else "Node"
     return pytest.mark.skipif("CI" not in os.environ and missing, reason=f"needs {requirement}")
 
 
 async def run_script(script: str, *arguments: str) -> Any:
-    """Run a script of `tests/node` and return the JSON on its last line."""
+    """Run a script of `tests/node` and return its last line's JSON."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(NODE / script),

@@ -1,4 +1,4 @@
-"""`agent-gateway up` as a user starts it, with its processes in a directory of its own."""
+"""`agent-gateway up` as a user starts it, in its own directory."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from tests.eventually import eventually
 from tests.stack import Client, find_free_port
 
 START_SECONDS = 90.0
-"""Timeout of process starts: on a loaded machine the imports of each take ten seconds."""
+"""Timeout of process starts, whose imports are slow on a loaded machine."""
 ROOT = Path(__file__).parent.parent.parent
 EXCLUDED_PREFIXES = (
     "PYTHONDONTWRITEBYTECODE",  # else each process would compile the packages again
@@ -45,7 +45,7 @@ EXCLUDED_PREFIXES = (
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Return the environment without variables that configure the gateway, plus the settings."""
+    """Return the environment without gateway variables, plus the settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)} | settings
 
 
@@ -82,7 +82,7 @@ class RunningStack(Client):
         raise AssertionError(f"no child runs {module}")
 
     def find_descendants(self) -> list[int]:
-        """Return the ids of all processes of the stack, found by their environment."""
+        """Return the ids of all processes with the stack's environment."""
         assignment = f"GATEWAY_DATA_DIR={self.data_dir}".encode()
         pids: list[int] = []
         for entry in Path("/proc").glob("[0-9]*"):
@@ -102,7 +102,7 @@ class RunningStack(Client):
         return self.process.returncode
 
     async def query(self, query: str) -> list[Any]:
-        """Query the stack's own database, which is started if the stack is down."""
+        """Query the stack's own database, and start it if needed."""
         server = embedded_postgres.start_or_attach(self.data_dir)
         try:
             connection = await asyncpg.connect(plain_dsn(server.build_url()))
@@ -124,7 +124,7 @@ class RunningStack(Client):
 async def run_stack(
     directory: Path, *, trusted: ssl.SSLContext | None = None, **settings: str
 ) -> AsyncGenerator[RunningStack]:
-    """Run the stack in `directory`, from its ready message until the context ends.
+    """Run the stack in `directory` until the context ends.
 
     With `trusted`, the client uses https and this TLS context.
     """

@@ -1,4 +1,4 @@
-"""The official MCP conformance suite for the tool server, the gateway and the gateway's MCP client.
+"""The official MCP conformance suite for tool server, gateway and MCP client.
 
 `tests/conformance/expected.toml` lists the scenarios that fail, with reasons. The tests also fail for a listed scenario
 that passes.
@@ -55,7 +55,10 @@ async def run_suite(*arguments: str) -> str:
 
 
 async def passes_when_repeated(name: str, *arguments: str) -> bool:
-    """Repeat a failed scenario: on a busy machine some time out, and the SDK's server may block in a write."""
+    """Repeat a failed scenario alone.
+
+    On a busy machine some scenarios time out, and the SDK's server may block in a write.
+    """
     output = await run_suite(*arguments, "--scenario", name)
     print(output)
     return re.search(r"^Passed: (\d+)/\1, 0 failed", output, re.MULTILINE) is not None

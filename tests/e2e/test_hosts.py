@@ -1,4 +1,4 @@
-"""Tests of MCP hosts that connect through mcp-remote or the bundle for Claude Desktop."""
+"""Tests of MCP hosts behind mcp-remote or the Claude Desktop bundle."""
 
 import asyncio
 import json

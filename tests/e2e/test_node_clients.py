@@ -1,4 +1,4 @@
-"""Tests of the Vercel AI SDK and of fetch against the gateway, in Node."""
+"""Tests of the Vercel AI SDK and of fetch in Node."""
 
 from tests.e2e.node import require_node, run_script
 from tests.stack import Gateway

@@ -1,4 +1,7 @@
-"""Tests of `agent-gateway serve --workers 2`, in order on the same processes; the last test stops them."""
+"""Tests of `agent-gateway serve --workers 2`.
+
+All use the same processes, in order; the last test stops them.
+"""
 
 import asyncio
 import os

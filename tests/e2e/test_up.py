@@ -1,4 +1,4 @@
-"""Tests of `agent-gateway up` and `serve` as a user runs them after cloning the project.
+"""Tests of `agent-gateway up` and `serve` after a clone of the project.
 
 Tests that do not stop the stack share one.
 """
@@ -46,7 +46,7 @@ def directory() -> Generator[Path]:
 
 
 class SharedStack(NamedTuple):
-    """A stack that several tests share, and the event that its search engine got a request."""
+    """A stack that several tests share; its search engine sets the event."""
 
     stack: RunningStack
     search_requested: asyncio.Event
@@ -65,7 +65,7 @@ async def shared_stack() -> AsyncGenerator[SharedStack]:
 
 @asynccontextmanager
 async def serve_hanging_search() -> AsyncGenerator[tuple[str, asyncio.Event]]:
-    """Serve a search engine that never answers, and set an event at its first request."""
+    """Serve a search engine that never answers; requests set the event."""
     requested = asyncio.Event()
 
     async def hang(_request: web.Request) -> web.Response:
@@ -203,7 +203,7 @@ async def test_killed_supervisor_leaves_no_child_process(directory: Path) -> Non
 
 
 def run_to_exit(*arguments: str, **settings: str) -> tuple[int, str]:
-    """Run a command that exits by itself, and return its exit code and error output."""
+    """Run a command to its end; return exit code and error output."""
     process = subprocess.run(
         gateway_command(*arguments),
         cwd=ROOT,

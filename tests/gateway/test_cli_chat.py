@@ -12,7 +12,7 @@ from tests.stack import Gateway, find_free_port
 
 
 class ChatSession:
-    """A chat terminal with a user who types the given lines in order."""
+    """A chat terminal whose user types the given lines in order."""
 
     def __init__(self, url: str, *lines: str, api_key: str | None = None) -> None:
         self.output, self.notes = io.StringIO(), io.StringIO()

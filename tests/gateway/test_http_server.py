@@ -14,7 +14,10 @@ from gateway_runtime.sockets import bind_socket
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs uvloop")
 def test_server_accepts_several_connections_per_loop_iteration() -> None:
-    """With many streams an iteration takes long, and uvloop accepts one connection per iteration and socket."""
+    """Uvloop accepts one connection per iteration and socket.
+
+    With many streams an iteration takes long.
+    """
 
     async def count_iterations(connections: int) -> int:
         listener = bind_socket("127.0.0.1", 0, setting="GATEWAY_PORT")

@@ -1,4 +1,4 @@
-"""Tests of the gateway's `/mcp` endpoint with hosts of the modern and the legacy protocol."""
+"""Tests of the gateway's `/mcp` endpoint with hosts of both protocols."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -34,14 +34,14 @@ async def trial() -> TrialServer:
 
 @pytest.fixture
 async def workers(database_url: str, simulator: Simulator, trial: TrialServer) -> AsyncGenerator[list[Gateway]]:
-    """Three gateways on one database, connected to a server that asks during a call."""
+    """Three gateways on one database, before a server that asks questions."""
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(serve_asgi(trial.create_app(modern=False)))
         yield [await stack.enter_async_context(serve_gateway(database_url, simulator, f"{url}/mcp")) for _ in range(3)]
 
 
 class RoundRobinTransport(httpx2.AsyncBaseTransport):
-    """Sends each request to the next worker, like a load balancer without sticky sessions."""
+    """Sends each request to the next worker, without sticky sessions."""
 
     def __init__(self, workers: list[Gateway]) -> None:
         self._inner = httpx2.AsyncHTTPTransport()

@@ -1,4 +1,4 @@
-"""Tests that the prompt prefix is byte-identical in each request, so that the provider's prompt cache can use it."""
+"""Tests of the prompt prefix, which must be byte-identical to be cached."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from tests.stack import Gateway, find_free_port, serve_asgi, serve_gateway
 
 
 def get_prompt_prefixes(simulator: Simulator) -> list[str]:
-    """Return the tools and the system prompt of each request so far, as JSON."""
+    """Return the tools and system prompt of each request as JSON."""
     return [json.dumps([body["tools"], body["messages"][0]]) for body in simulator.requests]
 
 

@@ -1,4 +1,4 @@
-"""Tests of tool selection and tool search with more tools than a request takes."""
+"""Tests of tool selection and tool search with too many tools."""
 
 import json
 

@@ -36,7 +36,7 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class FakeLoop:
-    """A component's loop, each run of which ends with an outcome from the test."""
+    """A component's loop, whose runs end with outcomes from the test."""
 
     def __init__(self) -> None:
         self.runs = 0

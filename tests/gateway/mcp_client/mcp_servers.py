@@ -1,4 +1,7 @@
-"""MCP servers for tests, in this process or as a process of their own (`python -m … PORT`)."""
+"""MCP servers for tests, in this process or another.
+
+`python -m tests.gateway.mcp_client.mcp_servers PORT` serves one.
+"""
 
 import asyncio
 import sys
@@ -25,7 +28,7 @@ READ_ONLY = ToolAnnotations(read_only_hint=True)
 
 
 def hide_modern_protocol(inner: ASGIApp) -> ASGIApp:
-    """Remove the headers of protocol 2026-07-28 from every request, as for a server without it."""
+    """Remove the headers of protocol 2026-07-28 from every request."""
     modern_headers = (b"mcp-method", b"mcp-name")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +50,7 @@ class SeatChoice(BaseModel):
 
 
 class TrialServer:
-    """A server whose calls the test can suspend, and which records requests and answers."""
+    """A server whose calls the test can suspend; it records requests."""
 
     def __init__(self) -> None:
         self.bus = InMemorySubscriptionBus()

@@ -1,4 +1,4 @@
-"""An MCP server that requires OAuth, with the SDK's authorization server, which consents to everything."""
+"""An MCP server that requires OAuth; its authorization server consents to everything."""
 
 import secrets
 import time

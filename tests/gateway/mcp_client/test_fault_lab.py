@@ -1,4 +1,4 @@
-"""Tests with MCP servers that misbehave, in the modern and the legacy protocol."""
+"""Tests with misbehaving MCP servers of the modern and the legacy protocol."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ def modern(request: pytest.FixtureRequest) -> bool:
 
 
 class FaultyServer:
-    """A proxy of the trial server that answers tool calls with a fault."""
+    """A proxy of the trial server that answers calls with faults."""
 
     def __init__(self, trial: TrialServer, *, modern: bool) -> None:
         self._inner = trial.create_app(modern=modern)
@@ -109,7 +109,7 @@ def _replay_body(body: bytes, receive: Any) -> Any:
 
 
 def _list_tasks() -> set[asyncio.Task[Any]]:
-    """Return running tasks except those of the test's own HTTP servers, which live as long as the loop."""
+    """Return running tasks except those of the test's own HTTP servers."""
     return {task for task in asyncio.all_tasks() if "_shutdown_watcher" not in repr(task.get_coro())}
 
 

@@ -23,7 +23,7 @@ SPECS = (make_spec("one"), make_spec("two"))
 
 
 class FakeToolbox(ToolboxWrapper):
-    """Records calls; its resources and prompts belong to the servers `s` and `t`."""
+    """Records calls; resources and prompts belong to servers `s` and `t`."""
 
     def __init__(self) -> None:
         super().__init__(self)

@@ -1,4 +1,4 @@
-"""Tests of the toolbox over real MCP servers, in the modern and the legacy protocol."""
+"""Tests of the toolbox over real MCP servers of both protocols."""
 
 import asyncio
 import os
@@ -60,7 +60,10 @@ def get_text(result: ToolResult) -> str:
 
 
 async def call_until_answered(toolbox: McpToolbox, name: str, text: str) -> None:
-    """Call until the result is the text: on a stalled machine calls may time out or not reach the server."""
+    """Call the tool until its result is the text.
+
+    On a stalled machine calls may time out or not reach the server.
+    """
 
     async def returns_text() -> bool:
         result = await call_tool(toolbox, name, text=text)
@@ -70,7 +73,7 @@ async def call_until_answered(toolbox: McpToolbox, name: str, text: str) -> None
 
 
 async def wait_for_hanging_calls(toolbox: McpToolbox, name: str, calls: int) -> None:
-    """Wait until `calls` calls hang in the trial server; its tool `name` counts them."""
+    """Wait until `calls` calls hang; the server's tool `name` counts them."""
 
     async def counts_all() -> bool:
         result = await call_tool(toolbox, name)
@@ -298,7 +301,7 @@ async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern:
 
 
 async def test_restarted_legacy_server_gets_a_new_session() -> None:
-    """The server restarts between two calls and has lost the session, without an error before."""
+    """The server restarts between two calls and loses the session."""
     port = find_free_port()
     async with connect_toolbox(
         ServerConfig(name="s", url=f"http://127.0.0.1:{port}/mcp"), connect_timeout=0.1

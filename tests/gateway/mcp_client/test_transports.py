@@ -1,4 +1,4 @@
-"""Tests of stdio and legacy SSE transports, connections per user and changes of servers."""
+"""Tests of stdio, legacy SSE, connections per user and server changes."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ async def sse_server() -> AsyncGenerator[ServerConfig]:
 
 
 def find_stdio_processes() -> set[int]:
-    """Return the ids of child processes that run the trial server over stdio."""
+    """Return the ids of child processes that serve over stdio."""
     pids: set[int] = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:

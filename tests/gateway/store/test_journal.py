@@ -142,7 +142,7 @@ async def test_turn_does_not_start_if_it_cannot_be_stored() -> None:
 
 
 async def test_pending_writes_of_an_abandoned_turn_are_dropped() -> None:
-    """A row without its turn would make Postgres refuse the batch, and its rows would be written one by one."""
+    """Postgres would refuse the batch for a row without its turn."""
     journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), timeout_seconds=0.2)
     journal.start()
     log = TurnLog(uuid4())
