@@ -1,6 +1,6 @@
 """Sends a conformance scenario to the client in the test's process.
 
-The suite starts this command for each scenario. A process per scenario that imports the gateway would make the test slow.
+The suite starts this command for each scenario. Importing the gateway in each would make the test slow.
 """
 
 import json
