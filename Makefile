@@ -29,7 +29,7 @@ check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest -q tests/test_architecture.py
+	$(BIN)/pytest -q tests/test_architecture.py tests/test_docstrings.py
 	@$(MAKE) --no-print-directory docs
 
 format: .venv/.dev

@@ -73,7 +73,7 @@ def create_app(
     """The gateway's ASGI application. Its lifespan connects and disconnects everything.
 
     `settings` must name a database and a model's server: the embedded ones are the caller's to start. When everything
-    runs, the lifespan waits for `until_served`.
+    runs, the lifespan awaits `wait_until_served`.
 
     Raises:
         ConfigError: they do not, or the file of MCP servers cannot be read.
@@ -158,7 +158,7 @@ class Llm:
 
 @dataclass(frozen=True)
 class Tools:
-    """The MCP servers: `toolbox` connects to them, `guarded` applies the administrator's policy to it."""
+    """The MCP servers: `toolbox` connects to them, `policy_toolbox` applies the administrator's policy."""
 
     toolbox: McpToolbox
     policy_toolbox: Toolbox

@@ -36,8 +36,8 @@ class ToolCallScheduler:
     """Runs a step's calls as they become known.
 
     A read-only call waits for the calls that change something before it, any other for all calls before it: so the
-    model's order holds where it can matter. Only read-only calls may start before `release()`, which says that the
-    model's stream ended well: a step that is cut is asked again, and must not have changed anything.
+    model's order holds where it can matter. Only read-only calls may start before `run_deferred()`, which
+    follows the end of the model's stream: a step that breaks off is repeated and must not have changed anything.
     """
 
     def __init__(

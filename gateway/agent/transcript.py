@@ -34,9 +34,11 @@ class _Step:
 
 
 class Transcript:
-    """What a turn has said and done so far, told by its events. `loaded`: the tools that it has found, in order;
-    `cost_usd` is None where the price of a step is not known; `thought` how many characters of reasoning the step that
-    has not ended has brought."""
+    """Messages and totals of a turn, folded from its events.
+
+    `loaded_tools` are the found tools, in order. `cost_usd` is None if the price of a step is unknown.
+    `reasoning_chars` counts the reasoning of a step that has not ended.
+    """
 
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}

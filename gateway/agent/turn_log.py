@@ -18,7 +18,7 @@ TAKEOVER_JUMP = 10_000
 class TurnLog(EventSource):
     """Readers hold an index, not a queue: a slow one costs nothing and slows nobody.
 
-    A delta is shown at once, any other event (and what follows it) when `committed` says that it is durable;
+    A delta is shown at once, any other event (and what follows it) when `mark_committed` reports it as durable;
     with `synchronous`, deltas wait as well. `on_commit` hears of each commit.
     """
 

@@ -15,7 +15,7 @@ log = get_logger(__name__)
 
 
 class WorkerHeartbeat:
-    """Writes a heartbeat every `interval` seconds. A worker without one for `silent` seconds counts as dead.
+    """Writes a heartbeat every `interval_seconds`. A worker counts as dead after `silence_seconds` without.
 
     A worker that could not write one for so long hands over its turns, because other workers will run them.
     """

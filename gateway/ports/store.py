@@ -112,7 +112,7 @@ class Journal(Protocol):
     @property
     @abstractmethod
     def is_backlogged(self) -> bool:
-        """Whether more is waiting for the database than may: then `room()` before going on."""
+        """Whether too much waits for the database: then await `wait_for_capacity()`."""
         ...
 
     @abstractmethod

@@ -131,7 +131,7 @@ class SignIn(Protocol):
 
     @abstractmethod
     async def sign_out(self, server: str, principal: Principal) -> None:
-        """Sign out: drop what was granted. Raises as `offer` does."""
+        """Sign out: drop what was granted. Raises as `create_sign_in_url` does."""
         ...
 
     @abstractmethod

@@ -71,7 +71,7 @@ class Database:
     async def fetch_rows(self, statement: str, *, custom_plan: bool = False, **values: object) -> Sequence[Any]:
         """The rows of one plain SQL query, its `:name`s filled in: a single round trip, as it is its own transaction.
 
-        `plan_anew`: Postgres plans it for these very values, not once for all, at two round trips more.
+        With `custom_plan`, Postgres plans it for these values, which takes two more round trips.
 
         Raises:
             StorageUnavailable: the database cannot be reached.

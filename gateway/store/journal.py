@@ -71,8 +71,8 @@ class PostgresJournal(Journal):
     """The journal, over one connection of its own.
 
     `flush_seconds` is the longest that a delta stays only in memory. `max_bytes` bounds what may wait while the
-    database is unavailable: beyond it `is_backlogged` is true, and turns wait in `wait_for_capacity()`. `begin` fails
-    after `timeout_seconds`.
+    database is unavailable: beyond it `is_backlogged` is true, and turns wait in `wait_for_capacity()`. `begin_turn`
+    fails after `timeout_seconds`.
     """
 
     def __init__(

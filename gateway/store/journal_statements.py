@@ -18,7 +18,7 @@ _Events = tuple[int, int, str] | tuple[None, None, None]
 
 
 def _insert_events_sql(first: int) -> str:
-    """SQL that also inserts the events passed from parameter `first`, if any, where the CTE `turn` has a row."""
+    """SQL that also inserts the events passed from parameter `first`, if any, where the CTE "turn" has a row."""
     return f"""
 INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
 SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM turn WHERE ${first}::int IS NOT NULL

@@ -79,7 +79,7 @@ class Authenticator:
     async def authenticate_request(self, headers: Headers, source: str) -> Principal:
         """Return the principal of a request; `source` is the network address that it comes from.
 
-        While no credential is configured, each caller is `local`, and a credential in the request is ignored.
+        While no credential is configured, each caller is the user "local", and a credential in the request is ignored.
 
         Raises:
             NotAuthenticated: the request has no credential, or an invalid one.

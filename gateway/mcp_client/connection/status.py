@@ -31,7 +31,7 @@ class ConnectionStatus:
         self.available_event = asyncio.Event()
         """Calls may be sent."""
         self.attempted_event = asyncio.Event()
-        """The first attempt to connect, or the one that `retry` asked for, has ended."""
+        """The first attempt to connect, or the one that `retry_event` asks for, has ended."""
         self.retry_event = asyncio.Event()
         """A caller asks for an attempt now."""
         self.broken_event = asyncio.Event()
