@@ -135,11 +135,11 @@ class Catalog(Models):
             if model.active is not False:
                 self._models[model.id] = self._merge_model(self._models.get(model.id), model)
 
-    def _merge_model(self, known: ModelInfo | None, listed: _ListedModel) -> ModelInfo:
-        default = known or self._make_default_info(listed.id, owned_by=listed.owned_by)
+    def _merge_model(self, existing: ModelInfo | None, listed: _ListedModel) -> ModelInfo:
+        default = existing or self._make_default_info(listed.id, owned_by=listed.owned_by)
         window = listed.context_window or listed.max_model_len or default.context_window
         limit = listed.max_completion_tokens or default.max_output_tokens
-        if known is None and not listed.max_completion_tokens:
+        if existing is None and not listed.max_completion_tokens:
             limit = min(limit, window)
         return msgspec.structs.replace(default, context_window=window, max_output_tokens=limit)
 

@@ -1,4 +1,4 @@
-"""The limits of a model server, and how several gateways with one key share them."""
+"""Interfaces of the rate limits of a model server, which several gateways may share."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import msgspec
 
 
 class LimitState(msgspec.Struct, frozen=True):
-    """One limit as a response tells it: `remaining` of `limit`, and how much comes back in a second."""
+    """State of one limit in a response: `remaining` of `limit`, refilled by `rate` per second."""
 
     limit: float
     remaining: float
@@ -16,7 +16,7 @@ class LimitState(msgspec.Struct, frozen=True):
 
 
 class RateLimitHeaders(msgspec.Struct, frozen=True):
-    """What the headers of a response tell. None: nothing that can be read."""
+    """Rate limit headers of a response. None: missing or invalid. `retry_after` in seconds."""
 
     tokens: LimitState | None = None
     requests: LimitState | None = None
@@ -24,9 +24,10 @@ class RateLimitHeaders(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """A reservation among several gateways; with `wait` over 0 there is none yet, and it may be asked for then.
+    """A reservation in limits that several gateways share.
 
-    `number` counts a model's reservations (0: nobody counts); `first`: no other was under way; `epoch`: when it was.
+    `wait` over 0: nothing is reserved, and the caller may retry after so many seconds. `number` counts the reservations
+    of a model; 0: the shared limits are unavailable. `first`: no other call was in flight. `epoch`: the time slot.
     """
 
     model: str
@@ -38,7 +39,7 @@ class Reservation(msgspec.Struct, frozen=True):
 
 
 class SharedLimits(Protocol):
-    """The limits as several gateways with one key share them. Nothing of it raises: who cannot ask, has no limit."""
+    """Limits that several gateways with one API key share. No method raises: unavailable limits do not limit."""
 
     @abstractmethod
     async def reserve_tokens(self, model: str, tokens: float) -> Reservation: ...
@@ -47,12 +48,15 @@ class SharedLimits(Protocol):
     async def report_response(
         self, reservation: Reservation, headers: RateLimitHeaders, *, refunded: bool, block: float
     ) -> None:
-        """The server has seen this call, or it will not be made. The model is blocked for `block` seconds."""
+        """End the reservation of a call that the server has counted, or that was never sent.
+
+        `block`: seconds for which the model is blocked.
+        """
         ...
 
     @abstractmethod
     async def refund_tokens(self, reservation: Reservation, tokens: float) -> None:
-        """Give back what was reserved and not used."""
+        """Return reserved tokens that were not used."""
         ...
 
     @abstractmethod
@@ -65,7 +69,7 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """Time as an event loop has it, which is what it usually is."""
+    """The clock and timers of an event loop, or a fake in tests."""
 
     @abstractmethod
     def time(self) -> float: ...
@@ -74,7 +78,7 @@ class Clock(Protocol):
 
 
 class QueuedItem(Protocol):
-    """What can wait: `user` names whose it is, `tokens` (over 0) what it costs."""
+    """An item of a fair queue. `user`: its owner; `tokens`: its cost, over 0."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What each model takes."""
+"""The catalogue: aliases, the server's list and unsupported parameters."""
 
 from typing import Any
 

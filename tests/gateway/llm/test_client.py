@@ -1,4 +1,4 @@
-"""What goes over the wire to a model's server."""
+"""Requests to a model server and the translation of its responses."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -19,15 +19,15 @@ from tests.gateway.llm.test_retries import Sink
 
 
 @asynccontextmanager
-async def listening(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[str]:
-    """A server that notes the headers of each request, and is then out of order."""
+async def serve_errors(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[str]:
+    """Run a server that records the headers of each request and responds with an error."""
 
-    async def note(request: web.Request) -> web.Response:
+    async def record_headers(request: web.Request) -> web.Response:
         received.append(request.headers)
         return web.Response(status=500)
 
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", note)
+    app.router.add_route("*", "/{path:.*}", record_headers)
     async with TestServer(app) as server:
         yield str(server.make_url("/v1"))
 
@@ -35,7 +35,7 @@ async def listening(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[str
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
 async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., OpenAICompatibleModel]) -> None:
     received: list[CIMultiDictProxy[str]] = []
-    async with listening(received) as url:
+    async with serve_errors(received) as url:
         model = make(api_key="key-of-ours", base_url=url)
         call = ModelCall(model="m", messages=(Message("user", "Hello"),))
         for _ in range(2):
@@ -50,7 +50,9 @@ async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., 
 
 
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
-async def test_stream_that_is_compressed_against_our_wish_is_read(make: Callable[..., OpenAICompatibleModel]) -> None:
+async def test_stream_that_is_compressed_although_not_requested_is_read(
+    make: Callable[..., OpenAICompatibleModel],
+) -> None:
     wished: list[str] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -70,7 +72,7 @@ async def test_stream_that_is_compressed_against_our_wish_is_read(make: Callable
         model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
         answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
         await model.close()
-    assert (sink.said, answered.finish_reason, wished) == ("Hello", "stop", ["identity"])
+    assert (sink.text, answered.finish_reason, wished) == ("Hello", "stop", ["identity"])
 
 
 async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,19 +104,19 @@ async def test_server_that_hangs_up_is_not_said_to_be_late(
         await model.close()
 
 
-_WHOLE = (
+_WHOLE_ANSWER = (
     b'data: {"choices":[{"delta":{"content":"Hello"}}]}\n\ndata: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
 )
 
 
 async def stays_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE + b"data: [DONE]\n\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE_ANSWER + b"data: [DONE]\n\n")
     await reader.read()
     writer.close()
 
 
 async def chatters_on(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE + b"data: [DONE]\n\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE_ANSWER + b"data: [DONE]\n\n")
     with suppress(ConnectionError):
         while not writer.is_closing():
             writer.write(b": ping\n\n")
@@ -124,12 +126,12 @@ async def chatters_on(_reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    writer.write(head + b"%x\r\n" % len(_WHOLE) + _WHOLE + b"\r\n")  # and no last chunk
+    writer.write(head + b"%x\r\n" % len(_WHOLE_ANSWER) + _WHOLE_ANSWER + b"\r\n")  # and no last chunk
     writer.close()
 
 
 @pytest.mark.parametrize("behave", [stays_open, chatters_on, breaks_off])
-async def test_answer_that_is_complete_stands_whatever_its_connection_does(
+async def test_complete_answer_survives_errors_of_its_connection(
     behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> None:
     server = await asyncio.start_server(behave, "127.0.0.1", 0)
@@ -141,7 +143,7 @@ async def test_answer_that_is_complete_stands_whatever_its_connection_does(
         async with asyncio.timeout(30):
             answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
         await model.close()
-    assert (sink.said, answered.finish_reason) == ("Hello", "stop")
+    assert (sink.text, answered.finish_reason) == ("Hello", "stop")
 
 
 @pytest.mark.parametrize(

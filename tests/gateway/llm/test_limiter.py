@@ -1,4 +1,4 @@
-"""The limiter of a model server's key: exact by the headers, fair between users, and gone where nothing is known."""
+"""The rate limiter of a model server's key: exact limits from headers, and fairness between users."""
 
 import asyncio
 import heapq
@@ -28,7 +28,7 @@ class FakeTimer:
 
 
 class FakeClock:
-    """Time that passes when the test says so."""
+    """Clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 5_000.0
@@ -66,15 +66,15 @@ class FakeClock:
 
 
 async def settle() -> None:
-    """Let every task run until it waits."""
+    """Let all tasks run until they wait."""
     for _ in range(6):
         await asyncio.sleep(0)
 
 
-def told(
+def make_headers(
     *, limit: float = 6_000, left: float = 6_000, requests: float = 14_400, requests_left: float = 14_400
 ) -> dict[str, str]:
-    """Headers as Groq sends them."""
+    """Make rate limit headers in Groq's format."""
     return {
         "x-ratelimit-limit-tokens": f"{limit:.0f}",
         "x-ratelimit-remaining-tokens": f"{left:.0f}",
@@ -85,14 +85,14 @@ def told(
     }
 
 
-async def tell(limiter: Limiter, headers: dict[str, str], status: int = 200, model: str = MODEL) -> None:
-    """One call alone, and what its answer says."""
-    async with limiter.create_permit(model, tokens=1) as slot:
-        slot.on_response(headers, status)
+async def report_headers(limiter: Limiter, headers: dict[str, str], status: int = 200, model: str = MODEL) -> None:
+    """Make one call whose response has these headers."""
+    async with limiter.create_permit(model, tokens=1) as permit:
+        permit.on_response(headers, status)
 
 
 class Calls:
-    """Calls in tasks of their own, and the order in which they got their places."""
+    """Calls in separate tasks, and the order in which their permits were granted."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
@@ -114,7 +114,7 @@ class Calls:
 
 
 @asynccontextmanager
-async def waiting(limiter: Limiter) -> AsyncGenerator[Calls]:
+async def queue_calls(limiter: Limiter) -> AsyncGenerator[Calls]:
     calls = Calls(limiter)
     try:
         yield calls
@@ -226,7 +226,7 @@ def test_requests_are_a_days() -> None:
 
 
 async def test_nothing_known_nothing_limited(limiter: Limiter, clock: FakeClock) -> None:
-    async with waiting(limiter) as calls:
+    async with queue_calls(limiter) as calls:
         for _ in range(500):
             calls.add("ann", tokens=1_000_000)
         await settle()
@@ -235,8 +235,8 @@ async def test_nothing_known_nothing_limited(limiter: Limiter, clock: FakeClock)
 
 
 async def test_budget_is_handed_out_to_the_last_token_and_no_further(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=1_000))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=1_000))
+    async with queue_calls(limiter) as calls:
         for _ in range(30):
             calls.add("ann")
         await settle()
@@ -252,8 +252,8 @@ async def test_budget_is_handed_out_to_the_last_token_and_no_further(limiter: Li
 
 
 async def test_requests_of_the_day_are_limited_too(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(requests_left=2))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(requests_left=2))
+    async with queue_calls(limiter) as calls:
         for _ in range(4):
             calls.add("ann", tokens=1)
         await clock.advance(5.9)
@@ -265,8 +265,8 @@ async def test_requests_of_the_day_are_limited_too(limiter: Limiter, clock: Fake
 
 
 async def test_models_have_their_own_limits(limiter: Limiter) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         calls.add("ann")
         calls.add("ann", model="openai/gpt-oss-20b")
         await settle()
@@ -275,8 +275,8 @@ async def test_models_have_their_own_limits(limiter: Limiter) -> None:
 
 
 async def test_call_larger_than_the_limit_goes_when_all_is_there(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=5_000))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=5_000))
+    async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=50_000)
         await clock.advance(9.9)
         assert calls.served == []
@@ -288,8 +288,8 @@ async def test_answer_does_not_give_back_what_calls_without_an_answer_have_taken
     limiter: Limiter, clock: FakeClock
 ) -> None:
     async with limiter.create_permit(MODEL, tokens=400), limiter.create_permit(MODEL, tokens=500) as second:
-        second.on_response(told(left=1_000), 200)
-        async with waiting(limiter) as calls:
+        second.on_response(make_headers(left=1_000), 200)
+        async with queue_calls(limiter) as calls:
             calls.add("ann", tokens=600)
             calls.add("ann", tokens=100)
             await settle()
@@ -300,48 +300,48 @@ async def test_answer_does_not_give_back_what_calls_without_an_answer_have_taken
 
 async def test_late_answer_of_an_older_call_changes_nothing(limiter: Limiter) -> None:
     async with limiter.create_permit(MODEL, tokens=100) as older, limiter.create_permit(MODEL, tokens=100) as newer:
-        newer.on_response(told(left=150), 200)
-        older.on_response(told(left=5_900), 200)
-        async with waiting(limiter) as calls:
+        newer.on_response(make_headers(left=150), 200)
+        older.on_response(make_headers(left=5_900), 200)
+        async with queue_calls(limiter) as calls:
             calls.add("ann", tokens=100)
             await settle()
             assert calls.served == []
 
 
 async def test_answer_of_a_call_alone_is_the_whole_truth(limiter: Limiter) -> None:
-    await tell(limiter, told(left=0))
-    await tell_when_free(limiter)
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    await report_headers_without_queue(limiter)
+    async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=4_000)
         await settle()
         assert calls.served == ["ann"]
 
 
-async def tell_when_free(limiter: Limiter) -> None:
-    """A call that the limiter cannot stop: it is not asked for its place again."""
-    slot = limiter.create_permit(MODEL, tokens=1)
-    slot.queue.take_permit(slot)
-    slot.on_response(told(left=4_000), 200)
+async def report_headers_without_queue(limiter: Limiter) -> None:
+    """Report headers with a permit that bypasses the queue."""
+    permit = limiter.create_permit(MODEL, tokens=1)
+    permit.queue.take_permit(permit)
+    permit.on_response(make_headers(left=4_000), 200)
 
 
 async def test_correction_frees_capacity_at_once(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=1_000))
-    async with limiter.create_permit(MODEL, tokens=1_000) as slot, waiting(limiter) as calls:
-        slot.on_response({}, 200)
+    await report_headers(limiter, make_headers(left=1_000))
+    async with limiter.create_permit(MODEL, tokens=1_000) as permit, queue_calls(limiter) as calls:
+        permit.on_response({}, 200)
         calls.add("ann", tokens=600)
         await settle()
         assert calls.served == []
-        slot.on_usage(400)
+        permit.on_usage(400)
         await settle()
         assert calls.served == ["ann"]
         assert clock.pending == 0
 
 
 async def test_more_used_than_estimated_is_taken_from_those_behind(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=1_000))
-    async with limiter.create_permit(MODEL, tokens=100) as slot:
-        slot.on_usage(1_000)
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=1_000))
+    async with limiter.create_permit(MODEL, tokens=100) as permit:
+        permit.on_usage(1_000)
+    async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=100)
         await clock.advance(0.9)
         assert calls.served == []
@@ -354,23 +354,23 @@ async def test_more_used_than_estimated_is_taken_from_those_behind(limiter: Limi
 
 async def test_429_without_headers_blocks_the_model_longer_each_time(limiter: Limiter, clock: FakeClock) -> None:
     for pause in (1, 2, 4, 8, 16, 32, 60, 60):
-        await tell(limiter, {}, 429)
-        async with waiting(limiter) as calls:
+        await report_headers(limiter, {}, 429)
+        async with queue_calls(limiter) as calls:
             calls.add("ann")
             await clock.advance(pause - 0.01)
             assert calls.served == []
         await clock.advance(0.02)
-    await tell(limiter, {})
-    await tell(limiter, {}, 429)
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, {})
+    await report_headers(limiter, {}, 429)
+    async with queue_calls(limiter) as calls:
         calls.add("ann")
         await clock.advance(1.01)
         assert calls.served == ["ann"]
 
 
 async def test_429_blocks_for_retry_after(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, {"retry-after": "17.4"}, 429)
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, {"retry-after": "17.4"}, 429)
+    async with queue_calls(limiter) as calls:
         calls.add("ann")
         calls.add("ann", model="other")
         await clock.advance(17.3)
@@ -380,21 +380,21 @@ async def test_429_blocks_for_retry_after(limiter: Limiter, clock: FakeClock) ->
 
 
 async def test_calls_refused_together_are_one_refusal(limiter: Limiter, clock: FakeClock) -> None:
-    slots = [limiter.create_permit(MODEL, tokens=10) for _ in range(20)]
-    for slot in slots:
-        await slot.__aenter__()
-    for slot in slots:
-        slot.on_response({}, 429)
-        await slot.__aexit__(None, None, None)
-    async with waiting(limiter) as calls:
+    permits = [limiter.create_permit(MODEL, tokens=10) for _ in range(20)]
+    for permit in permits:
+        await permit.__aenter__()
+    for permit in permits:
+        permit.on_response({}, 429)
+        await permit.__aexit__(None, None, None)
+    async with queue_calls(limiter) as calls:
         calls.add("ann")
         await clock.advance(1.01)
         assert calls.served == ["ann"]
 
 
 async def test_after_a_refusal_one_call_goes_ahead_of_the_others(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, {}, 429)
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, {}, 429)
+    async with queue_calls(limiter) as calls:
         probe = limiter.create_permit(MODEL, tokens=10, user="probe")
         entering = asyncio.create_task(probe.__aenter__())
         await settle()
@@ -410,10 +410,10 @@ async def test_after_a_refusal_one_call_goes_ahead_of_the_others(limiter: Limite
 
 
 async def test_refused_call_has_used_nothing(limiter: Limiter) -> None:
-    await tell(limiter, told(left=1_000))
-    async with limiter.create_permit(MODEL, tokens=1_000) as slot:
-        slot.on_response({}, 503)
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=1_000))
+    async with limiter.create_permit(MODEL, tokens=1_000) as permit:
+        permit.on_response({}, 503)
+    async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=1_000)
         await settle()
         assert calls.served == ["ann"]
@@ -423,8 +423,8 @@ async def test_call_that_got_no_answer_is_no_longer_pending(limiter: Limiter) ->
     with pytest.raises(ConnectionError):
         async with limiter.create_permit(MODEL, tokens=900):
             raise ConnectionError
-    await tell(limiter, told(left=1_000))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=1_000))
+    async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=1_000)
         await settle()
         assert calls.served == ["ann"]
@@ -434,8 +434,8 @@ async def test_call_that_got_no_answer_is_no_longer_pending(limiter: Limiter) ->
 
 
 async def test_predicted_wait_over_the_deadline_is_refused_at_once(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=500)
         await settle()
         calls.add("bob", tokens=500, deadline=9.9)  # 1,000 tokens are 10 seconds
@@ -449,8 +449,8 @@ async def test_predicted_wait_over_the_deadline_is_refused_at_once(limiter: Limi
 
 
 async def test_prediction_knows_that_the_wait_is_shared_fairly(limiter: Limiter) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         for _ in range(100):
             calls.add("ann")
         await settle()
@@ -461,10 +461,10 @@ async def test_prediction_knows_that_the_wait_is_shared_fairly(limiter: Limiter)
 
 
 async def test_waiting_that_turns_out_too_long_is_refused_then(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=0))
+    await report_headers(limiter, make_headers(left=0))
     running = limiter.create_permit(MODEL, tokens=1)
     running.queue.take_permit(running)
-    async with waiting(limiter) as calls:
+    async with queue_calls(limiter) as calls:
         calls.add("ann", deadline=20)
         calls.add("bob", deadline=500)
         await settle()
@@ -476,9 +476,9 @@ async def test_waiting_that_turns_out_too_long_is_refused_then(limiter: Limiter,
 
 
 async def test_wait_for_the_answer_of_another_ends_with_the_deadline(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, {"retry-after": "1"}, 429)
+    await report_headers(limiter, {"retry-after": "1"}, 429)
     await clock.advance(1)
-    async with limiter.create_permit(MODEL, tokens=1), waiting(limiter) as calls:
+    async with limiter.create_permit(MODEL, tokens=1), queue_calls(limiter) as calls:
         calls.add("ann", deadline=5)
         await clock.advance(4.9)
         assert calls.refused == []
@@ -488,8 +488,8 @@ async def test_wait_for_the_answer_of_another_ends_with_the_deadline(limiter: Li
 
 async def test_queue_is_bounded(clock: FakeClock) -> None:
     limiter = Limiter(clock=clock, max_waiting=3)
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         for user in "abcde":
             calls.add(user)
         await settle()
@@ -503,11 +503,11 @@ async def test_queue_is_bounded(clock: FakeClock) -> None:
 async def test_models_and_users_are_forgotten(clock: FakeClock) -> None:
     limiter = Limiter(clock=clock, max_models=10)
     for number in range(100):
-        await tell(limiter, told(left=5_000), model=f"model-{number}")
+        await report_headers(limiter, make_headers(left=5_000), model=f"model-{number}")
     assert len(limiter._queues) == 10
     queue = limiter.create_permit(MODEL, tokens=1).queue.waiters
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         for number in range(50):
             calls.add(f"user-{number}")
         await settle()
@@ -521,8 +521,8 @@ async def test_models_and_users_are_forgotten(clock: FakeClock) -> None:
 
 
 async def test_user_with_one_call_is_served_second_behind_a_user_with_100(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         for _ in range(100):
             calls.add("ann")
         calls.add("bob")
@@ -531,8 +531,8 @@ async def test_user_with_one_call_is_served_second_behind_a_user_with_100(limite
 
 
 async def test_late_comer_does_not_wait_for_what_stood_before(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         for _ in range(100):
             calls.add("ann")
         await clock.advance(20)
@@ -542,8 +542,8 @@ async def test_late_comer_does_not_wait_for_what_stood_before(limiter: Limiter, 
 
 
 async def test_tokens_count_and_not_requests(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         for _ in range(10):
             calls.add("ann", tokens=400)
             for _ in range(4):
@@ -555,8 +555,8 @@ async def test_tokens_count_and_not_requests(limiter: Limiter, clock: FakeClock)
 
 async def test_weights_are_shares(clock: FakeClock) -> None:
     limiter = Limiter(clock=clock, weights={"ann": 3})
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         for user in ("ann", "bob"):
             for _ in range(40):
                 calls.add(user)
@@ -566,8 +566,8 @@ async def test_weights_are_shares(clock: FakeClock) -> None:
 
 
 async def test_large_call_is_not_starved_by_small_ones(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=1_000)
         for _ in range(50):
             calls.add("bob", tokens=100)
@@ -579,8 +579,8 @@ async def test_large_call_is_not_starved_by_small_ones(limiter: Limiter, clock: 
 
 
 async def test_cancelled_waiter_leaves_no_trace(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=0))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=0))
+    async with queue_calls(limiter) as calls:
         gone = [calls.add("ann", tokens=1_000) for _ in range(10)]
         await settle()
         calls.add("bob")
@@ -593,8 +593,8 @@ async def test_cancelled_waiter_leaves_no_trace(limiter: Limiter, clock: FakeClo
 
 
 async def test_first_that_is_cancelled_lets_the_next_go_at_once(limiter: Limiter) -> None:
-    await tell(limiter, told(left=500))
-    async with waiting(limiter) as calls:
+    await report_headers(limiter, make_headers(left=500))
+    async with queue_calls(limiter) as calls:
         first = calls.add("ann", tokens=5_000)
         await settle()
         calls.add("ann", tokens=500)
@@ -606,10 +606,10 @@ async def test_first_that_is_cancelled_lets_the_next_go_at_once(limiter: Limiter
 
 
 async def test_cancelled_just_as_it_is_served_gives_all_back(limiter: Limiter, clock: FakeClock) -> None:
-    await tell(limiter, told(left=1_000))
+    await report_headers(limiter, make_headers(left=1_000))
     holder = limiter.create_permit(MODEL, tokens=1_000)
     await holder.__aenter__()
-    async with waiting(limiter) as calls:
+    async with queue_calls(limiter) as calls:
         first = calls.add("ann", tokens=600)
         await settle()
         calls.add("bob", tokens=600)
@@ -621,10 +621,10 @@ async def test_cancelled_just_as_it_is_served_gives_all_back(limiter: Limiter, c
 
 
 async def test_cancelled_just_as_it_is_refused_is_no_ones_exception(limiter: Limiter) -> None:
-    await tell(limiter, told(left=0))
+    await report_headers(limiter, make_headers(left=0))
     running = limiter.create_permit(MODEL, tokens=1)
     running.queue.take_permit(running)
-    async with waiting(limiter) as calls:
+    async with queue_calls(limiter) as calls:
         task = calls.add("ann", deadline=5)
         await settle()
         running.on_response({"retry-after": "300"}, 429)
@@ -638,7 +638,7 @@ async def test_cancelled_just_as_it_is_refused_is_no_ones_exception(limiter: Lim
 
 
 class Server:
-    """Counts as Groq does: what was used comes back evenly."""
+    """Model server that refills its limit evenly, like Groq."""
 
     def __init__(self, clock: FakeClock, limit: float) -> None:
         self._clock = clock
@@ -651,25 +651,25 @@ class Server:
         self._at = self._clock.now
         if tokens > self.level + 0.01:
             self.refused += 1
-            return told(limit=self._limit, left=math.floor(self.level)) | {"retry-after": "1"}, 429
+            return make_headers(limit=self._limit, left=math.floor(self.level)) | {"retry-after": "1"}, 429
         self.level -= tokens
-        return told(limit=self._limit, left=math.floor(self.level)), 200
+        return make_headers(limit=self._limit, left=math.floor(self.level)), 200
 
 
 @pytest.mark.parametrize("seed", range(10))
 async def test_server_never_has_to_refuse_and_is_kept_busy(limiter: Limiter, clock: FakeClock, seed: int) -> None:
-    """Whatever the order in which it sees the calls, and we its answers."""
+    """The order of calls and of responses is random."""
     chance, server, total = random.Random(seed), Server(clock, 60_000), 0
 
     async def call(user: str) -> None:
         nonlocal total
-        async with limiter.create_permit(MODEL, tokens=(tokens := chance.randint(1, 4_000)), user=user) as slot:
+        async with limiter.create_permit(MODEL, tokens=(tokens := chance.randint(1, 4_000)), user=user) as permit:
             await clock.sleep(chance.random())
             headers, status = server.admit(tokens)
             await clock.sleep(chance.random() * 3)
-            slot.on_response(headers, status)
+            permit.on_response(headers, status)
             await clock.sleep(chance.random() * 5)
-            slot.on_usage(tokens)
+            permit.on_usage(tokens)
             total += tokens
 
     first = asyncio.create_task(call("first"))

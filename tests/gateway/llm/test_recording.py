@@ -1,4 +1,4 @@
-"""Record and replay: a failure of the model's server, met once, can be met again."""
+"""Recording of exchanges with a model server, and their replay by the simulator."""
 
 import asyncio
 import json
@@ -24,9 +24,9 @@ BROKE = {"message": "broke", "type": "server_error"}
 BUSY = {"error": {"message": "over capacity", "code": "capacity_exceeded"}}
 
 
-def outcome(reply: Reply) -> list[Any]:
-    """What a turn told, without what differs from turn to turn."""
-    told: list[Any] = [reply.status, reply.body and reply.body["error"]["code"]]
+def get_events(reply: Reply) -> list[Any]:
+    """Return the events of a turn without its ids and times."""
+    events: list[Any] = [reply.status, reply.body and reply.body["error"]["code"]]
     texts: dict[str, str] = {}
     for event in reply.events:
         data = event.data if isinstance(event.data, dict) else {}
@@ -35,18 +35,18 @@ def outcome(reply: Reply) -> list[Any]:
                 name = f"{event.type} {data['step']}"
                 texts[name] = texts.get(name, "") + data["text"]
             case "tool.call":
-                told.append((event.type, data["tool"], data["arguments"]))
+                events.append((event.type, data["tool"], data["arguments"]))
             case "tool.result":
-                told.append((event.type, data["outcome"], data["structured"]))
+                events.append((event.type, data["outcome"], data["structured"]))
             case "model.retry":
-                told.append((event.type, data["reason"], data["attempt"], data["discard"]))
+                events.append((event.type, data["reason"], data["attempt"], data["discard"]))
             case "step.completed" | "turn.completed":
-                told.append((event.type, data["finish_reason"], data["usage"], data["cost_usd"]))
+                events.append((event.type, data["finish_reason"], data["usage"], data["cost_usd"]))
             case "turn.failed":
-                told.append((event.type, data["error"]))
+                events.append((event.type, data["error"]))
             case _:
-                told.append(event.type)
-    return [*told, texts]
+                events.append(event.type)
+    return [*events, texts]
 
 
 FAULTS: dict[str, tuple[list[Fault], int]] = {
@@ -78,17 +78,17 @@ async def test_what_was_recorded_happens_again(
     prompt = "count to 40" if any(each.after_chunks == 15 for each in plan) else SUM
     settings = SETTINGS | {"model_idle_timeout": 1 if fault == "silent" else 30}
     async with serve_gateway(database_url, simulator, tools_url, model_record_dir=tmp_path, **settings) as gateway:
-        live = outcome(await gateway.chat_stream(prompt))
+        live = get_events(await gateway.chat_stream(prompt))
     assert len(list(tmp_path.glob("*.json"))) == exchanges
     async with (
         serve_simulator(SimulatorSettings(0, 0, replay=tmp_path)) as again,
         serve_gateway(database_url, again, tools_url, **settings) as gateway,
     ):
-        assert outcome(await gateway.chat_stream(prompt)) == live
+        assert get_events(await gateway.chat_stream(prompt)) == live
         assert again.replayed_requests == len(again.requests) == exchanges
         if fault == "rate limited":
             return  # the limiter asks no more
-        assert outcome(await gateway.chat_stream(prompt)) == live
+        assert get_events(await gateway.chat_stream(prompt)) == live
         assert "Hello" in (await gateway.chat("Hello")).body["response"]  # for that, its own brain
         assert again.replayed_requests == exchanges * 2
 
@@ -123,7 +123,7 @@ async def test_bytes_are_kept_as_they_came(simulator: Simulator, tmp_path: Path)
     ["gsk_abcdefghijklmnop0123456789", "sk-proj-abcdefghijklmnop_0123456789", "our-own-key-of-some-other-kind"],
 )
 async def test_keys_are_masked_wherever_they_are(simulator: Simulator, tmp_path: Path, secret: str) -> None:
-    """Also where the model says one again, in pieces."""
+    """A key that the model repeats over several chunks is masked, too."""
     recorder = Recorder(tmp_path, key="our-own-key-of-some-other-kind")
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": f"My key is {secret}, thanks"}]}
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": f"Bearer {secret}"}

@@ -1,4 +1,4 @@
-"""The limits of one key shared by several gateways through a real Redis, and each by itself without it."""
+"""Rate limits that several gateways share through a real Redis, and their behaviour without Redis."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
@@ -42,8 +42,8 @@ async def two_replicas(url: str, **options: float) -> AsyncGenerator[list[Limite
         assert limiter.waiting_count == 0
 
 
-def told(left: float, *, requests_left: float = 144) -> dict[str, str]:
-    """So slow a limit that nothing comes back while a test runs: one token a second, one request in ten minutes."""
+def make_headers(left: float, *, requests_left: float = 144) -> dict[str, str]:
+    """Make headers of limits that hardly refill in a test: 1 token per second, 1 request in 10 minutes."""
     return {
         "x-ratelimit-limit-tokens": "10000",
         "x-ratelimit-remaining-tokens": f"{left:.0f}",
@@ -53,13 +53,13 @@ def told(left: float, *, requests_left: float = 144) -> dict[str, str]:
     }
 
 
-async def tell(limiter: Limiter, headers: dict[str, str], status: int = 200) -> None:
-    async with limiter.create_permit(MODEL, tokens=1) as slot:
-        slot.on_response(headers, status)
+async def report_headers(limiter: Limiter, headers: dict[str, str], status: int = 200) -> None:
+    async with limiter.create_permit(MODEL, tokens=1) as permit:
+        permit.on_response(headers, status)
     await limiter.close()
 
 
-async def got(limiter: Limiter, stack: AsyncExitStack, tokens: float, **options: Any) -> bool:
+async def try_acquire(limiter: Limiter, stack: AsyncExitStack, tokens: float, **options: Any) -> bool:
     try:
         await stack.enter_async_context(limiter.create_permit(MODEL, tokens=tokens, **options))
     except UpstreamRateLimited:
@@ -68,75 +68,76 @@ async def got(limiter: Limiter, stack: AsyncExitStack, tokens: float, **options:
 
 
 async def test_200_reservations_of_two_gateways_never_exceed_the_shared_tokens(replicas: list[Limiter]) -> None:
-    await tell(replicas[0], told(5_000))
+    await report_headers(replicas[0], make_headers(5_000))
     async with AsyncExitStack() as stack:
         calls = (
-            got(replicas[number % 2], stack, 100, max_wait_seconds=30.0, user=f"u{number % 5}") for number in range(200)
+            try_acquire(replicas[number % 2], stack, 100, max_wait_seconds=30.0, user=f"u{number % 5}")
+            for number in range(200)
         )
         assert sum(await asyncio.gather(*calls)) == 50
 
 
 async def test_200_reservations_of_two_gateways_never_exceed_the_shared_requests(replicas: list[Limiter]) -> None:
-    await tell(replicas[1], told(10_000, requests_left=40))
+    await report_headers(replicas[1], make_headers(10_000, requests_left=40))
     async with AsyncExitStack() as stack:
-        calls = (got(replicas[number % 2], stack, 1, max_wait_seconds=30.0) for number in range(200))
+        calls = (try_acquire(replicas[number % 2], stack, 1, max_wait_seconds=30.0) for number in range(200))
         assert sum(await asyncio.gather(*calls)) == 40
 
 
 async def test_nothing_known_nothing_limited(replicas: list[Limiter]) -> None:
     async with AsyncExitStack() as stack:
-        calls = (got(replicas[number % 2], stack, 1_000_000, max_wait_seconds=30.0) for number in range(200))
+        calls = (try_acquire(replicas[number % 2], stack, 1_000_000, max_wait_seconds=30.0) for number in range(200))
         assert all(await asyncio.gather(*calls))
 
 
 async def test_answer_at_one_gateway_leaves_out_what_is_under_way_at_the_other(replicas: list[Limiter]) -> None:
     async with replicas[0].create_permit(MODEL, tokens=4_000), AsyncExitStack() as stack:
-        await tell(replicas[1], told(5_000))
-        assert not await got(replicas[1], stack, 1_100, max_wait_seconds=30.0)
-        assert await got(replicas[1], stack, 900, max_wait_seconds=30.0)
+        await report_headers(replicas[1], make_headers(5_000))
+        assert not await try_acquire(replicas[1], stack, 1_100, max_wait_seconds=30.0)
+        assert await try_acquire(replicas[1], stack, 900, max_wait_seconds=30.0)
 
 
 async def test_correction_at_one_gateway_frees_the_other(replicas: list[Limiter]) -> None:
-    await tell(replicas[0], told(5_000))
-    async with replicas[0].create_permit(MODEL, tokens=4_000) as slot, AsyncExitStack() as stack:
-        assert not await got(replicas[1], stack, 2_000, max_wait_seconds=30.0)
-        slot.on_response({}, 200)
-        slot.on_usage(1_000)
+    await report_headers(replicas[0], make_headers(5_000))
+    async with replicas[0].create_permit(MODEL, tokens=4_000) as permit, AsyncExitStack() as stack:
+        assert not await try_acquire(replicas[1], stack, 2_000, max_wait_seconds=30.0)
+        permit.on_response({}, 200)
+        permit.on_usage(1_000)
         await replicas[0].close()
-        assert await got(replicas[1], stack, 2_000, max_wait_seconds=30.0)
+        assert await try_acquire(replicas[1], stack, 2_000, max_wait_seconds=30.0)
 
 
 async def test_refusal_at_one_gateway_blocks_the_other(replicas: list[Limiter]) -> None:
-    await tell(replicas[0], {"retry-after": "600"}, 429)
+    await report_headers(replicas[0], {"retry-after": "600"}, 429)
     async with AsyncExitStack() as stack:
-        assert not await got(replicas[1], stack, 1, max_wait_seconds=30.0)
+        assert not await try_acquire(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
 async def test_block_ends_after_the_time_that_the_refusal_named(replicas: list[Limiter]) -> None:
-    await tell(replicas[0], {"retry-after": "0.2"}, 429)
+    await report_headers(replicas[0], {"retry-after": "0.2"}, 429)
     async with AsyncExitStack() as stack:
-        assert await got(replicas[1], stack, 1, max_wait_seconds=30.0)
+        assert await try_acquire(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
 async def test_cancelled_while_asking_gives_all_back(replicas: list[Limiter]) -> None:
-    await tell(replicas[0], told(5_000))
+    await report_headers(replicas[0], make_headers(5_000))
     async with AsyncExitStack() as stack:
-        asking = [asyncio.create_task(got(replicas[0], stack, 4_000)) for _ in range(3)]
+        asking = [asyncio.create_task(try_acquire(replicas[0], stack, 4_000)) for _ in range(3)]
         await asyncio.sleep(0)
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
         while len(replicas[0]._reports):
             await replicas[0].close()
-        assert await got(replicas[1], stack, 4_990, max_wait_seconds=30.0)
+        assert await try_acquire(replicas[1], stack, 4_990, max_wait_seconds=30.0)
 
 
 async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[Limiter]) -> None:
-    await tell(replicas[0], told(0))
+    await report_headers(replicas[0], make_headers(0))
     other = RedisLimits(redis.url, "gsk_other")
     limiter = Limiter(shared=other)
     async with AsyncExitStack() as stack:
-        assert await got(limiter, stack, 5_000, max_wait_seconds=30.0)
+        assert await try_acquire(limiter, stack, 5_000, max_wait_seconds=30.0)
     await limiter.close()
     await other.close()
 
@@ -144,18 +145,18 @@ async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[L
 async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(redis: RedisServer) -> None:
     async with two_replicas(redis.url, timeout_seconds=30.0, backoff_seconds=0.0) as replicas:
         for limiter in replicas:
-            await tell(limiter, told(5_000))
+            await report_headers(limiter, make_headers(5_000))
         with capture_logs() as logs:
             async with AsyncExitStack() as stack:
-                assert await got(replicas[0], stack, 1_000, max_wait_seconds=30.0)
+                assert await try_acquire(replicas[0], stack, 1_000, max_wait_seconds=30.0)
                 redis.stop()
-                calls = (got(replicas[0], stack, 100, max_wait_seconds=30.0) for _ in range(100))
+                calls = (try_acquire(replicas[0], stack, 100, max_wait_seconds=30.0) for _ in range(100))
                 assert sum(await asyncio.gather(*calls)) in (39, 40)
             await replicas[0].close()
             assert [entry["event"] for entry in logs] == ["model_limits_without_redis"]
             redis.start()
             async with AsyncExitStack() as stack:
-                assert await got(replicas[0], stack, 1, max_wait_seconds=30.0)
+                assert await try_acquire(replicas[0], stack, 1, max_wait_seconds=30.0)
             assert [entry["event"] for entry in logs] == ["model_limits_without_redis", "model_limits_with_redis_again"]
 
 
@@ -165,8 +166,8 @@ async def test_redis_that_hangs_is_waited_for_once() -> None:
         two_replicas(f"redis://127.0.0.1:{port}/0", timeout_seconds=0.2, backoff_seconds=600.0) as replicas,
         AsyncExitStack() as stack,
     ):
-        assert await got(replicas[0], stack, 100, max_wait_seconds=30.0)
+        assert await try_acquire(replicas[0], stack, 100, max_wait_seconds=30.0)
         asked = len(connections)
         for _ in range(4):
-            assert await got(replicas[0], stack, 100, max_wait_seconds=30.0)
+            assert await try_acquire(replicas[0], stack, 100, max_wait_seconds=30.0)
         assert len(connections) == asked > 0

@@ -1,4 +1,4 @@
-"""What models get wrong about calls: every one is run as it was meant, or the model is told what to do better."""
+"""Repair of invalid tool calls, with the cases of `malformed_calls.json`."""
 
 import json
 import random
@@ -31,7 +31,7 @@ VALID = [
 DEEP = ["[" * 100_000, '{"a":' * 30_000, '{"name": "list_tasks", "arguments": ' * 5_000, "[" * 50_000 + "]" * 50_000]
 
 
-def outcome(entry: dict[str, Any]) -> list[RepairedCall | UnrepairableCall]:
+def repair_case(entry: dict[str, Any]) -> list[RepairedCall | UnrepairableCall]:
     if entry["form"] == "generation":
         calls = extract_calls(entry["text"], SCHEMAS)
     else:
@@ -42,17 +42,19 @@ def outcome(entry: dict[str, Any]) -> list[RepairedCall | UnrepairableCall]:
 def as_meant(entry: dict[str, Any]) -> bool:
     wanted = entry["expect"].get("calls")
     return wanted == [
-        {"name": made.name, "arguments": made.arguments} for made in outcome(entry) if isinstance(made, RepairedCall)
+        {"name": made.name, "arguments": made.arguments}
+        for made in repair_case(entry)
+        if isinstance(made, RepairedCall)
     ]
 
 
 def asked_again(entry: dict[str, Any]) -> bool:
-    return any(isinstance(made, UnrepairableCall) for made in outcome(entry))
+    return any(isinstance(made, UnrepairableCall) for made in repair_case(entry))
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=[entry["id"] for entry in ENTRIES])
 def test_malformed_call_runs_as_meant_or_is_asked_again(entry: dict[str, Any]) -> None:
-    made, expect = outcome(entry), entry["expect"]
+    made, expect = repair_case(entry), entry["expect"]
     if "ask_again" in expect:
         assert [type(one) for one in made] == [UnrepairableCall]
         assert isinstance(made[0], UnrepairableCall)
@@ -72,8 +74,8 @@ def test_every_entry_of_the_corpus_runs_as_meant_or_is_asked_again() -> None:
     assert len({entry["id"] for entry in ENTRIES}) == len(ENTRIES)
 
 
-def mutated(text: str, chance: random.Random) -> str:
-    """The text after one to three of the accidents that happen to it."""
+def mutate(text: str, chance: random.Random) -> str:
+    """Apply one to three random mutations to a text."""
     for _ in range(chance.randint(1, 3)):
         at, to = sorted((chance.randint(0, len(text)), chance.randint(0, len(text))))
         piece = chance.choice(
@@ -99,9 +101,9 @@ def test_no_accident_raises_and_what_runs_fits_its_schema(seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(500):
         name, arguments = chance.choice(VALID)
-        text = mutated(json.dumps(arguments, ensure_ascii=chance.random() < 0.5), chance)
-        written = mutated(f"<function={name}>{text}</function>", chance)
-        calls = [ToolCall("call_1", mutated(name, chance) if chance.random() < 0.2 else name, text)]
+        text = mutate(json.dumps(arguments, ensure_ascii=chance.random() < 0.5), chance)
+        written = mutate(f"<function={name}>{text}</function>", chance)
+        calls = [ToolCall("call_1", mutate(name, chance) if chance.random() < 0.2 else name, text)]
         for call in calls + extract_calls(written, SCHEMAS) + extract_calls(text, SCHEMAS):
             made = repair_call(call.name, call.arguments, SCHEMAS)
             if isinstance(made, RepairedCall):
@@ -160,7 +162,7 @@ def test_text_that_is_too_long_holds_no_call_but_long_well_formed_arguments_run(
     ],
 )
 def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts the characters that are read, not the time."""
+    """Counts the characters that are read, which does not depend on the machine."""
     read = 0
 
     def count(reader: LenientJsonParser, at: int) -> None:

@@ -1,4 +1,4 @@
-"""What Groq does wrong, one behaviour a row, over real HTTP: mended, asked again, asked elsewhere, or told clearly."""
+"""Retries, repairs, fallbacks and errors for each fault of a model server, over real HTTP."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -32,41 +32,41 @@ CALCULATOR = ToolSpec("calculator", "tools", "calculator", "Exact arithmetic.", 
 
 class Sink:
     def __init__(self) -> None:
-        self.said = ""
-        self.thought = ""
+        self.text = ""
+        self.reasoning = ""
         self.calls: list[ToolCall] = []
-        self.is_done: list[tuple[str, str]] = []
+        self.server_calls: list[tuple[str, str]] = []
         self.retries: list[tuple[str, bool, str | None]] = []
-        self.lost: list[tuple[Usage, float | None]] = []
-        self.opens = 0
+        self.failed_usage: list[tuple[Usage, float | None]] = []
+        self.accepted_count = 0
 
     def on_accepted(self) -> None:
-        self.opens += 1
+        self.accepted_count += 1
 
     def on_text(self, text: str) -> None:
-        self.said += text
+        self.text += text
 
     def on_reasoning(self, text: str) -> None:
-        self.thought += text
+        self.reasoning += text
 
     def on_tool_call(self, call: ToolCall) -> None:
         self.calls.append(call)
 
     def on_server_tool_call(self, call: ToolCall, output: str) -> None:
-        self.is_done.append((call.name, output))
+        self.server_calls.append((call.name, output))
 
     def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None:
         self.retries.append((reason, discard, model))
         if discard:
-            self.said = self.thought = ""
+            self.text = self.reasoning = ""
 
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
-        self.lost.append((usage, cost_usd))
+        self.failed_usage.append((usage, cost_usd))
 
     async def wait_for_capacity(self) -> None: ...
 
     @property
-    def made(self) -> list[tuple[str, Any]]:
+    def decoded_calls(self) -> list[tuple[str, Any]]:
         return [(call.name, msgspec.json.decode(call.arguments)) for call in self.calls]
 
     @property
@@ -74,7 +74,7 @@ class Sink:
         return [reason for reason, _, _ in self.retries]
 
 
-def ask(prompt: str, *, model: str = OSS, tools: tuple[ToolSpec, ...] = (CALCULATOR,), **more: Any) -> ModelCall:
+def make_call(prompt: str, *, model: str = OSS, tools: tuple[ToolSpec, ...] = (CALCULATOR,), **more: Any) -> ModelCall:
     messages = (Message(role="system", content="Help."), Message(role="user", content=prompt))
     return ModelCall(model, messages, tools, **more)
 
@@ -93,13 +93,13 @@ async def groq(upstream: Simulator) -> AsyncGenerator[OpenAICompatibleModel]:
 
 
 @pytest.fixture
-def steady(groq: OpenAICompatibleModel) -> ResilientModel:
+def resilient(groq: OpenAICompatibleModel) -> ResilientModel:
     return ResilientModel(groq, Catalog(), policy=FAST)
 
 
 @pytest.fixture
-async def hurried(upstream: Simulator) -> AsyncGenerator[ResilientModel]:
-    """Gives a silent model up soon."""
+async def impatient(upstream: Simulator) -> AsyncGenerator[ResilientModel]:
+    """Return a model with a short idle timeout."""
     model = create_groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
     yield ResilientModel(model, Catalog(), policy=RetryPolicy(retries=20, delay=0.001, max_wait=0.05))
     await model.close()
@@ -108,35 +108,35 @@ async def hurried(upstream: Simulator) -> AsyncGenerator[ResilientModel]:
 # --- tool calls
 
 SUM = [("calculator", {"expression": "23*19"})]
-WRITTEN = '{"name": "calculator", "arguments": {"expression": "23*19"}}'
+WRITTEN_CALL = '{"name": "calculator", "arguments": {"expression": "23*19"}}'
 
 
 @pytest.mark.parametrize(
     ("written", "after_chunks"),
     [
-        (WRITTEN, 0),
-        (WRITTEN, 2),
+        (WRITTEN_CALL, 0),
+        (WRITTEN_CALL, 2),
         ('<function=calculator>{"expression": "23*19"}</function>', 0),
-        (f"<TOOL_CALLS>[{WRITTEN}]</TOOL_CALLS>", 0),
+        (f"<TOOL_CALLS>[{WRITTEN_CALL}]</TOOL_CALLS>", 0),
         ('calculator(expression="23*19")', 2),
     ],
 )
 async def test_tool_use_failed_is_read_leniently(
-    steady: ResilientModel, upstream: Simulator, written: str, after_chunks: int
+    resilient: ResilientModel, upstream: Simulator, written: str, after_chunks: int
 ) -> None:
     upstream.faults.add_faults(Fault(kind="malformed_tool_call", failed_generation=written, after_chunks=after_chunks))
     sink = Sink()
-    answer = await steady.complete(ask("What is 23*19?"), sink)
-    assert (answer.finish_reason, sink.made, sink.retries) == ("tool_calls", SUM, [])
+    answer = await resilient.complete(make_call("What is 23*19?"), sink)
+    assert (answer.finish_reason, sink.decoded_calls, sink.retries) == ("tool_calls", SUM, [])
     assert len(upstream.requests) == 1
 
 
-async def test_call_that_needs_mending_is_mended(steady: ResilientModel, upstream: Simulator) -> None:
+async def test_call_that_needs_mending_is_mended(resilient: ResilientModel, upstream: Simulator) -> None:
     calls = [{"name": "functions.Calculator", "arguments": {"expression": 23, "precision": "2", "extra": 1}}]
     upstream.faults.add_faults(Fault(kind="tool_calls", calls=calls))
     sink = Sink()
-    await steady.complete(ask("What is 23*19?"), sink)
-    assert sink.made == [("calculator", {"expression": "23", "precision": 2})]
+    await resilient.complete(make_call("What is 23*19?"), sink)
+    assert sink.decoded_calls == [("calculator", {"expression": "23", "precision": 2})]
     assert sink.retries == []
 
 
@@ -153,12 +153,12 @@ async def test_call_that_needs_mending_is_mended(steady: ResilientModel, upstrea
     ids=lambda fault: f"{fault.kind}-{fault.failed_generation[:12]}",
 )
 async def test_call_that_cannot_be_mended_is_asked_for_again_with_what_is_wrong(
-    steady: ResilientModel, upstream: Simulator, fault: Fault
+    resilient: ResilientModel, upstream: Simulator, fault: Fault
 ) -> None:
     upstream.faults.add_faults(fault)
     sink = Sink()
-    answer = await steady.complete(ask("What is 23*19?"), sink)
-    assert (answer.finish_reason, sink.made) == ("tool_calls", SUM)
+    answer = await resilient.complete(make_call("What is 23*19?"), sink)
+    assert (answer.finish_reason, sink.decoded_calls) == ("tool_calls", SUM)
     assert sink.reasons == ["tool_call_unreadable"]
     last = upstream.requests[-1]["messages"][-1]
     assert last["role"] == "user"
@@ -166,40 +166,40 @@ async def test_call_that_cannot_be_mended_is_asked_for_again_with_what_is_wrong(
 
 
 async def test_after_two_more_tries_a_bad_call_goes_to_the_loop_with_its_problem(
-    steady: ResilientModel, upstream: Simulator
+    resilient: ResilientModel, upstream: Simulator
 ) -> None:
     upstream.faults.add_faults(Fault(kind="bad_arguments", times=9))
     sink = Sink()
-    await steady.complete(ask("What is 23*19?"), sink)
+    await resilient.complete(make_call("What is 23*19?"), sink)
     assert len(sink.reasons) == 2
     assert len(sink.calls) == 1
     assert "expression" in sink.calls[0].problem
 
 
 async def test_calls_that_stay_unreadable_end_in_an_answer_without_tools(
-    steady: ResilientModel, upstream: Simulator
+    resilient: ResilientModel, upstream: Simulator
 ) -> None:
     upstream.faults.add_faults(Fault(kind="malformed_tool_call", failed_generation="{{{", times=3))
     sink = Sink()
-    answer = await steady.complete(ask("What is 23*19?"), sink)
+    answer = await resilient.complete(make_call("What is 23*19?"), sink)
     assert (answer.finish_reason, sink.calls, len(sink.reasons)) == ("stop", [], 3)
     assert "tools" not in upstream.requests[-1]
-    assert sink.said
+    assert sink.text
 
 
-async def test_clients_own_tool_is_the_clients_to_judge(steady: ResilientModel, upstream: Simulator) -> None:
+async def test_clients_own_tool_is_the_clients_to_judge(resilient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="bad_arguments"))
     sink = Sink()
     own = msgspec.structs.replace(CALCULATOR, client=True)
-    await steady.complete(ask("What is 23*19?", tools=(own,)), sink)
-    assert sink.made == [("calculator", {"no_such_argument": [1, 2]})]
+    await resilient.complete(make_call("What is 23*19?", tools=(own,)), sink)
+    assert sink.decoded_calls == [("calculator", {"no_such_argument": [1, 2]})]
 
 
 # --- what it takes
 
 
-async def test_tokens_of_attempts_that_came_to_nothing_are_counted(steady: ResilientModel, upstream: Simulator) -> None:
-    once = await steady.complete(ask("What is 23*19?"), Sink())
+async def test_tokens_of_failed_attempts_are_counted(resilient: ResilientModel, upstream: Simulator) -> None:
+    once = await resilient.complete(make_call("What is 23*19?"), Sink())
     for fault in (
         Fault(kind="bad_arguments"),  # the stream has ended, and told
         Fault(kind="malformed_tool_call", failed_generation="<function=what>is this"),  # refused, as written
@@ -207,37 +207,37 @@ async def test_tokens_of_attempts_that_came_to_nothing_are_counted(steady: Resil
     ):
         upstream.faults.add_faults(fault)
         sink = Sink()
-        twice = await steady.complete(ask("What is 23*19?"), sink)
+        twice = await resilient.complete(make_call("What is 23*19?"), sink)
         assert len(sink.reasons) == 1
         assert twice.usage.prompt_tokens > once.usage.prompt_tokens * 1.5, fault.kind
         assert twice.cost_usd == Catalog().get_model_info(OSS).calculate_cost(twice.usage)
-        assert sink.lost == []
+        assert sink.failed_usage == []
 
 
 async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(
-    steady: ResilientModel, upstream: Simulator
+    resilient: ResilientModel, upstream: Simulator
 ) -> None:
     upstream.faults.add_faults(Fault(kind="cut", after_chunks=40))
     sink = Sink()
     with pytest.raises(ModelStreamBroken):
-        await steady.complete(ask("count to 50", tools=()), sink)
+        await resilient.complete(make_call("count to 50", tools=()), sink)
     upstream.faults.add_faults(Fault(kind="stall", after_chunks=40))
     other = Sink()
-    asking = asyncio.create_task(steady.complete(ask("count to 50", tools=()), other))
-    await eventually(lambda: other.said)
+    asking = asyncio.create_task(resilient.complete(make_call("count to 50", tools=()), other))
+    await eventually(lambda: other.text)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
     for each in (sink, other):
-        [(usage, cost)] = each.lost
-        assert usage.completion_tokens >= (len(each.said) + len(each.thought)) // 4 > 0
+        [(usage, cost)] = each.failed_usage
+        assert usage.completion_tokens >= (len(each.text) + len(each.reasoning)) // 4 > 0
         assert usage.prompt_tokens > 0
         assert cost == Catalog().get_model_info(OSS).calculate_cost(usage)
     upstream.faults.add_faults(Fault(kind="status", status=400))
     refused = Sink()
     with pytest.raises(GatewayError):
-        await steady.complete(ask("hello"), refused)
-    assert refused.lost == []
+        await resilient.complete(make_call("hello"), refused)
+    assert refused.failed_usage == []
 
 
 # --- failures
@@ -262,15 +262,15 @@ async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(
     ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.after_chunks}",
 )
 async def test_failure_before_the_first_text_is_asked_again(
-    steady: ResilientModel, upstream: Simulator, fault: Fault
+    resilient: ResilientModel, upstream: Simulator, fault: Fault
 ) -> None:
     upstream.faults.add_faults(fault)
     sink = Sink()
-    answer = await steady.complete(ask("Hello there", tools=()), sink)
+    answer = await resilient.complete(make_call("Hello there", tools=()), sink)
     assert answer.finish_reason == "stop"
     assert len(sink.reasons) == 1
     assert len(upstream.requests) == 2
-    assert sink.said
+    assert sink.text
 
 
 @pytest.mark.parametrize(
@@ -283,60 +283,68 @@ async def test_failure_before_the_first_text_is_asked_again(
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
 async def test_failure_after_text_was_shown_is_told(
-    steady: ResilientModel, upstream: Simulator, fault: Fault, error: type[GatewayError]
+    resilient: ResilientModel, upstream: Simulator, fault: Fault, error: type[GatewayError]
 ) -> None:
     upstream.faults.add_faults(fault)
     sink = Sink()
     with pytest.raises(error):
-        await steady.complete(
-            ask("count to 50", model=QWEN, tools=(), parameters=Parameters(reasoning_effort="none")), sink
+        await resilient.complete(
+            make_call("count to 50", model=QWEN, tools=(), parameters=Parameters(reasoning_effort="none")), sink
         )
-    assert (sink.retries, bool(sink.said)) == ([], True)
+    assert (sink.retries, bool(sink.text)) == ([], True)
 
 
-async def test_silence_before_the_first_text_is_asked_again(hurried: ResilientModel, upstream: Simulator) -> None:
+async def test_silence_before_the_first_text_is_asked_again(impatient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="slow_first_token"))
     sink = Sink()
-    answer = await hurried.complete(ask("Hello there", tools=()), sink)
+    answer = await impatient.complete(make_call("Hello there", tools=()), sink)
     assert answer.finish_reason == "stop"
     assert sink.reasons
     assert len(upstream.requests) == len(sink.reasons) + 1
-    assert sink.said
+    assert sink.text
 
 
-async def test_silence_after_text_was_shown_is_told(hurried: ResilientModel, upstream: Simulator) -> None:
+async def test_silence_after_text_was_shown_is_told(impatient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="stall", after_chunks=8))
     sink = Sink()
-    call = ask("count to 50", model=QWEN, tools=(), parameters=Parameters(reasoning_effort="none"))
+    call = make_call("count to 50", model=QWEN, tools=(), parameters=Parameters(reasoning_effort="none"))
     with pytest.raises(ModelUnavailable):
-        await hurried.complete(call, sink)
-    assert sink.said
+        await impatient.complete(call, sink)
+    assert sink.text
 
 
 @pytest.mark.parametrize(
     ("status", "code", "requests"),
-    [(400, "model_request_refused", 1), (401, "model_key_refused", 1), (413, "model_request_refused", 1),
-     (424, "model_request_refused", 1), (404, "model_not_found", 1), (500, "model_unavailable", 3)],
-)  # fmt: skip
+    [
+        (400, "model_request_refused", 1),
+        (401, "model_key_refused", 1),
+        (413, "model_request_refused", 1),
+        (424, "model_request_refused", 1),
+        (404, "model_not_found", 1),
+        (500, "model_unavailable", 3),
+    ],
+)
 async def test_refusal_is_told_at_once_and_a_failure_when_asking_again_did_not_help(
-    steady: ResilientModel, upstream: Simulator, status: int, code: str, requests: int
+    resilient: ResilientModel, upstream: Simulator, status: int, code: str, requests: int
 ) -> None:
     upstream.faults.add_faults(Fault(kind="status", status=status, times=9))
     with pytest.raises(GatewayError) as caught:
-        await steady.complete(ask("Hello"), Sink())
+        await resilient.complete(make_call("Hello"), Sink())
     assert (caught.value.code, len(upstream.requests)) == (code, requests)
 
 
-async def test_wait_that_is_too_long_is_told_with_its_length(steady: ResilientModel, upstream: Simulator) -> None:
+async def test_wait_that_is_too_long_is_told_with_its_length(resilient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="status", status=429, headers={"retry-after": "33"}))
     with pytest.raises(ModelRateLimited) as caught:
-        await steady.complete(ask("Hello"), Sink())
+        await resilient.complete(make_call("Hello"), Sink())
     assert (caught.value.retry_after, len(upstream.requests)) == (33.0, 1)
 
 
-async def test_prompt_that_cannot_fit_is_refused_before_it_is_sent(steady: ResilientModel, upstream: Simulator) -> None:
+async def test_prompt_over_the_context_window_is_rejected_before_it_is_sent(
+    resilient: ResilientModel, upstream: Simulator
+) -> None:
     with pytest.raises(PromptTooLong) as caught:
-        await steady.complete(ask("word " * 120_000), Sink())
+        await resilient.complete(make_call("word " * 120_000), Sink())
     assert "150,0" in caught.value.message
     assert "131,072" in caught.value.message
     assert not upstream.requests
@@ -346,51 +354,53 @@ async def test_prompt_that_cannot_fit_is_refused_before_it_is_sent(steady: Resil
 
 
 async def test_other_models_are_asked_in_their_order(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
-    steady = ResilientModel(groq, Catalog(), fallbacks=("openai/gpt-oss-20b", QWEN), policy=FAST)
+    resilient = ResilientModel(groq, Catalog(), fallbacks=("openai/gpt-oss-20b", QWEN), policy=FAST)
     upstream.faults.add_faults(Fault(kind="status", status=500, match="gpt-oss", times=6))
     sink = Sink()
-    await steady.complete(ask("Hello", tools=()), sink)
+    await resilient.complete(make_call("Hello", tools=()), sink)
     assert [model for _, _, model in sink.retries if model] == ["openai/gpt-oss-20b", QWEN]
     assert [request["model"] for request in upstream.requests][-1] == QWEN
-    assert sink.said
+    assert sink.text
 
 
 async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(
     groq: OpenAICompatibleModel, upstream: Simulator
 ) -> None:
     clock = [0.0]
-    how = RetryPolicy(retries=0, delay=0.001, failure_threshold=3, rest_seconds=10.0)
-    steady = ResilientModel(groq, Catalog(), policy=how, now=lambda: clock[0])
+    policy = RetryPolicy(retries=0, delay=0.001, failure_threshold=3, rest_seconds=10.0)
+    resilient = ResilientModel(groq, Catalog(), policy=policy, now=lambda: clock[0])
     upstream.faults.add_faults(Fault(kind="status", status=500, times=4))
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
-            await steady.complete(ask("Hello"), Sink())
+            await resilient.complete(make_call("Hello"), Sink())
     with pytest.raises(ModelUnavailable) as alone:
-        await steady.complete(ask("Hello"), Sink())
+        await resilient.complete(make_call("Hello"), Sink())
     assert (alone.value.retry_after, len(upstream.requests)) == (10.0, 3)
     clock[0] = 11.0
     with pytest.raises(ModelUnavailable):
-        await steady.complete(ask("Hello"), Sink())  # the one trial fails: a longer rest
+        await resilient.complete(make_call("Hello"), Sink())  # the one trial fails: a longer rest
     assert len(upstream.requests) == 4
     clock[0] = 25.0
     with pytest.raises(ModelUnavailable):
-        await steady.complete(ask("Hello"), Sink())
+        await resilient.complete(make_call("Hello"), Sink())
     assert len(upstream.requests) == 4
     clock[0] = 32.0
-    await steady.complete(ask("Hello"), Sink())
-    await steady.complete(ask("Hello"), Sink())
+    await resilient.complete(make_call("Hello"), Sink())
+    await resilient.complete(make_call("Hello"), Sink())
     assert len(upstream.requests) == 6
 
 
 async def test_only_one_call_tries_a_model_that_has_rested(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
     clock = [0.0]
-    how = RetryPolicy(retries=0, failure_threshold=1, rest_seconds=10.0)
-    steady = ResilientModel(groq, Catalog(), policy=how, now=lambda: clock[0])
+    policy = RetryPolicy(retries=0, failure_threshold=1, rest_seconds=10.0)
+    resilient = ResilientModel(groq, Catalog(), policy=policy, now=lambda: clock[0])
     upstream.faults.add_faults(Fault(kind="status", status=500))
     with pytest.raises(ModelUnavailable):
-        await steady.complete(ask("Hello"), Sink())
+        await resilient.complete(make_call("Hello"), Sink())
     clock[0] = 11.0
-    tried = await asyncio.gather(*(steady.complete(ask("Hello"), Sink()) for _ in range(5)), return_exceptions=True)
+    tried = await asyncio.gather(
+        *(resilient.complete(make_call("Hello"), Sink()) for _ in range(5)), return_exceptions=True
+    )
     assert sum(isinstance(each, ModelAnswer) for each in tried) == 1
     assert len(upstream.requests) == 2
 
@@ -399,19 +409,19 @@ async def test_only_one_call_tries_a_model_that_has_rested(groq: OpenAICompatibl
 
 
 async def test_model_without_functions_is_told_of_them_and_its_block_is_made_calls(
-    steady: ResilientModel, upstream: Simulator
+    resilient: ResilientModel, upstream: Simulator
 ) -> None:
-    upstream.faults.add_faults(Fault(kind="text", text=f"Let me see. <TOOL_CALLS>[{WRITTEN}]</TOOL_CALLS>"))
+    upstream.faults.add_faults(Fault(kind="text", text=f"Let me see. <TOOL_CALLS>[{WRITTEN_CALL}]</TOOL_CALLS>"))
     sink = Sink()
-    answer = await steady.complete(ask("What is 23*19?", model=COMPOUND), sink)
-    assert (answer.finish_reason, sink.made, sink.said.strip()) == ("tool_calls", SUM, "Let me see.")
+    answer = await resilient.complete(make_call("What is 23*19?", model=COMPOUND), sink)
+    assert (answer.finish_reason, sink.decoded_calls, sink.text.strip()) == ("tool_calls", SUM, "Let me see.")
     sent = upstream.requests[-1]
     assert "tools" not in sent
     assert '"expression"' in sent["messages"][0]["content"]
-    call = ask("What is 23*19?", model=COMPOUND)
+    call = make_call("What is 23*19?", model=COMPOUND)
     made = ToolCall("c1", "calculator", '{"expression":"23*19"}')
     history = (Message(role="assistant", tool_calls=(made,)), Message(role="tool", tool_call_id="c1", content="437"))
-    await steady.complete(msgspec.structs.replace(call, messages=(*call.messages, *history)), Sink())
+    await resilient.complete(msgspec.structs.replace(call, messages=(*call.messages, *history)), Sink())
     told = upstream.requests[-1]["messages"]
     assert [message["role"] for message in told] == ["system", "user", "assistant", "user"]
     assert "<TOOL_CALLS>" in told[2]["content"]
@@ -420,12 +430,12 @@ async def test_model_without_functions_is_told_of_them_and_its_block_is_made_cal
 
 @pytest.mark.parametrize("text", ["a < b and <b>bold</b>", "ends with <TOOL", "<TOOL_CALLS> is how I would do it"])
 async def test_text_that_only_looks_like_a_block_is_shown_whole(
-    steady: ResilientModel, upstream: Simulator, text: str
+    resilient: ResilientModel, upstream: Simulator, text: str
 ) -> None:
     upstream.faults.add_faults(Fault(kind="text", text=text))
     sink = Sink()
-    await steady.complete(ask("Hello", model=COMPOUND), sink)
-    assert (sink.said, sink.calls) == (text, [])
+    await resilient.complete(make_call("Hello", model=COMPOUND), sink)
+    assert (sink.text, sink.calls) == (text, [])
 
 
 # --- both upstreams
@@ -443,18 +453,18 @@ async def either(request: pytest.FixtureRequest, upstream: Simulator) -> AsyncGe
 
 async def test_contract_text_reasoning_and_usage(either: Model) -> None:
     sink: ModelSink = Sink()
-    answer = await either.complete(ask("Hello there", tools=()), sink)
-    assert (answer.finish_reason, sink.opens) == ("stop", 1)  # type: ignore[attr-defined]
-    assert sink.said  # type: ignore[attr-defined]
-    assert sink.thought  # type: ignore[attr-defined]
+    answer = await either.complete(make_call("Hello there", tools=()), sink)
+    assert (answer.finish_reason, sink.accepted_count) == ("stop", 1)  # type: ignore[attr-defined]
+    assert sink.text  # type: ignore[attr-defined]
+    assert sink.reasoning  # type: ignore[attr-defined]
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
 
 
 async def test_contract_tool_calls_and_parameters(either: Model, upstream: Simulator) -> None:
     sink = Sink()
     parameters = Parameters(temperature=0.5, max_tokens=100, stop=("END",), seed=3)
-    answer = await either.complete(ask("What is 23*19?", tool_choice="auto", parameters=parameters), sink)
-    assert (answer.finish_reason, sink.made) == ("tool_calls", SUM)
+    answer = await either.complete(make_call("What is 23*19?", tool_choice="auto", parameters=parameters), sink)
+    assert (answer.finish_reason, sink.decoded_calls) == ("tool_calls", SUM)
     sent = upstream.requests[-1]
     assert (sent["temperature"], sent["stop"], sent["seed"], sent["tool_choice"]) == (0.5, ["END"], 3, "auto")
     assert 100 in (sent.get("max_completion_tokens"), sent.get("max_tokens"))
@@ -463,18 +473,18 @@ async def test_contract_tool_calls_and_parameters(either: Model, upstream: Simul
 async def test_contract_failures(either: Model, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="status", status=401))
     with pytest.raises(GatewayError) as refused:
-        await either.complete(ask("Hello"), Sink())
+        await either.complete(make_call("Hello"), Sink())
     assert refused.value.code == "model_key_refused"
     upstream.faults.add_faults(Fault(kind="cut"))
     sink = Sink()
-    await either.complete(ask("Hello", tools=()), sink)
+    await either.complete(make_call("Hello", tools=()), sink)
     assert sink.reasons == ["model_stream_broken"]
     assert await either.check() is None
 
 
 async def test_contract_cancelling_reaches_the_server(either: Model, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="stall", after_chunks=3))
-    asking = asyncio.create_task(either.complete(ask("count to 50", tools=()), Sink()))
+    asking = asyncio.create_task(either.complete(make_call("count to 50", tools=()), Sink()))
     await upstream.wait_until(lambda simulator: simulator.open_streams == 1)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The simulated Groq, asked by the official SDK: it speaks Groq's wire format and refuses what Groq refuses."""
+"""The simulator, called by Groq's SDK: wire format, checks and faults."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -111,7 +111,7 @@ async def test_invalid_key_is_a_401(simulator: Simulator) -> None:
 
 
 async def raw_stream(simulator: Simulator, prompt: str = "count to 50") -> bytes:
-    """What comes over the wire, as far as it comes."""
+    """Return the bytes of a response up to its end or its break-off."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True}
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": "Bearer k"}
     received = b""

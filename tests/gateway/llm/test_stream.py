@@ -1,4 +1,4 @@
-"""The stream decoder, fed with reads cut at every place."""
+"""The stream decoder, with reads cut at every position."""
 
 import json
 
@@ -11,11 +11,11 @@ from gateway.llm.stream import ChunkReader, read_whole_answer
 
 class Sink:
     def __init__(self) -> None:
-        self.said: list[object] = []
-        self.opens = 0
+        self.output: list[object] = []
+        self.accepted_count = 0
 
     def on_accepted(self) -> None:
-        self.opens += 1
+        self.accepted_count += 1
 
     def on_text(self, text: str) -> None:
         self._join("text", text)
@@ -24,21 +24,21 @@ class Sink:
         self._join("reasoning", text)
 
     def on_tool_call(self, call: ToolCall) -> None:
-        self.said.append(call)
+        self.output.append(call)
 
     def on_server_tool_call(self, call: ToolCall, output: str) -> None:
-        self.said.append((call.name, call.arguments, output))
+        self.output.append((call.name, call.arguments, output))
 
     def on_retry(self, reason: str, attempt: int, *, discard: bool = False, model: str | None = None) -> None: ...
 
     async def wait_for_capacity(self) -> None: ...
 
     def _join(self, kind: str, text: str) -> None:
-        last = self.said[-1] if self.said else None
+        last = self.output[-1] if self.output else None
         if isinstance(last, tuple) and last[0] == kind:
-            self.said[-1] = (kind, last[1] + text)
+            self.output[-1] = (kind, last[1] + text)
         else:
-            self.said.append((kind, text))
+            self.output.append((kind, text))
 
 
 def sse(*chunks: object) -> bytes:
@@ -62,12 +62,21 @@ STREAM = (
         delta(tool_calls=[part(0, 'ession":"1+1"}')]),
         delta(tool_calls=[part(1, "{}", "list_tasks", "b")]),
         delta(finish="tool_calls"),
-        {"choices": [], "x_groq": {"usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
-                                             "prompt_tokens_details": {"cached_tokens": 4}}}},
+        {
+            "choices": [],
+            "x_groq": {
+                "usage": {
+                    "prompt_tokens": 7,
+                    "completion_tokens": 3,
+                    "total_tokens": 10,
+                    "prompt_tokens_details": {"cached_tokens": 4},
+                }
+            },
+        },
     )
     + b"data: [DONE]\n\n"
-)  # fmt: skip
-SAID = [
+)
+EXPECTED_OUTPUT = [
     ("reasoning", "Ich prüfe das…"),
     ("text", "Grüße 👋"),
     ToolCall("a", "calculator", '{"expression":"1+1"}'),
@@ -82,8 +91,8 @@ def test_the_same_is_said_however_the_bytes_are_cut(size: int) -> None:
     for start in range(0, len(STREAM), size):
         reader.feed_bytes(STREAM[start : start + size])
     answer = reader.finish_answer()
-    assert sink.said == SAID
-    assert sink.opens == 1
+    assert sink.output == EXPECTED_OUTPUT
+    assert sink.accepted_count == 1
     assert answer.finish_reason == "tool_calls"
     assert (answer.usage.prompt_tokens, answer.usage.cached_tokens, answer.usage.total_tokens) == (7, 4, 10)
     assert reader.is_done
@@ -100,7 +109,7 @@ def test_all_text_of_one_read_is_told_at_once() -> None:
 def test_windows_line_ends_are_read_too() -> None:
     sink = Sink()
     ChunkReader(sink).feed_bytes(sse(delta(content="x")).replace(b"\n", b"\r\n"))
-    assert sink.said == [("text", "x")]
+    assert sink.output == [("text", "x")]
 
 
 def test_stream_without_a_finish_reason_is_broken() -> None:
@@ -127,7 +136,7 @@ def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: byte
     sink = Sink()
     with pytest.raises(error):
         ChunkReader(sink).feed_bytes(sse(delta(content="before")) + frame)
-    assert sink.said == [("text", "before")]
+    assert sink.output == [("text", "before")]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
     reader = ChunkReader(sink)
     with pytest.raises(ModelStreamBroken):
         reader.feed_bytes(sse(delta(content="a")) + b"data: " + payload + b"\n\n")
-    assert sink.said == [("text", "a")]
+    assert sink.output == [("text", "a")]
     with pytest.raises(ModelStreamBroken):
         read_whole_answer(payload, sink)
 
@@ -163,7 +172,7 @@ def test_null_is_read_as_nothing_wherever_it_stands() -> None:
         )
     )
     answer = reader.finish_answer()
-    assert sink.said == [("text", "a"), ToolCall("x", "f", "")]
+    assert sink.output == [("text", "a"), ToolCall("x", "f", "")]
     assert (answer.finish_reason, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("tool_calls", 7, 0)
     assert read_whole_answer(b'{"choices":[{"message":{"content":null}}],"usage":null}', sink).usage.total_tokens == 0
 
@@ -184,7 +193,7 @@ def test_tool_calls_are_told_apart_as_other_servers_write_them(parts: list[dict[
         sink = Sink()
         reader = ChunkReader(sink)
         reader.feed_bytes(sse(*chunks, delta(finish="tool_calls")))
-        assert sink.said == said
+        assert sink.output == said
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
@@ -192,14 +201,14 @@ def test_reasoning_that_shares_a_chunk_with_text_is_told(name: str) -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     reader.feed_bytes(sse(delta(**{name: "So."}, content="Yes")))
-    assert sink.said == [("reasoning", "So."), ("text", "Yes")]
+    assert sink.output == [("reasoning", "So."), ("text", "Yes")]
 
 
 def test_line_without_data_is_passed_over() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     reader.feed_bytes(sse(delta(content="a")) + b"data:\n\ndata: \r\n\r\n" + sse(delta(finish="stop", content="b")))
-    assert (sink.said, reader.finish_answer().finish_reason) == ([("text", "ab")], "stop")
+    assert (sink.output, reader.finish_answer().finish_reason) == ([("text", "ab")], "stop")
 
 
 def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
@@ -211,11 +220,11 @@ def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() ->
     reader = ChunkReader(sink)
     reader.feed_bytes(sse(executed(), executed(output="two humps"), executed(output="two humps")))
     reader.feed_bytes(sse({"choices": [{"delta": {"content": "Two."}, "finish_reason": "stop"}]}))
-    assert sink.said == [("search", '{"query": "camels"}', "two humps"), ("text", "Two.")]
+    assert sink.output == [("search", '{"query": "camels"}', "two humps"), ("text", "Two.")]
 
 
 def test_reasoning_under_the_name_that_other_servers_give_it_is_told() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     reader.feed_bytes(sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]}))
-    assert sink.said == [("reasoning", "Hm.")]
+    assert sink.output == [("reasoning", "Hm.")]
