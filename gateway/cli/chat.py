@@ -73,7 +73,7 @@ class ChatTerminal:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ChatError(f"The connection broke: {type(error).__name__}.") from None
         finally:
-            self._end_line()
+            self._start_new_line()
 
     async def _print_stream(
         self, session: aiohttp.ClientSession, request: AbstractAsyncContextManager[aiohttp.ClientResponse]
@@ -136,11 +136,11 @@ class ChatTerminal:
         self._at_line_start = text.endswith("\n")
 
     def _print_note(self, text: str) -> None:
-        self._end_line()
+        self._start_new_line()
         colour = self._notes.isatty()
         print(f"{_DIM}{text}{_RESET}" if colour else text, file=self._notes, flush=True)
 
-    def _end_line(self) -> None:
+    def _start_new_line(self) -> None:
         if not self._at_line_start:
             self._write_text("\n")
 

@@ -37,7 +37,7 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     """Limits of retries and of the circuit breaker. Times in seconds.
 
     `retries` follow errors, `repairs` invalid tool calls. The delay doubles from `delay` to `max_wait`. After
-    `failure_threshold` errors in a row, a model rests for `rest_seconds`, which doubles up to `max_rest_seconds`.
+    `failure_threshold` errors in a row, the circuit is open for `open_seconds`, which doubles up to `max_open_seconds`.
     """
 
     retries: int = 2
@@ -45,39 +45,39 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     delay: float = 0.5
     max_wait: float = 10.0
     failure_threshold: int = 5
-    rest_seconds: float = 10.0
-    max_rest_seconds: float = 120.0
+    open_seconds: float = 10.0
+    max_open_seconds: float = 120.0
 
 
 class CircuitBreaker:
-    """Circuit breaker of one model: after `rest_seconds`, one trial call decides whether it closes."""
+    """Circuit breaker of one model: after `open_seconds`, one trial call decides whether it closes."""
 
     def __init__(self, policy: RetryPolicy, now: Callable[[], float]) -> None:
         self._policy = policy
         self._now = now
         self._failures = 0
-        self._rest = policy.rest_seconds
+        self._open_seconds = policy.open_seconds
         self._open_until = 0.0
 
     def check_wait(self) -> float:
-        """Return the seconds until the model may be called; 0: now. After a rest, one caller per rest gets 0."""
+        """Return the seconds until the model may be called; 0: now. Then one caller per `open_seconds` gets 0."""
         if self._failures < self._policy.failure_threshold:
             return 0.0
         wait = self._open_until - self._now()
         if wait <= 0:
-            self._open_until = self._now() + self._rest
+            self._open_until = self._now() + self._open_seconds
             return 0.0
         return wait
 
     def record_success(self) -> None:
-        self._failures, self._rest = 0, self._policy.rest_seconds
+        self._failures, self._open_seconds = 0, self._policy.open_seconds
 
     def record_failure(self) -> None:
         self._failures += 1
         if self._failures > self._policy.failure_threshold:
-            self._rest = min(self._rest * 2, self._policy.max_rest_seconds)
+            self._open_seconds = min(self._open_seconds * 2, self._policy.max_open_seconds)
         if self._failures >= self._policy.failure_threshold:
-            self._open_until = self._now() + self._rest
+            self._open_until = self._now() + self._open_seconds
 
 
 class ResilientModel(Model):

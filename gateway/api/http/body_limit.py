@@ -27,14 +27,14 @@ class BodyLimitMiddleware:
         headers = dict(scope["headers"])
         declared_length = headers.get(b"content-length", b"0")
         if declared_length.isdigit() and int(declared_length) > self._max_bytes:
-            receive = _raise_on_receive(self._payload_too_large())
+            receive = _raise_on_receive(self._make_too_large_error())
         elif headers.get(b"content-encoding", b"identity").lower() not in _UNCOMPRESSED:
             receive = _raise_on_receive(
                 HTTPException(415, "Compressed bodies are not supported: send the body without Content-Encoding.")
             )
         await self._app(scope, self._count_bytes(receive), send)
 
-    def _payload_too_large(self) -> HTTPException:
+    def _make_too_large_error(self) -> HTTPException:
         # An HTTPException: FastAPI turns any other error that is raised while it reads a body into a 400.
         return HTTPException(413, f"The body is larger than the limit of {self._max_bytes:,} bytes.")
 
@@ -56,7 +56,7 @@ class BodyLimitMiddleware:
             if message["type"] == "http.request":
                 total += len(message.get("body", b""))
                 if total > self._max_bytes:
-                    raise self._payload_too_large()
+                    raise self._make_too_large_error()
                 complete = not message.get("more_body", False)
             return message
 

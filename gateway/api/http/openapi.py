@@ -86,7 +86,7 @@ def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[
     if access.route_class == "chat" and method == "POST":
         errors |= _TURN_ERRORS
     if "{" in path:
-        errors |= {404: "The object does not exist, or belongs to another user"}
+        errors |= {404: "The object does not exist, or another user owns it"}
     return errors
 
 

@@ -32,7 +32,7 @@ _PUBLIC = RoutePermission(None, public=True)
 _UNCOUNTED = RoutePermission(None, public=True, counted=False)
 ANYONE = RoutePermission(None)
 _START_TURN = RoutePermission("chat", "user", "chat", starts_turn=True)
-_STEER = RoutePermission("chat", "user")
+_CONTROL_TURN = RoutePermission("chat", "user")
 _FOLLOW = RoutePermission("history", route_class="chat")
 _READ = RoutePermission("history")
 _CHANGE = RoutePermission("history", "user")
@@ -53,8 +53,8 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/api/v1/chat"): _START_TURN,
     ("GET", "/api/v1/turns/{turn_id}"): _READ,
     ("GET", "/api/v1/turns/{turn_id}/events"): _FOLLOW,
-    ("POST", "/api/v1/turns/{turn_id}/input"): _STEER,
-    ("POST", "/api/v1/turns/{turn_id}/cancel"): _STEER,
+    ("POST", "/api/v1/turns/{turn_id}/input"): _CONTROL_TURN,
+    ("POST", "/api/v1/turns/{turn_id}/cancel"): _CONTROL_TURN,
     ("GET", "/api/v1/conversations"): _READ,
     ("GET", "/api/v1/conversations/{conversation_id}"): _READ,
     ("GET", "/api/v1/conversations/{conversation_id}/export"): _READ,
@@ -97,7 +97,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/v1/responses"): _START_TURN,
     ("GET", "/v1/responses/{response_id}"): _FOLLOW,
     ("GET", "/v1/responses/{response_id}/input_items"): _READ,
-    ("POST", "/v1/responses/{response_id}/cancel"): _STEER,
+    ("POST", "/v1/responses/{response_id}/cancel"): _CONTROL_TURN,
     ("DELETE", "/v1/responses/{response_id}"): _CHANGE,
     ("POST", "/stream"): _START_TURN,
     ("POST", "/api/chat/stream"): _START_TURN,

@@ -363,11 +363,11 @@ async def test_other_models_are_asked_in_their_order(groq: OpenAICompatibleModel
     assert sink.text
 
 
-async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(
+async def test_model_that_keeps_failing_is_not_called_while_its_circuit_is_open(
     groq: OpenAICompatibleModel, upstream: Simulator
 ) -> None:
     clock = [0.0]
-    policy = RetryPolicy(retries=0, delay=0.001, failure_threshold=3, rest_seconds=10.0)
+    policy = RetryPolicy(retries=0, delay=0.001, failure_threshold=3, open_seconds=10.0)
     resilient = ResilientModel(groq, Catalog(), policy=policy, now=lambda: clock[0])
     upstream.faults.add_faults(Fault(kind="status", status=500, times=4))
     for _ in range(3):
@@ -378,7 +378,7 @@ async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(
     assert (alone.value.retry_after, len(upstream.requests)) == (10.0, 3)
     clock[0] = 11.0
     with pytest.raises(ModelUnavailable):
-        await resilient.complete(make_call("Hello"), Sink())  # the one trial fails: a longer rest
+        await resilient.complete(make_call("Hello"), Sink())  # the trial call fails: the circuit stays open for longer
     assert len(upstream.requests) == 4
     clock[0] = 25.0
     with pytest.raises(ModelUnavailable):
@@ -390,9 +390,9 @@ async def test_model_that_keeps_failing_is_left_alone_until_it_has_rested(
     assert len(upstream.requests) == 6
 
 
-async def test_only_one_call_tries_a_model_that_has_rested(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
+async def test_one_trial_call_follows_an_open_circuit(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
     clock = [0.0]
-    policy = RetryPolicy(retries=0, failure_threshold=1, rest_seconds=10.0)
+    policy = RetryPolicy(retries=0, failure_threshold=1, open_seconds=10.0)
     resilient = ResilientModel(groq, Catalog(), policy=policy, now=lambda: clock[0])
     upstream.faults.add_faults(Fault(kind="status", status=500))
     with pytest.raises(ModelUnavailable):
