@@ -1,4 +1,4 @@
-"""Composes the gateway: the one module that imports every part."""
+"""Composes the gateway. Only this module imports every package."""
 
 import gc
 import time
@@ -72,15 +72,15 @@ def create_app(
 ) -> FastAPI:
     """The gateway's ASGI application. Its lifespan connects and disconnects everything.
 
-    `settings` must name a database and a model's server: the embedded ones are the caller's to start. When everything
-    runs, the lifespan awaits `wait_until_served`.
+    `settings` must name a database and a model server; the caller starts embedded ones. When everything runs, the
+    lifespan calls `wait_until_served`.
 
     Raises:
-        ConfigError: they do not, or the file of MCP servers cannot be read.
+        ConfigError: a setting is missing, or the file of MCP servers cannot be read.
     """
     if settings.postgres_url is None or settings.provider is None:
         raise ConfigError(
-            "DATABASE_URL and GROQ_API_KEY (or OPENAI_API_KEY) must be set here: `agent-gateway serve` fills them in"
+            "set DATABASE_URL and GROQ_API_KEY (or OPENAI_API_KEY), or start the gateway with `agent-gateway serve`"
         )
     servers = load_servers(settings)
 
@@ -88,7 +88,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with build_gateway(settings, servers, timeouts, app.state):
             gc.collect()
-            gc.freeze()  # what lives as long as the process need not be looked at in every collection
+            gc.freeze()  # long-lived objects would lengthen every collection, see docs/adr/0007
             gc.set_threshold(10_000, 50, 50)
             if wait_until_served is not None:
                 await wait_until_served()
@@ -97,7 +97,7 @@ def create_app(
     app = FastAPI(
         title="MCP agent gateway",
         version=__version__,
-        description="Chats in; the tools of every connected MCP server and Groq's models behind; every turn kept.",
+        description="Chat API with Groq's models and the tools of all connected MCP servers. Every turn is stored.",
         lifespan=lifespan,
         redirect_slashes=False,
     )
@@ -121,7 +121,7 @@ def create_app(
 
 
 class _Mcp:
-    """The MCP endpoint of the gateway that runs."""
+    """Forwards requests to the MCP endpoint that the lifespan creates."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
@@ -132,7 +132,7 @@ class _Mcp:
 
 @dataclass(frozen=True)
 class Store:
-    """The database and what is stored in it. `build_agent` starts the bus, when its subscribers are there."""
+    """The database and its repositories. `build_agent` starts the bus after its subscribers."""
 
     database: Database
     journal: PostgresJournal
@@ -169,7 +169,7 @@ class Tools:
 async def build_gateway(
     settings: Settings, servers: list[ServerConfig], timeouts: Timeouts, state: State
 ) -> AsyncGenerator[None]:
-    """Start every part and put into `state` what `api/deps.py` takes from there; stop them in the opposite order."""
+    """Start every part and set the attributes of `state` that `api/deps.py` reads; stop in reverse order."""
     tasks = TaskRegistry()
     worker_id = uuid7()
     async with AsyncExitStack() as stack:
@@ -219,19 +219,19 @@ async def build_gateway(
 
 
 async def stop_gateway(app: FastAPI, grace_seconds: float) -> None:
-    """End all streams and leave turns that do not end in time to other workers; nothing, if it has not started."""
+    """End all streams and hand over the turns that do not end in time. No effect before the start."""
     if hasattr(app.state, "stop"):
         await app.state.stop(grace_seconds)
 
 
 def reload_servers(app: FastAPI) -> None:
-    """Read the configuration of the MCP servers now; nothing, if the gateway has not started."""
+    """Read the configuration of the MCP servers now. No effect before the start."""
     if hasattr(app.state, "registry"):
         app.state.registry.reload()
 
 
 async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: float) -> None:
-    """End all streams, each with its last message, and leave turns that do not end in time to other workers."""
+    """End all streams, each with its last message, and hand over the turns that do not end in time."""
     mcp.stop_listening()
     await turn_service.stop(grace_seconds)
 
@@ -240,7 +240,7 @@ async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: floa
 async def build_store(
     settings: Settings, timeouts: Timeouts, worker_id: UUID, tasks: TaskRegistry
 ) -> AsyncGenerator[Store]:
-    """Open the database and start the journal's writer. On exit the journal writes what still waits."""
+    """Open the database and start the journal. On exit, the journal commits the waiting writes."""
     assert settings.postgres_url is not None
     database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
     redactor = load_rules(settings.redaction_rules)
@@ -294,7 +294,7 @@ async def build_tools(
 ) -> AsyncGenerator[Tools]:
     """Connect to the MCP servers, and keep the connections in step with their configuration."""
     toolbox = McpToolbox(servers, settings, store.servers, store.grants)
-    guarded = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
+    policy_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
     store.bus.subscribe("servers", registry.on_servers_changed)
     store.bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
@@ -303,7 +303,7 @@ async def build_tools(
         await toolbox.connect_servers()
         stack.push_async_callback(toolbox.disconnect_servers)
         _supervise(registry.task, tasks, stack)
-        yield Tools(toolbox, guarded, registry)
+        yield Tools(toolbox, policy_toolbox, registry)
 
 
 @asynccontextmanager
@@ -316,7 +316,7 @@ async def build_agent(
     tools: Tools,
     tasks: TaskRegistry,
 ) -> AsyncGenerator[TurnService]:
-    """Start what runs turns. On exit the turns that still run are left to other workers."""
+    """Start the runner and its tasks. On exit, the running turns are handed over to other workers."""
     runner = _build_runner(settings, timeouts, worker_id, store, llm, tools)
     subscriptions = TurnSubscriptions(runner, store.turns, store.bus)
     service = TurnService(
@@ -394,7 +394,7 @@ def _build_runner(
 
 
 def _resume_after_sign_in(toolbox: McpToolbox, inputs: QuestionStore, bus: PostgresBus) -> None:
-    """Resume the turns that wait for a sign-in, whichever worker its callback reached."""
+    """Resume the turns that wait for a sign-in, on any worker."""
     service = toolbox.sign_in_service
     assert service is not None
 

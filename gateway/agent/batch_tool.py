@@ -1,4 +1,4 @@
-"""`batch`: for models that make one call a step, several read-only calls in one."""
+"""The `batch` tool: several read-only calls in one, for models that make one call per step."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,11 +7,11 @@ from gateway.domain.messages import JsonObject, PendingInput, ToolResult, ToolSp
 
 BATCH = "batch"
 _MAX_CALLS = 20
-Make = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | PendingInput]]
+CallTool = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | PendingInput]]
 
 
 def build_batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
-    """The tool, for what is on offer; None where there are no two calls to make at once."""
+    """Build the tool from the offered ones; None if none of them can be batched."""
     names = [spec.name for spec in offered if _can_batch(spec)]
     if not names:
         return None
@@ -33,28 +33,31 @@ def build_batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
         "required": ["calls"],
         "additionalProperties": False,
     }
-    description = "Make several calls of tools that only read at once, each with its own arguments. Results in order."
+    description = "Call several read-only tools at once, each with its own arguments. The results keep their order."
     return ToolSpec(
         BATCH, "gateway", BATCH, description, schema, read_only=True, destructive=False, idempotent=True, helper=True
     )
 
 
-async def run_batch(arguments: JsonObject, offered: dict[str, ToolSpec], make: Make, limit: int) -> ToolResult:
-    """Every call's result, in order; one that fails fails alone."""
+async def run_batch(arguments: JsonObject, offered: dict[str, ToolSpec], call_tool: CallTool, limit: int) -> ToolResult:
+    """Run the calls, at most `limit` at once, and return their results in order.
+
+    A failed call does not affect the others.
+    """
     slots = asyncio.Semaphore(limit)
 
-    async def one(call: JsonObject) -> ToolResult:
+    async def run_one(call: JsonObject) -> ToolResult:
         spec = offered.get(call["tool"])
         if spec is None or not _can_batch(spec):
-            return _error_result(f"{call['tool']!r} is no tool that only reads: call it by itself.")
+            return _error_result(f"{call['tool']!r} is not a read-only tool. Call it by itself.")
         async with slots:
-            result = await make(spec, call["arguments"])
+            result = await call_tool(spec, call["arguments"])
         if isinstance(result, PendingInput):
-            return _error_result(f"{spec.name} has a question to the user: call it by itself.")
+            return _error_result(f"{spec.name} has a question for the user. Call it by itself.")
         return result
 
     calls: list[JsonObject] = arguments["calls"]
-    results = await asyncio.gather(*(one(call) for call in calls))
+    results = await asyncio.gather(*(run_one(call) for call in calls))
     content: list[JsonObject] = []
     for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):
         content += [text_block(f"{number}. {call['tool']}: {result.outcome}"), *result.content]

@@ -1,4 +1,4 @@
-"""Model ⇄ tools until the answer stands."""
+"""The agent loop: model calls and tool calls in turn, until the model gives a final answer."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -43,7 +43,7 @@ _MAX_STRUCTURED_ATTEMPTS = 2
 
 
 class LoopLimits(msgspec.Struct, frozen=True):
-    """`steps` a turn may take, `tokens` it may use in all, tool calls that may run at once."""
+    """Limits of a turn: its steps, its tokens in all, and its concurrent tool calls."""
 
     steps: int = 10
     tokens: int = 200_000
@@ -51,7 +51,7 @@ class LoopLimits(msgspec.Struct, frozen=True):
 
 
 class TurnContext(EventEmitter):
-    """The turn as the loop sees it from inside."""
+    """A running turn, as the agent loop uses it."""
 
     transcript: Transcript
     inputs: list[StoredQuestion]
@@ -62,11 +62,11 @@ class TurnContext(EventEmitter):
 
     @abstractmethod
     async def wait_for_capacity(self) -> None:
-        """Return when more events can be taken: at once, unless the journal is backlogged."""
+        """Wait while the journal is backlogged."""
 
     @abstractmethod
     async def reserve_budget(self, call: ModelCall) -> None:
-        """Reserve what the call may cost at most, before it is made.
+        """Reserve the maximum cost of a model call before it is sent.
 
         Raises:
             BudgetExceeded: the caller's budget does not allow it.
@@ -74,7 +74,7 @@ class TurnContext(EventEmitter):
 
     @abstractmethod
     async def settle_budget(self) -> None:
-        """Release the reservation of the step that has ended; its actual usage counts."""
+        """Release the reservation of the step that has ended; only its actual usage counts."""
 
     @abstractmethod
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
@@ -82,12 +82,14 @@ class TurnContext(EventEmitter):
 
     @abstractmethod
     def calculate_cost(self, usage: Usage) -> float | None:
-        """The price in USD; None where the model's price is not known."""
+        """Return the price in USD; None if the model's price is unknown."""
 
 
 class ModelContext(msgspec.Struct, frozen=True):
-    """What a turn asks the model, the same in each of its steps. `messages`: system, history, the request's own;
-    `hidden`: the tools that the model may find."""
+    """The part of a model call that is the same in every step of a turn.
+
+    `messages` are the system message, the history and those of the request; `find_tools` searches the `hidden` tools.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -101,7 +103,7 @@ class ModelContext(msgspec.Struct, frozen=True):
 
 
 class AgentLoop:
-    """Runs turns. Holds no state of any of them."""
+    """Runs turns. It is stateless: the state of a turn is in its `TurnContext`."""
 
     def __init__(self, model: Model, toolbox: Toolbox, limits: LoopLimits) -> None:
         self._model = model
@@ -109,12 +111,12 @@ class AgentLoop:
         self._limits = limits
 
     async def run_turn(self, context: ModelContext, turn: TurnContext) -> str | None:
-        """Take steps until the model calls no more tools; returns the turn's finish reason, or None: it must wait.
+        """Run steps until the model calls no more tools, and return the finish reason.
 
-        A turn that another worker had begun, or that has waited, goes on behind its last finished step.
+        None: the turn must wait for a person. A resumed turn continues after its last completed step.
 
         Raises:
-            ModelError: the model's server failed, and asking again would not do or did not help.
+            ModelError: the model's server failed, and retries are not allowed or failed, too.
         """
         if (finish_reason := await self._resume(context, turn)) is not None or turn.transcript.waits_for_input:
             return finish_reason
@@ -148,7 +150,7 @@ class AgentLoop:
         return limit_reached if form is None else await self._ask_structured(form, step, context, turn)
 
     async def _resume(self, conversation: ModelContext, turn: TurnContext) -> str | None:
-        """Bring a turn that was taken over to the end of a step; its finish reason if it had no more to do."""
+        """Complete the last step of a resumed turn; return the finish reason if no step has to follow."""
         transcript = turn.transcript
         if transcript.waits_for_input and any(
             kept.answer and transcript.is_open_input(str(kept.id)) for kept in turn.inputs
@@ -176,7 +178,7 @@ class AgentLoop:
         return None if transcript.has_calls(last.step) or unformed else last.finish_reason
 
     def _settle_open_call(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
-        """Go on with a call that has no result: answered, still waiting, or cut off."""
+        """Continue a call without a result: its questions are answered or open, or it was interrupted."""
         waiting = turn.transcript.open_inputs(call.call_id)
         asked = [kept for kept in turn.inputs if str(kept.id) in waiting]
         if not asked:
@@ -202,10 +204,12 @@ class AgentLoop:
     async def _ask_structured(
         self, form: OutputSchema, step: int, conversation: ModelContext, turn: TurnContext
     ) -> str:
-        """The answer in its form: models give that only without tools. One that does not fit is asked for once more.
+        """Ask for an answer that matches the schema, without tools; retry once if it does not match.
+
+        Model servers accept `response_format` only without tools.
 
         Raises:
-            OutputInvalid: it does not fit either.
+            OutputInvalid: the second answer does not match either.
         """
         call = msgspec.structs.replace(
             self._create_model_call(conversation, turn, step),
@@ -229,11 +233,13 @@ class AgentLoop:
                     step=step, reason=OutputInvalid.code, attempt=attempt, usage=answer.usage, cost_usd=answer.cost_usd
                 )
             )
-            again = Message(role="user", content=f"That does not fit: {problem}. Answer again, with the JSON alone.")
+            again = Message(
+                role="user", content=f"This answer is not valid: {problem}. Answer again with only the JSON."
+            )
             call = msgspec.structs.replace(
                 call, messages=(*call.messages, Message(role="assistant", content=text or "{}"), again)
             )
-        raise OutputInvalid(f"The model's answer does not fit response_format: {problem}.")
+        raise OutputInvalid(f"The model's answer does not match response_format: {problem}.")
 
     def _create_model_call(self, conversation: ModelContext, turn: TurnContext, step: int) -> ModelCall:
         return ModelCall(
@@ -249,14 +255,14 @@ class AgentLoop:
     async def _ask_model(
         self, call: ModelCall, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool
     ) -> tuple[ModelAnswer, str]:
-        """One answer of the model, and its text where `quiet` keeps that from being shown."""
+        """Return the model's answer, and its text if `quiet` withholds it from the events."""
         await turn.reserve_budget(call)
         sink = _StepEventSink(step, turn, add_call, quiet=quiet)
         return await self._model.complete(call, sink), "".join(sink.draft)
 
 
 class _StepEventSink(ModelSink):
-    """The model's output on its way to events."""
+    """Turns the model's output into events."""
 
     def __init__(self, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool) -> None:
         self.draft: list[str] = []
@@ -312,7 +318,7 @@ def _step_completed(step: int, answer: ModelAnswer) -> StepCompleted:
 
 
 def _list_tools(conversation: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:
-    """The tools on offer, and behind them those that were found: the prompt's beginning stays the same."""
+    """The offered tools, then the ones loaded by `find_tools`: the prompt cache needs a stable prefix."""
     if not turn.transcript.loaded_tools:
         return conversation.tools
     hidden = {spec.name: spec for spec in conversation.hidden}
@@ -320,9 +326,9 @@ def _list_tools(conversation: ModelContext, turn: TurnContext) -> tuple[ToolSpec
 
 
 def _ignore_call(_call: ToolCall) -> None:
-    """No tool was on offer: what the model calls all the same is no answer, which its text shows."""
+    """Ignore a call, because no tool was offered; the missing text makes the answer invalid."""
 
 
-def _choice_for_step(wanted: ToolChoice | None, step: int) -> ToolChoice | None:
-    """A forced choice holds for the first step only, or the turn would never come to an answer."""
-    return wanted if step == 1 or wanted in ("none", "auto") else None
+def _choice_for_step(choice: ToolChoice | None, step: int) -> ToolChoice | None:
+    """Return the tool choice of a step. A forced one applies to the first step only, or the turn would never end."""
+    return choice if step == 1 or choice in ("none", "auto") else None

@@ -1,4 +1,4 @@
-"""The cache of responses: which requests are the same, which answers may be replayed, and their replay."""
+"""The response cache: keys of equal requests, cacheable responses, and their replay."""
 
 import asyncio
 import hashlib
@@ -26,38 +26,44 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 def cache_key(conversation: ModelContext) -> bytes:
-    """The same for requests that ask the same: model, messages with system prompt and history, parameters, tools as
-    they are defined, form of the answer, approvals, headers passed on. Whoever asks is not part of it."""
-    told = msgspec.structs.asdict(conversation) | {
+    """Hash everything that the answer depends on; equal requests have equal keys.
+
+    That is the model, messages with system prompt and history, parameters, tool definitions, response format,
+    approvals and forwarded headers. The caller is not included.
+    """
+    fields = msgspec.structs.asdict(conversation) | {
         "messages": list(_without_ids(conversation.messages)),
         "principal": conversation.principal.headers,
     }
-    return hashlib.sha256(_encode(told)).digest()
+    return hashlib.sha256(_encode(fields)).digest()
 
 
 def _without_ids(messages: Iterable[Message]) -> Iterable[Message]:
-    """Models name their calls at random: the order of the calls tells as much."""
-    places: dict[str | None, str] = {None: ""}
+    """Replace call ids by numbers in order of appearance, because models choose ids at random."""
+    numbers: dict[str | None, str] = {None: ""}
     for message in messages:
         calls = tuple(
-            msgspec.structs.replace(call, id=places.setdefault(call.id, str(len(places))))
+            msgspec.structs.replace(call, id=numbers.setdefault(call.id, str(len(numbers))))
             for call in message.tool_calls
         )
         yield msgspec.structs.replace(
-            message, tool_calls=calls, tool_call_id=places.get(message.tool_call_id, message.tool_call_id)
+            message, tool_calls=calls, tool_call_id=numbers.get(message.tool_call_id, message.tool_call_id)
         )
 
 
 def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Iterable[ToolSpec]) -> bool:
-    """Whether the answer of a completed turn may be given again: it came to its end, from the model that was asked,
-    asked no person, and used no tool but read-only ones, which all worked."""
+    """Return whether the answer of a completed turn may be reused.
+
+    It must have ended normally, without a fallback model or a question to a person, and all of its tool calls must be
+    read-only and successful.
+    """
     if finish_reason not in ("stop", "length"):
         return False
-    harmless = {spec.name for spec in tools if spec.read_only and not spec.client}
+    read_only = {spec.name for spec in tools if spec.read_only and not spec.client}
     batches: set[str] = set()
     for entry in entries:
         match entry.event:
-            case e.ToolCallStarted() as call if call.client or call.tool not in harmless:
+            case e.ToolCallStarted() as call if call.client or call.tool not in read_only:
                 return False
             case e.ToolCallStarted(tool=tool, call_id=call_id):
                 if tool == BATCH:
@@ -90,12 +96,12 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
 
 
 def _has_failed_call(batch: e.ToolFinished) -> bool:
-    told = cast("JsonObject", batch.structured or {})
-    return any(result["outcome"] != "ok" for result in told.get("results", ()))
+    structured = cast("JsonObject", batch.structured or {})
+    return any(result["outcome"] != "ok" for result in structured.get("results", ()))
 
 
 def replay(known: CachedAnswer, turn: EventEmitter) -> str:
-    """Tell a known answer as the turn's own, which costs nothing; its finish reason."""
+    """Emit a cached answer as events of this turn, at no cost; return its finish reason."""
     for step, text in enumerate(known.texts, 1):
         turn.emit(e.TextDelta(step=step, text=text))
         turn.emit(e.StepCompleted(step=step, finish_reason=known.finish_reason, usage=Usage(), cost_usd=0.0))
@@ -103,7 +109,10 @@ def replay(known: CachedAnswer, turn: EventEmitter) -> str:
 
 
 class TurnResponseCache:
-    """Looks up and saves the responses of turns whose request sets `cache_ttl`. Failures only cost the cache."""
+    """Looks up and saves responses of turns whose request sets `cache_ttl`.
+
+    A failure only disables the cache for the turn.
+    """
 
     def __init__(self, responses: ResponseCache) -> None:
         self._responses = responses
@@ -115,11 +124,11 @@ class TurnResponseCache:
             return None
         turn.cache_key = cache_key(context)
         if turn.transcript.steps:
-            return None  # another worker has begun to ask the model
+            return None  # a resumed turn has called the model already
         try:
             known = await self._responses.find_answer(turn.record.owner, turn.cache_key, ttl)
         except StorageUnavailable:
-            log.warning("response_cache_away", turn_id=str(turn.id))
+            log.warning("response_cache_unavailable", turn_id=str(turn.id))
             return None
         if known is None:
             return None

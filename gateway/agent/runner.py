@@ -1,6 +1,6 @@
-"""Starts turns, knows the ones that run in this process, and ends them.
+"""Starts, resumes and stops the turns of this process.
 
-A turn runs in its own task. A response is a subscriber of the turn, never its owner.
+Each turn runs in a task of its own. See docs/adr/0001.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ _HAND_OVER_SECONDS = 2.0
 class RunnerConfig:
     """Limits of the turns of one process.
 
-    `turn_timeout` and `storage_timeout` are seconds; the end of a turn may wait so long for the database.
-    `synchronous_journal` shows deltas only when they are durable.
+    `turn_timeout` and `storage_timeout` are seconds; `storage_timeout` bounds the wait for the database at a turn's
+    end. `synchronous_journal` shows deltas only when they are durable.
     """
 
     worker_id: UUID
@@ -67,7 +67,7 @@ class RunnerConfig:
 
 @dataclass(frozen=True, slots=True)
 class RunnerStorage:
-    """Where turns are stored. Turns that must not be stored go to the `ephemeral_journal`."""
+    """The repositories of turns. Turns that must not be stored use the `ephemeral_journal`."""
 
     journal: Journal
     ephemeral_journal: Journal
@@ -112,10 +112,10 @@ class Runner:
     # --- starting
 
     async def start(self, request: TurnRequest, principal: Principal, request_id: str | None = None) -> ActiveTurn:
-        """Begin a turn; when this returns, its start is durable and its task runs.
+        """Start a turn. On return, its start is durable and its task runs.
 
-        If the database is unlikely to refuse the turn, the model is asked before the start is durable. Its output is
-        shown only after that.
+        If the database is unlikely to refuse the turn, the model is called before the commit, but its output becomes
+        visible only after it. See docs/adr/0017.
 
         Raises:
             GatewayError: the request cannot be served; nothing of it was stored.
@@ -153,7 +153,7 @@ class Runner:
     def _resolve_request(
         self, request: TurnRequest, principal: Principal
     ) -> tuple[ModelInfo, TurnRequest, tuple[str, ...]]:
-        """The model, the request with parameters that fit it, and warnings.
+        """Return the model, the request with adapted parameters, and warnings.
 
         Raises:
             GatewayError: the model, a parameter or the response format cannot be served to this principal.
@@ -169,7 +169,7 @@ class Runner:
 
     async def _begin_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
         self._turns[turn.id] = turn
-        if ahead := self._can_start_before_commit(turn):
+        if started := self._can_start_before_commit(turn):
             self._spawn_task(turn, selection)
         try:
             await turn.journal.begin_turn(turn.record, turn.log)
@@ -177,20 +177,26 @@ class Runner:
             self._turns.pop(turn.id, None)
             turn.cancel("handed_over")  # ends it without an event
             raise
-        if not ahead:
+        if not started:
             self._spawn_task(turn, selection)
 
     def _can_start_before_commit(self, turn: ActiveTurn) -> bool:
-        """Whether the database is unlikely to refuse the turn's row, and nothing reads it before the model answers."""
+        """Return whether the model may be called before the turn's row is committed. See docs/adr/0017."""
         request = turn.record.request
-        alone = turn.record.conversation_id is None and request.parent_turn_id is None  # history is found by the row
-        plain = turn.is_stored and request.idempotency_key is None and request.cache_ttl is None
-        return alone and plain and not turn.journal.is_unavailable and not self._budgets.applies_to(turn.principal)
+        # The history is read through the turn's row.
+        no_history = turn.record.conversation_id is None and request.parent_turn_id is None
+        no_conflict = turn.is_stored and request.idempotency_key is None and request.cache_ttl is None
+        return (
+            no_history
+            and no_conflict
+            and not turn.journal.is_unavailable
+            and not self._budgets.applies_to(turn.principal)
+        )
 
     def take_over(
         self, record: TurnRecord, events: list[JournalEntry], inputs: list[StoredQuestion], *, cancel: bool
     ) -> None:
-        """Continue a claimed turn: another worker had begun it, or it was suspended until a person answered."""
+        """Continue a claimed turn of another worker, or one that was suspended until a person answered."""
         model, _ = self._models.resolve(record.model)
         principal = record.caller or Principal(user=record.owner)
         selection, _ = self._tools.select(record.request, principal, model)
@@ -219,40 +225,40 @@ class Runner:
             turn.cancel("cancelled")
 
     def on_answer(self, message: BusMessage) -> None:
-        """Let a call that waits for an answer look for it."""
+        """Wake a call that waits for an answer."""
         if (turn := self._turns.get(message.turn_id)) is not None:
             turn.has_new_answers.set()
 
     def on_watch(self, message: BusMessage) -> None:
-        """Announce each commit of the turn from now on: another worker follows it."""
+        """Announce each commit of the turn from now on, because another worker follows it."""
         if (turn := self._turns.get(message.turn_id)) is not None:
-            bus, news = self._storage.bus, BusMessage("events", turn.id)
-            turn.log.on_commit = lambda: bus.publish(news)
-            bus.publish(news)
+            bus, notification = self._storage.bus, BusMessage("events", turn.id)
+            turn.log.on_commit = lambda: bus.publish(notification)
+            bus.publish(notification)
 
     # --- stopping
 
     async def stop(self, grace: float) -> None:
-        """Refuse new turns, let the running ones end for `grace` seconds, then hand the rest over to other workers.
+        """Refuse new turns, wait `grace` seconds for the running ones, then hand over the rest.
 
-        Their subscribers are told first. Without another worker, the next start continues them.
+        Readers of the remaining turns are notified first. Without another worker, the next start resumes the turns.
         """
         self.is_stopping = True
         tasks = [turn.task for turn in self._turns.values() if turn.task is not None]
         if tasks:
-            log.info("turns_finishing", running=len(tasks), grace_seconds=grace)
+            log.info("turns_drain_started", running=len(tasks), grace_seconds=grace)
             await asyncio.wait(tasks, timeout=grace)
-        left = await self.hand_over("server_stopping")
+        remaining = await self.hand_over("server_stopping")
         try:
-            await self._storage.workers.release_turns(self._config.worker_id, left)
+            await self._storage.workers.release_turns(self._config.worker_id, remaining)
             await self._storage.workers.deregister(self._config.worker_id)
         except StorageUnavailable:
-            log.warning("turns_left_to_be_found", turns=len(left))
-        for turn_id in left:
+            log.warning("turn_release_failed", turns=len(remaining))
+        for turn_id in remaining:
             self._storage.bus.publish(BusMessage("orphan", turn_id))
 
     async def hand_over(self, reason: HandOverReason) -> list[UUID]:
-        """Stop running every turn without ending it; another worker continues from what is stored.
+        """Stop every turn without ending it; another worker resumes it from the journal.
 
         Returns the ids of the stored turns. Turns that are not stored are cancelled.
         """
@@ -279,11 +285,14 @@ class Runner:
                 await self._suspend_turn(turn)
         finally:
             turn.release_waiters()
-            if self._turns.get(turn.id) is turn:  # a suspended turn may have been resumed here already
+            if self._turns.get(turn.id) is turn:  # a suspended turn may run here again
                 del self._turns[turn.id]
 
     async def _run_to_outcome(self, turn: ActiveTurn, selection: ToolSelection) -> TurnEnd | None:
-        """Run the loop. Whatever happens becomes the event that ends the turn, or None: it continues elsewhere."""
+        """Run the loop and return the event that ends the turn; None if the turn continues elsewhere.
+
+        Every exception becomes such an event.
+        """
         turn.deadline = deadline = PausableTimeout(self._config.turn_timeout)
         if turn.cancel_reason is not None:
             return turn.build_cancelled_event()
@@ -302,28 +311,28 @@ class Runner:
             return turn.build_cancelled_event()
         except GatewayError as error:
             return turn.record_failure(error)
-        except Exception:  # a turn must end, whatever breaks in it; the log has the rest
+        except Exception:  # without an end, the turn's readers would wait for ever
             if deadline.has_expired:
                 seconds = self._config.turn_timeout
-                return turn.record_failure(TurnTimeout(f"The turn took longer than its {seconds:g} seconds."))
-            log.exception("turn_broke", turn_id=str(turn.id))
+                return turn.record_failure(TurnTimeout(f"The turn exceeded its time limit of {seconds:g} seconds."))
+            log.exception("turn_crashed", turn_id=str(turn.id))
             return turn.record_failure(GatewayError())
         return turn.build_completed_event(finish_reason)
 
     async def _suspend_turn(self, turn: ActiveTurn) -> None:
-        """Leave the turn to wait for a person: from now on it exists only in the database."""
+        """Suspend the turn until a person answers. From then on it exists only in the database."""
         turn.stage = "finishing"
         await turn.journal.suspend_turn(turn.log)
         turn.log.close("input_required")
-        log.info("turn_waits", turn_id=str(turn.id))
+        log.info("turn_suspended", turn_id=str(turn.id))
         try:
             if await self._storage.questions.wake_if_answered(turn.id):
                 self._storage.bus.publish(BusMessage("orphan", turn.id))
         except StorageUnavailable:
-            log.warning("turn_may_sleep_on", turn_id=str(turn.id))
+            log.warning("turn_wake_failed", turn_id=str(turn.id))
 
     async def _finish_turn(self, turn: ActiveTurn, end: TurnEnd) -> None:
-        """Store the turn's end, then show it. If that takes too long, close the log to its subscribers instead."""
+        """Store the turn's end, then show it. If the database takes too long, close the log instead."""
         turn.stage = "finishing"
         if isinstance(end, TurnCompleted):
             await self._responses.save(turn)
@@ -333,7 +342,7 @@ class Runner:
         try:
             await asyncio.wait_for(asyncio.shield(stored), self._config.storage_timeout)
         except TimeoutError:
-            log.error("turn_end_not_kept_in_time", turn_id=str(turn.id))
+            log.error("turn_end_storage_timed_out", turn_id=str(turn.id))
             turn.log.close(StorageUnavailable.code)
         log.info(
             f"turn_{outcome.status}",

@@ -1,8 +1,8 @@
-"""Which MCP servers are connected: those of the file, and those added at run time, on every worker alike."""
+"""The configured MCP servers: those of the file and those added at run time, the same on every worker."""
 
 import asyncio
 from collections.abc import Hashable
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -28,22 +28,22 @@ _DATABASE_POLL_SECONDS = 30.0
 
 
 class ServerRegistry(ServerAdmin):
-    """Keeps the connections in step with the file and the database. Polls both, and reads them at once when told."""
+    """Keeps the connections in step with file and database. Polls both; a notification triggers a read."""
 
     def __init__(self, source: ServerConfigSource, pool: ServerPool, repository: ServerRepository, bus: Bus) -> None:
         self._source = source
         self._pool = pool
         self._repository = repository
         self._bus = bus
-        self._of_file = {server.name: server for server in source.load()}
-        self._added: dict[str, ServerRecord] = {}
+        self._file_configs = {server.name: server for server in source.load()}
+        self._records: dict[str, ServerRecord] = {}
         self._file_version: Hashable | None = source.get_version()
         self._changed = asyncio.Event()
         self._rows_read_at: float | None = None
         self.task = SupervisedTask("mcp server registry", self._watch)
 
     def on_servers_changed(self, _message: BusMessage) -> None:
-        """Read the database now: another worker has changed it."""
+        """Read the database, because another worker has changed it."""
         self._changed.set()
 
     def reload(self) -> None:
@@ -54,25 +54,25 @@ class ServerRegistry(ServerAdmin):
     # --- at run time
 
     def get_source(self, name: str) -> Literal["file", "api"] | None:
-        if name in self._of_file:
+        if name in self._file_configs:
             return "file"
-        return "api" if name in self._added else None
+        return "api" if name in self._records else None
 
     def get_config(self, name: str) -> ServerConfig:
         """Raises:
         NotFound: there is no such server.
         """
-        found = next((server for server in self._merged() if server.name == name), None)
-        if found is None:
+        config = next((server for server in self._merge_configs() if server.name == name), None)
+        if config is None:
             raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
-        return found
+        return config
 
     async def add_server(self, name: str, config: JsonObject, *, by: str) -> None:
         """Add a server for every worker.
 
         Raises:
-            Conflict: there is one of that name.
-            InvalidRequest: the configuration does not make sense.
+            Conflict: a server of that name exists.
+            InvalidRequest: the configuration is not valid.
         """
         if self.get_source(name) is not None:
             raise Conflict(f"There is an MCP server {name!r} already.", param="name")
@@ -81,9 +81,9 @@ class ServerRegistry(ServerAdmin):
         await self._publish_change()
 
     async def set_disabled(self, name: str, *, disabled: bool, by: str) -> None:
-        """Disable a server, or enable it again, wherever it comes from."""
+        """Disable or enable a server of the file or of the database."""
         self.get_config(name)
-        added = self._added.get(name)
+        added = self._records.get(name)
         await self._repository.upsert(name, added.config if added else None, disabled=disabled, by=by)
         await self._publish_change()
 
@@ -94,8 +94,8 @@ class ServerRegistry(ServerAdmin):
             Conflict: the file configures it.
         """
         self.get_config(name)
-        if name in self._of_file:
-            raise Conflict(f"The file of MCP servers configures {name!r}: disable it, or take it out there.")
+        if name in self._file_configs:
+            raise Conflict(f"The file of MCP servers configures {name!r}. Disable it, or remove it from the file.")
         await self._repository.delete_server(name, by=by)
         await self._publish_change()
 
@@ -109,21 +109,21 @@ class ServerRegistry(ServerAdmin):
     async def _watch(self) -> None:
         now = asyncio.get_running_loop().time
         while True:
-            told = self._changed.is_set()
+            is_notified = self._changed.is_set()
             self._changed.clear()
             changed = await self._read_file()
-            if told or self._rows_read_at is None or now() - self._rows_read_at >= _DATABASE_POLL_SECONDS:
+            if is_notified or self._rows_read_at is None or now() - self._rows_read_at >= _DATABASE_POLL_SECONDS:
                 try:
                     changed = await self._read_rows() or changed
                     self._rows_read_at = now()
                 except StorageUnavailable:
-                    log.warning("servers_wait_for_database")
+                    log.warning("server_poll_failed")
             if changed:
                 self._reconcile()
             await wait_or_poll(self._changed, _FILE_POLL_SECONDS)
 
     async def _read_file(self) -> bool:
-        """Whether the file has changed. An unusable file changes nothing."""
+        """Read the file and return whether it has changed. An unusable file changes nothing."""
         version = self._source.get_version()
         if version == self._file_version:
             return False
@@ -131,23 +131,23 @@ class ServerRegistry(ServerAdmin):
         try:
             servers = await asyncio.to_thread(self._source.load)
         except ConfigError as error:
-            log.error("servers_file_unusable", error=str(error))
+            log.error("server_file_rejected", error=str(error))
             return False
-        self._of_file = {server.name: server for server in servers}
-        log.info("servers_file_read", servers=len(servers))
+        self._file_configs = {server.name: server for server in servers}
+        log.info("server_file_loaded", servers=len(servers))
         return True
 
     async def _read_rows(self) -> bool:
-        """Whether the stored servers have changed."""
-        before, self._added = self._added, {record.name: record for record in await self._repository.list_servers()}
-        return before != self._added
+        """Read the stored servers and return whether they have changed."""
+        before, self._records = self._records, {record.name: record for record in await self._repository.list_servers()}
+        return before != self._records
 
     def _reconcile(self) -> None:
-        self._pool.reconcile(self._merged())
+        self._pool.reconcile(self._merge_configs())
 
-    def _merged(self) -> list[ServerConfig]:
-        servers = dict(self._of_file)
-        for name, record in self._added.items():
+    def _merge_configs(self) -> list[ServerConfig]:
+        servers = dict(self._file_configs)
+        for name, record in self._records.items():
             if record.config is not None and name not in servers:
                 servers[name] = ServerConfig.model_validate({**record.config, "name": name})
             if record.disabled and name in servers:
@@ -159,6 +159,6 @@ def _validate(name: str, config: JsonObject) -> ServerConfig:
     try:
         return ServerConfig.model_validate({**config, "name": name})
     except ValidationError as error:
-        first: Any = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"{where}: {first['msg'].removeprefix('Value error, ')}", param=where) from None
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path) from None

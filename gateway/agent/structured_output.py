@@ -1,4 +1,4 @@
-"""Answers in a form that the request asks for: OpenAI's `response_format` of the types json_object and json_schema."""
+"""Structured output: OpenAI's `response_format` of the types json_object and json_schema."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ _MAX_MESSAGE_LENGTH = 500
 
 
 class OutputSchema:
-    """What an answer must look like.
+    """The schema that an answer must match.
 
     Raises:
-        InvalidRequest: the format is none, or its schema is not valid.
+        InvalidRequest: the format is unknown, or its schema is not valid.
     """
 
     def __init__(self, response_format: JsonObject) -> None:
@@ -38,21 +38,21 @@ class OutputSchema:
             message = f"response_format: the schema is not valid: {error.message[:_MAX_MESSAGE_LENGTH]}"
             raise InvalidRequest(message, param="response_format") from None
         except SchemaNotCheckable:
-            raise InvalidRequest("response_format: the schema is too deep.", param="response_format") from None
+            raise InvalidRequest("response_format: the schema is nested too deeply.", param="response_format") from None
         self._checker: Any = compile_schema(schema)
 
     def find_problem(self, text: str) -> str | None:
-        """What is wrong with an answer; None: it fits."""
+        """Return the reason why an answer does not match; None if it matches."""
         try:
             value: Any = msgspec.json.decode(text)
         except msgspec.DecodeError as error:
             return f"it is not valid JSON: {error}"
         except RecursionError:
-            return "it is too deep"
+            return "it is nested too deeply"
         try:
             error = best_error(self._checker, value)
         except SchemaNotCheckable:
-            return "its schema refers to what is not in it, or to itself without an end"
+            return "its schema has a reference that cannot be resolved or never ends"
         if error is None:
             return None
         path = ".".join(str(part) for part in error.absolute_path)

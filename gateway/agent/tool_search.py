@@ -38,9 +38,9 @@ class ToolSelector:
     def select(
         self, request: TurnRequest, principal: Principal, model: ModelInfo
     ) -> tuple[ToolSelection, tuple[str, ...]]:
-        """The turn's tools, and a warning for each requested tool that no server has.
+        """Return the turn's tools, and a warning for each requested tool that no server has.
 
-        A tool of the client's own hides a server's tool of the same name.
+        A client-side tool hides a server's tool of the same name.
         """
         specs, warnings = self._requested(request, principal)
         choice = request.tool_choice
@@ -60,7 +60,7 @@ class ToolSelector:
         if request.tools is None:
             return specs + request.client_tools, ()
         missing = sorted(set(request.tools) - {spec.name for spec in specs} - own)
-        warnings = tuple(f"The tool {name!r} is not on offer: no connected server has it now." for name in missing)
+        warnings = tuple(f"The tool {name!r} is not available: no connected server has it now." for name in missing)
         return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
 
     def _with_batch(self, selection: ToolSelection, model: ModelInfo) -> ToolSelection:
@@ -71,9 +71,9 @@ class ToolSelector:
 
 
 def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_tokens: int) -> ToolSelection:
-    """All tools if they fit; else as many as leave room for what is found, in their order, with `find_tools`.
+    """Select all tools if they fit, else the first ones and `find_tools`, with room for found tools.
 
-    `always` names those that must be there. The order is kept: the prompt cache depends on it.
+    `always` names tools that must be selected. The order stays, because the prompt cache depends on it.
     """
     if len(specs) <= MAX_TOOLS and sum(map(_estimate_tokens, specs)) <= max_tokens:
         return ToolSelection(specs)
@@ -90,31 +90,34 @@ def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_toke
 
 
 def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
-    """The hidden tools that fit a query best, by the words of their names and descriptions; rare words count more."""
-    wanted = set(_split_words(query))
+    """Find the hidden tools that match a query best.
+
+    The score counts the query's words in names and descriptions; rare words and words in names count more.
+    """
+    words = set(_split_words(query))
     documents = [
         (spec, Counter(_split_words(f"{spec.name} {spec.title or ''}")), set(_split_words(spec.description)))
         for spec in hidden
     ]
     rarity = {
         word: math.log(1 + len(documents) / (1 + sum(word in name or word in text for _, name, text in documents)))
-        for word in wanted
+        for word in words
     }
     scores = [
-        (sum(rarity[word] * (3 * (word in name) + (word in text)) for word in wanted), -place, spec)
-        for place, (spec, name, text) in enumerate(documents)
+        (sum(rarity[word] * (3 * (word in name) + (word in text)) for word in words), -position, spec)
+        for position, (spec, name, text) in enumerate(documents)
     ]
     best = sorted((score for score in scores if score[0] > 0), key=lambda s: s[:2], reverse=True)[:_MAX_RESULTS]
     if not best:
-        note = "No tool fits these words. Try others: what the tool does, or the system that it works on."
+        note = "No tool matches these words. Try other ones: what the tool does, or the system that it works on."
         return ToolResult("ok", [text_block(note)], {"loaded": []})
     lines = [f"{spec.name}: {' '.join(spec.description.split())[:200]}" for _, _, spec in best]
-    told = "You can call these tools now:\n" + "\n".join(lines)
-    return ToolResult("ok", [text_block(told)], {"loaded": [spec.name for _, _, spec in best]})
+    summary = "You can call these tools now:\n" + "\n".join(lines)
+    return ToolResult("ok", [text_block(summary)], {"loaded": [spec.name for _, _, spec in best]})
 
 
 def _split_words(text: str) -> list[str]:
-    """Words without their plural, of names in any style."""
+    """Split names of any style into lower-case words, without plural endings."""
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text).lower()
     return [word.removesuffix("s") if len(word) > 3 else word for word in _WORD.findall(split)]
 
@@ -132,8 +135,8 @@ def _build_search_spec(hidden: tuple[ToolSpec, ...]) -> ToolSpec:
         "additionalProperties": False,
     }
     description = (
-        f"Find more tools: {len(hidden)} others are there, of {servers}. Those found can be called from then on. "
-        "Use it whenever the tools that you see do not do what is needed."
+        f"Find more tools: {len(hidden)} others are available, of {servers}. You can call the ones that it finds. "
+        "Use it whenever the tools that you see cannot do what is needed."
     )
     return ToolSpec(
         FIND_TOOLS,

@@ -1,4 +1,4 @@
-"""Folds events into messages. The loop asks the model with what is folded here, and the same fold is stored."""
+"""Folds a turn's events into messages, for the next model call and for the database."""
 
 from typing import assert_never, cast
 
@@ -20,13 +20,13 @@ class _Step:
         self.completed: e.StepCompleted | None = None
 
     def messages(self) -> list[Message]:
-        """The assistant's message and one a call that ran here: a call without a result gets one that says so."""
+        """The assistant's message, and one per call that ran here; a missing result gets a placeholder."""
         text = "".join(self.text)
         if not self.calls:
             return [Message(role="assistant", content=text)] if text else []
         calls = tuple(ToolCall(c.call_id, c.tool, _encode_arguments(c)) for c in self.calls.values())
-        said = Message(role="assistant", content=text or None, tool_calls=calls)
-        return [said, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
+        message = Message(role="assistant", content=text or None, tool_calls=calls)
+        return [message, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
 
     def _result_message(self, call_id: str) -> Message:
         result = self.results.get(call_id)
@@ -34,10 +34,10 @@ class _Step:
 
 
 class Transcript:
-    """Messages and totals of a turn, folded from its events.
+    """The text, calls, usage and cost of a turn so far, built from its events.
 
-    `loaded_tools` are the found tools, in order. `cost_usd` is None if the price of a step is unknown.
-    `reasoning_chars` counts the reasoning of a step that has not ended.
+    `loaded_tools` are the names that `find_tools` has loaded, in order. `cost_usd` is None if the price of a step is
+    unknown. `reasoning_chars` counts the reasoning of the incomplete step.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Transcript:
             case e.ToolCallStarted() if event.hosted:
                 self._hosted.add(event.call_id)
             case e.ToolFinished() if event.call_id in self._hosted:
-                pass  # the model has had its result, and is not told of it again
+                pass  # the model has received the result during its call
             case e.ToolCallStarted():
                 step = self._call_steps[event.call_id] = self._get_step(event.step)
                 step.calls[event.call_id] = event
@@ -67,8 +67,8 @@ class Transcript:
                 step = self._call_steps[event.call_id]
                 step.results[event.call_id] = event
                 if step.calls[event.call_id].tool == FIND_TOOLS:
-                    found = cast("JsonObject", event.structured or {})
-                    self.loaded_tools |= dict.fromkeys(found.get("loaded", ()))
+                    structured = cast("JsonObject", event.structured or {})
+                    self.loaded_tools |= dict.fromkeys(structured.get("loaded", ()))
             case e.StepCompleted():
                 self._get_step(event.step).completed = event
                 self.add_usage(event.usage, event.cost_usd)
@@ -98,7 +98,7 @@ class Transcript:
                 assert_never(event)
 
     def add_usage(self, usage: Usage, cost_usd: float | None) -> None:
-        """Count what was used up."""
+        """Add tokens and cost."""
         self.usage = self.usage + usage
         self.cost_usd = _add_cost(self.cost_usd, cost_usd)
 
@@ -108,54 +108,54 @@ class Transcript:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The assistant's and the tools' messages, in order, fit to be sent to a model."""
+        """The assistant's and the tools' messages, in order, ready to be sent to a model."""
         return tuple(message for _, step in sorted(self._steps.items()) for message in step.messages())
 
     @property
     def response(self) -> str:
-        """The text of the last step that said anything."""
+        """The text of the last step that has text."""
         texts = ("".join(step.text) for _, step in sorted(self._steps.items(), reverse=True))
         return next((text for text in texts if text), "")
 
     @property
     def waits_for_input(self) -> bool:
-        """Whether a call waits for a person."""
+        """True if a call waits for a person."""
         return bool(self._open_inputs)
 
     def is_open_input(self, input_id: str) -> bool:
-        """Whether this question is still open."""
+        """Return whether this question is still open."""
         return input_id in self._open_inputs
 
     def open_inputs(self, call_id: str) -> set[str]:
-        """The ids of the questions of a call that nobody has answered yet."""
+        """Return the ids of the unanswered questions of a call."""
         return {input_id for input_id, asking in self._open_inputs.items() if asking == call_id}
 
     def _apply_edited_arguments(self, resolved: e.InputResolved) -> None:
-        """Whoever approved a call may have changed its arguments: then it is that call which was made."""
+        """Replace the arguments of a call by those of its approval, which is what ran."""
         arguments = (resolved.content or {}).get("arguments")
         if resolved.action == "accept" and isinstance(arguments, dict) and resolved.call_id in self._call_steps:
             calls = self._call_steps[resolved.call_id].calls
             calls[resolved.call_id] = msgspec.structs.replace(calls[resolved.call_id], arguments=arguments)
 
     def incomplete_step(self) -> int | None:
-        """The number of the last step if the model's stream of it has not ended: it does not count yet."""
+        """Return the number of the last step if its model stream has not ended; else None."""
         last = max(self._steps, default=0)
         if last and not self._steps[last].completed:
             return last
         return last + 1 if self.reasoning_chars else None
 
     def count_written_chars(self, step: int) -> int:
-        """How many characters the model has written in a step that has not ended."""
-        half = self._steps.get(step, _Step())
-        calls = sum(len(str(call.arguments)) for call in half.calls.values())
-        return self.reasoning_chars + sum(map(len, half.text)) + calls
+        """Count the characters that the model has written in an incomplete step."""
+        partial = self._steps.get(step, _Step())
+        calls = sum(len(str(call.arguments)) for call in partial.calls.values())
+        return self.reasoning_chars + sum(map(len, partial.text)) + calls
 
     def last_step(self) -> e.StepCompleted | None:
-        """The end of the last step's stream."""
+        """Return the event that completed the last step, if it is complete."""
         return self._steps[max(self._steps)].completed if self._steps else None
 
     def open_calls(self) -> list[e.ToolCallStarted]:
-        """The calls of ended steps that have no result."""
+        """Return the calls of completed steps that have no result."""
         steps = [step for step in self._steps.values() if step.completed]
         return [
             call
@@ -165,14 +165,14 @@ class Transcript:
         ]
 
     def get_call(self, call_id: str) -> e.ToolCallStarted:
-        """A call as it stands: with the arguments that it was allowed with."""
+        """Return a call with the arguments of its approval, if it was approved."""
         return self._call_steps[call_id].calls[call_id]
 
     def has_calls(self, step: int) -> bool:
         return bool(self._steps[step].calls)
 
     def has_client_calls(self, step: int) -> bool:
-        """Whether the step called a tool of the client's."""
+        """Return whether the step called a client-side tool."""
         return any(call.client for call in self._steps[step].calls.values())
 
     def step_text(self, step: int) -> str:

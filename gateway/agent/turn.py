@@ -56,7 +56,7 @@ _CANNOT_ASK = "This call needs a person's answer, and a turn that is not stored 
 
 
 class ActiveTurn(TurnContext, TurnSpending):
-    """One running turn. It emits events into its log and its journal; subscribers read the log."""
+    """A turn that runs here. It writes events to its log and its journal; subscribers read the log."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.is_cached = False
         self.journal = journal
         self._questions = questions
-        self._opened = asyncio.Event()
+        self._accepted = asyncio.Event()
         self._listeners = 0
 
     @property
@@ -105,7 +105,7 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     @property
     def is_stored(self) -> bool:
-        """Whether the turn is stored, so that others can continue it and read it later."""
+        """True if the turn is stored, so that another worker can resume it and clients can read it later."""
         return self.record.request.store
 
     # --- what the agent loop calls
@@ -123,7 +123,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         return self.model.calculate_cost(usage)
 
     def emit(self, event: Event) -> None:
-        """Number the event, apply it to the transcript, and write it; deltas with the next flush."""
+        """Apply an event to the transcript, number it, and write it; deltas with the next flush."""
         self.transcript.apply(event)
         self.log.append(event)
         if self.log.all_visible:
@@ -139,9 +139,9 @@ class ActiveTurn(TurnContext, TurnSpending):
             await self.journal.wait_for_capacity()
 
     def on_accepted(self) -> None:
-        if not self._opened.is_set():
+        if not self._accepted.is_set():
             self.first_token_ms = self.elapsed_ms()
-            self._opened.set()
+            self._accepted.set()
 
     # --- questions
 
@@ -179,42 +179,42 @@ class ActiveTurn(TurnContext, TurnSpending):
         return [stored for stored, _ in asked]
 
     async def _wait_for_answer(self, asked: StoredQuestion) -> Answer:
-        """The answer. A bus message announces it; poll as well, because a message may be lost."""
+        """Wait for the answer. A bus message announces it; poll as well, because a message may be lost."""
         while True:
             self.has_new_answers.clear()
             try:
                 if (answer := await self._questions.get_answer(self.id, asked.id)) is not None:
                     return answer
             except StorageUnavailable:
-                log.warning("answer_waits_for_database", turn_id=str(self.id))
+                log.warning("answer_poll_failed", turn_id=str(self.id))
             await wait_or_poll(self.has_new_answers, _POLL_SECONDS)
 
     # --- listeners and cancellation
 
     async def wait_until_accepted(self, seconds: float) -> None:
-        """Return when the model has accepted the first request, the turn has ended, or the time is over.
+        """Wait until the model has accepted the first request, the turn has ended, or `seconds` have passed.
 
         Raises:
             GatewayError: the turn failed before the model produced output.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self._opened.wait()
+                await self._accepted.wait()
         except TimeoutError:
             return
         if self.failure is not None and self.first_token_ms is None:
             raise self.failure
 
     def release_waiters(self) -> None:
-        """Wake everything that waits in `wait_until_accepted`: no more output will come."""
-        self._opened.set()
+        """Wake the callers of `wait_until_accepted`, because no more output follows."""
+        self._accepted.set()
 
     def add_listener(self) -> None:
         """Count a response that the turn runs for. Only `TurnService.listen_to_turn` does this."""
         self._listeners += 1
 
     def remove_listener(self) -> None:
-        """When the last one leaves before the end, the request's `on_disconnect` decides."""
+        """Apply the request's `on_disconnect` if this was the last listener of an unfinished turn."""
         self._listeners -= 1
         if not self._listeners and not self.log.has_ended and self.record.request.on_disconnect == "cancel":
             self.cancel("client_disconnected")
@@ -224,7 +224,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         if self.cancel_reason is None and self.stage != "finishing":
             self.cancel_reason = reason
             if self.stage == "running" and self.task is not None:
-                self.task.cancel()  # a task that has not started checks the reason first
+                self.task.cancel()  # a task that has not started checks `cancel_reason` itself
 
     def elapsed_ms(self) -> float:
         return round((time.perf_counter() - self.started_at) * 1000, 2)
@@ -232,7 +232,7 @@ class ActiveTurn(TurnContext, TurnSpending):
     # --- the end
 
     def restore(self, entries: Sequence[JournalEntry], inputs: list[StoredQuestion]) -> None:
-        """Load what another worker journaled of this turn, and the questions that it asked."""
+        """Load the journaled events and the questions of this turn from another worker."""
         self.log.load_entries(entries)
         self.inputs = inputs
         for entry in entries:
@@ -254,20 +254,20 @@ class ActiveTurn(TurnContext, TurnSpending):
         )
 
     def record_failure(self, error: GatewayError) -> TurnFailed:
-        """The end of a failed turn; `wait_until_accepted` raises the error."""
+        """Build the end of a failed turn, and let `wait_until_accepted` raise the error."""
         self.failure = error
-        return TurnFailed(error=error.to_error_info(), saved=self._what_is_saved())
+        return TurnFailed(error=error.to_error_info(), saved=self._get_saved_part())
 
     def build_cancelled_event(self) -> TurnCancelled | None:
-        """The end of a cancelled turn; None for one that another worker continues."""
+        """Build the end of a cancelled turn; None if another worker continues it."""
         assert self.cancel_reason is not None
         if self.cancel_reason == "handed_over":
             return None
         error = ErrorInfo(code=self.cancel_reason, message=_CANCEL_MESSAGES[self.cancel_reason])
-        return TurnCancelled(error=error, saved=self._what_is_saved())
+        return TurnCancelled(error=error, saved=self._get_saved_part())
 
     def build_outcome(self, end: TurnEnd) -> TurnOutcome:
-        """What the journal stores of the turn at its end."""
+        """Build the outcome that the journal stores at the turn's end."""
         transcript = self.transcript
         failed = end if isinstance(end, TurnFailed | TurnCancelled) else None
         return TurnOutcome(
@@ -284,7 +284,7 @@ class ActiveTurn(TurnContext, TurnSpending):
             cached=self.is_cached,
         )
 
-    def _what_is_saved(self) -> Literal["text", "prompt", "nothing"]:
+    def _get_saved_part(self) -> Literal["text", "prompt", "nothing"]:
         if not self.is_stored:
             return "nothing"
         return "text" if self.transcript.response else "prompt"

@@ -1,4 +1,4 @@
-"""The events of one turn in memory: numbered, shown to readers once they are durable, read by any number of them."""
+"""The numbered events of one turn in memory, which any number of readers can follow."""
 
 import asyncio
 from bisect import bisect_right
@@ -12,14 +12,14 @@ from gateway.ports.store import EventSource
 _DELTAS = Delta.__args__
 _ENDS = (TurnCompleted, TurnFailed, TurnCancelled)
 TAKEOVER_JUMP = 10_000
-"""How far the numbers jump when another worker takes a turn over: none that the first may have shown is used again."""
+"""Gap in the event numbers at a takeover. See docs/adr/0010."""
 
 
 class TurnLog(EventSource):
-    """Readers hold an index, not a queue: a slow one costs nothing and slows nobody.
+    """The events of a turn. A reader has an index into the list instead of a queue. See docs/adr/0001.
 
-    A delta is shown at once, any other event (and what follows it) when `mark_committed` reports it as durable;
-    with `synchronous`, deltas wait as well. `on_commit` hears of each commit.
+    A delta is visible at once; any other event, and all after it, when `mark_committed` reports that it is durable.
+    With `synchronous`, deltas wait as well. `on_commit` is called after each commit.
     """
 
     def __init__(self, turn_id: UUID, *, synchronous: bool = False) -> None:
@@ -34,7 +34,7 @@ class TurnLog(EventSource):
         self._readers: list[asyncio.Future[None]] = []
 
     def append(self, event: Event) -> JournalEntry:
-        """Number the event and keep it."""
+        """Number an event and add it."""
         entry = JournalEntry(self._next_seq, event, encode_event(event))
         self._next_seq += 1
         if self._synchronous or not isinstance(event, _DELTAS):
@@ -45,24 +45,24 @@ class TurnLog(EventSource):
         return entry
 
     def load_entries(self, entries: Iterable[JournalEntry]) -> None:
-        """Take over entries that the journal has already: another worker's."""
+        """Load entries that another worker has journaled."""
         self.entries.extend(entries)
         self._taken = len(self.entries)
         self._next_seq = self.last_seq + 1
         self._wake_readers()
 
     def reserve_sequence_gap(self) -> None:
-        """Leave out the numbers that the worker before may have shown without keeping them."""
+        """Skip numbers that the previous worker may have shown without storing them."""
         self._next_seq = self.last_seq + TAKEOVER_JUMP
 
     def take_unwritten(self) -> list[JournalEntry]:
-        """The entries that the journal has not been given yet. It must write them, in this order."""
+        """Return the entries that the journal has not received yet, in the order to write them."""
         fresh = self.entries[self._taken :]
         self._taken = len(self.entries)
         return fresh
 
     def mark_committed(self, seq: int) -> None:
-        """All up to `seq` is durable."""
+        """Record that all entries up to `seq` are durable."""
         while self._undurable and self._undurable[0][0] <= seq:
             self._undurable.popleft()
         self._wake_readers()
@@ -70,7 +70,7 @@ class TurnLog(EventSource):
             self.on_commit()
 
     def close(self, reason: str) -> None:
-        """Send the readers away before the turn's end: this process will not show it to them."""
+        """End the readers before the turn's end, because this process will not produce it."""
         self.close_reason = self.close_reason or reason
         self._wake_readers()
 
@@ -80,28 +80,28 @@ class TurnLog(EventSource):
 
     @property
     def visible_count(self) -> int:
-        """How many entries readers may see."""
+        """Number of entries that readers may see."""
         return self._undurable[0][1] if self._undurable else len(self.entries)
 
     @property
     def all_visible(self) -> bool:
-        """Whether nothing waits for a commit."""
+        """True if no entry waits for a commit."""
         return not self._undurable
 
     @property
     def has_ended(self) -> bool:
-        """Whether the turn's last event is there for readers to see."""
+        """True if the turn's last event is visible to readers."""
         return bool(self.entries) and not self._undurable and isinstance(self.entries[-1].event, _ENDS)
 
     async def follow(self, after: int = 0) -> AsyncGenerator[list[JournalEntry]]:
-        """Yield the entries behind number `after`, all there are at a time, until the turn ends or the log closes."""
+        """Yield all new entries after number `after` at a time, until the turn ends or the log closes."""
         read = _index_after(self.entries, after)
         while True:
             visible = self.visible_count
             if visible > read:
                 batch = self.entries[read:visible]
                 read += len(batch)
-                if batch[0].seq <= after:  # a copy may be given what its reader has
+                if batch[0].seq <= after:  # a journal tail may receive entries that its reader has seen
                     batch = batch[_index_after(batch, after) :]
                 if batch:
                     yield batch
@@ -123,5 +123,5 @@ class TurnLog(EventSource):
 
 
 def _index_after(entries: list[JournalEntry], seq: int) -> int:
-    """The index of the first entry behind number `seq`."""
+    """Return the index of the first entry after number `seq`."""
     return bisect_right(entries, seq, key=lambda entry: entry.seq)

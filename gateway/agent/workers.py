@@ -1,4 +1,4 @@
-"""The heartbeat of a worker, which also takes over the turns of workers without one."""
+"""The heartbeat of a worker, and the takeover of turns from dead workers."""
 
 import asyncio
 from datetime import timedelta
@@ -15,9 +15,9 @@ log = get_logger(__name__)
 
 
 class WorkerHeartbeat:
-    """Writes a heartbeat every `interval_seconds`. A worker counts as dead after `silence_seconds` without.
+    """Writes a heartbeat every `interval_seconds`. A worker without one for `silence_seconds` counts as dead.
 
-    A worker that could not write one for so long hands over its turns, because other workers will run them.
+    A worker that could not write a heartbeat for that long gives up its turns, because other workers take them over.
     """
 
     def __init__(
@@ -36,23 +36,23 @@ class WorkerHeartbeat:
         self._turns = turns
         self._questions = questions
         self._worker_id = worker_id
-        self._interval = interval_seconds
-        self._silent = silence_seconds
-        self._look_now = asyncio.Event()
-        self._seen_at = 0.0
+        self._interval_seconds = interval_seconds
+        self._silence_seconds = silence_seconds
+        self._wake = asyncio.Event()
+        self._last_heartbeat_at = 0.0
         self._abandoned: list[UUID] = []
         self.task = SupervisedTask("heartbeat", self._run_forever, vital=True)
 
     def on_orphan(self, _message: BusMessage) -> None:
-        """Look for turns to take over now."""
-        self._look_now.set()
+        """Look for turns to take over at once."""
+        self._wake.set()
 
     async def _run_forever(self) -> None:
         loop = asyncio.get_running_loop()
-        self._seen_at = self._seen_at or loop.time()
+        self._last_heartbeat_at = self._last_heartbeat_at or loop.time()
         while True:
-            self._look_now.clear()
-            if loop.time() - self._seen_at > self._silent:
+            self._wake.clear()
+            if loop.time() - self._last_heartbeat_at > self._silence_seconds:
                 self._abandoned += await self._runner.hand_over("storage_unavailable")
             try:
                 await self._write_heartbeat()
@@ -62,12 +62,12 @@ class WorkerHeartbeat:
                     await self._take_over()
             except StorageUnavailable:
                 log.warning("heartbeat_missed")
-            await wait_or_poll(self._look_now, self._interval)
+            await wait_or_poll(self._wake, self._interval_seconds)
 
     async def _write_heartbeat(self) -> None:
-        began = asyncio.get_running_loop().time()
+        started_at = asyncio.get_running_loop().time()
         await self._workers.heartbeat(self._worker_id)
-        self._seen_at = began
+        self._last_heartbeat_at = started_at
 
     async def _release_abandoned(self) -> None:
         if self._abandoned:
@@ -75,7 +75,9 @@ class WorkerHeartbeat:
             self._abandoned = []
 
     async def _take_over(self) -> None:
-        for record, cancel in await self._workers.claim_turns(self._worker_id, timedelta(seconds=self._silent)):
+        for record, cancel in await self._workers.claim_turns(
+            self._worker_id, timedelta(seconds=self._silence_seconds)
+        ):
             try:
                 await self._questions.expire_inline(record.id)
                 events, inputs = (
@@ -83,7 +85,7 @@ class WorkerHeartbeat:
                     await self._questions.list_for_turn(record.id),
                 )
                 self._runner.take_over(record, events, inputs, cancel=cancel)
-                if asyncio.get_running_loop().time() - self._seen_at >= self._interval:
+                if asyncio.get_running_loop().time() - self._last_heartbeat_at >= self._interval_seconds:
                     await self._write_heartbeat()  # taking over many turns must not delay the heartbeat
             except StorageUnavailable:
                 raise

@@ -8,7 +8,7 @@ from gateway.domain.events import Event, JournalEntry
 
 
 class EventListener(Protocol):
-    """Iterates over batches of a turn's entries, then knows why there are no more."""
+    """Iterates over batches of a turn's entries. At the end, `close_reason` says why it stopped."""
 
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[list[JournalEntry]]: ...
@@ -16,14 +16,14 @@ class EventListener(Protocol):
     @property
     @abstractmethod
     def close_reason(self) -> str | None:
-        """Why the events stopped before the turn's end; None where the last event was read."""
+        """Reason why the events stopped before the turn's end; None if the last event was read."""
         ...
 
 
 class EventFold(Protocol):
-    """What the events of a turn are folded into, from the first on."""
+    """A result that is built from the events of a turn, in order."""
 
     @abstractmethod
     def apply(self, event: Event) -> bool | None:
-        """Take the next event. True: the events behind it are not needed."""
+        """Apply the next event. True: the events after it are not needed."""
         ...

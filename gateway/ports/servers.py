@@ -1,4 +1,4 @@
-"""MCP servers: how each is configured, and what keeps the toolbox in step with that."""
+"""Configuration of MCP servers, and its storage and administration."""
 
 from abc import abstractmethod
 from collections.abc import Hashable
@@ -130,21 +130,21 @@ class ServerRepository(Protocol):
 
     @abstractmethod
     async def upsert(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
-        """Add or switch a server; `config` None: one that the file configures."""
+        """Add a server, or disable or enable one. `config` is None for a server of the file."""
         ...
 
     @abstractmethod
     async def delete_server(self, name: str, *, by: str) -> None:
-        """Delete a server and what is known of its tools."""
+        """Delete a server and the definitions of its tools."""
         ...
 
 
 class ServerAdmin(Protocol):
-    """The configured servers, to read and to change at run time."""
+    """Reads and changes the configured servers at run time."""
 
     @abstractmethod
     def get_source(self, name: str) -> Literal["file", "api"] | None:
-        """Where a server is configured; None: there is no such server."""
+        """Return where a server is configured; None if it does not exist."""
         ...
 
     @abstractmethod
@@ -159,14 +159,14 @@ class ServerAdmin(Protocol):
         """Add a server for every worker.
 
         Raises:
-            Conflict: there is one of that name.
+            Conflict: a server of that name exists.
             InvalidRequest: the configuration is not valid.
         """
         ...
 
     @abstractmethod
     async def set_disabled(self, name: str, *, disabled: bool, by: str) -> None:
-        """Disable a server, or enable it again, wherever it is configured."""
+        """Disable or enable a server of the file or of the database."""
         ...
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What the agent asks others to keep for it. The store satisfies these."""
+"""Storage of turns, conversations, questions, budgets and messages. `gateway.store` implements it."""
 
 import asyncio
 from abc import abstractmethod
@@ -28,13 +28,13 @@ from gateway.domain.messages import (
 
 
 class EventSource(Protocol):
-    """A turn's log, as the journal sees it."""
+    """A turn's log, as the journal reads it."""
 
     turn_id: UUID
 
     @abstractmethod
     def take_unwritten(self) -> list[JournalEntry]:
-        """The entries that the journal has not been given yet. It must write them, in this order."""
+        """Return the entries that the journal has not received yet, in the order to write them."""
         ...
 
     @abstractmethod
@@ -44,7 +44,7 @@ class EventSource(Protocol):
 
 
 class StoredTurn(Protocol):
-    """A turn as it is stored, to be read. `store`: its messages and events are stored, not its figures alone."""
+    """A stored turn. `store`: messages and events are stored, not only statistics."""
 
     @property
     def id(self) -> UUID: ...
@@ -85,34 +85,34 @@ class Journal(Protocol):
 
     @abstractmethod
     def schedule_flush(self, log: EventSource) -> None:
-        """Write what the log has gathered, at most one flush interval from now."""
+        """Write the log's new entries within one flush interval."""
         ...
 
     @abstractmethod
     def flush(self, log: EventSource) -> asyncio.Future[None]:
-        """Write what the log has gathered with the next commit; done when that is durable."""
+        """Write the log's new entries with the next commit; the future is done when they are durable."""
         ...
 
     @abstractmethod
     def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
-        """Write the rest of the log and the turn's outcome in one commit."""
+        """Write the log's new entries and the turn's outcome in one commit."""
         ...
 
     @abstractmethod
     def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
-        """Write the rest of the log and leave the turn to wait for a person, in one commit."""
+        """Write the log's new entries and mark the turn as waiting for a person, in one commit."""
         ...
 
     @property
     @abstractmethod
     def is_unavailable(self) -> bool:
-        """Whether the database could not be reached when it was last written to."""
+        """True if the last write could not reach the database."""
         ...
 
     @property
     @abstractmethod
     def is_backlogged(self) -> bool:
-        """Whether too much waits for the database: then await `wait_for_capacity()`."""
+        """True if too much waits for the database: call `wait_for_capacity()` before adding more."""
         ...
 
     @abstractmethod
@@ -124,7 +124,7 @@ class ConversationRepository(Protocol):
 
     @abstractmethod
     async def open_conversation(self, request: TurnRequest, principal: Principal) -> UUID | None:
-        """The id of the conversation that the request is part of; "new" makes one, None is none.
+        """Return the id of the request's conversation, creating it for "new"; None if it has none.
 
         Raises:
             NotFound: the principal has no such conversation or parent turn.
@@ -135,17 +135,17 @@ class ConversationRepository(Protocol):
 
     @abstractmethod
     async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """The messages of the turns that a turn follows, a tuple a turn, oldest first."""
+        """Load the messages of the turns before a turn, one tuple per turn, oldest first."""
         ...
 
     @abstractmethod
     async def load_added_messages(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
-        """What ended turns of an owner added to the messages that they were sent."""
+        """Load the messages that an owner's completed turns added to those of their requests."""
         ...
 
     @abstractmethod
     async def get_busy_turn(self, conversation_id: str, principal: Principal) -> StoredTurn | None:
-        """The turn that has to end before another may begin.
+        """Return the unfinished turn that blocks new turns of a conversation.
 
         Raises:
             NotFound: the principal has no such conversation.
@@ -155,16 +155,16 @@ class ConversationRepository(Protocol):
 
 
 class ResponseCache(Protocol):
-    """Answers to be given again, to their owner alone. Every method may raise StorageUnavailable."""
+    """Answers that may be reused for their owner. Every method may raise StorageUnavailable."""
 
     @abstractmethod
     async def find_answer(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
-        """The answer that an owner got to such a request, if that is no longer ago than `ttl` seconds."""
+        """Return the owner's answer to an equal request, if it is at most `ttl` seconds old."""
         ...
 
     @abstractmethod
     async def save_answer(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
-        """From when the turn has completed, its answer may be given again for `ttl` seconds."""
+        """Allow reuse of the turn's answer for `ttl` seconds, once the turn has completed."""
         ...
 
 
@@ -180,7 +180,7 @@ class TurnRepository(Protocol):
 
     @abstractmethod
     async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> StoredTurn | None:
-        """The turn that the owner's idempotency key has started."""
+        """Return the turn that an idempotency key of the owner has started."""
         ...
 
     @abstractmethod
@@ -190,12 +190,12 @@ class TurnRepository(Protocol):
 
     @abstractmethod
     async def load_events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
-        """The journal behind number `after`, in order; a part of it if it is long, none if there is no more."""
+        """Load the next part of the journal after number `after`; empty if there is no more."""
         ...
 
     @abstractmethod
     async def load_journal(self, turn_id: UUID) -> list[JournalEntry]:
-        """The whole journal."""
+        """Load the whole journal of a turn."""
         ...
 
     @abstractmethod
@@ -203,29 +203,29 @@ class TurnRepository(Protocol):
 
 
 class WorkerRepository(Protocol):
-    """The workers, and which turns each runs. Every method may raise StorageUnavailable."""
+    """Workers and their turns. Every method may raise StorageUnavailable."""
 
     @abstractmethod
     async def heartbeat(self, worker_id: UUID) -> None:
-        """Say that the worker lives."""
+        """Record that the worker is alive."""
         ...
 
     @abstractmethod
     async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """Take the turns that nobody runs: of dead workers, of those silent for so long, of nobody.
+        """Claim the turns of dead workers, of workers without a heartbeat for `silent`, and of no worker.
 
-        With each comes whether somebody has asked to cancel it.
+        The flag of each turn says whether its cancellation was requested.
         """
         ...
 
     @abstractmethod
     async def release_turns(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
-        """Leave turns to whoever claims them."""
+        """Release turns, so that other workers can claim them."""
         ...
 
     @abstractmethod
     async def deregister(self, worker_id: UUID) -> None:
-        """The worker ends well."""
+        """Remove a worker that stops in order."""
         ...
 
 
@@ -236,28 +236,28 @@ class QuestionRepository(Protocol):
     async def save_questions(
         self, turn_id: UUID, call_id: str, needed: PendingInput
     ) -> list[tuple[StoredQuestion, datetime]]:
-        """Keep a call's questions, each with when it expires."""
+        """Store a call's questions; return each with its expiry time."""
         ...
 
     @abstractmethod
     async def get_question(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
         """Raises:
-        NotFound: the turn has not asked this.
+        NotFound: the turn has no such question.
         """
         ...
 
     @abstractmethod
     async def answer_question(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
-        """Decide a question, once.
+        """Answer a question once; a suspended turn continues.
 
         Raises:
-            Conflict: it has been decided already, or has expired, or the turn has ended.
+            Conflict: the question is already answered or has expired, or the turn has ended.
         """
         ...
 
     @abstractmethod
     async def list_for_turn(self, turn_id: UUID) -> list[StoredQuestion]:
-        """All that a turn has asked, with the answers so far."""
+        """List a turn's questions, with the answers so far."""
         ...
 
     @abstractmethod
@@ -265,22 +265,22 @@ class QuestionRepository(Protocol):
 
     @abstractmethod
     async def expire_inline(self, turn_id: UUID) -> None:
-        """Decide the questions that only a worker now gone could have answered."""
+        """Expire open inline questions, which only the previous worker could deliver."""
         ...
 
     @abstractmethod
     async def wake_if_answered(self, turn_id: UUID) -> bool:
-        """Let a parked turn go on if an answer came while it was being parked; whether one did."""
+        """Resume a suspended turn if it was answered while it was suspended; return whether it was."""
         ...
 
     @abstractmethod
     async def expire_overdue(self) -> list[UUID]:
-        """Decide the questions whose time is over; the turns that may go on."""
+        """Expire overdue questions; return the turns that continue."""
         ...
 
 
 class Bus(Protocol):
-    """Workers telling each other; a message may get lost."""
+    """Messages between workers. A message may be lost."""
 
     @abstractmethod
     def publish(self, message: BusMessage) -> None:
@@ -294,21 +294,21 @@ class Bus(Protocol):
 
 
 class BudgetTransaction(Protocol):
-    """An owner's part of the ledger, while nobody else sets anything aside in it."""
+    """A transaction that excludes other reservations of the same owner."""
 
     @abstractmethod
     async def get_totals(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
-        """Of the owner, or of that with a key; `without` what a turn holds."""
+        """Return the totals of the owner, or of one key, without those of the turn `without`."""
         ...
 
     @abstractmethod
-    async def reserve(self, hold: BudgetReservation, key: str | None) -> None:
-        """Set aside, in the place of what the turn has held before."""
+    async def reserve(self, reservation: BudgetReservation, key: str | None) -> None:
+        """Store a reservation, replacing an earlier one of the turn."""
         ...
 
 
 class BudgetRepository(Protocol):
-    """What turns have used up. Every method may raise StorageUnavailable."""
+    """Usage and reservations of turns. Every method may raise StorageUnavailable."""
 
     @abstractmethod
     async def get_totals(self, owner: str, key: str | None = None) -> UsageTotals:
@@ -317,10 +317,10 @@ class BudgetRepository(Protocol):
 
     @abstractmethod
     def begin_transaction(self, owner: str) -> AbstractAsyncContextManager[BudgetTransaction]:
-        """The owner's account; what was done in it counts from the end of the block."""
+        """Open a transaction, which commits at the end of the block."""
         ...
 
     @abstractmethod
-    async def settle(self, hold: BudgetReservation) -> None:
-        """The turn's step has ended: only what the turn has used up counts."""
+    async def settle(self, reservation: BudgetReservation) -> None:
+        """Replace a turn's reservation by its actual usage, as its step has ended."""
         ...

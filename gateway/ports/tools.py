@@ -1,4 +1,4 @@
-"""What the agent loop and the API ask of the connected MCP servers."""
+"""Tools, resources, prompts and sign-in of the connected MCP servers."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,10 @@ ItemKind = Literal["resources", "resource_templates", "prompts"]
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """How one MCP server stands. `state`: connecting, up, degraded, needs_auth, down, disabled; `since`: ISO 8601;
-    `url` without what may be secret in it."""
+    """State of an MCP server. `since` is ISO 8601; `url` has no secrets.
+
+    `state`: connecting, up, degraded, needs_auth, down, disabled.
+    """
 
     name: str
     url: str | None
@@ -38,30 +40,30 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
 
 class ToolDefinitionStore(Protocol):
-    """Remembers how tools were defined when they were first seen: their descriptions are untrusted input."""
+    """Stores the first seen definitions of tools, whose descriptions are untrusted input."""
 
     @abstractmethod
     async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
-        """The tools whose definition is another than it was; new ones are remembered.
+        """Return the tools whose definition differs from the approved one; store new tools.
 
         Raises:
-            StorageUnavailable: nobody can tell now.
+            StorageUnavailable: the database cannot be reached.
         """
         ...
 
 
 class GrantTransaction(Protocol):
-    """A grant that nobody else changes meanwhile; what `grant` is at the end of the block is kept (None: nothing)."""
+    """A locked grant. The end of the block stores the value of `grant`; None deletes it."""
 
     grant: Grant | None
 
 
 class GrantStore(Protocol):
-    """Keeps grants, sealed, and the sign-ins under way. Everything raises `StorageUnavailable`."""
+    """Stores encrypted grants and the sign-ins in progress. Every method may raise StorageUnavailable."""
 
     @abstractmethod
     async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
-        """The grant for a server at this very address."""
+        """Return the grant for a server at exactly this address."""
         ...
 
     @abstractmethod
@@ -69,7 +71,7 @@ class GrantStore(Protocol):
 
     @abstractmethod
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
-        """Drop a grant, if there is one, as `by` wants."""
+        """Delete a grant, if it exists, on behalf of `by`."""
         ...
 
     @abstractmethod
@@ -77,93 +79,93 @@ class GrantStore(Protocol):
 
     @abstractmethod
     async def find_request(self, ticket: str) -> AuthorizationRequest | None:
-        """The sign-in that a ticket is for, while it is good."""
+        """Return the sign-in of a ticket that is still valid."""
         ...
 
     @abstractmethod
     async def expect_callback(self, ticket: str, state: str) -> None:
-        """From now on `state` is what the authorization server's answer for this sign-in brings back."""
+        """Set the `state` that the authorization server's answer for this sign-in must contain."""
         ...
 
     @abstractmethod
     async def save_callback(self, ticket: str, state: str, answer: JsonObject) -> bool:
-        """Keep the authorization server's answer, once. False: nobody waits for it."""
+        """Store the authorization server's answer once. False: no sign-in waits for it."""
         ...
 
     @abstractmethod
     async def get_callback(self, ticket: str, state: str) -> JsonObject | None:
-        """The answer, once it has come.
+        """Return the answer, if it has arrived.
 
         Raises:
-            NotFound: nothing waits for that `state` any more, because the sign-in was begun again or is over.
+            NotFound: the sign-in was restarted or has ended, so `state` is no longer valid.
         """
         ...
 
     @abstractmethod
     async def save_outcome(self, ticket: str, outcome: str) -> None:
-        """The sign-in is over: "" is success, else what went wrong."""
+        """End a sign-in. The outcome "" is success, else it is the problem."""
         ...
 
     @abstractmethod
     async def get_outcome(self, ticket: str) -> str | None:
-        """How it ended; None: it has not."""
+        """Return the outcome of a sign-in; None if it is in progress."""
         ...
 
 
 class SignIn(Protocol):
-    """What the pages of a sign-in need."""
+    """Signs users in to protected MCP servers."""
 
     @abstractmethod
     def get_client_metadata(self) -> JsonObject:
-        """Who the gateway is, for authorization servers that read that at its address (client id metadata)."""
+        """Return the gateway's OAuth client metadata, which authorization servers read at its address."""
         ...
 
     @abstractmethod
     async def create_sign_in_url(self, server: str, principal: Principal) -> str:
-        """The address of a page that signs `principal` in to a server.
+        """Create the address of a page that signs `principal` in to a server.
 
         Raises:
-            NotFound: there is no such server.
-            Forbidden: only admins may, as its connection is everybody's.
-            Conflict: it is not protected by OAuth.
+            NotFound: the server does not exist.
+            Forbidden: only admins may sign in, because all users share the connection.
+            Conflict: the server is not protected by OAuth.
         """
         ...
 
     @abstractmethod
     async def sign_out(self, server: str, principal: Principal) -> None:
-        """Sign out: drop what was granted. Raises as `create_sign_in_url` does."""
+        """Sign out: delete the grant. Raises the errors of `create_sign_in_url`."""
         ...
 
     @abstractmethod
     async def get_request(self, ticket: str) -> AuthorizationRequest:
         """Raises:
-        NotFound: the ticket is not good, or not any more.
+        NotFound: the ticket is unknown or has expired.
         """
         ...
 
     @abstractmethod
     async def begin_sign_in(self, ticket: str) -> str:
-        """The authorization server's page to go to.
+        """Start the sign-in and return the address of the authorization server's page.
 
         Raises:
-            NotFound: the ticket is not good, or not any more.
-            McpFailed: the server or its authorization server does not do as the protocol says.
+            NotFound: the ticket is unknown or has expired.
+            McpFailed: the server or its authorization server violates the protocol.
         """
         ...
 
     @abstractmethod
     async def finish_sign_in(self, ticket: str, answer: JsonObject) -> None:
-        """Take the authorization server's answer (`state`, `code`, `iss`, `error`) and wait for the grant.
+        """Process the authorization server's answer (`state`, `code`, `iss`, `error`); wait for the grant.
 
         Raises:
-            NotFound: nobody waits for this answer.
-            McpFailed: there is no grant.
+            NotFound: no sign-in waits for this answer.
+            McpFailed: the sign-in failed.
         """
         ...
 
 
 class CallObserver(Protocol):
-    """Hears what a server says while a call runs, and answers what it asks in the middle of it."""
+    """Receives progress, log messages and questions of a server during a call."""
 
     @abstractmethod
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None: ...
@@ -172,7 +174,7 @@ class CallObserver(Protocol):
 
     @abstractmethod
     async def ask_user(self, question: Question) -> Answer:
-        """A person's answer, however long it takes."""
+        """Ask a person, and wait for the answer without a time limit."""
         ...
 
 
@@ -181,17 +183,17 @@ class Toolbox(Protocol):
 
     @abstractmethod
     def list_specs(self) -> tuple[ToolSpec, ...]:
-        """Every tool on offer now, in a stable order."""
+        """List the tools on offer, in a stable order."""
         ...
 
     @abstractmethod
     def find_tool(self, name: str) -> ToolSpec | None:
-        """The tool of this name; also one that is off offer because its call has done what it was for."""
+        """Return the tool of this name. Includes sign-in tools that a sign-in has removed from the offer."""
         ...
 
     @abstractmethod
     def get_instructions(self) -> str:
-        """What the connected servers want a model to know about them; empty if nothing."""
+        """Return the connected servers' instructions for the model; may be empty."""
         ...
 
     @abstractmethod
@@ -204,35 +206,35 @@ class Toolbox(Protocol):
         observer: CallObserver | None = None,
         answers: Sequence[StoredQuestion] = (),
     ) -> ToolResult | PendingInput:
-        """Run a tool for `principal`. Never raises for what goes wrong with the call: the result says it.
+        """Run a tool for `principal`. A failure is a result, not an exception.
 
-        `answers` are those to what this very call has asked before; it may ask again.
+        `answers` are the answers to earlier questions of this call, which may ask again.
         """
         ...
 
     @abstractmethod
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
-        """What all servers have of a kind, as MCP describes it, each with its `server`; prompts under exposed names."""
+        """List items of all servers in MCP's format, with `server`; prompts have their exposed names."""
         ...
 
     @abstractmethod
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
-        """A resource's contents as MCP gives them; without `server`, of whichever has it.
+        """Read a resource in MCP's format; without `server`, from the first server that lists it.
 
         Raises:
-            NotFound: no connected server has it.
-            McpFailed: the server did not answer as it should.
+            NotFound: no connected server has the resource.
+            McpFailed: the server failed or sent an invalid response.
         """
         ...
 
     @abstractmethod
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
-        """A prompt's messages as MCP gives them. Raises as `read_resource` does."""
+        """Return a prompt's messages in MCP's format. Raises the errors of `read_resource`."""
         ...
 
     @abstractmethod
     async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        """Completions for an argument of a prompt or resource template. Raises as `read_resource` does."""
+        """Complete an argument of a prompt or resource template. Raises the errors of `read_resource`."""
         ...
 
     @abstractmethod
@@ -240,12 +242,12 @@ class Toolbox(Protocol):
 
     @abstractmethod
     def list_changed_tools(self) -> frozenset[tuple[str, str]]:
-        """Server and name of each tool whose definition is not the one first seen."""
+        """Return server and name of each tool whose definition differs from the approved one."""
         ...
 
     @abstractmethod
     def recheck_server(self, server: str) -> None:
-        """Compare a server's tools again: one may have been approved."""
+        """Compare a server's tools with the approved definitions again."""
         ...
 
     @property
@@ -254,5 +256,5 @@ class Toolbox(Protocol):
 
     @abstractmethod
     def get_forwarded_headers(self) -> frozenset[str]:
-        """The headers of clients' requests that some server wants passed on."""
+        """Return the request headers of clients that any server wants forwarded."""
         ...

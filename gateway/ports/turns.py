@@ -1,4 +1,4 @@
-"""What tool calls and budgets need to know of the turn that they belong to."""
+"""A running turn, as tool calls and budgets use it."""
 
 from abc import abstractmethod
 from typing import Protocol
@@ -31,12 +31,12 @@ class EventEmitter(Protocol):
 
     @abstractmethod
     async def ask_inline(self, call_id: str, question: Question) -> Answer:
-        """Store and show a question of a call that stays open for it; return the answer when it arrives."""
+        """Store and show a question while its call stays open, and wait for the answer."""
         ...
 
 
 class TurnSpending(Protocol):
-    """A running turn, as budgets see it. The ledger holds nothing of its usage yet."""
+    """A running turn, as budgets use it. The ledger does not include its usage yet."""
 
     principal: Principal
     model: ModelInfo

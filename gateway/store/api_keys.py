@@ -1,4 +1,4 @@
-"""Keys for the API as they are kept: made, found by their hash, revoked."""
+"""API keys: created, found by their hash, revoked."""
 
 import hashlib
 import secrets
@@ -20,11 +20,11 @@ from gateway.store.models import ApiKey
 
 KEY_PREFIX = "agw_"
 _TOUCH_INTERVAL = timedelta(minutes=1)
-_CHANGED = msgspec.json.encode(BusMessage("keys", BusMessage.NO_TURN)).decode()
+_CHANGE_MESSAGE = msgspec.json.encode(BusMessage("keys", BusMessage.NO_TURN)).decode()
 
 
 class NewKey(msgspec.Struct, frozen=True):
-    """What a key is to be. None in a list's place allows everything; `expires_at` None: never."""
+    """Properties of a key to create. A list of None allows everything; `expires_at` None: it does not expire."""
 
     owner: str
     name: str = ""
@@ -39,13 +39,13 @@ class NewKey(msgspec.Struct, frozen=True):
 
 
 class KeyStore:
-    """Rows of `api_keys`. What changes them tells every worker, in the same transaction."""
+    """Rows of `api_keys`. Each change notifies all workers in its transaction. See docs/adr/0020."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def create_key(self, new: NewKey, *, by: str) -> tuple[ApiKey, str]:
-        """The key's row, and its secret, which is kept nowhere."""
+        """Create a key; return its row and its secret, which is not stored."""
         prefix = KEY_PREFIX + secrets.token_hex(4)
         secret = f"{prefix}_{secrets.token_urlsafe(32)}"
         row = ApiKey(
@@ -55,10 +55,10 @@ class KeyStore:
             name=new.name,
             owner=new.owner,
             role=new.role,
-            scopes=_list(new.scopes),
-            models=_list(new.models),
-            servers=_list(new.servers),
-            tools=_list(new.tools),
+            scopes=_to_list(new.scopes),
+            models=_to_list(new.models),
+            servers=_to_list(new.servers),
+            tools=_to_list(new.tools),
             budget=None if new.budget is None else msgspec.to_builtins(new.budget),
             limits=None if new.limits is None else msgspec.to_builtins(new.limits),
             created_by=by,
@@ -73,7 +73,7 @@ class KeyStore:
         return row, secret
 
     async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
-        """The newest first; with `owner`, theirs alone."""
+        """List the keys, newest first; with `owner`, only the owner's."""
         query = select(ApiKey).order_by(col(ApiKey.id).desc())
         if owner is not None:
             query = query.where(ApiKey.owner == owner)
@@ -82,7 +82,7 @@ class KeyStore:
 
     async def get_key(self, key_id: UUID, owner: str | None = None) -> ApiKey:
         """Raises:
-        NotFound: there is no such key, or it is not the owner's.
+        NotFound: the key does not exist, or belongs to another owner.
         """
         query = select(ApiKey).where(ApiKey.id == key_id)
         if owner is not None:
@@ -95,7 +95,7 @@ class KeyStore:
 
     async def get_by_prefix(self, prefix: str) -> ApiKey:
         """Raises:
-        NotFound: there is no such key.
+        NotFound: the key does not exist.
         """
         async with self._database.session() as session:
             row = (await session.exec(select(ApiKey).where(ApiKey.prefix == prefix))).first()
@@ -104,18 +104,21 @@ class KeyStore:
         return row
 
     async def revoke_key(self, key: ApiKey, *, by: str) -> None:
-        """From now on it opens nothing; one that is revoked already stays as it is."""
-        mine = (col(ApiKey.id) == key.id, col(ApiKey.revoked_at).is_(None))
+        """Revoke a key. A key that is already revoked stays as it is."""
+        active_key = (col(ApiKey.id) == key.id, col(ApiKey.revoked_at).is_(None))
         async with self._database.session() as session:
-            revocation = update(ApiKey).where(*mine).values(revoked_at=func.now())
+            revocation = update(ApiKey).where(*active_key).values(revoked_at=func.now())
             if await count_changed_rows(session, revocation):
                 session.add(make_audit_entry(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
                 await _notify_change(session)
 
-    # --- for who asks for one
+    # --- authentication
 
     async def has_keys(self) -> bool:
-        """Whether there is a key at all. One that is revoked counts: to revoke the last opens nothing."""
+        """Return whether any key exists.
+
+        Revoked ones count: revoking the last key must not turn authentication off.
+        """
         async with self._database.session() as session:
             return (await session.exec(select(ApiKey.id).limit(1))).first() is not None
 
@@ -124,16 +127,20 @@ class KeyStore:
             return (await session.exec(select(ApiKey).where(ApiKey.hash == hash_))).first()
 
     async def revoked_among(self, prefixes: list[str]) -> list[str]:
-        """Those of them that open nothing any more."""
-        over = or_(col(ApiKey.revoked_at).is_not(None), col(ApiKey.expires_at) <= func.now())
+        """Return the prefixes whose keys are revoked or expired."""
+        is_inactive = or_(col(ApiKey.revoked_at).is_not(None), col(ApiKey.expires_at) <= func.now())
         async with self._database.session() as session:
-            return list((await session.exec(select(ApiKey.prefix).where(col(ApiKey.prefix).in_(prefixes), over))).all())
+            return list(
+                (await session.exec(select(ApiKey.prefix).where(col(ApiKey.prefix).in_(prefixes), is_inactive))).all()
+            )
 
     async def record_use(self, key_id: UUID) -> None:
-        """Note that it was used; at most once a minute, however many workers say so."""
-        old = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < func.now() - _TOUCH_INTERVAL)
+        """Record that a key was used, at most once a minute for all workers together."""
+        is_outdated = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < func.now() - _TOUCH_INTERVAL)
         async with self._database.session() as session:
-            await session.exec(update(ApiKey).where(col(ApiKey.id) == key_id, old).values(last_used_at=func.now()))
+            await session.exec(
+                update(ApiKey).where(col(ApiKey.id) == key_id, is_outdated).values(last_used_at=func.now())
+            )
 
 
 def hash_secret(secret: str) -> str:
@@ -141,7 +148,7 @@ def hash_secret(secret: str) -> str:
 
 
 def principal_from_key(key: ApiKey) -> Principal:
-    """Whom a key makes of its bearer."""
+    """Build the principal that a key authenticates."""
     return msgspec.convert(
         {
             "user": key.owner,
@@ -158,10 +165,10 @@ def principal_from_key(key: ApiKey) -> Principal:
     )
 
 
-def _list(values: tuple[str, ...] | None) -> list[str] | None:
+def _to_list(values: tuple[str, ...] | None) -> list[str] | None:
     return None if values is None else list(values)
 
 
 async def _notify_change(session: AsyncSession) -> None:
     notify = text("SELECT pg_notify(:channel, :payload)")
-    await (await session.connection()).execute(notify, {"channel": CHANNEL, "payload": _CHANGED})
+    await (await session.connection()).execute(notify, {"channel": CHANNEL, "payload": _CHANGE_MESSAGE})

@@ -1,4 +1,4 @@
-"""The audit log: who did what, when. A trigger keeps its rows as they are."""
+"""The append-only audit log of actors, actions and times. A trigger forbids changes."""
 
 from uuid import UUID
 
@@ -11,12 +11,12 @@ from gateway.store.models import AuditLog
 
 
 def make_audit_entry(actor: str, action: str, subject: str, detail: JsonObject) -> AuditLog:
-    """A row to add to a session."""
+    """Build a row to add to a session."""
     return AuditLog(id=UUID(int=uuids.uuid7().int), actor=actor, action=action, subject=subject, detail=detail)
 
 
 class AuditStore:
-    """The log, to write to alone and to read."""
+    """Reads the audit log, and writes entries that belong to no other transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -28,11 +28,11 @@ class AuditStore:
     async def list_entries(
         self, *, limit: int, before: UUID | None = None, actor: str | None = None, action: str | None = None
     ) -> list[AuditLog]:
-        """The newest first; `before` is the last one of the page before."""
+        """List entries, newest first; `before` is the id of the last entry of the previous page."""
         query = select(AuditLog)
-        for wanted, column in ((actor, AuditLog.actor), (action, AuditLog.action)):
-            if wanted is not None:
-                query = query.where(column == wanted)
+        for value, column in ((actor, AuditLog.actor), (action, AuditLog.action)):
+            if value is not None:
+                query = query.where(column == value)
         if before is not None:
             query = query.where(AuditLog.id < before)
         async with self._database.session() as session:

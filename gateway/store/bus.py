@@ -25,7 +25,7 @@ _decode = msgspec.json.Decoder(BusMessage).decode
 
 
 class PostgresBus(Bus):
-    """One connection that listens and notifies; it is opened again after a failure."""
+    """One connection for LISTEN and NOTIFY, which is reopened after a failure."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -49,7 +49,7 @@ class PostgresBus(Bus):
             try:
                 connection = await asyncpg.connect(self._dsn, timeout=5)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                log.debug("bus_waits_for_database", error=type(error).__name__)
+                log.debug("bus_connect_failed", error=type(error).__name__)
                 await asyncio.sleep(backoff.next_delay())
                 continue
             backoff.reset()
@@ -58,7 +58,7 @@ class PostgresBus(Bus):
                 connection.add_termination_listener(lambda _connection: self._work.set())
                 await self._send(connection)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-                log.warning("bus_lost")
+                log.warning("bus_connection_lost")
             finally:
                 connection.terminate()
 
@@ -75,10 +75,10 @@ class PostgresBus(Bus):
         try:
             message = _decode(str(payload))
         except msgspec.DecodeError:
-            log.warning("bus_strange_message")
+            log.warning("bus_message_rejected")
             return
         for handler in self._handlers[message.kind]:
             try:
                 handler(message)
-            except Exception:  # one handler must not keep the message from the others
+            except Exception:  # a failing handler must not withhold the message from the others
                 log.exception("bus_handler_failed", kind=message.kind)

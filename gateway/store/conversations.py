@@ -1,4 +1,4 @@
-"""Conversations and their turns, as the agent reads them and as their owners keep house."""
+"""Conversations and their turns, for the agent and for their owners."""
 
 from uuid import UUID
 
@@ -17,12 +17,12 @@ from gateway.store.models import Conversation, Turn, TurnEvents
 
 _MAX_TITLE_LENGTH = 80
 _MAX_EXACT_COUNT = 100_000
-_OPEN = ("running", "waiting")
+_OPEN_STATUSES = ("running", "waiting")
 _ANCESTORS = """
     WITH RECURSIVE line AS (
         SELECT parent_id AS id, 1 AS depth FROM turns WHERE id = :turn_id
         UNION ALL
-        SELECT turns.parent_id, depth + 1 FROM line JOIN turns ON turns.id = line.id WHERE depth < :most
+        SELECT turns.parent_id, depth + 1 FROM line JOIN turns ON turns.id = line.id WHERE depth < :max_turns
     )
     SELECT turns.messages FROM line JOIN turns ON turns.id = line.id
     WHERE turns.response <> '' OR turns.finish_reason = 'tool_calls'
@@ -31,12 +31,12 @@ _ANCESTORS = """
 
 
 class ConversationStore(ConversationRepository):
-    """What `ConversationRepository` asks for, and the conversations themselves, over short sessions."""
+    """See `ConversationRepository`; also lists, renames and deletes conversations."""
 
     def __init__(self, database: Database, *, max_turns: int = 200, redactor: Redactor | None = None) -> None:
         self._database = database
         self._redactor = redactor or Redactor()
-        self._most_turns = max_turns
+        self._max_turns = max_turns
 
     # --- for the agent
 
@@ -48,13 +48,13 @@ class ConversationStore(ConversationRepository):
         if request.conversation_id is not None:
             conversation = await self.get_conversation(request.conversation_id, principal)
             if parent is not None and parent.conversation_id != conversation.id:
-                raise InvalidRequest("The turn to go on from is not in this conversation.", param="parent_turn_id")
+                raise InvalidRequest("The parent turn is not in this conversation.", param="parent_turn_id")
             return conversation.id
         return parent.conversation_id if parent else None
 
     async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """See `ConversationRepository.load_history`. Turns that ended without an answer are left out."""
-        rows = await self._database.fetch_rows(_ANCESTORS, turn_id=turn_id, most=self._most_turns)
+        """See `ConversationRepository.load_history`. Omits turns that ended without an answer."""
+        rows = await self._database.fetch_rows(_ANCESTORS, turn_id=turn_id, max_turns=self._max_turns)
         return [msgspec.convert(decode_json(row[0]), tuple[Message, ...]) for row in rows]
 
     async def load_added_messages(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
@@ -69,9 +69,9 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             turn = (await session.exec(query)).first()
         if turn is None:
-            raise NotFound(f"There is no turn {str(turn_id)!r} to go on from.", param="parent_turn_id")
-        if turn.status in _OPEN:
-            raise ConversationBusy("The turn to go on from has not ended yet.", param="parent_turn_id")
+            raise NotFound(f"There is no parent turn {str(turn_id)!r}.", param="parent_turn_id")
+        if turn.status in _OPEN_STATUSES:
+            raise ConversationBusy("The parent turn has not ended yet.", param="parent_turn_id")
         return turn
 
     async def _create(self, principal: Principal, title: str) -> UUID:
@@ -88,18 +88,18 @@ class ConversationStore(ConversationRepository):
         """
         missing = NotFound(f"There is no conversation {conversation_id[:64]!r}.", param="conversation_id")
         try:
-            wanted = UUID(conversation_id)
+            parsed_id = UUID(conversation_id)
         except ValueError:
             raise missing from None
-        query = select(Conversation).where(Conversation.id == wanted, Conversation.owner == principal.user)
+        query = select(Conversation).where(Conversation.id == parsed_id, Conversation.owner == principal.user)
         async with self._database.session() as session:
-            found = (await session.exec(query)).first()
-        if found is None:
+            conversation = (await session.exec(query)).first()
+        if conversation is None:
             raise missing
-        return found
+        return conversation
 
     async def list_conversations(self, principal: Principal, *, limit: int, before: UUID | None) -> list[Conversation]:
-        """The newest first; `before` is the last one of the page before."""
+        """List conversations, newest first; `before` is the id of the last one of the previous page."""
         query = select(Conversation).where(Conversation.owner == principal.user)
         if before is not None:
             query = query.where(Conversation.id < before)
@@ -107,29 +107,29 @@ class ConversationStore(ConversationRepository):
             return list((await session.exec(query.order_by(col(Conversation.id).desc()).limit(limit))).all())
 
     async def count_conversations(self) -> int:
-        """How many there are, of all owners: as the planner knows it where they are many."""
-        [(about,)] = await self._database.fetch_rows(
+        """Count the conversations of all owners; above 100,000, return the planner's estimate."""
+        [(estimate,)] = await self._database.fetch_rows(
             "SELECT reltuples FROM pg_class WHERE oid = 'conversations'::regclass"
         )
-        if about > _MAX_EXACT_COUNT:
-            return int(about)
+        if estimate > _MAX_EXACT_COUNT:
+            return int(estimate)
         async with self._database.session() as session:
             return (await session.exec(select(func.count()).select_from(Conversation))).one()
 
     async def list_turns(self, conversation_id: UUID) -> list[Turn]:
-        """All of its turns, every branch, oldest first."""
+        """List the turns of all branches, oldest first."""
         query = select(Turn).where(Turn.conversation_id == conversation_id).order_by(col(Turn.id))
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 
     async def list_open_turns(self, conversation_id: UUID) -> list[UUID]:
-        """Those that have not ended."""
-        query = select(Turn.id).where(Turn.conversation_id == conversation_id, col(Turn.status).in_(_OPEN))
+        """List the ids of the turns that have not ended."""
+        query = select(Turn.id).where(Turn.conversation_id == conversation_id, col(Turn.status).in_(_OPEN_STATUSES))
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 
     async def get_busy_turn(self, conversation_id: str, principal: Principal) -> Turn | None:
-        """The turn that has to end before another may begin."""
+        """See `ConversationRepository.get_busy_turn`."""
         conversation = await self.get_conversation(conversation_id, principal)
         async with self._database.session() as session:
             return (await session.exec(select(Turn).where(Turn.busy_conversation_id == conversation.id))).first()
@@ -140,7 +140,7 @@ class ConversationStore(ConversationRepository):
             await session.exec(change.values(title=self._redact_title(title), updated_at=func.now()))
 
     async def delete_conversation(self, conversation_id: UUID, *, by: str) -> None:
-        """Delete it with its turns, their events, calls and questions."""
+        """Delete a conversation with its turns, their events, calls and questions."""
         turns = select(Turn.id).where(Turn.conversation_id == conversation_id)
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id).in_(turns)))

@@ -1,4 +1,4 @@
-"""Postgres for the rest of the package: the engine, its sessions, and whether it is there at all."""
+"""The PostgreSQL engine, its sessions and its health check."""
 
 import asyncio
 import re
@@ -23,11 +23,12 @@ from gateway.domain.errors import StorageUnavailable
 log = get_logger(__name__)
 
 _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-# That a page of an index is read as fast as the next one of a table holds of memory and of SSDs.
+# Random reads cost nearly the same as sequential ones in memory and on SSDs. See docs/adr/0009.
 _CUSTOM_PLAN_SETTINGS = text(
     "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('random_page_cost', '1.1', true)"
 )
 _parsed = lru_cache(256)(text)
+DatabaseRow = Sequence[Any]
 UNREACHABLE = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
@@ -36,7 +37,7 @@ class DatabaseError(ConfigError):
 
 
 class Database:
-    """The engine and its short sessions. No session may be held while a stream runs."""
+    """The engine and its short sessions. A session must not stay open while a response streams."""
 
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.url = url
@@ -50,7 +51,7 @@ class Database:
             hide_parameters=True,
         )
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
-        self._lone = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @property
     def dsn(self) -> str:
@@ -68,24 +69,24 @@ class Database:
                 yield session
                 await session.commit()
 
-    async def fetch_rows(self, statement: str, *, custom_plan: bool = False, **values: object) -> Sequence[Any]:
-        """The rows of one plain SQL query, its `:name`s filled in: a single round trip, as it is its own transaction.
+    async def fetch_rows(self, statement: str, *, custom_plan: bool = False, **values: object) -> Sequence[DatabaseRow]:
+        """Run one SQL query with named parameters, in autocommit mode: a single round trip.
 
-        With `custom_plan`, Postgres plans it for these values, which takes two more round trips.
+        `custom_plan`: PostgreSQL plans the query for these values, at two more round trips. See docs/adr/0009.
 
         Raises:
             StorageUnavailable: the database cannot be reached.
         """
         with _raise_unavailable():
-            async with self.engine.begin() if custom_plan else self._lone.connect() as connection:
+            async with self.engine.begin() if custom_plan else self._autocommit.connect() as connection:
                 if custom_plan:
                     await connection.execute(_CUSTOM_PLAN_SETTINGS)
                 return (await connection.execute(_parsed(statement), values)).all()
 
     async def check_health(self) -> str | None:
-        """None when the database answers within two seconds, else what is wrong, fit for the public."""
+        """Return None if the database answers within two seconds, else a public reason."""
         try:
-            async with asyncio.timeout(2), self._lone.connect() as connection:
+            async with asyncio.timeout(2), self._autocommit.connect() as connection:
                 await connection.execute(text("SELECT 1"))
         except (*UNREACHABLE, SQLAlchemyError):
             return "the database does not answer"
@@ -96,30 +97,30 @@ class Database:
 
 
 async def count_changed_rows(session: AsyncSession, statement: UpdateBase) -> int:
-    """Run an UPDATE or DELETE; how many rows it changed."""
+    """Run an UPDATE or DELETE and return the number of changed rows."""
     result = await session.exec(statement)
     assert isinstance(result, CursorResult)
     return result.rowcount
 
 
-def decode_json(value: object) -> Any:
-    """A JSON column of plain SQL, which SQLAlchemy returns as text."""
+def decode_json(value: object) -> object:
+    """Decode a JSON column of a plain SQL query, which SQLAlchemy returns as text."""
     return msgspec.json.decode(value) if isinstance(value, str) else value
 
 
 def encode_jsonb(value: object) -> str:
-    """As JSON. Postgres keeps no NUL character, in no form."""
+    """Encode a value as JSON, without NUL characters, which PostgreSQL cannot store."""
     encoded = msgspec.json.encode(value).decode()
     return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
 
 
 def plain_dsn(url: str) -> str:
-    """The same address for asyncpg without SQLAlchemy."""
+    """Return the same address for asyncpg without SQLAlchemy."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the database was away, rather than at odds with what was asked of it."""
+    """Return whether an error means that the database is unavailable, not that it refused a statement."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, UNREACHABLE)
     return isinstance(error, UNREACHABLE)
@@ -137,10 +138,10 @@ def _raise_unavailable() -> Generator[None]:
 
 
 async def wait_until_ready(url: str, seconds: float) -> None:
-    """Return once the database takes a login.
+    """Wait until the database accepts a login.
 
     Raises:
-        DatabaseError: it still refuses after `seconds`, or refuses for good (password, no such database).
+        DatabaseError: the database refuses the login (password, unknown database), or cannot be reached in `seconds`.
     """
     target = make_url(url)
     dsn = plain_dsn(url)

@@ -1,4 +1,4 @@
-"""What is encrypted before it is kept: other services' tokens."""
+"""Encryption of stored secrets, such as tokens of other services."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ KEY_FILE = "encryption.key"
 
 
 class Cipher:
-    """Fernet (AES-128-CBC with HMAC-SHA-256) under a key made of a secret."""
+    """Fernet (AES-128-CBC with HMAC-SHA-256) with a key derived from a secret."""
 
     def __init__(self, secret: str) -> None:
         self._fernet = Fernet(base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()))
@@ -21,37 +21,39 @@ class Cipher:
     def encrypt(self, plain: bytes) -> bytes:
         return self._fernet.encrypt(plain)
 
-    def decrypt(self, sealed: bytes) -> bytes | None:
-        """None: it was sealed with another key, or changed."""
+    def decrypt(self, encrypted: bytes) -> bytes | None:
+        """Return the plain bytes; None if another key encrypted them, or they were changed."""
         try:
-            return self._fernet.decrypt(sealed)
+            return self._fernet.decrypt(encrypted)
         except InvalidToken:
             return None
 
 
 def cipher_from_settings(settings: Settings) -> Cipher:
-    """Sealed with GATEWAY_ENCRYPTION_KEY, else with a key that is made once and kept in the data directory.
+    """Build the cipher from GATEWAY_ENCRYPTION_KEY, else from a key file in the data directory.
+
+    The first start creates the file.
 
     Raises:
-        ConfigError: the key's file can neither be made nor read.
+        ConfigError: the key file cannot be created or read.
     """
     if settings.gateway_encryption_key is not None:
         return Cipher(settings.gateway_encryption_key.get_secret_value())
     file = settings.gateway_data_dir / KEY_FILE
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        draft = file.with_suffix(f".{os.getpid()}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as output:
             output.write(secrets.token_urlsafe(32))
         try:
-            os.link(half, file)  # whoever is first decides
+            os.link(draft, file)  # of several processes, the first to link the file determines the key
         except FileExistsError:
             pass
         finally:
-            half.unlink()
+            draft.unlink()
         return Cipher(file.read_text().strip())
     except OSError as error:
         raise ConfigError(
-            f"GATEWAY_DATA_DIR: the key in {file} can neither be made nor read: {error.strerror}"
+            f"GATEWAY_DATA_DIR: the key file {file} cannot be created or read: {error.strerror}"
         ) from None

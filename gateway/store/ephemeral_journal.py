@@ -11,7 +11,7 @@ from gateway.ports.store import EventSource, Journal
 
 
 class EphemeralJournal(Journal):
-    """For turns that must not be stored: their row holds statistics only, and their events are not written."""
+    """Journal of turns that must not be stored: a row with statistics, and no events."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal

@@ -1,4 +1,4 @@
-"""What was said, by anyone who may see it: newest first, or found by its words."""
+"""A user's history: lists of turns, newest first, and full-text search."""
 
 from datetime import datetime
 from uuid import UUID
@@ -10,21 +10,23 @@ from gateway.domain.messages import Principal
 from gateway.store.database import Database
 
 MAX_RANKED = 500
-"""Of the turns that match so many are ranked. What a search costs is bounded by it, however common its words are."""
+"""Number of newest matches that are ranked, which bounds the cost of a search. See docs/adr/0009."""
 
-# The index is over the words as they stand ('simple'). For a language, the words asked for are cut to their stems and
-# those taken as beginnings of words: so one index serves every language. A query of no words matches nothing.
+# One index without stemming ('simple') serves every language: for a language, the stems of the query's words are
+# matched as prefixes. A query without words matches nothing.
 _WORDS = "websearch_to_tsquery('simple', :query)"
 _STEMS = (
     "regexp_replace(websearch_to_tsquery(cast(:lang AS regconfig), :query)::text, "
     r"'''(?=\s|\)|$)', ''':*', 'g')::tsquery"
 )
-# Every part of it is immutable, so a plan made for one search has it as a constant, with what Postgres knows of how
-# common its words are: rare ones are looked up in the index, of common ones the newest turns are read.
+# All functions are immutable, so a custom plan has the query as a constant and knows how common its words are. See
+# docs/adr/0009.
 _QUERY = f"({_WORDS} || CASE cast(:lang AS regconfig) WHEN 'simple'::regconfig THEN ''::tsquery ELSE {_STEMS} END)"
 _MATCH = f"FROM turns WHERE owner = :owner AND search @@ {_QUERY}"
-_LOG = "id, conversation_id, prompt, response, model_name, status, created_at"
-PAGE = f"SELECT {_LOG} FROM turns WHERE owner = :owner AND id < :before ORDER BY id DESC LIMIT :limit OFFSET :offset"  # noqa: S608
+_COLUMNS = "id, conversation_id, prompt, response, model_name, status, created_at"
+PAGE = (
+    f"SELECT {_COLUMNS} FROM turns WHERE owner = :owner AND id < :before ORDER BY id DESC LIMIT :limit OFFSET :offset"  # noqa: S608
+)
 TOTAL = "SELECT count(*) FROM turns WHERE owner = :owner"
 COUNT = f"SELECT count(*) {_MATCH}"
 SEARCH = f"""
@@ -36,16 +38,16 @@ WITH hits AS MATERIALIZED (
     WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset
 )
-SELECT {_LOG}, rank,
+SELECT {_COLUMNS}, rank,
        ts_headline(cast(:lang AS regconfig), "left"(prompt || ' ' || response, 20000), {_QUERY},
                    'StartSel=<mark>, StopSel=</mark>, MaxFragments=2, MaxWords=24, MinWords=8') AS snippet
 FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
 """  # noqa: S608
-_END = UUID(int=2**128 - 1)
+_LAST_ID = UUID(int=2**128 - 1)
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):
-    """A turn: what was asked and answered."""
+    """A turn with its prompt and response."""
 
     id: UUID
     conversation_id: UUID | None
@@ -57,14 +59,14 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
 
 class SearchHit(HistoryEntry, frozen=True):
-    """A turn that a search found. `snippet` has the words that matched between <mark> and </mark>, as plain text."""
+    """A turn that matches a search. `snippet` is plain text with the matching words between <mark> and </mark>."""
 
     rank: float
     snippet: str
 
 
 class HistoryStore:
-    """Turns of one owner."""
+    """Reads the turns of one owner."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -72,9 +74,9 @@ class HistoryStore:
     async def list_turns(
         self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0
     ) -> list[HistoryEntry]:
-        """The newest first; behind `before`, the last of the page before, or behind so many."""
+        """List turns, newest first: older than the turn `before`, or after skipping `offset` turns."""
         rows = await self._database.fetch_rows(
-            PAGE, owner=principal.user, before=before or _END, limit=limit, offset=offset
+            PAGE, owner=principal.user, before=before or _LAST_ID, limit=limit, offset=offset
         )
         return [HistoryEntry(*row) for row in rows]
 
@@ -92,12 +94,12 @@ class HistoryStore:
         offset: int = 0,
         after: tuple[float, UUID] | None = None,
     ) -> list[SearchHit]:
-        """Of the newest turns whose prompt or response match the best first; `query` as in a search engine.
+        """Search prompts and responses of the newest matching turns, best match first.
 
-        `after` is rank and id of the last hit of the page before.
+        `query` has the syntax of a web search. `after` is rank and id of the last hit of the previous page.
 
         Raises:
-            InvalidRequest: Postgres does not know the language.
+            InvalidRequest: PostgreSQL does not support the language.
         """
         await self._check_language(lang)
         rank, turn_id = after or (None, None)
@@ -106,7 +108,7 @@ class HistoryStore:
         return [SearchHit(*row) for row in await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)]
 
     async def count_matches(self, principal: Principal, query: str, *, lang: str) -> int:
-        """How many turns match in all."""
+        """Count all matching turns."""
         await self._check_language(lang)
         values = {"owner": principal.user, "query": _replace_nul(query), "lang": lang}
         [(number,)] = await self._database.fetch_rows(COUNT, custom_plan=True, **values)
@@ -115,9 +117,9 @@ class HistoryStore:
     async def _check_language(self, lang: str) -> None:
         if lang == "simple":
             return
-        known = {str(row[0]) for row in await self._database.fetch_rows("SELECT cfgname FROM pg_ts_config")}
-        if lang not in known:
-            raise InvalidRequest(f"lang: {lang[:50]!r} is none of {', '.join(sorted(known))}.", param="lang")
+        languages = {str(row[0]) for row in await self._database.fetch_rows("SELECT cfgname FROM pg_ts_config")}
+        if lang not in languages:
+            raise InvalidRequest(f"lang: {lang[:50]!r} is not one of {', '.join(sorted(languages))}.", param="lang")
 
 
 def _replace_nul(query: str) -> str:

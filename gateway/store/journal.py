@@ -1,7 +1,6 @@
-"""Group commit: the writes of all turns are gathered and committed together.
+"""The journal with group commit: one task per process commits the writes of all turns together.
 
-One task a process writes. When it is idle, a write is committed at once; during a commit, new writes wait for the next
-one. So a quiet gateway answers without delay, and a busy one pays for one commit instead of many.
+When it is idle, it commits a write at once; during a commit, new writes wait for the next one. See docs/adr/0002.
 """
 
 import asyncio
@@ -39,7 +38,7 @@ _UNAVAILABLE = (
 
 
 class _PendingWrite:
-    """One turn's share of a commit. `row` begins or ends the turn; `done` is set when it is committed."""
+    """The writes of one turn in a commit. `row` begins or ends the turn; `done` completes with the commit."""
 
     __slots__ = ("done", "entries", "last_seq", "row", "size", "source")
 
@@ -60,18 +59,18 @@ class _PendingWrite:
             self.done.set_result(None)
 
     def fail(self, error: GatewayError) -> None:
-        """Refused for good: mark it as committed all the same, because its subscribers must not wait for ever."""
+        """Fail the write for good, but mark it as committed, or its subscribers would wait for ever."""
         self.source.mark_committed(self.last_seq)
         if not self.done.done():
             self.done.set_exception(error)
-            self.done.exception()  # the error is optional to read: not every write has a waiter
+            self.done.exception()  # marks the error as retrieved, because not every write has a waiter
 
 
 class PostgresJournal(Journal):
-    """The journal, over one connection of its own.
+    """The journal, with a connection of its own.
 
-    `flush_seconds` is the longest that a delta stays only in memory. `max_bytes` bounds what may wait while the
-    database is unavailable: beyond it `is_backlogged` is true, and turns wait in `wait_for_capacity()`. `begin_turn`
+    `flush_seconds` bounds the time that a delta is only in memory. `max_bytes` bounds the writes that wait while the
+    database is unavailable: beyond it, `is_backlogged` is true, and turns wait in `wait_for_capacity()`. `begin_turn`
     fails after `timeout_seconds`.
     """
 
@@ -100,25 +99,25 @@ class PostgresJournal(Journal):
         self.task = SupervisedTask("journal", self._write_forever, vital=True)
 
     def start(self) -> None:
-        """Begin to write, in the background, as soon as the database is reachable."""
+        """Start the task that writes, which waits for the database."""
         self.task.start()
 
     async def stop(self, seconds: float = 5.0) -> None:
-        """Write what still waits, for at most `seconds`, then close the connection."""
+        """Commit the waiting writes, for at most `seconds`, then close the connection."""
         self._flush_dirty()
         deadline = Deadline.after(seconds)
         while (waiting := list(self._waiting)) and not deadline.is_over:
             await asyncio.wait([waiting[-1].done], timeout=deadline.remaining())
-            await asyncio.sleep(0)  # the writer takes out what it has committed
+            await asyncio.sleep(0)  # lets the writer remove committed writes
         if self._waiting:
-            log.error("journal_lost", writes=len(self._waiting))
+            log.error("journal_writes_lost", writes=len(self._waiting))
         await self.task.stop()
         self._disconnect()
 
     async def begin_turn(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin_turn`."""
         turn = redaction.redact_record(turn, self._redactor) if self._redactor else turn
-        write = self._submit(log, statements.begin_row(turn, self._worker_id))
+        write = self._submit(log, statements.build_begin_row(turn, self._worker_id))
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._timeout_seconds)
         except TimeoutError:
@@ -140,11 +139,11 @@ class PostgresJournal(Journal):
     def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish_turn`."""
         outcome = redaction.redact_outcome(outcome, self._redactor) if self._redactor else outcome
-        return self._submit(log, statements.finish_row(log.turn_id, outcome, self._worker_id)).done
+        return self._submit(log, statements.build_finish_row(log.turn_id, outcome, self._worker_id)).done
 
     def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
         """See `Journal.suspend_turn`."""
-        return self._submit(log, statements.suspend_row(log.turn_id, self._worker_id)).done
+        return self._submit(log, statements.build_suspend_row(log.turn_id, self._worker_id)).done
 
     @property
     def is_unavailable(self) -> bool:
@@ -157,7 +156,7 @@ class PostgresJournal(Journal):
     async def wait_for_capacity(self) -> None:
         await self._waiting.wait_for_capacity()
 
-    # --- gathering
+    # --- queue
 
     def _flush_dirty(self) -> None:
         self._timer = None
@@ -165,7 +164,7 @@ class PostgresJournal(Journal):
             self._submit(source)
 
     def _submit(self, source: EventSource, row: Row | None = None) -> _PendingWrite:
-        """Queue a turn's unwritten entries. Without any, the write is done when those before it are."""
+        """Queue a turn's unwritten entries. An empty write is done when the earlier ones are."""
         self._dirty.pop(source.turn_id, None)
         fresh = source.take_unwritten()
         if self._redactor:
@@ -178,9 +177,10 @@ class PostgresJournal(Journal):
         return write
 
     def _withdraw(self, write: _PendingWrite) -> None:
-        """Drop a turn whose start nobody awaits any more, with all its later writes.
+        """Drop the writes of a turn whose start has timed out.
 
-        If its row is being written just now, let it fail, unless its end is being written, too.
+        If its row is being committed now, queue an end that marks the turn as failed, unless its end is being
+        committed, too.
         """
         source = write.source
         self._dirty.pop(source.turn_id, None)
@@ -195,7 +195,7 @@ class PostgresJournal(Journal):
         if write in in_flight:
             error = StorageUnavailable().to_error_info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            self._submit(source, statements.finish_row(source.turn_id, outcome, self._worker_id))
+            self._submit(source, statements.build_finish_row(source.turn_id, outcome, self._worker_id))
 
     # --- writing
 
@@ -207,17 +207,20 @@ class PostgresJournal(Journal):
             self._waiting.remove(batch)
 
     async def _commit_with_retry(self, batch: list[_PendingWrite]) -> None:
-        """Commit, through any outage. A batch that Postgres refuses is split, so only the bad write fails."""
+        """Commit a batch, with retries while the database is unavailable.
+
+        A batch that PostgreSQL refuses is split, so that only the invalid write fails.
+        """
         backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while True:
             try:
                 await self._commit(batch)
-            except Exception as error:  # noqa: BLE001 - the only writer must survive whatever its connection does
+            except Exception as error:  # noqa: BLE001 - an unexpected error would stop the only writer
                 if _is_refusal(error):
                     self._is_unavailable = False
                     await self._commit_one_by_one(batch, error)
                     return
-                log.warning("journal_waits_for_database", error=type(error).__name__, writes=len(batch))
+                log.warning("journal_commit_failed", error=type(error).__name__, writes=len(batch))
                 self._is_unavailable = True
                 self._disconnect()
                 await asyncio.sleep(backoff.next_delay())
@@ -244,7 +247,7 @@ class PostgresJournal(Journal):
         connection = await self._connect()
         async with asyncio.timeout(_COMMIT_TIMEOUT_SECONDS):
             if len(by_statement) == 1:
-                await connection.executemany(*by_statement.popitem())  # is one transaction by itself
+                await connection.executemany(*by_statement.popitem())  # is a transaction of its own
                 return
             async with connection.transaction():
                 for statement in statements.EXECUTION_ORDER:
@@ -259,7 +262,7 @@ class PostgresJournal(Journal):
         for turn_id, writes in by_turn.items():
             rows = [write.row for write in writes if write.row is not None]
             entries = [entry for write in writes for entry in write.entries]
-            for statement, row in statements.commit_rows(turn_id, rows, entries, self._worker_id):
+            for statement, row in statements.build_commit_rows(turn_id, rows, entries, self._worker_id):
                 by_statement.setdefault(statement, []).append(row)
         return by_statement
 
@@ -281,11 +284,11 @@ def _to_gateway_error(error: Exception) -> GatewayError:
     if not isinstance(error, asyncpg.UniqueViolationError):
         return GatewayError()
     busy = error.constraint_name == "ux_turns_busy"
-    return ConversationBusy() if busy else Conflict("This idempotency key has begun a turn.")
+    return ConversationBusy() if busy else Conflict("This idempotency key has started a turn.")
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether Postgres answered and would refuse the same rows again; asyncpg's own checks are ValueErrors."""
+    """Return whether a retry of the same rows would fail again. asyncpg's own checks raise ValueErrors."""
     if isinstance(error, asyncpg.PostgresError):
         return not isinstance(error, _UNAVAILABLE)
     return isinstance(error, ValueError | TypeError)

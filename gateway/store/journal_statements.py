@@ -1,4 +1,4 @@
-"""The SQL of the journal, and the rows that its statements take."""
+"""The SQL statements of the journal, and their parameters."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM turn WHERE 
 ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 
 
-# A turn's events are inserted by the statement that writes something else of it: their own would be a round trip more.
+# Another statement of the turn also inserts its events, because a separate one costs a round trip. See docs/adr/0002.
 _NO_EVENTS = (None, None, None)
 _OWNED_TURN_CTE = "WITH turn AS (SELECT id FROM turns WHERE id = $1 AND worker_id = $2)"
 BEGIN_TURN = f"""
@@ -72,19 +72,21 @@ ON CONFLICT (turn_id) DO NOTHING"""
 EDIT_CALL = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
 SUSPEND_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
 EXECUTION_ORDER = (BEGIN_TURN, START_CALL, EDIT_CALL, FINISH_CALL, INSERT_EVENTS, FINISH_TURN, SUSPEND_TURN)
-"""A batch runs its statements in this order. Each may run twice, which happens after a lost connection. A worker whose
-turn another worker has taken over writes nothing more of it."""
+"""Order of the statements in a batch.
+
+A statement may run twice after a lost connection. It writes nothing for a turn that another worker has taken over.
+"""
 _EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 14, START_CALL: 2, FINISH_CALL: 2}
 """The statements that also insert a turn's events, with the number of parameters before those of the events."""
 
 
-def _text(value: str) -> str:
+def _replace_nul(value: str) -> str:
     return value.replace("\x00", "\ufffd")
 
 
-def begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
+def build_begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
     request = turn.request
-    # What is not a default and has no column of its own.
+    # `options` holds the fields that differ from their defaults and have no column.
     columns = {"messages": (), "parameters": Parameters(), "user_label": None, "idempotency_key": None}
     options = msgspec.to_builtins(msgspec.structs.replace(request, **columns))
     for name in ("messages", "model", "conversation_id"):
@@ -93,9 +95,9 @@ def begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
         turn.id,
         turn.conversation_id,
         turn.owner,
-        request.user_label and _text(request.user_label),
+        request.user_label and _replace_nul(request.user_label),
         worker_id,
-        _text(request.prompt),
+        _replace_nul(request.prompt),
         request.messages,
         turn.model,
         request.parameters,
@@ -109,11 +111,11 @@ def begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
     return BEGIN_TURN, values
 
 
-def finish_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> Row:
+def build_finish_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> Row:
     values = (
         turn_id,
         outcome.status,
-        _text(outcome.response),
+        _replace_nul(outcome.response),
         outcome.messages,
         outcome.finish_reason,
         outcome.usage,
@@ -129,20 +131,20 @@ def finish_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> Row:
     return FINISH_TURN, values
 
 
-def suspend_row(turn_id: UUID, worker_id: UUID) -> Row:
+def build_suspend_row(turn_id: UUID, worker_id: UUID) -> Row:
     return SUSPEND_TURN, (turn_id, worker_id)
 
 
-def commit_rows(turn_id: UUID, rows: list[Row], entries: list[JournalEntry], worker_id: UUID) -> list[Row]:
-    """What one commit writes of one turn.
+def build_commit_rows(turn_id: UUID, rows: list[Row], entries: list[JournalEntry], worker_id: UUID) -> list[Row]:
+    """Build the statements with which one commit writes one turn.
 
-    `rows` begin or end the turn; each call's start and end adds a row to the ledger. One of all these also inserts the
-    turn's events, which are consecutive. Without any, the events are a row of their own.
+    `rows` begin or end the turn; each start and end of a call adds a statement for `tool_calls`. One of them also
+    inserts the turn's events, which are consecutive. Without any, a separate statement inserts the events.
     """
     if not entries:
         return [_with_events(_NO_EVENTS, row) for row in rows]
     events = entries[0].seq, entries[-1].seq, b"\n".join([entry.data for entry in entries]).decode()
-    rows = [*rows, *_ledger_rows(turn_id, entries, worker_id)]
+    rows = [*rows, *_build_call_rows(turn_id, entries, worker_id)]
     carrier = next((number for number, (statement, _) in enumerate(rows) if statement in _EVENT_PARAM_OFFSETS), None)
     if carrier is None:
         return [*rows, (INSERT_EVENTS, (turn_id, worker_id, *events))]
@@ -150,13 +152,13 @@ def commit_rows(turn_id: UUID, rows: list[Row], entries: list[JournalEntry], wor
 
 
 def _with_events(events: _Events, row: Row) -> Row:
-    """The row with the events' parameters inserted among its own, if its statement takes them."""
+    """Insert the events' parameters into a row, if its statement takes them."""
     statement, values = row
     offset = _EVENT_PARAM_OFFSETS.get(statement)
     return row if offset is None else (statement, (*values[:offset], *events, *values[offset:]))
 
 
-def _ledger_rows(turn_id: UUID, entries: Iterable[JournalEntry], worker_id: UUID) -> Iterable[Row]:
+def _build_call_rows(turn_id: UUID, entries: Iterable[JournalEntry], worker_id: UUID) -> Iterable[Row]:
     for entry in entries:
         match entry.event:
             case e.TextDelta() | e.ReasoningDelta():  # first: most events are deltas

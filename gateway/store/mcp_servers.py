@@ -1,4 +1,4 @@
-"""MCP servers added at run time, and the definitions of tools as they were first seen."""
+"""MCP servers added at run time, and approved tool definitions."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,10 @@ ENCRYPTED_FIELD = "sealed"
 
 
 class ServerStore(ServerRepository, ToolDefinitionStore):
-    """Rows of `mcp_servers` and `mcp_tools`. How a server is reached is sealed: keys stand in headers and addresses."""
+    """Rows of `mcp_servers` and `mcp_tools`.
+
+    Configurations are encrypted, because their headers and addresses may contain secrets.
+    """
 
     def __init__(self, database: Database, cipher: Cipher) -> None:
         self._database = database
@@ -34,9 +37,9 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         return [ServerRecord(row.name, row.config and self._decrypt(row.config), row.disabled) for row in rows]
 
     async def upsert(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
-        """Add a server, or switch one; `config` None: one that the file configures."""
-        kept = config and self._encrypt(config)
-        row = insert(McpServerRow).values(name=name, config=kept, disabled=disabled, changed_by=by)
+        """See `ServerRepository.upsert`."""
+        stored = config and self._encrypt(config)
+        row = insert(McpServerRow).values(name=name, config=stored, disabled=disabled, changed_by=by)
         changed = {"config": row.excluded.config, "disabled": disabled, "changed_by": by, "changed_at": func.now()}
         async with self._database.session() as session:
             await session.exec(row.on_conflict_do_update(index_elements=["name"], set_=changed))
@@ -44,20 +47,20 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
             session.add(make_audit_entry(by, "server.put", f"server {name}", detail))
 
     def _encrypt(self, config: JsonObject) -> JsonObject:
-        if ENCRYPTED_FIELD in config:  # it could not be opened here
+        if ENCRYPTED_FIELD in config:  # this worker has another encryption key
             return {ENCRYPTED_FIELD: config[ENCRYPTED_FIELD]}
         return {ENCRYPTED_FIELD: self._cipher.encrypt(msgspec.json.encode(config)).decode()}
 
-    def _decrypt(self, kept: JsonObject) -> JsonObject:
-        if ENCRYPTED_FIELD not in kept:  # from before its headers were sealed
-            return kept
-        plain = self._cipher.decrypt(kept[ENCRYPTED_FIELD].encode())
+    def _decrypt(self, stored: JsonObject) -> JsonObject:
+        if ENCRYPTED_FIELD not in stored:  # written before configurations were encrypted
+            return stored
+        plain = self._cipher.decrypt(stored[ENCRYPTED_FIELD].encode())
         if plain is None:
-            return kept | {"fault": "it was added under another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
+            return stored | {"fault": "it was added with another GATEWAY_ENCRYPTION_KEY; remove it and add it again"}
         return msgspec.json.decode(plain)
 
     async def delete_server(self, name: str, *, by: str) -> None:
-        """Forget a server and what was known of its tools."""
+        """See `ServerRepository.delete_server`."""
         async with self._database.session() as session:
             await session.exec(delete(McpServerRow).where(col(McpServerRow.name) == name))
             await session.exec(delete(McpToolRow).where(col(McpToolRow.server) == name))
@@ -66,40 +69,46 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
     # --- definitions
 
     async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
-        """The tools whose definition is not the one first seen (or approved since). New ones are taken as they are."""
+        """See `ToolDefinitionStore.detect_changes`."""
         query = select(McpToolRow).where(McpToolRow.server == server)
         async with self._database.session() as session:
-            known = {row.tool: row for row in (await session.exec(query)).all()}
-            fresh = [
+            rows_by_tool = {row.tool: row for row in (await session.exec(query)).all()}
+            new_rows = [
                 {"server": server, "tool": tool, "definition": definition}
                 for tool, definition in definitions.items()
-                if tool not in known
+                if tool not in rows_by_tool
             ]
-            if fresh:
-                await session.exec(insert(McpToolRow).values(fresh).on_conflict_do_nothing())
-            changed = {tool for tool, d in definitions.items() if tool in known and known[tool].definition != d}
+            if new_rows:
+                await session.exec(insert(McpToolRow).values(new_rows).on_conflict_do_nothing())
+            changed = {
+                tool for tool, d in definitions.items() if tool in rows_by_tool and rows_by_tool[tool].definition != d
+            }
             for tool in changed:
-                row = known[tool]
+                row = rows_by_tool[tool]
                 if row.changed_to != definitions[tool]:
                     row.changed_to, row.changed_at = definitions[tool], func.now()  # type: ignore[assignment]
                     session.add(row)
         return changed
 
     async def list_changed_definitions(self) -> dict[tuple[str, str], tuple[JsonObject, JsonObject]]:
-        """The changed tools by server and name: their definition as it was, and as it is now."""
+        """Return the approved and the current definition of each changed tool, by server and name."""
         query = select(McpToolRow).where(col(McpToolRow.changed_to).is_not(None))
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()
         return {(row.server, row.tool): (row.definition, row.changed_to or {}) for row in rows}
 
     async def approve_tool(self, server: str, tool: str, *, by: str) -> None:
-        """Take a tool's present definition for the right one.
+        """Approve the current definition of a tool.
 
         Raises:
             NotFound: the tool has not changed.
         """
-        this = (col(McpToolRow.server) == server, col(McpToolRow.tool) == tool, col(McpToolRow.changed_to).is_not(None))
-        change = update(McpToolRow).where(*this).values(definition=McpToolRow.changed_to, changed_to=None)
+        changed_tool = (
+            col(McpToolRow.server) == server,
+            col(McpToolRow.tool) == tool,
+            col(McpToolRow.changed_to).is_not(None),
+        )
+        change = update(McpToolRow).where(*changed_tool).values(definition=McpToolRow.changed_to, changed_to=None)
         async with self._database.session() as session:
             if not await count_changed_rows(session, change):
                 raise NotFound(f"The tool {tool!r} of the server {server!r} has not changed.")

@@ -1,4 +1,4 @@
-"""The schema's migrations. Alembic is imported by who migrates: a start with a current schema needs none of it."""
+"""The schema's migrations. Alembic is imported only to migrate. See docs/adr/0016."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def make_alembic_config(url: str) -> "Config":
-    """Alembic's configuration for this project, aimed at `url`."""
+    """Build Alembic's configuration for the database at `url`."""
     from alembic.config import Config
 
     config = Config(str(ROOT / "alembic.ini"))
@@ -24,9 +24,9 @@ def make_alembic_config(url: str) -> "Config":
 
 
 def upgrade_schema(url: str, target: str = "heads") -> None:
-    """Bring the schema to `target`. Blocks: run it in a thread.
+    """Migrate the schema to `target`. Blocks: run it in a thread.
 
-    Several processes may do so at once: a lock orders them.
+    Several processes may call it at once, because a lock orders them.
     """
     from alembic import command
 
@@ -34,13 +34,13 @@ def upgrade_schema(url: str, target: str = "heads") -> None:
 
 
 def list_heads() -> set[str]:
-    """The last revision of each branch, by the names of the files: `<branch>_<number>.py`, the revision's own."""
+    """List the last revision of each branch, from the file names `<branch>_<number>.py`."""
     names = sorted(path.stem for path in (ROOT / "migrations" / "versions").glob("*_*.py"))
     return set({name.rpartition("_")[0]: name for name in names}.values())
 
 
 async def list_missing_migrations(url: str) -> list[str]:
-    """The heads that the database has not reached; empty when its schema is current."""
+    """List the heads that the database has not reached; empty if its schema is current."""
     connection = await asyncpg.connect(plain_dsn(url), timeout=5)
     try:
         if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:

@@ -1,4 +1,4 @@
-"""The gateway's tables. Alembic makes them; `alembic check` in the tests keeps the two alike."""
+"""The gateway's tables. A test compares them with Alembic's migrations."""
 
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar
@@ -27,28 +27,28 @@ from gateway.domain.messages import JsonObject
 
 T = TypeVar("T")
 
-# A tsvector holds at most a megabyte: what lies beyond the first 50,000 characters of each is kept but not searched.
+# A tsvector holds at most 1 MB, so only the first 50,000 characters of prompt and response are searchable.
 SEARCH_TEXT = "to_tsvector('simple'::regconfig, \"left\"(prompt, 50000) || ' ' || \"left\"(response, 50000))"
 
 
-def _created_at() -> Column[datetime]:
+def _created_at_column() -> Column[datetime]:
     return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
 
 
-def _when() -> Column[datetime]:
+def _time_column() -> Column[datetime]:
     return Column(DateTime(timezone=True), nullable=True)
 
 
-def _figure(kind: type[TypeEngine[T]]) -> Column[T]:
+def _number_column(kind: type[TypeEngine[T]]) -> Column[T]:
     return Column(kind, nullable=False, server_default="0")
 
 
-def _json(*, nullable: bool = True) -> Column[Any]:
+def _json_column(*, nullable: bool = True) -> Column[object]:
     return Column(JSONB, nullable=nullable)
 
 
 class _Table(SQLModel):
-    """Lets a table be named by a plain string, which the declaration in `SQLModel` does not."""
+    """Base of the tables. Allows a string as table name, which the declaration in `SQLModel` does not."""
 
     __tablename__: ClassVar[Any]
 
@@ -62,16 +62,16 @@ class Conversation(_Table, table=True):
     id: UUID = Field(primary_key=True)
     owner: str = Field(sa_type=Text)
     title: str = Field(default="", sa_type=Text)
-    created_at: datetime | None = Field(default=None, sa_column=_created_at())
-    updated_at: datetime | None = Field(default=None, sa_column=_created_at())
+    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    updated_at: datetime | None = Field(default=None, sa_column=_created_at_column())
 
 
 class Turn(_Table, table=True):
-    """One user request and all that it took to answer it. `status`: running, waiting, completed, failed, cancelled.
+    """A user request and its outcome. `status`: running, waiting, completed, failed, cancelled.
 
-    `parent_id` is the turn whose history this one goes on from; `busy_conversation_id`, unique, its conversation while
-    it has not ended, unless it is a branch; `sent_messages` how many of its messages came with the request;
-    `cached`: its answer is an earlier turn's.
+    `parent_id` is the turn whose history this one continues. `busy_conversation_id` is unique: the conversation of an
+    unfinished turn, unless the turn is a branch. `sent_messages` is the number of messages from the request. `cached`:
+    the answer came from the response cache.
     """
 
     __tablename__ = "turns"
@@ -97,24 +97,24 @@ class Turn(_Table, table=True):
     status: str = Field(sa_type=Text)
     prompt: str = Field(sa_type=Text)
     response: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
-    messages: list[JsonObject] = Field(sa_column=_json(nullable=False))
+    messages: list[JsonObject] = Field(sa_column=_json_column(nullable=False))
     sent_messages: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     model_name: str = Field(sa_type=Text)
-    parameters: JsonObject = Field(sa_column=_json(nullable=False))
-    options: JsonObject = Field(sa_column=_json(nullable=False))
+    parameters: JsonObject = Field(sa_column=_json_column(nullable=False))
+    options: JsonObject = Field(sa_column=_json_column(nullable=False))
     finish_reason: str | None = Field(default=None, sa_type=Text)
-    usage: JsonObject | None = Field(default=None, sa_column=_json())
+    usage: JsonObject | None = Field(default=None, sa_column=_json_column())
     cost_usd: float | None = None
     cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     steps: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
-    error: JsonObject | None = Field(default=None, sa_column=_json())
+    error: JsonObject | None = Field(default=None, sa_column=_json_column())
     request_id: str | None = Field(default=None, sa_type=Text)
     idempotency_key: str | None = Field(default=None, sa_type=Text)
     cancel_requested: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false"))
     )
-    created_at: datetime | None = Field(default=None, sa_column=_created_at())
-    completed_at: datetime | None = Field(default=None, sa_column=_when())
+    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    completed_at: datetime | None = Field(default=None, sa_column=_time_column())
     caller: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_token_ms: float | None = None
     duration_ms: float | None = None
@@ -122,12 +122,12 @@ class Turn(_Table, table=True):
 
     @property
     def store(self) -> bool:
-        """Whether more is kept than figures."""
+        """True if messages and events are stored, not only statistics."""
         return bool(self.options.get("store", True))
 
 
 class ToolCallRow(_Table, table=True):
-    """What a tool was asked and what came of it: written before the call runs, completed after."""
+    """A tool call and its result: written before the call runs, completed after it."""
 
     __tablename__ = "tool_calls"
     __table_args__ = (Index("ix_tool_calls_started", "started_at"),)
@@ -137,16 +137,16 @@ class ToolCallRow(_Table, table=True):
     step: int
     server: str | None = Field(default=None, sa_type=Text)
     tool: str = Field(sa_type=Text)
-    arguments: Any = Field(sa_column=_json())
+    arguments: Any = Field(sa_column=_json_column())
     outcome: str | None = Field(default=None, sa_type=Text)
-    content: list[JsonObject] | None = Field(default=None, sa_column=_json())
-    structured: Any = Field(default=None, sa_column=_json())
-    started_at: datetime | None = Field(default=None, sa_column=_created_at())
+    content: list[JsonObject] | None = Field(default=None, sa_column=_json_column())
+    structured: Any = Field(default=None, sa_column=_json_column())
+    started_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     duration_ms: float | None = None
 
 
 class TurnInput(_Table, table=True):
-    """A question of a turn that waits for a person, with the asking server's state, and the answer."""
+    """A question to a person, with the MCP server's state and the answer."""
 
     __tablename__ = "turn_inputs"
     __table_args__ = (
@@ -157,17 +157,17 @@ class TurnInput(_Table, table=True):
     id: UUID = Field(primary_key=True)
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), nullable=False))
     call_id: str = Field(sa_type=Text)
-    question: JsonObject = Field(sa_column=_json(nullable=False))
+    question: JsonObject = Field(sa_column=_json_column(nullable=False))
     state: str | None = Field(default=None, sa_type=Text)
     answer: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    created_at: datetime | None = Field(default=None, sa_column=_created_at())
+    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
 class TurnUsage(_Table, table=True):
-    """What an ended turn has used up: what budgets and reports are reckoned from. It stays when the turn is deleted.
+    """Usage of an ended turn, for budgets and reports. The row stays when the turn is deleted.
 
-    Times in seconds, as the model's server reported them.
+    Times are in seconds, as reported by the model's server.
     """
 
     __tablename__ = "turn_usage"
@@ -191,12 +191,12 @@ class TurnUsage(_Table, table=True):
     prompt_tokens: int = Field(sa_type=BigInteger)
     completion_tokens: int = Field(sa_type=BigInteger)
     total_tokens: int = Field(sa_type=BigInteger)
-    cached_tokens: int = Field(default=0, sa_column=_figure(BigInteger))
-    reasoning_tokens: int = Field(default=0, sa_column=_figure(BigInteger))
-    queue_time: float = Field(default=0.0, sa_column=_figure(Float))
-    model_time: float = Field(default=0.0, sa_column=_figure(Float))
-    generation_time: float = Field(default=0.0, sa_column=_figure(Float))
-    steps: int = Field(default=0, sa_column=_figure(Integer))
+    cached_tokens: int = Field(default=0, sa_column=_number_column(BigInteger))
+    reasoning_tokens: int = Field(default=0, sa_column=_number_column(BigInteger))
+    queue_time: float = Field(default=0.0, sa_column=_number_column(Float))
+    model_time: float = Field(default=0.0, sa_column=_number_column(Float))
+    generation_time: float = Field(default=0.0, sa_column=_number_column(Float))
+    steps: int = Field(default=0, sa_column=_number_column(Integer))
     conversation_id: UUID | None = None
     cached: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     cost_usd: float | None = None
@@ -205,9 +205,9 @@ class TurnUsage(_Table, table=True):
 
 
 class BudgetHold(_Table, table=True):
-    """What a turn that has not ended has used up, and what is set aside for its step, where someone has a budget.
+    """Usage of a running turn with a budget, and the reservation for its current step.
 
-    It counts while the turn has not ended; then `turn_usage` has it.
+    A row counts until its turn ends; then `turn_usage` holds the usage.
     """
 
     __tablename__ = "budget_holds"
@@ -223,7 +223,7 @@ class BudgetHold(_Table, table=True):
 
 
 class Feedback(_Table, table=True):
-    """What its owner thinks of a turn: `rating` up or down, and why."""
+    """An owner's feedback on a turn: `rating` up or down, and a comment."""
 
     __tablename__ = "turn_feedback"
     __table_args__ = (Index("ix_turn_feedback_owner", "owner", "at"), Index("ix_turn_feedback_at", "at"))
@@ -232,11 +232,11 @@ class Feedback(_Table, table=True):
     owner: str = Field(sa_type=Text)
     rating: str = Field(sa_type=Text)
     comment: str | None = Field(default=None, sa_type=Text)
-    at: datetime | None = Field(default=None, sa_column=_created_at())
+    at: datetime | None = Field(default=None, sa_column=_created_at_column())
 
 
 class CachedResponse(_Table, table=True):
-    """A turn whose answer may be given again to the same request of its owner. `key` is the request's hash."""
+    """A turn whose answer may be reused for equal requests of its owner. `key` is the hash of the request."""
 
     __tablename__ = "cached_responses"
     __table_args__ = (
@@ -248,12 +248,12 @@ class CachedResponse(_Table, table=True):
     owner: str = Field(primary_key=True, sa_type=Text)
     key: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
     turn_id: UUID = Field(sa_column=Column(ForeignKey("turns.id", ondelete="CASCADE"), nullable=False))
-    kept_at: datetime | None = Field(default=None, sa_column=_created_at())
+    kept_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
 class AuditLog(_Table, table=True):
-    """Who did what, when. A trigger forbids to change or delete a row."""
+    """An entry of the audit log. A trigger forbids changes and deletions."""
 
     __tablename__ = "audit_log"
     __table_args__ = (
@@ -263,18 +263,18 @@ class AuditLog(_Table, table=True):
     )
 
     id: UUID = Field(primary_key=True)
-    at: datetime | None = Field(default=None, sa_column=_created_at())
+    at: datetime | None = Field(default=None, sa_column=_created_at_column())
     actor: str = Field(sa_type=Text)
     action: str = Field(sa_type=Text)
     subject: str = Field(sa_type=Text)
-    detail: JsonObject = Field(sa_column=_json(nullable=False))
+    detail: JsonObject = Field(sa_column=_json_column(nullable=False))
 
 
 class ApiKey(_Table, table=True):
-    """A key for the API: the SHA-256 of it, and the beginning by which people know it. Rows stay when it is revoked.
+    """An API key: its SHA-256 hash, and the prefix that identifies it. A revoked key keeps its row.
 
-    A key is 256 random bits, so nobody can guess it from a fast hash: a slow one would only make each request dear.
-    `scopes`, `models`, `servers` and `tools` are lists; null allows all. `created_by`: a user.
+    A fast hash suffices for 256 random bits. See docs/adr/0020. `scopes`, `models`, `servers` and `tools` are lists;
+    null allows everything. `created_by` is a user.
     """
 
     __tablename__ = "api_keys"
@@ -297,14 +297,14 @@ class ApiKey(_Table, table=True):
     budget: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     limits: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     created_by: str = Field(sa_type=Text)
-    created_at: datetime | None = Field(default=None, sa_column=_created_at())
-    expires_at: datetime | None = Field(default=None, sa_column=_when())
-    last_used_at: datetime | None = Field(default=None, sa_column=_when())
-    revoked_at: datetime | None = Field(default=None, sa_column=_when())
+    created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    expires_at: datetime | None = Field(default=None, sa_column=_time_column())
+    last_used_at: datetime | None = Field(default=None, sa_column=_time_column())
+    revoked_at: datetime | None = Field(default=None, sa_column=_time_column())
 
 
 class McpServerRow(_Table, table=True):
-    """A server added at run time; or, without `config`, one of the file that was switched off or on."""
+    """A server that was added at run time, or, without `config`, a file's server that was disabled or enabled."""
 
     __tablename__ = "mcp_servers"
 
@@ -312,24 +312,24 @@ class McpServerRow(_Table, table=True):
     config: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     disabled: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false")))
     changed_by: str = Field(sa_type=Text)
-    changed_at: datetime | None = Field(default=None, sa_column=_created_at())
+    changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
 
 
 class McpToolRow(_Table, table=True):
-    """A tool's definition as it was first seen or last approved; `changed_to` is what it is now, if that differs."""
+    """The first seen or last approved definition of a tool; `changed_to` is the current one, if it differs."""
 
     __tablename__ = "mcp_tools"
 
     server: str = Field(primary_key=True, sa_type=Text)
     tool: str = Field(primary_key=True, sa_type=Text)
-    definition: JsonObject = Field(sa_column=_json(nullable=False))
+    definition: JsonObject = Field(sa_column=_json_column(nullable=False))
     changed_to: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    first_seen_at: datetime | None = Field(default=None, sa_column=_created_at())
-    changed_at: datetime | None = Field(default=None, sa_column=_when())
+    first_seen_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    changed_at: datetime | None = Field(default=None, sa_column=_time_column())
 
 
 class OAuthGrant(_Table, table=True):
-    """With what an owner ("": the gateway, for all) gets into a protected server at this address, encrypted."""
+    """The encrypted OAuth grant of an owner for a server at this address. The owner "" is the gateway."""
 
     __tablename__ = "oauth_grants"
 
@@ -337,16 +337,16 @@ class OAuthGrant(_Table, table=True):
     owner: str = Field(primary_key=True, sa_type=Text)
     url: str = Field(primary_key=True, sa_type=Text)
     sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    changed_at: datetime | None = Field(default=None, sa_column=_created_at())
+    changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
 
 
 class OAuthLogin(_Table, table=True):
-    """A sign-in that was offered; tickets and states are kept as hashes. `outcome`: "" is success."""
+    """A sign-in to an MCP server. Tickets and states are stored as hashes; an `outcome` of "" is success."""
 
     __tablename__ = "oauth_logins"
 
     ticket: str = Field(primary_key=True, sa_type=Text)
-    login: JsonObject = Field(sa_column=_json(nullable=False))
+    login: JsonObject = Field(sa_column=_json_column(nullable=False))
     state: str | None = Field(default=None, sa_type=Text)
     callback: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
     outcome: str | None = Field(default=None, sa_type=Text)
@@ -354,7 +354,7 @@ class OAuthLogin(_Table, table=True):
 
 
 class TurnEvents(_Table, table=True):
-    """The journal: consecutive events `first_seq … last_seq` of a turn, one JSON object a line of `payload`."""
+    """Journal row: consecutive events `first_seq … last_seq` of a turn, one JSON object per line of `payload`."""
 
     __tablename__ = "turn_events"
 
@@ -365,12 +365,12 @@ class TurnEvents(_Table, table=True):
 
 
 class Worker(_Table, table=True):
-    """A gateway process that runs turns, and when it was last heard of."""
+    """A gateway process that runs turns, with the time of its last heartbeat."""
 
     __tablename__ = "workers"
 
     id: UUID = Field(primary_key=True)
     host: str = Field(sa_type=Text)
     pid: int = Field(sa_type=BigInteger)
-    started_at: datetime | None = Field(default=None, sa_column=_created_at())
-    seen_at: datetime | None = Field(default=None, sa_column=_created_at())
+    started_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    seen_at: datetime | None = Field(default=None, sa_column=_created_at_column())

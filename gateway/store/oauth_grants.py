@@ -1,4 +1,4 @@
-"""Grants of protected MCP servers, sealed, and the sign-ins under way."""
+"""Encrypted OAuth grants for MCP servers, and the sign-ins in progress."""
 
 import hashlib
 from collections.abc import AsyncGenerator
@@ -21,8 +21,8 @@ from gateway.store.models import OAuthGrant, OAuthLogin
 
 log = get_logger(__name__)
 
-_LOGIN_LIFE = timedelta(days=7)
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+_SIGN_IN_LIFETIME = timedelta(days=7)
+_LOCK_STATEMENT = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
 class PostgresGrantTransaction(GrantTransaction):
@@ -33,11 +33,11 @@ class PostgresGrantTransaction(GrantTransaction):
 
 
 class PostgresGrantStore(GrantStore):
-    """See `GrantStore` of the tools."""
+    """See `GrantStore`."""
 
     def __init__(self, database: Database, cipher: Cipher) -> None:
         self._database = database
-        self._seal = cipher
+        self._cipher = cipher
 
     async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
         async with self._database.session() as session:
@@ -55,7 +55,7 @@ class PostgresGrantStore(GrantStore):
             if change.grant is None:
                 await session.delete(row)
             else:
-                sealed = self._seal.encrypt(msgspec.json.encode(change.grant))
+                sealed = self._cipher.encrypt(msgspec.json.encode(change.grant))
                 row = row or OAuthGrant(server=server, owner=owner, url=url, sealed=sealed)
                 row.sealed, row.changed_at = sealed, datetime.now(UTC)
                 session.add(row)
@@ -68,17 +68,17 @@ class PostgresGrantStore(GrantStore):
                 session.add(make_audit_entry(by, "login.forgotten", f"server {server}", {"owner": owner}))
 
     async def _lock_row(self, session: AsyncSession, server: str, owner: str, url: str) -> OAuthGrant | None:
-        """The row, whether there is one or not for this transaction alone."""
+        """Lock a grant for this transaction, whether or not its row exists, and return the row."""
         connection = await session.connection()
-        await connection.execute(_LOCK, {"name": f"grant {server} {owner} {url}"})
+        await connection.execute(_LOCK_STATEMENT, {"name": f"grant {server} {owner} {url}"})
         return await session.get(OAuthGrant, (server, owner, url))
 
     def _decrypt(self, row: OAuthGrant | None) -> Grant | None:
         if row is None:
             return None
-        plain = self._seal.decrypt(row.sealed)
+        plain = self._cipher.decrypt(row.sealed)
         if plain is None:
-            log.warning("grant_sealed_with_another_key", server=row.server)
+            log.warning("grant_decryption_failed", server=row.server)
             return None
         return msgspec.json.decode(plain, type=Grant)
 
@@ -86,47 +86,51 @@ class PostgresGrantStore(GrantStore):
 
     async def save_request(self, ticket: str, login: AuthorizationRequest) -> None:
         now = datetime.now(UTC)
-        row = OAuthLogin(ticket=_hash(ticket), login=msgspec.to_builtins(login), expires_at=now + _LOGIN_LIFE)
+        row = OAuthLogin(
+            ticket=_hash_secret(ticket), login=msgspec.to_builtins(login), expires_at=now + _SIGN_IN_LIFETIME
+        )
         async with self._database.session() as session:
             await session.exec(delete(OAuthLogin).where(col(OAuthLogin.expires_at) < now))
             session.add(row)
 
     async def find_request(self, ticket: str) -> AuthorizationRequest | None:
-        row = await self._get_valid_login(ticket)
+        row = await self._get_valid_sign_in(ticket)
         return None if row is None or row.outcome == "" else msgspec.convert(row.login, AuthorizationRequest)
 
     async def expect_callback(self, ticket: str, state: str) -> None:
-        fresh = {"state": _hash(state), "callback": None, "outcome": None}
+        values = {"state": _hash_secret(state), "callback": None, "outcome": None}
         async with self._database.session() as session:
-            await session.exec(update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash(ticket)).values(fresh))
+            await session.exec(update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash_secret(ticket)).values(values))
 
     async def save_callback(self, ticket: str, state: str, answer: JsonObject) -> bool:
-        waiting = (
-            col(OAuthLogin.ticket) == _hash(ticket),
-            col(OAuthLogin.state) == _hash(state),
+        is_waiting = (
+            col(OAuthLogin.ticket) == _hash_secret(ticket),
+            col(OAuthLogin.state) == _hash_secret(state),
             col(OAuthLogin.callback).is_(None),
             col(OAuthLogin.outcome).is_(None),
         )
-        sealed = self._seal.encrypt(msgspec.json.encode(answer))
+        sealed = self._cipher.encrypt(msgspec.json.encode(answer))
         async with self._database.session() as session:
-            return bool(await count_changed_rows(session, update(OAuthLogin).where(*waiting).values(callback=sealed)))
+            return bool(
+                await count_changed_rows(session, update(OAuthLogin).where(*is_waiting).values(callback=sealed))
+            )
 
     async def get_callback(self, ticket: str, state: str) -> JsonObject | None:
-        row = await self._get_valid_login(ticket)
-        if row is None or row.state != _hash(state):
-            raise NotFound("Another sign-in has taken the place of this one.", param="state")
-        plain = self._seal.decrypt(row.callback) if row.callback is not None else None
+        row = await self._get_valid_sign_in(ticket)
+        if row is None or row.state != _hash_secret(state):
+            raise NotFound("A newer sign-in has replaced this one.", param="state")
+        plain = self._cipher.decrypt(row.callback) if row.callback is not None else None
         return None if plain is None else msgspec.json.decode(plain)
 
     async def save_outcome(self, ticket: str, outcome: str) -> None:
-        row = await self._get_valid_login(ticket)
+        row = await self._get_valid_sign_in(ticket)
         if row is None:
             return
         login = msgspec.convert(row.login, AuthorizationRequest)
         detail = {"owner": login.owner, "problem": outcome or None}
-        ended = update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash(ticket))
+        change = update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash_secret(ticket))
         async with self._database.session() as session:
-            await session.exec(ended.values(outcome=outcome, state=None, callback=None))
+            await session.exec(change.values(outcome=outcome, state=None, callback=None))
             session.add(
                 make_audit_entry(
                     login.by, "login.granted" if not outcome else "login.failed", f"server {login.server}", detail
@@ -134,14 +138,14 @@ class PostgresGrantStore(GrantStore):
             )
 
     async def get_outcome(self, ticket: str) -> str | None:
-        row = await self._get_valid_login(ticket)
-        return "it is not offered any more" if row is None else row.outcome
+        row = await self._get_valid_sign_in(ticket)
+        return "the sign-in has expired" if row is None else row.outcome
 
-    async def _get_valid_login(self, ticket: str) -> OAuthLogin | None:
-        good = (OAuthLogin.ticket == _hash(ticket), col(OAuthLogin.expires_at) > datetime.now(UTC))
+    async def _get_valid_sign_in(self, ticket: str) -> OAuthLogin | None:
+        is_valid = (OAuthLogin.ticket == _hash_secret(ticket), col(OAuthLogin.expires_at) > datetime.now(UTC))
         async with self._database.session() as session:
-            return (await session.exec(select(OAuthLogin).where(*good))).first()
+            return (await session.exec(select(OAuthLogin).where(*is_valid))).first()
 
 
-def _hash(secret: str) -> str:
+def _hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()

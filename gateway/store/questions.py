@@ -1,7 +1,6 @@
-"""Questions of turns and their answers: asked once, decided once, by whom and when in the audit log."""
+"""Questions of turns and their answers. The audit log records each decision."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -21,7 +20,7 @@ MAX_EXPIRED = 100
 
 
 class QuestionStore(QuestionRepository):
-    """See `QuestionRepository` of the agent. `lifetime`: how long a question waits for its answer."""
+    """See `QuestionRepository`. `lifetime` is the time until a question expires."""
 
     def __init__(self, database: Database, *, lifetime: timedelta, redactor: Redactor | None = None) -> None:
         self._database = database
@@ -33,21 +32,21 @@ class QuestionStore(QuestionRepository):
     ) -> list[tuple[StoredQuestion, datetime]]:
         """See `QuestionRepository.save_questions`."""
         expires_at = datetime.now(UTC) + self._lifetime
-        kept = [StoredQuestion(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
+        stored = [StoredQuestion(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
         async with self._database.session() as session:
-            for one in kept:
-                question = self._redactor.redact_strings(msgspec.to_builtins(one.question))
+            for asked in stored:
+                question = self._redactor.redact_strings(msgspec.to_builtins(asked.question))
                 session.add(
                     TurnInput(
-                        id=one.id,
+                        id=asked.id,
                         turn_id=turn_id,
                         call_id=call_id,
                         question=question,
-                        state=one.state,
+                        state=asked.state,
                         expires_at=expires_at,
                     )
                 )
-        return [(one, expires_at) for one in kept]
+        return [(asked, expires_at) for asked in stored]
 
     async def list_for_turn(self, turn_id: UUID) -> list[StoredQuestion]:
         """See `QuestionRepository.list_for_turn`."""
@@ -61,17 +60,17 @@ class QuestionStore(QuestionRepository):
 
     async def expire_inline(self, turn_id: UUID) -> None:
         """See `QuestionRepository.expire_inline`."""
-        held = (col(TurnInput.turn_id) == turn_id, col(TurnInput.question)["held"].astext == "true")
+        is_inline = (col(TurnInput.turn_id) == turn_id, col(TurnInput.question)["held"].astext == "true")
         answer = Answer("expire", by="gateway")
-        dropping = (
+        expiration = (
             update(TurnInput)
-            .where(*held, col(TurnInput.answer).is_(None))
+            .where(*is_inline, col(TurnInput.answer).is_(None))
             .values(answer=msgspec.to_builtins(answer))
             .returning(col(TurnInput.id))
         )
         async with self._database.session() as session:
-            dropped: list[Any] = list((await session.exec(dropping)).scalars())  # pyright: ignore
-            session.add_all([_decision_entry(turn_id, input_id, answer) for input_id in dropped])
+            input_ids = (await (await session.connection()).execute(expiration)).scalars().all()
+            session.add_all([_decision_entry(turn_id, input_id, answer) for input_id in input_ids])
 
     async def wake_if_answered(self, turn_id: UUID) -> bool:
         """See `QuestionRepository.wake_if_answered`."""
@@ -82,22 +81,16 @@ class QuestionStore(QuestionRepository):
             return bool(await count_changed_rows(session, wake))
 
     async def get_question(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
-        """Raises:
-        NotFound: the turn has not asked this.
-        """
+        """See `QuestionRepository.get_question`."""
         query = select(TurnInput).where(TurnInput.id == input_id, TurnInput.turn_id == turn_id)
         async with self._database.session() as session:
             row = (await session.exec(query)).first()
         if row is None:
-            raise NotFound(f"This turn has not asked {str(input_id)!r}.", param="input_id")
+            raise NotFound(f"This turn has no question {str(input_id)!r}.", param="input_id")
         return _stored_question(row)
 
     async def answer_question(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
-        """Decide a question, once; the turn may go on.
-
-        Raises:
-            Conflict: it has been decided already, or has expired, or the turn has ended.
-        """
+        """See `QuestionRepository.answer_question`."""
         answer = msgspec.structs.replace(answer, content=self._redactor.redact_value(answer.content))
         open_ = select(Turn.id).where(Turn.id == turn_id, col(Turn.status).in_(("running", "waiting")))
         undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None), open_.exists())
@@ -106,13 +99,16 @@ class QuestionStore(QuestionRepository):
         async with self._database.session() as session:
             if not await count_changed_rows(session, decision):
                 raise Conflict(
-                    "This question has its answer already, has expired, or its turn has ended.", param="input_id"
+                    "This question is already answered, has expired, or its turn has ended.", param="input_id"
                 )
             await session.exec(waiting)
             session.add(_decision_entry(turn_id, input_id, answer))
 
     async def answer_sign_in(self, server: str, owner: str) -> list[UUID]:
-        """Answer every question that waits for a sign-in to `server` (owner "": of anybody); their turns."""
+        """Answer all questions that wait for a sign-in to `server`, and return their turns.
+
+        The owner "" stands for every user.
+        """
         asked = col(TurnInput.question)["login"].astext == server
         turns = select(Turn.id).where(col(Turn.status).in_(("running", "waiting")))
         if owner:
@@ -125,7 +121,7 @@ class QuestionStore(QuestionRepository):
             .returning(col(TurnInput.turn_id), col(TurnInput.id))
         )
         async with self._database.session() as session:
-            rows: list[Any] = list((await session.exec(answering)).all())  # pyright: ignore
+            rows = (await (await session.connection()).execute(answering)).all()
             turn_ids = [row[0] for row in rows]
             await session.exec(
                 update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
@@ -135,7 +131,7 @@ class QuestionStore(QuestionRepository):
 
     async def expire_overdue(self) -> list[UUID]:
         """See `QuestionRepository.expire_overdue`."""
-        over = (
+        overdue = (
             select(TurnInput.id)
             .where(col(TurnInput.answer).is_(None), col(TurnInput.expires_at) < func.now())
             .limit(MAX_EXPIRED)
@@ -144,12 +140,12 @@ class QuestionStore(QuestionRepository):
         answer = Answer("expire", by="gateway")
         expiring = (
             update(TurnInput)
-            .where(col(TurnInput.id).in_(over))
+            .where(col(TurnInput.id).in_(overdue))
             .values(answer=msgspec.to_builtins(answer))
             .returning(col(TurnInput.turn_id), col(TurnInput.id))
         )
         async with self._database.session() as session:
-            rows: list[Any] = list((await session.exec(expiring)).all())  # pyright: ignore
+            rows = (await (await session.connection()).execute(expiring)).all()
             turn_ids = [row[0] for row in rows]
             await session.exec(
                 update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")

@@ -1,7 +1,7 @@
-"""What of a turn is written, with what the administrator's rules find taken out of it."""
+"""Applies the administrator's redaction rules to stored turns. See docs/adr/0012."""
 
 from itertools import groupby
-from typing import Any, assert_never
+from typing import assert_never
 
 import msgspec
 
@@ -13,10 +13,10 @@ from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message, Too
 
 
 def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
-    """The request as it is kept. What things are found by stays: ids, the names of models and of tools."""
+    """Redact a request. Identifiers stay: ids, and the names of models and tools."""
     redactor = redactor.with_shared_budget()
     request, parameters = turn.request, turn.request.parameters
-    kept = msgspec.structs.replace(
+    redacted = msgspec.structs.replace(
         request,
         messages=_redact_messages(request.messages, redactor),
         parameters=msgspec.structs.replace(
@@ -30,11 +30,11 @@ def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
         metadata=redactor.redact_value(request.metadata),
         echo=request.echo and _redact_echo(request.echo, redactor),
     )
-    return msgspec.structs.replace(turn, request=kept)
+    return msgspec.structs.replace(turn, request=redacted)
 
 
 def redact_outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
-    """The turn's end as it is kept."""
+    """Redact the outcome of a turn."""
     redactor = redactor.with_shared_budget()
     messages, response = _redact_messages(end.messages, redactor), redactor.redact_text(end.response)
     return msgspec.structs.replace(
@@ -43,7 +43,7 @@ def redact_outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
 
 
 def merge_deltas(fresh: list[JournalEntry]) -> tuple[list[JournalEntry], list[JournalEntry]]:
-    """Those that can be looked at now, and the deltas at the end, of whose text more may come."""
+    """Split the entries into complete ones and the deltas at the end, whose text may continue."""
     end = len(fresh)
     while end and _delta_key(fresh[end - 1].event) is not None:
         end -= 1
@@ -51,22 +51,27 @@ def merge_deltas(fresh: list[JournalEntry]) -> tuple[list[JournalEntry], list[Jo
 
 
 def redact_entries(fresh: list[JournalEntry], redactor: Redactor) -> list[JournalEntry]:
-    """Events as they are kept. Deltas in a row are looked at together, for what a rule finds may lie in several; the
-    first of them then holds what is left of all."""
+    """Redact events.
+
+    Rules apply to the joined text of consecutive deltas, because a match may span several. If a rule matches, the
+    first delta holds the redacted text and the others are empty.
+    """
     redactor = redactor.with_shared_budget()
-    kept: list[JournalEntry] = []
+    redacted_entries: list[JournalEntry] = []
     for kind, group in groupby(fresh, key=lambda entry: _delta_key(entry.event)):
         run = list(group)
         if kind is None:
-            kept += [_replace_event(entry, _redact_event(entry.event, redactor)) for entry in run]
+            redacted_entries += [_replace_event(entry, _redact_event(entry.event, redactor)) for entry in run]
             continue
         text = "".join(entry.event.text for entry in run if isinstance(entry.event, e.TextDelta | e.ReasoningDelta))
-        if (left := redactor.redact_text(text)) != text:
+        if (redacted := redactor.redact_text(text)) != text:
             for number, entry in enumerate(run):
-                kept.append(_replace_event(entry, msgspec.structs.replace(entry.event, text="" if number else left)))
+                redacted_entries.append(
+                    _replace_event(entry, msgspec.structs.replace(entry.event, text="" if number else redacted))
+                )
         else:
-            kept += run
-    return kept
+            redacted_entries += run
+    return redacted_entries
 
 
 def _delta_key(event: e.Event) -> tuple[type[e.Event], int] | None:
@@ -115,7 +120,7 @@ def _redact_messages(messages: tuple[Message, ...], redactor: Redactor) -> tuple
 
 
 def _redact_message(message: Message, redactor: Redactor) -> Message:
-    content: Any = redactor.redact_value(message.content)
+    content = redactor.redact_value(message.content)
     calls = tuple(
         msgspec.structs.replace(
             call, arguments=_redact_arguments(call.arguments, redactor), problem=redactor.redact_text(call.problem)
@@ -132,7 +137,7 @@ def _redact_tool(spec: ToolSpec, redactor: Redactor) -> ToolSpec:
 
 
 def _redact_echo(echo: JsonObject, redactor: Redactor) -> JsonObject:
-    """A response's own fields keep their names, so that it stays one."""
+    """Redact the values of a stored response; its field names stay."""
     return {**echo, "response": {name: redactor.redact_strings(value) for name, value in echo["response"].items()}}
 
 
@@ -145,7 +150,7 @@ def _redact_texts(texts: tuple[str, ...], redactor: Redactor) -> tuple[str, ...]
 
 
 def _redact_arguments(arguments: str, redactor: Redactor) -> str:
-    """Redacted value by value, so that they stay JSON."""
+    """Redact each value, so that the arguments stay JSON."""
     try:
         return msgspec.json.encode(redactor.redact_value(msgspec.json.decode(arguments))).decode()
     except JSON_DECODE_ERRORS:

@@ -1,4 +1,4 @@
-"""Turns as they are kept: to be shown, followed, found again by key, and taken over."""
+"""Stored turns: reads, cancellation, takeover by workers, and pruning of the journal."""
 
 import asyncio
 import os
@@ -27,13 +27,13 @@ log = get_logger(__name__)
 MAX_ROWS = 2_000
 _PRUNE_SECONDS = 3600.0
 _PRUNE_BATCH_SECONDS = 1.0
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-# Where a process id means something: this container (or machine), since it was started.
-_HOST = f"{socket.gethostname()} {_BOOT.read_text().strip() if _BOOT.exists() else ''}".strip()
+_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+# Identifies the machine or container and its boot, within which a process id is unique.
+_HOST = f"{socket.gethostname()} {_BOOT_ID_FILE.read_text().strip() if _BOOT_ID_FILE.exists() else ''}".strip()
 
 
 class TurnStore(TurnRepository, WorkerRepository):
-    """Reads of turns, and who runs them."""
+    """See `TurnRepository` and `WorkerRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -50,19 +50,19 @@ class TurnStore(TurnRepository, WorkerRepository):
         return turn
 
     async def list_tool_calls(self, turn_id: UUID) -> list[ToolCallRow]:
-        """What ran, in order."""
+        """List the tool calls of a turn in order."""
         query = select(ToolCallRow).where(ToolCallRow.turn_id == turn_id)
         async with self._database.session() as session:
             return list((await session.exec(query.order_by(col(ToolCallRow.started_at)))).all())
 
     async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Turn | None:
-        """The turn that a key has begun."""
+        """See `TurnRepository.find_by_idempotency_key`."""
         query = select(Turn).where(Turn.owner == owner, Turn.idempotency_key == idempotency_key)
         async with self._database.session() as session:
             return (await session.exec(query)).first()
 
     async def delete_turn(self, turn_id: UUID, *, by: str) -> None:
-        """Delete a turn with its events, calls and questions. What went on from it stays, without it."""
+        """Delete a turn with its events, calls and questions. Turns that continue it stay."""
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id) == turn_id))
             await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
@@ -88,7 +88,7 @@ class TurnStore(TurnRepository, WorkerRepository):
         return events
 
     async def rebuild_events(self, turn: Turn) -> list[e.Event]:
-        """The events of an ended turn as far as its row and its ledger tell them: for when the journal is forgotten."""
+        """Rebuild the main events of an ended turn from its row and its calls, when the journal is pruned."""
         calls = {call.call_id: call for call in await self.list_tool_calls(turn.id)}
         conversation = str(turn.conversation_id) if turn.conversation_id else None
         events: list[e.Event] = [
@@ -114,11 +114,11 @@ class TurnStore(TurnRepository, WorkerRepository):
             return (await session.exec(select(Turn.status).where(Turn.id == turn_id))).first()
 
     async def request_cancel(self, turn_id: UUID) -> None:
-        """Keep the wish, for whoever takes the turn over."""
-        open_ = (col(Turn.id) == turn_id, col(Turn.status).in_(("running", "waiting")))
-        wish = update(Turn).where(*open_).values(cancel_requested=True, status="running")
+        """See `TurnRepository.request_cancel`."""
+        is_open = (col(Turn.id) == turn_id, col(Turn.status).in_(("running", "waiting")))
+        change = update(Turn).where(*is_open).values(cancel_requested=True, status="running")
         async with self._database.session() as session:
-            await session.exec(wish)
+            await session.exec(change)
 
     # --- workers
 
@@ -130,18 +130,22 @@ class TurnStore(TurnRepository, WorkerRepository):
             await session.exec(seen)
 
     async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """See `WorkerRepository.claim_turns`. A worker of this machine whose process is gone counts as dead at once."""
+        """See `WorkerRepository.claim_turns`. A worker on this machine without a process counts as dead_ids at once."""
         async with self._database.session() as session:
-            neighbours = (await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))).all()
-        dead = [worker.id for worker in neighbours if not _is_process_alive(worker.pid)]
-        gone = select(Worker.id).where(or_(col(Worker.id).in_(dead), col(Worker.seen_at) < func.now() - silent))
+            local_workers = (
+                await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))
+            ).all()
+        dead_ids = [worker.id for worker in local_workers if not _is_process_alive(worker.pid)]
+        dead_workers = select(Worker.id).where(
+            or_(col(Worker.id).in_(dead_ids), col(Worker.seen_at) < func.now() - silent)
+        )
         orphaned = (
             select(Turn.id)
             .where(
                 Turn.status == "running",
                 or_(
                     col(Turn.worker_id).is_(None),
-                    col(Turn.worker_id).in_(gone),
+                    col(Turn.worker_id).in_(dead_workers),
                     col(Turn.worker_id).not_in(select(Worker.id)),
                 ),
             )
@@ -151,14 +155,14 @@ class TurnStore(TurnRepository, WorkerRepository):
         claim = update(Turn).where(col(Turn.id).in_(orphaned)).values(worker_id=worker_id).returning(Turn)
         async with self._database.session() as session:
             claimed = [_parse_record(turn) for turn in (await session.exec(claim)).scalars()]  # pyright: ignore
-            await session.exec(delete(Worker).where(col(Worker.id).in_(gone)))
+            await session.exec(delete(Worker).where(col(Worker.id).in_(dead_workers)))
         return claimed
 
     async def release_turns(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
         """See `WorkerRepository.release_turns`."""
-        mine = update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.worker_id) == worker_id).values(worker_id=None)
+        change = update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.worker_id) == worker_id).values(worker_id=None)
         async with self._database.session() as session:
-            await session.exec(mine)
+            await session.exec(change)
 
     async def deregister(self, worker_id: UUID) -> None:
         """See `WorkerRepository.deregister`."""
@@ -166,7 +170,7 @@ class TurnStore(TurnRepository, WorkerRepository):
             await session.exec(delete(Worker).where(col(Worker.id) == worker_id))
 
     async def prune_journal(self, older_than: timedelta) -> int:
-        """Delete the journal of turns that ended so long ago; how many rows went. The turns stay."""
+        """Delete journal rows of turns that ended before `older_than`; return their number. The turns stay."""
         ended = select(Turn.id).where(col(Turn.completed_at) < func.now() - older_than)
         old = select(TurnEvents.turn_id, TurnEvents.first_seq).where(col(TurnEvents.turn_id).in_(ended)).limit(10_000)
         async with self._database.session() as session:
@@ -225,14 +229,14 @@ def _parse_entries(row: TurnEvents) -> list[JournalEntry]:
 
 
 def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
-    """A kept turn as its request was; the messages of one that runs are still the request's own."""
+    """Restore a running turn's record. Until a turn ends, its row has only the messages of the request."""
     columns = {
         "messages": turn.messages,
         "model": turn.model_name,
         "parameters": turn.parameters,
         "conversation_id": str(turn.conversation_id) if turn.conversation_id else None,
         "user_label": turn.user_label,
-        "on_disconnect": "continue",  # whoever waited for it waits elsewhere now
+        "on_disconnect": "continue",  # the original connection is dead_workers
     }
     request = msgspec.convert(turn.options | columns, TurnRequest)
     record = TurnRecord(
@@ -248,12 +252,12 @@ def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
 
 
 async def prune_forever(turns: TurnStore, older_than: timedelta) -> None:
-    """Delete the journal of turns that ended long ago, a batch at a time."""
+    """Delete the journal of turns that ended before `older_than`, in batches."""
     while True:
-        pause = _PRUNE_SECONDS
+        delay = _PRUNE_SECONDS
         try:
             if await turns.prune_journal(older_than):
-                pause = _PRUNE_BATCH_SECONDS
+                delay = _PRUNE_BATCH_SECONDS
         except StorageUnavailable:
-            log.warning("retention_waits_for_database")
-        await asyncio.sleep(pause)
+            log.warning("journal_pruning_failed")
+        await asyncio.sleep(delay)

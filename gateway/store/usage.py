@@ -1,13 +1,12 @@
-"""What turns have used up, and what people think of them.
+"""Usage of turns, reservations of budgets, and feedback.
 
-Rows of `turn_usage` come with a turn's end and stay when it is deleted. Every query is over a range of times, by index.
-Rows of `budget_holds` count until then.
+The end of a turn adds a row to `turn_usage`, which stays when the turn is deleted; until then the turn's row in
+`budget_holds` counts. Every query covers a range of times and uses an index.
 """
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import date, datetime
-from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -18,11 +17,11 @@ from sqlmodel import col, func, text
 from gateway.common.redaction import Redactor
 from gateway.domain.messages import BudgetReservation, UsageTotals
 from gateway.ports.store import BudgetRepository, BudgetTransaction
-from gateway.store.database import Database
+from gateway.store.database import Database, DatabaseRow
 from gateway.store.models import Feedback
 
 _TODAY, _THIS_MONTH = "date_trunc('day', now(), 'UTC')", "date_trunc('month', now(), 'UTC')"
-# One statement, so that a turn that ends just now is in one of the two sums and not in both.
+# One statement, or a turn that ends now could be in both sums or in none.
 _SPENT = f"""
 SELECT ended.tokens_today + running.tokens, ended.tokens + running.tokens, ended.usd_today + running.usd,
        ended.usd + running.usd, running.step_tokens, running.step_usd
@@ -36,12 +35,12 @@ FROM (SELECT coalesce(sum(total_tokens) FILTER (WHERE at >= {_TODAY}), 0) AS tok
       WHERE hold.owner = :owner AND turns.completed_at IS NULL
             AND hold.turn_id IS DISTINCT FROM cast(:without AS uuid) {{of_key_now}}) AS running
 """  # noqa: S608
-_ALONE = "SELECT pg_advisory_xact_lock(hashtextextended('budget ' || :owner, 0))"
-_FORGET_ENDED = """
+_LOCK_OWNER = "SELECT pg_advisory_xact_lock(hashtextextended('budget ' || :owner, 0))"
+_DELETE_ENDED = """
 DELETE FROM budget_holds USING turns
 WHERE budget_holds.owner = :owner AND turns.id = budget_holds.turn_id AND turns.completed_at IS NOT NULL
 """
-_HOLD = """
+_RESERVE = """
 INSERT INTO budget_holds (turn_id, owner, key, tokens, usd, step_tokens, step_usd)
 SELECT id, :owner, :key, :tokens, :usd, :step_tokens, :step_usd FROM turns WHERE id = :turn_id
 ON CONFLICT (turn_id) DO UPDATE
@@ -79,7 +78,7 @@ FROM tool_calls WHERE started_{_SINCE} GROUP BY 1, 2, 3 ORDER BY 1 DESC, 4 DESC,
 
 
 class DailyUsage(msgspec.Struct, frozen=True):
-    """Turns that ended on a day (UTC), and the ratings given on it."""
+    """Turns that ended on a day (UTC), and the ratings of that day."""
 
     day: date
     turns: int = 0
@@ -107,7 +106,7 @@ class ErrorStats(msgspec.Struct, frozen=True):
 
 
 class ToolStats(msgspec.Struct, frozen=True):
-    """A tool's calls on a day. `duration_ms` is the mean; None: none of them has ended."""
+    """Calls of a tool on a day. `duration_ms` is the mean; None if no call has ended."""
 
     day: date
     server: str
@@ -118,19 +117,21 @@ class ToolStats(msgspec.Struct, frozen=True):
     duration_ms: float | None
 
 
-def _spent_query(owner: str, key: str | None, without: UUID | None = None) -> tuple[str, dict[str, Any]]:
-    """What tells it, and the values for that."""
+def _spent_query(owner: str, key: str | None, without: UUID | None = None) -> tuple[str, dict[str, object]]:
+    """Build the query for the totals of an owner or key, and its parameters."""
     of_key, of_key_now = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
-    values = {"owner": owner, "without": without} | ({} if key is None else {"key": key})
+    values: dict[str, object] = {"owner": owner, "without": without}
+    if key is not None:
+        values["key"] = key
     return _SPENT.format(of_key=of_key, of_key_now=of_key_now), values
 
 
-def _parse_totals(row: Any) -> UsageTotals:
+def _parse_totals(row: DatabaseRow) -> UsageTotals:
     return UsageTotals(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
 
 
 class _PostgresBudgetTransaction(BudgetTransaction):
-    """See `BudgetTransaction` of the agent. Its transaction has the owner's lock."""
+    """See `BudgetTransaction`. The transaction holds the owner's lock."""
 
     def __init__(self, connection: AsyncConnection, owner: str) -> None:
         self._connection = connection
@@ -141,15 +142,15 @@ class _PostgresBudgetTransaction(BudgetTransaction):
         statement, values = _spent_query(self._owner, key, without)
         return _parse_totals((await self._connection.execute(text(statement), values)).one())
 
-    async def reserve(self, hold: BudgetReservation, key: str | None) -> None:
+    async def reserve(self, reservation: BudgetReservation, key: str | None) -> None:
         """See `BudgetTransaction.reserve`."""
-        await self._connection.execute(text(_FORGET_ENDED), {"owner": self._owner})
-        values = msgspec.structs.asdict(hold) | {"owner": self._owner, "key": key}
-        await self._connection.execute(text(_HOLD), values)
+        await self._connection.execute(text(_DELETE_ENDED), {"owner": self._owner})
+        values = msgspec.structs.asdict(reservation) | {"owner": self._owner, "key": key}
+        await self._connection.execute(text(_RESERVE), values)
 
 
 class UsageStore(BudgetRepository):
-    """See `BudgetRepository` of the agent; and the figures of days, of one owner or of all."""
+    """See `BudgetRepository`; also computes statistics by day, model and tool, and saves feedback."""
 
     def __init__(self, database: Database, *, redactor: Redactor | None = None) -> None:
         self._database = database
@@ -158,7 +159,7 @@ class UsageStore(BudgetRepository):
     async def get_totals(self, owner: str, key: str | None = None) -> UsageTotals:
         """See `BudgetRepository.get_totals`."""
         statement, values = _spent_query(owner, key)
-        [row] = await self._database.fetch_rows(statement, **values)
+        [row] = await self._database.fetch_rows(statement, custom_plan=False, **values)
         return _parse_totals(row)
 
     @asynccontextmanager
@@ -166,20 +167,22 @@ class UsageStore(BudgetRepository):
         """See `BudgetRepository.begin_transaction`."""
         async with self._database.session() as session:
             connection = await session.connection()
-            await connection.execute(text(_ALONE), {"owner": owner})
+            await connection.execute(text(_LOCK_OWNER), {"owner": owner})
             yield _PostgresBudgetTransaction(connection, owner)
 
-    async def settle(self, hold: BudgetReservation) -> None:
+    async def settle(self, reservation: BudgetReservation) -> None:
         """See `BudgetRepository.settle`."""
         async with self._database.session() as session:
-            await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(hold))
+            await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(reservation))
 
     async def aggregate_by_day(self, days: int, owner: str | None = None) -> list[DailyUsage]:
-        """The last so many days on which there was anything, the newest first."""
-        found = {row[0]: DailyUsage(*row) for row in await self._database.fetch_rows(BY_DAY, days=days, owner=owner)}
+        """Aggregate the last `days` days, newest first, without days that have no turn or rating."""
+        usage_by_day = {
+            row[0]: DailyUsage(*row) for row in await self._database.fetch_rows(BY_DAY, days=days, owner=owner)
+        }
         for day, up, down in await self._database.fetch_rows(RATINGS, days=days, owner=owner):
-            found[day] = msgspec.structs.replace(found.get(day, DailyUsage(day)), up=up, down=down)
-        return sorted(found.values(), key=lambda each: each.day, reverse=True)
+            usage_by_day[day] = msgspec.structs.replace(usage_by_day.get(day, DailyUsage(day)), up=up, down=down)
+        return sorted(usage_by_day.values(), key=lambda each: each.day, reverse=True)
 
     async def aggregate_by_model(self, days: int) -> list[ModelStats]:
         return [ModelStats(*row) for row in await self._database.fetch_rows(BY_MODEL, days=days)]
@@ -188,15 +191,16 @@ class UsageStore(BudgetRepository):
         return [ErrorStats(*row) for row in await self._database.fetch_rows(ERRORS, days=days)]
 
     async def aggregate_tools(self, days: int) -> list[ToolStats]:
-        """By day and tool, the newest day first."""
+        """Aggregate calls by day and tool, newest day first."""
         return [ToolStats(*row) for row in await self._database.fetch_rows(TOOLS, days=days)]
 
     async def save_rating(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
-        """Keep what the owner of a turn thinks of it, in the place of what they thought before; when that was."""
+        """Save an owner's feedback on a turn, replacing an earlier one; return the time."""
         comment = comment and self._redactor.redact_text(comment)
         row = insert(Feedback).values(turn_id=turn_id, owner=owner, rating=rating, comment=comment)
         changed = {"rating": rating, "comment": comment, "at": func.now()}
         upsert = row.on_conflict_do_update(index_elements=["turn_id"], set_=changed).returning(col(Feedback.at))
         async with self._database.session() as session:
-            result: Any = await session.exec(upsert)
-            return result.scalar_one()
+            saved_at = (await (await session.connection()).execute(upsert)).scalar_one()
+        assert saved_at is not None
+        return saved_at

@@ -1,14 +1,15 @@
-"""What ended turns have used, added up: by day, model, user, key and conversation."""
+"""Usage reports: sums over ended turns by day, model, user, key and conversation."""
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import text
 
 from gateway.domain.errors import Overloaded
-from gateway.store.database import Database
+from gateway.store.database import Database, DatabaseRow
 
 GroupKey = Literal["day", "model", "user", "key", "conversation"]
 MAX_GROUPS = 10_000
@@ -30,17 +31,19 @@ SELECT {groups}, grouping({groups}) <> 0 AS is_total, count(*), count(*) FILTER 
        coalesce(sum(cost_usd), 0), count(*) FILTER (WHERE cost_usd IS NULL),
        count(*) FILTER (WHERE cached), count(*) FILTER (WHERE rating = 'up'), count(*) FILTER (WHERE rating = 'down')
 FROM (SELECT {columns}, used.*, rating FROM turn_usage AS used LEFT JOIN turn_feedback USING (turn_id)
-      WHERE used.at >= :since AND used.at < :until {whose}) AS ended
+      WHERE used.at >= :since AND used.at < :until {owner_filter}) AS ended
 GROUP BY GROUPING SETS (({groups}), ())
 ORDER BY is_total DESC, {groups}
-LIMIT :most
+LIMIT :max_rows
 """
 
 
 class UsageStats(msgspec.Struct, frozen=True):
-    """What some turns have used. Times in seconds; `timed_tokens` are the completion tokens whose writing was timed,
-    `unpriced_turns` those for whose model no price is known: they add nothing to `cost_usd`; `cached_turns` those that
-    got an earlier turn's answer; `up` and `down` what their owners think of them."""
+    """Usage of a group of turns. Times are in seconds.
+
+    `timed_tokens` are completion tokens with a known generation time. `unpriced_turns` have a model of unknown price
+    and add nothing to `cost_usd`. `cached_turns` were answered from the response cache. `up` and `down` count ratings.
+    """
 
     turns: int
     completed: int
@@ -64,7 +67,7 @@ class UsageStats(msgspec.Struct, frozen=True):
 
     @property
     def cached_share(self) -> float | None:
-        """Which part of the prompts the model's server had in its cache."""
+        """Share of the prompt tokens that the model's server had in its cache."""
         return round(self.cached_tokens / self.prompt_tokens, 4) if self.prompt_tokens else None
 
     @property
@@ -73,8 +76,10 @@ class UsageStats(msgspec.Struct, frozen=True):
 
 
 class UsageReports:
-    """Sums over the turns that ended in a range of time. No query runs longer than `seconds`, or tells of more
-    than `max_groups` groups."""
+    """Aggregates the turns that ended in a range of time.
+
+    `seconds` limits the duration of a query, `max_groups` the number of groups.
+    """
 
     def __init__(self, database: Database, *, seconds: float = 20.0, max_groups: int = MAX_GROUPS) -> None:
         self.max_groups = max_groups
@@ -83,45 +88,45 @@ class UsageReports:
 
     async def aggregate(
         self, groups: list[GroupKey], since: datetime, until: datetime, *, owner: str | None = None
-    ) -> tuple[list[tuple[dict[GroupKey, Any], UsageStats]], UsageStats]:
-        """For each group of an owner's turns, or of everyone's, in order, and for all together.
+    ) -> tuple[list[tuple[dict[GroupKey, object], UsageStats]], UsageStats]:
+        """Return the usage of each group, in order, and the total; with `owner`, only of their turns.
 
-        At most `max_groups` and one more, which tells that there are others.
+        The result has `max_groups` + 1 groups if there are more than `max_groups`.
 
         Raises:
-            Overloaded: they are too many to be added up in time.
+            Overloaded: the query exceeded its time limit.
         """
-        values = {"since": since, "until": until, "most": self.max_groups + 2} | (
-            {} if owner is None else {"owner": owner}
-        )
+        values: dict[str, object] = {"since": since, "until": until, "max_rows": self.max_groups + 2}
+        if owner is not None:
+            values["owner"] = owner
         rows = await self._fetch_rows(build_aggregate_query(groups, of_owner=owner is not None), values)
         width = len(groups)
         total, *parts = [(dict(zip(groups, row[:width], strict=True)), _parse_stats(row[width + 1 :])) for row in rows]
         return parts, total[1]
 
-    async def _fetch_rows(self, statement: str, values: dict[str, Any]) -> list[Any]:
-        patience = text("SELECT set_config('statement_timeout', :ms, true)")
+    async def _fetch_rows(self, statement: str, values: dict[str, object]) -> list[DatabaseRow]:
+        set_timeout = text("SELECT set_config('statement_timeout', :ms, true)")
         try:
             async with self._database.session() as session:
                 connection = await session.connection()
-                await connection.execute(patience, {"ms": str(max(1, int(self._seconds * 1000)))})
+                await connection.execute(set_timeout, {"ms": str(max(1, int(self._seconds * 1000)))})
                 return list((await connection.execute(text(statement), values)).all())
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
                 raise
-            raise Overloaded("There are too many turns to add up in time: ask for a shorter range.") from error
+            raise Overloaded("There are too many turns to aggregate in time. Request a shorter range.") from error
 
 
 def build_aggregate_query(groups: list[GroupKey], *, of_owner: bool) -> str:
-    """The query: the row of all together first."""
+    """Build the query, whose first row is the total."""
     return _AGGREGATE.format(
         groups=", ".join(f"of_{group}" for group in groups),
         columns=", ".join(f"{_COLUMNS[group]} AS of_{group}" for group in groups),
-        whose="AND used.owner = :owner" if of_owner else "",
+        owner_filter="AND used.owner = :owner" if of_owner else "",
     )
 
 
-def _parse_stats(row: Any) -> UsageStats:
-    """Postgres adds whole numbers up to a `numeric`."""
+def _parse_stats(row: Sequence[object]) -> UsageStats:
+    """Build the statistics of a row. PostgreSQL returns sums of integers as `numeric`."""
     kinds = (field.type for field in msgspec.structs.fields(UsageStats))
     return UsageStats(*(kind(value) for kind, value in zip(kinds, row, strict=True)))

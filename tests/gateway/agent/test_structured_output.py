@@ -28,7 +28,7 @@ def test_pattern_with_catastrophic_backtracking_is_checked_quickly(schema: objec
 
 
 def test_too_deeply_nested_answer_is_rejected() -> None:
-    assert make_output_schema({}).find_problem("[" * 100_000 + "]" * 100_000) == "it is too deep"
+    assert make_output_schema({}).find_problem("[" * 100_000 + "]" * 100_000) == "it is nested too deeply"
 
 
 def test_property_name_pattern_with_catastrophic_backtracking_is_checked_quickly() -> None:
@@ -62,7 +62,7 @@ def test_infinitely_recursive_schema_is_reported() -> None:
     nested: object = {}
     for _ in range(5_000):
         nested = {"not": nested}
-    with pytest.raises(InvalidRequest, match="too deep"):
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
         make_output_schema(nested)
 
 

@@ -103,7 +103,7 @@ async def test_unknown_tool_becomes_an_error_that_lists_available_tools() -> Non
     result = turn.events[-1]
     assert isinstance(result, ToolFinished)
     assert result.outcome == "error"
-    assert result.content[0]["text"] == "There is no tool named 'frobnicate'. The tools on offer: read."
+    assert result.content[0]["text"] == "There is no tool named 'frobnicate'. Available tools: read."
 
 
 async def test_non_object_arguments_become_an_error_and_the_tool_does_not_run() -> None:
