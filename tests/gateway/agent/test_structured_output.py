@@ -9,7 +9,7 @@ from gateway.agent.structured_output import OutputSchema
 from gateway.domain.errors import InvalidRequest
 from tests.tools_server.conftest import serve_web
 
-NOT_CHECKABLE_MESSAGE = "its schema refers to what is not in it, or to itself without an end"
+NOT_CHECKABLE_MESSAGE = "its schema has a reference that cannot be resolved or never ends"
 
 
 def make_output_schema(schema: object) -> OutputSchema:

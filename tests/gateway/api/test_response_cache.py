@@ -252,9 +252,9 @@ async def test_cache_size_is_limited_per_owner_and_in_total(
     try:
         store = ResponseCacheStore(database, max_per_owner=3)
         for n, turn_id in enumerate(turns):
-            await store.save("local", bytes([n]), turn_id, 60)
-        await store.save("bob", b"x", UUID(other), 60)
-        await store.save("unknown", b"y", UUID(int=1), 60)  # of a deleted turn
+            await store.save_answer("local", bytes([n]), turn_id, 60)
+        await store.save_answer("bob", b"x", UUID(other), 60)
+        await store.save_answer("unknown", b"y", UUID(int=1), 60)  # of a deleted turn
         keys = [row["key"] for row in await db.fetch("SELECT key FROM cached_responses ORDER BY kept_at")]
         assert keys == [b"\x02", b"\x03", b"\x04", b"x"]
         await db.execute("UPDATE cached_responses SET expires_at = now() WHERE key = $1", b"\x03")

@@ -279,7 +279,7 @@ async def test_many_groups_are_truncated_and_slow_reports_are_aborted(
         async with database.engine.connect() as connection:
             for by_owner in (False, True):
                 query = f"EXPLAIN {build_aggregate_query(['day', 'key'], of_owner=by_owner)}"
-                values = {"since": make_time(TODAY, 1), "until": until, "most": 10} | (
+                values = {"since": make_time(TODAY, 1), "until": until, "max_rows": 10} | (
                     {"owner": "ada"} if by_owner else {}
                 )
                 plan = "\n".join(row[0] for row in await connection.execute(text(query), values))
