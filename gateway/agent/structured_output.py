@@ -1,7 +1,5 @@
 """Structured output: OpenAI's `response_format` of the types json_object and json_schema."""
 
-from typing import Any
-
 import msgspec
 from jsonschema.exceptions import SchemaError
 
@@ -39,12 +37,12 @@ class OutputSchema:
             raise InvalidRequest(message, param="response_format") from None
         except SchemaNotCheckable:
             raise InvalidRequest("response_format: the schema is nested too deeply.", param="response_format") from None
-        self._checker: Any = compile_schema(schema)
+        self._checker = compile_schema(schema)
 
     def find_problem(self, text: str) -> str | None:
         """Return the reason why an answer does not match; None if it matches."""
         try:
-            value: Any = msgspec.json.decode(text)
+            value = msgspec.json.decode(text)
         except msgspec.DecodeError as error:
             return f"it is not valid JSON: {error}"
         except RecursionError:

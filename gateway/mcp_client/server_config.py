@@ -5,11 +5,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from pydantic import ValidationError
 
 from gateway.config import ConfigError, Settings
+from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerConfig, ServerConfigSource
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -65,7 +66,7 @@ def _read_file(path: Path, setting: str, environment: Mapping[str, str]) -> list
     return [_parse_entry(str(name), entry, environment) for name, entry in entries.items()]  # pyright: ignore
 
 
-def _parse_entry(name: str, entry: Any, environment: Mapping[str, str]) -> ServerConfig:
+def _parse_entry(name: str, entry: object, environment: Mapping[str, str]) -> ServerConfig:
     """The server's configuration; one with a `fault` if the entry is invalid."""
     try:
         if not isinstance(entry, dict):
@@ -74,7 +75,8 @@ def _parse_entry(name: str, entry: Any, environment: Mapping[str, str]) -> Serve
             raise ConfigError("the entry has neither a url nor a command")
         if "command" in entry and "url" in entry:
             raise ConfigError("the entry has both a url and a command")
-        return ServerConfig.model_validate({**_expand_variables(entry, environment), "name": name})
+        expanded = cast("JsonObject", _expand_variables(entry, environment))  # pyright: ignore[reportUnknownArgumentType]
+        return ServerConfig.model_validate({**expanded, "name": name})
     except ConfigError as error:
         return _make_faulty(name, str(error))
     except ValidationError as error:
@@ -86,7 +88,7 @@ def _make_faulty(name: str, fault: str) -> ServerConfig:
     return ServerConfig.model_construct(name=name, fault=fault)
 
 
-def _expand_variables(value: Any, environment: Mapping[str, str]) -> Any:
+def _expand_variables(value: object, environment: Mapping[str, str]) -> object:
     """Replace `${NAME}` and `${NAME:-default}` in every string."""
     if isinstance(value, dict):
         return {key: _expand_variables(inner, environment) for key, inner in value.items()}  # pyright: ignore

@@ -75,7 +75,7 @@ async def open_transport(
 
 def _connect_sse(config: ServerConfig, hooks: list[RequestHook], transport: httpx2.AsyncBaseTransport) -> Transport:
     def make_client(
-        headers: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
         timeout: httpx2.Timeout | None = None,
         auth: httpx2.Auth | None = None,
     ) -> httpx2.AsyncClient:
@@ -106,7 +106,7 @@ class _EndDetectingStream:
         await self._inner.__aenter__()
         return self
 
-    async def __aexit__(self, *error: Any) -> Any:
+    async def __aexit__(self, *error: object) -> bool | None:
         return await self._inner.__aexit__(*error)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
