@@ -35,7 +35,7 @@ from gateway.api.security.middleware import SecurityMiddleware
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.redaction import Redactor, load_rules
 from gateway.config import ConfigError, Settings, Timeouts
-from gateway.domain.messages import BusMessage
+from gateway.domain.messages import BusKind, BusMessage
 from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
 from gateway.llm.resilient import ResilientModel, RetryPolicy
@@ -184,7 +184,7 @@ async def build_gateway(
             key_poll_seconds=timeouts.key_poll,
         )
         stack.push_async_callback(auth.stop)
-        store.bus.subscribe("keys", auth.on_keys_changed)
+        store.bus.subscribe(BusKind.KEYS_CHANGED, auth.on_keys_changed)
         rates = RateLimiter(settings)
         stack.push_async_callback(rates.close)
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, tasks)
@@ -199,7 +199,7 @@ async def build_gateway(
         state.audit = store.audit
         state.turn_service = turn_service
         state.turns = store.turns
-        state.inputs = store.questions
+        state.questions = store.questions
         state.conversations = store.conversations
         state.history = HistoryStore(store.database)
         state.usage = store.usage
@@ -209,7 +209,7 @@ async def build_gateway(
         state.bus = store.bus
         state.mcp = mcp
         state.toolbox = tools.policy_toolbox
-        state.models = llm.catalog
+        state.catalog = llm.catalog
         state.model = llm.model
         state.database = store.database
         state.tasks = tasks
@@ -296,8 +296,8 @@ async def build_tools(
     toolbox = McpToolbox(servers, settings, store.servers, store.grants)
     policy_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
-    store.bus.subscribe("servers", registry.on_servers_changed)
-    store.bus.subscribe("logins", lambda _: toolbox.on_grants_changed())
+    store.bus.subscribe(BusKind.SERVERS_CHANGED, registry.on_servers_changed)
+    store.bus.subscribe(BusKind.GRANTS_CHANGED, lambda _: toolbox.on_grants_changed())
     _resume_after_sign_in(toolbox, store.questions, store.bus)
     async with AsyncExitStack() as stack:
         await toolbox.connect_servers()
@@ -333,11 +333,11 @@ async def build_agent(
     heartbeat = WorkerHeartbeat(
         runner, store.turns, store.turns, store.questions, worker_id, interval_seconds=interval, silence_seconds=silent
     )
-    store.bus.subscribe("cancel", runner.on_cancel)
-    store.bus.subscribe("watch", runner.on_watch)
-    store.bus.subscribe("orphan", runner.on_answer)
-    store.bus.subscribe("orphan", heartbeat.on_orphan)
-    store.bus.subscribe("events", subscriptions.on_events)
+    store.bus.subscribe(BusKind.CANCEL_TURN, runner.on_cancel)
+    store.bus.subscribe(BusKind.WATCH_TURN, runner.on_watch)
+    store.bus.subscribe(BusKind.TURN_RUNNABLE, runner.on_answer)
+    store.bus.subscribe(BusKind.TURN_RUNNABLE, heartbeat.on_turn_runnable)
+    store.bus.subscribe(BusKind.TURN_EVENTS, subscriptions.on_events)
     retention = SupervisedTask(
         "journal retention", partial(prune_forever, store.turns, timedelta(days=settings.journal_retention_days))
     )
@@ -393,18 +393,18 @@ def _build_runner(
     )
 
 
-def _resume_after_sign_in(toolbox: McpToolbox, inputs: QuestionStore, bus: PostgresBus) -> None:
+def _resume_after_sign_in(toolbox: McpToolbox, questions: QuestionStore, bus: PostgresBus) -> None:
     """Resume the turns that wait for a sign-in, on any worker."""
     service = toolbox.sign_in_service
     assert service is not None
 
     async def on_granted(server: str, owner: str) -> None:
-        for turn_id in await inputs.answer_sign_in(server, owner):
-            bus.publish(BusMessage("orphan", turn_id))
+        for turn_id in await questions.answer_sign_in(server, owner):
+            bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
 
     def on_change() -> None:
         toolbox.on_grants_changed()
-        bus.publish(BusMessage("logins", BusMessage.NO_TURN))
+        bus.publish(BusMessage(BusKind.GRANTS_CHANGED, BusMessage.NO_TURN))
 
     service.on_granted = on_granted
     service.on_change = on_change

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.domain.messages import BusMessage, UserRole
+from gateway.domain.messages import BusKind, BusMessage, UserRole
 from gateway.store.api_keys import NewKey
 from gateway.store.models import ApiKey
 from tests.stack import Gateway, Reply
@@ -20,7 +20,7 @@ class Keyring:
         """Create a key and return the request headers with it."""
         row, secret = await self.gateway.state.keys.create_key(NewKey(owner, role=role, **options), by="test")
         self.gateway.state.auth.on_keys_changed(
-            BusMessage("keys", BusMessage.NO_TURN)
+            BusMessage(BusKind.KEYS_CHANGED, BusMessage.NO_TURN)
         )  # so that the test need not wait for the bus message
         self.rows[owner], self.secrets[owner] = row, secret
         return self.headers(owner)

@@ -149,22 +149,20 @@ class AgentLoop:
                 break
         return limit_reached if form is None else await self._ask_structured(form, step, context, turn)
 
-    async def _resume(self, conversation: ModelContext, turn: TurnContext) -> str | None:
+    async def _resume(self, context: ModelContext, turn: TurnContext) -> str | None:
         """Complete the last step of a resumed turn; return the finish reason if no step has to follow."""
         transcript = turn.transcript
         if transcript.waits_for_input and any(
-            kept.answer and transcript.is_open_input(str(kept.id)) for kept in turn.inputs
+            question.answer and transcript.is_open_input(str(question.id)) for question in turn.inputs
         ):
             turn.emit(TurnResumed())
         if (half := transcript.incomplete_step()) is not None:
-            used = self._create_model_call(conversation, turn, half).estimate_usage(
-                transcript.count_written_chars(half)
-            )
+            used = self._create_model_call(context, turn, half).estimate_usage(transcript.count_written_chars(half))
             cost = turn.calculate_cost(used)
             turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=cost))
         if (last := transcript.last_step()) is None:
             return None
-        calls = self._create_scheduler(last.step, conversation, turn)
+        calls = self._create_scheduler(last.step, context, turn)
         try:
             for call in transcript.open_calls():
                 self._settle_open_call(call, calls, turn)
@@ -174,36 +172,34 @@ class AgentLoop:
             await calls.cancel_calls()
         if transcript.has_client_calls(last.step):
             return "tool_calls"
-        unformed = conversation.response_format is not None and not transcript.step_text(last.step)
+        unformed = context.response_format is not None and not transcript.step_text(last.step)
         return None if transcript.has_calls(last.step) or unformed else last.finish_reason
 
     def _settle_open_call(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
         """Continue a call without a result: its questions are answered or open, or it was interrupted."""
         waiting = turn.transcript.open_inputs(call.call_id)
-        asked = [kept for kept in turn.inputs if str(kept.id) in waiting]
+        asked = [question for question in turn.inputs if str(question.id) in waiting]
         if not asked:
             calls.retry_interrupted(call)
-        elif all(kept.answer is not None for kept in asked):
-            for kept in asked:
-                assert kept.answer is not None
-                turn.emit(build_input_resolved(kept, kept.answer))
+        elif all(question.answer is not None for question in asked):
+            for question in asked:
+                assert question.answer is not None
+                turn.emit(build_input_resolved(question, question.answer))
             calls.resume_with_answers(turn.transcript.get_call(call.call_id), asked)
 
-    def _create_scheduler(self, step: int, conversation: ModelContext, turn: TurnContext) -> ToolCallScheduler:
+    def _create_scheduler(self, step: int, context: ModelContext, turn: TurnContext) -> ToolCallScheduler:
         return ToolCallScheduler(
             step,
-            offered={spec.name: spec for spec in _list_tools(conversation, turn)},
-            hidden=conversation.hidden,
+            offered={spec.name: spec for spec in _list_tools(context, turn)},
+            hidden=context.hidden,
             toolbox=self._toolbox,
-            principal=conversation.principal,
+            principal=context.principal,
             emitter=turn,
             limit=self._limits.parallel_calls,
-            approval=conversation.approval,
+            approval=context.approval,
         )
 
-    async def _ask_structured(
-        self, form: OutputSchema, step: int, conversation: ModelContext, turn: TurnContext
-    ) -> str:
+    async def _ask_structured(self, form: OutputSchema, step: int, context: ModelContext, turn: TurnContext) -> str:
         """Ask for an answer that matches the schema, without tools; retry once if it does not match.
 
         Model servers accept `response_format` only without tools.
@@ -212,7 +208,7 @@ class AgentLoop:
             OutputInvalid: the second answer does not match either.
         """
         call = msgspec.structs.replace(
-            self._create_model_call(conversation, turn, step),
+            self._create_model_call(context, turn, step),
             tools=(),
             tool_choice=None,
             response_format=form.response_format,
@@ -241,15 +237,15 @@ class AgentLoop:
             )
         raise OutputInvalid(f"The model's answer does not match response_format: {problem}.")
 
-    def _create_model_call(self, conversation: ModelContext, turn: TurnContext, step: int) -> ModelCall:
+    def _create_model_call(self, context: ModelContext, turn: TurnContext, step: int) -> ModelCall:
         return ModelCall(
-            model=conversation.model,
-            messages=conversation.messages + turn.transcript.messages,
-            tools=_list_tools(conversation, turn),
-            tool_choice=_choice_for_step(conversation.tool_choice, step),
-            parameters=conversation.parameters,
-            user=conversation.principal.user,
-            allowed_models=conversation.principal.models,
+            model=context.model,
+            messages=context.messages + turn.transcript.messages,
+            tools=_list_tools(context, turn),
+            tool_choice=_choice_for_step(context.tool_choice, step),
+            parameters=context.parameters,
+            user=context.principal.user,
+            allowed_models=context.principal.models,
         )
 
     async def _ask_model(
@@ -317,12 +313,12 @@ def _step_completed(step: int, answer: ModelAnswer) -> StepCompleted:
     )
 
 
-def _list_tools(conversation: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:
+def _list_tools(context: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:
     """The offered tools, then the ones loaded by `find_tools`: the prompt cache needs a stable prefix."""
     if not turn.transcript.loaded_tools:
-        return conversation.tools
-    hidden = {spec.name: spec for spec in conversation.hidden}
-    return conversation.tools + tuple(hidden[name] for name in turn.transcript.loaded_tools if name in hidden)
+        return context.tools
+    hidden = {spec.name: spec for spec in context.hidden}
+    return context.tools + tuple(hidden[name] for name in turn.transcript.loaded_tools if name in hidden)
 
 
 def _ignore_call(_call: ToolCall) -> None:

@@ -25,15 +25,15 @@ _SAVE_TIMEOUT_SECONDS = 2.0
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-def cache_key(conversation: ModelContext) -> bytes:
+def cache_key(context: ModelContext) -> bytes:
     """Hash everything that the answer depends on; equal requests have equal keys.
 
     That is the model, messages with system prompt and history, parameters, tool definitions, response format,
     approvals and forwarded headers. The caller is not included.
     """
-    fields = msgspec.structs.asdict(conversation) | {
-        "messages": list(_without_ids(conversation.messages)),
-        "principal": conversation.principal.headers,
+    fields = msgspec.structs.asdict(context) | {
+        "messages": list(_without_ids(context.messages)),
+        "principal": context.principal.headers,
     }
     return hashlib.sha256(_encode(fields)).digest()
 
@@ -126,15 +126,15 @@ class TurnResponseCache:
         if turn.transcript.steps:
             return None  # a resumed turn has called the model already
         try:
-            known = await self._responses.find_answer(turn.record.owner, turn.cache_key, ttl)
+            answer = await self._responses.find_answer(turn.record.owner, turn.cache_key, ttl)
         except StorageUnavailable:
             log.warning("response_cache_unavailable", turn_id=str(turn.id))
             return None
-        if known is None:
+        if answer is None:
             return None
         turn.is_cached = True
         turn.on_accepted()
-        return replay(known, turn)
+        return replay(answer, turn)
 
     def discard_uncacheable(self, turn: ActiveTurn, finish_reason: str, selection: ToolSelection) -> None:
         """Drop the cache key of a turn whose response must not be saved."""

@@ -30,8 +30,8 @@ from gateway.domain.errors import (
     TurnTimeout,
 )
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
-from gateway.domain.messages import BusMessage, Principal, StoredQuestion, TurnRecord, TurnRequest
-from gateway.ports.model import ModelInfo, Models
+from gateway.domain.messages import BusKind, BusMessage, Principal, StoredQuestion, TurnRecord, TurnRequest
+from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.store import (
     Bus,
     ConversationRepository,
@@ -87,7 +87,7 @@ class Runner:
         loop: AgentLoop,
         storage: RunnerStorage,
         *,
-        models: Models,
+        models: ModelCatalog,
         toolbox: Toolbox,
         budgets: Budgets,
     ) -> None:
@@ -232,7 +232,7 @@ class Runner:
     def on_watch(self, message: BusMessage) -> None:
         """Announce each commit of the turn from now on, because another worker follows it."""
         if (turn := self._turns.get(message.turn_id)) is not None:
-            bus, notification = self._storage.bus, BusMessage("events", turn.id)
+            bus, notification = self._storage.bus, BusMessage(BusKind.TURN_EVENTS, turn.id)
             turn.log.on_commit = lambda: bus.publish(notification)
             bus.publish(notification)
 
@@ -255,7 +255,7 @@ class Runner:
         except StorageUnavailable:
             log.warning("turn_release_failed", turns=len(remaining))
         for turn_id in remaining:
-            self._storage.bus.publish(BusMessage("orphan", turn_id))
+            self._storage.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
 
     async def hand_over(self, reason: HandOverReason) -> list[UUID]:
         """Stop every turn without ending it; another worker resumes it from the journal.
@@ -327,7 +327,7 @@ class Runner:
         log.info("turn_suspended", turn_id=str(turn.id))
         try:
             if await self._storage.questions.wake_if_answered(turn.id):
-                self._storage.bus.publish(BusMessage("orphan", turn.id))
+                self._storage.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
         except StorageUnavailable:
             log.warning("turn_wake_failed", turn_id=str(turn.id))
 

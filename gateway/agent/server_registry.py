@@ -10,7 +10,7 @@ from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError
 from gateway.domain.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
-from gateway.domain.messages import BusMessage, JsonObject
+from gateway.domain.messages import BusKind, BusMessage, JsonObject
 from gateway.ports.servers import (
     ServerAdmin,
     ServerConfig,
@@ -102,7 +102,7 @@ class ServerRegistry(ServerAdmin):
     async def _publish_change(self) -> None:
         await self._read_rows()
         self._reconcile()
-        self._bus.publish(BusMessage("servers", BusMessage.NO_TURN))
+        self._bus.publish(BusMessage(BusKind.SERVERS_CHANGED, BusMessage.NO_TURN))
 
     # --- watching
 

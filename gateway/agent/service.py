@@ -24,10 +24,10 @@ from gateway.domain.errors import (
     JournalExpired,
     ServerStopping,
     StorageUnavailable,
-    TurnNotKept,
+    TurnNotStored,
 )
 from gateway.domain.events import Event, JournalEntry
-from gateway.domain.messages import Answer, BusMessage, JsonObject, Parameters, Principal, TurnRequest
+from gateway.domain.messages import Answer, BusKind, BusMessage, JsonObject, Parameters, Principal, TurnRequest
 from gateway.ports.listener import EventFold, EventListener
 from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, StoredTurn, TurnRepository
 
@@ -147,7 +147,7 @@ class TurnListener(EventListener):
         """Subscribe to the turn.
 
         Raises:
-            TurnNotKept: the turn is not stored, and does not run in this worker.
+            TurnNotStored: the turn is not stored, and does not run in this worker.
         """
         if self._active is not None:
             self._active.add_listener()
@@ -294,7 +294,7 @@ class TurnService:
 
         Raises:
             ServerStopping: this worker stops.
-            StorageUnavailable, TurnNotKept, JournalExpired: the turn's end cannot be read.
+            StorageUnavailable, TurnNotStored, JournalExpired: the turn's end cannot be read.
         """
         active = _get_active(turn)
         while True:
@@ -315,10 +315,10 @@ class TurnService:
             return
         with self._subscriptions.subscribe(turn.id) as subscription:  # the journal has the end of every turn
             await self._turns.request_cancel(turn.id)
-            message = BusMessage("cancel", turn.id)
+            message = BusMessage(BusKind.CANCEL_TURN, turn.id)
             self._runner.on_cancel(message)
             self._bus.publish(message)
-            self._bus.publish(BusMessage("orphan", turn.id))
+            self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
             # The cancellation is stored, so a worker that takes the turn over honours it.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
@@ -336,7 +336,7 @@ class TurnService:
         if answer.action == "accept" and question.schema is not None:
             _check_content(answer.content or {}, question.schema)
         await self._questions.answer_question(turn.id, input_id, answer)
-        self._bus.publish(BusMessage("orphan", turn.id))
+        self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
 
     async def stop(self, grace_seconds: float) -> None:
         """Close every listener, and hand over turns that do not end within `grace_seconds`."""
@@ -398,7 +398,7 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
 
     Raises:
         ServerStopping: this worker stops.
-        StorageUnavailable, TurnNotKept, JournalExpired: the turn's end cannot be read.
+        StorageUnavailable, TurnNotStored, JournalExpired: the turn's end cannot be read.
     """
     match listener.close_reason:
         case ServerStopping.code:
@@ -408,7 +408,7 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
         case StorageUnavailable.code if not listener.is_local or not turn.is_stored:
             raise StorageUnavailable("The database cannot be reached, so the end of this turn cannot be read.")
         case _ if not turn.is_stored:
-            raise TurnNotKept
+            raise TurnNotStored
         case _:
             pass
 

@@ -10,8 +10,8 @@ from uuid import UUID
 from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import wait_or_poll
-from gateway.domain.errors import JournalExpired, ServerStopping, StorageUnavailable, TurnNotKept
-from gateway.domain.messages import BusMessage
+from gateway.domain.errors import JournalExpired, ServerStopping, StorageUnavailable, TurnNotStored
+from gateway.domain.messages import BusKind, BusMessage
 from gateway.ports.store import Bus, TurnRepository
 
 POLL_SECONDS = 1.0
@@ -69,13 +69,13 @@ class TurnSubscriptions:
         """Subscribe to a turn that exists.
 
         Raises:
-            TurnNotKept: the turn is not stored, and does not run in this worker.
+            TurnNotStored: the turn is not stored, and does not run in this worker.
         """
         running = self._runner.get(turn_id)
         if running is not None and not (is_stored and running.log.close_reason):  # after a hand-over it runs elsewhere
             return TurnSubscription(running.log)
         if not is_stored:
-            raise TurnNotKept
+            raise TurnNotStored
         key = (turn_id, until_input)
         tail = self._tails.get(key)
         if tail is None or (until_input and tail.log.close_reason):  # the turn may have continued since that log closed
@@ -147,7 +147,7 @@ class _JournalTail:
                     continue
             except StorageUnavailable:
                 self._check_storage_timeout()
-            self._bus.publish(BusMessage("watch", self.log.turn_id))
+            self._bus.publish(BusMessage(BusKind.WATCH_TURN, self.log.turn_id))
             await wait_or_poll(self.has_news, POLL_SECONDS)
 
     async def _read_journal(self) -> bool:

@@ -43,7 +43,7 @@ class WorkerHeartbeat:
         self._abandoned: list[UUID] = []
         self.task = SupervisedTask("heartbeat", self._run_forever, vital=True)
 
-    def on_orphan(self, _message: BusMessage) -> None:
+    def on_turn_runnable(self, _message: BusMessage) -> None:
         """Look for turns to take over at once."""
         self._wake.set()
 

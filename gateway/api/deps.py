@@ -18,7 +18,7 @@ from gateway.common.concurrency import TaskRegistry
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import Principal
-from gateway.ports.model import Model, Models
+from gateway.ports.model import Model, ModelCatalog
 from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore
@@ -75,8 +75,8 @@ ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations"
 DatabaseDep = Annotated[Database, _depends_on_part("database")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
-ModelsDep = Annotated[Models, _depends_on_part("models")]
-QuestionsDep = Annotated[QuestionStore, _depends_on_part("inputs")]
+ModelsDep = Annotated[ModelCatalog, _depends_on_part("catalog")]
+QuestionsDep = Annotated[QuestionStore, _depends_on_part("questions")]
 ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]
 ServersDep = Annotated[ServerStore, _depends_on_part("servers")]
 SettingsDep = Annotated[Settings, _depends_on_part("settings")]

@@ -14,14 +14,14 @@
      │   └─ ToolNotFound         404 tool_not_found
      ├─ Conflict                 409 conflict
      │   ├─ ConversationBusy     409 conversation_busy
-     │   └─ TurnNotKept          409 turn_not_kept
+     │   └─ TurnNotStored        409 turn_not_kept
      ├─ RateLimited              429 rate_limited
      │   └─ TooManyStreams       429 too_many_streams
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
      │   └─ StorageUnavailable   503 storage_unavailable
      ├─ ClientGone               499 client_disconnected
-     ├─ McpFailed                502 mcp_failed
+     ├─ McpServerError           502 mcp_failed
      ├─ TurnTimeout              504 turn_timeout
      ├─ TurnLost                 503 turn_lost
      └─ ModelError               502 model_error
@@ -138,7 +138,7 @@ class ConversationBusy(Conflict):
     default_message = "Another turn of this conversation is still active."
 
 
-class TurnNotKept(Conflict):
+class TurnNotStored(Conflict):
     code = "turn_not_kept"
     default_message = (
         "This turn is not stored, so it can be followed only while it runs, and only on the worker that runs it."
@@ -185,7 +185,7 @@ class ClientGone(GatewayError):
     default_message = "The client closed the connection."
 
 
-class McpFailed(GatewayError):
+class McpServerError(GatewayError):
     code = "mcp_failed"
     status = 502
     default_message = "The MCP server failed or sent an invalid response."
@@ -272,7 +272,7 @@ def error_from_info(info: ErrorInfo) -> GatewayError:
 
 
 def _errors_by_code(kind: type[GatewayError]) -> dict[str, type[GatewayError]]:
-    found = {kind.code: kind}
+    kinds = {kind.code: kind}
     for child in kind.__subclasses__():
-        found |= _errors_by_code(child)
-    return found
+        kinds |= _errors_by_code(child)
+    return kinds

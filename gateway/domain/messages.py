@@ -1,5 +1,6 @@
 """Values that the packages of the gateway exchange. Row ids exist only in the store."""
 
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
 from operator import add
@@ -392,16 +393,24 @@ class AuthorizationRequest(msgspec.Struct, frozen=True):
     challenge: str | None = None
 
 
-BusKind = Literal["cancel", "watch", "events", "orphan", "servers", "keys", "logins"]
+class BusKind(StrEnum):
+    """Subject of a notification. The values are sent between workers of different versions: never change one."""
+
+    CANCEL_TURN = "cancel"
+    WATCH_TURN = "watch"
+    """Another worker asks for notifications about the turn's events."""
+    TURN_EVENTS = "events"
+    """The turn has new events."""
+    TURN_RUNNABLE = "orphan"
+    """No worker runs the turn, or its question was answered."""
+    SERVERS_CHANGED = "servers"
+    KEYS_CHANGED = "keys"
+    GRANTS_CHANGED = "logins"
+    """A sign-in to an MCP server was completed."""
 
 
 class BusMessage(msgspec.Struct, frozen=True):
-    """Notification between workers.
-
-    About a turn: `cancel` it; `watch`: report its events; `events`: it has new ones; `orphan`: no worker runs it, or
-    its question was answered. About no turn: `servers` and `keys`: MCP servers or stored keys have changed; `logins`: a
-    sign-in was completed.
-    """
+    """Notification between workers. `turn_id` is `NO_TURN` if the kind is not about a turn."""
 
     kind: BusKind
     turn_id: UUID

@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.domain.errors import ModelNotFound, UnsupportedParameter
 from gateway.domain.messages import JsonObject, Parameters
-from gateway.ports.model import ModelInfo, Models
+from gateway.ports.model import ModelCatalog, ModelInfo
 
 _REASONING_LEVELS = ("low", "medium", "high")
 _PENALTIES = ("top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")
@@ -105,7 +105,7 @@ class _ListedModel(msgspec.Struct):
     max_completion_tokens: int | None = None
 
 
-class Catalog(Models):
+class Catalog(ModelCatalog):
     """The available models. The server's list overrides the built-in data, field by field.
 
     With `open_ended`, any model may be requested until the list has arrived, and retired ids have no successors.
@@ -160,7 +160,7 @@ class Catalog(Models):
         return self._models.get(model) or self._make_default_info(model)
 
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
-        """See `Models.resolve`. An id in the server's list is never an alias."""
+        """See `ModelCatalog.resolve`. An id in the server's list is never an alias."""
         if (info := self._models.get(model)) is not None:
             return info, ()
         if self._open_ended and not self._models:
@@ -176,7 +176,7 @@ class Catalog(Models):
     def adapt_parameters(
         self, parameters: Parameters, model: ModelInfo, *, drop: bool
     ) -> tuple[Parameters, tuple[str, ...]]:
-        """See `Models.adapt_parameters`. Values that have no effect are dropped without a warning."""
+        """See `ModelCatalog.adapt_parameters`. Values that have no effect are dropped without a warning."""
         warnings: list[str] = []
         dropped: dict[str, None] = {}
         for name in parameters.__struct_fields__:

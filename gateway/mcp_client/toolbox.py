@@ -8,7 +8,7 @@ from mcp.types import CallToolResult
 
 from gateway.common.logging import get_logger
 from gateway.config import Settings
-from gateway.domain.errors import McpFailed, NotFound, StorageUnavailable
+from gateway.domain.errors import McpServerError, NotFound, StorageUnavailable
 from gateway.domain.messages import (
     JsonObject,
     PendingInput,
@@ -286,7 +286,7 @@ class McpToolbox(ServerPool, Toolbox):
         name = server or await find_resource_server(self, uri, principal)
         try:
             return await self._request_from_server(name, partial(request_resource, uri), principal)
-        except McpFailed as error:
+        except McpServerError as error:
             cause = error.__cause__
             if isinstance(cause, ToolCallError) and cause.refusal and cause.refusal["code"] in _UNKNOWN_RESOURCE_CODES:
                 raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
@@ -330,7 +330,7 @@ class McpToolbox(ServerPool, Toolbox):
         try:
             return await connection.send_request(request, principal=principal, timeout=timeout)
         except ToolCallError as error:
-            raise McpFailed(str(error)) from error
+            raise McpServerError(str(error)) from error
 
 
 def _make_error_result(spec: ToolSpec, error: ToolCallError) -> ToolResult:

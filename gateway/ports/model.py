@@ -138,7 +138,7 @@ class Model(Protocol):
         ...
 
 
-class Models(Protocol):
+class ModelCatalog(Protocol):
     """The catalogue of available models."""
 
     @abstractmethod

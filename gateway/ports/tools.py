@@ -149,7 +149,7 @@ class SignIn(Protocol):
 
         Raises:
             NotFound: the ticket is unknown or has expired.
-            McpFailed: the server or its authorization server violates the protocol.
+            McpServerError: the server or its authorization server violates the protocol.
         """
         ...
 
@@ -159,7 +159,7 @@ class SignIn(Protocol):
 
         Raises:
             NotFound: no sign-in waits for this answer.
-            McpFailed: the sign-in failed.
+            McpServerError: the sign-in failed.
         """
         ...
 
@@ -223,7 +223,7 @@ class Toolbox(Protocol):
 
         Raises:
             NotFound: no connected server has the resource.
-            McpFailed: the server failed or sent an invalid response.
+            McpServerError: the server failed or sent an invalid response.
         """
         ...
 

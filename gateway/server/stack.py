@@ -50,7 +50,7 @@ def run_stack(settings: Settings) -> int:
         workers = build_workers(settings, env, port, settings.gateway_workers)
         supervisor = Supervisor([*simulators, tool_server, *workers], postgres)
         report = report_stack_ready(settings, postgres, listener.getsockname()[1], started_at)
-        return asyncio.run(_supervise(supervisor, report))
+        return asyncio.run(_run_supervisor(supervisor, report))
 
 
 def run_workers(settings: Settings, count: int) -> int:
@@ -74,7 +74,7 @@ def run_workers(settings: Settings, count: int) -> int:
         supervisor = Supervisor([*simulators, *workers], postgres, stop_on_hangup=False)
         address = settings.model_copy(update={"gateway_port": port.port_number}).local_url
         report = report_workers_ready(settings, supervisor.ready, address, count, started_at)
-        return asyncio.run(_supervise(supervisor, report))
+        return asyncio.run(_run_supervisor(supervisor, report))
 
 
 def build_simulator(settings: Settings, env: dict[str, str], listener: socket.socket) -> list[ManagedProcess]:
@@ -105,7 +105,7 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
     ]
 
 
-async def _supervise(supervisor: Supervisor, report: Coroutine[None, None, None]) -> int:
+async def _run_supervisor(supervisor: Supervisor, report: Coroutine[None, None, None]) -> int:
     supervisor.spawn_task(report)
     return await supervisor.run()
 

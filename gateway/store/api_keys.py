@@ -12,7 +12,7 @@ from sqlmodel import col, func, or_, select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import Budget, BusMessage, KeyLimits, Principal, UserRole
+from gateway.domain.messages import Budget, BusKind, BusMessage, KeyLimits, Principal, UserRole
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, count_changed_rows
@@ -20,7 +20,7 @@ from gateway.store.models import ApiKey
 
 KEY_PREFIX = "agw_"
 _TOUCH_INTERVAL = timedelta(minutes=1)
-_CHANGE_MESSAGE = msgspec.json.encode(BusMessage("keys", BusMessage.NO_TURN)).decode()
+_CHANGE_MESSAGE = msgspec.json.encode(BusMessage(BusKind.KEYS_CHANGED, BusMessage.NO_TURN)).decode()
 
 
 class NewKey(msgspec.Struct, frozen=True):
@@ -126,7 +126,7 @@ class KeyStore:
         async with self._database.session() as session:
             return (await session.exec(select(ApiKey).where(ApiKey.hash == hash_))).first()
 
-    async def revoked_among(self, prefixes: list[str]) -> list[str]:
+    async def list_revoked(self, prefixes: list[str]) -> list[str]:
         """Return the prefixes whose keys are revoked or expired."""
         is_inactive = or_(col(ApiKey.revoked_at).is_not(None), col(ApiKey.expires_at) <= func.now())
         async with self._database.session() as session:

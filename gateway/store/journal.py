@@ -168,7 +168,7 @@ class PostgresJournal(Journal):
         self._dirty.pop(source.turn_id, None)
         fresh = source.take_unwritten()
         if self._redactor:
-            fresh, rest = redaction.merge_deltas(self._unredacted.pop(source.turn_id, []) + fresh)
+            fresh, rest = redaction.split_trailing_deltas(self._unredacted.pop(source.turn_id, []) + fresh)
             fresh = redaction.redact_entries(fresh, self._redactor)
             if rest:
                 self._unredacted[source.turn_id] = rest

@@ -340,7 +340,7 @@ class OAuthGrant(_Table, table=True):
     changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
 
 
-class OAuthLogin(_Table, table=True):
+class OAuthSignIn(_Table, table=True):
     """A sign-in to an MCP server. Tickets and states are stored as hashes; an `outcome` of "" is success."""
 
     __tablename__ = "oauth_logins"

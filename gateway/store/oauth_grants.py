@@ -17,7 +17,7 @@ from gateway.ports.tools import GrantStore, GrantTransaction
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
-from gateway.store.models import OAuthGrant, OAuthLogin
+from gateway.store.models import OAuthGrant, OAuthSignIn
 
 log = get_logger(__name__)
 
@@ -86,11 +86,11 @@ class PostgresGrantStore(GrantStore):
 
     async def save_request(self, ticket: str, login: AuthorizationRequest) -> None:
         now = datetime.now(UTC)
-        row = OAuthLogin(
+        row = OAuthSignIn(
             ticket=_hash_secret(ticket), login=msgspec.to_builtins(login), expires_at=now + _SIGN_IN_LIFETIME
         )
         async with self._database.session() as session:
-            await session.exec(delete(OAuthLogin).where(col(OAuthLogin.expires_at) < now))
+            await session.exec(delete(OAuthSignIn).where(col(OAuthSignIn.expires_at) < now))
             session.add(row)
 
     async def find_request(self, ticket: str) -> AuthorizationRequest | None:
@@ -100,19 +100,21 @@ class PostgresGrantStore(GrantStore):
     async def expect_callback(self, ticket: str, state: str) -> None:
         values = {"state": _hash_secret(state), "callback": None, "outcome": None}
         async with self._database.session() as session:
-            await session.exec(update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash_secret(ticket)).values(values))
+            await session.exec(
+                update(OAuthSignIn).where(col(OAuthSignIn.ticket) == _hash_secret(ticket)).values(values)
+            )
 
     async def save_callback(self, ticket: str, state: str, answer: JsonObject) -> bool:
         is_waiting = (
-            col(OAuthLogin.ticket) == _hash_secret(ticket),
-            col(OAuthLogin.state) == _hash_secret(state),
-            col(OAuthLogin.callback).is_(None),
-            col(OAuthLogin.outcome).is_(None),
+            col(OAuthSignIn.ticket) == _hash_secret(ticket),
+            col(OAuthSignIn.state) == _hash_secret(state),
+            col(OAuthSignIn.callback).is_(None),
+            col(OAuthSignIn.outcome).is_(None),
         )
         sealed = self._cipher.encrypt(msgspec.json.encode(answer))
         async with self._database.session() as session:
             return bool(
-                await count_changed_rows(session, update(OAuthLogin).where(*is_waiting).values(callback=sealed))
+                await count_changed_rows(session, update(OAuthSignIn).where(*is_waiting).values(callback=sealed))
             )
 
     async def get_callback(self, ticket: str, state: str) -> JsonObject | None:
@@ -128,7 +130,7 @@ class PostgresGrantStore(GrantStore):
             return
         login = msgspec.convert(row.login, AuthorizationRequest)
         detail = {"owner": login.owner, "problem": outcome or None}
-        change = update(OAuthLogin).where(col(OAuthLogin.ticket) == _hash_secret(ticket))
+        change = update(OAuthSignIn).where(col(OAuthSignIn.ticket) == _hash_secret(ticket))
         async with self._database.session() as session:
             await session.exec(change.values(outcome=outcome, state=None, callback=None))
             session.add(
@@ -141,10 +143,10 @@ class PostgresGrantStore(GrantStore):
         row = await self._get_valid_sign_in(ticket)
         return "the sign-in has expired" if row is None else row.outcome
 
-    async def _get_valid_sign_in(self, ticket: str) -> OAuthLogin | None:
-        is_valid = (OAuthLogin.ticket == _hash_secret(ticket), col(OAuthLogin.expires_at) > datetime.now(UTC))
+    async def _get_valid_sign_in(self, ticket: str) -> OAuthSignIn | None:
+        is_valid = (OAuthSignIn.ticket == _hash_secret(ticket), col(OAuthSignIn.expires_at) > datetime.now(UTC))
         async with self._database.session() as session:
-            return (await session.exec(select(OAuthLogin).where(*is_valid))).first()
+            return (await session.exec(select(OAuthSignIn).where(*is_valid))).first()
 
 
 def _hash_secret(secret: str) -> str:

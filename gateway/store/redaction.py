@@ -42,7 +42,7 @@ def redact_outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
     )
 
 
-def merge_deltas(fresh: list[JournalEntry]) -> tuple[list[JournalEntry], list[JournalEntry]]:
+def split_trailing_deltas(fresh: list[JournalEntry]) -> tuple[list[JournalEntry], list[JournalEntry]]:
     """Split the entries into complete ones and the deltas at the end, whose text may continue."""
     end = len(fresh)
     while end and _delta_key(fresh[end - 1].event) is not None:

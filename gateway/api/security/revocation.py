@@ -60,7 +60,7 @@ class OpenRequestRegistry:
 
     async def _cancel_revoked_requests(self) -> None:
         try:
-            revoked_keys = await self._keys.revoked_among(list(self._open)) if self._open else []
+            revoked_keys = await self._keys.list_revoked(list(self._open)) if self._open else []
         except StorageUnavailable:
             log.warning("key_revocation_check_failed", keys=len(self._open))
             return

@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
-from gateway.domain.errors import Conflict, Forbidden, McpFailed, NotFound
+from gateway.domain.errors import Conflict, Forbidden, McpServerError, NotFound
 from gateway.domain.messages import AuthorizationRequest, JsonObject, Principal, Question
 from gateway.mcp_client.oauth.authorization_flow import AuthorizationFlow, make_client_metadata
 from gateway.mcp_client.oauth.tokens import REQUEST_TIMEOUT_SECONDS, get_grant_owner
@@ -107,7 +107,7 @@ class SignInService(SignIn):
         if config is None or config.url != login.url:
             raise NotFound(f"The MCP server {login.server!r} has been changed: ask for a new sign-in.")
         if len(self._flows) >= _MAX_SIGN_INS:
-            raise McpFailed("Too many sign-ins are in progress: try again in a moment.")
+            raise McpServerError("Too many sign-ins are in progress: try again in a moment.")
         await self._cancel_earlier_flow(ticket)
         flow = AuthorizationFlow(
             self._grants,
@@ -126,7 +126,7 @@ class SignInService(SignIn):
             return flow.page.result()
         problem = await self._grants.get_outcome(ticket) if task.done() else "it does not answer in time"
         task.cancel()
-        raise McpFailed(f"The sign-in to {login.server!r} cannot begin: {problem or 'it does not ask for one'}.")
+        raise McpServerError(f"The sign-in to {login.server!r} cannot begin: {problem or 'it does not ask for one'}.")
 
     async def finish_sign_in(self, ticket: str, answer: JsonObject) -> None:
         """See `SignIn.finish_sign_in`."""
@@ -140,7 +140,7 @@ class SignInService(SignIn):
                 while (outcome := await self._grants.get_outcome(ticket)) is None:  # noqa: ASYNC110
                     await asyncio.sleep(_OUTCOME_POLL_SECONDS)
         if outcome != "":
-            raise McpFailed(f"The sign-in did not work: {outcome or 'it did not end in time'}.")
+            raise McpServerError(f"The sign-in did not work: {outcome or 'it did not end in time'}.")
 
     async def _cancel_earlier_flow(self, ticket: str) -> None:
         """Cancel the flow of an earlier visit of the start page."""

@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.common.json_schema import MAX_DEPTH, exceeds_depth
 from gateway.common.redaction import Redactor
-from gateway.domain.errors import McpFailed
+from gateway.domain.errors import McpServerError
 from gateway.domain.messages import (
     Answer,
     JsonObject,
@@ -98,8 +98,8 @@ class SanitizingToolbox(ToolboxWrapper):
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         try:
             return sanitize_value(await self._toolbox.read_resource(uri, principal, server))
-        except McpFailed as error:
-            raise McpFailed(sanitize_text(error.message)) from None
+        except McpServerError as error:
+            raise McpServerError(sanitize_text(error.message)) from None
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         return sanitize_value(await self._toolbox.get_prompt(name, arguments, principal))

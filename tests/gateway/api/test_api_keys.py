@@ -19,7 +19,7 @@ import gateway as gateway_package
 from gateway.api.security.authentication import FailedLoginAudit, reject_open_gateway
 from gateway.config import ConfigError, load_settings
 from gateway.domain.errors import NotAuthenticated
-from gateway.domain.messages import BusMessage
+from gateway.domain.messages import BusKind, BusMessage
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
 from tests.call_counter import count_function_calls
@@ -191,7 +191,7 @@ async def test_unknown_and_nearly_correct_keys_are_rejected_by_the_same_calls(ke
         for name, key in keys.items():
             headers = Headers({"x-api-key": key})
             if not cached:
-                keyring.gateway.state.auth.on_keys_changed(BusMessage("keys", BusMessage.NO_TURN))
+                keyring.gateway.state.auth.on_keys_changed(BusMessage(BusKind.KEYS_CHANGED, BusMessage.NO_TURN))
             with pytest.raises(NotAuthenticated), count_function_calls() as calls:
                 await keyring.gateway.state.auth.authenticate_request(headers, "test")
             gateway_calls = Counter({call: number for call, number in calls.items() if call[0].startswith(PACKAGE)})

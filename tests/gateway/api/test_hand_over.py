@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from gateway.domain.errors import StorageUnavailable
-from gateway.domain.messages import BusMessage
+from gateway.domain.messages import BusKind, BusMessage
 from gateway.simulator import Simulator
 from tests.gateway.test_mcp_endpoint import connect_host, get_text
 from tests.stack import Gateway, Reply
@@ -36,7 +36,7 @@ async def miss_heartbeats(gateway: Gateway) -> list[UUID]:
     turn_ids = await gateway.state.turn_service._runner.hand_over("storage_unavailable")
     await gateway.state.turns.release_turns(gateway.state.turn_service._runner._config.worker_id, turn_ids)
     for turn_id in turn_ids:
-        gateway.state.bus.publish(BusMessage("orphan", turn_id))
+        gateway.state.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
     return turn_ids
 
 

@@ -213,13 +213,13 @@ async def test_turn_answered_before_it_is_suspended_is_followed_to_its_end(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suspended = asyncio.Event()
-    wake = gateway.state.inputs.wake_if_answered
+    wake = gateway.state.questions.wake_if_answered
 
     async def wake_after_suspension(turn_id: UUID) -> bool:
         await suspended.wait()
         return await wake(turn_id)
 
-    monkeypatch.setattr(gateway.state.inputs, "wake_if_answered", wake_after_suspension)
+    monkeypatch.setattr(gateway.state.questions, "wake_if_answered", wake_after_suspension)
     turn_id, question = await start_turn_with_approval(gateway)
     follower = asyncio.create_task(read_to_end(gateway, turn_id))
     assert (await send_answer(gateway, turn_id, question["input_id"], "accept")).status == 200
