@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.domain import errors
 from tests.test_architecture import MODULES, ROOT, get_module_name, list_imports
 
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?:\(\))?")
@@ -55,6 +56,28 @@ class Queue:
 def test_names_in_backticks_exist(path: Path) -> None:
     unknown = [f"{path.relative_to(ROOT)}:{line} `{name}`" for line, name in list_unknown_names(path.read_text())]
     assert not unknown, ", ".join(unknown)
+
+
+def test_tree_of_errors_is_complete() -> None:
+    lines = {line.lstrip(" │├└─") for line in (errors.__doc__ or "").splitlines() if line}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GatewayError)]
+    missing = [
+        kind.__name__ for kind in kinds if f"{kind.__name__} {kind.status} {kind.code}" not in map(squeeze, lines)
+    ]
+    assert not missing
+
+
+def squeeze(line: str) -> str:
+    return " ".join(line.split())
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "AGENTS.md", "docs/glossary.md"])
+def test_names_in_guides_exist(page: str) -> None:
+    """Guides for contributors name functions and classes, which are renamed now and then."""
+    names = {name.removesuffix("()") for name in BACKTICKS.findall((ROOT / page).read_text()) if NAME.fullmatch(name)}
+    others = [ROOT / "Makefile", *(ROOT / "tests").rglob("*.py"), *(ROOT / "migrations").glob("*.sql")]
+    known = {word for path in others for word in re.findall(r"\w+", path.read_text())} | list_all_names()
+    assert not {name for name in names if not is_known(name, known, is_call=False)}
 
 
 def list_unknown_names(source: str) -> Iterator[tuple[int, str]]:

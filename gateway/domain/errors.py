@@ -14,6 +14,7 @@
      │   └─ ToolNotFound         404 tool_not_found
      ├─ Conflict                 409 conflict
      │   ├─ ConversationBusy     409 conversation_busy
+     │   ├─ JournalExpired       410 journal_expired
      │   └─ TurnNotStored        409 turn_not_kept
      ├─ RateLimited              429 rate_limited
      │   └─ TooManyStreams       429 too_many_streams
