@@ -77,14 +77,14 @@ class ServerRegistry(ServerAdmin):
         if self.get_source(name) is not None:
             raise Conflict(f"There is an MCP server {name!r} already.", param="name")
         _validate(name, config)
-        await self._repository.upsert(name, config, disabled=False, by=by)
+        await self._repository.save_server(name, config, disabled=False, by=by)
         await self._publish_change()
 
     async def set_disabled(self, name: str, *, disabled: bool, by: str) -> None:
         """Disable or enable a server of the file or of the database."""
         self.get_config(name)
         added = self._records.get(name)
-        await self._repository.upsert(name, added.config if added else None, disabled=disabled, by=by)
+        await self._repository.save_server(name, added.config if added else None, disabled=disabled, by=by)
         await self._publish_change()
 
     async def remove_server(self, name: str, *, by: str) -> None:

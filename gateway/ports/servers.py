@@ -129,7 +129,7 @@ class ServerRepository(Protocol):
         ...
 
     @abstractmethod
-    async def upsert(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
+    async def save_server(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
         """Add a server, or disable or enable one. `config` is None for a server of the file."""
         ...
 

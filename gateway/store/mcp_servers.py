@@ -36,8 +36,8 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
             rows = list((await session.exec(select(McpServerRow).order_by(col(McpServerRow.name)))).all())
         return [ServerRecord(row.name, row.config and self._decrypt(row.config), row.disabled) for row in rows]
 
-    async def upsert(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
-        """See `ServerRepository.upsert`."""
+    async def save_server(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
+        """See `ServerRepository.save_server`."""
         stored = config and self._encrypt(config)
         row = insert(McpServerRow).values(name=name, config=stored, disabled=disabled, changed_by=by)
         changed = {"config": row.excluded.config, "disabled": disabled, "changed_by": by, "changed_at": func.now()}

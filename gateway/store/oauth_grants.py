@@ -84,10 +84,10 @@ class PostgresGrantStore(GrantStore):
 
     # --- sign-ins
 
-    async def save_request(self, ticket: str, login: AuthorizationRequest) -> None:
+    async def save_request(self, ticket: str, request: AuthorizationRequest) -> None:
         now = datetime.now(UTC)
         row = OAuthSignIn(
-            ticket=_hash_secret(ticket), login=msgspec.to_builtins(login), expires_at=now + _SIGN_IN_LIFETIME
+            ticket=_hash_secret(ticket), login=msgspec.to_builtins(request), expires_at=now + _SIGN_IN_LIFETIME
         )
         async with self._database.session() as session:
             await session.exec(delete(OAuthSignIn).where(col(OAuthSignIn.expires_at) < now))
@@ -128,14 +128,14 @@ class PostgresGrantStore(GrantStore):
         row = await self._get_valid_sign_in(ticket)
         if row is None:
             return
-        login = msgspec.convert(row.login, AuthorizationRequest)
-        detail = {"owner": login.owner, "problem": outcome or None}
+        request = msgspec.convert(row.login, AuthorizationRequest)
+        detail = {"owner": request.owner, "problem": outcome or None}
         change = update(OAuthSignIn).where(col(OAuthSignIn.ticket) == _hash_secret(ticket))
         async with self._database.session() as session:
             await session.exec(change.values(outcome=outcome, state=None, callback=None))
             session.add(
                 make_audit_entry(
-                    login.by, "login.granted" if not outcome else "login.failed", f"server {login.server}", detail
+                    request.by, "login.granted" if not outcome else "login.failed", f"server {request.server}", detail
                 )
             )
 

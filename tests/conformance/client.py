@@ -34,7 +34,7 @@ class InMemoryGrantStore:
 
     def __init__(self) -> None:
         self.grant: Grant | None = None
-        self._logins: dict[str, AuthorizationRequest] = {}
+        self._requests: dict[str, AuthorizationRequest] = {}
         self._states: dict[str, str] = {}
         self._answers: dict[str, dict[str, Any]] = {}
         self._outcomes: dict[str, str] = {}
@@ -49,11 +49,11 @@ class InMemoryGrantStore:
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         self.grant = None
 
-    async def save_request(self, ticket: str, login: AuthorizationRequest) -> None:
-        self._logins[ticket] = login
+    async def save_request(self, ticket: str, request: AuthorizationRequest) -> None:
+        self._requests[ticket] = request
 
     async def find_request(self, ticket: str) -> AuthorizationRequest | None:
-        return self._logins.get(ticket)
+        return self._requests.get(ticket)
 
     async def expect_callback(self, ticket: str, state: str) -> None:
         self._states[ticket] = state

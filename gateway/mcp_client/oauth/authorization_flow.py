@@ -61,19 +61,19 @@ class AuthorizationFlow:
         self,
         grants: GrantStore,
         config: ServerConfig,
-        login: AuthorizationRequest,
+        request: AuthorizationRequest,
         ticket: str,
         *,
         callback_url: str,
         document_url: str | None,
         wait_for_callback: Callable[[str, str], Awaitable[JsonObject]],
     ) -> None:
-        self.login = login
+        self.request = request
         self.ticket = ticket
         self.page: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._grants = grants
         self._config = config
-        self._grant_key = (login.server, login.owner, login.url)
+        self._grant_key = (request.server, request.owner, request.url)
         self._wait_for_callback = wait_for_callback
         self._state = ""
         metadata = make_client_metadata(callback_url, config.oauth.scope if config.oauth else None)
@@ -87,7 +87,7 @@ class AuthorizationFlow:
         The problem is worded for the person who signs in.
         """
         try:
-            transport = HttpsOnlyTransport(self._config.url, self.login.challenge, probing=True)
+            transport = HttpsOnlyTransport(self._config.url, self.request.challenge, probing=True)
             async with (
                 httpx2.AsyncClient(auth=self._provider, timeout=REQUEST_TIMEOUT_SECONDS, transport=transport) as http,
                 http.stream("POST", self._config.url, json=_PROBE, headers=_PROBE_HEADERS) as response,
@@ -132,7 +132,7 @@ class AuthorizationFlow:
 
     async def get_tokens(self) -> OAuthToken | None:
         """The stored token, only if the flow shall extend its scope."""
-        if INSUFFICIENT_SCOPE not in (self.login.challenge or ""):
+        if INSUFFICIENT_SCOPE not in (self.request.challenge or ""):
             return None
         grant = await self._grants.get_grant(*self._grant_key)
         if grant is None or grant.access_token is None:

@@ -93,26 +93,26 @@ class SignInService(SignIn):
 
     async def get_request(self, ticket: str) -> AuthorizationRequest:
         """See `SignIn.get_request`."""
-        login = await self._grants.find_request(ticket)
-        if login is None:
+        request = await self._grants.find_request(ticket)
+        if request is None:
             raise NotFound("This sign-in has ended or does not exist: ask for a new one.", param="ticket")
-        return login
+        return request
 
     # --- flows
 
     async def begin_sign_in(self, ticket: str) -> str:
         """See `SignIn.begin_sign_in`."""
-        login = await self.get_request(ticket)
-        config = self._find_config(login.server)
-        if config is None or config.url != login.url:
-            raise NotFound(f"The MCP server {login.server!r} has been changed: ask for a new sign-in.")
+        request = await self.get_request(ticket)
+        config = self._find_config(request.server)
+        if config is None or config.url != request.url:
+            raise NotFound(f"The MCP server {request.server!r} has been changed: ask for a new sign-in.")
         if len(self._flows) >= _MAX_SIGN_INS:
             raise McpServerError("Too many sign-ins are in progress: try again in a moment.")
         await self._cancel_earlier_flow(ticket)
         flow = AuthorizationFlow(
             self._grants,
             config,
-            login,
+            request,
             ticket,
             callback_url=self._callback_url,
             document_url=self._document_url if self._document_url.startswith("https://") else None,
@@ -126,7 +126,7 @@ class SignInService(SignIn):
             return flow.page.result()
         problem = await self._grants.get_outcome(ticket) if task.done() else "it does not answer in time"
         task.cancel()
-        raise McpServerError(f"The sign-in to {login.server!r} cannot begin: {problem or 'it does not ask for one'}.")
+        raise McpServerError(f"The sign-in to {request.server!r} cannot begin: {problem or 'it does not ask for one'}.")
 
     async def finish_sign_in(self, ticket: str, answer: JsonObject) -> None:
         """See `SignIn.finish_sign_in`."""
@@ -154,7 +154,7 @@ class SignInService(SignIn):
 
     async def _run_flow(self, flow: AuthorizationFlow) -> None:
         """Run one sign-in, and store its outcome however it ends."""
-        login = flow.login
+        request = flow.request
         try:
             async with Deadline.after(_SIGN_IN_TIMEOUT_SECONDS).limit():
                 problem = await flow.run_to_grant()
@@ -162,8 +162,8 @@ class SignInService(SignIn):
             problem = "the user did not come back from the authorization server's page in time"
             await flow.delete_grant()
         if not problem and self.on_granted is not None:
-            await self.on_granted(login.server, login.owner)
-        log.info("oauth_login", server=login.server, owner=login.owner, by=login.by, problem=problem or None)
+            await self.on_granted(request.server, request.owner)
+        log.info("sign_in_finished", server=request.server, owner=request.owner, by=request.by, problem=problem or None)
         await self._grants.save_outcome(flow.ticket, problem)
 
     async def _wait_for_callback(self, ticket: str, state: str) -> JsonObject:
@@ -204,8 +204,8 @@ class SignInService(SignIn):
 
     async def _create_ticket(self, server: ServerConfig, principal: Principal, challenge: str | None) -> str:
         ticket = secrets.token_urlsafe(32)
-        login = AuthorizationRequest(
+        request = AuthorizationRequest(
             server.name, get_grant_owner(server, principal), server.url, principal.user, challenge
         )
-        await self._grants.save_request(ticket, login)
+        await self._grants.save_request(ticket, request)
         return f"{self._public_url}{START_PATH}?{urlencode({'ticket': ticket})}"

@@ -86,13 +86,15 @@ async def show_start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
     The user confirms both, so that a link cannot trick a user into signing in for another user.
     """
     try:
-        login = await toolbox.sign_in.get_request(ticket)
+        request = await toolbox.sign_in.get_request(ticket)
     except GatewayError as error:
         return _render_page("Sign-in", error.message, status=error.status)
-    users = f"the gateway's user {login.owner}" if login.owner else "all users of the gateway"
-    server = f"{login.server} ({strip_url_secrets(login.url)})"
-    text = f"{login.by} requested that the agent gateway may use the MCP server {server} for {users}."
-    return _render_page(f"Sign in to {login.server}?", text, more='<form method="post"><button>Sign in</button></form>')
+    users = f"the gateway's user {request.owner}" if request.owner else "all users of the gateway"
+    server = f"{request.server} ({strip_url_secrets(request.url)})"
+    text = f"{request.by} requested that the agent gateway may use the MCP server {server} for {users}."
+    return _render_page(
+        f"Sign in to {request.server}?", text, more='<form method="post"><button>Sign in</button></form>'
+    )
 
 
 @router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
