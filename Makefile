@@ -17,11 +17,11 @@ COVERAGE := --cov --cov-report=term
 test-quick: .venv/.dev
 	$(PYTEST) -m "not database and not slow and not node" $(ARGS)
 
-# Without Node: under six minutes on two idle cores. Prints the coverage of what runs in the test process.
+# Without Node: under six minutes on two idle cores.
 test: .venv/.dev
-	$(PYTEST) -m "not node" $(COVERAGE) $(ARGS)
+	$(PYTEST) -m "not node" $(ARGS)
 
-# Everything: what CI runs. Tests that lack Node, or what `make node` installs, are skipped, or fail where CI is set.
+# Everything: what CI runs. Prints the coverage of the code that runs in the test process; measuring it costs minutes. Tests that lack Node, or what `make node` installs, are skipped, or fail where CI is set.
 test-all: .venv/.dev
 	$(PYTEST) $(COVERAGE) $(ARGS)
 
@@ -55,7 +55,7 @@ schema: .venv/.dev
 node:
 	cd tests/node && npm ci --silent
 
-# Only the official MCP conformance suite; `make test` includes it after `make node`.
+# Only the official MCP conformance suite; `make test-all` includes it after `make node`.
 conformance: .venv/.dev node
 	$(BIN)/pytest tests/e2e/test_conformance.py $(ARGS)
 
