@@ -147,7 +147,7 @@ async def test_running_step_reserves_its_maximum_cost_until_it_ends(
             assert 5_000 < budget_view["tokens_set_aside"] < 10_000
             rejection = await other.chat("hello", max_tokens=5_000)
             assert (rejection.status, rejection.body["error"]["code"]) == (402, "budget_exceeded")
-            assert ("set aside" in rejection.body["error"]["message"], rejection.headers["Retry-After"]) == (True, "1")
+            assert ("reserved" in rejection.body["error"]["message"], rejection.headers["Retry-After"]) == (True, "1")
             assert (await gateway.chat("hello", max_tokens=1_000)).status == 200  # fits into the rest of the budget
             waiting_request = asyncio.create_task(gateway.chat("hello", max_tokens=5_000))
             assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
