@@ -1,6 +1,7 @@
 """Tests of supervised tasks, task sets, waits and bounded collections."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
 
@@ -25,7 +26,11 @@ Logs = list[dict[str, object]]
 @pytest.fixture
 def logs(monkeypatch: pytest.MonkeyPatch) -> Logs:
     captured = structlog.testing.LogCapture()
-    logger = structlog.wrap_logger(None, processors=[captured])
+    # Everything is given: the defaults are those that another test of this process configured.
+    levels = structlog.make_filtering_bound_logger(logging.NOTSET)
+    logger = structlog.wrap_logger(
+        structlog.ReturnLogger(), processors=[captured], wrapper_class=levels, cache_logger_on_first_use=False
+    )
     monkeypatch.setattr("gateway.common.concurrency.log", logger)
     return captured.entries
 
