@@ -9,7 +9,7 @@ from uuid import UUID
 
 from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
-from gateway.common.concurrency import wait_or_poll
+from gateway.common.concurrency import TaskSet, wait_or_poll
 from gateway.domain.errors import JournalExpired, ServerStopping, StorageUnavailable, TurnNotStored
 from gateway.domain.messages import BusKind, BusMessage
 from gateway.ports.store import Bus, TurnRepository
@@ -64,6 +64,7 @@ class TurnSubscriptions:
         self._bus = bus
         self._storage_timeout_seconds = storage_timeout_seconds
         self._tails: dict[tuple[UUID, bool], _JournalTail] = {}
+        self._tasks = TaskSet("journal tail")
 
     def subscribe(self, turn_id: UUID, *, is_stored: bool = True, until_input: bool = False) -> TurnSubscription:
         """Subscribe to a turn that exists.
@@ -84,6 +85,7 @@ class TurnSubscriptions:
                 self._turns,
                 self._bus,
                 self._tails,
+                self._tasks,
                 storage_timeout_seconds=self._storage_timeout_seconds if until_input else None,
             )
             self._tails[key] = tail
@@ -98,11 +100,9 @@ class TurnSubscriptions:
 
     async def stop(self) -> None:
         """Close every log that is filled from the journal."""
-        tails = list(self._tails.values())
-        for tail in tails:
+        for tail in self._tails.values():
             tail.log.close(ServerStopping.code)
-            tail.task.cancel()
-        await asyncio.gather(*(tail.task for tail in tails), return_exceptions=True)
+        await self._tasks.stop()
 
 
 class _JournalTail:
@@ -114,6 +114,7 @@ class _JournalTail:
         turns: TurnRepository,
         bus: Bus,
         tails: "dict[tuple[UUID, bool], _JournalTail]",
+        tasks: TaskSet,
         *,
         storage_timeout_seconds: float | None,
     ) -> None:
@@ -125,7 +126,7 @@ class _JournalTail:
         self._tails = tails
         self._storage_timeout_seconds = storage_timeout_seconds
         self._last_read_at = asyncio.get_running_loop().time()
-        self.task = asyncio.create_task(self._fill_log(), name=f"journal tail {turn_id}")
+        self.task = tasks.spawn(self._fill_log())
 
     @property
     def _until_input(self) -> bool:
