@@ -24,7 +24,10 @@ _CHANGE_MESSAGE = msgspec.json.encode(BusMessage(BusKind.KEYS_CHANGED, BusMessag
 
 
 class NewKey(msgspec.Struct, frozen=True):
-    """Properties of a key to create. A list of None allows everything; `expires_at` None: it does not expire."""
+    """Properties of a key to create.
+
+    A list of None allows everything. A key with an `expires_at` of None does not expire.
+    """
 
     owner: str
     name: str = ""
@@ -39,13 +42,19 @@ class NewKey(msgspec.Struct, frozen=True):
 
 
 class KeyStore:
-    """Rows of `api_keys`. Each change notifies all workers in its transaction. See docs/adr/0020."""
+    """Repository of `api_keys`.
+
+    Each change notifies all workers in its transaction. See docs/adr/0020.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def create_key(self, new: NewKey, *, by: str) -> tuple[ApiKey, str]:
-        """Create a key; return its row and its secret, which is not stored."""
+        """Create a key; return its row and its secret.
+
+        The secret is not stored.
+        """
         prefix = KEY_PREFIX + secrets.token_hex(4)
         secret = f"{prefix}_{secrets.token_urlsafe(32)}"
         row = ApiKey(
@@ -81,8 +90,10 @@ class KeyStore:
             return list((await session.exec(query)).all())
 
     async def get_key(self, key_id: UUID, owner: str | None = None) -> ApiKey:
-        """Raises:
-        NotFound: the key does not exist, or belongs to another owner.
+        """Return a key.
+
+        Raises:
+            NotFound: the key does not exist, or belongs to another owner.
         """
         query = select(ApiKey).where(ApiKey.id == key_id)
         if owner is not None:
@@ -94,8 +105,10 @@ class KeyStore:
         return row
 
     async def get_by_prefix(self, prefix: str) -> ApiKey:
-        """Raises:
-        NotFound: the key does not exist.
+        """Return the key with this prefix.
+
+        Raises:
+            NotFound: the key does not exist.
         """
         async with self._database.session() as session:
             row = (await session.exec(select(ApiKey).where(ApiKey.prefix == prefix))).first()
@@ -104,7 +117,10 @@ class KeyStore:
         return row
 
     async def revoke_key(self, key: ApiKey, *, by: str) -> None:
-        """Revoke a key. A key that is already revoked stays as it is."""
+        """Revoke a key.
+
+        A key that is already revoked stays as it is.
+        """
         active_key = (col(ApiKey.id) == key.id, col(ApiKey.revoked_at).is_(None))
         async with self._database.session() as session:
             revocation = update(ApiKey).where(*active_key).values(revoked_at=func.now())
@@ -135,7 +151,10 @@ class KeyStore:
             )
 
     async def record_use(self, key_id: UUID) -> None:
-        """Record that a key was used, at most once a minute for all workers together."""
+        """Record the use of a key.
+
+        Writes at most once a minute for all workers together.
+        """
         is_outdated = or_(col(ApiKey.last_used_at).is_(None), col(ApiKey.last_used_at) < func.now() - _TOUCH_INTERVAL)
         async with self._database.session() as session:
             await session.exec(

@@ -1,4 +1,7 @@
-"""The append-only audit log of actors, actions and times. A trigger forbids changes."""
+"""The append-only audit log of actors, actions and times.
+
+A trigger forbids changes.
+"""
 
 from uuid import UUID
 
@@ -16,7 +19,10 @@ def make_audit_entry(actor: str, action: str, subject: str, detail: JsonObject) 
 
 
 class AuditStore:
-    """Reads the audit log, and writes entries that belong to no other transaction."""
+    """Repository of the audit log.
+
+    Writes entries that belong to no other transaction.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -28,7 +34,10 @@ class AuditStore:
     async def list_entries(
         self, *, limit: int, before: UUID | None = None, actor: str | None = None, action: str | None = None
     ) -> list[AuditLog]:
-        """List entries, newest first; `before` is the id of the last entry of the previous page."""
+        """List entries, newest first.
+
+        `before` is the id of the last entry of the previous page.
+        """
         query = select(AuditLog)
         for value, column in ((actor, AuditLog.actor), (action, AuditLog.action)):
             if value is not None:

@@ -25,7 +25,7 @@ _decode = msgspec.json.Decoder(BusMessage).decode
 
 
 class PostgresBus(Bus):
-    """One connection for LISTEN and NOTIFY, which is reopened after a failure."""
+    """Connection for LISTEN and NOTIFY, reopened after a failure."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
@@ -39,7 +39,10 @@ class PostgresBus(Bus):
         self._handlers[kind].append(handler)
 
     def publish(self, message: BusMessage) -> None:
-        """See `Bus.publish`. Equal messages that wait to be sent are sent once."""
+        """See `Bus.publish`.
+
+        Equal messages that wait to be sent are sent once.
+        """
         self._outbox[message] = None
         self._work.set()
 

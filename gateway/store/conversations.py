@@ -53,7 +53,10 @@ class ConversationStore(ConversationRepository):
         return parent.conversation_id if parent else None
 
     async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """See `ConversationRepository.load_history`. Omits turns that ended without an answer."""
+        """See `ConversationRepository.load_history`.
+
+        Omits turns that ended without an answer.
+        """
         rows = await self._database.fetch_rows(_ANCESTORS, turn_id=turn_id, max_turns=self._max_turns)
         return [msgspec.convert(decode_json(row[0]), tuple[Message, ...]) for row in rows]
 
@@ -83,8 +86,10 @@ class ConversationStore(ConversationRepository):
     # --- for their owners
 
     async def get_conversation(self, conversation_id: str, principal: Principal) -> Conversation:
-        """Raises:
-        NotFound: the principal has no such conversation.
+        """Return a conversation of the principal.
+
+        Raises:
+            NotFound: the principal has no such conversation.
         """
         missing = NotFound(f"There is no conversation {conversation_id[:64]!r}.", param="conversation_id")
         try:
@@ -99,7 +104,10 @@ class ConversationStore(ConversationRepository):
         return conversation
 
     async def list_conversations(self, principal: Principal, *, limit: int, before: UUID | None) -> list[Conversation]:
-        """List conversations, newest first; `before` is the id of the last one of the previous page."""
+        """List conversations, newest first.
+
+        `before` is the id of the last conversation of the previous page.
+        """
         query = select(Conversation).where(Conversation.owner == principal.user)
         if before is not None:
             query = query.where(Conversation.id < before)
@@ -107,7 +115,10 @@ class ConversationStore(ConversationRepository):
             return list((await session.exec(query.order_by(col(Conversation.id).desc()).limit(limit))).all())
 
     async def count_conversations(self) -> int:
-        """Count the conversations of all owners; above 100,000, return the planner's estimate."""
+        """Count the conversations of all owners.
+
+        Above 100,000, return the planner's estimate.
+        """
         [(estimate,)] = await self._database.fetch_rows(
             "SELECT reltuples FROM pg_class WHERE oid = 'conversations'::regclass"
         )

@@ -33,11 +33,17 @@ UNREACHABLE = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, a
 
 
 class DatabaseError(ConfigError):
-    """The database cannot be used. `str()` is one line for the terminal, without the password."""
+    """Error of a database that cannot be used.
+
+    `str()` is one line for the terminal, without the password.
+    """
 
 
 class Database:
-    """The engine and its short sessions. A session must not stay open while a response streams."""
+    """The engine and its short sessions.
+
+    A session must not stay open while a response streams.
+    """
 
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.url = url
@@ -70,9 +76,10 @@ class Database:
                 await session.commit()
 
     async def fetch_rows(self, statement: str, *, custom_plan: bool = False, **values: object) -> Sequence[DatabaseRow]:
-        """Run one SQL query with named parameters, in autocommit mode: a single round trip.
+        """Run one SQL query with named parameters, in a single round trip.
 
-        `custom_plan`: PostgreSQL plans the query for these values, at two more round trips. See docs/adr/0009.
+        The query runs in autocommit mode. With `custom_plan`, PostgreSQL plans it for these values, at two more round
+        trips. See docs/adr/0009.
 
         Raises:
             StorageUnavailable: the database cannot be reached.
@@ -84,7 +91,10 @@ class Database:
                 return (await connection.execute(_parsed(statement), values)).all()
 
     async def check_health(self) -> str | None:
-        """Return None if the database answers within two seconds, else a public reason."""
+        """Check that the database answers within two seconds.
+
+        Return None if it does, else a public reason.
+        """
         try:
             async with asyncio.timeout(2), self._autocommit.connect() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -104,7 +114,10 @@ async def count_changed_rows(session: AsyncSession, statement: UpdateBase) -> in
 
 
 def decode_json(value: object) -> object:
-    """Decode a JSON column of a plain SQL query, which SQLAlchemy returns as text."""
+    """Decode a JSON column of a plain SQL query.
+
+    SQLAlchemy returns such a column as text.
+    """
     return msgspec.json.decode(value) if isinstance(value, str) else value
 
 
@@ -120,7 +133,10 @@ def plain_dsn(url: str) -> str:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Return whether an error means that the database is unavailable, not that it refused a statement."""
+    """Return whether an error means that the database is unavailable.
+
+    The errors of a refused statement mean something else.
+    """
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, UNREACHABLE)
     return isinstance(error, UNREACHABLE)

@@ -22,7 +22,10 @@ class Cipher:
         return self._fernet.encrypt(plain)
 
     def decrypt(self, encrypted: bytes) -> bytes | None:
-        """Return the plain bytes; None if another key encrypted them, or they were changed."""
+        """Decrypt bytes.
+
+        Return None if another key encrypted them, or if they were changed.
+        """
         try:
             return self._fernet.decrypt(encrypted)
         except InvalidToken:
@@ -30,9 +33,9 @@ class Cipher:
 
 
 def cipher_from_settings(settings: Settings) -> Cipher:
-    """Build the cipher from GATEWAY_ENCRYPTION_KEY, else from a key file in the data directory.
+    """Build the cipher from GATEWAY_ENCRYPTION_KEY or the data directory's key file.
 
-    The first start creates the file.
+    The first start without the setting creates the file.
 
     Raises:
         ConfigError: the key file cannot be created or read.

@@ -11,7 +11,10 @@ from gateway.ports.store import EventSource, Journal
 
 
 class EphemeralJournal(Journal):
-    """Journal of turns that must not be stored: a row with statistics, and no events."""
+    """Journal of turns that must not be stored.
+
+    Writes a row with statistics, and no events.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -58,7 +61,10 @@ class EphemeralJournal(Journal):
         return done
 
     def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
-        """See `Journal.suspend_turn`. A turn that is not stored never waits for a person."""
+        """See `Journal.suspend_turn`.
+
+        A turn that is not stored never waits for a person.
+        """
         raise AssertionError
 
     async def wait_for_capacity(self) -> None:

@@ -10,7 +10,10 @@ from gateway.domain.messages import Principal
 from gateway.store.database import Database
 
 MAX_RANKED = 500
-"""Number of newest matches that are ranked, which bounds the cost of a search. See docs/adr/0009."""
+"""Number of newest matches that are ranked.
+
+It bounds the cost of a search. See docs/adr/0009.
+"""
 
 # One index without stemming ('simple') serves every language: for a language, the stems of the query's words are
 # matched as prefixes. A query without words matches nothing.
@@ -59,7 +62,10 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
 
 class SearchHit(HistoryEntry, frozen=True):
-    """A turn that matches a search. `snippet` is plain text with the matching words between <mark> and </mark>."""
+    """A turn that matches a search.
+
+    `snippet` is plain text with the matching words between <mark> and </mark>.
+    """
 
     rank: float
     snippet: str
@@ -74,7 +80,10 @@ class HistoryStore:
     async def list_turns(
         self, principal: Principal, *, limit: int, before: UUID | None = None, offset: int = 0
     ) -> list[HistoryEntry]:
-        """List turns, newest first: older than the turn `before`, or after skipping `offset` turns."""
+        """List turns, newest first.
+
+        The list starts below the turn `before`, or after `offset` turns.
+        """
         rows = await self._database.fetch_rows(
             PAGE, owner=principal.user, before=before or _LAST_ID, limit=limit, offset=offset
         )

@@ -1,6 +1,7 @@
-"""The journal with group commit: one task per process commits the writes of all turns together.
+"""The journal with group commit.
 
-When it is idle, it commits a write at once; during a commit, new writes wait for the next one. See docs/adr/0002.
+One task per process commits the writes of all turns together. When the task is idle, it commits a write at once; during
+a commit, new writes wait for the next one. See docs/adr/0002.
 """
 
 import asyncio
@@ -38,7 +39,10 @@ _UNAVAILABLE = (
 
 
 class _PendingWrite:
-    """The writes of one turn in a commit. `row` begins or ends the turn; `done` completes with the commit."""
+    """The writes of one turn in a commit.
+
+    `row` begins or ends the turn; `done` completes with the commit.
+    """
 
     __slots__ = ("done", "entries", "last_seq", "row", "size", "source")
 
@@ -59,7 +63,10 @@ class _PendingWrite:
             self.done.set_result(None)
 
     def fail(self, error: GatewayError) -> None:
-        """Fail the write for good, but mark it as committed, or its subscribers would wait for ever."""
+        """Fail the write for good, but mark it as committed.
+
+        Otherwise its subscribers would wait for ever.
+        """
         self.source.mark_committed(self.last_seq)
         if not self.done.done():
             self.done.set_exception(error)
@@ -125,7 +132,10 @@ class PostgresJournal(Journal):
             raise StorageUnavailable from None
 
     def schedule_flush(self, log: EventSource) -> None:
-        """See `Journal.schedule_flush`. With redaction rules, deltas wait for the end of their text."""
+        """See `Journal.schedule_flush`.
+
+        With redaction rules, deltas wait for the end of their text.
+        """
         if self._redactor:
             return
         self._dirty[log.turn_id] = log
@@ -164,7 +174,10 @@ class PostgresJournal(Journal):
             self._submit(source)
 
     def _submit(self, source: EventSource, row: Row | None = None) -> _PendingWrite:
-        """Queue a turn's unwritten entries. An empty write is done when the earlier ones are."""
+        """Queue a turn's unwritten entries.
+
+        An empty write is done when the earlier ones are.
+        """
         self._dirty.pop(source.turn_id, None)
         fresh = source.take_unwritten()
         if self._redactor:
@@ -288,7 +301,10 @@ def _to_gateway_error(error: Exception) -> GatewayError:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether a retry of the same rows would fail again. asyncpg's own checks raise ValueErrors."""
+    """Return whether a retry of the same rows would fail again.
+
+    asyncpg's own checks raise ValueErrors.
+    """
     if isinstance(error, asyncpg.PostgresError):
         return not isinstance(error, _UNAVAILABLE)
     return isinstance(error, ValueError | TypeError)

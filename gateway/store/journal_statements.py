@@ -18,7 +18,10 @@ _Events = tuple[int, int, str] | tuple[None, None, None]
 
 
 def _insert_events_sql(first: int) -> str:
-    """SQL that also inserts the events passed from parameter `first`, if any, where the CTE "turn" has a row."""
+    """Build SQL that also inserts the events of a turn.
+
+    The events, if any, are the parameters from `first` on. They are inserted if the CTE "turn" has a row.
+    """
     return f"""
 INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
 SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM turn WHERE ${first}::int IS NOT NULL
@@ -77,7 +80,10 @@ EXECUTION_ORDER = (BEGIN_TURN, START_CALL, EDIT_CALL, FINISH_CALL, INSERT_EVENTS
 A statement may run twice after a lost connection. It writes nothing for a turn that another worker has taken over.
 """
 _EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 14, START_CALL: 2, FINISH_CALL: 2}
-"""The statements that also insert a turn's events, with the number of parameters before those of the events."""
+"""Number of parameters before those of the events.
+
+The keys are the statements that also insert a turn's events.
+"""
 
 
 def _replace_nul(value: str) -> str:

@@ -91,7 +91,10 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
         return changed
 
     async def list_changed_definitions(self) -> dict[tuple[str, str], tuple[JsonObject, JsonObject]]:
-        """Return the approved and the current definition of each changed tool, by server and name."""
+        """Return the approved and current definition of each changed tool.
+
+        The keys are server and tool.
+        """
         query = select(McpToolRow).where(col(McpToolRow.changed_to).is_not(None))
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()

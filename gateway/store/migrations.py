@@ -1,4 +1,7 @@
-"""The schema's migrations. Alembic is imported only to migrate. See docs/adr/0016."""
+"""Migrations of the schema.
+
+Alembic is imported only to migrate. See docs/adr/0016.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +43,10 @@ def list_heads() -> set[str]:
 
 
 async def list_missing_migrations(url: str) -> list[str]:
-    """List the heads that the database has not reached; empty if its schema is current."""
+    """List the heads that the database has not reached.
+
+    The list is empty if the schema is current.
+    """
     connection = await asyncpg.connect(plain_dsn(url), timeout=5)
     try:
         if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:

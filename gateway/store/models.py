@@ -48,7 +48,10 @@ def _json_column(*, nullable: bool = True) -> Column[object]:
 
 
 class _Table(SQLModel):
-    """Base of the tables. Allows a string as table name, which the declaration in `SQLModel` does not."""
+    """Base of the tables.
+
+    Allows a string as table name, which the declaration in `SQLModel` does not.
+    """
 
     __tablename__: ClassVar[Any]
 
@@ -127,7 +130,10 @@ class Turn(_Table, table=True):
 
 
 class ToolCallRow(_Table, table=True):
-    """A tool call and its result: written before the call runs, completed after it."""
+    """A tool call and its result.
+
+    The row is written before the call runs, and completed after it.
+    """
 
     __tablename__ = "tool_calls"
     __table_args__ = (Index("ix_tool_calls_started", "started_at"),)
@@ -146,7 +152,10 @@ class ToolCallRow(_Table, table=True):
 
 
 class TurnInput(_Table, table=True):
-    """A question to a person, with the MCP server's state and the answer."""
+    """A question to a person.
+
+    The row also has the MCP server's state and the answer.
+    """
 
     __tablename__ = "turn_inputs"
     __table_args__ = (
@@ -165,9 +174,9 @@ class TurnInput(_Table, table=True):
 
 
 class TurnUsage(_Table, table=True):
-    """Usage of an ended turn, for budgets and reports. The row stays when the turn is deleted.
+    """Usage of an ended turn, for budgets and reports.
 
-    Times are in seconds, as reported by the model's server.
+    The row stays when the turn is deleted. Times are in seconds, as reported by the model's server.
     """
 
     __tablename__ = "turn_usage"
@@ -205,9 +214,9 @@ class TurnUsage(_Table, table=True):
 
 
 class BudgetHold(_Table, table=True):
-    """Usage of a running turn with a budget, and the reservation for its current step.
+    """Usage and reservation of a running turn with a budget.
 
-    A row counts until its turn ends; then `turn_usage` holds the usage.
+    The reservation is for the turn's current step. A row counts until its turn ends; then `turn_usage` holds the usage.
     """
 
     __tablename__ = "budget_holds"
@@ -223,7 +232,10 @@ class BudgetHold(_Table, table=True):
 
 
 class Feedback(_Table, table=True):
-    """An owner's feedback on a turn: `rating` up or down, and a comment."""
+    """An owner's feedback on a turn.
+
+    `rating` is up or down; `comment` is optional.
+    """
 
     __tablename__ = "turn_feedback"
     __table_args__ = (Index("ix_turn_feedback_owner", "owner", "at"), Index("ix_turn_feedback_at", "at"))
@@ -236,7 +248,10 @@ class Feedback(_Table, table=True):
 
 
 class CachedResponse(_Table, table=True):
-    """A turn whose answer may be reused for equal requests of its owner. `key` is the hash of the request."""
+    """A turn whose answer may be reused for its owner's equal requests.
+
+    `key` is the hash of the request.
+    """
 
     __tablename__ = "cached_responses"
     __table_args__ = (
@@ -271,10 +286,11 @@ class AuditLog(_Table, table=True):
 
 
 class ApiKey(_Table, table=True):
-    """An API key: its SHA-256 hash, and the prefix that identifies it. A revoked key keeps its row.
+    """Hash, prefix and permissions of an API key.
 
-    A fast hash suffices for 256 random bits. See docs/adr/0020. `scopes`, `models`, `servers` and `tools` are lists;
-    null allows everything. `created_by` is a user.
+    The hash is SHA-256: a fast hash suffices for 256 random bits. See docs/adr/0020. The prefix identifies the key. A
+    revoked key keeps its row. `scopes`, `models`, `servers` and `tools` are lists; null allows everything. `created_by`
+    is a user.
     """
 
     __tablename__ = "api_keys"
@@ -304,7 +320,10 @@ class ApiKey(_Table, table=True):
 
 
 class McpServerRow(_Table, table=True):
-    """A server that was added at run time, or, without `config`, a file's server that was disabled or enabled."""
+    """An MCP server that was added or switched at run time.
+
+    A row without `config` is a file's server that was disabled or enabled.
+    """
 
     __tablename__ = "mcp_servers"
 
@@ -316,7 +335,10 @@ class McpServerRow(_Table, table=True):
 
 
 class McpToolRow(_Table, table=True):
-    """The first seen or last approved definition of a tool; `changed_to` is the current one, if it differs."""
+    """The first seen or last approved definition of a tool.
+
+    `changed_to` is the current definition, if it differs.
+    """
 
     __tablename__ = "mcp_tools"
 
@@ -329,7 +351,10 @@ class McpToolRow(_Table, table=True):
 
 
 class OAuthGrant(_Table, table=True):
-    """The encrypted OAuth grant of an owner for a server at this address. The owner "" is the gateway."""
+    """The encrypted OAuth grant of an owner for an MCP server.
+
+    The primary key includes the server's address. The owner "" is the gateway.
+    """
 
     __tablename__ = "oauth_grants"
 
@@ -341,7 +366,10 @@ class OAuthGrant(_Table, table=True):
 
 
 class OAuthSignIn(_Table, table=True):
-    """A sign-in to an MCP server. Tickets and states are stored as hashes; an `outcome` of "" is success."""
+    """A sign-in to an MCP server.
+
+    Tickets and states are stored as hashes. An `outcome` of "" is success.
+    """
 
     __tablename__ = "oauth_logins"
 
@@ -354,7 +382,10 @@ class OAuthSignIn(_Table, table=True):
 
 
 class TurnEvents(_Table, table=True):
-    """Journal row: consecutive events `first_seq … last_seq` of a turn, one JSON object per line of `payload`."""
+    """Consecutive events of a turn in the journal.
+
+    `payload` has the events `first_seq … last_seq`, one JSON object per line.
+    """
 
     __tablename__ = "turn_events"
 
@@ -365,7 +396,10 @@ class TurnEvents(_Table, table=True):
 
 
 class Worker(_Table, table=True):
-    """A gateway process that runs turns, with the time of its last heartbeat."""
+    """A gateway process that runs turns.
+
+    `seen_at` is the time of its last heartbeat.
+    """
 
     __tablename__ = "workers"
 

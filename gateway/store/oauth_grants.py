@@ -68,7 +68,10 @@ class PostgresGrantStore(GrantStore):
                 session.add(make_audit_entry(by, "login.forgotten", f"server {server}", {"owner": owner}))
 
     async def _lock_row(self, session: AsyncSession, server: str, owner: str, url: str) -> OAuthGrant | None:
-        """Lock a grant for this transaction, whether or not its row exists, and return the row."""
+        """Lock a grant for this transaction, and return its row.
+
+        The lock also holds if the row does not exist.
+        """
         connection = await session.connection()
         await connection.execute(_LOCK_STATEMENT, {"name": f"grant {server} {owner} {url}"})
         return await session.get(OAuthGrant, (server, owner, url))

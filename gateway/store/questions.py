@@ -105,9 +105,9 @@ class QuestionStore(QuestionRepository):
             session.add(_decision_entry(turn_id, input_id, answer))
 
     async def answer_sign_in(self, server: str, owner: str) -> list[UUID]:
-        """Answer all questions that wait for a sign-in to `server`, and return their turns.
+        """Answer all questions that wait for a sign-in to `server`.
 
-        The owner "" stands for every user.
+        Return their turns. The owner "" stands for every user.
         """
         asked = col(TurnInput.question)["login"].astext == server
         turns = select(Turn.id).where(col(Turn.status).in_(("running", "waiting")))

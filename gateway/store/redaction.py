@@ -13,7 +13,10 @@ from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message, Too
 
 
 def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
-    """Redact a request. Identifiers stay: ids, and the names of models and tools."""
+    """Redact a request.
+
+    Identifiers stay: ids, and the names of models and tools.
+    """
     redactor = redactor.with_shared_budget()
     request, parameters = turn.request, turn.request.parameters
     redacted = msgspec.structs.replace(
@@ -43,7 +46,10 @@ def redact_outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
 
 
 def split_trailing_deltas(fresh: list[JournalEntry]) -> tuple[list[JournalEntry], list[JournalEntry]]:
-    """Split the entries into complete ones and the deltas at the end, whose text may continue."""
+    """Split the trailing deltas, whose text may continue, from the entries.
+
+    Return the complete entries, then the deltas.
+    """
     end = len(fresh)
     while end and _delta_key(fresh[end - 1].event) is not None:
         end -= 1

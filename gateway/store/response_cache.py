@@ -1,4 +1,7 @@
-"""The response cache: references to turns whose answers may be reused. A deleted turn leaves the cache."""
+"""The response cache: references to turns whose answers may be reused.
+
+A deleted turn leaves the cache.
+"""
 
 from collections.abc import Mapping
 from uuid import UUID
@@ -35,7 +38,10 @@ _SAVES_PER_SWEEP = 64
 
 
 class ResponseCacheStore(ResponseCache):
-    """See `ResponseCache`. Holds at most `max_per_owner` answers per owner and `max_total` in all."""
+    """See `ResponseCache`.
+
+    The cache holds at most `max_per_owner` answers per owner and `max_total` in all.
+    """
 
     def __init__(self, database: Database, *, max_per_owner: int = 1_000, max_total: int = 100_000) -> None:
         self._database = database

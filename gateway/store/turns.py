@@ -39,8 +39,10 @@ class TurnStore(TurnRepository, WorkerRepository):
         self._database = database
 
     async def get_turn(self, turn_id: UUID, principal: Principal) -> Turn:
-        """Raises:
-        NotFound: the principal has no such turn.
+        """Return a turn of the principal.
+
+        Raises:
+            NotFound: the principal has no such turn.
         """
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
         async with self._database.session() as session:
@@ -62,7 +64,10 @@ class TurnStore(TurnRepository, WorkerRepository):
             return (await session.exec(query)).first()
 
     async def delete_turn(self, turn_id: UUID, *, by: str) -> None:
-        """Delete a turn with its events, calls and questions. Turns that continue it stay."""
+        """Delete a turn with its events, calls and questions.
+
+        Turns that continue it stay.
+        """
         async with self._database.session() as session:
             await session.exec(delete(TurnEvents).where(col(TurnEvents.turn_id) == turn_id))
             await session.exec(delete(Turn).where(col(Turn.id) == turn_id))
@@ -88,7 +93,10 @@ class TurnStore(TurnRepository, WorkerRepository):
         return events
 
     async def rebuild_events(self, turn: Turn) -> list[e.Event]:
-        """Rebuild the main events of an ended turn from its row and its calls, when the journal is pruned."""
+        """Rebuild the main events of an ended turn without a journal.
+
+        The sources are the turn's row and its calls.
+        """
         calls = {call.call_id: call for call in await self.list_tool_calls(turn.id)}
         conversation = str(turn.conversation_id) if turn.conversation_id else None
         events: list[e.Event] = [
@@ -130,7 +138,10 @@ class TurnStore(TurnRepository, WorkerRepository):
             await session.exec(seen)
 
     async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """See `WorkerRepository.claim_turns`. A worker on this machine without a process counts as dead_ids at once."""
+        """See `WorkerRepository.claim_turns`.
+
+        A worker on this machine without a process counts as dead at once.
+        """
         async with self._database.session() as session:
             local_workers = (
                 await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))
@@ -170,7 +181,10 @@ class TurnStore(TurnRepository, WorkerRepository):
             await session.exec(delete(Worker).where(col(Worker.id) == worker_id))
 
     async def prune_journal(self, older_than: timedelta) -> int:
-        """Delete journal rows of turns that ended before `older_than`; return their number. The turns stay."""
+        """Delete journal rows of turns that ended before `older_than`.
+
+        Return their number. The turns stay.
+        """
         ended = select(Turn.id).where(col(Turn.completed_at) < func.now() - older_than)
         old = select(TurnEvents.turn_id, TurnEvents.first_seq).where(col(TurnEvents.turn_id).in_(ended)).limit(10_000)
         async with self._database.session() as session:
@@ -229,7 +243,10 @@ def _parse_entries(row: TurnEvents) -> list[JournalEntry]:
 
 
 def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
-    """Restore a running turn's record. Until a turn ends, its row has only the messages of the request."""
+    """Restore a running turn's record.
+
+    Until a turn ends, its row has only the messages of the request.
+    """
     columns = {
         "messages": turn.messages,
         "model": turn.model_name,

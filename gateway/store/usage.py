@@ -78,7 +78,7 @@ FROM tool_calls WHERE started_{_SINCE} GROUP BY 1, 2, 3 ORDER BY 1 DESC, 4 DESC,
 
 
 class DailyUsage(msgspec.Struct, frozen=True):
-    """Turns that ended on a day (UTC), and the ratings of that day."""
+    """Turns that ended on a day (UTC), and that day's ratings."""
 
     day: date
     turns: int = 0
@@ -106,7 +106,10 @@ class ErrorStats(msgspec.Struct, frozen=True):
 
 
 class ToolStats(msgspec.Struct, frozen=True):
-    """Calls of a tool on a day. `duration_ms` is the mean; None if no call has ended."""
+    """Calls of a tool on a day.
+
+    `duration_ms` is the mean; None if no call has ended.
+    """
 
     day: date
     server: str
@@ -118,7 +121,10 @@ class ToolStats(msgspec.Struct, frozen=True):
 
 
 def _spent_query(owner: str, key: str | None, without: UUID | None = None) -> tuple[str, dict[str, object]]:
-    """Build the query for the totals of an owner or key, and its parameters."""
+    """Build the query for an owner's or a key's totals.
+
+    Return its SQL and its parameters.
+    """
     of_key, of_key_now = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
     values: dict[str, object] = {"owner": owner, "without": without}
     if key is not None:
@@ -150,7 +156,10 @@ class _PostgresBudgetTransaction(BudgetTransaction):
 
 
 class UsageStore(BudgetRepository):
-    """See `BudgetRepository`; also computes statistics by day, model and tool, and saves feedback."""
+    """See `BudgetRepository`.
+
+    Also computes statistics by day, model and tool, and saves feedback.
+    """
 
     def __init__(self, database: Database, *, redactor: Redactor | None = None) -> None:
         self._database = database
@@ -176,7 +185,10 @@ class UsageStore(BudgetRepository):
             await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(reservation))
 
     async def aggregate_by_day(self, days: int, owner: str | None = None) -> list[DailyUsage]:
-        """Aggregate the last `days` days, newest first, without days that have no turn or rating."""
+        """Aggregate the last `days` days, newest first.
+
+        Days without a turn or rating are omitted.
+        """
         usage_by_day = {
             row[0]: DailyUsage(*row) for row in await self._database.fetch_rows(BY_DAY, days=days, owner=owner)
         }
@@ -195,7 +207,10 @@ class UsageStore(BudgetRepository):
         return [ToolStats(*row) for row in await self._database.fetch_rows(TOOLS, days=days)]
 
     async def save_rating(self, turn_id: UUID, owner: str, rating: str, comment: str | None) -> datetime:
-        """Save an owner's feedback on a turn, replacing an earlier one; return the time."""
+        """Save an owner's feedback on a turn; return the time.
+
+        An earlier rating of the owner is replaced.
+        """
         comment = comment and self._redactor.redact_text(comment)
         row = insert(Feedback).values(turn_id=turn_id, owner=owner, rating=rating, comment=comment)
         changed = {"rating": rating, "comment": comment, "at": func.now()}

@@ -1,4 +1,7 @@
-"""Usage reports: sums over ended turns by day, model, user, key and conversation."""
+"""Usage reports.
+
+Sums over ended turns by day, model, user, key and conversation.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -67,7 +70,7 @@ class UsageStats(msgspec.Struct, frozen=True):
 
     @property
     def cached_share(self) -> float | None:
-        """Share of the prompt tokens that the model's server had in its cache."""
+        """Share of the prompt tokens that the model's server cached."""
         return round(self.cached_tokens / self.prompt_tokens, 4) if self.prompt_tokens else None
 
     @property
@@ -89,9 +92,10 @@ class UsageReports:
     async def aggregate(
         self, groups: list[GroupKey], since: datetime, until: datetime, *, owner: str | None = None
     ) -> tuple[list[tuple[dict[GroupKey, object], UsageStats]], UsageStats]:
-        """Return the usage of each group, in order, and the total; with `owner`, only of their turns.
+        """Return the usage of each group, in order, and the total.
 
-        The result has `max_groups` + 1 groups if there are more than `max_groups`.
+        With `owner`, only the owner's turns count. The result has `max_groups` + 1 groups if there are more than
+        `max_groups`.
 
         Raises:
             Overloaded: the query exceeded its time limit.
@@ -127,6 +131,9 @@ def build_aggregate_query(groups: list[GroupKey], *, of_owner: bool) -> str:
 
 
 def _parse_stats(row: Sequence[object]) -> UsageStats:
-    """Build the statistics of a row. PostgreSQL returns sums of integers as `numeric`."""
+    """Build the statistics of a row.
+
+    PostgreSQL returns sums of integers as `numeric`.
+    """
     kinds = (field.type for field in msgspec.structs.fields(UsageStats))
     return UsageStats(*(kind(value) for kind, value in zip(kinds, row, strict=True)))
