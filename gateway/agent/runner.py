@@ -18,6 +18,7 @@ from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_search import ToolSelection, ToolSelector
 from gateway.agent.turn import ActiveTurn, HandOverReason
 from gateway.agent.turn_log import TurnLog
+from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.errors import (
@@ -100,6 +101,7 @@ class Runner:
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt)
         self._responses = TurnResponseCache(storage.responses)
         self._turns: dict[UUID, ActiveTurn] = {}
+        self._tasks = TaskSet("turn")
         self.is_stopping = False
 
     @property
@@ -215,7 +217,7 @@ class Runner:
         return ActiveTurn(record, principal, turn_log, journal, self._storage.questions, model, self._budgets)
 
     def _spawn_task(self, turn: ActiveTurn, selection: ToolSelection) -> None:
-        turn.task = asyncio.create_task(self._run_turn(turn, selection), name=f"turn {turn.id}")
+        turn.task = self._tasks.spawn(self._run_turn(turn, selection), name=f"turn {turn.id}")
 
     # --- bus messages
 
@@ -244,10 +246,9 @@ class Runner:
         Readers of the remaining turns are notified first. Without another worker, the next start resumes the turns.
         """
         self.is_stopping = True
-        tasks = [turn.task for turn in self._turns.values() if turn.task is not None]
-        if tasks:
-            log.info("turns_drain_started", running=len(tasks), grace_seconds=grace)
-            await asyncio.wait(tasks, timeout=grace)
+        if self._tasks:
+            log.info("turns_drain_started", running=len(self._tasks), grace_seconds=grace)
+            await self._tasks.wait(grace)
         remaining = await self.hand_over("server_stopping")
         try:
             await self._storage.workers.release_turns(self._config.worker_id, remaining)

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Coroutine
 from uuid import UUID
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from gateway.agent.approval import build_approval_request, needs_approval
 from gateway.agent.batch_tool import BATCH, run_batch
 from gateway.agent.tool_search import FIND_TOOLS, search_tools
+from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.events import Event, InputResolved, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.domain.messages import (
@@ -62,12 +64,13 @@ class ToolCallScheduler:
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
         self._deferred_may_run = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet("tool call", log_errors=False)
+        self._calls: list[asyncio.Task[None]] = []
         self._changing: list[asyncio.Task[None]] = []
         self.client_calls = 0
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._calls)
 
     def add_call(self, call: ToolCall) -> None:
         """Emit a call and start it when it may run. The gateway does not run client-side calls."""
@@ -87,9 +90,8 @@ class ToolCallScheduler:
             )
         )
         read_only = spec is None or arguments is None or spec.read_only
-        earlier = list(self._changing if read_only else self._tasks)
-        task = asyncio.create_task(self._run_call(call, spec, arguments, earlier, deferred=not read_only))
-        self._tasks.append(task)
+        earlier = list(self._changing if read_only else self._calls)
+        task = self._spawn(self._run_call(call, spec, arguments, earlier, deferred=not read_only))
         if not read_only:
             self._changing.append(task)
 
@@ -116,7 +118,7 @@ class ToolCallScheduler:
             return
         arguments = call.arguments if isinstance(call.arguments, dict) else None
         repeated = ToolCall(call.call_id, call.tool, "")
-        self._tasks.append(asyncio.create_task(self._run_call(repeated, spec, arguments, [], deferred=False)))
+        self._spawn(self._run_call(repeated, spec, arguments, [], deferred=False))
 
     def resume_with_answers(self, call: ToolCallStarted, inputs: list[StoredQuestion]) -> None:
         """Continue a call whose questions were answered.
@@ -134,24 +136,25 @@ class ToolCallScheduler:
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="denied", content=[note]))
             return
         repeated = ToolCall(call.call_id, call.tool, "")
-        self._tasks.append(
-            asyncio.create_task(self._run_call(repeated, spec, arguments, [], deferred=False, answers=inputs))
-        )
+        self._spawn(self._run_call(repeated, spec, arguments, [], deferred=False, answers=inputs))
 
     def run_deferred(self) -> None:
         """Start the changing calls, as the model's stream has ended."""
         self._deferred_may_run.set()
 
     async def wait_for_results(self) -> None:
-        """Wait until every call has a result."""
-        if self._tasks:
-            await asyncio.gather(*self._tasks)
+        """Wait until every call has a result, or raise the first error of one."""
+        if self._calls:
+            await asyncio.gather(*self._calls)
 
     async def cancel_calls(self) -> None:
         """Cancel the calls that still run."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
+
+    def _spawn(self, call: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = self._tasks.spawn(call)
+        self._calls.append(task)
+        return task
 
     async def _run_call(
         self,

@@ -4,7 +4,6 @@
 `…Dep`. The chat routes call `get_turn_service(request)` and its siblings instead. See docs/adr/0013.
 """
 
-import asyncio
 from collections.abc import Coroutine
 from typing import Annotated, TypeVar
 
@@ -14,7 +13,7 @@ from fastapi.params import Depends as Dependency
 
 from gateway.agent.service import TurnService
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
-from gateway.common.concurrency import TaskRegistry
+from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
 from gateway.domain.messages import Principal
@@ -97,17 +96,10 @@ async def run_until_disconnect(request: Request, work: Coroutine[object, object,
     Raises:
         ClientGone: the client disconnected.
     """
-    task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        for pending in (task, disconnect):
-            pending.cancel()
-        await asyncio.gather(task, disconnect, return_exceptions=True)
+        return await run_until(work, _wait_for_disconnect(request))
+    except WorkInterrupted:
+        raise ClientGone from None
 
 
 async def _wait_for_disconnect(request: Request) -> None:

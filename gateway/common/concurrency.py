@@ -3,7 +3,8 @@
 | need | use |
 |---|---|
 | a loop that runs as long as its owner | `SupervisedTask` |
-| short work without a caller that awaits it | `TaskSet` |
+| tasks of one owner that end by themselves | `TaskSet` |
+| work that another event ends early | `run_until` |
 | an event whose message may be lost | `wait_or_poll` |
 | one time limit for several waits | `Deadline` |
 | growing pauses between attempts | `Backoff` |
@@ -48,6 +49,32 @@ async def wait_or_poll(event: asyncio.Event, seconds: float) -> bool:
     with anyio.move_on_after(seconds):
         await event.wait()
     return event.is_set()
+
+
+class WorkInterrupted(Exception):
+    """`run_until` has cancelled its work."""
+
+
+async def run_until(work: Awaitable[T], end: Awaitable[object]) -> T:
+    """Await `work`, and cancel it when `end` returns first.
+
+    Both have ended on return. The error of the one that ended first is raised.
+
+    Raises:
+        WorkInterrupted: `end` returned first, or something else cancelled `work`.
+    """
+    work_task, end_task = asyncio.ensure_future(work), asyncio.ensure_future(end)
+    try:
+        await asyncio.wait((work_task, end_task), return_when=asyncio.FIRST_COMPLETED)
+        if work_task.done() and not work_task.cancelled():
+            return work_task.result()
+        if end_task.done():
+            end_task.result()
+        raise WorkInterrupted
+    finally:
+        work_task.cancel()
+        end_task.cancel()
+        await asyncio.gather(work_task, end_task, return_exceptions=True)
 
 
 class Backoff:
@@ -246,27 +273,32 @@ class TaskRegistry:
 
 
 class TaskSet:
-    """Background tasks without a caller that awaits them.
+    """Background tasks that end by themselves, or with their owner's `stop()`.
 
-    The set references them until they end, so they are not garbage-collected, and logs their errors.
+    The set references them until they end, so they are not garbage-collected, and logs their errors. With
+    `log_errors=False` it does not, because the owner awaits every task that `spawn()` returns.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, log_errors: bool = True) -> None:
         self._name = name
+        self._log_errors = log_errors
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def spawn(self, coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        """Run a coroutine in the background. Its error is logged as `background_task_failed` and raised nowhere."""
-        task = asyncio.create_task(coroutine, name=self._name)
+    def spawn(self, coroutine: Coroutine[object, object, None], name: str | None = None) -> asyncio.Task[None]:
+        """Run a coroutine in the background, in a task with the set's name or its own.
+
+        Its error is logged as `background_task_failed`.
+        """
+        task = asyncio.create_task(coroutine, name=name or self._name)
         self._tasks.add(task)
         task.add_done_callback(self._finish)
         return task
 
-    async def stop(self, timeout: float | None = 0.0) -> None:
-        """Wait for the tasks at most `timeout` seconds (None: without limit), then cancel those that still run.
+    async def wait(self, timeout: float | None = None) -> None:
+        """Wait until all tasks have ended, at most `timeout` seconds.
 
         Includes tasks that are spawned during the wait. Errors of the tasks are not raised here.
         """
@@ -275,6 +307,13 @@ class TaskSet:
             remaining = deadline.remaining()
             await asyncio.wait(self._tasks, timeout=None if remaining == math.inf else remaining)
             await asyncio.sleep(0)  # their done callbacks remove them from the set
+
+    async def stop(self, timeout: float | None = 0.0) -> None:
+        """Wait for the tasks at most `timeout` seconds (None: without limit), then cancel those that still run.
+
+        See `wait()`.
+        """
+        await self.wait(timeout)
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
@@ -283,8 +322,8 @@ class TaskSet:
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("background_task_failed", task=self._name, error=type(error).__name__, exc_info=error)
+        if self._log_errors and not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background_task_failed", task=task.get_name(), error=type(error).__name__, exc_info=error)
 
 
 class BoundedQueue(Generic[T]):

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.common.concurrency import WorkInterrupted, run_until
 from gateway.domain.messages import JsonObject
 from gateway.llm.recording import RecordedExchange, Recordings
 from gateway.simulator.faults import Fault, FaultPlan
@@ -175,19 +176,13 @@ class _PacedStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._simulator.open_streams += 1
         await self._simulator.notify_changed()
-        sending = asyncio.ensure_future(self._send_frames(send))
-        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                self._simulator.cancelled_streams += 1
+            await run_until(self._send_frames(send), _wait_for_disconnect(receive))
+        except WorkInterrupted:
+            self._simulator.cancelled_streams += 1
         finally:
             self._simulator.open_streams -= 1
-            unfinished = [task for task in (sending, disconnect) if task.cancel()]
-            await asyncio.gather(*unfinished, return_exceptions=True)
             await self._simulator.notify_changed()
-        if not sending.cancelled():
-            sending.result()
 
     async def _send_frames(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from starlette.types import Message, Receive
 
-from gateway.common.concurrency import SupervisedTask, wait_or_poll
+from gateway.common.concurrency import SupervisedTask, WorkInterrupted, run_until, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Principal
@@ -72,12 +72,10 @@ class OpenRequestRegistry:
 
 def _receive_until(revoked: asyncio.Event, receive: Receive) -> Receive:
     async def receive_or_disconnect() -> Message:
-        message, revocation = asyncio.ensure_future(receive()), asyncio.ensure_future(revoked.wait())
         try:
-            await asyncio.wait((message, revocation), return_when=asyncio.FIRST_COMPLETED)
-            return {"type": "http.disconnect"} if revoked.is_set() else message.result()
-        finally:
-            message.cancel()
-            revocation.cancel()
+            message = await run_until(receive(), revoked.wait())
+        except WorkInterrupted:
+            return {"type": "http.disconnect"}
+        return {"type": "http.disconnect"} if revoked.is_set() else message
 
     return receive_or_disconnect

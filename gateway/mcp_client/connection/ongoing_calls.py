@@ -8,7 +8,7 @@ from mcp.client.context import ClientRequestContext
 from mcp.shared.dispatcher import ProgressFnT
 from mcp.types import ElicitRequestParams, ElicitResult, LoggingMessageNotificationParams
 
-from gateway.common.concurrency import Deadline
+from gateway.common.concurrency import Deadline, WorkInterrupted, run_until
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import Answer, Question
@@ -95,15 +95,11 @@ class _OngoingCall:
         The call's timeout is paused meanwhile; the end of the call cancels the question.
         """
         assert self.observer is not None
-        question_task = asyncio.create_task(self.observer.ask_user(question))
         try:
             with self._timeout.pause_timeout():
-                await asyncio.wait((question_task, self.end), return_when=asyncio.FIRST_COMPLETED)
-            return (
-                question_task.result() if question_task.done() and not question_task.cancelled() else Answer("cancel")
-            )
-        finally:
-            question_task.cancel()
+                return await run_until(self.observer.ask_user(question), asyncio.wait((self.end,)))
+        except WorkInterrupted:
+            return Answer("cancel")
 
 
 _current_call: contextvars.ContextVar[_OngoingCall | None] = contextvars.ContextVar("mcp_call", default=None)

@@ -16,6 +16,8 @@ from gateway.common.concurrency import (
     SupervisedTask,
     TaskRegistry,
     TaskSet,
+    WorkInterrupted,
+    run_until,
     wait_or_poll,
 )
 
@@ -288,6 +290,37 @@ async def test_failed_spawned_task_is_logged(logs: Logs) -> None:
     assert isinstance(entry["exc_info"], ValueError)
 
 
+async def test_owner_that_awaits_its_tasks_gets_their_errors_and_no_log(logs: Logs) -> None:
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    tasks = TaskSet("tool call", log_errors=False)
+    with pytest.raises(ValueError, match="broken"):
+        await tasks.spawn(fail())
+    await tasks.wait()
+    assert logs == []
+
+
+async def test_task_can_have_a_name_of_its_own(logs: Logs) -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    tasks = TaskSet("turn")
+    tasks.spawn(fail(), name="turn 1")
+    tasks.spawn(fail())
+    await tasks.wait()
+    assert [entry["task"] for entry in logs] == ["turn 1", "turn"]
+
+
+async def test_wait_for_a_task_set_ends_with_its_timeout_and_cancels_nothing() -> None:
+    tasks = TaskSet("turn")
+    task = tasks.spawn(asyncio.sleep(HOUR))
+    await tasks.wait(0.01)
+    assert not task.done()
+    await tasks.stop()
+    assert task.cancelled()
+
+
 async def test_stop_waits_for_tasks_and_their_spawned_tasks(logs: Logs) -> None:
     tasks, ended = TaskSet("notify"), list[str]()
 
@@ -333,6 +366,57 @@ async def test_wait_or_poll_can_be_cancelled() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_run_until_returns_the_result_and_ends_the_other_wait() -> None:
+    end = FakeLoop()
+
+    async def work() -> str:
+        await wait_until(lambda: end.runs == 1)
+        return "result"
+
+    assert await run_until(work(), end.run()) == "result"
+    assert end.cancelled == 1
+
+
+async def test_run_until_cancels_the_work_when_the_end_comes_first(loop: FakeLoop) -> None:
+    ended = asyncio.Event()
+    waiting = asyncio.create_task(run_until(loop.run(), ended.wait()))
+    await wait_until(lambda: loop.runs == 1)
+    ended.set()
+    with pytest.raises(WorkInterrupted):
+        await waiting
+    assert loop.cancelled == 1
+
+
+async def test_run_until_prefers_a_result_to_an_end_of_the_same_moment() -> None:
+    assert await run_until(asyncio.sleep(0, "result"), asyncio.sleep(0)) == "result"
+
+
+@pytest.mark.parametrize("failing", ["work", "end"])
+async def test_run_until_raises_the_error_that_came_first_and_ends_the_other(failing: str) -> None:
+    loops = {"work": FakeLoop(), "end": FakeLoop()}
+    loops[failing].outcomes.put_nowait(ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        await run_until(loops["work"].run(), loops["end"].run())
+    assert {name: loop.cancelled for name, loop in loops.items()} == {"work": 1, "end": 1, failing: 0}
+
+
+async def test_cancelled_run_until_ends_both_before_it_raises() -> None:
+    work, end = FakeLoop(), FakeLoop()
+    waiting = asyncio.create_task(run_until(work.run(), end.run()))
+    await wait_until(lambda: work.runs == end.runs == 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert (work.cancelled, end.cancelled) == (1, 1)
+
+
+async def test_work_that_something_else_cancels_counts_as_interrupted() -> None:
+    work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    work.cancel()
+    with pytest.raises(WorkInterrupted):
+        await run_until(work, asyncio.sleep(HOUR))
 
 
 async def test_deadline_limits_several_waits() -> None:
