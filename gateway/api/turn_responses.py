@@ -26,7 +26,7 @@ IdempotencyKey = Annotated[
 ]
 
 WriteStream = Callable[[EventListener], AsyncGenerator[bytes]]
-"""A wire format: writes a turn's events as the bytes of a response."""
+"""Wire format: writes a turn's events as a response's bytes."""
 
 
 async def start_turn(
@@ -62,7 +62,9 @@ def stream_turn(
 
 
 async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) -> TurnSummary:
-    """Return the turn at its end, or when it waits for a person.
+    """Return the turn at its end, or when it waits.
+
+    A turn waits for a person.
 
     Raises:
         ClientGone: the client disconnected.
@@ -76,7 +78,10 @@ async def wait_for_turn(turn: TurnHandle, request: Request, response: Response) 
 
 
 def turn_headers(turn: TurnHandle) -> dict[str, str]:
-    """Return response headers with the turn's id and its cache status, if known."""
+    """Build response headers with the turn's id and cache status.
+
+    The cache status is left out if it is not known.
+    """
     headers = {"X-Turn-Id": str(turn.id)}
     if (status := turn.cache_status) is not None:
         headers["X-Gateway-Cache"] = status

@@ -10,7 +10,7 @@ Days = Annotated[int, Query(ge=1, le=366, description="Number of days (UTC), inc
 
 
 class DailyUsageView(BaseModel):
-    """Turns that ended on a day (UTC), and the ratings given on it."""
+    """Turns that ended on a day (UTC), and its ratings."""
 
     day: date
     turns: int

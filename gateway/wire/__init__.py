@@ -1,1 +1,4 @@
-"""Wire formats: conversion of requests to turn requests, and of events to bytes."""
+"""Wire formats.
+
+They convert requests to turn requests, and events to bytes.
+"""

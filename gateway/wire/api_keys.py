@@ -70,7 +70,10 @@ class KeyLimitsBody(KeyLimitsView):
 
 
 class KeyView(BaseModel):
-    """Stored key. `prefix` is its beginning. Null as `scopes` or as an allow list permits everything."""
+    """Stored key.
+
+    `prefix` is its beginning. Null as `scopes` or as an allow list permits everything.
+    """
 
     id: UUID
     prefix: str
@@ -97,7 +100,10 @@ class KeyList(BaseModel):
 
 
 class CreatedKey(KeyView):
-    """Created key. Only this response contains `key`, the secret; the gateway stores its hash."""
+    """Created key.
+
+    Only this response contains `key`, the secret; the gateway stores its hash.
+    """
 
     key: str
 

@@ -50,7 +50,10 @@ class Hyperparameters(_LegacyBody):
 
 
 class LegacyChatStreamRequest(_LegacyBody):
-    """Body of `POST /api/chat/stream`. Hyperparameters that the model does not support are dropped."""
+    """Body of `POST /api/chat/stream`.
+
+    Hyperparameters that the model does not support are dropped.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"user_prompt": "What is 23*19?"}]})
 
@@ -102,7 +105,10 @@ class LegacyChatResponse(BaseModel):
 
 
 def build_legacy_response(turn: TurnSummary) -> LegacyChatResponse:
-    """Build the answer of `POST /api/{user_id}/chat`. A turn without text answers with its questions."""
+    """Build the answer of `POST /api/{user_id}/chat`.
+
+    A turn without text answers with its questions.
+    """
     assert turn.started is not None
     questions = "\n".join(question.message for question in turn.inputs.values())
     return LegacyChatResponse(
@@ -140,7 +146,10 @@ class _StepTextJoiner:
 
 
 async def stream_plain_text(listener: EventListener) -> AsyncGenerator[bytes]:
-    """Stream only the text. A failure or a question is appended in brackets."""
+    """Stream only the text.
+
+    A failure or a question is appended in brackets.
+    """
     joiner, has_ended, question = _StepTextJoiner(), False, ""
     async for batch in listener:
         text = ""

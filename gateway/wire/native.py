@@ -1,4 +1,7 @@
-"""The native wire format: chat requests, and every event of a turn unchanged."""
+"""The native wire format.
+
+It has chat requests, and every event of a turn unchanged.
+"""
 
 from collections.abc import AsyncGenerator
 from typing import Annotated, Literal, Self
@@ -74,7 +77,7 @@ class CacheOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """One user request with its options."""
+    """A user request with its options."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -180,7 +183,10 @@ class ChatRequest(BaseModel):
 
 
 class ToolCallReport(BaseModel):
-    """Tool call of a turn. `outcome` is null until the call has ended."""
+    """Tool call of a turn.
+
+    `outcome` is null until the call has ended.
+    """
 
     id: str
     server: str | None
@@ -261,10 +267,10 @@ def build_chat_response(turn: TurnSummary) -> ChatResponse:
 
 
 async def stream_events(turn_id: str, listener: EventListener) -> AsyncGenerator[bytes]:
-    """Stream the turn's events as SSE, then `[DONE]`. Each batch is one chunk.
+    """Stream the turn's events as SSE, then `[DONE]`.
 
-    If the events stop before the turn ends, the last frame is `stream.closing`, which has no number and names the
-    reason. A client that already had the last event receives only `[DONE]`.
+    Each batch is one chunk. If the events stop before the turn ends, the last frame is `stream.closing`, which has no
+    number and names the reason. A client that already had the last event receives only `[DONE]`.
     """
     has_ended = False
     async for batch in listener:

@@ -1,4 +1,7 @@
-"""Wire format of OpenAI's chat completions, with the gateway's own fields in `x_gateway`."""
+"""Wire format of OpenAI's chat completions.
+
+The gateway's own fields are in `x_gateway`.
+"""
 
 from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Literal, assert_never
@@ -147,7 +150,10 @@ class GatewayOptions(_ChatCompletionModel):
 
 
 class ChatCompletionRequest(_ChatCompletionModel):
-    """Request in OpenAI's format. Some fields are accepted and ignored, for example `service_tier`."""
+    """Request in OpenAI's format.
+
+    Some fields are accepted and ignored, for example `service_tier`.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -246,7 +252,7 @@ def build_client_tool(name: str, description: str | None, parameters: JsonObject
 
 
 def parse_tool_selection(selection: str | list[str]) -> tuple[str, ...] | None:
-    """Return the names of the gateway tools that may be used; None: all."""
+    """Return the names of the allowed gateway tools; None: all."""
     if isinstance(selection, str):
         if selection.strip().lower() == "all":
             return None
@@ -330,7 +336,7 @@ def build_chunk_header(turn_id: str, model: str, kind: str) -> JsonObject:
 
 
 def get_created_at(turn_id: UUID) -> int:
-    """Return the Unix time of a turn's start, from its UUID of version 7."""
+    """Return the Unix time in a turn's UUID of version 7."""
     return (turn_id.int >> 80) // 1000
 
 
@@ -357,7 +363,10 @@ class ChunkWriter:
         self._client_calls = 0
 
     def write_event(self, event: e.Event) -> list[JsonObject]:
-        """Return the chunks of an event; the list is empty for most gateway events."""
+        """Return the chunks of an event.
+
+        The list is empty for most gateway events.
+        """
         self._turn.apply(event)
         match event:
             case e.TurnStarted():

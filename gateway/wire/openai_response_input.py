@@ -6,7 +6,10 @@ from gateway.domain.messages import JsonObject
 
 
 def build_input_list(turn_id: UUID, messages: list[JsonObject]) -> JsonObject:
-    """Convert the messages of a turn's request to a list of items, newest first."""
+    """Convert the messages of a turn's request to items.
+
+    The newest is first.
+    """
     items: list[JsonObject] = []
     for message in messages:
         if message["role"] == "tool":

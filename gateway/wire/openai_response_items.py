@@ -1,4 +1,4 @@
-"""Output items and events of OpenAI's Responses API, written from a turn's events.
+"""Output items and events of OpenAI's Responses API.
 
 A writer folds the turn's events from the first event on, so numbers and ids are the same on every read.
 """
@@ -26,7 +26,7 @@ class ResponseContext(msgspec.Struct, frozen=True):
 
 
 class ResponseWriter(EventFold):
-    """Folds a turn's events into events of the Responses API, and into the response."""
+    """Folds a turn's events into the response and its events."""
 
     def __init__(self, turn_id: UUID, context: ResponseContext, part: int = 0) -> None:
         self._turn_id = turn_id
@@ -49,7 +49,7 @@ class ResponseWriter(EventFold):
 
     @property
     def has_begun(self) -> bool:
-        """Whether the turn has reached this response's part."""
+        """Return whether the turn has reached this response's part."""
         return self._current_part == self._part
 
     @property
@@ -95,7 +95,7 @@ class ResponseWriter(EventFold):
         return response
 
     def apply(self, event: e.Event) -> bool:
-        """Apply the turn's next event; return whether the response has ended. The turn may continue."""
+        """Apply the turn's next event; return whether the response has ended."""
         self.write_event(event)
         return self.has_ended
 
@@ -121,7 +121,7 @@ class ResponseWriter(EventFold):
         return [*self._close_item(), *self._end_response("completed")]
 
     def write_error(self, code: str, message: str) -> list[JsonObject]:
-        """Return the event of a stream that breaks off before the turn's end."""
+        """Return the event of a stream that breaks off early."""
         return [self._new_event("error", code=code, message=message, param=None)]
 
     def _remember_state(self, event: e.Event) -> None:
@@ -284,7 +284,7 @@ class ResponseWriter(EventFold):
         return [*events, delta]
 
     def _get_open_item(self, kind: str, step: int) -> tuple[JsonObject | None, list[JsonObject]]:
-        """Return the open item, or the events that close one of another kind or step."""
+        """Return the open item, or the events that close another one."""
         if self._open is not None and self._open["type"] == kind and self._steps[self._open["id"]] == step:
             return self._open, []
         return None, self._close_item()

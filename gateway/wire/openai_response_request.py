@@ -1,4 +1,7 @@
-"""Requests of OpenAI's Responses API. Gateway tools appear as MCP tools of the gateway's servers."""
+"""Requests of OpenAI's Responses API.
+
+Gateway tools appear as MCP tools of the gateway's servers.
+"""
 
 import re
 from typing import Annotated, Literal
@@ -148,7 +151,10 @@ class Reasoning(BaseModel):
 
 
 class TextFormat(_StrictModel):
-    """Format of the answer: text, any JSON object, or JSON that matches a schema."""
+    """Format of the answer.
+
+    Text, any JSON object, or JSON that matches a schema.
+    """
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -171,7 +177,10 @@ class ConversationRef(_StrictModel):
 
 
 class ResponseRequest(_StrictModel):
-    """Request in OpenAI's format. Some fields are accepted and ignored, for example `service_tier`."""
+    """Request in OpenAI's format.
+
+    Some fields are accepted and ignored, for example `service_tier`.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"input": "What is 23*19?"}]})
 
@@ -274,7 +283,7 @@ class ResponseRequest(_StrictModel):
     def _select_tools(
         self, specs: tuple[ToolSpec, ...], urls: dict[str, str | None]
     ) -> tuple[tuple[ToolSpec, ...] | None, tuple[str, ...]]:
-        """Return the allowed gateway tools, and the names of tools that need approval.
+        """Return the allowed gateway tools, and tools that need approval.
 
         None as allowed tools: all.
         """
@@ -355,7 +364,10 @@ def _matches_filter(spec: ToolSpec, tool_filter: list[str] | ToolNames | None) -
 
 
 def _needs_approval(spec: ToolSpec, policy: Literal["always", "never"] | ApprovalFilter | None) -> bool:
-    """Whether the request requires approval, in addition to the server's policy."""
+    """Return whether the request requires approval.
+
+    The server's policy may require it as well.
+    """
     if not isinstance(policy, ApprovalFilter):
         return policy == "always"
     if policy.always is not None and _matches_filter(spec, policy.always):
@@ -364,7 +376,10 @@ def _needs_approval(spec: ToolSpec, policy: Literal["always", "never"] | Approva
 
 
 def to_messages(items: str | list[InputItem]) -> list[Message]:
-    """Convert input items to messages. Consecutive calls become one message of the assistant."""
+    """Convert input items to messages.
+
+    Consecutive calls become one message of the assistant.
+    """
     if isinstance(items, str):
         return [Message("user", items)]
     # With ids of client calls, the gateway restores the calls of its own tools beside them, so these are skipped here.

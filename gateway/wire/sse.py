@@ -15,7 +15,10 @@ PING_SECONDS = 15.0
 SSE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 WRITE_SCOPE_KEY = "gateway.write"
-"""Scope key of the `send` for body messages, which skips middleware that only changes the response's start."""
+"""Scope key of the `send` for body messages.
+
+It skips middleware that only changes the response's start.
+"""
 
 
 def format_event(entry: JournalEntry) -> bytes:

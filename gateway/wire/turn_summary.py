@@ -25,7 +25,10 @@ class ToolCallSummary:
 
 
 class TurnSummary(EventFold):
-    """Folds a turn's events in order. It can be read at any time."""
+    """Folds a turn's events in order.
+
+    The summary can be read at any time.
+    """
 
     def __init__(self) -> None:
         self.started: e.TurnStarted | None = None
@@ -77,7 +80,7 @@ class TurnSummary(EventFold):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the turn waits for a person."""
+        """Return whether the turn waits for a person."""
         return self.end is None and bool(self.inputs)
 
     @property

@@ -1,1 +1,4 @@
-"""HTTP: errors, body limits, request context, the OpenAPI document and the protocol class."""
+"""HTTP basics of the gateway.
+
+Errors, body limits, request context, the OpenAPI document and the protocol class.
+"""

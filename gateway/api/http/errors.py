@@ -27,7 +27,10 @@ _CODES = {
 
 
 class ErrorDetail(BaseModel):
-    """Error of a request. `param` names the invalid field, if there is one."""
+    """Error of a request.
+
+    `param` names the invalid field, if there is one.
+    """
 
     code: str
     message: str
@@ -44,7 +47,7 @@ class ErrorBody(BaseModel):
 def error_response(
     request: Request, status: int, code: str, message: str, param: str | None = None, retry_after: float | None = None
 ) -> JSONResponse:
-    """Build an error response in the shape that the request's path calls for.
+    """Build an error response in the shape of the request's path.
 
     `retry_after` is in seconds.
     """

@@ -91,7 +91,10 @@ def _list_error_statuses(method: str, path: str, operation: JsonObject) -> dict[
 
 
 def _declare_response(responses: JsonObject, path: str, status: int, description: str) -> None:
-    """Add an error response: under `/v1/` in OpenAI's shape, with 400 instead of 422."""
+    """Add an error response to an operation.
+
+    Under `/v1/` it has OpenAI's shape, with 400 instead of 422.
+    """
     openai = path.startswith("/v1/")
     if openai and status == 422:
         responses.pop("422", None)

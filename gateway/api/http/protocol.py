@@ -1,4 +1,7 @@
-"""uvicorn's HTTP/1.1 protocol with limits on request heads, and the gateway's error responses."""
+"""uvicorn's HTTP/1.1 protocol with limits on request heads.
+
+It answers invalid requests with the gateway's error responses.
+"""
 
 import asyncio
 import json
@@ -17,7 +20,7 @@ _HEAD_TIMEOUT_SECONDS = 20.0
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 connection with limits on the size and arrival time of request heads.
+    """HTTP/1.1 connection that limits the request head's size and time.
 
     uvicorn accepts heads and trailers of any size and duration, and answers malformed requests itself, without
     middleware.
@@ -85,7 +88,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _reject_request(self, status: int, code: str, message: str) -> None:
-        """Send an error response, unless another response is being sent, and close the connection."""
+        """Send an error response and close the connection.
+
+        The response is left out while another one is being sent.
+        """
         self._stop_head_timer()
         request_id = str(uuid_utils.uuid7())
         log.info("request_rejected", code=code, status=status, request_id=request_id)

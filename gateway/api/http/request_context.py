@@ -13,7 +13,10 @@ from gateway.wire.sse import WRITE_SCOPE_KEY
 log = get_logger("gateway.access")
 
 HEADERS_SCOPE_KEY = "gateway.headers"
-"""Scope key of a list: middleware and routes append headers for the response to it."""
+"""Scope key of a list of additional response headers.
+
+Middleware and routes append headers to it.
+"""
 STARTED_SCOPE_KEY = "gateway.begun"
 """Scope key that is present once the response has begun."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")

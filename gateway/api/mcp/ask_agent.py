@@ -10,9 +10,15 @@ from gateway.domain.messages import JsonObject, Message, Principal, ToolResult, 
 from gateway.wire.turn_summary import TurnSummary
 
 IDEMPOTENCY_META_KEY = "mcp-agent-gateway/idempotency-key"
-"""In a call's `_meta`: each key starts one turn; a repeated call with the key returns the same turn."""
+"""Key in a call's `_meta` that makes the call idempotent.
+
+Each value starts one turn; a repeated call with the value returns the same turn.
+"""
 ERROR_META_KEY = "mcp-agent-gateway/error"
-"""In the `_meta` of an error result: `code`, `message`, and `param` if a field is invalid."""
+"""Key in the `_meta` of an error result.
+
+The value has `code`, `message`, and `param` if a field is invalid.
+"""
 MAX_IDEMPOTENCY_KEY_LENGTH = 200
 ASK_AGENT = ToolSpec(
     name="ask_agent",
@@ -69,7 +75,7 @@ class _ReportingSummary(TurnSummary):
 
 
 def may_ask_agent(principal: Principal) -> bool:
-    """Whether the caller may start turns."""
+    """Return whether the caller may start turns."""
     return principal.role != "viewer" and principal.has_scope("chat")
 
 

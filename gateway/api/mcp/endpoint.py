@@ -233,7 +233,10 @@ class McpEndpoint:
 
 
 def _transport_security(settings: Settings) -> TransportSecuritySettings:
-    """Protect against DNS rebinding on a loopback address; `SecurityMiddleware` checks the host as well."""
+    """Protect a loopback address against DNS rebinding.
+
+    `SecurityMiddleware` checks the host as well.
+    """
     if not is_loopback(settings.gateway_host) or settings.trusted_hosts:
         return TransportSecuritySettings(enable_dns_rebinding_protection=False)
     local = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]

@@ -21,7 +21,10 @@ log = get_logger(__name__)
 
 Context = ServerRequestContext[JsonObject, Request]
 HOST_GONE = (MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError)
-"""Errors of a message to a host that rejects it or has disconnected."""
+"""Errors of a message that a host rejects or cannot receive.
+
+A host that has disconnected cannot receive messages.
+"""
 
 
 class HostObserver:

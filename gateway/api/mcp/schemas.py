@@ -37,7 +37,10 @@ def to_call_result(result: ToolResult, meta: JsonObject | None = None) -> t.Call
 
 
 def to_input_required(pending: PendingInput) -> t.InputRequiredResult:
-    """Convert a server's questions; the client returns the server's state with the answers."""
+    """Convert a server's questions.
+
+    The client returns the server's state with the answers.
+    """
     requests: dict[str, JsonObject] = {}
     for question in pending.questions:
         params: JsonObject = {"mode": "form", "message": question.message, "requestedSchema": question.schema}

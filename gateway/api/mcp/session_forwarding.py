@@ -56,7 +56,10 @@ _decode_message = msgspec.msgpack.Decoder(dict[str, object]).decode
 
 
 class WorkerForwarder:
-    """Forwards requests to other workers, and serves the requests that they forward with `application`."""
+    """Forwards requests to other workers.
+
+    It also serves, with `application`, the requests that other workers forward.
+    """
 
     def __init__(self, worker_id: UUID, database: str, application: ASGIApp) -> None:
         self.name = worker_id.hex
@@ -69,7 +72,10 @@ class WorkerForwarder:
         self._forward_writers: set[asyncio.StreamWriter] = set()
 
     async def start_listening(self) -> None:
-        """Open this worker's socket, once. If that fails, other workers cannot forward requests to it."""
+        """Open this worker's socket, once.
+
+        If that fails, other workers cannot forward requests to it.
+        """
         async with self._start_lock:
             if self._server is not None:
                 return

@@ -1,4 +1,7 @@
-"""Admission of new turns a few at a time, so that they do not delay running streams."""
+"""Admission of new turns a few at a time.
+
+A burst of new turns would otherwise delay running streams.
+"""
 
 import asyncio
 from collections import deque
@@ -7,9 +10,10 @@ ADMITTED_PER_PASS = 4
 
 
 class AdmissionGate:
-    """Admits a limited number of requests per pass of the event loop, in order of arrival.
+    """Admits a limited number of requests per pass of the loop.
 
-    The limit balances the pauses of running streams against the wait of new turns. See docs/adr/0006.
+    Requests are admitted in order of arrival. The limit balances the pauses of running streams against the wait of new
+    turns. See docs/adr/0006.
     """
 
     def __init__(self, per_pass: int = ADMITTED_PER_PASS) -> None:

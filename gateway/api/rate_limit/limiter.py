@@ -29,7 +29,10 @@ RATE_HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset
 
 
 class RateLimitStatus(msgspec.Struct, frozen=True):
-    """The state of a caller's window. `reset_at`: Unix time when its oldest request no longer counts."""
+    """The state of a caller's window.
+
+    `reset_at` is the Unix time when its oldest request no longer counts.
+    """
 
     allowed: bool
     limit: int
@@ -52,7 +55,10 @@ class RateLimitStatus(msgspec.Struct, frozen=True):
 
 
 class RateLimiter:
-    """Counts requests: over all workers with Redis, per worker without it or while it is unavailable."""
+    """Counts requests.
+
+    With Redis, it counts over all workers; without it or while it is unavailable, per worker.
+    """
 
     def __init__(self, settings: Settings, *, redis_backoff_seconds: float = BACKOFF_SECONDS) -> None:
         self._limits = {
@@ -112,7 +118,9 @@ class RateLimiter:
         return [_RateLimitRule(f"key/{principal.key}", limits.requests, limits.window_seconds), user_rule]
 
     async def acquire_stream_slot(self, principal: Principal | None, source: str) -> AbstractContextManager[None]:
-        """Acquire one of the caller's slots for open streams; leaving the context releases it.
+        """Acquire one of the caller's slots for open streams.
+
+        Leaving the context releases it.
 
         Raises:
             TooManyStreams: all slots are taken.
@@ -147,7 +155,10 @@ class _WindowCounter:
         self._storage = storage
 
     async def count_request(self, rules: list[_RateLimitRule]) -> RateLimitStatus:
-        """Count a request; return the status of the fullest window. A request that one rule rejects counts in none."""
+        """Count a request; return the status of the fullest window.
+
+        A request that one rule rejects counts in none.
+        """
         for index, rule in enumerate(rules):
             if not await self._storage.acquire_entry(rule.key, rule.limit, rule.seconds):
                 for counted_rule in rules[:index]:
@@ -173,7 +184,10 @@ class InMemoryMovingWindow:
         self._windows: LruDict[str, deque[float]] = LruDict(_MAX_KEYS)
 
     async def acquire_entry(self, key: str, limit: int, expiry: int) -> bool:
-        """Count a request if fewer than `limit` counted within `expiry` seconds; return whether it counts."""
+        """Count a request unless `limit` counted within `expiry` seconds.
+
+        Return whether it counts.
+        """
         window = self._get_current_entries(key, expiry)
         if len(window) >= limit:
             return False
@@ -186,12 +200,18 @@ class InMemoryMovingWindow:
             window.pop()
 
     async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """Return the Unix time of the oldest request that counts, and the number of requests that count."""
+        """Return the state of a key's moving window.
+
+        The first value is the Unix time of the oldest request that counts, the second the number of those requests.
+        """
         window = self._get_current_entries(key, expiry)
         return (window[0] if window else time.time(), len(window))
 
     def _get_current_entries(self, key: str, expiry: int) -> deque[float]:
-        """Return the Unix times of a key's requests that still count, oldest first."""
+        """List the Unix times of a key's requests that count.
+
+        The oldest is first.
+        """
         window = self._windows.setdefault(key, deque())
         while window and window[0] <= time.time() - expiry:
             window.popleft()

@@ -1,4 +1,7 @@
-"""Rate-limit windows in Redis, which all workers share. Imported only if REDIS_URL is set."""
+"""Rate-limit windows in Redis, which all workers share.
+
+Imported only if REDIS_URL is set.
+"""
 
 from limits.aio.storage import RedisStorage
 from redis.asyncio import ConnectionPool, Redis
@@ -17,7 +20,10 @@ def connect_to_redis(url: str, *, timeout_seconds: float, backoff_seconds: float
 
 
 class RedisMovingWindow(RedisStorage):
-    """The moving windows of `limits` in Redis, with the means to undo an entry."""
+    """The moving windows of `limits` in Redis.
+
+    It also has the means to undo an entry.
+    """
 
     def __init__(self, client: Redis) -> None:
         options = {"connection_pool": client.connection_pool, "key_prefix": "agent_gateway", "wrap_exceptions": True}

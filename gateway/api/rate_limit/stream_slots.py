@@ -1,4 +1,7 @@
-"""Limits the streams that a caller has open at once: per worker, or over all workers with Redis."""
+"""Limits on the streams that a caller has open at once.
+
+They hold per worker, or over all workers with Redis.
+"""
 
 import asyncio
 from collections import Counter
@@ -99,7 +102,9 @@ class StreamLimiter:
             del self._local_counts[owner]
 
     async def _acquire_lease(self, owner: str, limit: int) -> str | None:
-        """Return the name of a new lease; None while Redis is unavailable, when this worker counts alone.
+        """Acquire a lease and return its name.
+
+        Return None while Redis is unavailable, when this worker counts alone.
 
         Raises:
             TooManyStreams: the caller has `limit` leases at all workers together.

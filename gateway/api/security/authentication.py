@@ -1,4 +1,7 @@
-"""Authentication of requests by the static key, a stored key, or a JSON web token."""
+"""Authentication of requests.
+
+The credential is the static key, a stored key, or a JSON web token.
+"""
 
 import asyncio
 import hashlib
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 PRINCIPAL_SCOPE_KEY = "gateway.principal"
-"""Key of the caller's `Principal` in the ASGI scope of an authenticated request."""
+"""Scope key of the caller's `Principal`.
+
+Authenticated requests have it in their ASGI scope.
+"""
 STATIC_KEY_NAME = "API_KEY"
 _STOP_SECONDS = 2.0
 _EXISTENCE_CACHE_SECONDS = 1.0
@@ -67,7 +73,10 @@ class Authenticator:
         self._background = TaskSet("authentication records")
 
     async def stop(self) -> None:
-        """Stop watching keys, and wait up to two seconds for records that are being written."""
+        """Stop watching keys.
+
+        Waits up to two seconds for records that are being written.
+        """
         await self.open_requests.stop()
         await self._background.stop(_STOP_SECONDS)
 
@@ -77,9 +86,10 @@ class Authenticator:
         self.open_requests.on_keys_changed()
 
     async def authenticate_request(self, headers: Headers, source: str) -> Principal:
-        """Return the principal of a request; `source` is the network address that it comes from.
+        """Return the principal of a request.
 
-        While no credential is configured, each caller is the user "local", and a credential in the request is ignored.
+        `source` is the network address that the request comes from. While no credential is configured, each caller is
+        the user "local", and a credential in the request is ignored.
 
         Raises:
             NotAuthenticated: the request has no credential, or an invalid one.
@@ -97,7 +107,10 @@ class Authenticator:
             raise
 
     async def _resolve_credential(self, credential: str) -> Principal:
-        """Hash and look up unknown keys too, so timing does not reveal which exist."""
+        """Return the principal of a credential.
+
+        Unknown keys are hashed and looked up too, so timing does not reveal which keys exist.
+        """
         hashed = _hash_secret(credential)
         if self._static_key_hash is not None and hmac.compare_digest(hashed, self._static_key_hash):
             return msgspec.structs.replace(LOCAL_PRINCIPAL, key=STATIC_KEY_NAME)
@@ -124,7 +137,10 @@ class Authenticator:
 
 
 class ApiKeyCache:
-    """Cache of stored keys by hash, each for `cache_seconds`; also caches hashes without a key."""
+    """Cache of stored keys by hash, each for `cache_seconds`.
+
+    It also caches hashes without a key.
+    """
 
     def __init__(self, keys: KeyStore, cache_seconds: float) -> None:
         self._keys = keys
@@ -141,7 +157,9 @@ class ApiKeyCache:
         self._counted_at = float("-inf")
 
     async def has_stored_keys(self) -> bool:
-        """Return whether there is a stored key. After the first True the result does not change.
+        """Return whether there is a stored key.
+
+        After the first True the result does not change.
 
         Raises:
             StorageUnavailable: the keys could not be read yet.
@@ -176,7 +194,10 @@ class ApiKeyCache:
 
 
 class FailedLoginAudit:
-    """Failed logins for the audit log: one row per second and source, and twenty per second in all."""
+    """Records failed logins in the audit log.
+
+    It writes one row per second and source, and twenty per second in all.
+    """
 
     def __init__(self, audit: AuditStore, *, now: Callable[[], float] = time.monotonic) -> None:
         self._audit = audit
@@ -186,7 +207,10 @@ class FailedLoginAudit:
         self._omitted = 0
 
     def should_record(self, source: str) -> bool:
-        """Return whether this failure gets a row. The next row has the number of failures without one."""
+        """Return whether this failure gets a row.
+
+        The next row has the number of failures without one.
+        """
         second = int(self._now())
         if second != self._second:
             self._second, self._sources = second, set()
@@ -197,7 +221,10 @@ class FailedLoginAudit:
         return True
 
     async def record_failure(self, source: str, credential: str, reason: str) -> None:
-        """Write a row. It contains no part of the credential except the public prefix of a stored key."""
+        """Write a row.
+
+        It contains no part of the credential except the public prefix of a stored key.
+        """
         omitted, self._omitted = self._omitted, 0
         prefix = credential[:12] if credential.startswith("agw_") else None
         detail = {"source": source, "reason": reason, "key": prefix, "left_out_before": omitted}
@@ -222,7 +249,9 @@ def allows_anonymous(settings: Settings) -> bool:
 
 
 def reject_open_gateway(settings: Settings, *, stored_keys: bool) -> None:
-    """Reject a configuration in which anyone who reaches the port could use the model's key and the tools.
+    """Reject a configuration that lets anyone on the network in.
+
+    Without a credential, every caller that reaches the port could use the model's key and the tools.
 
     Raises:
         ConfigError: the gateway would listen beyond this machine without requiring a credential.

@@ -1,4 +1,7 @@
-"""Verification of JSON web tokens, signed with a shared secret or with an identity provider's published keys."""
+"""Verification of JSON web tokens.
+
+A shared secret signs them, or a key that an identity provider publishes.
+"""
 
 import time
 from collections.abc import Mapping
@@ -32,7 +35,10 @@ class JwksUnavailable(GatewayError):
 
 
 class JwtVerifier:
-    """Determines the principal of a token. The settings name the accepted algorithms, not the token's header."""
+    """Determines the principal of a token.
+
+    The settings name the accepted algorithms, not the token's header.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
@@ -78,7 +84,10 @@ class JwtVerifier:
         return self._secret
 
     def _parse_role(self, claims: Mapping[str, object]) -> UserRole:
-        """Return the highest role in the claim: `user` without the claim, `viewer` if it has no known role."""
+        """Return the highest role in the claim.
+
+        The role is `user` without the claim, `viewer` if the claim has no known role.
+        """
         claim = claims.get(self._role_claim)
         if claim is None:
             return "user"
@@ -95,15 +104,19 @@ class JwtVerifier:
 
 
 def _split_claim(claim: object) -> list[str]:
-    """Split a claim, which is a list or a text with blanks between values."""
+    """Split a claim into its values.
+
+    A claim is a list, or a text with blanks between values.
+    """
     return [str(word) for word in cast(list[object], claim)] if isinstance(claim, list) else str(claim).split()
 
 
 class JwksCache:
-    """The keys of a JWKS document, fetched again after `refresh_seconds` or when a token names an unknown key.
+    """The keys of a JWKS document.
 
-    Tokens with unknown keys cause at most one fetch in `min_interval` seconds. All requests wait for the same fetch, at
-    most `timeout_seconds`; a request whose key is cached waits at most `stale_wait_seconds`.
+    They are fetched again after `refresh_seconds`, or when a token names an unknown key. Tokens with unknown keys cause
+    at most one fetch in `min_interval` seconds. All requests wait for the same fetch, at most `timeout_seconds`; a
+    request whose key is cached waits at most `stale_wait_seconds`.
     """
 
     def __init__(
@@ -141,7 +154,10 @@ class JwksCache:
         raise NotAuthenticated("The token is signed with an unknown key.")
 
     def _find_cached_key(self, kid: str | None) -> jwt.PyJWK | None:
-        """Return the cached key; for a token without a key id, the only key."""
+        """Return the cached key.
+
+        A token without a key id gets the only key.
+        """
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(kid)
@@ -150,7 +166,10 @@ class JwksCache:
         return time.monotonic() - self._fetched_at
 
     async def _refresh_keys(self, timeout: float | None) -> None:
-        """Wait for a fetch, at most `timeout` seconds. Starts one, unless the last one was a moment ago."""
+        """Wait for a fetch, at most `timeout` seconds.
+
+        Starts a fetch, unless the last one was a moment ago.
+        """
         if not self._fetch.is_running:
             if time.monotonic() - self._attempted_at < self._min_interval:
                 return
@@ -158,7 +177,10 @@ class JwksCache:
         await self._fetch.wait(timeout)
 
     async def _fetch_keys(self) -> None:
-        """Replace the keys. A document that cannot be fetched or read leaves them unchanged."""
+        """Replace the keys.
+
+        A document that cannot be fetched or read leaves them unchanged.
+        """
         try:
             async with aiohttp.ClientSession(timeout=self._timeout) as session, session.get(self._url) as response:
                 response.raise_for_status()

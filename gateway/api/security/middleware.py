@@ -1,6 +1,7 @@
-"""Authentication, permissions and rate limits of every request, before its body is read.
+"""Authentication, permissions and rate limits of every request.
 
-The middleware is pure ASGI, because other kinds of middleware run for each chunk of a body. See docs/adr/0005.
+They are checked before the body is read. The middleware is pure ASGI, because other kinds of middleware run for each
+chunk of a body. See docs/adr/0005.
 """
 
 from fnmatch import fnmatchcase
@@ -38,7 +39,10 @@ _STREAMING_CLASSES: tuple[RouteClass, ...] = ("chat", "mcp")
 
 
 class SecurityMiddleware:
-    """Adds the principal to the scope of a request, or answers the request with an error."""
+    """Adds the principal to a request's scope.
+
+    A request that is not allowed is answered with an error.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -82,7 +86,9 @@ class SecurityMiddleware:
                 await self._app(scope, reject_lone_surrogates(revocable_receive), send)
 
     async def _authorize_request(self, scope: Scope, permission: RoutePermission, source: str) -> Principal | None:
-        """Return the principal of a request; None on a public route. Failures count against the source address.
+        """Return the principal of a request.
+
+        Return None on a public route. Failures count against the source address.
 
         Raises:
             GatewayError: the request is not allowed.
@@ -115,7 +121,10 @@ class SecurityMiddleware:
             raise WrongHost
 
     def _check_origin(self, scope: Scope, principal: Principal | None) -> None:
-        """Reject changes by web pages of other origins while no credential is required."""
+        """Reject changes by web pages of other origins.
+
+        The check runs while no credential is required.
+        """
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is None or scope["method"] in _SAFE_METHODS or (principal is not None and principal.key is not None):
@@ -134,7 +143,10 @@ def _get_rate_limiter(scope: Scope) -> RateLimiter:
 
 
 def _parse_host(header: str) -> str:
-    """Parse the host name in a Host header, in lower case and without the port."""
+    """Parse the host name in a Host header.
+
+    The result is in lower case and without the port.
+    """
     name = header.lower()
     return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 

@@ -1,6 +1,7 @@
-"""Permissions of each route: the area in the key's scopes, the lowest role, and the rate-limit class.
+"""Permissions of each route.
 
-A route without an entry is not served, and a test fails for each route of the OpenAPI document without one.
+A permission has the area in the key's scopes, the lowest role, and the rate-limit class. A route without an entry is
+not served, and a test fails for each route of the OpenAPI document without one.
 """
 
 import re
@@ -116,7 +117,10 @@ _PARAMETERS_WITH_SLASHES = {"model"}
 
 
 def find_permission(method: str, path: str) -> RoutePermission | None:
-    """Return the permission that a request needs; None if no route matches: then the application must not run."""
+    """Return the permission that a request needs.
+
+    Return None if no route matches: then the application must not run.
+    """
     method = "GET" if method == "HEAD" else method
     if (permission := ROUTES.get((method, path))) is not None:
         return permission

@@ -38,7 +38,10 @@ class OpenRequestRegistry:
 
     @contextmanager
     def cancel_on_revocation(self, principal: Principal | None, receive: Receive) -> Generator[Receive]:
-        """Yield a `receive` that reports a disconnect as soon as the principal's key is no longer valid."""
+        """Yield a `receive` that disconnects when the key is revoked.
+
+        It reports the disconnect as soon as the principal's key is no longer valid.
+        """
         if principal is None or principal.key is None or not principal.key.startswith(KEY_PREFIX):
             yield receive
             return

@@ -33,9 +33,9 @@ async def list_keys(principal: PrincipalDep, keys: ApiKeysDep) -> KeyList:
 
 @router.post("", summary="Create a key", status_code=201)
 async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep, response: Response) -> CreatedKey:
-    """Create a key with at most your own rights. Only this response shows the secret.
+    """Create a key with at most your own rights.
 
-    The first key enables authentication on every worker.
+    Only this response shows the secret. The first key enables authentication on every worker.
     """
     response.headers["Cache-Control"] = "no-store"
     new = _build_new_key(body, principal)
@@ -92,7 +92,7 @@ def _build_new_key(body: NewKeyBody, creator: Principal) -> NewKey:
 def _check_allowed(
     field: str, requested: list[str] | list[Area] | None, allowed: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    """Return the requested allow list, or the creator's own list if none is requested.
+    """Return the requested allow list, or the creator's own.
 
     A glob must be in the creator's list literally: whether one glob covers another is not decided here.
 

@@ -53,7 +53,10 @@ async def list_audit(
     actor: ActorFilter = None,
     action: ActionFilter = None,
 ) -> AuditList:
-    """The newest entries first. Entries cannot be changed or deleted, not even by the gateway."""
+    """The newest entries first.
+
+    Entries cannot be changed or deleted, not even by the gateway.
+    """
     rows = await audit_log.list_entries(limit=limit, before=before, actor=actor, action=action)
     views = [AuditView.model_validate(row, from_attributes=True) for row in rows]
     return AuditList(items=views, next=views[-1].id if len(views) == limit else None)

@@ -56,7 +56,10 @@ class StatsView(BaseModel):
 
 @router.get("/stats", summary="Get the usage of all users")
 async def get_stats(_principal: PrincipalDep, usage: UsageDep, days: Days = 30) -> StatsView:
-    """Turns, tokens, cost, errors, ratings and tool calls of all users. Admins only."""
+    """Usage statistics of all users.
+
+    Turns, tokens, cost, errors, ratings and tool calls. Admins only.
+    """
     return StatsView(
         days=[
             DailyUsageView.model_validate(stats, from_attributes=True) for stats in await usage.aggregate_by_day(days)

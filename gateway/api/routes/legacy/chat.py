@@ -55,7 +55,10 @@ async def stream_prompt(
 
 @router.post("/api/chat/stream", summary="Stream the answer to a message in a conversation", response_class=Response)
 async def stream_prompts(body: LegacyChatStreamRequest, request: Request, principal: PrincipalDep) -> Response:
-    """Answer a prompt in a conversation, or without storing it if `save_conversation` is false."""
+    """Answer a prompt in a conversation.
+
+    If `save_conversation` is false, the conversation is not stored.
+    """
     turn = await start_turn(body.to_turn_request(), request, principal)
     return stream_turn(turn, request, partial(stream_legacy_frames, stored=body.save_conversation))
 

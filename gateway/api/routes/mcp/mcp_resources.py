@@ -25,7 +25,10 @@ class ResourceList(BaseModel):
 
 
 class PromptList(BaseModel):
-    """Prompts in MCP's format, each with its `server`. Names are unique across servers."""
+    """Prompts in MCP's format, each with its `server`.
+
+    Names are unique across servers.
+    """
 
     prompts: list[JsonObject]
 
@@ -69,5 +72,8 @@ async def list_prompts(principal: PrincipalDep, toolbox: ToolboxDep) -> PromptLi
 
 @router.post("/prompts/{name}", summary="Get a prompt", responses=_ERRORS)
 async def get_prompt(name: str, body: PromptArguments, principal: PrincipalDep, toolbox: ToolboxDep) -> JsonObject:
-    """The messages of a prompt with its arguments filled in, in MCP's format."""
+    """The messages of a prompt, with its arguments filled in.
+
+    The messages are in MCP's format.
+    """
     return await toolbox.get_prompt(name, body.arguments, principal)

@@ -53,7 +53,10 @@ class McpServerView(BaseModel):
 
 
 class ChangedTool(BaseModel):
-    """Tool whose definition has changed: `was` is the approved definition, `now` the current one."""
+    """Tool whose definition has changed.
+
+    `was` is the approved definition, `now` the current one.
+    """
 
     server: str
     tool: str
@@ -101,7 +104,10 @@ class ServerPatch(BaseModel):
 async def list_servers(
     principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
 ) -> McpServerList:
-    """The state and configuration of each server, and tools whose definition has changed."""
+    """The state and configuration of each server.
+
+    The list also has the tools whose definition has changed.
+    """
     statuses = {
         status.name: status for status in toolbox.list_server_statuses() if principal.can_use_server(status.name)
     }
@@ -152,7 +158,10 @@ async def switch_server(
     servers: ServersDep,
     toolbox: ToolboxDep,
 ) -> McpServerList:
-    """Disable or enable a server, including one from the configuration file. Active calls finish first."""
+    """Disable or enable a server.
+
+    It may be a server from the configuration file. Active calls finish first.
+    """
     _require_admin(principal)
     await admin.set_disabled(name, disabled=body.disabled, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
@@ -160,7 +169,10 @@ async def switch_server(
 
 @router.delete("/{name}", summary="Remove an MCP server", status_code=204, responses=_ERRORS)
 async def remove_server(name: ServerName, principal: PrincipalDep, admin: ServerAdminDep) -> None:
-    """Remove a server that was added over the API. Active calls finish first."""
+    """Remove a server that was added over the API.
+
+    Active calls finish first.
+    """
     _require_admin(principal)
     await admin.remove_server(name, by=principal.user)
 
@@ -174,7 +186,10 @@ async def approve_tool(
     servers: ServersDep,
     toolbox: ToolboxDep,
 ) -> McpServerList:
-    """Accept the current definition of a tool. With `on_change` `hold`, the tool becomes available again."""
+    """Accept the current definition of a tool.
+
+    With `on_change` `hold`, the tool becomes available again.
+    """
     _require_admin(principal)
     await servers.approve_tool(name, tool, by=principal.user)
     toolbox.recheck_server(name)

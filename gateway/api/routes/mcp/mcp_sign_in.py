@@ -1,4 +1,7 @@
-"""Sign-in to protected MCP servers: the API, and the pages for the user's browser."""
+"""Sign-in to protected MCP servers.
+
+The API, and the pages for the user's browser.
+"""
 
 from html import escape
 from typing import Annotated
@@ -99,7 +102,10 @@ async def show_start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
 
 @router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
 async def start_sign_in(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> Response:
-    """Redirect to the authorization server. The cookie binds the callback to this browser."""
+    """Redirect to the authorization server.
+
+    The cookie binds the callback to this browser.
+    """
     try:
         url = await toolbox.sign_in.begin_sign_in(ticket)
     except GatewayError as error:

@@ -57,7 +57,10 @@ class ConversationTurn(BaseModel):
 
 
 class ConversationDetail(ConversationView):
-    """Conversation with all turns, oldest first, and the messages of the newest turn's branch."""
+    """Conversation with all turns, oldest first.
+
+    `messages` are those of the newest turn's branch.
+    """
 
     turns: list[ConversationTurn]
     messages: list[object]
@@ -88,7 +91,10 @@ async def list_conversations(
 async def get_conversation(
     conversation_id: str, principal: PrincipalDep, conversations: ConversationsDep
 ) -> ConversationDetail:
-    """The conversation with all of its turns, and the messages of the newest branch."""
+    """The conversation with all of its turns.
+
+    The messages are those of the newest branch.
+    """
     return await _build_detail(await conversations.get_conversation(conversation_id, principal), conversations)
 
 
@@ -127,7 +133,7 @@ async def delete_conversation(
 async def cancel_and_delete(
     conversation_id: str, principal: Principal, conversations: ConversationStore, service: TurnService
 ) -> UUID:
-    """Cancel the active turns of a conversation, delete it, and return its id."""
+    """Cancel a conversation's active turns, delete it, and return its id."""
     conversation = await conversations.get_conversation(conversation_id, principal)
     for turn_id in await conversations.list_open_turns(conversation.id):
         await service.cancel_turn(await service.get_turn(turn_id, principal))

@@ -46,7 +46,7 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether this worker can serve.
+    """Readiness of this worker.
 
     `status` is `ready`, `degraded` (the model or an MCP server is unavailable) or `unavailable` (the database does not
     answer, a background task that every turn needs has failed, or the worker is stopping).
@@ -65,7 +65,10 @@ class Readiness(BaseModel):
 async def health(
     conversation_store: ConversationsDep, turn_service: TurnServiceDep, started_at: StartTimeDep
 ) -> Health:
-    """Answer 200 while the process runs, even if the database cannot be reached."""
+    """Answer 200 while the process runs.
+
+    The database need not be reachable.
+    """
     try:
         async with asyncio.timeout(1):
             conversations = await conversation_store.count_conversations()

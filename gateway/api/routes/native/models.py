@@ -9,10 +9,11 @@ router = APIRouter(prefix="/api/v1", tags=["models"])
 
 
 class ModelView(BaseModel):
-    """Model of the catalog. Windows are in tokens, prices in USD per million tokens.
+    """Model of the catalog.
 
-    `tools`: the model supports tool calls natively; else the prompt describes the tools. `parallel_calls`: it can make
-    several calls in one step. `not_taken`: parameters that it does not support.
+    Windows are in tokens, prices in USD per million tokens. `tools`: the model supports tool calls natively; else the
+    prompt describes the tools. `parallel_calls`: it can make several calls in one step. `not_taken`: parameters that it
+    does not support.
     """
 
     id: str

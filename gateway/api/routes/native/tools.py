@@ -72,7 +72,10 @@ class ToolCallResult(BaseModel):
 
 @router.get("/tools", summary="List the tools")
 async def list_tools(principal: PrincipalDep, toolbox: ToolboxDep) -> ToolListView:
-    """The tools that you may use, and the state of each MCP server."""
+    """The tools that you may use.
+
+    The list also has the state of each MCP server.
+    """
     servers = [server for server in toolbox.list_server_statuses() if principal.can_use_server(server.name)]
     states = {server.name: server.state for server in servers}
     tools = [

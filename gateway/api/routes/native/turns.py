@@ -23,7 +23,10 @@ _NOT_FOUND: dict[int | str, JsonObject] = {404: {"model": ErrorBody, "descriptio
 
 
 class ToolCallView(BaseModel):
-    """Tool call of a turn. `outcome` is null until the call has ended."""
+    """Tool call of a turn.
+
+    `outcome` is null until the call has ended.
+    """
 
     call_id: str
     step: int
@@ -110,7 +113,10 @@ async def follow_turn(
 
 
 class AnswerBody(BaseModel):
-    """Answer to a question. With the action `accept`, `content` must match the question's schema."""
+    """Answer to a question.
+
+    With the action `accept`, `content` must match the question's schema.
+    """
 
     input_id: UUID
     action: Literal["accept", "decline", "cancel"]
@@ -133,7 +139,7 @@ async def answer_input(
     turns: TurnsDep,
     questions: QuestionsDep,
 ) -> TurnView:
-    """Answer, decline or cancel a question or an approval request of a turn.
+    """Answer, decline or cancel a turn's question or approval request.
 
     The turn continues on any worker: follow `/events` after the last event that you received. To approve a tool call
     with different arguments, accept with `content: {"arguments": {…}}`.
@@ -178,9 +184,9 @@ class FeedbackView(BaseModel):
 async def rate_turn(
     turn_id: UUID, body: FeedbackBody, principal: PrincipalDep, turns: TurnsDep, usage: UsageDep
 ) -> FeedbackView:
-    """Rate a turn `up` or `down`. A new rating replaces the previous one.
+    """Rate a turn `up` or `down`.
 
-    The comment is not stored for a turn with `store` false.
+    A new rating replaces the previous one. The comment is not stored for a turn with `store` false.
     """
     turn = await turns.get_turn(turn_id, principal)
     comment = body.comment.replace("\x00", "\ufffd") if body.comment and turn.store else None

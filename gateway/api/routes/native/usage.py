@@ -164,7 +164,10 @@ def _parse_range(since: str | None, until: str | None) -> tuple[datetime, dateti
 
 
 def _parse_time(text: str, param: str, *, end: bool = False) -> datetime:
-    """Parse a date or time; `end`: a date means the end of that day."""
+    """Parse a date or time.
+
+    With `end`, a date means the end of that day.
+    """
     try:
         if len(text) == len("2026-01-31"):
             return _to_midnight(date.fromisoformat(text)) + timedelta(days=end)
@@ -193,5 +196,8 @@ def _to_csv_response(table: UsageTable) -> Response:
 
 
 def _escape_formula(value: object) -> object:
-    """Prefix text that a spreadsheet would read as a formula with an apostrophe."""
+    """Prefix spreadsheet formulas with an apostrophe.
+
+    A spreadsheet would run text that it reads as a formula.
+    """
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_PREFIXES) else value

@@ -90,7 +90,10 @@ async def list_input_items(response_id: str, request: Request) -> JsonObject:
 
 @router.delete("/{response_id}", summary="Delete a response")
 async def delete_response(response_id: str, request: Request) -> JsonObject:
-    """Delete the turn with everything stored about it. An active turn is cancelled first."""
+    """Delete the turn with everything stored about it.
+
+    An active turn is cancelled first.
+    """
     turn, _ = await _find_response(response_id, request)
     await get_turn_service(request).cancel_turn(turn)
     await get_turn_store(request).delete_turn(turn.id, by=get_principal(request).user)
