@@ -169,7 +169,10 @@ class Tools:
 async def build_gateway(
     settings: Settings, servers: list[ServerConfig], timeouts: Timeouts, state: State
 ) -> AsyncGenerator[None]:
-    """Start every part and set the attributes of `state` that `api/deps.py` reads; stop in reverse order."""
+    """Start every part; stop in reverse order.
+
+    Sets the attributes of `state` that `api/deps.py` reads.
+    """
     tasks = TaskRegistry()
     worker_id = uuid7()
     async with AsyncExitStack() as stack:
@@ -219,19 +222,28 @@ async def build_gateway(
 
 
 async def stop_gateway(app: FastAPI, grace_seconds: float) -> None:
-    """End all streams and hand over the turns that do not end in time. No effect before the start."""
+    """End all streams, and hand over the remaining turns.
+
+    Turns have `grace_seconds` to end. No effect before the start.
+    """
     if hasattr(app.state, "stop"):
         await app.state.stop(grace_seconds)
 
 
 def reload_servers(app: FastAPI) -> None:
-    """Read the configuration of the MCP servers now. No effect before the start."""
+    """Read the configuration of the MCP servers now.
+
+    No effect before the start.
+    """
     if hasattr(app.state, "registry"):
         app.state.registry.reload()
 
 
 async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: float) -> None:
-    """End all streams, each with its last message, and hand over the turns that do not end in time."""
+    """End all streams, each with its last message.
+
+    Turns that do not end in time are handed over.
+    """
     mcp.stop_listening()
     await turn_service.stop(grace_seconds)
 
@@ -240,7 +252,10 @@ async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: floa
 async def build_store(
     settings: Settings, timeouts: Timeouts, worker_id: UUID, tasks: TaskRegistry
 ) -> AsyncGenerator[Store]:
-    """Open the database and start the journal. On exit, the journal commits the waiting writes."""
+    """Open the database and start the journal.
+
+    On exit, the journal commits the waiting writes.
+    """
     assert settings.postgres_url is not None
     database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
     redactor = load_rules(settings.redaction_rules)
@@ -292,7 +307,10 @@ async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[L
 async def build_tools(
     settings: Settings, servers: list[ServerConfig], store: Store, tasks: TaskRegistry
 ) -> AsyncGenerator[Tools]:
-    """Connect to the MCP servers, and keep the connections in step with their configuration."""
+    """Connect to the MCP servers.
+
+    Changes of their configuration open and close connections.
+    """
     toolbox = McpToolbox(servers, settings, store.servers, store.grants)
     policy_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
@@ -316,7 +334,10 @@ async def build_agent(
     tools: Tools,
     tasks: TaskRegistry,
 ) -> AsyncGenerator[TurnService]:
-    """Start the runner and its tasks. On exit, the running turns are handed over to other workers."""
+    """Start the runner and its tasks.
+
+    On exit, the running turns are handed over to other workers.
+    """
     runner = _build_runner(settings, timeouts, worker_id, store, llm, tools)
     subscriptions = TurnSubscriptions(runner, store.turns, store.bus)
     service = TurnService(

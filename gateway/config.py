@@ -1,4 +1,7 @@
-"""Settings of the gateway, from the environment and `.env`. They are frozen after start-up."""
+"""Settings of the gateway, from the environment and `.env`.
+
+They are frozen after start-up.
+"""
 
 import re
 import sys
@@ -40,7 +43,10 @@ RENAMED_SETTINGS = {
     "GROQ_RECORD": "MODEL_RECORD_DIR",
     "GATEWAY_LIFELINE": "GATEWAY_PARENT_FD",
 }
-"""Old environment names, which are still accepted, and the names that replace them."""
+"""Old environment names, and the names that replace them.
+
+Old names are still accepted.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,10 @@ class Timeouts:
 
 
 class Settings(BaseSettings):
-    """Each field is set by the environment variable of its name, or by an alias that it lists."""
+    """Settings of the gateway.
+
+    The environment variable of a field's name sets it, or an alias that the field lists.
+    """
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
@@ -212,7 +221,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _validate_jwt_settings(self) -> Self:
-        """Require an issuer, an audience and algorithms that fit the kind of key."""
+        """Require an issuer, an audience and fitting algorithms.
+
+        The algorithms must fit the kind of key.
+        """
         if self.jwt_secret is None and self.jwt_jwks_url is None:
             return self
         if self.jwt_secret is not None and self.jwt_jwks_url is not None:
@@ -254,7 +266,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _reject_placeholder_openai_key(self) -> Self:
-        """Refuse a placeholder for OpenAI itself; other servers accept any key, such as `none`."""
+        """Refuse a placeholder for OpenAI itself.
+
+        Other servers accept any key, such as `none`.
+        """
         key, host = self.openai_api_key, urlsplit(self.openai_base_url).hostname
         if host == "api.openai.com" and key is not None and _is_placeholder(key.get_secret_value()):
             raise ValueError("OPENAI_API_KEY: is a placeholder: set the key that OpenAI issued to you")
@@ -323,7 +338,10 @@ class Settings(BaseSettings):
 
     @property
     def provider(self) -> Literal["groq", "openai"] | None:
-        """The provider whose key is set; None without a key, where the simulated Groq serves."""
+        """The provider whose key is set.
+
+        None without a key, where the simulated Groq serves.
+        """
         if self.groq_api_key is not None:
             return "groq"
         return "openai" if self.openai_api_key is not None else None
@@ -381,7 +399,10 @@ class Settings(BaseSettings):
 
     @property
     def json_logs(self) -> bool:
-        """Whether logs are JSON: LOG_JSON, or by default whether standard error is no terminal."""
+        """Return whether logs are JSON.
+
+        LOG_JSON decides; by default, logs are JSON unless standard error is a terminal.
+        """
         return not sys.stderr.isatty() if self.log_json is None else self.log_json
 
     @property

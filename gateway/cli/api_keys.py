@@ -40,7 +40,10 @@ def create_key(
     usd_per_day: Annotated[float | None, typer.Option(help="Cost budget a day, in US dollars.")] = None,
     usd_per_month: Annotated[float | None, typer.Option(help="Cost budget a month, in US dollars.")] = None,
 ) -> None:
-    """Create a key and print it once. The first key turns authentication on."""
+    """Create a key and print it once.
+
+    The first key turns authentication on.
+    """
     from gateway.store.api_keys import NewKey
 
     budget = Budget(tokens_per_day, tokens_per_month, usd_per_day, usd_per_month)
@@ -116,7 +119,10 @@ def _validate_key(**values: object) -> None:
 
 
 def _format_option_problem(location: tuple[int | str, ...], message: str) -> str:
-    """Name the option: `--tool: …` for ("tools", 0), `--streams: …` for ("limits", "streams")."""
+    """Name the option of a validation error.
+
+    For example, `--tool: …` for ("tools", 0), `--streams: …` for ("limits", "streams").
+    """
     name = str(location[1] if location[0] in ("budget", "limits") else location[0])
     return f"--{_OPTION_NAMES.get(name, name).replace('_', '-')}: {message}"
 

@@ -1,4 +1,7 @@
-"""`agent-gateway chat`: sends prompts to a running gateway and prints tokens and tool calls as they arrive."""
+"""`agent-gateway chat`.
+
+Sends prompts to a running gateway and prints tokens and tool calls as they arrive.
+"""
 
 import asyncio
 import json
@@ -16,14 +19,17 @@ _DIM, _RED, _RESET = "\033[2m", "\033[31m", "\033[0m"
 
 
 class ChatError(Exception):
-    """The gateway refused the request or cannot be reached. `str()` is for the terminal."""
+    """Error of a gateway that refused or cannot be reached.
+
+    `str()` is for the terminal.
+    """
 
 
 class ChatTerminal:
-    """One conversation with the gateway at `url`. Answers go to `output`, all other lines to `notes`.
+    """A conversation with the gateway at `url`.
 
-    `read_line` prompts the person at the terminal; without it, questions of a turn are declined.
-    `tls_context` None: the machine's own trust store.
+    Answers go to `output`, all other lines to `notes`. `read_line` prompts the person at the terminal; without it,
+    questions of a turn are declined. `tls_context` None: the machine's own trust store.
     """
 
     def __init__(
@@ -78,7 +84,10 @@ class ChatTerminal:
     async def _print_stream(
         self, session: aiohttp.ClientSession, request: AbstractAsyncContextManager[aiohttp.ClientResponse]
     ) -> str | None:
-        """Print a stream to its end; return the path where it continues if the turn waited for an answer."""
+        """Print a stream to its end.
+
+        Return the path where it continues if the turn waited for an answer.
+        """
         last = 0
         async with request as response:
             if response.status != 200:
@@ -157,7 +166,10 @@ async def _iterate_events(lines: aiohttp.StreamReader) -> AsyncGenerator[tuple[i
 
 
 def _read_answer(question: JsonObject, read_line: Callable[[str], str]) -> JsonObject:
-    """Read yes or no for an approval or a page to visit, and a line for each field of a question."""
+    """Read the answer to a question from the terminal.
+
+    The answer is yes or no for an approval or a page to visit, and a line for each field of a question.
+    """
     if question["kind"] != "question":
         yes = read_line("  [y/N] ").strip().lower() in ("y", "yes")
         return {"action": "accept", "content": {}} if yes else {"action": "decline"}
@@ -201,7 +213,10 @@ def _shorten(text: str, max_length: int = 120) -> str:
 def run_chat(
     prompt: str | None, url: str, *, api_key: str | None, model: str | None, tls_context: ssl.SSLContext | None = None
 ) -> int:
-    """Send one prompt, or read prompts until the input ends. Returns the exit code."""
+    """Send one prompt, or read prompts until the input ends.
+
+    Returns the exit code.
+    """
     read_line = input if sys.stdin.isatty() else None
     terminal = ChatTerminal(
         url,
@@ -231,7 +246,10 @@ def _read_prompt() -> str | None:
 
 
 def _send_prompt(terminal: ChatTerminal, prompt: str) -> int:
-    """Send one prompt; Ctrl-C cancels its turn and not the conversation. Returns the exit code."""
+    """Send one prompt.
+
+    Ctrl-C cancels its turn and not the conversation. Returns the exit code.
+    """
     try:
         asyncio.run(terminal.send_prompt(prompt))
     except ChatError as error:

@@ -1,4 +1,4 @@
-"""Turns errors that a person can fix into a line at the terminal."""
+"""Errors of the configuration, each as a line at the terminal."""
 
 import sys
 from collections.abc import Generator

@@ -1,4 +1,7 @@
-"""`agent-gateway`: starts the gateway, migrates its database, manages API keys, and chats from a terminal."""
+"""The command `agent-gateway`.
+
+It starts the gateway, migrates its database, manages API keys, and chats from a terminal.
+"""
 
 import asyncio
 from typing import Annotated
@@ -20,7 +23,10 @@ app.add_typer(api_keys.app, name="keys")
 
 @app.command("up")
 def run_everything() -> None:
-    """Run everything on this machine: Postgres, the simulated Groq (without a key), the tool server, the gateway."""
+    """Run everything on this machine.
+
+    Postgres, the simulated Groq (without a key), the tool server, the gateway.
+    """
     from gateway.server.stack import run_stack
 
     with report_config_errors():

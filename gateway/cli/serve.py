@@ -90,7 +90,9 @@ def _log_renamed_settings() -> None:
 
 
 async def prepare_schema(settings: Settings, url: str) -> None:
-    """Wait for the database, and migrate its schema where the settings allow that.
+    """Wait for the database, and migrate its schema if allowed.
+
+    MIGRATE_ON_START allows it; the embedded Postgres is always migrated.
 
     Raises:
         DatabaseError: the database does not answer in time, or its schema is out of date.
@@ -118,7 +120,10 @@ async def _has_stored_keys(url: str) -> bool:
 
 @contextmanager
 def open_postgres(settings: Settings) -> Generator[str]:
-    """Yield the URL of the configured Postgres; without one, run the embedded Postgres for the length of the block."""
+    """Yield the URL of Postgres.
+
+    Without a configured one, the embedded Postgres runs for the length of the block.
+    """
     if settings.postgres_url is not None:
         yield settings.postgres_url
         return
@@ -133,7 +138,10 @@ def open_postgres(settings: Settings) -> Generator[str]:
 
 @asynccontextmanager
 async def _open_model_server(settings: Settings, url: str) -> AsyncGenerator[Settings]:
-    """Yield settings that name a database and a model server: without a key, the simulated one in this process."""
+    """Yield settings that name a database and a model server.
+
+    Without a key, the simulated model server runs in this process.
+    """
     if settings.provider is not None:
         yield settings.model_copy(update={"database_url": url})
         return

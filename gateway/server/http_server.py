@@ -10,9 +10,10 @@ _LISTENERS_PER_SOCKET = 8
 
 
 class GatewayHttpServer(uvicorn.Server):
-    """uvicorn that calls `on_stop` at the signal, so open streams can end before uvicorn waits for them.
+    """uvicorn that calls `on_stop` at the signal.
 
-    A requested stop is no failure: the signal is not raised again at the end, so the process exits with 0.
+    Open streams can thus end before uvicorn waits for them. A requested stop is no failure: the signal is not raised
+    again at the end, so the process exits with 0.
     """
 
     def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
@@ -20,9 +21,10 @@ class GatewayHttpServer(uvicorn.Server):
         self._on_stop = on_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen several times on each socket: uvloop accepts one connection per listener and loop pass.
+        """Listen several times on each socket.
 
-        With many streams a pass takes long, and new clients would wait for seconds. See docs/adr/0006.
+        uvloop accepts one connection per listener and loop pass. With many streams a pass takes long, and new clients
+        would wait for seconds. See docs/adr/0006.
         """
         copies = [listener.dup() for listener in sockets or () for _ in range(_LISTENERS_PER_SOCKET - 1)]
         await super().startup([*(sockets or ()), *copies] or None)

@@ -1,4 +1,7 @@
-"""The stacks that the commands start: everything on this machine, or several gateway workers on one port."""
+"""The stacks that the commands start.
+
+Everything on this machine, or several gateway workers on one port.
+"""
 
 import asyncio
 import contextlib
@@ -22,9 +25,10 @@ _DATABASE_WAIT_SECONDS = "30"
 
 
 def run_stack(settings: Settings) -> int:
-    """Run Postgres, the simulated Groq, the tool server and the gateway, as far as the settings ask for them.
+    """Run the gateway and the servers that it needs.
 
-    Returns the exit code.
+    The servers are Postgres, the simulated Groq and the tool server, as far as the settings ask for them. Returns the
+    exit code.
 
     Raises:
         ConfigError: a port is taken, or the certificate, the database or the MCP servers that the settings name cannot
@@ -54,9 +58,9 @@ def run_stack(settings: Settings) -> int:
 
 
 def run_workers(settings: Settings, count: int) -> int:
-    """Run several gateways on one port, with the database and the model that nothing else provides.
+    """Run several gateways on one port.
 
-    Returns the exit code.
+    Also runs the database and the model, if the settings name none. Returns the exit code.
 
     Raises:
         ConfigError: the port is taken, or the certificate that the settings name cannot be used.
@@ -78,7 +82,10 @@ def run_workers(settings: Settings, count: int) -> int:
 
 
 def build_simulator(settings: Settings, env: dict[str, str], listener: socket.socket) -> list[ManagedProcess]:
-    """Build the simulated Groq's process where no other model is configured; adds its address to `env`."""
+    """Build the simulated Groq's process if no model is configured.
+
+    Adds its address to `env`.
+    """
     if settings.provider is not None:
         return []
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -90,7 +97,10 @@ def build_simulator(settings: Settings, env: dict[str, str], listener: socket.so
 
 
 def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, count: int) -> list[ManagedProcess]:
-    """Build the gateway's processes. They are stopped before the processes that they depend on."""
+    """Build the gateway's processes.
+
+    They are stopped before the processes that they depend on.
+    """
     env = {**env, "GATEWAY_PORT": str(port.port_number)}
     return [
         ManagedProcess(
@@ -128,8 +138,10 @@ def _bind_simulator_port() -> socket.socket:
 
 
 def _load_tools_secret(settings: Settings) -> str:
-    """Return the configured secret, else the data directory's own, which survives a restart: stored questions are
-    encrypted with it."""
+    """Return the configured secret, or else the data directory's own.
+
+    The latter survives a restart: stored questions are encrypted with it.
+    """
     if settings.tools_server_secret is not None:
         return settings.tools_server_secret.get_secret_value()
     file = settings.gateway_data_dir / "tools-secret"

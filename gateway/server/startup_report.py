@@ -51,7 +51,10 @@ async def report_stack_ready(
 async def report_workers_ready(
     settings: Settings, all_ready: asyncio.Event, address: str, count: int, started_at: float
 ) -> None:
-    """Print the address when all workers serve, and the limits that they do not share."""
+    """Print the address when all workers serve.
+
+    Also print the limits that they do not share.
+    """
     await all_ready.wait()
     print_line(f"The agent gateway is ready after {time.monotonic() - started_at:.1f} s: {count} workers at {address}")
     for note in list_scaling_notes(settings, count):

@@ -1,4 +1,7 @@
-"""Keeps the processes of a stack running: starts them side by side, restarts them, stops them in order."""
+"""Keeps the processes of a stack running.
+
+Starts them side by side, restarts them, and stops them in order.
+"""
 
 import asyncio
 import contextlib
@@ -23,7 +26,10 @@ STOPPED, FAILED, MISCONFIGURED = 0, 1, 2
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """Gives up on a process that dies `max_deaths` times within `window_seconds`; backs off between restarts."""
+    """Limits the restarts of a process.
+
+    It gives up on a process that dies `max_deaths` times within `window_seconds`, and backs off between restarts.
+    """
 
     max_deaths: int = 5
     window_seconds: float = 60.0
@@ -33,10 +39,11 @@ class RestartPolicy:
 
 @dataclass
 class ManagedProcess:
-    """A child process. Lower `stop_rank`s are stopped first; each has `stop_timeout_seconds` before it is killed.
+    """A child process.
 
-    With a `port` it is a worker: it serves there once all workers can. A `replaceable` process is restarted even when
-    it ended with exit code 0.
+    Lower `stop_rank`s are stopped first; each has `stop_timeout_seconds` before it is killed. With a `port` it is a
+    worker: it serves there once all workers can. A `replaceable` process is restarted even when it ended with exit code
+    0.
     """
 
     name: str
@@ -55,11 +62,12 @@ class ManagedProcess:
 
 
 class Supervisor:
-    """Keeps child processes and the embedded Postgres running until a signal stops it.
+    """Keeps child processes and the embedded Postgres running.
 
-    A process that ends with exit code 0 ends the whole stack, because a signal stopped it. A process that dies is
-    restarted. Each child has a session of its own, so a terminal's Ctrl-C reaches only this process. A socket as each
-    child's standard input tells it when this process is gone; see `gateway_runtime.parent_watchdog`.
+    It runs until a signal stops it. A process that ends with exit code 0 ends the whole stack, because a signal stopped
+    it. A process that dies is restarted. Each child has a session of its own, so a terminal's Ctrl-C reaches only this
+    process. A socket as each child's standard input tells it when this process is gone; see
+    `gateway_runtime.parent_watchdog`.
 
     `stop_on_hangup`: SIGHUP stops everything; without it, SIGHUP is passed on to the workers.
     """
@@ -84,7 +92,10 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Start everything, wait for the signal to stop, stop everything. Returns the exit code."""
+        """Start everything, wait for the stop signal, stop everything.
+
+        Returns the exit code.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_stop_signal)
@@ -107,7 +118,10 @@ class Supervisor:
         return self._exit_code
 
     def spawn_task(self, coroutine: Coroutine[None, None, None]) -> None:
-        """Run a coroutine beside the processes; it is cancelled when they are stopped."""
+        """Run a coroutine beside the processes.
+
+        It is cancelled when they are stopped.
+        """
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
@@ -157,7 +171,10 @@ class Supervisor:
             process.startup_error = asyncio.create_task(self._receive_startup_error(process, parent_socket))
 
     async def _receive_startup_error(self, process: ManagedProcess, parent_socket: socket.socket) -> str:
-        """Send a worker the start signal once all workers are ready; return its error message if it cannot start."""
+        """Send a worker the start signal once all are ready.
+
+        Return the error message of a worker that cannot start.
+        """
         message = await asyncio.get_running_loop().sock_recv(parent_socket, _MAX_MESSAGE_BYTES)
         if message != READY:
             return message.decode()

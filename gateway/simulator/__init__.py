@@ -1,4 +1,6 @@
-"""A local model server with Groq's wire format, for tests and for use without an API key.
+"""A local model server with Groq's wire format.
+
+It serves tests, and users without an API key.
 
 It understands prompts well enough to call tools, and marks its answers as simulated.
 

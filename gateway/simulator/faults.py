@@ -29,7 +29,10 @@ FaultKind = Literal[
 
 
 class Fault(msgspec.Struct, kw_only=True):
-    """A fault for the next `times` requests whose model or prompt contains `match`."""
+    """A fault for the next `times` requests that match.
+
+    Model or prompt contain `match`.
+    """
 
     kind: FaultKind
     times: int = 1
@@ -49,7 +52,10 @@ class Fault(msgspec.Struct, kw_only=True):
 
 
 class FaultPlan:
-    """The scheduled faults. A request takes the first matching fault of each kind."""
+    """The scheduled faults.
+
+    A request takes the first matching fault of each kind.
+    """
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -64,7 +70,7 @@ class FaultPlan:
         return iter(self._faults)
 
     def take_faults(self, chat: Chat) -> dict[str, Fault]:
-        """Return the faults of a request by kind, and count them as used once."""
+        """Return a request's faults by kind, and count their use."""
         faults: dict[str, Fault] = {}
         for fault in self._faults:
             if fault.kind not in faults and fault.applies_to(chat):

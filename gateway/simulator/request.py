@@ -91,7 +91,10 @@ class Chat(msgspec.Struct, kw_only=True):
 
     @property
     def allows_many_calls(self) -> bool:
-        """Whether the model makes several calls in one step. gpt-oss does not."""
+        """Return whether the model makes several calls in one step.
+
+        gpt-oss does not.
+        """
         return not self.model.startswith("openai/gpt-oss")
 
     @property

@@ -1,4 +1,7 @@
-"""Chooses the next message of the simulated model from the last user message and later tool results."""
+"""Chooses the next message of the simulated model.
+
+The choice depends on the last user message and later tool results.
+"""
 
 import json
 import re
@@ -14,7 +17,10 @@ SIMULATED_MARK = "(simulated)"
 
 
 class SimulatedCall(msgspec.Struct):
-    """A tool call. `arguments` is a string only if a fault makes it invalid."""
+    """A tool call.
+
+    `arguments` is a string only if a fault makes it invalid.
+    """
 
     name: str
     arguments: JsonObject | str
@@ -45,7 +51,10 @@ class PromptContext:
         return next((tool for tool in self.chat.functions if tool == name or tool.endswith(f"_{name}")), None)
 
     def run_calls(self, calls: list[SimulatedCall], finish: Callable[[list[str]], str]) -> Reply:
-        """Make the calls, one per step or all at once as the model supports, then reply with `finish`."""
+        """Make the calls, then reply with `finish`.
+
+        The calls are made one per step or all at once, as the model supports.
+        """
         done = len(self.results)
         if done < len(calls):
             return Reply(calls=calls[done:] if self.chat.allows_many_calls else calls[done : done + 1])
@@ -76,7 +85,10 @@ def _choose_responder_reply(context: PromptContext) -> Reply:
 
 
 def _respond_forced(context: PromptContext) -> Reply | None:
-    """Call the tool that `tool_choice` names, or any tool if it requires one, with generated arguments."""
+    """Make the call that `tool_choice` requires, with generated arguments.
+
+    If it names no tool, any tool is called.
+    """
     choice = context.chat.tool_choice
     name = choice["function"]["name"] if isinstance(choice, dict) else None
     if choice == "required" and not context.results:
@@ -100,7 +112,10 @@ _EXPLICIT = re.compile(r"\b(?:call|use|and|then)\s+([A-Za-z0-9_-]+)\s*(?:with\s*
 
 
 def _respond_explicit(context: PromptContext) -> Reply | None:
-    """Make the calls in `call TOOL with {json}`, in order, or at once with `in parallel`."""
+    """Make the calls in `call TOOL with {json}`.
+
+    They are made in order, or at once with `in parallel`.
+    """
     calls: list[SimulatedCall] = []
     for match in _EXPLICIT.finditer(context.prompt):
         if match[1] in context.chat.functions:
@@ -261,7 +276,10 @@ def _respond_arithmetic(context: PromptContext) -> Reply | None:
 
 
 def find_expressions(text: str) -> list[str]:
-    """Return the arithmetic expressions in a sentence, in order, in the calculator's notation."""
+    """Return the arithmetic expressions in a sentence, in order.
+
+    They have the calculator's notation.
+    """
     text = _PERCENT.sub(r"\1 / 100 * \2", text)
     for word, operator in _OPERATOR_WORDS.items():
         pattern = rf"(?<=[\d)\s]){re.escape(word)}(?=[\s\d(.?!,]|$)"
@@ -340,7 +358,10 @@ class _Tasks(msgspec.Struct):
 
 
 def _parse_tasks(result: str) -> Iterator[tuple[int, str]]:
-    """Yield the id and title of each task in a result: JSON or lines such as `#1 [pending] buy milk`."""
+    """Yield the id and title of each task in a result.
+
+    A result is JSON, or lines such as `#1 [pending] buy milk`.
+    """
     try:
         tasks = msgspec.json.decode(result, type=_Tasks).tasks
     except msgspec.DecodeError:
@@ -355,7 +376,10 @@ def _generate_arguments(schema: JsonObject, prompt: str) -> JsonObject:
 
 
 def _generate_value(schema: JsonObject, prompt: str) -> object:
-    """Generate a value that fits a JSON schema: an example, the default, the first choice, or a simple value."""
+    """Generate a value that fits a JSON schema.
+
+    The value is an example, the default, the first choice, or a simple value.
+    """
     for key in ("const", "default"):
         if key in schema:
             return schema[key]

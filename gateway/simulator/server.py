@@ -39,7 +39,10 @@ class SimulatorSettings(msgspec.Struct, frozen=True):
 
 
 class Simulator:
-    """The simulator's state and routes. Tests inspect the requests and streams, and inject faults."""
+    """The simulator's state and routes.
+
+    Tests inspect the requests and streams, and inject faults.
+    """
 
     def __init__(self, settings: SimulatorSettings) -> None:
         self.settings = settings
@@ -138,7 +141,10 @@ class _Aborted(Exception):
 
 
 class _ReplayedResponse(Response):
-    """A recorded response, chunk by chunk. An incomplete one lasts until the client disconnects."""
+    """A recorded response, chunk by chunk.
+
+    An incomplete one lasts until the client disconnects.
+    """
 
     def __init__(self, exchange: RecordedExchange) -> None:
         super().__init__(status_code=exchange.status, headers=exchange.headers)
@@ -205,7 +211,10 @@ class _PacedStream(Response):
         yield b"data: [DONE]\n\n"
 
     async def _apply_faults(self, sent: int) -> AsyncGenerator[bytes]:
-        """Yield the frames of faults after `sent` chunks, or raise to end the stream."""
+        """Yield the frames of faults after `sent` chunks.
+
+        A fault may also raise to end the stream.
+        """
         for kind, fault in self._faults.items():
             if fault.after_chunks != sent:
                 continue
@@ -342,7 +351,10 @@ class _QuietServer(uvicorn.Server):
 async def serve_simulator(
     settings: SimulatorSettings | None = None, listener: socket.socket | None = None
 ) -> AsyncGenerator[Simulator]:
-    """Serve in the running event loop, on the listener or else on any free loopback port."""
+    """Serve in the running event loop.
+
+    Without a listener, serve on any free loopback port.
+    """
     simulator = Simulator(settings or SimulatorSettings())
     if listener is None:
         listener = socket.socket()

@@ -17,13 +17,19 @@ _encode = msgspec.json.Encoder().encode
 
 
 class PromptCache:
-    """Hashes of the prompt prefixes of recent requests, to simulate Groq's prompt cache."""
+    """Hashes of the prompt prefixes of recent requests.
+
+    They simulate Groq's prompt cache.
+    """
 
     def __init__(self, max_prefixes: int = 4096) -> None:
         self._prefixes: LruDict[bytes, None] = LruDict(max_prefixes)
 
     def count_cached_tokens(self, chat: Chat) -> int:
-        """Estimate the tokens of the longest cached prefix, and add all prefixes of the request."""
+        """Estimate the tokens of the longest cached prefix.
+
+        Also add all prefixes of the request.
+        """
         digest = hashlib.blake2b(_encode(chat.tools), digest_size=16)
         tokens, cached = estimate_tokens(_encode(chat.tools).decode()) if chat.tools else 0, 0
         for message in chat.messages:
@@ -42,7 +48,7 @@ def estimate_tokens(text: str) -> int:
 
 
 class SimulatedAnswer:
-    """One answer of the simulated model, truncated to the limits of the request."""
+    """An answer of the simulated model, truncated to the request's limits."""
 
     def __init__(self, chat: Chat, reply: Reply, cache: PromptCache) -> None:
         self.id = f"chatcmpl-{uuid4()}"
@@ -77,7 +83,10 @@ class SimulatedAnswer:
         return frames
 
     def make_error_frame(self, message: str) -> bytes:
-        """Make a last chunk with an error in place of a finish reason."""
+        """Make a last chunk with an error.
+
+        It has no finish reason.
+        """
         return encode_frame(self._make_chunk({}, x_groq={"id": self.request_id, "error": message}))
 
     def to_response(self) -> JsonObject:
@@ -126,9 +135,9 @@ def _to_json(value: object) -> str:
 
 
 def _truncate_tokens(chat: Chat, tokens: list[str], *, spent: int) -> tuple[list[str], str]:
-    """Truncate tokens at the first stop sequence or the limit. Return them with the finish reason.
+    """Truncate tokens at the first stop sequence or the limit.
 
-    `spent`: tokens of the limit that the reasoning has used.
+    Return them with the finish reason. `spent`: tokens of the limit that the reasoning has used.
     """
     stops = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
     text = "".join(tokens)
