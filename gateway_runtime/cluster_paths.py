@@ -25,7 +25,10 @@ _MAX_SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 class ProcessOptions(TypedDict):
-    """Arguments of `subprocess` that select user and environment. None keeps the user of this process."""
+    """Arguments of `subprocess` that select user and environment.
+
+    None keeps the user of this process.
+    """
 
     cwd: str
     env: dict[str, str]
@@ -35,7 +38,9 @@ class ProcessOptions(TypedDict):
 
 
 class ClusterPaths:
-    """Directories of a cluster, and the user that runs its programs (None: the user of this process).
+    """Directories and user of a cluster.
+
+    The user runs the cluster's programs; None is the user of this process.
 
     Raises:
         EmbeddedPostgresError: the wheel is missing, or no directory can be used.
@@ -52,7 +57,10 @@ class ClusterPaths:
         self.sockets = self._choose_socket_directory()
 
     def run_program(self, *command: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a program to its end as the cluster's user, with `stdin` as its input."""
+        """Run a program to its end as the cluster's user.
+
+        `stdin` is its input.
+        """
         return subprocess.run(  # noqa: S603
             [str(part) for part in command],
             **self.get_process_options(),
@@ -63,7 +71,7 @@ class ClusterPaths:
         )
 
     def get_process_options(self) -> ProcessOptions:
-        """Return the arguments with which `subprocess` runs a program as the cluster's user."""
+        """Return the arguments that make `subprocess` use the cluster's user."""
         return {
             "cwd": "/",  # the user may not be allowed to enter the current directory
             "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
@@ -121,7 +129,10 @@ class ClusterPaths:
         return copy
 
     def _choose_socket_directory(self) -> Path:
-        """Return the cluster's directory if its path fits a Unix socket, else a private one with a short path."""
+        """Return the directory for the cluster's Unix socket.
+
+        It is the cluster's directory if that path is short enough for a socket, else a private one with a short path.
+        """
         if len(os.fsencode(self.cluster / SOCKET_NAME)) <= _MAX_SOCKET_PATH_BYTES and "," not in str(self.cluster):
             return self.cluster
         digest = hashlib.sha256(str(self.cluster).encode()).hexdigest()[:12]
@@ -139,9 +150,9 @@ class ClusterPaths:
 
 
 def _find_system_user(notes: list[str]) -> pwd.struct_passwd:
-    """Find or create the user that runs Postgres, which refuses to run as root.
+    """Find or create the user that runs Postgres.
 
-    A user of its own protects its files from the accounts of other programs.
+    Postgres refuses to run as root. A user of its own protects its files from the accounts of other programs.
     """
     with contextlib.suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)

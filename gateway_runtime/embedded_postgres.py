@@ -32,11 +32,17 @@ __all__ = [
 
 DATABASE_NAME = "agent_gateway"
 SCHEMA_FILE = Path(__file__).resolve().parent.parent / "migrations" / "schema.sql"
-"""Result of all migrations, written by `make schema`; creates the tables of a new cluster (docs/adr/0008)."""
+"""Result of all migrations, written by `make schema`.
+
+It creates the tables of a new cluster. See docs/adr/0008.
+"""
 _START_TIMEOUT_SECONDS = 30.0
 _EXIT_TIMEOUT_SECONDS = 5.0
 _STOP_SIGNALS = ((signal.SIGINT, 3.0), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 5.0))
-"""Signals that stop Postgres, the politest first, each with the seconds to wait for its effect."""
+"""Signals that stop Postgres, the politest first.
+
+Each has the seconds to wait for its effect.
+"""
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -56,7 +62,10 @@ _SETTINGS: Mapping[str, str] = {
 
 
 class EmbeddedPostgres:
-    """An embedded Postgres. The process that started it (`started_here`) stops it with `stop_if_started_here()`."""
+    """An embedded Postgres.
+
+    The process that started it (`started_here`) stops it with `stop_if_started_here()`.
+    """
 
     def __init__(self, paths: ClusterPaths, settings: Mapping[str, str]) -> None:
         self._settings = settings
@@ -65,7 +74,10 @@ class EmbeddedPostgres:
 
     @property
     def data_dir(self) -> Path:
-        """Directory of the cluster; elsewhere than requested if Postgres's user cannot enter that directory."""
+        """Directory of the cluster.
+
+        It differs from the requested one if Postgres's user cannot enter that.
+        """
         return self._paths.directory
 
     @property
@@ -78,14 +90,19 @@ class EmbeddedPostgres:
         return self._process is not None
 
     def build_url(self, database: str = DATABASE_NAME) -> str:
-        """Return the address for SQLAlchemy with asyncpg, over a Unix socket that only its owner can use."""
+        """Return the address for SQLAlchemy with asyncpg.
+
+        The address is a Unix socket that only its owner can use.
+        """
         return f"postgresql+asyncpg://postgres@/{database}?host={quote(str(self._paths.sockets), safe='/')}"
 
     def is_running(self) -> bool:
         return _accepts_connections(self._paths.sockets)
 
     def ensure_running(self) -> None:
-        """Start it, or attach to it if another process started it. The address stays the same.
+        """Start Postgres, or attach to it.
+
+        Another process may have started it. The address stays the same.
 
         Raises:
             EmbeddedPostgresError: it does not start.
@@ -100,7 +117,10 @@ class EmbeddedPostgres:
                 self._process = _start_cluster(self._paths, self._settings)
 
     def stop_if_started_here(self) -> None:
-        """Stop it if this object started it. Connections are closed; committed data is on disk."""
+        """Stop Postgres if this object started it.
+
+        Connections are closed; committed data is on disk.
+        """
         process, self._process = self._process, None
         if process is None:
             return
@@ -114,7 +134,9 @@ class EmbeddedPostgres:
 
 
 def find_cluster(data_dir: Path, settings: Mapping[str, str] | None = None) -> EmbeddedPostgres:
-    """Return the Postgres of a data directory without starting it; its address is known already.
+    """Return the Postgres of a data directory without starting it.
+
+    Its address is known already.
 
     Raises:
         EmbeddedPostgresError: no directory can be used.
@@ -123,10 +145,11 @@ def find_cluster(data_dir: Path, settings: Mapping[str, str] | None = None) -> E
 
 
 def start_or_attach(data_dir: Path, *, settings: Mapping[str, str] | None = None) -> EmbeddedPostgres:
-    """Start the Postgres of a data directory, or attach to it if another process runs it. Blocks.
+    """Start the Postgres of a data directory, or attach to it.
 
-    `settings` are Postgres's own and override the defaults. On Linux Postgres ends with the thread that started it,
-    however that thread ends. Elsewhere a killed owner leaves it running, and the next start attaches to it.
+    If another process runs it, this process attaches to it. Blocks. `settings` are Postgres's own and override the
+    defaults. On Linux Postgres ends with the thread that started it, however that thread ends. Elsewhere a killed owner
+    leaves it running, and the next start attaches to it.
 
     Raises:
         EmbeddedPostgresError: it does not start; the message names the log.
@@ -137,7 +160,10 @@ def start_or_attach(data_dir: Path, *, settings: Mapping[str, str] | None = None
 
 
 def _start_cluster(paths: ClusterPaths, settings: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
-    """Start Postgres, after creating its cluster if needed. None: another process runs it."""
+    """Start Postgres, after creating its cluster if needed.
+
+    Return None if another process runs it.
+    """
     _wait_for_other_process(paths)
     if _accepts_connections(paths.sockets):
         return None
@@ -147,7 +173,10 @@ def _start_cluster(paths: ClusterPaths, settings: Mapping[str, str]) -> subproce
 
 
 def _create_cluster(paths: ClusterPaths) -> None:
-    """Create cluster and database under a temporary name, then rename: a cluster with the final name is complete."""
+    """Create cluster and database.
+
+    They have a temporary name until they are complete, so a cluster with the final name is complete.
+    """
     incomplete = paths.directory / "postgres.new"
     shutil.rmtree(incomplete, ignore_errors=True)
     incomplete.mkdir(mode=0o700)
@@ -170,7 +199,10 @@ def _create_cluster(paths: ClusterPaths) -> None:
 
 
 def _start_with_retry(paths: ClusterPaths, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Retry until the children of a killed Postgres have released its shared memory."""
+    """Start Postgres, with retries while its shared memory is in use.
+
+    The children of a killed Postgres release it after a while.
+    """
     deadline = time.monotonic() + _START_TIMEOUT_SECONDS
     while True:
         try:
@@ -215,7 +247,10 @@ def _start_process(paths: ClusterPaths, settings: Mapping[str, str]) -> subproce
 
 
 def _wait_for_other_process(paths: ClusterPaths) -> None:
-    """Wait until a Postgres that another process starts or stops is ready or gone."""
+    """Wait until another process has started or stopped Postgres.
+
+    Postgres is ready or gone then.
+    """
     deadline = time.monotonic() + _START_TIMEOUT_SECONDS
     while (pid := _find_postmaster(paths)) is not None and not _accepts_connections(paths.sockets):
         if time.monotonic() > deadline:
@@ -283,9 +318,10 @@ def _lock_directory(directory: Path) -> Generator[None]:
 
 
 def _stop_with_parent(parent: int) -> Callable[[], None] | None:
-    """Return a function for the child that makes the kernel stop it when its parent ends. Linux only.
+    """Return a function that ties the child to its parent.
 
-    The signal is SIGINT, which Postgres takes as a fast shutdown.
+    In the child, it makes the kernel stop the child when its parent ends. Linux only. The signal is SIGINT, which
+    Postgres takes as a fast shutdown.
     """
     if not sys.platform.startswith("linux"):
         return None

@@ -2,8 +2,14 @@
 
 
 class ConfigError(Exception):
-    """A setting cannot be used. `str()` is for the terminal: a line for each broken value, without secrets."""
+    """Error of a setting that cannot be used.
+
+    `str()` is for the terminal: a line for each broken value, without secrets.
+    """
 
 
 class EmbeddedPostgresError(Exception):
-    """The embedded Postgres could not be started. `str()` is one line for the terminal."""
+    """Error of an embedded Postgres that could not be started.
+
+    `str()` is one line for the terminal.
+    """

@@ -1,6 +1,7 @@
-"""Stops a child process when its parent is gone, over a socket that the parent holds open.
+"""Stops a child process when its parent is gone.
 
-The parent passes the number of the file descriptor in `GATEWAY_PARENT_FD`.
+The child detects this by a socket that the parent holds open. The parent passes the number of the file descriptor in
+`GATEWAY_PARENT_FD`.
 """
 
 import asyncio
@@ -15,9 +16,10 @@ _MAX_MESSAGE_BYTES = 4096
 
 
 class ParentWatchdog:
-    """Watches the parent from a thread; when the parent is gone, this process gets SIGTERM.
+    """Watches the parent from a thread.
 
-    A worker also reports here that it can serve, and learns here that all workers can.
+    When the parent is gone, this process gets SIGTERM. A worker also reports here that it can serve, and learns here
+    that all workers can.
     """
 
     def __init__(self, fd: int) -> None:
@@ -27,7 +29,10 @@ class ParentWatchdog:
         _start_thread(fd, lambda: self._loop.call_soon_threadsafe(self._all_ready.set))
 
     async def wait_until_all_ready(self) -> None:
-        """Report readiness, then return when all workers can serve or this one is to stop."""
+        """Report readiness and wait for the other workers.
+
+        Return when all workers can serve or this one is to stop.
+        """
         notify_parent(self._fd, READY)
         await self._all_ready.wait()
 
@@ -42,7 +47,10 @@ def stop_with_parent(fd: int) -> None:
 
 
 def notify_parent(fd: int, message: bytes) -> None:
-    """Write to the parent. Does nothing where there is no parent any more."""
+    """Write to the parent.
+
+    Does nothing if the parent is gone.
+    """
     with contextlib.suppress(OSError):
         os.write(fd, message)
 

@@ -17,6 +17,9 @@ class RenamedSetting:
 
 
 def find_renamed_settings(renamed: Mapping[str, str], env_file: Path = Path(".env")) -> list[RenamedSetting]:
-    """Return the old names that are set in the environment or in `env_file`, where the new name is not set."""
+    """Return the old names that are set without the new ones.
+
+    The environment and `env_file` are searched.
+    """
     values = {name.upper() for name, value in {**dotenv_values(env_file), **os.environ}.items() if value}
     return [RenamedSetting(old, new) for old, new in renamed.items() if old in values and new not in values]

@@ -1,4 +1,7 @@
-"""Listening sockets, a port that several processes share, and the limit of open files."""
+"""Listening sockets.
+
+Also a port that several processes share, and the limit of open files.
+"""
 
 import contextlib
 import errno
@@ -21,7 +24,9 @@ def bind_socket(
     shared: bool = False,
     inheritable: bool = True,
 ) -> socket.socket:
-    """Bind a TCP socket; with `shared`, other sockets of this user may bind the same port.
+    """Bind a TCP socket.
+
+    With `shared`, other sockets of this user may bind the same port.
 
     Raises:
         ConfigError: the port is taken (names `setting`), or the address does not belong to this machine (names
@@ -45,10 +50,11 @@ def bind_socket(
 
 
 class SharedPort:
-    """A port that several processes serve. It is bound at once; clients connect once one process listens.
+    """A port that several processes serve.
 
-    Linux balances connections over all listening sockets, so each process gets a socket of its own. Other systems do
-    not balance; there the processes share one socket.
+    It is bound at once; clients connect once one process listens. Linux balances connections over all listening
+    sockets, so each process gets a socket of its own. Other systems do not balance; there the processes share one
+    socket.
     """
 
     def __init__(self, host: str, port: int, *, setting: str) -> None:
@@ -79,7 +85,10 @@ def socket_from_fd(fd: int) -> socket.socket:
 
 
 def raise_open_file_limit() -> None:
-    """Raise the soft limit of open files: a stream holds two, to its client and to the model."""
+    """Raise the soft limit of open files.
+
+    A stream holds two, to its client and to the model.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < limit:

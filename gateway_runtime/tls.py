@@ -1,4 +1,7 @@
-"""https with a certificate from files: uvicorn's options, and a client context that trusts the certificate."""
+"""https with a certificate from files.
+
+uvicorn's options, and a client context that trusts the certificate.
+"""
 
 import ssl
 from dataclasses import dataclass
@@ -23,7 +26,10 @@ class TlsOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """A certificate and its key. `setting_prefix` begins the names of the settings, for example `GATEWAY_TLS`."""
+    """A certificate and its key.
+
+    `setting_prefix` begins the names of the settings, for example `GATEWAY_TLS`.
+    """
 
     cert: Path
     key: Path
@@ -53,7 +59,9 @@ class TlsFiles:
         return {"ssl_certfile": self.cert, "ssl_keyfile": self.key, "ssl_keyfile_password": self.password}
 
     def build_client_context(self) -> ssl.SSLContext:
-        """Build a context for clients on this machine: it trusts this certificate alone, under any host name.
+        """Build a TLS context for clients on this machine.
+
+        It trusts this certificate alone, under any host name.
 
         Raises:
             ConfigError: the certificate cannot be read.
@@ -67,7 +75,10 @@ class TlsFiles:
         return context
 
     def _load_certificate(self) -> "Certificate":
-        """Load the first certificate of the file, which is the server's own; its issuers may follow."""
+        """Load the first certificate of the file.
+
+        It is the server's own; its issuers may follow.
+        """
         from cryptography import x509
 
         setting = f"{self.setting_prefix}_CERT_FILE"
@@ -101,7 +112,9 @@ def build_server_options(files: TlsFiles | None) -> TlsOptions:
 
 
 def build_client_context(files: TlsFiles | None) -> ssl.SSLContext | None:
-    """Return a context for clients of a server on this machine; None for plain http.
+    """Return a TLS context for clients on this machine.
+
+    Return None for plain http.
 
     Raises:
         ConfigError: the certificate cannot be read.

@@ -1,1 +1,4 @@
-"""The tool server: calculator, web search and tasks over the Model Context Protocol."""
+"""The tool server.
+
+Calculator, web search and tasks over the Model Context Protocol.
+"""

@@ -1,4 +1,7 @@
-"""Evaluation of arithmetic expressions: exact for integers, with the size of results bounded beforehand."""
+"""Evaluation of arithmetic expressions.
+
+It is exact for integers, and bounds the size of results beforehand.
+"""
 
 import ast
 import math
@@ -26,7 +29,10 @@ class _Evaluator(Protocol):
 
 
 class CalculationError(Exception):
-    """The expression cannot be evaluated; `str()` is the reason, for the author of the expression."""
+    """Error of an expression that cannot be evaluated.
+
+    `str()` is the reason, for the author of the expression.
+    """
 
 
 def evaluate_expression(expression: str) -> Number:
@@ -228,7 +234,10 @@ def _round_number(x: Number, digits: Number = 0) -> Number:
 
 
 def _with_readable_errors(name: str, function: Callable[..., Number]) -> Callable[..., Number]:
-    """Wrap a function: Python's errors become errors for the author of the expression."""
+    """Wrap a function to raise readable errors.
+
+    Python's errors become errors for the author of the expression.
+    """
 
     def call_function(*arguments: Number) -> Number:
         try:

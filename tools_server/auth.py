@@ -1,6 +1,7 @@
-"""Authentication by a token of the gateway or of the configured authorization server.
+"""Authentication by a token of the gateway or authorization server.
 
-The token's `sub` is the user. While the server listens on a loopback address, callers without a token are `local`.
+The authorization server is configured. The token's `sub` is the user. While the server listens on a loopback address,
+callers without a token are `local`.
 """
 
 import asyncio
@@ -34,7 +35,10 @@ _REQUIRED_CLAIMS: Options = {"require": ["sub", "aud", "iss", "iat", "exp"]}
 
 
 class TokenRejected(Exception):
-    """The request has no valid token; `str()` is the reason, for the client."""
+    """Error of a request without a valid token.
+
+    `str()` is the reason, for the client.
+    """
 
 
 class TokenMissing(TokenRejected):
@@ -42,7 +46,10 @@ class TokenMissing(TokenRejected):
 
 
 class AuthenticationMiddleware:
-    """ASGI middleware that verifies the token of every request; a loopback server requires none."""
+    """ASGI middleware that verifies the token of every request.
+
+    A loopback server requires none.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -98,7 +105,10 @@ class AuthenticationMiddleware:
 
 
 class OAuthIssuer:
-    """An authorization server, whose tokens are accepted if their audience is this server."""
+    """An authorization server.
+
+    Its tokens are accepted if their audience is this server.
+    """
 
     def __init__(self, settings: Settings) -> None:
         assert settings.tools_server_oauth_issuer is not None
@@ -134,7 +144,10 @@ class OAuthIssuer:
 
 
 def build_metadata_routes(settings: Settings) -> list[Route]:
-    """Build the routes of the protected resource metadata (RFC 9728); none without an authorization server."""
+    """Build the routes of the protected resource metadata (RFC 9728).
+
+    The list is empty without an authorization server.
+    """
     if settings.tools_server_oauth_issuer is None:
         return []
     issuer, resource = map(_URL_ADAPTER.validate_python, (settings.tools_server_oauth_issuer, settings.resource_url))
@@ -156,12 +169,17 @@ def _get_user_claim(claims: Mapping[str, object]) -> str:
 
 
 def get_current_user(ctx: Context[object]) -> str:
-    """Return the user of a tool call, from its own HTTP request, because users share connections."""
+    """Return the user of a tool call.
+
+    The user comes from the call's own HTTP request, because users share connections.
+    """
     return get_request_user(ctx.request_context.request)
 
 
 def get_request_user(request: object) -> str:
-    """Return the user of a request; `local` over stdio, which has no requests.
+    """Return the user of a request.
+
+    The user is `local` over stdio, which has no requests.
 
     Raises:
         KeyError: the request did not pass `AuthenticationMiddleware`.

@@ -1,4 +1,7 @@
-"""`tools-server`: the MCP server over streamable HTTP, or over stdio for a host that starts it."""
+"""The command `tools-server`.
+
+It runs the MCP server over streamable HTTP, or over stdio for a host that starts it.
+"""
 
 import asyncio
 import contextlib
@@ -61,7 +64,10 @@ async def run_server(
     listener: socket.socket | None,
     tls_options: tls.TlsOptions,
 ) -> None:
-    """Serve until stopped: over stdio without a listener, with tasks in `server` if no database is configured."""
+    """Serve until stopped.
+
+    Without a listener, serve over stdio. `server` stores the tasks if no database is configured.
+    """
     # Imported here because they take most of a second: a broken setting or a taken port is reported before that.
     gc.disable()  # imports leave no garbage, and collecting would take a fifth of their time
     from tools_server.migrations import upgrade_when_available
@@ -94,7 +100,10 @@ async def run_server(
 
 
 async def _log_failure(task: str, coroutine: Coroutine[object, object, None]) -> None:
-    """Run a background task. The server continues without it if it fails, but the log says so."""
+    """Run a background task and log its failure.
+
+    The server continues without the task.
+    """
     try:
         await coroutine
     except Exception as error:
@@ -115,7 +124,10 @@ async def _serve_stdio(mcp: "ToolServer", before_exit: Callable[[], None] | None
 
 @contextlib.contextmanager
 def run_embedded_postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres | None]:
-    """The embedded Postgres, shared with a gateway on the same data directory; None if a database is configured."""
+    """Run the embedded Postgres if no database is configured.
+
+    Yield None if a database is configured. A gateway on the same data directory shares the embedded Postgres.
+    """
     if settings.postgres_url is not None:
         yield None
         return
@@ -157,7 +169,10 @@ def _bind_listener(settings: Settings) -> socket.socket:
 
 
 def main() -> None:
-    """Run the command, then exit at once: a thread of an abandoned search would delay the interpreter's exit."""
+    """Run the command, then exit at once.
+
+    A thread of an abandoned search would delay the interpreter's exit.
+    """
     code: object = 0
     try:
         app()

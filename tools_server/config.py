@@ -27,11 +27,17 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 
 RENAMED_SETTINGS = {"GATEWAY_LIFELINE": "GATEWAY_PARENT_FD"}
-"""Old environment names, which are still accepted, and the names that replace them."""
+"""Old environment names, and the names that replace them.
+
+Old names are still accepted.
+"""
 
 
 class Settings(BaseSettings):
-    """Each field is set by the environment variable of its name, or by an alias that it lists."""
+    """Settings of the tool server.
+
+    The environment variable of a field's name sets it, or an alias that the field lists.
+    """
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
@@ -79,7 +85,10 @@ class Settings(BaseSettings):
     @field_validator("tools_server_secret")
     @classmethod
     def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
-        """Refuse secrets from examples: with the secret, a caller can claim to be any user."""
+        """Refuse secrets from examples.
+
+        With the secret, a caller can claim to be any user.
+        """
         if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
@@ -177,7 +186,7 @@ class Settings(BaseSettings):
 
     @property
     def on_loopback(self) -> bool:
-        """Whether the server listens on a loopback address."""
+        """Return whether the server listens on a loopback address."""
         if self.tools_server_host == "localhost":
             return True
         try:

@@ -1,4 +1,7 @@
-"""The tool `fetch_page`: the readable text of a page at a public address."""
+"""The tool `fetch_page`.
+
+It returns the readable text of a page at a public address.
+"""
 
 import asyncio
 import ipaddress
@@ -153,7 +156,10 @@ def _check_url(url: str) -> None:
 
 
 def _find_charset(response: aiohttp.ClientResponse, beginning: bytes) -> str:
-    """Return the charset that the server or else the page declares; `utf-8` for an unknown one."""
+    """Find the charset that the server or the page declares.
+
+    The server's has priority. An unknown charset counts as `utf-8`.
+    """
     declared = _DECLARED_CHARSET.search(beginning)
     charset = response.charset or (declared[1].decode("ascii", "replace") if declared else "utf-8")
     return charset if _CHARSETS.fullmatch(charset) else "utf-8"
@@ -166,7 +172,10 @@ class _HtmlTree(Protocol):
 
 
 def _extract_text(html: str) -> tuple[str | None, str]:
-    """Extract title and main text; all of the text if no main text is recognized."""
+    """Extract title and main text.
+
+    All of the text is returned if no main text is recognized.
+    """
     import trafilatura
 
     tree = trafilatura.load_html(f"<html>{html}</html>")

@@ -12,9 +12,10 @@ _GRACE_SECONDS = 0.5
 
 
 class HttpServer(uvicorn.Server):
-    """Stops within a second of SIGTERM or SIGINT, despite open streams, and then exits with code 0.
+    """uvicorn that stops within a second of SIGTERM or SIGINT.
 
-    `before_stop` is called before uvicorn waits for open requests.
+    Open streams do not delay it, and the exit code is 0. `before_stop` is called before uvicorn waits for open
+    requests.
     """
 
     def __init__(

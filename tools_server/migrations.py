@@ -1,4 +1,7 @@
-"""Migrations of the schema `tools`. Alembic is imported on use, because a current schema does not need it."""
+"""Migrations of the schema `tools`.
+
+Alembic is imported on use, because a current schema does not need it.
+"""
 
 import asyncio
 import time
@@ -14,12 +17,18 @@ from tools_server.thread_pool import BoundedThreadPool
 ROOT = Path(__file__).resolve().parent.parent
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.1, 5.0
 _QUIET_SECONDS = 1.0
-"""Seconds without a log entry: `agent-gateway up` starts the database at the same time."""
+"""Seconds without a log entry.
+
+`agent-gateway up` starts the database at the same time.
+"""
 log = structlog.stdlib.get_logger(__name__)
 
 
 def upgrade(url: str) -> None:
-    """Migrate the schema to the newest revision. Blocks. Processes may do so at the same time: a lock orders them."""
+    """Migrate the schema to the newest revision.
+
+    Blocks. Processes may do so at the same time: a lock orders them.
+    """
     from alembic import command
     from alembic.config import Config
 
@@ -30,7 +39,10 @@ def upgrade(url: str) -> None:
 
 
 async def upgrade_when_available(url: str) -> None:
-    """Migrate as soon as the database is available. Tools without a database work meanwhile."""
+    """Migrate as soon as the database is available.
+
+    Tools without a database work meanwhile.
+    """
     threads = BoundedThreadPool(1)
     backoff_seconds = _MIN_BACKOFF_SECONDS
     logged_error = ""
@@ -76,5 +88,8 @@ async def _is_current(url: str) -> bool:
 
 
 def find_head_revision() -> str:
-    """Return the newest revision of the schema `tools`: the files are named after their revisions."""
+    """Return the newest revision of the schema `tools`.
+
+    The files are named after their revisions.
+    """
     return max(path.stem for path in (ROOT / "migrations" / "versions").glob("tools_*.py"))

@@ -1,4 +1,7 @@
-"""Public addresses: the only ones that a tool call may make this server connect to."""
+"""Public addresses.
+
+A tool call may make this server connect to no other addresses.
+"""
 
 import ipaddress
 
@@ -18,7 +21,10 @@ _NOT_PUBLIC = tuple(
 
 
 def is_public(address: Address, port: int) -> bool:
-    """Return whether an address is globally reachable and the port is a web server's."""
+    """Return whether a tool call may connect to an address.
+
+    The address must be globally reachable, and the port a web server's.
+    """
     return port in PUBLIC_PORTS and _is_global_address(address)
 
 

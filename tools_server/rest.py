@@ -1,4 +1,7 @@
-"""The MCP tools over plain HTTP: `GET /tools` and `POST /tools/call`, answered by the MCP server itself."""
+"""The MCP tools over plain HTTP.
+
+The MCP server itself answers `GET /tools` and `POST /tools/call`.
+"""
 
 import json
 from typing import TypedDict, TypeGuard
@@ -33,7 +36,10 @@ class _InputRequest(TypedDict):
 
 
 class _McpResult(TypedDict, total=False):
-    """The fields of the MCP results `tools/list` and `tools/call` that this module reads."""
+    """The fields of MCP results that this module reads.
+
+    The results are those of `tools/list` and `tools/call`.
+    """
 
     tools: list[object]
     content: list[_ContentBlock]
@@ -52,7 +58,10 @@ class _McpResponse(TypedDict, total=False):
 
 
 class _RequestError(Exception):
-    """The request is answered with an error: its HTTP status, and its code and message in the body."""
+    """Error that answers a request.
+
+    It has the HTTP status, and the code and message of the body.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -61,7 +70,10 @@ class _RequestError(Exception):
 
 
 def add_rest_routes(app: Starlette) -> None:
-    """Add both routes to the application of the MCP server, which also answers them."""
+    """Add both routes to the application of the MCP server.
+
+    The MCP server also answers them.
+    """
 
     async def list_tools(request: Request) -> JSONResponse:
         result = await _call_mcp(app, request, "tools/list", {})

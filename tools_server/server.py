@@ -49,10 +49,16 @@ user's own task list: look numbers up with list_tasks before you change or delet
 
 
 class ToolServer(MCPServer[object]):
-    """The SDK's server with notifications of tool changes, closable listen streams and readable errors."""
+    """The SDK's server, extended.
+
+    It notifies of tool changes, can close listen streams, and has readable errors.
+    """
 
     def announce_list_changes(self) -> None:
-        """Announce to clients of the legacy protocol that the list of tools may change."""
+        """Announce that the list of tools may change.
+
+        Clients of the legacy protocol need the announcement.
+        """
         server = self._lowlevel_server
         create_options = server.create_initialization_options
 
@@ -62,7 +68,10 @@ class ToolServer(MCPServer[object]):
         server.create_initialization_options = create_options_with_changes
 
     def close_listen_streams(self) -> None:
-        """End the open listen streams, each with its last message, so clients do not see an error."""
+        """End the open listen streams, each with its last message.
+
+        Clients thus do not see an error.
+        """
         entry = self._lowlevel_server.get_request_handler("subscriptions/listen")
         if entry is not None and isinstance(entry.handler, ListenHandler):
             entry.handler.close()
@@ -75,7 +84,10 @@ class ToolServer(MCPServer[object]):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: "Context[object, Any] | None" = None
     ) -> CallToolResult | InputRequiredResult:
-        """Call a tool like the SDK, with an error for the model instead of pydantic's for wrong arguments."""
+        """Call a tool like the SDK.
+
+        For wrong arguments the model gets a readable error instead of pydantic's.
+        """
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
@@ -87,7 +99,10 @@ class ToolServer(MCPServer[object]):
     async def get_prompt(
         self, name: str, arguments: dict[str, Any] | None = None, context: "Context[object, Any] | None" = None
     ) -> GetPromptResult | InputRequiredResult:
-        """Get a prompt like the SDK, with `INVALID_PARAMS` for an unknown prompt or argument."""
+        """Get a prompt like the SDK.
+
+        An unknown prompt or argument is an error with `INVALID_PARAMS`.
+        """
         prompts = await self.list_prompts()
         argument_names = {prompt.name: {argument.name for argument in prompt.arguments or ()} for prompt in prompts}
         if name not in argument_names:
@@ -119,7 +134,10 @@ def create_server(settings: Settings, store: TaskStore) -> ToolServer:
 
 
 def _make_state_security(settings: Settings) -> RequestStateSecurity:
-    """Encrypt the state of a question for its user; with TOOLS_SERVER_SECRET it is readable after a restart."""
+    """Build the encryption of a question's state for its user.
+
+    With TOOLS_SERVER_SECRET the state is readable after a restart.
+    """
     secret = settings.tools_server_secret
     key = hashlib.sha256(secret.get_secret_value().encode()).digest() if secret else secrets.token_bytes(32)
     return RequestStateSecurity(
@@ -145,7 +163,10 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
 
 
 def _list_host_forms(host: str) -> list[str]:
-    """List the patterns of an allowed host; a host without a port is allowed at any port."""
+    """List the patterns of an allowed host.
+
+    A host without a port is allowed at any port.
+    """
     return [host, f"{host}:*"] if ":" not in host or host.endswith("]") else [host]
 
 

@@ -1,4 +1,7 @@
-"""A bounded pool of daemon threads for blocking functions, and a DNS resolver that uses it."""
+"""A bounded pool of daemon threads for blocking functions.
+
+Also a DNS resolver that uses it.
+"""
 
 import asyncio
 import contextlib
@@ -24,9 +27,10 @@ class BoundedThreadPool:
         self._slots = asyncio.Semaphore(max_threads)
 
     async def run_blocking(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
-        """Run a function in a thread; return its result or raise its error.
+        """Run a function in a thread.
 
-        Waits without limit for a free slot and for the function, so callers set a timeout.
+        Return its result or raise its error. Waits without limit for a free slot and for the function, so callers set a
+        timeout.
         """
         await self._slots.acquire()
         loop = asyncio.get_running_loop()
@@ -45,7 +49,10 @@ class BoundedThreadPool:
 
 
 class _ThreadCall(Generic[T]):
-    """A call that runs in a thread: its result in a tuple, or its error, once it has ended."""
+    """A call that runs in a thread.
+
+    Once it has ended, it has its result in a tuple, or its error.
+    """
 
     def __init__(self, future: asyncio.Future[T], slots: asyncio.Semaphore) -> None:
         self.future = future
@@ -54,7 +61,10 @@ class _ThreadCall(Generic[T]):
         self._slots = slots
 
     def complete(self) -> None:
-        """Release the slot and pass the outcome to the caller. Runs in the event loop."""
+        """Release the slot and pass the outcome to the caller.
+
+        Runs in the event loop.
+        """
         self._slots.release()
         if self.future.done():  # the caller was cancelled
             return
@@ -65,7 +75,10 @@ class _ThreadCall(Generic[T]):
 
 
 class ThreadedResolver(AbstractResolver):
-    """Resolves host names by the system's rules, in threads that do not delay the end of the process."""
+    """Resolves host names by the system's rules.
+
+    Its threads do not delay the end of the process.
+    """
 
     def __init__(self, threads: BoundedThreadPool) -> None:
         self._threads = threads
@@ -92,5 +105,8 @@ class ThreadedResolver(AbstractResolver):
 
 
 def _format_address(host: object, _port: object, _flow_info: object = 0, scope_id: object = 0) -> str:
-    """Format a numeric address with its scope: a link-local IPv6 address is ambiguous without its interface."""
+    """Format a numeric address with its scope.
+
+    A link-local IPv6 address is ambiguous without its interface.
+    """
     return f"{host}%{scope_id}" if scope_id and "%" not in str(host) else str(host)

@@ -57,9 +57,10 @@ class _DdgsClient(Protocol):
 
 
 class DuckDuckGo(SearchBackend):
-    """DuckDuckGo through the library `ddgs`, which blocks, so it runs in a few threads.
+    """DuckDuckGo through the library `ddgs`.
 
-    A search that timed out here ends by itself, because each of its requests has the same timeout.
+    The library blocks, so it runs in a few threads. A search that timed out here ends by itself, because each of its
+    requests has the same timeout.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -93,10 +94,11 @@ class DuckDuckGo(SearchBackend):
 
 @dataclass(frozen=True)
 class SearchApi:
-    """The JSON API of a search engine: how a query is sent, and where the response has its results.
+    """The JSON API of a search engine.
 
-    `results_path` are the keys from the response to the list of results. `title_key`, `url_key` and `snippet_key` are
-    keys of one result. A POST sends the parameters as a JSON object, a GET in the URL.
+    It defines how a query is sent, and where the response has its results. `results_path` are the keys from the
+    response to the list of results. `title_key`, `url_key` and `snippet_key` are keys of one result. A POST sends the
+    parameters as a JSON object, a GET in the URL.
     """
 
     url: str
@@ -111,14 +113,19 @@ class SearchApi:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def build_parameters(self, query: str, limit: int) -> dict[str, str | int]:
-        """Build the parameters of a search; without `limit_parameter` the engine chooses the number of results."""
+        """Build the parameters of a search.
+
+        Without `limit_parameter` the engine chooses the number of results.
+        """
         parameters: dict[str, str | int] = {self.query_parameter: query, **self.extra_parameters}
         if self.limit_parameter is not None:
             parameters[self.limit_parameter] = limit
         return parameters
 
     def parse_results(self, response: object) -> list[SearchResult]:
-        """Parse the results of a decoded response; results without a URL are omitted.
+        """Parse the results of a decoded response.
+
+        Results without a URL are omitted.
 
         Raises:
             ValueError: the response has another structure.
@@ -140,7 +147,10 @@ _RESULT_ROWS = TypeAdapter(list[dict[str, object]])
 
 
 class JsonBackend(SearchBackend):
-    """A search engine with a JSON API. `timeout` limits a search, in seconds."""
+    """A search engine with a JSON API.
+
+    `timeout` limits a search, in seconds.
+    """
 
     def __init__(self, api: SearchApi, *, timeout: float) -> None:
         self.api = api
@@ -193,7 +203,10 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def create_backend(settings: Settings) -> SearchBackend:
-    """Create the search engine that the settings name; `Settings` has checked that its key or address is set."""
+    """Create the search engine that the settings name.
+
+    `Settings` has checked that its key or address is set.
+    """
     match settings.search_backend:
         case "duckduckgo":
             return DuckDuckGo(settings.search_timeout)

@@ -9,7 +9,10 @@ from sqlmodel import SQLModel
 
 
 class Task(SQLModel, table=True):
-    """A task. Ids count from 1 for each user; the id of a deleted task is not used again."""
+    """A task.
+
+    Ids count from 1 for each user; the id of a deleted task is not used again.
+    """
 
     __tablename__: ClassVar[str] = "tasks"  # pyright: ignore[reportIncompatibleVariableOverride]
     __table_args__ = (

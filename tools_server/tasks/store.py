@@ -64,7 +64,10 @@ class TaskList(BaseModel):
 
 
 class TasksUnavailable(Exception):
-    """The database of tasks is unavailable. `in_doubt`: the connection failed during a commit."""
+    """Error of an unavailable database of tasks.
+
+    `in_doubt`: the connection failed during a commit.
+    """
 
     def __init__(self, *, in_doubt: bool) -> None:
         super().__init__(
@@ -80,7 +83,10 @@ class TooManyTasks(Exception):
 
 
 class UnknownTask(Exception):
-    """The user has no task with this id; `existing` are up to 20 of the user's tasks."""
+    """Error of a user without a task of this id.
+
+    `existing` are up to 20 of the user's tasks.
+    """
 
     def __init__(self, task_id: int, existing: list[TaskView]) -> None:
         super().__init__(task_id)
@@ -145,7 +151,9 @@ class TaskStore:
             return _to_view(task)
 
     async def list_tasks(self, user: str, status: Status | None) -> TaskList:
-        """List the first `MAX_LISTED` tasks by id; `status` None: pending and completed ones.
+        """List the first `MAX_LISTED` tasks by id.
+
+        With a `status` of None, list pending and completed tasks.
 
         Raises:
             TasksUnavailable: the database is unavailable.
@@ -199,7 +207,9 @@ class TaskStore:
     async def _open_session(
         self, *, timeout: float | None = None, changes: bool = True
     ) -> AsyncGenerator[AsyncSession]:
-        """Open a transaction that commits at the end of the block. `changes`: whether the block changes rows.
+        """Open a transaction that commits at the end of the block.
+
+        `changes`: whether the block changes rows.
 
         Raises:
             TasksUnavailable: the database is unavailable, or block and commit took longer than `timeout` seconds.

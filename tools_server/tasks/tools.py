@@ -108,7 +108,10 @@ def _register_delete_tool(mcp: MCPServer[object], store: TaskStore) -> None:
     async def choose_task(
         ctx: Context[object], task_id: int | None, title: str | None
     ) -> TaskChoice | Elicit[TaskChoice]:
-        """Find the task by number or title; asks the user if several tasks have the title."""
+        """Find the task by number or title.
+
+        If several tasks have the title, the user is asked.
+        """
         if task_id is not None:
             return TaskChoice(task_id=task_id)
         if not title:
@@ -140,7 +143,10 @@ def _register_delete_tool(mcp: MCPServer[object], store: TaskStore) -> None:
 def _register_resource_and_prompt(mcp: MCPServer[object], store: TaskStore) -> None:
     @mcp.resource("tasks://{status}", title="Tasks", mime_type="text/plain")
     async def tasks_by_status(status: str, ctx: Context[object]) -> str:
-        """The user's tasks, one a line. The status is all, pending or completed."""
+        """The user's tasks, one a line.
+
+        The status is all, pending or completed.
+        """
         if status not in _STATUSES:
             raise ResourceNotFoundError("There are tasks://all, tasks://pending and tasks://completed.")
         try:
@@ -166,7 +172,10 @@ _STATUSES: dict[str, Status | None] = {"all": None, "pending": "pending", "compl
 
 
 async def _call_store(operation: Awaitable[T]) -> T:
-    """Await an operation of the store; its errors become tool errors that a model can act on."""
+    """Await an operation of the store.
+
+    Its errors become tool errors that a model can act on.
+    """
     try:
         return await operation
     except UnknownTask as error:
@@ -179,7 +188,10 @@ async def _call_store(operation: Awaitable[T]) -> T:
 
 
 def _find_by_title(tasks: list[TaskView], title: str) -> list[TaskView]:
-    """Find the tasks with a title, else those whose title contains it, regardless of case."""
+    """Find the tasks with a title, regardless of case.
+
+    Without an equal title, the tasks whose title contains it are returned.
+    """
     folded = title.strip().casefold()
     exact = [task for task in tasks if task.title.casefold() == folded]
     return exact or [task for task in tasks if folded in task.title.casefold()]
