@@ -1,7 +1,8 @@
-"""Straightforward implementation to compare with: FastAPI, the groq SDK, sse-starlette and an ORM.
+"""Straightforward implementation to compare with.
 
-Every chunk is a pydantic object of the SDK, every turn uses one session and one commit, and every tool turn opens an
-MCP client. The database is the same embedded Postgres that the gateway uses.
+It consists of FastAPI, the groq SDK, sse-starlette and an ORM. Every chunk is a pydantic object of the SDK, every turn
+uses one session and one commit, and every tool turn opens an MCP client. The database is the same embedded Postgres
+that the gateway uses.
 """
 
 import argparse

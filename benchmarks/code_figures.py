@@ -119,7 +119,7 @@ LIMITS = {
 
 @dataclass
 class Module:
-    """One parsed file, with its imports and classes."""
+    """A parsed file, with its imports and classes."""
 
     name: str
     path: str
@@ -133,7 +133,7 @@ class Module:
 
 @dataclass
 class Tree:
-    """What the figures of one source tree are computed from."""
+    """Contents of a source tree, as the figures need them."""
 
     functions: list[Function]
     classes: list[Class]
@@ -291,7 +291,10 @@ def _own_names(node: ast.ClassDef) -> frozenset[str]:
 
 @cache
 def _library_names(absolute: str) -> frozenset[str]:
-    """The names that a library's class defines, without those of `object`; empty if it cannot be imported."""
+    """The names that a library's class defines.
+
+    The names of `object` are left out. The set is empty if the class cannot be imported.
+    """
     parts = absolute.split(".")
     if parts[0] in PACKAGES:
         return frozenset()

@@ -115,7 +115,7 @@ class LoadCost:
 
 
 class MeasuredWorker:
-    """One worker, with the figures of its processes and its database."""
+    """A worker, with the figures of its processes and its database."""
 
     def __init__(self, gateway: GatewayWorkers, database: asyncpg.Connection) -> None:
         self._gateway = gateway

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.cpu_share SHARE PID …`: limit each process to a share of the time.
+"""Limit each process to a share of the time.
 
-Signals stop and continue the processes in separate time slots. All of them together need one core as long as their
-shares add up to less than 1, and the other cores are free for their peers. Runs until standard input ends.
+Run it as `python -m benchmarks.cpu_share SHARE PID …`. Signals stop and continue the processes in separate time slots.
+All of them together need one core as long as their shares add up to less than 1, and the other cores are free for their
+peers. Runs until standard input ends.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Measurements of the gateway alone: search, history, followers of a turn, workers, start-up."""
+"""Measurements of the gateway alone.
+
+Search, history, followers of a turn, workers, start-up.
+"""
 
 import asyncio
 import random
@@ -32,7 +35,7 @@ CREATE FUNCTION pg_temp.words(seed int, number int) RETURNS text LANGUAGE sql AS
 
 @dataclass(frozen=True)
 class SummaryLine:
-    """One figure of the report, with its target."""
+    """A figure of the report, with its target."""
 
     label: str
     figure: str
@@ -172,7 +175,10 @@ async def _run_burst(subject: GatewayWorkers, streams: int, number: int) -> _Bur
 
 
 def _compare_bursts(label: str, rounds: list[tuple[_Burst, _Burst]], target: str) -> SummaryLine:
-    """Compare the medians of the rounds: throughput, and tokens per CPU second of the busier worker."""
+    """Compare the medians of the rounds.
+
+    The figures are throughput, and tokens per CPU second of the busier worker.
+    """
     one, two, ratio, cpu_ratio = (
         sorted(values)[len(rounds) // 2]
         for values in (

@@ -1,6 +1,7 @@
-"""Load generator with low overhead: one raw protocol per connection counts tokens and their times.
+"""Load generator with low overhead.
 
-Each token contains one TOKEN_MARK (see `upstream`), so tokens of all wire formats are counted in the same way.
+One raw protocol per connection counts tokens and their times. Each token contains one TOKEN_MARK (see `upstream`), so
+tokens of all wire formats are counted in the same way.
 """
 
 import asyncio

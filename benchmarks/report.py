@@ -49,7 +49,10 @@ def format_page(
 
 
 def format_results(results: list[WorkloadResult]) -> list[str]:
-    """Format one row per workload and server. The ratio is that of CPU time per token."""
+    """Format one row per workload and server.
+
+    The ratio is that of CPU time per token.
+    """
     base = {result.workload.name: result for result in results if result.subject == "gateway"}
     return _format_table(_COLUMNS, [_format_row(result, base.get(result.workload.name)) for result in results])
 

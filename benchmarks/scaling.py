@@ -1,7 +1,7 @@
-"""`python -m benchmarks.scaling --users 10000`: calculate what a load needs, and which limit it reaches first.
+"""Calculate the resources of a load, and its first limit.
 
-The costs are those of `costs.json`, written by `python -m benchmarks.costs`; every other figure is an assumption, see
-`--help`.
+Run it as `python -m benchmarks.scaling --users 10000`. The costs are those of `costs.json`, written by `python -m
+benchmarks.costs`; every other figure is an assumption, see `--help`.
 """
 
 import argparse
@@ -16,7 +16,10 @@ _REDIS_CALLS_PER_REQUEST, _REDIS_CALLS_PER_MODEL_CALL = 4, 2
 
 @dataclass(frozen=True)
 class LoadProfile:
-    """Users who chat. Turns per hour are those of the busiest hour; `text_kb` is one prompt with its answer."""
+    """Users who chat.
+
+    Turns per hour are those of the busiest hour; `text_kb` is one prompt with its answer.
+    """
 
     users: int = 1000
     turns_per_hour: float = 12.0
@@ -32,7 +35,7 @@ class LoadProfile:
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine that runs everything.
+    """A machine that runs everything.
 
     `max_core_use` is the share of a core that may be busy before answers are delayed.
     """
@@ -62,7 +65,7 @@ class ResourceNeed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a load needs."""
+    """Resources that a load needs."""
 
     turns_per_second: float
     streams: float

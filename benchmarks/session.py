@@ -11,7 +11,10 @@ from benchmarks.subjects import Subject
 
 @contextlib.contextmanager
 def create_work_directory() -> Generator[Path]:
-    """Create a directory for data and logs. It is deleted unless an error occurs."""
+    """Create a directory for data and logs.
+
+    It is deleted unless an error occurs.
+    """
     directory = Path(tempfile.mkdtemp(prefix="agw-bench-"))
     directory.chmod(0o755)
     try:
@@ -24,7 +27,10 @@ def create_work_directory() -> Generator[Path]:
 
 @contextlib.contextmanager
 def stop_at_end() -> Generator[list[Subject]]:
-    """Yield a list; its servers are stopped at the end, the last one first."""
+    """Yield a list of servers and stop them at the end.
+
+    The last one is stopped first.
+    """
     subjects: list[Subject] = []
     try:
         yield subjects

@@ -1,4 +1,7 @@
-"""The measured servers: how each is started, and how a request to it looks."""
+"""The measured servers.
+
+Each defines how it is started, and how a request to it looks.
+"""
 
 import asyncio
 import json
@@ -35,14 +38,20 @@ class SharedServers:
 
 
 class Subject:
-    """A server under load. `port` and `process` are valid from `start` to `stop`."""
+    """A server under load.
+
+    `port` and `process` are valid from `start` to `stop`.
+    """
 
     name: str
     description: str
     supports_tools = True
     ready_path = "/ready"
     load_share = 1.0
-    """Share of each load that it gets: a more expensive server needs less load to be measured."""
+    """Share of each load that it gets.
+
+    A more expensive server needs less load to be measured.
+    """
 
     def __init__(self, shared: SharedServers) -> None:
         self.shared = shared
@@ -215,7 +224,10 @@ class LiteLLM(_OpenAISubject):
 
     @classmethod
     def install_package(cls) -> str | None:
-        """Create its environment if it is missing. Returns why that failed, or None."""
+        """Create the subject's environment if it is missing.
+
+        Return the reason of a failure, or None.
+        """
         if cls.python.with_name("litellm").exists():
             return None
         uv = ROOT / ".uv" / "bin" / "uv"
@@ -259,7 +271,10 @@ class UpCommand(Subject):
 
 
 class ToolServer(Subject):
-    """This project's tool server, to which all subjects with tools are connected."""
+    """The tool server of this project.
+
+    All subjects with tools are connected to it.
+    """
 
     name = "tools-server"
     ready_path = "/health"

@@ -1,8 +1,9 @@
-"""Mock upstream with Groq's wire format. Answers are rendered in advance, so that it uses little CPU.
+"""Mock upstream with Groq's wire format.
 
-The prompt chooses the workload: `bench/TOKENS/DELAY_MS`, followed by `/tool` for a tool call first. Every token
-contains one TOKEN_MARK, so that readers can count tokens in any wire format. Without a delay, an answer is written at
-once; each of its events is an HTTP chunk of its own, as Groq sends them.
+Answers are rendered in advance, so that it uses little CPU. The prompt chooses the workload: `bench/TOKENS/DELAY_MS`,
+followed by `/tool` for a tool call first. Every token contains one TOKEN_MARK, so that readers can count tokens in any
+wire format. Without a delay, an answer is written at once; each of its events is an HTTP chunk of its own, as Groq
+sends them.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def build_prompt(tokens: int, delay_ms: int = 0, *, tool: bool = False) -> str:
 
 
 class UpstreamProtocol(asyncio.Protocol):
-    """One connection of a client."""
+    """A client's connection."""
 
     def __init__(self) -> None:
         self._received = b""
@@ -81,7 +82,10 @@ class UpstreamProtocol(asyncio.Protocol):
             self._send_paced(_render_stream(tokens, None), delay_ms / 1000)
 
     def _send_paced(self, pieces: Sequence[bytes], delay: float) -> None:
-        """Send one piece every `delay` seconds by the clock; a late timer sends all pieces that are due."""
+        """Send one piece every `delay` seconds by the clock.
+
+        A late timer sends all pieces that are due.
+        """
         started_at, sent = self._loop.time(), 0
 
         def send_due() -> None:
@@ -121,7 +125,10 @@ def _build_usage(tokens: int) -> dict[str, Any]:
 
 
 def _build_texts(tokens: int) -> list[str]:
-    """Build different tokens: LiteLLM ends a stream that repeats a token a hundred times."""
+    """Build different tokens.
+
+    LiteLLM ends a stream that repeats a token a hundred times.
+    """
     return [f" {n:03d}~" for n in range(tokens)]
 
 
@@ -131,7 +138,10 @@ def _build_tool_call(name: str) -> dict[str, Any]:
 
 @cache
 def _render_stream(tokens: int, call: str | None) -> tuple[bytes, ...]:
-    """Render an answer: the first piece has the head, each piece one token, the last one the end of the stream."""
+    """Render an answer in pieces.
+
+    The first piece has the head, each piece one token, the last one the end of the stream.
+    """
     head = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nx-request-id: req_bench\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n"

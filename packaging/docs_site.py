@@ -30,7 +30,10 @@ FENCED_CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 class BrokenDocs(Exception):
-    """Links without a target, or pages that no reader finds. `str()` has one line for each."""
+    """Error of broken links or pages that no reader finds.
+
+    `str()` has one line for each.
+    """
 
 
 def find_pages(root: Path = ROOT) -> dict[str, str]:
@@ -57,7 +60,10 @@ def collect_pages(output: Path = OUTPUT, root: Path = ROOT) -> None:
 
 
 def _check_navigation(pages: dict[str, str], root: Path) -> Iterator[str]:
-    """Pages in a folder of docs/ are exempt: the folder's README.md, which must be listed, links to them."""
+    """List pages that the navigation lacks or that do not exist.
+
+    Pages in a folder of docs/ are exempt: the folder's README.md, which must be listed, links to them.
+    """
     listed = set(_iterate_listed_pages(tomllib.loads((root / "zensical.toml").read_text())["project"]["nav"]))
     for source, target in pages.items():
         if target not in listed and (target.count("/") == 0 or target.endswith("/README.md")):
@@ -95,9 +101,9 @@ def _rewrite_links(source: str, pages: dict[str, str], output: Path, root: Path,
 
 
 def _copy_file(target: Path, path: str, output: Path) -> str:
-    """Copy a file that is not a page; returns its path in the site.
+    """Copy a file that is not a page.
 
-    The path has no leading dots, because web servers hide such files.
+    Return its path in the site. The path has no leading dots, because web servers hide such files.
     """
     copied = "files/" + "/".join(part.lstrip(".") for part in path.split("/"))
     (output / copied).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Build the tool server's bundle for a one-click install in Claude Desktop: `make mcpb`.
+"""Build the tool server's bundle for Claude Desktop: `make mcpb`.
 
-The manifest lists the tools of the running code. The official tool validates the manifest and packs the bundle.
+A click installs the bundle. The manifest lists the tools of the running code. The official tool validates the manifest
+and packs the bundle.
 """
 
 import asyncio

@@ -1,8 +1,9 @@
-"""Write the public schemas of a release to docs/releases/<version>: `make release-schemas VERSION=… COMMIT=…`.
+"""Write the public schemas of a release to docs/releases/<version>.
 
-Four files: the OpenAPI document, the JSON schema of the events, the environment variables with the keys of mcp.json,
-and the commands with their options. The code comes from the commit, the libraries from this environment.
-tests/test_compatibility.py compares the newest release's files with the code.
+Run it as `make release-schemas VERSION=… COMMIT=…`. Four files: the OpenAPI document, the JSON schema of the events,
+the environment variables with the keys of mcp.json, and the commands with their options. The code comes from the
+commit, the libraries from this environment. tests/test_compatibility.py compares the newest release's files with the
+code.
 """
 
 import importlib

@@ -108,7 +108,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Generator[embedded_postgres.EmbeddedPostgres]:
-    """One embedded Postgres for the whole run, with a migrated template database."""
+    """The embedded Postgres of the run, with a migrated template database."""
     with tempfile.TemporaryDirectory(prefix="agw-tests-", dir=_find_fast_directory()) as directory:
         Path(directory).chmod(0o755)
         server = embedded_postgres.start_or_attach(Path(directory), settings=FAST_POSTGRES_SETTINGS)

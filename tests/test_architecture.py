@@ -145,7 +145,10 @@ EVENTS = {cls.name for cls in list_classes(ROOT / "gateway" / "domain" / "events
 
 @pytest.mark.parametrize("path", MODULES, ids=get_module_name)
 def test_match_over_events_is_exhaustive(path: Path) -> None:
-    """Every `match` over events ends in `assert_never`, so the type checker names each one that a new event needs."""
+    """Check that each `match` over events ends in `assert_never`.
+
+    The type checker thus names each `match` that a new event needs.
+    """
     for match in ast.walk(ast.parse(path.read_text())):
         if isinstance(match, ast.Match) and len(EVENTS & set(list_matched_classes(match))) > 1:
             last = match.cases[-1].body[-1]

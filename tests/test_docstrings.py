@@ -1,4 +1,7 @@
-"""Every code name in backticks in a docstring or comment exists: as a parameter, a member or another definition."""
+"""Existence of the code names in backticks of docstrings and comments.
+
+A name may be a parameter, a member or another definition.
+"""
 
 import ast
 import builtins
@@ -73,7 +76,10 @@ def squeeze(line: str) -> str:
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "AGENTS.md", "docs/glossary.md"])
 def test_names_in_guides_exist(page: str) -> None:
-    """Guides for contributors name functions and classes, which are renamed now and then."""
+    """Check the names in guides for contributors.
+
+    Guides name functions and classes, which are renamed now and then.
+    """
     names = {name.removesuffix("()") for name in BACKTICKS.findall((ROOT / page).read_text()) if NAME.fullmatch(name)}
     others = [ROOT / "Makefile", *(ROOT / "tests").rglob("*.py"), *(ROOT / "migrations").glob("*.sql")]
     known = {word for path in others for word in re.findall(r"\w+", path.read_text())} | list_all_names()
@@ -106,7 +112,10 @@ def is_known(name: str, local: set[str], *, is_call: bool) -> bool:
 
 
 def list_docstrings(node: ast.AST, scope: tuple[ast.AST, ...]) -> Iterator[tuple[int, str, tuple[ast.AST, ...]]]:
-    """Line and text of each docstring, also of those below assignments, with its classes and functions."""
+    """List the line, text and scope of each docstring.
+
+    Docstrings below assignments are included. The scope has the classes and functions around.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | Function):
             yield from list_docstrings(child, (*scope, child))
@@ -115,7 +124,10 @@ def list_docstrings(node: ast.AST, scope: tuple[ast.AST, ...]) -> Iterator[tuple
 
 
 def list_comments(tree: ast.Module, source: str) -> Iterator[tuple[int, str, tuple[ast.AST, ...]]]:
-    """Line and text of each comment, with the classes and functions that it stands in, whose variables it may name."""
+    """List the line, text and scope of each comment.
+
+    The scope has the classes and functions around the comment, and their variables, which it may name.
+    """
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef | Function)]
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and "`" in token.string:
@@ -126,7 +138,10 @@ def list_comments(tree: ast.Module, source: str) -> Iterator[tuple[int, str, tup
 
 
 def list_members(node: ast.AST) -> Iterator[str]:
-    """Parameters of a function; members of a class and of its bases; the name of a variable."""
+    """List a function's parameters, a class's members, or a variable's name.
+
+    The members of a class include those of its bases.
+    """
     if isinstance(node, ast.Name):
         yield node.id
     elif isinstance(node, Function):
@@ -155,7 +170,10 @@ def list_class_members(cls: ast.ClassDef) -> Iterator[str]:
 
 
 def list_used_names(tree: ast.Module) -> Iterator[str]:
-    """Names that a word of the module's docstrings may mean: its definitions, imports, keywords and literals."""
+    """List the names that a docstring's word may mean.
+
+    Definitions, imports, keywords and literals of the module.
+    """
     yield from keyword.kwlist
     yield from dir(builtins)
     for node in tree.body:
@@ -209,7 +227,10 @@ def list_wire_names() -> frozenset[str]:
 
 @cache
 def list_all_names() -> frozenset[str]:
-    """Definitions, imports, attributes, keywords, names in literals and parameters of all packages, and settings."""
+    """List the names of all packages and settings.
+
+    Definitions, imports, attributes, keywords, names in literals and parameters.
+    """
     names = set(re.findall(r"^#?\s*([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     for path in MODULES:
         names |= {path.stem, *path.relative_to(ROOT).parts}

@@ -17,6 +17,9 @@ def test_package_declares_its_type_annotations(package: str) -> None:
 
 @pytest.mark.parametrize("path", [*PACKAGES, *PROJECT["project"]["license-files"]])
 def test_image_and_bundle_contain_packages_and_license(path: str) -> None:
-    """The build of both fails if a package or the license is missing."""
+    """Compare image and bundle with the packages of the project.
+
+    The build of both fails if a package or the license is missing.
+    """
     assert f" {path} " in (ROOT / "Dockerfile").read_text()
     assert f'"{path}"' in (ROOT / "packaging" / "mcpb.py").read_text()

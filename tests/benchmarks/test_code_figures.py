@@ -1,4 +1,4 @@
-"""Tests of the figures on names and sizes, over a generated source tree."""
+"""Figures on names and sizes, of a generated source tree."""
 
 import subprocess
 from pathlib import Path

@@ -74,7 +74,10 @@ def test_page_lists_every_table_and_whether_its_keys_include_the_owner() -> None
 
 
 def has_owner_in_keys(table: Table) -> bool:
-    """True if the primary key, all unique indexes and all foreign keys include the owner."""
+    """Return whether all keys of the table include the owner.
+
+    The keys are the primary key, all unique indexes and all foreign keys.
+    """
     keys = [{column.name for column in table.primary_key.columns}]
     keys += [{column.name for column in index.columns} for index in table.indexes if index.unique]
     keys += [set(key.column_keys) for key in table.foreign_key_constraints]

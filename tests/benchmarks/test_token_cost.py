@@ -1,7 +1,7 @@
-"""Cost of a token in function calls, which depend on the machine less than times do.
+"""Cost of a token in function calls.
 
-The whole path is measured: HTTP from the upstream, decoding, events, journal, SSE, HTTP to the client. Upstream and
-client run in the same process; their calls are not counted.
+Function calls depend on the machine less than times do. The whole path is measured: HTTP from the upstream, decoding,
+events, journal, SSE, HTTP to the client. Upstream and client run in the same process; their calls are not counted.
 """
 
 import asyncio
@@ -20,11 +20,17 @@ from tests.call_counter import count_function_calls
 from tests.stack import Gateway, serve_gateway
 
 PACED_CEILING = 172
-"""Maximum calls of Python and C functions for a token that arrives alone (measured: 156)."""
+"""Maximum function calls for a token that arrives alone.
+
+Calls of Python and C functions count. Measured: 156.
+"""
 BURST_CEILING = 28
 """The same for tokens that arrive in one read (measured: 25)."""
 TURN_CEILING = 3_800
-"""The same for a turn without its tokens and without tools (measured: 3,562)."""
+"""The same for a turn without its tokens and tools.
+
+Measured: 3,562.
+"""
 TURNS = 8
 
 
@@ -35,8 +41,11 @@ class FixedUpstream:
 
 @pytest.fixture
 async def fast_gateway(database_url: str, tools_url: str) -> AsyncGenerator[Gateway]:
-    """A gateway whose upstream sends prepared streams. On a slow machine a turn has more timed flushes of the journal,
-    which would count as calls of its tokens; so the timer is long."""
+    """A gateway whose upstream sends prepared streams.
+
+    On a slow machine a turn has more timed flushes of the journal, which would count as calls of its tokens; so the
+    timer is long.
+    """
     server = await asyncio.get_running_loop().create_server(UpstreamProtocol, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     upstream: Any = FixedUpstream(f"http://127.0.0.1:{port}")
@@ -68,7 +77,10 @@ async def count_fewest_calls(gateway: Gateway, tokens: int, delay_ms: int) -> Co
 
 
 async def test_token_that_arrives_alone_takes_few_calls(fast_gateway: Gateway) -> None:
-    """On a busy machine some tokens share a read; all but the first of a read count as burst tokens."""
+    """Bound the calls of tokens at an interval of 5 ms.
+
+    On a busy machine some tokens share a read; all but the first of a read count as burst tokens.
+    """
     short, long = [await count_fewest_calls(fast_gateway, tokens, 5) for tokens in (10, 60)]
     alone = count_reads(long) - count_reads(short)
     assert long.total() - short.total() <= alone * PACED_CEILING + (50 - alone) * BURST_CEILING

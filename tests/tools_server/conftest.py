@@ -1,4 +1,7 @@
-"""The tool server over real HTTP, in this event loop or as a process, and web servers that it calls."""
+"""The tool server over real HTTP, and web servers it calls.
+
+It runs in this event loop or as a process.
+"""
 
 import asyncio
 import os
@@ -38,7 +41,10 @@ def settings(**values: Any) -> Settings:
 
 
 class _Server(HttpServer):
-    """A server without signal handlers, which stops at an event instead of polling every 100 ms."""
+    """A server without signal handlers.
+
+    It stops at an event instead of polling every 100 ms.
+    """
 
     def __init__(self, app: Any, before_stop: Callable[[], None]) -> None:
         super().__init__(app, before_stop)
@@ -81,7 +87,10 @@ async def serve_tools(**values: Any) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def connect(address: str, era: str, **headers: str) -> AsyncGenerator[Client]:
-    """Connect a client; each request has a token for the user of `acting_for`."""
+    """Connect a client.
+
+    Each request has a token for the user of `acting_for`.
+    """
     hooks: dict[str, list[Any]] = {"request": [TokenSigner(SECRET).add_token]}
     async with (
         httpx2.AsyncClient(event_hooks=hooks, headers=headers, timeout=TIMEOUT_SECONDS) as http,
@@ -162,7 +171,10 @@ def environment(**values: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def run_tools_server(**values: str) -> AsyncGenerator[ToolServerProcess]:
-    """Run `tools-server` over HTTP with this environment, by default on a free port."""
+    """Run `tools-server` over HTTP with this environment.
+
+    By default it uses a free port.
+    """
     port = values.setdefault("TOOLS_SERVER_PORT", str(closed_port()))
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -133,7 +133,10 @@ async def test_redirect_to_what_is_not_permitted_is_refused(where: str) -> None:
 
 
 async def test_the_name_is_checked_where_it_leads_now_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name resolves to another address each time; the checked address is the one of the connection."""
+    """Resolve the name to another address each time.
+
+    The checked address is the one of the connection.
+    """
     answers = iter(["8.8.8.8", "127.0.0.1"])
     monkeypatch.setattr(
         socket,

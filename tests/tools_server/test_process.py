@@ -36,7 +36,7 @@ def stdio(**values: str) -> StdioServerParameters:
 
 @pytest.fixture
 def short_directory() -> Iterator[Path]:
-    """A directory that the user of an embedded Postgres can enter, with a short path."""
+    """A short directory that an embedded Postgres's user can enter."""
     directory = Path(tempfile.mkdtemp(prefix="agw-tools-", dir="/tmp"))
     directory.chmod(0o755)
     yield directory
@@ -60,7 +60,10 @@ async def test_stdio_alone_brings_its_own_database(short_directory: Path) -> Non
 
 
 async def add_task(client: Client, title: str) -> str | None:
-    """The tool's text; None while the schema is not migrated, which happens after the server starts to serve."""
+    """Return the tool's text, or None without a migrated schema.
+
+    The schema is migrated after the server starts to serve.
+    """
     added = await client.call_tool("add_task", {"title": title})
     return None if added.is_error else text_of(added)
 

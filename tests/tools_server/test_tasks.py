@@ -59,7 +59,10 @@ async def test_structured_content_tells_the_whole_task(tools: str) -> None:
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_users_on_one_connection_have_nothing_to_do_with_each_others_tasks(tools: str, era: str) -> None:
-    """The first caller creates the session; each call belongs to the user of its token."""
+    """Share a connection between two users.
+
+    The first caller creates the session; each call belongs to the user of its token.
+    """
     async with connect(tools, era) as client:
         await say(client, "add_task", "ann", title="ann's own")
         assert await say(client, "list_tasks", "bob") == "There are no tasks."

@@ -231,7 +231,10 @@ TURN_ROUTES = {
     "/api/chat/stream": {"user_prompt": "hello"},
     "/api/ada/chat": {"message": "hello"},
 }
-"""Request bodies of all HTTP routes that start turns; `ask_agent` at `/mcp` starts them too."""
+"""Request bodies of all HTTP routes that start turns.
+
+`ask_agent` at `/mcp` starts them too.
+"""
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ DOCUMENT = (Path(__file__).parent.parent.parent.parent / "docs" / "api.md").read
 ROWS = re.findall(r"^\| `(\w+) (/[^`]*)` \| [^|]* \| `(curl .*)` \|$", DOCUMENT, re.MULTILINE)
 
 EXPECTED_REFUSALS = {"/approve": b"has not changed", "/sign-in": b"its entry contains the credentials"}
-"""Error text of the documented commands that fail, by the end of their path."""
+"""Error text of the documented commands that fail.
+
+The key is the end of the command's path.
+"""
 
 
 def test_api_document_lists_every_route(gateway_routes: set[tuple[str, str]]) -> None:

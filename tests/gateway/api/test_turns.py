@@ -191,7 +191,10 @@ async def test_finished_steps_are_not_repeated_after_a_takeover(
 async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
     workers: list[Gateway], db: asyncpg.Connection, tool: str, outcome: str
 ) -> None:
-    """Start with the rows of a worker that died during a tool call."""
+    """Start with the rows of a worker that crashed.
+
+    The worker died during a tool call.
+    """
     first_worker, _ = workers
     turn_id = "01a1fc00-0000-7000-8000-000000000001"
     arguments = {"title": "buy milk"} if tool == "add_task" else {}

@@ -20,7 +20,10 @@ from tests.gateway.llm.test_retries import Sink
 
 @asynccontextmanager
 async def serve_errors(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[str]:
-    """Run a server that records the headers of each request and responds with an error."""
+    """Run a server that responds with an error.
+
+    It records the headers of each request.
+    """
 
     async def record_headers(request: web.Request) -> web.Response:
         received.append(request.headers)

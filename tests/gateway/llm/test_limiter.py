@@ -1,4 +1,7 @@
-"""The rate limiter of a model server's key: exact limits from headers, and fairness between users."""
+"""The rate limiter of a model server's key.
+
+Exact limits from headers, and fairness between users.
+"""
 
 import asyncio
 import heapq
@@ -92,7 +95,7 @@ async def report_headers(limiter: Limiter, headers: dict[str, str], status: int 
 
 
 class Calls:
-    """Calls in separate tasks, and the order in which their permits were granted."""
+    """Calls in separate tasks, and the order of their permits."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter

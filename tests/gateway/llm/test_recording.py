@@ -1,4 +1,7 @@
-"""Recording of exchanges with a model server, and their replay by the simulator."""
+"""Recording of exchanges with a model server.
+
+The simulator replays them.
+"""
 
 import asyncio
 import json

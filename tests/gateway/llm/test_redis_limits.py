@@ -1,4 +1,7 @@
-"""Rate limits that several gateways share through a real Redis, and their behaviour without Redis."""
+"""Rate limits that several gateways share through a real Redis.
+
+Also their behaviour without Redis.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
@@ -43,7 +46,10 @@ async def two_replicas(url: str, **options: float) -> AsyncGenerator[list[Limite
 
 
 def make_headers(left: float, *, requests_left: float = 144) -> dict[str, str]:
-    """Make headers of limits that hardly refill in a test: 1 token per second, 1 request in 10 minutes."""
+    """Make headers of limits that hardly refill in a test.
+
+    They refill by 1 token per second and 1 request in 10 minutes.
+    """
     return {
         "x-ratelimit-limit-tokens": "10000",
         "x-ratelimit-remaining-tokens": f"{left:.0f}",

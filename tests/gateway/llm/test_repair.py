@@ -162,7 +162,10 @@ def test_text_that_is_too_long_holds_no_call_but_long_well_formed_arguments_run(
     ],
 )
 def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts the characters that are read, which does not depend on the machine."""
+    """Count the characters that are read.
+
+    The count does not depend on the machine.
+    """
     read = 0
 
     def count(reader: LenientJsonParser, at: int) -> None:

@@ -1,4 +1,7 @@
-"""Retries, repairs, fallbacks and errors for each fault of a model server, over real HTTP."""
+"""Retries, repairs, fallbacks and errors over real HTTP.
+
+There is a test for each fault of a model server.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -111,7 +111,7 @@ async def test_invalid_key_is_a_401(simulator: Simulator) -> None:
 
 
 async def raw_stream(simulator: Simulator, prompt: str = "count to 50") -> bytes:
-    """Return the bytes of a response up to its end or its break-off."""
+    """Return the bytes of a response until it ends or breaks."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True}
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": "Bearer k"}
     received = b""
