@@ -394,5 +394,22 @@ ALTER TABLE api_keys ADD COLUMN limits JSONB;
 
 UPDATE alembic_version SET version_num='gateway_0010' WHERE alembic_version.version_num = 'gateway_0009';
 
+-- Running upgrade gateway_0010 -> gateway_0011
+
+ALTER TABLE turns ADD COLUMN epoch INTEGER DEFAULT '0' NOT NULL;
+
+ALTER TABLE turns ADD COLUMN attempts INTEGER DEFAULT '0' NOT NULL;
+
+ALTER TABLE workers ADD COLUMN lease_until TIMESTAMP WITH TIME ZONE;
+
+CREATE INDEX ix_turn_usage_error ON turn_usage (error_code, at) WHERE error_code IS NOT NULL;
+
+CREATE FUNCTION refuse_stale_write(turn_id uuid) RETURNS uuid LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'another worker owns this turn' USING ERRCODE = 'GW001', DETAIL = turn_id::text;
+        END $$;
+
+UPDATE alembic_version SET version_num='gateway_0011' WHERE alembic_version.version_num = 'gateway_0010';
+
 COMMIT;
 

@@ -74,7 +74,8 @@ class Turn(_Table, table=True):
 
     `parent_id` is the turn whose history this one continues. `busy_conversation_id` is unique: the conversation of an
     unfinished turn, unless the turn is a branch. `sent_messages` is the number of messages from the request. `cached`:
-    the answer came from the response cache.
+    the answer came from the response cache. `epoch` is the number of claims: a write with an older one is refused.
+    `attempts` counts the claims from workers that did not release the turn, since its last completed step.
     """
 
     __tablename__ = "turns"
@@ -97,6 +98,8 @@ class Turn(_Table, table=True):
     owner: str = Field(sa_type=Text)
     user_label: str | None = Field(default=None, sa_type=Text)
     worker_id: UUID | None = None
+    epoch: int = Field(default=0, sa_column=_number_column(Integer))
+    attempts: int = Field(default=0, sa_column=_number_column(Integer))
     status: str = Field(sa_type=Text)
     prompt: str = Field(sa_type=Text)
     response: str = Field(default="", sa_column=Column(Text, nullable=False, server_default=""))
@@ -190,6 +193,7 @@ class TurnUsage(_Table, table=True):
             postgresql_where=text("key IS NOT NULL"),
         ),
         Index("ix_turn_usage_at", "at"),
+        Index("ix_turn_usage_error", "error_code", "at", postgresql_where=text("error_code IS NOT NULL")),
     )
 
     turn_id: UUID = Field(primary_key=True)
@@ -398,7 +402,8 @@ class TurnEvents(_Table, table=True):
 class Worker(_Table, table=True):
     """A gateway process that runs turns.
 
-    `seen_at` is the time of its last heartbeat.
+    Other workers may claim its turns after `lease_until`. `seen_at` is the time of its last heartbeat; it replaces the
+    lease of a worker of release 0.1.0, which has none.
     """
 
     __tablename__ = "workers"
@@ -408,3 +413,4 @@ class Worker(_Table, table=True):
     pid: int = Field(sa_type=BigInteger)
     started_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     seen_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    lease_until: datetime | None = Field(default=None, sa_column=_time_column())
