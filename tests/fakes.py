@@ -1,7 +1,6 @@
 """A toolbox with gated calls and a turn context without a runner."""
 
 import asyncio
-from collections.abc import Sequence
 from uuid import UUID, uuid4
 
 from gateway.agent.loop import TurnContext
@@ -15,14 +14,13 @@ from gateway.domain.messages import (
     PendingInput,
     Principal,
     Question,
-    StoredQuestion,
     ToolResult,
     ToolSpec,
     Usage,
     text_block,
 )
 from gateway.ports.model import ModelCall
-from gateway.ports.tools import CallObserver, ItemKind, ServerStatus
+from gateway.ports.tools import ItemKind, ServerStatus, ToolCallRequest
 
 
 def spec(name: str, *, read_only: bool = False) -> ToolSpec:
@@ -80,16 +78,8 @@ class GatedToolbox:
     def get_forwarded_headers(self) -> frozenset[str]:
         return frozenset()
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult:
-        name = str(arguments.get("as", spec.name))
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult:
+        name = str(request.arguments.get("as", request.spec.name))
         self.started.append(name)
         self.running.add(name)
         async with self._changed:

@@ -28,7 +28,7 @@ from gateway.domain.messages import (
     ToolSpec,
     text_block,
 )
-from gateway.ports.tools import CallObserver, Toolbox
+from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
 from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
@@ -206,10 +206,9 @@ class ToolCallScheduler:
         if answers is None and needs_approval(spec, self._approval):
             return build_approval_request(spec, arguments)
         observer = _EventObserver(call.id, self._emitter)
-        answered = [stored for stored in answers or () if stored.question.kind != "approval"]
-        return await self._toolbox.call_tool(
-            spec, arguments, principal=self._principal, observer=observer, answers=answered
-        )
+        tool_answers = [stored for stored in answers or () if stored.question.kind != "approval"]
+        request = ToolCallRequest(spec, arguments, self._principal, observer, tool_answers)
+        return await self._toolbox.call_tool(request)
 
     async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._emitter)
@@ -217,7 +216,7 @@ class ToolCallScheduler:
         async def call_tool(spec: ToolSpec, batched: JsonObject) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
                 return build_approval_request(spec, batched)
-            return await self._toolbox.call_tool(spec, batched, principal=self._principal, observer=observer)
+            return await self._toolbox.call_tool(ToolCallRequest(spec, batched, self._principal, observer))
 
         return await run_batch(arguments, self._offered, call_tool, self._limit)
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+import msgspec
 from mcp.types import CallToolResult
 
 from gateway.common.logging import get_logger
@@ -13,7 +14,6 @@ from gateway.domain.messages import (
     JsonObject,
     PendingInput,
     Principal,
-    StoredQuestion,
     ToolResult,
     ToolSpec,
     text_block,
@@ -40,7 +40,15 @@ from gateway.mcp_client.results import truncate_result
 from gateway.mcp_client.tool_names import make_exposed_name
 from gateway.mcp_client.tool_specs import MAX_DESCRIPTION_LENGTH, build_specs, make_spec
 from gateway.ports.servers import ServerConfig, ServerPool
-from gateway.ports.tools import CallObserver, GrantStore, ItemKind, ServerStatus, SignIn, Toolbox, ToolDefinitionStore
+from gateway.ports.tools import (
+    GrantStore,
+    ItemKind,
+    ServerStatus,
+    SignIn,
+    Toolbox,
+    ToolCallRequest,
+    ToolDefinitionStore,
+)
 
 log = get_logger(__name__)
 
@@ -177,62 +185,42 @@ class McpToolbox(ServerPool, Toolbox):
         headers = (connection.config.forwarded_header for connection in self._pool)
         return frozenset(header.lower() for header in headers if header)
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
         """See `Toolbox.call_tool`."""
+        spec, principal = request.spec, request.principal
         connection = self._pool.get_connection(spec.server, principal)
         if connection is None:
             error = ToolCallError(f"The MCP server {spec.server!r} is no longer connected.", did_run=False)
             return _make_error_result(spec, error)
-        if any(stored.question.login and stored.answer and stored.answer.action != "accept" for stored in answers):
+        sign_ins = [stored for stored in request.answers if stored.question.login]
+        if any(stored.answer and stored.answer.action != "accept" for stored in sign_ins):
             note = f"The user did not sign in to {spec.server}. Do not try it again unless they ask for it."
             return ToolResult("denied", [text_block(note)])
-        server_answers = [stored for stored in answers if not stored.question.login]
+        server_answers = [stored for stored in request.answers if not stored.question.login]
         try:
             if spec.helper and spec.tool == SIGN_IN:
                 return await self._describe_tools(connection, spec)
-            result = await self._call_with_retry(connection, spec, arguments, principal, observer, server_answers)
+            result = await self._call_with_retry(connection, msgspec.structs.replace(request, answers=server_answers))
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, principal, error) if error.needs_sign_in else None
             return question or _make_error_result(spec, error)
         return result if isinstance(result, PendingInput) else truncate_result(result, self._max_result_chars)
 
     async def _call_with_retry(
-        self,
-        connection: ServerConnection,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        principal: Principal,
-        observer: CallObserver | None,
-        answers: Sequence[StoredQuestion],
+        self, connection: ServerConnection, request: ToolCallRequest
     ) -> CallToolResult | PendingInput:
         """Call a tool.
 
         Retry once after a lost connection, if the tool may run twice without harm.
         """
-        call = partial(
-            connection.send_tool_call,
-            spec.tool,
-            arguments,
-            principal=principal,
-            timeout=connection.config.timeout or self._timeout,
-            observer=observer,
-            answers=answers,
-        )
+        spec, timeout = request.spec, connection.config.timeout or self._timeout
         try:
-            return await call()
+            return await connection.send_tool_call(request, timeout)
         except ToolCallError as error:
             if error.needs_sign_in or not error.connection_lost or not (spec.read_only or spec.idempotent):
                 raise
         log.info("tool_call_again", server=spec.server, tool=spec.tool)
-        return await call()
+        return await connection.send_tool_call(request, timeout)
 
     async def _ask_to_sign_in(
         self, connection: ServerConnection, principal: Principal, error: ToolCallError

@@ -178,6 +178,19 @@ class CallObserver(Protocol):
         ...
 
 
+class ToolCallRequest(msgspec.Struct, frozen=True):
+    """A call of a tool for `principal`.
+
+    `answers` are the answers to earlier questions of this call, which may ask again.
+    """
+
+    spec: ToolSpec
+    arguments: JsonObject
+    principal: Principal
+    observer: CallObserver | None = None
+    answers: Sequence[StoredQuestion] = ()
+
+
 class Toolbox(Protocol):
     """The tools of all connected MCP servers under one set of names."""
 
@@ -197,19 +210,8 @@ class Toolbox(Protocol):
         ...
 
     @abstractmethod
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        """Run a tool for `principal`. A failure is a result, not an exception.
-
-        `answers` are the answers to earlier questions of this call, which may ask again.
-        """
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        """Run a tool. A failure is a result, not an exception."""
         ...
 
     @abstractmethod

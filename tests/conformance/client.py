@@ -24,6 +24,7 @@ from gateway.domain.messages import (
 )
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.tools import ToolCallRequest
 
 _NO_INPUT_ID = UUID(int=0)
 ADA = Principal("ada", role="admin")
@@ -128,7 +129,7 @@ def make_arguments(spec: ToolSpec, toolbox: McpToolbox) -> dict[str, Any]:
 async def call_tool(toolbox: McpToolbox, spec: ToolSpec, arguments: dict[str, Any]) -> None:
     answers: list[StoredQuestion] = []
     for _ in range(5):
-        result = await toolbox.call_tool(spec, arguments, principal=ADA, observer=AcceptingObserver(), answers=answers)
+        result = await toolbox.call_tool(ToolCallRequest(spec, arguments, ADA, AcceptingObserver(), answers))
         if not isinstance(result, PendingInput):
             return
         for question in result.questions:

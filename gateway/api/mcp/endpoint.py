@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import mcp.types as t
+import msgspec
 from mcp import MCPError
 from mcp.server import NotificationOptions
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -36,7 +37,7 @@ from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
 from gateway.config import Settings, is_loopback
 from gateway.domain.messages import JsonObject, Principal, ToolResult
-from gateway.ports.tools import ItemKind, Toolbox
+from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
 
 log = get_logger(__name__)
 
@@ -186,14 +187,15 @@ class McpEndpoint:
         spec = self._toolbox.find_tool(params.name)
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
-        answers = parse_answers(params)
+        request = ToolCallRequest(spec, arguments, principal, host, parse_answers(params))
         for _ in range(_MAX_ROUNDS):
-            result = await self._toolbox.call_tool(spec, arguments, principal=principal, observer=host, answers=answers)
+            result = await self._toolbox.call_tool(request)
             if isinstance(result, ToolResult):
                 return to_call_result(result)
             if not ctx.session.can_send_request:
                 return to_input_required(result)
             answers = [await host.collect_answer(question, result.state) for question in result.questions]
+            request = msgspec.structs.replace(request, answers=answers)
         raise MCPError(t.INTERNAL_ERROR, f"The tool asked questions more than {_MAX_ROUNDS} times.")
 
     # --- resources and prompts

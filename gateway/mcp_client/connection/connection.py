@@ -1,6 +1,6 @@
 """One MCP server: connects, stays connected, reconnects and sends requests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from mcp import Client
@@ -8,7 +8,7 @@ from mcp.types import CallToolResult, ServerCapabilities, Tool
 
 from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.urls import strip_url_secrets
-from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion
+from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenSigner, acting_for, forward_header
 from gateway.mcp_client.connection.errors import describe_error
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
@@ -19,7 +19,7 @@ from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.transports import RequestHook
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import CallObserver, ServerStatus
+from gateway.ports.tools import ServerStatus, ToolCallRequest
 
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.2, 5.0
 _STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
@@ -211,20 +211,9 @@ class ServerConnection:
         await self._requests.wait_for_client()
         return self.tools
 
-    async def send_tool_call(
-        self,
-        tool: str,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        timeout: float,
-        observer: CallObserver | None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> CallToolResult | PendingInput:
+    async def send_tool_call(self, request: ToolCallRequest, timeout: float) -> CallToolResult | PendingInput:
         """See `RequestSender.send_tool_call`."""
-        return await self._requests.send_tool_call(
-            tool, arguments, principal=principal, timeout=timeout, observer=observer, answers=answers
-        )
+        return await self._requests.send_tool_call(request, timeout)
 
     async def send_request(self, request: ClientRequest[T], *, principal: Principal, timeout: float) -> T:
         """See `RequestSender.send_request`."""

@@ -1,7 +1,7 @@
 """Requests over a connection, with timeouts, a retry and error translation."""
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from mcp import Client, MCPError
@@ -10,7 +10,7 @@ from mcp.types import INVALID_REQUEST, PARSE_ERROR, CallToolResult, InputRequire
 from gateway.common.concurrency import Deadline, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
-from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion
+from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import acting_for
 from gateway.mcp_client.connection.errors import RequestNotSent, ToolCallError
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
@@ -20,7 +20,7 @@ from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_re
 from gateway.mcp_client.http_transport import CONNECTION_CLOSED
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import CallObserver
+from gateway.ports.tools import ToolCallRequest
 
 log = get_logger(__name__)
 
@@ -59,17 +59,8 @@ class RequestSender:
         """Whether a user must sign in to the server, and can."""
         return self._status.state == "needs_auth" and self._tokens.can_sign_in
 
-    async def send_tool_call(
-        self,
-        tool: str,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        timeout: float,
-        observer: CallObserver | None,
-        answers: Sequence[StoredQuestion],
-    ) -> CallToolResult | PendingInput:
-        """Run a tool as `principal`.
+    async def send_tool_call(self, request: ToolCallRequest, timeout: float) -> CallToolResult | PendingInput:
+        """Run a tool as the request's principal.
 
         Retries once, only if the request was not sent or the session was lost.
 
@@ -78,7 +69,7 @@ class RequestSender:
         """
         for _ in range(2):
             with contextlib.suppress(RequestNotSent):
-                return await self._send_tool_call_once(tool, arguments, principal, timeout, observer, answers)
+                return await self._send_tool_call_once(request, timeout)
         raise self._unreachable_error()
 
     async def send_request(self, request: ClientRequest[T], *, principal: Principal, timeout: float) -> T:
@@ -123,23 +114,16 @@ class RequestSender:
             raise self._unreachable_error()
         return status.client
 
-    async def _send_tool_call_once(
-        self,
-        tool: str,
-        arguments: JsonObject,
-        principal: Principal,
-        timeout: float,
-        observer: CallObserver | None,
-        answers: Sequence[StoredQuestion],
-    ) -> CallToolResult | PendingInput:
+    async def _send_tool_call_once(self, request: ToolCallRequest, timeout: float) -> CallToolResult | PendingInput:
+        tool, observer, answers = request.spec.tool, request.observer, request.answers
         client = await self.wait_for_client()
         pausable = PausableTimeout(timeout)
         try:
             async with pausable, self._calls.track_call(observer, pausable):
-                with acting_for(principal):
+                with acting_for(request.principal):
                     result = await client.session.call_tool(
                         tool,
-                        arguments,
+                        request.arguments,
                         read_timeout_seconds=_NO_TIMEOUT_SECONDS,
                         progress_callback=make_progress_callback(observer) if observer else None,
                         input_responses=make_input_responses(answers),

@@ -1,21 +1,12 @@
 """The deny list of all callers, and each caller's allow lists."""
 
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import (
-    JsonObject,
-    PendingInput,
-    Principal,
-    StoredQuestion,
-    ToolResult,
-    ToolSpec,
-    text_block,
-)
+from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec, text_block
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.mcp_client.resources import find_resource_server
-from gateway.ports.tools import CallObserver, ItemKind, Toolbox
+from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
 
 
 class ToolDenyList(ToolboxWrapper):
@@ -43,18 +34,10 @@ class ToolDenyList(ToolboxWrapper):
         spec = self._toolbox.find_tool(name)
         return None if spec is None or self._is_denied(spec) else spec
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        if self._is_denied(spec):
-            return _denied_result(spec)
-        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        if self._is_denied(request.spec):
+            return _denied_result(request.spec)
+        return await self._toolbox.call_tool(request)
 
     def _is_denied(self, spec: ToolSpec) -> bool:
         names = (spec.name, f"{spec.server}/{spec.tool}")
@@ -64,18 +47,10 @@ class ToolDenyList(ToolboxWrapper):
 class ToolPermissions(ToolboxWrapper):
     """Refuses calls of tools that are outside the caller's allow lists."""
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        if not principal.can_use_tool(spec):
-            return _denied_result(spec)
-        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        if not request.principal.can_use_tool(request.spec):
+            return _denied_result(request.spec)
+        return await self._toolbox.call_tool(request)
 
 
 class ServerPermissions(ToolboxWrapper):

@@ -1,11 +1,9 @@
 """Runs the built-in tools, which read resources and prompts for a model."""
 
-from collections.abc import Sequence
-
-from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion, ToolResult, ToolSpec
+from gateway.domain.messages import PendingInput, ToolResult
 from gateway.mcp_client.builtin_tools import SIGN_IN, run_builtin_tool
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
-from gateway.ports.tools import CallObserver, Toolbox
+from gateway.ports.tools import Toolbox, ToolCallRequest
 
 
 class BuiltinToolRunner(ToolboxWrapper):
@@ -18,15 +16,7 @@ class BuiltinToolRunner(ToolboxWrapper):
         super().__init__(toolbox)
         self._content = content
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        if spec.helper and spec.tool != SIGN_IN:
-            return await run_builtin_tool(self._content, spec, arguments, principal)
-        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        if request.spec.helper and request.spec.tool != SIGN_IN:
+            return await run_builtin_tool(self._content, request.spec, request.arguments, request.principal)
+        return await self._toolbox.call_tool(request)

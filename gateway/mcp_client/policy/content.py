@@ -1,7 +1,5 @@
 """What goes in and out of tools: nesting depth, redaction and sanitizing."""
 
-from collections.abc import Sequence
-
 import msgspec
 
 from gateway.common.json_schema import MAX_DEPTH, exceeds_depth
@@ -13,32 +11,22 @@ from gateway.domain.messages import (
     PendingInput,
     Principal,
     Question,
-    StoredQuestion,
     ToolResult,
-    ToolSpec,
     text_block,
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
 from gateway.mcp_client.sanitize import sanitize_text, sanitize_value
-from gateway.ports.tools import CallObserver, Toolbox
+from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
 
 
 class ArgumentDepthLimit(ToolboxWrapper):
     """Refuses arguments that are nested too deeply to process."""
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        if exceeds_depth(arguments):
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        if exceeds_depth(request.arguments):
             message = f"The arguments are nested more than {MAX_DEPTH} deep: make them flatter."
             return ToolResult("error", [text_block(message)])
-        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
+        return await self._toolbox.call_tool(request)
 
 
 class RedactingToolbox(ToolboxWrapper):
@@ -48,26 +36,17 @@ class RedactingToolbox(ToolboxWrapper):
         super().__init__(toolbox)
         self._redactor = redactor
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        redacted_answers = [
-            msgspec.structs.replace(stored, answer=stored.answer and _redact_answer(stored.answer, self._redactor))
-            for stored in answers
-        ]
-        return await self._toolbox.call_tool(
-            spec,
-            self._redactor.redact_value(arguments),
-            principal=principal,
-            observer=observer and _RedactingObserver(observer, self._redactor),
-            answers=redacted_answers,
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        redacted_request = msgspec.structs.replace(
+            request,
+            arguments=self._redactor.redact_value(request.arguments),
+            observer=request.observer and _RedactingObserver(request.observer, self._redactor),
+            answers=[
+                msgspec.structs.replace(stored, answer=stored.answer and _redact_answer(stored.answer, self._redactor))
+                for stored in request.answers
+            ],
         )
+        return await self._toolbox.call_tool(redacted_request)
 
     async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
         return await self._toolbox.get_prompt(name, self._redactor.redact_value(arguments), principal)
@@ -79,17 +58,9 @@ class RedactingToolbox(ToolboxWrapper):
 class SanitizingToolbox(ToolboxWrapper):
     """Removes invisible characters and terminal sequences from what servers send."""
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        observer = observer and _SanitizingObserver(observer)
-        result = await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        observer = request.observer and _SanitizingObserver(request.observer)
+        result = await self._toolbox.call_tool(msgspec.structs.replace(request, observer=observer))
         if isinstance(result, PendingInput):
             return PendingInput(tuple(_sanitize_question(question) for question in result.questions), result.state)
         content, structured = sanitize_value(result.content), sanitize_value(result.structured)

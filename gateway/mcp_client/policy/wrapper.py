@@ -1,9 +1,7 @@
 """A toolbox that delegates to another: base of the policy wrappers."""
 
-from collections.abc import Sequence
-
-from gateway.domain.messages import JsonObject, PendingInput, Principal, StoredQuestion, ToolResult, ToolSpec
-from gateway.ports.tools import CallObserver, ItemKind, ServerStatus, SignIn, Toolbox
+from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec
+from gateway.ports.tools import ItemKind, ServerStatus, SignIn, Toolbox, ToolCallRequest
 
 
 class ToolboxWrapper(Toolbox):
@@ -21,16 +19,8 @@ class ToolboxWrapper(Toolbox):
     def get_instructions(self) -> str:
         return self._toolbox.get_instructions()
 
-    async def call_tool(
-        self,
-        spec: ToolSpec,
-        arguments: JsonObject,
-        *,
-        principal: Principal,
-        observer: CallObserver | None = None,
-        answers: Sequence[StoredQuestion] = (),
-    ) -> ToolResult | PendingInput:
-        return await self._toolbox.call_tool(spec, arguments, principal=principal, observer=observer, answers=answers)
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
+        return await self._toolbox.call_tool(request)
 
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         return await self._toolbox.list_server_items(kind, principal)

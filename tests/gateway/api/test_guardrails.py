@@ -14,6 +14,7 @@ from mcp.server.mcpserver import Context, MCPServer
 from gateway.api.security.middleware import get_source_address
 from gateway.config import ConfigError, load_settings
 from gateway.mcp_client.sanitize import sanitize_text
+from gateway.ports.tools import ToolCallRequest
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
 from tests.stack import Gateway, serve_asgi, serve_gateway
@@ -63,7 +64,9 @@ async def test_denied_tool_is_unavailable_despite_allow_lists(
                 await client.call_tool("add_task", {"title": "x"})
         specs = {spec.name: spec for spec in gateway.state.toolbox._toolbox.list_specs()}
         principal = await authenticate_headers(gateway, headers)
-        result: Any = await gateway.state.toolbox.call_tool(specs["add_task"], {"title": "x"}, principal=principal)
+        result: Any = await gateway.state.toolbox.call_tool(
+            ToolCallRequest(specs["add_task"], {"title": "x"}, principal)
+        )
         assert result.outcome == "denied"
         assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
 

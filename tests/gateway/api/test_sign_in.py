@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from gateway.domain.messages import PendingInput, Principal, ToolResult
+from gateway.ports.tools import ToolCallRequest
 from gateway.simulator import Simulator
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import read_turn_events
@@ -78,7 +79,7 @@ class Browser:
 async def call_protected_tool(gateway: Gateway, principal: Principal) -> Any:
     spec = gateway.state.toolbox.find_tool("vault_whose_vault")
     assert spec is not None
-    return await gateway.state.toolbox.call_tool(spec, {}, principal=principal)
+    return await gateway.state.toolbox.call_tool(ToolCallRequest(spec, {}, principal))
 
 
 def get_text(result: ToolResult | PendingInput) -> str:
@@ -147,17 +148,17 @@ async def sign_in(gateway: Gateway, principal: Principal) -> None:
     assert status == 200, page
     spec = gateway.state.toolbox.find_tool("vault_sign_in") or gateway.state.toolbox.find_tool("vault_whose_vault")
     assert spec is not None
-    assert isinstance(await gateway.state.toolbox.call_tool(spec, {}, principal=principal), ToolResult)
+    assert isinstance(await gateway.state.toolbox.call_tool(ToolCallRequest(spec, {}, principal)), ToolResult)
 
 
 async def test_only_an_admin_is_asked_to_sign_in_to_a_shared_server(serve: Serve) -> None:
     async with serve() as gateway:
         spec = gateway.state.toolbox.find_tool("vault_sign_in")
         assert spec is not None
-        result = await gateway.state.toolbox.call_tool(spec, {}, principal=ADA)
+        result = await gateway.state.toolbox.call_tool(ToolCallRequest(spec, {}, ADA))
         assert isinstance(result, ToolResult)
         assert result.outcome == "error"
-        admin = await gateway.state.toolbox.call_tool(spec, {}, principal=Principal("eve", role="admin"))
+        admin = await gateway.state.toolbox.call_tool(ToolCallRequest(spec, {}, Principal("eve", role="admin")))
         assert isinstance(admin, PendingInput)
 
 

@@ -10,6 +10,7 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import Principal, ToolResult, ToolSpec, text_block
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
+from gateway.ports.tools import ToolCallRequest
 
 TEXT_WITH_HIDDEN_CHARACTER = "a\u200bb"
 ADA = Principal("ada")
@@ -35,8 +36,8 @@ class FakeToolbox(ToolboxWrapper):
     def find_tool(self, name: str) -> ToolSpec | None:
         return next((spec for spec in self.list_specs() if spec.name == name), None)
 
-    async def call_tool(self, spec: ToolSpec, arguments: Any, **_: Any) -> ToolResult:
-        self.calls.append(arguments)
+    async def call_tool(self, request: ToolCallRequest) -> ToolResult:
+        self.calls.append(request.arguments)
         return ToolResult("ok", [text_block(TEXT_WITH_HIDDEN_CHARACTER)])
 
     async def list_server_items(self, kind: Any, principal: Principal) -> list[Any]:
@@ -64,13 +65,15 @@ async def test_denied_tool_is_hidden_and_never_called() -> None:
     assert [spec.name for spec in toolbox.list_specs()] == ["two"]
     assert toolbox.list_specs() is toolbox.list_specs()
     assert toolbox.find_tool("one") is None
-    result = await toolbox.call_tool(make_spec("one"), {}, principal=ADA)
+    result = await toolbox.call_tool(ToolCallRequest(make_spec("one"), {}, ADA))
     assert (result.outcome, inner.calls) == ("denied", [])  # type: ignore[union-attr]
 
 
 async def test_tool_outside_the_allow_list_is_never_called() -> None:
     inner = FakeToolbox()
-    result = await apply_policy(inner).call_tool(make_spec("one"), {}, principal=Principal("ada", tools=("two",)))
+    result = await apply_policy(inner).call_tool(
+        ToolCallRequest(make_spec("one"), {}, Principal("ada", tools=("two",)))
+    )
     assert (result.outcome, inner.calls) == ("denied", [])  # type: ignore[union-attr]
 
 
@@ -79,13 +82,15 @@ async def test_deep_arguments_are_refused() -> None:
     arguments: Any = {}
     for _ in range(200):
         arguments = {"a": arguments}
-    result = await apply_policy(inner).call_tool(make_spec("one"), arguments, principal=ADA)
+    result = await apply_policy(inner).call_tool(ToolCallRequest(make_spec("one"), arguments, ADA))
     assert (result.outcome, inner.calls) == ("error", [])  # type: ignore[union-attr]
 
 
 async def test_arguments_are_redacted_and_results_sanitized(redactor: Redactor) -> None:
     inner = FakeToolbox()
-    result = await apply_policy(inner, redactor=redactor).call_tool(make_spec("one"), {"q": "hunter2"}, principal=ADA)
+    result = await apply_policy(inner, redactor=redactor).call_tool(
+        ToolCallRequest(make_spec("one"), {"q": "hunter2"}, ADA)
+    )
     assert inner.calls == [{"q": "[gone]"}]
     assert get_texts(result) == ["ab"]
 
@@ -103,12 +108,12 @@ async def test_builtin_tool_obeys_the_policy(redactor: Redactor) -> None:
     toolbox = apply_policy(inner, redactor=redactor)
     limited = Principal("ada", servers=("s",))
     read = make_spec("read_resource", helper=True)
-    assert get_texts(await toolbox.call_tool(read, {"uri": "s:x"}, principal=limited)) == ["ab"]
+    assert get_texts(await toolbox.call_tool(ToolCallRequest(read, {"uri": "s:x"}, limited))) == ["ab"]
     prompt = make_spec("get_prompt", helper=True)
-    rendered = await toolbox.call_tool(prompt, {"name": "s_p", "arguments": {"q": "hunter2"}}, principal=ADA)
+    rendered = await toolbox.call_tool(ToolCallRequest(prompt, {"name": "s_p", "arguments": {"q": "hunter2"}}, ADA))
     assert '"ab"' in get_texts(rendered)[0]
     assert inner.calls == [("s:x", "s"), ("s_p", {"q": "[gone]"})]
-    refused = await toolbox.call_tool(prompt, {"name": "t_p"}, principal=limited)
+    refused = await toolbox.call_tool(ToolCallRequest(prompt, {"name": "t_p"}, limited))
     assert (refused.outcome, len(inner.calls)) == ("error", 2)  # type: ignore[union-attr]
 
 

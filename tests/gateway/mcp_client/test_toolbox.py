@@ -23,7 +23,7 @@ from gateway.config import Settings
 from gateway.domain.messages import Answer, Principal, Question, ToolResult
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
-from gateway.ports.tools import CallObserver
+from gateway.ports.tools import CallObserver, ToolCallRequest
 from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.stack import SECRET, find_free_port, serve_asgi
@@ -50,7 +50,7 @@ async def connect_toolbox(
 async def call_tool(toolbox: McpToolbox, name: str, principal: Principal = ADA, **arguments: object) -> ToolResult:
     spec = toolbox.find_tool(name)
     assert spec is not None, [spec.name for spec in toolbox.list_specs()]
-    result = await toolbox.call_tool(spec, arguments, principal=principal)
+    result = await toolbox.call_tool(ToolCallRequest(spec, arguments, principal))
     assert isinstance(result, ToolResult)
     return result
 
@@ -175,7 +175,7 @@ async def test_call_timeout_is_paused_during_elicitation() -> None:
     ):
         spec = toolbox.find_tool("reserve")
         assert spec is not None
-        call_task = asyncio.create_task(toolbox.call_tool(spec, {"seats": 2}, principal=ADA, observer=observer))
+        call_task = asyncio.create_task(toolbox.call_tool(ToolCallRequest(spec, {"seats": 2}, ADA, observer=observer)))
         async with asyncio.timeout(30):
             await observer.question_received.wait()
         connection = toolbox._pool.get_shared("t")
@@ -240,7 +240,7 @@ async def test_progress_and_log_reach_the_observer(trial: TrialSetup) -> None:
     async with connect_toolbox(trial[1]) as toolbox:
         spec = toolbox.find_tool("chatter")
         assert spec is not None
-        await toolbox.call_tool(spec, {}, principal=ADA, observer=observer)
+        await toolbox.call_tool(ToolCallRequest(spec, {}, ADA, observer=observer))
         await eventually(lambda: len(observer.notifications) >= 3)
     assert (1.0, 2.0, "half") in observer.notifications
     assert ("info", "a log line") in observer.notifications
@@ -290,7 +290,7 @@ async def test_killed_server_fails_only_its_own_calls_and_is_reconnected(modern:
             assert get_text(await call_tool(toolbox, "two_echo", text="alive")) == "alive"
             spec = toolbox.find_tool("one_echo")
             if spec is not None:  # a legacy server's absence is detected only by a call
-                result = await toolbox.call_tool(spec, {"text": "x"}, principal=ADA)
+                result = await toolbox.call_tool(ToolCallRequest(spec, {"text": "x"}, ADA))
                 assert isinstance(result, ToolResult)
                 assert result.outcome == "error"
                 assert "not reachable" in get_text(result)

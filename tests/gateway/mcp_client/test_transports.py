@@ -13,6 +13,7 @@ import pytest
 from gateway.domain.messages import Principal
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
+from gateway.ports.tools import ToolCallRequest
 from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer
 from tests.gateway.mcp_client.test_toolbox import (
@@ -136,12 +137,12 @@ async def test_servers_are_added_and_removed_during_calls() -> None:
             assert toolbox._pool.get_shared("one") is connection
             spec = toolbox.find_tool("two_slow")
             assert spec is not None
-            call_task = asyncio.create_task(toolbox.call_tool(spec, {}, principal=ADA))
+            call_task = asyncio.create_task(toolbox.call_tool(ToolCallRequest(spec, {}, ADA)))
             async with asyncio.timeout(30):
                 await server.started.wait()
             toolbox.reconcile([one])
             assert toolbox.find_tool("two_echo") is None
-            result = await toolbox.call_tool(spec, {}, principal=ADA)
+            result = await toolbox.call_tool(ToolCallRequest(spec, {}, ADA))
             assert "no longer connected" in result.content[0]["text"]  # type: ignore[union-attr]
             server.release.set()
             assert (await call_task).content[0]["text"] == "done"  # type: ignore[union-attr]

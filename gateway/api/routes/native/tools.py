@@ -10,6 +10,7 @@ from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import ToolNotFound
 from gateway.domain.messages import JsonObject, Outcome, PendingInput, ToolResult, text_block
+from gateway.ports.tools import ToolCallRequest
 
 router = APIRouter(prefix="/api/v1", tags=["tools"])
 
@@ -120,7 +121,7 @@ async def call_tool(
     if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")
     started_at = time.perf_counter()
-    result = await toolbox.call_tool(spec, arguments, principal=principal)
+    result = await toolbox.call_tool(ToolCallRequest(spec, arguments, principal))
     if isinstance(result, PendingInput):
         questions = "; ".join(question.message for question in result.questions)
         note = f"The tool asks: {questions} Direct calls cannot answer questions: pass all arguments, or use a chat."
