@@ -4,7 +4,8 @@
      ├─ InvalidRequest           422 invalid_request
      │   ├─ PayloadTooLarge      413 payload_too_large
      │   ├─ UnsupportedParameter 422 unsupported_parameter
-     │   └─ PromptTooLong        422 prompt_too_long
+     │   ├─ PromptTooLong        422 prompt_too_long
+     │   └─ StorageRefused       422 storage_refused
      ├─ NotAuthenticated         401 not_authenticated
      ├─ BudgetExceeded           402 budget_exceeded
      ├─ Forbidden                403 forbidden
@@ -25,6 +26,7 @@
      ├─ McpServerError           502 mcp_failed
      ├─ TurnTimeout              504 turn_timeout
      ├─ TurnLost                 503 turn_lost
+     ├─ TurnTakenOver            503 turn_taken_over
      └─ ModelError               502 model_error
          ├─ ModelKeyRefused      502 model_key_refused
          ├─ ModelRateLimited     429 model_rate_limited
@@ -46,19 +48,20 @@ import msgspec
 class GatewayError(Exception):
     """Error with a stable `code`, an HTTP `status` and a public `message`.
 
-    `param` names the offending field of the request; `retry_after` is in seconds.
+    `param` names the offending field of the request; `retry_after` is in seconds, by default `default_retry_after`.
     """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     default_message: ClassVar[str] = "An internal error occurred. The gateway's log lists it under the request id."
+    default_retry_after: ClassVar[float | None] = None
 
     def __init__(
         self, message: str | None = None, *, param: str | None = None, retry_after: float | None = None
     ) -> None:
         self.message = message or self.default_message
         self.param = param
-        self.retry_after = retry_after
+        self.retry_after = self.default_retry_after if retry_after is None else retry_after
         super().__init__(self.message)
 
     def to_error_info(self) -> "ErrorInfo":
@@ -90,6 +93,13 @@ class UnsupportedParameter(InvalidRequest):
 
 class PromptTooLong(InvalidRequest):
     code = "prompt_too_long"
+
+
+class StorageRefused(InvalidRequest):
+    """The database refuses a value for its content; a repetition fails again."""
+
+    code = "storage_refused"
+    default_message = "The database refuses to store the content."
 
 
 class NotAuthenticated(GatewayError):
@@ -132,6 +142,7 @@ class ToolNotFound(NotFound):
 class Conflict(GatewayError):
     code = "conflict"
     status = 409
+    default_message = "Another request has created or changed this at the same time."
 
 
 class ConversationBusy(Conflict):
@@ -176,6 +187,7 @@ class ServerStopping(Overloaded):
 class StorageUnavailable(Overloaded):
     code = "storage_unavailable"
     default_message = "The database cannot be reached, so the turn was not started. Try again shortly."
+    default_retry_after = 1.0
 
 
 class ClientGone(GatewayError):
@@ -202,6 +214,14 @@ class TurnLost(GatewayError):
     code = "turn_lost"
     status = 503
     default_message = "The worker stopped, and this turn was not stored, so it cannot be resumed."
+
+
+class TurnTakenOver(GatewayError):
+    """Another worker owns the turn now, so this worker must not write for it."""
+
+    code = "turn_taken_over"
+    status = 503
+    default_message = "Another worker has taken this turn over."
 
 
 class ModelError(GatewayError):

@@ -2,15 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
 
 import asyncpg
 import msgspec
 from sqlalchemy import CursorResult, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.sql.dml import UpdateBase
 from sqlmodel import text
@@ -18,7 +17,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError
-from gateway.domain.errors import StorageUnavailable
+from gateway.domain.errors import GatewayError
+from gateway.store.errors import raise_gateway_errors
 
 log = get_logger(__name__)
 
@@ -29,7 +29,6 @@ _CUSTOM_PLAN_SETTINGS = text(
 )
 _parsed = lru_cache(256)(text)
 DatabaseRow = Sequence[Any]
-UNREACHABLE = (OSError, asyncio.TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
 class DatabaseError(ConfigError):
@@ -68,9 +67,9 @@ class Database:
         """A session that commits at the end of the block.
 
         Raises:
-            StorageUnavailable: the database cannot be reached.
+            GatewayError: see `raise_gateway_errors`.
         """
-        with _raise_unavailable():
+        with raise_gateway_errors():
             async with self._sessions() as session:
                 yield session
                 await session.commit()
@@ -82,9 +81,9 @@ class Database:
         trips. See docs/adr/0009.
 
         Raises:
-            StorageUnavailable: the database cannot be reached.
+            GatewayError: see `raise_gateway_errors`.
         """
-        with _raise_unavailable():
+        with raise_gateway_errors():
             async with self.engine.begin() if custom_plan else self._autocommit.connect() as connection:
                 if custom_plan:
                     await connection.execute(_CUSTOM_PLAN_SETTINGS)
@@ -96,9 +95,10 @@ class Database:
         Return None if it does, else a public reason.
         """
         try:
-            async with asyncio.timeout(2), self._autocommit.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        except (*UNREACHABLE, SQLAlchemyError):
+            with raise_gateway_errors():
+                async with asyncio.timeout(2), self._autocommit.connect() as connection:
+                    await connection.execute(text("SELECT 1"))
+        except GatewayError:
             return "the database does not answer"
         return None
 
@@ -130,27 +130,6 @@ def encode_jsonb(value: object) -> str:
 def plain_dsn(url: str) -> str:
     """Return the same address for asyncpg without SQLAlchemy."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-
-def is_unreachable(error: BaseException) -> bool:
-    """Return whether an error means that the database is unavailable.
-
-    The errors of a refused statement mean something else.
-    """
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, UNREACHABLE)
-    return isinstance(error, UNREACHABLE)
-
-
-@contextmanager
-def _raise_unavailable() -> Generator[None]:
-    try:
-        yield
-    except (*UNREACHABLE, SQLAlchemyError) as error:
-        if is_unreachable(error):
-            log.warning("database_unreachable", error=type(error).__name__)
-            raise StorageUnavailable from error
-        raise
 
 
 async def wait_until_ready(url: str, seconds: float) -> None:

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Literal
 
 import msgspec
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import text
 
-from gateway.domain.errors import Overloaded
+from gateway.domain.errors import Overloaded, StorageUnavailable
 from gateway.store.database import Database, DatabaseRow
+from gateway.store.errors import get_sqlstate
 
 GroupKey = Literal["day", "model", "user", "key", "conversation"]
 MAX_GROUPS = 10_000
@@ -115,8 +115,8 @@ class UsageReports:
                 connection = await session.connection()
                 await connection.execute(set_timeout, {"ms": str(max(1, int(self._seconds * 1000)))})
                 return list((await connection.execute(text(statement), values)).all())
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
+        except StorageUnavailable as error:
+            if get_sqlstate(error.__cause__) != _QUERY_CANCELED:
                 raise
             raise Overloaded("There are too many turns to aggregate in time. Request a shorter range.") from error
 

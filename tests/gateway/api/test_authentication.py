@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from gateway.common.logging import get_logger
+from gateway.domain.errors import Conflict, StorageRefused
 from gateway.simulator import Fault, Simulator
 from gateway.store.database import Database
 from tests.stack import Gateway, serve_gateway
@@ -96,9 +97,11 @@ async def test_failed_sql_statement_logs_no_row_values(database_url: str, log_te
             try:
                 try:
                     await database.fetch_rows(statement, **values)
-                except SQLAlchemyError as error:
+                except (Conflict, StorageRefused) as error:
+                    cause = error.__cause__
                     if statement is insert:
-                        log.error("logged", error=str(error), original=repr(error.orig))
+                        assert isinstance(cause, DBAPIError)
+                        log.error("logged", error=str(cause), original=repr(cause.orig))
                     raise ExceptionGroup("several", [error]) from error
             except ExceptionGroup as error:
                 log.error("broke", exc_info=error)

@@ -1,0 +1,70 @@
+"""Errors of the database as errors of the gateway."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from gateway.common.logging import get_logger
+from gateway.domain.errors import Conflict, GatewayError, StorageRefused, StorageUnavailable, TurnTakenOver
+from gateway_runtime.postgres_errors import (
+    TAKEN_OVER_SQLSTATE,
+    StorageFailure,
+    classify_error,
+    get_driver_error,
+    get_sqlstate,
+    is_database_error,
+    must_reconnect,
+)
+
+__all__ = [
+    "TAKEN_OVER_SQLSTATE",
+    "StorageFailure",
+    "classify_error",
+    "get_sqlstate",
+    "is_database_error",
+    "must_reconnect",
+    "raise_gateway_errors",
+    "to_gateway_error",
+]
+
+log = get_logger(__name__)
+
+_ERRORS: dict[StorageFailure, type[GatewayError]] = {
+    StorageFailure.UNAVAILABLE: StorageUnavailable,
+    StorageFailure.CONTENT: StorageRefused,
+    StorageFailure.CONFLICT: Conflict,
+    StorageFailure.TAKEN_OVER: TurnTakenOver,
+}
+
+
+def to_gateway_error(error: BaseException) -> GatewayError:
+    """Return what callers of the gateway receive for an error of the database. The error is logged."""
+    failure = classify_error(error)
+    cause = get_driver_error(error)
+    fields = {
+        "error": type(cause).__name__,
+        "sqlstate": get_sqlstate(cause),
+        "constraint": getattr(cause, "constraint_name", None),
+    }
+    if failure is StorageFailure.UNAVAILABLE:
+        log.warning("database_unreachable", **fields)
+    else:
+        log.info("database_refused", failure=failure.value, **fields)
+    return _ERRORS[failure]()
+
+
+@contextmanager
+def raise_gateway_errors() -> Generator[None]:
+    """Raise errors of the database as errors of the gateway; all others pass through.
+
+    Raises:
+        StorageUnavailable: the database cannot be reached or used now.
+        StorageRefused: the database refuses a value.
+        Conflict: a row with this key exists.
+        TurnTakenOver: another worker owns the turn.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_database_error(error):
+            raise
+        raise to_gateway_error(error) from error
