@@ -1,4 +1,7 @@
-"""The `batch` tool: several read-only calls in one, for models that make one call per step."""
+"""The `batch` tool: several read-only calls in one.
+
+It serves models that make one call per step.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +14,10 @@ CallTool = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | PendingInput]
 
 
 def build_batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
-    """Build the tool from the offered ones; None if none of them can be batched."""
+    """Build the tool from the offered ones.
+
+    None if none of them can be batched.
+    """
     names = [spec.name for spec in offered if _can_batch(spec)]
     if not names:
         return None
@@ -40,9 +46,9 @@ def build_batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
 
 
 async def run_batch(arguments: JsonObject, offered: dict[str, ToolSpec], call_tool: CallTool, limit: int) -> ToolResult:
-    """Run the calls, at most `limit` at once, and return their results in order.
+    """Run the calls and return their results in order.
 
-    A failed call does not affect the others.
+    At most `limit` calls run at once. A failed call does not affect the others.
     """
     slots = asyncio.Semaphore(limit)
 

@@ -1,8 +1,9 @@
-"""Budgets of users and keys, checked before a turn and before each of its steps.
+"""Budgets of users and keys.
 
-Before a step calls the model, its maximum cost is reserved in the database, so that concurrent steps on all workers do
-not spend the same remainder. A reservation ends with its step. The usage of a running turn counts until the turn's end
-writes it to the ledger. Other workers end the turns of dead workers, so no reservation lasts for ever.
+They are checked before a turn and before each of its steps. Before a step calls the model, its maximum cost is reserved
+in the database, so that concurrent steps on all workers do not spend the same remainder. A reservation ends with its
+step. The usage of a running turn counts until the turn's end writes it to the ledger. Other workers end the turns of
+dead workers, so no reservation lasts for ever.
 """
 
 import asyncio
@@ -22,7 +23,10 @@ log = get_logger(__name__)
 
 
 class _UserLock:
-    """Orders the steps of one user that wait for budget on this worker."""
+    """Orders the steps of a user that wait for budget.
+
+    It orders those of this worker only.
+    """
 
     def __init__(self) -> None:
         self.turnstile = asyncio.Lock()
@@ -30,10 +34,11 @@ class _UserLock:
 
 
 class Budgets:
-    """Checks and reserves budgets: one for every user, and an optional one per key.
+    """Checks and reserves the budgets of users and keys.
 
-    Principals without a budget cause no database access. A step waits at most `wait_seconds` for budget that others
-    have reserved, and polls every `poll_seconds`, because steps of other workers send no event.
+    Every user has a budget; a key may have one of its own. Principals without a budget cause no database access. A step
+    waits at most `wait_seconds` for budget that others have reserved, and polls every `poll_seconds`, because steps of
+    other workers send no event.
     """
 
     def __init__(
@@ -54,9 +59,10 @@ class Budgets:
             _RemainingBudget(owner, budget, await self._ledger.get_totals(principal.user, key)).check()
 
     async def reserve(self, turn: TurnSpending, call: ModelCall) -> None:
-        """Reserve the maximum cost of a call; wait if others have reserved the remainder.
+        """Reserve the maximum cost of a call.
 
-        A call without concurrent calls may exceed the remainder. Without a database, the turn continues unchecked.
+        Wait if others have reserved the remainder. A call without concurrent calls may exceed the remainder. Without a
+        database, the turn continues unchecked.
 
         Raises:
             BudgetExceeded: the budget is used up, or stayed reserved for the whole waiting time.
@@ -78,7 +84,10 @@ class Budgets:
             log.warning("budget_not_checked", turn_id=str(turn.id))
 
     async def settle(self, turn: TurnSpending) -> None:
-        """Release the reservation of a step that has ended; only its actual usage counts."""
+        """Release the reservation of a step that has ended.
+
+        Only its actual usage counts.
+        """
         if not self.applies_to(turn.principal):
             return
         try:
@@ -112,7 +121,10 @@ class Budgets:
 
 
 class _RemainingBudget:
-    """A budget compared with its usage. `own` is the usage of this turn, which `spent` does not include."""
+    """A budget compared with its usage.
+
+    `own` is the usage of this turn, which `spent` does not include.
+    """
 
     def __init__(self, owner: str, budget: Budget, spent: UsageTotals, own: BudgetReservation | None = None) -> None:
         self._owner = owner
@@ -155,6 +167,9 @@ class _RemainingBudget:
 
 
 def _estimate_maximum(call: ModelCall, model: ModelInfo) -> tuple[int, float]:
-    """Estimate tokens and USD: those of the prompt and the longest answer that the model may write."""
+    """Estimate the tokens and USD of a model call.
+
+    The estimate covers the prompt and the longest answer that the model may write.
+    """
     prompt, answer = call.estimate_tokens(), call.parameters.max_tokens or model.max_output_tokens
     return prompt + answer, model.calculate_cost(Usage(prompt, answer, prompt + answer)) or 0.0

@@ -1,4 +1,7 @@
-"""The agent loop: model calls and tool calls in turn, until the model gives a final answer."""
+"""The agent loop: model calls and tool calls in turn.
+
+It ends when the model gives a final answer.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -43,7 +46,7 @@ _MAX_STRUCTURED_ATTEMPTS = 2
 
 
 class LoopLimits(msgspec.Struct, frozen=True):
-    """Limits of a turn: its steps, its tokens in all, and its concurrent tool calls."""
+    """Limits of a turn: steps, total tokens and concurrent tool calls."""
 
     steps: int = 10
     tokens: int = 200_000
@@ -74,7 +77,10 @@ class TurnContext(EventEmitter):
 
     @abstractmethod
     async def settle_budget(self) -> None:
-        """Release the reservation of the step that has ended; only its actual usage counts."""
+        """Release the reservation of the step that has ended.
+
+        Only its actual usage counts.
+        """
 
     @abstractmethod
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:
@@ -86,7 +92,7 @@ class TurnContext(EventEmitter):
 
 
 class ModelContext(msgspec.Struct, frozen=True):
-    """The part of a model call that is the same in every step of a turn.
+    """The part of a model call that all steps share.
 
     `messages` are the system message, the history and those of the request; `find_tools` searches the `hidden` tools.
     """
@@ -103,7 +109,10 @@ class ModelContext(msgspec.Struct, frozen=True):
 
 
 class AgentLoop:
-    """Runs turns. It is stateless: the state of a turn is in its `TurnContext`."""
+    """Runs turns.
+
+    It is stateless: the state of a turn is in its `TurnContext`.
+    """
 
     def __init__(self, model: Model, toolbox: Toolbox, limits: LoopLimits) -> None:
         self._model = model
@@ -111,9 +120,10 @@ class AgentLoop:
         self._limits = limits
 
     async def run_turn(self, context: ModelContext, turn: TurnContext) -> str | None:
-        """Run steps until the model calls no more tools, and return the finish reason.
+        """Run steps until the final answer; return the finish reason.
 
-        None: the turn must wait for a person. A resumed turn continues after its last completed step.
+        The answer is final when the model calls no more tools. None: the turn must wait for a person. A resumed turn
+        continues after its last completed step.
 
         Raises:
             ModelError: the model's server failed, and retries are not allowed or failed, too.
@@ -150,7 +160,10 @@ class AgentLoop:
         return limit_reached if form is None else await self._ask_structured(form, step, context, turn)
 
     async def _resume(self, context: ModelContext, turn: TurnContext) -> str | None:
-        """Complete the last step of a resumed turn; return the finish reason if no step has to follow."""
+        """Complete the last step of a resumed turn.
+
+        Return the finish reason if no step has to follow.
+        """
         transcript = turn.transcript
         if transcript.waits_for_input and any(
             question.answer and transcript.is_open_input(str(question.id)) for question in turn.inputs
@@ -176,7 +189,10 @@ class AgentLoop:
         return None if transcript.has_calls(last.step) or unformed else last.finish_reason
 
     def _settle_open_call(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
-        """Continue a call without a result: its questions are answered or open, or it was interrupted."""
+        """Continue a call without a result.
+
+        Its questions are answered or open, or it was interrupted.
+        """
         waiting = turn.transcript.open_inputs(call.call_id)
         asked = [question for question in turn.inputs if str(question.id) in waiting]
         if not asked:
@@ -200,9 +216,9 @@ class AgentLoop:
         )
 
     async def _ask_structured(self, form: OutputSchema, step: int, context: ModelContext, turn: TurnContext) -> str:
-        """Ask for an answer that matches the schema, without tools; retry once if it does not match.
+        """Ask for an answer that matches the schema, without tools.
 
-        Model servers accept `response_format` only without tools.
+        Retry once if it does not match. Model servers accept `response_format` only without tools.
 
         Raises:
             OutputInvalid: the second answer does not match either.
@@ -251,7 +267,10 @@ class AgentLoop:
     async def _ask_model(
         self, call: ModelCall, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool
     ) -> tuple[ModelAnswer, str]:
-        """Return the model's answer, and its text if `quiet` withholds it from the events."""
+        """Return the model's answer, and its text if `quiet`.
+
+        `quiet` withholds the text from the events.
+        """
         await turn.reserve_budget(call)
         sink = _StepEventSink(step, turn, add_call, quiet=quiet)
         return await self._model.complete(call, sink), "".join(sink.draft)
@@ -314,7 +333,10 @@ def _step_completed(step: int, answer: ModelAnswer) -> StepCompleted:
 
 
 def _list_tools(context: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...]:
-    """The offered tools, then the ones loaded by `find_tools`: the prompt cache needs a stable prefix."""
+    """List the offered tools, then those loaded by `find_tools`.
+
+    Loaded tools come last, because the prompt cache needs a stable prefix.
+    """
     if not turn.transcript.loaded_tools:
         return context.tools
     hidden = {spec.name: spec for spec in context.hidden}
@@ -322,9 +344,15 @@ def _list_tools(context: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...
 
 
 def _ignore_call(_call: ToolCall) -> None:
-    """Ignore a call, because no tool was offered; the missing text makes the answer invalid."""
+    """Ignore a call, because no tool was offered.
+
+    The missing text makes the answer invalid.
+    """
 
 
 def _choice_for_step(choice: ToolChoice | None, step: int) -> ToolChoice | None:
-    """Return the tool choice of a step. A forced one applies to the first step only, or the turn would never end."""
+    """Return the tool choice of a step.
+
+    A forced one applies to the first step only, or the turn would never end.
+    """
     return choice if step == 1 or choice in ("none", "auto") else None

@@ -1,4 +1,7 @@
-"""Builds a turn's messages for the model: system prompt, as much history as fits, and the request's messages."""
+"""Builds a turn's messages for the model.
+
+They are the system prompt, as much history as fits, and the request's messages.
+"""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -27,7 +30,10 @@ _RESERVED_SHARE = 0.1
 
 
 def build_system_message(prompt: str, instructions: str, request_prompt: str | None) -> Message:
-    """Build the system message. It changes only with the servers, because the prompt cache needs a stable prefix."""
+    """Build the system message.
+
+    It changes only with the servers, because the prompt cache needs a stable prefix.
+    """
     return Message(role="system", content="\n\n".join(part for part in (prompt, instructions, request_prompt) if part))
 
 
@@ -41,7 +47,10 @@ MISSING_RESULT_TEXT = "This call has no result: the client did not send one."
 
 
 def fill_missing_results(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """Add a placeholder result for every call without one, because model servers require a result."""
+    """Add a placeholder result for every call without a result.
+
+    Model servers require a result for each call.
+    """
     completed: list[Message] = []
     open_calls: dict[str, None] = {}
     for message in messages:
@@ -60,7 +69,10 @@ def fill_missing_results(messages: Iterable[Message]) -> tuple[Message, ...]:
 def fit_history(
     history: list[tuple[Message, ...]], fixed: list[Message], model: ModelInfo, max_tokens: int | None
 ) -> tuple[Message, ...]:
-    """Select the newest whole turns that fit into the context window beside `fixed` messages and answer."""
+    """Select the newest whole turns that fit into the context window.
+
+    The window must also hold the `fixed` messages and the answer.
+    """
     answer = min(max_tokens or model.max_output_tokens, model.max_output_tokens, model.context_window // 4)
     remaining = int(model.context_window * (1 - _RESERVED_SHARE)) - answer - sum(map(estimate_tokens, fixed))
     selected: list[tuple[Message, ...]] = []

@@ -39,7 +39,10 @@ def cache_key(context: ModelContext) -> bytes:
 
 
 def _without_ids(messages: Iterable[Message]) -> Iterable[Message]:
-    """Replace call ids by numbers in order of appearance, because models choose ids at random."""
+    """Replace call ids by numbers in order of appearance.
+
+    Models choose ids at random, so equal requests would differ.
+    """
     numbers: dict[str | None, str] = {None: ""}
     for message in messages:
         calls = tuple(
@@ -101,7 +104,10 @@ def _has_failed_call(batch: e.ToolFinished) -> bool:
 
 
 def replay(known: CachedAnswer, turn: EventEmitter) -> str:
-    """Emit a cached answer as events of this turn, at no cost; return its finish reason."""
+    """Emit a cached answer as events of this turn, at no cost.
+
+    Return its finish reason.
+    """
     for step, text in enumerate(known.texts, 1):
         turn.emit(e.TextDelta(step=step, text=text))
         turn.emit(e.StepCompleted(step=step, finish_reason=known.finish_reason, usage=Usage(), cost_usd=0.0))
@@ -118,7 +124,10 @@ class TurnResponseCache:
         self._responses = responses
 
     async def replay(self, turn: ActiveTurn, context: ModelContext) -> str | None:
-        """Emit a cached response, if there is one, and return its finish reason. Sets the turn's cache key."""
+        """Emit a cached response and return its finish reason.
+
+        None if there is no cached response. Sets the turn's cache key.
+        """
         ttl = turn.record.request.cache_ttl
         if ttl is None:
             return None
@@ -137,13 +146,13 @@ class TurnResponseCache:
         return replay(answer, turn)
 
     def discard_uncacheable(self, turn: ActiveTurn, finish_reason: str, selection: ToolSelection) -> None:
-        """Drop the cache key of a turn whose response must not be saved."""
+        """Drop the cache key if the response must not be saved."""
         tools = selection.tools + selection.hidden
         if turn.is_cached or not is_cacheable(finish_reason, turn.log.entries, tools):
             turn.cache_key = None
 
     async def save(self, turn: ActiveTurn) -> None:
-        """Save the response of a turn that completes, if it has a cache key."""
+        """Save a completed turn's response if it has a cache key."""
         ttl = turn.record.request.cache_ttl
         if turn.cache_key is None or ttl is None:
             return

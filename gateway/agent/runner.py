@@ -68,7 +68,10 @@ class RunnerConfig:
 
 @dataclass(frozen=True, slots=True)
 class RunnerStorage:
-    """The repositories of turns. Turns that must not be stored use the `ephemeral_journal`."""
+    """The repositories of turns.
+
+    Turns that must not be stored use the `ephemeral_journal`.
+    """
 
     journal: Journal
     ephemeral_journal: Journal
@@ -114,10 +117,10 @@ class Runner:
     # --- starting
 
     async def start(self, request: TurnRequest, principal: Principal, request_id: str | None = None) -> ActiveTurn:
-        """Start a turn. On return, its start is durable and its task runs.
+        """Start a turn.
 
-        If the database is unlikely to refuse the turn, the model is called before the commit, but its output becomes
-        visible only after it. See docs/adr/0017.
+        On return, its start is durable and its task runs. If the database is unlikely to refuse the turn, the model is
+        called before the commit, but its output becomes visible only after it. See docs/adr/0017.
 
         Raises:
             GatewayError: the request cannot be served; nothing of it was stored.
@@ -183,7 +186,10 @@ class Runner:
             self._spawn_task(turn, selection)
 
     def _can_start_before_commit(self, turn: ActiveTurn) -> bool:
-        """Return whether the model may be called before the turn's row is committed. See docs/adr/0017."""
+        """Return whether the model may be called before the commit.
+
+        The commit is that of the turn's row. See docs/adr/0017.
+        """
         request = turn.record.request
         # The history is read through the turn's row.
         no_history = turn.record.conversation_id is None and request.parent_turn_id is None
@@ -198,7 +204,10 @@ class Runner:
     def take_over(
         self, record: TurnRecord, events: list[JournalEntry], inputs: list[StoredQuestion], *, cancel: bool
     ) -> None:
-        """Continue a claimed turn of another worker, or one that was suspended until a person answered."""
+        """Continue a claimed turn of another worker.
+
+        Or continue a turn that was suspended until a person answered.
+        """
         model, _ = self._models.resolve(record.model)
         principal = record.caller or Principal(user=record.owner)
         selection, _ = self._tools.select(record.request, principal, model)
@@ -232,7 +241,10 @@ class Runner:
             turn.has_new_answers.set()
 
     def on_watch(self, message: BusMessage) -> None:
-        """Announce each commit of the turn from now on, because another worker follows it."""
+        """Announce each commit of the turn from now on.
+
+        Another worker follows the turn.
+        """
         if (turn := self._turns.get(message.turn_id)) is not None:
             bus, notification = self._storage.bus, BusMessage(BusKind.TURN_EVENTS, turn.id)
             turn.log.on_commit = lambda: bus.publish(notification)
@@ -241,9 +253,10 @@ class Runner:
     # --- stopping
 
     async def stop(self, grace: float) -> None:
-        """Refuse new turns, wait `grace` seconds for the running ones, then hand over the rest.
+        """Refuse new turns, drain the running ones, hand over the rest.
 
-        Readers of the remaining turns are notified first. Without another worker, the next start resumes the turns.
+        Running turns have `grace` seconds to end. Readers of the remaining turns are notified first. Without another
+        worker, the next start resumes the turns.
         """
         self.is_stopping = True
         if self._tasks:
@@ -259,9 +272,10 @@ class Runner:
             self._storage.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
 
     async def hand_over(self, reason: HandOverReason) -> list[UUID]:
-        """Stop every turn without ending it; another worker resumes it from the journal.
+        """Stop every turn without ending it.
 
-        Returns the ids of the stored turns. Turns that are not stored are cancelled.
+        Another worker resumes it from the journal. Returns the ids of the stored turns. Turns that are not stored are
+        cancelled.
         """
         turns = [turn for turn in self._turns.values() if turn.stage != "finishing"]
         for turn in turns:
@@ -290,9 +304,9 @@ class Runner:
                 del self._turns[turn.id]
 
     async def _run_to_outcome(self, turn: ActiveTurn, selection: ToolSelection) -> TurnEnd | None:
-        """Run the loop and return the event that ends the turn; None if the turn continues elsewhere.
+        """Run the loop and return the event that ends the turn.
 
-        Every exception becomes such an event.
+        None if the turn continues elsewhere. Every exception becomes such an event.
         """
         turn.deadline = deadline = PausableTimeout(self._config.turn_timeout)
         if turn.cancel_reason is not None:
@@ -321,7 +335,10 @@ class Runner:
         return turn.build_completed_event(finish_reason)
 
     async def _suspend_turn(self, turn: ActiveTurn) -> None:
-        """Suspend the turn until a person answers. From then on it exists only in the database."""
+        """Suspend the turn until a person answers.
+
+        From then on it exists only in the database.
+        """
         turn.stage = "finishing"
         await turn.journal.suspend_turn(turn.log)
         turn.log.close("input_required")
@@ -333,7 +350,10 @@ class Runner:
             log.warning("turn_wake_failed", turn_id=str(turn.id))
 
     async def _finish_turn(self, turn: ActiveTurn, end: TurnEnd) -> None:
-        """Store the turn's end, then show it. If the database takes too long, close the log instead."""
+        """Store the turn's end, then show it.
+
+        If the database takes too long, close the log instead.
+        """
         turn.stage = "finishing"
         if isinstance(end, TurnCompleted):
             await self._responses.save(turn)

@@ -1,4 +1,7 @@
-"""The configured MCP servers: those of the file and those added at run time, the same on every worker."""
+"""The configured MCP servers, from the file and added at run time.
+
+They are the same on every worker.
+"""
 
 import asyncio
 from collections.abc import Hashable
@@ -28,7 +31,10 @@ _DATABASE_POLL_SECONDS = 30.0
 
 
 class ServerRegistry(ServerAdmin):
-    """Keeps the connections in step with file and database. Polls both; a notification triggers a read."""
+    """Keeps the connections in step with file and database.
+
+    Polls both; a notification triggers a read.
+    """
 
     def __init__(self, source: ServerConfigSource, pool: ServerPool, repository: ServerRepository, bus: Bus) -> None:
         self._source = source
@@ -123,7 +129,10 @@ class ServerRegistry(ServerAdmin):
             await wait_or_poll(self._changed, _FILE_POLL_SECONDS)
 
     async def _read_file(self) -> bool:
-        """Read the file and return whether it has changed. An unusable file changes nothing."""
+        """Read the file and return whether it has changed.
+
+        An unusable file changes nothing.
+        """
         version = self._source.get_version()
         if version == self._file_version:
             return False

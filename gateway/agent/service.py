@@ -1,4 +1,7 @@
-"""The agent's interface for every API: start, follow, wait for, cancel and answer turns."""
+"""The agent's interface for every API.
+
+An API can start, follow, wait for, cancel and answer turns.
+"""
 
 import asyncio
 import contextlib
@@ -36,7 +39,10 @@ CANCEL_TIMEOUT_SECONDS = 5.0
 _ACTIVE_STATUSES = ("running", "waiting")
 
 RunBusyWait = Callable[[Coroutine[object, object, None]], Awaitable[None]]
-"""Awaits a coroutine, or cancels it and raises, for example when the client disconnects."""
+"""Awaits a coroutine, or cancels it and raises.
+
+It raises, for example, when the client disconnects.
+"""
 
 F = TypeVar("F", bound=EventFold)
 
@@ -49,7 +55,10 @@ class TurnHandle(ABC):
     def __init__(self, turn_id: UUID, *, is_stored: bool, echo: JsonObject | None) -> None:
         self.id = turn_id
         self.is_stored = is_stored
-        """Whether its messages and events are stored, so that any worker can read and continue it."""
+        """Whether the turn's messages and events are stored.
+
+        Any worker can read and continue a stored turn.
+        """
         self.echo: JsonObject = echo or {}
         """Data of the request that its wire format repeats in the response."""
 
@@ -67,7 +76,7 @@ class TurnHandle(ABC):
 
     @property
     def failure(self) -> GatewayError | None:
-        """The error of the turn, if this call started it and it failed."""
+        """The error of a failed turn that this call started."""
         return None
 
     @property
@@ -77,7 +86,10 @@ class TurnHandle(ABC):
 
 
 class _StartedTurn(TurnHandle):
-    """Turn that this call started. When its last listener leaves, it may be cancelled."""
+    """Turn that this call started.
+
+    When its last listener leaves, it may be cancelled.
+    """
 
     __slots__ = ("active",)
 
@@ -125,7 +137,10 @@ class _FollowedTurn(TurnHandle):
 
 
 class TurnListener(EventListener):
-    """Async context manager, and iterator over batches of a turn's entries. Each entry comes once."""
+    """Async context manager, and iterator over batches of a turn's entries.
+
+    Each entry comes once.
+    """
 
     def __init__(
         self,
@@ -172,7 +187,10 @@ class TurnListener(EventListener):
 
     @property
     def close_reason(self) -> str | None:
-        """Why the events stopped before the turn's end; None if the last event was read."""
+        """Reason why the events stopped before the turn's end.
+
+        None if the last event was read.
+        """
         return self._log.close_reason
 
     @property
@@ -182,11 +200,13 @@ class TurnListener(EventListener):
 
     @property
     def failure(self) -> GatewayError | None:
-        """The error of the turn, if this call started it and it failed."""
+        """The error of a failed turn that this call started."""
         return self._turn.failure
 
     async def wait_until_accepted(self, seconds: float) -> None:
-        """Return at the model's first output, at the turn's end, or after `seconds`.
+        """Wait for the model's first output or the turn's end.
+
+        The wait takes at most `seconds`.
 
         Raises:
             GatewayError: the turn failed before the model's first output.
@@ -243,10 +263,11 @@ class TurnService:
         if_busy: Literal["wait", "reject"] = "wait",
         run_busy_wait: RunBusyWait | None = None,
     ) -> TurnHandle:
-        """Start a turn, or return the turn that the idempotency key started before.
+        """Start a turn, or return an equal request's turn.
 
-        The configured defaults apply to parameters that the request omits. While another turn of the conversation runs,
-        this waits for its end, through `run_busy_wait` if given.
+        Requests are equal if they have the same idempotency key. The configured defaults apply to parameters that the
+        request omits. While another turn of the conversation runs, this waits for its end, through `run_busy_wait` if
+        given.
 
         Raises:
             InvalidRequest: the request has too many messages, or a message is too long.
@@ -307,9 +328,9 @@ class TurnService:
             active = None
 
     async def cancel_turn(self, turn: TurnHandle) -> None:
-        """Cancel a turn on any worker, and wait at most `CANCEL_TIMEOUT_SECONDS` for its end.
+        """Cancel a turn on any worker, and wait for its end.
 
-        A turn that has ended does not change.
+        The wait takes at most `CANCEL_TIMEOUT_SECONDS`. A turn that has ended does not change.
         """
         if turn.has_ended:
             return
@@ -325,7 +346,9 @@ class TurnService:
                     await subscription.wait_until_closed()
 
     async def answer_question(self, turn: TurnHandle, input_id: UUID, answer: Answer) -> None:
-        """Store the answer to a question; any worker may then continue the turn.
+        """Store the answer to a question.
+
+        Any worker may then continue the turn.
 
         Raises:
             NotFound: the turn has no such question.
@@ -339,7 +362,10 @@ class TurnService:
         self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
 
     async def stop(self, grace_seconds: float) -> None:
-        """Close every listener, and hand over turns that do not end within `grace_seconds`."""
+        """Close every listener, and hand over turns that still run.
+
+        Turns have `grace_seconds` to end.
+        """
         await asyncio.gather(self._subscriptions.stop(), self._runner.stop(grace_seconds))
 
     def _check_size(self, request: TurnRequest) -> None:
@@ -394,7 +420,9 @@ async def _apply_all(listener: TurnListener, fold: EventFold) -> bool:
 
 
 def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
-    """Raise unless the turn continues on another worker, or later on this one.
+    """Raise unless the turn continues.
+
+    It may continue on another worker, or later on this one.
 
     Raises:
         ServerStopping: this worker stops.

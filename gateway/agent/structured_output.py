@@ -40,7 +40,10 @@ class OutputSchema:
         self._checker = compile_schema(schema)
 
     def find_problem(self, text: str) -> str | None:
-        """Return the reason why an answer does not match; None if it matches."""
+        """Return the reason why an answer does not match.
+
+        None if it matches.
+        """
         try:
             value = msgspec.json.decode(text)
         except msgspec.DecodeError as error:

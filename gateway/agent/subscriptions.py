@@ -39,7 +39,7 @@ class TurnSubscription:
         self.unsubscribe()
 
     async def wait_until_closed(self) -> None:
-        """Return at the turn's end, or when the log is closed before the end."""
+        """Wait for the turn's end, or for the log's earlier close."""
         async for _ in self.log.follow():
             pass
 
@@ -93,7 +93,7 @@ class TurnSubscriptions:
         return TurnSubscription(tail.log, tail)
 
     def on_events(self, message: BusMessage) -> None:
-        """Wake the log of a turn that has new events in the journal."""
+        """Wake the log of a turn with new journal events."""
         for until_input in (False, True):
             if (tail := self._tails.get((message.turn_id, until_input))) is not None:
                 tail.has_news.set()

@@ -73,7 +73,10 @@ class ToolCallScheduler:
         return len(self._calls)
 
     def add_call(self, call: ToolCall) -> None:
-        """Emit a call and start it when it may run. The gateway does not run client-side calls."""
+        """Emit a call and start it when it may run.
+
+        The gateway does not run client-side calls.
+        """
         spec = self._offered.get(call.name)
         arguments = _parse_arguments(call.arguments)
         if spec is not None and spec.client:
@@ -96,7 +99,10 @@ class ToolCallScheduler:
             self._changing.append(task)
 
     def _emit_client_call(self, call: ToolCall, arguments: JsonObject | None) -> None:
-        """Emit a client-side call. Its id contains the turn's id, which the client returns with the result."""
+        """Emit a client-side call.
+
+        Its id contains the turn's id, which the client returns with the result.
+        """
         self.client_calls += 1
         self._emitter.emit(
             ToolCallStarted(
@@ -110,7 +116,10 @@ class ToolCallScheduler:
         )
 
     def retry_interrupted(self, call: ToolCallStarted) -> None:
-        """Repeat a call that a takeover interrupted, if it is read-only or idempotent; else its outcome is unknown."""
+        """Repeat an interrupted call if that is safe.
+
+        A takeover interrupted it. If it is neither read-only nor idempotent, its outcome is unknown.
+        """
         spec = self._offered.get(call.tool)
         if spec is None or not (spec.read_only or spec.idempotent):
             note = text_block("The gateway was interrupted during this call. It may or may not have taken effect.")
@@ -143,7 +152,10 @@ class ToolCallScheduler:
         self._deferred_may_run.set()
 
     async def wait_for_results(self) -> None:
-        """Wait until every call has a result, or raise the first error of one."""
+        """Wait until every call has a result.
+
+        Raises the first error of a call.
+        """
         if self._calls:
             await asyncio.gather(*self._calls)
 
@@ -222,7 +234,10 @@ class ToolCallScheduler:
 
 
 class _EventObserver(CallObserver):
-    """Turns progress and log messages of a server into events, limited in number and length."""
+    """Turns progress and log messages of a server into events.
+
+    The events are limited in number and length.
+    """
 
     _MAX_EVENTS = 500
     _MAX_MESSAGE_LENGTH = 2_000
@@ -269,7 +284,10 @@ def build_input_resolved(asked: StoredQuestion, answer: Answer) -> InputResolved
 
 
 def _parse_arguments(arguments: str) -> JsonObject | None:
-    """Parse the arguments; None if they are not a JSON object. Models write "" for a tool without parameters."""
+    """Parse the arguments.
+
+    None if they are not a JSON object. Models write "" for a tool without parameters.
+    """
     try:
         return msgspec.json.decode(arguments.strip() or "{}", type=JsonObject)
     except JSON_DECODE_ERRORS:

@@ -1,4 +1,7 @@
-"""The tools that a turn's model sees. If they do not all fit into its request, `find_tools` searches the others."""
+"""The tools that a turn's model sees.
+
+If they do not all fit into its request, `find_tools` searches the others.
+"""
 
 import math
 import re
@@ -21,14 +24,20 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 class ToolSelection(msgspec.Struct, frozen=True):
-    """`tools` are in the model's request from the start; `find_tools` searches the `hidden` ones."""
+    """`tools` are in the model's request from the start.
+
+    `find_tools` searches the `hidden` ones.
+    """
 
     tools: tuple[ToolSpec, ...]
     hidden: tuple[ToolSpec, ...] = ()
 
 
 class ToolSelector:
-    """Chooses the tools of a turn: `max_tokens` bounds their definitions, `batches` adds the `batch` tool."""
+    """Chooses the tools of a turn.
+
+    `max_tokens` bounds their definitions; `batches` adds the `batch` tool.
+    """
 
     def __init__(self, toolbox: Toolbox, *, max_tokens: int, batches: bool) -> None:
         self._toolbox = toolbox
@@ -38,9 +47,9 @@ class ToolSelector:
     def select(
         self, request: TurnRequest, principal: Principal, model: ModelInfo
     ) -> tuple[ToolSelection, tuple[str, ...]]:
-        """Return the turn's tools, and a warning for each requested tool that no server has.
+        """Return the turn's tools, and warnings about missing ones.
 
-        A client-side tool hides a server's tool of the same name.
+        A tool is missing if no server has it. A client-side tool hides a server's tool of the same name.
         """
         specs, warnings = self._requested(request, principal)
         choice = request.tool_choice
@@ -64,16 +73,20 @@ class ToolSelector:
         return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
 
     def _with_batch(self, selection: ToolSelection, model: ModelInfo) -> ToolSelection:
-        """Add `batch` for a model that makes one call a step, if the administrator enabled it."""
+        """Add `batch` if the administrator enabled it and the model needs it.
+
+        Models that make one call per step need it.
+        """
         if not self._batches or model.parallel_calls or (spec := build_batch_spec(selection.tools)) is None:
             return selection
         return msgspec.structs.replace(selection, tools=(*selection.tools, spec))
 
 
 def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_tokens: int) -> ToolSelection:
-    """Select all tools if they fit, else the first ones and `find_tools`, with room for found tools.
+    """Select all tools if they fit, else some and `find_tools`.
 
-    `always` names tools that must be selected. The order stays, because the prompt cache depends on it.
+    The first tools are selected, with room for those that `find_tools` loads. `always` names tools that must be
+    selected. The order stays, because the prompt cache depends on it.
     """
     if len(specs) <= MAX_TOOLS and sum(map(_estimate_tokens, specs)) <= max_tokens:
         return ToolSelection(specs)

@@ -1,4 +1,7 @@
-"""Folds a turn's events into messages, for the next model call and for the database."""
+"""Folds a turn's events into messages.
+
+The next model call and the database use the messages.
+"""
 
 from typing import assert_never, cast
 
@@ -20,7 +23,10 @@ class _Step:
         self.completed: e.StepCompleted | None = None
 
     def messages(self) -> list[Message]:
-        """The assistant's message, and one per call that ran here; a missing result gets a placeholder."""
+        """The assistant's message, and one per call that ran here.
+
+        A missing result gets a placeholder.
+        """
         text = "".join(self.text)
         if not self.calls:
             return [Message(role="assistant", content=text)] if text else []
@@ -34,10 +40,10 @@ class _Step:
 
 
 class Transcript:
-    """The text, calls, usage and cost of a turn so far, built from its events.
+    """A turn's text, calls, usage and cost so far.
 
-    `loaded_tools` are the names that `find_tools` has loaded, in order. `cost_usd` is None if the price of a step is
-    unknown. `reasoning_chars` counts the reasoning of the incomplete step.
+    It is built from the turn's events. `loaded_tools` are the names that `find_tools` has loaded, in order. `cost_usd`
+    is None if the price of a step is unknown. `reasoning_chars` counts the reasoning of the incomplete step.
     """
 
     def __init__(self) -> None:
@@ -108,7 +114,10 @@ class Transcript:
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The assistant's and the tools' messages, in order, ready to be sent to a model."""
+        """The assistant's and the tools' messages, in order.
+
+        They are ready to be sent to a model.
+        """
         return tuple(message for _, step in sorted(self._steps.items()) for message in step.messages())
 
     @property
@@ -131,14 +140,20 @@ class Transcript:
         return {input_id for input_id, asking in self._open_inputs.items() if asking == call_id}
 
     def _apply_edited_arguments(self, resolved: e.InputResolved) -> None:
-        """Replace the arguments of a call by those of its approval, which is what ran."""
+        """Replace a call's arguments by those of its approval.
+
+        The approved arguments are those that ran.
+        """
         arguments = (resolved.content or {}).get("arguments")
         if resolved.action == "accept" and isinstance(arguments, dict) and resolved.call_id in self._call_steps:
             calls = self._call_steps[resolved.call_id].calls
             calls[resolved.call_id] = msgspec.structs.replace(calls[resolved.call_id], arguments=arguments)
 
     def incomplete_step(self) -> int | None:
-        """Return the number of the last step if its model stream has not ended; else None."""
+        """Return the number of the last step if it is incomplete.
+
+        A step is incomplete while its model stream has not ended. None if there is no such step.
+        """
         last = max(self._steps, default=0)
         if last and not self._steps[last].completed:
             return last
@@ -165,7 +180,7 @@ class Transcript:
         ]
 
     def get_call(self, call_id: str) -> e.ToolCallStarted:
-        """Return a call with the arguments of its approval, if it was approved."""
+        """Return a call with the arguments of its approval, if any."""
         return self._call_steps[call_id].calls[call_id]
 
     def has_calls(self, step: int) -> bool:
@@ -189,17 +204,23 @@ class Transcript:
 
 
 def _add_cost(cost: float | None, more: float | None) -> float | None:
-    """None where a part of it is not known."""
+    """Add two costs; None if either is unknown."""
     return None if cost is None or more is None else round(cost + more, 9)
 
 
 def _encode_arguments(call: e.ToolCallStarted) -> str:
-    """Groq takes arguments only as the text of a JSON object; what was none stands in the tool's error result."""
+    """Encode a call's arguments as the text of a JSON object.
+
+    Groq accepts nothing else. Arguments that are no object become `{}`; the tool's error result reports them.
+    """
     return _json.encode(call.arguments).decode() if isinstance(call.arguments, dict) else "{}"
 
 
 def format_result(result: e.ToolFinished) -> str:
-    """The result as text for the model: text blocks as they are, other blocks named, the structured form if alone."""
+    """Format a result as text for the model.
+
+    Text blocks stay as they are, other blocks are named, and the structured form is used if it is alone.
+    """
     text = "\n".join(_format_block(block) for block in result.content)
     if not text and result.structured is not None:
         text = _json.encode(result.structured).decode()

@@ -1,4 +1,7 @@
-"""A turn that runs in this process: its events, its questions to the user, its cancellation."""
+"""A turn that runs in this process.
+
+The module covers its events, its questions to the user, and its cancellation.
+"""
 
 import asyncio
 import time
@@ -56,7 +59,10 @@ _CANNOT_ASK = "This call needs a person's answer, and a turn that is not stored 
 
 
 class ActiveTurn(TurnContext, TurnSpending):
-    """A turn that runs here. It writes events to its log and its journal; subscribers read the log."""
+    """A turn that runs here.
+
+    It writes events to its log and its journal; subscribers read the log.
+    """
 
     def __init__(
         self,
@@ -105,7 +111,10 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     @property
     def is_stored(self) -> bool:
-        """True if the turn is stored, so that another worker can resume it and clients can read it later."""
+        """True if the turn is stored.
+
+        Another worker can resume a stored turn, and clients can read it later.
+        """
         return self.record.request.store
 
     # --- what the agent loop calls
@@ -123,7 +132,10 @@ class ActiveTurn(TurnContext, TurnSpending):
         return self.model.calculate_cost(usage)
 
     def emit(self, event: Event) -> None:
-        """Apply an event to the transcript, number it, and write it; deltas with the next flush."""
+        """Apply an event to the transcript, number it, and write it.
+
+        Deltas are written with the next flush.
+        """
         self.transcript.apply(event)
         self.log.append(event)
         if self.log.all_visible:
@@ -179,7 +191,10 @@ class ActiveTurn(TurnContext, TurnSpending):
         return [stored for stored, _ in asked]
 
     async def _wait_for_answer(self, asked: StoredQuestion) -> Answer:
-        """Wait for the answer. A bus message announces it; poll as well, because a message may be lost."""
+        """Wait for the answer.
+
+        A bus message announces it; poll as well, because a message may be lost.
+        """
         while True:
             self.has_new_answers.clear()
             try:
@@ -192,7 +207,9 @@ class ActiveTurn(TurnContext, TurnSpending):
     # --- listeners and cancellation
 
     async def wait_until_accepted(self, seconds: float) -> None:
-        """Wait until the model has accepted the first request, the turn has ended, or `seconds` have passed.
+        """Wait until the model accepts the turn's first request.
+
+        Returns also at the turn's end, and after `seconds`.
 
         Raises:
             GatewayError: the turn failed before the model produced output.
@@ -214,13 +231,19 @@ class ActiveTurn(TurnContext, TurnSpending):
         self._listeners += 1
 
     def remove_listener(self) -> None:
-        """Apply the request's `on_disconnect` if this was the last listener of an unfinished turn."""
+        """Apply `on_disconnect` when the last listener leaves.
+
+        The request's policy applies only to an unfinished turn.
+        """
         self._listeners -= 1
         if not self._listeners and not self.log.has_ended and self.record.request.on_disconnect == "cancel":
             self.cancel("client_disconnected")
 
     def cancel(self, reason: CancelReason) -> None:
-        """Stop the model call and the tools. Output that was already streamed stays."""
+        """Stop the model call and the tools.
+
+        Output that was already streamed stays.
+        """
         if self.cancel_reason is None and self.stage != "finishing":
             self.cancel_reason = reason
             if self.stage == "running" and self.task is not None:
@@ -232,7 +255,7 @@ class ActiveTurn(TurnContext, TurnSpending):
     # --- the end
 
     def restore(self, entries: Sequence[JournalEntry], inputs: list[StoredQuestion]) -> None:
-        """Load the journaled events and the questions of this turn from another worker."""
+        """Load events and questions that another worker has stored."""
         self.log.load_entries(entries)
         self.inputs = inputs
         for entry in entries:
@@ -254,12 +277,18 @@ class ActiveTurn(TurnContext, TurnSpending):
         )
 
     def record_failure(self, error: GatewayError) -> TurnFailed:
-        """Build the end of a failed turn, and let `wait_until_accepted` raise the error."""
+        """Build the end of a failed turn.
+
+        `wait_until_accepted` raises the error.
+        """
         self.failure = error
         return TurnFailed(error=error.to_error_info(), saved=self._get_saved_part())
 
     def build_cancelled_event(self) -> TurnCancelled | None:
-        """Build the end of a cancelled turn; None if another worker continues it."""
+        """Build the end of a cancelled turn.
+
+        None if another worker continues it.
+        """
         assert self.cancel_reason is not None
         if self.cancel_reason == "handed_over":
             return None

@@ -1,4 +1,7 @@
-"""The numbered events of one turn in memory, which any number of readers can follow."""
+"""The numbered events of a turn in memory.
+
+Any number of readers can follow them.
+"""
 
 import asyncio
 from bisect import bisect_right
@@ -16,10 +19,11 @@ TAKEOVER_JUMP = 10_000
 
 
 class TurnLog(EventSource):
-    """The events of a turn. A reader has an index into the list instead of a queue. See docs/adr/0001.
+    """The events of a turn.
 
-    A delta is visible at once; any other event, and all after it, when `mark_committed` reports that it is durable.
-    With `synchronous`, deltas wait as well. `on_commit` is called after each commit.
+    A reader has an index into the list instead of a queue. See docs/adr/0001. A delta is visible at once; any other
+    event, and all after it, when `mark_committed` reports that it is durable. With `synchronous`, deltas wait as well.
+    `on_commit` is called after each commit.
     """
 
     def __init__(self, turn_id: UUID, *, synchronous: bool = False) -> None:
@@ -56,7 +60,10 @@ class TurnLog(EventSource):
         self._next_seq = self.last_seq + TAKEOVER_JUMP
 
     def take_unwritten(self) -> list[JournalEntry]:
-        """Return the entries that the journal has not received yet, in the order to write them."""
+        """Return the entries that the journal has not received yet.
+
+        They are in the order to write them.
+        """
         fresh = self.entries[self._taken :]
         self._taken = len(self.entries)
         return fresh
@@ -70,7 +77,10 @@ class TurnLog(EventSource):
             self.on_commit()
 
     def close(self, reason: str) -> None:
-        """End the readers before the turn's end, because this process will not produce it."""
+        """End the readers before the turn's end.
+
+        This process will not produce the end.
+        """
         self.close_reason = self.close_reason or reason
         self._wake_readers()
 
@@ -94,7 +104,10 @@ class TurnLog(EventSource):
         return bool(self.entries) and not self._undurable and isinstance(self.entries[-1].event, _ENDS)
 
     async def follow(self, after: int = 0) -> AsyncGenerator[list[JournalEntry]]:
-        """Yield all new entries after number `after` at a time, until the turn ends or the log closes."""
+        """Yield batches of the entries after number `after`.
+
+        Ends when the turn ends or the log closes.
+        """
         read = _index_after(self.entries, after)
         while True:
             visible = self.visible_count

@@ -1,4 +1,4 @@
-"""The heartbeat of a worker, and the takeover of turns from dead workers."""
+"""A worker's heartbeat, and takeover of dead workers' turns."""
 
 import asyncio
 from datetime import timedelta
@@ -15,9 +15,10 @@ log = get_logger(__name__)
 
 
 class WorkerHeartbeat:
-    """Writes a heartbeat every `interval_seconds`. A worker without one for `silence_seconds` counts as dead.
+    """Writes a heartbeat every `interval_seconds`.
 
-    A worker that could not write a heartbeat for that long gives up its turns, because other workers take them over.
+    A worker without one for `silence_seconds` counts as dead. A worker that could not write a heartbeat for that long
+    gives up its turns, because other workers take them over.
     """
 
     def __init__(
