@@ -411,5 +411,31 @@ CREATE FUNCTION refuse_stale_write(turn_id uuid) RETURNS uuid LANGUAGE plpgsql A
 
 UPDATE alembic_version SET version_num='gateway_0011' WHERE alembic_version.version_num = 'gateway_0010';
 
+-- Running upgrade gateway_0011 -> gateway_0012
+
+CREATE SEQUENCE turn_positions;
+
+GRANT USAGE ON SEQUENCE turn_positions TO PUBLIC;
+
+ALTER TABLE turns ADD COLUMN position BIGINT;
+
+ALTER TABLE turns ALTER COLUMN position SET DEFAULT nextval('turn_positions');
+
+ALTER SEQUENCE turn_positions OWNED BY turns.position;
+
+CREATE INDEX ix_turns_position ON turns (conversation_id, position NULLS FIRST, id);
+
+CREATE TABLE conversation_waiters (
+    id BIGINT GENERATED ALWAYS AS IDENTITY, 
+    conversation_id UUID NOT NULL, 
+    worker_id UUID NOT NULL, 
+    expires_at TIMESTAMP WITH TIME ZONE NOT NULL, 
+    PRIMARY KEY (id)
+);
+
+CREATE INDEX ix_conversation_waiters ON conversation_waiters (conversation_id, id);
+
+UPDATE alembic_version SET version_num='gateway_0012' WHERE alembic_version.version_num = 'gateway_0011';
+
 COMMIT;
 

@@ -4,11 +4,12 @@ Each turn runs in a task of its own. See docs/adr/0001.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
 import msgspec
-import uuid_utils.compat as uuids
+from uuid_utils.compat import uuid7
 
 from gateway.agent.budgets import Budgets
 from gateway.agent.loop import AgentLoop
@@ -53,10 +54,12 @@ class RunnerConfig:
     """Limits of the turns of one process.
 
     `turn_timeout` and `storage_timeout` are seconds; `storage_timeout` bounds the wait for the database at a turn's
-    end. `synchronous_journal` shows deltas only when they are durable.
+    end. `synchronous_journal` shows deltas only when they are durable. `create_turn_id` reads this machine's clock,
+    so the ids do not order the turns of a conversation.
     """
 
     worker_id: UUID
+    create_turn_id: Callable[[], UUID] = uuid7
     system_prompt: str | None = None
     turn_timeout: float = 120.0
     storage_timeout: float = 30.0
@@ -133,7 +136,7 @@ class Runner:
         await self._budgets.check_remaining(principal)
         conversation_id = await self._storage.conversations.open_conversation(request, principal)
         record = TurnRecord(
-            id=UUID(int=uuids.uuid7().int),
+            id=self._config.create_turn_id(),
             owner=principal.user,
             request=request,
             model=model.id,

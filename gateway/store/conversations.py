@@ -129,7 +129,8 @@ class ConversationStore(ConversationRepository):
 
     async def list_turns(self, conversation_id: UUID) -> list[Turn]:
         """List the turns of all branches, oldest first."""
-        query = select(Turn).where(Turn.conversation_id == conversation_id).order_by(col(Turn.id))
+        query = select(Turn).where(Turn.conversation_id == conversation_id)
+        query = query.order_by(col(Turn.position).nulls_first(), col(Turn.id))
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 

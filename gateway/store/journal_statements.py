@@ -38,7 +38,8 @@ INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, pr
                    caller)
 VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
-        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2 ORDER BY id DESC LIMIT 1)), $15)
+        coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2
+                       ORDER BY position DESC NULLS LAST, id DESC LIMIT 1)), $15)
 ON CONFLICT (id) DO NOTHING
 RETURNING id)
 {_insert_events_sql(16)}"""

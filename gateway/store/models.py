@@ -12,6 +12,7 @@ from sqlalchemy import (
     DateTime,
     Float,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -72,16 +73,19 @@ class Conversation(_Table, table=True):
 class Turn(_Table, table=True):
     """A user request and its outcome. `status`: running, waiting, completed, failed, cancelled.
 
-    `parent_id` is the turn whose history this one continues. `busy_conversation_id` is unique: the conversation of an
-    unfinished turn, unless the turn is a branch. `sent_messages` is the number of messages from the request. `cached`:
-    the answer came from the response cache. `epoch` is the number of claims: a write with an older one is refused.
-    `attempts` counts the claims from workers that did not release the turn, since its last completed step.
+    `position` orders the turns of a conversation; turns that were stored without one precede the others, in the order
+    of their ids. `parent_id` is the turn whose history this one continues. `busy_conversation_id` is unique: the
+    conversation of an unfinished turn, unless the turn is a branch. `sent_messages` is the number of messages from the
+    request. `cached`: the answer came from the response cache. `epoch` is the number of claims: a write with an older
+    one is refused. `attempts` counts the claims from workers that did not release the turn, since its last completed
+    step.
     """
 
     __tablename__ = "turns"
     __table_args__ = (
         Index("ix_turns_owner", "owner", text("id DESC")),
-        Index("ix_turns_conversation", "conversation_id", "id"),
+        Index("ix_turns_conversation", "conversation_id", "id"),  # for release 0.1.0
+        Index("ix_turns_position", "conversation_id", text("position NULLS FIRST"), "id"),
         Index("ix_turns_running", "worker_id", postgresql_where=text("status = 'running'")),
         Index("ix_turns_parent", "parent_id"),
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
@@ -92,6 +96,10 @@ class Turn(_Table, table=True):
     id: UUID = Field(primary_key=True)
     conversation_id: UUID | None = Field(
         default=None, sa_column=Column(ForeignKey("conversations.id", ondelete="CASCADE"), nullable=True)
+    )
+    position: int | None = Field(
+        default=None,
+        sa_column=Column(BigInteger, nullable=True, server_default=text("nextval('turn_positions'::regclass)")),
     )
     parent_id: UUID | None = None
     busy_conversation_id: UUID | None = None
@@ -130,6 +138,21 @@ class Turn(_Table, table=True):
     def store(self) -> bool:
         """True if messages and events are stored, not only statistics."""
         return bool(self.options.get("store", True))
+
+
+class ConversationWaiter(_Table, table=True):
+    """A request that waits for its conversation; its id is its ticket.
+
+    It counts until `expires_at`, while its worker has a lease.
+    """
+
+    __tablename__ = "conversation_waiters"
+    __table_args__ = (Index("ix_conversation_waiters", "conversation_id", "id"),)
+
+    id: int | None = Field(default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    conversation_id: UUID
+    worker_id: UUID
+    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
 class ToolCallRow(_Table, table=True):
