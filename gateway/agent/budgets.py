@@ -123,13 +123,15 @@ class Budgets:
 class _RemainingBudget:
     """A budget compared with its usage.
 
-    `own` is the usage of this turn, which `spent` does not include.
+    `own_usage` is that of this turn, which `spent` does not include.
     """
 
-    def __init__(self, owner: str, budget: Budget, spent: UsageTotals, own: BudgetReservation | None = None) -> None:
+    def __init__(
+        self, owner: str, budget: Budget, spent: UsageTotals, own_usage: BudgetReservation | None = None
+    ) -> None:
         self._owner = owner
         self._others_run = bool(spent.tokens_set_aside or spent.usd_set_aside)
-        tokens, usd = (own.tokens, own.usd) if own is not None else (0, 0.0)
+        tokens, usd = (own_usage.tokens, own_usage.usd) if own_usage is not None else (0, 0.0)
         self._bounds = (
             (budget.tokens_per_month, spent.tokens_this_month + tokens, spent.tokens_set_aside, "{:,} tokens a month"),
             (budget.usd_per_month, spent.usd_this_month + usd, spent.usd_set_aside, "{:g} USD a month"),
@@ -147,8 +149,8 @@ class _RemainingBudget:
             midnight + timedelta(days=1),
             (midnight.replace(day=1) + timedelta(days=32)).replace(day=1),
         )
-        for limit, used, _, label in self._bounds:
-            if limit is not None and used >= limit:
+        for limit, usage, _, label in self._bounds:
+            if limit is not None and usage >= limit:
                 until = next_month if label.endswith("month") else tomorrow
                 raise BudgetExceeded(
                     f"{self._owner}, {label.format(limit)}, is used up until {until:%Y-%m-%d} (UTC).",
@@ -159,10 +161,10 @@ class _RemainingBudget:
         """Return whether the step fits beside the concurrent ones."""
         if not self._others_run:
             return True
-        needed = (reservation.step_tokens, reservation.step_usd, reservation.step_tokens, reservation.step_usd)
+        amounts = (reservation.step_tokens, reservation.step_usd, reservation.step_tokens, reservation.step_usd)
         return all(
-            limit is None or used + reserved + amount <= limit
-            for (limit, used, reserved, _), amount in zip(self._bounds, needed, strict=True)
+            limit is None or usage + reserved + amount <= limit
+            for (limit, usage, reserved, _), amount in zip(self._bounds, amounts, strict=True)
         )
 
 

@@ -130,14 +130,16 @@ class AgentLoop:
         """
         if (finish_reason := await self._resume(context, turn)) is not None or turn.transcript.waits_for_input:
             return finish_reason
-        form = OutputSchema(context.response_format) if context.response_format else None
+        output_schema = OutputSchema(context.response_format) if context.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
-        while step <= self._limits.steps and (context.tools or form is None):
+        while step <= self._limits.steps and (context.tools or output_schema is None):
             calls = self._create_scheduler(step, context, turn)
             try:
-                asked = self._create_model_call(context, turn, step)
-                answer, draft = await self._ask_model(asked, step, turn, calls.add_call, quiet=form is not None)
-                if form is not None and not form.find_problem(draft):
+                model_call = self._create_model_call(context, turn, step)
+                answer, draft = await self._ask_model(
+                    model_call, step, turn, calls.add_call, quiet=output_schema is not None
+                )
+                if output_schema is not None and not output_schema.find_problem(draft):
                     turn.emit(TextDelta(step=step, text=draft))
                 turn.emit(_step_completed(step, answer))
                 calls.run_deferred()
@@ -149,7 +151,7 @@ class AgentLoop:
                 return None
             if calls.client_calls:
                 return "tool_calls"
-            if not len(calls) and (form is None or turn.transcript.step_text(step)):
+            if not len(calls) and (output_schema is None or turn.transcript.step_text(step)):
                 return answer.finish_reason
             step += 1
             if not len(calls):
@@ -157,7 +159,9 @@ class AgentLoop:
             if turn.transcript.usage.total_tokens >= self._limits.tokens:
                 limit_reached = "token_limit"
                 break
-        return limit_reached if form is None else await self._ask_structured(form, step, context, turn)
+        return (
+            limit_reached if output_schema is None else await self._ask_structured(output_schema, step, context, turn)
+        )
 
     async def _resume(self, context: ModelContext, turn: TurnContext) -> str | None:
         """Complete the last step of a resumed turn.
@@ -169,13 +173,17 @@ class AgentLoop:
             question.answer and transcript.is_open_input(str(question.id)) for question in turn.inputs
         ):
             turn.emit(TurnResumed())
-        if (half := transcript.incomplete_step()) is not None:
-            used = self._create_model_call(context, turn, half).estimate_usage(transcript.count_written_chars(half))
-            cost = turn.calculate_cost(used)
-            turn.emit(ModelRetry(step=half, reason="takeover", attempt=1, discard=True, usage=used, cost_usd=cost))
-        if (last := transcript.last_step()) is None:
+        if (incomplete_step := transcript.incomplete_step()) is not None:
+            usage = self._create_model_call(context, turn, incomplete_step).estimate_usage(
+                transcript.count_written_chars(incomplete_step)
+            )
+            cost = turn.calculate_cost(usage)
+            turn.emit(
+                ModelRetry(step=incomplete_step, reason="takeover", attempt=1, discard=True, usage=usage, cost_usd=cost)
+            )
+        if (last_step := transcript.last_step()) is None:
             return None
-        calls = self._create_scheduler(last.step, context, turn)
+        calls = self._create_scheduler(last_step.step, context, turn)
         try:
             for call in transcript.open_calls():
                 self._settle_open_call(call, calls, turn)
@@ -183,25 +191,25 @@ class AgentLoop:
             await calls.wait_for_results()
         finally:
             await calls.cancel_calls()
-        if transcript.has_client_calls(last.step):
+        if transcript.has_client_calls(last_step.step):
             return "tool_calls"
-        unformed = context.response_format is not None and not transcript.step_text(last.step)
-        return None if transcript.has_calls(last.step) or unformed else last.finish_reason
+        lacks_output = context.response_format is not None and not transcript.step_text(last_step.step)
+        return None if transcript.has_calls(last_step.step) or lacks_output else last_step.finish_reason
 
     def _settle_open_call(self, call: ToolCallStarted, calls: ToolCallScheduler, turn: TurnContext) -> None:
         """Continue a call without a result.
 
         Its questions are answered or open, or it was interrupted.
         """
-        waiting = turn.transcript.open_inputs(call.call_id)
-        asked = [question for question in turn.inputs if str(question.id) in waiting]
-        if not asked:
+        open_inputs = turn.transcript.open_inputs(call.call_id)
+        questions = [question for question in turn.inputs if str(question.id) in open_inputs]
+        if not questions:
             calls.retry_interrupted(call)
-        elif all(question.answer is not None for question in asked):
-            for question in asked:
+        elif all(question.answer is not None for question in questions):
+            for question in questions:
                 assert question.answer is not None
                 turn.emit(build_input_resolved(question, question.answer))
-            calls.resume_with_answers(turn.transcript.get_call(call.call_id), asked)
+            calls.resume_with_answers(turn.transcript.get_call(call.call_id), questions)
 
     def _create_scheduler(self, step: int, context: ModelContext, turn: TurnContext) -> ToolCallScheduler:
         return ToolCallScheduler(
@@ -215,7 +223,9 @@ class AgentLoop:
             approval=context.approval,
         )
 
-    async def _ask_structured(self, form: OutputSchema, step: int, context: ModelContext, turn: TurnContext) -> str:
+    async def _ask_structured(
+        self, output_schema: OutputSchema, step: int, context: ModelContext, turn: TurnContext
+    ) -> str:
         """Ask for an answer that matches the schema, without tools.
 
         Retry once if it does not match. Model servers accept `response_format` only without tools.
@@ -227,12 +237,12 @@ class AgentLoop:
             self._create_model_call(context, turn, step),
             tools=(),
             tool_choice=None,
-            response_format=form.response_format,
+            response_format=output_schema.response_format,
         )
         problem = ""
         for attempt in range(1, _MAX_STRUCTURED_ATTEMPTS + 1):
             answer, text = await self._ask_model(call, step, turn, _ignore_call, quiet=True)
-            if (problem := form.find_problem(text)) is None:
+            if (problem := output_schema.find_problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
                 turn.emit(_step_completed(step, answer))
                 await turn.settle_budget()
@@ -245,11 +255,11 @@ class AgentLoop:
                     step=step, reason=OutputInvalid.code, attempt=attempt, usage=answer.usage, cost_usd=answer.cost_usd
                 )
             )
-            again = Message(
+            retry_message = Message(
                 role="user", content=f"This answer is not valid: {problem}. Answer again with only the JSON."
             )
             call = msgspec.structs.replace(
-                call, messages=(*call.messages, Message(role="assistant", content=text or "{}"), again)
+                call, messages=(*call.messages, Message(role="assistant", content=text or "{}"), retry_message)
             )
         raise OutputInvalid(f"The model's answer does not match response_format: {problem}.")
 
@@ -339,8 +349,10 @@ def _list_tools(context: ModelContext, turn: TurnContext) -> tuple[ToolSpec, ...
     """
     if not turn.transcript.loaded_tools:
         return context.tools
-    hidden = {spec.name: spec for spec in context.hidden}
-    return context.tools + tuple(hidden[name] for name in turn.transcript.loaded_tools if name in hidden)
+    hidden_by_name = {spec.name: spec for spec in context.hidden}
+    return context.tools + tuple(
+        hidden_by_name[name] for name in turn.transcript.loaded_tools if name in hidden_by_name
+    )
 
 
 def _ignore_call(_call: ToolCall) -> None:

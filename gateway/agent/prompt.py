@@ -51,37 +51,41 @@ def fill_missing_results(messages: Iterable[Message]) -> tuple[Message, ...]:
 
     Model servers require a result for each call.
     """
-    completed: list[Message] = []
+    messages_with_results: list[Message] = []
     open_calls: dict[str, None] = {}
     for message in messages:
         if message.role == "tool":
             open_calls.pop(message.tool_call_id or "", None)
         else:
-            completed += [
+            messages_with_results += [
                 Message(role="tool", tool_call_id=call_id, content=MISSING_RESULT_TEXT) for call_id in open_calls
             ]
             open_calls = {call.id: None for call in message.tool_calls}
-        completed.append(message)
-    completed += [Message(role="tool", tool_call_id=call_id, content=MISSING_RESULT_TEXT) for call_id in open_calls]
-    return tuple(completed)
+        messages_with_results.append(message)
+    messages_with_results += [
+        Message(role="tool", tool_call_id=call_id, content=MISSING_RESULT_TEXT) for call_id in open_calls
+    ]
+    return tuple(messages_with_results)
 
 
 def fit_history(
-    history: list[tuple[Message, ...]], fixed: list[Message], model: ModelInfo, max_tokens: int | None
+    history: list[tuple[Message, ...]], fixed_messages: list[Message], model: ModelInfo, max_tokens: int | None
 ) -> tuple[Message, ...]:
     """Select the newest whole turns that fit into the context window.
 
-    The window must also hold the `fixed` messages and the answer.
+    The window must also hold the `fixed_messages` and the answer.
     """
-    answer = min(max_tokens or model.max_output_tokens, model.max_output_tokens, model.context_window // 4)
-    remaining = int(model.context_window * (1 - _RESERVED_SHARE)) - answer - sum(map(estimate_tokens, fixed))
-    selected: list[tuple[Message, ...]] = []
+    answer_tokens = min(max_tokens or model.max_output_tokens, model.max_output_tokens, model.context_window // 4)
+    remaining = (
+        int(model.context_window * (1 - _RESERVED_SHARE)) - answer_tokens - sum(map(estimate_tokens, fixed_messages))
+    )
+    selected_turns: list[tuple[Message, ...]] = []
     for turn in reversed(history):
         remaining -= sum(map(estimate_tokens, turn))
         if remaining < 0:
             break
-        selected.append(turn)
-    return tuple(message for turn in reversed(selected) for message in turn)
+        selected_turns.append(turn)
+    return tuple(message for turn in reversed(selected_turns) for message in turn)
 
 
 class PromptBuilder:
@@ -101,14 +105,14 @@ class PromptBuilder:
         request, conversation_id = record.request, record.conversation_id
         instructions = self._toolbox.get_instructions() if any(not spec.client for spec in selection.tools) else ""
         messages = await self._restore_tool_history(request.messages, record.owner)
-        fixed = [build_system_message(self._system_prompt, instructions, request.system), *messages]
-        past: tuple[Message, ...] = ()
+        fixed_messages = [build_system_message(self._system_prompt, instructions, request.system), *messages]
+        past_messages: tuple[Message, ...] = ()
         if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
             history = await self._conversations.load_history(record.id)
-            past = fit_history(history, fixed, model, request.parameters.max_tokens)
+            past_messages = fit_history(history, fixed_messages, model, request.parameters.max_tokens)
         return ModelContext(
             model=model.id,
-            messages=fill_missing_results((fixed[0], *past, *fixed[1:])),
+            messages=fill_missing_results((fixed_messages[0], *past_messages, *fixed_messages[1:])),
             tools=selection.tools,
             hidden=selection.hidden,
             tool_choice=request.tool_choice,
@@ -127,9 +131,11 @@ class PromptBuilder:
         all_turn_ids = [turn_id for message_turn_ids in turn_ids for turn_id in message_turn_ids if turn_id is not None]
         if not all_turn_ids:
             return messages
-        added = await self._conversations.load_added_messages(all_turn_ids, owner)
-        completed: list[Message] = []
+        added_messages = await self._conversations.load_added_messages(all_turn_ids, owner)
+        restored_messages: list[Message] = []
         for message, message_turn_ids in zip(messages, turn_ids, strict=True):
-            restored = added.get(next((turn_id for turn_id in message_turn_ids if turn_id is not None), UUID(int=0)))
-            completed += restored or (message,)
-        return tuple(completed)
+            turn_messages = added_messages.get(
+                next((turn_id for turn_id in message_turn_ids if turn_id is not None), UUID(int=0))
+            )
+            restored_messages += turn_messages or (message,)
+        return tuple(restored_messages)

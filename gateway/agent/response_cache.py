@@ -99,19 +99,19 @@ def is_cacheable(finish_reason: str, entries: Iterable[JournalEntry], tools: Ite
 
 
 def _has_failed_call(batch: e.ToolFinished) -> bool:
-    structured = cast("JsonObject", batch.structured or {})
-    return any(result["outcome"] != "ok" for result in structured.get("results", ()))
+    output = cast("JsonObject", batch.structured or {})
+    return any(result["outcome"] != "ok" for result in output.get("results", ()))
 
 
-def replay(known: CachedAnswer, turn: EventEmitter) -> str:
+def replay(answer: CachedAnswer, turn: EventEmitter) -> str:
     """Emit a cached answer as events of this turn, at no cost.
 
     Return its finish reason.
     """
-    for step, text in enumerate(known.texts, 1):
+    for step, text in enumerate(answer.texts, 1):
         turn.emit(e.TextDelta(step=step, text=text))
-        turn.emit(e.StepCompleted(step=step, finish_reason=known.finish_reason, usage=Usage(), cost_usd=0.0))
-    return known.finish_reason
+        turn.emit(e.StepCompleted(step=step, finish_reason=answer.finish_reason, usage=Usage(), cost_usd=0.0))
+    return answer.finish_reason
 
 
 class TurnResponseCache:

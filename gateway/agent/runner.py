@@ -132,7 +132,7 @@ class Runner:
             raise ServerStopping
         if self.running_turns >= self._config.max_turns:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
-        model, request, warnings = self._resolve_request(request, principal)
+        model, request, request_warnings = self._resolve_request(request, principal)
         await self._budgets.check_remaining(principal)
         conversation_id = await self._storage.conversations.open_conversation(request, principal)
         record = TurnRecord(
@@ -145,14 +145,14 @@ class Runner:
             caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
         )
         turn = self._create_turn(record, principal, model)
-        selection, missing = self._tools.select(request, principal, model)
+        selection, tool_warnings = self._tools.select(request, principal, model)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn.id),
                 conversation_id=str(conversation_id) if conversation_id else None,
                 model=model.id,
                 tools=tuple(spec.name for spec in selection.tools),
-                warnings=(*request.warnings, *warnings, *missing),
+                warnings=(*request.warnings, *request_warnings, *tool_warnings),
             )
         )
         await self._begin_turn(turn, selection)
@@ -166,18 +166,20 @@ class Runner:
         Raises:
             GatewayError: the model, a parameter or the response format cannot be served to this principal.
         """
-        model, warnings = self._models.resolve(request.model)
+        model, model_warnings = self._models.resolve(request.model)
         if not principal.can_use_model(model.id):
             raise Forbidden(f"Your key does not allow the model {model.id!r}.", param="model")
-        parameters, dropped = self._models.adapt_parameters(request.parameters, model, drop=request.drop_unsupported)
+        parameters, parameter_warnings = self._models.adapt_parameters(
+            request.parameters, model, drop=request.drop_unsupported
+        )
         request = msgspec.structs.replace(request, parameters=parameters)
         if request.response_format is not None:
             OutputSchema(request.response_format)
-        return model, request, (*warnings, *dropped)
+        return model, request, (*model_warnings, *parameter_warnings)
 
     async def _begin_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:
         self._turns[turn.id] = turn
-        if started := self._can_start_before_commit(turn):
+        if starts_early := self._can_start_before_commit(turn):
             self._spawn_task(turn, selection)
         try:
             await turn.journal.begin_turn(turn.record, turn.log)
@@ -185,7 +187,7 @@ class Runner:
             self._turns.pop(turn.id, None)
             turn.cancel("handed_over")  # ends it without an event
             raise
-        if not started:
+        if not starts_early:
             self._spawn_task(turn, selection)
 
     def _can_start_before_commit(self, turn: ActiveTurn) -> bool:
@@ -362,9 +364,9 @@ class Runner:
             await self._responses.save(turn)
         turn.log.append(end)
         outcome = turn.build_outcome(end)
-        stored = turn.journal.finish_turn(turn.log, outcome)
+        stored_future = turn.journal.finish_turn(turn.log, outcome)
         try:
-            await asyncio.wait_for(asyncio.shield(stored), self._config.storage_timeout)
+            await asyncio.wait_for(asyncio.shield(stored_future), self._config.storage_timeout)
         except TimeoutError:
             log.error("turn_end_storage_timed_out", turn_id=str(turn.id))
             turn.log.close(StorageUnavailable.code)

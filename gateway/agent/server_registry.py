@@ -89,8 +89,8 @@ class ServerRegistry(ServerAdmin):
     async def set_disabled(self, name: str, *, disabled: bool, by: str) -> None:
         """Disable or enable a server of the file or of the database."""
         self.get_config(name)
-        added = self._records.get(name)
-        await self._repository.save_server(name, added.config if added else None, disabled=disabled, by=by)
+        record = self._records.get(name)
+        await self._repository.save_server(name, record.config if record else None, disabled=disabled, by=by)
         await self._publish_change()
 
     async def remove_server(self, name: str, *, by: str) -> None:

@@ -275,8 +275,8 @@ class TurnService:
             GatewayError: the turn cannot be started; nothing was stored.
         """
         self._check_size(request)
-        if (started := await self._find_started(request, principal)) is not None:
-            return started
+        if (earlier_turn := await self._find_started(request, principal)) is not None:
+            return earlier_turn
         parameters = request.parameters.with_defaults(self._default_parameters)
         request = replace(request, model=request.model or self._default_model, parameters=parameters)
         while True:
@@ -287,9 +287,9 @@ class TurnService:
                     raise
                 await self._wait_while_busy(request.conversation_id, principal, run_busy_wait)
             except Conflict:
-                if (started := await self._find_started(request, principal)) is None:
+                if (earlier_turn := await self._find_started(request, principal)) is None:
                     raise
-                return started
+                return earlier_turn
 
     async def get_turn(self, turn_id: UUID, principal: Principal) -> TurnHandle:
         """Return a turn of the principal that was started before.
@@ -383,8 +383,8 @@ class TurnService:
     async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
         if request.idempotency_key is None:
             return None
-        stored = await self._turns.find_by_idempotency_key(principal.user, request.idempotency_key)
-        return None if stored is None else _FollowedTurn(stored)
+        stored_turn = await self._turns.find_by_idempotency_key(principal.user, request.idempotency_key)
+        return None if stored_turn is None else _FollowedTurn(stored_turn)
 
     async def _wait_while_busy(
         self, conversation_id: str, principal: Principal, run_busy_wait: RunBusyWait | None

@@ -126,8 +126,8 @@ class ToolCallScheduler:
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="unknown", content=[note]))
             return
         arguments = call.arguments if isinstance(call.arguments, dict) else None
-        repeated = ToolCall(call.call_id, call.tool, "")
-        self._spawn(self._run_call(repeated, spec, arguments, [], deferred=False))
+        repeated_call = ToolCall(call.call_id, call.tool, "")
+        self._spawn(self._run_call(repeated_call, spec, arguments, [], deferred=False))
 
     def resume_with_answers(self, call: ToolCallStarted, inputs: list[StoredQuestion]) -> None:
         """Continue a call whose questions were answered.
@@ -144,8 +144,8 @@ class ToolCallScheduler:
             note = text_block("The user did not allow this call. Do not retry it unless they ask for it.")
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="denied", content=[note]))
             return
-        repeated = ToolCall(call.call_id, call.tool, "")
-        self._spawn(self._run_call(repeated, spec, arguments, [], deferred=False, answers=inputs))
+        repeated_call = ToolCall(call.call_id, call.tool, "")
+        self._spawn(self._run_call(repeated_call, spec, arguments, [], deferred=False, answers=inputs))
 
     def run_deferred(self) -> None:
         """Start the changing calls, as the model's stream has ended."""
@@ -184,9 +184,9 @@ class ToolCallScheduler:
             await self._deferred_may_run.wait()
         async with self._slots:
             await self._emitter.wait_until_durable()
-            started = time.perf_counter()
+            started_at = time.perf_counter()
             result = await self._execute(call, spec, arguments, answers)
-            duration_ms = round((time.perf_counter() - started) * 1000, 2)
+            duration_ms = round((time.perf_counter() - started_at) * 1000, 2)
         if isinstance(result, PendingInput):
             await self._emitter.ask_questions(call.id, result)
             return
@@ -225,10 +225,10 @@ class ToolCallScheduler:
     async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._emitter)
 
-        async def call_tool(spec: ToolSpec, batched: JsonObject) -> ToolResult | PendingInput:
+        async def call_tool(spec: ToolSpec, batch_arguments: JsonObject) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
-                return build_approval_request(spec, batched)
-            return await self._toolbox.call_tool(ToolCallRequest(spec, batched, self._principal, observer))
+                return build_approval_request(spec, batch_arguments)
+            return await self._toolbox.call_tool(ToolCallRequest(spec, batch_arguments, self._principal, observer))
 
         return await run_batch(arguments, self._offered, call_tool, self._limit)
 
@@ -276,10 +276,10 @@ def parse_client_call_id(call_id: str) -> UUID | None:
     return UUID(hex=match[1]) if match else None
 
 
-def build_input_resolved(asked: StoredQuestion, answer: Answer) -> InputResolved:
+def build_input_resolved(question: StoredQuestion, answer: Answer) -> InputResolved:
     """Build the event for the answer to a question."""
     return InputResolved(
-        input_id=str(asked.id), call_id=asked.call_id, action=answer.action, content=answer.content, by=answer.by
+        input_id=str(question.id), call_id=question.call_id, action=answer.action, content=answer.content, by=answer.by
     )
 
 

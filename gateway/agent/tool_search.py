@@ -51,25 +51,29 @@ class ToolSelector:
 
         A tool is missing if no server has it. A client-side tool hides a server's tool of the same name.
         """
-        specs, warnings = self._requested(request, principal)
+        specs, warnings = self._list_requested(request, principal)
         choice = request.tool_choice
-        named = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
-        selection = select_tools(specs, always=named, max_tokens=self._max_tokens)
+        required_names = [str(choice["function"]["name"])] if isinstance(choice, dict) else []
+        selection = select_tools(specs, always=required_names, max_tokens=self._max_tokens)
         return self._with_batch(selection, model), warnings
 
-    def _requested(self, request: TurnRequest, principal: Principal) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
-        own = {spec.name for spec in request.client_tools}
+    def _list_requested(
+        self, request: TurnRequest, principal: Principal
+    ) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
+        client_names = {spec.name for spec in request.client_tools}
         specs = self._toolbox.list_specs()
-        if own or request.approve or not principal.can_use_all_tools:
+        if client_names or request.approve or not principal.can_use_all_tools:
             specs = tuple(
                 msgspec.structs.replace(spec, approval="always") if spec.name in request.approve else spec
                 for spec in specs
-                if spec.name not in own and principal.can_use_tool(spec)
+                if spec.name not in client_names and principal.can_use_tool(spec)
             )
         if request.tools is None:
             return specs + request.client_tools, ()
-        missing = sorted(set(request.tools) - {spec.name for spec in specs} - own)
-        warnings = tuple(f"The tool {name!r} is not available: no connected server has it now." for name in missing)
+        missing_names = sorted(set(request.tools) - {spec.name for spec in specs} - client_names)
+        warnings = tuple(
+            f"The tool {name!r} is not available: no connected server has it now." for name in missing_names
+        )
         return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
 
     def _with_batch(self, selection: ToolSelection, model: ModelInfo) -> ToolSelection:
@@ -90,16 +94,16 @@ def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_toke
     """
     if len(specs) <= MAX_TOOLS and sum(map(_estimate_tokens, specs)) <= max_tokens:
         return ToolSelection(specs)
-    needed = set(always)
+    required_names = set(always)
     tokens, number = max_tokens * (1 - _RESERVED_SHARE), MAX_TOOLS * (1 - _RESERVED_SHARE)
-    first: list[ToolSpec] = []
+    selected_specs: list[ToolSpec] = []
     for spec in specs:
         tokens -= _estimate_tokens(spec)
-        if spec.client or spec.name in needed or (tokens > 0 and len(first) < number):
-            first.append(spec)
-    chosen = {spec.name for spec in first}
-    hidden = tuple(spec for spec in specs if spec.name not in chosen)
-    return ToolSelection((*first, _build_search_spec(hidden)), hidden)
+        if spec.client or spec.name in required_names or (tokens > 0 and len(selected_specs) < number):
+            selected_specs.append(spec)
+    selected_names = {spec.name for spec in selected_specs}
+    hidden = tuple(spec for spec in specs if spec.name not in selected_names)
+    return ToolSelection((*selected_specs, _build_search_spec(hidden)), hidden)
 
 
 def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:

@@ -20,7 +20,7 @@ class _Step:
         self.text: list[str] = []
         self.calls: dict[str, e.ToolCallStarted] = {}
         self.results: dict[str, e.ToolFinished] = {}
-        self.completed: e.StepCompleted | None = None
+        self.completion: e.StepCompleted | None = None
 
     def messages(self) -> list[Message]:
         """The assistant's message, and one per call that ran here.
@@ -49,7 +49,7 @@ class Transcript:
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
         self._call_steps: dict[str, _Step] = {}
-        self._hosted: set[str] = set()
+        self._hosted_calls: set[str] = set()
         self._open_inputs: dict[str, str] = {}
         self.loaded_tools: dict[str, None] = {}
         self.usage = Usage()
@@ -63,8 +63,8 @@ class Transcript:
             case e.ReasoningDelta():
                 self.reasoning_chars += len(event.text)
             case e.ToolCallStarted() if event.hosted:
-                self._hosted.add(event.call_id)
-            case e.ToolFinished() if event.call_id in self._hosted:
+                self._hosted_calls.add(event.call_id)
+            case e.ToolFinished() if event.call_id in self._hosted_calls:
                 pass  # the model has received the result during its call
             case e.ToolCallStarted():
                 step = self._call_steps[event.call_id] = self._get_step(event.step)
@@ -76,7 +76,7 @@ class Transcript:
                     structured = cast("JsonObject", event.structured or {})
                     self.loaded_tools |= dict.fromkeys(structured.get("loaded", ()))
             case e.StepCompleted():
-                self._get_step(event.step).completed = event
+                self._get_step(event.step).completion = event
                 self.add_usage(event.usage, event.cost_usd)
                 self.reasoning_chars = 0
             case e.InputRequired():
@@ -139,25 +139,25 @@ class Transcript:
         """Return the ids of the unanswered questions of a call."""
         return {input_id for input_id, asking in self._open_inputs.items() if asking == call_id}
 
-    def _apply_edited_arguments(self, resolved: e.InputResolved) -> None:
+    def _apply_edited_arguments(self, event: e.InputResolved) -> None:
         """Replace a call's arguments by those of its approval.
 
         The approved arguments are those that ran.
         """
-        arguments = (resolved.content or {}).get("arguments")
-        if resolved.action == "accept" and isinstance(arguments, dict) and resolved.call_id in self._call_steps:
-            calls = self._call_steps[resolved.call_id].calls
-            calls[resolved.call_id] = msgspec.structs.replace(calls[resolved.call_id], arguments=arguments)
+        arguments = (event.content or {}).get("arguments")
+        if event.action == "accept" and isinstance(arguments, dict) and event.call_id in self._call_steps:
+            calls = self._call_steps[event.call_id].calls
+            calls[event.call_id] = msgspec.structs.replace(calls[event.call_id], arguments=arguments)
 
     def incomplete_step(self) -> int | None:
         """Return the number of the last step if it is incomplete.
 
         A step is incomplete while its model stream has not ended. None if there is no such step.
         """
-        last = max(self._steps, default=0)
-        if last and not self._steps[last].completed:
-            return last
-        return last + 1 if self.reasoning_chars else None
+        last_step = max(self._steps, default=0)
+        if last_step and not self._steps[last_step].completion:
+            return last_step
+        return last_step + 1 if self.reasoning_chars else None
 
     def count_written_chars(self, step: int) -> int:
         """Count the characters that the model has written in an incomplete step."""
@@ -167,11 +167,11 @@ class Transcript:
 
     def last_step(self) -> e.StepCompleted | None:
         """Return the event that completed the last step, if it is complete."""
-        return self._steps[max(self._steps)].completed if self._steps else None
+        return self._steps[max(self._steps)].completion if self._steps else None
 
     def open_calls(self) -> list[e.ToolCallStarted]:
         """Return the calls of completed steps that have no result."""
-        steps = [step for step in self._steps.values() if step.completed]
+        steps = [step for step in self._steps.values() if step.completion]
         return [
             call
             for step in steps

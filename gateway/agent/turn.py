@@ -157,25 +157,25 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     # --- questions
 
-    async def ask_questions(self, call_id: str, needed: PendingInput) -> None:
+    async def ask_questions(self, call_id: str, pending_input: PendingInput) -> None:
         if self.is_stored:
-            await self._show_questions(call_id, needed)
+            await self._show_questions(call_id, pending_input)
         else:
             self.emit(ToolFinished(call_id=call_id, outcome="denied", content=[text_block(_CANNOT_ASK)]))
 
     async def ask_inline(self, call_id: str, question: Question) -> Answer:
         if not self.is_stored:
             return Answer("decline", by="gateway")
-        (asked,) = await self._show_questions(call_id, PendingInput((question,)))
+        (stored_question,) = await self._show_questions(call_id, PendingInput((question,)))
         assert self.deadline is not None
         with self.deadline.pause_timeout():
-            answer = await self._wait_for_answer(asked)
-        self.emit(build_input_resolved(asked, answer))
+            answer = await self._wait_for_answer(stored_question)
+        self.emit(build_input_resolved(stored_question, answer))
         return answer
 
-    async def _show_questions(self, call_id: str, needed: PendingInput) -> list[StoredQuestion]:
-        asked = await self._questions.save_questions(self.id, call_id, needed)
-        for stored, expires_at in asked:
+    async def _show_questions(self, call_id: str, pending_input: PendingInput) -> list[StoredQuestion]:
+        stored_questions = await self._questions.save_questions(self.id, call_id, pending_input)
+        for stored, expires_at in stored_questions:
             question = stored.question
             self.emit(
                 InputRequired(
@@ -188,9 +188,9 @@ class ActiveTurn(TurnContext, TurnSpending):
                     expires_at=expires_at.isoformat(timespec="seconds"),
                 )
             )
-        return [stored for stored, _ in asked]
+        return [stored for stored, _ in stored_questions]
 
-    async def _wait_for_answer(self, asked: StoredQuestion) -> Answer:
+    async def _wait_for_answer(self, stored_question: StoredQuestion) -> Answer:
         """Wait for the answer.
 
         A bus message announces it; poll as well, because a message may be lost.
@@ -198,7 +198,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         while True:
             self.has_new_answers.clear()
             try:
-                if (answer := await self._questions.get_answer(self.id, asked.id)) is not None:
+                if (answer := await self._questions.get_answer(self.id, stored_question.id)) is not None:
                     return answer
             except StorageUnavailable:
                 log.warning("answer_poll_failed", turn_id=str(self.id))
@@ -298,16 +298,16 @@ class ActiveTurn(TurnContext, TurnSpending):
     def build_outcome(self, end: TurnEnd) -> TurnOutcome:
         """Build the outcome that the journal stores at the turn's end."""
         transcript = self.transcript
-        failed = end if isinstance(end, TurnFailed | TurnCancelled) else None
+        failure = end if isinstance(end, TurnFailed | TurnCancelled) else None
         return TurnOutcome(
-            status="completed" if failed is None else "failed" if isinstance(failed, TurnFailed) else "cancelled",
+            status="completed" if failure is None else "failed" if isinstance(failure, TurnFailed) else "cancelled",
             messages=self.record.request.messages + transcript.messages,
             response=transcript.response,
             steps=transcript.steps,
             usage=transcript.usage,
             duration_ms=self.elapsed_ms(),
             finish_reason=end.finish_reason if isinstance(end, TurnCompleted) else None,
-            error=failed.error if failed else None,
+            error=failure.error if failure else None,
             cost_usd=transcript.cost_usd,
             first_token_ms=self.first_token_ms,
             cached=self.is_cached,

@@ -34,7 +34,7 @@ class TurnLog(EventSource):
         self._next_seq = 1
         self._synchronous = synchronous
         self._undurable: deque[tuple[int, int]] = deque()
-        self._taken = 0
+        self._taken_count = 0
         self._readers: list[asyncio.Future[None]] = []
 
     def append(self, event: Event) -> JournalEntry:
@@ -51,7 +51,7 @@ class TurnLog(EventSource):
     def load_entries(self, entries: Iterable[JournalEntry]) -> None:
         """Load entries that another worker has journaled."""
         self.entries.extend(entries)
-        self._taken = len(self.entries)
+        self._taken_count = len(self.entries)
         self._next_seq = self.last_seq + 1
         self._wake_readers()
 
@@ -64,9 +64,9 @@ class TurnLog(EventSource):
 
         They are in the order to write them.
         """
-        fresh = self.entries[self._taken :]
-        self._taken = len(self.entries)
-        return fresh
+        entries = self.entries[self._taken_count :]
+        self._taken_count = len(self.entries)
+        return entries
 
     def mark_committed(self, seq: int) -> None:
         """Record that all entries up to `seq` are durable."""
@@ -108,12 +108,12 @@ class TurnLog(EventSource):
 
         Ends when the turn ends or the log closes.
         """
-        read = _index_after(self.entries, after)
+        read_count = _index_after(self.entries, after)
         while True:
             visible = self.visible_count
-            if visible > read:
-                batch = self.entries[read:visible]
-                read += len(batch)
+            if visible > read_count:
+                batch = self.entries[read_count:visible]
+                read_count += len(batch)
                 if batch[0].seq <= after:  # a journal tail may receive entries that its reader has seen
                     batch = batch[_index_after(batch, after) :]
                 if batch:

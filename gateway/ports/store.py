@@ -234,7 +234,7 @@ class QuestionRepository(Protocol):
 
     @abstractmethod
     async def save_questions(
-        self, turn_id: UUID, call_id: str, needed: PendingInput
+        self, turn_id: UUID, call_id: str, pending_input: PendingInput
     ) -> list[tuple[StoredQuestion, datetime]]:
         """Store a call's questions; return each with its expiry time."""
         ...

@@ -25,7 +25,7 @@ class EventEmitter(Protocol):
         ...
 
     @abstractmethod
-    async def ask_questions(self, call_id: str, needed: PendingInput) -> None:
+    async def ask_questions(self, call_id: str, pending_input: PendingInput) -> None:
         """Store the questions of a call, then show them. The call continues when they are answered."""
         ...
 

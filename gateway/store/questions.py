@@ -28,11 +28,14 @@ class QuestionStore(QuestionRepository):
         self._lifetime = lifetime
 
     async def save_questions(
-        self, turn_id: UUID, call_id: str, needed: PendingInput
+        self, turn_id: UUID, call_id: str, pending_input: PendingInput
     ) -> list[tuple[StoredQuestion, datetime]]:
         """See `QuestionRepository.save_questions`."""
         expires_at = datetime.now(UTC) + self._lifetime
-        stored = [StoredQuestion(UUID(int=uuids.uuid7().int), call_id, q, needed.state) for q in needed.questions]
+        stored = [
+            StoredQuestion(UUID(int=uuids.uuid7().int), call_id, q, pending_input.state)
+            for q in pending_input.questions
+        ]
         async with self._database.session() as session:
             for asked in stored:
                 question = self._redactor.redact_strings(msgspec.to_builtins(asked.question))
