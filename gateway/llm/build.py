@@ -2,7 +2,7 @@
 
 from gateway.config import Settings
 from gateway.llm.catalog import Catalog
-from gateway.llm.client import OpenAICompatibleModel
+from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.llm.rate_limit.limiter import Limiter
 from gateway.llm.recording import Recorder
 from gateway.ports.rate_limit import SharedLimits
@@ -10,6 +10,19 @@ from gateway.ports.rate_limit import SharedLimits
 
 def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
     """Return the client of the model server and the catalogue of its models."""
+    options = _build_options(settings)
+    if settings.groq_api_key is not None:
+        from gateway.llm.providers.groq import create_groq_model
+
+        return create_groq_model(options), Catalog(aliases=settings.model_aliases)
+    from gateway.llm.providers.openai import OPENAI_BASE_URL, create_openai_model
+
+    official = options.base_url == OPENAI_BASE_URL
+    unsupported = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
+    return create_openai_model(options), Catalog((), open_ended=True, unsupported_parameters=unsupported)
+
+
+def _build_options(settings: Settings) -> ModelServerOptions:
     secret = settings.groq_api_key or settings.openai_api_key
     assert secret is not None
     key = secret.get_secret_value()
@@ -18,31 +31,11 @@ def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Cat
         from gateway.llm.rate_limit.redis import RedisLimits
 
         shared = RedisLimits(settings.redis_url.get_secret_value(), key, timeout_seconds=settings.redis_timeout_seconds)
-    limiter = Limiter(shared=shared)
-    idle, queue = settings.model_idle_timeout, settings.model_queue_seconds
-    recorder = Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None
-    if settings.groq_api_key is not None:
-        from gateway.llm.providers.groq import create_groq_model
-
-        model = create_groq_model(
-            api_key=key,
-            base_url=settings.groq_base_url,
-            idle_timeout=idle,
-            limiter=limiter,
-            queue_seconds=queue,
-            recorder=recorder,
-        )
-        return model, Catalog(aliases=settings.model_aliases)
-    from gateway.llm.providers.openai import OPENAI_BASE_URL, create_openai_model
-
-    official = settings.openai_base_url == OPENAI_BASE_URL
-    model = create_openai_model(
+    return ModelServerOptions(
         api_key=key,
-        base_url=settings.openai_base_url,
-        idle_timeout=idle,
-        limiter=limiter,
-        queue_seconds=queue,
-        recorder=recorder,
+        base_url=settings.groq_base_url if settings.groq_api_key is not None else settings.openai_base_url,
+        idle_timeout=settings.model_idle_timeout,
+        limiter=Limiter(shared=shared),
+        queue_seconds=settings.model_queue_seconds,
+        recorder=Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None,
     )
-    unsupported = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
-    return model, Catalog((), open_ended=True, unsupported_parameters=unsupported)

@@ -6,6 +6,7 @@ The SDK provides authentication, parameters and errors. The stream is read as by
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
@@ -41,7 +42,7 @@ from gateway.ports.model_sdk import SdkClient, SdkModule, SdkStatusError
 
 log = get_logger(__name__)
 
-CONNECT_TIMEOUT_SECONDS = 5.0
+_CONNECT_TIMEOUT_SECONDS = 5.0
 _CATALOG_REFRESH_SECONDS = 3600.0
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
 _EXPECTED_ANSWER_TOKENS = 1_024
@@ -74,7 +75,7 @@ class _HttpClient(HttpxAiohttpClient):
         return self._no_cookies
 
 
-def create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
+def _create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
     """Create the HTTP client of an SDK: httpx with aiohttp's connections. See docs/adr/0003."""
     client = _HttpClient(
         limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
@@ -86,13 +87,38 @@ def create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
     return client
 
 
-def make_default_headers(sdk: SdkModule) -> dict[str, Any]:
-    """Return headers for an SDK's client that suppress its details about this machine. See docs/adr/0003."""
-    return _omit_headers(sdk, _OMITTED_HEADERS)
-
-
 def _omit_headers(sdk: SdkModule, names: tuple[str, ...]) -> dict[str, Any]:
     return {f"X-Stainless-{name}": sdk.Omit() for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelServerOptions:
+    """Connection to a model server, and its limits.
+
+    `idle_timeout` is in seconds between two reads. A call waits at most `queue_seconds` for a permit of `limiter`,
+    which has the rate limits of the key.
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str
+    idle_timeout: float = 60.0
+    limiter: Limiter = field(default_factory=Limiter)
+    queue_seconds: float = 30.0
+    recorder: Recorder | None = None
+
+    def make_client_arguments(self, sdk: SdkModule) -> dict[str, Any]:
+        """Make the arguments of an SDK's client.
+
+        The headers suppress the SDK's details about this machine. See docs/adr/0003.
+        """
+        return {
+            "api_key": self.api_key,
+            "base_url": self.base_url,
+            "max_retries": 0,  # `ResilientModel` retries, visibly to clients
+            "timeout": httpx.Timeout(self.idle_timeout, connect=_CONNECT_TIMEOUT_SECONDS),
+            "http_client": _create_http_client(self.recorder),
+            "default_headers": _omit_headers(sdk, _OMITTED_HEADERS),
+        }
 
 
 class OpenAICompatibleModel(Model):
@@ -100,7 +126,7 @@ class OpenAICompatibleModel(Model):
 
     `client` is the SDK's client and `sdk` its module, whose errors are translated. `make_body` makes the body of a
     call. The API is at `root` under the client's base URL. With `streams_structured_output`, answers with a response
-    format are streamed like others. A call waits at most `queue_seconds` for a permit under the key's rate limits.
+    format are streamed like others. `options` limits the calls.
     """
 
     def __init__(
@@ -108,12 +134,11 @@ class OpenAICompatibleModel(Model):
         client: SdkClient,
         sdk: SdkModule,
         make_body: Callable[[ModelCall], JsonObject],
+        options: ModelServerOptions,
         *,
         root: str,
         key_setting: str,
         streams_structured_output: bool = False,
-        limiter: Limiter | None = None,
-        queue_seconds: float = 30.0,
     ) -> None:
         self._client = client
         self._sdk = sdk
@@ -123,7 +148,7 @@ class OpenAICompatibleModel(Model):
         self._url = httpx.URL(f"{root}/chat/completions")
         self._models_url = httpx.URL(f"{root}/models")
         # Prepared once: the SDK would build these options for each request.
-        self._options: dict[str, object] = {
+        self._request_options: dict[str, object] = {
             "headers": _omit_headers(sdk, _OMITTED_CALL_HEADERS),
             "params": {},
             "max_retries": 0,
@@ -132,8 +157,8 @@ class OpenAICompatibleModel(Model):
         self._stream_class = sdk.AsyncStream[Any]
         self._key_setting = key_setting
         self._streams_structured_output = streams_structured_output
-        self._limiter = limiter or Limiter()
-        self._queue_seconds = queue_seconds
+        self._limiter = options.limiter
+        self._queue_seconds = options.queue_seconds
 
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
         """See `Model.complete`.
@@ -190,7 +215,7 @@ class OpenAICompatibleModel(Model):
             self._url,
             cast_to=httpx.Response,
             content=msgspec.json.encode(body),
-            options=self._options,
+            options=self._request_options,
             stream=stream,
             stream_cls=self._stream_class,
         )
@@ -211,7 +236,7 @@ class OpenAICompatibleModel(Model):
         """
         async with self._translate_errors():
             # `client.models` would import all resources of the SDK. See docs/adr/0003.
-            options = self._options | {"timeout": timeout}
+            options = self._request_options | {"timeout": timeout}
             response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
             try:
                 return msgspec.json.decode(response.content, type=_ModelList).data or []

@@ -2,54 +2,28 @@
 
 from functools import partial
 
-import httpx
 import openai
 
 from gateway.domain.messages import JsonObject
-from gateway.llm.client import (
-    CONNECT_TIMEOUT_SECONDS,
-    OpenAICompatibleModel,
-    create_http_client,
-    make_chat_body,
-    make_default_headers,
-)
-from gateway.llm.rate_limit.limiter import Limiter
-from gateway.llm.recording import Recorder
+from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel, make_chat_body
 from gateway.ports.model import ModelCall
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 
 
-def create_openai_model(
-    *,
-    api_key: str,
-    base_url: str = OPENAI_BASE_URL,
-    idle_timeout: float = 60.0,
-    limiter: Limiter | None = None,
-    queue_seconds: float = 30.0,
-    recorder: Recorder | None = None,
-) -> OpenAICompatibleModel:
+def create_openai_model(options: ModelServerOptions) -> OpenAICompatibleModel:
     """Create a model client with OpenAI's SDK.
 
-    `base_url` ends in `/v1`. `idle_timeout` is in seconds between two reads.
+    The `base_url` ends in `/v1`.
     """
-    client = openai.AsyncOpenAI(
-        api_key=api_key,
-        base_url=base_url,
-        max_retries=0,  # `ResilientModel` retries, visibly to clients
-        timeout=httpx.Timeout(idle_timeout, connect=CONNECT_TIMEOUT_SECONDS),
-        http_client=create_http_client(recorder),
-        default_headers=make_default_headers(openai),
-    )
     return OpenAICompatibleModel(
-        client,
+        openai.AsyncOpenAI(**options.make_client_arguments(openai)),
         openai,
-        partial(make_request_body, official=base_url == OPENAI_BASE_URL),
+        partial(make_request_body, official=options.base_url == OPENAI_BASE_URL),
+        options,
         root="",
         key_setting="OPENAI_API_KEY",
         streams_structured_output=True,
-        limiter=limiter,
-        queue_seconds=queue_seconds,
     )
 
 

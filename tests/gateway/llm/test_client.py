@@ -11,7 +11,7 @@ from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import ModelError, ModelRequestRefused, ModelUnavailable
 from gateway.domain.messages import JsonObject, Message
-from gateway.llm.client import OpenAICompatibleModel
+from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.llm.providers.groq import create_groq_model
 from gateway.llm.providers.openai import create_openai_model
 from gateway.ports.model import ModelCall
@@ -36,10 +36,12 @@ async def serve_errors(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[
 
 
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
-async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., OpenAICompatibleModel]) -> None:
+async def test_models_server_is_told_nothing_of_our_machine(
+    make: Callable[[ModelServerOptions], OpenAICompatibleModel],
+) -> None:
     received: list[CIMultiDictProxy[str]] = []
     async with serve_errors(received) as url:
-        model = make(api_key="key-of-ours", base_url=url)
+        model = make(ModelServerOptions(api_key="key-of-ours", base_url=url))
         call = ModelCall(model="m", messages=(Message("user", "Hello"),))
         for _ in range(2):
             with pytest.raises(ModelError):
@@ -54,7 +56,7 @@ async def test_models_server_is_told_nothing_of_our_machine(make: Callable[..., 
 
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
 async def test_stream_that_is_compressed_although_not_requested_is_read(
-    make: Callable[..., OpenAICompatibleModel],
+    make: Callable[[ModelServerOptions], OpenAICompatibleModel],
 ) -> None:
     wished: list[str] = []
 
@@ -72,7 +74,7 @@ async def test_stream_that_is_compressed_although_not_requested_is_read(
     app.router.add_post("/{path:.*}", answer)
     sink = Sink()
     async with TestServer(app) as server:
-        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        model = make(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
         answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
         await model.close()
     assert (sink.text, answered.finish_reason, wished) == ("Hello", "stop", ["identity"])
@@ -98,9 +100,11 @@ async def test_server_that_hangs_up_is_not_said_to_be_late(
     server = await asyncio.start_server(behave, "127.0.0.1", 0)
     async with server:
         model = create_groq_model(
-            api_key="key-of-ours",
-            base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
-            idle_timeout=patience,
+            ModelServerOptions(
+                api_key="key-of-ours",
+                base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+                idle_timeout=patience,
+            )
         )
         with pytest.raises(ModelUnavailable, match=message):
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
@@ -141,7 +145,9 @@ async def test_complete_answer_survives_errors_of_its_connection(
     sink = Sink()
     async with server:
         model = create_openai_model(
-            api_key="key-of-ours", base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            ModelServerOptions(
+                api_key="key-of-ours", base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            )
         )
         async with asyncio.timeout(30):
             answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
@@ -160,7 +166,7 @@ async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None)
     app = web.Application()
     app.router.add_post("/{path:.*}", answer)
     async with TestServer(app) as server:
-        model = create_openai_model(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        model = create_openai_model(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
         with pytest.raises(ModelUnavailable) as error:
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
         await model.close()
@@ -179,7 +185,7 @@ async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None)
     ("make", "path"), [(create_groq_model, "/v1/openai/v1/models"), (create_openai_model, "/v1/models")]
 )
 async def test_servers_list_of_models_is_read_as_it_is(
-    make: Callable[..., OpenAICompatibleModel], path: str, body: str, listed: list[JsonObject] | None
+    make: Callable[[ModelServerOptions], OpenAICompatibleModel], path: str, body: str, listed: list[JsonObject] | None
 ) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text=body, content_type="application/json")
@@ -187,7 +193,7 @@ async def test_servers_list_of_models_is_read_as_it_is(
     app = web.Application()
     app.router.add_get(path, answer)
     async with TestServer(app) as server:
-        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        model = make(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
         with nullcontext() if listed is not None else pytest.raises(ModelError):
             assert await model.list_models() == listed
         await model.close()
@@ -207,7 +213,7 @@ async def test_servers_list_of_models_is_read_as_it_is(
 )
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
 async def test_reason_of_a_refusal_is_told_in_whichever_shape_it_comes(
-    make: Callable[..., OpenAICompatibleModel], body: str, reason: str
+    make: Callable[[ModelServerOptions], OpenAICompatibleModel], body: str, reason: str
 ) -> None:
     async def refuse(_: web.Request) -> web.Response:
         return web.Response(status=400, text=body)
@@ -215,7 +221,7 @@ async def test_reason_of_a_refusal_is_told_in_whichever_shape_it_comes(
     app = web.Application()
     app.router.add_post("/{path:.*}", refuse)
     async with TestServer(app) as server:
-        model = make(api_key="key-of-ours", base_url=str(server.make_url("/v1")))
+        model = make(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
         with pytest.raises(ModelRequestRefused, match=f"refused the request: {reason}$"):
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
         await model.close()

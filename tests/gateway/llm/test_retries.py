@@ -13,7 +13,7 @@ import pytest
 from gateway.domain.errors import GatewayError, ModelRateLimited, ModelStreamBroken, ModelUnavailable, PromptTooLong
 from gateway.domain.messages import Message, Parameters, ToolCall, ToolSpec, Usage
 from gateway.llm.catalog import Catalog
-from gateway.llm.client import OpenAICompatibleModel
+from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.llm.providers.groq import create_groq_model
 from gateway.llm.providers.openai import create_openai_model
 from gateway.llm.resilient import ResilientModel, RetryPolicy
@@ -90,7 +90,7 @@ async def upstream() -> AsyncGenerator[Simulator]:
 
 @pytest.fixture
 async def groq(upstream: Simulator) -> AsyncGenerator[OpenAICompatibleModel]:
-    model = create_groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=30)
+    model = create_groq_model(ModelServerOptions(api_key="key", base_url=upstream.base_url, idle_timeout=30))
     yield model
     await model.close()
 
@@ -103,7 +103,7 @@ def resilient(groq: OpenAICompatibleModel) -> ResilientModel:
 @pytest.fixture
 async def impatient(upstream: Simulator) -> AsyncGenerator[ResilientModel]:
     """Return a model with a short idle timeout."""
-    model = create_groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=0.5)
+    model = create_groq_model(ModelServerOptions(api_key="key", base_url=upstream.base_url, idle_timeout=0.5))
     yield ResilientModel(model, Catalog(), policy=RetryPolicy(retries=20, delay=0.001, max_wait=0.05))
     await model.close()
 
@@ -447,9 +447,11 @@ async def test_text_that_only_looks_like_a_block_is_shown_whole(
 @pytest.fixture(params=["groq", "openai"])
 async def either(request: pytest.FixtureRequest, upstream: Simulator) -> AsyncGenerator[Model]:
     if request.param == "groq":
-        model = create_groq_model(api_key="key", base_url=upstream.base_url, idle_timeout=30)
+        model = create_groq_model(ModelServerOptions(api_key="key", base_url=upstream.base_url, idle_timeout=30))
     else:
-        model = create_openai_model(api_key="key", base_url=f"{upstream.base_url}/openai/v1", idle_timeout=30)
+        model = create_openai_model(
+            ModelServerOptions(api_key="key", base_url=f"{upstream.base_url}/openai/v1", idle_timeout=30)
+        )
     yield ResilientModel(model, Catalog(), policy=FAST)
     await model.close()
 
