@@ -54,10 +54,14 @@ class LoopLimits(msgspec.Struct, frozen=True):
 
 
 class TurnContext(EventEmitter):
-    """A running turn, as the agent loop uses it."""
+    """A running turn, as the agent loop uses it.
+
+    `interrupted_step` is set from a takeover until the clients were told to discard what they have of that step.
+    """
 
     transcript: Transcript
     inputs: list[StoredQuestion]
+    interrupted_step: int | None = None
 
     @abstractmethod
     def on_accepted(self) -> None:
@@ -163,6 +167,15 @@ class AgentLoop:
             limit_reached if output_schema is None else await self._ask_structured(output_schema, step, context, turn)
         )
 
+    def estimate_interrupted_usage(self, context: ModelContext, turn: TurnContext) -> Usage | None:
+        """Estimate the usage of the model call that a takeover interrupted.
+
+        Return None if the journal has nothing of it.
+        """
+        step = turn.interrupted_step
+        written = turn.transcript.count_written_chars(step) if step is not None else 0
+        return self._create_model_call(context, turn, step).estimate_usage(written) if step and written else None
+
     async def _resume(self, context: ModelContext, turn: TurnContext) -> str | None:
         """Complete the last step of a resumed turn.
 
@@ -173,14 +186,6 @@ class AgentLoop:
             question.answer and transcript.is_open_input(str(question.id)) for question in turn.inputs
         ):
             turn.emit(TurnResumed())
-        if (incomplete_step := transcript.incomplete_step()) is not None:
-            usage = self._create_model_call(context, turn, incomplete_step).estimate_usage(
-                transcript.count_written_chars(incomplete_step)
-            )
-            cost = turn.calculate_cost(usage)
-            turn.emit(
-                ModelRetry(step=incomplete_step, reason="takeover", attempt=1, discard=True, usage=usage, cost_usd=cost)
-            )
         if (last_step := transcript.last_step()) is None:
             return None
         calls = self._create_scheduler(last_step.step, context, turn)

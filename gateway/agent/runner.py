@@ -321,6 +321,7 @@ class Runner:
         try:
             async with deadline:
                 context = await self._prompts.build_context(turn.record, turn.principal, turn.model, selection)
+                turn.discard_interrupted_step(self._loop.estimate_interrupted_usage(context, turn))
                 finish_reason = await self._responses.replay(turn, context) or await self._loop.run_turn(context, turn)
             if finish_reason is None:
                 return None

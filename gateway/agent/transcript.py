@@ -159,6 +159,23 @@ class Transcript:
             return last_step
         return last_step + 1 if self.reasoning_chars else None
 
+    def interrupted_step(self, *, structured: bool) -> int | None:
+        """Return the step whose model call may have been in progress when these events ended; else None.
+
+        A client may have seen deltas of that call that were never stored. Deltas become visible only after all events
+        before them are stored, so the events tell which step these can belong to. `structured`: the answer must match
+        a schema, and a step without calls and without text is followed by another one.
+        """
+        if (incomplete := self.incomplete_step()) is not None:
+            return incomplete
+        last = max(self._steps, default=0)
+        if not last:
+            return 1
+        if self.open_calls() or self.waits_for_input or self.has_client_calls(last):
+            return None
+        is_followed = self.has_calls(last) or (structured and not self.step_text(last))
+        return last + 1 if is_followed else None
+
     def count_written_chars(self, step: int) -> int:
         """Count the characters that the model has written in an incomplete step."""
         partial = self._steps.get(step, _Step())

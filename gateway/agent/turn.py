@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
 
+import msgspec
+
 from gateway.agent.budgets import Budgets
 from gateway.agent.loop import TurnContext
 from gateway.agent.tool_calls import build_input_resolved
@@ -22,6 +24,7 @@ from gateway.domain.events import (
     Event,
     InputRequired,
     JournalEntry,
+    ModelRetry,
     ToolFinished,
     TurnCancelled,
     TurnCompleted,
@@ -260,8 +263,21 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.inputs = inputs
         for entry in entries:
             self.transcript.apply(entry.event)
-        if not self.transcript.waits_for_input:
+        if self.is_stored:
+            structured = self.record.request.response_format is not None
+            self.interrupted_step = self.transcript.interrupted_step(structured=structured)
+        if self.interrupted_step is not None or not self.transcript.waits_for_input:
             self.log.reserve_sequence_gap()
+
+    def discard_interrupted_step(self, usage: Usage | None = None) -> None:
+        """Tell clients to discard the step that a takeover interrupted, whatever the journal has of it."""
+        if self.interrupted_step is None:
+            return
+        retry = ModelRetry(step=self.interrupted_step, reason="takeover", attempt=1, discard=True)
+        if usage is not None:
+            retry = msgspec.structs.replace(retry, usage=usage, cost_usd=self.calculate_cost(usage))
+        self.interrupted_step = None
+        self.emit(retry)
 
     def build_completed_event(self, finish_reason: str) -> TurnCompleted:
         usage = self.transcript.usage
@@ -281,6 +297,7 @@ class ActiveTurn(TurnContext, TurnSpending):
 
         `wait_until_accepted` raises the error.
         """
+        self.discard_interrupted_step()
         self.failure = error
         return TurnFailed(error=error.to_error_info(), saved=self._get_saved_part())
 
@@ -292,6 +309,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         assert self.cancel_reason is not None
         if self.cancel_reason == "handed_over":
             return None
+        self.discard_interrupted_step()
         error = ErrorInfo(code=self.cancel_reason, message=_CANCEL_MESSAGES[self.cancel_reason])
         return TurnCancelled(error=error, saved=self._get_saved_part())
 
