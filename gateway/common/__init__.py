@@ -1,1 +1,4 @@
-"""Helpers without a domain of their own: logging, redaction, JSON schemas, Redis, time limits."""
+"""Helpers without a domain of their own.
+
+Logging, redaction, JSON schemas, Redis and time limits.
+"""

@@ -1,4 +1,6 @@
-"""Background tasks, bounded waits and bounded collections: the only module with hand-made task plumbing.
+"""Background tasks, bounded waits and bounded collections.
+
+This is the only module with hand-made task plumbing.
 
 | need | use |
 |---|---|
@@ -78,7 +80,7 @@ async def run_until(work: Awaitable[T], end: Awaitable[object]) -> T:
 
 
 class Backoff:
-    """Pauses between attempts: each twice as long as the one before, with jitter.
+    """Pauses between attempts, which double and have jitter.
 
     A pause is drawn from the upper half of its range, so clients that failed together do not come back together.
     """
@@ -100,10 +102,10 @@ class Backoff:
 
 
 class Deadline:
-    """One point in time that several waits share, on the event loop's monotonic clock.
+    """A point in time that several waits share.
 
-    `async with deadline.limit():` raises `TimeoutError` when the deadline passes inside the block. Blocks may follow or
-    enclose each other, also in several tasks.
+    It is on the event loop's monotonic clock. `async with deadline.limit():` raises `TimeoutError` when the deadline
+    passes inside the block. Blocks may follow or enclose each other, also in several tasks.
     """
 
     __slots__ = ("_when",)
@@ -161,7 +163,10 @@ class SupervisedTask:
         self.restarts = 0
         """How often `run` has been started again since this object was made."""
         self.last_error: str | None = None
-        """The type of the error that ended `run` last; None if there was none."""
+        """The type of the error that ended `run` last.
+
+        None if there was none.
+        """
         self._run = run
         self._restart = restart
         self._backoff = Backoff(min_backoff_seconds, max_backoff_seconds)
@@ -173,15 +178,19 @@ class SupervisedTask:
         self._stopping = False
 
     def start(self) -> None:
-        """Run in the background, in a copy of the caller's context. Does nothing while it already runs."""
+        """Run in the background, in a copy of the caller's context.
+
+        Does nothing while it already runs.
+        """
         if self._task is None or self._task.done():
             self._down = self._stopping = False
             self._task = asyncio.create_task(self._supervise(), name=self.name)
 
     async def stop(self, *, grace_seconds: float = 0.0) -> None:
-        """End the task without a restart: cancel it, after `grace_seconds` in which it may end by itself.
+        """End the task without a restart.
 
-        Errors of the task are not raised here. May be called before `start()` and more than once.
+        It is cancelled, after `grace_seconds` in which it may end by itself. Errors of the task are not raised here.
+        May be called before `start()` and more than once.
         """
         self._stopping = True
         self._skip_backoff.set()
@@ -195,7 +204,10 @@ class SupervisedTask:
         self._down = False
 
     async def wait(self, timeout: float | None = None) -> None:
-        """Wait until it ended for good, at most `timeout` seconds; without a restart, that is the end of the run."""
+        """Wait until it ended for good, at most `timeout` seconds.
+
+        Without a restart, that is the end of the run.
+        """
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=timeout)
 
@@ -205,12 +217,18 @@ class SupervisedTask:
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and has neither ended nor been stopped; true during a backoff."""
+        """Whether it was started and has neither ended nor been stopped.
+
+        True during a backoff.
+        """
         return self._task is not None and not self._task.done()
 
     @property
     def is_down(self) -> bool:
-        """Whether it ended without `stop()` and does not run now: in a backoff, or for good after an error."""
+        """Whether the task ended without `stop()` and does not run now.
+
+        It is in a backoff, or down for good after an error.
+        """
         return self._down
 
     async def _supervise(self) -> None:
@@ -254,7 +272,10 @@ class SupervisedTask:
 
 
 class TaskRegistry:
-    """The supervised tasks of a process, for `/ready` and for statistics. `app.py` makes one and adds to it."""
+    """The supervised tasks of a process, for `/ready` and for statistics.
+
+    `app.py` makes one and adds to it.
+    """
 
     def __init__(self) -> None:
         self._tasks: list[SupervisedTask] = []
@@ -268,7 +289,10 @@ class TaskRegistry:
 
     @property
     def down_vital_tasks(self) -> tuple[str, ...]:
-        """Names of the vital tasks that are down now, in the order in which they were added."""
+        """Names of the vital tasks that are down now.
+
+        They are in the order in which they were added.
+        """
         return tuple(task.name for task in self._tasks if task.vital and task.is_down)
 
 
@@ -288,9 +312,9 @@ class TaskSet:
         return len(self._tasks)
 
     def spawn(self, coroutine: Coroutine[object, object, None], name: str | None = None) -> asyncio.Task[None]:
-        """Run a coroutine in the background, in a task with the set's name or its own.
+        """Run a coroutine in a background task.
 
-        Its error is logged as `background_task_failed`.
+        The task has the set's name or its own. Its error is logged as `background_task_failed`.
         """
         task = asyncio.create_task(coroutine, name=name or self._name)
         self._tasks.add(task)
@@ -309,9 +333,9 @@ class TaskSet:
             await asyncio.sleep(0)  # their done callbacks remove them from the set
 
     async def stop(self, timeout: float | None = 0.0) -> None:
-        """Wait for the tasks at most `timeout` seconds (None: without limit), then cancel those that still run.
+        """Wait for the tasks, then cancel those that still run.
 
-        See `wait()`.
+        The wait takes at most `timeout` seconds (None: without limit). See `wait()`.
         """
         await self.wait(timeout)
         while self._tasks:
@@ -327,10 +351,11 @@ class TaskSet:
 
 
 class BoundedQueue(Generic[T]):
-    """A queue between producers that cannot wait and one consumer that takes many items at once.
+    """A queue between producers that cannot wait and a batch consumer.
 
-    `put()` always succeeds, since a synchronous producer has nowhere to wait. Producers that can wait do so beforehand
-    in `wait_for_capacity()`. An item counts until `remove()`, so a batch that is being worked on still fills the queue.
+    The consumer takes many items at once. `put()` always succeeds, since a synchronous producer has nowhere to wait.
+    Producers that can wait do so beforehand in `wait_for_capacity()`. An item counts until `remove()`, so a batch that
+    is being worked on still fills the queue.
 
     `max_size` is in the unit of `size_of`, by default items. The queue becomes full above `max_size`, and stays full
     until its size is at most half of that.
@@ -365,7 +390,10 @@ class BoundedQueue(Generic[T]):
         self._has_items.set()
 
     async def wait_for_items(self) -> list[T]:
-        """Wait for an item; return all items, oldest first. They stay in the queue."""
+        """Wait for an item.
+
+        Return all items, oldest first. They stay in the queue.
+        """
         await self._has_items.wait()
         return self._items.copy()
 
@@ -374,7 +402,10 @@ class BoundedQueue(Generic[T]):
         await self._has_capacity.wait()
 
     def remove(self, items: list[T]) -> None:
-        """Remove items, compared by identity. Items that are not in the queue are ignored."""
+        """Remove items, compared by identity.
+
+        Items that are not in the queue are ignored.
+        """
         removed = set(map(id, items))
         self._items = [item for item in self._items if id(item) not in removed]
         self._size = sum(map(self._measure, self._items))
@@ -388,10 +419,11 @@ class BoundedQueue(Generic[T]):
 
 
 class LruDict(LRUCache[K, V]):
-    """A mapping of at most `max_items` keys. A new key beyond that replaces the least recently used one.
+    """A mapping of at most `max_items` keys.
 
-    Reading and writing a key both count as use; `in` and iteration, whose order is unspecified, do not.
-    `on_evict(key, value)` is called for a replaced key, not for one that is deleted or popped.
+    A new key beyond that replaces the least recently used one. Reading and writing a key both count as use; `in` and
+    iteration, whose order is unspecified, do not. `on_evict(key, value)` is called for a replaced key, not for one that
+    is deleted or popped.
     """
 
     def __init__(self, max_items: int, *, on_evict: Callable[[K, V], None] | None = None) -> None:
@@ -399,7 +431,10 @@ class LruDict(LRUCache[K, V]):
         self._on_evict = on_evict
 
     def popitem(self) -> tuple[K, V]:
-        """Remove and return the least recently used key and its value. Insertion into a full mapping calls this."""
+        """Remove and return the least recently used key and its value.
+
+        Insertion into a full mapping calls this.
+        """
         key, value = super().popitem()
         if self._on_evict is not None:
             self._on_evict(key, value)

@@ -48,7 +48,10 @@ _DRAFTS = (
     Draft201909Validator,
     Draft202012Validator,
 )
-"""All drafts, because a part of a schema may declare another draft than the whole."""
+"""All drafts of JSON Schema.
+
+A part of a schema may declare another draft than the whole.
+"""
 
 
 def exceeds_depth(value: object) -> bool:
@@ -71,7 +74,10 @@ def _list_members(value: object) -> Iterable[object]:
 
 
 class SchemaNotCheckable(Exception):
-    """The schema has an unresolvable or an endless reference, so it cannot be checked."""
+    """The schema cannot be checked.
+
+    It has an unresolvable or an endless reference.
+    """
 
 
 def check_schema(schema: object) -> None:
@@ -110,13 +116,19 @@ def iterate_errors(validator: "Validator", value: object) -> "Iterator[Validatio
 
 
 def best_error(validator: "Validator", value: object) -> "ValidationError | None":
-    """Return the most relevant violation; None if the value is valid. Raises like `iterate_errors`."""
+    """Return the most relevant violation.
+
+    None if the value is valid. Raises like `iterate_errors`.
+    """
     find_best = cast("Callable[[Iterable[ValidationError]], ValidationError | None]", best_match)
     return find_best(iterate_errors(validator, value))
 
 
 def _limit_references(check_reference: _KeywordCheck) -> _KeywordCheck:
-    """Limit resolved references: a few that each refer to ten others multiply to any number of checks."""
+    """Limit the number of resolved references.
+
+    A few that each refer to ten others multiply to any number of checks.
+    """
 
     def check_limited(
         validator: object, reference: object, instance: object, schema: object

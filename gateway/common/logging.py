@@ -1,4 +1,7 @@
-"""Structured logs without secrets: one JSON object a line, or coloured text at a terminal."""
+"""Structured logs without secrets.
+
+They are one JSON object a line, or coloured text at a terminal.
+"""
 
 import contextvars
 import json as _json
@@ -36,7 +39,10 @@ _QUIETED_LOGGERS = (
     "groq",
     "openai",
 )
-"""Loggers of libraries that log warnings only; at DEBUG the SDKs of the models would log whole prompts."""
+"""Loggers of libraries that log warnings only.
+
+At DEBUG the SDKs of the models would log whole prompts.
+"""
 _LEVELS = {name.lower(): level for name, level in logging.getLevelNamesMapping().items()}
 # Messages of these errors contain rows and values, so the log has only the fields below.
 _DATABASE_MODULES = ("asyncpg", "sqlalchemy")
@@ -61,7 +67,10 @@ def _redact_fields(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def _redact_value(value: object) -> object:
-    """Redact fields with secret names at any depth, and the rows that database errors quote."""
+    """Redact fields with secret names, and rows in database errors.
+
+    The fields may be at any depth; database errors quote rows.
+    """
     if isinstance(value, dict):
         return _redact_fields(cast("dict[str, object]", value))
     if isinstance(value, list | tuple):
@@ -77,7 +86,10 @@ def _is_secret_name(name: str) -> bool:
 
 
 def _redact_database_errors(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Replace database errors, and errors that caused them, by copies without rows and values."""
+    """Replace database errors by copies without rows and values.
+
+    Errors that database errors caused are replaced, too.
+    """
     exc_info: object = event.get("exc_info")
     if exc_info is True:
         exc_info = sys.exc_info()
@@ -95,9 +107,10 @@ class _RedactedError(Exception):
 
 
 def _copy_redacted(error: BaseException, copies: dict[int, BaseException], *, redact: bool = False) -> BaseException:
-    """Copy an error and its causes for a traceback: class name, traceback, and the message if it may be logged.
+    """Copy an error and its causes for a traceback.
 
-    `copies` has the copies so far, by the id of the original. `redact`: the error caused a database error.
+    A copy has the class name, the traceback, and the message if it may be logged. `copies` has the copies so far, by
+    the id of the original. `redact`: the error caused a database error.
     """
     if id(error) in copies:
         return copies[id(error)]
@@ -131,7 +144,10 @@ def _copy_class_and_message(error: BaseException, *, redact: bool) -> BaseExcept
 
 
 def _escape_value(value: object) -> object:
-    """Replace control and invisible characters by their escapes, for example `\\x1b`, at any depth."""
+    """Replace control and invisible characters by their escapes.
+
+    An escape is, for example, `\x1b`. Texts at any depth are processed.
+    """
     if isinstance(value, dict):
         mapping = cast("dict[object, object]", value)
         return {_escape_value(name): _escape_value(inner) for name, inner in mapping.items()}
@@ -168,7 +184,10 @@ def _add_request_id(_logger: object, _method: str, event: EventDict) -> EventDic
 
 
 class _LineLogger:
-    """Writes the gateway's own lines to the handler's stream, past the standard library. See docs/adr/0021."""
+    """Writes the gateway's own lines to the handler's stream.
+
+    The lines bypass the standard library. See docs/adr/0021.
+    """
 
     handler = logging.StreamHandler(sys.stderr)
 
@@ -191,7 +210,10 @@ def _filter_by_level(logger: _LineLogger, method: str, event: EventDict) -> Even
 
 
 def _combine_processors(processors: list[EventProcessor], render: Callable[[object, str, EventDict], str]) -> Processor:
-    """Combine processors and renderer; an error in them is logged instead of raised."""
+    """Combine processors and renderer.
+
+    An error in them is logged instead of raised.
+    """
 
     def render_line(logger: _LineLogger, method: str, event: EventDict) -> str:
         try:
@@ -206,11 +228,17 @@ def _combine_processors(processors: list[EventProcessor], render: Callable[[obje
 
 
 _PROCESSORS: list[Processor] = []
-"""Changed in place, because loggers cache the list at their first use, which may precede `configure_logging`."""
+"""Processors of all records, changed in place.
+
+Loggers cache the list at their first use, which may precede `configure_logging`.
+"""
 
 
 def configure_logging(*, json: bool, level: str = "INFO") -> None:
-    """Send structlog's and the standard library's records to stderr in one format. May be called again."""
+    """Send structlog's and the standard library's records to stderr in one format.
+
+    May be called again.
+    """
     shared: list[Processor] = [
         _add_request_id,
         structlog.stdlib.add_log_level,

@@ -1,4 +1,7 @@
-"""A timeout that can be paused, for example while a turn waits for a person."""
+"""A timeout that can be paused.
+
+It is paused, for example, while a turn waits for a person.
+"""
 
 import asyncio
 from collections.abc import Generator

@@ -1,7 +1,7 @@
-"""Redaction of stored texts, and of texts that go to tools, by the administrator's rules.
+"""Redaction of texts by the administrator's rules.
 
-Patterns are searched with `regex`, which has the syntax of `re` and a timeout, so no text blocks the event loop. See
-docs/adr/0012.
+It applies to stored texts, and to texts that go to tools. Patterns are searched with `regex`, which has the syntax of
+`re` and a timeout, so no text blocks the event loop. See docs/adr/0012.
 """
 
 import re
@@ -29,7 +29,10 @@ _SECONDS_PER_CHARACTER = 5e-7
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """Replaces matches of `pattern`, compiled by `regex`, which has no types. `replacement` may refer to its groups."""
+    """Replaces matches of `pattern`, compiled by `regex`, which has no types.
+
+    `replacement` may refer to its groups.
+    """
 
     name: str
     pattern: Any
@@ -37,14 +40,19 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class _TimeBudget:
-    """Remaining seconds for texts that belong together: a base, and an allowance for each text by its length."""
+    """Remaining seconds for texts that belong together.
+
+    They start as a base and an allowance for each text by its length.
+    """
 
     def __init__(self) -> None:
         self.remaining = _BASE_SECONDS
         self.was_logged = False
 
     def apply_rule(self, rule: Rule, text: str) -> str:
-        """Apply a rule to a text. Retries once: a paused machine looks like a slow rule.
+        """Apply a rule to a text.
+
+        Retries once: a paused machine looks like a slow rule.
 
         Raises:
             TimeoutError: the budget is used up.
@@ -77,7 +85,10 @@ class Redactor:
         return bool(self._rules)
 
     def with_shared_budget(self) -> "Redactor":
-        """Return a redactor whose texts share one time budget, because they belong together."""
+        """Return a redactor whose texts share one time budget.
+
+        The texts belong together.
+        """
         return self if self._budget else Redactor(self._rules, _TimeBudget())
 
     def redact_text(self, text: str) -> str:
@@ -94,9 +105,9 @@ class Redactor:
         return text
 
     def redact_value(self, value: T) -> T:
-        """Redact all texts in a JSON value, including keys; keys that become equal are numbered.
+        """Redact all texts in a JSON value, including keys.
 
-        A whole number becomes a text if a rule matches its digits.
+        Keys that become equal are numbered. A whole number becomes a text if a rule matches its digits.
         """
         return cast(T, self._redact_json(value, numbers=True)) if self._rules else value
 
@@ -153,9 +164,9 @@ def _is_base64(value: object) -> bool:
 
 
 def load_rules(path: Path | None) -> Redactor:
-    """Load the rules of a TOML file; without a file, there are none.
+    """Load the rules of a TOML file.
 
-    Each `[[rule]]` has a `name`, a `pattern`, and a `replacement` (default: `[name]`).
+    Without a file, there are none. Each `[[rule]]` has a `name`, a `pattern`, and a `replacement` (default: `[name]`).
 
     Raises:
         ConfigError: the file cannot be read, is not valid, or has a pattern that takes too long with long texts.
@@ -198,7 +209,10 @@ def _parse_rule(path: Path, entry: object) -> Rule:
 
 
 def _generate_probes(pattern: str) -> Iterator[str]:
-    """Yield long texts that repeat literals of a pattern, to find patterns with a slow search."""
+    """Yield long texts that repeat literals of a pattern.
+
+    They reveal patterns with a slow search.
+    """
     literals = re.sub(r"\\[A-Za-z0-9]", " ", pattern)
     words = {"a", "A", "0", " ", *re.findall(r"[^\W_]+|[^\w\s]", literals)}
     for word in sorted(words):

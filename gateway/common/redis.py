@@ -21,11 +21,17 @@ BACKOFF_SECONDS = 5.0
 
 
 class RedisUnavailable(Exception):
-    """Redis does not answer, or the backoff after such a failure has not ended."""
+    """Redis does not answer, or a backoff has not ended.
+
+    A backoff follows each such failure.
+    """
 
 
 class SharedRedis:
-    """A Redis client with a shared backoff: after a failed call, calls fail at once for `backoff_seconds`."""
+    """A Redis client with a shared backoff.
+
+    After a failed call, calls fail at once for `backoff_seconds`.
+    """
 
     def __init__(
         self,

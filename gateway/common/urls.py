@@ -4,7 +4,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 def strip_url_secrets(url: str) -> str:
-    """Return the URL without user, password, query and fragment; an empty text if it is not a URL."""
+    """Return the URL without user, password, query and fragment.
+
+    An empty text if it is not a URL.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -191,7 +191,10 @@ class StorageUnavailable(Overloaded):
 
 
 class ClientGone(GatewayError):
-    """The client closed the connection before the answer; it does not receive this error."""
+    """The client closed the connection before the answer.
+
+    It does not receive this error.
+    """
 
     code = "client_disconnected"
     status = 499
@@ -217,7 +220,10 @@ class TurnLost(GatewayError):
 
 
 class TurnTakenOver(GatewayError):
-    """Another worker owns the turn now, so this worker must not write for it."""
+    """Another worker owns the turn now.
+
+    This worker must not write for it.
+    """
 
     code = "turn_taken_over"
     status = 503
@@ -225,7 +231,10 @@ class TurnTakenOver(GatewayError):
 
 
 class ModelError(GatewayError):
-    """The model's server failed. `retryable`: the same request may succeed when it is sent again."""
+    """The model's server failed.
+
+    `retryable`: the same request may succeed when it is sent again.
+    """
 
     code = "model_error"
     status = 502
@@ -245,7 +254,10 @@ class ModelRateLimited(ModelError):
 
 
 class UpstreamRateLimited(ModelError):
-    """The gateway did not send the request: its rate limit allows it too late."""
+    """The gateway did not send the request.
+
+    Its rate limit allows the request too late.
+    """
 
     code = "upstream_rate_limited"
     status = 429
@@ -258,7 +270,10 @@ class ModelRequestRefused(ModelError):
 
 
 class ToolCallUnreadable(ModelRequestRefused):
-    """The model's server could not parse a tool call; `written` is the model's text."""
+    """The model's server could not parse a tool call.
+
+    `written` is the model's text.
+    """
 
     code = "tool_call_unreadable"
     status = 502
@@ -288,7 +303,10 @@ class OutputInvalid(ModelError):
 
 
 def error_from_info(info: ErrorInfo) -> GatewayError:
-    """Restore an error from its public part. An unknown code gives a plain `GatewayError`."""
+    """Restore an error from its public part.
+
+    An unknown code gives a plain `GatewayError`.
+    """
     return _errors_by_code(GatewayError).get(info.code, GatewayError)(info.message, param=info.param)
 
 

@@ -1,7 +1,7 @@
-"""The events of a turn, a closed union. Each dispatch over it ends in `assert_never`.
+"""The events of a turn, a closed union.
 
-The JSON of an event has its fields and its `type`. Its number is stored beside it, in the turn log, the journal and the
-SSE `id`.
+Each dispatch over it ends in `assert_never`. The JSON of an event has its fields and its `type`. Its number is stored
+beside it, in the turn log, the journal and the SSE `id`.
 """
 
 from typing import Any, Literal
@@ -13,11 +13,17 @@ from gateway.domain.messages import Action, JsonObject, Outcome, Usage
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
-    """Base of all events. `gc=False`: events cannot be part of a reference cycle (docs/adr/0007)."""
+    """Base of all events.
+
+    `gc=False`: events cannot be part of a reference cycle (docs/adr/0007).
+    """
 
 
 class TurnStarted(_Event, frozen=True, kw_only=True, tag="turn.started"):
-    """Start of a turn. `tools` are the offered names; `warnings` are for people, such as a replaced model id."""
+    """Start of a turn.
+
+    `tools` are the offered names; `warnings` are for people, such as a replaced model id.
+    """
 
     turn_id: str
     conversation_id: str | None
@@ -37,10 +43,11 @@ class TextDelta(_Event, frozen=True, kw_only=True, tag="text.delta"):
 
 
 class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
-    """A tool call that is about to run. `arguments` is the model's text if that is not a JSON object.
+    """A tool call that is about to run.
 
-    The gateway does not run a `client` call: the turn ends with the finish reason `tool_calls`, and the client sends
-    the result in a later request. A `hosted` call was run by the model's server.
+    `arguments` is the model's text if that is not a JSON object. The gateway does not run a `client` call: the turn
+    ends with the finish reason `tool_calls`, and the client sends the result in a later request. A `hosted` call was
+    run by the model's server.
     """
 
     step: int
@@ -67,7 +74,10 @@ class ToolLog(_Event, frozen=True, kw_only=True, tag="tool.log"):
 
 
 class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
-    """Result of a tool call. `content` holds the server's MCP content blocks, truncated to the size limit."""
+    """Result of a tool call.
+
+    `content` holds the server's MCP content blocks, truncated to the size limit.
+    """
 
     call_id: str
     outcome: Outcome
@@ -77,7 +87,10 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
 
 
 class InputRequired(_Event, frozen=True, kw_only=True, tag="input.required"):
-    """The call waits for a person. `schema` describes an accepted answer, or `url` is the page to visit."""
+    """The call waits for a person.
+
+    `schema` describes an accepted answer, or `url` is the page to visit.
+    """
 
     input_id: str
     call_id: str
@@ -114,10 +127,10 @@ class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
 
 
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
-    """The model call of `step` is repeated. With `discard`, the step's text and tool calls so far are void.
+    """The model call of `step` is repeated.
 
-    `model` is set if another model is called now. `usage` and `cost_usd` are set if the figures of the step will not
-    include those of the failed call.
+    With `discard`, the step's text and tool calls so far are void. `model` is set if another model is called now.
+    `usage` and `cost_usd` are set if the figures of the step will not include those of the failed call.
     """
 
     step: int
@@ -130,9 +143,10 @@ class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):
 
 
 class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
-    """End of a turn that succeeded. `first_token_ms` is the time to the first model output.
+    """End of a turn that succeeded.
 
-    `cached`: the answer came from the response cache, and no model was called.
+    `first_token_ms` is the time to the first model output. `cached`: the answer came from the response cache, and no
+    model was called.
     """
 
     finish_reason: str
@@ -146,7 +160,10 @@ class TurnCompleted(_Event, frozen=True, kw_only=True, tag="turn.completed"):
 
 
 class TurnFailed(_Event, frozen=True, kw_only=True, tag="turn.failed"):
-    """End of a turn that failed. `saved` is "text" if the text so far was stored, "prompt" if there was none."""
+    """End of a turn that failed.
+
+    `saved` is "text" if the text so far was stored, "prompt" if there was none.
+    """
 
     error: ErrorInfo
     saved: Literal["text", "prompt", "nothing"]
@@ -202,5 +219,8 @@ class JournalEntry(msgspec.Struct, gc=False):
         return self._data or encode_event(self.event)
 
     def release_encoded(self) -> None:
-        """Drop the encoded JSON, as the journal has stored it; late listeners encode it again (docs/adr/0001)."""
+        """Drop the encoded JSON, as the journal has stored it.
+
+        Late listeners encode it again (docs/adr/0001).
+        """
         self._data = None

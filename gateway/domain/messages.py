@@ -1,4 +1,7 @@
-"""Values that the packages of the gateway exchange. Row ids exist only in the store."""
+"""Values that the packages of the gateway exchange.
+
+Row ids exist only in the store.
+"""
 
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -17,7 +20,10 @@ Approval = Literal["never", "destructive", "always"]
 Action = Literal["accept", "decline", "cancel", "expire"]
 JsonObject = dict[str, Any]
 JSON_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""Errors of msgspec for input that is not JSON, not UTF-8, or nested too deeply."""
+"""Errors of msgspec for input that cannot be decoded.
+
+The input is not JSON, not UTF-8, or nested too deeply.
+"""
 
 UserRole = Literal["admin", "user", "viewer"]
 Area = Literal["chat", "history", "tools", "servers", "keys", "admin"]
@@ -33,9 +39,10 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class KeyLimits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Rate limits of a key, in addition to those of its owner. None: only the owner's limits apply.
+    """Rate limits of a key, in addition to those of its owner.
 
-    `requests` counts all classes of routes together, in any window of `window_seconds`. `streams` are open at once.
+    None: only the owner's limits apply. `requests` counts all classes of routes together, in any window of
+    `window_seconds`. `streams` are open at once.
     """
 
     requests: int | None = None
@@ -44,11 +51,12 @@ class KeyLimits(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The caller. `user` owns what the request creates; `key` names the credential, never its secret.
+    """The caller.
 
-    `key` is None if authentication is off. `scopes` are the areas that the credential permits; `models`, `servers` and
-    `tools` are globs of what it may use; None permits everything. `budget` and `limits` belong to the credential.
-    `headers` are the request headers to forward to MCP servers; the gateway does not store them.
+    `user` owns what the request creates; `key` names the credential, never its secret. `key` is None if authentication
+    is off. `scopes` are the areas that the credential permits; `models`, `servers` and `tools` are globs of what it may
+    use; None permits everything. `budget` and `limits` belong to the credential. `headers` are the request headers to
+    forward to MCP servers; the gateway does not store them.
     """
 
     user: str
@@ -77,12 +85,18 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
         return matches_any_glob(server, self.servers)
 
     def can_use_tool(self, spec: "ToolSpec") -> bool:
-        """True if the allow lists permit a tool. Client-side tools are always permitted."""
+        """True if the allow lists permit a tool.
+
+        Client-side tools are always permitted.
+        """
         return spec.client or (matches_any_glob(spec.server, self.servers) and matches_any_glob(spec.name, self.tools))
 
 
 def matches_any_glob(name: str, globs: tuple[str, ...] | None) -> bool:
-    """True if a list of globs matches a name; None matches every name."""
+    """True if a list of globs matches a name.
+
+    None matches every name.
+    """
     return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
@@ -90,9 +104,10 @@ LOCAL_PRINCIPAL = Principal(user="local", role="admin")
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """A tool call as the model wrote it. `arguments` is text that is usually, but not always, a JSON object.
+    """A tool call as the model wrote it.
 
-    `problem` tells the model why the call cannot be made.
+    `arguments` is text that is usually, but not always, a JSON object. `problem` tells the model why the call cannot be
+    made.
     """
 
     id: str
@@ -102,7 +117,10 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One chat message in OpenAI's shape. `content` is text, a list of content parts, or None with tool calls."""
+    """A chat message in OpenAI's shape.
+
+    `content` is text, a list of content parts, or None with tool calls.
+    """
 
     role: Role
     content: str | list[JsonObject] | None = None
@@ -119,10 +137,11 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
-    """A tool that models can call. `name` is unique in the toolbox and valid for Groq; `tool` is the server's name.
+    """A tool that models can call.
 
-    A `client` tool has no server: the client runs it and sends the result in its next request. A `helper` is a tool of
-    the gateway that reads a server's resources or prompts.
+    `name` is unique in the toolbox and valid for Groq; `tool` is the server's name. A `client` tool has no server: the
+    client runs it and sends the result in its next request. A `helper` is a tool of the gateway that reads a server's
+    resources or prompts.
     """
 
     name: str
@@ -142,7 +161,10 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
     @cached_property
     def function_json(self) -> msgspec.Raw:
-        """JSON of the tool in OpenAI's shape. Cached, because every step of every turn sends it."""
+        """JSON of the tool in OpenAI's shape.
+
+        Cached, because every step of every turn sends it.
+        """
         function = {"name": self.name, "description": self.description, "parameters": self.input_schema}
         return msgspec.Raw(msgspec.json.encode({"type": "function", "function": function}))
 
@@ -153,9 +175,10 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
 
 class ToolResult(msgspec.Struct, frozen=True):
-    """Result of a call. `content` holds MCP content blocks as JSON, `structured` the tool's own JSON, if any.
+    """Result of a call.
 
-    `refusal` is the JSON-RPC error with which the server refused the call: its code, message and data.
+    `content` holds MCP content blocks as JSON, `structured` the tool's own JSON, if any. `refusal` is the JSON-RPC
+    error with which the server refused the call: its code, message and data.
     """
 
     outcome: Outcome
@@ -217,7 +240,10 @@ class BudgetReservation(msgspec.Struct, frozen=True):
 
 
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sampling parameters of a model call. None: the default of the model's server."""
+    """Sampling parameters of a model call.
+
+    None: the default of the model's server.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -244,14 +270,15 @@ ToolChoice = str | JsonObject
 
 
 class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One user request, the same for all wire formats. An empty `model` selects the administrator's default.
+    """A user request, the same for all wire formats.
 
-    `tools` lists the allowed names (None: all); the client runs `client_tools` itself. `conversation_id` is an id,
-    "new", or None for a turn without a conversation. `parent_turn_id` is the turn to follow, if it is not the last of
-    the conversation. `approve` names tools whose calls a person must approve. `response_format` is that of OpenAI's
-    API. Without `store`, no texts are stored. With `drop_unsupported`, parameters that the model does not support are
-    dropped with a warning. With `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo`
-    is stored for the wire format, which returns it when the turn is read.
+    An empty `model` selects the administrator's default. `tools` lists the allowed names (None: all); the client runs
+    `client_tools` itself. `conversation_id` is an id, "new", or None for a turn without a conversation.
+    `parent_turn_id` is the turn to follow, if it is not the last of the conversation. `approve` names tools whose calls
+    a person must approve. `response_format` is that of OpenAI's API. Without `store`, no texts are stored. With
+    `drop_unsupported`, parameters that the model does not support are dropped with a warning. With `cache_ttl`, an
+    answer to an equal request may be reused for that many seconds. `echo` is stored for the wire format, which returns
+    it when the turn is read.
     """
 
     messages: tuple[Message, ...]
@@ -283,9 +310,10 @@ class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TurnRecord(msgspec.Struct, frozen=True):
-    """A turn at its start. `model` is the model in use, which may be the target of an alias.
+    """A turn at its start.
 
-    `caller` is the principal that started the turn, if authentication is on. A resumed turn keeps its rights.
+    `model` is the model in use, which may be the target of an alias. `caller` is the principal that started the turn,
+    if authentication is on. A resumed turn keeps its rights.
     """
 
     id: UUID
@@ -298,7 +326,10 @@ class TurnRecord(msgspec.Struct, frozen=True):
 
 
 class TurnOutcome(msgspec.Struct, frozen=True):
-    """End of a turn as it is stored. `messages` are those of the request and those that the turn added."""
+    """End of a turn as it is stored.
+
+    `messages` are those of the request and those that the turn added.
+    """
 
     status: Literal["completed", "failed", "cancelled"]
     messages: tuple[Message, ...]
@@ -314,18 +345,22 @@ class TurnOutcome(msgspec.Struct, frozen=True):
 
 
 class CachedAnswer(msgspec.Struct, frozen=True):
-    """Answer of an earlier turn: the text of each step that had text, and the finish reason."""
+    """Answer of an earlier turn.
+
+    The text of each step that had text, and the finish reason.
+    """
 
     texts: tuple[str, ...]
     finish_reason: str
 
 
 class Question(msgspec.Struct, frozen=True):
-    """Question that a call must have answered before it continues. `schema` describes the content of an answer.
+    """Question that a call must have answered before it continues.
 
-    `key` is the name that the MCP server gave the question; `url` is a page to visit instead of an answer with content.
-    `held`: the server keeps its call open for the answer (inline elicitation), so only the worker that made the call
-    can deliver it. `login` is the MCP server that the user must sign in to.
+    `schema` describes the content of an answer. `key` is the name that the MCP server gave the question; `url` is a
+    page to visit instead of an answer with content. `held`: the server keeps its call open for the answer (inline
+    elicitation), so only the worker that made the call can deliver it. `login` is the MCP server that the user must
+    sign in to.
     """
 
     key: str
@@ -366,9 +401,10 @@ class StoredQuestion(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """OAuth 2.1 tokens of one owner for a protected MCP server. The gateway itself owns shared ones.
+    """OAuth 2.1 tokens of one owner for a protected MCP server.
 
-    `client` is the registration at the authorization server (RFC 7591); `expires_at` is in seconds since the epoch.
+    The gateway itself owns shared ones. `client` is the registration at the authorization server (RFC 7591);
+    `expires_at` is in seconds since the epoch.
     """
 
     client: JsonObject
@@ -381,9 +417,10 @@ class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AuthorizationRequest(msgspec.Struct, frozen=True):
-    """A started sign-in to an MCP server. `owner` "" is the gateway, for all of its users.
+    """A started sign-in to an MCP server.
 
-    `challenge` is the `WWW-Authenticate` header with which the server refused a request, if known.
+    `owner` "" is the gateway, for all of its users. `challenge` is the `WWW-Authenticate` header with which the server
+    refused a request, if known.
     """
 
     server: str
@@ -394,7 +431,10 @@ class AuthorizationRequest(msgspec.Struct, frozen=True):
 
 
 class BusKind(StrEnum):
-    """Subject of a notification. The values are sent between workers of different versions: never change one."""
+    """Subject of a notification.
+
+    The values are sent between workers of different versions: never change one.
+    """
 
     CANCEL_TURN = "cancel"
     WATCH_TURN = "watch"
@@ -410,7 +450,10 @@ class BusKind(StrEnum):
 
 
 class BusMessage(msgspec.Struct, frozen=True):
-    """Notification between workers. `turn_id` is `NO_TURN` if the kind is not about a turn."""
+    """Notification between workers.
+
+    `turn_id` is `NO_TURN` if the kind is not about a turn.
+    """
 
     kind: BusKind
     turn_id: UUID

@@ -9,7 +9,7 @@ from gateway.ports.rate_limit import SharedLimits
 
 
 def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Catalog]:
-    """Return the client of the model server and the catalogue of its models."""
+    """Return the model server's client and catalogue."""
     options = _build_options(settings)
     if settings.groq_api_key is not None:
         from gateway.llm.providers.groq import create_groq_model

@@ -1,4 +1,7 @@
-"""Catalogue of models: Groq's models of autumn 2026, merged with the server's own list."""
+"""Catalogue of models.
+
+It merges Groq's models of autumn 2026 with the server's own list.
+"""
 
 from collections.abc import Mapping
 
@@ -95,7 +98,7 @@ _REASONING_FORMATS = ("parsed", "raw", "hidden")
 
 
 class _ListedModel(msgspec.Struct):
-    """One entry of a server's list of models."""
+    """An entry of a server's list of models."""
 
     id: str
     active: bool | None = None
@@ -106,10 +109,11 @@ class _ListedModel(msgspec.Struct):
 
 
 class Catalog(ModelCatalog):
-    """The available models. The server's list overrides the built-in data, field by field.
+    """The available models.
 
-    With `open_ended`, any model may be requested until the list has arrived, and retired ids have no successors.
-    `unsupported_parameters` applies to models without built-in data.
+    The server's list overrides the built-in data, field by field. With `open_ended`, any model may be requested until
+    the list has arrived, and retired ids have no successors. `unsupported_parameters` applies to models without
+    built-in data.
     """
 
     def __init__(
@@ -126,7 +130,10 @@ class Catalog(ModelCatalog):
         self._unsupported_parameters = unsupported_parameters
 
     def update_models(self, listed: list[JsonObject]) -> None:
-        """Merge the server's list. Entries that are not models, and inactive ones, are ignored."""
+        """Merge the server's list.
+
+        Entries that are not models, and inactive ones, are ignored.
+        """
         for entry in listed:
             try:
                 model = msgspec.convert(entry, _ListedModel, strict=False)
@@ -199,7 +206,10 @@ class Catalog(ModelCatalog):
 
 
 def _describe_allowed(name: str, parameters: Parameters, model: ModelInfo) -> str | None:
-    """Return how to correct an unsupported parameter that is set; None if the model supports its value."""
+    """Return how to correct an unsupported parameter that is set.
+
+    None if the model supports its value.
+    """
     if name in model.not_taken:
         return "leave it out"
     if name in _RANGES:

@@ -1,6 +1,7 @@
-"""A model server with OpenAI's chat-completions format, called through the Groq or OpenAI SDK.
+"""A model server with OpenAI's chat-completions format.
 
-The SDK provides authentication, parameters and errors. The stream is read as bytes. See docs/adr/0003.
+The Groq or OpenAI SDK calls it. The SDK provides authentication, parameters and errors. The stream is read as bytes.
+See docs/adr/0003.
 """
 
 import asyncio
@@ -50,12 +51,18 @@ _CLOSE_WAIT_SECONDS = 0.2
 # As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
 AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
 get_ssl_context = lru_cache(maxsize=1)(httpx.create_ssl_context)
-"""Load the trusted certificates once per process: loading them is the slowest part of creating a client."""
+"""Load the trusted certificates once per process.
+
+Loading them is the slowest part of creating a client.
+"""
 
 _OMITTED_HEADERS = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async")
 _OMITTED_CALL_HEADERS = ("Retry-Count", "Read-Timeout")
 _EMPTY_STREAM = httpx.ByteStream(b"")
-"""Replaces a finished stream, which forms a reference cycle with its response. See docs/adr/0007."""
+"""Replaces a finished stream, which forms a reference cycle with its response.
+
+See docs/adr/0007.
+"""
 
 
 class _ModelList(msgspec.Struct):
@@ -64,7 +71,10 @@ class _ModelList(msgspec.Struct):
 
 class _NoCookies(httpx.Cookies):
     def extract_cookies(self, response: httpx.Response) -> None:
-        """Ignore the cookies of a response: they would be shared by all users. See docs/adr/0003."""
+        """Ignore the cookies of a response.
+
+        All users would share them. See docs/adr/0003.
+        """
 
 
 class _HttpClient(HttpxAiohttpClient):
@@ -76,7 +86,10 @@ class _HttpClient(HttpxAiohttpClient):
 
 
 def _create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
-    """Create the HTTP client of an SDK: httpx with aiohttp's connections. See docs/adr/0003."""
+    """Create the HTTP client of an SDK: httpx with aiohttp's connections.
+
+    See docs/adr/0003.
+    """
     client = _HttpClient(
         limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_IDLE_CONNECTIONS),
         verify=get_ssl_context(),
@@ -201,7 +214,10 @@ class OpenAICompatibleModel(Model):
         return reader.finish_answer()
 
     async def _complete_structured(self, call: ModelCall, sink: ModelSink, permit: RateLimitPermit) -> ModelAnswer:
-        """Request a structured answer without streaming, which Groq does not support for them."""
+        """Request a structured answer without streaming.
+
+        Groq does not stream structured answers.
+        """
         async with self._translate_errors(permit):
             response = await self._send_request(call, stream=False)
             permit.on_response(response.headers, response.status_code)
@@ -251,7 +267,10 @@ class OpenAICompatibleModel(Model):
             await asyncio.sleep(_CATALOG_REFRESH_SECONDS)
 
     async def refresh_catalog(self, catalog: Catalog) -> None:
-        """Update the catalogue from the server's list of models. If the server does not answer, nothing changes."""
+        """Update the catalogue from the server's list of models.
+
+        If the server does not answer, nothing changes.
+        """
         try:
             listed = await self.list_models()
         except GatewayError as error:
@@ -265,7 +284,7 @@ class OpenAICompatibleModel(Model):
 
     @asynccontextmanager
     async def _translate_errors(self, permit: RateLimitPermit | None = None) -> AsyncGenerator[None]:
-        """Raise errors of the SDK, httpx and aiohttp as errors of the gateway."""
+        """Translate errors of the SDK, httpx and aiohttp."""
         sdk = self._sdk
         try:
             yield
@@ -284,7 +303,10 @@ class OpenAICompatibleModel(Model):
             raise ModelStreamBroken from error
 
     def _make_status_error(self, error: SdkStatusError) -> GatewayError:
-        """Return the gateway's error for an HTTP status, with the server's message only if it helps callers."""
+        """Return the gateway's error for an HTTP status.
+
+        It has the server's message only if that helps callers.
+        """
         status, detail = int(error.status_code), _parse_error_detail(error)
         wait = parse_duration(error.response.headers.get("retry-after"))
         log.warning("model_call_rejected", status=status, code=detail.code)
@@ -313,7 +335,10 @@ class OpenAICompatibleModel(Model):
 
 
 def make_chat_body(call: ModelCall) -> JsonObject:
-    """Build the request fields that all servers share. Equal calls give equal bytes, for the prompt cache."""
+    """Build the request fields that all servers share.
+
+    Equal calls give equal bytes, for the prompt cache.
+    """
     body: JsonObject = {"model": call.model, "messages": [make_message_body(message) for message in call.messages]}
     if call.tools:
         body["tools"] = [tool.function_json for tool in call.tools]
@@ -326,7 +351,10 @@ def make_chat_body(call: ModelCall) -> JsonObject:
 
 
 def make_message_body(message: Message) -> JsonObject:
-    """Build a message with the fields that Groq accepts: it rejects unknown fields and unexpected nulls."""
+    """Build a message with the fields that Groq accepts.
+
+    Groq rejects unknown fields and unexpected nulls.
+    """
     body: JsonObject = {"role": message.role, "content": message.content}
     if message.tool_calls:
         body["tool_calls"] = [
@@ -341,14 +369,20 @@ def make_message_body(message: Message) -> JsonObject:
 
 
 def _is_timeout(error: BaseException) -> bool:
-    """Whether the cause is a timeout; httpx-aiohttp also reports a closed connection as one."""
+    """Whether the cause is a timeout.
+
+    The transport httpx-aiohttp also reports a closed connection as a timeout.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, TimeoutError)
 
 
 def _parse_error_detail(error: SdkStatusError) -> UpstreamError:
-    """Parse the error object of a response body, in any of the shapes that servers use."""
+    """Parse the error object of a response body.
+
+    Servers use several shapes.
+    """
     body = error.body
     if is_list(body) and body:
         body = body[0]

@@ -1,7 +1,7 @@
-"""Records exchanges with the model's server as JSON files, which the simulator can replay.
+"""Records exchanges with the model's server as JSON files.
 
-A file has the request, and the status, headers and bytes of the response in the chunks in which they were read. API
-keys are masked. Messages are not: protect the files like the conversations.
+The simulator can replay them. A file has the request, and the status, headers and bytes of the response in the chunks
+in which they were read. API keys are masked. Messages are not: protect the files like the conversations.
 """
 
 import base64
@@ -37,13 +37,16 @@ ResponseEnd = Literal["complete", "broken", "silent", "left"]
 
 
 class RecordedChunk(msgspec.Struct, frozen=True):
-    """A chunk that is not valid UTF-8, because it begins or ends inside a character."""
+    """A chunk that is not valid UTF-8.
+
+    It begins or ends inside a character.
+    """
 
     base64: str
 
 
 class RecordedExchange(msgspec.Struct, frozen=True):
-    """One request and its response.
+    """A request and its response.
 
     `end`: the response was `complete`, was `broken` off, timed out (`silent`), or its reader `left` before the end.
     """
@@ -84,7 +87,10 @@ class Recorder:
             response.stream = _RecordingStream(response, response.stream, self._write_exchange)
 
     def _write_exchange(self, response: httpx.Response, chunks: list[bytes], end: ResponseEnd) -> None:
-        """Write a file. Failures are logged: a full disk must not end a turn."""
+        """Write a file.
+
+        Failures are logged: a full disk must not end a turn.
+        """
         body = response.request.content
         secrets = _find_secrets(body) | ({self._key} if self._key else set[bytes]())
         exchange = RecordedExchange(
@@ -165,7 +171,10 @@ class Recordings:
             self._exchanges.setdefault(_normalize_request(exchange.request), deque()).append(exchange)
 
     def take_response(self, body: bytes) -> RecordedExchange | None:
-        """Return the next recorded exchange for a request body; None if there is none."""
+        """Return the next recorded exchange for a request body.
+
+        None if there is none.
+        """
         try:
             request = msgspec.json.decode(mask_secrets(body, _find_secrets(body)), type=JsonObject)
         except msgspec.DecodeError:
@@ -221,7 +230,10 @@ def _encode_chunk(chunk: bytes) -> str | RecordedChunk:
 
 
 def _normalize_request(request: JsonObject) -> bytes:
-    """Encode a request so that the order of fields and the random ids of calls do not matter."""
+    """Encode a request independently of field order and call ids.
+
+    Call ids are random.
+    """
     ids: dict[str, str] = {}
     messages: list[JsonObject] = []
     for message in request.get("messages") or ():

@@ -1,8 +1,8 @@
-"""Retries, fallbacks and a circuit breaker around a model. No other layer retries.
+"""Retries, fallbacks and a circuit breaker around a model.
 
-Tool calls are repaired, or the model gets an error message and another attempt. A call is retried while none of its
-output was shown, then fallback models are called. A model that keeps failing is not called for a while. The sink is
-notified of each retry.
+No other layer retries. Tool calls are repaired, or the model gets an error message and another attempt. A call is
+retried while none of its output was shown, then fallback models are called. A model that keeps failing is not called
+for a while. The sink is notified of each retry.
 """
 
 import asyncio
@@ -50,7 +50,10 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
 
 class CircuitBreaker:
-    """Circuit breaker of one model: after `open_seconds`, one trial call decides whether it closes."""
+    """Circuit breaker of one model.
+
+    After `open_seconds`, one trial call decides whether it closes.
+    """
 
     def __init__(self, policy: RetryPolicy, now: Callable[[], float]) -> None:
         self._policy = policy
@@ -60,7 +63,10 @@ class CircuitBreaker:
         self._open_until = 0.0
 
     def check_wait(self) -> float:
-        """Return the seconds until the model may be called; 0: now. Then one caller per `open_seconds` gets 0."""
+        """Return the seconds until the model may be called.
+
+        0: now. Then one caller per `open_seconds` gets 0.
+        """
         if self._failures < self._policy.failure_threshold:
             return 0.0
         wait = self._open_until - self._now()
@@ -81,7 +87,10 @@ class CircuitBreaker:
 
 
 class ResilientModel(Model):
-    """A model with retries and a circuit breaker. If it keeps failing, `fallbacks` are called in order."""
+    """A model with retries and a circuit breaker.
+
+    If it keeps failing, `fallbacks` are called in order.
+    """
 
     def __init__(
         self,
@@ -124,7 +133,10 @@ class ResilientModel(Model):
         raise AssertionError("unreachable")
 
     async def _complete_with_accounting(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
-        """Add the usage and cost of all attempts to the answer, or report them if all attempts fail."""
+        """Add the usage and cost of all attempts to the answer.
+
+        If all attempts fail, report them.
+        """
         cost = self._catalog.get_model_info(call.model).calculate_cost
         try:
             answer = await self._complete_with_retries(call, attempt)
@@ -185,13 +197,19 @@ class ResilientModel(Model):
         return answer
 
     async def _complete_prompted(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
-        """Complete a call with a model that writes tool calls into its text."""
+        """Complete a call of a model with prompted tools.
+
+        Such a model writes tool calls into its text.
+        """
         parser = PromptedToolCallParser(attempt, [tool.name for tool in call.tools])
         answer = await self._inner.complete(move_tools_into_prompt(call), parser)
         return msgspec.structs.replace(answer, finish_reason="tool_calls") if parser.finish_text() else answer
 
     def _get_retry_delay(self, error: ModelError, failures: int) -> float | None:
-        """Seconds to wait before a retry; None if a retry would not help or the wait would be too long."""
+        """Seconds to wait before a retry.
+
+        None if a retry would not help or the wait would be too long.
+        """
         if error.retry_after is not None and (error.retryable or isinstance(error, ModelRateLimited)):
             return error.retry_after if error.retry_after <= self._policy.max_wait else None
         if not error.retryable:
@@ -214,7 +232,10 @@ def _is_worth_fallback(error: ModelError) -> bool:
 
 
 def _with_feedback(call: ModelCall, rejected_text: str, problem: str, *, without_tools: bool) -> ModelCall:
-    """Return the call with the rejected text and the problem appended; without tools for the last attempt."""
+    """Return the call with the rejected text and the problem appended.
+
+    The last attempt has no tools.
+    """
     feedback = _FEEDBACK.format(problem)
     if without_tools:
         feedback = f"Your tool call could not be made: {problem} Answer without tools, from what you have."
@@ -226,11 +247,11 @@ def _with_feedback(call: ModelCall, rejected_text: str, problem: str, *, without
 
 
 class _AttemptSink(ModelSink):
-    """Sink around the caller's sink that repairs tool calls and records which output was shown.
+    """Sink that repairs tool calls and records the shown output.
 
-    With `hold_invalid`, a call that cannot be repaired is held back and sets `problem`, so that the model is called
-    again; not after text or other calls were shown. Otherwise the call is emitted with its problem, which becomes the
-    tool's error.
+    It wraps the caller's sink. With `hold_invalid`, a call that cannot be repaired is held back and sets `problem`, so
+    that the model is called again; not after text or other calls were shown. Otherwise the call is emitted with its
+    problem, which becomes the tool's error.
     """
 
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
@@ -264,7 +285,10 @@ class _AttemptSink(ModelSink):
         self.sink.on_reasoning(text)
 
     def record_broken_call(self, call: ModelCall, error: BaseException) -> None:
-        """Count the estimated usage of a broken-off call, if the model had begun to answer."""
+        """Count the estimated usage of a broken-off call.
+
+        Only if the model had begun to answer.
+        """
         unread_chars = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
         if self._accepted or unread_chars:
             self.usage = self.usage + call.estimate_usage(self._output_chars + unread_chars)
@@ -302,7 +326,10 @@ class _AttemptSink(ModelSink):
         self.sink.on_tool_call(call)
 
     def recover_calls(self, text: str) -> bool:
-        """Emit the calls in a text that the server could not parse, if all can be repaired; else return False."""
+        """Emit the calls in a text that the server rejected.
+
+        The server could not parse it. Return False, and emit none, unless all can be repaired.
+        """
         calls = extract_calls(text, self._schemas)
         results = [repair_call(call.name, call.arguments, self._schemas) for call in calls]
         problems = [result.problem for result in results if isinstance(result, UnrepairableCall)]

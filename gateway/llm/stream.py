@@ -1,4 +1,7 @@
-"""Decodes a chat-completions stream from raw bytes, all chunks of one read together. See docs/adr/0003."""
+"""Decodes a chat-completions stream from raw bytes.
+
+All chunks of one read are decoded together. See docs/adr/0003.
+"""
 
 import msgspec
 
@@ -114,7 +117,10 @@ class _PartialCall:
         self.arguments: list[str] = []
 
     def is_ended_by(self, delta: _ToolCallDelta) -> bool:
-        """Whether the delta begins another call. Some servers send no index, or repeat the name in each delta."""
+        """Whether the delta begins another call.
+
+        Some servers send no index, or repeat the name in each delta.
+        """
         return bool(self.id and delta.id and delta.id != self.id and delta.function and delta.function.name)
 
     def add_delta(self, delta: _ToolCallDelta) -> None:
@@ -130,9 +136,10 @@ class _PartialCall:
 
 
 class ChunkReader:
-    """Incremental parser of one stream that passes the model's output to a sink.
+    """Incremental parser of one stream.
 
-    A tool call reaches the sink when the next call begins or the model finishes: then its arguments are complete.
+    It passes the model's output to a sink. A tool call reaches the sink when the next call begins or the model
+    finishes: then its arguments are complete.
     """
 
     def __init__(self, sink: ModelSink) -> None:
@@ -164,7 +171,10 @@ class ChunkReader:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the model has finished. Later errors of the connection do not matter."""
+        """Whether the model has finished.
+
+        Later errors of the connection do not matter.
+        """
         return self.is_done or self._finish_reason is not None
 
     def finish_answer(self) -> ModelAnswer:
@@ -244,7 +254,10 @@ class ChunkReader:
         call.add_delta(delta)
 
     def _emit_server_tool_call(self, call: _ServerToolCall) -> None:
-        """Emit a call of a server-side tool once, when its output has arrived."""
+        """Emit a server-side tool's call once, with its output.
+
+        The call is emitted when the output has arrived.
+        """
         if call.output is not None and call.index not in self._emitted_server_calls:
             self._emitted_server_calls.add(call.index)
             self._sink.on_server_tool_call(ToolCall("", call.name or call.type, call.arguments or "{}"), call.output)
@@ -255,7 +268,10 @@ class ChunkReader:
             self._sink.on_tool_call(call.to_tool_call())
 
     def _flush_text(self) -> None:
-        """Pass the collected output to the sink: reasoning before text, as the model writes them."""
+        """Pass the collected output to the sink.
+
+        Reasoning comes before text, as the model writes them.
+        """
         if self._reasoning:
             self._sink.on_reasoning("".join(self._reasoning))
             self._reasoning.clear()
@@ -300,7 +316,10 @@ def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
 
 
 def make_stream_error(error: UpstreamError | str) -> ModelError:
-    """Translate an error inside a stream, after its status 200, to an error of the gateway."""
+    """Translate an error inside a stream to a gateway error.
+
+    It follows the stream's status 200.
+    """
     if isinstance(error, str):
         return ModelStreamBroken()
     if error.code in ("rate_limit_exceeded", 429) or error.status_code == 429:

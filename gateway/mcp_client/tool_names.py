@@ -8,7 +8,7 @@ _INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def make_exposed_name(prefix: str, server: str, tool: str, distinct: bool = False) -> str:
-    """Return the prefix and the tool's name in valid characters, at most 64 of them.
+    """Return prefix and tool name in at most 64 valid characters.
 
     Ends with a hash if it had to be changed, or must be `distinct` from an equal name.
     """

@@ -8,7 +8,10 @@ from gateway.domain.events import Event, JournalEntry
 
 
 class EventListener(Protocol):
-    """Iterates over batches of a turn's entries. At the end, `close_reason` says why it stopped."""
+    """Iterates over batches of a turn's entries.
+
+    At the end, `close_reason` says why it stopped.
+    """
 
     @abstractmethod
     def __aiter__(self) -> AsyncIterator[list[JournalEntry]]: ...
@@ -16,12 +19,15 @@ class EventListener(Protocol):
     @property
     @abstractmethod
     def close_reason(self) -> str | None:
-        """Reason why the events stopped before the turn's end; None if the last event was read."""
+        """Reason why the events stopped before the turn's end.
+
+        None if the last event was read.
+        """
         ...
 
 
 class EventFold(Protocol):
-    """A result that is built from the events of a turn, in order."""
+    """A result built from a turn's events, in order."""
 
     @abstractmethod
     def apply(self, event: Event) -> bool | None:

@@ -12,7 +12,7 @@ _CHARS_PER_TOKEN = 4
 
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call of a model.
+    """A call of a model.
 
     `response_format` has OpenAI's shape and excludes tools. `user` is the caller. `allowed_models` are globs over the
     models that the caller may use; None: all.
@@ -33,15 +33,18 @@ class ModelCall(msgspec.Struct, frozen=True):
         return (sum(len(message.text) for message in self.messages) + tools) // _CHARS_PER_TOKEN
 
     def estimate_usage(self, output_chars: int) -> Usage:
-        """Estimate the usage of a broken-off call: only the end of a stream reports the exact one."""
+        """Estimate the usage of a broken-off call.
+
+        Only the end of a stream reports the exact usage.
+        """
         prompt, completion = self.estimate_tokens(), -(-output_chars // _CHARS_PER_TOKEN)
         return Usage(prompt, completion, prompt + completion)
 
 
 class ModelAnswer(msgspec.Struct, frozen=True):
-    """The end of a model's answer. Its text and its calls went to the sink.
+    """The end of a model's answer.
 
-    `cost_usd` is None if the price of the model is unknown.
+    Its text and its calls went to the sink. `cost_usd` is None if the price of the model is unknown.
     """
 
     finish_reason: str
@@ -50,10 +53,16 @@ class ModelAnswer(msgspec.Struct, frozen=True):
 
 
 class ModelSink(Protocol):
-    """Receives a model's output in order, at most one text for each read of the socket."""
+    """Receives a model's output in order.
+
+    It gets at most one text for each read of the socket.
+    """
 
     wait_for_capacity: Callable[[], Awaitable[None]]
-    """Waits until the sink can take more output. Called once for each read; wrappers pass on the inner function."""
+    """Waits until the sink can take more output.
+
+    Called once for each read; wrappers pass on the inner function.
+    """
 
     @abstractmethod
     def on_accepted(self) -> None:
@@ -111,7 +120,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
     not_taken: tuple[str, ...] = ()
 
     def calculate_cost(self, usage: Usage) -> float | None:
-        """Return the cost of the tokens in USD; None if the price is unknown."""
+        """Return the cost of the tokens in USD.
+
+        None if the price is unknown.
+        """
         if self.price_in is None or self.price_out is None:
             return None
         cached_price = self.price_in if self.price_cached is None else self.price_cached
@@ -134,7 +146,10 @@ class Model(Protocol):
 
     @abstractmethod
     async def check(self) -> str | None:
-        """Return None if the model's server answers, else a message that may be shown to clients."""
+        """Return the problem of the model's server; None if it answers.
+
+        The message may be shown to clients.
+        """
         ...
 
 
@@ -143,7 +158,9 @@ class ModelCatalog(Protocol):
 
     @abstractmethod
     def resolve(self, model: str) -> tuple[ModelInfo, tuple[str, ...]]:
-        """Return the model for a requested id, with warnings if it is another one.
+        """Return the model for a requested id, and warnings.
+
+        Warnings report that it is another model.
 
         Raises:
             ModelNotFound: the model is unknown, or it is retired and aliases are off.
@@ -154,7 +171,9 @@ class ModelCatalog(Protocol):
     def adapt_parameters(
         self, parameters: Parameters, model: ModelInfo, *, drop: bool
     ) -> tuple[Parameters, tuple[str, ...]]:
-        """Return the parameters that the model supports, and a warning for each dropped one.
+        """Return the supported parameters, and warnings.
+
+        There is a warning for each dropped parameter.
 
         Raises:
             UnsupportedParameter: the model does not support a parameter or its value, and `drop` is off.

@@ -1,4 +1,7 @@
-"""Interfaces of the SDKs `groq` and `openai`, as far as the gateway uses them."""
+"""Interfaces of the SDKs `groq` and `openai`.
+
+They cover what the gateway uses.
+"""
 
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping

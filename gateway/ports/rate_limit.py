@@ -1,4 +1,7 @@
-"""Interfaces of the rate limits of a model server, which several gateways may share."""
+"""Interfaces of the rate limits of a model server.
+
+Several gateways may share them.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -8,7 +11,10 @@ import msgspec
 
 
 class LimitState(msgspec.Struct, frozen=True):
-    """State of one limit in a response: `remaining` of `limit`, refilled by `rate` per second."""
+    """State of a limit in a response.
+
+    It is `remaining` of `limit`, refilled by `rate` per second.
+    """
 
     limit: float
     remaining: float
@@ -16,7 +22,10 @@ class LimitState(msgspec.Struct, frozen=True):
 
 
 class RateLimitHeaders(msgspec.Struct, frozen=True):
-    """Rate limit headers of a response. None: missing or invalid. `retry_after` in seconds."""
+    """Rate limit headers of a response.
+
+    None: missing or invalid. `retry_after` in seconds.
+    """
 
     tokens: LimitState | None = None
     requests: LimitState | None = None
@@ -39,7 +48,10 @@ class Reservation(msgspec.Struct, frozen=True):
 
 
 class SharedLimits(Protocol):
-    """Limits that several gateways with one API key share. No method raises: unavailable limits do not limit."""
+    """Limits that several gateways with one API key share.
+
+    No method raises: unavailable limits do not limit.
+    """
 
     @abstractmethod
     async def reserve_tokens(self, model: str, tokens: float) -> Reservation: ...
@@ -48,9 +60,9 @@ class SharedLimits(Protocol):
     async def report_response(
         self, reservation: Reservation, headers: RateLimitHeaders, *, refunded: bool, block: float
     ) -> None:
-        """End the reservation of a call that the server has counted, or that was never sent.
+        """End the reservation of a call.
 
-        `block`: seconds for which the model is blocked.
+        The server has counted the call, or it was never sent. `block`: seconds for which the model is blocked.
         """
         ...
 
@@ -69,7 +81,7 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """The clock and timers of an event loop, or a fake in tests."""
+    """Clock and timers of an event loop, or a test's fake."""
 
     @abstractmethod
     def time(self) -> float: ...
@@ -78,7 +90,10 @@ class Clock(Protocol):
 
 
 class QueuedItem(Protocol):
-    """An item of a fair queue. `user`: its owner; `tokens`: its cost, over 0."""
+    """An item of a fair queue.
+
+    `user`: its owner; `tokens`: its cost, over 0.
+    """
 
     @property
     @abstractmethod

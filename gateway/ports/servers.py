@@ -13,7 +13,10 @@ from gateway.domain.messages import Approval, JsonObject
 
 
 class OAuthClient(BaseModel):
-    """A client registered by hand, for servers without dynamic registration; `scope` is the scope to request."""
+    """A client registered by hand, for servers without dynamic registration.
+
+    `scope` is the scope to request.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,15 +26,16 @@ class OAuthClient(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """One entry of the file. `fault` is the reason why it cannot be used; its other fields do not count then.
+    """An entry of the file.
 
-    Either `url` (with `type` "sse" for legacy servers) or `command` with `args` and `env`. `prefix` starts the names of
-    its tools (None: the server's name). `timeout`: seconds for one call. `identity` "gateway" sends a short-lived token
-    that names the user, "header:NAME" forwards that header of the client's request. `share` "user" opens a connection
-    for each user. `allow` and `deny`: globs over its own tool names. `approval`: the tools whose calls a person must
-    approve. `on_change` "hold": withhold a tool whose definition changes until it is approved. `as_tools`: let the
-    model list and read its resources or prompts. Users sign in by OAuth to a server that answers 401, with the client
-    in `oauth` where clients cannot register themselves, unless the entry sets an `Authorization` header.
+    `fault` is the reason why it cannot be used; its other fields do not count then. Either `url` (with `type` "sse" for
+    legacy servers) or `command` with `args` and `env`. `prefix` starts the names of its tools (None: the server's
+    name). `timeout`: seconds for one call. `identity` "gateway" sends a short-lived token that names the user,
+    "header:NAME" forwards that header of the client's request. `share` "user" opens a connection for each user. `allow`
+    and `deny`: globs over its own tool names. `approval`: the tools whose calls a person must approve. `on_change`
+    "hold": withhold a tool whose definition changes until it is approved. `as_tools`: let the model list and read its
+    resources or prompts. Users sign in by OAuth to a server that answers 401, with the client in `oauth` where clients
+    cannot register themselves, unless the entry sets an `Authorization` header.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -76,7 +80,10 @@ class ServerConfig(BaseModel):
 
     @property
     def allows_sign_in(self) -> bool:
-        """Whether users may sign in: over HTTP, and only if the entry has no credentials of its own."""
+        """Whether users may sign in.
+
+        The server must use HTTP, and the entry have no credentials of its own.
+        """
         has_credentials = any(name.lower() == "authorization" for name in self.headers)
         return self.transport != "stdio" and self.identity == "none" and not has_credentials
 
@@ -95,7 +102,10 @@ def _matches_any(tool: str, globs: tuple[str, ...]) -> bool:
 
 
 class ServerRecord(msgspec.Struct, frozen=True):
-    """A server that was added or switched at run time; `config` is None for one that the file configures."""
+    """A server that was added or switched at run time.
+
+    `config` is None for one that the file configures.
+    """
 
     name: str
     config: JsonObject | None
@@ -121,7 +131,10 @@ class ServerConfigSource(Protocol):
 
 
 class ServerRepository(Protocol):
-    """Stores the servers that are added or switched at run time. Every method may raise StorageUnavailable."""
+    """Stores the servers that are added or switched at run time.
+
+    Every method may raise StorageUnavailable.
+    """
 
     @abstractmethod
     async def list_servers(self) -> list[ServerRecord]:
@@ -130,7 +143,10 @@ class ServerRepository(Protocol):
 
     @abstractmethod
     async def save_server(self, name: str, config: JsonObject | None, *, disabled: bool, by: str) -> None:
-        """Add a server, or disable or enable one. `config` is None for a server of the file."""
+        """Add a server, or disable or enable one.
+
+        `config` is None for a server of the file.
+        """
         ...
 
     @abstractmethod

@@ -34,7 +34,10 @@ class EventSource(Protocol):
 
     @abstractmethod
     def take_unwritten(self) -> list[JournalEntry]:
-        """Return the entries that the journal has not received yet, in the order to write them."""
+        """Return the entries that the journal has not received yet.
+
+        They are in the order to write them.
+        """
         ...
 
     @abstractmethod
@@ -90,7 +93,10 @@ class Journal(Protocol):
 
     @abstractmethod
     def flush(self, log: EventSource) -> asyncio.Future[None]:
-        """Write the log's new entries with the next commit; the future is done when they are durable."""
+        """Write the log's new entries with the next commit.
+
+        The future is done when they are durable.
+        """
         ...
 
     @abstractmethod
@@ -100,7 +106,10 @@ class Journal(Protocol):
 
     @abstractmethod
     def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
-        """Write the log's new entries and mark the turn as waiting for a person, in one commit."""
+        """Write new entries and mark the turn as waiting.
+
+        Both happen in one commit. The turn waits for a person.
+        """
         ...
 
     @property
@@ -112,7 +121,10 @@ class Journal(Protocol):
     @property
     @abstractmethod
     def is_backlogged(self) -> bool:
-        """True if too much waits for the database: call `wait_for_capacity()` before adding more."""
+        """True if too much waits for the database.
+
+        Call `wait_for_capacity()` before adding more.
+        """
         ...
 
     @abstractmethod
@@ -124,7 +136,9 @@ class ConversationRepository(Protocol):
 
     @abstractmethod
     async def open_conversation(self, request: TurnRequest, principal: Principal) -> UUID | None:
-        """Return the id of the request's conversation, creating it for "new"; None if it has none.
+        """Return the id of the request's conversation, creating it for "new".
+
+        None if it has none.
 
         Raises:
             NotFound: the principal has no such conversation or parent turn.
@@ -135,12 +149,18 @@ class ConversationRepository(Protocol):
 
     @abstractmethod
     async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
-        """Load the messages of the turns before a turn, one tuple per turn, oldest first."""
+        """Load the messages of the turns before a turn.
+
+        The result has a tuple per turn, oldest first.
+        """
         ...
 
     @abstractmethod
     async def load_added_messages(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
-        """Load the messages that an owner's completed turns added to those of their requests."""
+        """Load the messages that completed turns of an owner added.
+
+        The messages of their requests are not included.
+        """
         ...
 
     @abstractmethod
@@ -155,16 +175,25 @@ class ConversationRepository(Protocol):
 
 
 class ResponseCache(Protocol):
-    """Answers that may be reused for their owner. Every method may raise StorageUnavailable."""
+    """Answers that may be reused for their owner.
+
+    Every method may raise StorageUnavailable.
+    """
 
     @abstractmethod
     async def find_answer(self, owner: str, key: bytes, ttl: float) -> CachedAnswer | None:
-        """Return the owner's answer to an equal request, if it is at most `ttl` seconds old."""
+        """Return the owner's recent answer to an equal request.
+
+        The answer is at most `ttl` seconds old.
+        """
         ...
 
     @abstractmethod
     async def save_answer(self, owner: str, key: bytes, turn_id: UUID, ttl: float) -> None:
-        """Allow reuse of the turn's answer for `ttl` seconds, once the turn has completed."""
+        """Allow reuse of the turn's answer for `ttl` seconds.
+
+        Reuse begins once the turn has completed.
+        """
         ...
 
 
@@ -190,7 +219,10 @@ class TurnRepository(Protocol):
 
     @abstractmethod
     async def load_events(self, turn_id: UUID, after: int) -> list[JournalEntry]:
-        """Load the next part of the journal after number `after`; empty if there is no more."""
+        """Load the next part of the journal after number `after`.
+
+        Empty if there is no more.
+        """
         ...
 
     @abstractmethod
@@ -212,9 +244,10 @@ class WorkerRepository(Protocol):
 
     @abstractmethod
     async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """Claim the turns of dead workers, of workers without a heartbeat for `silent`, and of no worker.
+        """Claim the turns of dead workers and of no worker.
 
-        The flag of each turn says whether its cancellation was requested.
+        Workers without a heartbeat for `silent` count as dead. The flag of each turn says whether its cancellation was
+        requested.
         """
         ...
 
@@ -270,7 +303,10 @@ class QuestionRepository(Protocol):
 
     @abstractmethod
     async def wake_if_answered(self, turn_id: UUID) -> bool:
-        """Resume a suspended turn if it was answered while it was suspended; return whether it was."""
+        """Resume a suspended turn if it was answered while it was suspended.
+
+        Return whether it was.
+        """
         ...
 
     @abstractmethod
@@ -298,7 +334,10 @@ class BudgetTransaction(Protocol):
 
     @abstractmethod
     async def get_totals(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
-        """Return the totals of the owner, or of one key, without those of the turn `without`."""
+        """Return the totals of an owner or of a key.
+
+        They do not include the turn `without`.
+        """
         ...
 
     @abstractmethod
@@ -322,5 +361,8 @@ class BudgetRepository(Protocol):
 
     @abstractmethod
     async def settle(self, reservation: BudgetReservation) -> None:
-        """Replace a turn's reservation by its actual usage, as its step has ended."""
+        """Replace a turn's reservation by its actual usage.
+
+        Its step has ended.
+        """
         ...

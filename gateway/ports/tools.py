@@ -24,9 +24,9 @@ ItemKind = Literal["resources", "resource_templates", "prompts"]
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """State of an MCP server. `since` is ISO 8601; `url` has no secrets.
+    """State of an MCP server.
 
-    `state`: connecting, up, degraded, needs_auth, down, disabled.
+    `since` is ISO 8601; `url` has no secrets. `state`: connecting, up, degraded, needs_auth, down, disabled.
     """
 
     name: str
@@ -44,7 +44,9 @@ class ToolDefinitionStore(Protocol):
 
     @abstractmethod
     async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
-        """Return the tools whose definition differs from the approved one; store new tools.
+        """Return the tools whose definition differs from the approved one.
+
+        Store new tools.
 
         Raises:
             StorageUnavailable: the database cannot be reached.
@@ -53,13 +55,19 @@ class ToolDefinitionStore(Protocol):
 
 
 class GrantTransaction(Protocol):
-    """A locked grant. The end of the block stores the value of `grant`; None deletes it."""
+    """A locked grant.
+
+    The end of the block stores the value of `grant`; None deletes it.
+    """
 
     grant: Grant | None
 
 
 class GrantStore(Protocol):
-    """Stores encrypted grants and the sign-ins in progress. Every method may raise StorageUnavailable."""
+    """Stores encrypted grants and the sign-ins in progress.
+
+    Every method may raise StorageUnavailable.
+    """
 
     @abstractmethod
     async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
@@ -84,7 +92,10 @@ class GrantStore(Protocol):
 
     @abstractmethod
     async def expect_callback(self, ticket: str, state: str) -> None:
-        """Set the `state` that the authorization server's answer for this sign-in must contain."""
+        """Set the `state` that the answer must contain.
+
+        The authorization server answers this sign-in.
+        """
         ...
 
     @abstractmethod
@@ -103,7 +114,10 @@ class GrantStore(Protocol):
 
     @abstractmethod
     async def save_outcome(self, ticket: str, outcome: str) -> None:
-        """End a sign-in. The outcome "" is success, else it is the problem."""
+        """End a sign-in.
+
+        The outcome "" is success, else it is the problem.
+        """
         ...
 
     @abstractmethod
@@ -117,12 +131,17 @@ class SignIn(Protocol):
 
     @abstractmethod
     def get_client_metadata(self) -> JsonObject:
-        """Return the gateway's OAuth client metadata, which authorization servers read at its address."""
+        """Return the gateway's OAuth client metadata.
+
+        Authorization servers read it at its address.
+        """
         ...
 
     @abstractmethod
     async def create_sign_in_url(self, server: str, principal: Principal) -> str:
-        """Create the address of a page that signs `principal` in to a server.
+        """Create the address of a sign-in page for a server.
+
+        The page signs `principal` in.
 
         Raises:
             NotFound: the server does not exist.
@@ -155,7 +174,9 @@ class SignIn(Protocol):
 
     @abstractmethod
     async def finish_sign_in(self, ticket: str, answer: JsonObject) -> None:
-        """Process the authorization server's answer (`state`, `code`, `iss`, `error`); wait for the grant.
+        """Process the authorization server's answer (`state`, `code`, `iss`, `error`).
+
+        Wait for the grant.
 
         Raises:
             NotFound: no sign-in waits for this answer.
@@ -201,7 +222,10 @@ class Toolbox(Protocol):
 
     @abstractmethod
     def find_tool(self, name: str) -> ToolSpec | None:
-        """Return the tool of this name. Includes sign-in tools that a sign-in has removed from the offer."""
+        """Return the tool of this name.
+
+        Includes sign-in tools that a sign-in has removed from the offer.
+        """
         ...
 
     @abstractmethod
@@ -216,12 +240,17 @@ class Toolbox(Protocol):
 
     @abstractmethod
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
-        """List items of all servers in MCP's format, with `server`; prompts have their exposed names."""
+        """List items of all servers in MCP's format, with `server`.
+
+        Prompts have their exposed names.
+        """
         ...
 
     @abstractmethod
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
-        """Read a resource in MCP's format; without `server`, from the first server that lists it.
+        """Read a resource in MCP's format.
+
+        Without `server`, from the first server that lists it.
 
         Raises:
             NotFound: no connected server has the resource.
@@ -236,7 +265,10 @@ class Toolbox(Protocol):
 
     @abstractmethod
     async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        """Complete an argument of a prompt or resource template. Raises the errors of `read_resource`."""
+        """Complete an argument of a prompt or resource template.
+
+        Raises the errors of `read_resource`.
+        """
         ...
 
     @abstractmethod
@@ -244,7 +276,10 @@ class Toolbox(Protocol):
 
     @abstractmethod
     def list_changed_tools(self) -> frozenset[tuple[str, str]]:
-        """Return server and name of each tool whose definition differs from the approved one."""
+        """Return server and name of each changed tool.
+
+        The definition of a changed tool differs from the approved one.
+        """
         ...
 
     @abstractmethod

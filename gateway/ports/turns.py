@@ -26,17 +26,26 @@ class EventEmitter(Protocol):
 
     @abstractmethod
     async def ask_questions(self, call_id: str, pending_input: PendingInput) -> None:
-        """Store the questions of a call, then show them. The call continues when they are answered."""
+        """Store the questions of a call, then show them.
+
+        The call continues when they are answered.
+        """
         ...
 
     @abstractmethod
     async def ask_inline(self, call_id: str, question: Question) -> Answer:
-        """Store and show a question while its call stays open, and wait for the answer."""
+        """Store and show a question, and wait for the answer.
+
+        The call stays open meanwhile.
+        """
         ...
 
 
 class TurnSpending(Protocol):
-    """A running turn, as budgets use it. The ledger does not include its usage yet."""
+    """A running turn, as budgets use it.
+
+    The ledger does not include its usage yet.
+    """
 
     principal: Principal
     model: ModelInfo

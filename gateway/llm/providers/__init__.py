@@ -1,1 +1,1 @@
-"""One module for each model provider."""
+"""Model providers, one module for each."""

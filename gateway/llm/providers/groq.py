@@ -19,7 +19,10 @@ def create_groq_model(options: ModelServerOptions) -> OpenAICompatibleModel:
 
 
 def make_request_body(call: ModelCall) -> JsonObject:
-    """Build the body of a call. Groq names the limit of output tokens `max_completion_tokens`."""
+    """Build the body of a call.
+
+    Groq names the limit of output tokens `max_completion_tokens`.
+    """
     body = make_chat_body(call)
     if "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")

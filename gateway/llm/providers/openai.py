@@ -1,4 +1,7 @@
-"""Client of OpenAI and of servers with its API, such as vLLM, Ollama and llama.cpp."""
+"""Client of OpenAI and of servers with its API.
+
+Such servers are vLLM, Ollama and llama.cpp.
+"""
 
 from functools import partial
 

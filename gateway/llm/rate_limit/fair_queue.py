@@ -1,6 +1,7 @@
-"""Weighted fair queueing, self-clocked: each user gets a share, whatever the number of their requests.
+"""Weighted fair queueing, self-clocked.
 
-See Golestani, "A self-clocked fair queueing scheme for broadband applications", 1994.
+Each user gets a share, whatever the number of their requests. See Golestani, "A self-clocked fair queueing scheme for
+broadband applications", 1994.
 """
 
 from collections import deque
@@ -13,7 +14,10 @@ T = TypeVar("T", bound=QueuedItem)
 
 
 class _UserQueue(Generic[T]):
-    """The waiting items of one user, in order. `start`: the virtual time at which the first one begins."""
+    """The waiting items of one user, in order.
+
+    `start`: the virtual time at which the first one begins.
+    """
 
     __slots__ = ("items", "start", "weight")
 
@@ -23,7 +27,7 @@ class _UserQueue(Generic[T]):
         self.weight = weight
 
     def get_finish_time(self) -> float:
-        """Return the virtual time at which the first item will have been served."""
+        """Return the virtual end time of the first item."""
         return self.start + self.items[0].tokens / self.weight
 
     def sum_tokens(self) -> float:
@@ -31,9 +35,10 @@ class _UserQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """The waiting items of all users. A user without waiting items has no state.
+    """The waiting items of all users.
 
-    Only the first item of a user has a virtual time, so removing an item does not delay those behind it.
+    A user without waiting items has no state. Only the first item of a user has a virtual time, so removing an item
+    does not delay those behind it.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -59,7 +64,7 @@ class FairQueue(Generic[T]):
         return min(self._user_queues.values(), key=_UserQueue[T].get_finish_time).items[0]
 
     def serve_item(self, item: T) -> None:
-        """Remove the first item of its user and charge the user for it."""
+        """Remove a user's first item and charge the user for it."""
         user_queue = self._user_queues[item.user]
         user_queue.start = self._virtual_time = max(self._virtual_time, user_queue.get_finish_time())
         self.remove_item(item)
@@ -74,9 +79,9 @@ class FairQueue(Generic[T]):
             self._virtual_time = 0.0
 
     def estimate_ahead(self, item: T) -> tuple[float, float]:
-        """Estimate the tokens and requests that would be served before a new item.
+        """Estimate the tokens and requests ahead of a new item.
 
-        Users are treated as continuous flows, so the result is an approximation.
+        Those would be served before it. Users are treated as continuous flows, so the result is an approximation.
         """
         own_queue = self._user_queues.get(item.user) or self._create_user_queue(item.user)
         finish = own_queue.start + (own_queue.sum_tokens() + item.tokens) / own_queue.weight

@@ -1,6 +1,7 @@
-"""Rate limiter of one API key of a model server: calls wait here, with fair shares for the users.
+"""Rate limiter of one API key of a model server.
 
-The limits come from the headers of responses. Until the first response, nothing is limited.
+Calls wait here, with fair shares for the users. The limits come from the headers of responses. Until the first
+response, nothing is limited.
 """
 
 import asyncio
@@ -24,10 +25,11 @@ _NOT_SENT_STATUS = 499
 
 
 class RateLimitPermit:
-    """The permit of one call: an async context manager whose entry waits for the rate limits.
+    """The permit of a call.
 
-    `user` is the owner; `tokens` the estimated size of the call. `alone`: no other call was in flight when it was
-    granted. `pending`: the tokens that no response has confirmed.
+    It is an async context manager whose entry waits for the rate limits. `user` is the owner; `tokens` the estimated
+    size of the call. `alone`: no other call was in flight when it was granted. `pending`: the tokens that no response
+    has confirmed.
 
     Raises:
         UpstreamRateLimited: on entry, if the wait would exceed the deadline or too many calls wait already.
@@ -74,11 +76,17 @@ class RateLimitPermit:
             self._limiter.on_permit_response(self, RateLimitHeaders(), _NO_RESPONSE_STATUS)
 
     def on_response(self, headers: Mapping[str, str], status: int) -> None:
-        """Process the head of the response, or the status of an error later in its stream."""
+        """Process the head of the response, or a later status.
+
+        A later status is that of an error in the response's stream.
+        """
         self._limiter.on_permit_response(self, parse_rate_limit_headers(headers), status)
 
     def on_usage(self, tokens: float) -> None:
-        """Replace the estimate by the tokens that count towards the limits: all but the cached ones."""
+        """Replace the estimate by the tokens that count.
+
+        The limits count all tokens but the cached ones.
+        """
         if self.pending:
             self._limiter.on_permit_response(self, RateLimitHeaders(), _NO_RESPONSE_STATUS)
         self._limiter.correct_usage(self, tokens)
@@ -101,14 +109,20 @@ class _ModelQueue:
 
     @property
     def is_held(self) -> bool:
-        """Whether calls must wait for a reply: to a shared reservation, or to the trial call after a rejection."""
+        """Whether calls must wait for a reply.
+
+        The reply is that to a shared reservation, or to the trial call after a rejection.
+        """
         return self.is_reserving or (self._rejections > 0 and self.requests.pending > 0)
 
     def is_idle(self, now: float) -> bool:
         return not self.waiters and not self.requests.pending and now >= self._blocked_until
 
     def estimate_wait(self, permit: RateLimitPermit, now: float, ahead: tuple[float, float] = (0.0, 0.0)) -> float:
-        """Estimate the seconds until a permit is available after `ahead` tokens and requests."""
+        """Estimate the seconds until a permit is available.
+
+        `ahead` are the tokens and requests before it.
+        """
         return max(
             self._blocked_until - now,
             permit.not_before - now,
@@ -126,7 +140,10 @@ class _ModelQueue:
         self.requests.take_tokens(1)
 
     def settle_permit(self, permit: RateLimitPermit, *, refund: bool) -> None:
-        """End the pending state of a call: the server has counted it, or it was never sent."""
+        """End the pending state of a call.
+
+        The server has counted the call, or it was never sent.
+        """
         if permit.pending:
             self.tokens.pending -= permit.pending
             self.requests.pending -= 1
@@ -144,9 +161,10 @@ class _ModelQueue:
             self.requests.update_from_headers(headers.requests, now, alone=alone)
 
     def on_rejected(self, permit: RateLimitPermit, retry_after: float | None, now: float) -> float:
-        """Block the model and return for how many seconds: `retry_after`, or else an exponential backoff.
+        """Block the model and return for how many seconds.
 
-        Rejections of calls that were in flight together count once.
+        They are `retry_after`, or else an exponential backoff. Rejections of calls that were in flight together count
+        once.
         """
         if permit.number > self._rejected_up_to:
             self._rejections += 1
@@ -193,7 +211,10 @@ class Limiter:
     def create_permit(
         self, model: str, *, tokens: float, user: str = "", max_wait_seconds: float | None = None
     ) -> RateLimitPermit:
-        """Create a permit for a call of about `tokens` tokens. `max_wait_seconds` None: no limit."""
+        """Create a permit for a call of about `tokens` tokens.
+
+        `max_wait_seconds` None: no limit.
+        """
         queue = self._queues.get(model) or self._create_queue(model)
         deadline = math.inf if max_wait_seconds is None else max_wait_seconds
         return RateLimitPermit(self, queue, max(tokens, 1), user, deadline)
@@ -208,7 +229,10 @@ class Limiter:
         return queue
 
     def try_acquire(self, permit: RateLimitPermit) -> bool:
-        """Take the permit if that needs neither a wait nor a shared reservation."""
+        """Take the permit if that needs no wait.
+
+        A shared reservation needs a wait.
+        """
         queue = permit.queue
         if self._shared is not None or queue.waiters or queue.is_held:
             return False
@@ -218,7 +242,9 @@ class Limiter:
         return True
 
     async def wait_for_permit(self, permit: RateLimitPermit, deadline: float) -> None:
-        """Wait until the permit is granted. A cancelled wait is removed from the queue.
+        """Wait until the permit is granted.
+
+        A cancelled wait is removed from the queue.
 
         Raises:
             UpstreamRateLimited: the wait would take `deadline` seconds or more, or too many calls wait already.
@@ -267,9 +293,10 @@ class Limiter:
             await self._shared.close()
 
     def _serve_queue(self, queue: _ModelQueue) -> None:
-        """Grant the permits that are available, reject those that would be late, and schedule the next pass.
+        """Grant available permits, reject late ones, schedule the next pass.
 
-        Permits are granted in queue order, so the wait of the first is the minimum for all others.
+        A permit is late if its wait would exceed its deadline. Permits are granted in queue order, so the wait of the
+        first is the minimum for all others.
         """
         if queue.timer is not None:
             queue.timer.cancel()
@@ -298,7 +325,10 @@ class Limiter:
             self._reports.spawn(self._reserve_shared(permit, self._shared))
 
     async def _reserve_shared(self, permit: RateLimitPermit, shared: SharedLimits) -> None:
-        """Reserve the first permit of the queue in the shared limits: one at a time, to keep the order."""
+        """Reserve the queue's first permit in the shared limits.
+
+        Permits are reserved one at a time, to keep the order.
+        """
         queue = permit.queue
         reservation = await shared.reserve_tokens(queue.model, permit.tokens)
         queue.is_reserving = False
@@ -325,7 +355,10 @@ class Limiter:
         permit.granted.set_exception(_make_rate_limit_error(wait))
 
     def _cancel_permit(self, permit: RateLimitPermit) -> None:
-        """Undo a permit whose wait was cancelled: still queued, just granted, or just rejected."""
+        """Undo a permit whose wait was cancelled.
+
+        The permit is still queued, just granted, or just rejected.
+        """
         assert permit.granted is not None
         if permit.number:
             self.on_permit_response(permit, RateLimitHeaders(), _NOT_SENT_STATUS)

@@ -1,7 +1,7 @@
-"""Rate limits of one API key of a model server, shared by several gateways through Redis.
+"""Rate limits of one API key, shared through Redis.
 
-One hash per model has the fields of two `TokenBucket`s. A Lua script changes it atomically, with Redis's clock:
-arguments and replies contain only durations.
+Several gateways call the same model server with the key. One hash per model has the fields of two `TokenBucket`s. A Lua
+script changes it atomically, with Redis's clock: arguments and replies contain only durations.
 """
 
 import hashlib
@@ -17,7 +17,10 @@ from gateway.ports.rate_limit import LimitState, RateLimitHeaders, Reservation, 
 
 _MAX_CONNECTIONS = 32
 _ScriptReply = tuple[bytes, int, int, int]
-"""Reply to a reservation: seconds to wait, number, 1 if no other call is in flight, epoch. Other operations: None."""
+"""Reply to a reservation; None for other operations.
+
+It has the seconds to wait, the number, 1 if no other call is in flight, and the epoch.
+"""
 
 # Pending amounts expire after two epochs: those of a crashed gateway would count for ever.
 _SCRIPT = """
@@ -103,7 +106,10 @@ end
 
 
 class RedisLimits(SharedLimits):
-    """Limits shared through Redis. While Redis is unavailable, every gateway uses its own estimate."""
+    """Limits shared through Redis.
+
+    While Redis is unavailable, every gateway uses its own estimate.
+    """
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
-"""Token buckets of one limit, set from a response's headers and counted here until the next response.
+"""Token buckets of one limit.
 
-Groq refills a limit evenly. Its rejections show it: "Limit 6000, Used 5914, Requested 1822. Please try again
-in 17.359s" are the 1736 missing tokens, at 100 per second.
+They are set from a response's headers and counted here until the next response. Groq refills a limit evenly. Its
+rejections show it: "Limit 6000, Used 5914, Requested 1822. Please try again in 17.359s" are the 1736 missing tokens, at
+100 per second.
 """
 
 import math
@@ -56,7 +57,10 @@ def _parse_number(value: str | None) -> float | None:
 
 
 def parse_duration(value: str | None) -> float | None:
-    """Seconds in `2m59.56s`, `172.8ms` or `12`, at most a day; None for anything else."""
+    """Seconds in `2m59.56s`, `172.8ms` or `12`, at most a day.
+
+    None for anything else.
+    """
     value = (value or "").strip()
     if (seconds := _parse_number(value)) is not None:
         return min(seconds, DAY_SECONDS) if seconds >= 0 else None
@@ -80,7 +84,10 @@ class TokenBucket:
         self.pending = 0.0
 
     def get_wait_seconds(self, amount: float, now: float, ahead: float = 0.0) -> float:
-        """Seconds until `amount` can be taken after `ahead`. An amount over the limit needs a full bucket."""
+        """Seconds until `amount` can be taken after `ahead`.
+
+        An amount over the limit needs a full bucket.
+        """
         self._level = min(self._limit, self._level + self._rate * (now - self._updated_at))
         self._updated_at = now
         missing = ahead + min(amount, self._limit) - self._level

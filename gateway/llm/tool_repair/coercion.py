@@ -1,4 +1,7 @@
-"""Coerces arguments to a tool's schema where the meaning is unambiguous. Valid values stay as they are."""
+"""Coerces arguments to a tool's schema where the meaning is unambiguous.
+
+Valid values stay as they are.
+"""
 
 import re
 from collections import Counter
@@ -61,14 +64,20 @@ class SchemaCoercer:
         return ", ".join(fields) or "no arguments"
 
     def coerce_arguments(self, arguments: JsonObject) -> JsonObject:
-        """Coerce arguments as far as is safe: no value is invented or truncated."""
+        """Coerce arguments as far as is safe.
+
+        No value is invented or truncated.
+        """
         if self._validator is None:
             return arguments
         coerced = self._coerce_value(arguments, self._schema, "", 0)
         return coerced if is_object(coerced) else arguments
 
     def find_problems(self, arguments: JsonObject) -> list[str]:
-        """Describe the first violations of the schema; empty if the arguments are valid."""
+        """Describe the first violations of the schema.
+
+        Empty if the arguments are valid.
+        """
         if self._validator is None:
             return []
         problems: dict[str, None] = {}
@@ -248,7 +257,10 @@ class SchemaCoercer:
         return " or ".join(dict.fromkeys(kinds)) or "any"
 
     def _resolve_references(self, schema: JsonObject) -> JsonObject:
-        """Replace a `$ref` by its target in the same schema; an external reference is dropped."""
+        """Replace a `$ref` by its target in the same schema.
+
+        An external reference is dropped.
+        """
         for _ in range(_MAX_SCHEMA_DEPTH):
             reference = schema.get("$ref")
             if not isinstance(reference, str):
@@ -307,7 +319,10 @@ def _unescape_pointer(part: str) -> str:
 
 
 def _describe_violation(error: Any) -> str:
-    """Describe a violation to the model: the field, its value and what is expected."""
+    """Describe a violation to the model.
+
+    The description has the field, its value and what is expected.
+    """
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
     value, constraint = error.instance, error.validator_value
     match error.validator:

@@ -1,8 +1,8 @@
-"""Finds the tool calls that models write into their text, in the markup of various models.
+"""Finds the tool calls that models write into their text.
 
-Marked calls (tags, Harmony recipients, `Action:`) count anywhere, even for unknown tools. Bare JSON and Python-like
-calls count only for an available tool, on lines of their own, and at the start or the end of the text: a call between
-words is an example.
+Various models use various markup. Marked calls (tags, Harmony recipients, `Action:`) count anywhere, even for unknown
+tools. Bare JSON and Python-like calls count only for an available tool, on lines of their own, and at the start or the
+end of the text: a call between words is an example.
 """
 
 import json
@@ -56,7 +56,10 @@ _MAX_LINE_CHARS = 120
 
 
 class ExtractedCall(NamedTuple):
-    """A call in a text: its position, whether markup marks it, its name and its arguments as written."""
+    """A call in a text.
+
+    It has its position, whether markup marks it, its name and its arguments as written.
+    """
 
     start: int
     end: int
@@ -66,7 +69,10 @@ class ExtractedCall(NamedTuple):
 
 
 def find_calls(text: str, names: Collection[str]) -> list[ExtractedCall]:
-    """Find the calls in a text, outside of `<think>` blocks. A text over the length limit has none."""
+    """Find the calls in a text, outside of `<think>` blocks.
+
+    A text over the length limit has none.
+    """
     if len(text) > MAX_LENIENT_CHARS:
         return []
     answer = text.rfind("</think>") + 1
@@ -95,7 +101,10 @@ def _is_filler(text: str) -> bool:
 
 
 class _ToolCallScanner:
-    """Scanner of one text. `_effort` limits the characters that failed attempts to parse a value may read."""
+    """Scanner of one text.
+
+    `_effort` limits the characters that failed attempts to parse a value may read.
+    """
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self._text = text
@@ -125,7 +134,10 @@ class _ToolCallScanner:
         return self._read_named_call(mark) if word and self._begins_line(start) else []
 
     def _read_marked_call(self, start: int, name: str, end: int) -> list[ExtractedCall]:
-        """Read a call with a marked name, which JSON, parameter tags, brackets or text may follow."""
+        """Read a call with a marked name.
+
+        JSON, parameter tags, brackets or text may follow the name.
+        """
         body = self._skip_separator(end)
         if self._text.startswith(("{", "["), body):
             arguments, end = self._read_json_text(body)
@@ -175,7 +187,10 @@ class _ToolCallScanner:
         return [ExtractedCall(start, end, marked, name, arguments)] if arguments or marked else []
 
     def _read_json_calls(self, start: int, *, marked: bool) -> list[ExtractedCall]:
-        """Read the calls in the JSON at a position; from invalid JSON only the first call."""
+        """Read the calls in the JSON at a position.
+
+        From invalid JSON only the first call.
+        """
         value, end = self._read_value(start)
         if end is None:
             return self._read_broken_json(start, marked=marked)
@@ -195,13 +210,19 @@ class _ToolCallScanner:
         return [ExtractedCall(start, end, marked, name[1], self._text[payload.end() : end] or "{")]
 
     def _read_json_text(self, at: int) -> tuple[str, int]:
-        """Return the JSON text at a position and its end; invalid JSON extends to the end of its block."""
+        """Return the JSON text at a position and its end.
+
+        Invalid JSON extends to the end of its block.
+        """
         _, end = self._read_value(at)
         end = self._find_block_end(at) if end is None else end
         return self._text[at:end], end
 
     def _read_bracketed(self, at: int) -> tuple[str, int]:
-        """Return the content of a call's brackets as JSON, or as written if it cannot be parsed."""
+        """Return the content of a call's brackets as JSON.
+
+        Content that cannot be parsed is returned as written.
+        """
         if self._text.startswith(")", at):
             at = self._skip_separator(at + 1)
             return self._read_json_text(at) if self._text.startswith("{", at) else ("", at)
@@ -212,7 +233,10 @@ class _ToolCallScanner:
         return _dump_json(value), end
 
     def _read_value(self, at: int, *, inside: bool = False) -> tuple[object, int | None]:
-        """Parse the value at a position, or the arguments inside brackets. End None: the value is invalid."""
+        """Parse the value at a position, or the arguments inside brackets.
+
+        End None: the value is invalid.
+        """
         parser = LenientJsonParser(self._text, at)
         try:
             if self._effort > 0:
@@ -222,7 +246,10 @@ class _ToolCallScanner:
         return None, None
 
     def _read_parameter_tags(self, body: str) -> str:
-        """Convert parameter tags to a JSON object; a body without tags, or with a truncated one, stays as it is."""
+        """Convert parameter tags to a JSON object.
+
+        A body without tags, or with a truncated one, stays as it is.
+        """
         parameters: dict[str, str] = {}
         starts = list(_PARAMETER.finditer(body))
         for i, start in enumerate(starts):
@@ -235,7 +262,10 @@ class _ToolCallScanner:
         return _dump_json(parameters) if parameters else body
 
     def _read_action_input(self, at: int) -> tuple[str, int]:
-        """Read the input of an action: JSON over several lines, or the rest of the line."""
+        """Read the input of an action.
+
+        It is JSON over several lines, or the rest of the line.
+        """
         next_line = _NEXT_LINE.match(self._text, at)
         at = next_line.end() if next_line else at
         if self._text.startswith(("{", "["), at):
@@ -276,7 +306,10 @@ class _ToolCallScanner:
 
 
 def _list_json_calls(value: object, default: str | None) -> Iterator[tuple[str, str]]:
-    """Yield names and argument texts of the calls in a JSON value; `default` replaces missing arguments."""
+    """Yield names and argument texts of the calls in a JSON value.
+
+    `default` replaces missing arguments.
+    """
     if is_list(value):
         for item in value:
             yield from _list_json_calls(item, default)
@@ -296,7 +329,10 @@ def _list_json_calls(value: object, default: str | None) -> Iterator[tuple[str, 
 
 
 def _is_schema(arguments: object) -> bool:
-    """Return whether arguments are a JSON schema: the description of a tool looks like a call of it."""
+    """Return whether arguments are a JSON schema.
+
+    The description of a tool looks like a call of it.
+    """
     return is_object(arguments) and "properties" in arguments and arguments.get("type") == "object"
 
 

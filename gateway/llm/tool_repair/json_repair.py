@@ -1,6 +1,7 @@
-"""Lenient parser for the JSON of models: bare keys, Python literals, comments, odd quotes, missing closing brackets.
+"""Lenient parser for the JSON of models.
 
-A text that is cut inside a string or a number is rejected, because the missing part is unknown.
+It accepts bare keys, Python literals, comments, odd quotes and missing closing brackets. A text that is cut inside a
+string or a number is rejected, because the missing part is unknown.
 """
 
 import re
@@ -48,13 +49,17 @@ _PROSE = re.compile(r"[^{}\[\]\"'`“”\u2018\u2019=]{1,200}+(?=\{)")
 
 
 class JsonRepairError(Exception):
-    """The text cannot be parsed. The message tells the model how to correct it."""
+    """The text cannot be parsed.
+
+    The message tells the model how to correct it.
+    """
 
 
 def parse_lenient(text: str, repairs: list[str]) -> object:
-    """Parse the text of a call's arguments and append descriptions of all repairs to `repairs`.
+    """Parse the text of a call's arguments.
 
-    Keyword arguments (`a=1, b="x"`) give an object; a call (`f(a=1)`) gives the arguments in its brackets.
+    Descriptions of all repairs are appended to `repairs`. Keyword arguments (`a=1, b="x"`) give an object; a call
+    (`f(a=1)`) gives the arguments in its brackets.
 
     Raises:
         JsonRepairError: the text has no value, several values, or is cut.
@@ -97,7 +102,10 @@ def is_list(value: object) -> TypeGuard[list[Any]]:
 
 
 def parse_strict(text: str) -> object:
-    """Parse well-formed JSON. None: the text is invalid, `null`, or nested too deeply."""
+    """Parse well-formed JSON.
+
+    None: the text is invalid, `null`, or nested too deeply.
+    """
     try:
         value: object = msgspec.json.decode(text)
     except JSON_DECODE_ERRORS:
@@ -106,18 +114,27 @@ def parse_strict(text: str) -> object:
 
 
 def join_surrogates(text: str) -> str:
-    """Join the halves of surrogate pairs, and replace lone halves, which cannot be encoded."""
+    """Join the halves of surrogate pairs, and replace lone halves.
+
+    Lone halves cannot be encoded.
+    """
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def get_called_name(text: str) -> str | None:
-    """Return the name in a text that is a call, such as `f` in `f(a=1)`."""
+    """Return the name in a text that is a call.
+
+    The name in `f(a=1)` is `f`.
+    """
     call = _CALL.match(text, _get_match_end(_BEFORE, text))
     return call[1] if call else None
 
 
 class LenientJsonParser:
-    """Parser of a text from position `at`, which advances. A truncation error moves it to the end."""
+    """Parser of a text from position `at`, which advances.
+
+    A truncation error moves it to the end.
+    """
 
     def __init__(self, text: str, at: int = 0, repairs: list[str] | None = None) -> None:
         self.text = text
@@ -126,7 +143,10 @@ class LenientJsonParser:
         self._closers = ""
 
     def parse_document(self) -> object:
-        """Parse the rest of the text as one value, which may be repeated."""
+        """Parse the rest of the text as one value.
+
+        The value may be repeated.
+        """
         value = self.parse_value()
         while True:
             self.at = _get_match_end(_AFTER, self.text, self.at)
@@ -138,7 +158,10 @@ class LenientJsonParser:
             self._add_repair("the same object twice")
 
     def parse_call_arguments(self) -> object:
-        """Parse the arguments in a call's brackets: an object of keyword arguments, a value or a list."""
+        """Parse the arguments in a call's brackets.
+
+        They are an object of keyword arguments, a value or a list.
+        """
         start = self.at
         try:
             return self.parse_members(")")
@@ -165,7 +188,10 @@ class LenientJsonParser:
         return self._parse_unquoted()
 
     def parse_members(self, closer: str) -> JsonObject:
-        """Parse keys and values up to the closing bracket, or to the end of the text if `closer` is empty."""
+        """Parse keys and values up to the closing bracket.
+
+        If `closer` is empty, they extend to the end of the text.
+        """
         members: JsonObject = {}
         self._enter_bracket(closer)
         # `f(x: str)` is a signature, so a colon does not separate the arguments of a call.
@@ -213,9 +239,10 @@ class LenientJsonParser:
         return True
 
     def _parse_separator(self, closer: str) -> bool:
-        """Return whether another item may follow; if not, the closing bracket has been skipped.
+        """Return whether another item may follow.
 
-        A missing closing bracket at the end of the text counts as present.
+        If not, the closing bracket has been skipped. A missing closing bracket at the end of the text counts as
+        present.
         """
         self._skip_space()
         if self.text.startswith((",", ";"), self.at):
@@ -332,7 +359,10 @@ class LenientJsonParser:
 
 
 def _get_match_end(pattern: re.Pattern[str], text: str, at: int = 0) -> int:
-    """Return the end of the pattern's match at a position, or the position itself."""
+    """Return the end of the pattern's match at a position.
+
+    Without a match, it is the position itself.
+    """
     match = pattern.match(text, at)
     return match.end() if match else at
 

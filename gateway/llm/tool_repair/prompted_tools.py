@@ -1,4 +1,7 @@
-"""Tool calls for models without native support: tools in the prompt, calls in the text."""
+"""Tool calls for models without native support.
+
+The tools are in the prompt, and the calls in the text.
+"""
 
 from collections.abc import Collection
 
@@ -13,7 +16,10 @@ _MAX_MARKER_LENGTH = max(map(len, _MARKERS))
 
 
 def move_tools_into_prompt(call: ModelCall) -> ModelCall:
-    """Describe the tools in the system message, and write earlier calls and results as text."""
+    """Describe the tools in the system message.
+
+    Earlier calls and results become text.
+    """
     first, *rest = call.messages
     instructions = write_tools_prompt(call.tools)
     if first.role == "system":
@@ -37,7 +43,10 @@ def _write_as_text(message: Message, tool_names: dict[str, str]) -> Message:
 
 
 class PromptedToolCallParser:
-    """Sink that holds back text from a call marker on, and parses it at the end."""
+    """Sink that holds back text from a call marker on.
+
+    It parses that text at the end.
+    """
 
     def __init__(self, sink: ModelSink, names: Collection[str]) -> None:
         self._sink = sink
@@ -64,14 +73,20 @@ class PromptedToolCallParser:
             self._held_text = self._held_text[at:]
 
     def _find_partial_marker(self) -> int:
-        """Return the start of an incomplete marker at the end of the text, or the length of the text."""
+        """Return the start of an incomplete marker at the text's end.
+
+        Without one, it is the length of the text.
+        """
         for at in range(max(0, len(self._held_text) - _MAX_MARKER_LENGTH + 1), len(self._held_text)):
             if any(marker.startswith(self._held_text[at:]) for marker in _MARKERS):
                 return at
         return len(self._held_text)
 
     def finish_text(self) -> bool:
-        """Emit the calls in the held text, or the text if it has none. Return whether it had calls."""
+        """Emit the calls in the held text, or the text itself.
+
+        The text is emitted if it has no calls. Return whether it had calls.
+        """
         calls: list[ToolCall] = extract_calls(self._held_text, self._tool_names) if self._in_call_block else []
         for call in calls:
             self._sink.on_tool_call(call)

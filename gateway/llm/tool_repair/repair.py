@@ -1,4 +1,4 @@
-"""Repairs invalid tool calls of models, and extracts calls that models write into their text.
+"""Repairs invalid tool calls, and extracts calls from models' text.
 
 A call is repaired only if its meaning is unambiguous: no value is invented, and a truncated call is not run. For other
 calls the model gets an error message.
@@ -25,9 +25,10 @@ from gateway.llm.tool_repair.tool_names import matches_tool, normalize_name, res
 
 
 class RepairedCall(msgspec.Struct, frozen=True):
-    """A call that can be run, with arguments that match the tool's schema.
+    """A call that can be run.
 
-    `repairs` describes what was changed, if anything. An invalid schema accepts all arguments.
+    Its arguments match the tool's schema. `repairs` describes what was changed, if anything. An invalid schema accepts
+    all arguments.
     """
 
     name: str
@@ -36,7 +37,10 @@ class RepairedCall(msgspec.Struct, frozen=True):
 
 
 class UnrepairableCall(msgspec.Struct, frozen=True):
-    """A call that cannot be repaired. `problem` tells the model the tool, the field and what is expected."""
+    """A call that cannot be repaired.
+
+    `problem` tells the model the tool, the field and what is expected.
+    """
 
     problem: str
 
@@ -60,7 +64,10 @@ _ENCODED_JSON = re.compile(r"\s*(?:\{|\[\s*\{|\"\s*\{|```|\w+\s*=(?!=))")
 
 
 def repair_call(name: str, arguments: str, schemas: Mapping[str, JsonObject]) -> RepairedCall | UnrepairableCall:
-    """Repair a call. `schemas`: the input schemas of the available tools by name."""
+    """Repair a call.
+
+    `schemas`: the input schemas of the available tools by name.
+    """
     name, arguments = join_surrogates(name), join_surrogates(arguments)
     try:
         tool, appended = resolve_tool_name(name, schemas)
@@ -94,7 +101,10 @@ def extract_calls(text: str, names: Collection[str]) -> list[ToolCall]:
 
 
 def write_tools_prompt(specs: Sequence[ToolSpec]) -> str:
-    """Write the instructions for a model without native calls. Equal tools give equal text, for the prompt cache."""
+    """Write the instructions for a model without native calls.
+
+    Equal tools give equal text, for the prompt cache.
+    """
     if not specs:
         return ""
     tools = [{"name": spec.name, "description": spec.description, "parameters": spec.input_schema} for spec in specs]
@@ -114,7 +124,10 @@ def write_tools_prompt(specs: Sequence[ToolSpec]) -> str:
 def _repair_nested_call(
     name: str, arguments: str, schemas: Mapping[str, JsonObject]
 ) -> RepairedCall | UnrepairableCall | None:
-    """Repair a call of a tool named `json` whose arguments are the actual call, as gpt-oss makes them."""
+    """Repair a call of a tool named `json`.
+
+    Its arguments are the actual call, as gpt-oss makes them.
+    """
     calls = extract_calls(arguments, schemas) if normalize_name(name) in _GENERIC_NAMES else []
     if len(calls) != 1 or normalize_name(calls[0].name) in _GENERIC_NAMES:
         return None
@@ -122,7 +135,10 @@ def _repair_nested_call(
 
 
 def _choose_arguments(appended: str, arguments: str) -> str:
-    """Return the text of the arguments, which a model may have appended to the name."""
+    """Return the text of the arguments.
+
+    A model may have appended them to the name.
+    """
     if appended and arguments.strip() not in ("", "{}", "null", appended.strip()):
         raise JsonRepairError("they were given twice, in the name and in the arguments")
     return appended or arguments
@@ -154,7 +170,10 @@ def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list
 
 
 def _unwrap_value(value: object, tool: str, coercer: SchemaCoercer, repairs: list[str]) -> object:
-    """Remove the outermost wrapper of a value; return the same object if it has none."""
+    """Remove the outermost wrapper of a value.
+
+    Return the same object if it has none.
+    """
     if isinstance(value, str):
         is_encoded = _ENCODED_JSON.match(value) or ((name := get_called_name(value)) and matches_tool(name, tool))
         return parse_lenient(value, repairs) if is_encoded else value or _NO_ARGUMENTS

@@ -1,4 +1,7 @@
-"""Matches the names that models write to tools. Only the spelling may differ; similar names do not match."""
+"""Matches the names that models write to tools.
+
+Only the spelling may differ; similar names do not match.
+"""
 
 import re
 from collections.abc import Collection, Iterator
@@ -29,7 +32,10 @@ def normalize_name(name: str) -> str:
 
 
 def strip_prefixes(name: str) -> Iterator[str]:
-    """Yield the name, then the name without each of the prefixes that models add."""
+    """Yield the name, then the name without each prefix.
+
+    Models add such prefixes.
+    """
     name = _NUMBER_SUFFIX.sub("", name).rstrip("./:")
     yield name
     while len(name) <= _MAX_NAME_LENGTH and (prefix := _PREFIX.match(name)) and prefix.end() < len(name):
@@ -43,7 +49,9 @@ def matches_tool(name: str, tool: str) -> bool:
 
 
 def resolve_tool_name(name: str, names: Collection[str]) -> tuple[str, str]:
-    """Return the tool that a name means, and the arguments that follow the name, if any.
+    """Return the tool that a name means, and following arguments.
+
+    Models may write arguments after the name.
 
     Raises:
         JsonRepairError: the name matches no tool, or several.

@@ -1,4 +1,7 @@
-"""One MCP server: connects, stays connected, reconnects and sends requests."""
+"""The connection to an MCP server.
+
+It connects, stays connected, reconnects and sends requests.
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -49,7 +52,10 @@ class ServerConnection:
         self.config = config
         self.instructions = ""
         self.last_used = 0
-        """Grows with each use of a personal connection, to find the most recently used one."""
+        """Number of the last use of a personal connection.
+
+        It grows with each use, to find the most recently used connection.
+        """
         self._tokens = tokens
         self._principal = principal
         self._hooks: list[RequestHook] = [signer.add_token] if signer and config.identity == "gateway" else []
@@ -179,7 +185,7 @@ class ServerConnection:
 
     @property
     def server_capabilities(self) -> ServerCapabilities | None:
-        """What the server declares that it supports; None while it is unavailable."""
+        """Capabilities that the server declares; None while it is unavailable."""
         client = self._status.client
         return client.server_capabilities if client is not None and self.is_available else None
 

@@ -67,7 +67,7 @@ class OngoingCalls:
 
 
 class _OngoingCall:
-    """One call in progress.
+    """A call in progress.
 
     Messages of the server find it by the context variable.
     """

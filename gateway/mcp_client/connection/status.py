@@ -31,11 +31,17 @@ class ConnectionStatus:
         self.available_event = asyncio.Event()
         """Calls may be sent."""
         self.attempted_event = asyncio.Event()
-        """The first attempt to connect, or the one that `retry_event` asks for, has ended."""
+        """The first or a requested attempt to connect has ended.
+
+        `retry_event` requests an attempt.
+        """
         self.retry_event = asyncio.Event()
         """A caller asks for an attempt now."""
         self.broken_event = asyncio.Event()
-        """The session must be closed: it broke, or the connection is to stop."""
+        """The session must be closed.
+
+        It broke, or the connection is to stop.
+        """
 
     @property
     def is_available(self) -> bool:

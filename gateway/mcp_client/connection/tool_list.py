@@ -20,7 +20,10 @@ _POLL_SECONDS = 30.0
 _MIN_RELISTEN_SECONDS, _MAX_RELISTEN_SECONDS = 0.2, 0.4
 _MAX_PAGES, _MAX_TOOLS = 100, 1_000
 _LISTING_ERRORS = (MCPError, TimeoutError, ValueError, RuntimeError)
-"""Raised by the SDK when a list fails; the last two when the answer breaks the protocol."""
+"""Raised by the SDK when a list fails.
+
+The last two are raised when the answer breaks the protocol.
+"""
 
 
 class ServerToolList:
@@ -29,7 +32,7 @@ class ServerToolList:
     def __init__(self, status: ConnectionStatus, *, is_http: bool, on_change: Callable[[], None]) -> None:
         self.tools: tuple[Tool, ...] = ()
         self.definitions_checked = False
-        """These very tools were compared with their first seen definitions."""
+        """Whether the current tools were compared with their first seen definitions."""
         self._status = status
         self._is_http = is_http
         self._on_change = on_change

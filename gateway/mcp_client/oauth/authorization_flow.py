@@ -1,4 +1,4 @@
-"""One run of the SDK's authorization code flow."""
+"""A run of the SDK's authorization code flow."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -48,7 +48,7 @@ class AuthorizationRefused(Exception):
 
 
 class AuthorizationFlow:
-    """One run of the authorization code flow.
+    """A run of the authorization code flow.
 
     It is also the SDK's `TokenStorage`.
 

@@ -48,7 +48,10 @@ class SignInService(SignIn):
         self.on_granted: Callable[[str, str], Awaitable[None]] | None = None
         """Called with server and owner once there is a new grant."""
         self.on_change: Callable[[], None] | None = None
-        """Called when a grant or a sign-in has changed here, to tell the other workers."""
+        """Called when a grant or a sign-in has changed here.
+
+        It informs the other workers.
+        """
 
     async def cancel_sign_ins(self) -> None:
         """Cancel the sign-ins under way."""

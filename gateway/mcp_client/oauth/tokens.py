@@ -19,7 +19,10 @@ log = get_logger(__name__)
 SHARED_OWNER = ""
 """Owner of a grant that all users share."""
 INVALID_CLIENT_ERRORS = ("invalid_client", "unauthorized_client")
-"""OAuth errors that mean: the registration of the gateway as a client is no longer valid."""
+"""OAuth errors of an invalid client registration.
+
+The gateway's registration as a client is no longer valid.
+"""
 REQUEST_TIMEOUT_SECONDS = 15.0
 _REFRESH_AHEAD_SECONDS = 60.0
 _MAX_CHALLENGE_LENGTH = 2_000

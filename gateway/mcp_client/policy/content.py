@@ -1,4 +1,7 @@
-"""What goes in and out of tools: nesting depth, redaction and sanitizing."""
+"""Checks of tool input and output.
+
+They limit the nesting depth, redact and sanitize.
+"""
 
 import msgspec
 
