@@ -39,10 +39,7 @@ CANCEL_TIMEOUT_SECONDS = 5.0
 _ACTIVE_STATUSES = ("running", "waiting")
 
 RunBusyWait = Callable[[Coroutine[object, object, None]], Awaitable[None]]
-"""Awaits a coroutine, or cancels it and raises.
-
-It raises, for example, when the client disconnects.
-"""
+"""Awaits a coroutine, or cancels it and raises on a disconnect."""
 
 F = TypeVar("F", bound=EventFold)
 
@@ -187,10 +184,7 @@ class TurnListener(EventListener):
 
     @property
     def close_reason(self) -> str | None:
-        """Reason why the events stopped before the turn's end.
-
-        None if the last event was read.
-        """
+        """Reason why the events stopped early; None after the last event."""
         return self._log.close_reason
 
     @property

@@ -1,7 +1,4 @@
-"""Values that the packages of the gateway exchange.
-
-Row ids exist only in the store.
-"""
+"""Values that the packages exchange; row ids exist only in the store."""
 
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -85,18 +82,12 @@ class Principal(msgspec.Struct, frozen=True, omit_defaults=True):
         return matches_any_glob(server, self.servers)
 
     def can_use_tool(self, spec: "ToolSpec") -> bool:
-        """True if the allow lists permit a tool.
-
-        Client-side tools are always permitted.
-        """
+        """True if the allow lists permit a tool or it is client-side."""
         return spec.client or (matches_any_glob(spec.server, self.servers) and matches_any_glob(spec.name, self.tools))
 
 
 def matches_any_glob(name: str, globs: tuple[str, ...] | None) -> bool:
-    """True if a list of globs matches a name.
-
-    None matches every name.
-    """
+    """True if a glob matches the name; None matches every name."""
     return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
@@ -161,10 +152,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
 
     @cached_property
     def function_json(self) -> msgspec.Raw:
-        """JSON of the tool in OpenAI's shape.
-
-        Cached, because every step of every turn sends it.
-        """
+        """JSON of the tool in OpenAI's shape, cached for every step."""
         function = {"name": self.name, "description": self.description, "parameters": self.input_schema}
         return msgspec.Raw(msgspec.json.encode({"type": "function", "function": function}))
 
@@ -240,10 +228,7 @@ class BudgetReservation(msgspec.Struct, frozen=True):
 
 
 class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Sampling parameters of a model call.
-
-    None: the default of the model's server.
-    """
+    """Sampling parameters of a model call. None: the server's default."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -345,10 +330,7 @@ class TurnOutcome(msgspec.Struct, frozen=True):
 
 
 class CachedAnswer(msgspec.Struct, frozen=True):
-    """Answer of an earlier turn.
-
-    The text of each step that had text, and the finish reason.
-    """
+    """Answer of an earlier turn: its steps' texts and finish reason."""
 
     texts: tuple[str, ...]
     finish_reason: str
