@@ -1,12 +1,13 @@
 """The connections to all servers, shared and per user."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 from mcp.types import Tool
 
-from gateway.common.concurrency import LruDict, TaskSet
+from gateway.common.concurrency import Deadline, LruDict, TaskSet
 from gateway.domain.messages import Principal
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.ports.servers import ServerConfig
@@ -57,11 +58,10 @@ class ConnectionPool:
 
     async def wait_until_attempted(self, seconds: float) -> None:
         """Wait until every server was tried once, at most `seconds`."""
-        attempts = [asyncio.create_task(connection.wait_until_attempted()) for connection in self._shared.values()]
-        if attempts:
-            _, pending_tasks = await asyncio.wait(attempts, timeout=seconds)
-            for task in pending_tasks:
-                task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with Deadline.after(seconds).limit():
+                for connection in list(self._shared.values()):
+                    await connection.wait_until_attempted()
 
     def replace_servers(self, servers: Sequence[ServerConfig]) -> None:
         """Connect to exactly these servers. Unchanged ones keep their connections."""

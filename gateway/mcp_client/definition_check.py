@@ -10,7 +10,7 @@ from mcp.types import Tool
 
 from gateway.common.concurrency import SupervisedTask
 from gateway.common.logging import get_logger
-from gateway.domain.errors import StorageUnavailable
+from gateway.domain.errors import GatewayError
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.ports.tools import ToolDefinitionStore
@@ -54,14 +54,11 @@ class DefinitionChecker:
         """Server and name of each tool whose definition has changed."""
         return frozenset((server, tool) for server, tools in self._changed_tools.items() for tool in tools)
 
-    def get_withheld_tools(self, connection: ServerConnection) -> set[str] | None:
-        """Tools that must not be offered until approved; None: all.
-
-        All of them are withheld until they are compared for the first time.
-        """
+    def get_withheld_tools(self, connection: ServerConnection) -> set[str]:
+        """Tools that must not be offered until they are compared, and if they have changed, approved."""
         if self._store is None or connection.config.on_change != "hold":
             return set()
-        return self._changed_tools.get(connection.config.name, set()) if connection.definitions_checked else None
+        return self._changed_tools.get(connection.config.name, set()) | connection.unchecked_tools
 
     async def _check_servers(self) -> None:
         while self._unchecked_servers:
@@ -71,19 +68,21 @@ class DefinitionChecker:
                 continue
             try:
                 await self._check_server(connection)
-            except StorageUnavailable:
+            except GatewayError as error:
+                log.warning("tool_definitions_not_checked", server=server, error=error.code)
                 self._unchecked_servers.add(server)
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _check_server(self, connection: ServerConnection) -> None:
         assert self._store is not None
         server = connection.config.name
-        definitions = {tool.name: _dump_definition(tool) for tool in connection.tools}
+        tools = connection.tools
+        definitions = {tool.name: _dump_definition(tool) for tool in tools}
         changed_tools = await self._store.detect_changes(server, definitions)
         for tool in sorted(changed_tools - self._changed_tools.get(server, set())):
             log.warning("tool_definition_changed", server=server, tool=tool, held=connection.config.on_change)
         self._changed_tools[server] = changed_tools
-        connection.mark_definitions_checked()
+        connection.mark_checked(tools)
         self._on_checked()
 
 

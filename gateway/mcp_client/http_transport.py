@@ -10,6 +10,8 @@ from functools import lru_cache
 import httpx2
 
 from gateway.common.logging import get_logger
+from gateway.domain.messages import JsonObject
+from gateway.mcp_client.connection.errors import GRANT_UNAVAILABLE_KEY, GrantUnavailable
 
 log = get_logger(__name__)
 
@@ -31,7 +33,8 @@ def get_ssl_context() -> ssl.SSLContext:
 class FaultIsolatingTransport(httpx2.AsyncBaseTransport):
     """Answers a failed exchange with a JSON-RPC error.
 
-    The error's `data.unsent` is true if the request was never sent.
+    The error's `data.unsent` is true if the request was never sent, or was refused for lack of a token that the
+    gateway cannot read now; then `data.grant_unavailable` is true too.
 
     While `is_isolating` is False it raises as usual: during the handshake the SDK must see the error, or it would take
     an unavailable server for a legacy one.
@@ -49,11 +52,14 @@ class FaultIsolatingTransport(httpx2.AsyncBaseTransport):
                 return httpx2.Response(404, request=request)  # the SDK reports this as a lost session
             if self.is_isolating and response.status_code >= 500 and b"jsonrpc" not in await response.aread():
                 await response.aclose()
-                return _make_error_response(request, unsent=False)  # from a proxy, which may have sent the request on
+                # It comes from a proxy, which may have sent the request on.
+                return _make_error_response(request, {"unsent": False})
         except httpx2.TransportError as error:
             if not self.is_isolating:
                 raise
-            return _make_error_response(request, unsent=isinstance(error, _UNSENT_ERRORS))
+            is_grant_unavailable = isinstance(error, GrantUnavailable)
+            unsent = is_grant_unavailable or isinstance(error, _UNSENT_ERRORS)
+            return _make_error_response(request, {"unsent": unsent, GRANT_UNAVAILABLE_KEY: is_grant_unavailable})
         if self.is_isolating and isinstance(response.stream, httpx2.AsyncByteStream):
             response.stream = _FaultIsolatingStream(response.stream)
         return response
@@ -92,6 +98,6 @@ class _FaultIsolatingStream(httpx2.AsyncByteStream):
         await self._inner.aclose()
 
 
-def _make_error_response(request: httpx2.Request, *, unsent: bool) -> httpx2.Response:
-    error = {"code": CONNECTION_CLOSED, "message": "the connection failed", "data": {"unsent": unsent}}
+def _make_error_response(request: httpx2.Request, data: JsonObject) -> httpx2.Response:
+    error = {"code": CONNECTION_CLOSED, "message": "the connection failed", "data": data}
     return httpx2.Response(503, request=request, json={"jsonrpc": "2.0", "id": None, "error": error})

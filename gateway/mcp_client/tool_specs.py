@@ -32,8 +32,7 @@ def build_specs(pool: ConnectionPool, checker: DefinitionChecker) -> tuple[ToolS
                 specs.setdefault(sign_in.name, sign_in)
             continue
         withheld_tools = checker.get_withheld_tools(connection)
-        if withheld_tools is not None:
-            _add_server_tools(specs, connection.config, (tool for tool in tools if tool.name not in withheld_tools))
+        _add_server_tools(specs, connection.config, (tool for tool in tools if tool.name not in withheld_tools))
     if len(specs) > _MAX_TOOLS:
         log.warning("too_many_tools", tools=len(specs), offered=_MAX_TOOLS)
     return tuple(specs.values())[:_MAX_TOOLS]

@@ -318,7 +318,7 @@ class McpToolbox(ServerPool, Toolbox):
         try:
             return await connection.send_request(request, principal=principal, timeout=timeout)
         except ToolCallError as error:
-            raise McpServerError(str(error)) from error
+            raise (StorageUnavailable if error.storage_unavailable else McpServerError)(str(error)) from error
 
 
 def _make_error_result(spec: ToolSpec, error: ToolCallError) -> ToolResult:

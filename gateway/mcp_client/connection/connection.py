@@ -3,7 +3,7 @@
 It connects, stays connected, reconnects and sends requests.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 from mcp import Client
@@ -165,13 +165,13 @@ class ServerConnection:
         return self._tool_list.tools
 
     @property
-    def definitions_checked(self) -> bool:
-        """Whether these very tools were compared with their first seen definitions."""
-        return self._tool_list.definitions_checked
+    def unchecked_tools(self) -> set[str]:
+        """See `ServerToolList.unchecked_tools`."""
+        return self._tool_list.unchecked_tools
 
-    def mark_definitions_checked(self) -> None:
-        """The listed tools were compared with their first seen definitions."""
-        self._tool_list.definitions_checked = True
+    def mark_checked(self, tools: Iterable[Tool]) -> None:
+        """See `ServerToolList.mark_checked`."""
+        self._tool_list.mark_checked(tools)
 
     @property
     def is_available(self) -> bool:

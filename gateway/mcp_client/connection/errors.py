@@ -7,6 +7,9 @@ from mcp import MCPError
 
 from gateway.domain.messages import JsonObject
 
+GRANT_UNAVAILABLE_KEY = "grant_unavailable"
+"""In the `data` of a JSON-RPC error that the gateway itself makes."""
+
 
 class ToolCallError(Exception):
     """A request to a server has no result.
@@ -14,7 +17,7 @@ class ToolCallError(Exception):
     `str()` is for the model. `did_run`: False if the tool provably did not run, None if that is unknown.
     `connection_lost`: a retry may succeed. `refusal`: the JSON-RPC error that the server answered with, if any.
     `needs_sign_in`: a user must sign in to the server first; `challenge` is the `WWW-Authenticate` header of the
-    refused request.
+    refused request. `storage_unavailable`: the gateway's own database is the reason.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class ToolCallError(Exception):
         refusal: JsonObject | None = None,
         needs_sign_in: bool = False,
         challenge: str = "",
+        storage_unavailable: bool = False,
     ) -> None:
         super().__init__(message)
         self.did_run = did_run
@@ -33,6 +37,17 @@ class ToolCallError(Exception):
         self.refusal = refusal
         self.needs_sign_in = needs_sign_in
         self.challenge = challenge
+        self.storage_unavailable = storage_unavailable
+
+
+class GrantUnavailable(httpx2.TransportError):
+    """A request needs a token, and the database that has it is unavailable. The server is not at fault."""
+
+
+def is_grant_unavailable(error: MCPError) -> bool:
+    """Whether an error is `GrantUnavailable`, as `FaultIsolatingTransport` reports it."""
+    data: object = error.data
+    return isinstance(data, dict) and bool(cast("JsonObject", data).get(GRANT_UNAVAILABLE_KEY))
 
 
 class RequestNotSent(Exception):
@@ -47,6 +62,8 @@ def describe_error(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = cast(BaseException, error.exceptions[0])  # pyright: ignore[reportUnknownMemberType]
     match error:
+        case GrantUnavailable():
+            return "the sign-in to it cannot be read: the gateway's database is unavailable"
         case httpx2.ConnectError():
             return "nothing answers at its address"
         case TimeoutError() | httpx2.TimeoutException():

@@ -12,7 +12,7 @@ from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import acting_for
-from gateway.mcp_client.connection.errors import RequestNotSent, ToolCallError
+from gateway.mcp_client.connection.errors import RequestNotSent, ToolCallError, is_grant_unavailable
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
 from gateway.mcp_client.connection.session import HANDSHAKE_SECONDS
 from gateway.mcp_client.connection.status import ConnectionStatus
@@ -166,6 +166,9 @@ class RequestSender:
         return ToolCallError(f"The MCP server {self._config.name!r} is not reachable now.", did_run=False)
 
     def _translate_error(self, error: MCPError, client: Client) -> ToolCallError | RequestNotSent:
+        if is_grant_unavailable(error):
+            message = f"The sign-in to {self._config.name!r} cannot be read: the gateway's database is unavailable."
+            return ToolCallError(f"{message} Try again in a moment.", did_run=False, storage_unavailable=True)
         if self._tokens.is_refused:
             return self._unauthorized_error()
         if error.code == INVALID_REQUEST and error.message in _LOST_SESSION_MESSAGES:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Never
 
 from mcp import Client, MCPError
@@ -11,12 +11,13 @@ from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.types import METHOD_NOT_FOUND, Tool, ToolListChangedNotification
 
 from gateway.common.concurrency import Deadline
-from gateway.mcp_client.connection.errors import describe_error
+from gateway.mcp_client.connection.errors import describe_error, is_grant_unavailable
 from gateway.mcp_client.connection.status import ConnectionStatus
 
 _LIST_TIMEOUT_SECONDS = 60.0
 _POLL_TIMEOUT_SECONDS = 10.0
 _POLL_SECONDS = 30.0
+_GRANT_RETRY_SECONDS = 2.0
 _MIN_RELISTEN_SECONDS, _MAX_RELISTEN_SECONDS = 0.2, 0.4
 _MAX_PAGES, _MAX_TOOLS = 100, 1_000
 _LISTING_ERRORS = (MCPError, TimeoutError, ValueError, RuntimeError)
@@ -31,8 +32,7 @@ class ServerToolList:
 
     def __init__(self, status: ConnectionStatus, *, is_http: bool, on_change: Callable[[], None]) -> None:
         self.tools: tuple[Tool, ...] = ()
-        self.definitions_checked = False
-        """Whether the current tools were compared with their first seen definitions."""
+        self._checked_tools: dict[str, Tool] = {}
         self._status = status
         self._is_http = is_http
         self._on_change = on_change
@@ -54,10 +54,18 @@ class ServerToolList:
                 if cursor is None or len(tools) >= _MAX_TOOLS:
                     break
         new_tools = tuple(sorted(tools.values(), key=lambda tool: tool.name)[:_MAX_TOOLS])
-        self.definitions_checked = self.definitions_checked and new_tools == self.tools
         self.tools = new_tools
         self._status.tool_count = len(new_tools)
         self._on_change()
+
+    @property
+    def unchecked_tools(self) -> set[str]:
+        """Names of the tools that were not compared with their first seen definitions as they are now."""
+        return {tool.name for tool in self.tools if self._checked_tools.get(tool.name) != tool}
+
+    def mark_checked(self, tools: Iterable[Tool]) -> None:
+        """These tools were compared with their first seen definitions."""
+        self._checked_tools = {tool.name: tool for tool in tools}
 
     async def on_message(self, message: IncomingMessage) -> None:
         """The SDK client's callback for notifications of legacy servers."""
@@ -71,14 +79,20 @@ class ServerToolList:
         """
         while True:
             reason = await self._watch_changes(client)
+            if reason is None:
+                await asyncio.sleep(_GRANT_RETRY_SECONDS)
+                continue
             self._status.set_unavailable(reason)
             if not self._is_http:
                 self._status.broken_event.set()  # only a new connection makes it available again
                 await asyncio.sleep(_POLL_SECONDS)  # the owner cancels this task when it closes the session
             await asyncio.sleep(random.uniform(_MIN_RELISTEN_SECONDS, _MAX_RELISTEN_SECONDS))  # noqa: S311
 
-    async def _watch_changes(self, client: Client) -> str:
-        """Refresh after each announced change until the server is unavailable; the reason."""
+    async def _watch_changes(self, client: Client) -> str | None:
+        """Refresh after each announced change until the server is unavailable; the reason.
+
+        None if only the gateway's database is unavailable, which says nothing about the server.
+        """
         try:
             async with client.listen(tools_list_changed=True) as changes:
                 await self.refresh_tools(client)  # changes before this subscription were not announced
@@ -91,9 +105,9 @@ class ServerToolList:
         except (SubscriptionLost, *_LISTING_ERRORS) as error:
             if isinstance(error, MCPError) and error.code == METHOD_NOT_FOUND:
                 return await self._poll_tools(client)
-            return describe_error(error)
+            return _describe_unless_grant_unavailable(error)
 
-    async def _poll_tools(self, client: Client) -> str:
+    async def _poll_tools(self, client: Client) -> str | None:
         """List the tools every 30 seconds until that fails; the reason.
 
         For servers of the current protocol that announce no changes.
@@ -103,7 +117,7 @@ class ServerToolList:
                 async with Deadline.after(_POLL_TIMEOUT_SECONDS).limit():
                     await self.refresh_tools(client)
             except _LISTING_ERRORS as error:
-                return describe_error(error)
+                return _describe_unless_grant_unavailable(error)
             self._status.set_available()
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -114,7 +128,16 @@ class ServerToolList:
             self._outdated_event.clear()
             try:
                 await self.refresh_tools(client)
-            except _LISTING_ERRORS:
-                self._status.set_degraded("its tools have changed, and it does not list them")
+            except _LISTING_ERRORS as error:
+                if _describe_unless_grant_unavailable(error) is None:
+                    await asyncio.sleep(_GRANT_RETRY_SECONDS)
+                    self._outdated_event.set()
+                else:
+                    self._status.set_degraded("its tools have changed, and it does not list them")
             else:
                 self._status.set_recovered()
+
+
+def _describe_unless_grant_unavailable(error: Exception) -> str | None:
+    """The reason why a server is unavailable; None if it is not, and only its token cannot be read."""
+    return None if isinstance(error, MCPError) and is_grant_unavailable(error) else describe_error(error)

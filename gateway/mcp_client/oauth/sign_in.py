@@ -12,7 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
-from gateway.domain.errors import Conflict, Forbidden, McpServerError, NotFound
+from gateway.domain.errors import Conflict, Forbidden, GatewayError, McpServerError, NotFound, StorageUnavailable
 from gateway.domain.messages import AuthorizationRequest, JsonObject, Principal, Question
 from gateway.mcp_client.oauth.authorization_flow import AuthorizationFlow, make_client_metadata
 from gateway.mcp_client.oauth.tokens import REQUEST_TIMEOUT_SECONDS, get_grant_owner
@@ -164,8 +164,12 @@ class SignInService(SignIn):
         except TimeoutError:
             problem = "the user did not come back from the authorization server's page in time"
             await flow.delete_grant()
-        if not problem and self.on_granted is not None:
-            await self.on_granted(request.server, request.owner)
+        except GatewayError as error:
+            problem = error.message
+        if not problem:
+            self._report_change()  # before turns resume, whose calls need the new grant
+            if self.on_granted is not None:
+                await self.on_granted(request.server, request.owner)
         log.info("sign_in_finished", server=request.server, owner=request.owner, by=request.by, problem=problem or None)
         await self._grants.save_outcome(flow.ticket, problem)
 
@@ -176,6 +180,8 @@ class SignInService(SignIn):
                 answer = await self._grants.get_callback(ticket, state)
             except NotFound:  # the sign-in was started again at another worker, so this flow ends
                 raise asyncio.CancelledError from None
+            except StorageUnavailable:
+                answer = None
             if answer is not None:
                 return answer
             await wait_or_poll(self._grants_changed, _CALLBACK_POLL_SECONDS)

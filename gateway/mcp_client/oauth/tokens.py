@@ -1,15 +1,21 @@
 """Access tokens for requests to protected servers, refreshed before they expire."""
 
+import asyncio
+import contextlib
+import math
 import time
+from contextlib import AsyncExitStack
 
 import httpx2
 import msgspec
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import ValidationError
 
+from gateway.common.concurrency import Backoff, Deadline
 from gateway.common.logging import get_logger
-from gateway.domain.errors import StorageUnavailable
+from gateway.domain.errors import GatewayError
 from gateway.domain.messages import Grant, Principal
+from gateway.mcp_client.connection.errors import GrantUnavailable
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, HttpsOnlyTransport
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import GrantStore
@@ -24,6 +30,10 @@ INVALID_CLIENT_ERRORS = ("invalid_client", "unauthorized_client")
 The gateway's registration as a client is no longer valid.
 """
 REQUEST_TIMEOUT_SECONDS = 15.0
+_READ_TIMEOUT_SECONDS, _LOCK_TIMEOUT_SECONDS = 2.0, 10.0
+_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 5.0
+_MIN_READ_SECONDS = 1.0
+"""Seconds between look-ups for a server that refuses requests without a token."""
 _REFRESH_AHEAD_SECONDS = 60.0
 _MAX_CHALLENGE_LENGTH = 2_000
 
@@ -41,7 +51,8 @@ def get_expiry(token: OAuthToken) -> float | None:
 class AccessTokenProvider:
     """The access tokens of one owner at one server.
 
-    One worker at a time refreshes a token before it expires.
+    The stored grant is read once, and again only after `discard_cached()` or a refused request. While the database is
+    unavailable, the last known token serves. One worker at a time refreshes a token before it expires.
 
     Without `grants` there are no tokens. `is_refused`: the server refused the latest request for lack of a valid token;
     `challenge` is the `WWW-Authenticate` header of that answer.
@@ -52,6 +63,13 @@ class AccessTokenProvider:
         self._server_url = server.url
         self._grant_key = (server.name, owner, server.url)
         self._grant: Grant | None = None
+        self._unsaved: _UnsavedGrant | None = None
+        self._must_read = True
+        self._read_at = -math.inf
+        self._updating = asyncio.Lock()
+        self._failure: httpx2.TransportError | None = None
+        self._retry_at = -math.inf
+        self._backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         self.is_refused = False
         self.challenge = ""
 
@@ -61,34 +79,114 @@ class AccessTokenProvider:
         return self._grants is not None
 
     def discard_cached(self) -> None:
-        """Read the stored grant again before the next request."""
-        self._grant = None
+        """Read the stored grant again before the next request. Its token serves until that succeeds."""
+        self._must_read = True
 
-    async def get_token(self, refused_token: str | None = None) -> str | None:
-        """The token to send; None if a user must sign in.
+    async def get_token(self) -> str | None:
+        """The token to send; None if there is none, or none is known because the database is unavailable."""
+        if self._needs_update() and not (self._updating.locked() and self._grant is not None):
+            async with self._updating:
+                if self._needs_update():
+                    with contextlib.suppress(httpx2.TransportError):  # logged; a server that needs a token refuses
+                        await self._update(None)
+        return self._grant and self._grant.access_token
 
-        `refused_token` is a token that the server no longer accepts.
+    async def replace_token(self, refused_token: str | None) -> str | None:
+        """Another token than the one that the server refused; None if a user must sign in.
+
+        `refused_token` is None if the request had no token.
 
         Raises:
-            StorageUnavailable: the grant cannot be read now.
+            GrantUnavailable: the stored grant cannot be read now.
+            httpx2.TransportError: the authorization server does not work now.
         """
         if self._grants is None:
             return None
-        if not _is_valid(self._grant, refused_token):
-            self._grant = await self._grants.get_grant(*self._grant_key)
-        if self._grant is None or _is_valid(self._grant, refused_token):
-            return self._grant and self._grant.access_token
-        async with self._grants.begin_transaction(*self._grant_key) as transaction:
-            if transaction.grant is not None and not _is_valid(transaction.grant, refused_token):
-                transaction.grant = await _refresh_grant(transaction.grant, self._server_url)
-            self._grant = transaction.grant
-        return self._grant and self._grant.access_token
+        async with self._updating:
+            if (token := self._get_other_token(refused_token)) is not None:
+                return token  # another request has updated it
+            if refused_token is None:
+                self._must_read = self._must_read or time.monotonic() - self._read_at > _MIN_READ_SECONDS
+            try:
+                await self._update(refused_token)
+            except httpx2.TransportError:
+                if self._get_other_token(refused_token) is None:
+                    raise
+        return self._get_other_token(refused_token)
+
+    def _get_other_token(self, refused_token: str | None) -> str | None:
+        token = self._grant and self._grant.access_token
+        return None if token == refused_token else token
+
+    def _needs_update(self) -> bool:
+        if self._grants is None or time.monotonic() < self._retry_at:
+            return False
+        return self._must_read or self._unsaved is not None or _must_refresh(self._grant, None)
+
+    async def _update(self, refused_token: str | None) -> None:
+        """Read and refresh the grant; after a failure only once a pause has passed.
+
+        Raises:
+            GrantUnavailable, httpx2.TransportError: see `replace_token`.
+        """
+        if self._failure is not None and time.monotonic() < self._retry_at:
+            raise type(self._failure)(str(self._failure))
+        try:
+            await self._read_and_refresh(refused_token)
+        except (GatewayError, TimeoutError) as error:
+            self._failure, cause = GrantUnavailable("the stored sign-in cannot be read now"), error
+        except (httpx2.TransportError, ValidationError, ValueError) as error:
+            self._failure, cause = httpx2.ConnectError("the authorization server does not work now"), error
+        else:
+            self._failure = None
+            self._backoff.reset()
+            return
+        self._retry_at = time.monotonic() + self._backoff.next_delay()
+        log.warning("access_token_not_updated", server=self._grant_key[0], error=type(cause).__name__)
+        raise self._failure from cause
+
+    async def _read_and_refresh(self, refused_token: str | None) -> None:
+        assert self._grants is not None
+        if self._must_read and self._unsaved is None:
+            self._must_read = False  # before the read, so that a change during the read is not missed
+            try:
+                async with Deadline.after(_READ_TIMEOUT_SECONDS).limit():
+                    self._grant = await self._grants.get_grant(*self._grant_key)
+            except BaseException:
+                self._must_read = True
+                raise
+            self._read_at = time.monotonic()
+        if self._unsaved is not None or _must_refresh(self._grant, refused_token):
+            await self._refresh_stored_grant(self._grants, refused_token)
+
+    async def _refresh_stored_grant(self, grants: GrantStore, refused_token: str | None) -> None:
+        """Refresh the grant while no other worker does. A grant that cannot be stored is kept, and stored later."""
+        unsaved = self._unsaved
+        async with AsyncExitStack() as stack:
+            async with Deadline.after(_LOCK_TIMEOUT_SECONDS).limit():
+                transaction = await stack.enter_async_context(grants.begin_transaction(*self._grant_key))
+            stored = transaction.grant
+            grant = unsaved.grant if unsaved is not None and unsaved.replaces == stored else stored
+            if grant is not None and _must_refresh(grant, refused_token):
+                grant = await _refresh_grant(grant, self._server_url)
+            transaction.grant = self._grant = grant
+            self._unsaved = None if grant == stored else _UnsavedGrant(grant, stored)
+        self._unsaved = None
 
 
-def _is_valid(grant: Grant | None, refused_token: str | None) -> bool:
-    if grant is None or grant.access_token is None or grant.access_token == refused_token:
+class _UnsavedGrant(msgspec.Struct, frozen=True):
+    """A refreshed grant that could not be stored, and the stored one that it replaces, whose tokens are used up."""
+
+    grant: Grant | None
+    replaces: Grant | None
+
+
+def _must_refresh(grant: Grant | None, refused_token: str | None) -> bool:
+    """Whether a grant has a token that is refused or about to expire."""
+    if grant is None or grant.access_token is None:
         return False
-    return grant.expires_at is None or time.time() < grant.expires_at - _REFRESH_AHEAD_SECONDS
+    is_expiring = grant.expires_at is not None and time.time() >= grant.expires_at - _REFRESH_AHEAD_SECONDS
+    return is_expiring or grant.access_token == refused_token
 
 
 async def _refresh_grant(grant: Grant, server_url: str) -> Grant | None:
@@ -151,13 +249,10 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
         self._tokens = tokens
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        token = await self._get_token()
+        token = await self._tokens.get_token()
         response = await self._send_authorized(request, token)
-        if response.status_code == 401 and token is not None:
-            token = await self._get_token(refused_token=token)
-            if token is not None:
-                await response.aclose()
-                response = await self._send_authorized(request, token)
+        if response.status_code == 401:
+            response = await self._retry_refused(request, response, token)
         challenge = response.headers.get("WWW-Authenticate", "")
         lacks_scope = response.status_code == 403 and INSUFFICIENT_SCOPE in challenge
         if response.status_code == 401 or lacks_scope:
@@ -166,11 +261,19 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
             self._tokens.is_refused = False
         return response
 
-    async def _get_token(self, refused_token: str | None = None) -> str | None:
+    async def _retry_refused(
+        self, request: httpx2.Request, response: httpx2.Response, token: str | None
+    ) -> httpx2.Response:
+        """Send a refused request again if there is another token; else return the refusal."""
         try:
-            return await self._tokens.get_token(refused_token)
-        except (StorageUnavailable, ValidationError, ValueError) as error:
-            raise httpx2.ConnectError("there is no access token now") from error
+            other_token = await self._tokens.replace_token(token)
+        except httpx2.TransportError:
+            await response.aclose()
+            raise
+        if other_token is None:
+            return response
+        await response.aclose()
+        return await self._send_authorized(request, other_token)
 
     async def _send_authorized(self, request: httpx2.Request, token: str | None) -> httpx2.Response:
         if token is not None:
