@@ -279,7 +279,9 @@ async def build_store(
             turns=TurnStore(database),
             conversations=ConversationStore(database, redactor=redactor),
             usage=UsageStore(database, redactor=redactor),
-            questions=QuestionStore(database, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor),
+            questions=QuestionStore(
+                database, worker_id, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor
+            ),
             keys=KeyStore(database),
             audit=AuditStore(database),
             servers=ServerStore(database, cipher),

@@ -29,6 +29,7 @@ from gateway.domain.errors import (
     ServerStopping,
     StorageUnavailable,
     TurnLost,
+    TurnTakenOver,
     TurnTimeout,
 )
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
@@ -226,7 +227,12 @@ class Runner:
         self._spawn_task(turn, selection)
 
     def _create_turn(self, record: TurnRecord, principal: Principal, model: ModelInfo) -> ActiveTurn:
-        turn_log = TurnLog(record.id, synchronous=self._config.synchronous_journal)
+        turn_log = TurnLog(
+            record.id,
+            epoch=record.epoch,
+            attempts=record.attempts,
+            synchronous=self._config.synchronous_journal,
+        )
         journal = self._storage.journal if record.request.store else self._storage.ephemeral_journal
         return ActiveTurn(record, principal, turn_log, journal, self._storage.questions, model, self._budgets)
 
@@ -330,6 +336,9 @@ class Runner:
             if turn.cancel_reason is None:
                 raise
             return turn.build_cancelled_event()
+        except TurnTakenOver:
+            turn.give_up()
+            return None
         except GatewayError as error:
             return turn.record_failure(error)
         except Exception:  # without an end, the turn's readers would wait for ever
@@ -346,7 +355,11 @@ class Runner:
         From then on it exists only in the database.
         """
         turn.stage = "finishing"
-        await turn.journal.suspend_turn(turn.log)
+        try:
+            await turn.journal.suspend_turn(turn.log)
+        except TurnTakenOver:
+            log.warning("turn_taken_over_by_another_worker", turn_id=str(turn.id))
+            return
         turn.log.close("input_required")
         log.info("turn_suspended", turn_id=str(turn.id))
         try:
@@ -371,6 +384,9 @@ class Runner:
         except TimeoutError:
             log.error("turn_end_storage_timed_out", turn_id=str(turn.id))
             turn.log.close(StorageUnavailable.code)
+        except TurnTakenOver:
+            log.warning("turn_taken_over_by_another_worker", turn_id=str(turn.id))
+            return
         log.info(
             f"turn_{outcome.status}",
             turn_id=str(turn.id),

@@ -82,6 +82,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.model = model
         self._budgets = budgets
         self.log = turn_log
+        turn_log.on_failure = lambda _error: self.cancel("handed_over")
         self.transcript = Transcript()
         self.inputs: list[StoredQuestion] = []
         self.failure: GatewayError | None = None
@@ -177,7 +178,9 @@ class ActiveTurn(TurnContext, TurnSpending):
         return answer
 
     async def _show_questions(self, call_id: str, pending_input: PendingInput) -> list[StoredQuestion]:
-        stored_questions = await self._questions.save_questions(self.id, call_id, pending_input)
+        stored_questions = await self._questions.save_questions(
+            self.id, call_id, pending_input, epoch=self.record.epoch
+        )
         for stored, expires_at in stored_questions:
             question = stored.question
             self.emit(
@@ -251,6 +254,11 @@ class ActiveTurn(TurnContext, TurnSpending):
             self.cancel_reason = reason
             if self.stage == "running" and self.task is not None:
                 self.task.cancel()  # a task that has not started checks `cancel_reason` itself
+
+    def give_up(self) -> None:
+        """Stop without an end, because another worker owns the turn or may claim it now."""
+        self.log.close(StorageUnavailable.code)
+        self.cancel("handed_over")
 
     def elapsed_ms(self) -> float:
         return round((time.perf_counter() - self.started_at) * 1000, 2)

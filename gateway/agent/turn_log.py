@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
+from gateway.domain.errors import GatewayError, StorageUnavailable
 from gateway.domain.events import Delta, Event, JournalEntry, TurnCancelled, TurnCompleted, TurnFailed, encode_event
 from gateway.ports.store import EventSource
 
@@ -23,14 +24,17 @@ class TurnLog(EventSource):
 
     A reader has an index into the list instead of a queue. See docs/adr/0001. A delta is visible at once; any other
     event, and all after it, when `mark_committed` reports that it is durable. With `synchronous`, deltas wait as well.
-    `on_commit` is called after each commit.
+    `on_commit` is called after each commit, `on_failure` when the log is closed because an entry cannot become durable.
     """
 
-    def __init__(self, turn_id: UUID, *, synchronous: bool = False) -> None:
+    def __init__(self, turn_id: UUID, *, epoch: int = 0, attempts: int = 0, synchronous: bool = False) -> None:
         self.turn_id = turn_id
+        self.epoch = epoch
+        self.attempts = attempts
         self.entries: list[JournalEntry] = []
         self.close_reason: str | None = None
         self.on_commit: Callable[[], None] | None = None
+        self.on_failure: Callable[[GatewayError], None] | None = None
         self._next_seq = 1
         self._synchronous = synchronous
         self._undurable: deque[tuple[int, int]] = deque()
@@ -75,6 +79,12 @@ class TurnLog(EventSource):
         self._wake_readers()
         if self.on_commit is not None:
             self.on_commit()
+
+    def fail(self, error: GatewayError) -> None:
+        """See `EventSource.fail`. Readers receive only entries that are durable."""
+        self.close(StorageUnavailable.code)
+        if self.on_failure is not None:
+            self.on_failure(error)
 
     def close(self, reason: str) -> None:
         """End the readers before the turn's end.

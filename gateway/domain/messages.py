@@ -298,7 +298,8 @@ class TurnRecord(msgspec.Struct, frozen=True):
     """A turn at its start.
 
     `model` is the model in use, which may be the target of an alias. `caller` is the principal that started the turn,
-    if authentication is on. A resumed turn keeps its rights.
+    if authentication is on. A resumed turn keeps its rights. `epoch` is the number of claims by workers; `attempts`
+    counts those from dead workers since the last completed step.
     """
 
     id: UUID
@@ -308,6 +309,8 @@ class TurnRecord(msgspec.Struct, frozen=True):
     conversation_id: UUID | None = None
     request_id: str | None = None
     caller: Principal | None = None
+    epoch: int = 0
+    attempts: int = 0
 
 
 class TurnOutcome(msgspec.Struct, frozen=True):

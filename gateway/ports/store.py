@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import (
     Answer,
@@ -28,9 +29,14 @@ from gateway.domain.messages import (
 
 
 class EventSource(Protocol):
-    """A turn's log, as the journal reads it."""
+    """A turn's log, as the journal reads it.
+
+    `epoch` and `attempts` are those of the turn's record.
+    """
 
     turn_id: UUID
+    epoch: int
+    attempts: int
 
     @abstractmethod
     def take_unwritten(self) -> list[JournalEntry]:
@@ -43,6 +49,11 @@ class EventSource(Protocol):
     @abstractmethod
     def mark_committed(self, seq: int) -> None:
         """Record that all entries up to `seq` are durable."""
+        ...
+
+    @abstractmethod
+    def fail(self, error: GatewayError) -> None:
+        """Close the log, because its entries will not become durable."""
         ...
 
 
@@ -267,9 +278,13 @@ class QuestionRepository(Protocol):
 
     @abstractmethod
     async def save_questions(
-        self, turn_id: UUID, call_id: str, pending_input: PendingInput
+        self, turn_id: UUID, call_id: str, pending_input: PendingInput, *, epoch: int
     ) -> list[tuple[StoredQuestion, datetime]]:
-        """Store a call's questions; return each with its expiry time."""
+        """Store a call's questions; return each with its expiry time.
+
+        Raises:
+            TurnTakenOver: this worker does not own the turn in this epoch.
+        """
         ...
 
     @abstractmethod

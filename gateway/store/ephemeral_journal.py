@@ -5,6 +5,7 @@ from uuid import UUID
 
 import msgspec
 
+from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.store import EventSource, Journal
@@ -37,7 +38,9 @@ class EphemeralJournal(Journal):
             idempotency_key=turn.request.idempotency_key,
             parent_turn_id=turn.request.parent_turn_id,
         )
-        await self._journal.begin_turn(msgspec.structs.replace(turn, request=request), _NullEventSource(turn.id))
+        await self._journal.begin_turn(
+            msgspec.structs.replace(turn, request=request), _NullEventSource(turn.id, turn.epoch)
+        )
         self.schedule_flush(log)
 
     def schedule_flush(self, log: EventSource) -> None:
@@ -56,7 +59,7 @@ class EphemeralJournal(Journal):
     def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish_turn`."""
         statistics = msgspec.structs.replace(outcome, messages=(), response="")
-        done = self._journal.finish_turn(_NullEventSource(log.turn_id), statistics)
+        done = self._journal.finish_turn(_NullEventSource(log.turn_id, log.epoch), statistics)
         done.add_done_callback(lambda _: self.schedule_flush(log))
         return done
 
@@ -74,11 +77,17 @@ class EphemeralJournal(Journal):
 class _NullEventSource(EventSource):
     """A turn's log without entries to write."""
 
-    def __init__(self, turn_id: UUID) -> None:
+    attempts = 0
+
+    def __init__(self, turn_id: UUID, epoch: int) -> None:
         self.turn_id = turn_id
+        self.epoch = epoch
 
     def take_unwritten(self) -> list[JournalEntry]:
         return []
 
     def mark_committed(self, seq: int) -> None:
         pass
+
+    def fail(self, error: GatewayError) -> None:
+        pass  # the turn runs on with its worker

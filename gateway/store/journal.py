@@ -14,14 +14,15 @@ import msgspec
 from gateway.common.concurrency import Backoff, BoundedQueue, Deadline, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.common.redaction import Redactor
-from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable
+from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable, TurnTakenOver
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import TurnOutcome, TurnRecord, Usage
 from gateway.ports.store import EventSource, Journal
 from gateway.store import journal_statements as statements
 from gateway.store import redaction
 from gateway.store.database import encode_jsonb
-from gateway.store.journal_statements import Row
+from gateway.store.errors import TAKEN_OVER_SQLSTATE, get_sqlstate
+from gateway.store.journal_statements import Fence, Row
 
 log = get_logger(__name__)
 
@@ -65,9 +66,12 @@ class _PendingWrite:
     def fail(self, error: GatewayError) -> None:
         """Fail the write for good, but mark it as committed.
 
-        Otherwise its subscribers would wait for ever.
+        Otherwise its subscribers would wait for ever. The log of a turn that another worker owns is closed instead.
         """
-        self.source.mark_committed(self.last_seq)
+        if isinstance(error, TurnTakenOver):
+            self.source.fail(error)
+        else:
+            self.source.mark_committed(self.last_seq)
         if not self.done.done():
             self.done.set_exception(error)
             self.done.exception()  # marks the error as retrieved, because not every write has a waiter
@@ -96,11 +100,11 @@ class PostgresJournal(Journal):
         self._flush_seconds = flush_seconds
         self._timeout_seconds = timeout_seconds
         self._redactor = redactor or Redactor()
-        self._unredacted: dict[UUID, list[JournalEntry]] = {}
+        self._unredacted: dict[EventSource, list[JournalEntry]] = {}
         self._is_unavailable = False
         self._waiting: BoundedQueue[_PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
         self._in_flight: list[_PendingWrite] = []
-        self._dirty: dict[UUID, EventSource] = {}
+        self._dirty: dict[EventSource, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self.task = SupervisedTask("journal", self._write_forever, vital=True)
@@ -138,7 +142,7 @@ class PostgresJournal(Journal):
         """
         if self._redactor:
             return
-        self._dirty[log.turn_id] = log
+        self._dirty[log] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._flush_seconds, self._flush_dirty)
 
@@ -149,11 +153,11 @@ class PostgresJournal(Journal):
     def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish_turn`."""
         outcome = redaction.redact_outcome(outcome, self._redactor) if self._redactor else outcome
-        return self._submit(log, statements.build_finish_row(log.turn_id, outcome, self._worker_id)).done
+        return self._submit(log, statements.build_finish_row(self._fence(log), outcome)).done
 
     def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
         """See `Journal.suspend_turn`."""
-        return self._submit(log, statements.build_suspend_row(log.turn_id, self._worker_id)).done
+        return self._submit(log, statements.build_suspend_row(self._fence(log))).done
 
     @property
     def is_unavailable(self) -> bool:
@@ -170,7 +174,7 @@ class PostgresJournal(Journal):
 
     def _flush_dirty(self) -> None:
         self._timer = None
-        for source in list(self._dirty.values()):
+        for source in list(self._dirty):
             self._submit(source)
 
     def _submit(self, source: EventSource, row: Row | None = None) -> _PendingWrite:
@@ -178,13 +182,13 @@ class PostgresJournal(Journal):
 
         An empty write is done when the earlier ones are.
         """
-        self._dirty.pop(source.turn_id, None)
+        self._dirty.pop(source, None)
         fresh = source.take_unwritten()
         if self._redactor:
-            fresh, rest = redaction.split_trailing_deltas(self._unredacted.pop(source.turn_id, []) + fresh)
+            fresh, rest = redaction.split_trailing_deltas(self._unredacted.pop(source, []) + fresh)
             fresh = redaction.redact_entries(fresh, self._redactor)
             if rest:
-                self._unredacted[source.turn_id] = rest
+                self._unredacted[source] = rest
         write = _PendingWrite(source, fresh, row)
         self._waiting.put(write)
         return write
@@ -196,8 +200,8 @@ class PostgresJournal(Journal):
         committed, too.
         """
         source = write.source
-        self._dirty.pop(source.turn_id, None)
-        self._unredacted.pop(source.turn_id, None)
+        self._dirty.pop(source, None)
+        self._unredacted.pop(source, None)
         in_flight = [other for other in self._in_flight if other.source is source]
         waiting = [other for other in self._waiting if other.source is source and other not in in_flight]
         self._waiting.remove(waiting)
@@ -208,7 +212,7 @@ class PostgresJournal(Journal):
         if write in in_flight:
             error = StorageUnavailable().to_error_info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            self._submit(source, statements.build_finish_row(source.turn_id, outcome, self._worker_id))
+            self._submit(source, statements.build_finish_row(self._fence(source), outcome))
 
     # --- writing
 
@@ -268,16 +272,21 @@ class PostgresJournal(Journal):
                         await connection.executemany(statement, rows)
 
     def _group_by_statement(self, batch: list[_PendingWrite]) -> dict[str, list[statements.Values]]:
-        by_turn: dict[UUID, list[_PendingWrite]] = {}
+        by_source: dict[EventSource, list[_PendingWrite]] = {}
         for write in batch:
-            by_turn.setdefault(write.source.turn_id, []).append(write)
+            by_source.setdefault(write.source, []).append(write)
         by_statement: dict[str, list[statements.Values]] = {}
-        for turn_id, writes in by_turn.items():
+        for source, writes in by_source.items():
             rows = [write.row for write in writes if write.row is not None]
             entries = [entry for write in writes for entry in write.entries]
-            for statement, row in statements.build_commit_rows(turn_id, rows, entries, self._worker_id):
+            for statement, row in statements.build_commit_rows(
+                self._fence(source), rows, entries, attempts=source.attempts
+            ):
                 by_statement.setdefault(statement, []).append(row)
         return by_statement
+
+    def _fence(self, source: EventSource) -> Fence:
+        return Fence(source.turn_id, self._worker_id, source.epoch)
 
     async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         if self._connection is None or self._connection.is_closed():
@@ -294,6 +303,8 @@ class PostgresJournal(Journal):
 
 
 def _to_gateway_error(error: Exception) -> GatewayError:
+    if get_sqlstate(error) == TAKEN_OVER_SQLSTATE:
+        return TurnTakenOver()
     if not isinstance(error, asyncpg.UniqueViolationError):
         return GatewayError()
     busy = error.constraint_name == "ux_turns_busy"

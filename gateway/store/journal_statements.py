@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import assert_never
+from typing import NamedTuple, assert_never
 from uuid import UUID
 
 import msgspec
@@ -17,20 +17,39 @@ Row = tuple[str, Values]
 _Events = tuple[int, int, str] | tuple[None, None, None]
 
 
-def _insert_events_sql(first: int) -> str:
+class Fence(NamedTuple):
+    """The owner of a turn: the first parameters of each statement that writes for it."""
+
+    turn_id: UUID
+    worker_id: UUID
+    epoch: int
+
+
+FENCE = """
+WITH owned AS MATERIALIZED (
+SELECT id FROM turns
+WHERE id = $1 AND epoch = $3 AND (worker_id = $2 OR worker_id IS NULL AND status = 'waiting') FOR SHARE),
+fence AS MATERIALIZED (SELECT coalesce((SELECT id FROM owned), refuse_stale_write($1)) AS id)"""
+"""SQL that fails unless the worker $2 owns the turn $1 in its epoch $3.
+
+The row lock makes a claim wait for the commit, or this wait for the claim. A turn without a worker was suspended by the
+same owner: the statement runs again after a lost connection.
+"""
+
+
+def _insert_events_sql(first: int, source: str) -> str:
     """Build SQL that also inserts the events of a turn.
 
-    The events, if any, are the parameters from `first` on. They are inserted if the CTE "turn" has a row.
+    The events, if any, are the parameters from `first` on. They are inserted if the CTE `source` has a row.
     """
     return f"""
 INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
-SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM turn WHERE ${first}::int IS NOT NULL
+SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM {source} WHERE ${first}::int IS NOT NULL
 ON CONFLICT (turn_id, first_seq) DO NOTHING"""
 
 
 # Another statement of the turn also inserts its events, because a separate one costs a round trip. See docs/adr/0002.
 _NO_EVENTS = (None, None, None)
-_OWNED_TURN_CTE = "WITH turn AS (SELECT id FROM turns WHERE id = $1 AND worker_id = $2)"
 BEGIN_TURN = f"""
 WITH turn AS (
 INSERT INTO turns (id, conversation_id, owner, user_label, worker_id, status, prompt, messages, model_name,
@@ -42,26 +61,20 @@ VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
                        ORDER BY position DESC NULLS LAST, id DESC LIMIT 1)), $15)
 ON CONFLICT (id) DO NOTHING
 RETURNING id)
-{_insert_events_sql(16)}"""
+{_insert_events_sql(16, "turn")}"""
 START_CALL = f"""
-{_OWNED_TURN_CTE}, inserted AS ({_insert_events_sql(3)})
+{FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
-VALUES ($1, $6, $7, $8, $9, $10, $11)
+SELECT id, $7, $8, $9, $10, $11, $12 FROM fence
 ON CONFLICT (turn_id, call_id) DO NOTHING"""
 FINISH_CALL = f"""
-{_OWNED_TURN_CTE}, inserted AS ({_insert_events_sql(3)})
-UPDATE tool_calls SET outcome = $7, content = $8, structured = $9, duration_ms = $10
-WHERE turn_id = $1 AND call_id = $6"""
+{FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
+UPDATE tool_calls SET outcome = $8, content = $9, structured = $10, duration_ms = $11
+FROM fence WHERE turn_id = fence.id AND call_id = $7"""
 INSERT_EVENTS = f"""
-{_OWNED_TURN_CTE}
-{_insert_events_sql(3)}"""
-FINISH_TURN = f"""
-WITH turn AS (
-UPDATE turns SET status = $2, response = $3, messages = $4, finish_reason = $5, usage = $6, cost_usd = $7, steps = $8,
-                 error = $9, completed_at = $10, first_token_ms = $11, duration_ms = $12, busy_conversation_id = NULL,
-                 cached = $14
-WHERE id = $1 AND worker_id = $13
-RETURNING *), inserted AS ({_insert_events_sql(15)})
+{FENCE}
+{_insert_events_sql(4, "fence")}"""
+INSERT_USAGE = """
 INSERT INTO turn_usage (turn_id, owner, key, model_name, status, prompt_tokens, completion_tokens, total_tokens,
                         cached_tokens, reasoning_tokens, queue_time, model_time, generation_time, steps,
                         conversation_id, cost_usd, error_code, cached, at)
@@ -73,14 +86,32 @@ SELECT id, owner, caller->>'key', model_name, status, coalesce((usage->>'prompt_
        completed_at
 FROM turn
 ON CONFLICT (turn_id) DO NOTHING"""
-EDIT_CALL = "UPDATE tool_calls SET arguments = $3 WHERE turn_id = $1 AND call_id = $2"
-SUSPEND_TURN = "UPDATE turns SET status = 'waiting', worker_id = NULL WHERE id = $1 AND worker_id = $2"
-EXECUTION_ORDER = (BEGIN_TURN, START_CALL, EDIT_CALL, FINISH_CALL, INSERT_EVENTS, FINISH_TURN, SUSPEND_TURN)
+FINISH_TURN = f"""
+{FENCE}, turn AS (
+UPDATE turns SET status = $7, response = $8, messages = $9, finish_reason = $10, usage = $11, cost_usd = $12,
+                 steps = $13, error = $14, completed_at = $15, first_token_ms = $16, duration_ms = $17, cached = $18,
+                 busy_conversation_id = NULL
+FROM fence WHERE turns.id = fence.id
+RETURNING turns.*), inserted AS ({_insert_events_sql(4, "turn")})
+{INSERT_USAGE}"""
+EDIT_CALL = f"{FENCE} UPDATE tool_calls SET arguments = $5 FROM fence WHERE turn_id = fence.id AND call_id = $4"
+RESET_ATTEMPTS = f"{FENCE} UPDATE turns SET attempts = 0 FROM fence WHERE turns.id = fence.id AND attempts > 0"
+SUSPEND_TURN = f"{FENCE} UPDATE turns SET status = 'waiting', worker_id = NULL FROM fence WHERE turns.id = fence.id"
+EXECUTION_ORDER = (
+    BEGIN_TURN,
+    START_CALL,
+    EDIT_CALL,
+    FINISH_CALL,
+    INSERT_EVENTS,
+    RESET_ATTEMPTS,
+    FINISH_TURN,
+    SUSPEND_TURN,
+)
 """Order of the statements in a batch.
 
-A statement may run twice after a lost connection. It writes nothing for a turn that another worker has taken over.
+A statement may run twice after a lost connection. It fails for a turn that another worker has taken over.
 """
-_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 14, START_CALL: 2, FINISH_CALL: 2}
+_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3}
 """Number of parameters before those of the events.
 
 The keys are the statements that also insert a turn's events.
@@ -118,9 +149,9 @@ def build_begin_row(turn: TurnRecord, worker_id: UUID) -> Row:
     return BEGIN_TURN, values
 
 
-def build_finish_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> Row:
+def build_finish_row(fence: Fence, outcome: TurnOutcome) -> Row:
     values = (
-        turn_id,
+        *fence,
         outcome.status,
         _replace_nul(outcome.response),
         outcome.messages,
@@ -132,29 +163,31 @@ def build_finish_row(turn_id: UUID, outcome: TurnOutcome, worker_id: UUID) -> Ro
         datetime.now(UTC),
         outcome.first_token_ms,
         outcome.duration_ms,
-        worker_id,
         outcome.cached,
     )
     return FINISH_TURN, values
 
 
-def build_suspend_row(turn_id: UUID, worker_id: UUID) -> Row:
-    return SUSPEND_TURN, (turn_id, worker_id)
+def build_suspend_row(fence: Fence) -> Row:
+    return SUSPEND_TURN, fence
 
 
-def build_commit_rows(turn_id: UUID, rows: list[Row], entries: list[JournalEntry], worker_id: UUID) -> list[Row]:
+def build_commit_rows(fence: Fence, rows: list[Row], entries: list[JournalEntry], *, attempts: int = 0) -> list[Row]:
     """Build the statements with which one commit writes one turn.
 
     `rows` begin or end the turn; each start and end of a call adds a statement for `tool_calls`. One of them also
-    inserts the turn's events, which are consecutive. Without any, a separate statement inserts the events.
+    inserts the turn's events, which are consecutive. Without any, a separate statement inserts the events. A completed
+    step resets `attempts`.
     """
     if not entries:
         return [_with_events(_NO_EVENTS, row) for row in rows]
     events = entries[0].seq, entries[-1].seq, b"\n".join([entry.data for entry in entries]).decode()
-    rows = [*rows, *_build_call_rows(turn_id, entries, worker_id)]
+    rows = [*rows, *_build_call_rows(fence, entries)]
+    if attempts and any(isinstance(entry.event, e.StepCompleted) for entry in entries):
+        rows.append((RESET_ATTEMPTS, fence))
     carrier = next((number for number, (statement, _) in enumerate(rows) if statement in _EVENT_PARAM_OFFSETS), None)
     if carrier is None:
-        return [*rows, (INSERT_EVENTS, (turn_id, worker_id, *events))]
+        return [*rows, (INSERT_EVENTS, (*fence, *events))]
     return [_with_events(events if number == carrier else _NO_EVENTS, row) for number, row in enumerate(rows)]
 
 
@@ -165,7 +198,7 @@ def _with_events(events: _Events, row: Row) -> Row:
     return row if offset is None else (statement, (*values[:offset], *events, *values[offset:]))
 
 
-def _build_call_rows(turn_id: UUID, entries: Iterable[JournalEntry], worker_id: UUID) -> Iterable[Row]:
+def _build_call_rows(fence: Fence, entries: Iterable[JournalEntry]) -> Iterable[Row]:
     for entry in entries:
         match entry.event:
             case e.TextDelta() | e.ReasoningDelta():  # first: most events are deltas
@@ -174,16 +207,16 @@ def _build_call_rows(turn_id: UUID, entries: Iterable[JournalEntry], worker_id: 
                 outcome = "client" if call.client else None
                 yield (
                     START_CALL,
-                    (turn_id, worker_id, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
+                    (*fence, call.call_id, call.step, call.server, call.tool, call.arguments, outcome),
                 )
             case e.ToolFinished() as result:
                 content, structured = result.content, result.structured
                 yield (
                     FINISH_CALL,
-                    (turn_id, worker_id, result.call_id, result.outcome, content, structured, result.duration_ms),
+                    (*fence, result.call_id, result.outcome, content, structured, result.duration_ms),
                 )
             case e.InputResolved(action="accept", content={"arguments": arguments}) as resolved:
-                yield EDIT_CALL, (turn_id, resolved.call_id, arguments)
+                yield EDIT_CALL, (*fence, resolved.call_id, arguments)
             case (
                 e.InputResolved()
                 | e.TurnStarted()

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 import uuid_utils.compat as uuids
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlmodel import col, func, select
 
 from gateway.common.redaction import Redactor
@@ -17,18 +17,26 @@ from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import AuditLog, Turn, TurnInput
 
 MAX_EXPIRED = 100
+# The same fence as that of the journal's statements.
+_REQUIRE_OWNERSHIP = text(
+    "SELECT coalesce((SELECT id FROM turns WHERE id = :turn_id AND worker_id = :worker_id AND epoch = :epoch"
+    " FOR SHARE), refuse_stale_write(:turn_id))"
+)
 
 
 class QuestionStore(QuestionRepository):
-    """See `QuestionRepository`. `lifetime` is the time until a question expires."""
+    """See `QuestionRepository`. `lifetime` is the time until a question expires; `worker_id` owns the asking turns."""
 
-    def __init__(self, database: Database, *, lifetime: timedelta, redactor: Redactor | None = None) -> None:
+    def __init__(
+        self, database: Database, worker_id: UUID, *, lifetime: timedelta, redactor: Redactor | None = None
+    ) -> None:
         self._database = database
+        self._worker_id = worker_id
         self._redactor = redactor or Redactor()
         self._lifetime = lifetime
 
     async def save_questions(
-        self, turn_id: UUID, call_id: str, pending_input: PendingInput
+        self, turn_id: UUID, call_id: str, pending_input: PendingInput, *, epoch: int
     ) -> list[tuple[StoredQuestion, datetime]]:
         """See `QuestionRepository.save_questions`."""
         expires_at = datetime.now(UTC) + self._lifetime
@@ -37,6 +45,8 @@ class QuestionStore(QuestionRepository):
             for q in pending_input.questions
         ]
         async with self._database.session() as session:
+            fence = {"turn_id": turn_id, "worker_id": self._worker_id, "epoch": epoch}
+            await (await session.connection()).execute(_REQUIRE_OWNERSHIP, fence)
             for asked in stored:
                 question = self._redactor.redact_strings(msgspec.to_builtins(asked.question))
                 session.add(

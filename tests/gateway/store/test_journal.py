@@ -159,7 +159,7 @@ async def test_pending_writes_of_an_abandoned_turn_are_dropped() -> None:
     assert call_write.cancelled()
     assert end_write.cancelled()
     assert [write.row[0].split()[0] for write in journal._waiting if write.row] == ["WITH", "WITH"]
-    assert [write.row[1][1] for write in list(journal._waiting)[1:] if write.row] == ["failed"]
+    assert [write.row[1][3] for write in list(journal._waiting)[1:] if write.row] == ["failed"]
     await journal.stop(0.1)
 
 
