@@ -12,7 +12,7 @@ OSS, QWEN, COMPOUND = "openai/gpt-oss-120b", "qwen/qwen3.8-27b", "groq/compound"
 
 
 @pytest.mark.parametrize(
-    ("model", "given", "allowed"),
+    ("model", "parameters", "allowed"),
     [
         (OSS, {"temperature": 2.1}, "from 0 to 2"),
         (OSS, {"temperature": -0.1}, "from 0 to 2"),
@@ -33,43 +33,43 @@ OSS, QWEN, COMPOUND = "openai/gpt-oss-120b", "qwen/qwen3.8-27b", "groq/compound"
         (OSS, {"repetition_penalty": 1.1}, "leave it out"),
     ],
 )
-def test_value_that_a_model_does_not_take_is_refused_by_name_or_dropped_with_a_warning(
-    model: str, given: dict[str, Any], allowed: str
+def test_unsupported_parameter_is_rejected_by_name_or_dropped_with_a_warning(
+    model: str, parameters: dict[str, Any], allowed: str
 ) -> None:
     catalog = Catalog()
-    name = next(iter(given))
-    with pytest.raises(UnsupportedParameter) as refused:
-        catalog.adapt_parameters(Parameters(**given), catalog.get_model_info(model), drop=False)
-    assert refused.value.param == name
-    assert all(part in refused.value.message for part in (name, model, allowed))
-    fitted, (warning,) = catalog.adapt_parameters(Parameters(**given), catalog.get_model_info(model), drop=True)
-    assert getattr(fitted, name) is None
+    name = next(iter(parameters))
+    with pytest.raises(UnsupportedParameter) as caught:
+        catalog.adapt_parameters(Parameters(**parameters), catalog.get_model_info(model), drop=False)
+    assert caught.value.param == name
+    assert all(part in caught.value.message for part in (name, model, allowed))
+    adapted, (warning,) = catalog.adapt_parameters(Parameters(**parameters), catalog.get_model_info(model), drop=True)
+    assert getattr(adapted, name) is None
     assert name in warning
 
 
 @pytest.mark.parametrize(
-    ("model", "given"),
+    ("model", "parameters"),
     [
         (OSS, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 65_536, "stop": ("a",) * 4, "seed": 1}),
         (OSS, {"reasoning_effort": "high", "include_reasoning": False}),
         (QWEN, {"reasoning_effort": "none", "reasoning_format": "hidden", "parallel_tool_calls": True}),
     ],
 )
-def test_what_a_model_takes_stays_as_it_is(model: str, given: dict[str, Any]) -> None:
+def test_supported_parameters_are_unchanged(model: str, parameters: dict[str, Any]) -> None:
     catalog = Catalog()
-    assert catalog.adapt_parameters(Parameters(**given), catalog.get_model_info(model), drop=False) == (
-        Parameters(**given),
+    assert catalog.adapt_parameters(Parameters(**parameters), catalog.get_model_info(model), drop=False) == (
+        Parameters(**parameters),
         (),
     )
 
 
-def test_value_that_changes_nothing_is_left_out_silently() -> None:
+def test_parameter_without_effect_is_dropped_silently() -> None:
     catalog = Catalog()
-    given = Parameters(top_k=0, repetition_penalty=1, frequency_penalty=0, presence_penalty=0)
-    assert catalog.adapt_parameters(given, catalog.get_model_info(OSS), drop=False) == (Parameters(), ())
+    parameters = Parameters(top_k=0, repetition_penalty=1, frequency_penalty=0, presence_penalty=0)
+    assert catalog.adapt_parameters(parameters, catalog.get_model_info(OSS), drop=False) == (Parameters(), ())
 
 
-def test_servers_list_wins_and_keeps_what_only_we_know() -> None:
+def test_server_list_overrides_the_catalog_but_keeps_its_prices() -> None:
     catalog = Catalog()
     catalog.update_models(
         [
@@ -78,14 +78,14 @@ def test_servers_list_wins_and_keeps_what_only_we_know() -> None:
             {"id": "off/model", "active": False},
         ]
     )
-    known = catalog.get_model_info(OSS)
-    assert (known.context_window, known.max_output_tokens, known.price_in) == (200_000, 1_000, 0.15)
+    model = catalog.get_model_info(OSS)
+    assert (model.context_window, model.max_output_tokens, model.price_in) == (200_000, 1_000, 0.15)
     assert catalog.resolve("new/model")[0].owned_by == "Someone"
     with pytest.raises(ModelNotFound):
         catalog.resolve("off/model")
 
 
-def test_listed_entry_that_is_none_is_passed_over() -> None:
+def test_invalid_entry_of_the_server_list_is_ignored() -> None:
     catalog = Catalog((), open_ended=True)
     catalog.update_models(
         [{"object": "model"}, {"id": "odd", "context_window": "wide"}, {"id": "good", "context_window": "8192"}]
@@ -93,14 +93,14 @@ def test_listed_entry_that_is_none_is_passed_over() -> None:
     assert [(model.id, model.context_window) for model in catalog.list_models()] == [("good", 8_192)]
 
 
-def test_retired_id_is_answered_by_its_successor_unless_aliases_are_off() -> None:
-    found, (warning,) = Catalog().resolve("llama-3.3-70b-versatile")
-    assert (found.id, "retired" in warning) == (OSS, True)
+def test_retired_model_is_replaced_by_its_successor_unless_aliases_are_off() -> None:
+    model, (warning,) = Catalog().resolve("llama-3.3-70b-versatile")
+    assert (model.id, "retired" in warning) == (OSS, True)
     with pytest.raises(ModelNotFound, match="successor"):
         Catalog(aliases=False).resolve("llama-3.3-70b-versatile")
 
 
-def test_other_servers_models_are_whatever_they_list() -> None:
+def test_models_of_another_server_are_those_that_it_lists() -> None:
     catalog = Catalog((), open_ended=True, unsupported_parameters=())
     assert catalog.resolve("anything")[0].id == "anything"
     catalog.update_models([{"id": "llama3.2", "max_model_len": 4_096}])

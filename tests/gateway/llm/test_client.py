@@ -36,7 +36,7 @@ async def serve_errors(received: list[CIMultiDictProxy[str]]) -> AsyncGenerator[
 
 
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
-async def test_models_server_is_told_nothing_of_our_machine(
+async def test_request_contains_no_details_of_this_machine(
     make: Callable[[ModelServerOptions], OpenAICompatibleModel],
 ) -> None:
     received: list[CIMultiDictProxy[str]] = []
@@ -55,13 +55,13 @@ async def test_models_server_is_told_nothing_of_our_machine(
 
 
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
-async def test_stream_that_is_compressed_although_not_requested_is_read(
+async def test_unrequested_compression_of_a_stream_is_decoded(
     make: Callable[[ModelServerOptions], OpenAICompatibleModel],
 ) -> None:
-    wished: list[str] = []
+    accept_encodings: list[str] = []
 
-    async def answer(request: web.Request) -> web.StreamResponse:
-        wished.append(request.headers["Accept-Encoding"])
+    async def respond(request: web.Request) -> web.StreamResponse:
+        accept_encodings.append(request.headers["Accept-Encoding"])
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         response.enable_compression(web.ContentCoding.gzip)
         await response.prepare(request)
@@ -71,39 +71,41 @@ async def test_stream_that_is_compressed_although_not_requested_is_read(
         return response
 
     app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
+    app.router.add_post("/{path:.*}", respond)
     sink = Sink()
     async with TestServer(app) as server:
         model = make(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
-        answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
+        answer = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
         await model.close()
-    assert (sink.text, answered.finish_reason, wished) == ("Hello", "stop", ["identity"])
+    assert (sink.text, answer.finish_reason, accept_encodings) == ("Hello", "stop", ["identity"])
 
 
-async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def close_connection(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
-async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read()
     writer.close()
 
 
 @pytest.mark.parametrize(
-    ("behave", "patience", "message"),
-    [(hang_up, 30.0, "cannot be reached"), (say_nothing, 0.2, "did not answer in time")],
-    ids=["hangs-up", "says-nothing"],
+    ("handle_connection", "idle_timeout", "message"),
+    [(close_connection, 30.0, "cannot be reached"), (send_nothing, 0.2, "did not answer in time")],
+    ids=["closed-connection", "silence"],
 )
-async def test_server_that_hangs_up_is_not_said_to_be_late(
-    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], patience: float, message: str
+async def test_closed_connection_and_timeout_have_different_messages(
+    handle_connection: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    idle_timeout: float,
+    message: str,
 ) -> None:
-    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle_connection, "127.0.0.1", 0)
     async with server:
         model = create_groq_model(
             ModelServerOptions(
                 api_key="key-of-ours",
                 base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
-                idle_timeout=patience,
+                idle_timeout=idle_timeout,
             )
         )
         with pytest.raises(ModelUnavailable, match=message):
@@ -116,13 +118,13 @@ _WHOLE_ANSWER = (
 )
 
 
-async def stays_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def keep_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE_ANSWER + b"data: [DONE]\n\n")
     await reader.read()
     writer.close()
 
 
-async def chatters_on(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def keep_pinging(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + _WHOLE_ANSWER + b"data: [DONE]\n\n")
     with suppress(ConnectionError):
         while not writer.is_closing():
@@ -130,18 +132,18 @@ async def chatters_on(_reader: asyncio.StreamReader, writer: asyncio.StreamWrite
             await asyncio.sleep(0.01)
 
 
-async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.readuntil(b"\r\n\r\n")
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     writer.write(head + b"%x\r\n" % len(_WHOLE_ANSWER) + _WHOLE_ANSWER + b"\r\n")  # and no last chunk
     writer.close()
 
 
-@pytest.mark.parametrize("behave", [stays_open, chatters_on, breaks_off])
+@pytest.mark.parametrize("handle_connection", [keep_open, keep_pinging, break_off])
 async def test_complete_answer_survives_errors_of_its_connection(
-    behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    handle_connection: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> None:
-    server = await asyncio.start_server(behave, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle_connection, "127.0.0.1", 0)
     sink = Sink()
     async with server:
         model = create_openai_model(
@@ -150,31 +152,31 @@ async def test_complete_answer_survives_errors_of_its_connection(
             )
         )
         async with asyncio.timeout(30):
-            answered = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
+            answer = await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), sink)
         await model.close()
-    assert (sink.text, answered.finish_reason) == ("Hello", "stop")
+    assert (sink.text, answer.finish_reason) == ("Hello", "stop")
 
 
 @pytest.mark.parametrize(
-    ("told", "wait"),
+    ("header", "retry_after"),
     [("3", 3), ("nan", None), ("inf", None), ("-5", None), ("9" * 40, None), ("Wed, 21 Oct 2030 07:28:00 GMT", None)],
 )
-async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None) -> None:
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(status=503, headers={"Retry-After": told})
+async def test_invalid_retry_after_is_ignored(header: str, retry_after: float | None) -> None:
+    async def respond(_: web.Request) -> web.Response:
+        return web.Response(status=503, headers={"Retry-After": header})
 
     app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
+    app.router.add_post("/{path:.*}", respond)
     async with TestServer(app) as server:
         model = create_openai_model(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
         with pytest.raises(ModelUnavailable) as error:
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
         await model.close()
-    assert error.value.retry_after == wait
+    assert error.value.retry_after == retry_after
 
 
 @pytest.mark.parametrize(
-    ("body", "listed"),
+    ("body", "models"),
     [
         ('{"object": "list", "data": [{"id": "m", "context_window": 8}]}', [{"id": "m", "context_window": 8}]),
         ('{"object": "list", "data": null}', []),  # from some that have none
@@ -184,18 +186,18 @@ async def test_odd_retry_after_is_no_time_to_wait(told: str, wait: float | None)
 @pytest.mark.parametrize(
     ("make", "path"), [(create_groq_model, "/v1/openai/v1/models"), (create_openai_model, "/v1/models")]
 )
-async def test_servers_list_of_models_is_read_as_it_is(
-    make: Callable[[ModelServerOptions], OpenAICompatibleModel], path: str, body: str, listed: list[JsonObject] | None
+async def test_model_list_of_a_server_is_decoded(
+    make: Callable[[ModelServerOptions], OpenAICompatibleModel], path: str, body: str, models: list[JsonObject] | None
 ) -> None:
-    async def answer(_: web.Request) -> web.Response:
+    async def respond(_: web.Request) -> web.Response:
         return web.Response(text=body, content_type="application/json")
 
     app = web.Application()
-    app.router.add_get(path, answer)
+    app.router.add_get(path, respond)
     async with TestServer(app) as server:
         model = make(ModelServerOptions(api_key="key-of-ours", base_url=str(server.make_url("/v1"))))
-        with nullcontext() if listed is not None else pytest.raises(ModelError):
-            assert await model.list_models() == listed
+        with nullcontext() if models is not None else pytest.raises(ModelError):
+            assert await model.list_models() == models
         await model.close()
 
 
@@ -212,7 +214,7 @@ async def test_servers_list_of_models_is_read_as_it_is(
     ],
 )
 @pytest.mark.parametrize("make", [create_groq_model, create_openai_model])
-async def test_reason_of_a_refusal_is_told_in_whichever_shape_it_comes(
+async def test_reason_of_a_rejection_is_read_from_any_format(
     make: Callable[[ModelServerOptions], OpenAICompatibleModel], body: str, reason: str
 ) -> None:
     async def refuse(_: web.Request) -> web.Response:

@@ -73,7 +73,7 @@ FAULTS: dict[str, tuple[list[Fault], int]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_what_was_recorded_happens_again(
+async def test_recorded_turn_is_replayed_exactly(
     database_url: str, simulator: Simulator, tools_url: str, tmp_path: Path, fault: str
 ) -> None:
     plan, exchanges = FAULTS[fault]
@@ -84,19 +84,19 @@ async def test_what_was_recorded_happens_again(
         live = get_events(await gateway.chat_stream(prompt))
     assert len(list(tmp_path.glob("*.json"))) == exchanges
     async with (
-        serve_simulator(SimulatorSettings(0, 0, replay=tmp_path)) as again,
-        serve_gateway(database_url, again, tools_url, **settings) as gateway,
+        serve_simulator(SimulatorSettings(0, 0, replay=tmp_path)) as replaying,
+        serve_gateway(database_url, replaying, tools_url, **settings) as gateway,
     ):
         assert get_events(await gateway.chat_stream(prompt)) == live
-        assert again.replayed_requests == len(again.requests) == exchanges
+        assert replaying.replayed_requests == len(replaying.requests) == exchanges
         if fault == "rate limited":
             return  # the limiter asks no more
         assert get_events(await gateway.chat_stream(prompt)) == live
         assert "Hello" in (await gateway.chat("Hello")).body["response"]  # for that, its own brain
-        assert again.replayed_requests == exchanges * 2
+        assert replaying.replayed_requests == exchanges * 2
 
 
-async def test_bytes_are_kept_as_they_came(simulator: Simulator, tmp_path: Path) -> None:
+async def test_recording_has_the_received_chunks_and_no_key(simulator: Simulator, tmp_path: Path) -> None:
     simulator.faults.add_faults(
         Fault(kind="text", text="Ein Läufer läuft über Zürich. " * 40), Fault(kind="split_frames")
     )
@@ -125,7 +125,7 @@ async def test_bytes_are_kept_as_they_came(simulator: Simulator, tmp_path: Path)
     "secret",
     ["gsk_abcdefghijklmnop0123456789", "sk-proj-abcdefghijklmnop_0123456789", "our-own-key-of-some-other-kind"],
 )
-async def test_keys_are_masked_wherever_they_are(simulator: Simulator, tmp_path: Path, secret: str) -> None:
+async def test_keys_are_masked_everywhere_in_a_recording(simulator: Simulator, tmp_path: Path, secret: str) -> None:
     """A key that the model repeats over several chunks is masked, too."""
     recorder = Recorder(tmp_path, key="our-own-key-of-some-other-kind")
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": f"My key is {secret}, thanks"}]}
@@ -133,8 +133,8 @@ async def test_keys_are_masked_wherever_they_are(simulator: Simulator, tmp_path:
     async with groq.DefaultAioHttpClient(event_hooks=recorder.hooks) as client:
         for more in ({}, {"stream": True}):
             async with client.stream("POST", url, json=body | more, headers=headers) as response:
-                said = b"".join([chunk async for chunk in response.aiter_raw()])
-            assert secret[:6].encode() in said
+                response_body = b"".join([chunk async for chunk in response.aiter_raw()])
+            assert secret[:6].encode() in response_body
     assert len(list(tmp_path.glob("*.json"))) == 2
     for file in tmp_path.glob("*.json"):
         written = file.read_text()
@@ -143,7 +143,7 @@ async def test_keys_are_masked_wherever_they_are(simulator: Simulator, tmp_path:
         assert "My key is" in written
 
 
-async def test_only_the_newest_are_kept(simulator: Simulator, tmp_path: Path) -> None:
+async def test_only_the_newest_recordings_are_kept(simulator: Simulator, tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, max_files=3)
     url, headers = f"{simulator.base_url}/openai/v1/chat/completions", {"Authorization": "Bearer k"}
     async with httpx.AsyncClient(event_hooks=recorder.hooks, timeout=30) as client:
@@ -151,28 +151,28 @@ async def test_only_the_newest_are_kept(simulator: Simulator, tmp_path: Path) ->
             body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": f"Number {n}"}]}
             await client.post(url, json=body, headers=headers)
         await client.get(f"{simulator.base_url}/openai/v1/models", headers=headers)
-    asked = [json.loads(file.read_text())["request"]["messages"][0]["content"] for file in sorted(tmp_path.iterdir())]
-    assert asked == ["Number 2", "Number 3", "Number 4"]
+    prompts = [json.loads(file.read_text())["request"]["messages"][0]["content"] for file in sorted(tmp_path.iterdir())]
+    assert prompts == ["Number 2", "Number 3", "Number 4"]
 
 
-async def test_directory_that_cannot_be_written_ends_no_turn(
+async def test_turn_completes_if_the_recording_directory_is_not_writable(
     database_url: str, simulator: Simulator, tmp_path: Path
 ) -> None:
-    in_the_way = tmp_path / "file"
-    in_the_way.touch()
-    async with serve_gateway(database_url, simulator, None, model_record_dir=in_the_way / "x") as gateway:
+    regular_file = tmp_path / "file"
+    regular_file.touch()
+    async with serve_gateway(database_url, simulator, None, model_record_dir=regular_file / "x") as gateway:
         assert (await gateway.chat("Hello")).status == 200
 
 
-@pytest.mark.parametrize("by", ["argument", "environment"])
-async def test_simulator_as_a_process_serves_them_too(simulator: Simulator, tmp_path: Path, by: str) -> None:
+@pytest.mark.parametrize("option", ["argument", "environment"])
+async def test_simulator_process_replays_recordings(simulator: Simulator, tmp_path: Path, option: str) -> None:
     simulator.faults.add_faults(Fault(kind="text", text="As it was said then."))
     body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "Hello"}]}
     path, headers = "/openai/v1/chat/completions", {"Authorization": "Bearer k"}
     async with httpx.AsyncClient(event_hooks=Recorder(tmp_path).hooks, timeout=30) as client:
         await client.post(f"{simulator.base_url}{path}", json=body, headers=headers)
-    argv = [sys.executable, "-m", "gateway.simulator", *(["--replay", str(tmp_path)] if by == "argument" else [])]
-    environment = os.environ | ({"SIMULATOR_REPLAY": str(tmp_path)} if by == "environment" else {})
+    argv = [sys.executable, "-m", "gateway.simulator", *(["--replay", str(tmp_path)] if option == "argument" else [])]
+    environment = os.environ | ({"SIMULATOR_REPLAY": str(tmp_path)} if option == "environment" else {})
     process = await asyncio.create_subprocess_exec(*argv, env=environment, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -185,23 +185,23 @@ async def test_simulator_as_a_process_serves_them_too(simulator: Simulator, tmp_
     assert answer["choices"][0]["message"]["content"] == "As it was said then."
 
 
-async def test_recording_that_makes_no_sense_is_left_out(tmp_path: Path) -> None:
+async def test_invalid_recording_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     async with serve_simulator(SimulatorSettings(0, 0, replay=tmp_path)) as simulator:
         assert simulator.base_url
 
 
-async def test_cancelled_turn_is_recorded_as_far_as_it_was_read(
+async def test_cancelled_turn_is_recorded_up_to_the_cancellation(
     database_url: str, slow: Simulator, tmp_path: Path
 ) -> None:
     async with serve_gateway(database_url, slow, None, model_record_dir=tmp_path) as gateway:
-        await cancel_one(gateway)
+        await cancel_turn(gateway)
         await slow.wait_until(lambda s: s.cancelled_streams == 1)
     (file,) = tmp_path.glob("*.json")
     assert json.loads(file.read_text())["end"] == "left"
 
 
-async def cancel_one(gateway: Gateway) -> None:
+async def cancel_turn(gateway: Gateway) -> None:
     async with gateway.stream("count to 100000") as stream:
         await stream.read_until("text.delta")
     await eventually(lambda: not gateway.state.turn_service.running_turns)

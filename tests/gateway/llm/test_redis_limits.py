@@ -90,20 +90,20 @@ async def test_200_reservations_of_two_gateways_never_exceed_the_shared_requests
         assert sum(await asyncio.gather(*calls)) == 40
 
 
-async def test_nothing_known_nothing_limited(replicas: list[Limiter]) -> None:
+async def test_calls_are_unlimited_until_limits_are_known(replicas: list[Limiter]) -> None:
     async with AsyncExitStack() as stack:
         calls = (try_acquire(replicas[number % 2], stack, 1_000_000, max_wait_seconds=30.0) for number in range(200))
         assert all(await asyncio.gather(*calls))
 
 
-async def test_answer_at_one_gateway_leaves_out_what_is_under_way_at_the_other(replicas: list[Limiter]) -> None:
+async def test_response_at_one_gateway_keeps_reservations_of_the_other(replicas: list[Limiter]) -> None:
     async with replicas[0].create_permit(MODEL, tokens=4_000), AsyncExitStack() as stack:
         await report_headers(replicas[1], make_headers(5_000))
         assert not await try_acquire(replicas[1], stack, 1_100, max_wait_seconds=30.0)
         assert await try_acquire(replicas[1], stack, 900, max_wait_seconds=30.0)
 
 
-async def test_correction_at_one_gateway_frees_the_other(replicas: list[Limiter]) -> None:
+async def test_corrected_estimate_at_one_gateway_frees_capacity_for_the_other(replicas: list[Limiter]) -> None:
     await report_headers(replicas[0], make_headers(5_000))
     async with replicas[0].create_permit(MODEL, tokens=4_000) as permit, AsyncExitStack() as stack:
         assert not await try_acquire(replicas[1], stack, 2_000, max_wait_seconds=30.0)
@@ -113,32 +113,32 @@ async def test_correction_at_one_gateway_frees_the_other(replicas: list[Limiter]
         assert await try_acquire(replicas[1], stack, 2_000, max_wait_seconds=30.0)
 
 
-async def test_refusal_at_one_gateway_blocks_the_other(replicas: list[Limiter]) -> None:
+async def test_rejection_at_one_gateway_blocks_the_other(replicas: list[Limiter]) -> None:
     await report_headers(replicas[0], {"retry-after": "600"}, 429)
     async with AsyncExitStack() as stack:
         assert not await try_acquire(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
-async def test_block_ends_after_the_time_that_the_refusal_named(replicas: list[Limiter]) -> None:
+async def test_block_ends_after_retry_after(replicas: list[Limiter]) -> None:
     await report_headers(replicas[0], {"retry-after": "0.2"}, 429)
     async with AsyncExitStack() as stack:
         assert await try_acquire(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
-async def test_cancelled_while_asking_gives_all_back(replicas: list[Limiter]) -> None:
+async def test_cancelled_reservation_returns_its_tokens(replicas: list[Limiter]) -> None:
     await report_headers(replicas[0], make_headers(5_000))
     async with AsyncExitStack() as stack:
-        asking = [asyncio.create_task(try_acquire(replicas[0], stack, 4_000)) for _ in range(3)]
+        tasks = [asyncio.create_task(try_acquire(replicas[0], stack, 4_000)) for _ in range(3)]
         await asyncio.sleep(0)
-        for task in asking:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         while len(replicas[0]._reports):
             await replicas[0].close()
         assert await try_acquire(replicas[1], stack, 4_990, max_wait_seconds=30.0)
 
 
-async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[Limiter]) -> None:
+async def test_each_key_has_its_own_limits(redis: RedisServer, replicas: list[Limiter]) -> None:
     await report_headers(replicas[0], make_headers(0))
     other = RedisLimits(redis.url, "gsk_other")
     limiter = Limiter(shared=other)
@@ -148,7 +148,7 @@ async def test_another_key_has_other_limits(redis: RedisServer, replicas: list[L
     await other.close()
 
 
-async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(redis: RedisServer) -> None:
+async def test_gateway_without_redis_enforces_observed_limits_and_logs_it_once(redis: RedisServer) -> None:
     async with two_replicas(redis.url, timeout_seconds=30.0, backoff_seconds=0.0) as replicas:
         for limiter in replicas:
             await report_headers(limiter, make_headers(5_000))
@@ -166,14 +166,14 @@ async def test_without_redis_each_gateway_goes_by_what_it_sees_and_says_so_once(
             assert [entry["event"] for entry in logs] == ["model_limits_without_redis", "model_limits_with_redis_again"]
 
 
-async def test_redis_that_hangs_is_waited_for_once() -> None:
+async def test_hanging_redis_delays_only_one_call() -> None:
     async with (
         serve_silently() as (port, connections),
         two_replicas(f"redis://127.0.0.1:{port}/0", timeout_seconds=0.2, backoff_seconds=600.0) as replicas,
         AsyncExitStack() as stack,
     ):
         assert await try_acquire(replicas[0], stack, 100, max_wait_seconds=30.0)
-        asked = len(connections)
+        count = len(connections)
         for _ in range(4):
             assert await try_acquire(replicas[0], stack, 100, max_wait_seconds=30.0)
-        assert len(connections) == asked > 0
+        assert len(connections) == count > 0

@@ -39,39 +39,40 @@ def repair_case(entry: dict[str, Any]) -> list[RepairedCall | UnrepairableCall]:
     return [repair_call(call.name, call.arguments, SCHEMAS) for call in calls]
 
 
-def as_meant(entry: dict[str, Any]) -> bool:
-    wanted = entry["expect"].get("calls")
-    return wanted == [
-        {"name": made.name, "arguments": made.arguments}
-        for made in repair_case(entry)
-        if isinstance(made, RepairedCall)
+def is_repaired(entry: dict[str, Any]) -> bool:
+    expected = entry["expect"].get("calls")
+    return expected == [
+        {"name": result.name, "arguments": result.arguments}
+        for result in repair_case(entry)
+        if isinstance(result, RepairedCall)
     ]
 
 
-def asked_again(entry: dict[str, Any]) -> bool:
-    return any(isinstance(made, UnrepairableCall) for made in repair_case(entry))
+def is_requested_again(entry: dict[str, Any]) -> bool:
+    return any(isinstance(result, UnrepairableCall) for result in repair_case(entry))
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=[entry["id"] for entry in ENTRIES])
-def test_malformed_call_runs_as_meant_or_is_asked_again(entry: dict[str, Any]) -> None:
-    made, expect = repair_case(entry), entry["expect"]
+def test_malformed_call_is_repaired_or_requested_again(entry: dict[str, Any]) -> None:
+    results, expect = repair_case(entry), entry["expect"]
     if "ask_again" in expect:
-        assert [type(one) for one in made] == [UnrepairableCall]
-        assert isinstance(made[0], UnrepairableCall)
-        assert expect["ask_again"] in made[0].problem
+        assert [type(result) for result in results] == [UnrepairableCall]
+        assert isinstance(results[0], UnrepairableCall)
+        assert expect["ask_again"] in results[0].problem
     else:
-        assert [(one.name, one.arguments) for one in made if isinstance(one, RepairedCall)] == [
+        assert [(result.name, result.arguments) for result in results if isinstance(result, RepairedCall)] == [
             (call["name"], call["arguments"]) for call in expect["calls"]
         ]
-        assert all(isinstance(one, RepairedCall) for one in made), made
+        assert all(isinstance(result, RepairedCall) for result in results), results
 
 
-def test_every_entry_of_the_corpus_runs_as_meant_or_is_asked_again() -> None:
-    ran, asked = sum(map(as_meant, ENTRIES)), sum(map(asked_again, ENTRIES))
-    print(f"{len(ENTRIES)} entries: {ran / len(ENTRIES):.1%} as meant, {asked / len(ENTRIES):.1%} asked again")
-    assert len(ENTRIES) >= 75
-    assert ran + asked == len(ENTRIES)
-    assert len({entry["id"] for entry in ENTRIES}) == len(ENTRIES)
+def test_corpus_is_repaired_or_requested_again_completely() -> None:
+    repaired, requested = sum(map(is_repaired, ENTRIES)), sum(map(is_requested_again, ENTRIES))
+    count = len(ENTRIES)
+    print(f"{count} entries: {repaired / count:.1%} repaired, {requested / count:.1%} requested again")
+    assert count >= 75
+    assert repaired + requested == count
+    assert len({entry["id"] for entry in ENTRIES}) == count
 
 
 def mutate(text: str, chance: random.Random) -> str:
@@ -97,7 +98,7 @@ def mutate(text: str, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_accident_raises_and_what_runs_fits_its_schema(seed: int) -> None:
+def test_mutated_calls_raise_nothing_and_repaired_ones_match_their_schema(seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(500):
         name, arguments = chance.choice(VALID)
@@ -105,40 +106,40 @@ def test_no_accident_raises_and_what_runs_fits_its_schema(seed: int) -> None:
         written = mutate(f"<function={name}>{text}</function>", chance)
         calls = [ToolCall("call_1", mutate(name, chance) if chance.random() < 0.2 else name, text)]
         for call in calls + extract_calls(written, SCHEMAS) + extract_calls(text, SCHEMAS):
-            made = repair_call(call.name, call.arguments, SCHEMAS)
-            if isinstance(made, RepairedCall):
-                jsonschema.validate(made.arguments, SCHEMAS[made.name], jsonschema.Draft202012Validator)
-                json.dumps(made.arguments, ensure_ascii=False).encode()
+            result = repair_call(call.name, call.arguments, SCHEMAS)
+            if isinstance(result, RepairedCall):
+                jsonschema.validate(result.arguments, SCHEMAS[result.name], jsonschema.Draft202012Validator)
+                json.dumps(result.arguments, ensure_ascii=False).encode()
             else:
-                assert made.problem
+                assert result.problem
 
 
 @pytest.mark.parametrize(("name", "arguments"), VALID, ids=[name for name, _ in VALID])
-def test_call_that_is_well_formed_is_left_as_it_is(name: str, arguments: dict[str, Any]) -> None:
+def test_well_formed_call_is_unchanged(name: str, arguments: dict[str, Any]) -> None:
     assert repair_call(name, json.dumps(arguments), SCHEMAS) == RepairedCall(name, arguments)
 
 
 @pytest.mark.parametrize(("name", "arguments"), VALID[:3], ids=[name for name, _ in VALID[:3]])
-def test_call_that_is_cut_never_runs_with_half_an_argument(name: str, arguments: dict[str, Any]) -> None:
+def test_truncated_call_never_runs_with_a_partial_argument(name: str, arguments: dict[str, Any]) -> None:
     text = json.dumps(arguments)
     for cut in range(1, len(text)):
-        made = repair_call(name, text[:cut], SCHEMAS)
-        if isinstance(made, RepairedCall):
-            for key, value in made.arguments.items():
+        result = repair_call(name, text[:cut], SCHEMAS)
+        if isinstance(result, RepairedCall):
+            for key, value in result.arguments.items():
                 whole = arguments[key]
                 assert value == (whole[: len(value)] if isinstance(value, list) else whole)
             assert text[cut - 1] in '"]el'
 
 
 @pytest.mark.parametrize("text", DEEP, ids=["lists", "objects", "calls", "closed lists"])
-def test_deep_nesting_is_no_call_and_raises_nothing(text: str) -> None:
+def test_deeply_nested_text_is_not_repaired(text: str) -> None:
     assert isinstance(repair_call("calculator", text, SCHEMAS), UnrepairableCall)
     assert isinstance(repair_call("calculator", f'{{"expression": {text}', SCHEMAS), UnrepairableCall)
     for call in extract_calls(text, SCHEMAS) + extract_calls(f"<TOOL_CALLS>{text}", SCHEMAS):
         assert isinstance(repair_call(call.name, call.arguments, SCHEMAS), UnrepairableCall)
 
 
-def test_text_that_is_too_long_holds_no_call_but_long_well_formed_arguments_run() -> None:
+def test_calls_in_too_long_text_are_ignored_but_long_valid_arguments_run() -> None:
     long = json.dumps({"title": "x" * 300_000})
     assert extract_calls(f"<function=add_task>{long}</function>", SCHEMAS) == []
     assert isinstance(repair_call("add_task", long, SCHEMAS), RepairedCall)
@@ -161,7 +162,7 @@ def test_text_that_is_too_long_holds_no_call_but_long_well_formed_arguments_run(
         '<tool_call>{"a": ',
     ],
 )
-def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extraction_reads_a_hostile_text_at_most_four_times(opening: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count the characters that are read.
 
     The count does not depend on the machine.
@@ -179,7 +180,7 @@ def test_reading_stops_trying_once_it_has_cost_several_passes(opening: str, monk
     assert read <= 4 * len(text)
 
 
-def test_ids_depend_on_the_text_alone_and_tell_equal_calls_apart() -> None:
+def test_call_ids_are_deterministic_and_unique() -> None:
     text = "<function=list_tasks>{}</function><function=list_tasks>{}</function>"
     first, second = extract_calls(text, SCHEMAS)
     assert first.id.startswith("call_")
@@ -188,7 +189,7 @@ def test_ids_depend_on_the_text_alone_and_tell_equal_calls_apart() -> None:
     assert extract_calls(text, SCHEMAS) == [first, second]
 
 
-def test_schema_that_refers_to_itself_or_elsewhere_is_never_fetched_nor_endless() -> None:
+def test_recursive_and_remote_schemas_are_bounded_and_not_fetched() -> None:
     tree = {"type": "object", "properties": {"left": {"$ref": "#"}, "value": {"type": "integer"}}}
     loop = {"type": "object", "properties": {"x": {"$ref": "#/properties/x"}}}
     remote = {"type": "object", "properties": {"x": {"$ref": "https://example.invalid/schema.json"}}}
@@ -199,30 +200,30 @@ def test_schema_that_refers_to_itself_or_elsewhere_is_never_fetched_nor_endless(
     assert repair_call("t", '{"x": 1}', {"t": remote}) == RepairedCall("t", {"x": 1})
 
 
-def test_schema_that_is_not_valid_is_not_held_against_a_call() -> None:
+def test_invalid_schema_does_not_prevent_a_call() -> None:
     assert repair_call("t", "{'x': 1}", {"t": {"type": "objekt"}}) == RepairedCall("t", {"x": 1}, ("quotes",))
 
 
-def test_what_was_mended_is_told() -> None:
-    made = repair_call("Calculator", '{expression: \'1+1\', "precision": "2",}', SCHEMAS)
-    assert made == RepairedCall(
+def test_repaired_call_lists_its_repairs() -> None:
+    result = repair_call("Calculator", '{expression: \'1+1\', "precision": "2",}', SCHEMAS)
+    assert result == RepairedCall(
         "calculator",
         {"expression": "1+1", "precision": 2},
         ("the name", "a key without quotes", "quotes", "an extra comma", "precision: as integer"),
     )
 
 
-def test_a_tool_s_own_field_named_like_a_wrapper_is_kept() -> None:
+def test_argument_named_like_a_wrapper_is_kept() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}, "input": {"type": "object"}}}
     own = {"name": "x", "input": {"a": 1}}
     assert repair_call("run", json.dumps(own), {"run": schema}) == RepairedCall("run", own)
     around = {"name": "run", "arguments": own}
-    made = repair_call("run", json.dumps(around), {"run": schema})
-    assert isinstance(made, RepairedCall)
-    assert made.arguments == own
+    result = repair_call("run", json.dumps(around), {"run": schema})
+    assert isinstance(result, RepairedCall)
+    assert result.arguments == own
 
 
-def test_prompt_lists_the_tools_and_its_own_form_is_read_back() -> None:
+def test_tools_prompt_lists_the_tools_and_the_call_format() -> None:
     specs = [ToolSpec(name, "server", name, "What it does.", SCHEMAS[name]) for name in ("calculator", "list_tasks")]
     prompt = write_tools_prompt(specs)
     assert prompt == write_tools_prompt(specs)

@@ -124,7 +124,7 @@ WRITTEN_CALL = '{"name": "calculator", "arguments": {"expression": "23*19"}}'
         ('calculator(expression="23*19")', 2),
     ],
 )
-async def test_tool_use_failed_is_read_leniently(
+async def test_call_in_tool_use_failed_is_parsed_leniently(
     resilient: ResilientModel, upstream: Simulator, written: str, after_chunks: int
 ) -> None:
     upstream.faults.add_faults(Fault(kind="malformed_tool_call", failed_generation=written, after_chunks=after_chunks))
@@ -134,7 +134,7 @@ async def test_tool_use_failed_is_read_leniently(
     assert len(upstream.requests) == 1
 
 
-async def test_call_that_needs_mending_is_mended(resilient: ResilientModel, upstream: Simulator) -> None:
+async def test_malformed_call_is_repaired(resilient: ResilientModel, upstream: Simulator) -> None:
     calls = [{"name": "functions.Calculator", "arguments": {"expression": 23, "precision": "2", "extra": 1}}]
     upstream.faults.add_faults(Fault(kind="tool_calls", calls=calls))
     sink = Sink()
@@ -155,7 +155,7 @@ async def test_call_that_needs_mending_is_mended(resilient: ResilientModel, upst
     ],
     ids=lambda fault: f"{fault.kind}-{fault.failed_generation[:12]}",
 )
-async def test_call_that_cannot_be_mended_is_asked_for_again_with_what_is_wrong(
+async def test_unrepairable_call_is_requested_again_with_its_problem(
     resilient: ResilientModel, upstream: Simulator, fault: Fault
 ) -> None:
     upstream.faults.add_faults(fault)
@@ -168,7 +168,7 @@ async def test_call_that_cannot_be_mended_is_asked_for_again_with_what_is_wrong(
     assert last["content"].startswith("Your tool call could not be made")
 
 
-async def test_after_two_more_tries_a_bad_call_goes_to_the_loop_with_its_problem(
+async def test_invalid_call_is_returned_with_its_problem_after_two_retries(
     resilient: ResilientModel, upstream: Simulator
 ) -> None:
     upstream.faults.add_faults(Fault(kind="bad_arguments", times=9))
@@ -179,9 +179,7 @@ async def test_after_two_more_tries_a_bad_call_goes_to_the_loop_with_its_problem
     assert "expression" in sink.calls[0].problem
 
 
-async def test_calls_that_stay_unreadable_end_in_an_answer_without_tools(
-    resilient: ResilientModel, upstream: Simulator
-) -> None:
+async def test_unreadable_calls_end_in_an_answer_without_tools(resilient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="malformed_tool_call", failed_generation="{{{", times=3))
     sink = Sink()
     answer = await resilient.complete(make_call("What is 23*19?"), sink)
@@ -190,7 +188,7 @@ async def test_calls_that_stay_unreadable_end_in_an_answer_without_tools(
     assert sink.text
 
 
-async def test_clients_own_tool_is_the_clients_to_judge(resilient: ResilientModel, upstream: Simulator) -> None:
+async def test_arguments_of_a_client_tool_are_not_validated(resilient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="bad_arguments"))
     sink = Sink()
     own = msgspec.structs.replace(CALCULATOR, client=True)
@@ -217,7 +215,7 @@ async def test_tokens_of_failed_attempts_are_counted(resilient: ResilientModel, 
         assert sink.failed_usage == []
 
 
-async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(
+async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_recorded(
     resilient: ResilientModel, upstream: Simulator
 ) -> None:
     upstream.faults.add_faults(Fault(kind="cut", after_chunks=40))
@@ -226,21 +224,21 @@ async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(
         await resilient.complete(make_call("count to 50", tools=()), sink)
     upstream.faults.add_faults(Fault(kind="stall", after_chunks=40))
     other = Sink()
-    asking = asyncio.create_task(resilient.complete(make_call("count to 50", tools=()), other))
+    task = asyncio.create_task(resilient.complete(make_call("count to 50", tools=()), other))
     await eventually(lambda: other.text)
-    asking.cancel()
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asking
+        await task
     for each in (sink, other):
         [(usage, cost)] = each.failed_usage
         assert usage.completion_tokens >= (len(each.text) + len(each.reasoning)) // 4 > 0
         assert usage.prompt_tokens > 0
         assert cost == Catalog().get_model_info(OSS).calculate_cost(usage)
     upstream.faults.add_faults(Fault(kind="status", status=400))
-    refused = Sink()
+    rejected = Sink()
     with pytest.raises(GatewayError):
-        await resilient.complete(make_call("hello"), refused)
-    assert refused.failed_usage == []
+        await resilient.complete(make_call("hello"), rejected)
+    assert rejected.failed_usage == []
 
 
 # --- failures
@@ -264,7 +262,7 @@ async def test_tokens_of_a_call_that_fails_or_is_cancelled_are_told(
     ],
     ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.after_chunks}",
 )
-async def test_failure_before_the_first_text_is_asked_again(
+async def test_failure_before_the_first_text_is_retried(
     resilient: ResilientModel, upstream: Simulator, fault: Fault
 ) -> None:
     upstream.faults.add_faults(fault)
@@ -285,7 +283,7 @@ async def test_failure_before_the_first_text_is_asked_again(
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else "",
 )
-async def test_failure_after_text_was_shown_is_told(
+async def test_failure_after_text_was_sent_is_raised(
     resilient: ResilientModel, upstream: Simulator, fault: Fault, error: type[GatewayError]
 ) -> None:
     upstream.faults.add_faults(fault)
@@ -297,7 +295,7 @@ async def test_failure_after_text_was_shown_is_told(
     assert (sink.retries, bool(sink.text)) == ([], True)
 
 
-async def test_silence_before_the_first_text_is_asked_again(impatient: ResilientModel, upstream: Simulator) -> None:
+async def test_silence_before_the_first_text_is_retried(impatient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="slow_first_token"))
     sink = Sink()
     answer = await impatient.complete(make_call("Hello there", tools=()), sink)
@@ -307,7 +305,7 @@ async def test_silence_before_the_first_text_is_asked_again(impatient: Resilient
     assert sink.text
 
 
-async def test_silence_after_text_was_shown_is_told(impatient: ResilientModel, upstream: Simulator) -> None:
+async def test_silence_after_text_was_sent_is_raised(impatient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="stall", after_chunks=8))
     sink = Sink()
     call = make_call("count to 50", model=QWEN, tools=(), parameters=Parameters(reasoning_effort="none"))
@@ -327,7 +325,7 @@ async def test_silence_after_text_was_shown_is_told(impatient: ResilientModel, u
         (500, "model_unavailable", 3),
     ],
 )
-async def test_refusal_is_told_at_once_and_a_failure_when_asking_again_did_not_help(
+async def test_rejection_is_raised_immediately_and_a_failure_after_retries(
     resilient: ResilientModel, upstream: Simulator, status: int, code: str, requests: int
 ) -> None:
     upstream.faults.add_faults(Fault(kind="status", status=status, times=9))
@@ -336,7 +334,7 @@ async def test_refusal_is_told_at_once_and_a_failure_when_asking_again_did_not_h
     assert (caught.value.code, len(upstream.requests)) == (code, requests)
 
 
-async def test_wait_that_is_too_long_is_told_with_its_length(resilient: ResilientModel, upstream: Simulator) -> None:
+async def test_too_long_retry_after_is_raised_with_its_duration(resilient: ResilientModel, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="status", status=429, headers={"retry-after": "33"}))
     with pytest.raises(ModelRateLimited) as caught:
         await resilient.complete(make_call("Hello"), Sink())
@@ -356,7 +354,7 @@ async def test_prompt_over_the_context_window_is_rejected_before_it_is_sent(
 # --- other models
 
 
-async def test_other_models_are_asked_in_their_order(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
+async def test_fallback_models_are_called_in_order(groq: OpenAICompatibleModel, upstream: Simulator) -> None:
     resilient = ResilientModel(groq, Catalog(), fallbacks=("openai/gpt-oss-20b", QWEN), policy=FAST)
     upstream.faults.add_faults(Fault(kind="status", status=500, match="gpt-oss", times=6))
     sink = Sink()
@@ -376,9 +374,9 @@ async def test_model_that_keeps_failing_is_not_called_while_its_circuit_is_open(
     for _ in range(3):
         with pytest.raises(ModelUnavailable):
             await resilient.complete(make_call("Hello"), Sink())
-    with pytest.raises(ModelUnavailable) as alone:
+    with pytest.raises(ModelUnavailable) as caught:
         await resilient.complete(make_call("Hello"), Sink())
-    assert (alone.value.retry_after, len(upstream.requests)) == (10.0, 3)
+    assert (caught.value.retry_after, len(upstream.requests)) == (10.0, 3)
     clock[0] = 11.0
     with pytest.raises(ModelUnavailable):
         await resilient.complete(make_call("Hello"), Sink())  # the trial call fails: the circuit stays open for longer
@@ -401,17 +399,17 @@ async def test_one_trial_call_follows_an_open_circuit(groq: OpenAICompatibleMode
     with pytest.raises(ModelUnavailable):
         await resilient.complete(make_call("Hello"), Sink())
     clock[0] = 11.0
-    tried = await asyncio.gather(
+    results = await asyncio.gather(
         *(resilient.complete(make_call("Hello"), Sink()) for _ in range(5)), return_exceptions=True
     )
-    assert sum(isinstance(each, ModelAnswer) for each in tried) == 1
+    assert sum(isinstance(each, ModelAnswer) for each in results) == 1
     assert len(upstream.requests) == 2
 
 
 # --- tools in the prompt
 
 
-async def test_model_without_functions_is_told_of_them_and_its_block_is_made_calls(
+async def test_model_without_functions_gets_tools_in_the_prompt_and_its_block_is_parsed(
     resilient: ResilientModel, upstream: Simulator
 ) -> None:
     upstream.faults.add_faults(Fault(kind="text", text=f"Let me see. <TOOL_CALLS>[{WRITTEN_CALL}]</TOOL_CALLS>"))
@@ -422,17 +420,20 @@ async def test_model_without_functions_is_told_of_them_and_its_block_is_made_cal
     assert "tools" not in sent
     assert '"expression"' in sent["messages"][0]["content"]
     call = make_call("What is 23*19?", model=COMPOUND)
-    made = ToolCall("c1", "calculator", '{"expression":"23*19"}')
-    history = (Message(role="assistant", tool_calls=(made,)), Message(role="tool", tool_call_id="c1", content="437"))
+    tool_call = ToolCall("c1", "calculator", '{"expression":"23*19"}')
+    history = (
+        Message(role="assistant", tool_calls=(tool_call,)),
+        Message(role="tool", tool_call_id="c1", content="437"),
+    )
     await resilient.complete(msgspec.structs.replace(call, messages=(*call.messages, *history)), Sink())
-    told = upstream.requests[-1]["messages"]
-    assert [message["role"] for message in told] == ["system", "user", "assistant", "user"]
-    assert "<TOOL_CALLS>" in told[2]["content"]
-    assert "437" in told[3]["content"]
+    messages = upstream.requests[-1]["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert "<TOOL_CALLS>" in messages[2]["content"]
+    assert "437" in messages[3]["content"]
 
 
 @pytest.mark.parametrize("text", ["a < b and <b>bold</b>", "ends with <TOOL", "<TOOL_CALLS> is how I would do it"])
-async def test_text_that_only_looks_like_a_block_is_shown_whole(
+async def test_text_similar_to_a_call_block_is_sent_completely(
     resilient: ResilientModel, upstream: Simulator, text: str
 ) -> None:
     upstream.faults.add_faults(Fault(kind="text", text=text))
@@ -477,9 +478,9 @@ async def test_contract_tool_calls_and_parameters(either: Model, upstream: Simul
 
 async def test_contract_failures(either: Model, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="status", status=401))
-    with pytest.raises(GatewayError) as refused:
+    with pytest.raises(GatewayError) as rejected:
         await either.complete(make_call("Hello"), Sink())
-    assert refused.value.code == "model_key_refused"
+    assert rejected.value.code == "model_key_refused"
     upstream.faults.add_faults(Fault(kind="cut"))
     sink = Sink()
     await either.complete(make_call("Hello", tools=()), sink)
@@ -489,8 +490,8 @@ async def test_contract_failures(either: Model, upstream: Simulator) -> None:
 
 async def test_contract_cancelling_reaches_the_server(either: Model, upstream: Simulator) -> None:
     upstream.faults.add_faults(Fault(kind="stall", after_chunks=3))
-    asking = asyncio.create_task(either.complete(make_call("count to 50", tools=()), Sink()))
+    task = asyncio.create_task(either.complete(make_call("count to 50", tools=()), Sink()))
     await upstream.wait_until(lambda simulator: simulator.open_streams == 1)
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     await upstream.wait_until(lambda simulator: simulator.cancelled_streams == 1)

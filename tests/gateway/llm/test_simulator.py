@@ -33,7 +33,7 @@ async def ask(client: groq.AsyncGroq, **body: Any) -> Any:
     return await client.chat.completions.create(**{"model": MODEL, "messages": [USER], **body})
 
 
-async def test_plain_answer_calls_the_tool_that_fits(client: groq.AsyncGroq) -> None:
+async def test_suitable_tool_is_called(client: groq.AsyncGroq) -> None:
     answer = await ask(client, tools=[CALCULATOR])
     assert answer.choices[0].finish_reason == "tool_calls"
     call = answer.choices[0].message.tool_calls[0].function
@@ -49,7 +49,7 @@ async def test_stream_has_one_role_one_finish_and_the_usage_in_x_groq(client: gr
     assert chunks[-1].x_groq.usage.completion_tokens > 0
 
 
-async def test_prompt_seen_before_is_counted_as_cached(client: groq.AsyncGroq) -> None:
+async def test_repeated_prompt_counts_as_cached(client: groq.AsyncGroq) -> None:
     messages = [{"role": "system", "content": "camel " * 2000}, USER]
     first = await ask(client, messages=messages)
     second = await ask(client, messages=messages)
@@ -57,14 +57,14 @@ async def test_prompt_seen_before_is_counted_as_cached(client: groq.AsyncGroq) -
     assert second.usage.prompt_tokens_details.cached_tokens > 1000
 
 
-async def test_limit_cuts_the_answer_and_says_so(client: groq.AsyncGroq) -> None:
-    for most in (5, 40):  # less and more than it reasons
-        answer = await ask(client, messages=[{"role": "user", "content": "count to 500"}], max_completion_tokens=most)
+async def test_token_limit_truncates_the_answer_with_reason_length(client: groq.AsyncGroq) -> None:
+    for limit in (5, 40):  # less and more than it reasons
+        answer = await ask(client, messages=[{"role": "user", "content": "count to 500"}], max_completion_tokens=limit)
         assert answer.choices[0].finish_reason == "length"
-        assert answer.usage.completion_tokens == most
+        assert answer.usage.completion_tokens == limit
 
 
-REFUSED: list[tuple[dict[str, Any], int, str]] = [
+REJECTED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "no-such-model"}, 404, "does not exist"),
     ({"model": "llama-3.3-70b-versatile"}, 400, "decommissioned"),
     ({"messages": []}, 400, "minimum number of items"),
@@ -95,8 +95,10 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "message"), REFUSED, ids=lambda value: str(value)[:50])
-async def test_what_groq_refuses_is_refused(client: groq.AsyncGroq, body: Any, status: int, message: str) -> None:
+@pytest.mark.parametrize(("body", "status", "message"), REJECTED, ids=lambda value: str(value)[:50])
+async def test_request_that_groq_rejects_is_rejected(
+    client: groq.AsyncGroq, body: Any, status: int, message: str
+) -> None:
     if body.get("max_completion_tokens") == 0:
         body = {"max_tokens": -1}
     with pytest.raises(groq.APIStatusError, match=message) as caught:
@@ -125,7 +127,7 @@ async def raw_stream(simulator: Simulator, prompt: str = "count to 50") -> bytes
 
 
 @pytest.mark.parametrize(
-    ("fault", "seen", "whole"),
+    ("fault", "marker", "is_complete"),
     [
         (Fault(kind="mid_stream_error", after_chunks=2, error={"error": {"message": "oh"}}), b"event: error", False),
         (Fault(kind="data_error", after_chunks=2, error={"error": {"message": "oh"}}), b'data: {"error"', False),
@@ -138,20 +140,18 @@ async def raw_stream(simulator: Simulator, prompt: str = "count to 50") -> bytes
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else None,
 )
-async def test_stream_misbehaves_as_told_and_only_once(
-    simulator: Simulator, fault: Fault, seen: bytes, whole: bool
-) -> None:
+async def test_fault_affects_one_stream(simulator: Simulator, fault: Fault, marker: bytes, is_complete: bool) -> None:
     simulator.faults.add_faults(fault)
     received = await raw_stream(simulator)
-    assert seen in received
-    assert received.endswith(b"data: [DONE]\n\n") is whole
-    again = await raw_stream(simulator)
-    assert again.endswith(b"data: [DONE]\n\n")
-    assert seen not in again or fault.kind in ("cut", "split_frames")
+    assert marker in received
+    assert received.endswith(b"data: [DONE]\n\n") is is_complete
+    second = await raw_stream(simulator)
+    assert second.endswith(b"data: [DONE]\n\n")
+    assert marker not in second or fault.kind in ("cut", "split_frames")
 
 
 @pytest.mark.parametrize("status", [400, 401, 413, 422, 429, 498, 500, 502, 503])
-async def test_status_is_answered_with_its_body_and_headers(
+async def test_status_fault_is_sent_with_its_body_and_headers(
     client: groq.AsyncGroq, simulator: Simulator, status: int
 ) -> None:
     body = {"error": {"message": "as told", "type": "x"}}
@@ -161,16 +161,14 @@ async def test_status_is_answered_with_its_body_and_headers(
     assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (status, "7")
 
 
-async def test_fault_concerns_only_the_prompts_and_models_that_it_matches(
-    client: groq.AsyncGroq, simulator: Simulator
-) -> None:
+async def test_fault_affects_only_matching_prompts(client: groq.AsyncGroq, simulator: Simulator) -> None:
     simulator.faults.add_faults(Fault(kind="text", text="Hit.", match="camel"))
     assert "Hit" not in (await ask(client)).choices[0].message.content
     hit = await ask(client, messages=[{"role": "user", "content": "a camel"}])
     assert "Hit" in hit.choices[0].message.content
 
 
-async def test_client_that_hangs_up_stops_the_stream(client: groq.AsyncGroq, simulator: Simulator) -> None:
+async def test_disconnect_of_the_client_stops_the_stream(client: groq.AsyncGroq, simulator: Simulator) -> None:
     stream = await ask(client, messages=[{"role": "user", "content": "count to 100000"}], stream=True)
     await anext(aiter(stream))
     await stream.close()

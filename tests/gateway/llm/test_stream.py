@@ -85,7 +85,7 @@ EXPECTED_OUTPUT = [
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])
-def test_the_same_is_said_however_the_bytes_are_cut(size: int) -> None:
+def test_output_does_not_depend_on_the_size_of_reads(size: int) -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     for start in range(0, len(STREAM), size):
@@ -98,7 +98,7 @@ def test_the_same_is_said_however_the_bytes_are_cut(size: int) -> None:
     assert reader.is_done
 
 
-def test_all_text_of_one_read_is_told_at_once() -> None:
+def test_text_of_one_read_is_one_delta() -> None:
     texts: list[str] = []
     sink = Sink()
     sink.on_text = texts.append  # type: ignore[method-assign]
@@ -106,7 +106,7 @@ def test_all_text_of_one_read_is_told_at_once() -> None:
     assert texts == ["abc"]
 
 
-def test_windows_line_ends_are_read_too() -> None:
+def test_windows_line_ends_are_accepted() -> None:
     sink = Sink()
     ChunkReader(sink).feed_bytes(sse(delta(content="x")).replace(b"\n", b"\r\n"))
     assert sink.output == [("text", "x")]
@@ -132,7 +132,7 @@ def test_stream_without_a_finish_reason_is_broken() -> None:
         (b'data: {"error":"x"}\n\n', ModelStreamBroken),
     ],
 )
-def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: bytes, error: type[Exception]) -> None:
+def test_error_inside_the_stream_is_raised_after_the_text_before_it(frame: bytes, error: type[Exception]) -> None:
     sink = Sink()
     with pytest.raises(error):
         ChunkReader(sink).feed_bytes(sse(delta(content="before")) + frame)
@@ -142,7 +142,7 @@ def test_error_inside_the_stream_is_raised_after_what_came_before_it(frame: byte
 @pytest.mark.parametrize(
     "payload", [b'{"choices":[{"delta":{"content":"\xff"}}]}', b'{"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}"]
 )
-def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
+def test_invalid_text_and_deep_nesting_break_the_stream(payload: bytes) -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     with pytest.raises(ModelStreamBroken):
@@ -152,13 +152,13 @@ def test_what_is_no_text_or_too_deep_breaks_the_stream(payload: bytes) -> None:
         read_whole_answer(payload, sink)
 
 
-def test_line_that_does_not_end_breaks_the_stream() -> None:
+def test_endless_line_breaks_the_stream() -> None:
     reader = ChunkReader(Sink())
     with pytest.raises(ModelStreamBroken, match="too long"):
         any(map(reader.feed_bytes, [b"data: " + b"x" * 64 * 1024] * 100))
 
 
-def test_null_is_read_as_nothing_wherever_it_stands() -> None:
+def test_null_fields_are_ignored() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     nulls = {"prompt_tokens": 7, "completion_tokens": None, "total_tokens": None, "prompt_tokens_details": None}
@@ -187,31 +187,31 @@ def test_null_is_read_as_nothing_wherever_it_stands() -> None:
     ],
     ids=["no-count", "named-again", "arguments-as-object", "id-again"],
 )
-def test_tool_calls_are_told_apart_as_other_servers_write_them(parts: list[dict[str, object]]) -> None:
-    said: list[object] = [ToolCall("a", "f", "{}"), ToolCall("b", "g", '{"x":1}')]
+def test_tool_calls_in_formats_of_other_servers_are_separated(parts: list[dict[str, object]]) -> None:
+    expected: list[object] = [ToolCall("a", "f", "{}"), ToolCall("b", "g", '{"x":1}')]
     for chunks in ([delta(tool_calls=[each]) for each in parts], [delta(tool_calls=parts)]):
         sink = Sink()
         reader = ChunkReader(sink)
         reader.feed_bytes(sse(*chunks, delta(finish="tool_calls")))
-        assert sink.output == said
+        assert sink.output == expected
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
-def test_reasoning_that_shares_a_chunk_with_text_is_told(name: str) -> None:
+def test_reasoning_in_a_chunk_with_text_is_emitted(name: str) -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     reader.feed_bytes(sse(delta(**{name: "So."}, content="Yes")))
     assert sink.output == [("reasoning", "So."), ("text", "Yes")]
 
 
-def test_line_without_data_is_passed_over() -> None:
+def test_line_without_data_is_ignored() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     reader.feed_bytes(sse(delta(content="a")) + b"data:\n\ndata: \r\n\r\n" + sse(delta(finish="stop", content="b")))
     assert (sink.output, reader.finish_answer().finish_reason) == ([("text", "ab")], "stop")
 
 
-def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() -> None:
+def test_hosted_tool_call_is_emitted_once_when_complete() -> None:
     def executed(**fields: object) -> dict[str, object]:
         tool = {"index": 0, "type": "search", "arguments": '{"query": "camels"}', **fields}
         return {"choices": [{"delta": {"executed_tools": [tool]}}]}
@@ -223,7 +223,7 @@ def test_what_a_compound_systems_own_tools_did_is_told_once_when_it_is_done() ->
     assert sink.output == [("search", '{"query": "camels"}', "two humps"), ("text", "Two.")]
 
 
-def test_reasoning_under_the_name_that_other_servers_give_it_is_told() -> None:
+def test_reasoning_content_of_other_servers_is_emitted() -> None:
     sink = Sink()
     reader = ChunkReader(sink)
     reader.feed_bytes(sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]}))
