@@ -233,14 +233,14 @@ class SupervisedTask:
 
     async def _supervise(self) -> None:
         while True:
-            started = self._clock()
+            started_at = self._clock()
             succeeded = await self._run_once()
             if self._stopping or (succeeded and not self._restart):
                 return
             self._down = True
             if not self._restart:
                 return
-            if self._clock() - started >= self._good_run_seconds:
+            if self._clock() - started_at >= self._good_run_seconds:
                 self._backoff.reset()
             self._skip_backoff.clear()
             await wait_or_poll(self._skip_backoff, self._backoff.next_delay())
@@ -406,8 +406,8 @@ class BoundedQueue(Generic[T]):
 
         Items that are not in the queue are ignored.
         """
-        removed = set(map(id, items))
-        self._items = [item for item in self._items if id(item) not in removed]
+        removed_ids = set(map(id, items))
+        self._items = [item for item in self._items if id(item) not in removed_ids]
         self._size = sum(map(self._measure, self._items))
         if self._size <= self._max_size // 2:
             self._has_capacity.set()

@@ -239,7 +239,7 @@ def configure_logging(*, json: bool, level: str = "INFO") -> None:
 
     May be called again.
     """
-    shared: list[Processor] = [
+    shared_processors: list[Processor] = [
         _add_request_id,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -253,12 +253,12 @@ def configure_logging(*, json: bool, level: str = "INFO") -> None:
     else:
         processors = [_redact_database_errors, _redact_event, _escape_event]
         render = _with_redacted_line(_make_console_renderer())
-    _PROCESSORS[:] = [_filter_by_level, *shared, _combine_processors(processors, render)]
+    _PROCESSORS[:] = [_filter_by_level, *shared_processors, _combine_processors(processors, render)]
     structlog.configure(processors=_PROCESSORS, logger_factory=_LineLogger, cache_logger_on_first_use=True)
     handler = _LineLogger.handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=shared_processors,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors, render],
         )
     )

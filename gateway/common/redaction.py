@@ -131,12 +131,12 @@ class Redactor:
         if isinstance(value, list):
             return [self._redact_recursively(item, numbers=numbers) for item in cast(list[object], value)]
         if isinstance(value, dict):
-            redacted: dict[str, object] = {}
+            redacted_members: dict[str, object] = {}
             for key, member in cast(dict[str, object], value).items():
                 name = self.redact_text(key)
-                unique_name = f"{name} {len(redacted) + 1}" if name in redacted else name
-                redacted[unique_name] = self._redact_recursively(member, numbers=numbers)
-            return redacted
+                unique_name = f"{name} {len(redacted_members) + 1}" if name in redacted_members else name
+                redacted_members[unique_name] = self._redact_recursively(member, numbers=numbers)
+            return redacted_members
         if numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
             digits = str(int(value))
             redacted_digits = self.redact_text(digits)
@@ -155,8 +155,8 @@ class Redactor:
         return self.redact_value(block)
 
     def _redact_except(self, fields: dict[str, object], *names: str) -> dict[str, object]:
-        redacted = self.redact_value({name: value for name, value in fields.items() if name not in names})
-        return {**redacted, **{name: fields[name] for name in names}}
+        redacted_fields = self.redact_value({name: value for name, value in fields.items() if name not in names})
+        return {**redacted_fields, **{name: fields[name] for name in names}}
 
 
 def _is_base64(value: object) -> bool:

@@ -246,8 +246,8 @@ class Parameters(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def with_defaults(self, defaults: "Parameters") -> "Parameters":
         """Return these parameters, completed by defaults."""
-        chosen = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) is not None}
-        return msgspec.structs.replace(defaults, **chosen)
+        set_fields = {f: getattr(self, f) for f in self.__struct_fields__ if getattr(self, f) is not None}
+        return msgspec.structs.replace(defaults, **set_fields)
 
 
 ToolChoice = str | JsonObject

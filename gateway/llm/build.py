@@ -17,9 +17,11 @@ def connect_model_server(settings: Settings) -> tuple[OpenAICompatibleModel, Cat
         return create_groq_model(options), Catalog(aliases=settings.model_aliases)
     from gateway.llm.providers.openai import OPENAI_BASE_URL, create_openai_model
 
-    official = options.base_url == OPENAI_BASE_URL
-    unsupported = ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if official else ()
-    return create_openai_model(options), Catalog((), open_ended=True, unsupported_parameters=unsupported)
+    is_official = options.base_url == OPENAI_BASE_URL
+    unsupported_parameters = (
+        ("top_k", "repetition_penalty", "reasoning_format", "include_reasoning") if is_official else ()
+    )
+    return create_openai_model(options), Catalog((), open_ended=True, unsupported_parameters=unsupported_parameters)
 
 
 def _build_options(settings: Settings) -> ModelServerOptions:

@@ -129,12 +129,12 @@ class Catalog(ModelCatalog):
         self._open_ended = open_ended
         self._unsupported_parameters = unsupported_parameters
 
-    def update_models(self, listed: list[JsonObject]) -> None:
+    def update_models(self, entries: list[JsonObject]) -> None:
         """Merge the server's list.
 
         Entries that are not models, and inactive ones, are ignored.
         """
-        for entry in listed:
+        for entry in entries:
             try:
                 model = msgspec.convert(entry, _ListedModel, strict=False)
             except msgspec.ValidationError:
@@ -142,11 +142,11 @@ class Catalog(ModelCatalog):
             if model.active is not False:
                 self._models[model.id] = self._merge_model(self._models.get(model.id), model)
 
-    def _merge_model(self, existing: ModelInfo | None, listed: _ListedModel) -> ModelInfo:
-        default = existing or self._make_default_info(listed.id, owned_by=listed.owned_by)
-        window = listed.context_window or listed.max_model_len or default.context_window
-        limit = listed.max_completion_tokens or default.max_output_tokens
-        if existing is None and not listed.max_completion_tokens:
+    def _merge_model(self, existing: ModelInfo | None, entry: _ListedModel) -> ModelInfo:
+        default = existing or self._make_default_info(entry.id, owned_by=entry.owned_by)
+        window = entry.context_window or entry.max_model_len or default.context_window
+        limit = entry.max_completion_tokens or default.max_output_tokens
+        if existing is None and not entry.max_completion_tokens:
             limit = min(limit, window)
         return msgspec.structs.replace(default, context_window=window, max_output_tokens=limit)
 
@@ -185,27 +185,27 @@ class Catalog(ModelCatalog):
     ) -> tuple[Parameters, tuple[str, ...]]:
         """See `ModelCatalog.adapt_parameters`. Values that have no effect are dropped without a warning."""
         warnings: list[str] = []
-        dropped: dict[str, None] = {}
+        cleared_fields: dict[str, None] = {}
         for name in parameters.__struct_fields__:
             value = getattr(parameters, name)
             if value is None:
                 continue
             if name in model.not_taken and value == _NO_OP_VALUES.get(name):
-                dropped[name] = None
+                cleared_fields[name] = None
                 continue
-            allowed = _describe_allowed(name, parameters, model)
-            if allowed is None:
+            correction = _describe_correction(name, parameters, model)
+            if correction is None:
                 continue
             if not drop:
                 raise UnsupportedParameter(
-                    f"The model {model.id!r} does not support {name}={str(value)[:100]}: {allowed}.", param=name
+                    f"The model {model.id!r} does not support {name}={str(value)[:100]}: {correction}.", param=name
                 )
-            dropped[name] = None
-            warnings.append(f"{name} was left out: the model {model.id!r} does not support it ({allowed}).")
-        return msgspec.structs.replace(parameters, **dropped), tuple(warnings)
+            cleared_fields[name] = None
+            warnings.append(f"{name} was left out: the model {model.id!r} does not support it ({correction}).")
+        return msgspec.structs.replace(parameters, **cleared_fields), tuple(warnings)
 
 
-def _describe_allowed(name: str, parameters: Parameters, model: ModelInfo) -> str | None:
+def _describe_correction(name: str, parameters: Parameters, model: ModelInfo) -> str | None:
     """Return how to correct an unsupported parameter that is set.
 
     None if the model supports its value.

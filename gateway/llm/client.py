@@ -272,11 +272,11 @@ class OpenAICompatibleModel(Model):
         If the server does not answer, nothing changes.
         """
         try:
-            listed = await self.list_models()
+            entries = await self.list_models()
         except GatewayError as error:
             log.warning("model_list_failed", code=error.code)
             return
-        catalog.update_models(listed)
+        catalog.update_models(entries)
 
     async def close(self) -> None:
         await self._client.close()

@@ -128,7 +128,7 @@ class _RecordingStream(httpx.AsyncByteStream):
         self._chunks: list[bytes] = []
         self._remaining_bytes = _MAX_RECORDED_BYTES
         self._end: ResponseEnd = "left"
-        self._written = False
+        self._is_written = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -149,8 +149,8 @@ class _RecordingStream(httpx.AsyncByteStream):
         try:
             await self._inner.aclose()
         finally:
-            if not self._written and self._remaining_bytes >= 0:
-                self._written = True
+            if not self._is_written and self._remaining_bytes >= 0:
+                self._is_written = True
                 self._write(self._response, self._chunks, self._end)
 
 
@@ -203,15 +203,15 @@ def _mask_chunks(chunks: list[bytes], secrets: set[bytes]) -> list[bytes]:
     Also masks fragments of the request's secrets: a model writes a long word in several deltas.
     """
     body = b"".join(chunks)
-    repeated = {secret for secret in secrets if any(part in body for part in _list_fragments(secret))}
-    body = mask_secrets(body, _find_secrets(body) | repeated)
-    if repeated:
-        fragments = {part for secret in repeated for part in _list_fragments(secret)}
-        masked = bytearray(body)
+    found_secrets = {secret for secret in secrets if any(part in body for part in _list_fragments(secret))}
+    body = mask_secrets(body, _find_secrets(body) | found_secrets)
+    if found_secrets:
+        fragments = {part for secret in found_secrets for part in _list_fragments(secret)}
+        masked_body = bytearray(body)
         for start in range(len(body) - _FRAGMENT_LENGTH + 1):
             if body[start : start + _FRAGMENT_LENGTH] in fragments:
-                masked[start : start + _FRAGMENT_LENGTH] = b"*" * _FRAGMENT_LENGTH
-        body = bytes(masked)
+                masked_body[start : start + _FRAGMENT_LENGTH] = b"*" * _FRAGMENT_LENGTH
+        body = bytes(masked_body)
     ends = [0]
     for chunk in chunks:
         ends.append(ends[-1] + len(chunk))

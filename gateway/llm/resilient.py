@@ -267,11 +267,11 @@ class _AttemptSink(ModelSink):
         self.has_output = self.has_reasoning = self.has_calls = False
         self.problem: str | None = None
         self.rejected_text = ""
-        self._accepted = False
+        self._is_accepted = False
         self._output_chars = 0
 
     def on_accepted(self) -> None:
-        self._accepted = True
+        self._is_accepted = True
         self.sink.on_accepted()
 
     def on_text(self, text: str) -> None:
@@ -290,7 +290,7 @@ class _AttemptSink(ModelSink):
         Only if the model had begun to answer.
         """
         unread_chars = len(error.written) if isinstance(error, ToolCallUnreadable) else 0
-        if self._accepted or unread_chars:
+        if self._is_accepted or unread_chars:
             self.usage = self.usage + call.estimate_usage(self._output_chars + unread_chars)
 
     def record_failed_usage(self, usage: Usage, cost_usd: float | None) -> None:

@@ -68,13 +68,13 @@ class _WireUsage(msgspec.Struct, gc=False):
     completion_tokens_details: _CompletionTokensDetails | None = None
 
     def to_usage(self) -> Usage:
-        cached, reasoning = self.prompt_tokens_details, self.completion_tokens_details
+        prompt_details, completion_details = self.prompt_tokens_details, self.completion_tokens_details
         return Usage(
             prompt_tokens=self.prompt_tokens or 0,
             completion_tokens=self.completion_tokens or 0,
             total_tokens=self.total_tokens or 0,
-            cached_tokens=(cached and cached.cached_tokens) or 0,
-            reasoning_tokens=(reasoning and reasoning.reasoning_tokens) or 0,
+            cached_tokens=(prompt_details and prompt_details.cached_tokens) or 0,
+            reasoning_tokens=(completion_details and completion_details.reasoning_tokens) or 0,
             queue_time=self.queue_time or 0.0,
             model_time=self.total_time or 0.0,
             generation_time=self.completion_time or 0.0,
@@ -145,7 +145,7 @@ class ChunkReader:
     def __init__(self, sink: ModelSink) -> None:
         self._sink = sink
         self._incomplete_line = b""
-        self._accepted = False
+        self._is_accepted = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, _PartialCall] = {}
@@ -203,7 +203,7 @@ class ChunkReader:
                 case _:
                     self._flush_text()
                     raise ModelStreamBroken("The model's server sent an invalid stream chunk.") from None
-        if self._accepted and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
+        if self._is_accepted and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
             self._read_choice(chunk.choices[0])  # nearly all chunks: skips the checks for errors and usage
         else:
             self._read_chunk(chunk)
@@ -214,8 +214,8 @@ class ChunkReader:
         if error is not None:
             self._flush_text()
             raise make_stream_error(error)
-        if not self._accepted:
-            self._accepted = True
+        if not self._is_accepted:
+            self._is_accepted = True
             self._sink.on_accepted()
         if extra is not None and extra.usage is not None:
             self._usage = extra.usage.to_usage()

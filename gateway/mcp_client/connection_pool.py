@@ -87,34 +87,34 @@ class ConnectionPool:
 
         The shared one, or the user's own, which is opened when first needed.
         """
-        shared = self._shared.get(server)
-        if shared is None or shared.config.share == "all":
-            return shared
+        shared_connection = self._shared.get(server)
+        if shared_connection is None or shared_connection.config.share == "all":
+            return shared_connection
         key = (server, principal.user)
         connection = self._personal.get(key)
         if connection is None:
-            connection = self._make_connection(shared.config, principal)
+            connection = self._make_connection(shared_connection.config, principal)
             connection.start_connection()
             self._personal[key] = connection
         connection.last_used = next(self._uses)
         return connection
 
-    def get_tools(self, shared: ServerConnection) -> tuple[Tool, ...] | None:
+    def get_tools(self, shared_connection: ServerConnection) -> tuple[Tool, ...] | None:
         """The tools that a server offers; None if it offers none now.
 
         Where each user has a connection, these are the tools of the most recently used one.
         """
-        if shared.is_available or shared.config.share == "all":
-            return shared.tools if shared.is_available else None
-        name = shared.config.name
+        if shared_connection.is_available or shared_connection.config.share == "all":
+            return shared_connection.tools if shared_connection.is_available else None
+        name = shared_connection.config.name
         personal_connections = [
             connection
             for connection in self._open
-            if connection.config is shared.config and connection.last_used and connection.tools
+            if connection.config is shared_connection.config and connection.last_used and connection.tools
         ]
         if personal_connections:
             self._last_seen_tools[name] = max(personal_connections, key=lambda connection: connection.last_used).tools
-        return self._last_seen_tools.get(name) if shared.needs_sign_in else None
+        return self._last_seen_tools.get(name) if shared_connection.needs_sign_in else None
 
     def discard_tokens(self) -> None:
         """Read the stored grants again before the next requests."""

@@ -75,13 +75,15 @@ def _parse_entry(name: str, entry: object, environment: Mapping[str, str]) -> Se
             raise ConfigError("the entry has neither a url nor a command")
         if "command" in entry and "url" in entry:
             raise ConfigError("the entry has both a url and a command")
-        expanded = cast("JsonObject", _expand_variables(entry, environment))  # pyright: ignore[reportUnknownArgumentType]
-        return ServerConfig.model_validate({**expanded, "name": name})
+        expanded_entry = cast("JsonObject", _expand_variables(entry, environment))  # pyright: ignore[reportUnknownArgumentType]
+        return ServerConfig.model_validate({**expanded_entry, "name": name})
     except ConfigError as error:
         return _make_faulty(name, str(error))
     except ValidationError as error:
-        first = error.errors()[0]
-        return _make_faulty(name, f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}")
+        first_error = error.errors()[0]
+        return _make_faulty(
+            name, f"{'.'.join(map(str, first_error['loc']))}: {first_error['msg'].removeprefix('Value error, ')}"
+        )
 
 
 def _make_faulty(name: str, fault: str) -> ServerConfig:

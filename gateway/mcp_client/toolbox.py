@@ -252,9 +252,11 @@ class McpToolbox(ServerPool, Toolbox):
         lists = await asyncio.gather(*(self._list_items(connection, kind, principal) for connection in connections))
         return [item for items in lists for item in items]
 
-    async def _list_items(self, shared: ServerConnection, kind: ItemKind, principal: Principal) -> list[JsonObject]:
-        config = shared.config
-        connection = self._pool.get_connection(config.name, principal) or shared
+    async def _list_items(
+        self, shared_connection: ServerConnection, kind: ItemKind, principal: Principal
+    ) -> list[JsonObject]:
+        config = shared_connection.config
+        connection = self._pool.get_connection(config.name, principal) or shared_connection
         request = partial(list_items, kind)
         try:
             items = await connection.send_request(request, principal=principal, timeout=self._timeout)

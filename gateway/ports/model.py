@@ -127,8 +127,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
         if self.price_in is None or self.price_out is None:
             return None
         cached_price = self.price_in if self.price_cached is None else self.price_cached
-        fresh = usage.prompt_tokens - usage.cached_tokens
-        prompt_cost = fresh * self.price_in + usage.cached_tokens * cached_price
+        uncached_tokens = usage.prompt_tokens - usage.cached_tokens
+        prompt_cost = uncached_tokens * self.price_in + usage.cached_tokens * cached_price
         return round((prompt_cost + usage.completion_tokens * self.price_out) / 1_000_000, 9)
 
 

@@ -84,15 +84,15 @@ class FairQueue(Generic[T]):
         Those would be served before it. Users are treated as continuous flows, so the result is an approximation.
         """
         own_queue = self._user_queues.get(item.user) or self._create_user_queue(item.user)
-        finish = own_queue.start + (own_queue.sum_tokens() + item.tokens) / own_queue.weight
+        finish_time = own_queue.start + (own_queue.sum_tokens() + item.tokens) / own_queue.weight
         tokens, requests = 0.0, 0.0
         for user_queue in self._user_queues.values():
             total = user_queue.sum_tokens()
-            served = total
+            served_tokens = total
             if user_queue is not own_queue:
-                served = min(total, max(0.0, (finish - user_queue.start) * user_queue.weight))
-            tokens += served
-            requests += served / total * len(user_queue.items)
+                served_tokens = min(total, max(0.0, (finish_time - user_queue.start) * user_queue.weight))
+            tokens += served_tokens
+            requests += served_tokens / total * len(user_queue.items)
         return tokens, requests
 
     def _create_user_queue(self, user: str) -> _UserQueue[T]:

@@ -40,7 +40,7 @@ class RateLimitPermit:
         "_limiter",
         "alone",
         "expires",
-        "granted",
+        "grant_future",
         "not_before",
         "number",
         "pending",
@@ -56,7 +56,7 @@ class RateLimitPermit:
         self.queue = queue
         self.tokens = tokens
         self.user = user
-        self.granted: asyncio.Future[None] | None = None
+        self.grant_future: asyncio.Future[None] | None = None
         self.expires = math.inf
         self.not_before = 0.0
         self.number = 0
@@ -102,7 +102,7 @@ class _ModelQueue:
         self.waiters = FairQueue[RateLimitPermit](weights)
         self.timer: Timer | None = None
         self.is_reserving = False
-        self._granted = 0
+        self._granted_count = 0
         self._blocked_until = 0.0
         self._rejections = 0
         self._rejected_up_to = 0
@@ -132,8 +132,8 @@ class _ModelQueue:
         )
 
     def take_permit(self, permit: RateLimitPermit) -> None:
-        self._granted += 1
-        permit.number = self._granted
+        self._granted_count += 1
+        permit.number = self._granted_count
         permit.alone = not self.requests.pending
         permit.pending = permit.tokens
         self.tokens.take_tokens(permit.tokens)
@@ -154,7 +154,7 @@ class _ModelQueue:
             permit.tokens = 0.0
 
     def update_limits(self, permit: RateLimitPermit, headers: RateLimitHeaders, now: float) -> None:
-        alone = permit.alone and permit.number == self._granted
+        alone = permit.alone and permit.number == self._granted_count
         if headers.tokens is not None:
             self.tokens.update_from_headers(headers.tokens, now, alone=alone)
         if headers.requests is not None:
@@ -168,7 +168,7 @@ class _ModelQueue:
         """
         if permit.number > self._rejected_up_to:
             self._rejections += 1
-            self._rejected_up_to = self._granted
+            self._rejected_up_to = self._granted_count
         seconds = min(_MAX_BACKOFF_SECONDS, 2.0 ** (self._rejections - 1)) if retry_after is None else retry_after
         self._blocked_until = max(self._blocked_until, now + seconds)
         log.warning(
@@ -251,15 +251,15 @@ class Limiter:
         """
         queue, now = permit.queue, self._clock.time()
         permit.expires = now + deadline
-        predicted = queue.estimate_wait(permit, now, queue.waiters.estimate_ahead(permit))
-        if predicted >= deadline or self.waiting_count >= self._max_waiting:
-            raise _make_rate_limit_error(predicted)
-        permit.granted = asyncio.get_running_loop().create_future()
+        predicted_wait = queue.estimate_wait(permit, now, queue.waiters.estimate_ahead(permit))
+        if predicted_wait >= deadline or self.waiting_count >= self._max_waiting:
+            raise _make_rate_limit_error(predicted_wait)
+        permit.grant_future = asyncio.get_running_loop().create_future()
         queue.waiters.add_item(permit)
         self.waiting_count += 1
         self._serve_queue(queue)
         try:
-            await permit.granted
+            await permit.grant_future
         except asyncio.CancelledError:
             self._cancel_permit(permit)
             raise
@@ -280,10 +280,10 @@ class Limiter:
 
     def correct_usage(self, permit: RateLimitPermit, tokens: float) -> None:
         """See `RateLimitPermit.on_usage`."""
-        unused, permit.tokens = permit.tokens - tokens, tokens
-        permit.queue.tokens.refund(unused)
-        if self._shared is not None and permit.reservation is not None and unused:
-            self._reports.spawn(self._shared.refund_tokens(permit.reservation, unused))
+        unused_tokens, permit.tokens = permit.tokens - tokens, tokens
+        permit.queue.tokens.refund(unused_tokens)
+        if self._shared is not None and permit.reservation is not None and unused_tokens:
+            self._reports.spawn(self._shared.refund_tokens(permit.reservation, unused_tokens))
         self._serve_queue(permit.queue)
 
     async def close(self) -> None:
@@ -312,9 +312,9 @@ class Limiter:
                 for waiter in late:
                     self._reject_permit(waiter, wait)
             else:
-                when = now + wait if wait else min(waiter.expires for waiter in queue.waiters)
-                if when < math.inf:
-                    queue.timer = self._clock.call_at(when, partial(self._serve_queue, queue))
+                wake_at = now + wait if wait else min(waiter.expires for waiter in queue.waiters)
+                if wake_at < math.inf:
+                    queue.timer = self._clock.call_at(wake_at, partial(self._serve_queue, queue))
                 return
 
     def _grant_or_reserve(self, permit: RateLimitPermit) -> None:
@@ -332,7 +332,7 @@ class Limiter:
         queue = permit.queue
         reservation = await shared.reserve_tokens(queue.model, permit.tokens)
         queue.is_reserving = False
-        if permit.granted is None or permit.granted.done():
+        if permit.grant_future is None or permit.grant_future.done():
             self._reports.spawn(shared.report_response(reservation, RateLimitHeaders(), refunded=True, block=0.0))
         elif reservation.wait > 0:
             permit.not_before = self._clock.time() + reservation.wait
@@ -342,32 +342,32 @@ class Limiter:
         self._serve_queue(queue)
 
     def _grant_permit(self, permit: RateLimitPermit) -> None:
-        assert permit.granted is not None
+        assert permit.grant_future is not None
         self.waiting_count -= 1
         permit.queue.waiters.serve_item(permit)
         permit.queue.take_permit(permit)
-        permit.granted.set_result(None)
+        permit.grant_future.set_result(None)
 
     def _reject_permit(self, permit: RateLimitPermit, wait: float) -> None:
-        assert permit.granted is not None
+        assert permit.grant_future is not None
         self.waiting_count -= 1
         permit.queue.waiters.remove_item(permit)
-        permit.granted.set_exception(_make_rate_limit_error(wait))
+        permit.grant_future.set_exception(_make_rate_limit_error(wait))
 
     def _cancel_permit(self, permit: RateLimitPermit) -> None:
         """Undo a permit whose wait was cancelled.
 
         The permit is still queued, just granted, or just rejected.
         """
-        assert permit.granted is not None
+        assert permit.grant_future is not None
         if permit.number:
             self.on_permit_response(permit, RateLimitHeaders(), _NOT_SENT_STATUS)
-        elif permit.granted.cancelled():
+        elif permit.grant_future.cancelled():
             self.waiting_count -= 1
             permit.queue.waiters.remove_item(permit)
             self._serve_queue(permit.queue)
         else:
-            permit.granted.exception()  # else asyncio logs an unretrieved exception
+            permit.grant_future.exception()  # else asyncio logs an unretrieved exception
 
 
 def _make_rate_limit_error(wait: float) -> UpstreamRateLimited:

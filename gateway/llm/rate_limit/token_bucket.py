@@ -90,8 +90,8 @@ class TokenBucket:
         """
         self._level = min(self._limit, self._level + self._rate * (now - self._updated_at))
         self._updated_at = now
-        missing = ahead + min(amount, self._limit) - self._level
-        return missing / self._rate if missing > _ROUNDING_TOLERANCE else 0.0
+        missing_amount = ahead + min(amount, self._limit) - self._level
+        return missing_amount / self._rate if missing_amount > _ROUNDING_TOLERANCE else 0.0
 
     def take_tokens(self, amount: float) -> None:
         self._level -= amount

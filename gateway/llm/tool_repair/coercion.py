@@ -55,9 +55,9 @@ class SchemaCoercer:
     @property
     def signature(self) -> str:
         """Describe the expected arguments in one line."""
-        required = self.required
+        required_names = self.required
         fields = [
-            f"{name} ({self._describe_type(schema)}{', required' * (name in required)})"
+            f"{name} ({self._describe_type(schema)}{', required' * (name in required_names)})"
             for name, schema in (self.properties or {}).items()
             if is_object(schema)
         ]
@@ -70,8 +70,8 @@ class SchemaCoercer:
         """
         if self._validator is None:
             return arguments
-        coerced = self._coerce_value(arguments, self._schema, "", 0)
-        return coerced if is_object(coerced) else arguments
+        coerced_arguments = self._coerce_value(arguments, self._schema, "", 0)
+        return coerced_arguments if is_object(coerced_arguments) else arguments
 
     def find_problems(self, arguments: JsonObject) -> list[str]:
         """Describe the first violations of the schema.
@@ -106,9 +106,9 @@ class SchemaCoercer:
             value = self._coerce_value(value, part, path, depth + 1)
         for option in [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
             repair_count = len(self.repairs)
-            coerced = self._coerce_value(value, option, path, depth + 1)
-            if self._is_valid(coerced, schema):
-                return coerced
+            coerced_value = self._coerce_value(value, option, path, depth + 1)
+            if self._is_valid(coerced_value, schema):
+                return coerced_value
             del self.repairs[repair_count:]
         return self._convert_value(value, schema, path, depth)
 
@@ -138,19 +138,19 @@ class SchemaCoercer:
             return self._record_repair(
                 path, "a list of one as its item", self._coerce_value(value[0], schema, path, depth + 1)
             )
-        converted = value
+        new_value = value
         match kind:
             case "integer" | "number":
-                converted = _parse_number(value)
+                new_value = _parse_number(value)
             case "boolean" if isinstance(value, (str, int)):
-                converted = _BOOLEAN_WORDS.get(str(value).strip().lower(), value)
+                new_value = _BOOLEAN_WORDS.get(str(value).strip().lower(), value)
             case "string" if isinstance(value, (bool, int, float)):
-                converted = msgspec.json.encode(value).decode()
+                new_value = msgspec.json.encode(value).decode()
             case "null" if _is_empty_value(value):
-                converted = None
+                new_value = None
             case _:
                 pass
-        return self._record_repair(path, f"as {kind}", converted)
+        return self._record_repair(path, f"as {kind}", new_value)
 
     def _convert_to_list(self, value: object, path: str) -> object:
         if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
@@ -210,8 +210,10 @@ class SchemaCoercer:
         if not unknown_keys or "patternProperties" in schema or is_object(schema.get("additionalProperties")):
             return value
         keys = dict(_keep_unique((normalize_name(key), key) for key in unknown_keys))
-        missing = dict(_keep_unique((normalize_name(name), name) for name in properties if name not in value))
-        new_names = {keys[normalized]: name for normalized, name in missing.items() if normalized in keys}
+        missing_names = dict(_keep_unique((normalize_name(name), name) for name in properties if name not in value))
+        new_names = {
+            keys[normalized_name]: name for normalized_name, name in missing_names.items() if normalized_name in keys
+        }
         for key, name in new_names.items():
             self.repairs.append(f"{path}.{name}: called {key}" if path else f"{name}: called {key}")
         return {new_names.get(key, key): item for key, item in value.items()}
@@ -276,12 +278,12 @@ class SchemaCoercer:
 @lru_cache(maxsize=512)
 def _compile_validator(schema: bytes) -> Any:
     """Compile a JSON schema; None if it is invalid."""
-    decoded = msgspec.json.decode(schema)
+    schema_value = msgspec.json.decode(schema)
     try:
-        check_schema(decoded)
+        check_schema(schema_value)
     except (SchemaError, SchemaNotCheckable):
         return None
-    return compile_schema(decoded)
+    return compile_schema(schema_value)
 
 
 def _list_types(schema: JsonObject) -> list[str]:
@@ -310,7 +312,7 @@ def _is_empty_value(value: object) -> bool:
 def _keep_unique(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Yield the pairs whose first item occurs once."""
     pairs = list(pairs)
-    counts = Counter(first for first, _ in pairs)
+    counts = Counter(key for key, _ in pairs)
     return (pair for pair in pairs if counts[pair[0]] == 1)
 
 
@@ -327,10 +329,10 @@ def _describe_violation(error: Any) -> str:
     value, constraint = error.instance, error.validator_value
     match error.validator:
         case "required":
-            missing = ", ".join(name for name in constraint if name not in value)
+            missing_names = ", ".join(name for name in constraint if name not in value)
             parent = f" in {field}" if field else ""
             names = ", ".join(map(str, value))[:_MAX_SHOWN_CHARS] or "nothing"
-            return f"required and missing{parent}: {missing} (given: {names})"
+            return f"required and missing{parent}: {missing_names} (given: {names})"
         case "type":
             types = " or ".join(constraint) if is_list(constraint) else constraint
             return f"{field or 'the arguments'}: {_shorten_json(value)} was given, {types} is expected"

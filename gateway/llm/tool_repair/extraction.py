@@ -63,7 +63,7 @@ class ExtractedCall(NamedTuple):
 
     start: int
     end: int
-    marked: bool
+    is_marked: bool
     name: str
     arguments: str
 
@@ -78,19 +78,19 @@ def find_calls(text: str, names: Collection[str]) -> list[ExtractedCall]:
     answer = text.rfind("</think>") + 1
     text = text[:answer] + text[answer:].partition("<think>")[0]
     calls = list(_ToolCallScanner(text, names).scan_calls(answer))
-    marked = [call for call in calls if call.marked]
-    if marked or not calls:
-        return marked
+    marked_calls = [call for call in calls if call.is_marked]
+    if marked_calls or not calls:
+        return marked_calls
     return calls if _is_at_text_edge(text, calls) else []
 
 
 def _is_at_text_edge(text: str, calls: list[ExtractedCall]) -> bool:
-    first, last = calls[0], calls[-1]
-    begins, ends = _is_filler(text[: first.start]), _is_filler(text[last.end :])
+    first_call, last_call = calls[0], calls[-1]
+    begins, ends = _is_filler(text[: first_call.start]), _is_filler(text[last_call.end :])
     if begins and ends:
         return True
-    if text[first.start] not in "{[" and (
-        not ends or "```" in text[: first.start] or "()" in text[first.start : last.end]
+    if text[first_call.start] not in "{[" and (
+        not ends or "```" in text[: first_call.start] or "()" in text[first_call.start : last_call.end]
     ):
         return False
     return begins or ends

@@ -349,13 +349,13 @@ class LenientJsonParser:
     def _at_end(self) -> bool:
         return self.at >= len(self.text)
 
-    def _make_truncation_error(self, where: str) -> JsonRepairError:
+    def _make_truncation_error(self, location: str) -> JsonRepairError:
         self.at = len(self.text)
-        return JsonRepairError(f"they end too early, {where}")
+        return JsonRepairError(f"they end too early, {location}")
 
-    def _add_repair(self, what: str) -> None:
-        if what not in self._repairs:
-            self._repairs.append(what)
+    def _add_repair(self, description: str) -> None:
+        if description not in self._repairs:
+            self._repairs.append(description)
 
 
 def _get_match_end(pattern: re.Pattern[str], text: str, at: int = 0) -> int:

@@ -20,14 +20,14 @@ def move_tools_into_prompt(call: ModelCall) -> ModelCall:
 
     Earlier calls and results become text.
     """
-    first, *rest = call.messages
+    first_message, *other_messages = call.messages
     instructions = write_tools_prompt(call.tools)
-    if first.role == "system":
-        first = msgspec.structs.replace(first, content=f"{first.text}\n\n{instructions}")
+    if first_message.role == "system":
+        first_message = msgspec.structs.replace(first_message, content=f"{first_message.text}\n\n{instructions}")
     else:
-        rest, first = [first, *rest], Message(role="system", content=instructions)
-    tool_names = {call.id: call.name for message in rest for call in message.tool_calls}
-    messages = (first, *(_write_as_text(message, tool_names) for message in rest))
+        other_messages, first_message = [first_message, *other_messages], Message(role="system", content=instructions)
+    tool_names = {call.id: call.name for message in other_messages for call in message.tool_calls}
+    messages = (first_message, *(_write_as_text(message, tool_names) for message in other_messages))
     parameters = msgspec.structs.replace(call.parameters, parallel_tool_calls=None)
     return msgspec.structs.replace(call, messages=messages, tools=(), tool_choice=None, parameters=parameters)
 

@@ -70,21 +70,21 @@ def repair_call(name: str, arguments: str, schemas: Mapping[str, JsonObject]) ->
     """
     name, arguments = join_surrogates(name), join_surrogates(arguments)
     try:
-        tool, appended = resolve_tool_name(name, schemas)
+        tool, appended_text = resolve_tool_name(name, schemas)
     except JsonRepairError as error:
         return _repair_nested_call(name, arguments, schemas) or UnrepairableCall(str(error))
     repairs = [] if tool == name else ["the name"]
     coercer = SchemaCoercer(schemas[tool])
     try:
-        value = _parse_arguments(_choose_arguments(appended, arguments), tool, coercer, repairs)
+        value = _parse_arguments(_choose_arguments(appended_text, arguments), tool, coercer, repairs)
     except JsonRepairError as error:
         return UnrepairableCall(f"The arguments of {tool} cannot be read: {error}. Expected: {coercer.signature}.")
-    coerced = coercer.coerce_arguments(value)
-    if problems := coercer.find_problems(coerced):
+    coerced_arguments = coercer.coerce_arguments(value)
+    if problems := coercer.find_problems(coerced_arguments):
         return UnrepairableCall(
             f"The arguments of {tool} are invalid: {'; '.join(problems)}. Expected: {coercer.signature}."
         )
-    return RepairedCall(tool, coerced, tuple(dict.fromkeys(repairs + coercer.repairs)))
+    return RepairedCall(tool, coerced_arguments, tuple(dict.fromkeys(repairs + coercer.repairs)))
 
 
 def extract_calls(text: str, names: Collection[str]) -> list[ToolCall]:
@@ -108,11 +108,11 @@ def write_tools_prompt(specs: Sequence[ToolSpec]) -> str:
     if not specs:
         return ""
     tools = [{"name": spec.name, "description": spec.description, "parameters": spec.input_schema} for spec in specs]
-    listed = "\n".join(msgspec.json.encode(tool, order="deterministic").decode() for tool in tools)
+    tool_lines = "\n".join(msgspec.json.encode(tool, order="deterministic").decode() for tool in tools)
     return (
         "# Tools\n\n"
         "You can use these tools, one a line, each with the JSON schema of its parameters:\n\n"
-        f"{listed}\n\n"
+        f"{tool_lines}\n\n"
         "To use tools, end your answer with one block in exactly this form, valid JSON inside, and write nothing after "
         "it:\n\n"
         '<TOOL_CALLS>[{"name": "tool name", "arguments": {"parameter": "value"}}]</TOOL_CALLS>\n\n'
@@ -134,14 +134,14 @@ def _repair_nested_call(
     return repair_call(calls[0].name, calls[0].arguments, schemas)
 
 
-def _choose_arguments(appended: str, arguments: str) -> str:
+def _choose_arguments(appended_text: str, arguments: str) -> str:
     """Return the text of the arguments.
 
     A model may have appended them to the name.
     """
-    if appended and arguments.strip() not in ("", "{}", "null", appended.strip()):
+    if appended_text and arguments.strip() not in ("", "{}", "null", appended_text.strip()):
         raise JsonRepairError("they were given twice, in the name and in the arguments")
-    return appended or arguments
+    return appended_text or arguments
 
 
 def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list[str]) -> JsonObject:
@@ -150,8 +150,8 @@ def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list
     Raises:
         JsonRepairError: the text has no such object, or it belongs to another tool.
     """
-    if (other := get_called_name(text)) and not matches_tool(other, tool):
-        raise JsonRepairError(f"they are a call of {other[:80]}")
+    if (called_name := get_called_name(text)) and not matches_tool(called_name, tool):
+        raise JsonRepairError(f"they are a call of {called_name[:80]}")
     value = parse_lenient(text, repairs)
     for _ in range(_MAX_WRAPPERS):
         inner = _unwrap_value(value, tool, coercer, repairs)
@@ -161,12 +161,12 @@ def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list
         value = inner
     if is_object(value):
         return value
-    required = coercer.required
+    required_names = coercer.required
     has_objects = is_list(value) and any(is_object(item) for item in value)
-    if len(required) != 1 or has_objects or isinstance(value, bool):
+    if len(required_names) != 1 or has_objects or isinstance(value, bool):
         raise JsonRepairError(f"one JSON object is expected, not {msgspec.json.encode(value).decode()[:200]}")
     repairs.append("a value in place of an object")
-    return {required[0]: value}
+    return {required_names[0]: value}
 
 
 def _unwrap_value(value: object, tool: str, coercer: SchemaCoercer, repairs: list[str]) -> object:

@@ -60,13 +60,15 @@ def resolve_tool_name(name: str, names: Collection[str]) -> tuple[str, str]:
         return name, ""
     recipient = _RECIPIENT.search(name[:_MAX_NAME_LENGTH])
     match = None if recipient else _NAME_AND_REST.match(name)
-    rest = match["rest"] if match else ""
-    bare_name = recipient[1] if recipient else match["name"] if match and rest[:1] in ("", "{", "(") else ""
+    suffix = match["rest"] if match else ""
+    bare_name = recipient[1] if recipient else match["name"] if match and suffix[:1] in ("", "{", "(") else ""
     for candidate in (name, *strip_prefixes(bare_name)):
-        normalized = normalize_name(candidate)
-        tools = [candidate] if candidate in names else [tool for tool in names if normalize_name(tool) == normalized]
+        normalized_name = normalize_name(candidate)
+        tools = (
+            [candidate] if candidate in names else [tool for tool in names if normalize_name(tool) == normalized_name]
+        )
         if len(tools) == 1:
-            return tools[0], rest if candidate != name else ""
+            return tools[0], suffix if candidate != name else ""
         if tools:
             raise JsonRepairError(f"The name {name[:80]!r} could mean any of these tools: {', '.join(sorted(tools))}.")
     available = ", ".join(sorted(names)) or "none"

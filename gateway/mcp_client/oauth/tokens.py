@@ -218,17 +218,17 @@ async def _refresh_grant(grant: Grant, server_url: str) -> Grant | None:
 
 async def _request_refresh(grant: Grant, refresh_token: str, endpoint: str, server_url: str) -> httpx2.Response:
     client = OAuthClientInformationFull.model_validate(grant.client)
-    form = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": client.client_id or ""}
+    form_fields = {"grant_type": "refresh_token", "refresh_token": refresh_token, "client_id": client.client_id or ""}
     if grant.resource is not None:
-        form["resource"] = grant.resource
+        form_fields["resource"] = grant.resource
     basic_auth = None
     if client.client_secret and client.token_endpoint_auth_method == "client_secret_basic":  # noqa: S105
         basic_auth = httpx2.BasicAuth(client.client_id or "", client.client_secret)
     elif client.client_secret:
-        form["client_secret"] = client.client_secret
+        form_fields["client_secret"] = client.client_secret
     transport = HttpsOnlyTransport(server_url)
     async with httpx2.AsyncClient(timeout=REQUEST_TIMEOUT_SECONDS, transport=transport, auth=basic_auth) as http:
-        return await http.post(endpoint, data=form)
+        return await http.post(endpoint, data=form_fields)
 
 
 def _parse_oauth_error(response: httpx2.Response) -> str:
