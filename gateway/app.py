@@ -393,6 +393,7 @@ def _build_runner(
         synchronous_journal=settings.synchronous_journal,
         max_tool_tokens=settings.tool_token_budget,
         batch_tool=settings.agent_batch_tool,
+        max_turn_bytes=settings.turn_max_bytes,
     )
     storage = RunnerStorage(
         journal=store.journal,

@@ -183,6 +183,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     max_messages: int = Field(default=500, ge=1)
     max_message_chars: int = Field(default=400_000, ge=1)
+    turn_max_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024)
     max_running_turns: int = Field(default=2_000, ge=1)
     shutdown_grace_seconds: float = Field(default=4.0, ge=0, le=300)
 

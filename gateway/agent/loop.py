@@ -69,7 +69,11 @@ class TurnContext(EventEmitter):
 
     @abstractmethod
     async def wait_for_capacity(self) -> None:
-        """Wait while the journal is backlogged."""
+        """Wait while the journal is backlogged.
+
+        Raises:
+            TurnTooLarge: the turn's events exceed their maximum.
+        """
 
     @abstractmethod
     async def reserve_budget(self, call: ModelCall) -> None:
@@ -286,6 +290,7 @@ class AgentLoop:
 
         `quiet` withholds the text from the events.
         """
+        await turn.wait_for_capacity()
         await turn.reserve_budget(call)
         sink = _StepEventSink(step, turn, add_call, quiet=quiet)
         return await self._model.complete(call, sink), "".join(sink.draft)

@@ -17,7 +17,7 @@ from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_search import ToolSelection, ToolSelector
-from gateway.agent.turn import ActiveTurn, HandOverReason
+from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES, ActiveTurn, HandOverReason
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
@@ -54,9 +54,9 @@ _HAND_OVER_SECONDS = 2.0
 class RunnerConfig:
     """Limits of the turns of one process.
 
-    `turn_timeout` and `storage_timeout` are seconds; `storage_timeout` bounds the wait for the database at a turn's
-    end. `synchronous_journal` shows deltas only when they are durable. `create_turn_id` reads this machine's clock,
-    so the ids do not order the turns of a conversation.
+    `max_turn_bytes` bounds the events of a turn. `turn_timeout` and `storage_timeout` are seconds; `storage_timeout`
+    bounds the wait for the database at a turn's end. `synchronous_journal` shows deltas only when they are durable.
+    `create_turn_id` reads this machine's clock, so the ids do not order the turns of a conversation.
     """
 
     worker_id: UUID
@@ -68,6 +68,7 @@ class RunnerConfig:
     synchronous_journal: bool = False
     max_tool_tokens: int = 24_000
     batch_tool: bool = False
+    max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,16 @@ class Runner:
             synchronous=self._config.synchronous_journal,
         )
         journal = self._storage.journal if record.request.store else self._storage.ephemeral_journal
-        return ActiveTurn(record, principal, turn_log, journal, self._storage.questions, model, self._budgets)
+        return ActiveTurn(
+            record,
+            principal,
+            turn_log,
+            journal,
+            self._storage.questions,
+            model,
+            self._budgets,
+            max_bytes=self._config.max_turn_bytes,
+        )
 
     def _spawn_task(self, turn: ActiveTurn, selection: ToolSelection) -> None:
         turn.task = self._tasks.spawn(self._run_turn(turn, selection), name=f"turn {turn.id}")

@@ -19,7 +19,7 @@ from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
-from gateway.domain.errors import ErrorInfo, GatewayError, StorageUnavailable
+from gateway.domain.errors import ErrorInfo, GatewayError, StorageUnavailable, TurnTooLarge
 from gateway.domain.events import (
     Event,
     InputRequired,
@@ -58,6 +58,7 @@ _CANCEL_MESSAGES: dict[CancelReason, str] = {
     "storage_unavailable": "The worker lost the database, and this turn was not stored, so it cannot be resumed.",
 }
 _POLL_SECONDS = 2.0
+DEFAULT_MAX_TURN_BYTES = 64 * 1024 * 1024
 _CANNOT_ASK = "This call needs a person's answer, and a turn that is not stored cannot wait for one."
 
 
@@ -76,8 +77,11 @@ class ActiveTurn(TurnContext, TurnSpending):
         questions: QuestionRepository,
         model: ModelInfo,
         budgets: Budgets,
+        *,
+        max_bytes: int = DEFAULT_MAX_TURN_BYTES,
     ) -> None:
         self.record = record
+        self._max_bytes = max_bytes
         self.principal = owner
         self.model = model
         self._budgets = budgets
@@ -151,6 +155,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         await self.journal.flush(self.log)
 
     async def wait_for_capacity(self) -> None:
+        if self.log.size > self._max_bytes:
+            raise TurnTooLarge(f"The events of this turn exceed {self._max_bytes:,} bytes.")
         if self.journal.is_backlogged:
             await self.journal.wait_for_capacity()
 

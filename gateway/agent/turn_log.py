@@ -14,6 +14,7 @@ from gateway.domain.events import Delta, Event, JournalEntry, TurnCancelled, Tur
 from gateway.ports.store import EventSource
 
 _DELTAS = Delta.__args__
+_MAX_BATCH = 1_000
 _ENDS = (TurnCompleted, TurnFailed, TurnCancelled)
 TAKEOVER_JUMP = 10_000
 """Gap in the event numbers at a takeover. See docs/adr/0010."""
@@ -35,6 +36,8 @@ class TurnLog(EventSource):
         self.close_reason: str | None = None
         self.on_commit: Callable[[], None] | None = None
         self.on_failure: Callable[[GatewayError], None] | None = None
+        self.size = 0
+        """Bytes of the events that this worker has added."""
         self._next_seq = 1
         self._synchronous = synchronous
         self._undurable: deque[tuple[int, int]] = deque()
@@ -45,6 +48,7 @@ class TurnLog(EventSource):
         """Number an event and add it."""
         entry = JournalEntry(self._next_seq, event, encode_event(event))
         self._next_seq += 1
+        self.size += len(entry.data)
         if self._synchronous or not isinstance(event, _DELTAS):
             self._undurable.append((entry.seq, len(self.entries)))
         self.entries.append(entry)
@@ -116,11 +120,12 @@ class TurnLog(EventSource):
     async def follow(self, after: int = 0) -> AsyncGenerator[list[JournalEntry]]:
         """Yield batches of the entries after number `after`.
 
-        Ends when the turn ends or the log closes.
+        Ends when the turn ends or the log closes. A batch has a maximum, because the connection of a slow client
+        buffers a whole batch.
         """
         read_count = _index_after(self.entries, after)
         while True:
-            visible = self.visible_count
+            visible = min(self.visible_count, read_count + _MAX_BATCH)
             if visible > read_count:
                 batch = self.entries[read_count:visible]
                 read_count += len(batch)

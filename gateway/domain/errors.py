@@ -25,6 +25,7 @@
      ├─ ClientGone               499 client_disconnected
      ├─ McpServerError           502 mcp_failed
      ├─ TurnTimeout              504 turn_timeout
+     ├─ TurnTooLarge             502 turn_too_large
      ├─ TurnLost                 503 turn_lost
      ├─ TurnTakenOver            503 turn_taken_over
      └─ ModelError               502 model_error
@@ -35,6 +36,7 @@
          │   └─ ToolCallUnreadable 502 tool_call_unreadable
          ├─ ModelUnavailable     503 model_unavailable
          ├─ ModelStreamBroken    502 model_stream_broken
+         ├─ ModelAnswerTooLong   502 model_answer_too_long
          └─ OutputInvalid        502 structured_output_invalid
 
 The message is public: clients receive it unchanged, so it must not contain internal details.
@@ -213,6 +215,14 @@ class TurnTimeout(GatewayError):
     default_message = "The turn exceeded its time limit."
 
 
+class TurnTooLarge(GatewayError):
+    """The events of the turn exceed TURN_MAX_BYTES."""
+
+    code = "turn_too_large"
+    status = 502
+    default_message = "The turn has produced more events than the gateway allows."
+
+
 class TurnLost(GatewayError):
     code = "turn_lost"
     status = 503
@@ -295,6 +305,11 @@ class ModelStreamBroken(ModelError):
     code = "model_stream_broken"
     default_message = "The model's answer broke off before its end."
     retryable = True
+
+
+class ModelAnswerTooLong(ModelError):
+    code = "model_answer_too_long"
+    default_message = "The model's answer is longer than the gateway allows."
 
 
 class OutputInvalid(ModelError):

@@ -20,6 +20,7 @@ from httpx_aiohttp.transport import AiohttpResponseStream
 from gateway.common.logging import get_logger
 from gateway.domain.errors import (
     GatewayError,
+    ModelAnswerTooLong,
     ModelError,
     ModelKeyRefused,
     ModelNotFound,
@@ -36,7 +37,7 @@ from gateway.llm.catalog import Catalog
 from gateway.llm.rate_limit.limiter import Limiter, RateLimitPermit
 from gateway.llm.rate_limit.token_bucket import parse_duration
 from gateway.llm.recording import Recorder
-from gateway.llm.stream import ChunkReader, UpstreamError, read_whole_answer
+from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, UpstreamError, read_whole_answer
 from gateway.llm.tool_repair.json_repair import is_list, is_object
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.model_sdk import SdkClient, SdkModule, SdkStatusError
@@ -47,7 +48,10 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 _CATALOG_REFRESH_SECONDS = 3600.0
 MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
 _EXPECTED_ANSWER_TOKENS = 1_024
+_MAX_BODY_BYTES = 4 * MAX_ANSWER_CHARS
 _CLOSE_WAIT_SECONDS = 0.2
+_USAGE_WAIT_SECONDS = 1.0
+"""Wait for the usage, which OpenAI sends in a chunk of its own after the finish reason."""
 # As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
 AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
 get_ssl_context = lru_cache(maxsize=1)(httpx.create_ssl_context)
@@ -199,16 +203,12 @@ class OpenAICompatibleModel(Model):
         reader = ChunkReader(sink)
         async with self._translate_errors(permit), aclosing(await self._send_request(call, stream=True)) as response:
             permit.on_response(response.headers, response.status_code)
-            is_compressed = "content-encoding" in response.headers  # by a proxy that ignores Accept-Encoding
             try:
-                async with asyncio.timeout(None) as end:
-                    async for data in response.aiter_bytes() if is_compressed else response.aiter_raw():
-                        reader.feed_bytes(data)
-                        await sink.wait_for_capacity()
-                        if reader.is_done and end.when() is None:  # some servers keep the connection open
-                            end.reschedule(asyncio.get_running_loop().time() + _CLOSE_WAIT_SECONDS)
+                await _feed_stream(response, reader, sink)
                 response.stream = _EMPTY_STREAM
-            except (TimeoutError, httpx.HTTPError, aiohttp.ClientError):
+            except (TimeoutError, httpx.HTTPError, aiohttp.ClientError) as error:
+                if reader.is_accepted and not reader.is_complete:
+                    raise ModelStreamBroken from error
                 if not reader.is_complete:
                     raise
         return reader.finish_answer()
@@ -218,10 +218,15 @@ class OpenAICompatibleModel(Model):
 
         Groq does not stream structured answers.
         """
-        async with self._translate_errors(permit):
-            response = await self._send_request(call, stream=False)
+        async with self._translate_errors(permit), aclosing(await self._send_request(call, stream=False)) as response:
             permit.on_response(response.headers, response.status_code)
-            return read_whole_answer(response.content, sink)
+            body = bytearray()
+            async for data in response.aiter_bytes():
+                body += data
+                if len(body) > _MAX_BODY_BYTES:
+                    raise ModelAnswerTooLong
+            response.stream = _EMPTY_STREAM
+            return read_whole_answer(bytes(body), sink)
         raise AssertionError("unreachable")
 
     async def _send_request(self, call: ModelCall, *, stream: bool) -> httpx.Response:
@@ -232,7 +237,7 @@ class OpenAICompatibleModel(Model):
             cast_to=httpx.Response,
             content=msgspec.json.encode(body),
             options=self._request_options,
-            stream=stream,
+            stream=True,  # the body is read in parts, so that its size can be bounded
             stream_cls=self._stream_class,
         )
 
@@ -332,6 +337,26 @@ class OpenAICompatibleModel(Model):
             reason = detail.message[:500] or "no reason given"
             return ModelRequestRefused(f"The model's server refused the request: {reason}")
         return ModelError()
+
+
+async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: ModelSink) -> None:
+    """Read the stream to its end.
+
+    Some servers leave out `[DONE]`, or keep the connection open after it.
+
+    Raises:
+        TimeoutError: the answer is complete, but the connection stays open.
+    """
+    is_compressed = "content-encoding" in response.headers  # by a proxy that ignores Accept-Encoding
+    clock = asyncio.get_running_loop().time
+    async with asyncio.timeout(None) as end:
+        async for data in response.aiter_bytes() if is_compressed else response.aiter_raw():
+            reader.feed_bytes(data)
+            await sink.wait_for_capacity()
+            if reader.is_complete:
+                wait = _CLOSE_WAIT_SECONDS if reader.is_done or reader.has_usage else _USAGE_WAIT_SECONDS
+                when = clock() + wait
+                end.reschedule(when if (set_when := end.when()) is None else min(set_when, when))
 
 
 def make_chat_body(call: ModelCall) -> JsonObject:

@@ -6,6 +6,7 @@ All chunks of one read are decoded together. See docs/adr/0003.
 import msgspec
 
 from gateway.domain.errors import (
+    ModelAnswerTooLong,
     ModelError,
     ModelRateLimited,
     ModelRequestRefused,
@@ -104,6 +105,8 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_ANSWER_CHARS = 2_000_000
+"""Length at which an answer is refused, several times that of the longest answer that a model can write."""
 _EMPTY_DELTA = _Delta()
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
 
@@ -123,13 +126,17 @@ class _PartialCall:
         """
         return bool(self.id and delta.id and delta.id != self.id and delta.function and delta.function.name)
 
-    def add_delta(self, delta: _ToolCallDelta) -> None:
+    def add_delta(self, delta: _ToolCallDelta) -> int:
+        """Add a part of the call; return its length in characters."""
         self.id = delta.id or self.id
-        if (function := delta.function) is not None:
-            if function.name and function.name != self.name:
-                self.name += function.name
-            arguments = function.arguments or ""
-            self.arguments.append(arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
+        if (function := delta.function) is None:
+            return 0
+        name = function.name if function.name and function.name != self.name else ""
+        self.name += name
+        arguments = function.arguments or ""
+        text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+        self.arguments.append(text)
+        return len(name) + len(text)
 
     def to_tool_call(self) -> ToolCall:
         return ToolCall(self.id, self.name, "".join(self.arguments))
@@ -140,10 +147,13 @@ class ChunkReader:
 
     It passes the model's output to a sink. A tool call reaches the sink when the next call begins or the model
     finishes: then its arguments are complete.
+    Text, reasoning and arguments have at most `max_chars` characters together.
     """
 
-    def __init__(self, sink: ModelSink) -> None:
+    def __init__(self, sink: ModelSink, *, max_chars: int = MAX_ANSWER_CHARS) -> None:
         self._sink = sink
+        self._remaining_chars = max_chars
+        self._max_chars = max_chars
         self._incomplete_line = b""
         self._is_accepted = False
         self._text: list[str] = []
@@ -158,6 +168,7 @@ class ChunkReader:
         """Process the bytes of one read; chunks may be cut anywhere.
 
         Raises:
+            ModelAnswerTooLong: the answer exceeds `max_chars`.
             ModelError: the stream contains an error or an invalid chunk.
         """
         lines = (self._incomplete_line + data).split(b"\n") if self._incomplete_line else data.split(b"\n")
@@ -176,6 +187,15 @@ class ChunkReader:
         Later errors of the connection do not matter.
         """
         return self.is_done or self._finish_reason is not None
+
+    @property
+    def has_usage(self) -> bool:
+        return self._usage is not None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the first valid chunk has arrived."""
+        return self._accepted
 
     def finish_answer(self) -> ModelAnswer:
         """Return the end of the answer.
@@ -251,7 +271,7 @@ class ChunkReader:
         if call is None or call.is_ended_by(delta):
             self._complete_calls()
             call = self._calls[index] = _PartialCall()
-        call.add_delta(delta)
+        self._count_chars(call.add_delta(delta))
 
     def _emit_server_tool_call(self, call: _ServerToolCall) -> None:
         """Emit a server-side tool's call once, with its output.
@@ -260,6 +280,7 @@ class ChunkReader:
         """
         if call.output is not None and call.index not in self._emitted_server_calls:
             self._emitted_server_calls.add(call.index)
+            self._count_chars(len(call.arguments or "") + len(call.output))
             self._sink.on_server_tool_call(ToolCall("", call.name or call.type, call.arguments or "{}"), call.output)
 
     def _complete_calls(self) -> None:
@@ -273,11 +294,20 @@ class ChunkReader:
         Reasoning comes before text, as the model writes them.
         """
         if self._reasoning:
-            self._sink.on_reasoning("".join(self._reasoning))
+            reasoning = "".join(self._reasoning)
             self._reasoning.clear()
+            self._count_chars(len(reasoning))
+            self._sink.on_reasoning(reasoning)
         if self._text:
-            self._sink.on_text("".join(self._text))
+            text = "".join(self._text)
             self._text.clear()
+            self._count_chars(len(text))
+            self._sink.on_text(text)
+
+    def _count_chars(self, count: int) -> None:
+        self._remaining_chars -= count
+        if self._remaining_chars < 0:
+            raise ModelAnswerTooLong(f"The model's answer is longer than {self._max_chars:,} characters.")
 
 
 class _WholeMessage(msgspec.Struct, gc=False):

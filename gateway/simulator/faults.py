@@ -17,6 +17,8 @@ FaultKind = Literal[
     "abort",  # the connection breaks
     "slow_first_token",  # `seconds` of silence before the first chunk
     "stall",  # `seconds` of silence after `after_chunks`
+    "endless",  # after `after_chunks`, the answer goes on for ever, `seconds` apart
+    "no_done",  # no `[DONE]`, and the connection stays open for `seconds`
     "malformed_tool_call",  # tool_use_failed with `failed_generation`: as status, or mid-stream with `after_chunks`
     "unknown_tool",  # a call of an unknown tool
     "invalid_json_arguments",  # a call whose arguments are not valid JSON

@@ -24,6 +24,7 @@ from gateway.simulator.responder import Reply, SimulatedCall, make_reply
 from gateway.simulator.wire import PromptCache, SimulatedAnswer, encode_frame
 
 _FRAMES_PER_WRITE = 64
+_ENDLESS_TEXT = "and so on, " * 10
 _RATE_LIMIT = 100_000_000  # so high that it never limits a client
 
 
@@ -208,6 +209,9 @@ class _PacedStream(Response):
             yield b"".join(chunks[start : start + burst])
             await asyncio.sleep(pause)
             await self._simulator.wait_until_resumed()
+        if (open_end := self._faults.get("no_done")) is not None:
+            await asyncio.sleep(open_end.seconds)
+            return
         yield b"data: [DONE]\n\n"
 
     async def _apply_faults(self, sent: int) -> AsyncGenerator[bytes]:
@@ -221,6 +225,10 @@ class _PacedStream(Response):
             match kind:
                 case "stall":
                     await asyncio.sleep(fault.seconds)
+                case "endless":
+                    while True:
+                        yield self._answer.make_text_frames(_ENDLESS_TEXT, count=_FRAMES_PER_WRITE)
+                        await asyncio.sleep(fault.seconds)
                 case "garbage":
                     yield b"data: {this is not JSON\n\n"
                 case "mid_stream_error":

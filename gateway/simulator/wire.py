@@ -82,6 +82,10 @@ class SimulatedAnswer:
             frames.append(encode_frame(self._with_header("chat.completion.chunk", choices=[], usage=self.usage)))
         return frames
 
+    def make_text_frames(self, text: str, *, count: int) -> bytes:
+        """Make `count` chunks with the same text."""
+        return encode_frame(self._make_chunk({"content": text})) * count
+
     def make_error_frame(self, message: str) -> bytes:
         """Make a last chunk with an error.
 

@@ -125,7 +125,48 @@ async def test_idle_model_stream_times_out(database_url: str, simulator: Simulat
     simulator.faults.add_faults(Fault(kind="stall", after_chunks=5, times=99))
     async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=0.3) as gateway:
         reply = await gateway.chat_stream("count to 50")
-    assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "model_unavailable"
+    assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "model_stream_broken"
+
+
+async def test_answer_with_a_finish_reason_ends_without_done(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    simulator.faults.add_faults(Fault(kind="no_done"))
+    async with serve_gateway(database_url, simulator, tools_url, model_idle_timeout=3600, agent_timeout=30) as gateway:
+        reply = await gateway.chat_stream("Hello there")
+    assert reply.get_event_data("turn.completed")[0]["usage"]["total_tokens"] > 0
+
+
+async def test_endless_answer_ends_the_turn_when_it_is_too_long(
+    gateway: Gateway, simulator: Simulator, db: asyncpg.Connection
+) -> None:
+    simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0))
+    reply = await gateway.chat_stream("count to 50")
+    assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "model_answer_too_long"
+    assert len(reply.text) <= 2_000_000
+    row = await get_turn_row(db, reply.headers["x-turn-id"])
+    assert (row["status"], row["response"]) == ("failed", reply.text)
+    await simulator.wait_until(lambda s: s.open_streams == 0)
+
+
+async def test_turn_with_too_many_bytes_of_events_fails(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0))
+    async with serve_gateway(database_url, simulator, tools_url, turn_max_bytes=100_000) as gateway:
+        reply = await gateway.chat_stream("count to 50")
+    assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "turn_too_large"
+    assert sum(len(json.dumps(event.data)) for event in reply.events) < 1_000_000
+
+
+async def test_deadline_ends_a_turn_whose_answer_never_pauses(
+    database_url: str, simulator: Simulator, tools_url: str
+) -> None:
+    simulator.faults.add_faults(Fault(kind="endless", after_chunks=2, seconds=0.01))
+    async with serve_gateway(database_url, simulator, tools_url, agent_timeout=1) as gateway:
+        reply = await gateway.chat_stream("count to 50")
+    assert reply.get_event_data("turn.failed")[0]["error"]["code"] == "turn_timeout"
+    await simulator.wait_until(lambda s: s.open_streams == 0)
 
 
 async def test_client_disconnect_cancels_the_model_call_and_stores_the_partial_text(

@@ -2,9 +2,16 @@
 
 import json
 
+import msgspec
 import pytest
 
-from gateway.domain.errors import ModelRateLimited, ModelRequestRefused, ModelStreamBroken, ModelUnavailable
+from gateway.domain.errors import (
+    ModelAnswerTooLong,
+    ModelRateLimited,
+    ModelRequestRefused,
+    ModelStreamBroken,
+    ModelUnavailable,
+)
 from gateway.domain.messages import ToolCall
 from gateway.llm.stream import ChunkReader, read_whole_answer
 
@@ -228,3 +235,22 @@ def test_reasoning_content_of_other_servers_is_emitted() -> None:
     reader = ChunkReader(sink)
     reader.feed_bytes(sse({"choices": [{"delta": {"reasoning_content": "Hm."}}]}))
     assert sink.output == [("reasoning", "Hm.")]
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": "x" * 10},
+        {"reasoning": "x" * 10},
+        {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "t", "arguments": "x" * 10}}]},
+        {"executed_tools": [{"index": 0, "arguments": "", "output": "x" * 100}]},
+    ],
+    ids=["text", "reasoning", "arguments", "server tools"],
+)
+def test_answer_is_refused_when_it_is_too_long(delta: dict[str, object]) -> None:
+    reader = ChunkReader(Sink(), max_chars=95)
+    payload = b"data: " + msgspec.json.encode({"choices": [{"index": 0, "delta": delta}]}) + b"\n\n"
+    for _ in range(9 if "executed_tools" not in delta else 0):
+        reader.feed_bytes(payload)
+    with pytest.raises(ModelAnswerTooLong):
+        reader.feed_bytes(payload)
