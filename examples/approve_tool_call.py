@@ -1,4 +1,6 @@
-"""Let a person decide about a tool call: the turn waits in the database until the answer arrives.
+"""Let a person decide about a tool call.
+
+The turn waits in the database until the answer arrives.
 
 echo y | python examples/approve_tool_call.py "Add a task to buy milk"
 """

@@ -1,4 +1,6 @@
-"""Attach an MCP client to the gateway: one endpoint for the tools of every connected MCP server.
+"""Attach an MCP client to the gateway.
+
+It is one endpoint for the tools of every connected MCP server.
 
 python examples/mcp_client.py
 """

@@ -1,4 +1,6 @@
-"""Use the official OpenAI SDK. The gateway runs its own tools and streams only the answer.
+"""Use the official OpenAI SDK.
+
+The gateway runs its own tools and streams only the answer.
 
 python examples/openai_sdk.py "What is 23*19?"
 """

@@ -1,4 +1,6 @@
-"""Lose the connection in the middle of a turn, and read the rest: no event is missed or repeated.
+"""Lose the connection in the middle of a turn, then read on.
+
+No event is missed or repeated.
 
 python examples/resume_stream.py
 """

@@ -1,4 +1,6 @@
-"""Stream a chat: print its text as it arrives, and each tool call with its result.
+"""Stream a chat.
+
+Print its text as it arrives, and each tool call with its result.
 
 python examples/stream_chat.py "What is 23*19?"
 """

@@ -1,4 +1,6 @@
-"""An MCP server of your own with one tool. mcp.json beside this file connects the gateway to it over stdio.
+"""An MCP server of your own with one tool.
+
+mcp.json beside this file connects the gateway to it over stdio.
 
 MCP_CONFIG=examples/mcp.json make run
 python examples/stream_chat.py 'call weather_forecast with {"city": "Oslo"}'

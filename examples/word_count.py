@@ -1,4 +1,4 @@
-"""A tool for the tool server, as every module of tools_server/ defines one.
+"""A tool for the tool server, in a module of its own.
 
 To serve it, copy this file to tools_server/ and add `word_count.register(mcp)` to `create_server` in
 tools_server/server.py. To try it alone: python examples/word_count.py "one two two"

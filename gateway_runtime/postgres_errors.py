@@ -11,7 +11,7 @@ from sqlalchemy import exc
 
 
 class StorageFailure(StrEnum):
-    """What an error of the database means for whoever repeats the statement."""
+    """Meaning of a database error for a retry of the statement."""
 
     UNAVAILABLE = "unavailable"
     """The statement may succeed later, or on another connection."""
@@ -24,7 +24,10 @@ class StorageFailure(StrEnum):
 
 
 TAKEN_OVER_SQLSTATE = "GW001"
-"""Raised by the gateway's own SQL functions for a write of a worker that no longer owns the turn."""
+"""Error of a write by a worker that lost its turn.
+
+The gateway's own SQL functions raise it.
+"""
 _BY_SQLSTATE: Mapping[str, StorageFailure] = {
     "21": StorageFailure.CONTENT,  # cardinality violation: two rows of one statement exclude each other
     "22": StorageFailure.CONTENT,  # data exception
@@ -38,7 +41,10 @@ _BY_SQLSTATE: Mapping[str, StorageFailure] = {
     "P0004": StorageFailure.CONTENT,  # ASSERT failure, by a trigger
     TAKEN_OVER_SQLSTATE: StorageFailure.TAKEN_OVER,
 }
-"""Failures by SQLSTATE code or by its class, the first two characters. All others mean `UNAVAILABLE`."""
+"""Failures by SQLSTATE code or by its first two characters.
+
+The first two characters are the class of the code. All other codes mean `UNAVAILABLE`.
+"""
 _STATES_OF_THE_SERVER = ("25006", "57P01", "57P02", "57P03", "57P04", "57P05")
 """Read-only, shut down, crashed, starting up, database dropped, idle too long."""
 
@@ -66,7 +72,10 @@ def classify_error(error: BaseException) -> StorageFailure:
 
 
 def is_database_error(error: BaseException) -> bool:
-    """Return whether the database, the driver or the pool raised an error, and not the program that uses them."""
+    """Return whether the database, the driver or the pool raised an error.
+
+    Errors of the program that uses them do not count.
+    """
     if isinstance(error, exc.StatementError):
         return not isinstance(error.orig, exc.SQLAlchemyError)  # that is a statement without its parameters
     if isinstance(error, exc.TimeoutError | exc.PendingRollbackError):
@@ -75,7 +84,7 @@ def is_database_error(error: BaseException) -> bool:
 
 
 def must_reconnect(error: BaseException) -> bool:
-    """Return whether the server behind a connection cannot be used, although the connection is open.
+    """Return whether the server behind an open connection cannot be used.
 
     A demoted primary is read-only, and the new primary is reached by a new connection.
     """
@@ -83,13 +92,19 @@ def must_reconnect(error: BaseException) -> bool:
 
 
 def get_sqlstate(error: BaseException | None) -> str | None:
-    """Return the SQLSTATE code of an error of PostgreSQL; None for any other."""
+    """Return the SQLSTATE code of an error.
+
+    Return None for errors that PostgreSQL did not raise.
+    """
     error = error and get_driver_error(error)
     return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
 
 
 def get_driver_error(error: BaseException) -> BaseException:
-    """Return the error of asyncpg, or of an encoder, in an error of SQLAlchemy; any other error unchanged."""
+    """Return the error that SQLAlchemy has wrapped.
+
+    It is an error of asyncpg or of an encoder. Any other error is returned unchanged.
+    """
     if not isinstance(error, exc.StatementError) or error.orig is None:
         return error
     return error.orig.__cause__ if isinstance(error, exc.DBAPIError) and error.orig.__cause__ else error.orig

@@ -1,4 +1,4 @@
-"""Existence of the code names in backticks of docstrings and comments.
+"""First lines of docstrings, and existence of the code names in backticks.
 
 A name may be a parameter, a member or another definition.
 """
@@ -23,6 +23,7 @@ NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?:\(\))?")
 RAISED = re.compile(r"^ +([A-Z]\w+):", re.MULTILINE)
 BACKTICKS = re.compile(r"`([^`\n]+)`")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+MAX_FIRST_LINE_WORDS = 12
 # Names of tools, and of protocols, libraries and examples that no module uses: OAuth, ASGI, Postgres, the MCP SDK.
 FOREIGN_NAMES = {
     "batch",
@@ -59,6 +60,43 @@ class Queue:
 def test_names_in_backticks_exist(path: Path) -> None:
     unknown = [f"{path.relative_to(ROOT)}:{line} `{name}`" for line, name in list_unknown_names(path.read_text())]
     assert not unknown, ", ".join(unknown)
+
+
+def test_long_first_docstring_lines_are_found() -> None:
+    words = "one two three four five six seven eight nine ten eleven twelve"
+    source = f'''
+@mcp.tool()
+def call(): """{words} thirteen"""
+def run(): """{words}
+
+    thirteen
+    """
+LIMIT = 1
+"""{words} thirteen"""
+'''
+    assert list(list_long_first_lines(source)) == [9]
+
+
+def test_first_docstring_lines_are_short() -> None:
+    folders = ("tests", "benchmarks", "packaging", "migrations", "examples")
+    paths = [*MODULES, *(path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))]
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in paths for line in list_long_first_lines(path.read_text())]
+    assert not found, ", ".join(found)
+
+
+def list_long_first_lines(source: str) -> Iterator[int]:
+    """Line of each docstring whose first line has more than twelve words.
+
+    Docstrings of tools are left out: a gateway flags or withholds a tool whose description has changed.
+    """
+    for line, text, scope in list_docstrings(ast.parse(source), ()):
+        if len(text.strip().split("\n")[0].split()) > MAX_FIRST_LINE_WORDS and not (scope and is_tool(scope[-1])):
+            yield line
+
+
+def is_tool(node: ast.AST) -> bool:
+    decorators = node.decorator_list if isinstance(node, Function) else []
+    return any(ast.unparse(decorator).startswith("mcp.tool(") for decorator in decorators)
 
 
 def test_tree_of_errors_is_complete() -> None:

@@ -160,11 +160,12 @@ class Transcript:
         return last_step + 1 if self.reasoning_chars else None
 
     def interrupted_step(self, *, structured: bool) -> int | None:
-        """Return the step whose model call may have been in progress when these events ended; else None.
+        """Return the step whose model call may have been interrupted.
 
-        A client may have seen deltas of that call that were never stored. Deltas become visible only after all events
-        before them are stored, so the events tell which step these can belong to. `structured`: the answer must match
-        a schema, and a step without calls and without text is followed by another one.
+        The call may have been in progress when these events ended. Return None if none was. A client may have seen
+        deltas of that call that were never stored. Deltas become visible only after all events before them are stored,
+        so the events tell which step these can belong to. `structured`: the answer must match a schema, and a step
+        without calls and without text is followed by another one.
         """
         if (incomplete := self.incomplete_step()) is not None:
             return incomplete

@@ -262,7 +262,10 @@ class ActiveTurn(TurnContext, TurnSpending):
                 self.task.cancel()  # a task that has not started checks `cancel_reason` itself
 
     def give_up(self) -> None:
-        """Stop without an end, because another worker owns the turn or may claim it now."""
+        """Stop without an end.
+
+        Another worker owns the turn or may claim it now.
+        """
         self.log.close(StorageUnavailable.code)
         self.cancel("handed_over")
 
@@ -284,7 +287,10 @@ class ActiveTurn(TurnContext, TurnSpending):
             self.log.reserve_sequence_gap()
 
     def discard_interrupted_step(self, usage: Usage | None = None) -> None:
-        """Tell clients to discard the step that a takeover interrupted, whatever the journal has of it."""
+        """Tell clients to discard the step that a takeover interrupted.
+
+        The journal may have none, a part or all of it.
+        """
         if self.interrupted_step is None:
             return
         retry = ModelRetry(step=self.interrupted_step, reason="takeover", attempt=1, discard=True)

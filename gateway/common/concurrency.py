@@ -161,7 +161,7 @@ class SupervisedTask:
         self.name = name
         self.vital = vital
         self.restarts = 0
-        """How often `run` has been started again since this object was made."""
+        """Number of restarts of `run` since this object was made."""
         self.last_error: str | None = None
         """The type of the error that ended `run` last.
 

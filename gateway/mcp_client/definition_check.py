@@ -55,7 +55,10 @@ class DefinitionChecker:
         return frozenset((server, tool) for server, tools in self._changed_tools.items() for tool in tools)
 
     def get_withheld_tools(self, connection: ServerConnection) -> set[str]:
-        """Tools that must not be offered until they are compared, and if they have changed, approved."""
+        """Tools that must not be offered yet.
+
+        A tool is withheld until it is compared, and if it has changed, until it is approved.
+        """
         if self._store is None or connection.config.on_change != "hold":
             return set()
         return self._changed_tools.get(connection.config.name, set()) | connection.unchecked_tools

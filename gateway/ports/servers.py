@@ -138,7 +138,7 @@ class ServerRepository(Protocol):
 
     @abstractmethod
     async def list_servers(self) -> list[ServerRecord]:
-        """Every such server, by name."""
+        """List the stored servers, by name."""
         ...
 
     @abstractmethod

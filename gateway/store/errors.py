@@ -37,7 +37,10 @@ _ERRORS: dict[StorageFailure, type[GatewayError]] = {
 
 
 def to_gateway_error(error: BaseException) -> GatewayError:
-    """Return what callers of the gateway receive for an error of the database. The error is logged."""
+    """Convert an error of the database to an error of the gateway.
+
+    The original error is logged.
+    """
     failure = classify_error(error)
     cause = get_driver_error(error)
     fields = {
@@ -54,7 +57,9 @@ def to_gateway_error(error: BaseException) -> GatewayError:
 
 @contextmanager
 def raise_gateway_errors() -> Generator[None]:
-    """Raise errors of the database as errors of the gateway; all others pass through.
+    """Raise errors of the database as errors of the gateway.
+
+    All other errors pass through.
 
     Raises:
         StorageUnavailable: the database cannot be reached or used now.

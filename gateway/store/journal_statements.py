@@ -18,7 +18,10 @@ _Events = tuple[int, int, str] | tuple[None, None, None]
 
 
 class Fence(NamedTuple):
-    """The owner of a turn: the first parameters of each statement that writes for it."""
+    """The owner of a turn.
+
+    Its fields are the first parameters of each statement that writes for the turn.
+    """
 
     turn_id: UUID
     worker_id: UUID
@@ -30,10 +33,11 @@ WITH owned AS MATERIALIZED (
 SELECT id FROM turns
 WHERE id = $1 AND epoch = $3 AND (worker_id = $2 OR worker_id IS NULL AND status = 'waiting') FOR SHARE),
 fence AS MATERIALIZED (SELECT coalesce((SELECT id FROM owned), refuse_stale_write($1)) AS id)"""
-"""SQL that fails unless the worker $2 owns the turn $1 in its epoch $3.
+"""SQL that fails unless a worker owns a turn.
 
-The row lock makes a claim wait for the commit, or this wait for the claim. A turn without a worker was suspended by the
-same owner: the statement runs again after a lost connection.
+The worker is $2, the turn $1 and the epoch of the worker $3. The row lock makes a claim wait for the commit, or this
+statement wait for the claim. A turn without a worker was suspended by the same owner: the statement runs again after a
+lost connection.
 """
 
 

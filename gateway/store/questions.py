@@ -25,7 +25,10 @@ _REQUIRE_OWNERSHIP = text(
 
 
 class QuestionStore(QuestionRepository):
-    """See `QuestionRepository`. `lifetime` is the time until a question expires; `worker_id` owns the asking turns."""
+    """See `QuestionRepository`.
+
+    `lifetime` is the time until a question expires; `worker_id` owns the asking turns.
+    """
 
     def __init__(
         self, database: Database, worker_id: UUID, *, lifetime: timedelta, redactor: Redactor | None = None

@@ -1,4 +1,7 @@
-"""Add leases of workers, ownership epochs of turns, and the error of a stale write"""
+"""Add leases of workers and ownership epochs of turns
+
+Also the error of a stale write.
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,7 @@
-"""Add positions of turns, and tickets of requests that wait for a conversation"""
+"""Add positions of turns, and tickets of waiting requests
+
+The requests wait for a conversation.
+"""
 
 import sqlalchemy as sa
 from alembic import op

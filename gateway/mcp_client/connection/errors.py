@@ -41,7 +41,10 @@ class ToolCallError(Exception):
 
 
 class GrantUnavailable(httpx2.TransportError):
-    """A request needs a token, and the database that has it is unavailable. The server is not at fault."""
+    """Error of a request whose token cannot be read.
+
+    The database that has the token is unavailable. The server is not at fault.
+    """
 
 
 def is_grant_unavailable(error: MCPError) -> bool:

@@ -60,11 +60,14 @@ class ServerToolList:
 
     @property
     def unchecked_tools(self) -> set[str]:
-        """Names of the tools that were not compared with their first seen definitions as they are now."""
+        """Names of the tools whose current definitions were not compared.
+
+        They are compared with their first seen definitions.
+        """
         return {tool.name for tool in self.tools if self._checked_tools.get(tool.name) != tool}
 
     def mark_checked(self, tools: Iterable[Tool]) -> None:
-        """These tools were compared with their first seen definitions."""
+        """Record that these tools were compared with their first seen definitions."""
         self._checked_tools = {tool.name: tool for tool in tools}
 
     async def on_message(self, message: IncomingMessage) -> None:
@@ -139,5 +142,8 @@ class ServerToolList:
 
 
 def _describe_unless_grant_unavailable(error: Exception) -> str | None:
-    """The reason why a server is unavailable; None if it is not, and only its token cannot be read."""
+    """Return the reason why a server is unavailable.
+
+    Return None if it is available, and only its token cannot be read.
+    """
     return None if isinstance(error, MCPError) and is_grant_unavailable(error) else describe_error(error)

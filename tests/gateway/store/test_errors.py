@@ -43,14 +43,20 @@ EXPECTED_FAILURES = {
 
 
 def list_sqlstates() -> set[str]:
-    """List the codes of all errors; those of warnings (classes 01 and 02) are no errors."""
+    """List the codes of all errors.
+
+    Warnings (classes 01 and 02) are no errors.
+    """
     classes = [value for value in vars(exceptions).values() if isinstance(value, type)]
     errors = [value for value in classes if issubclass(value, asyncpg.PostgresError)]
     return {str(value.sqlstate) for value in errors if value.sqlstate is not None}
 
 
 def find_expected_failure(sqlstate: str) -> StorageFailure:
-    """Return the failure of a code, or else of its class. A code of a class that no row of the table names fails."""
+    """Find the failure of a code, or else of its class.
+
+    A code of a class that no row of the table names fails.
+    """
     return EXPECTED_FAILURES[sqlstate if sqlstate in EXPECTED_FAILURES else f"{sqlstate[:2]}000"]
 
 

@@ -1,4 +1,4 @@
-"""Tests of writes by a worker that no longer owns the turn, on a real Postgres."""
+"""Writes by a worker that lost its turn, on a real Postgres."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
