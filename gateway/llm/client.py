@@ -51,7 +51,10 @@ _EXPECTED_ANSWER_TOKENS = 1_024
 _MAX_BODY_BYTES = 4 * MAX_ANSWER_CHARS
 _CLOSE_WAIT_SECONDS = 0.2
 _USAGE_WAIT_SECONDS = 1.0
-"""Wait for the usage, which OpenAI sends in a chunk of its own after the finish reason."""
+"""Seconds to wait for the usage after the finish reason.
+
+OpenAI sends the usage in a chunk of its own.
+"""
 # As much as aiohttp reads ahead: each read becomes one event and one frame. See docs/adr/0003.
 AiohttpResponseStream.CHUNK_SIZE = 64 * 1024  # pyright: ignore[reportAttributeAccessIssue]
 get_ssl_context = lru_cache(maxsize=1)(httpx.create_ssl_context)

@@ -106,7 +106,10 @@ class _Chunk(msgspec.Struct, gc=False):
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_ANSWER_CHARS = 2_000_000
-"""Length at which an answer is refused, several times that of the longest answer that a model can write."""
+"""Length at which an answer is refused.
+
+It is several times that of the longest answer that a model can write.
+"""
 _EMPTY_DELTA = _Delta()
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
 
