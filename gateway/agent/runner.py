@@ -321,6 +321,7 @@ class Runner:
                 await self._suspend_turn(turn)
         finally:
             turn.release_waiters()
+            turn.log.on_failure = None  # ends the reference cycle of turn and log, see docs/adr/0007
             if self._turns.get(turn.id) is turn:  # a suspended turn may run here again
                 del self._turns[turn.id]
 

@@ -7,7 +7,7 @@ events, journal, SSE, HTTP to the client. Upstream and client run in the same pr
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,14 +76,29 @@ async def count_fewest_calls(gateway: Gateway, tokens: int, delay_ms: int) -> Co
     return min([await count_calls(gateway, tokens, delay_ms) for _ in range(TURNS)], key=Counter.total)
 
 
-async def test_token_that_arrives_alone_takes_few_calls(fast_gateway: Gateway) -> None:
-    """Bound the calls of tokens at an interval of 5 ms.
+async def find_least(measure: Callable[[], Awaitable[int]], limit: int) -> int:
+    """Measure until the result is at most `limit`, at most TURNS times; return the least.
 
-    On a busy machine some tokens share a read; all but the first of a read count as burst tokens.
+    What runs beside the turn only adds to the result.
     """
-    short, long = [await count_fewest_calls(fast_gateway, tokens, 5) for tokens in (10, 60)]
-    alone = count_reads(long) - count_reads(short)
-    assert long.total() - short.total() <= alone * PACED_CEILING + (50 - alone) * BURST_CEILING
+    least = await measure()
+    for _ in range(TURNS - 1):
+        if least <= limit:
+            break
+        least = min(least, await measure())
+    return least
+
+
+async def test_token_that_arrives_alone_takes_few_calls(fast_gateway: Gateway) -> None:
+    """On a busy machine some tokens share a read; all but the first of a read count as burst tokens."""
+    short = await count_fewest_calls(fast_gateway, 10, 5)
+
+    async def measure_excess() -> int:
+        long = await count_calls(fast_gateway, 60, 5)
+        alone = count_reads(long) - count_reads(short)
+        return long.total() - short.total() - alone * PACED_CEILING - (50 - alone) * BURST_CEILING
+
+    assert await find_least(measure_excess, limit=0) <= 0
 
 
 async def test_token_in_a_burst_takes_fewer_calls(fast_gateway: Gateway) -> None:
@@ -98,11 +113,16 @@ async def test_turn_of_one_token_takes_few_calls(fast_gateway: Gateway) -> None:
 async def test_turn_leaves_nothing_to_the_garbage_collector(fast_gateway: Gateway) -> None:
     """A collection would pause every stream."""
     await count_calls(fast_gateway, 10, 0)
-    gc.collect()
-    gc.disable()
-    try:
+
+    async def count_garbage() -> int:
+        gc.collect()
         for _ in range(30):
             await count_calls(fast_gateway, 5, 0)
-        assert gc.collect() < 2 * 30  # fewer than one cycle per turn would leave; background tasks may leave some
+        return gc.collect()
+
+    gc.disable()
+    try:
+        # Less than one cycle per turn would leave. Background tasks, which run meanwhile, may leave some.
+        assert await find_least(count_garbage, limit=59) < 2 * 30
     finally:
         gc.enable()
