@@ -24,6 +24,11 @@ RAISED = re.compile(r"^ +([A-Z]\w+):", re.MULTILINE)
 BACKTICKS = re.compile(r"`([^`\n]+)`")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 MAX_FIRST_LINE_WORDS = 12
+VAGUE_SUBJECT = re.compile(
+    r"(what|whatever|who|whoever|whom|whose|one|that|those|this|these|it|its|they|he|she|we|you|none|nobody|nothing"
+    r"|some(one|body|thing)|every(one|body|thing))\b",
+    re.IGNORECASE,
+)
 # Names of tools, and of protocols, libraries and examples that no module uses: OAuth, ASGI, Postgres, the MCP SDK.
 FOREIGN_NAMES = {
     "batch",
@@ -62,35 +67,41 @@ def test_names_in_backticks_exist(path: Path) -> None:
     assert not unknown, ", ".join(unknown)
 
 
-def test_long_first_docstring_lines_are_found() -> None:
-    words = "one two three four five six seven eight nine ten eleven twelve"
+def test_long_and_vague_first_docstring_lines_are_found() -> None:
+    words = "two three four five six seven eight nine ten eleven twelve thirteen"
     source = f'''
 @mcp.tool()
-def call(): """{words} thirteen"""
+def call(): """Two {words}"""
 def run(): """{words}
 
-    thirteen
+    two
     """
 LIMIT = 1
-"""{words} thirteen"""
+"""Two {words}"""
+def wait(): """What waits."""
+def push(): """Oneself, without a vague subject, as one of several."""
 '''
-    assert list(list_long_first_lines(source)) == [9]
+    assert list(list_unclear_first_lines(source)) == [9, 10]
 
 
-def test_first_docstring_lines_are_short() -> None:
+def test_first_docstring_lines_are_short_and_have_a_named_subject() -> None:
     folders = ("tests", "benchmarks", "packaging", "migrations", "examples")
     paths = [*MODULES, *(path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))]
-    found = [f"{path.relative_to(ROOT)}:{line}" for path in paths for line in list_long_first_lines(path.read_text())]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}" for path in paths for line in list_unclear_first_lines(path.read_text())
+    ]
     assert not found, ", ".join(found)
 
 
-def list_long_first_lines(source: str) -> Iterator[int]:
-    """Line of each docstring whose first line has more than twelve words.
+def list_unclear_first_lines(source: str) -> Iterator[int]:
+    """Line of each docstring whose first line is long or vague.
 
     Docstrings of tools are left out: a gateway flags or withholds a tool whose description has changed.
     """
     for line, text, scope in list_docstrings(ast.parse(source), ()):
-        if len(text.strip().split("\n")[0].split()) > MAX_FIRST_LINE_WORDS and not (scope and is_tool(scope[-1])):
+        first_line = text.strip().split("\n")[0]
+        is_unclear = len(first_line.split()) > MAX_FIRST_LINE_WORDS or VAGUE_SUBJECT.match(first_line)
+        if is_unclear and not (scope and is_tool(scope[-1])):
             yield line
 
 
