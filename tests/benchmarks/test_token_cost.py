@@ -77,9 +77,10 @@ async def count_fewest_calls(gateway: Gateway, tokens: int, delay_ms: int) -> Co
 
 
 async def find_least(measure: Callable[[], Awaitable[int]], limit: int) -> int:
-    """Measure until the result is at most `limit`, at most TURNS times; return the least.
+    """Measure until the result is small enough; return the least.
 
-    What runs beside the turn only adds to the result.
+    It is small enough at `limit`. There are at most TURNS measurements. What runs beside the turn only adds to the
+    result.
     """
     least = await measure()
     for _ in range(TURNS - 1):
@@ -90,7 +91,10 @@ async def find_least(measure: Callable[[], Awaitable[int]], limit: int) -> int:
 
 
 async def test_token_that_arrives_alone_takes_few_calls(fast_gateway: Gateway) -> None:
-    """On a busy machine some tokens share a read; all but the first of a read count as burst tokens."""
+    """Count all but the first token of a read as burst tokens.
+
+    Tokens share a read on a busy machine.
+    """
     short = await count_fewest_calls(fast_gateway, 10, 5)
 
     async def measure_excess() -> int:
