@@ -78,7 +78,7 @@ async def _wait_until_ready(host: str, port: int, context: ssl.SSLContext | None
     while True:
         response = await _get_ready(host, port, context)
         waited = time.monotonic() - started_at
-        if response is not None and response["status"] == "ready":
+        if response is not None and response.get("status") == "ready":
             return []
         if response is not None and waited > _DEGRADED_AFTER_SECONDS:
             return _list_problems(response)
@@ -88,7 +88,10 @@ async def _wait_until_ready(host: str, port: int, context: ssl.SSLContext | None
 
 
 def _list_problems(response: JsonObject) -> list[str]:
-    checks = [f"{name}: {response[name]['reason']}" for name in ("database", "model") if not response[name]["ok"]]
+    if "status" not in response:  # an error, such as that of TRUSTED_HOSTS without this machine's address
+        return [f"/ready was answered with an error: {response.get('error', {}).get('message', response)}"]
+    names = ("database", "model", "background_tasks")
+    checks = [f"{name.replace('_', ' ')}: {response[name]['reason']}" for name in names if not response[name]["ok"]]
     unavailable = [server for server in response["mcp_servers"] if server["state"] not in ("up", "disabled")]
     return checks + [f"MCP server {server['name']}: {server['reason'] or server['state']}" for server in unavailable]
 

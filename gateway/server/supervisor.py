@@ -5,12 +5,13 @@ Starts them side by side, restarts them, and stops them in order.
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -104,11 +105,11 @@ class Supervisor:
         try:
             for process in self._processes:
                 await self._start_process(process)
-                self.spawn_task(self._keep_process_running(process))
+                self._spawn(self._keep_process_running(process), self._on_keeper_done)
             if self._postgres is not None:
                 # In this thread, because the kernel ends Postgres together with the thread that started it.
                 self._postgres.ensure_running()
-                self.spawn_task(self._keep_postgres_running(self._postgres))
+                self._spawn(self._keep_postgres_running(self._postgres), self._on_keeper_done)
             await self._stop.wait()
         except EmbeddedPostgresError as error:
             print_line(str(error), sys.stderr)
@@ -120,14 +121,21 @@ class Supervisor:
     def spawn_task(self, coroutine: Coroutine[None, None, None]) -> None:
         """Run a coroutine beside the processes.
 
-        It is cancelled when they are stopped.
+        It is cancelled when they are stopped. Its error is printed; the processes keep running.
         """
+        self._spawn(coroutine, _print_task_error)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None], on_done: Callable[[asyncio.Task[None]], object]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(on_done)
 
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _on_keeper_done(self, task: asyncio.Task[None]) -> None:
+        """Stop everything after an error.
+
+        Else a process or Postgres would not be restarted any more.
+        """
         if not task.cancelled() and (error := task.exception()) is not None:
             self._finish(FAILED, f"The supervisor failed: {type(error).__name__}: {error}")
 
@@ -239,10 +247,33 @@ class Supervisor:
             self._postgres.stop_if_started_here()
 
 
-def print_line(line: str, stream: TextIO = sys.stdout) -> None:
-    """Write a line for the person at the terminal, at once."""
-    stream.write(f"{line}\n")
-    stream.flush()
+def print_line(line: str, stream: TextIO | None = None) -> None:
+    """Write a line at once, by default to standard output.
+
+    Lines are discarded once the terminal is gone or the reader of a pipe has closed it (`agent-gateway up | head`).
+    """
+    output = sys.stdout if stream is None else stream
+    try:
+        output.write(f"{line}\n")
+        output.flush()
+    except OSError:
+        _discard_output(output)
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Send the stream to the null device.
+
+    Else flushing it at exit fails again, and the exit code is 120.
+    """
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _print_task_error(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        print_line(f"A background task of the supervisor failed: {type(error).__name__}: {error}", sys.stderr)
 
 
 async def _stop_process(process: ManagedProcess) -> None:

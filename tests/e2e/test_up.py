@@ -202,6 +202,27 @@ async def test_killed_supervisor_leaves_no_child_process(directory: Path) -> Non
         await eventually(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
 
 
+async def test_stack_outlives_the_reader_of_its_output(directory: Path) -> None:
+    port = find_free_port()
+    environment = clean_environment(
+        GATEWAY_PORT=str(port), TOOLS_SERVER_PORT=str(find_free_port()), GATEWAY_DATA_DIR=str(directory)
+    )
+    process = subprocess.Popen(
+        gateway_command("up"), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    process.stdout.close()  # as `head` does after its last line
+    try:
+        output = Path(f"/proc/{process.pid}/fd/1")
+        # It is redirected when the report on the start cannot be written.
+        await eventually(lambda: str(output.readlink()) == os.devnull, timeout_seconds=START_SECONDS)
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/ready") as response:
+            assert (await response.json())["status"] == "ready"
+    finally:
+        process.terminate()
+    assert process.wait(30) == 0
+
+
 def run_to_exit(*arguments: str, **settings: str) -> tuple[int, str]:
     """Run a command to its end; return exit code and error output."""
     process = subprocess.run(

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +67,35 @@ async def test_workers_wait_until_all_are_ready(port: SharedPort) -> None:
         assert slow.parent_socket is not None
         slow.parent_socket.send(b"go")  # it exits before it is ready, which stops the supervisor
         assert await running == STOPPED
+
+
+async def test_failing_side_task_is_printed_and_stops_no_process(
+    port: SharedPort, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def fail() -> None:
+        raise KeyError("status")
+
+    worker = make_worker(port, f"{READY_AND_WAIT}os.read(0, 9)")
+    supervisor = Supervisor([worker], None)
+    supervisor.spawn_task(fail())
+    running = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(30):
+        await supervisor.ready.wait()  # long after the task has failed
+        assert not running.done()
+        assert capfd.readouterr().err == "A background task of the supervisor failed: KeyError: 'status'\n"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == STOPPED
+
+
+async def test_process_that_cannot_be_restarted_stops_the_supervisor(
+    port: SharedPort, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable} -S\nimport os; os.unlink(__file__); raise SystemExit(7)")
+    program.chmod(0o700)
+    process = ManagedProcess("program", [str(program)], os.environ)
+    assert await run_supervisor(process, restart_policy=RestartPolicy(min_backoff_seconds=0.001)) == FAILED
+    assert "The supervisor failed: FileNotFoundError" in capfd.readouterr().err
 
 
 async def test_shared_port_in_use_is_a_config_error(port: SharedPort) -> None:
