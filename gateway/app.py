@@ -33,8 +33,10 @@ from gateway.api.routes.registration import register_routes
 from gateway.api.security.authentication import Authenticator
 from gateway.api.security.middleware import SecurityMiddleware
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
+from gateway.common.load import LoadMonitor, find_memory_limit
 from gateway.common.redaction import Redactor, load_rules
-from gateway.config import ConfigError, Settings, Timeouts
+from gateway.common.timeouts import Timeouts
+from gateway.config import ConfigError, Settings
 from gateway.domain.messages import BusKind, BusMessage
 from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
@@ -190,9 +192,14 @@ async def build_gateway(
         store.bus.subscribe(BusKind.KEYS_CHANGED, auth.on_keys_changed)
         rates = RateLimiter(settings)
         stack.push_async_callback(rates.close)
-        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, tasks)
+        load = LoadMonitor(
+            max_lag_seconds=settings.shed_lag_seconds,
+            max_memory_bytes=settings.shed_memory_bytes or find_memory_limit(settings.gateway_workers),
+        )
+        _supervise(load.task, tasks, stack)
+        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, tasks, load)
         turn_service = await stack.enter_async_context(agent)
-        mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.dsn)
+        mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.dsn, load)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.run_sessions())
         state.settings = settings
@@ -216,6 +223,7 @@ async def build_gateway(
         state.model = llm.model
         state.database = store.database
         state.tasks = tasks
+        state.load = load
         state.started_at = time.monotonic()
         state.stop = partial(_stop, mcp, turn_service)
         yield
@@ -335,6 +343,7 @@ async def build_agent(
     llm: Llm,
     tools: Tools,
     tasks: TaskRegistry,
+    load: LoadMonitor,
 ) -> AsyncGenerator[TurnService]:
     """Start the runner and its tasks.
 
@@ -350,6 +359,7 @@ async def build_agent(
         conversations=store.conversations,
         questions=store.questions,
         bus=store.bus,
+        load=load,
     )
     interval = settings.heartbeat_seconds
     silent = settings.heartbeat_timeout_seconds or 4 * interval

@@ -5,7 +5,6 @@ They are frozen after start-up.
 
 import re
 import sys
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -47,24 +46,6 @@ RENAMED_SETTINGS = {
 
 Old names are still accepted.
 """
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Timeouts and intervals that no setting changes, in seconds. Tests pass others."""
-
-    body: float = 60.0
-    """A request's body must have arrived."""
-    budget_wait: float = 30.0
-    """A step waits for budget that other steps have reserved."""
-    journal: float = 5.0
-    """A turn's start must be committed, or the turn does not begin."""
-    key_cache: float = 5.0
-    """A stored API key is looked up again."""
-    key_poll: float = 15.0
-    """Open requests are checked for API keys that have expired."""
-    mcp_connect: float = 1.0
-    """The start waits for MCP servers to connect."""
 
 
 class Settings(BaseSettings):
@@ -185,6 +166,8 @@ class Settings(BaseSettings):
     max_message_chars: int = Field(default=400_000, ge=1)
     turn_max_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024)
     max_running_turns: int = Field(default=2_000, ge=1)
+    shed_lag_seconds: float | None = Field(default=1.0, gt=0)
+    shed_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
     shutdown_grace_seconds: float = Field(default=4.0, ge=0, le=300)
 
     log_json: bool | None = None

@@ -17,7 +17,8 @@ from starlette.datastructures import State
 
 from gateway.api.http.protocol import HttpProtocol
 from gateway.app import create_app
-from gateway.config import Settings, Timeouts
+from gateway.common.timeouts import Timeouts
+from gateway.config import Settings
 from gateway.simulator import Simulator
 from tools_server.config import Settings as ToolsSettings
 from tools_server.server import create_app as create_tools_app

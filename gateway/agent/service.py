@@ -18,6 +18,7 @@ from gateway.agent.runner import Runner
 from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscription, TurnSubscriptions
 from gateway.agent.turn import ActiveTurn
 from gateway.common.json_schema import SchemaNotCheckable, best_error, compile_schema
+from gateway.common.load import LoadMonitor
 from gateway.config import Settings
 from gateway.domain.errors import (
     Conflict,
@@ -222,8 +223,10 @@ class TurnService:
         conversations: ConversationRepository,
         questions: QuestionRepository,
         bus: Bus,
+        load: LoadMonitor,
     ) -> None:
         self._runner = runner
+        self._load = load
         self._subscriptions = subscriptions
         self._turns = turns
         self._conversations = conversations
@@ -265,6 +268,7 @@ class TurnService:
 
         Raises:
             InvalidRequest: the request has too many messages, or a message is too long.
+            Overloaded: this worker has no capacity for new work.
             ConversationBusy: another turn of the conversation did not end in time, or waits for a person.
             GatewayError: the turn cannot be started; nothing was stored.
         """

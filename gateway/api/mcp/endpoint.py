@@ -34,8 +34,10 @@ from gateway.api.mcp.schemas import parse_answers, to_call_result, to_input_requ
 from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import LruDict
+from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
 from gateway.config import Settings, is_loopback
+from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
 from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
 
@@ -69,9 +71,16 @@ class McpEndpoint:
     """
 
     def __init__(
-        self, settings: Settings, turn_service: TurnService, toolbox: Toolbox, worker_id: UUID, database: str
+        self,
+        settings: Settings,
+        turn_service: TurnService,
+        toolbox: Toolbox,
+        worker_id: UUID,
+        database: str,
+        load: LoadMonitor,
     ) -> None:
         self._settings = settings
+        self._load = load
         self._forwarder = WorkerForwarder(worker_id, database, self)
         self._turn_service = turn_service
         self._toolbox = toolbox
@@ -181,6 +190,10 @@ class McpEndpoint:
         principal = get_principal(ctx)
         if principal.role == "viewer":
             raise MCPError(t.INVALID_REQUEST, "A viewer may not call tools.")
+        try:
+            self._load.check_capacity()
+        except Overloaded as error:
+            raise MCPError(t.INTERNAL_ERROR, error.message) from None
         host = HostObserver(ctx)
         if params.name == ASK_AGENT.name and may_ask_agent(principal):
             return to_call_result(*await ask_agent(self._turn_service, params, principal, host))

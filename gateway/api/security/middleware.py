@@ -28,8 +28,9 @@ from gateway.api.security.permissions import (
     list_methods,
     require_permission,
 )
+from gateway.common.load import LoadMonitor
 from gateway.config import Settings, is_loopback
-from gateway.domain.errors import Forbidden, GatewayError, WrongHost
+from gateway.domain.errors import Forbidden, GatewayError, Overloaded, WrongHost
 from gateway.domain.messages import Principal
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[[]::1]")
@@ -61,6 +62,12 @@ class SecurityMiddleware:
         if not permission.counted:
             await self._app(scope, receive, send)
             return
+        if permission.starts_turn or permission.route_class == "tools":
+            try:
+                _get_load_monitor(scope).check_capacity()
+            except Overloaded as error:
+                await _send_error(error, scope, receive, send)
+                return
         if permission.starts_turn:
             await self._admission_gate.wait_for_admission()
         try:
@@ -136,6 +143,10 @@ class SecurityMiddleware:
 
 def _get_authenticator(scope: Scope) -> Authenticator:
     return scope["app"].state.auth
+
+
+def _get_load_monitor(scope: Scope) -> LoadMonitor:
+    return scope["app"].state.load
 
 
 def _get_rate_limiter(scope: Scope) -> RateLimiter:

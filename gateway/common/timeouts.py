@@ -1,0 +1,21 @@
+"""Timeouts and intervals that no setting changes."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Timeouts and intervals in seconds. Tests pass others."""
+
+    body: float = 60.0
+    """Time for a request's body to arrive."""
+    budget_wait: float = 30.0
+    """Time that a step waits for budget that other steps have reserved."""
+    journal: float = 5.0
+    """Time for a turn's start to be committed; after it, the turn does not begin."""
+    key_cache: float = 5.0
+    """Age at which a cached API key is looked up again."""
+    key_poll: float = 15.0
+    """Interval at which open requests are checked for API keys that have expired."""
+    mcp_connect: float = 1.0
+    """Time that the start waits for MCP servers to connect."""
