@@ -1,4 +1,4 @@
-"""Measures the load of this process, so that new work is refused before running work suffers."""
+"""The load of this process, which decides whether new work is accepted."""
 
 import asyncio
 import contextlib

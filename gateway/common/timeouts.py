@@ -10,12 +10,12 @@ class Timeouts:
     body: float = 60.0
     """Time for a request's body to arrive."""
     budget_wait: float = 30.0
-    """Time that a step waits for budget that other steps have reserved."""
+    """Time that a step waits for reserved budget."""
     journal: float = 5.0
-    """Time for a turn's start to be committed; after it, the turn does not begin."""
+    """Time for a turn's start to be committed."""
     key_cache: float = 5.0
     """Age at which a cached API key is looked up again."""
     key_poll: float = 15.0
-    """Interval at which open requests are checked for API keys that have expired."""
+    """Interval between checks of open requests for expired API keys."""
     mcp_connect: float = 1.0
     """Time that the start waits for MCP servers to connect."""

@@ -1,4 +1,4 @@
-"""A worker that is out of memory refuses new work and nothing else."""
+"""Requests to a worker that is out of memory."""
 
 from collections.abc import AsyncGenerator
 
