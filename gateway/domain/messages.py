@@ -435,10 +435,7 @@ class BusKind(StrEnum):
 
 
 class BusMessage(msgspec.Struct, frozen=True):
-    """Notification between workers.
-
-    `turn_id` is `NO_TURN` if the kind is not about a turn.
-    """
+    """Notification between workers, about a turn or `NO_TURN`."""
 
     kind: BusKind
     turn_id: UUID

@@ -198,7 +198,7 @@ class ChunkReader:
     @property
     def is_accepted(self) -> bool:
         """Whether the first valid chunk has arrived."""
-        return self._accepted
+        return self._is_accepted
 
     def finish_answer(self) -> ModelAnswer:
         """Return the end of the answer.
