@@ -77,10 +77,9 @@ async def count_fewest_calls(gateway: Gateway, tokens: int, delay_ms: int) -> Co
 
 
 async def find_least(measure: Callable[[], Awaitable[int]], limit: int) -> int:
-    """Measure until the result is small enough; return the least.
+    """Measure until the result is at most `limit`; return the least.
 
-    It is small enough at `limit`. There are at most TURNS measurements. What runs beside the turn only adds to the
-    result.
+    There are at most TURNS measurements. Work beside the turn only adds to the result.
     """
     least = await measure()
     for _ in range(TURNS - 1):
