@@ -4,10 +4,11 @@ uvicorn's options, and a client context that trusts the certificate.
 """
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 from gateway_runtime.errors import ConfigError
 
@@ -36,25 +37,29 @@ class TlsFiles:
     password: str | None
     setting_prefix: str
 
-    def check_and_build_options(self) -> TlsOptions:
+    def check_and_build_options(self, report_doubt: Callable[[str], object] | None = None) -> TlsOptions:
         """Check the files and return uvicorn's options.
 
+        `report_doubt` gets a message about files that work and are probably a mistake: an expired certificate, or a
+        password for a key that is not encrypted. Without it, they are errors.
+
         Raises:
-            ConfigError: a file cannot be read or used, certificate and key do not match, or the certificate expired.
+            ConfigError: a file cannot be read or used, or certificate and key do not match.
         """
+        report_doubt = report_doubt or _raise_config_error
         certificate = self._load_certificate()
         if certificate.not_valid_after_utc < datetime.now(UTC):
             expired = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-            raise ConfigError(f"{self.setting_prefix}_CERT_FILE: {self.cert}: the certificate expired on {expired}")
-        if self._load_key().public_key() != certificate.public_key():
+            report_doubt(f"{self.setting_prefix}_CERT_FILE: {self.cert}: the certificate expired on {expired}")
+        if self._load_key(report_doubt).public_key() != certificate.public_key():
             raise ConfigError(
                 f"{self.setting_prefix}_KEY_FILE: {self.key} is not the key of the certificate in {self.cert}"
             )
         try:
             # An empty password instead of none: without one OpenSSL asks at the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, self.password or "")
-        except ssl.SSLError as error:
-            reason = error.reason.replace("_", " ").lower()
+        except (ssl.SSLError, ValueError) as error:  # ValueError: a password over 1024 bytes
+            reason = error.reason.replace("_", " ").lower() if isinstance(error, ssl.SSLError) else str(error)
             raise ConfigError(f"{self.setting_prefix}_CERT_FILE: {self.cert} cannot be used: {reason}") from None
         return {"ssl_certfile": self.cert, "ssl_keyfile": self.key, "ssl_keyfile_password": self.password}
 
@@ -87,28 +92,32 @@ class TlsFiles:
         except ValueError:
             raise ConfigError(f"{setting}: {self.cert} holds no certificate in PEM") from None
 
-    def _load_key(self) -> "PrivateKeyTypes":
+    def _load_key(self, report_doubt: Callable[[str], object]) -> "PrivateKeyTypes":
         from cryptography.hazmat.primitives import serialization
 
         data = _read_file(self.key, f"{self.setting_prefix}_KEY_FILE")
         try:
             return serialization.load_pem_private_key(data, self.password.encode() if self.password else None)
         except TypeError:  # cryptography's way to say that a password is superfluous or missing
-            problem = "is set, and the key is not encrypted" if self.password else "must be set: the key is encrypted"
-            raise ConfigError(f"{self.setting_prefix}_KEY_PASSWORD: {problem}") from None
+            if not self.password:
+                raise ConfigError(f"{self.setting_prefix}_KEY_PASSWORD: must be set: the key is encrypted") from None
+            report_doubt(f"{self.setting_prefix}_KEY_PASSWORD: is set, and the key is not encrypted")
+            return serialization.load_pem_private_key(data, None)
         except ValueError:
             if self.password:
                 raise ConfigError(f"{self.setting_prefix}_KEY_PASSWORD: does not open {self.key}") from None
             raise ConfigError(f"{self.setting_prefix}_KEY_FILE: {self.key} holds no private key in PEM") from None
 
 
-def build_server_options(files: TlsFiles | None) -> TlsOptions:
+def build_server_options(files: TlsFiles | None, report_doubt: Callable[[str], object] | None = None) -> TlsOptions:
     """Return uvicorn's options for https; none for plain http.
+
+    `report_doubt`: see `TlsFiles.check_and_build_options`.
 
     Raises:
         ConfigError: see `TlsFiles.check_and_build_options`.
     """
-    return files.check_and_build_options() if files is not None else {}
+    return files.check_and_build_options(report_doubt) if files is not None else {}
 
 
 def build_client_context(files: TlsFiles | None) -> ssl.SSLContext | None:
@@ -120,6 +129,10 @@ def build_client_context(files: TlsFiles | None) -> ssl.SSLContext | None:
         ConfigError: the certificate cannot be read.
     """
     return files.build_client_context() if files is not None else None
+
+
+def _raise_config_error(message: str) -> NoReturn:
+    raise ConfigError(message)
 
 
 def _read_file(path: Path, setting: str) -> bytes:

@@ -44,13 +44,21 @@ def serve(
         configure_logging(json=settings.json_logs, level=settings.effective_log_level)
         for setting in list_renamed_settings():
             log.warning("setting_renamed", old=setting.old_name, new=setting.new_name)
-        tls_options: tls.TlsOptions = {} if stdio else tls.build_server_options(settings.tls_files)
+        tls_options = tls.build_server_options(None if stdio else settings.tls_files, _log_tls_doubt)
         listener = None if stdio else _bind_listener(settings)
         with run_embedded_postgres(settings) as server, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(run_server(settings, server, listener, tls_options))
     except (ConfigError, embedded_postgres.EmbeddedPostgresError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
+
+
+def _log_tls_doubt(message: str) -> None:
+    """Log a doubt about the TLS files.
+
+    Version 0.1.0 served with such files; the gateway refuses them.
+    """
+    log.warning("tls_files_doubtful", problem=message)
 
 
 def _exit_on_signal(_number: int, _frame: object) -> None:

@@ -39,6 +39,41 @@ async def test_gateway_calls_a_tool_server_that_speaks_https(
 
 
 @pytest.mark.parametrize(
+    ("days", "password", "problem"),
+    [
+        (-1, "", "TOOLS_SERVER_TLS_CERT_FILE: {cert}: the certificate expired on "),
+        (1, "superfluous", "TOOLS_SERVER_TLS_KEY_PASSWORD: is set, and the key is not encrypted"),
+    ],
+    ids=["expired certificate", "superfluous password"],
+)
+async def test_doubtful_tls_files_are_logged_and_served(
+    tmp_path: Path, days: float, password: str, problem: str
+) -> None:
+    made = create_certificate(tmp_path, days=days)
+    settings = made.to_settings("TOOLS_SERVER") | {"TOOLS_SERVER_TLS_KEY_PASSWORD": password}
+    async with run_tools_server(**settings) as server:
+        server.address = server.address.replace("http://", "https://")
+        await server.ready(_without_verification())
+        ended = await server.end()
+    assert ended.code == 0
+    assert '"event": "tls_files_doubtful"' in ended.stderr
+    assert problem.format(cert=made.cert) in ended.stderr
+
+
+def _without_verification() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def test_password_longer_than_openssl_allows_is_a_config_error(tmp_path: Path) -> None:
+    made = create_certificate(tmp_path, password="right")
+    files = tls.TlsFiles(made.cert, made.key, "x" * 5_000, "TOOLS_SERVER_TLS")
+    with pytest.raises(ConfigError, match=r"^TOOLS_SERVER_TLS_KEY_PASSWORD: does not open "):
+        tls.build_server_options(files, lambda _doubt: None)
+
+
+@pytest.mark.parametrize(
     ("spoil", "line"),
     [
         (lambda made: made.key.unlink(), "TOOLS_SERVER_TLS_KEY_FILE: cannot read .*: No such file"),
