@@ -62,6 +62,7 @@ from gateway.store.response_cache import ResponseCacheStore
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
+from gateway_runtime.postgres_connections import ConnectionLimits
 
 _EXPOSED_HEADERS = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
 
@@ -199,7 +200,7 @@ async def build_gateway(
         _supervise(load.task, tasks, stack)
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, tasks, load)
         turn_service = await stack.enter_async_context(agent)
-        mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.dsn, load)
+        mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.connector.dsn, load)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.run_sessions())
         state.settings = settings
@@ -265,10 +266,15 @@ async def build_store(
     On exit, the journal commits the waiting writes.
     """
     assert settings.postgres_url is not None
-    database = Database(settings.postgres_url, pool_size=settings.database_pool_size)
+    limits = ConnectionLimits(
+        statement=settings.database_statement_timeout_seconds,
+        lock=settings.database_lock_timeout_seconds,
+        silence=settings.database_silence_timeout_seconds,
+    )
+    database = Database(settings.postgres_url, pool_size=settings.database_pool_size, limits=limits)
     redactor = load_rules(settings.redaction_rules)
     journal = PostgresJournal(
-        database.dsn,
+        database.connector,
         worker_id,
         flush_seconds=settings.journal_flush_ms / 1000,
         timeout_seconds=timeouts.journal,
@@ -283,7 +289,7 @@ async def build_store(
         yield Store(
             database=database,
             journal=journal,
-            bus=PostgresBus(database.dsn),
+            bus=PostgresBus(database.connector),
             turns=TurnStore(database),
             conversations=ConversationStore(database, redactor=redactor),
             usage=UsageStore(database, redactor=redactor),

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.domain.messages import Budget
 from gateway_runtime.errors import ConfigError
+from gateway_runtime.postgres_url import list_hosts
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
 from gateway_runtime.tls import TlsFiles
 
@@ -107,6 +108,9 @@ class Settings(BaseSettings):
     postgres_db: str = "agent_gateway"
     database_pool_size: int = Field(default=5, ge=1, le=200)
     database_wait_seconds: float = Field(default=5.0, ge=0)
+    database_statement_timeout_seconds: float = Field(default=6.0, ge=0, le=600)
+    database_lock_timeout_seconds: float = Field(default=3.0, ge=0, le=600)
+    database_silence_timeout_seconds: float = Field(default=8.0, ge=0, le=600)
     migrate_on_start: bool = False
     journal_flush_ms: float = Field(default=50.0, ge=1, le=10_000)
     synchronous_journal: bool = False
@@ -309,9 +313,24 @@ class Settings(BaseSettings):
         if value is None:
             return None
         scheme, separator, rest = value.partition("://")
+        url = f"postgresql+asyncpg://{rest}"
+        try:
+            list_hosts(url)
+        except ValueError:
+            separator = ""
         if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
             raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/database")
-        return f"postgresql+asyncpg://{rest}"
+        return url
+
+    @model_validator(mode="after")
+    def _validate_database_timeouts(self) -> Self:
+        """Require PostgreSQL to end a statement before the gateway closes the connection."""
+        statement, silence = self.database_statement_timeout_seconds, self.database_silence_timeout_seconds
+        if silence and not 0 < statement < silence:
+            raise ValueError(
+                "DATABASE_STATEMENT_TIMEOUT_SECONDS: must be shorter than DATABASE_SILENCE_TIMEOUT_SECONDS"
+            )
+        return self
 
     @field_validator("log_level")
     @classmethod

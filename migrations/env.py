@@ -6,12 +6,12 @@ import zlib
 from alembic import context
 from sqlalchemy import pool, text
 from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 import gateway.store.models  # noqa: F401
 import tools_server.tasks.models  # noqa: F401
 from gateway.config import load_settings
+from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
 
 config = context.config
 LOCK_ID = zlib.crc32(b"agent-gateway migrations")
@@ -49,7 +49,9 @@ def run_migrations(connection: Connection) -> None:
 
 
 async def run_online() -> None:
-    engine = create_async_engine(get_url(), poolclass=pool.NullPool)
+    # A migration may take long, and may wait for another process that migrates.
+    limits = ConnectionLimits(statement=0, lock=0)
+    engine = PostgresConnector(get_url(), limits).create_engine(poolclass=pool.NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(run_migrations)
     await engine.dispose()

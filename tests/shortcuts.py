@@ -27,8 +27,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import LRUCache
 
 import gateway.app
-import gateway.store.database
-import tools_server.tasks.store
+from gateway_runtime import postgres_connections
 
 _UVICORN_POLL_SECONDS = 0.005
 
@@ -41,8 +40,8 @@ def install_shortcuts() -> Generator[None]:
         patch.setattr(gateway.app, "gc", _GcWithoutCollections())
         patch.setattr(mcp_tools, "func_metadata", _FuncMetadataCache())
         options = {"compiled_cache": LRUCache(2_000)}
-        for module in (gateway.store.database, tools_server.tasks.store):
-            patch.setattr(module, "create_async_engine", partial(create_async_engine, execution_options=options))
+        create_engine = partial(create_async_engine, execution_options=options)
+        patch.setattr(postgres_connections, "create_async_engine", create_engine)
         patch.setattr(PGDialect_asyncpg, "__hash__", _hash_dialect)
         patch.setattr(PGDialect_asyncpg, "__eq__", _compare_dialects)
         yield

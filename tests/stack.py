@@ -29,6 +29,13 @@ SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
 TIMEOUTS = Timeouts(journal=30.0, mcp_connect=30.0)
 """Long enough for a stalled machine; the defaults fit production."""
+PATIENT_SETTINGS = {
+    "model_retry_delay": 0.01,
+    "heartbeat_timeout_seconds": 60.0,
+    "database_statement_timeout_seconds": 60.0,
+    "database_lock_timeout_seconds": 60.0,
+    "database_silence_timeout_seconds": 90.0,
+}
 _PORTS = range(10_000, 32_000)
 """Ports below those of outgoing connections on Linux and macOS."""
 _next_port = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
@@ -241,7 +248,7 @@ async def serve_gateway(
         groq_simulated=True,
         mcp_server_url=tools_url or "http://127.0.0.1:9/mcp",
         tools_server_secret=SecretStr(SECRET),
-        **{"model_retry_delay": 0.01, "heartbeat_timeout_seconds": 60.0, **settings},
+        **{**PATIENT_SETTINGS, **settings},
     )
     app = create_app(all_settings, timeouts=timeouts)
     timeout = aiohttp.ClientTimeout(total=60)
@@ -251,7 +258,7 @@ async def serve_gateway(
 
 async def insert_rows(gateway: Gateway, statement: str, rows: Sequence[Any]) -> None:
     """Insert rows into a gateway's database over a connection of its own."""
-    connection = await asyncpg.connect(gateway.state.database.dsn)
+    connection = await asyncpg.connect(gateway.state.database.connector.dsn)
     try:
         await connection.executemany(statement, rows)
     finally:

@@ -160,3 +160,15 @@ def list_matched_classes(match: ast.Match) -> Iterator[str]:
         for pattern in ast.walk(case.pattern):
             if isinstance(pattern, ast.MatchClass):
                 yield ast.unparse(pattern.cls).removeprefix("e.")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=get_module_name)
+def test_database_connections_are_opened_in_one_module(path: Path) -> None:
+    """A connection without the limits of `gateway_runtime.postgres_connections` may wait for ever."""
+    if get_module_name(path) == "gateway_runtime.postgres_connections":
+        return
+    names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    source = path.read_text()
+    assert "asyncpg.connect(" not in source
+    assert "create_pool" not in names
+    assert "create_async_engine" not in source

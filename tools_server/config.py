@@ -11,10 +11,9 @@ from urllib.parse import quote
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from gateway_runtime.errors import ConfigError
+from gateway_runtime.postgres_url import list_hosts
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
 from gateway_runtime.tls import TlsFiles
 
@@ -112,8 +111,8 @@ class Settings(BaseSettings):
         scheme, _, rest = value.partition("://")
         url = f"postgresql+asyncpg://{rest}"
         try:
-            make_url(url)
-        except (ArgumentError, ValueError):
+            list_hosts(url)
+        except ValueError:
             scheme = ""
         if scheme.split("+")[0] not in ("postgres", "postgresql"):
             raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/database")

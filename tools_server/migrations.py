@@ -7,11 +7,10 @@ import asyncio
 import time
 from pathlib import Path
 
-import asyncpg
 import structlog
-from sqlalchemy import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
+from gateway_runtime.postgres_connections import PostgresConnector
+from gateway_runtime.postgres_errors import is_database_error
 from tools_server.thread_pool import BoundedThreadPool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +51,9 @@ async def upgrade_when_available(url: str) -> None:
             if not await _is_current(url):
                 await threads.run_blocking(_upgrade_or_log, url)
             return
-        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except Exception as error:
+            if not is_database_error(error):
+                raise
             name = type(error).__name__
             if time.monotonic() - started_at > _QUIET_SECONDS and name != logged_error:
                 logged_error = name
@@ -75,8 +76,7 @@ async def _is_current(url: str) -> bool:
 
     Also checks that the database answers before `upgrade` runs in a thread, which cannot be stopped while it waits.
     """
-    dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = await asyncpg.connect(dsn, timeout=3)
+    connection = await PostgresConnector(url).connect(seconds=3)
     try:
         if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
             return False

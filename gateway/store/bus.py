@@ -10,25 +10,33 @@ from collections.abc import Callable
 import asyncpg
 import msgspec
 
-from gateway.common.concurrency import Backoff, SupervisedTask
+from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.messages import BusKind, BusMessage
 from gateway.ports.store import Bus
+from gateway.store.errors import is_database_error
+from gateway_runtime.postgres_connections import PostgresConnector
 
 log = get_logger(__name__)
 
 CHANNEL = "agent_gateway"
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
+_CHECK_SECONDS = 30.0
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(BusMessage).decode
 
 
 class PostgresBus(Bus):
-    """Connection for LISTEN and NOTIFY, reopened after a failure."""
+    """Connection for LISTEN and NOTIFY, reopened after a failure.
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    An idle connection is checked often enough to find within the connector's `silence` that the server is silent, or,
+    where there are several hosts, that it no longer accepts writes.
+    """
+
+    def __init__(self, connector: PostgresConnector) -> None:
+        self._connector = connector
+        self._check_seconds = connector.limits.silence / 2 or _CHECK_SECONDS
         self._handlers: defaultdict[BusKind, list[Callable[[BusMessage], None]]] = defaultdict(list)
         self._outbox: dict[BusMessage, None] = {}
         self._work = asyncio.Event()
@@ -50,8 +58,10 @@ class PostgresBus(Bus):
         backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while True:
             try:
-                connection = await asyncpg.connect(self._dsn, timeout=5)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                connection = await self._connector.connect(command_seconds=self._check_seconds)
+            except Exception as error:
+                if not is_database_error(error):
+                    raise
                 log.debug("bus_connect_failed", error=type(error).__name__)
                 await asyncio.sleep(backoff.next_delay())
                 continue
@@ -60,19 +70,27 @@ class PostgresBus(Bus):
                 await connection.add_listener(CHANNEL, self._on_notification)
                 connection.add_termination_listener(lambda _connection: self._work.set())
                 await self._send(connection)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-                log.warning("bus_connection_lost")
+            except Exception as error:
+                if not is_database_error(error):
+                    raise
+                log.warning("bus_connection_lost", error=type(error).__name__)
+                await asyncio.sleep(backoff.next_delay())
             finally:
                 connection.terminate()
 
     async def _send(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        """Send the messages of the outbox, until the connection cannot be used."""
         while not connection.is_closed():
             self._work.clear()
             messages, self._outbox = self._outbox, {}
             if messages:
                 rows = [(CHANNEL, _encode(message).decode()) for message in messages]
-                await connection.executemany("SELECT pg_notify($1, $2)", rows, timeout=5)
-            await self._work.wait()
+                await connection.executemany("SELECT pg_notify($1, $2)", rows)
+            if not await wait_or_poll(self._work, self._check_seconds):
+                is_read_only = await connection.fetchval("SHOW transaction_read_only") == "on"
+                if is_read_only and self._connector.has_several_hosts:
+                    log.warning("bus_host_is_read_only")
+                    return
 
     def _on_notification(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         try:

@@ -9,8 +9,8 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from sqlalchemy import CursorResult, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy import CursorResult
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.sql.dml import UpdateBase
 from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -18,7 +18,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError
 from gateway.domain.errors import GatewayError
-from gateway.store.errors import raise_gateway_errors
+from gateway.store.errors import is_database_error, raise_gateway_errors
+from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
+from gateway_runtime.postgres_url import list_parameters, mask_password
 
 log = get_logger(__name__)
 
@@ -27,6 +29,7 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _CUSTOM_PLAN_SETTINGS = text(
     "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('random_page_cost', '1.1', true)"
 )
+_SET_STATEMENT_TIMEOUT = text("SELECT set_config('statement_timeout', :ms, true)")
 _parsed = lru_cache(256)(text)
 DatabaseRow = Sequence[Any]
 
@@ -41,36 +44,32 @@ class DatabaseError(ConfigError):
 class Database:
     """The engine and its short sessions.
 
-    A session must not stay open while a response streams.
+    A session must not stay open while a response streams. Each use of the database ends after `limits.silence` seconds,
+    including the wait for a connection.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 5) -> None:
-        self.url = url
-        self.engine: AsyncEngine = create_async_engine(
-            url,
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_timeout=5,
-            connect_args={"timeout": 5},
-            json_serializer=encode_jsonb,
-            hide_parameters=True,
+    def __init__(self, url: str, *, pool_size: int = 5, limits: ConnectionLimits | None = None) -> None:
+        self.connector = PostgresConnector(url, limits or ConnectionLimits())
+        self.engine: AsyncEngine = self.connector.create_engine(
+            pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, json_serializer=encode_jsonb
         )
         self._sessions = async_sessionmaker(self.engine, class_=AsyncSession, expire_on_commit=False)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    @property
-    def dsn(self) -> str:
-        return plain_dsn(self.url)
-
     @asynccontextmanager
-    async def session(self) -> AsyncGenerator[AsyncSession]:
+    async def session(self, *, seconds: float | None = None) -> AsyncGenerator[AsyncSession]:
         """A session that commits at the end of the block.
+
+        `seconds`: time limit of the block and of each statement, if they may take longer than usual.
 
         Raises:
             GatewayError: see `raise_gateway_errors`.
         """
         with raise_gateway_errors():
-            async with self._sessions() as session:
+            async with self._limit_time(seconds), self._sessions() as session:
+                if seconds is not None:
+                    connection = await session.connection()
+                    await connection.execute(_SET_STATEMENT_TIMEOUT, {"ms": str(max(1, int(seconds * 1000)))})
                 yield session
                 await session.commit()
 
@@ -84,7 +83,10 @@ class Database:
             GatewayError: see `raise_gateway_errors`.
         """
         with raise_gateway_errors():
-            async with self.engine.begin() if custom_plan else self._autocommit.connect() as connection:
+            async with (
+                self._limit_time(),
+                self.engine.begin() if custom_plan else self._autocommit.connect() as connection,
+            ):
                 if custom_plan:
                     await connection.execute(_CUSTOM_PLAN_SETTINGS)
                 return (await connection.execute(_parsed(statement), values)).all()
@@ -104,6 +106,10 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+    def _limit_time(self, seconds: float | None = None) -> asyncio.Timeout:
+        limits = self.connector.limits
+        return asyncio.timeout(limits.silence or None if seconds is None else seconds + limits.connect)
 
 
 async def count_changed_rows(session: AsyncSession, statement: UpdateBase) -> int:
@@ -127,34 +133,27 @@ def encode_jsonb(value: object) -> str:
     return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
 
 
-def plain_dsn(url: str) -> str:
-    """Return the same address for asyncpg without SQLAlchemy."""
-    return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-
-
 async def wait_until_ready(url: str, seconds: float) -> None:
     """Wait until the database accepts a login.
 
     Raises:
         DatabaseError: the database refuses the login (password, unknown database), or cannot be reached in `seconds`.
     """
-    target = make_url(url)
-    dsn = plain_dsn(url)
+    connector = PostgresConnector(url)
+    may_be_created = list_parameters(connector.dsn).get("host") is not None  # the embedded Postgres, at its first start
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
-            connection = await asyncpg.connect(dsn, timeout=max(1.0, min(5.0, seconds)))
+            connection = await connector.connect(seconds=max(1.0, min(5.0, seconds)))
             await connection.close()
             return
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            if asyncio.get_running_loop().time() >= deadline or not target.query.get("host"):
-                raise DatabaseError(f"DATABASE_URL: {_mask_password(url)} refuses the login: {error}") from None
-        except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
+            if asyncio.get_running_loop().time() >= deadline or not may_be_created:
+                raise DatabaseError(f"DATABASE_URL: {mask_password(url)} refuses the login: {error}") from None
+        except Exception as error:
+            if not is_database_error(error):
+                raise
             if asyncio.get_running_loop().time() >= deadline:
                 reason = type(error).__name__ if isinstance(error, TimeoutError) else str(error)
-                raise DatabaseError(f"DATABASE_URL: {_mask_password(url)} cannot be reached: {reason}") from None
+                raise DatabaseError(f"DATABASE_URL: {mask_password(url)} cannot be reached: {reason}") from None
         await asyncio.sleep(0.05)
-
-
-def _mask_password(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)

@@ -23,12 +23,12 @@ from gateway.store import redaction
 from gateway.store.database import encode_jsonb
 from gateway.store.errors import TAKEN_OVER_SQLSTATE, get_sqlstate
 from gateway.store.journal_statements import Fence, Row
+from gateway_runtime.postgres_connections import PostgresConnector
 
 log = get_logger(__name__)
 
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
-_CONNECT_TIMEOUT_SECONDS = 5.0
 _COMMIT_TIMEOUT_SECONDS = 10.0
 _UNAVAILABLE = (
     asyncpg.PostgresConnectionError,
@@ -87,7 +87,7 @@ class PostgresJournal(Journal):
 
     def __init__(
         self,
-        dsn: str,
+        connector: PostgresConnector,
         worker_id: UUID,
         *,
         flush_seconds: float = 0.05,
@@ -95,7 +95,7 @@ class PostgresJournal(Journal):
         max_bytes: int = 32 * 1024 * 1024,
         redactor: Redactor | None = None,
     ) -> None:
-        self._dsn = dsn
+        self._connector = connector
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
         self._timeout_seconds = timeout_seconds
@@ -290,7 +290,7 @@ class PostgresJournal(Journal):
 
     async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self._dsn, timeout=_CONNECT_TIMEOUT_SECONDS)
+            self._connection = await self._connector.connect()
             await self._connection.set_type_codec(
                 "jsonb", schema="pg_catalog", encoder=encode_jsonb, decoder=msgspec.json.decode
             )

@@ -6,9 +6,7 @@ Alembic is imported only to migrate. See docs/adr/0016.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import asyncpg
-
-from gateway.store.database import plain_dsn
+from gateway_runtime.postgres_connections import PostgresConnector
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -47,7 +45,7 @@ async def list_missing_migrations(url: str) -> list[str]:
 
     The list is empty if the schema is current.
     """
-    connection = await asyncpg.connect(plain_dsn(url), timeout=5)
+    connection = await PostgresConnector(url).connect()
     try:
         if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
             return sorted(list_heads())

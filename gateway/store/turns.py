@@ -27,6 +27,7 @@ log = get_logger(__name__)
 MAX_ROWS = 2_000
 _PRUNE_SECONDS = 3600.0
 _PRUNE_BATCH_SECONDS = 1.0
+_PRUNE_TIMEOUT_SECONDS = 60.0
 _BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 # Identifies the machine or container and its boot, within which a process id is unique.
 _HOST = f"{socket.gethostname()} {_BOOT_ID_FILE.read_text().strip() if _BOOT_ID_FILE.exists() else ''}".strip()
@@ -187,7 +188,7 @@ class TurnStore(TurnRepository, WorkerRepository):
         """
         ended = select(Turn.id).where(col(Turn.completed_at) < func.now() - older_than)
         old = select(TurnEvents.turn_id, TurnEvents.first_seq).where(col(TurnEvents.turn_id).in_(ended)).limit(10_000)
-        async with self._database.session() as session:
+        async with self._database.session(seconds=_PRUNE_TIMEOUT_SECONDS) as session:
             key = tuple_(col(TurnEvents.turn_id), col(TurnEvents.first_seq))
             return await count_changed_rows(session, delete(TurnEvents).where(key.in_(old)))
 

@@ -109,11 +109,9 @@ class UsageReports:
         return parts, total[1]
 
     async def _fetch_rows(self, statement: str, values: dict[str, object]) -> list[DatabaseRow]:
-        set_timeout = text("SELECT set_config('statement_timeout', :ms, true)")
         try:
-            async with self._database.session() as session:
+            async with self._database.session(seconds=self._seconds) as session:
                 connection = await session.connection()
-                await connection.execute(set_timeout, {"ms": str(max(1, int(self._seconds * 1000)))})
                 return list((await connection.execute(text(statement), values)).all())
         except StorageUnavailable as error:
             if get_sqlstate(error.__cause__) != _QUERY_CANCELED:

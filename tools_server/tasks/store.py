@@ -6,17 +6,16 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
-import asyncpg
 import structlog
 from pydantic import BaseModel, Field
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as NoFreeConnection
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
+from gateway_runtime.postgres_errors import StorageFailure, classify_error, is_database_error
 from tools_server.tasks.models import Task, TaskCounter
 
 log = structlog.stdlib.get_logger(__name__)
@@ -25,19 +24,6 @@ Status = Literal["pending", "completed"]
 
 MAX_LISTED, MAX_TASKS = 200, 10_000
 _MAX_LISTED_DESCRIPTION_LENGTH = 200
-_UNAVAILABLE_ERRORS = (
-    OSError,
-    TimeoutError,
-    NoFreeConnection,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.UndefinedTableError,  # the schema is not migrated yet
-    asyncpg.InvalidSchemaNameError,
-)
 
 
 class TaskView(BaseModel):
@@ -102,15 +88,15 @@ class TaskStore:
 
     def __init__(self, url: str, *, timeout_seconds: float = 10.0) -> None:
         self._timeout_seconds = timeout_seconds
-        self._engine = create_async_engine(
-            url,
+        limits = ConnectionLimits(
+            connect=min(3.0, timeout_seconds), statement=timeout_seconds, lock=timeout_seconds, silence=timeout_seconds
+        )
+        self._engine = PostgresConnector(url, limits).create_engine(
             pool_size=4,
             max_overflow=8,
             pool_timeout=timeout_seconds / 2,
             # Hides a restart of Postgres between two calls; a retry instead could add a task twice.
             pool_pre_ping=True,
-            connect_args={"timeout": 3},
-            hide_parameters=True,
         )
         self._sessions = async_sessionmaker(self._engine, class_=AsyncSession, expire_on_commit=False)
 
@@ -220,18 +206,11 @@ class TaskStore:
                 yield session
                 committing = changes
                 await session.commit()
-        except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            if not _is_unavailable(error):
+        except Exception as error:
+            if not is_database_error(error) or classify_error(error) is not StorageFailure.UNAVAILABLE:
                 raise
             log.warning("task_database_unavailable", error=type(error).__name__)
             raise TasksUnavailable(in_doubt=committing) from error
-
-
-def _is_unavailable(error: BaseException) -> bool:
-    """Return whether the database was unavailable, instead of rejecting a statement."""
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error.orig and error.orig.__cause__, _UNAVAILABLE_ERRORS)
-    return isinstance(error, _UNAVAILABLE_ERRORS)
 
 
 def _to_view(task: Task) -> TaskView:

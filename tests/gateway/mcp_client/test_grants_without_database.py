@@ -22,11 +22,12 @@ from gateway.domain.messages import Grant
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.store import migrations
-from gateway.store.database import Database, plain_dsn
+from gateway.store.database import Database
 from gateway.store.encryption import Cipher
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
 from gateway_runtime import embedded_postgres
+from gateway_runtime.postgres_url import plain_dsn
 from tests.conftest import FAST_POSTGRES_SETTINGS
 from tests.eventually import eventually
 from tests.gateway.mcp_client.mcp_servers import TrialServer

@@ -16,6 +16,7 @@ from gateway.store import journal_statements as statements
 from gateway.store.database import Database
 from gateway.store.journal import PostgresJournal
 from gateway.store.questions import QuestionStore
+from gateway_runtime.postgres_connections import PostgresConnector
 from tests.conftest import dsn
 from tests.eventually import eventually
 from tests.gateway.store.test_journal import TURN_END, begin_turn, make_outcome, read_events
@@ -56,7 +57,7 @@ WRITES: dict[str, Write] = {
 
 @pytest.fixture
 async def journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
-    journal = PostgresJournal(dsn(database_url), WORKER, flush_seconds=0.02)
+    journal = PostgresJournal(PostgresConnector(database_url), WORKER, flush_seconds=0.02)
     journal.start()
     yield journal
     await journal.stop()

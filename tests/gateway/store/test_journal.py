@@ -12,8 +12,10 @@ from gateway.domain import events as e
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, TurnRequest, Usage, text_block
 from gateway.store.journal import PostgresJournal
-from tests.conftest import dsn
+from gateway_runtime.postgres_connections import PostgresConnector
 from tests.eventually import eventually
+
+UNREACHABLE = PostgresConnector("postgresql://nobody@127.0.0.1:9/none")
 
 
 def make_record(turn_id: UUID, prompt: str = "What is 23*19?") -> TurnRecord:
@@ -35,7 +37,7 @@ TURN_END = e.TurnCompleted(finish_reason="stop", usage=Usage(), steps=1, duratio
 
 @pytest.fixture
 async def journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
-    journal = PostgresJournal(dsn(database_url), uuid4(), flush_seconds=0.02)
+    journal = PostgresJournal(PostgresConnector(database_url), uuid4(), flush_seconds=0.02)
     journal.start()
     yield journal
     await journal.stop()
@@ -132,7 +134,7 @@ async def test_lost_connection_does_not_fail_the_turn(journal: PostgresJournal, 
 
 
 async def test_turn_does_not_start_if_it_cannot_be_stored() -> None:
-    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), timeout_seconds=0.2)
+    journal = PostgresJournal(UNREACHABLE, uuid4(), timeout_seconds=0.2)
     journal.start()
     log = TurnLog(uuid4())
     log.append(make_turn_started(log.turn_id))
@@ -143,7 +145,7 @@ async def test_turn_does_not_start_if_it_cannot_be_stored() -> None:
 
 async def test_pending_writes_of_an_abandoned_turn_are_dropped() -> None:
     """Postgres would refuse the batch for a row without its turn."""
-    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), timeout_seconds=0.2)
+    journal = PostgresJournal(UNREACHABLE, uuid4(), timeout_seconds=0.2)
     journal.start()
     log = TurnLog(uuid4())
     log.append(make_turn_started(log.turn_id))
@@ -164,7 +166,7 @@ async def test_pending_writes_of_an_abandoned_turn_are_dropped() -> None:
 
 
 async def test_turns_wait_while_the_journal_is_backlogged() -> None:
-    journal = PostgresJournal("postgresql://nobody@127.0.0.1:9/none", uuid4(), max_bytes=10_000)
+    journal = PostgresJournal(UNREACHABLE, uuid4(), max_bytes=10_000)
     journal.start()
     log = TurnLog(uuid4())
     assert not journal.is_backlogged

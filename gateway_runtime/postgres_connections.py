@@ -1,0 +1,211 @@
+"""Connections to PostgreSQL that do not wait for ever.
+
+Both servers open all of their connections here. The server ends a statement that takes too long, or waits too long for
+a lock. The kernel ends a connection whose packets are not acknowledged. With several hosts, a connection leads to one
+that accepts writes.
+"""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from sqlalchemy import event, exc
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from gateway_runtime import postgres_url
+from gateway_runtime.postgres_errors import is_database_error, must_reconnect
+
+__all__ = ["ConnectionLimits", "PostgresConnector"]
+
+_CLOSE_SECONDS = 1.0
+_KEEPALIVE_PROBES = 2
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Time limits of a connection, in seconds. 0 means no limit."""
+
+    connect: float = 5.0
+    """Until a login is complete, for all hosts together."""
+    statement: float = 6.0
+    """PostgreSQL's statement_timeout."""
+    lock: float = 3.0
+    """PostgreSQL's lock_timeout."""
+    silence: float = 8.0
+    """Without an answer or an acknowledgement from the server; longer than `statement`."""
+
+
+class PostgresConnector:
+    """Opens connections to the PostgreSQL of one address.
+
+    `url` is an address for asyncpg or SQLAlchemy. With several hosts, the parameter `target_session_attrs` is
+    `read-write` unless the address says otherwise.
+
+    Raises:
+        ValueError: `url` is not an address of PostgreSQL.
+    """
+
+    def __init__(self, url: str, limits: ConnectionLimits = ConnectionLimits()) -> None:
+        self.dsn = postgres_url.plain_dsn(url)
+        self.limits = limits
+        self._hosts = postgres_url.list_hosts(url)
+        self._next_host = 0
+        self._parameters = postgres_url.list_parameters(self.dsn)
+        self._set_limits = _build_set_statements(limits, self._parameters)
+        self._connection_class = _build_connection_class(limits.silence)
+
+    @property
+    def has_several_hosts(self) -> bool:
+        return len(self._hosts) > 1
+
+    async def connect(
+        self, *, seconds: float | None = None, command_seconds: float | None = None
+    ) -> "asyncpg.Connection[asyncpg.Record]":
+        """Open a connection, within `seconds` (None: the limit).
+
+        A command on it raises TimeoutError after `command_seconds` (None: the limit, 0: never).
+
+        Raises:
+            TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InternalClientError: no host can be used.
+        """
+        options: dict[str, Any] = {
+            "command_timeout": (self.limits.silence if command_seconds is None else command_seconds) or None,
+            "server_settings": {} if "application_name" in self._parameters else {"application_name": "agent-gateway"},
+            "connection_class": self._connection_class,
+        }
+        seconds = (seconds or self.limits.connect) / len(self._hosts)
+        if not self.has_several_hosts:
+            return await self._open_connection(seconds, options)
+        if "target_session_attrs" not in self._parameters:
+            options["target_session_attrs"] = "read-write"
+        return await self._connect_to_any_host(seconds, options)
+
+    def create_engine(self, **options: Any) -> AsyncEngine:
+        """Create SQLAlchemy's engine with a pool of such connections.
+
+        Its commands have no time limit of their own; the caller limits each use as a whole.
+        """
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=lambda: self.connect(command_seconds=0),
+            hide_parameters=True,
+            **options,
+        )
+        event.listen(engine.sync_engine, "handle_error", _invalidate_unusable_connection)
+        event.listen(engine.sync_engine, "checkout", _reject_closed_connection)
+        return engine
+
+    async def _open_connection(self, seconds: float, options: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
+        async with asyncio.timeout(seconds or None):
+            connection = await asyncpg.connect(self.dsn, **options)
+            try:
+                await connection.execute(self._set_limits)
+            except BaseException:
+                connection.terminate()
+                raise
+        return connection
+
+    async def _connect_to_any_host(
+        self, seconds: float, options: dict[str, Any]
+    ) -> "asyncpg.Connection[asyncpg.Record]":
+        """Try each host once, first the one that was used last."""
+        errors: list[Exception] = []
+        for _ in self._hosts:
+            host, port = self._hosts[self._next_host]
+            attempted, self._next_host = self._next_host, (self._next_host + 1) % len(self._hosts)
+            try:
+                connection = await self._open_connection(seconds, options | {"host": host, "port": port})
+            except Exception as error:
+                if not is_database_error(error):
+                    raise
+                errors.append(error)
+            else:
+                self._next_host = attempted
+                return connection
+        is_read_only = asyncpg.exceptions.TargetServerAttributeNotMatched
+        raise next((error for error in errors if not isinstance(error, is_read_only)), errors[0])
+
+
+def _build_set_statements(limits: ConnectionLimits, parameters: dict[str, str]) -> str:
+    """Build the SQL that sets the limits of a session.
+
+    Limits in the address have precedence. They are not startup parameters, because PgBouncer refuses most of those.
+    """
+    probe_seconds = _get_probe_seconds(limits.silence)
+    settings = {
+        "statement_timeout": _to_milliseconds(limits.statement),
+        "lock_timeout": _to_milliseconds(limits.lock),
+        "idle_in_transaction_session_timeout": _to_milliseconds(limits.silence),
+        "tcp_user_timeout": _to_milliseconds(limits.silence),
+        "tcp_keepalives_idle": probe_seconds,
+        "tcp_keepalives_interval": probe_seconds,
+        "tcp_keepalives_count": _KEEPALIVE_PROBES,
+    }
+    return "".join(f"SET {name} = {value};" for name, value in settings.items() if name not in parameters)
+
+
+def _to_milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000)) if seconds else 0
+
+
+def _get_probe_seconds(silence: float) -> int:
+    """Return the pause before each keep-alive probe.
+
+    The last probe is missing after `silence` seconds.
+    """
+    return max(1, int(silence / (1 + _KEEPALIVE_PROBES))) if silence else 0
+
+
+def _build_connection_class(silence: float) -> "type[asyncpg.Connection[asyncpg.Record]]":
+    """Build asyncpg's connection with limits for its socket and for its end."""
+
+    class LimitedConnection(asyncpg.Connection):
+        def __init__(self, protocol: Any, transport: asyncio.Transport, *arguments: Any) -> None:
+            super().__init__(protocol, transport, *arguments)
+            _set_socket_options(transport.get_extra_info("socket"), silence)
+
+        async def close(self, *, timeout: float | None = None) -> None:
+            """Close the connection, or abort it if the server is silent."""
+            try:
+                await super().close(timeout=_CLOSE_SECONDS if timeout is None else min(timeout, _CLOSE_SECONDS))
+            except TimeoutError:
+                self.terminate()
+
+    return LimitedConnection
+
+
+def _set_socket_options(connection: socket.socket, silence: float) -> None:
+    """Let the kernel end a TCP connection without acknowledgements.
+
+    It does so whether data is under way or not.
+    """
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or not silence:
+        return
+    probe_seconds = _get_probe_seconds(silence)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    values = {
+        "TCP_KEEPIDLE": probe_seconds,
+        "TCP_KEEPALIVE": probe_seconds,  # its name on macOS
+        "TCP_KEEPINTVL": probe_seconds,
+        "TCP_KEEPCNT": _KEEPALIVE_PROBES,
+        "TCP_USER_TIMEOUT": _to_milliseconds(silence),
+    }
+    for name, value in values.items():
+        if (option := getattr(socket, name, None)) is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _invalidate_unusable_connection(context: ExceptionContext) -> None:
+    """Remove all connections to a silent or demoted server from the pool."""
+    error = context.sqlalchemy_exception or context.original_exception
+    if isinstance(error, TimeoutError) or must_reconnect(error):
+        context.is_disconnect = True
+
+
+def _reject_closed_connection(connection: Any, _record: object, _proxy: object) -> None:
+    """Let the pool open another connection where the server has closed one."""
+    if connection.driver_connection.is_closed():
+        raise exc.DisconnectionError

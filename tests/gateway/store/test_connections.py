@@ -1,0 +1,198 @@
+"""Tests of connections to a silent, slow, locked or demoted Postgres."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+import pytest
+
+from gateway.domain.errors import StorageUnavailable
+from gateway.domain.messages import BusKind, BusMessage
+from gateway.store.bus import PostgresBus
+from gateway.store.database import Database
+from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
+from tests.eventually import eventually
+from tests.postgres_faults import build_url_of_hosts, execute, serve_proxy, set_read_only, start_cluster
+
+SHORT = ConnectionLimits(connect=5, statement=0.5, lock=0.1, silence=1.0)
+STALLED_SECONDS = 30.0
+"""Bound of a test that would otherwise wait for ever."""
+
+
+@asynccontextmanager
+async def open_database(url: str, limits: ConnectionLimits = SHORT, pool_size: int = 5) -> AsyncGenerator[Database]:
+    database = Database(url, limits=limits, pool_size=pool_size)
+    try:
+        yield database
+    finally:
+        async with asyncio.timeout(STALLED_SECONDS):
+            await database.close()
+
+
+async def find_pid(database: Database) -> int:
+    [(pid,)] = await database.fetch_rows("SELECT pg_backend_pid()")
+    return pid
+
+
+async def find_pid_eventually(database: Database) -> int:
+    """Return the connection's process.
+
+    On a loaded machine, opening a connection may take longer than a test's short limit.
+    """
+
+    async def find() -> int | None:
+        with suppress(StorageUnavailable):
+            return await find_pid(database)
+
+    pid = await eventually(find)
+    assert pid is not None
+    return pid
+
+
+async def test_statement_that_takes_too_long_is_ended_by_the_server(database_url: str, db: asyncpg.Connection) -> None:
+    async with open_database(database_url, ConnectionLimits(statement=0.2), pool_size=1) as database:
+        pid = await find_pid(database)
+        with pytest.raises(StorageUnavailable):
+            await database.fetch_rows("SELECT pg_sleep(3600)")
+        assert await find_pid(database) == pid
+        assert await db.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid) == "idle"
+
+
+async def test_wait_for_a_lock_ends(database_url: str, db: asyncpg.Connection) -> None:
+    async with open_database(database_url, ConnectionLimits(lock=0.1)) as database, db.transaction():
+        await db.execute("LOCK TABLE conversations")
+        with pytest.raises(StorageUnavailable):
+            await database.fetch_rows("SELECT * FROM conversations")
+
+
+async def test_session_ends_although_each_of_its_statements_is_fast(database_url: str) -> None:
+    async with open_database(database_url, ConnectionLimits(statement=0.2, silence=0.5), pool_size=1) as database:
+        with pytest.raises(StorageUnavailable):
+            await sleep_in_a_session(database)
+        assert await find_pid_eventually(database)  # the pool has replaced the connection
+
+
+async def sleep_in_a_session(database: Database) -> None:
+    async with database.session() as session:
+        connection = await session.connection()
+        while True:
+            await connection.exec_driver_sql("SELECT pg_sleep(0.01)")
+
+
+async def test_long_session_may_take_longer_than_the_usual_limit(database_url: str) -> None:
+    async with (
+        open_database(database_url, ConnectionLimits(statement=0.1, silence=0.2)) as database,
+        database.session(seconds=60) as session,
+    ):
+        connection = await session.connection()
+        await connection.exec_driver_sql("SELECT pg_sleep(0.4)")
+
+
+async def test_silent_connection_is_found_and_replaced(database_url: str) -> None:
+    async with serve_proxy(database_url) as (proxy, url), open_database(url, pool_size=1) as database:
+        pid = await find_pid_eventually(database)
+        proxy.become_silent()
+        async with asyncio.timeout(STALLED_SECONDS):
+            with pytest.raises(StorageUnavailable):
+                await database.fetch_rows("SELECT 1")
+            with pytest.raises(StorageUnavailable):  # a new connection is silent, too
+                await database.fetch_rows("SELECT 1")
+            assert proxy.silent_bytes > 0
+            proxy.heal()
+            assert await find_pid_eventually(database) != pid
+
+
+async def test_bus_finds_a_silent_connection_and_delivers_again(database_url: str) -> None:
+    received = asyncio.Event()
+    async with serve_proxy(database_url) as (proxy, url):
+        listening = PostgresBus(PostgresConnector(url, SHORT))
+        sending = PostgresBus(PostgresConnector(database_url))
+        listening.subscribe(BusKind.KEYS_CHANGED, lambda _: received.set())
+        message = BusMessage(BusKind.KEYS_CHANGED, BusMessage.NO_TURN)
+
+        async def send_and_receive() -> bool:
+            sending.publish(message)
+            await asyncio.sleep(0.01)
+            return received.is_set()
+
+        for bus in (listening, sending):
+            bus.task.start()
+        await eventually(send_and_receive)
+        proxy.become_silent()
+        await eventually(lambda: proxy.silent_bytes > 0)
+        received.clear()
+        proxy.heal()
+        await eventually(send_and_receive)
+        assert listening.task.restarts == 0
+        for bus in (listening, sending):
+            await bus.task.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of the options are Linux's")
+async def test_tcp_connection_is_ended_by_the_kernel_without_acknowledgements(database_url: str) -> None:
+    limits = ConnectionLimits(silence=9.0)
+    async with serve_proxy(database_url) as (_, url):
+        connection = await PostgresConnector(url, limits).connect()
+        tcp: socket.socket = connection._transport.get_extra_info("socket")
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        values = [tcp.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+        assert values == [3, 3, 2, 9000]
+        await connection.close()
+
+
+async def test_server_knows_the_limits_of_a_session(database_url: str) -> None:
+    async with open_database(database_url, ConnectionLimits(statement=6, lock=3, silence=8)) as database:
+        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        values = [(await database.fetch_rows(f"SHOW {name}"))[0][0] for name in names]
+    assert values == ["6s", "3s", "8s"]
+
+
+async def test_limit_in_the_address_has_precedence(database_url: str) -> None:
+    async with open_database(f"{database_url}&statement_timeout=1234", ConnectionLimits()) as database:
+        assert await database.fetch_rows("SHOW statement_timeout") == [("1234ms",)]
+
+
+async def test_connection_that_the_server_closed_is_replaced_without_an_error(
+    database_url: str, db: asyncpg.Connection
+) -> None:
+    async with open_database(database_url, ConnectionLimits(), pool_size=1) as database:
+        pid = await find_pid(database)
+        await db.execute("SELECT pg_terminate_backend($1)", pid)
+        await eventually(lambda: db.fetchval("SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $1", pid))
+        assert await find_pid(database) != pid
+
+
+async def test_demoted_primary_is_left_for_the_new_one() -> None:
+    with start_cluster() as old, start_cluster() as new:
+        await set_read_only(new, value=True)
+        url = build_url_of_hosts([old, new])
+        await execute(old.build_url(), "CREATE TABLE written (host text)")
+        async with open_database(url, ConnectionLimits()) as database:
+            write = "INSERT INTO written VALUES ('here')"
+            for _ in range(3):
+                await database.fetch_rows(f"{write} RETURNING host")
+            await execute(f"{new.build_url()}&default_transaction_read_only=off", "CREATE TABLE written (host text)")
+            await set_read_only(old, value=True)
+            await set_read_only(new, value=False)
+            with pytest.raises(StorageUnavailable):
+                await database.fetch_rows(f"{write} RETURNING host")
+            for _ in range(3):
+                await database.fetch_rows(f"{write} RETURNING host")
+        connection = await PostgresConnector(new.build_url()).connect()
+        assert await connection.fetchval("SELECT count(*) FROM written") == 3
+        await connection.close()
+
+
+async def test_silent_first_host_does_not_hide_the_second(database_url: str) -> None:
+    async with serve_proxy(database_url) as (proxy, url):
+        proxy.become_silent()
+        host = url.partition("@")[2].partition("/")[0]
+        good = database_url.partition("host=")[2]
+        both = database_url.replace(f"host={good}", f"host={host},{good}")
+        async with open_database(both, ConnectionLimits(connect=1.0)) as database:
+            assert await find_pid(database)
+            assert proxy.silent_bytes > 0
