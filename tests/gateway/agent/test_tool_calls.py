@@ -2,7 +2,10 @@
 
 import asyncio
 
+import pytest
+
 from gateway.agent.tool_calls import ToolCallScheduler
+from gateway.domain.errors import StorageUnavailable
 from gateway.domain.events import ToolCallStarted, ToolFinished
 from gateway.domain.messages import LOCAL_PRINCIPAL, ToolCall
 from tests.fakes import GatedToolbox, RecordingTurn, spec
@@ -126,3 +129,24 @@ async def test_cancel_stops_running_and_deferred_calls() -> None:
     await scheduler.cancel_calls()
     assert toolbox.cancelled == ["r1"]
     assert toolbox.started == ["r1"]
+
+
+class UnstorableTurn(RecordingTurn):
+    """A turn whose second call cannot be stored."""
+
+    async def wait_until_durable(self) -> None:
+        if any(isinstance(event, ToolCallStarted) and event.call_id == "call_r2" for event in self.events):
+            raise StorageUnavailable
+
+
+async def test_error_of_a_call_ends_the_wait_and_leaves_the_others_to_be_cancelled() -> None:
+    toolbox, turn = GatedToolbox(READ), UnstorableTurn()
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.add_call(make_call("read", "r1"))
+    await toolbox.wait_until_started("r1")
+    scheduler.add_call(make_call("read", "r2"))
+    with pytest.raises(StorageUnavailable):
+        await scheduler.wait_for_results()
+    assert toolbox.running == {"r1"}
+    await scheduler.cancel_calls()
+    assert (toolbox.started, toolbox.cancelled) == (["r1"], ["r1"])
