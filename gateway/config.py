@@ -282,6 +282,16 @@ class Settings(BaseSettings):
             raise ValueError("REDACTION_RULES: not with SYNCHRONOUS_JOURNAL, which stores texts in small pieces")
         return self
 
+    @model_validator(mode="after")
+    def _validate_heartbeat_timeout(self) -> Self:
+        timeout, interval = self.heartbeat_timeout_seconds, self.heartbeat_seconds
+        if timeout is not None and timeout < 2 * interval:
+            raise ValueError(
+                f"HEARTBEAT_TIMEOUT_SECONDS: must be at least {2 * interval:g}, twice HEARTBEAT_SECONDS, "
+                "or other workers would take over the turns of workers that are alive"
+            )
+        return self
+
     @field_validator("groq_base_url")
     @classmethod
     def _normalize_groq_base_url(cls, value: str) -> str:

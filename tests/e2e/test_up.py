@@ -268,6 +268,10 @@ def test_unreachable_database_is_a_one_line_error_without_password(directory: Pa
         ({"GATEWAY_PORT": "lots"}, "GATEWAY_PORT: Input should be a valid integer"),
         ({"DATABASE_URL": "mysql://x"}, "DATABASE_URL: must be a PostgreSQL URL"),
         ({"GROQ_TEMPERATURE": "9"}, "GROQ_TEMPERATURE: Input should be less than or equal to 2"),
+        (
+            {"HEARTBEAT_SECONDS": "3", "HEARTBEAT_TIMEOUT_SECONDS": "5.9"},
+            "HEARTBEAT_TIMEOUT_SECONDS: must be at least 6, twice HEARTBEAT_SECONDS",
+        ),
         ({"GATEWAY_HOST": "0.0.0.0"}, "GATEWAY_HOST: 0.0.0.0 can be reached from other machines"),
         (
             {"GATEWAY_TLS_CERT_FILE": "/no/such.pem", "GATEWAY_TLS_KEY_FILE": "/no/such-key.pem"},

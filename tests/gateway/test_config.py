@@ -1,6 +1,7 @@
 """Tests of settings from the environment and the `.env` file."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_groq_default_model_overrides_groq_model(monkeypatch: pytest.MonkeyPatch
     assert load_settings().groq_default_model == "old-name"
     monkeypatch.setenv("GROQ_DEFAULT_MODEL", "new-name")
     assert load_settings().groq_default_model == "new-name"
+
+
+@pytest.mark.parametrize(("timeout", "is_valid"), [(None, True), (1.0, True), (0.9, False)])
+def test_heartbeat_timeout_is_at_least_two_heartbeats(timeout: float | None, is_valid: bool) -> None:
+    expected = (
+        nullcontext() if is_valid else pytest.raises(ConfigError, match=r"^HEARTBEAT_TIMEOUT_SECONDS: .* least 1,")
+    )
+    with expected:
+        settings = load_settings(heartbeat_seconds=0.5, heartbeat_timeout_seconds=timeout)
+        assert settings.heartbeat_timeout_seconds == timeout
 
 
 @pytest.mark.parametrize(
