@@ -22,6 +22,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextvars import Context
 from typing import Generic, TypeVar
 
 import anyio
@@ -143,6 +144,9 @@ class SupervisedTask:
     With `restart=False` it runs once: returning is its regular end, and `start()` may run it again. After an error it
     stays down until then.
 
+    It runs in an empty context, because it outlives the request that happens to start it: its log lines would name that
+    request, and its calls of MCP servers would act for that user. A `run` that needs a context variable sets it.
+
     `vital`: the process cannot do its work while this task is down, so `/ready` answers 503 (see `TaskRegistry`).
     """
 
@@ -178,13 +182,13 @@ class SupervisedTask:
         self._stopping = False
 
     def start(self) -> None:
-        """Run in the background, in a copy of the caller's context.
+        """Run in the background, in an empty context.
 
         Does nothing while it already runs.
         """
         if self._task is None or self._task.done():
             self._down = self._stopping = False
-            self._task = asyncio.create_task(self._supervise(), name=self.name)
+            self._task = asyncio.create_task(self._supervise(), name=self.name, context=Context())
 
     async def stop(self, *, grace_seconds: float = 0.0) -> None:
         """End the task without a restart.
@@ -299,8 +303,9 @@ class TaskRegistry:
 class TaskSet:
     """Background tasks that end by themselves, or with their owner's `stop()`.
 
-    The set references them until they end, so they are not garbage-collected, and logs their errors. With
-    `log_errors=False` it does not, because the owner awaits every task that `spawn()` returns.
+    They run in a copy of their owner's context. The set references them until they end, so they are not
+    garbage-collected, and logs their errors. With `log_errors=False` it does not, because the owner awaits every task
+    that `spawn()` returns.
     """
 
     def __init__(self, name: str, *, log_errors: bool = True) -> None:

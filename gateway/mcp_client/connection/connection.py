@@ -3,8 +3,9 @@
 It connects, stays connected, reconnects and sends requests.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 
 from mcp import Client
 from mcp.types import CallToolResult, ServerCapabilities, Tool
@@ -73,7 +74,7 @@ class ServerConnection:
             connect_timeout_seconds=connect_timeout_seconds,
         )
         self._is_stopping = False
-        self._owner = SupervisedTask(f"mcp {config.name}", self._run_forever)
+        self._owner = SupervisedTask(f"mcp {config.name}", self._on_behalf(self._run_forever))
 
     # --- life cycle
 
@@ -83,8 +84,7 @@ class ServerConnection:
             self._status.set_unavailable(self.config.fault or "disabled in the configuration", "disabled")
             self._status.attempted_event.set()
             return
-        with acting_for(self._principal) if self._principal else nullcontext():
-            self._owner.start()
+        self._owner.start()
 
     async def drain_and_stop(self, seconds: float) -> None:
         """Stop once no call is in progress, at most `seconds` from now."""
@@ -106,6 +106,15 @@ class ServerConnection:
     async def wait_until_attempted(self) -> None:
         """Return when the first attempt to connect has ended, however it ended."""
         await self._status.attempted_event.wait()
+
+    def _on_behalf(self, run: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """Wrap `run` so that its requests name the connection's user, if any."""
+
+        async def run_identified() -> None:
+            with acting_for(self._principal) if self._principal else nullcontext():
+                await run()
+
+        return run_identified
 
     async def _run_forever(self) -> None:
         backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
@@ -149,7 +158,8 @@ class ServerConnection:
             self._status.set_unavailable(f"the server forgot the session, or {cause}")
 
     async def _watch_until_broken(self, client: Client) -> None:
-        watcher = SupervisedTask(f"mcp watch {self.config.name}", lambda: self._tool_list.watch_forever(client))
+        run = self._on_behalf(partial(self._tool_list.watch_forever, client))
+        watcher = SupervisedTask(f"mcp watch {self.config.name}", run)
         watcher.start()
         try:
             await self._status.broken_event.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -94,6 +95,27 @@ async def test_open_request_ends_when_its_key_is_revoked_or_expires(
         assert not streams[1].done()
         streams[1].cancel()
         await asyncio.gather(*streams, return_exceptions=True)
+
+
+async def test_log_line_of_a_revocation_names_no_earlier_request(
+    keyring: Keyring, simulator: Simulator, log_text: io.StringIO
+) -> None:
+    simulator.faults.add_faults(Fault(kind="stall", match="forever", after_chunks=1))
+    gateway, key = keyring.gateway, await keyring.create_key("ada")
+    body = {"messages": [{"role": "user", "content": "forever"}]}
+    stream = asyncio.create_task(
+        post_and_read(gateway, "/api/v1/chat/stream", body, key | {"X-Request-Id": "first-request"})
+    )
+    await simulator.wait_until(lambda s: len(s.requests) == 1)
+    prefix = key["X-API-Key"][:12]
+    await gateway.state.keys.revoke_key(await gateway.state.keys.get_by_prefix(prefix), by="test")
+    await asyncio.wait([stream])
+    await asyncio.gather(stream, return_exceptions=True)
+    lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
+    [cancelled] = [line for line in lines if line["event"] == "request_cancelled"]
+    assert cancelled["reason"] == "key_revoked_or_expired"
+    assert "request_id" not in cancelled
+    assert "first-request" in [line.get("request_id") for line in lines]
 
 
 async def post_and_read(gateway: Gateway, path: str, body: Any, headers: dict[str, str]) -> None:

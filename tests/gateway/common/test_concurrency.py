@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 
 import pytest
 import structlog
@@ -176,6 +177,22 @@ async def test_start_of_a_running_task_does_nothing(loop: FakeLoop) -> None:
     await wait_until(lambda: loop.runs == 1)
     await task.stop()
     assert loop.cancelled == 1
+
+
+@pytest.mark.parametrize("restart", [True, False])
+async def test_run_does_not_inherit_the_context_of_the_caller(restart: bool) -> None:
+    caller: ContextVar[str] = ContextVar("caller")
+    caller.set("a request")
+    seen: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def run() -> None:
+        seen.put_nowait(caller.get(None))
+        await asyncio.Event().wait()
+
+    task = SupervisedTask("worker", run, restart=restart)
+    task.start()
+    assert await seen.get() is None
+    await task.stop()
 
 
 async def test_run_once_task_ends_when_its_run_returns(loop: FakeLoop, logs: Logs) -> None:
