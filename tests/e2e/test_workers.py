@@ -3,101 +3,20 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import asyncpg
 import pytest
 
-from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment, gateway_command, run_stack
+from tests.e2e.cluster import Cluster
+from tests.e2e.running_stack import run_stack
 from tests.eventually import eventually
-from tests.stack import SECRET, Client, Event, Stream, find_free_port
+from tests.stack import Client, Event, Stream
 
 TURNS = 50
-
-
-@dataclass
-class Worker(Client):
-    """A gateway process and an HTTP client of it."""
-
-    base_url: str
-    session: aiohttp.ClientSession
-    process: subprocess.Popen[bytes]
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@asynccontextmanager
-async def run_process(
-    argv: list[str], url: str, session: aiohttp.ClientSession, **settings: str
-) -> AsyncGenerator[subprocess.Popen[bytes]]:
-    running = subprocess.Popen(argv, cwd=ROOT, env=clean_environment(**settings), stderr=subprocess.DEVNULL)
-    try:
-
-        async def is_serving() -> bool:
-            try:
-                async with session.get(url):
-                    return True
-            except aiohttp.ClientConnectionError:
-                assert running.poll() is None
-                return False
-
-        await eventually(is_serving, timeout_seconds=START_SECONDS)
-        yield running
-    finally:
-        running.kill()
-        running.wait()
-
-
-class Cluster:
-    """Starts workers that share a database, simulated Groq and tool server."""
-
-    def __init__(self, database_url: str, groq: str, tools: str, session: aiohttp.ClientSession) -> None:
-        self._settings = {
-            "DATABASE_URL": database_url,
-            "GROQ_API_KEY": "simulated",
-            "GROQ_BASE_URL": groq,
-            "RATE_LIMIT_ENABLED": "false",
-            "HEARTBEAT_SECONDS": "1",
-            "HEARTBEAT_TIMEOUT_SECONDS": "60",
-            "MCP_SERVER_URL": tools,
-            "TOOLS_SERVER_SECRET": SECRET,
-            "LOG_LEVEL": "ERROR",
-        }
-        self._session = session
-
-    @asynccontextmanager
-    async def run_worker(self) -> AsyncGenerator[Worker]:
-        port = find_free_port()
-        base_url = f"http://127.0.0.1:{port}"
-        settings = self._settings | {"GATEWAY_PORT": str(port)}
-        async with run_process(gateway_command("serve"), f"{base_url}/health", self._session, **settings) as running:
-            yield Worker(base_url, self._session, running)
-
-
-@pytest.fixture
-async def cluster(database_url: str) -> AsyncGenerator[Cluster]:
-    groq, tools = find_free_port(), find_free_port()
-    simulator = [sys.executable, "-m", "gateway.simulator", "--port", str(groq), "--tokens-per-second", "100"]
-    server = [sys.executable, "-m", "tools_server.cli"]
-    settings = {"DATABASE_URL": database_url, "TOOLS_SERVER_SECRET": SECRET, "TOOLS_SERVER_PORT": str(tools)}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with (
-        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=150)) as session,
-        run_process(simulator, f"http://127.0.0.1:{groq}/", session),
-        run_process(server, f"http://127.0.0.1:{tools}/health", session, **settings),
-    ):
-        yield Cluster(database_url, f"http://127.0.0.1:{groq}", f"http://127.0.0.1:{tools}/mcp", session)
 
 
 async def start_turn(worker: Client, number: int) -> str:
