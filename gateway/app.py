@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from gateway import __version__
 from gateway.agent.budgets import Budgets
+from gateway.agent.conversation_queue import ConversationQueue
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner, RunnerConfig, RunnerStorage
 from gateway.agent.server_registry import ServerRegistry
@@ -357,12 +358,13 @@ async def build_agent(
     """
     runner = _build_runner(settings, timeouts, worker_id, store, llm, tools)
     subscriptions = TurnSubscriptions(runner, store.turns, store.bus)
+    queue = ConversationQueue(worker_id, store.conversations, subscriptions, store.bus)
     service = TurnService(
         settings,
         runner,
         subscriptions,
         turns=store.turns,
-        conversations=store.conversations,
+        queue=queue,
         questions=store.questions,
         bus=store.bus,
         load=load,
@@ -377,11 +379,13 @@ async def build_agent(
     store.bus.subscribe(BusKind.TURN_RUNNABLE, runner.on_answer)
     store.bus.subscribe(BusKind.TURN_RUNNABLE, heartbeat.on_turn_runnable)
     store.bus.subscribe(BusKind.TURN_EVENTS, subscriptions.on_events)
+    store.bus.subscribe(BusKind.TICKET_RELEASED, queue.on_ticket_released)
     retention = SupervisedTask(
         "journal retention", partial(prune_forever, store.turns, timedelta(days=settings.journal_retention_days))
     )
     async with AsyncExitStack() as stack:
         _supervise(store.bus.task, tasks, stack)
+        stack.push_async_callback(queue.stop)
         stack.push_async_callback(subscriptions.stop)
         await tools.toolbox.wait_until_connected(timeouts.mcp_connect)
         heartbeat.task.start()

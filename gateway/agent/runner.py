@@ -4,7 +4,7 @@ Each turn runs in a task of its own. See docs/adr/0001.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -121,7 +121,13 @@ class Runner:
 
     # --- starting
 
-    async def start(self, request: TurnRequest, principal: Principal, request_id: str | None = None) -> ActiveTurn:
+    async def start(
+        self,
+        request: TurnRequest,
+        principal: Principal,
+        open_conversation: Callable[[], Awaitable[UUID | None]],
+        request_id: str | None = None,
+    ) -> ActiveTurn:
         """Start a turn.
 
         On return, its start is durable and its task runs. If the database is unlikely to refuse the turn, the model is
@@ -136,7 +142,7 @@ class Runner:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
         model, request, request_warnings = self._resolve_request(request, principal)
         await self._budgets.check_remaining(principal)
-        conversation_id = await self._storage.conversations.open_conversation(request, principal)
+        conversation_id = await open_conversation()
         record = TurnRecord(
             id=self._config.create_turn_id(),
             owner=principal.user,

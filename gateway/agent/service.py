@@ -14,6 +14,7 @@ from uuid import UUID
 from jsonschema.exceptions import SchemaError
 from msgspec.structs import replace
 
+from gateway.agent.conversation_queue import ConversationQueue
 from gateway.agent.runner import Runner
 from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscription, TurnSubscriptions
 from gateway.agent.turn import ActiveTurn
@@ -33,9 +34,8 @@ from gateway.domain.errors import (
 from gateway.domain.events import Event, JournalEntry
 from gateway.domain.messages import Answer, BusKind, BusMessage, JsonObject, Parameters, Principal, TurnRequest
 from gateway.ports.listener import EventFold, EventListener
-from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, StoredTurn, TurnRepository
+from gateway.ports.store import Bus, QuestionRepository, StoredTurn, TurnRepository
 
-BUSY_TIMEOUT_SECONDS = 120.0
 CANCEL_TIMEOUT_SECONDS = 5.0
 _ACTIVE_STATUSES = ("running", "waiting")
 
@@ -220,7 +220,7 @@ class TurnService:
         subscriptions: TurnSubscriptions,
         *,
         turns: TurnRepository,
-        conversations: ConversationRepository,
+        queue: ConversationQueue,
         questions: QuestionRepository,
         bus: Bus,
         load: LoadMonitor,
@@ -229,7 +229,7 @@ class TurnService:
         self._load = load
         self._subscriptions = subscriptions
         self._turns = turns
-        self._conversations = conversations
+        self._queue = queue
         self._questions = questions
         self._bus = bus
         self._max_messages = settings.max_messages
@@ -263,13 +263,13 @@ class TurnService:
         """Start a turn, or return an equal request's turn.
 
         Requests are equal if they have the same idempotency key. The configured defaults apply to parameters that the
-        request omits. While another turn of the conversation runs, this waits for its end, through `run_busy_wait` if
-        given.
+        request omits. While another turn of the conversation runs, or another request waits for it, this waits, through
+        `run_busy_wait` if given.
 
         Raises:
             InvalidRequest: the request has too many messages, or a message is too long.
             Overloaded: this worker has no capacity for new work.
-            ConversationBusy: another turn of the conversation did not end in time, or waits for a person.
+            ConversationBusy: the conversation was not free in time, or a turn of it waits for a person.
             GatewayError: the turn cannot be started; nothing was stored.
         """
         self._check_size(request)
@@ -277,17 +277,17 @@ class TurnService:
             return earlier_turn
         parameters = request.parameters.with_defaults(self._default_parameters)
         request = replace(request, model=request.model or self._default_model, parameters=parameters)
-        while True:
-            try:
-                return _StartedTurn(await self._runner.start(request, principal, request_id))
-            except ConversationBusy:
-                if if_busy == "reject" or request.conversation_id is None:
-                    raise
-                await self._wait_while_busy(request.conversation_id, principal, run_busy_wait)
-            except Conflict:
-                if (earlier_turn := await self._find_started(request, principal)) is None:
-                    raise
-                return earlier_turn
+        async with self._queue.enter(request, principal, may_wait=if_busy == "wait") as place:
+            while True:
+                try:
+                    return _StartedTurn(await self._runner.start(request, principal, place.open, request_id))
+                except ConversationBusy as busy:
+                    wait = place.wait(busy)
+                    await (wait if run_busy_wait is None else run_busy_wait(wait))
+                except Conflict:
+                    if (earlier_turn := await self._find_started(request, principal)) is None:
+                        raise
+                    return earlier_turn
 
     async def get_turn(self, turn_id: UUID, principal: Principal) -> TurnHandle:
         """Return a turn of the principal that was started before.
@@ -364,7 +364,7 @@ class TurnService:
 
         Turns have `grace_seconds` to end.
         """
-        await asyncio.gather(self._subscriptions.stop(), self._runner.stop(grace_seconds))
+        await asyncio.gather(self._queue.stop(), self._subscriptions.stop(), self._runner.stop(grace_seconds))
 
     def _check_size(self, request: TurnRequest) -> None:
         if len(request.messages) > self._max_messages:
@@ -383,25 +383,6 @@ class TurnService:
             return None
         stored_turn = await self._turns.find_by_idempotency_key(principal.user, request.idempotency_key)
         return None if stored_turn is None else _FollowedTurn(stored_turn)
-
-    async def _wait_while_busy(
-        self, conversation_id: str, principal: Principal, run_busy_wait: RunBusyWait | None
-    ) -> None:
-        busy_turn = await self._conversations.get_busy_turn(conversation_id, principal)
-        if busy_turn is None:
-            return  # it has ended in the meantime
-        if busy_turn.status == "waiting":
-            raise ConversationBusy("Another turn of this conversation waits for an answer.") from None
-        wait = self._wait_for_end(busy_turn.id)
-        await (wait if run_busy_wait is None else run_busy_wait(wait))
-
-    async def _wait_for_end(self, turn_id: UUID) -> None:
-        with self._subscriptions.subscribe(turn_id) as subscription:
-            try:
-                async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
-                    await subscription.wait_until_closed()
-            except TimeoutError:
-                raise ConversationBusy from None
 
 
 def _get_active(turn: TurnHandle) -> ActiveTurn | None:

@@ -432,13 +432,19 @@ class BusKind(StrEnum):
     KEYS_CHANGED = "keys"
     GRANTS_CHANGED = "logins"
     """A sign-in to an MCP server was completed."""
+    TICKET_RELEASED = "ticket"
+    """A request no longer waits for its conversation."""
 
 
-class BusMessage(msgspec.Struct, frozen=True):
-    """Notification between workers, about a turn or `NO_TURN`."""
+class BusMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Notification between workers, about a turn or `NO_TURN`.
+
+    `ticket` is the one that was released.
+    """
 
     kind: BusKind
     turn_id: UUID
+    ticket: int | None = None
 
     NO_TURN: ClassVar[UUID] = UUID(int=0)
 

@@ -4,6 +4,7 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -142,18 +143,49 @@ class Journal(Protocol):
     async def wait_for_capacity(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ConversationState:
+    """State of a conversation, as one request finds it.
+
+    `id` is None if the request has no conversation. `busy_turn_id` is the unfinished turn, and `busy_status` its
+    status. `ahead` is the ticket directly ahead of the request, and `ticket` a ticket that the request just got.
+    """
+
+    id: UUID | None
+    busy_turn_id: UUID | None = None
+    busy_status: str | None = None
+    ahead: int | None = None
+    ticket: int | None = None
+
+    @property
+    def is_free(self) -> bool:
+        return self.busy_turn_id is None and self.ahead is None
+
+
 class ConversationRepository(Protocol):
-    """Conversations and their turns."""
+    """Conversations, their turns, and the requests that wait for them."""
 
     @abstractmethod
-    async def open_conversation(self, request: TurnRequest, principal: Principal) -> UUID | None:
-        """Return the id of the request's conversation, creating it for "new".
+    async def open_conversation(
+        self, request: TurnRequest, principal: Principal, *, worker_id: UUID, ticket: int | None, wait_seconds: float
+    ) -> ConversationState:
+        """Return the state of the request's conversation, creating it for "new".
 
-        None if it has none.
+        If the conversation is not free, and the request has no `ticket` yet, it gets one for `wait_seconds`, unless
+        these are 0.
 
         Raises:
             NotFound: the principal has no such conversation or parent turn.
             ConversationBusy: the parent turn has not ended.
+            StorageUnavailable: the database cannot be reached.
+        """
+        ...
+
+    @abstractmethod
+    async def release_ticket(self, ticket: int) -> None:
+        """Delete a ticket, and some tickets that have expired.
+
+        Raises:
             StorageUnavailable: the database cannot be reached.
         """
         ...
@@ -171,16 +203,6 @@ class ConversationRepository(Protocol):
         """Load the messages that completed turns of an owner added.
 
         The messages of their requests are not included.
-        """
-        ...
-
-    @abstractmethod
-    async def get_busy_turn(self, conversation_id: str, principal: Principal) -> StoredTurn | None:
-        """Return the unfinished turn that blocks new turns of a conversation.
-
-        Raises:
-            NotFound: the principal has no such conversation.
-            StorageUnavailable: the database cannot be reached.
         """
         ...
 

@@ -10,7 +10,7 @@ from sqlmodel import col, func, select
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.messages import Message, Principal, TurnRequest
-from gateway.ports.store import ConversationRepository
+from gateway.ports.store import ConversationRepository, ConversationState
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, decode_json
 from gateway.store.models import Conversation, Turn, TurnEvents
@@ -29,6 +29,39 @@ _ANCESTORS = """
     ORDER BY depth DESC
 """
 
+_OPEN = """
+    WITH conversation AS (
+        SELECT id FROM conversations WHERE id = :conversation_id AND owner = :owner
+    ), busy AS (
+        SELECT turns.id, turns.status FROM conversation JOIN turns ON turns.busy_conversation_id = conversation.id
+    ), ahead AS (
+        SELECT max(waiter.id) AS ticket
+        FROM conversation
+        JOIN conversation_waiters AS waiter ON waiter.conversation_id = conversation.id
+        JOIN workers ON workers.id = waiter.worker_id
+        WHERE waiter.expires_at > now() AND coalesce(workers.lease_until > now(), true)
+          AND (cast(:ticket AS bigint) IS NULL OR waiter.id < cast(:ticket AS bigint))
+    ), taken AS (
+        INSERT INTO conversation_waiters (conversation_id, worker_id, expires_at)
+        SELECT conversation.id, :worker_id, now() + make_interval(secs => :wait_seconds)
+        FROM conversation CROSS JOIN ahead LEFT JOIN busy ON true
+        WHERE cast(:ticket AS bigint) IS NULL AND :wait_seconds > 0
+          AND (busy.id IS NOT NULL OR ahead.ticket IS NOT NULL) AND busy.status IS DISTINCT FROM 'waiting'
+        RETURNING id
+    )
+    SELECT conversation.id, busy.id, busy.status, ahead.ticket, taken.id
+    FROM conversation CROSS JOIN ahead LEFT JOIN busy ON true LEFT JOIN taken ON true
+"""
+"""Reads the state of a conversation and takes a ticket.
+
+With two statements, a request that arrives between them would overtake this one.
+"""
+_RELEASE_TICKET = """
+    DELETE FROM conversation_waiters WHERE id = :ticket OR id IN (
+        SELECT id FROM conversation_waiters WHERE expires_at < now() LIMIT 100 FOR UPDATE SKIP LOCKED)
+    RETURNING id
+"""
+
 
 class ConversationStore(ConversationRepository):
     """See `ConversationRepository`; also lists, renames and deletes conversations."""
@@ -40,17 +73,31 @@ class ConversationStore(ConversationRepository):
 
     # --- for the agent
 
-    async def open_conversation(self, request: TurnRequest, principal: Principal) -> UUID | None:
+    async def open_conversation(
+        self, request: TurnRequest, principal: Principal, *, worker_id: UUID, ticket: int | None, wait_seconds: float
+    ) -> ConversationState:
         """See `ConversationRepository.open_conversation`."""
-        parent = await self._get_parent(request.parent_turn_id, principal) if request.parent_turn_id else None
+        if request.parent_turn_id is not None:
+            return ConversationState(await self._open_branch(request, request.parent_turn_id, principal))
+        if request.conversation_id is None:
+            return ConversationState(None)
         if request.conversation_id == "new":
-            return await self._create(principal, request.prompt)
-        if request.conversation_id is not None:
-            conversation = await self.get_conversation(request.conversation_id, principal)
-            if parent is not None and parent.conversation_id != conversation.id:
-                raise InvalidRequest("The parent turn is not in this conversation.", param="parent_turn_id")
-            return conversation.id
-        return parent.conversation_id if parent else None
+            return ConversationState(await self._create(principal, request.prompt))
+        rows = await self._database.fetch_rows(
+            _OPEN,
+            conversation_id=_parse_id(request.conversation_id),
+            owner=principal.user,
+            worker_id=worker_id,
+            ticket=ticket,
+            wait_seconds=wait_seconds,
+        )
+        if not rows:
+            raise _make_not_found(request.conversation_id)
+        return ConversationState(*rows[0])
+
+    async def release_ticket(self, ticket: int) -> None:
+        """See `ConversationRepository.release_ticket`."""
+        await self._database.fetch_rows(_RELEASE_TICKET, ticket=ticket)
 
     async def load_history(self, turn_id: UUID) -> list[tuple[Message, ...]]:
         """See `ConversationRepository.load_history`.
@@ -66,6 +113,21 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             turns = (await session.exec(query)).all()
         return {turn.id: msgspec.convert(turn.messages[turn.sent_messages :], tuple[Message, ...]) for turn in turns}
+
+    async def _open_branch(self, request: TurnRequest, parent_turn_id: UUID, principal: Principal) -> UUID | None:
+        """Return the conversation that a request continues at an ended turn.
+
+        A branch waits for no other turn.
+        """
+        parent = await self._get_parent(parent_turn_id, principal)
+        if request.conversation_id == "new":
+            return await self._create(principal, request.prompt)
+        if request.conversation_id is None:
+            return parent.conversation_id
+        conversation = await self.get_conversation(request.conversation_id, principal)
+        if parent.conversation_id != conversation.id:
+            raise InvalidRequest("The parent turn is not in this conversation.", param="parent_turn_id")
+        return conversation.id
 
     async def _get_parent(self, turn_id: UUID, principal: Principal) -> Turn:
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
@@ -91,16 +153,12 @@ class ConversationStore(ConversationRepository):
         Raises:
             NotFound: the principal has no such conversation.
         """
-        missing = NotFound(f"There is no conversation {conversation_id[:64]!r}.", param="conversation_id")
-        try:
-            parsed_id = UUID(conversation_id)
-        except ValueError:
-            raise missing from None
+        parsed_id = _parse_id(conversation_id)
         query = select(Conversation).where(Conversation.id == parsed_id, Conversation.owner == principal.user)
         async with self._database.session() as session:
             conversation = (await session.exec(query)).first()
         if conversation is None:
-            raise missing
+            raise _make_not_found(conversation_id)
         return conversation
 
     async def list_conversations(self, principal: Principal, *, limit: int, before: UUID | None) -> list[Conversation]:
@@ -140,12 +198,6 @@ class ConversationStore(ConversationRepository):
         async with self._database.session() as session:
             return list((await session.exec(query)).all())
 
-    async def get_busy_turn(self, conversation_id: str, principal: Principal) -> Turn | None:
-        """See `ConversationRepository.get_busy_turn`."""
-        conversation = await self.get_conversation(conversation_id, principal)
-        async with self._database.session() as session:
-            return (await session.exec(select(Turn).where(Turn.busy_conversation_id == conversation.id))).first()
-
     async def rename_conversation(self, conversation_id: UUID, title: str) -> None:
         change = update(Conversation).where(col(Conversation.id) == conversation_id)
         async with self._database.session() as session:
@@ -161,6 +213,17 @@ class ConversationStore(ConversationRepository):
 
     def _redact_title(self, title: str) -> str:
         return _shorten_title(self._redactor.redact_text(title))
+
+
+def _parse_id(conversation_id: str) -> UUID:
+    try:
+        return UUID(conversation_id)
+    except ValueError:
+        raise _make_not_found(conversation_id) from None
+
+
+def _make_not_found(conversation_id: str) -> NotFound:
+    return NotFound(f"There is no conversation {conversation_id[:64]!r}.", param="conversation_id")
 
 
 def _shorten_title(title: str) -> str:

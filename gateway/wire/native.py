@@ -118,7 +118,8 @@ class ChatRequest(BaseModel):
     )
     if_busy: Literal["wait", "reject"] = Field(
         default="wait",
-        description="While another turn of the conversation is active: wait until it ends, or answer 409.",
+        description="While another turn of the conversation is active: wait for at most two minutes, or answer 409. "
+        "Waiting requests run in the order of their arrival.",
     )
     system: MessageText | None = Field(default=None, description="Added to the gateway's system prompt.")
     user: str | None = Field(default=None, max_length=256, description="Label to find the turn by; not an identity.")

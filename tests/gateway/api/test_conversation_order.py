@@ -1,13 +1,20 @@
 """Order of the turns and requests of a conversation, over two workers."""
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
+import pytest
 from uuid_utils.compat import uuid7
 
-from tests.stack import Gateway
+from gateway.agent import conversation_queue
+from tests.eventually import eventually
+from tests.stack import Gateway, Reply
 
 SKEW_MS = 3_000
 
@@ -62,3 +69,141 @@ async def test_turns_without_a_position_come_first(gateway: Gateway, db: asyncpg
     assert get_prompts(gateway.simulator.requests[-1]["messages"]) == prompts
     conversation = (await gateway.get(f"/api/v1/conversations/{conversation_id}")).body
     assert [turn["prompt"] for turn in conversation["turns"]] == prompts
+
+
+# --- order of waiting requests
+
+
+@asynccontextmanager
+async def keep_busy(gateway: Gateway) -> AsyncGenerator[str]:
+    """Run a turn in a new conversation; yield the conversation's id."""
+    async with gateway.stream("count to 5000", conversation_id="new") as stream:
+        started = (await stream.read_until("turn.started")).data
+        yield started["conversation_id"]
+        assert (await gateway.post(f"/api/v1/turns/{started['turn_id']}/cancel", None)).status == 200
+
+
+class WaitingRequests:
+    """Requests for one conversation, each sent once the last one waits."""
+
+    def __init__(self, db: asyncpg.Connection, conversation_id: str) -> None:
+        self.conversation_id = conversation_id
+        self.replies: list[asyncio.Task[Reply]] = []
+        self._db = db
+
+    async def send(self, gateway: Gateway, prompt: str) -> asyncio.Task[Reply]:
+        before = await self.count_tickets()
+        reply = asyncio.create_task(gateway.chat(prompt, conversation_id=self.conversation_id))
+        self.replies.append(reply)
+        await self.wait_for_tickets(before + 1)
+        return reply
+
+    async def count_tickets(self) -> int:
+        return int(await self._db.fetchval("SELECT count(*) FROM conversation_waiters"))
+
+    async def wait_for_tickets(self, number: int) -> None:
+        async def has_number() -> bool:
+            return await self.count_tickets() == number
+
+        await eventually(has_number)
+
+    async def wait_for_statuses(self) -> list[int]:
+        async with asyncio.timeout(60):
+            return [reply.status for reply in await asyncio.gather(*self.replies)]
+
+
+async def read_prompts(db: asyncpg.Connection) -> list[str]:
+    """Read the prompts of all turns but the first, in order."""
+    return [row["prompt"] for row in await db.fetch("SELECT prompt FROM turns ORDER BY position OFFSET 1")]
+
+
+async def test_waiting_requests_run_in_the_order_of_their_arrival(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
+    prompts = [f"Prompt {number}" for number in range(10)]
+    async with keep_busy(workers[0]) as conversation_id:
+        requests = WaitingRequests(db, conversation_id)
+        for number, prompt in enumerate(prompts):
+            await requests.send(workers[number * 7 // 3 % 2], prompt)
+    assert await requests.wait_for_statuses() == [200] * 10
+    assert await read_prompts(db) == prompts
+    assert get_prompts(workers[0].simulator.requests[-1]["messages"])[-10:] == prompts
+    await requests.wait_for_tickets(0)
+
+
+async def test_new_requests_do_not_overtake_waiting_ones(workers: list[Gateway], db: asyncpg.Connection) -> None:
+    """New requests arrive whenever a turn ends."""
+    prompts = [f"Prompt {number}" for number in range(4)]
+    async with keep_busy(workers[0]) as conversation_id:
+        requests = WaitingRequests(db, conversation_id)
+        waiting = [await requests.send(workers[number % 2], prompt) for number, prompt in enumerate(prompts)]
+    for reply in waiting:
+        late = [worker.chat("Late", conversation_id=conversation_id) for worker in workers]
+        requests.replies += map(asyncio.create_task, late)
+        await reply
+    assert await requests.wait_for_statuses() == [200] * 12
+    assert (await read_prompts(db))[:4] == prompts
+
+
+async def test_request_whose_client_leaves_blocks_no_other(workers: list[Gateway], db: asyncpg.Connection) -> None:
+    async with keep_busy(workers[0]) as conversation_id:
+        requests = WaitingRequests(db, conversation_id)
+        for number in range(5):
+            await requests.send(workers[number % 2], f"Prompt {number}")
+        for number in (0, 3):  # the first in line, and one in the middle
+            requests.replies[number].cancel()
+        await requests.wait_for_tickets(3)
+    requests.replies = [requests.replies[number] for number in (1, 2, 4)]
+    assert await requests.wait_for_statuses() == [200] * 3
+    assert await read_prompts(db) == ["Prompt 1", "Prompt 2", "Prompt 4"]
+
+
+async def test_tickets_without_a_live_worker_and_expired_ones_do_not_count(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
+    conversation_id = await start_conversation(workers[0], "Hello")
+    worker_id = await eventually(lambda: db.fetchval("SELECT id FROM workers LIMIT 1"))
+    insert = (
+        "INSERT INTO conversation_waiters (conversation_id, worker_id, expires_at) VALUES ($1::uuid, $2, now() + $3)"
+    )
+    await db.execute(insert, conversation_id, uuid4(), timedelta(minutes=1))
+    await db.execute(insert, conversation_id, worker_id, timedelta(seconds=-1))
+    assert (await workers[0].chat("Hello", conversation_id=conversation_id, if_busy="reject")).status == 200
+    await db.execute(insert, conversation_id, worker_id, timedelta(minutes=1))
+    reply = await workers[1].chat("Hello", conversation_id=conversation_id, if_busy="reject")
+    assert (reply.status, reply.body["error"]["code"]) == (409, "conversation_busy")
+
+
+async def test_request_that_waited_too_long_is_a_409_and_leaves_the_queue(
+    workers: list[Gateway], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation_queue, "BUSY_TIMEOUT_SECONDS", 1.0)
+    async with keep_busy(workers[0]) as conversation_id:
+        replies = await asyncio.gather(*(worker.chat("Hello", conversation_id=conversation_id) for worker in workers))
+        codes = [(reply.status, reply.body["error"]["code"]) for reply in replies]
+        assert codes == [(409, "conversation_busy")] * 2
+        await WaitingRequests(db, conversation_id).wait_for_tickets(0)
+
+
+async def test_waiting_requests_are_rejected_when_the_turn_asks_a_person(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
+    requests: WaitingRequests | None = None
+    async with workers[0].stream("Add a task to buy milk", conversation_id="new", approval="always") as stream:
+        conversation_id = (await stream.read_until("turn.started")).data["conversation_id"]
+        requests = WaitingRequests(db, conversation_id)
+        chats = [worker.chat("Hello", conversation_id=conversation_id) for worker in (*workers, *workers)]
+        requests.replies = [asyncio.create_task(chat) for chat in chats]
+        await stream.read_until("input.required")
+    assert await requests.wait_for_statuses() == [409] * 4
+    await requests.wait_for_tickets(0)
+
+
+async def test_waiting_requests_end_when_their_worker_stops(workers: list[Gateway], db: asyncpg.Connection) -> None:
+    async with keep_busy(workers[0]) as conversation_id:
+        requests = WaitingRequests(db, conversation_id)
+        for _ in range(3):
+            await requests.send(workers[1], "Hello")
+        await workers[1].state.stop(0)
+        assert await requests.wait_for_statuses() == [503] * 3
+        await requests.wait_for_tickets(0)

@@ -17,7 +17,7 @@ _ERRORS: dict[int | str, JsonObject] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         404: "The model or conversation was not found",
-        409: "Another turn of the conversation is active, and `if_busy` is `reject`",
+        409: "Another turn of the conversation is active, and `if_busy` is `reject` or two minutes have passed",
         413: "The body is too large",
         422: "The request is invalid",
         429: "The model's rate limit is exceeded; see Retry-After",
