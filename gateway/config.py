@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.domain.messages import Budget
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.postgres_url import list_hosts
-from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
+from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
 from gateway_runtime.tls import TlsFiles
 
 __all__ = ["ConfigError", "Settings", "is_loopback", "list_renamed_settings", "load_settings"]
@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     gateway_workers: int = Field(
         default=1, ge=1, le=64, validation_alias=AliasChoices("GATEWAY_WORKERS", "WEB_CONCURRENCY")
     )
-    gateway_parent_fd: int | None = Field(
+    gateway_parent_fd: Annotated[int | None, BeforeValidator(read_parent_fd)] = Field(
         default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
     )
     api_key: SecretStr | None = None
@@ -183,12 +183,6 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("gateway_parent_fd", mode="before")
-    @classmethod
-    def _read_old_parent_fd(cls, value: object) -> object:
-        """Accept `stdin`, the only value of GATEWAY_LIFELINE, which GATEWAY_PARENT_FD replaces."""
-        return 0 if value == "stdin" else value
-
     @field_validator("gateway_public_url")
     @classmethod
     def _validate_public_url(cls, value: str | None) -> str | None:
@@ -286,10 +280,7 @@ class Settings(BaseSettings):
     def _validate_heartbeat_timeout(self) -> Self:
         timeout, interval = self.heartbeat_timeout_seconds, self.heartbeat_seconds
         if timeout is not None and timeout < 2 * interval:
-            raise ValueError(
-                f"HEARTBEAT_TIMEOUT_SECONDS: must be at least {2 * interval:g}, twice HEARTBEAT_SECONDS, "
-                "or other workers would take over the turns of workers that are alive"
-            )
+            raise ValueError(f"HEARTBEAT_TIMEOUT_SECONDS: must be at least {2 * interval:g}, twice HEARTBEAT_SECONDS")
         return self
 
     @field_validator("groq_base_url")

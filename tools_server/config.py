@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.postgres_url import list_hosts
-from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
+from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
 from gateway_runtime.tls import TlsFiles
 
 __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     postgres_password: SecretStr | None = None
     postgres_db: str = "agent_gateway"
     gateway_data_dir: Path = Path(".data")
-    gateway_parent_fd: int | None = Field(
+    gateway_parent_fd: Annotated[int | None, BeforeValidator(read_parent_fd)] = Field(
         default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
     )
 
@@ -91,12 +91,6 @@ class Settings(BaseSettings):
         if value is not None and _PLACEHOLDER.fullmatch(value.get_secret_value().strip()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
-
-    @field_validator("gateway_parent_fd", mode="before")
-    @classmethod
-    def _read_old_parent_fd(cls, value: object) -> object:
-        """Accept `stdin`, the only value of GATEWAY_LIFELINE, which GATEWAY_PARENT_FD replaces."""
-        return 0 if value == "stdin" else value
 
     @field_validator("log_level", mode="before")
     @classmethod

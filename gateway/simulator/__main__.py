@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.simulator.server import SimulatorSettings, serve_simulator
 from gateway_runtime.parent_watchdog import stop_with_parent
+from gateway_runtime.renamed_settings import read_parent_fd
 
 
 def main() -> int:
@@ -22,13 +23,18 @@ def main() -> int:
     parser.add_argument("--replay", type=Path, help="directory of recorded exchanges to replay for equal requests")
     options = parser.parse_args()
     try:
+        parent_fd = _load_parent_fd()
+    except ValueError:
+        sys.stderr.write("simulator: GATEWAY_PARENT_FD: must be the number of a file descriptor\n")
+        return 2
+    try:
         listener = socket.socket(fileno=options.fd) if options.fd is not None else _bind_socket(options.port)
     except OSError as error:
         sys.stderr.write(f"simulator: cannot listen on 127.0.0.1:{options.port}: {error.strerror}\n")
         return 2
     replay = options.replay or os.environ.get("SIMULATOR_REPLAY")
     settings = SimulatorSettings(options.tokens_per_second, replay=Path(replay) if replay else None)
-    asyncio.run(_serve_until_stopped(settings, listener, announce=options.fd is None))
+    asyncio.run(_serve_until_stopped(settings, listener, parent_fd, announce=options.fd is None))
     return 0
 
 
@@ -39,13 +45,20 @@ def _bind_socket(port: int) -> socket.socket:
     return listener
 
 
-async def _serve_until_stopped(settings: SimulatorSettings, listener: socket.socket, *, announce: bool) -> None:
+def _load_parent_fd() -> int | None:
+    value = read_parent_fd(os.environ.get("GATEWAY_PARENT_FD") or os.environ.get("GATEWAY_LIFELINE") or None)
+    return None if value is None else int(str(value))
+
+
+async def _serve_until_stopped(
+    settings: SimulatorSettings, listener: socket.socket, parent_fd: int | None, *, announce: bool
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
-    if parent_fd := os.environ.get("GATEWAY_PARENT_FD"):
-        stop_with_parent(int(parent_fd))
+    if parent_fd is not None:
+        stop_with_parent(parent_fd)
     async with serve_simulator(settings, listener) as simulator:
         if announce:
             sys.stdout.write(msgspec.json.encode({"simulator": simulator.base_url}).decode() + "\n")

@@ -1,6 +1,7 @@
 """Tests of settings from the environment and the `.env` file."""
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,19 @@ def test_old_setting_name_works_and_is_reported(
     monkeypatch.setenv(new, "0")
     assert getattr(load_settings(), new.lower()) in (0, Path("0"))
     assert list_renamed_settings() == []
+
+
+@pytest.mark.parametrize("load", [load_settings, load_tools])
+def test_lifeline_that_the_last_release_ignored_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, load: Callable[[], Settings | ToolsSettings]
+) -> None:
+    monkeypatch.setenv("GATEWAY_LIFELINE", "off")
+    assert load().gateway_parent_fd is None
+    monkeypatch.setenv("GATEWAY_LIFELINE", "0")
+    assert load().gateway_parent_fd is None
+    monkeypatch.setenv("GATEWAY_PARENT_FD", "off")
+    with pytest.raises((ConfigError, ToolsConfigError), match=r"^GATEWAY_PARENT_FD: Input should be a valid integer"):
+        load()
 
 
 def test_old_setting_name_in_the_env_file_is_reported(tmp_path: Path) -> None:
