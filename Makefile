@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test test-quick test-all check format lock audit schema node conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: run test test-quick test-all check format lock audit schema node previous-release conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -55,6 +55,10 @@ schema: .venv/.dev
 node:
 	cd tests/node && npm ci --silent
 
+# The previous release in .upgrade/, with its own lock file, for tests/upgrade; without it, these tests are skipped.
+previous-release: .venv/.dev
+	$(BIN)/python packaging/previous_release.py $(abspath $(UV)) $(PYTHON)
+
 # Only the official MCP conformance suite; `make test-all` includes it after `make node`.
 conformance: .venv/.dev node
 	$(BIN)/pytest tests/e2e/test_conformance.py $(ARGS)
@@ -84,7 +88,7 @@ figures: .venv/.dev
 	$(BIN)/python -m benchmarks.code_figures $(ARGS)
 
 clean:
-	rm -rf .venv .uv .bench .data tests/node/node_modules
+	rm -rf .venv .uv .bench .data .upgrade tests/node/node_modules
 
 .uv/bin/uv:
 	$(PYTHON) -m venv .uv

@@ -16,6 +16,17 @@ from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConne
 config = context.config
 LOCK_ID = zlib.crc32(b"agent-gateway migrations")
 SCHEMAS = {"public", "tools"}
+PREVIOUS_HEAD = "gateway_0010"
+"""Head of the previous release, which starts only if the version table lists it.
+
+Alembic would replace it by its successor. It is listed beside the successor, and hidden from Alembic while it runs, so
+that the previous release also starts on this schema.
+"""
+HAS_SUCCESSOR = (
+    f"EXISTS (SELECT FROM alembic_version WHERE version_num ~ '^gateway_' AND version_num > '{PREVIOUS_HEAD}')"
+)
+HIDE_PREVIOUS_HEAD = f"DELETE FROM alembic_version WHERE version_num = '{PREVIOUS_HEAD}' AND {HAS_SUCCESSOR}"  # noqa: S608
+LIST_PREVIOUS_HEAD = f"INSERT INTO alembic_version SELECT '{PREVIOUS_HEAD}' WHERE {HAS_SUCCESSOR}"
 
 
 def get_url() -> str:
@@ -27,6 +38,12 @@ def get_url() -> str:
 
 def include_name(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "schema" or name is None or name in SCHEMAS
+
+
+def change_version_table(connection: Connection, statement: str) -> None:
+    if connection.scalar(text("SELECT to_regclass('public.alembic_version') IS NOT NULL")):
+        connection.execute(text(statement))
+    connection.commit()
 
 
 def run_migrations(connection: Connection) -> None:
@@ -41,9 +58,10 @@ def run_migrations(connection: Connection) -> None:
         compare_server_default=False,
         transaction_per_migration=True,
     )
+    change_version_table(connection, HIDE_PREVIOUS_HEAD)
     with context.begin_transaction():
         context.run_migrations()
-    connection.commit()
+    change_version_table(connection, LIST_PREVIOUS_HEAD)
     connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK_ID})
     connection.commit()
 
@@ -61,5 +79,6 @@ if context.is_offline_mode():
     context.configure(url=get_url(), target_metadata=SQLModel.metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
+        context.execute(LIST_PREVIOUS_HEAD)
 else:
     asyncio.run(run_online())

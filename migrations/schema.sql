@@ -437,5 +437,7 @@ CREATE INDEX ix_conversation_waiters ON conversation_waiters (conversation_id, i
 
 UPDATE alembic_version SET version_num='gateway_0012' WHERE alembic_version.version_num = 'gateway_0011';
 
+INSERT INTO alembic_version SELECT 'gateway_0010' WHERE EXISTS (SELECT FROM alembic_version WHERE version_num ~ '^gateway_' AND version_num > 'gateway_0010');
+
 COMMIT;
 

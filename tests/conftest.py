@@ -30,6 +30,7 @@ SLOW_TESTS = (
     "gateway/test_cli_keys.py",
     "gateway_runtime/test_embedded_postgres.py",
     "tools_server/test_process.py",
+    "upgrade/",
 )
 """Tests that start processes or databases of their own."""
 SLOW_TIMEOUT_SECONDS = 240
