@@ -17,9 +17,9 @@ config = context.config
 LOCK_ID = zlib.crc32(b"agent-gateway migrations")
 SCHEMAS = {"public", "tools"}
 PREVIOUS_HEAD = "gateway_0010"
-"""Head of the previous release, which starts only if the version table lists it.
+"""Head of the previous release.
 
-Alembic would replace it by its successor. It is listed beside the successor, and hidden from Alembic while it runs, so
+That release starts only if the version table lists this head. Alembic would replace it by its successor. It is listed beside the successor, and hidden from Alembic while it runs, so
 that the previous release also starts on this schema.
 """
 HAS_SUCCESSOR = (

@@ -1,6 +1,6 @@
-"""Installs the previous release for tests/upgrade, in `.upgrade/`, from its commit and its own lock file.
+"""Installs the previous release in `.upgrade/`, for tests/upgrade.
 
-Usage: python packaging/previous_release.py <uv> <python>. If this clone lacks the commit, the program says so and
+It comes from its commit and its own lock file. Usage: python packaging/previous_release.py <uv> <python>. If this clone lacks the commit, the program says so and
 installs nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Workers of the previous release and of this one on one database, under load."""
+"""Workers of two releases on one database, under load."""
 
 import asyncio
 import signal
@@ -50,7 +50,7 @@ async def database_url(postgres: EmbeddedPostgres) -> AsyncGenerator[str]:
 
 
 class MixedCluster:
-    """Starts workers of both releases that share a database, simulated Groq and tool server."""
+    """Starts workers of both releases on the same servers."""
 
     def __init__(self, database_url: str, groq: str, tools: str, session: aiohttp.ClientSession) -> None:
         self._settings = {
