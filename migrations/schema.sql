@@ -29,6 +29,21 @@ CREATE TABLE tools.task_counters (
 
 INSERT INTO alembic_version (version_num) VALUES ('tools_0001') RETURNING alembic_version.version_num;
 
+-- Running upgrade tools_0001 -> tools_0002
+
+CREATE TABLE tools.task_calls (
+    user_id TEXT NOT NULL, 
+    key TEXT NOT NULL, 
+    fingerprint BYTEA NOT NULL, 
+    result TEXT, 
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL, 
+    PRIMARY KEY (user_id, key)
+);
+
+CREATE INDEX ix_task_calls_created_at ON tools.task_calls (created_at);
+
+UPDATE alembic_version SET version_num='tools_0002' WHERE alembic_version.version_num = 'tools_0001';
+
 -- Running upgrade  -> gateway_0001
 
 CREATE TABLE conversations (

@@ -10,7 +10,8 @@ from gateway.domain.messages import JsonObject, PendingInput, ToolResult, ToolSp
 
 BATCH = "batch"
 _MAX_CALLS = 20
-CallTool = Callable[[ToolSpec, JsonObject], Awaitable[ToolResult | PendingInput]]
+CallTool = Callable[[ToolSpec, JsonObject, int], Awaitable[ToolResult | PendingInput]]
+"""Call of a tool. The number counts from 1 within the batch."""
 
 
 def build_batch_spec(offered: tuple[ToolSpec, ...]) -> ToolSpec | None:
@@ -52,18 +53,18 @@ async def run_batch(arguments: JsonObject, offered: dict[str, ToolSpec], call_to
     """
     slots = asyncio.Semaphore(limit)
 
-    async def run_one(call: JsonObject) -> ToolResult:
+    async def run_one(number: int, call: JsonObject) -> ToolResult:
         spec = offered.get(call["tool"])
         if spec is None or not _can_batch(spec):
             return _error_result(f"{call['tool']!r} is not a read-only tool. Call it by itself.")
         async with slots:
-            result = await call_tool(spec, call["arguments"])
+            result = await call_tool(spec, call["arguments"], number)
         if isinstance(result, PendingInput):
             return _error_result(f"{spec.name} has a question for the user. Call it by itself.")
         return result
 
     calls: list[JsonObject] = arguments["calls"]
-    results = await asyncio.gather(*(run_one(call) for call in calls))
+    results = await asyncio.gather(*(run_one(number, call) for number, call in enumerate(calls, start=1)))
     content: list[JsonObject] = []
     for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):
         content += [text_block(f"{number}. {call['tool']}: {result.outcome}"), *result.content]

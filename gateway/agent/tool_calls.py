@@ -28,7 +28,7 @@ from gateway.domain.messages import (
     ToolSpec,
     text_block,
 )
-from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
+from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest, make_idempotency_key
 from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
@@ -118,10 +118,10 @@ class ToolCallScheduler:
     def retry_interrupted(self, call: ToolCallStarted) -> None:
         """Repeat an interrupted call if that is safe.
 
-        A takeover interrupted it. If it is neither read-only nor idempotent, its outcome is unknown.
+        A takeover interrupted it. If it is not repeatable, its outcome is unknown.
         """
         spec = self._offered.get(call.tool)
-        if spec is None or not (spec.read_only or spec.idempotent):
+        if spec is None or not spec.is_repeatable:
             note = text_block("The gateway was interrupted during this call. It may or may not have taken effect.")
             self._emitter.emit(ToolFinished(call_id=call.call_id, outcome="unknown", content=[note]))
             return
@@ -219,16 +219,19 @@ class ToolCallScheduler:
             return build_approval_request(spec, arguments)
         observer = _EventObserver(call.id, self._emitter)
         tool_answers = [stored for stored in answers or () if stored.question.kind != "approval"]
-        request = ToolCallRequest(spec, arguments, self._principal, observer, tool_answers)
+        key = make_idempotency_key(self._emitter.id, call.id)
+        request = ToolCallRequest(spec, arguments, self._principal, observer, tool_answers, key)
         return await self._toolbox.call_tool(request)
 
     async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._emitter)
 
-        async def call_tool(spec: ToolSpec, batch_arguments: JsonObject) -> ToolResult | PendingInput:
+        async def call_tool(spec: ToolSpec, batch_arguments: JsonObject, number: int) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
                 return build_approval_request(spec, batch_arguments)
-            return await self._toolbox.call_tool(ToolCallRequest(spec, batch_arguments, self._principal, observer))
+            key = make_idempotency_key(self._emitter.id, call.id, number)
+            request = ToolCallRequest(spec, batch_arguments, self._principal, observer, idempotency_key=key)
+            return await self._toolbox.call_tool(request)
 
         return await run_batch(arguments, self._offered, call_tool, self._limit)
 

@@ -149,6 +149,13 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     approval: Approval = "never"
     client: bool = False
     helper: bool = False
+    deduplicates: bool = False
+    """The tool takes effect once per idempotency key."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether a call that was interrupted may run again."""
+        return self.read_only or self.idempotent or self.deduplicates
 
     @cached_property
     def function_json(self) -> msgspec.Raw:

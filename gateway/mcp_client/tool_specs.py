@@ -11,6 +11,7 @@ from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.tool_names import make_exposed_name
 from gateway.ports.servers import ServerConfig
+from gateway.ports.tools import IDEMPOTENT_META
 
 log = get_logger(__name__)
 
@@ -69,4 +70,5 @@ def make_spec(server: ServerConfig, tool: Tool, *, distinct: bool = False) -> To
         idempotent=bool(hints and hints.idempotent_hint),
         open_world=not (hints and hints.open_world_hint is False),
         approval=server.approval,
+        deduplicates=server.idempotency or (tool.meta or {}).get(IDEMPOTENT_META) is True,
     )

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import msgspec
-from mcp.types import CallToolResult
 
 from gateway.common.logging import get_logger
 from gateway.config import Settings
@@ -28,6 +27,7 @@ from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider, get_grant_owner
+from gateway.mcp_client.repeated_calls import call_with_repeats
 from gateway.mcp_client.resources import (
     find_resource_server,
     list_items,
@@ -200,27 +200,13 @@ class McpToolbox(ServerPool, Toolbox):
         try:
             if spec.helper and spec.tool == SIGN_IN:
                 return await self._describe_tools(connection, spec)
-            result = await self._call_with_retry(connection, msgspec.structs.replace(request, answers=server_answers))
+            timeout = connection.config.timeout or self._timeout
+            request = msgspec.structs.replace(request, answers=server_answers)
+            result = await call_with_repeats(connection, request, timeout)
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, principal, error) if error.needs_sign_in else None
             return question or _make_error_result(spec, error)
         return result if isinstance(result, PendingInput) else truncate_result(result, self._max_result_chars)
-
-    async def _call_with_retry(
-        self, connection: ServerConnection, request: ToolCallRequest
-    ) -> CallToolResult | PendingInput:
-        """Call a tool.
-
-        Retry once after a lost connection, if the tool may run twice without harm.
-        """
-        spec, timeout = request.spec, connection.config.timeout or self._timeout
-        try:
-            return await connection.send_tool_call(request, timeout)
-        except ToolCallError as error:
-            if error.needs_sign_in or not error.connection_lost or not (spec.read_only or spec.idempotent):
-                raise
-        log.info("tool_call_again", server=spec.server, tool=spec.tool)
-        return await connection.send_tool_call(request, timeout)
 
     async def _ask_to_sign_in(
         self, connection: ServerConnection, principal: Principal, error: ToolCallError

@@ -34,7 +34,8 @@ class ServerConfig(BaseModel):
     "header:NAME" forwards that header of the client's request. `share` "user" opens a connection for each user. `allow`
     and `deny`: globs over its own tool names. `approval`: the tools whose calls a person must approve. `on_change`
     "hold": withhold a tool whose definition changes until it is approved. `as_tools`: let the model list and read its
-    resources or prompts. Users sign in by OAuth to a server that answers 401, with the client in `oauth` where clients
+    resources or prompts. `idempotency`: its tools take effect once per idempotency key, so calls whose outcome is
+    unknown are repeated. Users sign in by OAuth to a server that answers 401, with the client in `oauth` where clients
     cannot register themselves, unless the entry sets an `Authorization` header.
     """
 
@@ -53,6 +54,7 @@ class ServerConfig(BaseModel):
     share: Literal["all", "user"] = "all"
     on_change: Literal["flag", "hold"] = "flag"
     as_tools: tuple[Literal["resources", "prompts"], ...] = ()
+    idempotency: bool = False
     oauth: OAuthClient | None = None
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
+from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
@@ -199,10 +200,28 @@ class CallObserver(Protocol):
         ...
 
 
+IDEMPOTENCY_KEY_META = "mcp-agent-gateway/idempotency-key"
+"""Name in a call's `_meta`.
+
+Each repetition of the call has the same key, and no other call has it.
+"""
+IDEMPOTENT_META = "mcp-agent-gateway/idempotent"
+"""Name in a tool's `_meta`; true: it takes effect once per key."""
+
+
+def make_idempotency_key(turn_id: UUID, call_id: str, batched: int | None = None) -> str:
+    """Derive the key of a turn's call, equal in every worker.
+
+    `batched` is the call's number in a batch.
+    """
+    return str(uuid5(turn_id, call_id if batched is None else f"{call_id}\0{batched}"))
+
+
 class ToolCallRequest(msgspec.Struct, frozen=True):
     """A call of a tool for `principal`.
 
-    `answers` are the answers to earlier questions of this call, which may ask again.
+    `answers` are the answers to earlier questions of this call, which may ask again. The server receives
+    `idempotency_key`, by default a random one.
     """
 
     spec: ToolSpec
@@ -210,6 +229,7 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     principal: Principal
     observer: CallObserver | None = None
     answers: Sequence[StoredQuestion] = ()
+    idempotency_key: str = msgspec.field(default_factory=lambda: str(uuid4()))
 
 
 class Toolbox(Protocol):

@@ -86,7 +86,9 @@ async def serve_tools(**values: Any) -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def connect(address: str, era: str, **headers: str) -> AsyncGenerator[Client]:
+async def connect(
+    address: str, era: str, *, elicitation_callback: Any = None, **headers: str
+) -> AsyncGenerator[Client]:
     """Connect a client.
 
     Each request has a token for the user of `acting_for`.
@@ -98,6 +100,7 @@ async def connect(address: str, era: str, **headers: str) -> AsyncGenerator[Clie
             streamable_http_client(f"{address}/mcp", http_client=http),
             mode=era,  # pyright: ignore[reportArgumentType]
             read_timeout_seconds=TIMEOUT_SECONDS,
+            elicitation_callback=elicitation_callback,
         ) as client,
     ):
         yield client

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import CheckConstraint, Column, DateTime, Integer, Text, func
+from sqlalchemy import CheckConstraint, Column, DateTime, Index, Integer, LargeBinary, Text, func
 from sqlmodel import Field as ColumnField
 from sqlmodel import SQLModel
 
@@ -39,3 +39,21 @@ class TaskCounter(SQLModel, table=True):
 
     user_id: str = ColumnField(sa_column=Column(Text, primary_key=True))
     last_id: int
+
+
+class TaskCall(SQLModel, table=True):
+    """A call with an idempotency key, and its result.
+
+    Committed together with the change that the call made.
+    """
+
+    __tablename__: ClassVar[str] = "task_calls"  # pyright: ignore[reportIncompatibleVariableOverride]
+    __table_args__ = (Index("ix_task_calls_created_at", "created_at"), {"schema": "tools"})
+
+    user_id: str = ColumnField(sa_column=Column(Text, primary_key=True))
+    key: str = ColumnField(sa_column=Column(Text, primary_key=True))
+    fingerprint: bytes = ColumnField(sa_column=Column(LargeBinary, nullable=False))
+    result: str | None = ColumnField(default=None, sa_column=Column(Text))
+    created_at: datetime | None = ColumnField(
+        default=None, sa_column=Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+    )

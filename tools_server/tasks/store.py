@@ -1,7 +1,7 @@
 """Tasks in Postgres, separate for each user."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,6 +16,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
 from gateway_runtime.postgres_errors import StorageFailure, classify_error, is_database_error
+from tools_server.tasks import calls
+from tools_server.tasks.calls import CallKey
 from tools_server.tasks.models import Task, TaskCounter
 
 log = structlog.stdlib.get_logger(__name__)
@@ -113,11 +115,14 @@ class TaskStore:
             return False
         return True
 
-    async def add_task(self, user: str, title: str, description: str) -> TaskView:
+    async def add_task(self, user: str, title: str, description: str, call: CallKey | None = None) -> TaskView:
         """Add a task with the user's next id.
+
+        A repeated `call` returns the task that the first one added.
 
         Raises:
             TooManyTasks: the user has `MAX_TASKS` tasks.
+            KeyReused: the key of `call` belongs to another call.
             TasksUnavailable: the database is unavailable.
         """
         next_id_query = insert(TaskCounter).values(user_id=user, last_id=1)
@@ -125,7 +130,8 @@ class TaskStore:
             index_elements=["user_id"], set_={"last_id": col(TaskCounter.last_id) + 1}
         ).returning(col(TaskCounter.last_id))
         count_query = select(func.count()).select_from(Task).where(Task.user_id == user)
-        async with self._open_session() as session:
+
+        async def add(session: AsyncSession) -> TaskView:
             # The counter's row is locked until the commit, so concurrent additions of one user run one by one.
             task_id: int = (await session.exec(next_id_query)).scalar_one()  # pyright: ignore
             if (await session.exec(count_query)).one() >= MAX_TASKS:
@@ -135,6 +141,8 @@ class TaskStore:
             await session.flush()
             await session.refresh(task)
             return _to_view(task)
+
+        return await self._change(user, call, add)
 
     async def list_tasks(self, user: str, status: Status | None) -> TaskList:
         """List the first `MAX_LISTED` tasks by id.
@@ -153,33 +161,68 @@ class TaskStore:
             total = (await session.exec(count_query)).one()
         return TaskList(tasks=[_to_view(task) for task in tasks], total=total)
 
-    async def complete_task(self, user: str, task_id: int) -> TaskView:
+    async def complete_task(self, user: str, task_id: int, call: CallKey | None = None) -> TaskView:
         """Mark a task as completed; the time of an earlier completion stays.
 
         Raises:
             UnknownTask: the user has no such task.
+            KeyReused: the key of `call` belongs to another call.
             TasksUnavailable: the database is unavailable.
         """
-        async with self._open_session() as session:
+
+        async def complete(session: AsyncSession) -> TaskView:
             task = await self._get_task(session, user, task_id)
             if task.status != "completed":
                 task.status, task.completed_at = "completed", datetime.now(UTC)
             return _to_view(task)
 
-    async def update_task(self, user: str, task_id: int, title: str | None, description: str | None) -> TaskView:
+        return await self._change(user, call, complete)
+
+    async def update_task(
+        self, user: str, task_id: int, title: str | None, description: str | None, call: CallKey | None = None
+    ) -> TaskView:
         """Change title and description; None leaves one unchanged. Raises like `complete_task`."""
-        async with self._open_session() as session:
+
+        async def update(session: AsyncSession) -> TaskView:
             task = await self._get_task(session, user, task_id)
             task.title = task.title if title is None else title
             task.description = task.description if description is None else description
             return _to_view(task)
 
-    async def delete_task(self, user: str, task_id: int) -> TaskView:
+        return await self._change(user, call, update)
+
+    async def delete_task(self, user: str, task_id: int, call: CallKey | None = None) -> TaskView:
         """Delete a task and return it. Raises like `complete_task`."""
-        async with self._open_session() as session:
+
+        async def delete(session: AsyncSession) -> TaskView:
             task = await self._get_task(session, user, task_id)
             await session.delete(task)
             return _to_view(task)
+
+        return await self._change(user, call, delete)
+
+    async def find_result(self, user: str, call: CallKey) -> TaskView | None:
+        """Return the task that an earlier call has returned.
+
+        Raises like `complete_task`.
+        """
+        async with self._open_session(changes=False) as session:
+            result = await calls.find_result(session, user, call)
+        return None if result is None else TaskView.model_validate_json(result)
+
+    async def _change(
+        self, user: str, call: CallKey | None, change: Callable[[AsyncSession], Awaitable[TaskView]]
+    ) -> TaskView:
+        """Run a change in one transaction; once for each key."""
+        async with self._open_session() as session:
+            if call is None:
+                return await change(session)
+            result = await calls.claim_call(session, user, call)
+            if result is not None:
+                return TaskView.model_validate_json(result)
+            view = await change(session)
+            await calls.save_result(session, user, call, view.model_dump_json())
+            return view
 
     async def _get_task(self, session: AsyncSession, user: str, task_id: int) -> Task:
         query = select(Task).where(Task.user_id == user, Task.id == task_id).with_for_update()

@@ -11,6 +11,7 @@ from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotatio
 from pydantic import BaseModel, Field
 
 from tools_server.auth import get_current_user
+from tools_server.tasks.calls import DEDUPLICATES, KEY_META, KeyReused, parse_call_key
 from tools_server.tasks.store import (
     MAX_TASKS,
     Status,
@@ -64,12 +65,14 @@ def register_task_tools(mcp: MCPServer[object], store: TaskStore) -> None:
 
 
 def _register_add_and_list_tools(mcp: MCPServer[object], store: TaskStore) -> None:
-    @mcp.tool(title="Add a task", annotations=_ADDS)
+    @mcp.tool(title="Add a task", annotations=_ADDS, meta=DEDUPLICATES)
     async def add_task(
         title: Title, ctx: Context[object], description: Description = ""
     ) -> Annotated[CallToolResult, TaskChanged]:
         """Add a task to the user's list. Returns its number. Add each task once; to change one use update_task."""
-        task = await _call_store(store.add_task(get_current_user(ctx), _clean_title(title), _clean_text(description)))
+        title, description = _clean_title(title), _clean_text(description)
+        call = parse_call_key(ctx, "add_task", title, description)
+        task = await _call_store(store.add_task(get_current_user(ctx), title, description, call))
         return _make_result(f"Added task #{task.id}: {task.title}", TaskChanged(task=task))
 
     @mcp.tool(title="List tasks", annotations=_READS)
@@ -85,13 +88,14 @@ def _register_add_and_list_tools(mcp: MCPServer[object], store: TaskStore) -> No
 
 
 def _register_change_tools(mcp: MCPServer[object], store: TaskStore) -> None:
-    @mcp.tool(title="Complete a task", annotations=_CHANGES)
+    @mcp.tool(title="Complete a task", annotations=_CHANGES, meta=DEDUPLICATES)
     async def complete_task(task_id: TaskId, ctx: Context[object]) -> Annotated[CallToolResult, TaskChanged]:
         """Mark a task as completed. Take its number from list_tasks; never guess it."""
-        task = await _call_store(store.complete_task(get_current_user(ctx), task_id))
+        call = parse_call_key(ctx, "complete_task", task_id)
+        task = await _call_store(store.complete_task(get_current_user(ctx), task_id, call))
         return _make_result(f"Completed task #{task.id}: {task.title}", TaskChanged(task=task))
 
-    @mcp.tool(title="Change a task", annotations=_CHANGES)
+    @mcp.tool(title="Change a task", annotations=_CHANGES, meta=DEDUPLICATES)
     async def update_task(
         task_id: TaskId, ctx: Context[object], title: NewTitle = None, description: NewDescription = None
     ) -> Annotated[CallToolResult, TaskChanged]:
@@ -100,7 +104,8 @@ def _register_change_tools(mcp: MCPServer[object], store: TaskStore) -> None:
             raise ToolError("Give a new title or a new description.")
         new_title = None if title is None else _clean_title(title)
         new_description = None if description is None else _clean_text(description)
-        task = await _call_store(store.update_task(get_current_user(ctx), task_id, new_title, new_description))
+        call = parse_call_key(ctx, "update_task", task_id, new_title, new_description)
+        task = await _call_store(store.update_task(get_current_user(ctx), task_id, new_title, new_description, call))
         return _make_result(f"Changed task #{task.id}: {task.title}", TaskChanged(task=task))
 
 
@@ -116,6 +121,9 @@ def _register_delete_tool(mcp: MCPServer[object], store: TaskStore) -> None:
             return TaskChoice(task_id=task_id)
         if not title:
             raise ToolError("Give the task's number, or its title.")
+        call = parse_call_key(ctx, "delete_task", task_id, title)
+        if call is not None and (deleted := await _call_store(store.find_result(get_current_user(ctx), call))):
+            return TaskChoice(task_id=deleted.id)
         tasks = (await _call_store(store.list_tasks(get_current_user(ctx), None))).tasks
         matches = _find_by_title(tasks, title)
         if not matches:
@@ -125,7 +133,7 @@ def _register_delete_tool(mcp: MCPServer[object], store: TaskStore) -> None:
         lines = "\n".join(task.to_line() for task in matches)
         return Elicit(f"Several tasks are called {title!r}. Which one is to be deleted?\n{lines}", TaskChoice)
 
-    @mcp.tool(title="Delete a task", annotations=_DELETES)
+    @mcp.tool(title="Delete a task", annotations=_DELETES, meta=DEDUPLICATES)
     async def delete_task(
         ctx: Context[object],
         chosen: Annotated[TaskChoice, Resolve(choose_task)],
@@ -136,7 +144,8 @@ def _register_delete_tool(mcp: MCPServer[object], store: TaskStore) -> None:
 
         Where several tasks have the title, the user is asked which one is meant.
         """
-        task = await _call_store(store.delete_task(get_current_user(ctx), chosen.task_id))
+        call = parse_call_key(ctx, "delete_task", task_id, title)
+        task = await _call_store(store.delete_task(get_current_user(ctx), chosen.task_id, call))
         return _make_result(f"Deleted task #{task.id}: {task.title}", TaskDeleted(deleted=task))
 
 
@@ -183,6 +192,8 @@ async def _call_store(operation: Awaitable[T]) -> T:
         raise ToolError(message) from None
     except TooManyTasks:
         raise ToolError(f"The user has {MAX_TASKS} tasks, which is the maximum. Delete some first.") from None
+    except KeyReused:
+        raise ToolError(f"_meta: {KEY_META} belongs to another call.") from None
     except TasksUnavailable as error:
         raise ToolError(str(error)) from None
 

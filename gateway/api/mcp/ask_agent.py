@@ -4,22 +4,17 @@ from mcp.types import CallToolRequestParams
 
 from gateway.agent.service import TurnService
 from gateway.api.mcp.host import HostObserver
+from gateway.api.mcp.schemas import parse_idempotency_key
 from gateway.domain.errors import GatewayError, InvalidRequest, error_from_info
 from gateway.domain.events import Event, ToolCallStarted, TurnCancelled, TurnFailed
 from gateway.domain.messages import JsonObject, Message, Principal, ToolResult, ToolSpec, TurnRequest, text_block
 from gateway.wire.turn_summary import TurnSummary
 
-IDEMPOTENCY_META_KEY = "mcp-agent-gateway/idempotency-key"
-"""Key in a call's `_meta` that makes the call idempotent.
-
-Each value starts one turn; a repeated call with the value returns the same turn.
-"""
 ERROR_META_KEY = "mcp-agent-gateway/error"
 """Key in the `_meta` of an error result.
 
 The value has `code`, `message`, and `param` if a field is invalid.
 """
-MAX_IDEMPOTENCY_KEY_LENGTH = 200
 ASK_AGENT = ToolSpec(
     name="ask_agent",
     server="",
@@ -56,6 +51,7 @@ ASK_AGENT = ToolSpec(
         "required": ["response", "turn_id"],
     },
     destructive=False,
+    deduplicates=True,
 )
 
 
@@ -113,15 +109,5 @@ def _parse_turn_request(params: CallToolRequestParams) -> TurnRequest:
         messages=(Message("user", prompt),),
         model=str(arguments.get("model") or ""),
         conversation_id=str(arguments.get("conversation_id") or "new"),
-        idempotency_key=_parse_idempotency_key(params),
+        idempotency_key=parse_idempotency_key(params),
     )
-
-
-def _parse_idempotency_key(params: CallToolRequestParams) -> str | None:
-    key: object = (params.meta or {}).get(IDEMPOTENCY_META_KEY)
-    if key is None:
-        return None
-    if not isinstance(key, str) or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
-        length = f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
-        raise InvalidRequest(f"_meta: {IDEMPOTENCY_META_KEY} must be a string of {length}.", param="_meta")
-    return key

@@ -30,7 +30,7 @@ from gateway import __version__
 from gateway.agent.service import TurnService
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
-from gateway.api.mcp.schemas import parse_answers, to_call_result, to_input_required, to_mcp_tool
+from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import LruDict
@@ -200,7 +200,8 @@ class McpEndpoint:
         spec = self._toolbox.find_tool(params.name)
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
-        request = ToolCallRequest(spec, arguments, principal, host, parse_answers(params))
+        key = make_server_key(params, principal)
+        request = ToolCallRequest(spec, arguments, principal, host, parse_answers(params), key)
         for _ in range(_MAX_ROUNDS):
             result = await self._toolbox.call_tool(request)
             if isinstance(result, ToolResult):

@@ -1,11 +1,26 @@
 """Conversion of tools, results and questions to the types of MCP."""
 
-from uuid import UUID
+from uuid import UUID, uuid4, uuid5
 
 import mcp.types as t
 from mcp import MCPError
 
-from gateway.domain.messages import Answer, JsonObject, PendingInput, Question, StoredQuestion, ToolResult, ToolSpec
+from gateway.domain.errors import InvalidRequest
+from gateway.domain.messages import (
+    Answer,
+    JsonObject,
+    PendingInput,
+    Principal,
+    Question,
+    StoredQuestion,
+    ToolResult,
+    ToolSpec,
+)
+from gateway.ports.tools import IDEMPOTENCY_KEY_META, IDEMPOTENT_META
+
+MAX_IDEMPOTENCY_KEY_LENGTH = 200
+_HOST_KEYS = UUID("6b1f0c8e-2d0b-4c55-9d1e-5a1f7f6f0c3a")
+"""Namespace of the keys that servers receive for the keys of hosts."""
 
 
 def to_mcp_tool(spec: ToolSpec) -> t.Tool:
@@ -21,6 +36,7 @@ def to_mcp_tool(spec: ToolSpec) -> t.Tool:
             idempotent_hint=spec.idempotent,
             open_world_hint=spec.open_world,
         ),
+        _meta={IDEMPOTENT_META: True} if spec.deduplicates else None,
     )
 
 
@@ -59,3 +75,33 @@ def parse_answers(params: t.CallToolRequestParams) -> list[StoredQuestion]:
             question, answer = Question(key, "question", ""), Answer(response.action, response.content)
             answers.append(StoredQuestion(UUID(int=0), "", question, params.request_state, answer))
     return answers
+
+
+def parse_idempotency_key(params: t.CallToolRequestParams) -> str | None:
+    """Parse the key of a host's call; None if it has none.
+
+    Raises:
+        InvalidRequest: it is not a string of a permitted length.
+    """
+    key: object = (params.meta or {}).get(IDEMPOTENCY_KEY_META)
+    if key is None:
+        return None
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
+        length = f"1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters"
+        raise InvalidRequest(f"_meta: {IDEMPOTENCY_KEY_META} must be a string of {length}.", param="_meta")
+    return key
+
+
+def make_server_key(params: t.CallToolRequestParams, principal: Principal) -> str:
+    """The idempotency key that a server receives for a host's call.
+
+    Keys of different users differ.
+
+    Raises:
+        MCPError: the host's key is not valid.
+    """
+    try:
+        key = parse_idempotency_key(params)
+    except InvalidRequest as error:
+        raise MCPError(t.INVALID_PARAMS, error.message) from None
+    return str(uuid4() if key is None else uuid5(_HOST_KEYS, f"{principal.user}\0{key}"))

@@ -20,7 +20,7 @@ from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_re
 from gateway.mcp_client.http_transport import CONNECTION_CLOSED
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.ports.servers import ServerConfig
-from gateway.ports.tools import ToolCallRequest
+from gateway.ports.tools import IDEMPOTENCY_KEY_META, ToolCallRequest
 
 log = get_logger(__name__)
 
@@ -128,6 +128,7 @@ class RequestSender:
                         progress_callback=make_progress_callback(observer) if observer else None,
                         input_responses=make_input_responses(answers),
                         request_state=answers[0].state if answers else None,
+                        meta={IDEMPOTENCY_KEY_META: request.idempotency_key},
                         allow_input_required=True,
                     )
                 return parse_input_request(result) if isinstance(result, InputRequiredResult) else result

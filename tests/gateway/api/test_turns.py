@@ -187,9 +187,11 @@ async def test_finished_steps_are_not_repeated_after_a_takeover(
     assert len([event for event in events if event.type == "tool.call"]) == 1
 
 
-@pytest.mark.parametrize(("tool", "outcome"), [("list_tasks", "ok"), ("add_task", "unknown")])
+@pytest.mark.parametrize(
+    ("tool", "outcome", "tasks"), [("list_tasks", "ok", 0), ("add_task", "ok", 1), ("no_such_tool", "unknown", 0)]
+)
 async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
-    workers: list[Gateway], db: asyncpg.Connection, tool: str, outcome: str
+    workers: list[Gateway], db: asyncpg.Connection, tool: str, outcome: str, tasks: int
 ) -> None:
     """Start with the rows of a worker that crashed.
 
@@ -216,7 +218,7 @@ async def test_call_interrupted_by_a_crash_is_repeated_only_if_idempotent(
     result = next(event for event in events if event.type == "tool.result")
     assert (result.data["call_id"], result.data["outcome"]) == ("c1", outcome)
     assert events[-2].type == "turn.completed"
-    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == tasks
 
 
 async def test_cancellation_survives_the_stop_of_its_worker(workers: list[Gateway], db: asyncpg.Connection) -> None:

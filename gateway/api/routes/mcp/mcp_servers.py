@@ -48,6 +48,7 @@ class McpServerView(BaseModel):
     identity: str
     share: str
     on_change: str
+    idempotency: bool
     timeout: float | None
     headers: list[str]
 
@@ -90,6 +91,7 @@ class ServerCreate(BaseModel):
     approval: Approval = "never"
     share: Literal["all", "user"] = "all"
     on_change: Literal["flag", "hold"] = "flag"
+    idempotency: bool = False
 
 
 class ServerPatch(BaseModel):
@@ -123,6 +125,7 @@ async def list_servers(
             "identity": config.identity,
             "share": config.share,
             "on_change": config.on_change,
+            "idempotency": config.idempotency,
             "timeout": config.timeout,
             "headers": list(config.headers),
         }
