@@ -19,8 +19,8 @@ SCHEMAS = {"public", "tools"}
 PREVIOUS_HEAD = "gateway_0010"
 """Head of the previous release.
 
-That release starts only if the version table lists this head. Alembic would replace it by its successor. It is listed beside the successor, and hidden from Alembic while it runs, so
-that the previous release also starts on this schema.
+That release starts only if the version table lists this head, which Alembic replaces by its successor. So the head is
+listed beside its successor, and hidden while Alembic runs.
 """
 HAS_SUCCESSOR = (
     f"EXISTS (SELECT FROM alembic_version WHERE version_num ~ '^gateway_' AND version_num > '{PREVIOUS_HEAD}')"

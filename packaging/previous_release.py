@@ -1,7 +1,9 @@
 """Installs the previous release in `.upgrade/`, for tests/upgrade.
 
-It comes from its commit and its own lock file. Usage: python packaging/previous_release.py <uv> <python>. If this clone lacks the commit, the program says so and
-installs nothing.
+It comes from its commit and its own lock file. If this clone lacks the commit, the program says so and installs
+nothing.
+
+Usage: python packaging/previous_release.py <uv> <python>
 """
 
 import io
