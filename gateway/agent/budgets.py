@@ -29,7 +29,7 @@ class _UserLock:
     """
 
     def __init__(self) -> None:
-        self.turnstile = asyncio.Lock()
+        self.reservation_lock = asyncio.Lock()
         self.settled = asyncio.Event()
 
 
@@ -73,10 +73,11 @@ class Budgets:
         reservation = BudgetReservation(turn.id, turn.tokens, turn.usd, tokens, usd)
         lock = self._locks.setdefault(turn.principal.user, _UserLock())
         try:
-            async with asyncio.timeout(self._wait_seconds), lock.turnstile:
+            async with asyncio.timeout(self._wait_seconds), lock.reservation_lock:
+                lock.settled.clear()  # before reading: what settles during the read is not missed
                 while not await self._try_reserve(turn.principal, reservation):
-                    lock.settled.clear()
                     await wait_or_poll(lock.settled, self._poll_seconds)
+                    lock.settled.clear()
         except TimeoutError:
             message = "The rest of the budget is reserved for model calls in progress. Try again shortly."
             raise BudgetExceeded(message, retry_after=1) from None
