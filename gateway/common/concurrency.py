@@ -303,7 +303,7 @@ class TaskRegistry:
 class TaskSet:
     """Background tasks that end by themselves, or with their owner's `stop()`.
 
-    They run in a copy of their owner's context. The set references them until they end, so they are not
+    They run in a copy of the context that spawns them. The set references them until they end, so they are not
     garbage-collected, and logs their errors. With `log_errors=False` it does not, because the owner awaits every task
     that `spawn()` returns.
     """
@@ -351,7 +351,10 @@ class TaskSet:
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._log_errors and not task.cancelled() and (error := task.exception()) is not None:
+        error = (
+            None if task.cancelled() else task.exception()
+        )  # read, or asyncio reports it when the owner was cancelled
+        if self._log_errors and error is not None:
             log.error("background_task_failed", task=task.get_name(), error=type(error).__name__, exc_info=error)
 
 

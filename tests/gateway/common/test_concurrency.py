@@ -1,6 +1,7 @@
 """Tests of supervised tasks, task sets, waits and bounded collections."""
 
 import asyncio
+import gc
 import logging
 import math
 from collections.abc import Callable
@@ -316,6 +317,21 @@ async def test_owner_that_awaits_its_tasks_gets_their_errors_and_no_log(logs: Lo
         await tasks.spawn(fail())
     await tasks.wait()
     assert logs == []
+
+
+async def test_error_of_a_task_whose_owner_was_cancelled_is_not_reported_by_asyncio() -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    reports: list[dict[str, object]] = []
+    event_loop = asyncio.get_running_loop()
+    event_loop.set_exception_handler(lambda _loop, context: reports.append(context))
+    tasks = TaskSet("reports", log_errors=False)
+    tasks.spawn(fail())
+    await tasks.wait()
+    gc.collect()  # asyncio reports an error that was not read when its task is freed
+    event_loop.set_exception_handler(None)
+    assert reports == []
 
 
 async def test_task_can_have_a_name_of_its_own(logs: Logs) -> None:
