@@ -23,8 +23,9 @@ def bind_socket(
     host_setting: str | None = None,
     shared: bool = False,
     inheritable: bool = True,
+    backlog: int | None = None,
 ) -> socket.socket:
-    """Bind a TCP socket.
+    """Bind a TCP socket, and listen if there is a `backlog`.
 
     With `shared`, other sockets of this user may bind the same port.
 
@@ -40,6 +41,8 @@ def bind_socket(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
+        if backlog is not None:
+            listener.listen(backlog)  # fails, too, if another process listens since this one bound the port
     except (OSError, UnicodeError) as error:
         listener.close()
         number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (None, "not a host name")

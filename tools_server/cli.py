@@ -165,15 +165,14 @@ async def _keep_postgres_running(server: embedded_postgres.EmbeddedPostgres) -> 
 
 
 def _bind_listener(settings: Settings) -> socket.socket:
-    listener = bind_socket(
+    return bind_socket(
         settings.tools_server_host,
         settings.tools_server_port,
         setting="TOOLS_SERVER_PORT",
         host_setting="TOOLS_SERVER_HOST",
         inheritable=False,
+        backlog=_BACKLOG,
     )
-    listener.listen(_BACKLOG)
-    return listener
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gateway_runtime.errors import ConfigError
 from gateway_runtime.sockets import bind_socket
 
 
@@ -36,3 +37,20 @@ def test_soft_limit_of_open_files_is_raised() -> None:
     )
     soft, hard = map(int, subprocess.check_output([sys.executable, "-c", code], timeout=30).split())
     assert soft == min(hard, 65_536) if hard > 0 else soft == 65_536
+
+
+def test_port_on_which_another_process_listens_meanwhile_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+
+        class OvertakenSocket(socket.socket):
+            def bind(self, address: tuple[str, int]) -> None:
+                super().bind(address)
+                other.listen()
+
+        monkeypatch.setattr(socket, "socket", OvertakenSocket)
+        message = f"TOOLS_SERVER_PORT: cannot listen on 127.0.0.1:{port}: Address already in use"
+        with pytest.raises(ConfigError, match=f"^{message}$"):
+            bind_socket("127.0.0.1", port, setting="TOOLS_SERVER_PORT", backlog=1)
