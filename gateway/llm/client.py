@@ -269,7 +269,7 @@ class OpenAICompatibleModel(Model):
         raise AssertionError("unreachable")
 
     async def refresh_catalog_periodically(self, catalog: Catalog) -> None:
-        """Refresh the catalogue now and then once an hour."""
+        """Refresh the catalogue now and every hour."""
         while True:
             await self.refresh_catalog(catalog)
             await asyncio.sleep(_CATALOG_REFRESH_SECONDS)

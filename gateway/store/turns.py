@@ -254,7 +254,7 @@ def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
         "parameters": turn.parameters,
         "conversation_id": str(turn.conversation_id) if turn.conversation_id else None,
         "user_label": turn.user_label,
-        "on_disconnect": "continue",  # the original connection is dead_workers
+        "on_disconnect": "continue",  # the client's connection ended with the worker that died
     }
     request = msgspec.convert(turn.options | columns, TurnRequest)
     record = TurnRecord(
