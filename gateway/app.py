@@ -54,6 +54,7 @@ from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.encryption import cipher_from_settings
 from gateway.store.ephemeral_journal import EphemeralJournal
+from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
 from gateway.store.journal import PostgresJournal
 from gateway.store.mcp_servers import ServerStore
@@ -224,6 +225,7 @@ async def build_gateway(
         state.catalog = llm.catalog
         state.model = llm.model
         state.database = store.database
+        state.storage_health = StorageHealth(store.database, store.journal)
         state.tasks = tasks
         state.load = load
         state.started_at = time.monotonic()

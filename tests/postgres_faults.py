@@ -1,6 +1,8 @@
 """Faults of a database: silent connections, and clusters that tests break."""
 
 import asyncio
+import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -10,6 +12,7 @@ from urllib.parse import quote
 import asyncpg
 
 from gateway_runtime import embedded_postgres
+from gateway_runtime.cluster_paths import ClusterPaths
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
 from gateway_runtime.postgres_url import list_hosts, plain_dsn
 
@@ -135,3 +138,28 @@ def build_url_of_hosts(servers: list[EmbeddedPostgres]) -> str:
     hosts = ",".join(list_hosts(server.build_url())[0][0] for server in servers)
     database = embedded_postgres.DATABASE_NAME
     return f"postgresql+asyncpg://postgres@/{database}?host={quote(hosts, safe='/,')}"
+
+
+@contextmanager
+def keep_starting_up(server: EmbeddedPostgres) -> Generator[None]:
+    """Replace a running cluster by one that never finishes to start."""
+    server.stop_if_started_here()
+    paths = ClusterPaths(server.data_dir)
+    signal_file = paths.cluster / "standby.signal"
+    signal_file.touch()
+    paths.change_owner(signal_file)
+    command = [paths.programs / "postgres", "-D", paths.cluster, "-k", paths.sockets, "-c", "listen_addresses="]
+    process = subprocess.Popen(
+        [*map(str, command), "-c", "hot_standby=off"],
+        **paths.get_process_options(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        signal_file.unlink()
+        server.ensure_running()

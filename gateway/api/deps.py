@@ -23,7 +23,7 @@ from gateway.ports.tools import Toolbox
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
 from gateway.store.conversations import ConversationStore
-from gateway.store.database import Database
+from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.questions import QuestionStore
@@ -71,12 +71,12 @@ PrincipalDep = Annotated[Principal, Depends(_resolve_principal)]
 ApiKeysDep = Annotated[KeyStore, _depends_on_part("keys")]
 AuditLogDep = Annotated[AuditStore, _depends_on_part("audit")]
 ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations")]
-DatabaseDep = Annotated[Database, _depends_on_part("database")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
 ModelsDep = Annotated[ModelCatalog, _depends_on_part("catalog")]
 QuestionsDep = Annotated[QuestionStore, _depends_on_part("questions")]
 ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]
+StorageHealthDep = Annotated[StorageHealth, _depends_on_part("storage_health")]
 ServersDep = Annotated[ServerStore, _depends_on_part("servers")]
 SettingsDep = Annotated[Settings, _depends_on_part("settings")]
 StartTimeDep = Annotated[float, _depends_on_part("started_at")]

@@ -17,7 +17,6 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError
-from gateway.domain.errors import GatewayError
 from gateway.store.errors import is_database_error, raise_gateway_errors
 from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
 from gateway_runtime.postgres_url import list_parameters, mask_password
@@ -90,19 +89,6 @@ class Database:
                 if custom_plan:
                     await connection.execute(_CUSTOM_PLAN_SETTINGS)
                 return (await connection.execute(_parsed(statement), values)).all()
-
-    async def check_health(self) -> str | None:
-        """Check that the database answers within two seconds.
-
-        Return None if it does, else a public reason.
-        """
-        try:
-            with raise_gateway_errors():
-                async with asyncio.timeout(2), self._autocommit.connect() as connection:
-                    await connection.execute(text("SELECT 1"))
-        except GatewayError:
-            return "the database does not answer"
-        return None
 
     async def close(self) -> None:
         await self.engine.dispose()

@@ -21,7 +21,7 @@ from gateway.ports.store import EventSource, Journal
 from gateway.store import journal_statements as statements
 from gateway.store import redaction
 from gateway.store.database import encode_jsonb
-from gateway.store.errors import TAKEN_OVER_SQLSTATE, get_sqlstate
+from gateway.store.errors import TAKEN_OVER_SQLSTATE, StorageFailure, classify_error, get_sqlstate
 from gateway.store.journal_statements import Fence, Row
 from gateway_runtime.postgres_connections import PostgresConnector
 
@@ -30,13 +30,6 @@ log = get_logger(__name__)
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
 _COMMIT_TIMEOUT_SECONDS = 10.0
-_UNAVAILABLE = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-)
 
 
 class _PendingWrite:
@@ -233,7 +226,7 @@ class PostgresJournal(Journal):
             try:
                 await self._commit(batch)
             except Exception as error:  # noqa: BLE001 - an unexpected error would stop the only writer
-                if _is_refusal(error):
+                if classify_error(error) is not StorageFailure.UNAVAILABLE:
                     self._is_unavailable = False
                     await self._commit_one_by_one(batch, error)
                     return
@@ -309,13 +302,3 @@ def _to_gateway_error(error: Exception) -> GatewayError:
         return GatewayError()
     busy = error.constraint_name == "ux_turns_busy"
     return ConversationBusy() if busy else Conflict("This idempotency key has started a turn.")
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Return whether a retry of the same rows would fail again.
-
-    asyncpg's own checks raise ValueErrors.
-    """
-    if isinstance(error, asyncpg.PostgresError):
-        return not isinstance(error, _UNAVAILABLE)
-    return isinstance(error, ValueError | TypeError)

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from gateway import __version__
 from gateway.api.deps import (
     ConversationsDep,
-    DatabaseDep,
     ModelDep,
     SettingsDep,
     StartTimeDep,
+    StorageHealthDep,
     TasksDep,
     ToolboxDep,
     TurnServiceDep,
@@ -49,7 +49,7 @@ class Readiness(BaseModel):
     """Readiness of this worker.
 
     `status` is `ready`, `degraded` (the model or an MCP server is unavailable) or `unavailable` (the database does not
-    answer, a background task that every turn needs has failed, or the worker is stopping).
+    accept writes, a background task that every turn needs has failed, or the worker is stopping).
     """
 
     status: str
@@ -88,7 +88,7 @@ async def health(
 @router.get("/ready", summary="Check that the worker is ready", responses={503: {"model": Readiness}})
 async def ready(
     response: Response,
-    store: DatabaseDep,
+    storage: StorageHealthDep,
     model_server: ModelDep,
     toolbox: ToolboxDep,
     turn_service: TurnServiceDep,
@@ -99,7 +99,7 @@ async def ready(
 
     If only the model or an MCP server is unavailable, the status code is 200.
     """
-    database, model = await asyncio.gather(store.check_health(), model_server.check())
+    database, model = await asyncio.gather(storage.find_problem(), model_server.check())
     servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.list_server_statuses()]
     dependencies_up = model is None and all(server.state in ("up", "disabled") for server in servers)
     down_tasks = tasks.down_vital_tasks

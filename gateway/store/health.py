@@ -1,0 +1,48 @@
+"""Check whether turns can be stored."""
+
+import asyncio
+
+from gateway.domain.errors import GatewayError
+from gateway.ports.store import Journal
+from gateway.store.database import Database
+from gateway.store.errors import get_sqlstate
+
+CHECK_SECONDS = 2.0
+# The writes of every turn and of the heartbeat, for no row. PostgreSQL refuses each like a real one if the server is
+# read-only, a privilege is missing or a table is locked.
+_PROBE = """
+WITH
+new_conversation AS (INSERT INTO conversations (id) SELECT id FROM conversations WHERE false),
+new_turn AS (INSERT INTO turns (id) SELECT id FROM turns WHERE false),
+changed_turn AS (UPDATE turns SET status = status WHERE false),
+new_events AS (INSERT INTO turn_events (payload) SELECT payload FROM turn_events WHERE false),
+new_call AS (INSERT INTO tool_calls (outcome) SELECT outcome FROM tool_calls WHERE false),
+changed_call AS (UPDATE tool_calls SET outcome = outcome WHERE false),
+new_usage AS (INSERT INTO turn_usage (turn_id) SELECT turn_id FROM turn_usage WHERE false),
+new_worker AS (INSERT INTO workers (id) SELECT id FROM workers WHERE false),
+changed_worker AS (UPDATE workers SET seen_at = seen_at WHERE false),
+dead_worker AS (DELETE FROM workers WHERE false)
+SELECT 1"""
+
+
+class StorageHealth:
+    """Health of the database and of the journal."""
+
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self._database = database
+        self._journal = journal
+
+    async def find_problem(self) -> str | None:
+        """Return a public reason why turns cannot be stored.
+
+        None means that they can. Takes at most two seconds.
+        """
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await self._database.fetch_rows(_PROBE)
+        except TimeoutError:
+            return "the database does not answer"
+        except GatewayError as error:
+            sqlstate = get_sqlstate(error.__cause__)
+            return f"the database refuses writes (SQLSTATE {sqlstate})" if sqlstate else "the database does not answer"
+        return "the journal cannot be written" if self._journal.is_unavailable else None
