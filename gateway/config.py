@@ -262,8 +262,8 @@ class Settings(BaseSettings):
         """Refuse a placeholder password, except for a database on this machine."""
         if (url := self.postgres_url) is None:
             return self
-        parts = urlsplit(url)
-        if parts.hostname and not is_loopback(parts.hostname) and _is_placeholder(unquote(parts.password or "")):
+        is_remote = any(host and not host.startswith("/") and not is_loopback(host) for host, _ in list_hosts(url))
+        if is_remote and _is_placeholder(unquote(urlsplit(url).password or "")):
             setting = "DATABASE_URL: its password" if self.database_url is not None else "POSTGRES_PASSWORD:"
             raise ValueError(
                 f"{setting} is a placeholder: set one of your own, for example from `openssl rand -hex 32`"
@@ -386,9 +386,10 @@ class Settings(BaseSettings):
         if self.postgres_host is None:
             return None
         password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
+        hosts = ",".join(f"{host.strip()}:{self.postgres_port}" for host in self.postgres_host.split(","))
         return (
             f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}"
-            f"@{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
+            f"@{hosts}/{quote(self.postgres_db, safe='')}"
         )
 
     @property

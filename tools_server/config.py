@@ -159,8 +159,9 @@ class Settings(BaseSettings):
         if self.database_url is not None or self.postgres_host is None:
             return self.database_url
         password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
-        address = f"{self.postgres_host}:{self.postgres_port}/{quote(self.postgres_db, safe='')}"
-        return f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}@{address}"
+        hosts = ",".join(f"{host.strip()}:{self.postgres_port}" for host in self.postgres_host.split(","))
+        database = quote(self.postgres_db, safe="")
+        return f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}@{hosts}/{database}"
 
     @property
     def resource_url(self) -> str:

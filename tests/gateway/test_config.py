@@ -97,6 +97,35 @@ def test_database_url_overrides_postgres_settings(monkeypatch: pytest.MonkeyPatc
         assert load_settings().postgres_url == "postgresql+asyncpg://u@h/d"
 
 
+def test_several_hosts_of_postgres_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_HOST", "a, b")
+    monkeypatch.setenv("POSTGRES_PORT", "6432")
+    assert load_settings().postgres_url == "postgresql+asyncpg://postgres@a:6432,b:6432/agent_gateway"
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@a:1,b:2/d?target_session_attrs=any")
+    assert load_settings().postgres_url == "postgresql+asyncpg://u:p@a:1,b:2/d?target_session_attrs=any"
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h:five/d", "mysql://u@h/d", "h:5432"])
+def test_invalid_database_url_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(ConfigError, match="DATABASE_URL: must be a PostgreSQL URL"):
+        load_settings()
+
+
+def test_placeholder_password_is_refused_for_any_remote_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:changeme@localhost,db.example.com/d")
+    with pytest.raises(ConfigError, match="its password is a placeholder"):
+        load_settings()
+
+
+def test_statement_timeout_must_be_shorter_than_the_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_STATEMENT_TIMEOUT_SECONDS", "8")
+    with pytest.raises(ConfigError, match="DATABASE_STATEMENT_TIMEOUT_SECONDS: must be shorter"):
+        load_settings()
+    monkeypatch.setenv("DATABASE_SILENCE_TIMEOUT_SECONDS", "0")
+    assert load_settings().database_statement_timeout_seconds == 8
+
+
 def test_list_settings_are_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ORIGINS", "http://a, http://b,")
     assert load_settings().cors_origins == ("http://a", "http://b")

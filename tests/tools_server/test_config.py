@@ -11,6 +11,7 @@ from tools_server.config import ConfigError, load_settings
         ("postgresql+asyncpg://u@host/db", "postgresql+asyncpg://u@host/db"),
         ("postgresql+psycopg://u@host/db", "postgresql+asyncpg://u@host/db"),
         ("postgresql://postgres@/db?host=/run/pg", "postgresql+asyncpg://postgres@/db?host=/run/pg"),
+        ("postgresql://u@a:1,b:2/db", "postgresql+asyncpg://u@a:1,b:2/db"),
     ],
 )
 def test_database_url_is_made_fit_for_asyncpg(database_url: str, asyncpg_url: str) -> None:

@@ -9,10 +9,12 @@ from mcp.types import TextContent, TextResourceContents
 from gateway.domain.messages import Principal
 from gateway.mcp_client.caller_identity import acting_for
 from gateway_runtime import embedded_postgres
+from tests.eventually import eventually
+from tests.postgres_faults import serve_proxy
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
 from tools_server.migrations import upgrade, upgrade_when_available
 from tools_server.server import create_server
-from tools_server.tasks.store import TaskStore, UnknownTask
+from tools_server.tasks.store import TaskStore, TasksUnavailable, UnknownTask
 
 
 async def say(client: Client, tool: str, user: str = "ann", **arguments: object) -> str:
@@ -135,6 +137,31 @@ async def test_number_of_a_deleted_task_is_never_given_again(database_url: str) 
             await store.complete_task("ann", 3)
     finally:
         await store.close()
+
+
+async def test_read_only_database_leaves_the_tasks_readable(database_url: str) -> None:
+    store = TaskStore(f"{database_url}&default_transaction_read_only=on", timeout_seconds=60)
+    try:
+        with pytest.raises(TasksUnavailable):
+            await store.add_task("ann", "t", "")
+        assert (await store.list_tasks("ann", None)).total == 0
+    finally:
+        await store.close()
+
+
+async def test_silent_database_is_answered_in_time(database_url: str) -> None:
+    async with serve_proxy(database_url) as (proxy, url):
+        store = TaskStore(url, timeout_seconds=2)
+        try:
+            await eventually(store.is_reachable)
+            proxy.become_silent()
+            async with asyncio.timeout(30):
+                with pytest.raises(TasksUnavailable):
+                    await store.add_task("ann", "t", "")
+            proxy.heal()
+            await eventually(store.is_reachable)
+        finally:
+            await store.close()
 
 
 async def test_unknown_number_is_answered_with_those_there_are(tools: str) -> None:

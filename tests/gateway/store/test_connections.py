@@ -156,6 +156,11 @@ async def test_limit_in_the_address_has_precedence(database_url: str) -> None:
         assert await database.fetch_rows("SHOW statement_timeout") == [("1234ms",)]
 
 
+async def test_parameters_of_libpq_are_accepted(database_url: str) -> None:
+    async with open_database(f"{database_url}&sslmode=disable&application_name=me", ConnectionLimits()) as database:
+        assert await database.fetch_rows("SHOW application_name") == [("me",)]
+
+
 async def test_connection_that_the_server_closed_is_replaced_without_an_error(
     database_url: str, db: asyncpg.Connection
 ) -> None:
