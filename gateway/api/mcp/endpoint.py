@@ -8,6 +8,7 @@ for the other tools, hosts ask their users before a call.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from copy import copy
 from uuid import UUID
 
 import mcp.types as t
@@ -133,14 +134,15 @@ class McpEndpoint:
     async def notify_tools_changed(self) -> None:
         """Send `tools/list_changed` to listening hosts and legacy sessions."""
         await self._bus.publish(ToolsListChanged())
-        results = await asyncio.gather(*(self._notify_legacy_session(name) for name in list(self._legacy_sessions)))
+        sessions = list(copy(self._legacy_sessions).items())  # a copy, because reading counts as use
+        results = await asyncio.gather(*(self._notify_legacy_session(name, session) for name, session in sessions))
         if results:
             log.debug("hosts_notified", hosts=sum(results), lost=len(results) - sum(results))
 
-    async def _notify_legacy_session(self, name: str) -> bool:
+    async def _notify_legacy_session(self, name: str, session: ServerSession) -> bool:
         try:
             async with asyncio.timeout(_NOTIFY_TIMEOUT_SECONDS):
-                await self._legacy_sessions[name].send_tool_list_changed()
+                await session.send_tool_list_changed()
         except (TimeoutError, *HOST_GONE):
             self._legacy_sessions.pop(name, None)
             return False
