@@ -84,7 +84,7 @@ async def test_ask_agent_answers_and_continues_a_conversation(
     async with connect_host(gateway, mode) as client:
         first = await client.call_tool("ask_agent", {"prompt": "What is 23*19?"}, progress_callback=record_progress)
         assert "437" in get_text(first)
-        assert steps == ["calculator …"]
+        assert steps == ["calculator …"]  # it precedes the result
         conversation = first.structured_content
         assert conversation is not None
         second = await client.call_tool(

@@ -56,18 +56,22 @@ ASK_AGENT = ToolSpec(
 
 
 class _ReportingSummary(TurnSummary):
-    """Turn summary that reports tool calls to the host as progress."""
+    """Turn summary that reports tool calls to the host as progress.
 
-    def __init__(self, host: HostObserver) -> None:
+    `reported_calls` has the ids of the calls that another summary of the turn has reported, before a hand-over: the
+    protocol requires that progress increases.
+    """
+
+    def __init__(self, host: HostObserver, reported_calls: set[str]) -> None:
         super().__init__()
         self._host = host
-        self._call_count = 0
+        self._reported_calls = reported_calls
 
     def apply(self, event: Event) -> None:
         super().apply(event)
-        if isinstance(event, ToolCallStarted):
-            self._call_count += 1
-            self._host.on_progress(self._call_count, None, f"{event.tool} …")
+        if isinstance(event, ToolCallStarted) and event.call_id not in self._reported_calls:
+            self._reported_calls.add(event.call_id)
+            self._host.on_progress(len(self._reported_calls), None, f"{event.tool} …")
 
 
 def may_ask_agent(principal: Principal) -> bool:
@@ -82,9 +86,10 @@ async def ask_agent(
 
     Errors are returned as results, because only a result reaches the host's model.
     """
+    reported_calls: set[str] = set()
     try:
         turn = await service.start_turn(_parse_turn_request(params), principal)
-        summary = await service.wait_for_turn(turn, lambda: _ReportingSummary(host))
+        summary = await service.wait_for_turn(turn, lambda: _ReportingSummary(host, reported_calls))
         if isinstance(summary.end, TurnFailed | TurnCancelled):
             raise turn.failure or error_from_info(summary.end.error)
     except GatewayError as error:

@@ -188,7 +188,6 @@ class McpEndpoint:
     async def _call_tool(
         self, ctx: Context, params: t.CallToolRequestParams
     ) -> t.CallToolResult | t.InputRequiredResult:
-        arguments = params.arguments or {}
         principal = get_principal(ctx)
         if principal.role == "viewer":
             raise MCPError(t.INVALID_REQUEST, "A viewer may not call tools.")
@@ -198,12 +197,20 @@ class McpEndpoint:
             raise MCPError(t.INTERNAL_ERROR, error.message) from None
         host = HostObserver(ctx)
         if params.name == ASK_AGENT.name and may_ask_agent(principal):
-            return to_call_result(*await ask_agent(self._turn_service, params, principal, host))
+            result = to_call_result(*await ask_agent(self._turn_service, params, principal, host))
+        else:
+            result = await self._call_server_tool(ctx, params, principal, host)
+        await host.wait_until_notified()
+        return result
+
+    async def _call_server_tool(
+        self, ctx: Context, params: t.CallToolRequestParams, principal: Principal, host: HostObserver
+    ) -> t.CallToolResult | t.InputRequiredResult:
         spec = self._toolbox.find_tool(params.name)
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
         key = make_server_key(params, principal)
-        request = ToolCallRequest(spec, arguments, principal, host, parse_answers(params), key)
+        request = ToolCallRequest(spec, params.arguments or {}, principal, host, parse_answers(params), key)
         for _ in range(_MAX_ROUNDS):
             result = await self._toolbox.call_tool(request)
             if isinstance(result, ToolResult):

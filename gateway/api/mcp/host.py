@@ -19,6 +19,8 @@ from gateway.domain.messages import Answer, JsonObject, Principal, Question, Sto
 
 log = get_logger(__name__)
 
+_NOTIFY_TIMEOUT_SECONDS = 5.0
+
 Context = ServerRequestContext[JsonObject, Request]
 HOST_GONE = (MCPError, anyio.ClosedResourceError, anyio.BrokenResourceError)
 """Errors of a message that a host rejects or cannot receive.
@@ -43,6 +45,13 @@ class HostObserver:
             cast(t.LoggingLevel, level), message, related_request_id=self._ctx.request_id
         )
         self._notifications.spawn(_send_notification(notification))
+
+    async def wait_until_notified(self) -> None:
+        """Wait until the host has the progress and logs, which must precede the result.
+
+        A host that does not read them has five seconds.
+        """
+        await self._notifications.wait(_NOTIFY_TIMEOUT_SECONDS)
 
     async def ask_user(self, question: Question) -> Answer:
         """Ask the host's user. A host that cannot ask declines."""

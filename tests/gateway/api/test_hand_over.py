@@ -9,7 +9,7 @@ import pytest
 
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import BusKind, BusMessage
-from gateway.simulator import Simulator
+from gateway.simulator import Fault, Simulator
 from tests.gateway.test_mcp_endpoint import connect_host, get_text
 from tests.stack import Gateway, Reply
 
@@ -144,6 +144,33 @@ async def test_ask_agent_call_survives_missed_heartbeats(workers: list[Gateway],
             result = await request
     assert not result.is_error
     assert get_text(result).endswith("199 200 (simulated)")
+
+
+async def test_progress_of_an_ask_agent_call_increases_after_a_hand_over(
+    workers: list[Gateway], slow_simulator: Simulator
+) -> None:
+    progress: list[float] = []
+
+    async def record_progress(done: float, _total: float | None, _message: str | None) -> None:
+        progress.append(done)
+
+    def call_calculator() -> None:
+        calls = [{"name": "calculator", "arguments": {"expression": "6*7"}}]
+        slow_simulator.faults.add_faults(Fault(kind="tool_calls", calls=calls))
+
+    call_calculator()
+    async with connect_host(workers[0], "auto") as client:
+        request = asyncio.create_task(
+            client.call_tool("ask_agent", {"prompt": PROMPT}, progress_callback=record_progress)
+        )
+        await slow_simulator.wait_until(lambda s: len(s.requests) == 2 and s.open_streams == 1)
+        call_calculator()  # in the step that the other worker repeats
+        await miss_heartbeats(workers[0])
+        async with asyncio.timeout(30):
+            result = await request
+    assert not result.is_error
+    assert len(slow_simulator.requests) == 4
+    assert progress == [1, 2]
 
 
 async def test_ask_agent_call_reports_server_stopping(workers: list[Gateway], slow_simulator: Simulator) -> None:
