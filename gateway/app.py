@@ -281,13 +281,14 @@ async def build_store(
         worker_id,
         flush_seconds=settings.journal_flush_ms / 1000,
         timeout_seconds=timeouts.journal,
+        retry_seconds=settings.storage_retry_seconds,
         redactor=redactor,
     )
     cipher = cipher_from_settings(settings)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         journal.start()
-        tasks.add(journal.task)
+        tasks.add(*journal.tasks)
         stack.push_async_callback(journal.stop)
         yield Store(
             database=database,
@@ -359,7 +360,9 @@ async def build_agent(
     On exit, the running turns are handed over to other workers.
     """
     runner = _build_runner(settings, timeouts, worker_id, store, llm, tools)
-    subscriptions = TurnSubscriptions(runner, store.turns, store.bus)
+    subscriptions = TurnSubscriptions(
+        runner, store.turns, store.bus, store.journal, storage_timeout_seconds=settings.storage_retry_seconds
+    )
     queue = ConversationQueue(worker_id, store.conversations, subscriptions, store.bus)
     service = TurnService(
         settings,
@@ -411,6 +414,7 @@ def _build_runner(
         worker_id=worker_id,
         system_prompt=settings.agent_system_prompt,
         turn_timeout=settings.agent_timeout,
+        storage_timeout=3 * settings.storage_retry_seconds,
         max_turns=settings.max_running_turns,
         synchronous_journal=settings.synchronous_journal,
         max_tool_tokens=settings.tool_token_budget,

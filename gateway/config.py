@@ -114,6 +114,7 @@ class Settings(BaseSettings):
     migrate_on_start: bool = False
     journal_flush_ms: float = Field(default=50.0, ge=1, le=10_000)
     synchronous_journal: bool = False
+    storage_retry_seconds: float = Field(default=10.0, gt=0, le=600)
     journal_retention_days: float = Field(default=30.0, gt=0)
     input_expiry_days: float = Field(default=7.0, gt=0)
     heartbeat_seconds: float = Field(default=2.0, gt=0, le=60)

@@ -27,13 +27,14 @@ from gateway.domain.errors import (
     GatewayError,
     Overloaded,
     ServerStopping,
+    StorageRefused,
     StorageUnavailable,
     TurnLost,
     TurnTakenOver,
     TurnTimeout,
 )
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
-from gateway.domain.messages import BusKind, BusMessage, Principal, StoredQuestion, TurnRecord, TurnRequest
+from gateway.domain.messages import BusKind, BusMessage, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.store import (
     Bus,
@@ -357,7 +358,7 @@ class Runner:
             turn.give_up()
             return None
         except GatewayError as error:
-            return turn.record_failure(error)
+            return turn.record_failure(error) if turn.log.failure is None else turn.build_cancelled_event()
         except Exception:  # without an end, the turn's readers would wait for ever
             if deadline.has_expired:
                 seconds = self._config.turn_timeout
@@ -374,8 +375,11 @@ class Runner:
         turn.stage = "finishing"
         try:
             await turn.journal.suspend_turn(turn.log)
-        except TurnTakenOver:
-            log.warning("turn_taken_over_by_another_worker", turn_id=str(turn.id))
+        except StorageRefused:
+            await self._finish_turn(turn, turn.drop_refused_content())
+            return
+        except (StorageUnavailable, TurnTakenOver) as error:
+            log.warning("turn_not_suspended", turn_id=str(turn.id), code=error.code)
             return
         turn.log.close("input_required")
         log.info("turn_suspended", turn_id=str(turn.id))
@@ -388,21 +392,24 @@ class Runner:
     async def _finish_turn(self, turn: ActiveTurn, end: TurnEnd) -> None:
         """Store the turn's end, then show it.
 
-        If the database takes too long, close the log instead.
+        If the database refuses the content, store and show a failure without it. If it refuses that as well, or takes
+        too long, show no end: the log closes.
         """
         turn.stage = "finishing"
         if isinstance(end, TurnCompleted):
             await self._responses.save(turn)
-        turn.log.append(end)
-        outcome = turn.build_outcome(end)
-        stored_future = turn.journal.finish_turn(turn.log, outcome)
         try:
-            await asyncio.wait_for(asyncio.shield(stored_future), self._config.storage_timeout)
-        except TimeoutError:
-            log.error("turn_end_storage_timed_out", turn_id=str(turn.id))
-            turn.log.close(StorageUnavailable.code)
-        except TurnTakenOver:
-            log.warning("turn_taken_over_by_another_worker", turn_id=str(turn.id))
+            outcome = await self._store_end(turn, end)
+        except StorageRefused:
+            end = turn.drop_refused_content(all_steps=True)
+            try:
+                outcome = await self._store_end(turn, end)
+            except GatewayError as error:
+                turn.log.close(error.code)
+                log.error("turn_end_not_stored", turn_id=str(turn.id), code=error.code)
+                return
+        except (StorageUnavailable, TurnTakenOver) as error:
+            log.warning("turn_end_not_stored", turn_id=str(turn.id), code=error.code)
             return
         log.info(
             f"turn_{outcome.status}",
@@ -414,3 +421,20 @@ class Runner:
             duration_ms=outcome.duration_ms,
             code=outcome.error.code if outcome.error else None,
         )
+
+    async def _store_end(self, turn: ActiveTurn, end: TurnEnd) -> TurnOutcome:
+        """Store the turn's end with its outcome.
+
+        Raises:
+            StorageRefused: the database refuses the content.
+            StorageUnavailable, TurnTakenOver: this worker cannot store it. The log is closed.
+        """
+        turn.log.append(end)
+        outcome = turn.build_outcome(end)
+        stored_future = turn.journal.finish_turn(turn.log, outcome)
+        try:
+            await asyncio.wait_for(asyncio.shield(stored_future), self._config.storage_timeout)
+        except TimeoutError:
+            turn.log.close(StorageUnavailable.code)
+            raise StorageUnavailable from None
+        return outcome

@@ -28,6 +28,7 @@ from gateway.domain.errors import (
     InvalidRequest,
     JournalExpired,
     ServerStopping,
+    StorageRefused,
     StorageUnavailable,
     TurnNotStored,
 )
@@ -405,7 +406,8 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
 
     Raises:
         ServerStopping: this worker stops.
-        StorageUnavailable, TurnNotStored, JournalExpired: the turn's end cannot be read.
+        StorageRefused: the turn's end cannot be stored.
+        StorageUnavailable, TurnNotStored, JournalExpired, GatewayError: the turn's end cannot be read.
     """
     match listener.close_reason:
         case ServerStopping.code:
@@ -414,8 +416,12 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
             raise JournalExpired
         case StorageUnavailable.code if not listener.is_local or not turn.is_stored:
             raise StorageUnavailable("The database cannot be reached, so the end of this turn cannot be read.")
+        case StorageRefused.code:
+            raise StorageRefused
         case _ if not turn.is_stored:
             raise TurnNotStored
+        case _ if not listener.is_local:
+            raise GatewayError
         case _:
             pass
 

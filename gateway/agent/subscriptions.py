@@ -9,10 +9,13 @@ from uuid import UUID
 
 from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
-from gateway.common.concurrency import TaskSet, wait_or_poll
-from gateway.domain.errors import JournalExpired, ServerStopping, StorageUnavailable, TurnNotStored
+from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
+from gateway.common.logging import get_logger
+from gateway.domain.errors import GatewayError, JournalExpired, ServerStopping, StorageUnavailable, TurnNotStored
 from gateway.domain.messages import BusKind, BusMessage
-from gateway.ports.store import Bus, TurnRepository
+from gateway.ports.store import Bus, Journal, TurnRepository
+
+log = get_logger(__name__)
 
 POLL_SECONDS = 1.0
 INPUT_REQUIRED = "input_required"
@@ -52,16 +55,23 @@ class TurnSubscription:
 class TurnSubscriptions:
     """Subscriptions of this worker. All subscribers of a turn share one log.
 
-    A log with `until_input` is for callers that wait for a result. It also closes when the turn waits for a person, and
-    when the database was unreachable for `storage_timeout_seconds`. Other logs stay open in both cases.
+    A log with `until_input` is for callers that wait for a result. It also closes when the turn waits for a person;
+    other logs stay open. Every log closes when the database was unavailable for `storage_timeout_seconds`.
     """
 
     def __init__(
-        self, runner: Runner, turns: TurnRepository, bus: Bus, *, storage_timeout_seconds: float = 30.0
+        self,
+        runner: Runner,
+        turns: TurnRepository,
+        bus: Bus,
+        journal: Journal,
+        *,
+        storage_timeout_seconds: float = 10.0,
     ) -> None:
         self._runner = runner
         self._turns = turns
         self._bus = bus
+        self._journal = journal
         self._storage_timeout_seconds = storage_timeout_seconds
         self._tails: dict[tuple[UUID, bool], _JournalTail] = {}
         self._tasks = TaskSet("journal tail")
@@ -79,16 +89,17 @@ class TurnSubscriptions:
             raise TurnNotStored
         key = (turn_id, until_input)
         tail = self._tails.get(key)
-        if tail is None or (until_input and tail.log.close_reason):  # the turn may have continued since that log closed
-            tail = _JournalTail(
+        if tail is None or tail.log.close_reason:  # the turn may have continued since that log closed
+            tail = self._tails[key] = _JournalTail(
                 turn_id,
                 self._turns,
                 self._bus,
+                self._journal,
                 self._tails,
-                self._tasks,
-                storage_timeout_seconds=self._storage_timeout_seconds if until_input else None,
+                until_input=until_input,
+                storage_timeout_seconds=self._storage_timeout_seconds,
             )
-            self._tails[key] = tail
+            tail.task = self._tasks.spawn(tail.fill_log())
         tail.subscribers += 1
         return TurnSubscription(tail.log, tail)
 
@@ -113,24 +124,23 @@ class _JournalTail:
         turn_id: UUID,
         turns: TurnRepository,
         bus: Bus,
+        journal: Journal,
         tails: "dict[tuple[UUID, bool], _JournalTail]",
-        tasks: TaskSet,
         *,
-        storage_timeout_seconds: float | None,
+        until_input: bool,
+        storage_timeout_seconds: float,
     ) -> None:
         self.log = TurnLog(turn_id)
         self.subscribers = 0
         self.has_news = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
         self._turns = turns
         self._bus = bus
+        self._journal = journal
         self._tails = tails
+        self._until_input = until_input
         self._storage_timeout_seconds = storage_timeout_seconds
-        self._last_read_at = asyncio.get_running_loop().time()
-        self.task = tasks.spawn(self._fill_log())
-
-    @property
-    def _until_input(self) -> bool:
-        return self._storage_timeout_seconds is not None
+        self._storage_deadline = Deadline.after(storage_timeout_seconds)
 
     def remove_subscriber(self) -> None:
         self.subscribers -= 1
@@ -138,18 +148,39 @@ class _JournalTail:
             key = (self.log.turn_id, self._until_input)
             if self._tails.get(key) is self:
                 del self._tails[key]
-            self.task.cancel()
+            if self.task is not None:
+                self.task.cancel()
 
-    async def _fill_log(self) -> None:
-        while not self.log.has_ended:
-            self.has_news.clear()
-            try:
-                if await self._read_journal():
-                    continue
-            except StorageUnavailable:
-                self._check_storage_timeout()
-            self._bus.publish(BusMessage(BusKind.WATCH_TURN, self.log.turn_id))
-            await wait_or_poll(self.has_news, POLL_SECONDS)
+    async def fill_log(self) -> None:
+        """Read the journal until the turn has ended, or the log closes."""
+        try:
+            while not self.log.has_ended and not self.log.close_reason:
+                self.has_news.clear()
+                if not await self._try_to_read():
+                    self._bus.publish(BusMessage(BusKind.WATCH_TURN, self.log.turn_id))
+                    await wait_or_poll(self.has_news, min(POLL_SECONDS, self._storage_deadline.remaining()))
+        except Exception:
+            self.log.close(GatewayError.code)  # else its readers would wait for ever
+            raise
+
+    async def _try_to_read(self) -> bool:
+        """Read new entries; return whether there were any.
+
+        The log closes when the journal could not be read, or could not be written by this worker, for the storage
+        timeout: the turn's worker may be unable to write it as well.
+        """
+        try:
+            async with self._storage_deadline.limit():
+                has_entries = await self._read_journal()
+        except (StorageUnavailable, TimeoutError) as error:
+            log.warning("journal_not_read", turn_id=str(self.log.turn_id), error=type(error).__name__)
+            has_entries = False
+        else:
+            if has_entries or not self._journal.is_unavailable:
+                self._storage_deadline = Deadline.after(self._storage_timeout_seconds)
+        if self._storage_deadline.is_over:
+            self.log.close(StorageUnavailable.code)
+        return has_entries
 
     async def _read_journal(self) -> bool:
         """Read new entries; return whether there were any.
@@ -159,15 +190,9 @@ class _JournalTail:
         turn_id = self.log.turn_id
         status = await self._turns.get_status(turn_id)
         entries = await self._turns.load_events(turn_id, self.log.last_seq)
-        self._last_read_at = asyncio.get_running_loop().time()
         self.log.load_entries(entries)
         if not entries and status not in ("running", "waiting"):
             self.log.close(JournalExpired.code)
         elif not entries and status == "waiting" and self._until_input:
             self.log.close(INPUT_REQUIRED)
         return bool(entries)
-
-    def _check_storage_timeout(self) -> None:
-        unreachable_seconds = asyncio.get_running_loop().time() - self._last_read_at
-        if self._storage_timeout_seconds is not None and unreachable_seconds >= self._storage_timeout_seconds:
-            self.log.close(StorageUnavailable.code)

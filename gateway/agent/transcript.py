@@ -108,6 +108,10 @@ class Transcript:
         self.usage = self.usage + usage
         self.cost_usd = _add_cost(self.cost_usd, cost_usd)
 
+    def list_steps(self) -> list[int]:
+        """List the numbers of the steps with text or calls."""
+        return sorted(self._steps)
+
     @property
     def steps(self) -> int:
         return len(self._steps)

@@ -19,7 +19,7 @@ from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
-from gateway.domain.errors import ErrorInfo, GatewayError, StorageUnavailable, TurnTooLarge
+from gateway.domain.errors import ErrorInfo, GatewayError, StorageRefused, StorageUnavailable, TurnTooLarge
 from gateway.domain.events import (
     Event,
     InputRequired,
@@ -49,7 +49,7 @@ from gateway.ports.turns import TurnSpending
 log = get_logger(__name__)
 
 HandOverReason = Literal["server_stopping", "storage_unavailable"]
-CancelReason = Literal["client_disconnected", "cancelled", "handed_over"] | HandOverReason
+CancelReason = Literal["client_disconnected", "cancelled", "handed_over", "storage_refused"] | HandOverReason
 _CANCEL_MESSAGES: dict[CancelReason, str] = {
     "client_disconnected": "The client disconnected, and the request did not ask to continue without it.",
     "cancelled": "The turn was cancelled.",
@@ -86,7 +86,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.model = model
         self._budgets = budgets
         self.log = turn_log
-        turn_log.on_failure = lambda _error: self.cancel("handed_over")
+        turn_log.on_failure = self._on_log_failure
         self.transcript = Transcript()
         self.inputs: list[StoredQuestion] = []
         self.failure: GatewayError | None = None
@@ -261,6 +261,10 @@ class ActiveTurn(TurnContext, TurnSpending):
             if self.stage == "running" and self.task is not None:
                 self.task.cancel()  # a task that has not started checks `cancel_reason` itself
 
+    def _on_log_failure(self, error: GatewayError) -> None:
+        """Stop the turn, because its events cannot be stored."""
+        self.cancel("storage_refused" if isinstance(error, StorageRefused) and self.log.has_begun else "handed_over")
+
     def give_up(self) -> None:
         """Stop without an end.
 
@@ -281,22 +285,24 @@ class ActiveTurn(TurnContext, TurnSpending):
         for entry in entries:
             self.transcript.apply(entry.event)
         if self.is_stored:
-            structured = self.record.request.response_format is not None
-            self.interrupted_step = self.transcript.interrupted_step(structured=structured)
+            self.interrupted_step = self._find_interrupted_step()
         if self.interrupted_step is not None or not self.transcript.waits_for_input:
             self.log.reserve_sequence_gap()
 
     def discard_interrupted_step(self, usage: Usage | None = None) -> None:
-        """Tell clients to discard the step that a takeover interrupted.
+        """Tell clients to discard the step that a takeover interrupted."""
+        step, self.interrupted_step = self.interrupted_step, None
+        if step is not None:
+            self._discard_step(step, "takeover", usage)
 
-        The journal may have none, a part or all of it.
-        """
-        if self.interrupted_step is None:
-            return
-        retry = ModelRetry(step=self.interrupted_step, reason="takeover", attempt=1, discard=True)
+    def _find_interrupted_step(self) -> int | None:
+        structured = self.record.request.response_format is not None
+        return self.transcript.interrupted_step(structured=structured)
+
+    def _discard_step(self, step: int, reason: str, usage: Usage | None = None) -> None:
+        retry = ModelRetry(step=step, reason=reason, attempt=1, discard=True)
         if usage is not None:
             retry = msgspec.structs.replace(retry, usage=usage, cost_usd=self.calculate_cost(usage))
-        self.interrupted_step = None
         self.emit(retry)
 
     def build_completed_event(self, finish_reason: str) -> TurnCompleted:
@@ -321,7 +327,25 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.failure = error
         return TurnFailed(error=error.to_error_info(), saved=self._get_saved_part())
 
-    def build_cancelled_event(self) -> TurnCancelled | None:
+    def drop_refused_content(self, *, all_steps: bool = False) -> TurnFailed:
+        """Return to the stored events, and build the turn's failure.
+
+        The database refuses the content of the others. Clients discard the step of which they may have seen more; with
+        `all_steps`, everything.
+        """
+        stored = self.log.drop_undurable()
+        usage, cost_usd = self.transcript.usage, self.transcript.cost_usd
+        self.transcript = Transcript()
+        for entry in stored:
+            self.transcript.apply(entry.event)
+        self.transcript.usage, self.transcript.cost_usd = usage, cost_usd
+        interrupted = self._find_interrupted_step()
+        steps = {*self.transcript.list_steps()} if all_steps else set[int]()
+        for step in sorted(steps | ({interrupted} if interrupted is not None else set())):
+            self._discard_step(step, StorageRefused.code)
+        return self.record_failure(StorageRefused())
+
+    def build_cancelled_event(self) -> TurnCancelled | TurnFailed | None:
         """Build the end of a cancelled turn.
 
         None if another worker continues it.
@@ -329,6 +353,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         assert self.cancel_reason is not None
         if self.cancel_reason == "handed_over":
             return None
+        if self.cancel_reason == "storage_refused":
+            return self.drop_refused_content()
         self.discard_interrupted_step()
         error = ErrorInfo(code=self.cancel_reason, message=_CANCEL_MESSAGES[self.cancel_reason])
         return TurnCancelled(error=error, saved=self._get_saved_part())

@@ -4,12 +4,13 @@ Any number of readers can follow them.
 """
 
 import asyncio
+import sys
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
-from gateway.domain.errors import GatewayError, StorageUnavailable
+from gateway.domain.errors import GatewayError, StorageRefused, StorageUnavailable
 from gateway.domain.events import Delta, Event, JournalEntry, TurnCancelled, TurnCompleted, TurnFailed, encode_event
 from gateway.ports.store import EventSource
 
@@ -25,7 +26,7 @@ class TurnLog(EventSource):
 
     A reader has an index into the list instead of a queue. See docs/adr/0001. A delta is visible at once; any other
     event, and all after it, when `mark_committed` reports that it is durable. With `synchronous`, deltas wait as well.
-    `on_commit` is called after each commit, `on_failure` when the log is closed because an entry cannot become durable.
+    `on_commit` is called after each commit, `on_failure` when the log fails.
     """
 
     def __init__(self, turn_id: UUID, *, epoch: int = 0, attempts: int = 0, synchronous: bool = False) -> None:
@@ -34,6 +35,7 @@ class TurnLog(EventSource):
         self.attempts = attempts
         self.entries: list[JournalEntry] = []
         self.close_reason: str | None = None
+        self.failure: GatewayError | None = None
         self.on_commit: Callable[[], None] | None = None
         self.on_failure: Callable[[GatewayError], None] | None = None
         self.size = 0
@@ -42,6 +44,7 @@ class TurnLog(EventSource):
         self._synchronous = synchronous
         self._undurable: deque[tuple[int, int]] = deque()
         self._taken_count = 0
+        self._committed_seq = 0
         self._readers: list[asyncio.Future[None]] = []
 
     def append(self, event: Event) -> JournalEntry:
@@ -60,6 +63,7 @@ class TurnLog(EventSource):
         """Load entries that another worker has journaled."""
         self.entries.extend(entries)
         self._taken_count = len(self.entries)
+        self._committed_seq = self.last_seq
         self._next_seq = self.last_seq + 1
         self._wake_readers()
 
@@ -78,6 +82,7 @@ class TurnLog(EventSource):
 
     def mark_committed(self, seq: int) -> None:
         """Record that all entries up to `seq` are durable."""
+        self._committed_seq = seq
         while self._undurable and self._undurable[0][0] <= seq:
             self._undurable.popleft()
         self._wake_readers()
@@ -85,10 +90,30 @@ class TurnLog(EventSource):
             self.on_commit()
 
     def fail(self, error: GatewayError) -> None:
-        """See `EventSource.fail`. Readers receive only entries that are durable."""
-        self.close(StorageUnavailable.code)
+        """See `EventSource.fail`.
+
+        Readers end, unless the turn can go on without its refused content after `drop_undurable()`.
+        """
+        if self.failure is not None:
+            return
+        self.failure = error
+        self._undurable.append((sys.maxsize, len(self.entries)))  # no later entry becomes visible
+        if not (isinstance(error, StorageRefused) and self.has_begun):
+            self.close(StorageUnavailable.code)
         if self.on_failure is not None:
             self.on_failure(error)
+
+    def drop_undurable(self) -> list[JournalEntry]:
+        """Forget the failure, and drop the entries that are not durable.
+
+        Returns the others. Deltas that readers have seen stay for them. Their numbers and those of the dropped entries
+        are not used again.
+        """
+        del self.entries[self.visible_count :]
+        self._undurable.clear()
+        self._taken_count = len(self.entries)
+        self.failure = None
+        return [entry for entry in self.entries if entry.seq <= self._committed_seq]
 
     def close(self, reason: str) -> None:
         """End the readers before the turn's end.
@@ -97,6 +122,11 @@ class TurnLog(EventSource):
         """
         self.close_reason = self.close_reason or reason
         self._wake_readers()
+
+    @property
+    def has_begun(self) -> bool:
+        """True if an entry is durable, so the turn has a row."""
+        return self._committed_seq > 0
 
     @property
     def last_seq(self) -> int:

@@ -32,12 +32,13 @@ from gateway.domain.messages import (
 class EventSource(Protocol):
     """A turn's log, as the journal reads it.
 
-    `epoch` and `attempts` are those of the turn's record.
+    `epoch` and `attempts` are those of the turn's record. `failure` is set once its entries cannot become durable.
     """
 
     turn_id: UUID
     epoch: int
     attempts: int
+    failure: GatewayError | None
 
     @abstractmethod
     def take_unwritten(self) -> list[JournalEntry]:
@@ -54,7 +55,10 @@ class EventSource(Protocol):
 
     @abstractmethod
     def fail(self, error: GatewayError) -> None:
-        """Close the log, because its entries will not become durable."""
+        """Show nothing more, and stop the turn.
+
+        The entries that are not durable never will be.
+        """
         ...
 
 

@@ -1,14 +1,13 @@
 """The journal of turns that are not stored."""
 
 import asyncio
-from uuid import UUID
 
 import msgspec
 
 from gateway.domain.errors import GatewayError
-from gateway.domain.events import JournalEntry
 from gateway.domain.messages import TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.store import EventSource, Journal
+from gateway.store.journal_queue import NullEventSource
 
 
 class EphemeralJournal(Journal):
@@ -39,7 +38,7 @@ class EphemeralJournal(Journal):
             parent_turn_id=turn.request.parent_turn_id,
         )
         await self._journal.begin_turn(
-            msgspec.structs.replace(turn, request=request), _NullEventSource(turn.id, turn.epoch)
+            msgspec.structs.replace(turn, request=request), NullEventSource(turn.id, turn.epoch)
         )
         self.schedule_flush(log)
 
@@ -59,9 +58,19 @@ class EphemeralJournal(Journal):
     def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish_turn`."""
         statistics = msgspec.structs.replace(outcome, messages=(), response="")
-        done = self._journal.finish_turn(_NullEventSource(log.turn_id, log.epoch), statistics)
-        done.add_done_callback(lambda _: self.schedule_flush(log))
+        done = self._journal.finish_turn(NullEventSource(log.turn_id, log.epoch), statistics)
+        done.add_done_callback(lambda stored: self._show_end(log, stored))
         return done
+
+    def _show_end(self, log: EventSource, stored: asyncio.Future[None]) -> None:
+        """Show the end of a turn whose row is stored.
+
+        Otherwise its clients would see an end that the row lacks.
+        """
+        if not stored.cancelled() and isinstance(error := stored.exception(), GatewayError):
+            log.fail(error)
+        else:
+            self.schedule_flush(log)
 
     def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
         """See `Journal.suspend_turn`.
@@ -72,22 +81,3 @@ class EphemeralJournal(Journal):
 
     async def wait_for_capacity(self) -> None:
         return
-
-
-class _NullEventSource(EventSource):
-    """A turn's log without entries to write."""
-
-    attempts = 0
-
-    def __init__(self, turn_id: UUID, epoch: int) -> None:
-        self.turn_id = turn_id
-        self.epoch = epoch
-
-    def take_unwritten(self) -> list[JournalEntry]:
-        return []
-
-    def mark_committed(self, seq: int) -> None:
-        pass
-
-    def fail(self, error: GatewayError) -> None:
-        pass  # the turn runs on with its worker

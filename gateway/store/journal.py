@@ -1,81 +1,46 @@
 """The journal with group commit.
 
 One task per process commits the writes of all turns together. When the task is idle, it commits a write at once; during
-a commit, new writes wait for the next one. See docs/adr/0002.
+a commit, new writes wait for the next one. A second task commits writes that would delay the others. See
+docs/adr/0002.
 """
 
 import asyncio
-from operator import attrgetter
+from collections.abc import Iterable
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from gateway.common.concurrency import Backoff, BoundedQueue, Deadline, SupervisedTask
+from gateway.common.concurrency import Deadline, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.common.redaction import Redactor
-from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageUnavailable, TurnTakenOver
+from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageRefused, StorageUnavailable
 from gateway.domain.events import JournalEntry
-from gateway.domain.messages import TurnOutcome, TurnRecord, Usage
+from gateway.domain.messages import Message, TurnOutcome, TurnRecord, Usage
 from gateway.ports.store import EventSource, Journal
 from gateway.store import journal_statements as statements
 from gateway.store import redaction
 from gateway.store.database import encode_jsonb
-from gateway.store.errors import TAKEN_OVER_SQLSTATE, StorageFailure, classify_error, get_sqlstate
+from gateway.store.errors import to_gateway_error
+from gateway.store.journal_queue import JournalQueue, NullEventSource, PendingWrite
 from gateway.store.journal_statements import Fence, Row
+from gateway.store.journal_writer import CommitPolicy, Connection, JournalWriter, LargeWriter
 from gateway_runtime.postgres_connections import PostgresConnector
 
 log = get_logger(__name__)
 
-_MIN_BACKOFF_SECONDS = 0.05
-_MAX_BACKOFF_SECONDS = 1.0
-_COMMIT_TIMEOUT_SECONDS = 10.0
-
-
-class _PendingWrite:
-    """The writes of one turn in a commit.
-
-    `row` begins or ends the turn; `done` completes with the commit.
-    """
-
-    __slots__ = ("done", "entries", "last_seq", "row", "size", "source")
-
-    def __init__(self, source: EventSource, entries: list[JournalEntry], row: Row | None) -> None:
-        self.source = source
-        self.entries = entries
-        self.last_seq = entries[-1].seq if entries else 0
-        self.row = row
-        self.size = sum(len(entry.data) for entry in entries)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def succeed(self) -> None:
-        for entry in self.entries:
-            entry.release_encoded()
-        if self.last_seq:
-            self.source.mark_committed(self.last_seq)
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: GatewayError) -> None:
-        """Fail the write for good, but mark it as committed.
-
-        Otherwise its subscribers would wait for ever. The log of a turn that another worker owns is closed instead.
-        """
-        if isinstance(error, TurnTakenOver):
-            self.source.fail(error)
-        else:
-            self.source.mark_committed(self.last_seq)
-        if not self.done.done():
-            self.done.set_exception(error)
-            self.done.exception()  # marks the error as retrieved, because not every write has a waiter
+_ATTEMPTS = 3
+"""Number of commit attempts that fit into the retry time."""
 
 
 class PostgresJournal(Journal):
-    """The journal, with a connection of its own.
+    """The journal, with connections of its own.
 
     `flush_seconds` bounds the time that a delta is only in memory. `max_bytes` bounds the writes that wait while the
-    database is unavailable: beyond it, `is_backlogged` is true, and turns wait in `wait_for_capacity()`. `begin_turn`
-    fails after `timeout_seconds`.
+    database is unavailable: beyond it, `is_backlogged` is true, no turn begins, and turns wait in
+    `wait_for_capacity()`. `begin_turn` fails after `timeout_seconds`. A turn whose writes the database refuses for
+    `retry_seconds` is given up: its log fails, and any worker may claim it once the database takes writes again.
     """
 
     def __init__(
@@ -85,6 +50,7 @@ class PostgresJournal(Journal):
         *,
         flush_seconds: float = 0.05,
         timeout_seconds: float = 5.0,
+        retry_seconds: float = 10.0,
         max_bytes: int = 32 * 1024 * 1024,
         redactor: Redactor | None = None,
     ) -> None:
@@ -94,34 +60,50 @@ class PostgresJournal(Journal):
         self._timeout_seconds = timeout_seconds
         self._redactor = redactor or Redactor()
         self._unredacted: dict[EventSource, list[JournalEntry]] = {}
-        self._is_unavailable = False
-        self._waiting: BoundedQueue[_PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
-        self._in_flight: list[_PendingWrite] = []
         self._dirty: dict[EventSource, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
-        self.task = SupervisedTask("journal", self._write_forever, vital=True)
+        self._queue = JournalQueue(max_bytes)
+        policy = CommitPolicy(
+            worker_id=worker_id,
+            connect=self._connect,
+            attempt_seconds=retry_seconds / _ATTEMPTS,
+            retry_seconds=retry_seconds,
+            give_up=self._give_up,
+            refuse=self._refuse,
+        )
+        self._writer = JournalWriter("journal", self._queue, policy)
+        self._large_writer = LargeWriter("journal, large writes", self._queue, policy, self._writer)
+
+    @property
+    def tasks(self) -> tuple[SupervisedTask, ...]:
+        return self._writer.task, self._large_writer.task
 
     def start(self) -> None:
-        """Start the task that writes, which waits for the database."""
-        self.task.start()
+        """Start the tasks that write, which wait for the database."""
+        for task in self.tasks:
+            task.start()
 
     async def stop(self, seconds: float = 5.0) -> None:
-        """Commit the waiting writes, for at most `seconds`, then close the connection."""
+        """Commit the waiting writes, for at most `seconds`, then close the connections."""
         self._flush_dirty()
         deadline = Deadline.after(seconds)
-        while (waiting := list(self._waiting)) and not deadline.is_over:
-            await asyncio.wait([waiting[-1].done], timeout=deadline.remaining())
+        while (writes := self._queue.list_writes()) and not deadline.is_over:
+            await asyncio.wait([writes[-1].done], timeout=deadline.remaining())
             await asyncio.sleep(0)  # lets the writer remove committed writes
-        if self._waiting:
-            log.error("journal_writes_lost", writes=len(self._waiting))
-        await self.task.stop()
-        self._disconnect()
+        if self._queue:
+            log.error("journal_writes_lost", writes=len(self._queue))
+        for task in self.tasks:
+            await task.stop()
+        self._writer.disconnect()
+        self._large_writer.disconnect()
 
     async def begin_turn(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin_turn`."""
+        if self.is_backlogged:
+            raise StorageUnavailable
         turn = redaction.redact_record(turn, self._redactor) if self._redactor else turn
-        write = self._submit(log, statements.build_begin_row(turn, self._worker_id))
+        row = statements.build_begin_row(turn, self._worker_id)
+        write = self._submit(log, row, row_size=_count_chars(turn.request.messages))
         try:
             await asyncio.wait_for(asyncio.shield(write.done), self._timeout_seconds)
         except TimeoutError:
@@ -146,7 +128,8 @@ class PostgresJournal(Journal):
     def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish_turn`."""
         outcome = redaction.redact_outcome(outcome, self._redactor) if self._redactor else outcome
-        return self._submit(log, statements.build_finish_row(self._fence(log), outcome)).done
+        row_size = len(outcome.response) + _count_chars(outcome.messages)
+        return self._submit(log, statements.build_finish_row(self._fence(log), outcome), row_size=row_size).done
 
     def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
         """See `Journal.suspend_turn`."""
@@ -154,14 +137,14 @@ class PostgresJournal(Journal):
 
     @property
     def is_unavailable(self) -> bool:
-        return self._is_unavailable
+        return self._writer.unavailable_since is not None
 
     @property
     def is_backlogged(self) -> bool:
-        return self._waiting.is_full
+        return self._queue.is_full
 
     async def wait_for_capacity(self) -> None:
-        await self._waiting.wait_for_capacity()
+        await self._queue.wait_for_capacity()
 
     # --- queue
 
@@ -170,135 +153,117 @@ class PostgresJournal(Journal):
         for source in list(self._dirty):
             self._submit(source)
 
-    def _submit(self, source: EventSource, row: Row | None = None) -> _PendingWrite:
+    def _submit(self, source: EventSource, row: Row | None = None, *, row_size: int = 0) -> PendingWrite:
         """Queue a turn's unwritten entries.
 
-        An empty write is done when the earlier ones are.
+        An empty write is done when the earlier ones are. A write fails at once if the turn's log has failed.
         """
         self._dirty.pop(source, None)
+        if source.failure is not None:
+            write = PendingWrite(source, [])
+            write.fail(source.failure)
+            return write
         fresh = source.take_unwritten()
         if self._redactor:
             fresh, rest = redaction.split_trailing_deltas(self._unredacted.pop(source, []) + fresh)
             fresh = redaction.redact_entries(fresh, self._redactor)
             if rest:
                 self._unredacted[source] = rest
-        write = _PendingWrite(source, fresh, row)
-        self._waiting.put(write)
+        write = PendingWrite(source, fresh, row, row_size=row_size)
+        self._queue.put(write)
         return write
 
-    def _withdraw(self, write: _PendingWrite) -> None:
-        """Drop the writes of a turn whose start has timed out.
+    def _withdraw(self, start: PendingWrite) -> None:
+        """Drop the writes of a turn whose start has timed out."""
+        for write in self._remove_waiting(start.source, start):
+            write.done.cancel()
 
-        If its row is being committed now, queue an end that marks the turn as failed, unless its end is being
-        committed, too.
+    def _give_up(self, source: EventSource) -> None:
+        """Stop a turn whose writes are refused for too long.
+
+        Its writes are still tried, while this worker owns the turn, and then any worker may claim it. So a result that
+        exists is not lost, and nobody runs the turn before its events can be stored.
         """
-        source = write.source
+        error = StorageUnavailable("The database cannot be used, so the turn was stopped. Try again shortly.")
+        self._submit(source)
+        writes = self._queue.list_writes(source)
+        log.error("turn_given_up", turn_id=str(source.turn_id), writes=len(writes))
+        source.fail(error)
+        if (start := next((write for write in writes if write.begins_turn), None)) is not None:
+            for write in (*self._remove_waiting(source, start), start):
+                write.fail(error)
+            return
+        for write in writes:
+            write.fail(error)
+            write.expires = False
+        self._release(source)
+
+    def _refuse(self, source: EventSource, error: Exception) -> None:
+        """Stop a turn whose write the database refuses.
+
+        A repetition would be refused as well.
+        """
+        writes = self._remove_waiting(source, None)
+        refusal = _to_refusal(error, begins=any(write.begins_turn for write in writes))
+        write_log = log.error if isinstance(refusal, StorageRefused) else log.info
+        write_log("journal_write_refused", turn_id=str(source.turn_id), error=type(error).__name__, code=refusal.code)
+        for write in writes:
+            write.fail(refusal)
+        if source.failure is not None and isinstance(refusal, StorageRefused):  # it was given up before
+            self._release(NullEventSource(source.turn_id, source.epoch))
+        source.fail(refusal)
+
+    def _release(self, source: EventSource) -> None:
+        row = statements.build_release_row(self._fence(source))
+        self._queue.put(PendingWrite(source, [], row, expires=False))
+
+    def _remove_waiting(self, source: EventSource, start: PendingWrite | None) -> list[PendingWrite]:
+        """Remove the writes of a turn from the queue, and return them.
+
+        A commit of `start`, which begins the turn, may have succeeded or succeed now. Then it stays, and an end follows
+        that marks the turn as failed, unless its end is being committed, too.
+        """
         self._dirty.pop(source, None)
         self._unredacted.pop(source, None)
-        in_flight = [other for other in self._in_flight if other.source is source]
-        waiting = [other for other in self._waiting if other.source is source and other not in in_flight]
-        self._waiting.remove(waiting)
-        for other in waiting:
-            other.done.cancel()
-        if any(other.row is not None and other.row[0] == statements.FINISH_TURN for other in in_flight):
-            return
-        if write in in_flight:
+        in_flight = [write for write in self._queue.list_writes(source) if self._queue.is_in_flight(write)]
+        stays = start is not None and (start.may_be_stored or start in in_flight)
+        removed = [
+            write
+            for write in self._queue.list_writes(source)
+            if write not in in_flight and not (stays and write is start)
+        ]
+        self._queue.remove(removed)
+        if start is None or not stays:
+            return removed
+        start.expires = False
+        if not any(write.row is not None and write.row[0] is statements.FINISH_TURN for write in in_flight):
             error = StorageUnavailable().to_error_info()
             outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            self._submit(source, statements.build_finish_row(self._fence(source), outcome))
-
-    # --- writing
-
-    async def _write_forever(self) -> None:
-        while True:
-            self._in_flight = batch = await self._waiting.wait_for_items()
-            await self._commit_with_retry(batch)
-            self._in_flight = []
-            self._waiting.remove(batch)
-
-    async def _commit_with_retry(self, batch: list[_PendingWrite]) -> None:
-        """Commit a batch, with retries while the database is unavailable.
-
-        A batch that PostgreSQL refuses is split, so that only the invalid write fails.
-        """
-        backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
-        while True:
-            try:
-                await self._commit(batch)
-            except Exception as error:  # noqa: BLE001 - an unexpected error would stop the only writer
-                if classify_error(error) is not StorageFailure.UNAVAILABLE:
-                    self._is_unavailable = False
-                    await self._commit_one_by_one(batch, error)
-                    return
-                log.warning("journal_commit_failed", error=type(error).__name__, writes=len(batch))
-                self._is_unavailable = True
-                self._disconnect()
-                await asyncio.sleep(backoff.next_delay())
-            else:
-                self._is_unavailable = False
-                for write in batch:
-                    write.succeed()
-                return
-
-    async def _commit_one_by_one(self, batch: list[_PendingWrite], error: Exception) -> None:
-        if len(batch) > 1:
-            for write in batch:
-                await self._commit_with_retry([write])
-            return
-        [write] = batch
-        write_log = log.info if isinstance(error, asyncpg.UniqueViolationError) else log.error
-        write_log("journal_write_refused", turn_id=str(write.source.turn_id), error=type(error).__name__)
-        write.fail(_to_gateway_error(error))
-
-    async def _commit(self, batch: list[_PendingWrite]) -> None:
-        by_statement = self._group_by_statement(batch)
-        if not by_statement:
-            return
-        connection = await self._connect()
-        async with asyncio.timeout(_COMMIT_TIMEOUT_SECONDS):
-            if len(by_statement) == 1:
-                await connection.executemany(*by_statement.popitem())  # is a transaction of its own
-                return
-            async with connection.transaction():
-                for statement in statements.EXECUTION_ORDER:
-                    if rows := by_statement.get(statement):
-                        await connection.executemany(statement, rows)
-
-    def _group_by_statement(self, batch: list[_PendingWrite]) -> dict[str, list[statements.Values]]:
-        by_source: dict[EventSource, list[_PendingWrite]] = {}
-        for write in batch:
-            by_source.setdefault(write.source, []).append(write)
-        by_statement: dict[str, list[statements.Values]] = {}
-        for source, writes in by_source.items():
-            rows = [write.row for write in writes if write.row is not None]
-            entries = [entry for write in writes for entry in write.entries]
-            for statement, row in statements.build_commit_rows(
-                self._fence(source), rows, entries, attempts=source.attempts
-            ):
-                by_statement.setdefault(statement, []).append(row)
-        return by_statement
+            row = statements.build_finish_row(self._fence(source), outcome)
+            self._queue.put(PendingWrite(source, [], row, expires=False))
+        return removed
 
     def _fence(self, source: EventSource) -> Fence:
         return Fence(source.turn_id, self._worker_id, source.epoch)
 
-    async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connector.connect()
-            await self._connection.set_type_codec(
-                "jsonb", schema="pg_catalog", encoder=encode_jsonb, decoder=msgspec.json.decode
-            )
-        return self._connection
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()
+    async def _connect(self) -> Connection:
+        connection = await self._connector.connect()
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=encode_jsonb, decoder=msgspec.json.decode)
+        return connection
 
 
-def _to_gateway_error(error: Exception) -> GatewayError:
-    if get_sqlstate(error) == TAKEN_OVER_SQLSTATE:
-        return TurnTakenOver()
+def _count_chars(messages: Iterable[Message]) -> int:
+    return sum(len(message.text) for message in messages)
+
+
+def _to_refusal(error: Exception, *, begins: bool) -> GatewayError:
+    """Return the error that the turn fails with.
+
+    `begins`: the write would have begun it.
+    """
     if not isinstance(error, asyncpg.UniqueViolationError):
-        return GatewayError()
-    busy = error.constraint_name == "ux_turns_busy"
-    return ConversationBusy() if busy else Conflict("This idempotency key has started a turn.")
+        return to_gateway_error(error)
+    if not begins:
+        return StorageRefused()
+    is_busy = error.constraint_name == "ux_turns_busy"
+    return ConversationBusy() if is_busy else Conflict("This idempotency key has started a turn.")

@@ -44,12 +44,14 @@ lost connection.
 def _insert_events_sql(first: int, source: str) -> str:
     """Build SQL that also inserts the events of a turn.
 
-    The events, if any, are the parameters from `first` on. They are inserted if the CTE `source` has a row.
+    The events, if any, are the parameters from `first` on. They are inserted if the CTE `source` has a row. A write
+    whose first attempt was committed unnoticed is repeated, maybe with more events behind it.
     """
     return f"""
 INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
 SELECT id, ${first}::int, ${first + 1}::int, ${first + 2}::text FROM {source} WHERE ${first}::int IS NOT NULL
-ON CONFLICT (turn_id, first_seq) DO NOTHING"""
+ON CONFLICT (turn_id, first_seq) DO UPDATE SET last_seq = EXCLUDED.last_seq, payload = EXCLUDED.payload
+WHERE turn_events.last_seq < EXCLUDED.last_seq"""
 
 
 # Another statement of the turn also inserts its events, because a separate one costs a round trip. See docs/adr/0002.
@@ -63,9 +65,11 @@ VALUES ($1, $2, $3, $4, $5, 'running', $6, $7, $8, $9, $10, $11, $12, $13,
         CASE WHEN $14::uuid IS NULL THEN $2::uuid END,
         coalesce($14, (SELECT id FROM turns WHERE conversation_id = $2
                        ORDER BY position DESC NULLS LAST, id DESC LIMIT 1)), $15)
-ON CONFLICT (id) DO NOTHING
-RETURNING id)
-{_insert_events_sql(16, "turn")}"""
+ON CONFLICT (id) DO UPDATE SET worker_id = turns.worker_id
+WHERE turns.worker_id = EXCLUDED.worker_id AND turns.epoch = EXCLUDED.epoch
+RETURNING id),
+fence AS (SELECT coalesce((SELECT id FROM turn), refuse_stale_write($1)) AS id)
+{_insert_events_sql(16, "fence")}"""
 START_CALL = f"""
 {FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
 INSERT INTO tool_calls (turn_id, call_id, step, server, tool, arguments, outcome)
@@ -101,6 +105,11 @@ RETURNING turns.*), inserted AS ({_insert_events_sql(4, "turn")})
 EDIT_CALL = f"{FENCE} UPDATE tool_calls SET arguments = $5 FROM fence WHERE turn_id = fence.id AND call_id = $4"
 RESET_ATTEMPTS = f"{FENCE} UPDATE turns SET attempts = 0 FROM fence WHERE turns.id = fence.id AND attempts > 0"
 SUSPEND_TURN = f"{FENCE} UPDATE turns SET status = 'waiting', worker_id = NULL FROM fence WHERE turns.id = fence.id"
+RELEASE_TURN = f"""
+{FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
+UPDATE turns SET worker_id = NULL FROM fence WHERE turns.id = fence.id AND status = 'running'"""
+PROBE = "INSERT INTO turn_events (turn_id, first_seq, last_seq, payload) SELECT id, 0, 0, '' FROM turns WHERE false"
+"""Writes nothing, and fails where the journal's writes would fail."""
 EXECUTION_ORDER = (
     BEGIN_TURN,
     START_CALL,
@@ -110,12 +119,13 @@ EXECUTION_ORDER = (
     RESET_ATTEMPTS,
     FINISH_TURN,
     SUSPEND_TURN,
+    RELEASE_TURN,
 )
 """Order of the statements in a batch.
 
 A statement may run twice after a lost connection. It fails for a turn that another worker has taken over.
 """
-_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3}
+_EVENT_PARAM_OFFSETS = {BEGIN_TURN: 15, FINISH_TURN: 3, START_CALL: 3, FINISH_CALL: 3, RELEASE_TURN: 3}
 """Number of parameters before those of the events.
 
 The keys are the statements that also insert a turn's events.
@@ -170,6 +180,14 @@ def build_finish_row(fence: Fence, outcome: TurnOutcome) -> Row:
         outcome.cached,
     )
     return FINISH_TURN, values
+
+
+def build_release_row(fence: Fence) -> Row:
+    """Build the row that lets any worker claim the turn.
+
+    Its statement fails also while events cannot be stored, because the next owner would fail as well.
+    """
+    return RELEASE_TURN, fence
 
 
 def build_suspend_row(fence: Fence) -> Row:

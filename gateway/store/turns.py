@@ -84,7 +84,13 @@ class TurnStore(TurnRepository, WorkerRepository):
         )
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()
-        return [entry for row in rows for entry in _parse_entries(row) if entry.seq > after]
+        entries: list[JournalEntry] = []
+        for row in rows:  # a write that was committed twice, after a lost connection, may be in two overlapping rows
+            for entry in _parse_entries(row):
+                if entry.seq > after:
+                    entries.append(entry)
+                    after = entry.seq
+        return entries
 
     async def load_journal(self, turn_id: UUID) -> list[JournalEntry]:
         """See `TurnRepository.load_journal`."""

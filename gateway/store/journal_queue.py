@@ -1,0 +1,244 @@
+"""Queue of the writes that wait for a commit."""
+
+import asyncio
+from collections.abc import Callable
+from operator import attrgetter
+from uuid import UUID
+
+from gateway.common.concurrency import BoundedQueue
+from gateway.domain.errors import GatewayError
+from gateway.domain.events import JournalEntry
+from gateway.ports.store import EventSource
+from gateway.store.journal_statements import BEGIN_TURN, Row
+
+_MAX_SHARE = 4
+"""Divisor of a batch's size: limit for the part of one write."""
+
+
+class PendingWrite:
+    """Entries of one turn, and a row that begins or ends it.
+
+    A commit may write only the first part of it, which `take` chooses. `done` completes with the last part. A write
+    that does not expire is tried again for ever. `may_be_stored`: the result of a commit of it is unknown.
+    """
+
+    __slots__ = (
+        "done",
+        "entries",
+        "expires",
+        "may_be_stored",
+        "row",
+        "row_size",
+        "size",
+        "source",
+        "submitted_at",
+        "taken_count",
+        "takes_row",
+    )
+
+    def __init__(
+        self,
+        source: EventSource,
+        entries: list[JournalEntry],
+        row: Row | None = None,
+        *,
+        row_size: int = 0,
+        expires: bool = True,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.source = source
+        self.entries = entries
+        self.row = row
+        self.row_size = row_size
+        self.size = row_size + sum(len(entry.data) for entry in entries)
+        self.expires = expires
+        self.submitted_at = loop.time()
+        self.taken_count = 0
+        self.takes_row = False
+        self.may_be_stored = False
+        self.done: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def begins_turn(self) -> bool:
+        return self.row is not None and self.row[0] is BEGIN_TURN
+
+    @property
+    def first_size(self) -> int:
+        """Size of the smallest part that a commit can write.
+
+        A row that begins a turn is in the first part. A row that ends it is in the last part together with the last
+        entry, because clients must not see the end of a turn whose row lacks it.
+        """
+        row_size = self.row_size if self.begins_turn or len(self.entries) < 2 else 0
+        return row_size + (len(self.entries[0].data) if self.entries else 0)
+
+    @property
+    def taken_entries(self) -> list[JournalEntry]:
+        return self.entries[: self.taken_count]
+
+    @property
+    def is_taken_whole(self) -> bool:
+        return self.taken_count == len(self.entries) and (self.takes_row or self.row is None)
+
+    def take(self, max_bytes: int) -> int | None:
+        """Take the first part of at most `max_bytes`, and return its size.
+
+        Returns None if the smallest part is larger.
+        """
+        if self.size <= max_bytes:
+            self.taken_count, self.takes_row = len(self.entries), True
+            return self.size
+        if self.first_size > max_bytes:
+            return None
+        self.takes_row = self.begins_turn
+        size, self.taken_count = self.row_size if self.takes_row else 0, 0
+        for entry in self.entries if self.takes_row else self.entries[:-1]:
+            if size + len(entry.data) > max_bytes:
+                break
+            size += len(entry.data)
+            self.taken_count += 1
+        return size
+
+    def advance(self) -> None:
+        """Record that the part that was taken is durable."""
+        taken = self.taken_entries
+        for entry in taken:
+            entry.release_encoded()
+        if taken:
+            self.source.mark_committed(taken[-1].seq)
+        if self.is_taken_whole:
+            self.entries, self.row, self.size = [], None, 0
+            if not self.done.done():
+                self.done.set_result(None)
+            return
+        del self.entries[: self.taken_count]
+        if self.takes_row:
+            self.row, self.row_size = None, 0
+        self.size = self.row_size + sum(len(entry.data) for entry in self.entries)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it is durable."""
+        return not self.entries and self.row is None and self.done.done()
+
+    def fail(self, error: GatewayError) -> None:
+        """Complete `done` with an error."""
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # marks the error as retrieved, because not every write has a waiter
+
+
+class NullEventSource(EventSource):
+    """A turn's log without entries to write."""
+
+    failure = None
+    attempts = 0
+
+    def __init__(self, turn_id: UUID, epoch: int) -> None:
+        self.turn_id = turn_id
+        self.epoch = epoch
+
+    def take_unwritten(self) -> list[JournalEntry]:
+        return []
+
+    def mark_committed(self, seq: int) -> None:
+        pass
+
+    def fail(self, error: GatewayError) -> None:
+        pass  # `PendingWrite.done` tells whoever waits
+
+
+class JournalQueue:
+    """The writes of all turns, oldest first.
+
+    Several tasks take batches from it. The writes of a turn are committed in order, so only one task at a time has
+    writes of a turn. The queue is full above `max_bytes`.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._waiting: BoundedQueue[PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
+        self._in_flight: set[PendingWrite] = set()
+        self._on_change: list[Callable[[], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        return self._waiting.is_full
+
+    async def wait_for_capacity(self) -> None:
+        await self._waiting.wait_for_capacity()
+
+    def call_on_change(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when there may be something to take."""
+        self._on_change.append(callback)
+
+    def put(self, write: PendingWrite) -> None:
+        self._waiting.put(write)
+        self._notify()
+
+    def list_writes(self, source: EventSource | None = None) -> list[PendingWrite]:
+        """List the writes, or those of one turn, oldest first."""
+        return [write for write in self._waiting if source is None or write.source is source]
+
+    def list_idle(self) -> list[PendingWrite]:
+        """List the writes of the turns that no task is committing."""
+        busy = {write.source for write in self._in_flight}
+        return [write for write in self._waiting if write.source not in busy]
+
+    def is_in_flight(self, write: PendingWrite) -> bool:
+        return write in self._in_flight
+
+    def take_batch(self, max_bytes: int) -> list[PendingWrite]:
+        """Take the oldest writes, at most `max_bytes`.
+
+        Writes whose smallest part is larger stay.
+        """
+        skipped = {write.source for write in self._in_flight}
+        batch: list[PendingWrite] = []
+        room = max_bytes
+        for write in self._waiting:
+            if write.source in skipped:
+                continue
+            size = write.take(room if write.size <= room else min(room, max(max_bytes // _MAX_SHARE, write.first_size)))
+            if size is not None:
+                batch.append(write)
+                room -= size
+            if size is None or not write.is_taken_whole:
+                skipped.add(write.source)
+            if room <= 0:
+                break
+        return self._begin(batch)
+
+    def take_large(self, min_bytes: int, max_bytes: int) -> list[PendingWrite]:
+        """Take the oldest write whose smallest part is larger than `min_bytes`.
+
+        If it is also larger than `max_bytes`, take that part.
+        """
+        skipped = {write.source for write in self._in_flight}
+        for write in self._waiting:
+            if write.source in skipped:
+                continue
+            if (size := write.first_size) > min_bytes:
+                write.take(max(size, max_bytes))
+                return self._begin([write])
+            skipped.add(write.source)
+        return []
+
+    def finish(self, batch: list[PendingWrite]) -> None:
+        """Return a batch, without the writes that are complete."""
+        self._in_flight.difference_update(batch)
+        self._waiting.remove([write for write in batch if write.is_complete])
+        self._notify()
+
+    def remove(self, writes: list[PendingWrite]) -> None:
+        self._waiting.remove(writes)
+
+    def _begin(self, batch: list[PendingWrite]) -> list[PendingWrite]:
+        self._in_flight.update(batch)
+        return batch
+
+    def _notify(self) -> None:
+        for callback in self._on_change:
+            callback()
