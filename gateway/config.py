@@ -3,7 +3,6 @@
 They are frozen after start-up.
 """
 
-import re
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.domain.messages import Budget
 from gateway_runtime.errors import ConfigError
+from gateway_runtime.placeholders import is_placeholder
 from gateway_runtime.postgres_url import list_hosts
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
 from gateway_runtime.tls import TlsFiles
@@ -23,13 +23,6 @@ from gateway_runtime.tls import TlsFiles
 __all__ = ["ConfigError", "Settings", "is_loopback", "list_renamed_settings", "load_settings"]
 
 _SECRETS = ("api_key", "jwt_secret", "tools_server_secret", "groq_api_key", "gateway_encryption_key")
-_PLACEHOLDER = re.compile(
-    r"<.*>|.*(\.{3}|…|\*{3})|([a-z]{1,9}[-_]){0,3}x{3,}"
-    r"|(your|my|insert|enter|add)[-_ ].*(key|secret|token|password)([-_ ]here)?"
-    r"|.*change[-_ ]?me.*|replace[-_ ]?(me|this)|placeholder"
-    r"|secret|password|api[-_ ]?key|example|default|admin|none|null",
-    re.IGNORECASE,
-)
 MIN_API_KEY_LENGTH = 16
 MIN_JWT_SECRET_LENGTH = 32
 _SHARED_KEY_ALGORITHMS = {"HS256", "HS384", "HS512"}
@@ -152,6 +145,9 @@ class Settings(BaseSettings):
 
     mcp_config: Path | None = None
     mcp_server_url: str | None = None
+    mcp_session_idle_seconds: float = Field(default=1_800.0, gt=0, le=86_400)
+    mcp_max_sessions: int = Field(default=1_000, ge=1)
+    mcp_max_user_sessions: int = Field(default=100, ge=1)
     tools_server_port: int = Field(default=8001, ge=0, le=65535)
     tools_server_secret: SecretStr | None = None
     tool_timeout: float = Field(default=60.0, gt=0)
@@ -236,7 +232,7 @@ class Settings(BaseSettings):
     @classmethod
     def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
         """Refuse secrets from examples, which are public."""
-        if value is not None and _is_placeholder(value.get_secret_value()):
+        if value is not None and is_placeholder(value.get_secret_value()):
             raise ValueError("is a placeholder: set a secret of your own, for example from `openssl rand -hex 32`")
         return value
 
@@ -254,7 +250,7 @@ class Settings(BaseSettings):
         Other servers accept any key, such as `none`.
         """
         key, host = self.openai_api_key, urlsplit(self.openai_base_url).hostname
-        if host == "api.openai.com" and key is not None and _is_placeholder(key.get_secret_value()):
+        if host == "api.openai.com" and key is not None and is_placeholder(key.get_secret_value()):
             raise ValueError("OPENAI_API_KEY: is a placeholder: set the key that OpenAI issued to you")
         return self
 
@@ -264,7 +260,7 @@ class Settings(BaseSettings):
         if (url := self.postgres_url) is None:
             return self
         is_remote = any(host and not host.startswith("/") and not is_loopback(host) for host, _ in list_hosts(url))
-        if is_remote and _is_placeholder(unquote(urlsplit(url).password or "")):
+        if is_remote and is_placeholder(unquote(urlsplit(url).password or "")):
             setting = "DATABASE_URL: its password" if self.database_url is not None else "POSTGRES_PASSWORD:"
             raise ValueError(
                 f"{setting} is a placeholder: set one of your own, for example from `openssl rand -hex 32`"
@@ -441,10 +437,6 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _is_placeholder(secret: str) -> bool:
-    return _PLACEHOLDER.fullmatch(secret.strip()) is not None
 
 
 def _format_problem(problem: ErrorDetails) -> str:

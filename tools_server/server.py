@@ -156,7 +156,12 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
             *settings.tools_server_allowed_origins,
         ],
     )
-    app = mcp.streamable_http_app(transport_security=security, host=settings.tools_server_host)
+    app = mcp.streamable_http_app(
+        transport_security=security,
+        host=settings.tools_server_host,
+        session_idle_timeout=settings.tools_server_session_idle_seconds,
+        max_sessions=settings.tools_server_max_sessions,
+    )
     add_rest_routes(app)
     app.routes.extend(build_metadata_routes(settings))
     return AuthenticationMiddleware(app, settings)

@@ -1,4 +1,5 @@
 import logging
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
@@ -6,6 +7,7 @@ import pytest
 from mcp import Client, MCPError
 from mcp.types import INVALID_PARAMS, ResourceTemplateReference
 
+from tests.eventually import TIMEOUT_SECONDS, eventually
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
 from tools_server.server import ToolServer, create_server
 from tools_server.tasks.store import TaskStore
@@ -110,3 +112,32 @@ async def test_health_tells_of_the_database(database_url: str) -> None:
     async with serve_tools() as address:
         status = await health(address)
         assert (status["status"], status["database"]) == ("degraded", False)
+
+
+async def test_legacy_session_left_open_expires_and_sessions_are_bounded() -> None:
+    request = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+    }
+    headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+    limits = {"tools_server_session_idle_seconds": 0.5, "tools_server_max_sessions": 2}
+    async with (
+        serve_tools(**limits) as address,
+        httpx2.AsyncClient(timeout=TIMEOUT_SECONDS) as http,
+        AsyncExitStack() as in_use,
+    ):
+
+        async def open_session() -> httpx2.Response:
+            return await http.post(f"{address}/mcp", json=request, headers=headers)
+
+        async def opens_session() -> bool:
+            return (await open_session()).status_code == 200
+
+        for _ in range(2):
+            session = headers | {"Mcp-Session-Id": (await open_session()).headers["mcp-session-id"]}
+            await in_use.enter_async_context(http.stream("GET", f"{address}/mcp", headers=session))
+        assert (await open_session()).status_code == 503
+        await in_use.aclose()
+        await eventually(opens_session)

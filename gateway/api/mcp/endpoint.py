@@ -20,7 +20,7 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.lowlevel import Server
 from mcp.server.models import InitializationOptions
 from mcp.server.session import ServerSession
-from mcp.server.streamable_http_manager import StreamableHTTPASGIApp, StreamableHTTPSessionManager
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.server.transport_security import TransportSecuritySettings
 from starlette.datastructures import Headers, MutableHeaders
@@ -31,10 +31,10 @@ from gateway import __version__
 from gateway.agent.service import TurnService
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
+from gateway.api.mcp.legacy_sessions import LegacySessionManager
 from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
-from gateway.common.concurrency import LruDict
 from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
 from gateway.config import Settings, is_loopback
@@ -46,7 +46,6 @@ log = get_logger(__name__)
 
 _SESSION_HEADER = "mcp-session-id"
 _MAX_ROUNDS = 10
-_MAX_LEGACY_SESSIONS = 1_000
 _NOTIFY_TIMEOUT_SECONDS = 5.0
 
 
@@ -87,13 +86,11 @@ class McpEndpoint:
         self._toolbox = toolbox
         self._bus = InMemorySubscriptionBus()
         self._listening = ListenHandler(self._bus)
-        self._manager = StreamableHTTPSessionManager(
-            app=self._create_server(),
-            security_settings=_transport_security(settings),
-            max_request_body_size=settings.max_body_bytes,
+        self._legacy_sessions: dict[str, ServerSession] = {}
+        self._manager = LegacySessionManager(
+            self._create_server(), settings, _transport_security(settings), self._forget_session
         )
         self._app = StreamableHTTPASGIApp(self._manager)
-        self._legacy_sessions = LruDict[str, ServerSession](_MAX_LEGACY_SESSIONS)
 
     @asynccontextmanager
     async def run_sessions(self) -> AsyncGenerator[None]:
@@ -153,6 +150,14 @@ class McpEndpoint:
         name = None if ctx.request is None else ctx.request.headers.get(_SESSION_HEADER)
         if name is not None:
             self._legacy_sessions[name] = ctx.session
+
+    @property
+    def session_count(self) -> int:
+        """Number of open legacy sessions of this worker."""
+        return len(self._manager)
+
+    def _forget_session(self, name: str) -> None:
+        self._legacy_sessions.pop(name, None)
 
     def stop_listening(self) -> None:
         """End the open listen streams, each with its final message."""

@@ -1,0 +1,95 @@
+"""Sessions of the legacy protocol, which expire and are bounded in number."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mcp.server.auth.middleware.bearer_auth import AuthorizationContext
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+
+from gateway.common.logging import get_logger
+from gateway.config import Settings
+from gateway.domain.errors import Overloaded, RateLimited
+
+log = get_logger(__name__)
+
+_RETRY_SECONDS = 30.0
+
+
+class LegacySessionManager(StreamableHTTPSessionManager):
+    """The SDK's session manager with bounds per user and per worker.
+
+    A session is idle while none of its requests is in progress; an open GET stream is one. A new session beyond a
+    maximum replaces the least recently used idle one, whose host then opens another: status 404 tells it to.
+    `on_end` is called with the id of each session that has ended.
+    """
+
+    def __init__(
+        self,
+        app: Server[Any],
+        settings: Settings,
+        security_settings: TransportSecuritySettings,
+        on_end: Callable[[str], None],
+    ) -> None:
+        super().__init__(
+            app,
+            security_settings=security_settings,
+            session_idle_timeout=settings.mcp_session_idle_seconds,
+            max_request_body_size=settings.max_body_bytes,
+            max_sessions=None,
+        )
+        self._max_total = settings.mcp_max_sessions
+        self._max_per_user = settings.mcp_max_user_sessions
+        self._on_end = on_end
+
+    def __len__(self) -> int:
+        """Number of open sessions."""
+        return len(self._server_instances)
+
+    def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
+        """Open a session.
+
+        Raises:
+            RateLimited: all sessions of this user are in use.
+            Overloaded: all sessions of this worker are in use.
+        """
+        assert requestor is not None
+        user = requestor["subject"]
+        own = [session for session, owner in self._session_owners.items() if owner["subject"] == user]
+        if len(own) >= self._max_per_user and not self._end_idle_session(own):
+            message = f"You have {len(own)} open MCP sessions, which is the maximum: close some of them."
+            raise RateLimited(message, retry_after=_RETRY_SECONDS)
+        if len(self) >= self._max_total and not self._end_idle_session(self._server_instances):
+            raise Overloaded("Too many MCP sessions are open. Try again shortly.", retry_after=_RETRY_SECONDS)
+        return super()._admit_session(requestor)
+
+    def _end_idle_session(self, sessions: Iterable[str]) -> bool:
+        """End the least recently used idle session.
+
+        Return False if none of `sessions` is idle.
+        """
+        idle = [(scope.deadline, session) for session in sessions if (scope := self._get_idle_scope(session))]
+        if not idle:
+            return False
+        _, session = min(idle)
+        log.info("mcp_session_replaced", sessions=len(self))
+        transport = self._server_instances.pop(session)
+        self._session_owners.pop(session, None)
+        assert transport.idle_scope is not None
+        transport.idle_scope.cancel()  # its task then ends, and discards it
+        return True
+
+    def _get_idle_scope(self, session: str) -> Any:
+        """The scope that ends an idle session at its deadline.
+
+        None while the session is in use.
+        """
+        scope = self._server_instances[session].idle_scope
+        return None if scope is None or math.isinf(scope.deadline) else scope
+
+    async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
+        self._on_end(session_id)
+        await super()._discard_session(session_id, transport)
