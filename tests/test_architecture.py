@@ -49,6 +49,7 @@ ALLOWED_LIBRARIES: dict[str, set[str]] = {
 }
 LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "groq": ("gateway.llm.providers",),
+    "openai": ("gateway.llm.providers", "examples"),
     "mcp": ("gateway.mcp_client", "gateway.api.mcp", "tools_server"),
     "sqlmodel": ("gateway.store", "tools_server.tasks"),
     "fastapi": ("gateway.api", "gateway.app"),

@@ -1,8 +1,9 @@
-"""Retries, fallbacks and a circuit breaker around a model.
+"""Retries of failed model calls, fallbacks and a circuit breaker.
 
-No other layer retries. Tool calls are repaired, or the model gets an error message and another attempt. A call is
-retried while none of its output was shown, then fallback models are called. A model that keeps failing is not called
-for a while. The sink is notified of each retry.
+`AgentLoop` repeats a call only for invalid structured output, and `McpToolbox` a tool call after a lost connection.
+Tool calls are repaired, or the model gets an error message and another attempt. A call is retried while none of its
+output was shown, then fallback models are called. A model that keeps failing is not called for a while. The sink is
+notified of each retry.
 """
 
 import asyncio
