@@ -430,8 +430,8 @@ class LruDict(LRUCache[K, V]):
     """A mapping of at most `max_items` keys.
 
     A new key beyond that replaces the least recently used one. Reading and writing a key both count as use, also by
-    `items()`; `in` and iteration, whose order is unspecified, do not. `on_evict(key, value)` is called for a replaced
-    key, not for one that is deleted or popped.
+    iterating over items; `in` and iteration over keys, whose order is unspecified, do not. `on_evict(key, value)` is
+    called for a replaced key, not for one that is deleted or popped.
     """
 
     def __init__(self, max_items: int, *, on_evict: Callable[[K, V], None] | None = None) -> None:

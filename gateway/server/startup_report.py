@@ -19,12 +19,20 @@ _REQUEST_TIMEOUT_SECONDS = 3.0
 
 
 async def report_stack_ready(
-    settings: Settings, postgres: EmbeddedPostgres | None, simulator_port: int, started_at: float
+    settings: Settings,
+    postgres: EmbeddedPostgres | None,
+    simulator_port: int,
+    started_at: float,
+    *,
+    degraded_after_seconds: float = _DEGRADED_AFTER_SECONDS,
 ) -> None:
-    """Print the addresses of all parts as soon as the gateway answers."""
+    """Print the addresses of all parts as soon as the gateway answers.
+
+    A gateway that answers is given `degraded_after_seconds` to become ready.
+    """
     url = settings.local_url
     context = tls.build_client_context(settings.tls_files)
-    problems = await _wait_until_ready(settings.local_host, settings.gateway_port, context)
+    problems = await _wait_until_ready(settings.local_host, settings.gateway_port, context, degraded_after_seconds)
     seconds = time.monotonic() - started_at
     addresses = {"groq": settings.groq_base_url, "openai": settings.openai_base_url}
     upstream = (
@@ -69,7 +77,9 @@ def list_scaling_notes(settings: Settings, count: int) -> list[str]:
     return [f"without REDIS_URL each of the {count} workers counts {limits}the model's limits by itself"]
 
 
-async def _wait_until_ready(host: str, port: int, context: ssl.SSLContext | None) -> list[str]:
+async def _wait_until_ready(
+    host: str, port: int, context: ssl.SSLContext | None, degraded_after_seconds: float
+) -> list[str]:
     """Wait until the gateway is ready; return the problems that prevent it.
 
     Gives up early on a gateway that answers, because a server of `mcp.json` may be unavailable for long.
@@ -80,7 +90,7 @@ async def _wait_until_ready(host: str, port: int, context: ssl.SSLContext | None
         waited = time.monotonic() - started_at
         if response is not None and response.get("status") == "ready":
             return []
-        if response is not None and waited > _DEGRADED_AFTER_SECONDS:
+        if response is not None and waited > degraded_after_seconds:
             return _list_problems(response)
         if waited > _TIMEOUT_SECONDS:
             return ["the gateway does not answer yet"]

@@ -208,7 +208,7 @@ async def test_legacy_host_is_notified_of_new_tools(gateway: Gateway, trial: Tri
 async def test_notification_does_not_keep_the_oldest_legacy_session(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The session that listed tools first and again last stays when another one comes."""
+    """The first session lists tools again, so it stays when another comes."""
     notified: asyncio.Queue[str] = asyncio.Queue()
     monkeypatch.setattr(gateway.state.mcp, "_legacy_sessions", LruDict(2))
 

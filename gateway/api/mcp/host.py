@@ -47,9 +47,9 @@ class HostObserver:
         self._notifications.spawn(_send_notification(notification))
 
     async def wait_until_notified(self) -> None:
-        """Wait until the host has the progress and logs, which must precede the result.
+        """Wait until the host has the progress and logs.
 
-        A host that does not read them has five seconds.
+        They must precede the result. A host that does not read them has five seconds.
         """
         await self._notifications.wait(_NOTIFY_TIMEOUT_SECONDS)
 

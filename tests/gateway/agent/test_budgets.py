@@ -32,7 +32,7 @@ class Spending:
 
 
 class PausingStore(UsageStore):
-    """The real store, which runs a function after the next read of the totals."""
+    """The real store, with a function after the next read."""
 
     after_read: Callable[[], Awaitable[None]] | None = None
 
