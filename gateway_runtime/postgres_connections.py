@@ -18,9 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from gateway_runtime import postgres_url
 from gateway_runtime.postgres_errors import is_database_error, must_reconnect
 
-__all__ = ["ConnectionLimits", "PostgresConnector"]
+__all__ = ["CLOSE_SECONDS", "ConnectionLimits", "PostgresConnector"]
 
-_CLOSE_SECONDS = 1.0
+CLOSE_SECONDS = 1.0
+"""Seconds for a graceful close, before the connection is aborted."""
 _KEEPALIVE_PROBES = 2
 
 
@@ -170,7 +171,7 @@ def _build_connection_class(silence: float) -> "type[asyncpg.Connection[asyncpg.
         async def close(self, *, timeout: float | None = None) -> None:
             """Close the connection, or abort it if the server is silent."""
             try:
-                await super().close(timeout=_CLOSE_SECONDS if timeout is None else min(timeout, _CLOSE_SECONDS))
+                await super().close(timeout=CLOSE_SECONDS if timeout is None else min(timeout, CLOSE_SECONDS))
             except TimeoutError:
                 self.terminate()
 

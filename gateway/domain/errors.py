@@ -188,7 +188,7 @@ class ServerStopping(Overloaded):
 
 class StorageUnavailable(Overloaded):
     code = "storage_unavailable"
-    default_message = "The database cannot be reached, so the turn was not started. Try again shortly."
+    default_message = "The database is unavailable. Try again shortly."
     default_retry_after = 1.0
 
 

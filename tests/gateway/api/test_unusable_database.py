@@ -24,6 +24,7 @@ from tests.postgres_faults import (
 )
 from tests.stack import TIMEOUTS, Gateway, Reply, serve_gateway
 
+pytestmark = pytest.mark.database
 ROLE_SQL = Path(__file__).parents[3] / "docs" / "application_role.sql"
 TIMEOUTS_OF_TURNS = replace(TIMEOUTS, journal=1.0)
 Fault = Callable[[EmbeddedPostgres], AbstractAsyncContextManager[None]]

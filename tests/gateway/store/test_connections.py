@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
+from gateway.config import load_settings
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import BusKind, BusMessage
 from gateway.store.bus import PostgresBus
 from gateway.store.database import Database
-from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
+from gateway_runtime.postgres_connections import CLOSE_SECONDS, ConnectionLimits, PostgresConnector
 from tests.eventually import eventually
 from tests.postgres_faults import build_url_of_hosts, execute, serve_proxy, set_read_only, start_cluster
 
@@ -105,6 +106,12 @@ async def test_silent_connection_is_found_and_replaced(database_url: str) -> Non
             assert await find_pid_eventually(database) != pid
 
 
+def test_silence_is_found_within_ten_seconds_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_SILENCE_TIMEOUT_SECONDS", raising=False)
+    assert ConnectionLimits().silence == load_settings(_env_file=None).database_silence_timeout_seconds
+    assert ConnectionLimits().silence + CLOSE_SECONDS < 10
+
+
 async def test_bus_finds_a_silent_connection_and_delivers_again(database_url: str) -> None:
     received = asyncio.Event()
     async with serve_proxy(database_url) as (proxy, url):
@@ -171,6 +178,7 @@ async def test_connection_that_the_server_closed_is_replaced_without_an_error(
         assert await find_pid(database) != pid
 
 
+@pytest.mark.database
 async def test_demoted_primary_is_left_for_the_new_one() -> None:
     with start_cluster() as old, start_cluster() as new:
         await set_read_only(new, value=True)
