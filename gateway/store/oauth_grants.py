@@ -22,7 +22,16 @@ from gateway.store.models import OAuthGrant, OAuthSignIn
 log = get_logger(__name__)
 
 _SIGN_IN_LIFETIME = timedelta(days=7)
-_LOCK_STATEMENT = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+_TRANSACTION_SECONDS = 20.0
+"""Time limit of a transaction, which may refresh tokens.
+
+The authorization server has 15 seconds to answer, in which other transactions wait for the lock.
+"""
+_LOCK_STATEMENT = text(
+    "SELECT set_config('lock_timeout', :timeout, true),"
+    " set_config('idle_in_transaction_session_timeout', :timeout, true),"
+    " pg_advisory_xact_lock(hashtextextended(:name, 0))"
+)
 
 
 class PostgresGrantTransaction(GrantTransaction):
@@ -45,7 +54,7 @@ class PostgresGrantStore(GrantStore):
 
     @asynccontextmanager
     async def begin_transaction(self, server: str, owner: str, url: str) -> AsyncGenerator[PostgresGrantTransaction]:
-        async with self._database.session() as session:
+        async with self._database.session(seconds=_TRANSACTION_SECONDS) as session:
             row = await self._lock_row(session, server, owner, url)
             before = self._decrypt(row)
             change = PostgresGrantTransaction(before)
@@ -73,7 +82,8 @@ class PostgresGrantStore(GrantStore):
         The lock also holds if the row does not exist.
         """
         connection = await session.connection()
-        await connection.execute(_LOCK_STATEMENT, {"name": f"grant {server} {owner} {url}"})
+        values = {"name": f"grant {server} {owner} {url}", "timeout": f"{_TRANSACTION_SECONDS:g}s"}
+        await connection.execute(_LOCK_STATEMENT, values)
         return await session.get(OAuthGrant, (server, owner, url))
 
     def _decrypt(self, row: OAuthGrant | None) -> Grant | None:

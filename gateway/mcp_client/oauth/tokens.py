@@ -11,7 +11,7 @@ import msgspec
 from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from pydantic import ValidationError
 
-from gateway.common.concurrency import Backoff, Deadline
+from gateway.common.concurrency import Backoff, Deadline, TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError
 from gateway.domain.messages import Grant, Principal
@@ -67,6 +67,7 @@ class AccessTokenProvider:
         self._must_read = True
         self._read_at = -math.inf
         self._updating = asyncio.Lock()
+        self._refreshes = TaskSet(f"mcp token {server.name}")
         self._failure: httpx2.TransportError | None = None
         self._retry_at = -math.inf
         self._backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
@@ -165,7 +166,24 @@ class AccessTokenProvider:
                 raise
             self._read_at = time.monotonic()
         if self._unsaved is not None or _must_refresh(self._grant, refused_token):
-            await self._refresh_stored_grant(self._grants, refused_token)
+            await self._refresh_to_end(self._grants, refused_token)
+
+    async def _refresh_to_end(self, grants: GrantStore, refused_token: str | None) -> None:
+        """Refresh the grant, even if the request is cancelled.
+
+        The authorization server may have used up the old tokens by then.
+        """
+        errors: list[Exception] = []
+
+        async def refresh() -> None:
+            try:
+                await self._refresh_stored_grant(grants, refused_token)
+            except Exception as error:  # noqa: BLE001 - raised below
+                errors.append(error)
+
+        await asyncio.shield(self._refreshes.spawn(refresh()))
+        if errors:
+            raise errors[0]
 
     async def _refresh_stored_grant(self, grants: GrantStore, refused_token: str | None) -> None:
         """Refresh the grant while no other worker does.

@@ -27,6 +27,7 @@ from gateway.store.encryption import Cipher
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
 from gateway_runtime import embedded_postgres
+from gateway_runtime.postgres_connections import ConnectionLimits
 from gateway_runtime.postgres_url import plain_dsn
 from tests.conftest import FAST_POSTGRES_SETTINGS
 from tests.eventually import eventually
@@ -55,9 +56,11 @@ class CountingGrantStore(PostgresGrantStore):
 
 
 @asynccontextmanager
-async def connect_toolbox(database_url: str, *servers: ServerConfig) -> AsyncGenerator[tuple[McpToolbox, Any]]:
+async def connect_toolbox(
+    database_url: str, *servers: ServerConfig, limits: ConnectionLimits | None = None
+) -> AsyncGenerator[tuple[McpToolbox, Any]]:
     """Connect a toolbox whose sign-ins are in this database."""
-    database = Database(database_url)
+    database = Database(database_url, limits=limits)
     grants = CountingGrantStore(database)
     definitions = ServerStore(database, CIPHER)
     toolbox = McpToolbox(list(servers), Settings(_env_file=None), definitions, grants)  # type: ignore[call-arg]
@@ -279,6 +282,56 @@ async def test_refreshed_token_that_cannot_be_stored_is_used_and_stored_later(
         assert stored.refresh_token == first.refresh_token
         await eventually(is_stored)
         assert vault.refreshed == 1
+
+
+async def test_slow_authorization_server_refreshes_once_for_all_workers(
+    database_url: str, vault: OAuthMcpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refresh a token for longer than other transactions may take."""
+    await store_grant(database_url, vault)
+    exchange = vault.exchange_refresh_token
+
+    async def exchange_slowly(*arguments: Any) -> OAuthToken:
+        await asyncio.sleep(2.0)
+        return await exchange(*arguments)
+
+    monkeypatch.setattr(vault, "exchange_refresh_token", exchange_slowly)
+    server = ServerConfig(name="vault", url=vault.url)
+    limits = ConnectionLimits(statement=0.9, lock=0.5, silence=1.0)
+    async with (
+        connect_toolbox(database_url, server, limits=limits) as (first, _),
+        connect_toolbox(database_url, server, limits=limits) as (second, _),
+    ):
+        vault.revoke_access()
+        calls = (call_tool(toolbox, "vault_whose_vault") for toolbox in (first, second) for _ in range(3))
+        assert {get_text(result) for result in await asyncio.gather(*calls)} == {"the vault of gateway"}
+    assert vault.refreshed == 1
+    grant = await read_grant(database_url, vault)
+    assert grant is not None
+    assert grant.refresh_token in vault.refresh
+
+
+async def test_refresh_ends_although_its_call_is_cancelled(
+    database_url: str, vault: OAuthMcpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store_grant(database_url, vault)
+    exchange, started = vault.exchange_refresh_token, asyncio.Event()
+
+    async def exchange_slowly(*arguments: Any) -> OAuthToken:
+        token = await exchange(*arguments)  # from here on, the old refresh token is used up
+        started.set()
+        await asyncio.sleep(0.5)
+        return token
+
+    monkeypatch.setattr(vault, "exchange_refresh_token", exchange_slowly)
+    async with connect_toolbox(database_url, ServerConfig(name="vault", url=vault.url)) as (toolbox, _):
+        vault.revoke_access()
+        cancelled_call = asyncio.create_task(call_tool(toolbox, "vault_whose_vault"))
+        async with asyncio.timeout(30):
+            await started.wait()
+        cancelled_call.cancel()
+        assert get_text(await call_tool(toolbox, "vault_whose_vault")) == "the vault of gateway"
+    assert vault.refreshed == 1
 
 
 async def test_held_tools_stay_on_offer_while_new_ones_cannot_be_compared(
