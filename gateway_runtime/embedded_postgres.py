@@ -287,7 +287,7 @@ def _is_postgres_process(pid: int) -> bool:
         return True
     command = Path(f"/proc/{pid}/cmdline")
     try:
-        return not Path("/proc/self").exists() or b"postgres" in command.read_bytes()
+        return not Path("/proc/self").exists() or b"postgres" in command.read_bytes().split(b"\0")[0]
     except OSError:
         return False
 

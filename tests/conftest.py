@@ -29,6 +29,7 @@ SLOW_TESTS = (
     "gateway/store/test_migrations.py",
     "gateway/test_cli_keys.py",
     "gateway_runtime/test_embedded_postgres.py",
+    "gateway_runtime/test_postgres_keeper.py",
     "tools_server/test_process.py",
     "upgrade/",
 )

@@ -19,6 +19,7 @@ import typer
 from gateway_runtime import embedded_postgres, tls
 from gateway_runtime.event_loop import event_loop_factory
 from gateway_runtime.parent_watchdog import stop_with_parent
+from gateway_runtime.postgres_keeper import PostgresKeeper
 from gateway_runtime.sockets import bind_socket
 from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings
 from tools_server.http_server import HttpServer
@@ -27,7 +28,6 @@ from tools_server.log import configure_logging
 if TYPE_CHECKING:
     from tools_server.server import ToolServer
 
-_POSTGRES_POLL_SECONDS = 2.0
 _BACKLOG = 2048
 log = structlog.stdlib.get_logger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -46,8 +46,8 @@ def serve(
             log.warning("setting_renamed", old=setting.old_name, new=setting.new_name)
         tls_options = tls.build_server_options(None if stdio else settings.tls_files, _log_tls_doubt)
         listener = None if stdio else _bind_listener(settings)
-        with run_embedded_postgres(settings) as server, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-            runner.run(run_server(settings, server, listener, tls_options))
+        with run_embedded_postgres(settings) as postgres, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            runner.run(run_server(settings, postgres, listener, tls_options))
     except (ConfigError, embedded_postgres.EmbeddedPostgresError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
@@ -68,13 +68,13 @@ def _exit_on_signal(_number: int, _frame: object) -> None:
 
 async def run_server(
     settings: Settings,
-    server: embedded_postgres.EmbeddedPostgres | None,
+    postgres: PostgresKeeper | None,
     listener: socket.socket | None,
     tls_options: tls.TlsOptions,
 ) -> None:
     """Serve until stopped.
 
-    Without a listener, serve over stdio. `server` stores the tasks if no database is configured.
+    Without a listener, serve over stdio. `postgres` stores the tasks if no database is configured.
     """
     # Imported here because they take most of a second: a broken setting or a taken port is reported before that.
     gc.disable()  # imports leave no garbage, and collecting would take a fifth of their time
@@ -84,15 +84,13 @@ async def run_server(
 
     gc.freeze()
     gc.enable()
-    url = settings.postgres_url or (server.build_url() if server else "")
+    url = settings.postgres_url or (postgres.server.build_url() if postgres else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
-    background = [asyncio.create_task(_log_failure("migrations", upgrade_when_available(url)))]
-    if server is not None:
-        background.append(asyncio.create_task(_log_failure("postgres", _keep_postgres_running(server))))
+    migrations = asyncio.create_task(_log_failure("migrations", upgrade_when_available(url)))
     try:
         if listener is None:
-            await _serve_stdio(mcp, server.stop_if_started_here if server else None)
+            await _serve_stdio(mcp, postgres.stop if postgres else None)
         else:
             if not settings.on_loopback and settings.tools_server_secret is None:
                 reason = "TOOLS_SERVER_SECRET is not set, and TOOLS_SERVER_HOST is not a loopback address"
@@ -101,9 +99,8 @@ async def run_server(
                 stop_with_parent(settings.gateway_parent_fd)
             await HttpServer(create_app(mcp, settings), mcp.close_listen_streams, tls_options).serve(sockets=[listener])
     finally:
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        migrations.cancel()
+        await asyncio.wait([migrations])
         await store.close()
 
 
@@ -131,7 +128,7 @@ async def _serve_stdio(mcp: "ToolServer", before_exit: Callable[[], None] | None
 
 
 @contextlib.contextmanager
-def run_embedded_postgres(settings: Settings) -> Generator[embedded_postgres.EmbeddedPostgres | None]:
+def run_embedded_postgres(settings: Settings) -> Generator[PostgresKeeper | None]:
     """Run the embedded Postgres if no database is configured.
 
     Yield None if a database is configured. A gateway on the same data directory shares the embedded Postgres.
@@ -139,29 +136,23 @@ def run_embedded_postgres(settings: Settings) -> Generator[embedded_postgres.Emb
     if settings.postgres_url is not None:
         yield None
         return
-    try:
-        server = embedded_postgres.start_or_attach(settings.gateway_data_dir)
-    except OSError as error:
-        raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
-    for note in server.notes:
-        log.info("embedded_postgres_noted", note=note)
-    try:
-        yield server
-    finally:
-        server.stop_if_started_here()
-
-
-async def _keep_postgres_running(server: embedded_postgres.EmbeddedPostgres) -> None:
-    """Start Postgres again after the process that started it has stopped.
-
-    Runs in the main thread: the kernel ends Postgres together with the thread that started it.
-    """
-    while True:
-        await asyncio.sleep(_POSTGRES_POLL_SECONDS)
+    with contextlib.ExitStack() as stack:
         try:
-            server.ensure_running()
-        except (embedded_postgres.EmbeddedPostgresError, OSError) as error:
-            log.error("embedded_postgres_failed", error=str(error))
+            server = embedded_postgres.find_cluster(settings.gateway_data_dir)
+            keeper = stack.enter_context(PostgresKeeper(server, on_lost=_log_loss, on_failure=_log_postgres_failure))
+        except OSError as error:
+            raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None
+        for note in server.notes:
+            log.info("embedded_postgres_noted", note=note)
+        yield keeper
+
+
+def _log_loss() -> None:
+    log.warning("embedded_postgres_lost")
+
+
+def _log_postgres_failure(error: Exception) -> None:
+    log.error("embedded_postgres_failed", error=str(error))
 
 
 def _bind_listener(settings: Settings) -> socket.socket:

@@ -122,18 +122,24 @@ async def _has_stored_keys(url: str) -> bool:
 def open_postgres(settings: Settings) -> Generator[str]:
     """Yield the URL of Postgres.
 
-    Without a configured one, the embedded Postgres runs for the length of the block.
+    Without a configured one, the embedded Postgres runs for the length of the block, and is started again when it is
+    gone.
     """
     if settings.postgres_url is not None:
         yield settings.postgres_url
         return
-    from gateway_runtime import embedded_postgres
+    from gateway.common.logging import get_logger
+    from gateway_runtime.embedded_postgres import find_cluster
+    from gateway_runtime.postgres_keeper import PostgresKeeper
 
-    server = embedded_postgres.start_or_attach(settings.gateway_data_dir)
-    try:
+    log = get_logger(__name__)
+    server = find_cluster(settings.gateway_data_dir)
+    with PostgresKeeper(
+        server,
+        on_lost=lambda: log.warning("embedded_postgres_lost"),
+        on_failure=lambda error: log.error("embedded_postgres_failed", error=str(error)),
+    ):
         yield server.build_url()
-    finally:
-        server.stop_if_started_here()
 
 
 @asynccontextmanager

@@ -17,9 +17,9 @@ from typing import TextIO
 
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from gateway_runtime.parent_watchdog import READY
+from gateway_runtime.postgres_keeper import PostgresKeeper
 from gateway_runtime.sockets import SharedPort
 
-_POSTGRES_POLL_SECONDS = 0.5
 _MAX_MESSAGE_BYTES = 65_536
 
 STOPPED, FAILED, MISCONFIGURED = 0, 1, 2
@@ -102,21 +102,32 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_stop_signal)
         if not self._stop_on_hangup:
             loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+        keeper = None if self._postgres is None else self._build_keeper(self._postgres, loop)
+        if keeper is not None:
+            keeper.start()  # beside the processes, which wait for it
         try:
             for process in self._processes:
                 await self._start_process(process)
                 self._spawn(self._keep_process_running(process), self._on_keeper_done)
-            if self._postgres is not None:
-                # In this thread, because the kernel ends Postgres together with the thread that started it.
-                self._postgres.ensure_running()
-                self._spawn(self._keep_postgres_running(self._postgres), self._on_keeper_done)
+            if keeper is not None:
+                await asyncio.wrap_future(keeper.started)
             await self._stop.wait()
         except EmbeddedPostgresError as error:
             print_line(str(error), sys.stderr)
             self._exit_code = FAILED
         finally:
             await self._stop_all()
+            if keeper is not None:
+                await asyncio.to_thread(keeper.stop)
         return self._exit_code
+
+    def _build_keeper(self, postgres: EmbeddedPostgres, loop: asyncio.AbstractEventLoop) -> PostgresKeeper:
+        """Build the keeper of Postgres; without Postgres, everything stops."""
+        return PostgresKeeper(
+            postgres,
+            on_lost=lambda: print_line("Postgres is gone: starting it again", sys.stderr),
+            on_failure=lambda error: loop.call_soon_threadsafe(self._finish, FAILED, str(error)),
+        )
 
     def spawn_task(self, coroutine: Coroutine[None, None, None]) -> None:
         """Run a coroutine beside the processes.
@@ -225,17 +236,6 @@ class Supervisor:
             process.death_times.popleft()
         return len(process.death_times) >= policy.max_deaths
 
-    async def _keep_postgres_running(self, postgres: EmbeddedPostgres) -> None:
-        while True:
-            await asyncio.sleep(_POSTGRES_POLL_SECONDS)
-            if not postgres.is_running():
-                print_line("Postgres is gone: starting it again", sys.stderr)
-                try:
-                    postgres.ensure_running()
-                except EmbeddedPostgresError as error:
-                    print_line(str(error), sys.stderr)
-                    self._finish(FAILED)
-
     async def _stop_all(self) -> None:
         self._stopping = True
         startup_errors = [worker.startup_error for worker in self._workers if worker.startup_error is not None]
@@ -243,8 +243,6 @@ class Supervisor:
             task.cancel()
         for rank in sorted({process.stop_rank for process in self._processes}):
             await asyncio.gather(*(_stop_process(process) for process in self._processes if process.stop_rank == rank))
-        if self._postgres is not None:
-            self._postgres.stop_if_started_here()
 
 
 def print_line(line: str, stream: TextIO | None = None) -> None:
