@@ -151,7 +151,8 @@ async def test_timed_out_call_is_cancelled_on_the_server(trial: TrialSetup, tool
         await eventually(given_up)
         async with asyncio.timeout(30):
             await trial[0].cancelled.wait()
-        await call_until_answered(toolbox, "echo", "still there")
+        toolbox._timeout = 30.0  # the next call must work, also on a stalled machine
+        assert get_text(await call_tool(toolbox, "echo", text="still there")) == "still there"
 
 
 async def test_call_timeout_is_paused_during_elicitation() -> None:
@@ -383,16 +384,22 @@ def _accepts_connections(port: int) -> bool:
 
 
 async def test_server_that_hangs_on_connect_does_not_block_startup() -> None:
-    async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(3600)
+    requested, released = asyncio.Event(), asyncio.Event()
+
+    async def hang_until_released(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        requested.set()
+        await released.wait()
         writer.close()
 
-    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    server = await asyncio.start_server(hang_until_released, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with connect_toolbox(
-        ServerConfig(name="silent", url=f"http://127.0.0.1:{port}/mcp"), connect_timeout=0.2
-    ) as toolbox:
+    config = ServerConfig(name="silent", url=f"http://127.0.0.1:{port}/mcp")
+    async with asyncio.timeout(30), connect_toolbox(config, connect_timeout=0.2) as toolbox:
+        await requested.wait()
         assert toolbox.list_server_statuses()[0].state == "connecting"
+        released.set()  # only now does the server end the request
+        await eventually(lambda: toolbox.list_server_statuses()[0].state == "down")
     server.close()
 
 
