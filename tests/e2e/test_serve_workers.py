@@ -157,11 +157,21 @@ async def test_sighup_stops_no_worker(workers: Workers) -> None:
     assert workers.process.poll() is None
 
 
+def is_zombie(pid: int) -> bool:
+    """Return whether a process and all of its threads have ended."""
+    has_one_thread = len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+    return has_one_thread and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
 async def test_killed_worker_is_replaced_while_the_other_serves(workers: Workers) -> None:
     killed, other = workers.pids()
-    os.kill(killed, signal.SIGKILL)
-    await eventually(lambda: not Path(f"/proc/{killed}").exists())  # its socket may be closed later than its process
-    assert other in await workers.find_workers_of_new_connections(10)
+    workers.process.send_signal(signal.SIGSTOP)  # or the replacement might serve already
+    try:
+        os.kill(killed, signal.SIGKILL)
+        await eventually(lambda: is_zombie(killed))  # all of its sockets are closed then
+        assert await workers.find_workers_of_new_connections(10) == {other}
+    finally:
+        workers.process.send_signal(signal.SIGCONT)
 
     async def find_two_workers() -> set[int] | None:
         serving = await workers.find_workers_of_new_connections(20)
