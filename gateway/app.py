@@ -13,22 +13,22 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import State
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 from uuid_utils.compat import uuid7
 
 from gateway import __version__
 from gateway.agent.budgets import Budgets
 from gateway.agent.conversation_queue import ConversationQueue
+from gateway.agent.lease import WorkerLease
 from gateway.agent.loop import AgentLoop, LoopLimits
 from gateway.agent.runner import Runner, RunnerConfig, RunnerStorage
 from gateway.agent.server_registry import ServerRegistry
 from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
-from gateway.agent.workers import WorkerHeartbeat
+from gateway.agent.workers import LeaseTiming, TurnClaimer, WorkerHeartbeat
 from gateway.api.http import errors, openapi
 from gateway.api.http.body_limit import BodyLimitMiddleware
 from gateway.api.http.request_context import RequestContextMiddleware
-from gateway.api.mcp.endpoint import McpEndpoint
+from gateway.api.mcp.endpoint import McpEndpoint, McpRoute
 from gateway.api.rate_limit.limiter import RATE_HEADERS, RateLimiter
 from gateway.api.routes.registration import register_routes
 from gateway.api.security.authentication import Authenticator
@@ -64,6 +64,7 @@ from gateway.store.response_cache import ResponseCacheStore
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
+from gateway.store.workers import WorkerStore
 from gateway_runtime.postgres_connections import ConnectionLimits
 
 _EXPOSED_HEADERS = ("X-Request-ID", "X-Turn-Id", "X-Gateway-Cache", "Mcp-Session-Id", "Retry-After")
@@ -121,18 +122,8 @@ def create_app(
     errors.register_error_handlers(app)
     register_routes(app)
     openapi.install_openapi(app)
-    app.router.routes.append(Route("/mcp", _Mcp(app), include_in_schema=False))
+    app.router.routes.append(Route("/mcp", McpRoute(app.state), include_in_schema=False))
     return app
-
-
-class _Mcp:
-    """Forwards requests to the MCP endpoint that the lifespan creates."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app.state.mcp(scope, receive, send)
 
 
 @dataclass(frozen=True)
@@ -143,6 +134,7 @@ class Store:
     journal: PostgresJournal
     bus: PostgresBus
     turns: TurnStore
+    workers: WorkerStore
     conversations: ConversationStore
     usage: UsageStore
     questions: QuestionStore
@@ -179,7 +171,8 @@ async def build_gateway(
     Sets the attributes of `state` that `api/deps.py` reads.
     """
     tasks = TaskRegistry()
-    worker_id = uuid7()
+    worker_id = settings.gateway_worker_id or uuid7()
+    lease = WorkerLease()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(build_store(settings, timeouts, worker_id, tasks))
         llm = await stack.enter_async_context(build_llm(settings, tasks))
@@ -200,7 +193,7 @@ async def build_gateway(
             max_memory_bytes=settings.shed_memory_bytes or find_memory_limit(settings.gateway_workers),
         )
         _supervise(load.task, tasks, stack)
-        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, tasks, load)
+        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load)
         turn_service = await stack.enter_async_context(agent)
         mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.connector.dsn, load)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
@@ -212,6 +205,7 @@ async def build_gateway(
         state.audit = store.audit
         state.turn_service = turn_service
         state.turns = store.turns
+        state.lease = lease
         state.questions = store.questions
         state.conversations = store.conversations
         state.history = HistoryStore(store.database)
@@ -285,8 +279,10 @@ async def build_store(
         redactor=redactor,
     )
     cipher = cipher_from_settings(settings)
+    workers = WorkerStore(database, worker_id)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
+        stack.callback(workers.close)
         journal.start()
         tasks.add(*journal.tasks)
         stack.push_async_callback(journal.stop)
@@ -295,6 +291,7 @@ async def build_store(
             journal=journal,
             bus=PostgresBus(database.connector),
             turns=TurnStore(database),
+            workers=workers,
             conversations=ConversationStore(database, redactor=redactor),
             usage=UsageStore(database, redactor=redactor),
             questions=QuestionStore(
@@ -352,6 +349,7 @@ async def build_agent(
     store: Store,
     llm: Llm,
     tools: Tools,
+    lease: WorkerLease,
     tasks: TaskRegistry,
     load: LoadMonitor,
 ) -> AsyncGenerator[TurnService]:
@@ -359,7 +357,7 @@ async def build_agent(
 
     On exit, the running turns are handed over to other workers.
     """
-    runner = _build_runner(settings, timeouts, worker_id, store, llm, tools)
+    runner = _build_runner(settings, timeouts, worker_id, store, llm, tools, lease)
     subscriptions = TurnSubscriptions(
         runner, store.turns, store.bus, store.journal, storage_timeout_seconds=settings.storage_retry_seconds
     )
@@ -375,14 +373,14 @@ async def build_agent(
         load=load,
     )
     interval = settings.heartbeat_seconds
-    silent = settings.heartbeat_timeout_seconds or 4 * interval
-    heartbeat = WorkerHeartbeat(
-        runner, store.turns, store.turns, store.questions, worker_id, interval_seconds=interval, silence_seconds=silent
-    )
+    timing = LeaseTiming(interval, settings.heartbeat_timeout_seconds or 4 * interval)
+    heartbeat = WorkerHeartbeat(runner, store.workers, lease, timing)
+    claimer = TurnClaimer(runner, store.workers, lease, store.turns, store.questions, timing)
+    lease.on_end = claimer.on_lease_end
     store.bus.subscribe(BusKind.CANCEL_TURN, runner.on_cancel)
     store.bus.subscribe(BusKind.WATCH_TURN, runner.on_watch)
     store.bus.subscribe(BusKind.TURN_RUNNABLE, runner.on_answer)
-    store.bus.subscribe(BusKind.TURN_RUNNABLE, heartbeat.on_turn_runnable)
+    store.bus.subscribe(BusKind.TURN_RUNNABLE, claimer.on_turn_runnable)
     store.bus.subscribe(BusKind.TURN_EVENTS, subscriptions.on_events)
     store.bus.subscribe(BusKind.TICKET_RELEASED, queue.on_ticket_released)
     retention = SupervisedTask(
@@ -393,11 +391,13 @@ async def build_agent(
         stack.push_async_callback(queue.stop)
         stack.push_async_callback(subscriptions.stop)
         await tools.toolbox.wait_until_connected(timeouts.mcp_connect)
-        heartbeat.task.start()
+        stack.callback(lease.stop)
+        await heartbeat.start()
         tasks.add(heartbeat.task)
+        stack.push_async_callback(heartbeat.task.stop)
         _supervise(retention, tasks, stack)
         stack.push_async_callback(runner.stop, 0)
-        stack.push_async_callback(heartbeat.task.stop)
+        _supervise(claimer.task, tasks, stack)
         yield service
 
 
@@ -408,7 +408,13 @@ def _supervise(task: SupervisedTask, tasks: TaskRegistry, stack: AsyncExitStack)
 
 
 def _build_runner(
-    settings: Settings, timeouts: Timeouts, worker_id: UUID, store: Store, llm: Llm, tools: Tools
+    settings: Settings,
+    timeouts: Timeouts,
+    worker_id: UUID,
+    store: Store,
+    llm: Llm,
+    tools: Tools,
+    lease: WorkerLease,
 ) -> Runner:
     config = RunnerConfig(
         worker_id=worker_id,
@@ -425,7 +431,7 @@ def _build_runner(
         journal=store.journal,
         ephemeral_journal=EphemeralJournal(store.journal),
         conversations=store.conversations,
-        workers=store.turns,
+        workers=store.workers,
         questions=store.questions,
         responses=ResponseCacheStore(store.database),
         bus=store.bus,
@@ -440,6 +446,7 @@ def _build_runner(
         models=llm.catalog,
         toolbox=tools.policy_toolbox,
         budgets=Budgets(store.usage, settings.user_budget, wait_seconds=timeouts.budget_wait),
+        lease=lease,
     )
 
 

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from uuid import UUID
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     gateway_parent_fd: Annotated[int | None, BeforeValidator(read_parent_fd)] = Field(
         default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
     )
+    gateway_worker_id: UUID | None = None
     api_key: SecretStr | None = None
     cors_origins: CommaSeparated = ()
     trusted_hosts: CommaSeparated = ()

@@ -124,6 +124,9 @@ class RecordingTurn(TurnContext):
     async def wait_until_durable(self) -> None:
         self.log.mark_committed(len(self.log.entries))
 
+    async def require_lease(self) -> None:
+        pass
+
     async def wait_for_capacity(self) -> None:
         pass
 
@@ -139,8 +142,8 @@ class RecordingTurn(TurnContext):
     def calculate_cost(self, usage: Usage) -> float | None:
         return None
 
-    async def ask_questions(self, call_id: str, pending: PendingInput) -> None:
-        raise AssertionError(f"{call_id} asks {pending}")
+    async def ask_questions(self, call_id: str, pending_input: PendingInput) -> None:
+        raise AssertionError(f"{call_id} asks {pending_input}")
 
     async def ask_inline(self, call_id: str, question: Question) -> Answer:
         raise AssertionError(f"{call_id} asks {question}")

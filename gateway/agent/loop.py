@@ -292,6 +292,7 @@ class AgentLoop:
         """
         await turn.wait_for_capacity()
         await turn.reserve_budget(call)
+        await turn.require_lease()
         sink = _StepEventSink(step, turn, add_call, quiet=quiet)
         return await self._model.complete(call, sink), "".join(sink.draft)
 

@@ -12,6 +12,7 @@ import msgspec
 from uuid_utils.compat import uuid7
 
 from gateway.agent.budgets import Budgets
+from gateway.agent.lease import WorkerLease
 from gateway.agent.loop import AgentLoop
 from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
@@ -29,6 +30,7 @@ from gateway.domain.errors import (
     ServerStopping,
     StorageRefused,
     StorageUnavailable,
+    TooManyAttempts,
     TurnLost,
     TurnTakenOver,
     TurnTimeout,
@@ -49,6 +51,11 @@ from gateway.ports.tools import Toolbox
 log = get_logger(__name__)
 
 _HAND_OVER_SECONDS = 2.0
+MAX_ATTEMPTS = 3
+"""Number of dead workers after which a turn fails.
+
+Those since its last completed step count.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +107,14 @@ class Runner:
         models: ModelCatalog,
         toolbox: Toolbox,
         budgets: Budgets,
+        lease: WorkerLease,
     ) -> None:
         self._config = config
         self._loop = loop
         self._storage = storage
         self._models = models
         self._budgets = budgets
+        self._lease = lease
         self._tools = ToolSelector(toolbox, max_tokens=config.max_tool_tokens, batches=config.batch_tool)
         self._prompts = PromptBuilder(toolbox, storage.conversations, config.system_prompt)
         self._responses = TurnResponseCache(storage.responses)
@@ -141,6 +150,8 @@ class Runner:
             raise ServerStopping
         if self.running_turns >= self._config.max_turns:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
+        if not self._lease.is_valid:
+            raise StorageUnavailable
         model, request, request_warnings = self._resolve_request(request, principal)
         await self._budgets.check_remaining(principal)
         conversation_id = await open_conversation()
@@ -227,7 +238,10 @@ class Runner:
         selection, _ = self._tools.select(record.request, principal, model)
         turn = self._create_turn(record, principal, model)
         turn.restore(events, inputs)
-        turn.is_lost = not turn.is_stored
+        if not turn.is_stored:
+            turn.takeover_error = TurnLost()
+        elif record.attempts >= MAX_ATTEMPTS:
+            turn.takeover_error = TooManyAttempts()
         if cancel:
             turn.cancel("cancelled")
         log.info("turn_taken_over", turn_id=str(turn.id), steps=turn.transcript.steps, cancel=cancel)
@@ -250,6 +264,7 @@ class Runner:
             self._storage.questions,
             model,
             self._budgets,
+            self._lease,
             max_bytes=self._config.max_turn_bytes,
         )
 
@@ -292,8 +307,8 @@ class Runner:
             await self._tasks.wait(grace)
         remaining = await self.hand_over("server_stopping")
         try:
-            await self._storage.workers.release_turns(self._config.worker_id, remaining)
-            await self._storage.workers.deregister(self._config.worker_id)
+            await self._storage.workers.release_turns(remaining)
+            await self._storage.workers.deregister()
         except StorageUnavailable:
             log.warning("turn_release_failed", turns=len(remaining))
         for turn_id in remaining:
@@ -315,6 +330,16 @@ class Runner:
             await asyncio.wait(tasks, timeout=_HAND_OVER_SECONDS)
             await asyncio.wait([turn.journal.flush(turn.log) for turn in turns], timeout=_HAND_OVER_SECONDS)
         return [turn.id for turn in turns if turn.is_stored]
+
+    def give_up_turns(self) -> list[UUID]:
+        """Stop every stored turn and return their ids.
+
+        Other workers may claim them now. Turns that are not stored run on: no other worker can continue them.
+        """
+        turns = [turn for turn in self._turns.values() if turn.is_stored and turn.stage != "finishing"]
+        for turn in turns:
+            turn.give_up()
+        return [turn.id for turn in turns]
 
     # --- one turn's task
 
@@ -340,8 +365,8 @@ class Runner:
         turn.deadline = deadline = PausableTimeout(self._config.turn_timeout)
         if turn.cancel_reason is not None:
             return turn.build_cancelled_event()
-        if turn.is_lost:
-            return turn.record_failure(TurnLost())
+        if turn.takeover_error is not None:
+            return turn.record_failure(turn.takeover_error)
         try:
             async with deadline:
                 context = await self._prompts.build_context(turn.record, turn.principal, turn.model, selection)

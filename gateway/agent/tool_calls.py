@@ -184,6 +184,7 @@ class ToolCallScheduler:
             await self._deferred_may_run.wait()
         async with self._slots:
             await self._emitter.wait_until_durable()
+            await self._emitter.require_lease()
             started_at = time.perf_counter()
             result = await self._execute(call, spec, arguments, answers)
             duration_ms = round((time.perf_counter() - started_at) * 1000, 2)
@@ -231,6 +232,7 @@ class ToolCallScheduler:
                 return build_approval_request(spec, batch_arguments)
             key = make_idempotency_key(self._emitter.id, call.id, number)
             request = ToolCallRequest(spec, batch_arguments, self._principal, observer, idempotency_key=key)
+            await self._emitter.require_lease()
             return await self._toolbox.call_tool(request)
 
         return await run_batch(arguments, self._offered, call_tool, self._limit)

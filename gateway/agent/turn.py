@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 
 from gateway.agent.budgets import Budgets
+from gateway.agent.lease import WorkerLease
 from gateway.agent.loop import TurnContext
 from gateway.agent.tool_calls import build_input_resolved
 from gateway.agent.transcript import Transcript
@@ -77,6 +78,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         questions: QuestionRepository,
         model: ModelInfo,
         budgets: Budgets,
+        lease: WorkerLease,
         *,
         max_bytes: int = DEFAULT_MAX_TURN_BYTES,
     ) -> None:
@@ -92,7 +94,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.failure: GatewayError | None = None
         self.cancel_reason: CancelReason | None = None
         self.task: asyncio.Task[None] | None = None
-        self.is_lost = False
+        self.takeover_error: GatewayError | None = None
         self.deadline: PausableTimeout | None = None
         self.has_new_answers = asyncio.Event()
         self.stage: Literal["waiting", "running", "finishing"] = "waiting"
@@ -102,6 +104,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.is_cached = False
         self.journal = journal
         self._questions = questions
+        self._lease = lease
         self._accepted = asyncio.Event()
         self._listeners = 0
 
@@ -153,6 +156,11 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     async def wait_until_durable(self) -> None:
         await self.journal.flush(self.log)
+
+    async def require_lease(self) -> None:
+        if self.is_stored and not self._lease.is_valid:
+            self.give_up()
+            await asyncio.get_running_loop().create_future()  # until the cancellation arrives
 
     async def wait_for_capacity(self) -> None:
         if self.log.size > self._max_bytes:

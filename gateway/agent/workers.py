@@ -1,94 +1,173 @@
-"""A worker's heartbeat, and takeover of dead workers' turns."""
+"""The renewal of a worker's lease, and the takeover of turns."""
 
 import asyncio
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from gateway.agent.runner import Runner
+from gateway.agent.lease import WorkerLease, read_clock
+from gateway.agent.runner import MAX_ATTEMPTS, Runner
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
-from gateway.domain.errors import GatewayError, StorageUnavailable
-from gateway.domain.messages import BusMessage
+from gateway.domain.errors import GatewayError, StorageUnavailable, TooManyAttempts, TurnUnreadable
+from gateway.domain.messages import BusMessage, TurnClaim
 from gateway.ports.store import QuestionRepository, TurnRepository, WorkerRepository
 
 log = get_logger(__name__)
 
+_MAX_RETRY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTiming:
+    """Times of a lease, in seconds.
+
+    `interval` is the pause between renewals, `lease` the length that each grants.
+    """
+
+    interval: float = 2.0
+    lease: float = 8.0
+
 
 class WorkerHeartbeat:
-    """Writes a heartbeat every `interval_seconds`.
+    """Renews the lease of this worker.
 
-    A worker without one for `silence_seconds` counts as dead. A worker that could not write a heartbeat for that long
-    gives up its turns, because other workers take them over.
+    A renewal that takes a quarter of the lease has failed. Where another worker has ended the lease, this one gives its
+    turns up and registers anew.
     """
 
     def __init__(
         self,
         runner: Runner,
         workers: WorkerRepository,
-        turns: TurnRepository,
-        questions: QuestionRepository,
-        worker_id: UUID,
-        *,
-        interval_seconds: float = 2.0,
-        silence_seconds: float = 8.0,
+        lease: WorkerLease,
+        timing: LeaseTiming,
     ) -> None:
         self._runner = runner
         self._workers = workers
+        self._lease = lease
+        self._timing = timing
+        self._retry_seconds = min(timing.interval, _MAX_RETRY_SECONDS)
+        self.task = SupervisedTask("heartbeat", self._run_forever, vital=True, max_backoff_seconds=self._retry_seconds)
+
+    async def start(self) -> None:
+        """Register this worker, then renew its lease in the background."""
+        await self._try_to_renew()
+        self.task.start()
+
+    async def _run_forever(self) -> None:
+        while True:
+            renewed = await self._try_to_renew()
+            await asyncio.sleep(self._timing.interval if renewed else self._retry_seconds)
+
+    async def _try_to_renew(self) -> bool:
+        try:
+            async with asyncio.timeout(self._timing.lease / 4):
+                await self._renew()
+        except (GatewayError, TimeoutError) as error:
+            log.warning("heartbeat_missed", error=type(error).__name__)
+            return False
+        return True
+
+    async def _renew(self) -> None:
+        sent_at = read_clock()
+        seconds = await self._workers.renew_lease(self._timing.lease)
+        if seconds is None and not self._runner.is_stopping:
+            if self._lease.is_valid:
+                log.warning("lease_lost")
+            self._lease.end()
+            sent_at = read_clock()
+            seconds = await self._workers.register(self._timing.lease)
+        if seconds is not None:
+            self._lease.renew(sent_at, seconds)
+
+
+class TurnClaimer:
+    """Claims turns that no worker runs.
+
+    It looks for them regularly, and when a message announces one. A worker of release 0.1.0, which has no lease, is
+    dead after the length of one without a heartbeat.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        workers: WorkerRepository,
+        lease: WorkerLease,
+        turns: TurnRepository,
+        questions: QuestionRepository,
+        timing: LeaseTiming,
+    ) -> None:
+        self._runner = runner
+        self._workers = workers
+        self._lease = lease
         self._turns = turns
         self._questions = questions
-        self._worker_id = worker_id
-        self._interval_seconds = interval_seconds
-        self._silence_seconds = silence_seconds
+        self._interval_seconds = timing.interval
+        self._silence = timedelta(seconds=timing.lease)
         self._wake = asyncio.Event()
-        self._last_heartbeat_at = 0.0
-        self._abandoned: list[UUID] = []
-        self.task = SupervisedTask("heartbeat", self._run_forever, vital=True)
+        self._ownerless: set[UUID] = set()
+        self.task = SupervisedTask("takeover", self._run_forever, vital=True, max_backoff_seconds=timing.interval)
 
     def on_turn_runnable(self, _message: BusMessage) -> None:
         """Look for turns to take over at once."""
         self._wake.set()
 
+    def on_lease_end(self) -> None:
+        """Give up the stored turns, which other workers may claim."""
+        self._ownerless.update(self._runner.give_up_turns())
+
     async def _run_forever(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._last_heartbeat_at = self._last_heartbeat_at or loop.time()
         while True:
             self._wake.clear()
-            if loop.time() - self._last_heartbeat_at > self._silence_seconds:
-                self._abandoned += await self._runner.hand_over("storage_unavailable")
-            try:
-                await self._write_heartbeat()
-                await self._release_abandoned()
-                if not self._runner.is_stopping:
+            if self._lease.is_valid and not self._runner.is_stopping:
+                try:
+                    await self._release_ownerless_turns()
                     await self._questions.expire_overdue()
-                    await self._take_over()
-            except StorageUnavailable:
-                log.warning("heartbeat_missed")
+                    await self._claim_turns()
+                except GatewayError as error:
+                    log.warning("takeover_failed", code=error.code)
             await wait_or_poll(self._wake, self._interval_seconds)
 
-    async def _write_heartbeat(self) -> None:
-        started_at = asyncio.get_running_loop().time()
-        await self._workers.heartbeat(self._worker_id)
-        self._last_heartbeat_at = started_at
+    async def _release_ownerless_turns(self) -> None:
+        """Release turns that belong to this worker but do not run here.
 
-    async def _release_abandoned(self) -> None:
-        if self._abandoned:
-            await self._workers.release_turns(self._worker_id, self._abandoned)
-            self._abandoned = []
+        They were given up, or their claim was interrupted. A turn whose end is being written leaves the runner a moment
+        before; so it must be missing twice.
+        """
+        ownerless = {turn_id for turn_id in await self._workers.list_turns() if self._runner.get(turn_id) is None}
+        if released := ownerless & self._ownerless:
+            await self._workers.release_turns(list(released))
+        self._ownerless = ownerless - released
 
-    async def _take_over(self) -> None:
-        for record, cancel in await self._workers.claim_turns(
-            self._worker_id, timedelta(seconds=self._silence_seconds)
-        ):
-            try:
-                await self._questions.expire_inline(record.id)
-                events, inputs = (
-                    await self._turns.load_journal(record.id),
-                    await self._questions.list_for_turn(record.id),
-                )
-                self._runner.take_over(record, events, inputs, cancel=cancel)
-                if asyncio.get_running_loop().time() - self._last_heartbeat_at >= self._interval_seconds:
-                    await self._write_heartbeat()  # taking over many turns must not delay the heartbeat
-            except StorageUnavailable:
-                raise
-            except GatewayError as error:
-                log.error("turn_not_taken_over", turn_id=str(record.id), code=error.code)
+    async def _claim_turns(self) -> None:
+        claims = await self._workers.claim_turns(self._silence)
+        for claim in claims:
+            await self._take_over(claim)
+        if claims:
+            self._wake.set()  # there may be more
+
+    async def _take_over(self, claim: TurnClaim) -> None:
+        """Continue a claimed turn, or end it where that is impossible.
+
+        One turn that cannot be read must not stop the takeover of the others.
+        """
+        error: GatewayError
+        try:
+            if claim.attempts > MAX_ATTEMPTS:  # not even its end could be written by a takeover
+                raise TooManyAttempts
+            await self._questions.expire_inline(claim.turn_id)
+            record, cancel = await self._turns.load_record(claim)
+            events = await self._turns.load_journal(claim.turn_id)
+            inputs = await self._questions.list_for_turn(claim.turn_id)
+            self._runner.take_over(record, events, inputs, cancel=cancel)
+            return
+        except StorageUnavailable:
+            raise
+        except GatewayError as refusal:
+            error = refusal
+        except Exception:  # the rows of a turn may hold anything
+            log.exception("turn_takeover_crashed", turn_id=str(claim.turn_id))
+            error = TurnUnreadable()
+        log.error("turn_not_taken_over", turn_id=str(claim.turn_id), code=error.code)
+        await self._workers.end_turn(claim, error.to_error_info())

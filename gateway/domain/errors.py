@@ -28,6 +28,8 @@
      ├─ TurnTooLarge             502 turn_too_large
      ├─ TurnLost                 503 turn_lost
      ├─ TurnTakenOver            503 turn_taken_over
+     ├─ TurnUnreadable           500 turn_unreadable
+     ├─ TooManyAttempts          500 too_many_attempts
      └─ ModelError               502 model_error
          ├─ ModelKeyRefused      502 model_key_refused
          ├─ ModelRateLimited     429 model_rate_limited
@@ -238,6 +240,16 @@ class TurnTakenOver(GatewayError):
     code = "turn_taken_over"
     status = 503
     default_message = "Another worker has taken this turn over."
+
+
+class TurnUnreadable(GatewayError):
+    code = "turn_unreadable"
+    default_message = "This release of the gateway cannot read the stored turn, so it cannot continue."
+
+
+class TooManyAttempts(GatewayError):
+    code = "too_many_attempts"
+    default_message = "The worker of this turn died again and again, so the turn was not started once more."
 
 
 class ModelError(GatewayError):

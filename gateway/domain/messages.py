@@ -320,6 +320,14 @@ class TurnRecord(msgspec.Struct, frozen=True):
     attempts: int = 0
 
 
+class TurnClaim(msgspec.Struct, frozen=True):
+    """A turn that this worker has claimed. See `TurnRecord`."""
+
+    turn_id: UUID
+    epoch: int
+    attempts: int
+
+
 class TurnOutcome(msgspec.Struct, frozen=True):
     """End of a turn as it is stored.
 

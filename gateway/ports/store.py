@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from gateway.domain.errors import GatewayError
+from gateway.domain.errors import ErrorInfo, GatewayError
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import (
     Answer,
@@ -22,6 +22,7 @@ from gateway.domain.messages import (
     PendingInput,
     Principal,
     StoredQuestion,
+    TurnClaim,
     TurnOutcome,
     TurnRecord,
     TurnRequest,
@@ -263,8 +264,23 @@ class TurnRepository(Protocol):
         ...
 
     @abstractmethod
+    async def load_record(self, claim: TurnClaim) -> tuple[TurnRecord, bool]:
+        """Load the record of a claimed turn.
+
+        The flag says whether its cancellation was requested.
+
+        Raises:
+            TurnUnreadable: the row has a value that this release does not know.
+        """
+        ...
+
+    @abstractmethod
     async def load_journal(self, turn_id: UUID) -> list[JournalEntry]:
-        """Load the whole journal of a turn."""
+        """Load the whole journal of a turn.
+
+        Raises:
+            TurnUnreadable: the journal has an event that this release does not know.
+        """
         ...
 
     @abstractmethod
@@ -272,30 +288,57 @@ class TurnRepository(Protocol):
 
 
 class WorkerRepository(Protocol):
-    """Workers and their turns. Every method may raise StorageUnavailable."""
+    """The lease and the turns of one worker.
+
+    Every method may raise StorageUnavailable.
+    """
 
     @abstractmethod
-    async def heartbeat(self, worker_id: UUID) -> None:
-        """Record that the worker is alive."""
-        ...
+    async def renew_lease(self, seconds: float) -> float | None:
+        """Extend the lease; return its length in seconds from now.
 
-    @abstractmethod
-    async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """Claim the turns of dead workers and of no worker.
-
-        Workers without a heartbeat for `silent` count as dead. The flag of each turn says whether its cancellation was
-        requested.
+        None: the worker has no lease, because another worker has ended it and may have claimed the turns.
         """
         ...
 
     @abstractmethod
-    async def release_turns(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
+    async def register(self, seconds: float) -> float:
+        """Take a new lease and return its length.
+
+        Stored turns that this worker owned before are released.
+        """
+        ...
+
+    @abstractmethod
+    async def deregister(self) -> None:
+        """End the lease of a worker that stops in order."""
+        ...
+
+    @abstractmethod
+    async def claim_turns(self, silence: timedelta) -> list[TurnClaim]:
+        """Claim running turns without a live worker.
+
+        A live worker has a lease. A worker of release 0.1.0 has none; its last heartbeat may be `silence` ago. Nothing
+        is claimed without an own lease.
+        """
+        ...
+
+    @abstractmethod
+    async def list_turns(self) -> list[UUID]:
+        """List the running turns that this worker owns."""
+        ...
+
+    @abstractmethod
+    async def release_turns(self, turn_ids: list[UUID]) -> None:
         """Release turns, so that other workers can claim them."""
         ...
 
     @abstractmethod
-    async def deregister(self, worker_id: UUID) -> None:
-        """Remove a worker that stops in order."""
+    async def end_turn(self, claim: TurnClaim, error: ErrorInfo) -> None:
+        """End a turn as failed without reading it.
+
+        Does nothing if another worker has claimed it.
+        """
         ...
 
 

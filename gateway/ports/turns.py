@@ -25,6 +25,14 @@ class EventEmitter(Protocol):
         ...
 
     @abstractmethod
+    async def require_lease(self) -> None:
+        """Stop the turn if other workers may claim it now.
+
+        Await this right before each model or tool call starts.
+        """
+        ...
+
+    @abstractmethod
     async def ask_questions(self, call_id: str, pending_input: PendingInput) -> None:
         """Store the questions of a call, then show them.
 

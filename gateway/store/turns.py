@@ -1,26 +1,24 @@
-"""Stored turns: reads, cancellation, takeover by workers, and pruning of the journal."""
+"""Stored turns: reads, cancellation, and pruning of the journal."""
 
 import asyncio
-import os
-import socket
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from uuid import UUID
 
 import msgspec
 from sqlalchemy import delete, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import col, func, or_, select
+from sqlmodel import col, func, select
 
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
-from gateway.domain.errors import ErrorInfo, NotFound, StorageUnavailable
+from gateway.domain.errors import ErrorInfo, NotFound, StorageUnavailable, TurnUnreadable
 from gateway.domain.events import JournalEntry, decode_event
-from gateway.domain.messages import Outcome, Principal, TurnRecord, TurnRequest, Usage
-from gateway.ports.store import TurnRepository, WorkerRepository
+from gateway.domain.messages import Outcome, Principal, TurnClaim, TurnRecord, TurnRequest, Usage
+from gateway.ports.store import TurnRepository
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
-from gateway.store.models import ToolCallRow, Turn, TurnEvents, Worker
+from gateway.store.models import ToolCallRow, Turn, TurnEvents
 
 log = get_logger(__name__)
 
@@ -28,13 +26,10 @@ MAX_ROWS = 2_000
 _PRUNE_SECONDS = 3600.0
 _PRUNE_BATCH_SECONDS = 1.0
 _PRUNE_TIMEOUT_SECONDS = 60.0
-_BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
-# Identifies the machine or container and its boot, within which a process id is unique.
-_HOST = f"{socket.gethostname()} {_BOOT_ID_FILE.read_text().strip() if _BOOT_ID_FILE.exists() else ''}".strip()
 
 
-class TurnStore(TurnRepository, WorkerRepository):
-    """See `TurnRepository` and `WorkerRepository`."""
+class TurnStore(TurnRepository):
+    """See `TurnRepository`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -135,57 +130,12 @@ class TurnStore(TurnRepository, WorkerRepository):
         async with self._database.session() as session:
             await session.exec(change)
 
-    # --- workers
-
-    async def heartbeat(self, worker_id: UUID) -> None:
-        """See `WorkerRepository.heartbeat`."""
-        row = insert(Worker).values(id=worker_id, host=_HOST, pid=os.getpid())
-        seen = row.on_conflict_do_update(index_elements=["id"], set_={"seen_at": func.now()})
+    async def load_record(self, claim: TurnClaim) -> tuple[TurnRecord, bool]:
+        """See `TurnRepository.load_record`."""
         async with self._database.session() as session:
-            await session.exec(seen)
-
-    async def claim_turns(self, worker_id: UUID, silent: timedelta) -> list[tuple[TurnRecord, bool]]:
-        """See `WorkerRepository.claim_turns`.
-
-        A worker on this machine without a process counts as dead at once.
-        """
-        async with self._database.session() as session:
-            local_workers = (
-                await session.exec(select(Worker).where(Worker.host == _HOST, Worker.id != worker_id))
-            ).all()
-        dead_ids = [worker.id for worker in local_workers if not _is_process_alive(worker.pid)]
-        dead_workers = select(Worker.id).where(
-            or_(col(Worker.id).in_(dead_ids), col(Worker.seen_at) < func.now() - silent)
-        )
-        orphaned = (
-            select(Turn.id)
-            .where(
-                Turn.status == "running",
-                or_(
-                    col(Turn.worker_id).is_(None),
-                    col(Turn.worker_id).in_(dead_workers),
-                    col(Turn.worker_id).not_in(select(Worker.id)),
-                ),
-            )
-            .limit(100)
-            .with_for_update(skip_locked=True)
-        )
-        claim = update(Turn).where(col(Turn.id).in_(orphaned)).values(worker_id=worker_id).returning(Turn)
-        async with self._database.session() as session:
-            claimed = [_parse_record(turn) for turn in (await session.exec(claim)).scalars()]  # pyright: ignore
-            await session.exec(delete(Worker).where(col(Worker.id).in_(dead_workers)))
-        return claimed
-
-    async def release_turns(self, worker_id: UUID, turn_ids: list[UUID]) -> None:
-        """See `WorkerRepository.release_turns`."""
-        change = update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.worker_id) == worker_id).values(worker_id=None)
-        async with self._database.session() as session:
-            await session.exec(change)
-
-    async def deregister(self, worker_id: UUID) -> None:
-        """See `WorkerRepository.deregister`."""
-        async with self._database.session() as session:
-            await session.exec(delete(Worker).where(col(Worker.id) == worker_id))
+            turn = (await session.exec(select(Turn).where(Turn.id == claim.turn_id))).one()
+        with _raise_unreadable(claim.turn_id):
+            return _parse_record(turn, claim), turn.cancel_requested
 
     async def prune_journal(self, older_than: timedelta) -> int:
         """Delete journal rows of turns that ended before `older_than`.
@@ -234,22 +184,23 @@ def _rebuild_end_event(turn: Turn, usage: Usage) -> e.TurnEnd:
     return kind(error=msgspec.convert(turn.error, ErrorInfo), saved="text" if turn.response else "prompt")
 
 
-def _is_process_alive(pid: int) -> bool:
+@contextmanager
+def _raise_unreadable(turn_id: UUID) -> Generator[None]:
+    """Raise `TurnUnreadable` for stored values that cannot be parsed."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        yield
+    except (ValueError, TypeError, LookupError) as error:  # msgspec's errors are ValueErrors
+        log.error("turn_unreadable", turn_id=str(turn_id), error=str(error))
+        raise TurnUnreadable from error
 
 
 def _parse_entries(row: TurnEvents) -> list[JournalEntry]:
     lines = row.payload.split("\n")
-    return [JournalEntry(row.first_seq + n, decode_event(line), line.encode()) for n, line in enumerate(lines)]
+    with _raise_unreadable(row.turn_id):
+        return [JournalEntry(row.first_seq + n, decode_event(line), line.encode()) for n, line in enumerate(lines)]
 
 
-def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
+def _parse_record(turn: Turn, claim: TurnClaim) -> TurnRecord:
     """Restore a running turn's record.
 
     Until a turn ends, its row has only the messages of the request.
@@ -263,7 +214,7 @@ def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
         "on_disconnect": "continue",  # the client's connection ended with the worker that died
     }
     request = msgspec.convert(turn.options | columns, TurnRequest)
-    record = TurnRecord(
+    return TurnRecord(
         id=turn.id,
         owner=turn.owner,
         request=request,
@@ -271,8 +222,9 @@ def _parse_record(turn: Turn) -> tuple[TurnRecord, bool]:
         conversation_id=turn.conversation_id,
         request_id=turn.request_id,
         caller=None if turn.caller is None else msgspec.convert(turn.caller, Principal),
+        epoch=claim.epoch,
+        attempts=claim.attempts,
     )
-    return record, turn.cancel_requested
 
 
 async def prune_forever(turns: TurnStore, older_than: timedelta) -> None:

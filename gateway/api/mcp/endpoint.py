@@ -23,7 +23,7 @@ from mcp.server.session import ServerSession
 from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, State
 from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
@@ -275,3 +275,13 @@ def _transport_security(settings: Settings) -> TransportSecuritySettings:
         allowed_hosts=[*local, *(host.removesuffix(":*") for host in local)],
         allowed_origins=[*origins, *settings.cors_origins],
     )
+
+
+class McpRoute:
+    """Forwards requests to the endpoint, which exists once the application has started."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._state.mcp(scope, receive, send)

@@ -1,0 +1,155 @@
+"""Tests of leases and claims, on a real Postgres."""
+
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from gateway.domain.errors import StorageUnavailable, TurnUnreadable
+from gateway.domain.messages import TurnClaim
+from gateway.store.database import Database
+from gateway.store.workers import WorkerStore, release_dead_worker
+from tests.conftest import dsn
+
+SILENCE = timedelta(seconds=60)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncGenerator[Database]:
+    database = Database(database_url, pool_size=5)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def worker(database: Database) -> AsyncGenerator[WorkerStore]:
+    """A worker with a lease."""
+    store = WorkerStore(database, uuid4())
+    await store.register(60)
+    yield store
+    store.close()
+
+
+async def insert_turn(
+    db: asyncpg.Connection, worker_id: UUID | None, *, options: str = "{}", status: str = "running"
+) -> UUID:
+    turn_id = uuid4()
+    await db.execute(
+        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options, worker_id)"
+        " VALUES ($1, 'local', $2, 'x', '[]', 'm', '{}', $3, $4)",
+        turn_id,
+        status,
+        options,
+        worker_id,
+    )
+    return turn_id
+
+
+async def insert_worker(db: asyncpg.Connection, *, lease: str, seen: str = "now()", pid: int = 1) -> UUID:
+    worker_id = uuid4()
+    await db.execute(
+        f"INSERT INTO workers (id, host, pid, seen_at, lease_until) VALUES ($1, $2, $3, {seen}, {lease})",
+        worker_id,
+        socket.gethostname(),
+        pid,
+    )
+    return worker_id
+
+
+async def test_lease_is_renewed_for_its_length(worker: WorkerStore, db: asyncpg.Connection) -> None:
+    assert await worker.renew_lease(30) == 30
+    assert 25 < await db.fetchval("SELECT extract(epoch FROM lease_until - now())::float8 FROM workers") <= 30
+
+
+async def test_turns_of_a_worker_whose_lease_is_over_are_claimed(worker: WorkerStore, db: asyncpg.Connection) -> None:
+    dead = await insert_worker(db, lease="now() - interval '1 second'")
+    turn_id = await insert_turn(db, dead)
+    assert await worker.claim_turns(SILENCE) == [TurnClaim(turn_id, epoch=1, attempts=1)]
+    assert await db.fetchval("SELECT count(*) FROM workers WHERE id = $1", dead) == 0
+    assert await worker.list_turns() == [turn_id]
+
+
+@pytest.mark.parametrize("pid", [1, 2**22 - 1], ids=["live process", "dead process"])
+async def test_turns_of_a_worker_with_a_lease_are_not_claimed_whatever_its_process(
+    worker: WorkerStore, db: asyncpg.Connection, pid: int
+) -> None:
+    """Two PID namespaces may have one host name."""
+    other = await insert_worker(db, lease="now() + interval '1 minute'", seen="now() - interval '1 hour'", pid=pid)
+    await insert_turn(db, other)
+    assert await worker.claim_turns(SILENCE) == []
+
+
+async def test_worker_of_the_release_without_leases_is_judged_by_its_heartbeat(
+    worker: WorkerStore, db: asyncpg.Connection
+) -> None:
+    live = await insert_worker(db, lease="NULL", pid=2**22 - 1)
+    silent = await insert_worker(db, lease="NULL", seen="now() - interval '2 minutes'", pid=os.getpid())
+    await insert_turn(db, live)
+    turn_id = await insert_turn(db, silent)
+    assert [claim.turn_id for claim in await worker.claim_turns(SILENCE)] == [turn_id]
+
+
+async def test_released_turn_is_claimed_without_an_attempt(worker: WorkerStore, db: asyncpg.Connection) -> None:
+    await insert_turn(db, None)
+    for epoch in (1, 2, 3):
+        [claim] = await worker.claim_turns(SILENCE)
+        assert (claim.epoch, claim.attempts) == (epoch, 0)
+        await worker.release_turns([claim.turn_id])
+
+
+async def test_worker_without_a_lease_claims_nothing_and_must_register_anew(
+    worker: WorkerStore, database: Database, db: asyncpg.Connection
+) -> None:
+    other = WorkerStore(database, uuid4())
+    await other.register(60)
+    turn_id = await insert_turn(db, worker._worker_id)
+    ephemeral_id = await insert_turn(db, worker._worker_id, options='{"store": false}')
+    await db.execute("UPDATE workers SET lease_until = now() - interval '1 second' WHERE id = $1", worker._worker_id)
+    assert await worker.claim_turns(SILENCE) == []
+    await db.execute("DELETE FROM workers WHERE id = $1", worker._worker_id)
+    assert await worker.renew_lease(60) is None
+    assert await worker.register(60) == 60
+    assert await worker.list_turns() == [ephemeral_id]
+    assert [claim.turn_id for claim in await other.claim_turns(SILENCE)] == [turn_id]
+    other.close()
+
+
+async def test_dead_worker_is_released_at_once(worker: WorkerStore, database_url: str, db: asyncpg.Connection) -> None:
+    dead = await insert_worker(db, lease="now() + interval '1 hour'")
+    turn_id = await insert_turn(db, dead)
+    notifications: list[str] = []
+    await db.add_listener("agent_gateway", lambda *arguments: notifications.append(str(arguments[-1])))
+    await release_dead_worker(dsn(database_url), dead)
+    assert [claim.turn_id for claim in await worker.claim_turns(SILENCE)] == [turn_id]
+    assert len(notifications) == 1
+    assert "orphan" in notifications[0]
+
+
+async def test_lease_survives_a_lost_connection(worker: WorkerStore, db: asyncpg.Connection) -> None:
+    await worker.renew_lease(60)
+    await db.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    with suppress(StorageUnavailable):  # unless the end of the connection has arrived already
+        await worker.renew_lease(60)
+    assert await worker.renew_lease(60) == 60
+
+
+async def test_turn_is_ended_without_being_read(worker: WorkerStore, db: asyncpg.Connection) -> None:
+    turn_id = await insert_turn(db, None, options='{"approval": "perhaps"}')
+    await db.execute("INSERT INTO turn_events VALUES ($1, 1, 3, '?')", turn_id)
+    [claim] = await worker.claim_turns(SILENCE)
+    await worker.end_turn(claim, TurnUnreadable().to_error_info())
+    row = await db.fetchrow("SELECT status, error->>'code', completed_at IS NOT NULL FROM turns")
+    assert row is not None
+    assert tuple(row) == ("failed", "turn_unreadable", True)
+    assert await db.fetchval("SELECT error_code FROM turn_usage") == "turn_unreadable"
+    assert await db.fetchval("SELECT max(last_seq) FROM turn_events") == 10_003
+    await worker.end_turn(TurnClaim(turn_id, epoch=0, attempts=0), TurnUnreadable().to_error_info())
+    assert await db.fetchval("SELECT count(*) FROM turn_events") == 2
