@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import sys
+from uuid import uuid4
 
 import asyncpg
 from alembic import command
@@ -64,3 +65,20 @@ async def test_search_uses_its_index(database_url: str, db: asyncpg.Connection) 
     await db.execute("SET enable_seqscan = off")
     plan = await db.fetch("EXPLAIN SELECT id FROM turns WHERE search @@ websearch_to_tsquery('simple', 'milk')")
     assert "ix_turns_search" in "\n".join(row[0] for row in plan)
+
+
+async def test_role_without_new_grants_can_store_turns(db: asyncpg.Connection) -> None:
+    """Release 0.1.0 runs with such a role after an upgrade.
+
+    It has it until `docs/application_role.sql` runs again.
+    """
+    role = f"app_{uuid4().hex}"
+    await db.execute(f"CREATE ROLE {role}; GRANT SELECT, INSERT ON turns TO {role}; SET ROLE {role}")
+    try:
+        await db.execute(
+            "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
+            " VALUES (gen_random_uuid(), 'ada', 'completed', 'Hello', '[]', 'm', '{}', '{}')"
+        )
+        assert await db.fetchval("SELECT position FROM turns") > 0
+    finally:
+        await db.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
