@@ -1,6 +1,7 @@
 """A Redis that tests can stop, and a server that never answers."""
 
 import asyncio
+import signal
 import subprocess
 import time
 from collections.abc import AsyncGenerator
@@ -34,6 +35,11 @@ class RedisServer:
                 except redis.ConnectionError:
                     assert time.monotonic() < deadline
                     time.sleep(0.01)
+
+    def freeze(self) -> None:
+        """Keep connections open without answers, until `stop()`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def stop(self) -> None:
         if self._process is not None:

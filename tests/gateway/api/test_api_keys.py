@@ -224,15 +224,22 @@ async def test_unknown_and_nearly_correct_keys_are_rejected_by_the_same_calls(ke
         assert other == first
 
 
-async def test_failed_logins_are_audited_without_the_secret(keyring: Keyring, db: asyncpg.Connection) -> None:
-    for _ in range(40):
-        assert (await keyring.gateway.get("/v1/models", headers={"X-API-Key": "agw_12345678_guess"})).status == 401
-    count = "SELECT count(*) FROM audit_log WHERE action = 'login.refused'"
-    await eventually(lambda: db.fetchval(count))
+async def test_failed_logins_are_audited_once_per_second_without_the_secret(
+    keyring: Keyring, db: asyncpg.Connection
+) -> None:
+    clock, auth = [100.0], keyring.gateway.state.auth
+    auth._failed_logins = FailedLoginAudit(keyring.gateway.state.audit, now=lambda: clock[0])
+    for attempts in (40, 1):
+        for _ in range(attempts):
+            assert (await keyring.gateway.get("/v1/models", headers={"X-API-Key": "agw_12345678_guess"})).status == 401
+        await auth._background.wait(30)
+        clock[0] += 1
     rows = await db.fetch("SELECT subject, detail FROM audit_log WHERE action = 'login.refused' ORDER BY id")
-    assert rows[0]["subject"] == "source 127.0.0.1"
-    assert "agw_12345678" in rows[0]["detail"]
-    assert "guess" not in rows[0]["detail"]
+    assert [row["subject"] for row in rows] == ["source 127.0.0.1"] * 2
+    assert [json.loads(row["detail"])["left_out_before"] for row in rows] == [0, 39]
+    for row in rows:
+        assert "agw_12345678" in row["detail"]
+        assert "guess" not in row["detail"]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from gateway.domain.errors import UpstreamRateLimited
 from gateway.llm.rate_limit.limiter import Limiter
 from gateway.llm.rate_limit.redis import RedisLimits
+from tests.eventually import eventually
+from tests.gateway.llm.test_limiter import FakeClock
 from tests.redis_server import RedisServer, serve_silently
 
 MODEL = "openai/gpt-oss-120b"
@@ -119,10 +122,23 @@ async def test_rejection_at_one_gateway_blocks_the_other(replicas: list[Limiter]
         assert not await try_acquire(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
-async def test_block_ends_after_retry_after(replicas: list[Limiter]) -> None:
-    await report_headers(replicas[0], {"retry-after": "0.2"}, 429)
-    async with AsyncExitStack() as stack:
-        assert await try_acquire(replicas[1], stack, 1, max_wait_seconds=30.0)
+async def test_block_of_another_gateway_ends_after_retry_after(redis: RedisServer, replicas: list[Limiter]) -> None:
+    await report_headers(replicas[0], {"retry-after": "600"}, 429)
+    clock = FakeClock()
+    blocked = Limiter(shared=RedisLimits(redis.url, "gsk_secret", timeout_seconds=30.0), clock=clock)
+    async with Redis(port=redis.port) as client, AsyncExitStack() as stack:
+        [key] = await client.keys("agent_gateway:upstream:*")
+        block_end, at = map(float, await client.hmget(key, "blocked", "at"))
+        assert block_end - at == pytest.approx(600)
+        call = asyncio.create_task(try_acquire(blocked, stack, 1))
+        await eventually(lambda: clock.pending)  # Redis told it how long to wait
+        await clock.advance(590)
+        assert not call.done()
+        await client.hset(key, "blocked", block_end - 600)  # the clock of Redis cannot be set
+        await clock.advance(20)
+        async with asyncio.timeout(30):
+            assert await call
+    await blocked.close()
 
 
 async def test_cancelled_reservation_returns_its_tokens(replicas: list[Limiter]) -> None:
@@ -164,6 +180,26 @@ async def test_gateway_without_redis_enforces_observed_limits_and_logs_it_once(r
             async with AsyncExitStack() as stack:
                 assert await try_acquire(replicas[0], stack, 1, max_wait_seconds=30.0)
             assert [entry["event"] for entry in logs] == ["model_limits_without_redis", "model_limits_with_redis_again"]
+
+
+async def test_redis_that_hangs_after_it_answered_delays_only_one_call(redis: RedisServer) -> None:
+    shared = RedisLimits(redis.url, "gsk_secret", timeout_seconds=30.0, backoff_seconds=600.0)
+    limiter = Limiter(shared=shared)
+    async with AsyncExitStack() as stack, asyncio.timeout(30):
+        permit = await stack.enter_async_context(limiter.create_permit(MODEL, tokens=100))
+        assert permit.reservation is not None
+        assert permit.reservation.number == 1  # of Redis
+        redis.freeze()
+        shared._redis._timeout_seconds = 0.2
+        with capture_logs() as logs:
+            assert await try_acquire(limiter, stack, 100)
+            assert [entry["error"] for entry in logs] == ["TimeoutError"]
+        shared._redis._timeout_seconds = 3600.0  # a call that asks Redis again would wait for it
+        for _ in range(4):
+            assert await try_acquire(limiter, stack, 100)
+        redis.stop()
+    await limiter.close()
+    await shared.close()
 
 
 async def test_hanging_redis_delays_only_one_call() -> None:
