@@ -24,6 +24,7 @@ from gateway.config import Settings
 from gateway.domain.errors import (
     Conflict,
     ConversationBusy,
+    ErrorInfo,
     GatewayError,
     InvalidRequest,
     JournalExpired,
@@ -31,6 +32,7 @@ from gateway.domain.errors import (
     StorageRefused,
     StorageUnavailable,
     TurnNotStored,
+    error_from_info,
 )
 from gateway.domain.events import Event, JournalEntry
 from gateway.domain.messages import Answer, BusKind, BusMessage, JsonObject, Parameters, Principal, TurnRequest
@@ -420,8 +422,8 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
             raise StorageRefused
         case _ if not turn.is_stored:
             raise TurnNotStored
-        case _ if not listener.is_local:
-            raise GatewayError
+        case str(code) if not listener.is_local:
+            raise error_from_info(ErrorInfo(code=code, message=""))
         case _:
             pass
 

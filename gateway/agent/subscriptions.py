@@ -159,8 +159,9 @@ class _JournalTail:
                 if not await self._try_to_read():
                     self._bus.publish(BusMessage(BusKind.WATCH_TURN, self.log.turn_id))
                     await wait_or_poll(self.has_news, min(POLL_SECONDS, self._storage_deadline.remaining()))
-        except Exception:
-            self.log.close(GatewayError.code)  # else its readers would wait for ever
+        except Exception as error:
+            # else its readers would wait for ever
+            self.log.close(error.code if isinstance(error, GatewayError) else GatewayError.code)
             raise
 
     async def _try_to_read(self) -> bool:

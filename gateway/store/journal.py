@@ -25,7 +25,7 @@ from gateway.store.database import encode_jsonb
 from gateway.store.errors import to_gateway_error
 from gateway.store.journal_queue import JournalQueue, NullEventSource, PendingWrite
 from gateway.store.journal_statements import Fence, Row
-from gateway.store.journal_writer import CommitPolicy, Connection, JournalWriter, LargeWriter
+from gateway.store.journal_writer import CommitPolicy, Connection, JournalWriter, SlowWriter
 from gateway_runtime.postgres_connections import PostgresConnector
 
 log = get_logger(__name__)
@@ -72,11 +72,11 @@ class PostgresJournal(Journal):
             refuse=self._refuse,
         )
         self._writer = JournalWriter("journal", self._queue, policy)
-        self._large_writer = LargeWriter("journal, large writes", self._queue, policy, self._writer)
+        self._slow_writer = SlowWriter("journal, slow writes", self._queue, policy, self._writer)
 
     @property
     def tasks(self) -> tuple[SupervisedTask, ...]:
-        return self._writer.task, self._large_writer.task
+        return self._writer.task, self._slow_writer.task
 
     def start(self) -> None:
         """Start the tasks that write, which wait for the database."""
@@ -95,7 +95,7 @@ class PostgresJournal(Journal):
         for task in self.tasks:
             await task.stop()
         self._writer.disconnect()
-        self._large_writer.disconnect()
+        self._slow_writer.disconnect()
 
     async def begin_turn(self, turn: TurnRecord, log: EventSource) -> None:
         """See `Journal.begin_turn`."""
@@ -261,6 +261,8 @@ def _to_refusal(error: Exception, *, begins: bool) -> GatewayError:
 
     `begins`: the write would have begun it.
     """
+    if isinstance(error, GatewayError):
+        return error
     if not isinstance(error, asyncpg.UniqueViolationError):
         return to_gateway_error(error)
     if not begins:

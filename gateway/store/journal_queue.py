@@ -1,7 +1,7 @@
 """Queue of the writes that wait for a commit."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import attrgetter
 from uuid import UUID
 
@@ -20,13 +20,16 @@ class PendingWrite:
 
     A commit may write only the first part of it, which `take` chooses. `done` completes with the last part. A write
     that does not expire is tried again for ever. `may_be_stored`: the result of a commit of it is unknown.
+    `refused_at` is the time of the first failed attempt since its last part was stored.
     """
 
     __slots__ = (
+        "attempted_at",
         "done",
         "entries",
         "expires",
         "may_be_stored",
+        "refused_at",
         "row",
         "row_size",
         "size",
@@ -56,6 +59,8 @@ class PendingWrite:
         self.taken_count = 0
         self.takes_row = False
         self.may_be_stored = False
+        self.attempted_at = 0.0
+        self.refused_at: float | None = None
         self.done: asyncio.Future[None] = loop.create_future()
 
     @property
@@ -101,6 +106,7 @@ class PendingWrite:
 
     def advance(self) -> None:
         """Record that the part that was taken is durable."""
+        self.refused_at = None
         taken = self.taken_entries
         for entry in taken:
             entry.release_encoded()
@@ -152,12 +158,13 @@ class JournalQueue:
     """The writes of all turns, oldest first.
 
     Several tasks take batches from it. The writes of a turn are committed in order, so only one task at a time has
-    writes of a turn. The queue is full above `max_bytes`.
+    writes of a turn. The queue is full above `max_bytes`. A suspect is a turn whose write may have delayed a batch.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._waiting: BoundedQueue[PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
         self._in_flight: set[PendingWrite] = set()
+        self._suspects: set[EventSource] = set()
         self._on_change: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
@@ -193,9 +200,9 @@ class JournalQueue:
     def take_batch(self, max_bytes: int) -> list[PendingWrite]:
         """Take the oldest writes, at most `max_bytes`.
 
-        Writes whose smallest part is larger stay.
+        Writes of suspects, and writes whose smallest part is larger, stay.
         """
-        skipped = {write.source for write in self._in_flight}
+        skipped = {write.source for write in self._in_flight} | self._suspects
         batch: list[PendingWrite] = []
         room = max_bytes
         for write in self._waiting:
@@ -211,20 +218,41 @@ class JournalQueue:
                 break
         return self._begin(batch)
 
-    def take_large(self, min_bytes: int, max_bytes: int) -> list[PendingWrite]:
-        """Take the oldest write whose smallest part is larger than `min_bytes`.
+    def take_slow(self, min_bytes: int, max_bytes: int) -> list[PendingWrite]:
+        """Take a write of a suspect, or a write with large parts.
 
-        If it is also larger than `max_bytes`, take that part.
+        Each of those parts exceeds `min_bytes`. The one that was attempted least recently is next, and before it those
+        that expire. If its smallest part is larger than `max_bytes`, take that part.
         """
         skipped = {write.source for write in self._in_flight}
+        slow: list[PendingWrite] = []
         for write in self._waiting:
             if write.source in skipped:
                 continue
-            if (size := write.first_size) > min_bytes:
-                write.take(max(size, max_bytes))
-                return self._begin([write])
             skipped.add(write.source)
-        return []
+            if write.source in self._suspects or write.first_size > min_bytes:
+                slow.append(write)
+        if not slow:
+            return []
+        write = min(slow, key=lambda write: (not write.expires, write.attempted_at))
+        write.take(max(write.first_size, max_bytes))
+        return self._begin([write])
+
+    def suspect(self, writes: Iterable[PendingWrite]) -> None:
+        """Let only `take_slow` take writes of these turns."""
+        self._suspects.update(write.source for write in writes)
+        self._notify()
+
+    def clear_suspects(self, writes: Iterable[PendingWrite] | None = None) -> None:
+        """Let `take_batch` take writes of these turns again.
+
+        Default: of all turns.
+        """
+        if writes is None:
+            self._suspects.clear()
+        else:
+            self._suspects.difference_update(write.source for write in writes)
+        self._notify()
 
     def finish(self, batch: list[PendingWrite]) -> None:
         """Return a batch, without the writes that are complete."""
@@ -236,6 +264,9 @@ class JournalQueue:
         self._waiting.remove(writes)
 
     def _begin(self, batch: list[PendingWrite]) -> list[PendingWrite]:
+        now = asyncio.get_running_loop().time()
+        for write in batch:
+            write.attempted_at = now
         self._in_flight.update(batch)
         return batch
 

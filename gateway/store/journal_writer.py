@@ -1,7 +1,8 @@
 """Commits of the journal's writes, over a connection of their own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 from uuid import UUID
@@ -10,6 +11,7 @@ import asyncpg
 
 from gateway.common.concurrency import Backoff, Deadline, SupervisedTask
 from gateway.common.logging import get_logger
+from gateway.domain.errors import StorageRefused
 from gateway.ports.store import EventSource
 from gateway.store import journal_statements as statements
 from gateway.store.errors import StorageFailure, classify_error, get_sqlstate
@@ -23,6 +25,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 MAX_BATCH_BYTES = 1024 * 1024
 _MIN_BATCH_BYTES = 16 * 1024
 _SHRINK_FACTOR = 4
+_GROWTH_DIVISOR = 8
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
 _ABORT_SECONDS = 1.0
@@ -58,12 +61,15 @@ class JournalWriter:
     def __init__(self, name: str, queue: JournalQueue, policy: CommitPolicy, *, vital: bool = True) -> None:
         self.task = SupervisedTask(name, self._write_forever, vital=vital)
         self.max_bytes = MAX_BATCH_BYTES
+        self.succeeded_at = -math.inf
+        """Start of the last successful attempt."""
         self.unavailable_since: float | None = None
         """Start of the first failed attempt; None after a commit."""
         self._queue = queue
         self._policy = policy
         self._connection: Connection | None = None
         self._has_changed = asyncio.Event()
+        self._is_probe_requested = False
         self._backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         queue.call_on_change(self._has_changed.set)
 
@@ -84,9 +90,13 @@ class JournalWriter:
             else:
                 await self._has_changed.wait()
 
+    def request_probe(self) -> None:
+        """Test soon, also without a write, if the database is available."""
+        self._is_probe_requested = True
+        self._has_changed.set()
+
     def _must_probe(self) -> bool:
-        """Return whether to test without a write if the database is available."""
-        return self.unavailable_since is not None
+        return self.unavailable_since is not None or self._is_probe_requested
 
     async def _write_batch(self, batch: list[PendingWrite]) -> None:
         started_at = asyncio.get_running_loop().time()
@@ -94,16 +104,22 @@ class JournalWriter:
             await self._commit_split(batch)
         except Exception as error:  # noqa: BLE001 - an unexpected error would stop the only writer
             self._queue.finish(batch)
-            if self.unavailable_since is None:
-                self.unavailable_since = started_at
-            await self._wait_after_failure(error, batch)
+            self._handle_failure(error, batch, started_at)
+            await asyncio.sleep(min(self._stop_overdue(batch), self._backoff.next_delay()))
         else:
             self._queue.finish(batch)
-            self.unavailable_since = None
-            self._backoff.reset()
-            self.max_bytes = min(2 * self.max_bytes, MAX_BATCH_BYTES)
+            self._handle_success(batch, started_at)
 
-    async def _wait_after_failure(self, error: Exception, batch: list[PendingWrite]) -> None:
+    def _handle_success(self, batch: list[PendingWrite], started_at: float) -> None:
+        del batch
+        self.succeeded_at = started_at
+        self.unavailable_since = None
+        self._is_probe_requested = False
+        self._backoff.reset()
+        self.max_bytes = min(self.max_bytes + self.max_bytes // _GROWTH_DIVISOR, MAX_BATCH_BYTES)
+
+    def _handle_failure(self, error: Exception, batch: list[PendingWrite], started_at: float) -> None:
+        """Prepare the next attempt: smaller, over a new connection."""
         log.warning(
             "journal_commit_failed",
             task=self.task.name,
@@ -112,33 +128,47 @@ class JournalWriter:
             writes=len(batch),
         )
         self.disconnect()
-        if isinstance(error, TimeoutError) or get_sqlstate(error) in _TIMEOUT_SQLSTATES:
+        for write in batch:
+            if write.refused_at is None:
+                write.refused_at = started_at
+        self._mark_suspects(error, batch)
+        if _is_timeout(error):
             self.max_bytes = max(self.max_bytes // _SHRINK_FACTOR, _MIN_BATCH_BYTES)
-        seconds = self._give_up_overdue(batch)
-        self._has_changed.clear()
-        await asyncio.sleep(min(seconds, self._backoff.next_delay()))
+        if self.unavailable_since is None:
+            self.unavailable_since = started_at
 
-    def _list_retried(self, batch: list[PendingWrite]) -> list[PendingWrite]:
-        """List the writes that the failure of `batch` delays: here all."""
-        del batch
-        return self._queue.list_idle()
+    def _mark_suspects(self, error: Exception, batch: list[PendingWrite]) -> None:
+        """Suspect the turns of the first batch that takes too long.
 
-    def _give_up_overdue(self, batch: list[PendingWrite]) -> float:
+        If the next attempt without them succeeds, the cause is one of them, and not the database.
+        """
+        if _is_timeout(error) and self.unavailable_since is None:
+            self._queue.suspect(batch)
+        else:
+            self._queue.clear_suspects()
+
+    def _stop_overdue(self, batch: list[PendingWrite]) -> float:
         """Give up overdue turns, and return the seconds until the next one."""
+        del batch
+        overdue, seconds = self._find_overdue(write for write in self._queue.list_idle() if write.expires)
+        for source in overdue:
+            self._policy.give_up(source)
+        return seconds
+
+    def _find_overdue(self, writes: Iterable[PendingWrite]) -> tuple[list[EventSource], float]:
+        """Return the overdue turns, and the seconds until the next one."""
         now = asyncio.get_running_loop().time()
         since = now if self.unavailable_since is None else self.unavailable_since
         remaining = self._policy.retry_seconds
         overdue: dict[EventSource, None] = {}
-        for write in self._list_retried(batch):
-            if write.expires and write.source not in overdue:
-                seconds = max(since, write.submitted_at) + self._policy.retry_seconds - now
-                if seconds <= 0:
-                    overdue[write.source] = None
-                else:
-                    remaining = min(remaining, seconds)
-        for source in overdue:
-            self._policy.give_up(source)
-        return remaining
+        for write in writes:
+            started_at = max(since, write.submitted_at) if write.refused_at is None else write.refused_at
+            seconds = started_at + self._policy.retry_seconds - now
+            if seconds <= 0:
+                overdue[write.source] = None
+            else:
+                remaining = min(remaining, seconds)
+        return list(overdue), remaining
 
     # --- committing
 
@@ -173,7 +203,7 @@ class JournalWriter:
                 wait for the server.
         """
         by_statement = self._group_by_statement(batch)
-        if not by_statement and self.unavailable_since is None:
+        if not by_statement and not self._must_probe():
             return
         deadline = Deadline.after(self._policy.attempt_seconds)
         async with deadline.limit():
@@ -211,10 +241,11 @@ class JournalWriter:
         return self._connection
 
 
-class LargeWriter(JournalWriter):
-    """Commits the writes that are too large for other batches.
+class SlowWriter(JournalWriter):
+    """Commits the writes that would delay or have delayed the others.
 
-    A batch has writes of one turn. The writer is connected only while there are any.
+    A batch has writes of one turn. The writer works, and is connected, only while the others are committed and there
+    are such writes.
     """
 
     def __init__(self, name: str, queue: JournalQueue, policy: CommitPolicy, regular: JournalWriter) -> None:
@@ -222,7 +253,8 @@ class LargeWriter(JournalWriter):
         self._regular = regular
 
     def _take_batch(self) -> list[PendingWrite]:
-        batch = self._queue.take_large(self._regular.max_bytes, self.max_bytes)
+        is_available = self._regular.unavailable_since is None
+        batch = self._queue.take_slow(self._regular.max_bytes, self.max_bytes) if is_available else []
         if not batch:
             self.disconnect()
         return batch
@@ -230,9 +262,34 @@ class LargeWriter(JournalWriter):
     def _must_probe(self) -> bool:
         return False
 
-    def _list_retried(self, batch: list[PendingWrite]) -> list[PendingWrite]:
-        sources = {write.source for write in batch}
-        return [write for write in self._queue.list_writes() if write.source in sources]
+    def _handle_success(self, batch: list[PendingWrite], started_at: float) -> None:
+        super()._handle_success(batch, started_at)
+        self._queue.clear_suspects(batch)
+
+    def _mark_suspects(self, error: Exception, batch: list[PendingWrite]) -> None:
+        del error
+        self._queue.suspect(batch)
+        self._regular.request_probe()
+
+    def _stop_overdue(self, batch: list[PendingWrite]) -> float:
+        """Give up an overdue turn, or refuse a large write.
+
+        The turn itself is the cause only if others were committed meanwhile.
+        """
+        is_cause = self.unavailable_since is not None and self._regular.succeeded_at >= self.unavailable_since
+        overdue, seconds = self._find_overdue(batch)
+        for write in batch:
+            if not is_cause or write.source not in overdue:
+                continue
+            if write.first_size > _MIN_BATCH_BYTES:
+                self._policy.refuse(write.source, StorageRefused("The content is too large to be stored in time."))
+            elif write.expires:
+                self._policy.give_up(write.source)
+        return seconds
+
+
+def _is_timeout(error: Exception) -> bool:
+    return isinstance(error, TimeoutError) or get_sqlstate(error) in _TIMEOUT_SQLSTATES
 
 
 def _is_rolled_back(error: Exception) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.agent.turn_log import TurnLog
 from gateway.domain import events as e
-from gateway.domain.errors import StorageUnavailable
+from gateway.domain.errors import StorageRefused, StorageUnavailable
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, TurnRequest, Usage, text_block
 from gateway.store.journal import PostgresJournal
 from gateway_runtime.postgres_connections import PostgresConnector
@@ -174,3 +174,75 @@ async def test_turns_wait_while_the_journal_is_backlogged() -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(journal.wait_for_capacity(), 0.05)
     await journal.stop(0.1)
+
+
+BYTES_PER_SECOND = 300_000
+
+
+@pytest.fixture
+async def slow_database(db: asyncpg.Connection) -> None:
+    """Let the database write events at a limited rate."""
+    await db.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" PERFORM pg_sleep(octet_length(NEW.payload) / {BYTES_PER_SECOND}.0); RETURN NEW; END $$"
+    )
+    await db.execute("CREATE TRIGGER wait BEFORE INSERT ON turn_events FOR EACH ROW EXECUTE FUNCTION wait()")
+
+
+@pytest.fixture
+async def patient_journal(database_url: str) -> AsyncGenerator[PostgresJournal]:
+    journal = PostgresJournal(PostgresConnector(database_url), uuid4(), retry_seconds=6.0, timeout_seconds=30.0)
+    journal.start()
+    yield journal
+    await journal.stop(0.1)
+
+
+@pytest.mark.usefixtures("slow_database")
+async def test_large_write_of_one_turn_does_not_delay_the_others(
+    patient_journal: PostgresJournal, db: asyncpg.Connection
+) -> None:
+    large = await begin_turn(patient_journal)
+    large.append(e.ToolFinished(call_id="c1", outcome="ok", content=[text_block("x" * 20 * BYTES_PER_SECOND)]))
+    large_write = patient_journal.flush(large)
+    for _ in range(10):
+        others = await asyncio.gather(*(begin_turn(patient_journal) for _ in range(10)))
+        for log in others:
+            log.append(TURN_END)
+        await asyncio.gather(*(patient_journal.finish_turn(log, make_outcome()) for log in others))
+    assert not large_write.done()
+    assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == 100
+    with pytest.raises(StorageRefused):
+        await large_write
+    assert isinstance(large.failure, StorageRefused)
+    assert large.visible_count == 1
+
+
+@pytest.mark.usefixtures("slow_database")
+async def test_batch_that_cannot_be_written_in_time_is_made_smaller(
+    patient_journal: PostgresJournal, db: asyncpg.Connection
+) -> None:
+    logs = await asyncio.gather(*(begin_turn(patient_journal) for _ in range(4)))
+    for log in logs:
+        for _ in range(100):
+            log.append(e.TextDelta(step=1, text="x" * 3_000))
+    async with asyncio.timeout(40):
+        await asyncio.gather(*(patient_journal.flush(log) for log in logs))
+    for log in logs:
+        assert await read_events(db, log.turn_id) == [entry.event for entry in log.entries]
+
+
+async def test_locked_turn_does_not_delay_the_others(patient_journal: PostgresJournal, db: asyncpg.Connection) -> None:
+    locked, *others = await asyncio.gather(*(begin_turn(patient_journal) for _ in range(10)))
+    async with db.transaction():
+        await db.execute("SELECT FROM turns WHERE id = $1 FOR UPDATE", locked.turn_id)
+        writes: list[asyncio.Future[None]] = []
+        for log in (locked, *others):
+            log.append(TURN_END)
+            writes.append(patient_journal.finish_turn(log, make_outcome()))
+        async with asyncio.timeout(30):
+            await asyncio.gather(*writes[1:])
+        assert not writes[0].done()
+        with pytest.raises(StorageUnavailable):
+            await writes[0]
+        assert locked.close_reason == "storage_unavailable"
+    await eventually(lambda: db.fetchval("SELECT status = 'completed' FROM turns WHERE id = $1", locked.turn_id))
