@@ -32,6 +32,7 @@ The gateway's registration as a client is no longer valid.
 REQUEST_TIMEOUT_SECONDS = 15.0
 _READ_TIMEOUT_SECONDS, _LOCK_TIMEOUT_SECONDS = 2.0, 10.0
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 5.0
+_MAX_AGE_SECONDS = 60.0
 _MIN_READ_SECONDS = 1.0
 """Seconds between look-ups for a server that refuses requests without a token."""
 _REFRESH_AHEAD_SECONDS = 60.0
@@ -51,8 +52,9 @@ def get_expiry(token: OAuthToken) -> float | None:
 class AccessTokenProvider:
     """The access tokens of one owner at one server.
 
-    The stored grant is read once, and again only after `discard_cached()` or a refused request. While the database is
-    unavailable, the last known token serves. One worker at a time refreshes a token before it expires.
+    The stored grant is read once, and again only after `discard_cached()`, a refused request or a minute, in case a
+    message about a change was lost. While the database is unavailable, the last known token serves.
+    One worker at a time refreshes a token before it expires.
 
     Without `grants` there are no tokens. `is_refused`: the server refused the latest request for lack of a valid token;
     `challenge` is the `WWW-Authenticate` header of that answer.
@@ -91,7 +93,8 @@ class AccessTokenProvider:
 
         Return None if there is none, or none is known because the database is unavailable.
         """
-        if self._needs_update() and not (self._updating.locked() and self._grant is not None):
+        is_known = self._read_at > -math.inf
+        if self._needs_update() and not (is_known and self._updating.locked()):
             async with self._updating:
                 if self._needs_update():
                     with contextlib.suppress(httpx2.TransportError):  # logged; a server that needs a token refuses
@@ -128,12 +131,16 @@ class AccessTokenProvider:
     def _needs_update(self) -> bool:
         if self._grants is None or time.monotonic() < self._retry_at:
             return False
-        return self._must_read or self._unsaved is not None or _must_refresh(self._grant, None)
+        return self._must_read or self._is_old or self._unsaved is not None or _must_refresh(self._grant, None)
+
+    @property
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._read_at > _MAX_AGE_SECONDS
 
     async def _update(self, refused_token: str | None) -> None:
         """Read and refresh the grant.
 
-        After a failure, wait for a pause first.
+        In the pause after a failure, raise its error again.
 
         Raises:
             GrantUnavailable, httpx2.TransportError: see `replace_token`.
@@ -156,7 +163,7 @@ class AccessTokenProvider:
 
     async def _read_and_refresh(self, refused_token: str | None) -> None:
         assert self._grants is not None
-        if self._must_read and self._unsaved is None:
+        if (self._must_read or self._is_old) and self._unsaved is None:
             self._must_read = False  # before the read, so that a change during the read is not missed
             try:
                 async with Deadline.after(_READ_TIMEOUT_SECONDS).limit():

@@ -19,6 +19,7 @@ from sqlalchemy import make_url
 from gateway.config import Settings
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Grant
+from gateway.mcp_client.oauth import tokens
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.store import migrations
@@ -332,6 +333,23 @@ async def test_refresh_ends_although_its_call_is_cancelled(
         cancelled_call.cancel()
         assert get_text(await call_tool(toolbox, "vault_whose_vault")) == "the vault of gateway"
     assert vault.refreshed == 1
+
+
+async def test_change_whose_message_was_lost_is_noticed_later(
+    database_url: str, vault: OAuthMcpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.1)
+    await store_grant(database_url, vault)
+    async with connect_toolbox(database_url, ServerConfig(name="vault", url=vault.url)) as (toolbox, grants):
+        assert (await call_tool(toolbox, "vault_whose_vault")).outcome == "ok"
+        await grants.delete_grant("vault", "", vault.url, by="ada")
+
+        async def is_signed_out() -> bool:
+            if toolbox.find_tool("vault_whose_vault") is None:
+                return True
+            return (await call_tool(toolbox, "vault_whose_vault")).outcome == "error"
+
+        await eventually(is_signed_out)
 
 
 async def test_held_tools_stay_on_offer_while_new_ones_cannot_be_compared(
