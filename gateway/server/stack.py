@@ -10,7 +10,8 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from uuid import UUID
 
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
@@ -22,6 +23,7 @@ from gateway_runtime.sockets import SharedPort, bind_socket
 
 _PYTHON_MODULE = (sys.executable, "-m")
 _DATABASE_WAIT_SECONDS = "30"
+_RELEASE_TIMEOUT_SECONDS = 5.0
 
 
 def run_stack(settings: Settings) -> int:
@@ -52,7 +54,9 @@ def run_stack(settings: Settings) -> int:
             "the tool server", [*_PYTHON_MODULE, "tools_server.cli"], env, stop_rank=1, stop_timeout_seconds=1.5
         )
         workers = build_workers(settings, env, port, settings.gateway_workers)
-        supervisor = Supervisor([*simulators, tool_server, *workers], postgres)
+        supervisor = Supervisor(
+            [*simulators, tool_server, *workers], postgres, release_worker=_build_release(settings, env)
+        )
         report = report_stack_ready(settings, postgres, listener.getsockname()[1], started_at)
         return asyncio.run(_run_supervisor(supervisor, report))
 
@@ -75,7 +79,9 @@ def run_workers(settings: Settings, count: int) -> int:
             env["DATABASE_WAIT_SECONDS"] = _DATABASE_WAIT_SECONDS
         simulators = build_simulator(settings, env, listener)
         workers = build_workers(settings, env, port, count)
-        supervisor = Supervisor([*simulators, *workers], postgres, stop_on_hangup=False)
+        supervisor = Supervisor(
+            [*simulators, *workers], postgres, stop_on_hangup=False, release_worker=_build_release(settings, env)
+        )
         address = settings.model_copy(update={"gateway_port": port.port_number}).local_url
         report = report_workers_ready(settings, supervisor.ready, address, count, started_at)
         return asyncio.run(_run_supervisor(supervisor, report))
@@ -113,6 +119,19 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
         )
         for number in range(1, count + 1)
     ]
+
+
+def _build_release(settings: Settings, env: Mapping[str, str]) -> Callable[[UUID], Coroutine[None, None, None]]:
+    """Build the function that releases the turns of a worker that has died."""
+
+    async def release_worker(worker_id: UUID) -> None:
+        # Imported here because the supervisor needs the driver only then.
+        from gateway.store.worker_release import release_dead_worker
+
+        async with asyncio.timeout(_RELEASE_TIMEOUT_SECONDS):
+            await release_dead_worker(settings.postgres_url or env["DATABASE_URL"], worker_id)
+
+    return release_worker
 
 
 async def _run_supervisor(supervisor: Supervisor, report: Coroutine[None, None, None]) -> int:

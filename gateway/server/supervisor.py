@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TextIO
+from uuid import UUID, uuid4
 
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from gateway_runtime.parent_watchdog import READY
@@ -56,6 +57,7 @@ class ManagedProcess:
     port: SharedPort | None = None
     replaceable: bool = False
     is_ready: bool = False
+    worker_id: UUID | None = None
     process: asyncio.subprocess.Process | None = None
     parent_socket: socket.socket | None = None
     startup_error: asyncio.Task[str] | None = None
@@ -80,6 +82,7 @@ class Supervisor:
         *,
         stop_on_hangup: bool = True,
         restart_policy: RestartPolicy | None = None,
+        release_worker: Callable[[UUID], Coroutine[None, None, None]] | None = None,
     ) -> None:
         self._processes = processes
         self._workers = [process for process in processes if process.port is not None]
@@ -87,6 +90,7 @@ class Supervisor:
         self._postgres = postgres
         self._stop_on_hangup = stop_on_hangup
         self._restart_policy = restart_policy or RestartPolicy()
+        self._release_worker = release_worker
         self._stop = asyncio.Event()
         self._exit_code = STOPPED
         self._stopping = False
@@ -170,15 +174,17 @@ class Supervisor:
     async def _start_process(self, process: ManagedProcess) -> None:
         parent_socket, child_socket = socket.socketpair()
         parent_socket.setblocking(False)
-        argv, fds = process.argv, process.pass_fds
+        argv, fds, env = process.argv, process.pass_fds, {**process.env, "GATEWAY_PARENT_FD": "0"}
         with contextlib.ExitStack() as stack:
             stack.enter_context(child_socket)
             if process.port is not None:
                 listener = stack.enter_context(process.port.create_listener())
                 argv, fds = [*argv, "--fd", str(listener.fileno())], (*fds, listener.fileno())
+                process.worker_id = uuid4()
+                env["GATEWAY_WORKER_ID"] = str(process.worker_id)
             process.process = await asyncio.create_subprocess_exec(
                 *argv,
-                env={**process.env, "GATEWAY_PARENT_FD": "0"},
+                env=env,
                 stdin=child_socket.fileno(),
                 start_new_session=True,
                 pass_fds=fds,
@@ -213,6 +219,8 @@ class Supervisor:
             if self._stopping:
                 return
             process.is_ready = False
+            if process.worker_id is not None and self._release_worker is not None:
+                self.spawn_task(self._release_worker(process.worker_id))
             reason = await process.startup_error if code == MISCONFIGURED and process.startup_error is not None else ""
             if code in (STOPPED, MISCONFIGURED) and not (process.replaceable and self.ready.is_set()):
                 self._finish(code, reason)

@@ -8,18 +8,15 @@ from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
-import msgspec
 from sqlalchemy import ARRAY, Uuid, bindparam, text
 
 from gateway.domain.errors import ErrorInfo, TurnTakenOver
 from gateway.domain.events import TurnFailed, encode_event
-from gateway.domain.messages import BusKind, BusMessage, TurnClaim
+from gateway.domain.messages import TurnClaim
 from gateway.ports.store import WorkerRepository
-from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, encode_jsonb
 from gateway.store.errors import raise_gateway_errors
 from gateway.store.journal_statements import FENCE, INSERT_USAGE
-from gateway_runtime.postgres_connections import PostgresConnector
 
 MAX_CLAIMS = 100
 _EVENT_GAP = 10_000
@@ -68,7 +65,6 @@ INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
 SELECT turn.id, seq, seq, $5::text
 FROM turn, (SELECT coalesce(max(last_seq), 0) + {_EVENT_GAP} AS seq FROM turn_events WHERE turn_id = $1) AS next)
 {INSERT_USAGE}"""
-_NOTIFY = "SELECT pg_notify($1, $2)"
 
 
 class WorkerStore(WorkerRepository):
@@ -154,20 +150,3 @@ class WorkerStore(WorkerRepository):
                 connection.terminate()
                 raise
         self._connection = connection
-
-
-async def release_dead_worker(url: str, worker_id: UUID) -> None:
-    """Let other workers claim the turns of a dead worker now.
-
-    Raises:
-        GatewayError: see `raise_gateway_errors`.
-    """
-    message = BusMessage(BusKind.TURN_RUNNABLE, BusMessage.NO_TURN)
-    with raise_gateway_errors():
-        connection = await PostgresConnector(url).connect()
-        try:
-            async with connection.transaction():
-                await connection.execute("DELETE FROM workers WHERE id = $1", worker_id)
-                await connection.execute(_NOTIFY, CHANNEL, msgspec.json.encode(message).decode())
-        finally:
-            connection.terminate()

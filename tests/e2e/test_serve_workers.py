@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.running_stack import ROOT, START_SECONDS, RunningStack, clean_environment, gateway_command
 from tests.eventually import eventually
-from tests.stack import Client, find_free_port
+from tests.stack import Client, Stream, find_free_port
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
 
@@ -45,6 +45,10 @@ class Workers(RunningStack):
         inodes = {(row[1], row[2]): row[9] for row in rows if row[9] != "0"}
         server_address = f"0100007F:{self.port:04X}"
         return [sockets[f"socket:[{inodes[server_address, f'0100007F:{port:04X}']}]"] for port in client_ports]
+
+    async def have_served(self, count: int) -> bool:
+        """Return whether so many workers serve new connections."""
+        return len(await self.find_workers_of_new_connections(20)) == count
 
     @asynccontextmanager
     async def connect_to_worker(self, pid: int) -> AsyncGenerator[Client]:
@@ -103,7 +107,11 @@ async def workers() -> AsyncGenerator[Workers]:
         Path(path).chmod(0o755)
         port, data_dir, output = find_free_port(), Path(path) / "data", Path(path) / "output"
         environment = clean_environment(
-            GATEWAY_PORT=str(port), GATEWAY_DATA_DIR=str(data_dir), SHUTDOWN_GRACE_SECONDS="1", LOG_LEVEL="ERROR"
+            GATEWAY_PORT=str(port),
+            GATEWAY_DATA_DIR=str(data_dir),
+            SHUTDOWN_GRACE_SECONDS="1",
+            HEARTBEAT_TIMEOUT_SECONDS="300",
+            LOG_LEVEL="ERROR",
         )
         with output.open("wb") as out:
             process = subprocess.Popen(
@@ -180,6 +188,23 @@ async def test_killed_worker_is_replaced_while_the_other_serves(workers: Workers
     serving = await eventually(find_two_workers, timeout_seconds=START_SECONDS)
     assert serving == workers.pids()
     assert other in serving
+
+
+async def test_turns_of_a_killed_worker_are_taken_over_at_once(workers: Workers) -> None:
+    """The lease would last longer than the test."""
+    killed, other = workers.pids()
+    async with workers.connect_to_worker(other) as client:
+        async with workers.connect_to_worker(killed) as first, first.stream("count to 500") as stream:
+            await stream.read_until("text.delta")
+            turn_id = stream.response.headers["x-turn-id"]
+            os.kill(killed, signal.SIGKILL)
+        async with client.session.get(f"{client.base_url}/api/v1/turns/{turn_id}/events") as response:
+            events = [event async for event in Stream(response).read_events()]
+    assert events[-2].type == "turn.completed"
+    assert "takeover" in [event.data["reason"] for event in events if event.type == "model.retry"]
+    assert await workers.query("SELECT count(*) FROM turns WHERE attempts > 0") == [(0,)]  # a completed step resets it
+    await eventually(lambda: len(workers.pids()) == 2, timeout_seconds=START_SECONDS)
+    await eventually(lambda: workers.have_served(2), timeout_seconds=START_SECONDS)
 
 
 async def test_sigterm_closes_streams_of_all_workers_and_leaves_no_process(workers: Workers) -> None:

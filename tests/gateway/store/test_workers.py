@@ -13,7 +13,8 @@ import pytest
 from gateway.domain.errors import StorageUnavailable, TurnUnreadable
 from gateway.domain.messages import TurnClaim
 from gateway.store.database import Database
-from gateway.store.workers import WorkerStore, release_dead_worker
+from gateway.store.worker_release import release_dead_worker
+from gateway.store.workers import WorkerStore
 from tests.conftest import dsn
 
 SILENCE = timedelta(seconds=60)
