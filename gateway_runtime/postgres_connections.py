@@ -7,6 +7,7 @@ that accepts writes.
 
 import asyncio
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import asyncpg
 from sqlalchemy import event, exc
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from gateway_runtime import postgres_url
 from gateway_runtime.postgres_errors import is_database_error, must_reconnect
@@ -54,6 +56,7 @@ class PostgresConnector:
         self.limits = limits
         self._hosts = postgres_url.list_hosts(url)
         self._next_host = 0
+        self._distrusted_until = 0.0
         self._parameters = postgres_url.list_parameters(self.dsn)
         self._set_limits = _build_set_statements(limits, self._parameters)
         self._connection_class = _build_connection_class(limits.silence)
@@ -96,8 +99,25 @@ class PostgresConnector:
             **options,
         )
         event.listen(engine.sync_engine, "handle_error", _invalidate_unusable_connection)
-        event.listen(engine.sync_engine, "checkout", _reject_closed_connection)
+        event.listen(engine.sync_engine, "connect", _note_opening)
+        event.listen(engine.sync_engine, "checkout", self._reject_unusable_connection)
         return engine
+
+    def distrust_open_connections(self) -> None:
+        """Let the pools replace all open connections, because one is silent.
+
+        Otherwise each of them would be found silent by another use that waits. The next connections lead to another
+        host first, if there are several.
+        """
+        self._distrusted_until = time.monotonic()
+        self._next_host = (self._next_host + 1) % len(self._hosts)
+
+    def _reject_unusable_connection(self, connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        """Let the pool open another connection where the server has closed or silenced one."""
+        if record.info["opened_at"] < self._distrusted_until:
+            connection.driver_connection.terminate()  # a graceful close would wait for the server
+        if connection.driver_connection.is_closed():
+            raise exc.DisconnectionError
 
     async def _open_connection(self, seconds: float, options: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
         async with asyncio.timeout(seconds or None):
@@ -206,7 +226,5 @@ def _invalidate_unusable_connection(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _reject_closed_connection(connection: Any, _record: object, _proxy: object) -> None:
-    """Let the pool open another connection where the server has closed one."""
-    if connection.driver_connection.is_closed():
-        raise exc.DisconnectionError
+def _note_opening(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["opened_at"] = time.monotonic()

@@ -29,6 +29,8 @@ class SilentProxy:
     def __init__(self, socket_path: Path, port: int = 0) -> None:
         self.is_silent = False
         self.silent_bytes = 0
+        self.silent_connections = 0
+        """Connections on which something was sent in vain."""
         self._socket_path = socket_path
         self._port = port
         self._writers: set[asyncio.StreamWriter] = set()
@@ -74,8 +76,9 @@ class SilentProxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, broken: asyncio.Event) -> None:
         with suppress(OSError):
             while data := await reader.read(65_536):
-                if self.is_silent:
+                if self.is_silent and not broken.is_set():
                     broken.set()
+                    self.silent_connections += 1
                 if broken.is_set():
                     self.silent_bytes += len(data)
                     continue

@@ -93,9 +93,17 @@ class Database:
     async def close(self) -> None:
         await self.engine.dispose()
 
-    def _limit_time(self, seconds: float | None = None) -> asyncio.Timeout:
+    @asynccontextmanager
+    async def _limit_time(self, seconds: float | None = None) -> AsyncGenerator[None]:
         limits = self.connector.limits
-        return asyncio.timeout(limits.silence or None if seconds is None else seconds + limits.connect)
+        timeout = asyncio.timeout(limits.silence or None if seconds is None else seconds + limits.connect)
+        try:
+            async with timeout:
+                yield
+        except TimeoutError:
+            if timeout.expired():
+                self.connector.distrust_open_connections()
+            raise
 
 
 async def count_changed_rows(session: AsyncSession, statement: UpdateBase) -> int:

@@ -38,6 +38,15 @@ async def find_pid(database: Database) -> int:
     return pid
 
 
+async def find_four_pids(database: Database) -> set[int] | None:
+    """Return the processes of four connections; None if a connection took too long."""
+    queries = [database.fetch_rows("SELECT pg_backend_pid() FROM pg_sleep(0.1)") for _ in range(4)]
+    try:
+        return {row[0][0] for row in await asyncio.gather(*queries)}
+    except StorageUnavailable:
+        return None
+
+
 async def find_pid_eventually(database: Database) -> int:
     """Return the connection's process.
 
@@ -104,6 +113,21 @@ async def test_silent_connection_is_found_and_replaced(database_url: str) -> Non
             assert proxy.silent_bytes > 0
             proxy.heal()
             assert await find_pid_eventually(database) != pid
+
+
+async def test_silence_of_one_connection_replaces_all_of_the_pool(database_url: str) -> None:
+    async with serve_proxy(database_url) as (proxy, url), open_database(url) as database:
+        pids = await eventually(lambda: find_four_pids(database))
+        assert pids is not None
+        assert len(pids) == 4
+        proxy.become_silent()
+        with pytest.raises(StorageUnavailable):
+            await database.fetch_rows("SELECT 1")
+        proxy.heal()
+        replaced = await eventually(lambda: find_four_pids(database))
+        assert replaced is not None
+        assert pids.isdisjoint(replaced)
+        assert proxy.silent_connections == 1
 
 
 def test_silence_is_found_within_ten_seconds_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
