@@ -59,6 +59,25 @@ async def test_stdio_alone_brings_its_own_database(short_directory: Path) -> Non
             assert await eventually(partial(add_task, client, title)) == expected
 
 
+async def test_killed_database_of_its_own_is_started_again(short_directory: Path) -> None:
+    settings = {"DATABASE_URL": "", "GATEWAY_DATA_DIR": str(short_directory)}
+    async with Client(stdio(**settings), read_timeout_seconds=30) as client:
+        assert await eventually(partial(add_task, client, "first")) == "Added task #1: first"
+        pid_file = short_directory / "postgres" / "postmaster.pid"
+        killed = pid_file.read_text().split("\n")[0]
+        os.kill(int(killed), signal.SIGKILL)
+
+        def has_successor() -> bool:
+            try:
+                return pid_file.read_text().split("\n")[0] not in ("", killed)
+            except FileNotFoundError:  # it starts
+                return False
+
+        await eventually(has_successor)
+        await eventually(partial(add_task, client, "second"))
+        assert "first" in text_of(await client.call_tool("list_tasks", {}))
+
+
 async def add_task(client: Client, title: str) -> str | None:
     """Return the tool's text, or None without a migrated schema.
 
