@@ -113,7 +113,7 @@ class PostgresConnector:
         self._next_host = (self._next_host + 1) % len(self._hosts)
 
     def _reject_unusable_connection(self, connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
-        """Let the pool open another connection where the server has closed or silenced one."""
+        """Let the pool replace a connection that is closed or distrusted."""
         if record.info["opened_at"] < self._distrusted_until:
             connection.driver_connection.terminate()  # a graceful close would wait for the server
         if connection.driver_connection.is_closed():

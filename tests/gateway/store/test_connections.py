@@ -39,7 +39,10 @@ async def find_pid(database: Database) -> int:
 
 
 async def find_four_pids(database: Database) -> set[int] | None:
-    """Return the processes of four connections; None if a connection took too long."""
+    """Return the processes of four connections.
+
+    None means that a connection took too long.
+    """
     queries = [database.fetch_rows("SELECT pg_backend_pid() FROM pg_sleep(0.1)") for _ in range(4)]
     try:
         return {row[0][0] for row in await asyncio.gather(*queries)}
