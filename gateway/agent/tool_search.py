@@ -72,7 +72,8 @@ class ToolSelector:
             return specs + request.client_tools, ()
         missing_names = sorted(set(request.tools) - {spec.name for spec in specs} - client_names)
         warnings = tuple(
-            f"The tool {name!r} is not available: no connected server has it now." for name in missing_names
+            f"The tool {name!r} is not available: no connected server offers it, or you may not use it."
+            for name in missing_names
         )
         return tuple(spec for spec in specs if spec.name in request.tools) + request.client_tools, warnings
 

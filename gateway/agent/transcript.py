@@ -233,15 +233,16 @@ def _add_cost(cost: float | None, more: float | None) -> float | None:
 def _encode_arguments(call: e.ToolCallStarted) -> str:
     """Encode a call's arguments as the text of a JSON object.
 
-    Groq accepts nothing else. Arguments that are no object become `{}`; the tool's error result reports them.
+    Groq accepts only the text of a JSON object. Other arguments become `{}`; the error result tells the model what was
+    wrong.
     """
     return _json.encode(call.arguments).decode() if isinstance(call.arguments, dict) else "{}"
 
 
 def format_result(result: e.ToolFinished) -> str:
-    """Format a result as text for the model.
+    """Format the result for the model.
 
-    Text blocks stay as they are, other blocks are named, and the structured form is used if it is alone.
+    It consists of the text blocks, a short label for each other block, or the structured value if there are no blocks.
     """
     text = "\n".join(_format_block(block) for block in result.content)
     if not text and result.structured is not None:

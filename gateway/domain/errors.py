@@ -276,9 +276,9 @@ class ModelRateLimited(ModelError):
 
 
 class UpstreamRateLimited(ModelError):
-    """The gateway did not send the request.
+    """The gateway did not send the call.
 
-    Its rate limit allows the request too late.
+    It would wait too long for the rate limit of the model's key.
     """
 
     code = "upstream_rate_limited"

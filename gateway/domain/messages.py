@@ -130,9 +130,10 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
 class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     """A tool that models can call.
 
-    `name` is unique in the toolbox and valid for Groq; `tool` is the server's name. A `client` tool has no server: the
-    client runs it and sends the result in its next request. A `helper` is a tool of the gateway that reads a server's
-    resources or prompts.
+    `name` is unique in the toolbox and valid for Groq; `tool` is the name at the server. A `client` tool has no server:
+    the client runs it and sends the result in its next request. A `helper` is a tool that the gateway itself runs:
+    `find_tools`, `batch`, the sign-in to a server, and reading a server's resources and prompts. `read_only`,
+    `destructive`, `idempotent` and `open_world` are MCP's annotations, with its defaults.
     """
 
     name: str
@@ -224,7 +225,8 @@ class UsageTotals(msgspec.Struct, frozen=True):
 class BudgetReservation(msgspec.Struct, frozen=True):
     """Usage of a running turn and the reservation for its next step.
 
-    No other sum includes them yet.
+    `tokens` and `usd` are what the turn has used; `step_tokens` and `step_usd` what the next step may use at most. No
+    other sum includes them yet.
     """
 
     turn_id: UUID
@@ -264,13 +266,16 @@ ToolChoice = str | JsonObject
 class TurnRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A user request, the same for all wire formats.
 
-    An empty `model` selects the administrator's default. `tools` lists the allowed names (None: all); the client runs
-    `client_tools` itself. `conversation_id` is an id, "new", or None for a turn without a conversation.
-    `parent_turn_id` is the turn to follow, if it is not the last of the conversation. `approve` names tools whose calls
-    a person must approve. `response_format` is that of OpenAI's API. Without `store`, no texts are stored. With
-    `drop_unsupported`, parameters that the model does not support are dropped with a warning. With `cache_ttl`, an
-    answer to an equal request may be reused for that many seconds. `echo` is stored for the wire format, which returns
-    it when the turn is read.
+    An empty `model` selects the administrator's default. `system` follows the gateway's own system prompt. `tools`
+    lists the allowed names (None: all); the client runs `client_tools` itself. `conversation_id` is an id, "new", or
+    None for a turn without a conversation. `parent_turn_id` is the turn to follow, if it is not the last of the
+    conversation. `user_label` and `metadata` are the client's own notes. `on_disconnect`: what happens to the turn when
+    its client disconnects. `warnings` of the wire format are shown when the turn starts. A request with the
+    `idempotency_key` of an earlier turn gets that turn. `approval` is the strictness for all tools; `approve` names
+    tools whose calls a person must approve. `response_format` is that of OpenAI's API. Without `store`, no texts are
+    stored. With `drop_unsupported`, parameters that the model does not support are dropped with a warning. With
+    `cache_ttl`, an answer to an equal request may be reused for that many seconds. `echo` is stored for the wire
+    format, which returns it when the turn is read.
     """
 
     messages: tuple[Message, ...]

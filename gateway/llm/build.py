@@ -3,7 +3,7 @@
 from gateway.config import Settings
 from gateway.llm.catalog import Catalog
 from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
-from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.rate_limit.limiter import ModelRateLimiter
 from gateway.llm.recording import Recorder
 from gateway.ports.rate_limit import SharedLimits
 
@@ -37,7 +37,7 @@ def _build_options(settings: Settings) -> ModelServerOptions:
         api_key=key,
         base_url=settings.groq_base_url if settings.groq_api_key is not None else settings.openai_base_url,
         idle_timeout=settings.model_idle_timeout,
-        limiter=Limiter(shared=shared),
+        limiter=ModelRateLimiter(shared=shared),
         queue_seconds=settings.model_queue_seconds,
         recorder=Recorder(settings.model_record_dir, key=key) if settings.model_record_dir is not None else None,
     )

@@ -34,7 +34,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message
 from gateway.llm.catalog import Catalog
-from gateway.llm.rate_limit.limiter import Limiter, RateLimitPermit
+from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
 from gateway.llm.rate_limit.token_bucket import parse_duration
 from gateway.llm.recording import Recorder
 from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, UpstreamError, read_whole_answer
@@ -122,7 +122,7 @@ class ModelServerOptions:
     api_key: str = field(repr=False)
     base_url: str
     idle_timeout: float = 60.0
-    limiter: Limiter = field(default_factory=Limiter)
+    limiter: ModelRateLimiter = field(default_factory=ModelRateLimiter)
     queue_seconds: float = 30.0
     recorder: Recorder | None = None
 

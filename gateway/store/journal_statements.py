@@ -195,11 +195,12 @@ def build_suspend_row(fence: Fence) -> Row:
 
 
 def build_commit_rows(fence: Fence, rows: list[Row], entries: list[JournalEntry], *, attempts: int = 0) -> list[Row]:
-    """Build the statements with which one commit writes one turn.
+    """Build the statements that write a turn's changes in one commit.
 
-    `rows` begin or end the turn; each start and end of a call adds a statement for `tool_calls`. One of them also
-    inserts the turn's events, which are consecutive. Without any, a separate statement inserts the events. A completed
-    step resets `attempts`.
+    `rows` are the statements that begin or end the turn, if it begins or ends. Each call that starts or ends adds a
+    statement for `tool_calls`. The first statement that can also insert events inserts those of `entries`, which are
+    consecutive; if there is none, a statement of its own does. If a step is completed, a last statement sets `attempts`
+    to 0.
     """
     if not entries:
         return [_with_events(_NO_EVENTS, row) for row in rows]

@@ -28,12 +28,12 @@ SELECT ended.tokens_today + running.tokens, ended.tokens + running.tokens, ended
 FROM (SELECT coalesce(sum(total_tokens) FILTER (WHERE at >= {_TODAY}), 0) AS tokens_today,
              coalesce(sum(total_tokens), 0) AS tokens,
              coalesce(sum(cost_usd) FILTER (WHERE at >= {_TODAY}), 0) AS usd_today, coalesce(sum(cost_usd), 0) AS usd
-      FROM turn_usage WHERE at >= {_THIS_MONTH} AND owner = :owner {{of_key}}) AS ended,
+      FROM turn_usage WHERE at >= {_THIS_MONTH} AND owner = :owner {{usage_key_filter}}) AS ended,
      (SELECT coalesce(sum(hold.tokens), 0) AS tokens, coalesce(sum(hold.usd), 0) AS usd,
              coalesce(sum(hold.step_tokens), 0) AS step_tokens, coalesce(sum(hold.step_usd), 0) AS step_usd
       FROM budget_holds AS hold JOIN turns ON turns.id = hold.turn_id
       WHERE hold.owner = :owner AND turns.completed_at IS NULL
-            AND hold.turn_id IS DISTINCT FROM cast(:without AS uuid) {{of_key_now}}) AS running
+            AND hold.turn_id IS DISTINCT FROM cast(:without AS uuid) {{hold_key_filter}}) AS running
 """  # noqa: S608
 _LOCK_OWNER = "SELECT pg_advisory_xact_lock(hashtextextended('budget ' || :owner, 0))"
 _DELETE_ENDED = """
@@ -125,11 +125,11 @@ def _spent_query(owner: str, key: str | None, without: UUID | None = None) -> tu
 
     Return its SQL and its parameters.
     """
-    of_key, of_key_now = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
+    usage_key_filter, hold_key_filter = ("", "") if key is None else ("AND key = :key", "AND hold.key = :key")
     values: dict[str, object] = {"owner": owner, "without": without}
     if key is not None:
         values["key"] = key
-    return _SPENT.format(of_key=of_key, of_key_now=of_key_now), values
+    return _SPENT.format(usage_key_filter=usage_key_filter, hold_key_filter=hold_key_filter), values
 
 
 def _parse_totals(row: DatabaseRow) -> UsageTotals:

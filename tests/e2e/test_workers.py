@@ -130,7 +130,7 @@ async def test_cancel_reaches_a_turn_on_another_worker_by_the_bus(cluster: Clust
 
 
 async def kill_postgres_until_hand_over(stack: RunningStack, chats: list[asyncio.Task[Reply]]) -> None:
-    """Kill Postgres, and let it restart once the worker has handed turns over."""
+    """Keep Postgres down until the worker has handed turns over."""
     stack.process.send_signal(signal.SIGSTOP)  # the supervisor, which would restart Postgres too soon
     os.kill(int((stack.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]), signal.SIGKILL)
 

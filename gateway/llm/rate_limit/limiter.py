@@ -32,12 +32,12 @@ class RateLimitPermit:
     has confirmed.
 
     Raises:
-        UpstreamRateLimited: on entry, if the wait would exceed the deadline or too many calls wait already.
+        UpstreamRateLimited: on entry, if the wait would take too long or too many calls wait already.
     """
 
     __slots__ = (
-        "_deadline",
         "_limiter",
+        "_max_wait_seconds",
         "alone",
         "expires",
         "grant_future",
@@ -50,9 +50,11 @@ class RateLimitPermit:
         "user",
     )
 
-    def __init__(self, limiter: "Limiter", queue: "_ModelQueue", tokens: float, user: str, deadline: float) -> None:
+    def __init__(
+        self, limiter: "ModelRateLimiter", queue: "_ModelQueue", tokens: float, user: str, max_wait_seconds: float
+    ) -> None:
         self._limiter = limiter
-        self._deadline = deadline
+        self._max_wait_seconds = max_wait_seconds
         self.queue = queue
         self.tokens = tokens
         self.user = user
@@ -66,7 +68,7 @@ class RateLimitPermit:
 
     async def __aenter__(self) -> "RateLimitPermit":
         if not self._limiter.try_acquire(self):
-            await self._limiter.wait_for_permit(self, self._deadline)
+            await self._limiter.wait_for_permit(self, self._max_wait_seconds)
         return self
 
     async def __aexit__(
@@ -184,7 +186,7 @@ class _ModelQueue:
             self._rejections = 0
 
 
-class Limiter:
+class ModelRateLimiter:
     """Rate limiter that all turns of a process share.
 
     `weights` are shares by user, 1 by default. `shared` are the limits that several gateways share, if any.
@@ -216,8 +218,8 @@ class Limiter:
         `max_wait_seconds` None: no limit.
         """
         queue = self._queues.get(model) or self._create_queue(model)
-        deadline = math.inf if max_wait_seconds is None else max_wait_seconds
-        return RateLimitPermit(self, queue, max(tokens, 1), user, deadline)
+        wait_limit = math.inf if max_wait_seconds is None else max_wait_seconds
+        return RateLimitPermit(self, queue, max(tokens, 1), user, wait_limit)
 
     def _create_queue(self, model: str) -> _ModelQueue:
         if len(self._queues) >= self._max_models:
@@ -241,18 +243,18 @@ class Limiter:
         queue.take_permit(permit)
         return True
 
-    async def wait_for_permit(self, permit: RateLimitPermit, deadline: float) -> None:
+    async def wait_for_permit(self, permit: RateLimitPermit, max_wait_seconds: float) -> None:
         """Wait until the permit is granted.
 
         A cancelled wait is removed from the queue.
 
         Raises:
-            UpstreamRateLimited: the wait would take `deadline` seconds or more, or too many calls wait already.
+            UpstreamRateLimited: the wait would take `max_wait_seconds` or more, or too many calls wait already.
         """
         queue, now = permit.queue, self._clock.time()
-        permit.expires = now + deadline
+        permit.expires = now + max_wait_seconds
         predicted_wait = queue.estimate_wait(permit, now, queue.waiters.estimate_ahead(permit))
-        if predicted_wait >= deadline or self.waiting_count >= self._max_waiting:
+        if predicted_wait >= max_wait_seconds or self.waiting_count >= self._max_waiting:
             raise _make_rate_limit_error(predicted_wait)
         permit.grant_future = asyncio.get_running_loop().create_future()
         queue.waiters.add_item(permit)
@@ -295,7 +297,7 @@ class Limiter:
     def _serve_queue(self, queue: _ModelQueue) -> None:
         """Grant available permits, reject late ones, schedule the next pass.
 
-        A permit is late if its wait would exceed its deadline. Permits are granted in queue order, so the wait of the
+        A permit is late if its wait would last beyond `expires`. Permits are granted in queue order, so the wait of the
         first is the minimum for all others.
         """
         if queue.timer is not None:

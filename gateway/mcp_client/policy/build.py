@@ -15,7 +15,7 @@ def apply_policy(toolbox: Toolbox, *, deny: tuple[str, ...] = (), redactor: Reda
     """
     redactor = redactor or Redactor()
     toolbox = ServerPermissions(toolbox)
-    content = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
-    toolbox = BuiltinToolRunner(toolbox, content)
+    readable_toolbox = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
+    toolbox = BuiltinToolRunner(toolbox, readable_toolbox)
     toolbox = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
     return ToolDenyList(ToolPermissions(ArgumentDepthLimit(toolbox)), deny)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.domain.errors import UpstreamRateLimited
-from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.rate_limit.limiter import ModelRateLimiter
 from gateway.llm.rate_limit.token_bucket import DAY_SECONDS, parse_duration, parse_rate_limit_headers
 
 MODEL = "openai/gpt-oss-120b"
@@ -88,7 +88,9 @@ def make_headers(
     }
 
 
-async def report_headers(limiter: Limiter, headers: dict[str, str], status: int = 200, model: str = MODEL) -> None:
+async def report_headers(
+    limiter: ModelRateLimiter, headers: dict[str, str], status: int = 200, model: str = MODEL
+) -> None:
     """Make one call whose response has these headers."""
     async with limiter.create_permit(model, tokens=1) as permit:
         permit.on_response(headers, status)
@@ -97,7 +99,7 @@ async def report_headers(limiter: Limiter, headers: dict[str, str], status: int 
 class Calls:
     """Calls in separate tasks, and the order of their permits."""
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: ModelRateLimiter) -> None:
         self._limiter = limiter
         self.served: list[str] = []
         self.rejected: list[tuple[str, UpstreamRateLimited]] = []
@@ -117,7 +119,7 @@ class Calls:
 
 
 @asynccontextmanager
-async def queue_calls(limiter: Limiter) -> AsyncGenerator[Calls]:
+async def queue_calls(limiter: ModelRateLimiter) -> AsyncGenerator[Calls]:
     calls = Calls(limiter)
     try:
         yield calls
@@ -134,8 +136,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-async def limiter(clock: FakeClock) -> Limiter:
-    return Limiter(clock=clock)
+async def limiter(clock: FakeClock) -> ModelRateLimiter:
+    return ModelRateLimiter(clock=clock)
 
 
 # --- headers
@@ -228,7 +230,7 @@ def test_request_limit_refills_over_a_day() -> None:
 # --- what is known
 
 
-async def test_calls_are_unlimited_until_limits_are_known(limiter: Limiter, clock: FakeClock) -> None:
+async def test_calls_are_unlimited_until_limits_are_known(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     async with queue_calls(limiter) as calls:
         for _ in range(500):
             calls.add("ann", tokens=1_000_000)
@@ -237,7 +239,7 @@ async def test_calls_are_unlimited_until_limits_are_known(limiter: Limiter, cloc
     assert clock.pending == 0
 
 
-async def test_tokens_are_granted_up_to_the_limit_exactly(limiter: Limiter, clock: FakeClock) -> None:
+async def test_tokens_are_granted_up_to_the_limit_exactly(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, make_headers(left=1_000))
     async with queue_calls(limiter) as calls:
         for _ in range(30):
@@ -254,7 +256,7 @@ async def test_tokens_are_granted_up_to_the_limit_exactly(limiter: Limiter, cloc
     assert clock.pending == 0
 
 
-async def test_requests_per_day_are_limited(limiter: Limiter, clock: FakeClock) -> None:
+async def test_requests_per_day_are_limited(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, make_headers(requests_left=2))
     async with queue_calls(limiter) as calls:
         for _ in range(4):
@@ -267,7 +269,7 @@ async def test_requests_per_day_are_limited(limiter: Limiter, clock: FakeClock) 
         assert len(calls.served) == 4
 
 
-async def test_models_have_their_own_limits(limiter: Limiter) -> None:
+async def test_models_have_their_own_limits(limiter: ModelRateLimiter) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         calls.add("ann")
@@ -277,7 +279,9 @@ async def test_models_have_their_own_limits(limiter: Limiter) -> None:
         assert limiter.waiting_count == 1
 
 
-async def test_call_larger_than_the_limit_starts_when_the_bucket_is_full(limiter: Limiter, clock: FakeClock) -> None:
+async def test_call_larger_than_the_limit_starts_when_the_bucket_is_full(
+    limiter: ModelRateLimiter, clock: FakeClock
+) -> None:
     await report_headers(limiter, make_headers(left=5_000))
     async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=50_000)
@@ -287,7 +291,9 @@ async def test_call_larger_than_the_limit_starts_when_the_bucket_is_full(limiter
         assert calls.served == ["ann"]
 
 
-async def test_response_does_not_refund_reservations_of_calls_in_flight(limiter: Limiter, clock: FakeClock) -> None:
+async def test_response_does_not_refund_reservations_of_calls_in_flight(
+    limiter: ModelRateLimiter, clock: FakeClock
+) -> None:
     async with limiter.create_permit(MODEL, tokens=400), limiter.create_permit(MODEL, tokens=500) as second:
         second.on_response(make_headers(left=1_000), 200)
         async with queue_calls(limiter) as calls:
@@ -299,7 +305,7 @@ async def test_response_does_not_refund_reservations_of_calls_in_flight(limiter:
             assert calls.served == ["ann", "ann"]
 
 
-async def test_late_response_of_an_older_call_does_not_raise_the_estimate(limiter: Limiter) -> None:
+async def test_late_response_of_an_older_call_does_not_raise_the_estimate(limiter: ModelRateLimiter) -> None:
     async with limiter.create_permit(MODEL, tokens=100) as older, limiter.create_permit(MODEL, tokens=100) as newer:
         newer.on_response(make_headers(left=150), 200)
         older.on_response(make_headers(left=5_900), 200)
@@ -309,7 +315,7 @@ async def test_late_response_of_an_older_call_does_not_raise_the_estimate(limite
             assert calls.served == []
 
 
-async def test_headers_for_the_only_call_in_flight_replace_the_estimate(limiter: Limiter) -> None:
+async def test_headers_for_the_only_call_in_flight_replace_the_estimate(limiter: ModelRateLimiter) -> None:
     await report_headers(limiter, make_headers(left=0))
     await report_headers_without_queue(limiter)
     async with queue_calls(limiter) as calls:
@@ -318,14 +324,14 @@ async def test_headers_for_the_only_call_in_flight_replace_the_estimate(limiter:
         assert calls.served == ["ann"]
 
 
-async def report_headers_without_queue(limiter: Limiter) -> None:
+async def report_headers_without_queue(limiter: ModelRateLimiter) -> None:
     """Report headers with a permit that bypasses the queue."""
     permit = limiter.create_permit(MODEL, tokens=1)
     permit.queue.take_permit(permit)
     permit.on_response(make_headers(left=4_000), 200)
 
 
-async def test_corrected_estimate_frees_capacity_immediately(limiter: Limiter, clock: FakeClock) -> None:
+async def test_corrected_estimate_frees_capacity_immediately(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, make_headers(left=1_000))
     async with limiter.create_permit(MODEL, tokens=1_000) as permit, queue_calls(limiter) as calls:
         permit.on_response({}, 200)
@@ -338,7 +344,7 @@ async def test_corrected_estimate_frees_capacity_immediately(limiter: Limiter, c
         assert clock.pending == 0
 
 
-async def test_usage_beyond_the_estimate_delays_later_calls(limiter: Limiter, clock: FakeClock) -> None:
+async def test_usage_beyond_the_estimate_delays_later_calls(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, make_headers(left=1_000))
     async with limiter.create_permit(MODEL, tokens=100) as permit:
         permit.on_usage(1_000)
@@ -353,7 +359,9 @@ async def test_usage_beyond_the_estimate_delays_later_calls(limiter: Limiter, cl
 # --- refusals
 
 
-async def test_429_without_headers_blocks_the_model_longer_each_time(limiter: Limiter, clock: FakeClock) -> None:
+async def test_429_without_headers_blocks_the_model_longer_each_time(
+    limiter: ModelRateLimiter, clock: FakeClock
+) -> None:
     for pause in (1, 2, 4, 8, 16, 32, 60, 60):
         await report_headers(limiter, {}, 429)
         async with queue_calls(limiter) as calls:
@@ -369,7 +377,7 @@ async def test_429_without_headers_blocks_the_model_longer_each_time(limiter: Li
         assert calls.served == ["ann"]
 
 
-async def test_429_blocks_for_retry_after(limiter: Limiter, clock: FakeClock) -> None:
+async def test_429_blocks_for_retry_after(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, {"retry-after": "17.4"}, 429)
     async with queue_calls(limiter) as calls:
         calls.add("ann")
@@ -380,7 +388,7 @@ async def test_429_blocks_for_retry_after(limiter: Limiter, clock: FakeClock) ->
         assert len(calls.served) == 2
 
 
-async def test_calls_rejected_together_count_as_one_rejection(limiter: Limiter, clock: FakeClock) -> None:
+async def test_calls_rejected_together_count_as_one_rejection(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     permits = [limiter.create_permit(MODEL, tokens=10) for _ in range(20)]
     for permit in permits:
         await permit.__aenter__()
@@ -393,7 +401,7 @@ async def test_calls_rejected_together_count_as_one_rejection(limiter: Limiter, 
         assert calls.served == ["ann"]
 
 
-async def test_one_call_probes_the_model_after_a_rejection(limiter: Limiter, clock: FakeClock) -> None:
+async def test_one_call_probes_the_model_after_a_rejection(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, {}, 429)
     async with queue_calls(limiter) as calls:
         probe = limiter.create_permit(MODEL, tokens=10, user="probe")
@@ -410,7 +418,7 @@ async def test_one_call_probes_the_model_after_a_rejection(limiter: Limiter, clo
         await probe.__aexit__(None, None, None)
 
 
-async def test_failed_call_uses_no_tokens(limiter: Limiter) -> None:
+async def test_failed_call_uses_no_tokens(limiter: ModelRateLimiter) -> None:
     await report_headers(limiter, make_headers(left=1_000))
     async with limiter.create_permit(MODEL, tokens=1_000) as permit:
         permit.on_response({}, 503)
@@ -420,7 +428,7 @@ async def test_failed_call_uses_no_tokens(limiter: Limiter) -> None:
         assert calls.served == ["ann"]
 
 
-async def test_call_without_a_response_frees_its_reservation(limiter: Limiter) -> None:
+async def test_call_without_a_response_frees_its_reservation(limiter: ModelRateLimiter) -> None:
     with pytest.raises(ConnectionError):
         async with limiter.create_permit(MODEL, tokens=900):
             raise ConnectionError
@@ -435,7 +443,7 @@ async def test_call_without_a_response_frees_its_reservation(limiter: Limiter) -
 
 
 async def test_call_whose_predicted_wait_exceeds_the_deadline_is_rejected_immediately(
-    limiter: Limiter, clock: FakeClock
+    limiter: ModelRateLimiter, clock: FakeClock
 ) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
@@ -451,7 +459,7 @@ async def test_call_whose_predicted_wait_exceeds_the_deadline_is_rejected_immedi
         assert calls.served == ["ann", "cat"]
 
 
-async def test_predicted_wait_follows_the_fair_order(limiter: Limiter) -> None:
+async def test_predicted_wait_follows_the_fair_order(limiter: ModelRateLimiter) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         for _ in range(100):
@@ -463,7 +471,9 @@ async def test_predicted_wait_follows_the_fair_order(limiter: Limiter) -> None:
         assert [user for user, _ in calls.rejected] == ["ann"]
 
 
-async def test_waiting_call_is_rejected_when_its_wait_becomes_too_long(limiter: Limiter, clock: FakeClock) -> None:
+async def test_waiting_call_is_rejected_when_its_wait_becomes_too_long(
+    limiter: ModelRateLimiter, clock: FakeClock
+) -> None:
     await report_headers(limiter, make_headers(left=0))
     running = limiter.create_permit(MODEL, tokens=1)
     running.queue.take_permit(running)
@@ -478,7 +488,7 @@ async def test_waiting_call_is_rejected_when_its_wait_becomes_too_long(limiter: 
         assert calls.served == ["bob"]
 
 
-async def test_wait_for_the_probe_ends_at_the_deadline(limiter: Limiter, clock: FakeClock) -> None:
+async def test_wait_for_the_probe_ends_at_the_deadline(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, {"retry-after": "1"}, 429)
     await clock.advance(1)
     async with limiter.create_permit(MODEL, tokens=1), queue_calls(limiter) as calls:
@@ -490,7 +500,7 @@ async def test_wait_for_the_probe_ends_at_the_deadline(limiter: Limiter, clock: 
 
 
 async def test_queue_is_bounded(clock: FakeClock) -> None:
-    limiter = Limiter(clock=clock, max_waiting=3)
+    limiter = ModelRateLimiter(clock=clock, max_waiting=3)
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         for user in "abcde":
@@ -504,7 +514,7 @@ async def test_queue_is_bounded(clock: FakeClock) -> None:
 
 
 async def test_idle_models_and_users_are_forgotten(clock: FakeClock) -> None:
-    limiter = Limiter(clock=clock, max_models=10)
+    limiter = ModelRateLimiter(clock=clock, max_models=10)
     for number in range(100):
         await report_headers(limiter, make_headers(left=5_000), model=f"model-{number}")
     assert len(limiter._queues) == 10
@@ -523,7 +533,9 @@ async def test_idle_models_and_users_are_forgotten(clock: FakeClock) -> None:
 # --- fairness
 
 
-async def test_user_with_one_call_is_served_second_behind_a_user_with_100(limiter: Limiter, clock: FakeClock) -> None:
+async def test_user_with_one_call_is_served_second_behind_a_user_with_100(
+    limiter: ModelRateLimiter, clock: FakeClock
+) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         for _ in range(100):
@@ -533,7 +545,9 @@ async def test_user_with_one_call_is_served_second_behind_a_user_with_100(limite
         assert calls.served[:3] == ["ann", "bob", "ann"]
 
 
-async def test_new_user_is_served_before_older_calls_of_a_busy_user(limiter: Limiter, clock: FakeClock) -> None:
+async def test_new_user_is_served_before_older_calls_of_a_busy_user(
+    limiter: ModelRateLimiter, clock: FakeClock
+) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         for _ in range(100):
@@ -544,7 +558,7 @@ async def test_new_user_is_served_before_older_calls_of_a_busy_user(limiter: Lim
         assert calls.served == ["ann"] * 21 + ["bob"]
 
 
-async def test_fairness_counts_tokens_not_requests(limiter: Limiter, clock: FakeClock) -> None:
+async def test_fairness_counts_tokens_not_requests(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         for _ in range(10):
@@ -557,7 +571,7 @@ async def test_fairness_counts_tokens_not_requests(limiter: Limiter, clock: Fake
 
 
 async def test_users_get_capacity_in_proportion_to_their_weights(clock: FakeClock) -> None:
-    limiter = Limiter(clock=clock, weights={"ann": 3})
+    limiter = ModelRateLimiter(clock=clock, weights={"ann": 3})
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         for user in ("ann", "bob"):
@@ -568,7 +582,7 @@ async def test_users_get_capacity_in_proportion_to_their_weights(clock: FakeCloc
         assert calls.served.count("bob") == 10
 
 
-async def test_large_call_is_not_starved_by_small_ones(limiter: Limiter, clock: FakeClock) -> None:
+async def test_large_call_is_not_starved_by_small_ones(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         calls.add("ann", tokens=1_000)
@@ -581,7 +595,7 @@ async def test_large_call_is_not_starved_by_small_ones(limiter: Limiter, clock: 
 # --- cancellation
 
 
-async def test_cancelled_calls_do_not_affect_the_queue(limiter: Limiter, clock: FakeClock) -> None:
+async def test_cancelled_calls_do_not_affect_the_queue(limiter: ModelRateLimiter, clock: FakeClock) -> None:
     await report_headers(limiter, make_headers(left=0))
     async with queue_calls(limiter) as calls:
         cancelled = [calls.add("ann", tokens=1_000) for _ in range(10)]
@@ -595,7 +609,7 @@ async def test_cancelled_calls_do_not_affect_the_queue(limiter: Limiter, clock: 
     assert clock.pending == 0
 
 
-async def test_next_call_starts_when_the_first_is_cancelled(limiter: Limiter) -> None:
+async def test_next_call_starts_when_the_first_is_cancelled(limiter: ModelRateLimiter) -> None:
     await report_headers(limiter, make_headers(left=500))
     async with queue_calls(limiter) as calls:
         first = calls.add("ann", tokens=5_000)
@@ -608,7 +622,9 @@ async def test_next_call_starts_when_the_first_is_cancelled(limiter: Limiter) ->
         assert calls.served == ["ann"]
 
 
-async def test_call_cancelled_while_it_is_granted_returns_its_tokens(limiter: Limiter, clock: FakeClock) -> None:
+async def test_call_cancelled_while_it_is_granted_returns_its_tokens(
+    limiter: ModelRateLimiter, clock: FakeClock
+) -> None:
     await report_headers(limiter, make_headers(left=1_000))
     holder = limiter.create_permit(MODEL, tokens=1_000)
     await holder.__aenter__()
@@ -623,7 +639,7 @@ async def test_call_cancelled_while_it_is_granted_returns_its_tokens(limiter: Li
         assert calls.served == ["bob"]
 
 
-async def test_call_cancelled_while_it_is_rejected_raises_no_error(limiter: Limiter) -> None:
+async def test_call_cancelled_while_it_is_rejected_raises_no_error(limiter: ModelRateLimiter) -> None:
     await report_headers(limiter, make_headers(left=0))
     running = limiter.create_permit(MODEL, tokens=1)
     running.queue.take_permit(running)
@@ -660,7 +676,7 @@ class Server:
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_server_rejects_no_call_and_is_fully_used(limiter: Limiter, clock: FakeClock, seed: int) -> None:
+async def test_server_rejects_no_call_and_is_fully_used(limiter: ModelRateLimiter, clock: FakeClock, seed: int) -> None:
     """The order of calls and of responses is random."""
     chance, server, total = random.Random(seed), Server(clock, 60_000), 0
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from gateway.domain.errors import UpstreamRateLimited
-from gateway.llm.rate_limit.limiter import Limiter
+from gateway.llm.rate_limit.limiter import ModelRateLimiter
 from gateway.llm.rate_limit.redis import RedisLimits
 from tests.eventually import eventually
 from tests.gateway.llm.test_limiter import FakeClock
@@ -32,15 +32,15 @@ def redis(tmp_path: Path) -> Generator[RedisServer]:
 
 
 @pytest.fixture
-async def replicas(redis: RedisServer) -> AsyncGenerator[list[Limiter]]:
+async def replicas(redis: RedisServer) -> AsyncGenerator[list[ModelRateLimiter]]:
     async with two_replicas(redis.url, timeout_seconds=30.0) as limiters:
         yield limiters
 
 
 @asynccontextmanager
-async def two_replicas(url: str, **options: float) -> AsyncGenerator[list[Limiter]]:
+async def two_replicas(url: str, **options: float) -> AsyncGenerator[list[ModelRateLimiter]]:
     shared = [RedisLimits(url, "gsk_secret", **options) for _ in range(2)]
-    limiters = [Limiter(shared=one) for one in shared]
+    limiters = [ModelRateLimiter(shared=one) for one in shared]
     yield limiters
     for limiter, one in zip(limiters, shared, strict=True):
         await limiter.close()
@@ -62,13 +62,13 @@ def make_headers(left: float, *, requests_left: float = 144) -> dict[str, str]:
     }
 
 
-async def report_headers(limiter: Limiter, headers: dict[str, str], status: int = 200) -> None:
+async def report_headers(limiter: ModelRateLimiter, headers: dict[str, str], status: int = 200) -> None:
     async with limiter.create_permit(MODEL, tokens=1) as permit:
         permit.on_response(headers, status)
     await limiter.close()
 
 
-async def try_acquire(limiter: Limiter, stack: AsyncExitStack, tokens: float, **options: Any) -> bool:
+async def try_acquire(limiter: ModelRateLimiter, stack: AsyncExitStack, tokens: float, **options: Any) -> bool:
     try:
         await stack.enter_async_context(limiter.create_permit(MODEL, tokens=tokens, **options))
     except UpstreamRateLimited:
@@ -76,7 +76,9 @@ async def try_acquire(limiter: Limiter, stack: AsyncExitStack, tokens: float, **
     return True
 
 
-async def test_200_reservations_of_two_gateways_never_exceed_the_shared_tokens(replicas: list[Limiter]) -> None:
+async def test_200_reservations_of_two_gateways_never_exceed_the_shared_tokens(
+    replicas: list[ModelRateLimiter],
+) -> None:
     await report_headers(replicas[0], make_headers(5_000))
     async with AsyncExitStack() as stack:
         calls = (
@@ -86,27 +88,29 @@ async def test_200_reservations_of_two_gateways_never_exceed_the_shared_tokens(r
         assert sum(await asyncio.gather(*calls)) == 50
 
 
-async def test_200_reservations_of_two_gateways_never_exceed_the_shared_requests(replicas: list[Limiter]) -> None:
+async def test_200_reservations_of_two_gateways_never_exceed_the_shared_requests(
+    replicas: list[ModelRateLimiter],
+) -> None:
     await report_headers(replicas[1], make_headers(10_000, requests_left=40))
     async with AsyncExitStack() as stack:
         calls = (try_acquire(replicas[number % 2], stack, 1, max_wait_seconds=30.0) for number in range(200))
         assert sum(await asyncio.gather(*calls)) == 40
 
 
-async def test_calls_are_unlimited_until_limits_are_known(replicas: list[Limiter]) -> None:
+async def test_calls_are_unlimited_until_limits_are_known(replicas: list[ModelRateLimiter]) -> None:
     async with AsyncExitStack() as stack:
         calls = (try_acquire(replicas[number % 2], stack, 1_000_000, max_wait_seconds=30.0) for number in range(200))
         assert all(await asyncio.gather(*calls))
 
 
-async def test_response_at_one_gateway_keeps_reservations_of_the_other(replicas: list[Limiter]) -> None:
+async def test_response_at_one_gateway_keeps_reservations_of_the_other(replicas: list[ModelRateLimiter]) -> None:
     async with replicas[0].create_permit(MODEL, tokens=4_000), AsyncExitStack() as stack:
         await report_headers(replicas[1], make_headers(5_000))
         assert not await try_acquire(replicas[1], stack, 1_100, max_wait_seconds=30.0)
         assert await try_acquire(replicas[1], stack, 900, max_wait_seconds=30.0)
 
 
-async def test_corrected_estimate_at_one_gateway_frees_capacity_for_the_other(replicas: list[Limiter]) -> None:
+async def test_corrected_estimate_at_one_gateway_frees_capacity_for_the_other(replicas: list[ModelRateLimiter]) -> None:
     await report_headers(replicas[0], make_headers(5_000))
     async with replicas[0].create_permit(MODEL, tokens=4_000) as permit, AsyncExitStack() as stack:
         assert not await try_acquire(replicas[1], stack, 2_000, max_wait_seconds=30.0)
@@ -116,16 +120,18 @@ async def test_corrected_estimate_at_one_gateway_frees_capacity_for_the_other(re
         assert await try_acquire(replicas[1], stack, 2_000, max_wait_seconds=30.0)
 
 
-async def test_rejection_at_one_gateway_blocks_the_other(replicas: list[Limiter]) -> None:
+async def test_rejection_at_one_gateway_blocks_the_other(replicas: list[ModelRateLimiter]) -> None:
     await report_headers(replicas[0], {"retry-after": "600"}, 429)
     async with AsyncExitStack() as stack:
         assert not await try_acquire(replicas[1], stack, 1, max_wait_seconds=30.0)
 
 
-async def test_block_of_another_gateway_ends_after_retry_after(redis: RedisServer, replicas: list[Limiter]) -> None:
+async def test_block_of_another_gateway_ends_after_retry_after(
+    redis: RedisServer, replicas: list[ModelRateLimiter]
+) -> None:
     await report_headers(replicas[0], {"retry-after": "600"}, 429)
     clock = FakeClock()
-    blocked = Limiter(shared=RedisLimits(redis.url, "gsk_secret", timeout_seconds=30.0), clock=clock)
+    blocked = ModelRateLimiter(shared=RedisLimits(redis.url, "gsk_secret", timeout_seconds=30.0), clock=clock)
     async with Redis(port=redis.port) as client, AsyncExitStack() as stack:
         [key] = await client.keys("agent_gateway:upstream:*")
         block_end, at = map(float, await client.hmget(key, "blocked", "at"))
@@ -141,7 +147,7 @@ async def test_block_of_another_gateway_ends_after_retry_after(redis: RedisServe
     await blocked.close()
 
 
-async def test_cancelled_reservation_returns_its_tokens(replicas: list[Limiter]) -> None:
+async def test_cancelled_reservation_returns_its_tokens(replicas: list[ModelRateLimiter]) -> None:
     await report_headers(replicas[0], make_headers(5_000))
     async with AsyncExitStack() as stack:
         tasks = [asyncio.create_task(try_acquire(replicas[0], stack, 4_000)) for _ in range(3)]
@@ -154,10 +160,10 @@ async def test_cancelled_reservation_returns_its_tokens(replicas: list[Limiter])
         assert await try_acquire(replicas[1], stack, 4_990, max_wait_seconds=30.0)
 
 
-async def test_each_key_has_its_own_limits(redis: RedisServer, replicas: list[Limiter]) -> None:
+async def test_each_key_has_its_own_limits(redis: RedisServer, replicas: list[ModelRateLimiter]) -> None:
     await report_headers(replicas[0], make_headers(0))
     other = RedisLimits(redis.url, "gsk_other")
-    limiter = Limiter(shared=other)
+    limiter = ModelRateLimiter(shared=other)
     async with AsyncExitStack() as stack:
         assert await try_acquire(limiter, stack, 5_000, max_wait_seconds=30.0)
     await limiter.close()
@@ -184,7 +190,7 @@ async def test_gateway_without_redis_enforces_observed_limits_and_logs_it_once(r
 
 async def test_redis_that_hangs_after_it_answered_delays_only_one_call(redis: RedisServer) -> None:
     shared = RedisLimits(redis.url, "gsk_secret", timeout_seconds=30.0, backoff_seconds=600.0)
-    limiter = Limiter(shared=shared)
+    limiter = ModelRateLimiter(shared=shared)
     async with AsyncExitStack() as stack, asyncio.timeout(30):
         permit = await stack.enter_async_context(limiter.create_permit(MODEL, tokens=100))
         assert permit.reservation is not None

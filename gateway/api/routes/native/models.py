@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from gateway.api.deps import ModelsDep, PrincipalDep, SettingsDep
+from gateway.api.deps import CatalogDep, PrincipalDep, SettingsDep
 
 router = APIRouter(prefix="/api/v1", tags=["models"])
 
@@ -40,14 +40,14 @@ class ModelList(BaseModel):
 
 
 @router.get("/models", summary="List the models")
-async def list_models(principal: PrincipalDep, models: ModelsDep, settings: SettingsDep) -> ModelList:
+async def list_models(principal: PrincipalDep, catalog: CatalogDep, settings: SettingsDep) -> ModelList:
     """The models that you may use, and the default model."""
     return ModelList(
         default=settings.default_model,
         simulated=settings.groq_simulated,
         models=[
             ModelView.model_validate(model, from_attributes=True)
-            for model in models.list_models()
+            for model in catalog.list_models()
             if principal.can_use_model(model.id)
         ],
     )

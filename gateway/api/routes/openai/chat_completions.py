@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.api.deps import ModelsDep, PrincipalDep, get_principal
+from gateway.api.deps import CatalogDep, PrincipalDep, get_principal
 from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, wait_for_turn
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
@@ -54,18 +54,18 @@ async def chat_completions(
 
 
 @router.get("/models", summary="List the models in OpenAI's format")
-async def list_models(principal: PrincipalDep, models: ModelsDep) -> JsonObject:
+async def list_models(principal: PrincipalDep, catalog: CatalogDep) -> JsonObject:
     """The models that you may use."""
     return {
         "object": "list",
-        "data": [_build_model(model) for model in models.list_models() if principal.can_use_model(model.id)],
+        "data": [_build_model(model) for model in catalog.list_models() if principal.can_use_model(model.id)],
     }
 
 
 @router.get("/models/{model:path}", summary="Get a model in OpenAI's format")
-async def get_model(model: str, principal: PrincipalDep, models: ModelsDep) -> JsonObject:
+async def get_model(model: str, principal: PrincipalDep, catalog: CatalogDep) -> JsonObject:
     """A model of the catalog."""
-    info = next((info for info in models.list_models() if info.id == model and principal.can_use_model(model)), None)
+    info = next((info for info in catalog.list_models() if info.id == model and principal.can_use_model(model)), None)
     if info is None:
         raise ModelNotFound(f"The model {model[:200]!r} does not exist.", param="model")
     return _build_model(info)
