@@ -219,7 +219,7 @@ async def build_gateway(
         state.catalog = llm.catalog
         state.model = llm.model
         state.database = store.database
-        state.storage_health = StorageHealth(store.database, store.journal)
+        state.storage_health = StorageHealth(store.database, store.journal, lambda: lease.is_valid)
         state.tasks = tasks
         state.load = load
         state.started_at = time.monotonic()

@@ -1,6 +1,7 @@
 """Check whether turns can be stored."""
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.domain.errors import GatewayError
 from gateway.ports.store import Journal
@@ -26,11 +27,15 @@ SELECT 1"""
 
 
 class StorageHealth:
-    """Health of the database and of the journal."""
+    """Health of the database, the journal and the worker's lease.
 
-    def __init__(self, database: Database, journal: Journal) -> None:
+    `has_lease` returns whether this worker may run stored turns.
+    """
+
+    def __init__(self, database: Database, journal: Journal, has_lease: Callable[[], bool]) -> None:
         self._database = database
         self._journal = journal
+        self._has_lease = has_lease
 
     async def find_problem(self) -> str | None:
         """Return a public reason why turns cannot be stored.
@@ -45,4 +50,6 @@ class StorageHealth:
         except GatewayError as error:
             sqlstate = get_sqlstate(error.__cause__)
             return f"the database refuses writes (SQLSTATE {sqlstate})" if sqlstate else "the database does not answer"
-        return "the journal cannot be written" if self._journal.is_unavailable else None
+        if self._journal.is_unavailable:
+            return "the journal cannot be written"
+        return None if self._has_lease() else "the worker could not renew its lease"
