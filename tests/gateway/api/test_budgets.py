@@ -188,7 +188,7 @@ async def test_reservation_of_a_dead_worker_is_released(
         (Fault(kind="cut", after_chunks=40), {}, "model_stream_broken"),
         (Fault(kind="abort", after_chunks=40), {}, "model_stream_broken"),
         (Fault(kind="stall", after_chunks=40), {"agent_timeout": 2}, "turn_timeout"),
-        (Fault(kind="stall", after_chunks=40, times=9), {"model_idle_timeout": 0.5}, "model_unavailable"),
+        (Fault(kind="stall", after_chunks=40, times=9), {"model_idle_timeout": 0.5}, "model_stream_broken"),
     ],
     ids=["cut", "abort", "turn timeout", "idle timeout"],
 )
