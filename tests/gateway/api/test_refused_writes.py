@@ -110,10 +110,10 @@ async def gateway(database_url: str, simulator: Simulator, tools_url: str) -> As
         yield running
 
 
-async def read_frames(gateway: Gateway, path: str, body: Any, started: asyncio.Event) -> list[Any]:
+async def read_frames(gateway: Gateway, path: str, body: Any, started: asyncio.Event, **options: Any) -> list[Any]:
     """Read a stream to its end; its first text sets `started`."""
     frames: list[Any] = []
-    async with gateway.session.post(f"{gateway.base_url}{path}", json=body) as response:
+    async with gateway.session.post(f"{gateway.base_url}{path}", json=body, **options) as response:
         assert response.status == 200, await response.text()
         async for line in response.content:
             if line.startswith(b"data: "):
