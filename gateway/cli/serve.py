@@ -100,7 +100,9 @@ async def prepare_schema(settings: Settings, url: str) -> None:
     from gateway.store import database, migrations
 
     await database.wait_until_ready(url, settings.database_wait_seconds)
-    if not await migrations.list_missing_migrations(url):
+    with database.raise_database_error(url):
+        missing = await migrations.list_missing_migrations(url)
+    if not missing:
         return
     if not settings.migrate_on_start and settings.postgres_url is not None:
         raise database.DatabaseError("DATABASE_URL: the schema is not up to date: run `agent-gateway db upgrade`")
@@ -109,11 +111,12 @@ async def prepare_schema(settings: Settings, url: str) -> None:
 
 async def _has_stored_keys(url: str) -> bool:
     from gateway.store.api_keys import KeyStore
-    from gateway.store.database import Database
+    from gateway.store.database import Database, raise_database_error
 
     database = Database(url, pool_size=1)
     try:
-        return await KeyStore(database).has_keys()
+        with raise_database_error(url):
+            return await KeyStore(database).has_keys()
     finally:
         await database.close()
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError
-from gateway.store.errors import is_database_error, raise_gateway_errors
+from gateway.domain.errors import GatewayError
+from gateway.store.errors import get_driver_error, is_database_error, raise_gateway_errors
 from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
 from gateway_runtime.postgres_url import list_parameters, mask_password
 
@@ -125,6 +126,23 @@ def encode_jsonb(value: object) -> str:
     """Encode a value as JSON, without NUL characters, which PostgreSQL cannot store."""
     encoded = msgspec.json.encode(value).decode()
     return _NUL_ESCAPE.sub(r"\1\\ufffd", encoded) if "\\u0000" in encoded else encoded
+
+
+@contextmanager
+def raise_database_error(url: str) -> Generator[None]:
+    """Raise errors of the database at `url` as errors for the terminal.
+
+    Raises:
+        DatabaseError: the database refuses a statement or cannot be reached.
+    """
+    try:
+        with raise_gateway_errors():
+            yield
+    except GatewayError as error:
+        cause = get_driver_error(error.__cause__ or error)
+        raise DatabaseError(
+            f"DATABASE_URL: {mask_password(url)} cannot be used: {str(cause) or type(cause).__name__}"
+        ) from None
 
 
 async def wait_until_ready(url: str, seconds: float) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "TAKEN_OVER_SQLSTATE",
     "StorageFailure",
     "classify_error",
+    "get_driver_error",
     "get_sqlstate",
     "is_database_error",
     "must_reconnect",

@@ -9,8 +9,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.cli.serve import prepare_schema
+from gateway.config import load_settings
 from gateway.domain.errors import StorageUnavailable
 from gateway.simulator import Simulator
+from gateway.store.database import DatabaseError, wait_until_ready
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
 from gateway_runtime.postgres_url import plain_dsn
 from tests.eventually import eventually
@@ -166,6 +169,29 @@ async def test_unusable_database_fails_readiness_and_new_turns_until_it_recovers
             assert (await gateway.get("/health")).status == 200
         await eventually(lambda: is_ready(gateway))
         assert (await gateway.chat("Hello", conversation_id="new")).status == 200
+
+
+@pytest.mark.parametrize(
+    "make_fault", [use_up_connections, start_up_slowly], ids=["too many connections", "starting up"]
+)
+async def test_start_reports_a_database_that_accepts_no_login(
+    cluster: EmbeddedPostgres, restricted_url: str, make_fault: Fault
+) -> None:
+    async with make_fault(cluster):
+        with pytest.raises(DatabaseError, match=r"^DATABASE_URL: .* cannot be reached: "):
+            await wait_until_ready(restricted_url, seconds=0.2)
+    await wait_until_ready(restricted_url, seconds=30)
+
+
+async def test_start_reports_a_missing_privilege(cluster: EmbeddedPostgres, restricted_url: str) -> None:
+    settings = load_settings(_env_file=None, database_url=restricted_url)
+    await prepare_schema(settings, restricted_url)
+    await execute(cluster.build_url(), "REVOKE SELECT ON alembic_version FROM gateway_app")
+    try:
+        with pytest.raises(DatabaseError, match="cannot be used: permission denied for table alembic_version"):
+            await prepare_schema(settings, restricted_url)
+    finally:
+        await execute(cluster.build_url(), "GRANT SELECT ON alembic_version TO gateway_app")
 
 
 async def test_finished_turns_can_be_read_from_a_read_only_database(
