@@ -122,7 +122,7 @@ def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, 
 
 
 def _build_release(settings: Settings, env: Mapping[str, str]) -> Callable[[UUID], Coroutine[None, None, None]]:
-    """Build the function that releases the turns of a worker that has died."""
+    """Build the function that releases the turns of a dead worker."""
 
     async def release_worker(worker_id: UUID) -> None:
         # Imported here because the supervisor needs the driver only then.

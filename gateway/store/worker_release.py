@@ -1,4 +1,4 @@
-"""The end of a dead worker's lease, for the process that has started the worker."""
+"""Release of a dead worker's turns by the process that started it."""
 
 from uuid import UUID
 

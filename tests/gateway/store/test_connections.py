@@ -14,6 +14,7 @@ from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import BusKind, BusMessage
 from gateway.store.bus import PostgresBus
 from gateway.store.database import Database
+from gateway.store.errors import get_sqlstate
 from gateway_runtime.postgres_connections import CLOSE_SECONDS, ConnectionLimits, PostgresConnector
 from tests.eventually import eventually
 from tests.postgres_faults import build_url_of_hosts, execute, serve_proxy, set_read_only, start_cluster
@@ -77,8 +78,9 @@ async def test_statement_that_takes_too_long_is_ended_by_the_server(database_url
 async def test_wait_for_a_lock_ends(database_url: str, db: asyncpg.Connection) -> None:
     async with open_database(database_url, ConnectionLimits(lock=0.1)) as database, db.transaction():
         await db.execute("LOCK TABLE conversations")
-        with pytest.raises(StorageUnavailable):
+        with pytest.raises(StorageUnavailable) as raised:
             await database.fetch_rows("SELECT * FROM conversations")
+    assert get_sqlstate(raised.value.__cause__) == "55P03"
 
 
 async def test_session_ends_although_each_of_its_statements_is_fast(database_url: str) -> None:
