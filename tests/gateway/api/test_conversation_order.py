@@ -158,6 +158,18 @@ async def test_request_whose_client_leaves_blocks_no_other(workers: list[Gateway
     assert await read_prompts(db) == ["Prompt 1", "Prompt 2", "Prompt 4"]
 
 
+async def test_expired_tickets_of_any_conversation_are_deleted_with_the_next_one(
+    workers: list[Gateway], db: asyncpg.Connection
+) -> None:
+    insert = "INSERT INTO conversation_waiters (conversation_id, worker_id, expires_at) VALUES ($1, $2, now() - $3::interval)"
+    await db.executemany(insert, [(uuid4(), uuid4(), timedelta(seconds=1))] * 50)
+    async with keep_busy(workers[0]) as conversation_id:
+        requests = WaitingRequests(db, conversation_id)
+        await requests.send(workers[1], "Hello")
+    assert await requests.wait_for_statuses() == [200]
+    await requests.wait_for_tickets(0)
+
+
 async def test_tickets_without_a_live_worker_and_expired_ones_do_not_count(
     workers: list[Gateway], db: asyncpg.Connection
 ) -> None:
