@@ -161,8 +161,10 @@ async def test_request_whose_client_leaves_blocks_no_other(workers: list[Gateway
 async def test_expired_tickets_of_any_conversation_are_deleted_with_the_next_one(
     workers: list[Gateway], db: asyncpg.Connection
 ) -> None:
-    insert = "INSERT INTO conversation_waiters (conversation_id, worker_id, expires_at) VALUES ($1, $2, now() - $3::interval)"
-    await db.executemany(insert, [(uuid4(), uuid4(), timedelta(seconds=1))] * 50)
+    await db.execute(
+        "INSERT INTO conversation_waiters (conversation_id, worker_id, expires_at)"
+        " SELECT gen_random_uuid(), gen_random_uuid(), now() - interval '1 second' FROM generate_series(1, 50)"
+    )
     async with keep_busy(workers[0]) as conversation_id:
         requests = WaitingRequests(db, conversation_id)
         await requests.send(workers[1], "Hello")
