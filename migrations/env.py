@@ -16,17 +16,23 @@ from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConne
 config = context.config
 LOCK_ID = zlib.crc32(b"agent-gateway migrations")
 SCHEMAS = {"public", "tools"}
-PREVIOUS_HEAD = "gateway_0010"
-"""Head of the previous release.
+PREVIOUS_HEADS = ("gateway_0010", "tools_0001")
+"""Heads of the previous release.
 
-That release starts only if the version table lists this head, which Alembic replaces by its successor. So the head is
-listed beside its successor, and hidden while Alembic runs.
+That release starts only if the version table lists these heads, which Alembic replaces by their successors. So a head
+is listed beside its successor, and hidden while Alembic runs.
 """
 HAS_SUCCESSOR = (
-    f"EXISTS (SELECT FROM alembic_version WHERE version_num ~ '^gateway_' AND version_num > '{PREVIOUS_HEAD}')"
+    "EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num"
+    " AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1))"
 )
-HIDE_PREVIOUS_HEAD = f"DELETE FROM alembic_version WHERE version_num = '{PREVIOUS_HEAD}' AND {HAS_SUCCESSOR}"  # noqa: S608
-LIST_PREVIOUS_HEAD = f"INSERT INTO alembic_version SELECT '{PREVIOUS_HEAD}' WHERE {HAS_SUCCESSOR}"
+HIDE_PREVIOUS_HEADS = (
+    f"DELETE FROM alembic_version AS previous WHERE version_num IN {PREVIOUS_HEADS} AND {HAS_SUCCESSOR}"  # noqa: S608
+)
+LIST_PREVIOUS_HEADS = (
+    "INSERT INTO alembic_version SELECT version_num"  # noqa: S608
+    f" FROM unnest(ARRAY{list(PREVIOUS_HEADS)}) AS previous (version_num) WHERE {HAS_SUCCESSOR}"
+)
 
 
 def get_url() -> str:
@@ -58,10 +64,10 @@ def run_migrations(connection: Connection) -> None:
         compare_server_default=False,
         transaction_per_migration=True,
     )
-    change_version_table(connection, HIDE_PREVIOUS_HEAD)
+    change_version_table(connection, HIDE_PREVIOUS_HEADS)
     with context.begin_transaction():
         context.run_migrations()
-    change_version_table(connection, LIST_PREVIOUS_HEAD)
+    change_version_table(connection, LIST_PREVIOUS_HEADS)
     connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK_ID})
     connection.commit()
 
@@ -79,6 +85,6 @@ if context.is_offline_mode():
     context.configure(url=get_url(), target_metadata=SQLModel.metadata, literal_binds=True)
     with context.begin_transaction():
         context.run_migrations()
-        context.execute(LIST_PREVIOUS_HEAD)
+        context.execute(LIST_PREVIOUS_HEADS)
 else:
     asyncio.run(run_online())

@@ -452,7 +452,7 @@ CREATE INDEX ix_conversation_waiters ON conversation_waiters (conversation_id, i
 
 UPDATE alembic_version SET version_num='gateway_0012' WHERE alembic_version.version_num = 'gateway_0011';
 
-INSERT INTO alembic_version SELECT 'gateway_0010' WHERE EXISTS (SELECT FROM alembic_version WHERE version_num ~ '^gateway_' AND version_num > 'gateway_0010');
+INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;
 

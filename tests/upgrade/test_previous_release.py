@@ -17,8 +17,9 @@ from uuid_utils import uuid4
 from gateway.store import migrations
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
 from tests.conftest import dsn
+from tests.e2e.cluster import Worker, run_process
 from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment
-from tests.e2e.test_workers import Worker, check_turns, run_process, start_turn
+from tests.e2e.test_workers import check_turns, start_turn
 from tests.eventually import eventually
 from tests.stack import SECRET, find_free_port
 
