@@ -38,7 +38,7 @@ from gateway.common.load import LoadMonitor, find_memory_limit
 from gateway.common.redaction import Redactor, load_rules
 from gateway.common.timeouts import Timeouts
 from gateway.config import ConfigError, Settings
-from gateway.domain.messages import BusKind, BusMessage
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
 from gateway.llm.resilient import ResilientModel, RetryPolicy

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from gateway.domain.messages import BusKind, BusMessage, UserRole
+from gateway.domain.bus import BusKind, BusMessage
+from gateway.domain.messages import UserRole
 from gateway.store.api_keys import NewKey
 from gateway.store.models import ApiKey
 from tests.stack import Gateway, Reply

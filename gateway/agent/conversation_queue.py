@@ -13,8 +13,9 @@ from uuid import UUID
 from gateway.agent.subscriptions import TurnSubscriptions
 from gateway.common.concurrency import Backoff, Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import ConversationBusy, StorageUnavailable
-from gateway.domain.messages import BusKind, BusMessage, Principal, TurnRequest
+from gateway.domain.messages import Principal, TurnRequest
 from gateway.ports.store import Bus, ConversationRepository, ConversationState
 
 log = get_logger(__name__)

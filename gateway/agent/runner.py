@@ -23,6 +23,7 @@ from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import (
     Forbidden,
     GatewayError,
@@ -36,7 +37,7 @@ from gateway.domain.errors import (
     TurnTimeout,
 )
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
-from gateway.domain.messages import BusKind, BusMessage, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
+from gateway.domain.messages import Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.store import (
     Bus,

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.config import ConfigError
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
-from gateway.domain.messages import BusKind, BusMessage, JsonObject
+from gateway.domain.messages import JsonObject
 from gateway.ports.servers import (
     ServerAdmin,
     ServerConfig,

@@ -21,6 +21,7 @@ from gateway.agent.turn import ActiveTurn
 from gateway.common.json_schema import SchemaNotCheckable, best_error, compile_schema
 from gateway.common.load import LoadMonitor
 from gateway.config import Settings
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import (
     Conflict,
     ConversationBusy,
@@ -35,7 +36,7 @@ from gateway.domain.errors import (
     error_from_info,
 )
 from gateway.domain.events import Event, JournalEntry
-from gateway.domain.messages import Answer, BusKind, BusMessage, JsonObject, Parameters, Principal, TurnRequest
+from gateway.domain.messages import Answer, JsonObject, Parameters, Principal, TurnRequest
 from gateway.ports.listener import EventFold, EventListener
 from gateway.ports.store import Bus, QuestionRepository, StoredTurn, TurnRepository
 

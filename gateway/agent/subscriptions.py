@@ -11,8 +11,8 @@ from gateway.agent.runner import Runner
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import GatewayError, JournalExpired, ServerStopping, StorageUnavailable, TurnNotStored
-from gateway.domain.messages import BusKind, BusMessage
 from gateway.ports.store import Bus, Journal, TurnRepository
 
 log = get_logger(__name__)

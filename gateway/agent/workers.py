@@ -9,8 +9,9 @@ from gateway.agent.lease import WorkerLease, read_clock
 from gateway.agent.runner import MAX_ATTEMPTS, Runner
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
+from gateway.domain.bus import BusMessage
 from gateway.domain.errors import GatewayError, StorageUnavailable, TooManyAttempts, TurnUnreadable
-from gateway.domain.messages import BusMessage, TurnClaim
+from gateway.domain.messages import TurnClaim
 from gateway.ports.store import QuestionRepository, TurnRepository, WorkerRepository
 
 log = get_logger(__name__)

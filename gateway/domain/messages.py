@@ -1,10 +1,9 @@
 """Values that the packages exchange; row ids exist only in the store."""
 
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
 from operator import add
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -433,40 +432,6 @@ class AuthorizationRequest(msgspec.Struct, frozen=True):
     url: str
     by: str
     challenge: str | None = None
-
-
-class BusKind(StrEnum):
-    """Subject of a notification.
-
-    The values are sent between workers of different versions: never change one.
-    """
-
-    CANCEL_TURN = "cancel"
-    WATCH_TURN = "watch"
-    """Another worker asks for notifications about the turn's events."""
-    TURN_EVENTS = "events"
-    """The turn has new events."""
-    TURN_RUNNABLE = "orphan"
-    """No worker runs the turn, or its question was answered."""
-    SERVERS_CHANGED = "servers"
-    KEYS_CHANGED = "keys"
-    GRANTS_CHANGED = "logins"
-    """A sign-in to an MCP server was completed."""
-    TICKET_RELEASED = "ticket"
-    """A request no longer waits for its conversation."""
-
-
-class BusMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Notification between workers, about a turn or `NO_TURN`.
-
-    `ticket` is the one that was released.
-    """
-
-    kind: BusKind
-    turn_id: UUID
-    ticket: int | None = None
-
-    NO_TURN: ClassVar[UUID] = UUID(int=0)
 
 
 def text_block(text: str) -> JsonObject:

@@ -9,13 +9,12 @@ from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import ErrorInfo, GatewayError
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import (
     Answer,
     BudgetReservation,
-    BusKind,
-    BusMessage,
     CachedAnswer,
     JsonObject,
     Message,

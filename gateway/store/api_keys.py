@@ -11,8 +11,9 @@ from sqlalchemy import update
 from sqlmodel import col, func, or_, select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import Budget, BusKind, BusMessage, KeyLimits, Principal, UserRole
+from gateway.domain.messages import Budget, KeyLimits, Principal, UserRole
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL
 from gateway.store.database import Database, count_changed_rows

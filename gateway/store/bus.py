@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
-from gateway.domain.messages import BusKind, BusMessage
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.ports.store import Bus
 from gateway.store.errors import is_database_error
 from gateway_runtime.postgres_connections import PostgresConnector

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.domain.messages import BusKind, BusMessage
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.store.bus import CHANNEL
 from gateway.store.errors import raise_gateway_errors
 from gateway_runtime.postgres_connections import PostgresConnector

@@ -19,8 +19,8 @@ from starlette.datastructures import Headers
 import gateway as gateway_package
 from gateway.api.security.authentication import FailedLoginAudit, reject_open_gateway
 from gateway.config import ConfigError, load_settings
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import NotAuthenticated
-from gateway.domain.messages import BusKind, BusMessage
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring
 from tests.call_counter import count_function_calls

@@ -7,8 +7,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import StorageUnavailable
-from gateway.domain.messages import BusKind, BusMessage
 from gateway.simulator import Fault, Simulator
 from tests.eventually import eventually
 from tests.gateway.test_mcp_endpoint import connect_host, get_text

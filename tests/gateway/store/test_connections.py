@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from gateway.config import load_settings
+from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import StorageUnavailable
-from gateway.domain.messages import BusKind, BusMessage
 from gateway.store.bus import PostgresBus
 from gateway.store.database import Database
 from gateway.store.errors import get_sqlstate
