@@ -333,13 +333,16 @@ class TurnService:
         """Cancel a turn on any worker, and wait for its end.
 
         The wait takes at most `CANCEL_TIMEOUT_SECONDS`. A turn that has ended does not change.
+
+        Raises:
+            StorageUnavailable: the cancellation is not stored. A turn that runs on this worker stops nevertheless.
         """
         if turn.has_ended:
             return
         with self._subscriptions.subscribe(turn.id) as subscription:  # the journal has the end of every turn
-            await self._turns.request_cancel(turn.id)
             message = BusMessage(BusKind.CANCEL_TURN, turn.id)
             self._runner.on_cancel(message)
+            await self._turns.request_cancel(turn.id)
             self._bus.publish(message)
             self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
             # The cancellation is stored, so a worker that takes the turn over honours it.

@@ -248,3 +248,18 @@ async def list_turns(server: EmbeddedPostgres) -> list[str]:
         return [str(row["id"]) for row in await connection.fetch("SELECT id FROM turns")]
     finally:
         await connection.close()
+
+
+async def test_cancel_stops_the_model_call_of_this_worker_although_it_cannot_be_stored(
+    cluster: EmbeddedPostgres, slow_simulator: Simulator, tools_url: str
+) -> None:
+    async with (
+        serve_gateway(cluster.build_url(), slow_simulator, tools_url) as gateway,
+        gateway.stream("count to 5000", on_disconnect="continue") as stream,
+    ):
+        await stream.read_until("text.delta")
+        turn_id = stream.response.headers["x-turn-id"]
+        async with make_read_only(cluster):
+            reply = await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)
+            assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
+            await slow_simulator.wait_until(lambda s: s.cancelled_streams == 1)
