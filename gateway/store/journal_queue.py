@@ -19,8 +19,8 @@ class PendingWrite:
     """Entries of one turn, and a row that begins or ends it.
 
     A commit may write only the first part of it, which `take` chooses. `done` completes with the last part. A write
-    that does not expire is tried again for ever. `may_be_stored`: the result of a commit of it is unknown.
-    `refused_at` is the time of the first failed attempt since its last part was stored.
+    that does not expire is tried again for ever. `is_complete`: all of it is durable. `may_be_stored`: the result of a
+    commit of it is unknown. `refused_at` is the time of the first failed attempt since its last part was stored.
     """
 
     __slots__ = (
@@ -28,6 +28,7 @@ class PendingWrite:
         "done",
         "entries",
         "expires",
+        "is_complete",
         "may_be_stored",
         "refused_at",
         "row",
@@ -60,6 +61,7 @@ class PendingWrite:
         self.takes_row = False
         self.may_be_stored = False
         self.attempted_at = 0.0
+        self.is_complete = False
         self.refused_at: float | None = None
         self.done: asyncio.Future[None] = loop.create_future()
 
@@ -114,6 +116,7 @@ class PendingWrite:
             self.source.mark_committed(taken[-1].seq)
         if self.is_taken_whole:
             self.entries, self.row, self.size = [], None, 0
+            self.is_complete = True
             if not self.done.done():
                 self.done.set_result(None)
             return
@@ -121,11 +124,6 @@ class PendingWrite:
         if self.takes_row:
             self.row, self.row_size = None, 0
         self.size = self.row_size + sum(len(entry.data) for entry in self.entries)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all of it is durable."""
-        return not self.entries and self.row is None and self.done.done()
 
     def fail(self, error: GatewayError) -> None:
         """Complete `done` with an error."""
@@ -165,7 +163,8 @@ class JournalQueue:
         self._waiting: BoundedQueue[PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
         self._in_flight: set[PendingWrite] = set()
         self._suspects: set[EventSource] = set()
-        self._on_change: list[Callable[[], None]] = []
+        self._on_change: Callable[[], None] = _do_nothing
+        self._on_slow: Callable[[], None] = _do_nothing
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -177,13 +176,17 @@ class JournalQueue:
     async def wait_for_capacity(self) -> None:
         await self._waiting.wait_for_capacity()
 
-    def call_on_change(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when there may be something to take."""
-        self._on_change.append(callback)
+    def subscribe(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` when there may be something for `take_batch`."""
+        self._on_change = on_change
+
+    def subscribe_slow(self, on_slow: Callable[[], None]) -> None:
+        """Call `on_slow` when there may be something for `take_slow`."""
+        self._on_slow = on_slow
 
     def put(self, write: PendingWrite) -> None:
         self._waiting.put(write)
-        self._notify()
+        self._on_change()
 
     def list_writes(self, source: EventSource | None = None) -> list[PendingWrite]:
         """List the writes, or those of one turn, oldest first."""
@@ -205,18 +208,27 @@ class JournalQueue:
         skipped = {write.source for write in self._in_flight} | self._suspects
         batch: list[PendingWrite] = []
         room = max_bytes
+        has_slow = bool(self._suspects)
         for write in self._waiting:
             if write.source in skipped:
                 continue
-            size = write.take(room if write.size <= room else min(room, max(max_bytes // _MAX_SHARE, write.first_size)))
-            if size is not None:
-                batch.append(write)
-                room -= size
-            if size is None or not write.is_taken_whole:
+            if write.size <= room:
+                write.taken_count, write.takes_row = len(write.entries), True
+                size = write.size
+            else:
                 skipped.add(write.source)
+                size = write.take(min(room, max(max_bytes // _MAX_SHARE, write.first_size)))
+                if size is None:
+                    has_slow = has_slow or write.first_size > max_bytes
+                    continue
+            batch.append(write)
+            room -= size
             if room <= 0:
                 break
-        return self._begin(batch)
+        self._in_flight.update(batch)
+        if has_slow:
+            self._on_slow()
+        return batch
 
     def take_slow(self, min_bytes: int, max_bytes: int) -> list[PendingWrite]:
         """Take a write of a suspect, or a write with large parts.
@@ -236,12 +248,14 @@ class JournalQueue:
             return []
         write = min(slow, key=lambda write: (not write.expires, write.attempted_at))
         write.take(max(write.first_size, max_bytes))
-        return self._begin([write])
+        write.attempted_at = asyncio.get_running_loop().time()
+        self._in_flight.add(write)
+        return [write]
 
     def suspect(self, writes: Iterable[PendingWrite]) -> None:
         """Let only `take_slow` take writes of these turns."""
         self._suspects.update(write.source for write in writes)
-        self._notify()
+        self._on_change()
 
     def clear_suspects(self, writes: Iterable[PendingWrite] | None = None) -> None:
         """Let `take_batch` take writes of these turns again.
@@ -252,24 +266,17 @@ class JournalQueue:
             self._suspects.clear()
         else:
             self._suspects.difference_update(write.source for write in writes)
-        self._notify()
+        self._on_change()
 
     def finish(self, batch: list[PendingWrite]) -> None:
         """Return a batch, without the writes that are complete."""
         self._in_flight.difference_update(batch)
         self._waiting.remove([write for write in batch if write.is_complete])
-        self._notify()
+        self._on_change()
 
     def remove(self, writes: list[PendingWrite]) -> None:
         self._waiting.remove(writes)
 
-    def _begin(self, batch: list[PendingWrite]) -> list[PendingWrite]:
-        now = asyncio.get_running_loop().time()
-        for write in batch:
-            write.attempted_at = now
-        self._in_flight.update(batch)
-        return batch
 
-    def _notify(self) -> None:
-        for callback in self._on_change:
-            callback()
+def _do_nothing() -> None:
+    """Ignore a notification that has no subscriber yet."""

@@ -4,12 +4,13 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeAlias
 from uuid import UUID
 
 import asyncpg
 
-from gateway.common.concurrency import Backoff, Deadline, SupervisedTask
+from gateway.common.concurrency import Backoff, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageRefused
 from gateway.ports.store import EventSource
@@ -26,13 +27,15 @@ MAX_BATCH_BYTES = 1024 * 1024
 _MIN_BATCH_BYTES = 16 * 1024
 _SHRINK_FACTOR = 4
 _GROWTH_DIVISOR = 8
+_MAX_BUFFERED_BYTES = 16 * 1024
+_ABORT_SECONDS = 0.1
 _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
-_ABORT_SECONDS = 1.0
 _TIMEOUT_SQLSTATES = ("57014", "55P03")
 """Cancelled, for example by statement_timeout, and lock_timeout."""
 _ENDS_OF_CONNECTION = ("08", "57")
 """Classes of SQLSTATE codes that leave the result of a commit unknown."""
+_get_size = attrgetter("size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,10 @@ class JournalWriter:
         self._has_changed = asyncio.Event()
         self._is_probe_requested = False
         self._backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
-        queue.call_on_change(self._has_changed.set)
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        self._queue.subscribe(self._has_changed.set)
 
     def disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -129,6 +135,7 @@ class JournalWriter:
         )
         self.disconnect()
         for write in batch:
+            write.attempted_at = started_at
             if write.refused_at is None:
                 write.refused_at = started_at
         self._mark_suspects(error, batch)
@@ -199,24 +206,28 @@ class JournalWriter:
         An empty one only tests if the database is available.
 
         Raises:
-            TimeoutError: the database did not answer in time. The connection is aborted, because a cancellation would
-                wait for the server.
+            TimeoutError: the database did not answer in time.
         """
         by_statement = self._group_by_statement(batch)
         if not by_statement and not self._must_probe():
             return
-        deadline = Deadline.after(self._policy.attempt_seconds)
-        async with deadline.limit():
-            connection = await self._connect()
-        abort = asyncio.get_running_loop().call_later(deadline.remaining(), connection.terminate)
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            async with asyncio.timeout(self._policy.attempt_seconds):
+                connection = self._connection = await self._policy.connect()
+        # A cancellation would wait for the server's answer to it, and an aborted connection does not.
+        abort = asyncio.get_running_loop().call_later(self._policy.attempt_seconds, connection.terminate)
         try:
-            async with asyncio.timeout(self._policy.attempt_seconds + _ABORT_SECONDS):
+            if sum(map(_get_size, batch)) <= _MAX_BUFFERED_BYTES:
                 await _execute(connection, by_statement)
+            else:  # a write that waits for the socket does not notice the end of the connection
+                async with asyncio.timeout(self._policy.attempt_seconds + _ABORT_SECONDS):
+                    await _execute(connection, by_statement)
         except Exception as error:
             if not _is_rolled_back(error):
                 for write in batch:
                     write.may_be_stored = True
-            if deadline.is_over:
+            if asyncio.get_running_loop().time() >= abort.when():
                 raise TimeoutError from error
             raise
         finally:
@@ -235,11 +246,6 @@ class JournalWriter:
                 by_statement.setdefault(statement, []).append(row)
         return by_statement
 
-    async def _connect(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._policy.connect()
-        return self._connection
-
 
 class SlowWriter(JournalWriter):
     """Commits the writes that would delay or have delayed the others.
@@ -251,6 +257,9 @@ class SlowWriter(JournalWriter):
     def __init__(self, name: str, queue: JournalQueue, policy: CommitPolicy, regular: JournalWriter) -> None:
         super().__init__(name, queue, policy)
         self._regular = regular
+
+    def _subscribe(self) -> None:
+        self._queue.subscribe_slow(self._has_changed.set)
 
     def _take_batch(self) -> list[PendingWrite]:
         is_available = self._regular.unavailable_since is None
@@ -299,12 +308,14 @@ def _is_rolled_back(error: Exception) -> bool:
 
 
 async def _execute(connection: Connection, by_statement: dict[str, list[statements.Values]]) -> None:
+    """Execute the statements in one transaction."""
     if not by_statement:
         await connection.execute(statements.PROBE)
-    elif len(by_statement) == 1:
+        return
+    if len(by_statement) == 1:
         await connection.executemany(*by_statement.popitem())  # is a transaction of its own
-    else:
-        async with connection.transaction():
-            for statement in statements.EXECUTION_ORDER:
-                if rows := by_statement.get(statement):
-                    await connection.executemany(statement, rows)
+        return
+    async with connection.transaction():
+        for statement in statements.EXECUTION_ORDER:
+            if rows := by_statement.get(statement):
+                await connection.executemany(statement, rows)

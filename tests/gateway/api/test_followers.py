@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
@@ -27,7 +28,7 @@ async def closed_to_connections(db: asyncpg.Connection) -> AsyncGenerator[None]:
         await db.execute(change, True)
 
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "storage_retry_seconds": RETRY_SECONDS,
     "database_statement_timeout_seconds": RETRY_SECONDS,
     "database_silence_timeout_seconds": 2 * RETRY_SECONDS,
