@@ -27,11 +27,11 @@ async def start_turn(worker: Client, number: int) -> str:
         return str(stream.response.headers["x-turn-id"])
 
 
-async def read_events(worker: Client, turn_id: str) -> list[Event]:
-    """Read all events of a turn, and resume closed streams."""
+async def read_events(worker: Client, turn_id: str, after: int = 0) -> list[Event]:
+    """Read the events of a turn after a number, and resume closed streams."""
     events: list[Event] = []
     while not events or events[-1].data != "[DONE]":
-        after = max((event.id or 0 for event in events), default=0)
+        after = max((event.id or 0 for event in events), default=after)
         url = f"{worker.base_url}/api/v1/turns/{turn_id}/events?after={after}"
         async with worker.session.get(url) as response:
             events += [event async for event in Stream(response).read_events() if event.type != "stream.closing"]
@@ -78,6 +78,28 @@ async def test_turns_of_a_killed_worker_are_completed_by_another(cluster: Cluste
     assert live == turns[:10]
     tasks = await db.fetchval("SELECT count(*) FROM tools.tasks")
     assert tasks == TURNS // 5  # each task was added once
+
+
+async def test_text_that_a_killed_worker_has_not_stored_is_discarded(cluster: Cluster, db: asyncpg.Connection) -> None:
+    short_lease = {"HEARTBEAT_SECONDS": "0.5", "HEARTBEAT_TIMEOUT_SECONDS": "4"}
+    async with (
+        cluster.run_worker(JOURNAL_FLUSH_MS="10000", **short_lease) as first,
+        cluster.run_worker(**short_lease) as second,
+    ):
+        async with first.stream("count to 150", on_disconnect="continue") as stream:
+            turn_id = str(stream.response.headers["x-turn-id"])
+            for _ in range(20):
+                await stream.read_until("text.delta")
+            first.kill()
+        assert await db.fetchval("SELECT max(last_seq) FROM turn_events WHERE turn_id = $1::uuid", turn_id) == 1
+        async with asyncio.timeout(150):
+            events = stream.received_events + await read_events(
+                second, turn_id, after=stream.received_events[-1].id or 0
+            )
+    assert [event.data["discard"] for event in events if event.type == "model.retry"] == [True]
+    row = await db.fetchrow("SELECT status, response FROM turns WHERE id = $1::uuid", turn_id)
+    assert row is not None
+    assert tuple(row) == ("completed", get_final_text(events))
 
 
 async def test_restarted_worker_resumes_its_own_turns(cluster: Cluster, db: asyncpg.Connection) -> None:
