@@ -279,6 +279,7 @@ class TurnService:
         self._check_size(request)
         if (earlier_turn := await self._find_started(request, principal)) is not None:
             return earlier_turn
+        self._load.check_capacity()
         parameters = request.parameters.with_defaults(self._default_parameters)
         request = replace(request, model=request.model or self._default_model, parameters=parameters)
         async with self._queue.enter(request, principal, may_wait=if_busy == "wait") as place:

@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator
 import pytest
 from mcp import Client, MCPError
 
+from gateway.domain.errors import Overloaded
+from gateway.domain.messages import Message, Principal, TurnRequest
 from gateway.simulator import Simulator
 from tests.eventually import eventually
 from tests.stack import Gateway, serve_gateway
@@ -34,6 +36,14 @@ async def test_mcp_host_is_refused_a_tool_call_and_may_list_tools(overloaded_gat
         assert (await client.list_tools()).tools
         with pytest.raises(MCPError, match="memory"):
             await client.call_tool("calculator", {"expression": "1+1"})
+        with pytest.raises(MCPError, match="memory"):
+            await client.call_tool("ask_agent", {"prompt": "Hello"})
+
+
+async def test_service_refuses_a_turn_that_an_api_did_not_refuse(overloaded_gateway: Gateway) -> None:
+    request, principal = TurnRequest((Message("user", "Hello"),)), Principal("ada")
+    with pytest.raises(Overloaded):
+        await overloaded_gateway.state.turn_service.start_turn(request, principal)
 
 
 async def test_running_turn_can_be_followed_and_cancelled_while_new_work_is_refused(
