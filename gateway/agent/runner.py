@@ -287,9 +287,11 @@ class Runner:
     def on_watch(self, message: BusMessage) -> None:
         """Announce each commit of the turn from now on.
 
-        Another worker follows the turn.
+        Another worker follows the turn, and asks again whenever it finds no new events. Only the first request is
+        answered: with an answer to each, the two would ask and answer each other without a pause.
         """
-        if (turn := self._turns.get(message.turn_id)) is not None:
+        turn = self._turns.get(message.turn_id)
+        if turn is not None and turn.log.on_commit is None:
             bus, notification = self._storage.bus, BusMessage(BusKind.TURN_EVENTS, turn.id)
             turn.log.on_commit = lambda: bus.publish(notification)
             bus.publish(notification)
