@@ -16,7 +16,7 @@ from gateway.common.concurrency import Deadline, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageRefused, StorageUnavailable
-from gateway.domain.events import JournalEntry
+from gateway.domain.events import JournalEntry, TurnFailed, encode_event
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, Usage
 from gateway.ports.store import EventSource, Journal
 from gateway.store import journal_statements as statements
@@ -237,11 +237,21 @@ class PostgresJournal(Journal):
             return removed
         start.expires = False
         if not any(write.row is not None and write.row[0] is statements.FINISH_TURN for write in in_flight):
-            error = StorageUnavailable().to_error_info()
-            outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
-            row = statements.build_finish_row(self._fence(source), outcome)
-            self._queue.put(PendingWrite(source, [], row, expires=False))
+            self._end_unstarted_turn(source, [entry for write in (start, *in_flight) for entry in write.entries])
         return removed
+
+    def _end_unstarted_turn(self, source: EventSource, stored: list[JournalEntry]) -> None:
+        """End a turn as failed whose caller got an error.
+
+        Its start may be stored.
+        """
+        error = StorageUnavailable().to_error_info()
+        outcome = TurnOutcome("failed", (), "", steps=0, usage=Usage(), duration_ms=0.0, error=error)
+        row = statements.build_finish_row(self._fence(source), outcome)
+        end = TurnFailed(error=error, saved="prompt")
+        seq = max((entry.seq for entry in stored), default=None)
+        entries = [] if seq is None else [JournalEntry(seq + 1, end, encode_event(end))]  # none: no events are stored
+        self._queue.put(PendingWrite(source, entries, row, expires=False))
 
     def _fence(self, source: EventSource) -> Fence:
         return Fence(source.turn_id, self._worker_id, source.epoch)
