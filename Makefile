@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test test-quick test-all check format lock audit schema node previous-release conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: run test test-quick test-all schedules check format lock audit schema node previous-release conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -23,7 +23,11 @@ test: .venv/.dev
 
 # Everything: what CI runs. Prints the coverage of the code that runs in the test process; measuring it costs minutes. Tests that lack Node, or what `make node` installs, are skipped, or fail where CI is set.
 test-all: .venv/.dev
-	$(PYTEST) $(COVERAGE) $(ARGS)
+	TURN_SCHEDULES=$(or $(TURN_SCHEDULES),200) $(PYTEST) $(COVERAGE) $(ARGS)
+
+# Thousands of random schedules of faults against the runner and a real Postgres; `make test` runs the first 30.
+schedules: .venv/.dev
+	TURN_SCHEDULES=$(or $(TURN_SCHEDULES),3000) $(BIN)/pytest tests/turn_schedules $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
