@@ -130,6 +130,10 @@ class Runner:
     def get(self, turn_id: UUID) -> ActiveTurn | None:
         return self._turns.get(turn_id)
 
+    def is_busy_with(self, turn_id: UUID) -> bool:
+        """Return whether the turn runs here, or has writes that the journal still tries."""
+        return turn_id in self._turns or self._storage.journal.is_writing(turn_id)
+
     # --- starting
 
     async def start(

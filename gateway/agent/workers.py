@@ -133,10 +133,11 @@ class TurnClaimer:
     async def _release_ownerless_turns(self) -> None:
         """Release turns that belong to this worker but do not run here.
 
-        They were given up, or their claim was interrupted. A turn whose end is being written leaves the runner a moment
-        before; so it must be missing twice.
+        They were given up, or their claim was interrupted. A turn whose start is being written enters the runner a
+        moment later; so it must be missing twice. A turn whose writes the journal still tries stays, because its next
+        owner could not write, either, and would not know the results in them.
         """
-        ownerless = {turn_id for turn_id in await self._workers.list_turns() if self._runner.get(turn_id) is None}
+        ownerless = {turn_id for turn_id in await self._workers.list_turns() if not self._runner.is_busy_with(turn_id)}
         if released := ownerless & self._ownerless:
             await self._workers.release_turns(list(released))
         self._ownerless = ownerless - released

@@ -128,6 +128,11 @@ class Journal(Protocol):
         """
         ...
 
+    @abstractmethod
+    def is_writing(self, turn_id: UUID) -> bool:
+        """Return whether writes of the turn wait for a commit."""
+        ...
+
     @property
     @abstractmethod
     def is_unavailable(self) -> bool:

@@ -1,6 +1,7 @@
 """The journal of turns that are not stored."""
 
 import asyncio
+from uuid import UUID
 
 import msgspec
 
@@ -18,6 +19,9 @@ class EphemeralJournal(Journal):
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
+
+    def is_writing(self, turn_id: UUID) -> bool:
+        return self._journal.is_writing(turn_id)
 
     @property
     def is_unavailable(self) -> bool:

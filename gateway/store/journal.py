@@ -135,6 +135,9 @@ class PostgresJournal(Journal):
         """See `Journal.suspend_turn`."""
         return self._submit(log, statements.build_suspend_row(self._fence(log))).done
 
+    def is_writing(self, turn_id: UUID) -> bool:
+        return any(write.source.turn_id == turn_id for write in self._queue.list_writes())
+
     @property
     def is_unavailable(self) -> bool:
         return self._writer.unavailable_since is not None

@@ -19,6 +19,7 @@ from tests.stack import Event, Gateway, serve_gateway
 
 RETRY_SECONDS = 2.0
 MESSAGES = [{"role": "user", "content": "count to 100"}]
+LONG = [{"role": "user", "content": "count to 1200"}]
 ENDLESS = [{"role": "user", "content": "count to 5000"}]
 Outage = Callable[[asyncpg.Connection], AbstractAsyncContextManager[None]]
 TERMINATE = (
@@ -98,7 +99,7 @@ OUTAGES: dict[str, Outage] = {
 
 @pytest.fixture
 async def simulator() -> AsyncGenerator[Simulator]:
-    async with serve_simulator(SimulatorSettings(tokens_per_second=150, first_token_delay=0)) as running:
+    async with serve_simulator(SimulatorSettings(tokens_per_second=500, first_token_delay=0)) as running:
         yield running
 
 
@@ -138,7 +139,9 @@ async def stop_all_streams(
         native = await stack.enter_async_context(gateway.stream(messages=messages, on_disconnect="continue"))
         await native.read_until("text.delta")
         await asyncio.gather(chat_started.wait(), response_started.wait())
+        gateway.simulator.pause_streams()
         async with outage, asyncio.timeout(40):
+            gateway.simulator.resume_streams()
             async for _ in native.read_events():
                 pass
             frames = await asyncio.gather(chat, responses)
@@ -167,14 +170,15 @@ async def test_streams_end_without_an_end_of_the_turn_while_writes_are_refused(
     assert not [event for event in responses if event["type"] == "response.completed"]
 
 
+@pytest.mark.parametrize(("messages", "model_calls"), [(MESSAGES, 3), (LONG, 6)], ids=["answer known", "answer lost"])
 @pytest.mark.parametrize("outage", OUTAGES.values(), ids=OUTAGES)
 async def test_stopped_turn_is_completed_once_when_the_database_is_back(
-    gateway: Gateway, db: asyncpg.Connection, outage: Outage
+    gateway: Gateway, simulator: Simulator, db: asyncpg.Connection, outage: Outage, messages: Any, model_calls: int
 ) -> None:
-    async def do_nothing() -> None:
-        pass
+    async def check() -> None:
+        assert len(simulator.requests) == 3
 
-    native, _, _ = await stop_all_streams(gateway, outage(db), MESSAGES, do_nothing)
+    native, _, _ = await stop_all_streams(gateway, outage(db), messages, check)
 
     async def have_completed() -> bool:
         return await db.fetchval("SELECT count(*) = 3 FROM turns WHERE status = 'completed'")
@@ -189,3 +193,4 @@ async def test_stopped_turn_is_completed_once_when_the_database_is_back(
     assert join_text(await read_turn_events(gateway, turn_id)) == join_text(events)
     assert [event.type for event in events[-2:]] == ["turn.completed", None]
     assert await db.fetchval("SELECT count(*) FROM turn_usage") == 3
+    assert len(simulator.requests) == model_calls
