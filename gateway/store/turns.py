@@ -1,7 +1,7 @@
 """Stored turns: reads, cancellation, and pruning of the journal."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from uuid import UUID
@@ -17,7 +17,7 @@ from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnClaim, TurnRecord, TurnRequest, Usage
 from gateway.ports.store import TurnRepository
 from gateway.store.audit import make_audit_entry
-from gateway.store.database import Database, count_changed_rows
+from gateway.store.database import Database, DatabaseRow, count_changed_rows
 from gateway.store.models import ToolCallRow, Turn, TurnEvents
 
 log = get_logger(__name__)
@@ -26,6 +26,15 @@ MAX_ROWS = 2_000
 _PRUNE_SECONDS = 3600.0
 _PRUNE_BATCH_SECONDS = 1.0
 _PRUNE_TIMEOUT_SECONDS = 60.0
+
+
+_FAILED_TURNS = """
+SELECT turn_id AS id, at, owner, model_name AS model, error_code AS error, status, steps, conversation_id
+FROM turn_usage
+WHERE error_code IS NOT NULL AND (cast(:error AS text) IS NULL OR error_code = :error)
+AND (cast(:before AS uuid) IS NULL OR (at, turn_id) < (SELECT at, turn_id FROM turn_usage WHERE turn_id = :before))
+ORDER BY at DESC, turn_id DESC LIMIT :limit
+"""
 
 
 class TurnStore(TurnRepository):
@@ -118,6 +127,13 @@ class TurnStore(TurnRepository):
             e.StepCompleted(step=step, finish_reason=turn.finish_reason or "stop", usage=usage, cost_usd=turn.cost_usd)
         )
         return [*events, _rebuild_end_event(turn, usage)]
+
+    async def list_failed_turns(self, error: str | None, *, limit: int, before: UUID | None) -> Sequence[DatabaseRow]:
+        """List turns that ended with an error, the last ones first.
+
+        `error` is a code, `before` the id of the last turn of the previous page.
+        """
+        return await self._database.fetch_rows(_FAILED_TURNS, error=error, limit=limit, before=before)
 
     async def get_status(self, turn_id: UUID) -> str | None:
         async with self._database.session() as session:

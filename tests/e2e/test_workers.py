@@ -17,6 +17,8 @@ from tests.eventually import eventually
 from tests.stack import Client, Event, Reply, Stream
 
 TURNS = 50
+LEASE = {"HEARTBEAT_TIMEOUT_SECONDS": "8"}
+"""The default. Tests that kill a worker wait for its end."""
 
 
 async def start_turn(worker: Client, number: int) -> str:
@@ -67,7 +69,7 @@ async def check_turns(worker: Client, db: asyncpg.Connection, turn_ids: list[str
 
 
 async def test_turns_of_a_killed_worker_are_completed_by_another(cluster: Cluster, db: asyncpg.Connection) -> None:
-    async with cluster.run_worker() as first, cluster.run_worker() as second:
+    async with cluster.run_worker(**LEASE) as first, cluster.run_worker(**LEASE) as second:
         turn_ids = await asyncio.gather(*(start_turn(first, number) for number in range(TURNS)))
         readers = [asyncio.create_task(read_events(second, turn_id)) for turn_id in turn_ids[:10]]
         first.kill()
@@ -103,10 +105,10 @@ async def test_text_that_a_killed_worker_has_not_stored_is_discarded(cluster: Cl
 
 
 async def test_restarted_worker_resumes_its_own_turns(cluster: Cluster, db: asyncpg.Connection) -> None:
-    async with cluster.run_worker() as first:
+    async with cluster.run_worker(**LEASE) as first:
         turn_ids = await asyncio.gather(*(start_turn(first, number) for number in range(5)))
         first.kill()
-    async with cluster.run_worker() as restarted:
+    async with cluster.run_worker(**LEASE) as restarted:
         await check_turns(restarted, db, turn_ids)
 
 

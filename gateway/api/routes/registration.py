@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 
 from gateway.api.routes.admin import api_keys, audit, stats
+from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.legacy import chat as legacy_chat
 from gateway.api.routes.mcp import mcp_resources, mcp_servers, mcp_sign_in
 from gateway.api.routes.native import budget, chat, conversations, health, history, models, tools, turns, usage
@@ -26,6 +27,7 @@ def register_routes(app: FastAPI) -> None:
         api_keys,
         budget,
         stats,
+        admin_turns,
         audit,
         legacy_chat,
         responses,

@@ -85,6 +85,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/usage"): _READ,
     ("GET", "/api/v1/budget"): _READ,
     ("GET", "/api/v1/admin/stats"): _ADMIN,
+    ("GET", "/api/v1/admin/turns"): _ADMIN,
     ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/keys"): RoutePermission("keys"),
     ("POST", "/api/v1/keys"): RoutePermission("keys", "user"),

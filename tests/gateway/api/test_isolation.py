@@ -56,6 +56,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/api/v1/usage"): ("own list", None),
     ("GET", "/api/v1/budget"): ("own list", None),
     ("GET", "/api/v1/admin/stats"): ("admin", None),
+    ("GET", "/api/v1/admin/turns"): ("admin", None),
     ("GET", "/api/v1/audit"): ("admin", None),
     ("GET", "/api/v1/keys"): ("own list", None),
     ("POST", "/api/v1/keys"): ("creates", {}),
