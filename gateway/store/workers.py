@@ -36,14 +36,19 @@ _REGISTER = """
 INSERT INTO workers (id, host, pid, lease_until) VALUES ($1, $2, $3, now() + make_interval(secs => $4::float8))
 ON CONFLICT (id) DO UPDATE SET seen_at = now(), lease_until = excluded.lease_until"""
 
-_IDS = bindparam("ids", type_=ARRAY(Uuid))
-_LOCK_OWN_LEASE = text("SELECT id FROM workers WHERE id = :worker_id AND lease_until > now() FOR KEY SHARE")
-_DELETE_DEAD_WORKERS = text("""
-DELETE FROM workers WHERE id IN (
-SELECT id FROM workers
-WHERE id <> :worker_id AND (lease_until < now() OR lease_until IS NULL AND seen_at < now() - CAST(:silence AS interval))
-FOR UPDATE SKIP LOCKED)""")
+_DEAD = (
+    "id <> :worker_id AND (lease_until < now() OR lease_until IS NULL AND seen_at < now() - CAST(:silence AS interval))"
+)
 _WITHOUT_WORKER = "(worker_id IS NULL OR NOT EXISTS (SELECT FROM workers WHERE workers.id = turns.worker_id))"
+_IDS = bindparam("ids", type_=ARRAY(Uuid))
+# Most looks find nothing. They must hold no lock: a worker that is cut off then would delay the claim of its turns.
+_HAS_CLAIMABLE = f"""
+SELECT EXISTS (SELECT FROM workers WHERE {_DEAD})
+    OR EXISTS (SELECT FROM turns WHERE status = 'running' AND {_WITHOUT_WORKER})"""
+_LOCK_OWN_LEASE = text("SELECT id FROM workers WHERE id = :worker_id AND lease_until > now() FOR KEY SHARE")
+_DELETE_DEAD_WORKERS = text(
+    f"DELETE FROM workers WHERE id IN (SELECT id FROM workers WHERE {_DEAD} FOR UPDATE SKIP LOCKED)"
+)
 _LOCK_ORPHANS = text(f"""
 SELECT id FROM turns WHERE status = 'running' AND {_WITHOUT_WORKER}
 LIMIT {MAX_CLAIMS} FOR NO KEY UPDATE SKIP LOCKED""")
@@ -105,6 +110,9 @@ class WorkerStore(WorkerRepository):
     async def claim_turns(self, silence: timedelta) -> list[TurnClaim]:
         """See `WorkerRepository.claim_turns`."""
         own = {"worker_id": self._worker_id}
+        [(has_claimable,)] = await self._database.fetch_rows(_HAS_CLAIMABLE, worker_id=self._worker_id, silence=silence)
+        if not has_claimable:
+            return []
         async with self._database.session() as session:
             connection = await session.connection()
             if (await connection.execute(_LOCK_OWN_LEASE, own)).first() is None:

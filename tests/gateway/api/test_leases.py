@@ -18,7 +18,12 @@ from tests.postgres_faults import serve_proxy
 from tests.stack import Gateway, serve_gateway
 
 STARTED = {"type": "turn.started", "turn_id": "x", "conversation_id": None, "model": "openai/gpt-oss-120b"}
-SHORT_LEASE: dict[str, Any] = {"heartbeat_seconds": 0.3, "heartbeat_timeout_seconds": 1.5}
+SHORT_LEASE: dict[str, Any] = {
+    "heartbeat_seconds": 0.5,
+    "heartbeat_timeout_seconds": 4.0,
+    "database_statement_timeout_seconds": 5.0,
+    "database_silence_timeout_seconds": 6.0,  # ends a transaction that was cut off, with its locks
+}
 TURNS = 12
 
 
@@ -146,7 +151,7 @@ async def test_worker_that_is_cut_off_gives_up_first_and_runs_nothing_twice(
             asyncio.create_task(cut_off.chat_stream(f"Add a task to do thing {n}", on_disconnect="continue"))
             for n in range(TURNS)
         ]
-        await eventually(lambda: has_turns(db))
+        await eventually(lambda: has_turns(db), timeout_seconds=20)
         proxy.become_silent()
         async with serve_gateway(database_url, slow_simulator, tools_url, **SHORT_LEASE):
             await eventually(lambda: db.fetchval("SELECT count(*) FROM turns WHERE epoch > 0"), timeout_seconds=30)
@@ -164,7 +169,7 @@ async def test_worker_that_is_cut_off_gives_up_first_and_runs_nothing_twice(
 
 
 async def has_turns(db: asyncpg.Connection) -> bool:
-    return bool(await db.fetchval("SELECT count(*) = $1 FROM turns WHERE status = 'running'", TURNS))
+    return bool(await db.fetchval("SELECT count(*) >= $1 FROM turns WHERE status = 'running'", TURNS // 2))
 
 
 @asynccontextmanager
