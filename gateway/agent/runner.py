@@ -406,7 +406,7 @@ class Runner:
         """
         turn.stage = "finishing"
         try:
-            await turn.journal.suspend_turn(turn.log)
+            await turn.journal.suspend_turn(turn.log, turn.transcript.open_input_ids)
         except StorageRefused:
             await self._finish_turn(turn, turn.drop_refused_content())
             return
@@ -416,7 +416,7 @@ class Runner:
         turn.log.close("input_required")
         log.info("turn_suspended", turn_id=str(turn.id))
         try:
-            if await self._storage.questions.wake_if_answered(turn.id):
+            if await self._storage.questions.wake_if_answered(turn.id, turn.transcript.open_input_ids):
                 self._storage.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
         except StorageUnavailable:
             log.warning("turn_wake_failed", turn_id=str(turn.id))

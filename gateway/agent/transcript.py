@@ -4,6 +4,7 @@ The next model call and the database use the messages.
 """
 
 from typing import assert_never, cast
+from uuid import UUID
 
 import msgspec
 
@@ -134,6 +135,11 @@ class Transcript:
     def waits_for_input(self) -> bool:
         """True if a call waits for a person."""
         return bool(self._open_inputs)
+
+    @property
+    def open_input_ids(self) -> list[UUID]:
+        """Ids of the questions whose answers have not been used."""
+        return [UUID(input_id) for input_id in self._open_inputs]
 
     def is_open_input(self, input_id: str) -> bool:
         """Return whether this question is still open."""

@@ -121,10 +121,11 @@ class Journal(Protocol):
         ...
 
     @abstractmethod
-    def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
-        """Write new entries and mark the turn as waiting.
+    def suspend_turn(self, log: EventSource, open_inputs: list[UUID]) -> asyncio.Future[None]:
+        """Write new entries and mark the turn as waiting for a person.
 
-        Both happen in one commit. The turn waits for a person.
+        Both happen in one commit. If one of the questions `open_inputs` is answered by then, the turn stays running,
+        for any worker to claim.
         """
         ...
 
@@ -390,10 +391,10 @@ class QuestionRepository(Protocol):
         ...
 
     @abstractmethod
-    async def wake_if_answered(self, turn_id: UUID) -> bool:
-        """Resume a suspended turn if it was answered while it was suspended.
+    async def wake_if_answered(self, turn_id: UUID, open_inputs: list[UUID]) -> bool:
+        """Resume a suspended turn if one of its open questions has been answered.
 
-        Return whether it was.
+        Return whether one has.
         """
         ...
 

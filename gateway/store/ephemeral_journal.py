@@ -76,7 +76,7 @@ class EphemeralJournal(Journal):
         else:
             self.schedule_flush(log)
 
-    def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
+    def suspend_turn(self, log: EventSource, open_inputs: list[UUID]) -> asyncio.Future[None]:
         """See `Journal.suspend_turn`.
 
         A turn that is not stored never waits for a person.

@@ -131,9 +131,9 @@ class PostgresJournal(Journal):
         row_size = len(outcome.response) + _count_chars(outcome.messages)
         return self._submit(log, statements.build_finish_row(self._fence(log), outcome), row_size=row_size).done
 
-    def suspend_turn(self, log: EventSource) -> asyncio.Future[None]:
+    def suspend_turn(self, log: EventSource, open_inputs: list[UUID]) -> asyncio.Future[None]:
         """See `Journal.suspend_turn`."""
-        return self._submit(log, statements.build_suspend_row(self._fence(log))).done
+        return self._submit(log, statements.build_suspend_row(self._fence(log), open_inputs)).done
 
     def is_writing(self, turn_id: UUID) -> bool:
         return any(write.source.turn_id == turn_id for write in self._queue.list_writes())

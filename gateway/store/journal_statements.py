@@ -104,7 +104,12 @@ RETURNING turns.*), inserted AS ({_insert_events_sql(4, "turn")})
 {INSERT_USAGE}"""
 EDIT_CALL = f"{FENCE} UPDATE tool_calls SET arguments = $5 FROM fence WHERE turn_id = fence.id AND call_id = $4"
 RESET_ATTEMPTS = f"{FENCE} UPDATE turns SET attempts = 0 FROM fence WHERE turns.id = fence.id AND attempts > 0"
-SUSPEND_TURN = f"{FENCE} UPDATE turns SET status = 'waiting', worker_id = NULL FROM fence WHERE turns.id = fence.id"
+SUSPEND_TURN = f"""
+{FENCE}
+UPDATE turns SET worker_id = NULL, status = CASE WHEN EXISTS (
+    SELECT FROM turn_inputs WHERE turn_inputs.id = ANY($4::uuid[]) AND answer IS NOT NULL
+) THEN 'running' ELSE 'waiting' END
+FROM fence WHERE turns.id = fence.id"""
 RELEASE_TURN = f"""
 {FENCE}, inserted AS ({_insert_events_sql(4, "fence")})
 UPDATE turns SET worker_id = NULL FROM fence WHERE turns.id = fence.id AND status = 'running'"""
@@ -190,8 +195,9 @@ def build_release_row(fence: Fence) -> Row:
     return RELEASE_TURN, fence
 
 
-def build_suspend_row(fence: Fence) -> Row:
-    return SUSPEND_TURN, fence
+def build_suspend_row(fence: Fence, open_inputs: list[UUID]) -> Row:
+    """Build the row that suspends a turn until one of its open questions is answered."""
+    return SUSPEND_TURN, (*fence, open_inputs)
 
 
 def build_commit_rows(fence: Fence, rows: list[Row], entries: list[JournalEntry], *, attempts: int = 0) -> list[Row]:

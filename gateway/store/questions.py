@@ -88,10 +88,14 @@ class QuestionStore(QuestionRepository):
             input_ids = (await (await session.connection()).execute(expiration)).scalars().all()
             session.add_all([_decision_entry(turn_id, input_id, answer) for input_id in input_ids])
 
-    async def wake_if_answered(self, turn_id: UUID) -> bool:
+    async def wake_if_answered(self, turn_id: UUID, open_inputs: list[UUID]) -> bool:
         """See `QuestionRepository.wake_if_answered`."""
-        answered = select(TurnInput.id).where(TurnInput.turn_id == turn_id, col(TurnInput.answer).is_not(None))
-        waiting = (col(Turn.id) == turn_id, col(Turn.status) == "waiting")
+        answered = select(TurnInput.id).where(col(TurnInput.id).in_(open_inputs), col(TurnInput.answer).is_not(None))
+        waiting = (
+            col(Turn.id) == turn_id,
+            col(Turn.worker_id).is_(None),
+            col(Turn.status).in_(("running", "waiting")),
+        )
         async with self._database.session() as session:
             wake = update(Turn).where(*waiting, answered.exists()).values(status="running")
             return bool(await count_changed_rows(session, wake))

@@ -9,7 +9,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from gateway.simulator import Simulator
+from gateway.domain.messages import JsonObject
+from gateway.simulator import Fault, Simulator
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import join_text, read_turn_events
 from tests.stack import Event, Gateway, Reply, serve_gateway
@@ -215,9 +216,9 @@ async def test_turn_answered_before_it_is_suspended_is_followed_to_its_end(
     suspended = asyncio.Event()
     wake = gateway.state.questions.wake_if_answered
 
-    async def wake_after_suspension(turn_id: UUID) -> bool:
+    async def wake_after_suspension(turn_id: UUID, open_inputs: list[UUID]) -> bool:
         await suspended.wait()
-        return await wake(turn_id)
+        return await wake(turn_id, open_inputs)
 
     monkeypatch.setattr(gateway.state.questions, "wake_if_answered", wake_after_suspension)
     turn_id, question = await start_turn_with_approval(gateway)
@@ -225,3 +226,22 @@ async def test_turn_answered_before_it_is_suspended_is_followed_to_its_end(
     assert (await send_answer(gateway, turn_id, question["input_id"], "accept")).status == 200
     get_only_event(await follower, "turn.completed")
     suspended.set()
+
+
+async def test_turn_that_asks_again_waits_for_the_second_answer(gateway: Gateway, db: asyncpg.Connection) -> None:
+    calls: list[JsonObject] = [{"name": "calculator", "arguments": {"expression": "1+1"}}]
+    gateway.simulator.faults.add_faults(*[Fault(kind="tool_calls", calls=calls) for _ in range(2)])
+    turn_id, first = await start_turn_with_approval(gateway, "Calculate twice")
+    await send_answer(gateway, turn_id, first["input_id"], "accept")
+
+    async def get_second_question() -> str | None:
+        turn = (await gateway.get(f"/api/v1/turns/{turn_id}")).body
+        open_inputs = [question["id"] for question in turn["inputs"] if question["answer"] is None]
+        return open_inputs[0] if turn["status"] == "waiting" and open_inputs else None
+
+    second = await eventually(get_second_question)
+    assert second is not None
+    await send_answer(gateway, turn_id, second, "accept")
+    get_only_event(await read_to_end(gateway, turn_id), "turn.completed")
+    # Each answer causes one claim. The first one, already used, must not wake the turn while it waits for the second.
+    assert await db.fetchval("SELECT epoch FROM turns WHERE id = $1::uuid", turn_id) == 2

@@ -42,7 +42,7 @@ async def write_end(journal: PostgresJournal, log: TurnLog) -> None:
 
 
 async def write_suspension(journal: PostgresJournal, log: TurnLog) -> None:
-    await journal.suspend_turn(log)
+    await journal.suspend_turn(log, [])
 
 
 WRITES: dict[str, Write] = {
@@ -167,7 +167,7 @@ async def test_suspension_may_run_again_after_its_commit(journal: PostgresJourna
     fence = statements.Fence(log.turn_id, WORKER, 0)
     for _ in range(2):
         await db.execute(statements.INSERT_EVENTS, *fence, 2, 2, "{}")
-        await db.execute(statements.SUSPEND_TURN, *fence)
+        await db.execute(statements.SUSPEND_TURN, *fence, [])
     assert await db.fetchval("SELECT status FROM turns") == "waiting"
 
 
