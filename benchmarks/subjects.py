@@ -228,17 +228,7 @@ class LiteLLM(_OpenAISubject):
 
         Return the reason of a failure, or None.
         """
-        if cls.python.with_name("litellm").exists():
-            return None
-        uv = ROOT / ".uv" / "bin" / "uv"
-        tool = str(uv) if uv.exists() else "uv"
-        try:
-            subprocess.run([tool, "venv", "--quiet", "--allow-existing", cls.python.parent.parent], check=True)
-            packages = ["litellm[proxy]", "uvloop"]
-            subprocess.run([tool, "pip", "install", "--quiet", "--python", cls.python, *packages], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            return f"it could not be installed ({type(error).__name__})"
-        return None
+        return install_packages(cls.python, ["litellm[proxy]", "uvloop"])
 
 
 class UpstreamServer(_OpenAISubject):
@@ -289,6 +279,25 @@ class ToolServer(Subject):
             "GATEWAY_DATA_DIR": str(self.shared.directory / "tools"),
             "LOG_LEVEL": "WARNING",
         }
+
+
+def install_packages(python: Path, packages: list[str]) -> str | None:
+    """Create an environment with packages, if it is not complete.
+
+    Return the reason of a failure, or None.
+    """
+    complete = python.parent.parent / "complete"
+    if complete.exists():
+        return None
+    uv = ROOT / ".uv" / "bin" / "uv"
+    tool = str(uv) if uv.exists() else "uv"
+    try:
+        subprocess.run([tool, "venv", "--quiet", "--allow-existing", python.parent.parent], check=True)
+        subprocess.run([tool, "pip", "install", "--quiet", "--python", python, *packages], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"it could not be installed ({type(error).__name__})"
+    complete.touch()
+    return None
 
 
 def build_environment(settings: Mapping[str, str]) -> dict[str, str]:
