@@ -131,7 +131,7 @@ class Runner:
         return self._turns.get(turn_id)
 
     def is_busy_with(self, turn_id: UUID) -> bool:
-        """Return whether the turn runs here, or has writes that the journal still tries."""
+        """Return whether the turn runs here, or has pending writes."""
         return turn_id in self._turns or self._storage.journal.is_writing(turn_id)
 
     # --- starting

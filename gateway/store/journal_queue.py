@@ -197,6 +197,10 @@ class JournalQueue:
         busy = {write.source for write in self._in_flight}
         return [write for write in self._waiting if write.source not in busy]
 
+    def list_suspects(self) -> list[PendingWrite]:
+        """List the writes of suspects that no task is committing."""
+        return [write for write in self.list_idle() if write.source in self._suspects]
+
     def is_in_flight(self, write: PendingWrite) -> bool:
         return write in self._in_flight
 

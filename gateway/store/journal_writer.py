@@ -281,19 +281,21 @@ class SlowWriter(JournalWriter):
         self._regular.request_probe()
 
     def _stop_overdue(self, batch: list[PendingWrite]) -> float:
-        """Give up an overdue turn, or refuse a large write.
+        """Give up overdue suspects, or refuse a write that is too large.
 
-        The turn itself is the cause only if others were committed meanwhile.
+        They are the cause only if others were committed meanwhile.
         """
-        is_cause = self.unavailable_since is not None and self._regular.succeeded_at >= self.unavailable_since
-        overdue, seconds = self._find_overdue(batch)
-        for write in batch:
-            if not is_cause or write.source not in overdue:
-                continue
-            if write.first_size > _MIN_BATCH_BYTES:
-                self._policy.refuse(write.source, StorageRefused("The content is too large to be stored in time."))
-            elif write.expires:
-                self._policy.give_up(write.source)
+        suspects = self._queue.list_suspects()
+        _, seconds = self._find_overdue(suspects)
+        if self.unavailable_since is None or self._regular.succeeded_at < self.unavailable_since:
+            return seconds
+        overdue, _ = self._find_overdue(batch)
+        refused = {write.source for write in batch if write.source in overdue and write.first_size > _MIN_BATCH_BYTES}
+        for source in refused:
+            self._policy.refuse(source, StorageRefused("The content is too large to be stored in time."))
+        overdue, _ = self._find_overdue(write for write in suspects if write.expires and write.source not in refused)
+        for source in overdue:
+            self._policy.give_up(source)
         return seconds
 
 

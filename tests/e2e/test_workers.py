@@ -30,7 +30,7 @@ async def start_turn(worker: Client, number: int) -> str:
 
 
 async def read_events(worker: Client, turn_id: str, after: int = 0) -> list[Event]:
-    """Read the events of a turn after a number, and resume closed streams."""
+    """Read the events after a number, and resume closed streams."""
     events: list[Event] = []
     while not events or events[-1].data != "[DONE]":
         after = max((event.id or 0 for event in events), default=after)
