@@ -18,9 +18,9 @@ from uuid_utils.compat import uuid7
 from gateway import __version__
 from gateway.agent.budgets import Budgets
 from gateway.agent.conversation_queue import ConversationQueue
-from gateway.agent.lease import WorkerLease
 from gateway.agent.loop import AgentLoop, LoopLimits
-from gateway.agent.runner import Runner, RunnerConfig, RunnerStorage
+from gateway.agent.runner import Runner
+from gateway.agent.runner_config import RunnerConfig, RunnerStorage
 from gateway.agent.server_registry import ServerRegistry
 from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
@@ -34,6 +34,7 @@ from gateway.api.routes.registration import register_routes
 from gateway.api.security.authentication import Authenticator
 from gateway.api.security.middleware import SecurityMiddleware
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
+from gateway.common.lease import WorkerLease
 from gateway.common.load import LoadMonitor, find_memory_limit
 from gateway.common.redaction import Redactor, load_rules
 from gateway.common.timeouts import Timeouts

@@ -5,22 +5,21 @@ Each turn runs in a task of its own. See docs/adr/0001.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from uuid import UUID
 
 import msgspec
-from uuid_utils.compat import uuid7
 
 from gateway.agent.budgets import Budgets
-from gateway.agent.lease import WorkerLease
 from gateway.agent.loop import AgentLoop
 from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
+from gateway.agent.runner_config import RunnerConfig, RunnerStorage
 from gateway.agent.structured_output import OutputSchema
 from gateway.agent.tool_search import ToolSelection, ToolSelector
-from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES, ActiveTurn, HandOverReason
+from gateway.agent.turn import ActiveTurn, HandOverReason
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import TaskSet
+from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.bus import BusKind, BusMessage
@@ -39,14 +38,6 @@ from gateway.domain.errors import (
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
 from gateway.domain.messages import Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCatalog, ModelInfo
-from gateway.ports.store import (
-    Bus,
-    ConversationRepository,
-    Journal,
-    QuestionRepository,
-    ResponseCache,
-    WorkerRepository,
-)
 from gateway.ports.tools import Toolbox
 
 log = get_logger(__name__)
@@ -57,43 +48,6 @@ MAX_ATTEMPTS = 3
 
 Those since its last completed step count.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerConfig:
-    """Limits of the turns of one process.
-
-    `max_turn_bytes` bounds the events of a turn. `turn_timeout` and `storage_timeout` are seconds; `storage_timeout`
-    bounds the wait for the database at a turn's end. `synchronous_journal` shows deltas only when they are durable.
-    `create_turn_id` reads this machine's clock, so the ids do not order the turns of a conversation.
-    """
-
-    worker_id: UUID
-    create_turn_id: Callable[[], UUID] = uuid7
-    system_prompt: str | None = None
-    turn_timeout: float = 120.0
-    storage_timeout: float = 30.0
-    max_turns: int = 2_000
-    synchronous_journal: bool = False
-    max_tool_tokens: int = 24_000
-    batch_tool: bool = False
-    max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerStorage:
-    """The repositories of turns.
-
-    Turns that must not be stored use the `ephemeral_journal`.
-    """
-
-    journal: Journal
-    ephemeral_journal: Journal
-    conversations: ConversationRepository
-    workers: WorkerRepository
-    questions: QuestionRepository
-    responses: ResponseCache
-    bus: Bus
 
 
 class Runner:

@@ -12,12 +12,12 @@ from uuid import UUID
 import msgspec
 
 from gateway.agent.budgets import Budgets
-from gateway.agent.lease import WorkerLease
 from gateway.agent.loop import TurnContext
 from gateway.agent.tool_calls import build_input_resolved
 from gateway.agent.transcript import Transcript
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import wait_or_poll
+from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.errors import ErrorInfo, GatewayError, StorageRefused, StorageUnavailable, TurnTooLarge

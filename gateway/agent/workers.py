@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from gateway.agent.lease import WorkerLease, read_clock
 from gateway.agent.runner import MAX_ATTEMPTS, Runner
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
+from gateway.common.lease import WorkerLease, read_clock
 from gateway.common.logging import get_logger
 from gateway.domain.bus import BusMessage
 from gateway.domain.errors import GatewayError, StorageUnavailable, TooManyAttempts, TurnUnreadable

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,10 +11,12 @@ import asyncpg
 import pytest
 
 from gateway.simulator import Simulator
+from gateway.store import migrations
+from gateway_runtime.postgres_url import plain_dsn
 from tests.eventually import eventually
-from tests.gateway.api.test_refused_writes import Outage, read_only
+from tests.gateway.api.test_refused_writes import TERMINATE, Outage, read_only
 from tests.gateway.api.test_turns import read_turn_events
-from tests.postgres_faults import serve_proxy
+from tests.postgres_faults import serve_proxy, start_cluster
 from tests.stack import Gateway, serve_gateway
 
 STARTED = {"type": "turn.started", "turn_id": "x", "conversation_id": None, "model": "openai/gpt-oss-120b"}
@@ -207,6 +209,28 @@ async def test_heartbeat_survives_an_outage(
         await eventually(lambda: gateway.state.lease.is_valid, timeout_seconds=30)
         assert gateway.state.tasks.down_vital_tasks == ()
         await eventually(lambda: has_answer(gateway), timeout_seconds=30)
+
+
+async def test_heartbeat_survives_too_many_connections(slow_simulator: Simulator, tools_url: str) -> None:
+    with start_cluster(max_connections="20") as server:
+        url = server.build_url()
+        await asyncio.to_thread(migrations.upgrade_schema, url)
+        async with serve_gateway(url, slow_simulator, tools_url, **SHORT_LEASE) as gateway, AsyncExitStack() as stack:
+            admin = await asyncpg.connect(plain_dsn(url))
+            stack.push_async_callback(admin.close)
+            refused = False
+            await admin.execute(TERMINATE)
+            while not refused or gateway.state.lease.is_valid:
+                try:
+                    stack.push_async_callback((await asyncpg.connect(plain_dsn(url))).close)
+                except asyncpg.TooManyConnectionsError:
+                    refused = True
+                    await admin.execute(f"{TERMINATE} AND application_name = 'agent-gateway'")
+                await asyncio.sleep(0)
+            assert (await gateway.chat("count to 3")).status == 503
+            await stack.aclose()
+            await eventually(lambda: has_answer(gateway), timeout_seconds=30)
+            assert gateway.state.tasks.down_vital_tasks == ()
 
 
 async def has_answer(gateway: Gateway) -> bool:

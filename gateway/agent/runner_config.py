@@ -1,0 +1,54 @@
+"""Limits and repositories of the runner."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
+from gateway.ports.store import (
+    Bus,
+    ConversationRepository,
+    Journal,
+    QuestionRepository,
+    ResponseCache,
+    WorkerRepository,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """Limits of the turns of one process.
+
+    `max_turn_bytes` bounds the events of a turn. `turn_timeout` and `storage_timeout` are seconds; `storage_timeout`
+    bounds the wait for the database at a turn's end. `synchronous_journal` shows deltas only when they are durable.
+    `create_turn_id` reads this machine's clock, so the ids do not order the turns of a conversation.
+    """
+
+    worker_id: UUID
+    create_turn_id: Callable[[], UUID] = uuid7
+    system_prompt: str | None = None
+    turn_timeout: float = 120.0
+    storage_timeout: float = 30.0
+    max_turns: int = 2_000
+    synchronous_journal: bool = False
+    max_tool_tokens: int = 24_000
+    batch_tool: bool = False
+    max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerStorage:
+    """The repositories of turns.
+
+    Turns that must not be stored use the `ephemeral_journal`.
+    """
+
+    journal: Journal
+    ephemeral_journal: Journal
+    conversations: ConversationRepository
+    workers: WorkerRepository
+    questions: QuestionRepository
+    responses: ResponseCache
+    bus: Bus
