@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test test-quick test-all schedules check format lock audit schema node previous-release conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: run test test-quick test-all schedules chaos check format lock audit schema node previous-release conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -28,6 +28,10 @@ test-all: .venv/.dev
 # Thousands of random schedules of faults against the runner and a real Postgres; `make test` runs the first 30.
 schedules: .venv/.dev
 	TURN_SCHEDULES=$(or $(TURN_SCHEDULES),3000) $(BIN)/pytest tests/turn_schedules $(ARGS)
+
+# Random faults of real processes for ten minutes; prints counts of broken promises. ARGS="--minutes 1 --seed 2".
+chaos: .venv/.dev
+	PYTHONPATH=. $(BIN)/python -m tests.chaos $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
