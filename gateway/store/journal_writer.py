@@ -287,7 +287,8 @@ class SlowWriter(JournalWriter):
         """
         suspects = self._queue.list_suspects()
         _, seconds = self._find_overdue(suspects)
-        if self.unavailable_since is None or self._regular.succeeded_at < self.unavailable_since:
+        is_available = self._regular.unavailable_since is None
+        if not is_available or self.unavailable_since is None or self._regular.succeeded_at < self.unavailable_since:
             return seconds
         overdue, _ = self._find_overdue(batch)
         refused = {write.source for write in batch if write.source in overdue and write.first_size > _MIN_BATCH_BYTES}
