@@ -6,10 +6,11 @@ from tests.turn_schedules.scripted import ENDS, Outside, TurnClient, assemble_te
 
 
 def check_effects(outside: Outside) -> None:
-    """Check that no effect took place twice.
+    """Check that no effect took place twice, or without a lease.
 
     Calls of tools that may be repeated do not count.
     """
+    assert not outside.late_calls, f"calls that started without a lease: {outside.late_calls}"
     doubled = {slot: count for slot, count in outside.effects.items() if count > 1}
     assert not doubled, f"effects that took place more than once: {doubled}"
 

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from gateway.agent.service import TurnHandle, TurnService
+from gateway.common.lease import WorkerLease
 from gateway.domain import events as e
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry, decode_event
@@ -58,8 +59,14 @@ class Outside:
         self.effects: Counter[str] = Counter()
         self.results: Counter[str] = Counter()
         self.keys: dict[str, set[str]] = {}
+        self.late_calls: list[str] = []
         self.is_automatic = False
         self._attempts = 0
+
+    def check_lease(self, number: int, name: str, lease: WorkerLease) -> None:
+        """Note a call of a stored turn that starts without a lease."""
+        if self.scripts[number].is_stored and not lease.is_valid:
+            self.late_calls.append(name)
 
     def next_attempt(self) -> int:
         self._attempts += 1
@@ -121,8 +128,9 @@ class ScriptedModel(Model):
     So text of an interrupted call is recognized.
     """
 
-    def __init__(self, outside: Outside) -> None:
+    def __init__(self, outside: Outside, lease: WorkerLease) -> None:
         self._outside = outside
+        self._lease = lease
 
     async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
         last_user = max(i for i, message in enumerate(call.messages) if message.role == "user")
@@ -132,6 +140,7 @@ class ScriptedModel(Model):
         attempt = self._outside.next_attempt()
         tools = script.steps[step] if step < len(script.steps) else ()
         name = f"model call {attempt} of turn {number} step {step}"
+        self._outside.check_lease(number, name, self._lease)
         sink.on_accepted()
         for chunk in range(script.chunks):
             await self._outside.wait(name)
@@ -150,8 +159,9 @@ class ScriptedModel(Model):
 class ScriptedToolbox:
     """The tools of `TOOLS`."""
 
-    def __init__(self, outside: Outside) -> None:
+    def __init__(self, outside: Outside, lease: WorkerLease) -> None:
         self._outside = outside
+        self._lease = lease
 
     def list_specs(self) -> tuple[ToolSpec, ...]:
         return tuple(TOOLS.values())
@@ -167,6 +177,7 @@ class ScriptedToolbox:
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult:
         slot = str(request.arguments["slot"])
+        self._outside.check_lease(int(slot.split("/")[0]), f"call {slot}", self._lease)
         await self._outside.take_effect(request)
         await self._outside.wait(f"result of {slot}")
         self._outside.results[slot] += 1

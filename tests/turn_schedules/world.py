@@ -64,6 +64,7 @@ class SimulatedWorker:
         self.gate = PostgresGate(world.database.sockets / ".s.PGSQL.5432")
         self.is_frozen = False
         self.is_killed = False
+        self.is_stopping = False
         self.service: TurnService | None = None
         self.worker_id = uuid7()
         self._world = world
@@ -91,6 +92,7 @@ class SimulatedWorker:
 
     def stop(self) -> None:
         """Stop in order, as after SIGTERM."""
+        self.is_stopping = True
         self.loop.call_soon(self._stop.set)
 
     async def _serve(self) -> None:
@@ -105,8 +107,9 @@ class SimulatedWorker:
         tasks, timeouts = TaskRegistry(), Timeouts(journal=5.0)
         async with AsyncExitStack() as stack:
             store: Store = await stack.enter_async_context(build_store(settings, timeouts, self.worker_id, tasks))
-            toolbox: Any = ScriptedToolbox(world.outside)
-            model: Any = ScriptedModel(world.outside)
+            worker_lease = WorkerLease()
+            toolbox: Any = ScriptedToolbox(world.outside, worker_lease)
+            model: Any = ScriptedModel(world.outside, worker_lease)
             self.service = await stack.enter_async_context(
                 build_agent(
                     settings,
@@ -115,7 +118,7 @@ class SimulatedWorker:
                     store,
                     Llm(model, Catalog()),
                     Tools(toolbox, toolbox, registry=None),  # type: ignore[arg-type]
-                    WorkerLease(),
+                    worker_lease,
                     tasks,
                     LoadMonitor(max_lag_seconds=None, max_memory_bytes=None),
                 )
@@ -324,7 +327,7 @@ class World:
         self.accept_writes()
         self.heal()
         self.thaw()
-        if not any(worker.is_running for worker in self.workers):
+        if not any(worker.is_running and not worker.is_stopping for worker in self.workers):
             self.start_worker()
         for _ in range(_MAX_ROUNDS):
             while self.outside.waiting:
