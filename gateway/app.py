@@ -54,10 +54,10 @@ from gateway.store.bus import PostgresBus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.encryption import cipher_from_settings
-from gateway.store.ephemeral_journal import EphemeralJournal
 from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
-from gateway.store.journal import PostgresJournal
+from gateway.store.journal.ephemeral_journal import EphemeralJournal
+from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
 from gateway.store.questions import QuestionStore

@@ -16,7 +16,7 @@ from gateway.domain.messages import TurnClaim
 from gateway.ports.store import WorkerRepository
 from gateway.store.database import Database, encode_jsonb
 from gateway.store.errors import raise_gateway_errors
-from gateway.store.journal_statements import FENCE, INSERT_USAGE
+from gateway.store.journal.statements import FENCE, INSERT_USAGE
 
 MAX_CLAIMS = 100
 _EVENT_GAP = 10_000

@@ -13,7 +13,7 @@ from gateway.common.redaction import Redactor, Rule, load_rules
 from gateway.config import ConfigError, load_settings
 from gateway.domain.messages import Message, ToolCall, TurnOutcome, Usage
 from gateway.simulator import Fault, Simulator
-from gateway.store import redaction
+from gateway.store.journal import redaction
 from tests.eventually import eventually
 from tests.stack import Gateway, serve_gateway
 

@@ -12,9 +12,9 @@ from gateway.agent.turn_log import TurnLog
 from gateway.domain import events as e
 from gateway.domain.errors import TurnTakenOver
 from gateway.domain.messages import PendingInput, Question, text_block
-from gateway.store import journal_statements as statements
 from gateway.store.database import Database
-from gateway.store.journal import PostgresJournal
+from gateway.store.journal import statements
+from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.questions import QuestionStore
 from gateway_runtime.postgres_connections import PostgresConnector
 from tests.conftest import dsn

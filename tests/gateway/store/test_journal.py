@@ -11,8 +11,8 @@ from gateway.agent.turn_log import TurnLog
 from gateway.domain import events as e
 from gateway.domain.errors import StorageRefused, StorageUnavailable
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, TurnRequest, Usage, text_block
-from gateway.store import journal_statements as statements
-from gateway.store.journal import PostgresJournal
+from gateway.store.journal import statements
+from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway_runtime.postgres_connections import PostgresConnector
 from tests.eventually import eventually
 

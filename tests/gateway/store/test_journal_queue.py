@@ -6,8 +6,8 @@ from uuid import uuid4
 from gateway.agent.turn_log import TurnLog
 from gateway.domain import events as e
 from gateway.domain.events import JournalEntry, encode_event
-from gateway.store.journal_queue import JournalQueue, PendingWrite
-from gateway.store.journal_statements import BEGIN_TURN, FINISH_TURN
+from gateway.store.journal.queue import JournalQueue, PendingWrite
+from gateway.store.journal.statements import BEGIN_TURN, FINISH_TURN
 
 KIB = 1024
 

@@ -8,7 +8,7 @@ import msgspec
 from gateway.domain.errors import GatewayError
 from gateway.domain.messages import TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.store import EventSource, Journal
-from gateway.store.journal_queue import NullEventSource
+from gateway.store.journal.queue import NullEventSource
 
 
 class EphemeralJournal(Journal):

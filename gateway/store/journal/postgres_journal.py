@@ -19,13 +19,12 @@ from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, Stor
 from gateway.domain.events import JournalEntry, TurnFailed, encode_event
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, Usage
 from gateway.ports.store import EventSource, Journal
-from gateway.store import journal_statements as statements
-from gateway.store import redaction
 from gateway.store.database import encode_jsonb
 from gateway.store.errors import to_gateway_error
-from gateway.store.journal_queue import JournalQueue, NullEventSource, PendingWrite
-from gateway.store.journal_statements import Fence, Row
-from gateway.store.journal_writer import CommitPolicy, Connection, JournalWriter, SlowWriter
+from gateway.store.journal import redaction, statements
+from gateway.store.journal.queue import JournalQueue, NullEventSource, PendingWrite
+from gateway.store.journal.statements import Fence, Row
+from gateway.store.journal.writer import CommitPolicy, Connection, JournalWriter, SlowWriter
 from gateway_runtime.postgres_connections import PostgresConnector
 
 log = get_logger(__name__)

@@ -14,10 +14,10 @@ from gateway.common.concurrency import Backoff, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageRefused
 from gateway.ports.store import EventSource
-from gateway.store import journal_statements as statements
 from gateway.store.errors import StorageFailure, classify_error, get_sqlstate
-from gateway.store.journal_queue import JournalQueue, PendingWrite
-from gateway.store.journal_statements import Fence
+from gateway.store.journal import statements
+from gateway.store.journal.queue import JournalQueue, PendingWrite
+from gateway.store.journal.statements import Fence
 
 log = get_logger(__name__)
 

@@ -9,7 +9,7 @@ from gateway.common.concurrency import BoundedQueue
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry
 from gateway.ports.store import EventSource
-from gateway.store.journal_statements import BEGIN_TURN, Row
+from gateway.store.journal.statements import BEGIN_TURN, Row
 
 _MAX_SHARE = 4
 """Divisor of a batch's size: limit for the part of one write."""

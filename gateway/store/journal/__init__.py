@@ -1,0 +1,1 @@
+"""Writes the events of turns, in commits that turns share."""
