@@ -178,15 +178,7 @@ async def build_gateway(
         store = await stack.enter_async_context(build_store(settings, timeouts, worker_id, tasks))
         llm = await stack.enter_async_context(build_llm(settings, tasks))
         tools = await stack.enter_async_context(build_tools(settings, servers, store, tasks))
-        auth = Authenticator(
-            settings,
-            store.keys,
-            store.audit,
-            key_cache_seconds=timeouts.key_cache,
-            key_poll_seconds=timeouts.key_poll,
-        )
-        stack.push_async_callback(auth.stop)
-        store.bus.subscribe(BusKind.KEYS_CHANGED, auth.on_keys_changed)
+        auth = _build_authenticator(settings, timeouts, store, stack)
         rates = RateLimiter(settings)
         stack.push_async_callback(rates.close)
         load = LoadMonitor(
@@ -402,6 +394,15 @@ async def build_agent(
         yield service
 
 
+def _build_authenticator(settings: Settings, timeouts: Timeouts, store: Store, stack: AsyncExitStack) -> Authenticator:
+    auth = Authenticator(
+        settings, store.keys, store.audit, key_cache_seconds=timeouts.key_cache, key_poll_seconds=timeouts.key_poll
+    )
+    stack.push_async_callback(auth.stop)
+    store.bus.subscribe(BusKind.KEYS_CHANGED, auth.on_keys_changed)
+    return auth
+
+
 def _supervise(task: SupervisedTask, tasks: TaskRegistry, stack: AsyncExitStack) -> None:
     task.start()
     tasks.add(task)
@@ -417,17 +418,6 @@ def _build_runner(
     tools: Tools,
     lease: WorkerLease,
 ) -> Runner:
-    config = RunnerConfig(
-        worker_id=worker_id,
-        system_prompt=settings.agent_system_prompt,
-        turn_timeout=settings.agent_timeout,
-        storage_timeout=3 * settings.storage_retry_seconds,
-        max_turns=settings.max_running_turns,
-        synchronous_journal=settings.synchronous_journal,
-        max_tool_tokens=settings.tool_token_budget,
-        batch_tool=settings.agent_batch_tool,
-        max_turn_bytes=settings.turn_max_bytes,
-    )
     storage = RunnerStorage(
         journal=store.journal,
         ephemeral_journal=EphemeralJournal(store.journal),
@@ -441,7 +431,7 @@ def _build_runner(
         steps=settings.agent_max_steps, tokens=settings.agent_max_tokens, parallel_calls=settings.tool_parallelism
     )
     return Runner(
-        config,
+        RunnerConfig.from_settings(settings, worker_id),
         AgentLoop(llm.model, tools.policy_toolbox, limits),
         storage,
         models=llm.catalog,

@@ -2,19 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
 from gateway.agent.turn import DEFAULT_MAX_TURN_BYTES
-from gateway.ports.store import (
-    Bus,
-    ConversationRepository,
-    Journal,
-    QuestionRepository,
-    ResponseCache,
-    WorkerRepository,
-)
+from gateway.config import Settings
+from gateway.ports.journal import Journal
+from gateway.ports.store import Bus, ConversationRepository, QuestionRepository, ResponseCache, WorkerRepository
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +32,20 @@ class RunnerConfig:
     max_tool_tokens: int = 24_000
     batch_tool: bool = False
     max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
+
+    @classmethod
+    def from_settings(cls, settings: Settings, worker_id: UUID) -> Self:
+        return cls(
+            worker_id=worker_id,
+            system_prompt=settings.agent_system_prompt,
+            turn_timeout=settings.agent_timeout,
+            storage_timeout=3 * settings.storage_retry_seconds,
+            max_turns=settings.max_running_turns,
+            synchronous_journal=settings.synchronous_journal,
+            max_tool_tokens=settings.tool_token_budget,
+            batch_tool=settings.agent_batch_tool,
+            max_turn_bytes=settings.turn_max_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from gateway.common.concurrency import Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import GatewayError, JournalExpired, ServerStopping, StorageUnavailable, TurnNotStored
-from gateway.ports.store import Bus, Journal, TurnRepository
+from gateway.ports.journal import Journal
+from gateway.ports.store import Bus, TurnRepository
 
 log = get_logger(__name__)
 

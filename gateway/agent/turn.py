@@ -43,8 +43,9 @@ from gateway.domain.messages import (
     Usage,
     text_block,
 )
+from gateway.ports.journal import Journal
 from gateway.ports.model import ModelCall, ModelInfo
-from gateway.ports.store import Journal, QuestionRepository
+from gateway.ports.store import QuestionRepository
 from gateway.ports.turns import TurnSpending
 
 log = get_logger(__name__)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from gateway.domain.errors import GatewayError, StorageRefused, StorageUnavailable
 from gateway.domain.events import Delta, Event, JournalEntry, TurnEnd, encode_event
-from gateway.ports.store import EventSource
+from gateway.ports.journal import EventSource
 
 _DELTAS = Delta.__args__
 _MAX_BATCH = 1_000

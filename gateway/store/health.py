@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.domain.errors import GatewayError
-from gateway.ports.store import Journal
+from gateway.ports.journal import Journal
 from gateway.store.database import Database
 from gateway.store.errors import get_sqlstate
 

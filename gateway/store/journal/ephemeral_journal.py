@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.messages import TurnOutcome, TurnRecord, TurnRequest
-from gateway.ports.store import EventSource, Journal
+from gateway.ports.journal import EventSource, Journal
 from gateway.store.journal.queue import NullEventSource
 
 

@@ -18,7 +18,7 @@ from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageRefused, StorageUnavailable
 from gateway.domain.events import JournalEntry, TurnFailed, encode_event
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, Usage
-from gateway.ports.store import EventSource, Journal
+from gateway.ports.journal import EventSource, Journal
 from gateway.store.database import encode_jsonb
 from gateway.store.errors import to_gateway_error
 from gateway.store.journal import redaction, statements

@@ -8,7 +8,7 @@ from uuid import UUID
 from gateway.common.concurrency import BoundedQueue
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry
-from gateway.ports.store import EventSource
+from gateway.ports.journal import EventSource
 from gateway.store.journal.statements import BEGIN_TURN, Row
 
 _MAX_SHARE = 4

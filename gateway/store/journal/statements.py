@@ -196,7 +196,7 @@ def build_release_row(fence: Fence) -> Row:
 
 
 def build_suspend_row(fence: Fence, open_inputs: list[UUID]) -> Row:
-    """Build the row that suspends a turn until one of its open questions is answered."""
+    """Build the row that suspends a turn until a question is answered."""
     return SUSPEND_TURN, (*fence, open_inputs)
 
 

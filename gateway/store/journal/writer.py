@@ -13,7 +13,7 @@ import asyncpg
 from gateway.common.concurrency import Backoff, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.domain.errors import StorageRefused
-from gateway.ports.store import EventSource
+from gateway.ports.journal import EventSource
 from gateway.store.errors import StorageFailure, classify_error, get_sqlstate
 from gateway.store.journal import statements
 from gateway.store.journal.queue import JournalQueue, PendingWrite
