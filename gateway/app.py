@@ -326,7 +326,6 @@ async def build_tools(
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
     store.bus.subscribe(BusKind.SERVERS_CHANGED, registry.on_servers_changed)
     store.bus.subscribe(BusKind.GRANTS_CHANGED, lambda _: toolbox.on_grants_changed())
-    _resume_after_sign_in(toolbox, store.questions, store.bus)
     async with AsyncExitStack() as stack:
         await toolbox.connect_servers()
         stack.push_async_callback(toolbox.disconnect_servers)
@@ -365,6 +364,10 @@ async def build_agent(
         bus=store.bus,
         load=load,
     )
+    sign_in = tools.toolbox.sign_in_service
+    assert sign_in is not None
+    sign_in.on_granted = service.resume_after_sign_in
+    sign_in.on_change = partial(_announce_sign_in, tools.toolbox, store.bus)
     interval = settings.heartbeat_seconds
     timing = LeaseTiming(interval, settings.heartbeat_timeout_seconds or 4 * interval)
     heartbeat = WorkerHeartbeat(runner, store.workers, lease, timing)
@@ -441,18 +444,6 @@ def _build_runner(
     )
 
 
-def _resume_after_sign_in(toolbox: McpToolbox, questions: QuestionStore, bus: PostgresBus) -> None:
-    """Resume the turns that wait for a sign-in, on any worker."""
-    service = toolbox.sign_in_service
-    assert service is not None
-
-    async def on_granted(server: str, owner: str) -> None:
-        for turn_id in await questions.answer_sign_in(server, owner):
-            bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
-
-    def on_change() -> None:
-        toolbox.on_grants_changed()
-        bus.publish(BusMessage(BusKind.GRANTS_CHANGED, BusMessage.NO_TURN))
-
-    service.on_granted = on_granted
-    service.on_change = on_change
+def _announce_sign_in(toolbox: McpToolbox, bus: PostgresBus) -> None:
+    toolbox.on_grants_changed()
+    bus.publish(BusMessage(BusKind.GRANTS_CHANGED, BusMessage.NO_TURN))

@@ -367,6 +367,14 @@ class TurnService:
         await self._questions.answer_question(turn.id, input_id, answer)
         self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
 
+    async def resume_after_sign_in(self, server: str, owner: str) -> None:
+        """Answer the questions that wait for a sign-in.
+
+        Any worker may then continue their turns. The owner "" stands for every user.
+        """
+        for turn_id in await self._questions.answer_sign_in(server, owner):
+            self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
+
     async def stop(self, grace_seconds: float) -> None:
         """Close every listener, and hand over turns that still run.
 

@@ -280,6 +280,14 @@ class QuestionRepository(Protocol):
         ...
 
     @abstractmethod
+    async def answer_sign_in(self, server: str, owner: str) -> list[UUID]:
+        """Answer all questions that wait for a sign-in to `server`.
+
+        Return their turns. The owner "" stands for every user.
+        """
+        ...
+
+    @abstractmethod
     async def list_for_turn(self, turn_id: UUID) -> list[StoredQuestion]:
         """List a turn's questions, with the answers so far."""
         ...

@@ -125,10 +125,7 @@ class QuestionStore(QuestionRepository):
             session.add(_decision_entry(turn_id, input_id, answer))
 
     async def answer_sign_in(self, server: str, owner: str) -> list[UUID]:
-        """Answer all questions that wait for a sign-in to `server`.
-
-        Return their turns. The owner "" stands for every user.
-        """
+        """See `QuestionRepository.answer_sign_in`."""
         asked = col(TurnInput.question)["login"].astext == server
         turns = select(Turn.id).where(col(Turn.status).in_(("running", "waiting")))
         if owner:
