@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.logging import get_logger
+from gateway.common.validation_errors import describe_problem
 from gateway.config import ConfigError
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
@@ -170,5 +171,5 @@ def _validate(name: str, config: JsonObject) -> ServerConfig:
         return ServerConfig.model_validate({**config, "name": name})
     except ValidationError as error:
         first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"{path}: {first['msg'].removeprefix('Value error, ')}", param=path) from None
+        path, reason = describe_problem(first, first["loc"])
+        raise InvalidRequest(f"{path}: {reason}", param=path) from None

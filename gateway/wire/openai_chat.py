@@ -81,7 +81,7 @@ class MessageBody(_ChatCompletionModel):
     @model_validator(mode="after")
     def _validate_content(self) -> "MessageBody":
         if self.content is None and not self.tool_calls:
-            raise ValueError("content must not be null")
+            raise ValueError("content: must not be null")
         if self.role == "tool" and not self.tool_call_id:
             raise ValueError("tool_call_id: required for the role tool")
         return self

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.api.http.request_context import STARTED_SCOPE_KEY
 from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
+from gateway.common.validation_errors import describe_problem
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
 from gateway.domain.messages import JsonObject
 from gateway.wire.openai_chat import build_error_body
@@ -78,10 +79,12 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return error_response(request, 422, InvalidRequest.code, "The body is not valid JSON.")
-    param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    others = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    message = first["msg"].removeprefix("Value error, ")
-    return error_response(request, 422, InvalidRequest.code, f"{param or 'body'}: {message}{others}", param or None)
+    source, *location = first["loc"]  # the source: body, query, path, header or cookie
+    param, reason = describe_problem(first, location)
+    message = f"{param or source}: {reason}"
+    if (others := len(error.errors()) - 1) > 0:
+        message += f" (and {others} more problem{'s' if others > 1 else ''})"
+    return error_response(request, 422, InvalidRequest.code, message, param or None)
 
 
 def http_error(request: Request, error: Exception) -> JSONResponse:
