@@ -1,12 +1,13 @@
 """Installs the previous release in `.upgrade/`, for tests/upgrade.
 
-It comes from its commit and its own lock file. If this clone lacks the commit, the program says so and installs
-nothing.
+It comes from its commit and its own lock file. If this clone lacks the commit, the program says so, installs
+nothing, and fails where `CI` is set.
 
 Usage: python packaging/previous_release.py <uv> <python>
 """
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,10 @@ def main() -> None:
         return
     archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)  # noqa: S603, S607
     if archive.returncode != 0:
-        sys.stdout.write(f"tests/upgrade is skipped: this clone lacks the commit {commit} of the previous release.\n")
+        problem = f"this clone lacks the commit {commit} of the previous release: `git fetch --unshallow` fetches it"
+        if os.environ.get("CI"):
+            sys.exit(problem)
+        sys.stdout.write(f"tests/upgrade is skipped: {problem}\n")
         return
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     source, environment = DIRECTORY / "source", DIRECTORY / "venv"
