@@ -1,6 +1,6 @@
 """Schedules that once broke a promise."""
 
-from gateway.domain.events import ModelRetry, TextDelta, TurnStarted
+from gateway.domain.events import ModelRetry, StepCompleted, TextDelta, TurnCompleted, TurnStarted
 from tests.turn_schedules.database import ScheduleDatabase
 from tests.turn_schedules.scripted import Script
 from tests.turn_schedules.world import World
@@ -49,5 +49,29 @@ def test_turn_whose_start_is_stored_without_an_answer_gets_an_end(schedule_datab
         world.end_faults()
         world.check()
         assert [row["status"] for row in world.fetch("SELECT status FROM turns ORDER BY id")] == ["completed", "failed"]
+    finally:
+        world.close()
+
+
+def test_end_that_a_cut_off_worker_writes_late_is_refused(schedule_database: ScheduleDatabase) -> None:
+    """The worker has the end of a turn that another worker has claimed."""
+    world = World(schedule_database)
+    try:
+        first, _second = world.start_worker(), world.start_worker()
+        world.settle()
+        client = world.start_turn(first, Script(steps=(), chunks=1))
+        world.settle()
+        world.cut_off(first, is_silent=False)
+        for _ in range(2):
+            world.let_proceed(0)
+            world.settle()
+        for _ in range(12):
+            world.advance(1.0)
+        world.heal()
+        world.advance(2.0)
+        assert not client.seen.has_end
+        world.end_faults()
+        world.check()
+        assert [type(entry.event) for entry in client.seen.entries][-3:] == [TextDelta, StepCompleted, TurnCompleted]
     finally:
         world.close()

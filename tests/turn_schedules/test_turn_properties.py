@@ -139,6 +139,20 @@ class TurnSchedule(RuleBasedStateMachine):
             self.world.cut_off(self.pick(index), is_silent=is_silent)
         self.go_on(progress)
 
+    @rule(index=INDEX, fault=st.sampled_from(["cut", "silence", "freeze"]), before=PROGRESS, after=PROGRESS)
+    def isolate_past_the_lease(self, index: int, fault: str, before: Progress, after: Progress) -> None:
+        """Isolate a worker until another one has taken its turns over."""
+        if self.running:
+            worker = self.pick(index)
+            if fault == "freeze":
+                self.world.freeze(worker)
+            else:
+                self.world.cut_off(worker, is_silent=fault == "silence")
+            self.go_on([*before, *[Pass(1.0)] * 11])
+            self.world.thaw()
+            self.world.heal()
+        self.go_on(after)
+
     @rule(progress=PROGRESS)
     def heal(self, progress: Progress) -> None:
         self.world.heal()
