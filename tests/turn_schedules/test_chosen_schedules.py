@@ -54,7 +54,7 @@ def test_turn_whose_start_is_stored_without_an_answer_gets_an_end(schedule_datab
 
 
 def test_end_that_a_cut_off_worker_writes_late_is_refused(schedule_database: ScheduleDatabase) -> None:
-    """The worker has the end of a turn that another worker has claimed."""
+    """Another worker has claimed the turn before the write."""
     world = World(schedule_database)
     try:
         first, _second = world.start_worker(), world.start_worker()
