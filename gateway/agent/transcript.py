@@ -11,6 +11,7 @@ import msgspec
 from gateway.agent.tool_search import FIND_TOOLS
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, ToolCall, Usage
+from gateway.ports.listener import EventFold
 
 _json = msgspec.json.Encoder(order="sorted")
 LOST_RESULT_TEXT = "The outcome of this call is not known: the turn was interrupted before its result arrived."
@@ -40,7 +41,7 @@ class _Step:
         return Message(role="tool", tool_call_id=call_id, content=format_result(result) if result else LOST_RESULT_TEXT)
 
 
-class Transcript:
+class Transcript(EventFold):
     """A turn's text, calls, usage and cost so far.
 
     It is built from the turn's events. `loaded_tools` are the names that `find_tools` has loaded, in order. `cost_usd`

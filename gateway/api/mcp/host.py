@@ -16,6 +16,7 @@ from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, NotFound
 from gateway.domain.messages import Answer, JsonObject, Principal, Question, StoredQuestion
+from gateway.ports.tools import CallObserver
 
 log = get_logger(__name__)
 
@@ -29,7 +30,7 @@ A host that has disconnected cannot receive messages.
 """
 
 
-class HostObserver:
+class HostObserver(CallObserver):
     """Forwards progress, logs and questions of a call to its host."""
 
     def __init__(self, ctx: Context) -> None:

@@ -45,7 +45,8 @@ def _write_as_text(message: Message, tool_names: dict[str, str]) -> Message:
 class PromptedToolCallParser:
     """Sink that holds back text from a call marker on.
 
-    It parses that text at the end.
+    It parses that text at the end. The other callbacks are those of the inner sink, without a call in between for each
+    token, so `ModelSink` with its abstract methods cannot be a base class.
     """
 
     def __init__(self, sink: ModelSink, names: Collection[str]) -> None:
