@@ -368,7 +368,7 @@ class TurnService:
         self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
 
     async def resume_after_sign_in(self, server: str, owner: str) -> None:
-        """Answer the questions that wait for a sign-in, so that their turns continue."""
+        """Answer the questions that wait for a sign-in; their turns continue."""
         for turn_id in await self._questions.answer_sign_in(server, owner):
             self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
 
