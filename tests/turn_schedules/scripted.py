@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -162,6 +163,7 @@ class ScriptedToolbox:
     def __init__(self, outside: Outside, lease: WorkerLease) -> None:
         self._outside = outside
         self._lease = lease
+        self.sign_in_service = SimpleNamespace()  # takes the callbacks of sign-ins, of which there are none
 
     def list_specs(self) -> tuple[ToolSpec, ...]:
         return tuple(TOOLS.values())
