@@ -15,11 +15,11 @@ COVERAGE := --cov --cov-report=term
 
 # Without a database, processes and Node: under a minute.
 test-quick: .venv/.dev
-	$(PYTEST) -m "not database and not slow and not node" $(ARGS)
+	$(PYTEST) -m "not database and not slow and not node and not faults" $(ARGS)
 
-# Without Node: under six minutes on two idle cores.
+# Without Node and faults: under six minutes on two idle cores.
 test: .venv/.dev
-	$(PYTEST) -m "not node" $(ARGS)
+	$(PYTEST) -m "not node and not faults" $(ARGS)
 
 # Everything: what CI runs. Prints the coverage of the code that runs in the test process; measuring it costs minutes. Tests that lack Node, or what `make node` installs, are skipped, or fail where CI is set.
 test-all: .venv/.dev

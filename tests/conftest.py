@@ -34,6 +34,21 @@ SLOW_TESTS = (
     "upgrade/",
 )
 """Tests that start processes or databases of their own."""
+FAULT_TESTS = (
+    "e2e/test_conversation_order.py",
+    "e2e/test_leases.py",
+    "e2e/test_serve.py",
+    "e2e/test_workers.py",
+    "gateway/api/test_followers.py",
+    "gateway/api/test_leases.py",
+    "gateway/api/test_refused_writes.py",
+    "gateway/api/test_unusable_database.py",
+    "gateway/mcp_client/test_grants_without_database.py",
+    "gateway/store/test_connections.py",
+    "gateway_runtime/test_postgres_keeper.py",
+    "upgrade/",
+)
+"""Tests that break processes, databases and connections, and wait until the gateway notices."""
 SLOW_TIMEOUT_SECONDS = 240
 _RESERVED_SECONDS = 10.0
 """Part of a test's time limit that is reserved for its fixtures."""
@@ -65,6 +80,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.database)
         if path.startswith(NODE_TESTS):
             item.add_marker(pytest.mark.node)
+        if path.startswith(FAULT_TESTS):
+            item.add_marker(pytest.mark.faults)
         if path.startswith(SLOW_TESTS):
             item.add_marker(pytest.mark.slow)
             if item.get_closest_marker("timeout") is None:
