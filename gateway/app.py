@@ -353,7 +353,7 @@ async def build_agent(
     subscriptions = TurnSubscriptions(
         runner, store.turns, store.bus, store.journal, storage_timeout_seconds=settings.storage_retry_seconds
     )
-    queue = ConversationQueue(worker_id, store.conversations, subscriptions, store.bus)
+    queue = ConversationQueue(worker_id, store.conversations, subscriptions, store.bus, timeouts.conversation_busy)
     service = TurnService(
         settings,
         runner,

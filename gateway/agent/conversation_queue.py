@@ -20,22 +20,30 @@ from gateway.ports.store import Bus, ConversationRepository, ConversationState
 
 log = get_logger(__name__)
 
-BUSY_TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 2.0
 _MIN_BACKOFF_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 2.0
 
 
 class ConversationQueue:
-    """Requests of this worker that open or await their conversations."""
+    """Requests of this worker that open or await their conversations.
+
+    A request waits at most `busy_seconds`.
+    """
 
     def __init__(
-        self, worker_id: UUID, conversations: ConversationRepository, subscriptions: TurnSubscriptions, bus: Bus
+        self,
+        worker_id: UUID,
+        conversations: ConversationRepository,
+        subscriptions: TurnSubscriptions,
+        bus: Bus,
+        busy_seconds: float,
     ) -> None:
         self._worker_id = worker_id
         self._conversations = conversations
         self._subscriptions = subscriptions
         self._bus = bus
+        self._busy_seconds = busy_seconds
         self._places: set[ConversationPlace] = set()
         self._tasks = TaskSet("conversation queue")
         self.is_stopping = False
@@ -45,7 +53,7 @@ class ConversationQueue:
 
         Without `may_wait` the request gets no ticket.
         """
-        deadline = Deadline.after(BUSY_TIMEOUT_SECONDS if may_wait else 0.0)
+        deadline = Deadline.after(self._busy_seconds if may_wait else 0.0)
         return ConversationPlace(self, request, principal, deadline)
 
     def on_ticket_released(self, message: BusMessage) -> None:

@@ -11,6 +11,8 @@ class Timeouts:
     """Time for a request's body to arrive."""
     budget_wait: float = 30.0
     """Time that a step waits for reserved budget."""
+    conversation_busy: float = 120.0
+    """Time that a request waits for the earlier turns of its conversation."""
     journal: float = 5.0
     """Time for a turn's start to be committed."""
     key_cache: float = 5.0

@@ -26,7 +26,7 @@ from gateway.mcp_client.connection.requests import ClientRequest
 from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
 from gateway.mcp_client.oauth.sign_in import SignInService
-from gateway.mcp_client.oauth.tokens import AccessTokenProvider, get_grant_owner
+from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
 from gateway.mcp_client.repeated_calls import call_with_repeats
 from gateway.mcp_client.resources import (
     find_resource_server,
@@ -68,10 +68,13 @@ class McpToolbox(ServerPool, Toolbox):
         settings: Settings,
         definitions: ToolDefinitionStore | None = None,
         grants: GrantStore | None = None,
+        *,
+        grant_max_age_seconds: float = GRANT_MAX_AGE_SECONDS,
     ) -> None:
         secret = settings.tools_server_secret
         self._signer = TokenSigner(secret.get_secret_value()) if secret else None
         self._grants = grants
+        self._grant_max_age_seconds = grant_max_age_seconds
         self._timeout = settings.tool_timeout
         self._max_result_chars = settings.tool_result_max_chars
         self._specs: tuple[ToolSpec, ...] | None = None
@@ -90,7 +93,12 @@ class McpToolbox(ServerPool, Toolbox):
             on_change=partial(self.reconcile, changed_server=server.name if is_shared else None),
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_shared else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
-            tokens=AccessTokenProvider(self._grants, server, get_grant_owner(server, principal)),
+            tokens=AccessTokenProvider(
+                self._grants,
+                server,
+                get_grant_owner(server, principal),
+                max_age_seconds=self._grant_max_age_seconds,
+            ),
         )
 
     def _find_config(self, name: str) -> ServerConfig | None:

@@ -32,7 +32,7 @@ The gateway's registration as a client is no longer valid.
 REQUEST_TIMEOUT_SECONDS = 15.0
 _READ_TIMEOUT_SECONDS, _LOCK_TIMEOUT_SECONDS = 2.0, 10.0
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 5.0
-_MAX_AGE_SECONDS = 60.0
+GRANT_MAX_AGE_SECONDS = 60.0
 _MIN_READ_SECONDS = 1.0
 """Seconds between look-ups for a server that refuses requests without a token."""
 _REFRESH_AHEAD_SECONDS = 60.0
@@ -52,17 +52,25 @@ def get_expiry(token: OAuthToken) -> float | None:
 class AccessTokenProvider:
     """The access tokens of one owner at one server.
 
-    The stored grant is read once, and again only after `discard_cached()`, a refused request or a minute, in case a
-    message about a change was lost. While the database is unavailable, the last known token serves.
-    One worker at a time refreshes a token before it expires.
+    The stored grant is read once, and again only after `discard_cached()`, a refused request or `max_age_seconds`, in
+    case a message about a change was lost. While the database is unavailable, the last known token serves. One worker
+    at a time refreshes a token before it expires.
 
     Without `grants` there are no tokens. `is_refused`: the server refused the latest request for lack of a valid token;
     `challenge` is the `WWW-Authenticate` header of that answer.
     """
 
-    def __init__(self, grants: GrantStore | None, server: ServerConfig, owner: str) -> None:
+    def __init__(
+        self,
+        grants: GrantStore | None,
+        server: ServerConfig,
+        owner: str,
+        *,
+        max_age_seconds: float = GRANT_MAX_AGE_SECONDS,
+    ) -> None:
         self._grants = grants if server.allows_sign_in else None
         self._server_url = server.url
+        self._max_age_seconds = max_age_seconds
         self._grant_key = (server.name, owner, server.url)
         self._grant: Grant | None = None
         self._unsaved: _UnsavedGrant | None = None
@@ -135,7 +143,7 @@ class AccessTokenProvider:
 
     @property
     def _is_old(self) -> bool:
-        return time.monotonic() - self._read_at > _MAX_AGE_SECONDS
+        return time.monotonic() - self._read_at > self._max_age_seconds
 
     async def _update(self, refused_token: str | None) -> None:
         """Read and refresh the grant.

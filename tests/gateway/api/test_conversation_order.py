@@ -9,12 +9,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-import pytest
 from uuid_utils.compat import uuid7
 
-from gateway.agent import conversation_queue
+from gateway.simulator import Simulator
 from tests.eventually import eventually
-from tests.stack import Gateway, Reply
+from tests.stack import TIMEOUTS, Gateway, Reply, serve_gateway
 
 SKEW_MS = 3_000
 
@@ -189,11 +188,17 @@ async def test_tickets_without_a_live_worker_and_expired_ones_do_not_count(
 
 
 async def test_request_that_waited_too_long_is_a_409_and_leaves_the_queue(
-    workers: list[Gateway], db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    database_url: str, slow_simulator: Simulator, tools_url: str, db: asyncpg.Connection
 ) -> None:
-    monkeypatch.setattr(conversation_queue, "BUSY_TIMEOUT_SECONDS", 1.0)
-    async with keep_busy(workers[0]) as conversation_id:
-        replies = await asyncio.gather(*(worker.chat("Hello", conversation_id=conversation_id) for worker in workers))
+    timeouts = replace(TIMEOUTS, conversation_busy=1.0)
+    async with (
+        serve_gateway(database_url, slow_simulator, tools_url, timeouts=timeouts) as first,
+        serve_gateway(database_url, slow_simulator, tools_url, timeouts=timeouts) as second,
+        keep_busy(first) as conversation_id,
+    ):
+        replies = await asyncio.gather(
+            *(worker.chat("Hello", conversation_id=conversation_id) for worker in (first, second))
+        )
         codes = [(reply.status, reply.body["error"]["code"]) for reply in replies]
         assert codes == [(409, "conversation_busy")] * 2
         await WaitingRequests(db, conversation_id).wait_for_tickets(0)

@@ -19,7 +19,6 @@ from sqlalchemy import make_url
 from gateway.config import Settings
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.messages import Grant
-from gateway.mcp_client.oauth import tokens
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.store import migrations
@@ -38,6 +37,10 @@ from tests.gateway.mcp_client.test_toolbox import ERAS, call_tool, call_until_an
 from tests.stack import find_free_port, serve_asgi
 
 CIPHER = Cipher("a secret of the tests")
+LONG_WAIT_QUERY = (
+    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+    " AND clock_timestamp() - query_start > interval '1.5 seconds')"
+)
 
 
 class CountingGrantStore(PostgresGrantStore):
@@ -58,13 +61,13 @@ class CountingGrantStore(PostgresGrantStore):
 
 @asynccontextmanager
 async def connect_toolbox(
-    database_url: str, *servers: ServerConfig, limits: ConnectionLimits | None = None
+    database_url: str, *servers: ServerConfig, limits: ConnectionLimits | None = None, **options: float
 ) -> AsyncGenerator[tuple[McpToolbox, Any]]:
     """Connect a toolbox whose sign-ins are in this database."""
     database = Database(database_url, limits=limits)
     grants = CountingGrantStore(database)
     definitions = ServerStore(database, CIPHER)
-    toolbox = McpToolbox(list(servers), Settings(_env_file=None), definitions, grants)  # type: ignore[call-arg]
+    toolbox = McpToolbox(list(servers), Settings(_env_file=None), definitions, grants, **options)  # type: ignore[call-arg]
     await toolbox.connect_servers()
     await toolbox.wait_until_connected(30.0)
     try:
@@ -286,14 +289,17 @@ async def test_refreshed_token_that_cannot_be_stored_is_used_and_stored_later(
 
 
 async def test_slow_authorization_server_refreshes_once_for_all_workers(
-    database_url: str, vault: OAuthMcpServer, monkeypatch: pytest.MonkeyPatch
+    database_url: str, db: asyncpg.Connection, vault: OAuthMcpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refresh a token for longer than other transactions may take."""
+    """Refresh a token until the other worker has waited for a while.
+
+    The wait exceeds the limits of other transactions.
+    """
     await store_grant(database_url, vault)
     exchange = vault.exchange_refresh_token
 
     async def exchange_slowly(*arguments: Any) -> OAuthToken:
-        await asyncio.sleep(2.0)
+        await eventually(lambda: db.fetchval(LONG_WAIT_QUERY))
         return await exchange(*arguments)
 
     monkeypatch.setattr(vault, "exchange_refresh_token", exchange_slowly)
@@ -316,12 +322,12 @@ async def test_refresh_ends_although_its_call_is_cancelled(
     database_url: str, vault: OAuthMcpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store_grant(database_url, vault)
-    exchange, started = vault.exchange_refresh_token, asyncio.Event()
+    exchange, started, call_ended = vault.exchange_refresh_token, asyncio.Event(), asyncio.Event()
 
     async def exchange_slowly(*arguments: Any) -> OAuthToken:
         token = await exchange(*arguments)  # from here on, the old refresh token is used up
         started.set()
-        await asyncio.sleep(0.5)
+        await call_ended.wait()
         return token
 
     monkeypatch.setattr(vault, "exchange_refresh_token", exchange_slowly)
@@ -330,17 +336,17 @@ async def test_refresh_ends_although_its_call_is_cancelled(
         cancelled_call = asyncio.create_task(call_tool(toolbox, "vault_whose_vault"))
         async with asyncio.timeout(30):
             await started.wait()
-        cancelled_call.cancel()
+            cancelled_call.cancel()
+            await asyncio.wait({cancelled_call})
+        call_ended.set()
         assert get_text(await call_tool(toolbox, "vault_whose_vault")) == "the vault of gateway"
     assert vault.refreshed == 1
 
 
-async def test_change_whose_message_was_lost_is_noticed_later(
-    database_url: str, vault: OAuthMcpServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens, "_MAX_AGE_SECONDS", 0.1)
+async def test_change_whose_message_was_lost_is_noticed_later(database_url: str, vault: OAuthMcpServer) -> None:
     await store_grant(database_url, vault)
-    async with connect_toolbox(database_url, ServerConfig(name="vault", url=vault.url)) as (toolbox, grants):
+    server = ServerConfig(name="vault", url=vault.url)
+    async with connect_toolbox(database_url, server, grant_max_age_seconds=0.1) as (toolbox, grants):
         assert (await call_tool(toolbox, "vault_whose_vault")).outcome == "ok"
         await grants.delete_grant("vault", "", vault.url, by="ada")
 

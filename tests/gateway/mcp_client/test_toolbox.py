@@ -31,6 +31,8 @@ from tests.stack import SECRET, find_free_port, serve_asgi
 ROOT = Path(__file__).parent.parent.parent.parent
 ADA = Principal("ada")
 ERAS = {"modern": True, "legacy": False}
+MODERN_ONLY = pytest.mark.parametrize("modern", [True], ids=["modern"])
+"""For notifications: the SDK's server sends them to legacy clients only inside a request."""
 
 
 @asynccontextmanager
@@ -227,7 +229,7 @@ async def test_server_without_identity_gets_no_token(trial: TrialSetup) -> None:
 
 
 async def test_progress_and_log_reach_the_observer(trial: TrialSetup) -> None:
-    class Observer:
+    class Observer(CallObserver):
         def __init__(self) -> None:
             self.notifications: list[object] = []
 
@@ -236,6 +238,9 @@ async def test_progress_and_log_reach_the_observer(trial: TrialSetup) -> None:
 
         def on_log(self, level: str, message: str) -> None:
             self.notifications.append((level, message))
+
+        async def ask_user(self, question: Question) -> Answer:
+            raise AssertionError(question)
 
     observer = Observer()
     async with connect_toolbox(trial[1]) as toolbox:
@@ -247,9 +252,8 @@ async def test_progress_and_log_reach_the_observer(trial: TrialSetup) -> None:
     assert ("info", "a log line") in observer.notifications
 
 
-async def test_new_tool_is_offered_after_list_changed_notification(trial: TrialSetup, modern: bool) -> None:
-    if not modern:
-        pytest.skip("the SDK's server notifies legacy clients of changes only inside a request")
+@MODERN_ONLY
+async def test_new_tool_is_offered_after_list_changed_notification(trial: TrialSetup) -> None:
     async with connect_toolbox(trial[1]) as toolbox:
         await trial[0].add_tool("brand_new")
         await eventually(lambda: toolbox.find_tool("brand_new") is not None)
@@ -351,11 +355,8 @@ async def test_expired_session_is_renewed_after_each_kind_of_error(status: int, 
         assert get_text(await call_tool(toolbox, "echo", text="two")) == "two"
 
 
-async def test_tools_are_listed_again_after_an_invalid_list(
-    trial: TrialSetup, modern: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not modern:
-        pytest.skip("the SDK's server notifies legacy clients of changes only inside a request")
+@MODERN_ONLY
+async def test_tools_are_listed_again_after_an_invalid_list(trial: TrialSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     server, config = trial
     original_list_tools, is_invalid = Client.list_tools, False
 
