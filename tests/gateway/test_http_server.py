@@ -4,12 +4,16 @@ import asyncio
 import socket
 import sys
 
+import aiohttp
 import pytest
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
+from gateway.api.http.errors import ServerErrorMiddleware
 from gateway.server.http_server import GatewayHttpServer
 from gateway_runtime.event_loop import event_loop_factory
 from gateway_runtime.sockets import bind_socket
+from tests.stack import Client, serve_asgi
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs uvloop")
@@ -39,3 +43,21 @@ def test_server_accepts_several_connections_per_loop_iteration() -> None:
 
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         assert runner.run(count_iterations(64)) < 64 / 4
+
+
+async def test_request_that_outlasts_the_stop_of_its_server_is_a_503() -> None:
+    """A request that waits for the database may outlast the grace period."""
+    started = asyncio.Event()
+
+    async def wait_forever(scope: Scope, _receive: Receive, _send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError  # the application has no lifespan
+        started.set()
+        await asyncio.Event().wait()
+
+    async with aiohttp.ClientSession() as session:
+        async with serve_asgi(ServerErrorMiddleware(wait_forever)) as base_url:
+            request = asyncio.create_task(Client(base_url, session).get("/api/v1/turns"))
+            await started.wait()
+        reply = await request
+    assert (reply.status, reply.body["error"]["code"]) == (503, "server_stopping")

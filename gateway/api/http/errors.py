@@ -1,5 +1,7 @@
 """Error responses: `{"error": {"code", "message", "param"?, "request_id"}}`, and OpenAI's shape under `/v1/`."""
 
+import asyncio
+
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +14,7 @@ from gateway.api.http.request_context import STARTED_SCOPE_KEY
 from gateway.api.security.permissions import list_methods
 from gateway.common.logging import get_logger, request_id
 from gateway.common.validation_errors import describe_problem
-from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge
+from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
 from gateway.wire.openai_chat import build_error_body
 
@@ -111,7 +113,7 @@ class ServerErrorMiddleware:
     """Answers 500 for unexpected errors of the application.
 
     It runs inside the other middleware, which adds its headers to this response too. A response that has begun is
-    broken off.
+    broken off. uvicorn cancels a request only when its server stops and can wait no longer; that is a 503.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -120,6 +122,10 @@ class ServerErrorMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and STARTED_SCOPE_KEY not in scope:
+                await _gateway_error(Request(scope), ServerStopping())(scope, receive, send)
+            raise
         except Exception as error:
             if scope["type"] != "http" or STARTED_SCOPE_KEY in scope:
                 raise
