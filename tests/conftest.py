@@ -48,7 +48,7 @@ FAULT_TESTS = (
     "gateway_runtime/test_postgres_keeper.py",
     "upgrade/",
 )
-"""Tests that break processes, databases and connections, and wait until the gateway notices."""
+"""Tests that break processes, databases or connections."""
 SLOW_TIMEOUT_SECONDS = 240
 _RESERVED_SECONDS = 10.0
 """Part of a test's time limit that is reserved for its fixtures."""

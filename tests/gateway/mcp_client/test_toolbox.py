@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent.parent.parent
 ADA = Principal("ada")
 ERAS = {"modern": True, "legacy": False}
 MODERN_ONLY = pytest.mark.parametrize("modern", [True], ids=["modern"])
-"""For notifications: the SDK's server sends them to legacy clients only inside a request."""
+"""Excludes legacy clients, which the SDK's server notifies only inside a request."""
 
 
 @asynccontextmanager
