@@ -172,13 +172,43 @@ def format_examples(costs: Costs) -> str:
     return "```console\n" + "\n\n".join(texts) + "\n```"
 
 
+_DESCRIPTION = (
+    "Calculate the resources of a load, and its first limit. The costs are measured (`costs.json`); each option is an"
+    " assumption."
+)
+_HELP = {
+    "users": "users of the gateway",
+    "turns_per_hour": "turns of a user in the busiest hour",
+    "turns_per_day": "turns of a user per day",
+    "tokens": "tokens of an answer",
+    "tokens_per_second": "speed of the model",
+    "first_token_seconds": "time until the model's first token",
+    "tool_calls": "tool calls per turn",
+    "tool_seconds": "duration of a tool call",
+    "text_kb": "size of one prompt with its answer",
+    "journal_days": "days for which events are stored",
+    "cores": "cores of the machine",
+    "memory_gb": "memory of the machine",
+    "connections": "connections that Postgres accepts",
+    "files": "files that a process may open",
+    "commit_ms": "duration of a commit",
+    "disk_gb": "size of the disk",
+    "max_core_use": "share of a core that may be busy",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=_DESCRIPTION)
     groups = {LoadProfile: parser.add_argument_group("load"), Machine: parser.add_argument_group("machine")}
     for kind, group in groups.items():
         for field in fields(kind):
             flag = f"--{field.name.replace('_', '-')}"
-            group.add_argument(flag, type=type(field.default), default=field.default, help=f"{field.default:g}")
+            group.add_argument(
+                flag,
+                type=type(field.default),
+                default=field.default,
+                help=f"{_HELP[field.name]} (default: {field.default:g})",
+            )
     values = vars(parser.parse_args(arguments))
     load = LoadProfile(**{field.name: values[field.name] for field in fields(LoadProfile)})
     machine = Machine(**{field.name: values[field.name] for field in fields(Machine)})

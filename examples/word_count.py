@@ -1,6 +1,6 @@
 """A tool for the tool server, in a module of its own.
 
-To serve it, copy this file to tools_server/ and add `word_count.register(mcp)` to `create_server` in
+To serve it, copy this file to tools_server/ and add `register_word_count(mcp)` to `create_server` in
 tools_server/server.py. To try it alone: python examples/word_count.py "one two two"
 """
 
@@ -20,7 +20,7 @@ class WordCount(BaseModel):
     most_frequent: list[str] = Field(description="At most three words, the most frequent first.")
 
 
-def register(mcp: MCPServer[Any]) -> None:
+def register_word_count(mcp: MCPServer[Any]) -> None:
     @mcp.tool(title="Word count", annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
     def word_count(text: Annotated[str, Field(description="Any text.")]) -> WordCount:
         """Count the words of a text and find the most frequent ones."""
@@ -30,7 +30,7 @@ def register(mcp: MCPServer[Any]) -> None:
 
 async def main(text: str) -> None:
     mcp = MCPServer("try")
-    register(mcp)
+    register_word_count(mcp)
     async with Client(mcp) as client:
         print((await client.call_tool("word_count", {"text": text})).structured_content)
 

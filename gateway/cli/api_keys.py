@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 import msgspec
 import typer
@@ -11,7 +11,7 @@ import typer
 from gateway.cli.errors import report_config_errors
 from gateway.cli.serve import open_postgres, prepare_schema
 from gateway.config import ConfigError, Settings, load_settings
-from gateway.domain.messages import Budget, KeyLimits
+from gateway.domain.messages import Area, Budget, KeyLimits
 
 if TYPE_CHECKING:
     from gateway.store.api_keys import KeyStore
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _OPTION_NAMES = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
 
-app = typer.Typer(help="API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -28,17 +28,24 @@ def create_key(
     role: Annotated[Literal["admin", "user", "viewer"], typer.Option(help="Role of the key.")] = "user",
     name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     expires_days: Annotated[float | None, typer.Option(help="Days until the key expires. Default: never.")] = None,
-    scope: Annotated[list[str] | None, typer.Option(help="Allowed API area; repeatable. Default: all.")] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Allowed API area, one of {', '.join(get_args(Area))}; repeatable. Default: all."),
+    ] = None,
     model: Annotated[list[str] | None, typer.Option(help="Allowed models, as globs; repeatable. Default: all.")] = None,
     server: Annotated[list[str] | None, typer.Option(help="Allowed MCP servers; repeatable. Default: all.")] = None,
     tool: Annotated[list[str] | None, typer.Option(help="Allowed tools; repeatable. Default: all.")] = None,
     requests: Annotated[int | None, typer.Option(help="Maximum requests in a window.")] = None,
     window_seconds: Annotated[int, typer.Option(help="Length of the window, in seconds.")] = 60,
     streams: Annotated[int | None, typer.Option(help="Maximum turns and streams open at once.")] = None,
-    tokens_per_day: Annotated[int | None, typer.Option(help="Token budget a day, beside the owner's.")] = None,
-    tokens_per_month: Annotated[int | None, typer.Option(help="Token budget a month, beside the owner's.")] = None,
-    usd_per_day: Annotated[float | None, typer.Option(help="Cost budget a day, in US dollars.")] = None,
-    usd_per_month: Annotated[float | None, typer.Option(help="Cost budget a month, in US dollars.")] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(help="Token budget per day, in addition to the owner's.")
+    ] = None,
+    tokens_per_month: Annotated[
+        int | None, typer.Option(help="Token budget per month, in addition to the owner's.")
+    ] = None,
+    usd_per_day: Annotated[float | None, typer.Option(help="Cost budget per day, in US dollars.")] = None,
+    usd_per_month: Annotated[float | None, typer.Option(help="Cost budget per month, in US dollars.")] = None,
 ) -> None:
     """Create a key and print it once.
 
@@ -85,7 +92,7 @@ def list_keys(owner: Annotated[str | None, typer.Option(help="Show this owner's 
     now = datetime.now(UTC)
     for row in rows:
         is_expired = row.expires_at is not None and row.expires_at <= now
-        state = "revoked" if row.revoked_at else "expired" if is_expired else "good"
+        state = "revoked" if row.revoked_at else "expired" if is_expired else "active"
         last_used = f"{row.last_used_at:%Y-%m-%d %H:%M}" if row.last_used_at else "never used"
         print(f"{row.prefix}  {row.role:6}  {state:7}  {last_used:16}  {row.owner}  {row.name}")
 

@@ -16,7 +16,7 @@ from gateway.config import load_settings
 app = typer.Typer(
     name="agent-gateway", help="An agent gateway that speaks MCP.", no_args_is_help=True, add_completion=False
 )
-db = typer.Typer(help="The database schema.", no_args_is_help=True)
+db = typer.Typer(help="Manage the database schema.", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(api_keys.app, name="keys")
 
@@ -43,7 +43,7 @@ def run_everything() -> None:
 def run_gateway(
     workers: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Number of processes that share the port. Default: GATEWAY_WORKERS, 1."),
+        typer.Option(min=1, max=64, help="Number of processes that share the port. Default: GATEWAY_WORKERS, or 1."),
     ] = None,
     fd: Annotated[int | None, typer.Option(hidden=True, help="The listening socket of one worker of several.")] = None,
 ) -> None:
@@ -67,8 +67,10 @@ def run_gateway(
 @app.command("chat")
 def chat_in_terminal(
     prompt: Annotated[str | None, typer.Argument(help="The prompt. Without it: an interactive conversation.")] = None,
-    url: Annotated[str | None, typer.Option(help="The gateway's URL.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model.")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="URL of the gateway. Default: this machine, port GATEWAY_PORT.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model for the turns. Default: the gateway's.")] = None,
 ) -> None:
     """Chat with a running gateway."""
     from gateway.cli import chat

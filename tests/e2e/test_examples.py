@@ -102,7 +102,7 @@ async def test_custom_tool_in_the_tool_server_is_offered_by_the_gateway(
     settings = ToolsSettings(_env_file=None, tools_server_secret=SecretStr(SECRET))  # type: ignore[call-arg]
     store = TaskStore(database_url)
     server = create_server(settings, store)
-    register_example_tool("word_count.py", server)
+    register_word_count(server)
     try:
         async with (
             serve_asgi(create_app(server, settings)) as address,
@@ -115,13 +115,13 @@ async def test_custom_tool_in_the_tool_server_is_offered_by_the_gateway(
         await store.close()
 
 
-def register_example_tool(name: str, server: MCPServer) -> None:
-    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
+def register_word_count(server: MCPServer) -> None:
+    spec = importlib.util.spec_from_file_location("word_count", EXAMPLES / "word_count.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.register(server)
+    module.register_word_count(server)
 
 
 def test_readme_lists_every_example() -> None:

@@ -55,7 +55,7 @@ async def list_audit(
 ) -> AuditList:
     """The newest entries first.
 
-    Entries cannot be changed or deleted, not even by the gateway.
+    A database trigger rejects changes and deletions.
     """
     rows = await audit_log.list_entries(limit=limit, before=before, actor=actor, action=action)
     views = [AuditView.model_validate(row, from_attributes=True) for row in rows]
