@@ -25,7 +25,7 @@ test: .venv/.dev
 test-all: .venv/.dev
 	TURN_SCHEDULES=$(or $(TURN_SCHEDULES),200) $(PYTEST) $(COVERAGE) $(ARGS)
 
-# Thousands of random schedules of faults against the runner and a real Postgres; `make test` runs the first 30.
+# Thousands of random schedules of faults against the runner and a real Postgres; `make test` runs the first 20.
 schedules: .venv/.dev
 	TURN_SCHEDULES=$(or $(TURN_SCHEDULES),3000) $(BIN)/pytest tests/turn_schedules $(ARGS)
 

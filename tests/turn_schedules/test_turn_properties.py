@@ -15,7 +15,7 @@ from tests.turn_schedules.database import ScheduleDatabase
 from tests.turn_schedules.scripted import TOOLS, Script
 from tests.turn_schedules.world import SimulatedWorker, World
 
-SCHEDULES = int(os.environ.get("TURN_SCHEDULES", "30"))
+SCHEDULES = int(os.environ.get("TURN_SCHEDULES", "20"))
 """Number of schedules.
 
 `make test-all` and `make schedules` run more than `make test`.
