@@ -40,7 +40,7 @@ def test_twice_the_users_need_twice_the_streams_and_cpu(costs: Costs) -> None:
 def test_user_limit_names_the_exhausted_resource(costs: Costs) -> None:
     for short, name in (
         (Machine(cores=1, connections=100_000), "cores"),
-        (Machine(cores=1_000, connections=12), "connections to Postgres"),
+        (Machine(cores=1_000, connections=28), "connections to Postgres"),
         (Machine(cores=1_000, connections=100_000, commit_ms=40), "commits per second"),
         (Machine(cores=1_000, connections=100_000, memory_gb=1), "memory, GB"),
     ):
