@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test test-quick test-all schedules chaos check format lock audit schema node previous-release conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: run test test-quick test-all schedules chaos check format lock audit schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -66,6 +66,10 @@ node:
 # The previous release in .upgrade/, with its own lock file, for tests/upgrade; without it, these tests are skipped.
 previous-release: .venv/.dev
 	$(BIN)/python packaging/previous_release.py $(abspath $(UV)) $(PYTHON)
+
+# Installs the hooks of .pre-commit-config.yaml in this clone: ruff and the import rules run before each commit.
+pre-commit: .venv/.dev | $(UV)
+	$(UV) tool run --quiet pre-commit install
 
 # Only the official MCP conformance suite; `make test-all` includes it after `make node`.
 conformance: .venv/.dev node
