@@ -21,6 +21,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
+from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.messages import Principal
 
@@ -68,7 +69,7 @@ class WorkerForwarder:
         self._application = application
         self._start_lock = asyncio.Lock()
         self._server: asyncio.Server | None = None
-        self._serving_tasks: set[asyncio.Task[None]] = set()
+        self._serving_tasks = TaskSet("serve forwarded MCP request")
         self._forward_writers: set[asyncio.StreamWriter] = set()
 
     async def start_listening(self) -> None:
@@ -81,7 +82,7 @@ class WorkerForwarder:
                 return
             try:
                 self._make_directory()
-                self._server = await asyncio.start_unix_server(self._serve_connection, self._directory / self.name)
+                self._server = await asyncio.start_unix_server(self._accept_connection, self._directory / self.name)
             except OSError as error:
                 log.warning("forwarding_socket_failed", directory=str(self._directory), error=str(error))
 
@@ -96,9 +97,7 @@ class WorkerForwarder:
         if self._server is None:
             return
         self._server.close()
-        for task in self._serving_tasks:
-            task.cancel()
-        await asyncio.gather(*self._serving_tasks, return_exceptions=True)
+        await self._serving_tasks.stop()
         (self._directory / self.name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: other workers have sockets in it
             self._directory.rmdir()
@@ -136,10 +135,10 @@ class WorkerForwarder:
 
     # --- server side
 
+    def _accept_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving_tasks.spawn(self._serve_connection(reader, writer))
+
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving_tasks.add(task)
         disconnect: asyncio.Task[bytes] | None = None
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
@@ -160,7 +159,6 @@ class WorkerForwarder:
             if disconnect is not None:
                 disconnect.cancel()
             writer.close()
-            self._serving_tasks.discard(task)
 
     def _make_directory(self) -> None:
         """Create the directory of the sockets, and remove stale sockets.
