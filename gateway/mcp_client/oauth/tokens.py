@@ -75,6 +75,8 @@ class AccessTokenProvider:
         self._grant: Grant | None = None
         self._unsaved: _UnsavedGrant | None = None
         self._must_read = True
+        self._has_changed = False
+        """Whether the grant has changed and was not read since: a token that was signed out must not be sent."""
         self._read_at = -math.inf
         self._updating = asyncio.Lock()
         self._refreshes = TaskSet(f"mcp token {server.name}")
@@ -94,7 +96,7 @@ class AccessTokenProvider:
 
         Its token serves until that succeeds.
         """
-        self._must_read = True
+        self._must_read = self._has_changed = True
 
     async def get_token(self) -> str | None:
         """Return the token to send.
@@ -102,7 +104,8 @@ class AccessTokenProvider:
         Return None if there is none, or none is known because the database is unavailable.
         """
         is_known = self._read_at > -math.inf
-        if self._needs_update() and not (is_known and self._updating.locked()):
+        is_reading_change = self._has_changed and self._updating.locked()
+        if is_reading_change or (self._needs_update() and not (is_known and self._updating.locked())):
             async with self._updating:
                 if self._needs_update():
                     with contextlib.suppress(httpx2.TransportError):  # logged; a server that needs a token refuses
@@ -179,6 +182,8 @@ class AccessTokenProvider:
             except BaseException:
                 self._must_read = True
                 raise
+            finally:
+                self._has_changed = False
             self._read_at = time.monotonic()
         if self._unsaved is not None or _must_refresh(self._grant, refused_token):
             await self._refresh_to_end(self._grants, refused_token)
