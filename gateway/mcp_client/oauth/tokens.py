@@ -76,7 +76,7 @@ class AccessTokenProvider:
         self._unsaved: _UnsavedGrant | None = None
         self._must_read = True
         self._has_changed = False
-        """Whether the grant has changed since it was read, for example by a sign-out."""
+        """Whether the grant has changed since it was read."""
         self._read_at = -math.inf
         self._updating = asyncio.Lock()
         self._refreshes = TaskSet(f"mcp token {server.name}")
