@@ -48,7 +48,7 @@ class ConversationQueue:
         self._tasks = TaskSet("conversation queue")
         self.is_stopping = False
 
-    def enter(self, request: TurnRequest, principal: Principal, *, may_wait: bool) -> "ConversationPlace":
+    def make_place(self, request: TurnRequest, principal: Principal, *, may_wait: bool) -> "ConversationPlace":
         """Return the request's place, an async context manager.
 
         Without `may_wait` the request gets no ticket.
@@ -140,7 +140,7 @@ class ConversationPlace:
         if self._ticket is not None:
             self._queue.release_ticket(self._ticket, self._deadline)
 
-    async def open(self) -> UUID | None:
+    async def open_conversation(self) -> UUID | None:
         """Return the id of the request's conversation, once it is free.
 
         None: the request has no conversation.

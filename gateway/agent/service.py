@@ -282,10 +282,12 @@ class TurnService:
         self._load.check_capacity()
         parameters = request.parameters.with_defaults(self._default_parameters)
         request = replace(request, model=request.model or self._default_model, parameters=parameters)
-        async with self._queue.enter(request, principal, may_wait=if_busy == "wait") as place:
+        async with self._queue.make_place(request, principal, may_wait=if_busy == "wait") as place:
             while True:
                 try:
-                    return _StartedTurn(await self._runner.start(request, principal, place.open, request_id))
+                    return _StartedTurn(
+                        await self._runner.start(request, principal, place.open_conversation, request_id)
+                    )
                 except ConversationBusy as busy:
                     wait = place.wait(busy)
                     await (wait if run_busy_wait is None else run_busy_wait(wait))

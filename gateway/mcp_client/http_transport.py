@@ -92,7 +92,7 @@ class _FaultIsolatingStream(httpx2.AsyncByteStream):
             async for chunk in self._inner:
                 yield chunk
         except httpx2.TransportError as error:
-            log.debug("mcp_body_cut", error=type(error).__name__)
+            log.debug("mcp_body_truncated", error=type(error).__name__)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -44,7 +44,7 @@ async def call_with_repeats(
                 error.did_run = None if may_have_run else error.did_run
                 raise
             repeats += error.did_run is None or not spec.deduplicates  # a server that restarts was not called
-        log.info("tool_call_again", server=spec.server, tool=spec.tool, repeats=repeats)
+        log.info("tool_call_repeated", server=spec.server, tool=spec.tool, repeats=repeats)
         if spec.deduplicates:
             await asyncio.sleep(backoff.next_delay())
 

@@ -144,4 +144,4 @@ async def _copy_lines(reader: asyncio.StreamReader, server: str) -> None:
         except ValueError:  # the line is longer than the limit: its buffered part is dropped
             continue
         if text := line.decode(errors="replace").rstrip():
-            log.info("mcp_server_said", server=server, line=text[:_MAX_LOG_LINE_LENGTH])
+            log.info("mcp_server_stderr", server=server, line=text[:_MAX_LOG_LINE_LENGTH])

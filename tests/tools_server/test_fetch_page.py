@@ -119,7 +119,7 @@ async def test_loopback_server_is_not_asked() -> None:
 
 
 @pytest.mark.parametrize("where", ["http://127.0.0.2:{port}/inside", "//127.0.0.2:{port}/inside", "file:///etc/passwd"])
-async def test_redirect_to_what_is_not_permitted_is_refused(where: str) -> None:
+async def test_redirect_to_a_forbidden_address_is_refused(where: str) -> None:
     asked: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -133,7 +133,7 @@ async def test_redirect_to_what_is_not_permitted_is_refused(where: str) -> None:
     assert asked == ["/start"]
 
 
-async def test_the_name_is_checked_where_it_leads_now_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_that_resolves_to_a_forbidden_address_later_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Resolve the name to another address each time.
 
     The checked address is the one of the connection.
@@ -228,7 +228,7 @@ async def test_work_for_a_hostile_page_grows_at_most_with_its_length(part: str) 
     await fetch(answer(part * 50_000))  # in quadratic time within a regular expression it would exceed the test's limit
 
 
-async def test_server_that_is_away_is_told() -> None:
+async def test_unreachable_server_is_reported() -> None:
     with pytest.raises(FetchError, match="cannot be reached"):
         await PageFetcher(anywhere).fetch_url(f"http://127.0.0.1:{closed_port()}/")
 

@@ -131,10 +131,10 @@ async def test_signal_ends_stdio_too(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_signal_ends_it_well(number: signal.Signals) -> None:
+async def test_signal_stops_the_server_without_an_error(number: signal.Signals) -> None:
     async with run_tools_server() as server:
         await server.ready()
-        assert_ended_well(await server.end(number))
+        assert_stopped_without_error(await server.end(number))
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -144,10 +144,10 @@ async def test_open_streams_do_not_hold_up_the_end(era: str) -> None:
         async with connect(server.address, era) as client:
             if era == "legacy":  # its shared_gateway GET stream opens by itself
                 await client.call_tool("calculator", {"expression": "1"})
-                assert_ended_well(await server.end())
+                assert_stopped_without_error(await server.end())
                 return
             async with client.listen(tools_list_changed=True) as changes:
-                assert_ended_well(await server.end())
+                assert_stopped_without_error(await server.end())
                 assert [change async for change in changes] == []  # the stream ends without an error
 
 
@@ -167,7 +167,7 @@ async def test_running_call_does_not_hold_up_the_end() -> None:
             call = asyncio.create_task(client.call_tool("web_search", {"query": "x"}))
             async with asyncio.timeout(30):
                 await asked.wait()
-            assert_ended_well(await server.end())
+            assert_stopped_without_error(await server.end())
             await asyncio.wait([call], timeout=30)
             call.cancel()
 
@@ -177,7 +177,7 @@ async def test_it_ends_with_whoever_holds_its_lifeline() -> None:
         await server.ready()
         assert server.process.stdin is not None
         server.process.stdin.close()
-        assert_ended_well(await server.end(by=None))
+        assert_stopped_without_error(await server.end(by=None))
 
 
 async def test_without_a_lifeline_standard_input_means_nothing() -> None:
@@ -185,10 +185,10 @@ async def test_without_a_lifeline_standard_input_means_nothing() -> None:
         assert server.process.stdin is not None
         server.process.stdin.close()
         await server.ready()
-        assert_ended_well(await server.end())
+        assert_stopped_without_error(await server.end())
 
 
-def assert_ended_well(ended: Ended) -> None:
+def assert_stopped_without_error(ended: Ended) -> None:
     assert ended.code == 0, ended.stderr
     assert "Traceback" not in ended.stderr
 

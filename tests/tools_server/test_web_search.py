@@ -93,7 +93,7 @@ async def silent(*_: Any) -> web.Response:
         (silent, "did not answer in time"),
     ],
 )
-async def test_failure_of_the_engine_is_told(handler: Any, reason: str) -> None:
+async def test_failure_of_the_search_engine_is_reported(handler: Any, reason: str) -> None:
     async with serve_web(handler) as address:
         result = await search(
             search_backend="searxng", searxng_url=address, search_timeout=0.5 if handler is silent else 30
@@ -141,7 +141,7 @@ async def test_each_engine_is_asked_in_its_own_way(
     assert seen == [(method, asked, header[1])]
 
 
-async def test_duckduckgo_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_duckduckgo_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DDGS_PROXY", f"http://127.0.0.1:{closed_port()}")
     with pytest.raises(SearchFailed, match="cannot be reached from here; the network may be unavailable"):
         await create_backend(settings(search_timeout=30)).search_web("cats", 3)

@@ -18,7 +18,7 @@ _MAX_SHARE = 4
 class PendingWrite:
     """Entries of one turn, and a row that begins or ends it.
 
-    A commit may write only the first part of it, which `take` chooses. `done` completes with the last part. A write
+    A commit may write only the first part of it, which `take_part` chooses. `done` completes with the last part. A write
     that does not expire is tried again for ever. `is_complete`: all of it is durable. `may_be_stored`: the result of a
     commit of it is unknown. `refused_at` is the time of the first failed attempt since its last part was stored.
     """
@@ -87,7 +87,7 @@ class PendingWrite:
     def is_taken_whole(self) -> bool:
         return self.taken_count == len(self.entries) and (self.takes_row or self.row is None)
 
-    def take(self, max_bytes: int) -> int | None:
+    def take_part(self, max_bytes: int) -> int | None:
         """Take the first part of at most `max_bytes`, and return its size.
 
         Returns None if the smallest part is larger.
@@ -221,7 +221,7 @@ class JournalQueue:
                 size = write.size
             else:
                 skipped.add(write.source)
-                size = write.take(min(room, max(max_bytes // _MAX_SHARE, write.first_size)))
+                size = write.take_part(min(room, max(max_bytes // _MAX_SHARE, write.first_size)))
                 if size is None:
                     has_slow = has_slow or write.first_size > max_bytes
                     continue
@@ -251,12 +251,12 @@ class JournalQueue:
         if not slow:
             return []
         write = min(slow, key=lambda write: (not write.expires, write.attempted_at))
-        write.take(max(write.first_size, max_bytes))
+        write.take_part(max(write.first_size, max_bytes))
         write.attempted_at = asyncio.get_running_loop().time()
         self._in_flight.add(write)
         return [write]
 
-    def suspect(self, writes: Iterable[PendingWrite]) -> None:
+    def mark_suspects(self, writes: Iterable[PendingWrite]) -> None:
         """Let only `take_slow` take writes of these turns."""
         self._suspects.update(write.source for write in writes)
         self._on_change()

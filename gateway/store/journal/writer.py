@@ -150,7 +150,7 @@ class JournalWriter:
         If the next attempt without them succeeds, the cause is one of them, and not the database.
         """
         if _is_timeout(error) and self.unavailable_since is None:
-            self._queue.suspect(batch)
+            self._queue.mark_suspects(batch)
         else:
             self._queue.clear_suspects()
 
@@ -277,7 +277,7 @@ class SlowWriter(JournalWriter):
 
     def _mark_suspects(self, error: Exception, batch: list[PendingWrite]) -> None:
         del error
-        self._queue.suspect(batch)
+        self._queue.mark_suspects(batch)
         self._regular.request_probe()
 
     def _stop_overdue(self, batch: list[PendingWrite]) -> float:
