@@ -18,7 +18,7 @@ _MAX_SHARE = 4
 class PendingWrite:
     """Entries of one turn, and a row that begins or ends it.
 
-    A commit may write only the first part of it, which `take_part` chooses. `done` completes with the last part. A write
+    A commit may write only its first part, which `take_part` chooses. `done` completes with the last part. A write
     that does not expire is tried again for ever. `is_complete`: all of it is durable. `may_be_stored`: the result of a
     commit of it is unknown. `refused_at` is the time of the first failed attempt since its last part was stored.
     """
