@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from gateway.agent.subscriptions import TurnSubscriptions
+from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscriptions
 from gateway.common.concurrency import Backoff, Deadline, TaskSet, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.domain.bus import BusKind, BusMessage
@@ -89,10 +89,13 @@ class ConversationQueue:
     async def wait_for_end(self, turn_id: UUID) -> None:
         """Wait until the turn ends or waits for a person.
 
-        This also returns when the turn can no longer be followed.
+        A turn that can no longer be followed may still be busy, so this then returns after a pause.
         """
         with self._subscriptions.subscribe(turn_id, until_input=True) as subscription:
             await subscription.wait_until_closed()
+            is_followed = subscription.log.has_ended or subscription.log.close_reason == INPUT_REQUIRED
+        if not is_followed:
+            await asyncio.sleep(POLL_SECONDS)
 
     def release_ticket(self, ticket: int, expiry: Deadline) -> None:
         """Delete a ticket in the background; notify the request behind it."""

@@ -16,6 +16,7 @@ _INTERVAL_SECONDS = 0.25
 _SAMPLES_TO_OVERLOAD = 3
 _RETRY_AFTER_SECONDS = 2.0
 _MEMORY_SHARE = 0.85
+_MIN_WORKING_MEMORY_BYTES = 128 * 1024 * 1024
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STATM = Path("/proc/self/statm")
 
@@ -97,7 +98,9 @@ class LoadMonitor:
 def find_memory_limit(processes: int) -> int | None:
     """Find the bytes of memory that one of several processes may use.
 
-    Together they may use 85 % of the container's or the machine's memory. Returns None where neither can be read.
+    Together they may use 85 % of the container's or the machine's memory, but each at least 128 MiB more than this
+    process uses now: on a small host, an idle process must not count as overloaded. Returns None where neither can be
+    read.
     """
     limits: list[int] = []
     for file in _CGROUP_LIMITS:
@@ -107,4 +110,7 @@ def find_memory_limit(processes: int) -> int | None:
             continue
     with contextlib.suppress(OSError, ValueError):  # a system without these names
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return int(min(limits) * _MEMORY_SHARE / max(1, processes)) if limits else None
+    if not limits:
+        return None
+    floor = (read_resident_memory() or 0) + _MIN_WORKING_MEMORY_BYTES
+    return max(floor, int(min(limits) * _MEMORY_SHARE / max(1, processes)))

@@ -106,7 +106,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_stop_signal)
         if not self._stop_on_hangup:
             loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
-        keeper = None if self._postgres is None else self._build_keeper(self._postgres, loop)
+        keeper = None if self._postgres is None else _build_keeper(self._postgres)
         if keeper is not None:
             keeper.start()  # beside the processes, which wait for it
         try:
@@ -124,14 +124,6 @@ class Supervisor:
             if keeper is not None:
                 await asyncio.to_thread(keeper.stop)
         return self._exit_code
-
-    def _build_keeper(self, postgres: EmbeddedPostgres, loop: asyncio.AbstractEventLoop) -> PostgresKeeper:
-        """Build the keeper of Postgres; without Postgres, everything stops."""
-        return PostgresKeeper(
-            postgres,
-            on_lost=lambda: print_line("Postgres is gone: starting it again", sys.stderr),
-            on_failure=lambda error: loop.call_soon_threadsafe(self._finish, FAILED, str(error)),
-        )
 
     def spawn_task(self, coroutine: Coroutine[None, None, None]) -> None:
         """Run a coroutine beside the processes.
@@ -251,6 +243,15 @@ class Supervisor:
             task.cancel()
         for rank in sorted({process.stop_rank for process in self._processes}):
             await asyncio.gather(*(_stop_process(process) for process in self._processes if process.stop_rank == rank))
+
+
+def _build_keeper(postgres: EmbeddedPostgres) -> PostgresKeeper:
+    """Build the keeper of Postgres, which tries again until Postgres starts."""
+    return PostgresKeeper(
+        postgres,
+        on_lost=lambda: print_line("Postgres is gone: starting it again", sys.stderr),
+        on_failure=lambda error: print_line(f"Postgres does not start: {error}", sys.stderr),
+    )
 
 
 def print_line(line: str, stream: TextIO | None = None) -> None:

@@ -66,3 +66,11 @@ def test_memory_of_this_process_is_below_the_limit_of_this_machine() -> None:
     assert limit is not None
     assert 10_000_000 < used < limit
     assert find_memory_limit(2) == pytest.approx(limit / 2, abs=1)
+
+
+def test_idle_process_on_a_small_host_is_not_overloaded() -> None:
+    used, limit = read_resident_memory(), find_memory_limit(1_000_000)
+    if used is None:
+        pytest.skip("this system has no /proc")
+    assert limit is not None
+    assert limit > used + 100_000_000
