@@ -272,9 +272,11 @@ async def build_store(
         redactor=redactor,
     )
     cipher = cipher_from_settings(settings)
-    workers = WorkerStore(database, worker_id)
+    workers, turns = WorkerStore(database, worker_id), TurnStore(database)
+    retention = timedelta(days=settings.journal_retention_days)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
+        _supervise(SupervisedTask("journal retention", partial(prune_forever, turns, retention)), tasks, stack)
         stack.callback(workers.close)
         journal.start()
         tasks.add(*journal.tasks)
@@ -283,7 +285,7 @@ async def build_store(
             database=database,
             journal=journal,
             bus=PostgresBus(database.connector),
-            turns=TurnStore(database),
+            turns=turns,
             workers=workers,
             conversations=ConversationStore(database, redactor=redactor),
             usage=UsageStore(database, redactor=redactor),
@@ -379,9 +381,6 @@ async def build_agent(
     store.bus.subscribe(BusKind.TURN_RUNNABLE, claimer.on_turn_runnable)
     store.bus.subscribe(BusKind.TURN_EVENTS, subscriptions.on_events)
     store.bus.subscribe(BusKind.TICKET_RELEASED, queue.on_ticket_released)
-    retention = SupervisedTask(
-        "journal retention", partial(prune_forever, store.turns, timedelta(days=settings.journal_retention_days))
-    )
     async with AsyncExitStack() as stack:
         _supervise(store.bus.task, tasks, stack)
         stack.push_async_callback(queue.stop)
@@ -391,7 +390,6 @@ async def build_agent(
         await heartbeat.start()
         tasks.add(heartbeat.task)
         stack.push_async_callback(heartbeat.task.stop)
-        _supervise(retention, tasks, stack)
         stack.push_async_callback(runner.stop, 0)
         _supervise(claimer.task, tasks, stack)
         yield service

@@ -1,14 +1,6 @@
 """Background tasks, bounded waits and bounded collections.
 
-Other modules of the gateway make no tasks of their own, with these exceptions:
-
-- `gateway/wire/sse.py`: a stream waits for its end, a disconnect or the next ping, for each ping without a new task.
-- `gateway/api/mcp/session_forwarding.py`: a disconnect ends a forwarded request in order instead of cancelling it.
-- `gateway/mcp_client/oauth/sign_in.py`: a sign-in goes on after the wait for its page.
-- `gateway/server/supervisor.py`: it watches processes, and an error of a watching task stops all of them.
-- `gateway/simulator/server.py`: its server is stopped by flags, so that responses end.
-
-`tools_server/` never imports the gateway, so `tools_server/cli.py` starts its migrations with a task of its own.
+Other modules of the gateway make no tasks of their own. CONTRIBUTING.md lists the exceptions with their reasons.
 
 | need | use |
 |---|---|
