@@ -51,7 +51,7 @@ async def test_cli_key_is_required_immediately_and_can_be_revoked(
     prefix = secret[:12]
     listed = await run_keys_command(database_url, "list")
     assert prefix in listed
-    assert "good" in listed
+    assert "active" in listed
     assert secret not in listed
     await run_keys_command(database_url, "revoke", prefix)
     await wait_until_unauthorized(gateway, headers=headers)
