@@ -15,6 +15,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
+from gateway.mcp_client import size_limit
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider, AuthorizedTransport
 from gateway.ports.servers import ServerConfig
@@ -52,9 +53,9 @@ async def open_transport(
 
     `on_end` is called when the only stream of one ends.
     """
-    authorized_transport = AuthorizedTransport(
-        httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context()), tokens
-    )
+    max_bytes = size_limit.MAX_MESSAGE_BYTES
+    http_transport = httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context())
+    authorized_transport = AuthorizedTransport(size_limit.SizeLimitingTransport(http_transport, max_bytes), tokens)
     match config.transport:
         case "http":
             isolating_transport = FaultIsolatingTransport(authorized_transport)
@@ -64,7 +65,8 @@ async def open_transport(
                 event_hooks={"request": hooks},
                 timeout=_HTTP_TIMEOUT,
             ) as client:
-                yield OpenTransport(streamable_http_client(config.url, http_client=client), isolating_transport)
+                streams = streamable_http_client(config.url, http_client=client, max_sse_event_size=max_bytes)
+                yield OpenTransport(streams, isolating_transport)
         case "sse":
             yield OpenTransport(_watch_streams(_connect_sse(config, hooks, authorized_transport), on_end))
         case "stdio":

@@ -6,9 +6,16 @@ import httpx2
 from mcp import MCPError
 
 from gateway.domain.messages import JsonObject
+from gateway.mcp_client.size_limit import TOO_LARGE
 
 GRANT_UNAVAILABLE_KEY = "grant_unavailable"
 """In the `data` of a JSON-RPC error that the gateway itself makes."""
+
+_TOO_LARGE_MESSAGES = (
+    f"Failed to parse JSON response: {TOO_LARGE}",
+    "SSE stream failed: Server-sent event exceeded the ",
+)
+"""How the SDK's messages for an answer that exceeds its limit begin."""
 
 
 class ToolCallError(Exception):
@@ -51,6 +58,11 @@ def is_grant_unavailable(error: MCPError) -> bool:
     """Whether an error is `GrantUnavailable`, as `FaultIsolatingTransport` reports it."""
     data: object = error.data
     return isinstance(data, dict) and bool(cast("JsonObject", data).get(GRANT_UNAVAILABLE_KEY))
+
+
+def is_answer_too_large(error: MCPError) -> bool:
+    """Whether a body or an event of the server exceeds its limit."""
+    return error.message.startswith(_TOO_LARGE_MESSAGES)
 
 
 class RequestNotSent(Exception):

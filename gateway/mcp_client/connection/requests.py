@@ -12,7 +12,12 @@ from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import acting_for
-from gateway.mcp_client.connection.errors import RequestNotSent, ToolCallError, is_grant_unavailable
+from gateway.mcp_client.connection.errors import (
+    RequestNotSent,
+    ToolCallError,
+    is_answer_too_large,
+    is_grant_unavailable,
+)
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
 from gateway.mcp_client.connection.session import HANDSHAKE_SECONDS
 from gateway.mcp_client.connection.status import ConnectionStatus
@@ -175,6 +180,9 @@ class RequestSender:
         if error.code == INVALID_REQUEST and error.message in _LOST_SESSION_MESSAGES:
             self._status.report_lost(client)
             return RequestNotSent()
+        if is_answer_too_large(error):
+            message = f"The answer of the MCP server {self._config.name!r} is too large, so it was not read."
+            return ToolCallError(message, did_run=True)
         if error.code == PARSE_ERROR and error.message.startswith(_PARSE_ERROR_PREFIX):
             return ToolCallError(f"The answer of the MCP server {self._config.name!r} cannot be read.", did_run=None)
         if error.code == CONNECTION_CLOSED:

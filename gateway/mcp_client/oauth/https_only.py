@@ -5,8 +5,10 @@ from urllib.parse import urlsplit
 import httpx2
 
 from gateway.mcp_client.http_transport import get_ssl_context
+from gateway.mcp_client.size_limit import SizeLimitingTransport
 
 INSUFFICIENT_SCOPE = "insufficient_scope"
+_MAX_ANSWER_BYTES = 1024 * 1024
 _LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -25,7 +27,8 @@ class HttpsOnlyTransport(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self, server_url: str, challenge: str | None = None, *, probing: bool = False) -> None:
-        self._inner = httpx2.AsyncHTTPTransport(verify=get_ssl_context())
+        http_transport = httpx2.AsyncHTTPTransport(verify=get_ssl_context())
+        self._inner = SizeLimitingTransport(http_transport, _MAX_ANSWER_BYTES, httpx2.ReadError)
         self._server_url = server_url
         self._challenge = challenge
         self._is_probing = probing

@@ -1,0 +1,100 @@
+"""Tests of answers that are too large to be read."""
+
+import asyncio
+from typing import Any
+
+import httpx2
+import pytest
+from mcp.server.mcpserver import Context
+from mcp.types import ToolAnnotations
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from gateway.mcp_client import size_limit
+from gateway.mcp_client.oauth.https_only import HttpsOnlyTransport
+from gateway.mcp_client.server_config import ServerConfig
+from tests.gateway.mcp_client.mcp_servers import TrialServer, hide_modern_protocol
+from tests.gateway.mcp_client.test_toolbox import call_tool, connect_toolbox, get_text
+from tests.stack import serve_asgi
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(autouse=True)
+def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(size_limit, "MAX_MESSAGE_BYTES", MIB)
+
+
+class LargeAnswerServer(TrialServer):
+    """A server with tools whose results may be large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.effects = 0
+        self.mcp.add_tool(self.repeat, annotations=ToolAnnotations(read_only_hint=True), structured_output=False)
+        self.mcp.add_tool(self.log_often, structured_output=False)
+        self.mcp.add_tool(self.write_and_repeat, structured_output=False)
+
+    async def repeat(self, length: int) -> str:
+        """Return a text of this length."""
+        return "x" * length
+
+    async def log_often(self, length: int, ctx: Context[Any]) -> str:
+        """Log four texts of this length."""
+        for _ in range(4):
+            await ctx.info("x" * length)
+        return "logged"
+
+    async def write_and_repeat(self, length: int) -> str:
+        """Count an effect, and return a text of this length."""
+        self.effects += 1
+        return "x" * length
+
+    def create_app_with(self, *, json_response: bool, modern: bool, compressed: bool) -> ASGIApp:
+        app: ASGIApp = self.mcp.streamable_http_app(json_response=json_response)
+        app = app if modern else hide_modern_protocol(app)
+        return GZipMiddleware(app) if compressed else app
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"json_response": True, "modern": True, "compressed": False},
+        {"json_response": True, "modern": True, "compressed": True},
+        {"json_response": True, "modern": False, "compressed": False},
+        {"json_response": False, "modern": False, "compressed": False},
+    ],
+    ids=["modern-json", "modern-gzip", "legacy-json", "legacy-sse"],
+)
+async def test_answer_that_is_too_large_fails_only_its_own_call(options: dict[str, Any]) -> None:
+    server = LargeAnswerServer()
+    async with (
+        serve_asgi(server.create_app_with(**options)) as address,
+        connect_toolbox(ServerConfig(name="t", url=f"{address}/mcp", prefix="")) as toolbox,
+    ):
+        slow_call = asyncio.create_task(call_tool(toolbox, "slow"))
+        async with asyncio.timeout(30):
+            await server.started.wait()
+        for name in ("repeat", "write_and_repeat"):
+            result = await call_tool(toolbox, name, length=2 * MIB)
+            assert (result.outcome, "is too large" in get_text(result)) == ("error", True), result
+        assert server.effects == 1
+        server.release.set()
+        assert get_text(await slow_call) == "done"
+        assert toolbox.list_server_statuses()[0].state == "up"
+        assert get_text(await call_tool(toolbox, "log_often", length=MIB // 2)) == "logged"
+
+
+async def test_answer_of_an_authorization_server_is_limited() -> None:
+    app = Response(b"x" * 2 * MIB)
+    async with serve_asgi(app) as address, httpx2.AsyncClient(transport=HttpsOnlyTransport(address)) as client:
+        with pytest.raises(httpx2.ReadError):
+            await client.get(address)
+
+
+async def test_long_refusal_is_truncated() -> None:
+    app = Response(b"x" * 2 * MIB, status_code=400)
+    async with serve_asgi(app) as address, httpx2.AsyncClient(transport=HttpsOnlyTransport(address)) as client:
+        response = await client.get(address)
+    assert (response.status_code, len(response.content) <= MIB) == (400, True)
