@@ -28,7 +28,14 @@ from gateway.domain.messages import (
     ToolSpec,
     text_block,
 )
-from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest, make_idempotency_key
+from gateway.ports.tools import (
+    MAX_OBSERVED_MESSAGE_LENGTH,
+    MAX_OBSERVED_MESSAGES,
+    CallObserver,
+    Toolbox,
+    ToolCallRequest,
+    make_idempotency_key,
+)
 from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
@@ -244,20 +251,17 @@ class _EventObserver(CallObserver):
     The events are limited in number and length.
     """
 
-    _MAX_EVENTS = 500
-    _MAX_MESSAGE_LENGTH = 2_000
-
     def __init__(self, call_id: str, emitter: EventEmitter) -> None:
         self._call_id = call_id
         self._emitter = emitter
-        self._remaining = self._MAX_EVENTS
+        self._remaining = MAX_OBSERVED_MESSAGES
 
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
-        message = message and message[: self._MAX_MESSAGE_LENGTH]
+        message = message and message[:MAX_OBSERVED_MESSAGE_LENGTH]
         self._emit_bounded(ToolProgress(call_id=self._call_id, progress=progress, total=total, message=message))
 
     def on_log(self, level: str, message: str) -> None:
-        self._emit_bounded(ToolLog(call_id=self._call_id, level=level, message=message[: self._MAX_MESSAGE_LENGTH]))
+        self._emit_bounded(ToolLog(call_id=self._call_id, level=level, message=message[:MAX_OBSERVED_MESSAGE_LENGTH]))
 
     async def ask_user(self, question: Question) -> Answer:
         return await self._emitter.ask_inline(self._call_id, question)

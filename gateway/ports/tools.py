@@ -21,6 +21,10 @@ from gateway.domain.messages import (
     ToolSpec,
 )
 
+MAX_OBSERVED_MESSAGES = 500
+"""Limit of the messages of a call that are stored or wait for a host."""
+MAX_OBSERVED_MESSAGE_LENGTH = 2_000
+
 ItemKind = Literal["resources", "resource_templates", "prompts"]
 
 

@@ -16,7 +16,7 @@ from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError, NotFound
 from gateway.domain.messages import Answer, JsonObject, Principal, Question, StoredQuestion
-from gateway.ports.tools import CallObserver
+from gateway.ports.tools import MAX_OBSERVED_MESSAGE_LENGTH, MAX_OBSERVED_MESSAGES, CallObserver
 
 log = get_logger(__name__)
 
@@ -31,19 +31,28 @@ A host that has disconnected cannot receive messages.
 
 
 class HostObserver(CallObserver):
-    """Forwards progress, logs and questions of a call to its host."""
+    """Forwards progress, logs and questions of a call to its host.
+
+    Long messages are truncated. While too many wait for a host that does not read them, new ones are dropped.
+    """
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._notifications = TaskSet("notify MCP host")
 
     def on_progress(self, progress: float, total: float | None, message: str | None) -> None:
-        self._notifications.spawn(_send_notification(self._ctx.session.report_progress(progress, total, message)))
+        if len(self._notifications) < MAX_OBSERVED_MESSAGES:
+            message = message and message[:MAX_OBSERVED_MESSAGE_LENGTH]
+            self._notifications.spawn(_send_notification(self._ctx.session.report_progress(progress, total, message)))
 
     def on_log(self, level: str, message: str) -> None:
+        if len(self._notifications) >= MAX_OBSERVED_MESSAGES:
+            return
         # Logging is deprecated in the protocol, but legacy hosts show it.
         notification = self._ctx.session.send_log_message(  # pyright: ignore[reportDeprecated]
-            cast(t.LoggingLevel, level), message, related_request_id=self._ctx.request_id
+            cast(t.LoggingLevel, level),
+            message[:MAX_OBSERVED_MESSAGE_LENGTH],
+            related_request_id=self._ctx.request_id,
         )
         self._notifications.spawn(_send_notification(notification))
 

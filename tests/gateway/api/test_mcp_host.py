@@ -1,0 +1,42 @@
+"""Tests of the messages for a host at `/mcp` during a call."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+from gateway.api.mcp.host import Context, HostObserver
+from gateway.ports.tools import MAX_OBSERVED_MESSAGE_LENGTH, MAX_OBSERVED_MESSAGES
+
+
+class SuspendedSession:
+    """A session whose host reads nothing until `resume` is set."""
+
+    def __init__(self) -> None:
+        self.resume = asyncio.Event()
+        self.messages: list[str] = []
+
+    async def report_progress(self, _progress: float, _total: float | None, message: str) -> None:
+        await self.resume.wait()
+        self.messages.append(message)
+
+    async def send_log_message(self, _level: str, message: str, **_: Any) -> None:
+        await self.resume.wait()
+        self.messages.append(message)
+
+
+async def test_messages_for_a_host_that_does_not_read_are_limited() -> None:
+    session = SuspendedSession()
+    host = HostObserver(cast(Context, SimpleNamespace(session=session, request_id=1)))
+    tasks_before = len(asyncio.all_tasks())
+    for number in range(MAX_OBSERVED_MESSAGES):
+        host.on_progress(number, None, "p" * 10_000)
+        host.on_log("info", "l" * 10_000)
+        await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) - tasks_before == MAX_OBSERVED_MESSAGES
+    session.resume.set()
+    await host.wait_until_notified()
+    assert len(session.messages) == MAX_OBSERVED_MESSAGES
+    assert {len(message) for message in session.messages} == {MAX_OBSERVED_MESSAGE_LENGTH}
+    host.on_log("info", "the host reads again")
+    await host.wait_until_notified()
+    assert session.messages[-1] == "the host reads again"
