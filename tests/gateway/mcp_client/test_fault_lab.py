@@ -59,7 +59,7 @@ class FaultyServer:
 
     async def _send_fault(self, call_id: Any, send: Send) -> None:
         head = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
-        result: Any = {"content": [{"type": "text", "text": "x" * 40_000_000}], "resultType": "complete"}
+        result: Any = {"content": [{"type": "text", "text": "x" * 15_000_000}], "resultType": "complete"}
         match self.fault:
             case "500":
                 await send(head | {"status": 500})
