@@ -22,7 +22,7 @@ from gateway.domain.messages import (
 )
 
 MAX_OBSERVED_MESSAGES = 500
-"""Limit of the messages of a call that are stored or wait for a host."""
+"""Maximum number of progress and log messages that one call keeps."""
 MAX_OBSERVED_MESSAGE_LENGTH = 2_000
 
 ItemKind = Literal["resources", "resource_templates", "prompts"]
