@@ -18,6 +18,7 @@ from gateway.common.logging import get_logger
 from gateway.mcp_client import size_limit
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider, AuthorizedTransport
+from gateway.mcp_client.stdio_lines import limit_stdio_lines
 from gateway.ports.servers import ServerConfig
 
 log = get_logger(__name__)
@@ -70,6 +71,7 @@ async def open_transport(
         case "sse":
             yield OpenTransport(_watch_streams(_connect_sse(config, hooks, authorized_transport), on_end))
         case "stdio":
+            limit_stdio_lines()
             parameters = StdioServerParameters(command=config.command, args=list(config.args), env=config.env)
             async with _stderr_to_log(config.name) as errors:
                 yield OpenTransport(_watch_streams(stdio_client(parameters, errlog=errors), on_end))

@@ -12,6 +12,7 @@ GRANT_UNAVAILABLE_KEY = "grant_unavailable"
 """In the `data` of a JSON-RPC error that the gateway itself makes."""
 
 _TOO_LARGE_MESSAGES = (
+    TOO_LARGE,
     f"Failed to parse JSON response: {TOO_LARGE}",
     "SSE stream failed: Server-sent event exceeded the ",
 )

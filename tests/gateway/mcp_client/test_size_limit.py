@@ -1,10 +1,12 @@
 """Tests of answers that are too large to be read."""
 
 import asyncio
+import json
 from typing import Any
 
 import httpx2
 import pytest
+from anyio import create_memory_object_stream
 from mcp.server.mcpserver import Context
 from mcp.types import ToolAnnotations
 from starlette.middleware.gzip import GZipMiddleware
@@ -14,8 +16,10 @@ from starlette.types import ASGIApp
 from gateway.mcp_client import size_limit
 from gateway.mcp_client.oauth.https_only import HttpsOnlyTransport
 from gateway.mcp_client.server_config import ServerConfig
+from gateway.mcp_client.stdio_lines import LineLimitingStream
 from tests.gateway.mcp_client.mcp_servers import TrialServer, hide_modern_protocol
-from tests.gateway.mcp_client.test_toolbox import call_tool, connect_toolbox, get_text
+from tests.gateway.mcp_client.test_toolbox import call_tool, connect_toolbox, get_text, wait_for_hanging_calls
+from tests.gateway.mcp_client.test_transports import make_stdio_config
 from tests.stack import serve_asgi
 
 MIB = 1024 * 1024
@@ -84,6 +88,39 @@ async def test_answer_that_is_too_large_fails_only_its_own_call(options: dict[st
         assert get_text(await slow_call) == "done"
         assert toolbox.list_server_statuses()[0].state == "up"
         assert get_text(await call_tool(toolbox, "log_often", length=MIB // 2)) == "logged"
+
+
+async def test_line_of_a_command_that_is_too_long_fails_only_its_own_call() -> None:
+    async with connect_toolbox(make_stdio_config()) as toolbox:
+        other_call = asyncio.create_task(call_tool(toolbox, "own_hang_read"))
+        await wait_for_hanging_calls(toolbox, "own_hanging", 1)
+        result = await call_tool(toolbox, "own_echo", text="x" * 2 * MIB)
+        assert (result.outcome, "is too large" in get_text(result)) == ("error", True), result
+        assert get_text(await call_tool(toolbox, "own_echo", text="hi")) == "hi"
+        assert get_text(await call_tool(toolbox, "own_hanging")) == "1"
+        other_call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected_id"),
+    [
+        ('{"jsonrpc":"2.0","id":3,"result":{"text":"%s"}}', 3),
+        ('{"result":{"id":7,"text":"%s"},"jsonrpc":"2.0","id":4}', 4),
+        ('{"jsonrpc":"2.0","method":"notifications/message","params":{"id":5,"data":"%s"}}', None),
+        ('{"jsonrpc":"2.0","id":6,"method":"ping","params":{"data":"%s"}}', None),
+    ],
+    ids=["id-first", "id-last", "notification", "request"],
+)
+async def test_long_line_is_replaced_by_an_error_if_it_is_a_response(line: str, expected_id: int | None) -> None:
+    sender, receiver = create_memory_object_stream[bytes](100)
+    text = line % ("x" * 2 * MIB) + "\nnext line\n"
+    for start in range(0, len(text), 65_536):
+        sender.send_nowait(text[start : start + 65_536].encode())
+    sender.close()
+    received = "".join([lines async for lines in LineLimitingStream(receiver)])
+    *errors, last = received.splitlines()
+    assert last == "next line"
+    assert [json.loads(error)["id"] for error in errors] == ([] if expected_id is None else [expected_id])
 
 
 async def test_answer_of_an_authorization_server_is_limited() -> None:
