@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 
 from tests.e2e.cluster import Cluster, Worker, start_cluster
+from tests.effect_server import CALLS, EffectServer, make_payment_prompt, serve_effects
 from tests.eventually import eventually
 
 TURNS = 30
@@ -19,15 +20,26 @@ async def cluster(database_url: str) -> AsyncGenerator[Cluster]:
         yield cluster
 
 
-async def start_task(worker: Worker, number: int) -> None:
-    """Start a turn that adds a task, and leave it."""
-    async with worker.stream(f"Add a task to do thing {number}", on_disconnect="continue") as stream:
+@pytest.fixture
+async def effects() -> AsyncGenerator[EffectServer]:
+    async with serve_effects() as server:
+        yield server
+
+
+async def start_payments(worker: Worker, number: int) -> None:
+    """Start a turn that pays orders one after another, and leave it."""
+    prompt = make_payment_prompt(number)
+    async with worker.stream(prompt, parallel_tool_calls=False, on_disconnect="continue") as stream:
         await stream.read_until("turn.started")
 
 
-async def test_frozen_worker_doubles_no_effect_when_it_continues(cluster: Cluster, db: asyncpg.Connection) -> None:
-    async with cluster.run_worker(**LEASE) as frozen, cluster.run_worker(**LEASE):
-        await asyncio.gather(*(start_task(frozen, number) for number in range(TURNS)))
+async def test_frozen_worker_doubles_no_effect_when_it_continues(
+    cluster: Cluster, db: asyncpg.Connection, effects: EffectServer
+) -> None:
+    settings = LEASE | {"MCP_SERVER_URL": effects.url}
+    async with cluster.run_worker(**settings) as frozen, cluster.run_worker(**settings):
+        await asyncio.gather(*(start_payments(frozen, number) for number in range(TURNS)))
+        await eventually(lambda: effects.payments.total() >= TURNS // 2)
         frozen.freeze()
         frozen_id = await db.fetchval("SELECT worker_id FROM turns LIMIT 1")
 
@@ -42,11 +54,13 @@ async def test_frozen_worker_doubles_no_effect_when_it_continues(cluster: Cluste
         await eventually(lambda: db.fetchval(registered, frozen_id), timeout_seconds=60)
         assert (await eventually(lambda: frozen.chat("What is 2+2?"))).status == 200
     after = await db.fetch(
-        "SELECT turn_events.* FROM turn_events JOIN turns ON id = turn_id WHERE prompt LIKE 'Add%'"
+        "SELECT turn_events.* FROM turn_events JOIN turns ON id = turn_id WHERE prompt LIKE 'call pay%'"
         " ORDER BY turn_id, first_seq"
     )
     assert after == before
-    assert await db.fetch("SELECT title FROM tools.tasks GROUP BY title HAVING count(*) > 1") == []
+    outcomes = effects.check_payments(await db.fetch(CALLS))
+    assert outcomes.total() == 3 * TURNS
+    assert outcomes["unknown"] > 0
     assert await db.fetchval("SELECT count(*) FROM turns WHERE status = 'completed'") == TURNS + 1
 
 
