@@ -36,18 +36,13 @@ from gateway.domain.errors import (
     TurnTimeout,
 )
 from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStarted
-from gateway.domain.messages import Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
+from gateway.domain.messages import MAX_ATTEMPTS, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.tools import Toolbox
 
 log = get_logger(__name__)
 
 _HAND_OVER_SECONDS = 2.0
-MAX_ATTEMPTS = 3
-"""Number of dead workers after which a turn fails.
-
-Those since its last completed step count.
-"""
 
 
 class Runner:

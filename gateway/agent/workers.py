@@ -5,18 +5,23 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from gateway.agent.runner import MAX_ATTEMPTS, Runner
+from gateway.agent.runner import Runner
 from gateway.common.concurrency import SupervisedTask, wait_or_poll
 from gateway.common.lease import WorkerLease, read_clock
 from gateway.common.logging import get_logger
 from gateway.domain.bus import BusMessage
 from gateway.domain.errors import GatewayError, StorageUnavailable, TooManyAttempts, TurnUnreadable
-from gateway.domain.messages import TurnClaim
+from gateway.domain.messages import MAX_ATTEMPTS, TurnClaim
 from gateway.ports.store import QuestionRepository, TurnRepository, WorkerRepository
 
 log = get_logger(__name__)
 
 _MAX_RETRY_SECONDS = 0.5
+_LAST_ATTEMPT_POLL_SECONDS = 0.25
+"""Pause between looks while a turn in its last attempt runs.
+
+Others may wait for the end of its step.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,7 @@ class TurnClaimer:
         self._silence = timedelta(seconds=timing.lease)
         self._wake = asyncio.Event()
         self._ownerless: set[UUID] = set()
+        self._last_attempt: UUID | None = None
         self.task = SupervisedTask("takeover", self._run_forever, vital=True, max_backoff_seconds=timing.interval)
 
     def on_turn_runnable(self, _message: BusMessage) -> None:
@@ -128,7 +134,12 @@ class TurnClaimer:
                     await self._claim_turns()
                 except GatewayError as error:
                     log.warning("takeover_failed", code=error.code)
-            await wait_or_poll(self._wake, self._interval_seconds)
+            await wait_or_poll(self._wake, self._choose_pause())
+
+    def _choose_pause(self) -> float:
+        if self._last_attempt is None or not self._runner.is_busy_with(self._last_attempt):
+            return self._interval_seconds
+        return min(self._interval_seconds, _LAST_ATTEMPT_POLL_SECONDS)
 
     async def _release_ownerless_turns(self) -> None:
         """Release turns that belong to this worker but do not run here.
@@ -145,6 +156,8 @@ class TurnClaimer:
     async def _claim_turns(self) -> None:
         claims = await self._workers.claim_turns(self._silence)
         for claim in claims:
+            if claim.is_last_attempt:
+                self._last_attempt = claim.turn_id
             await self._take_over(claim)
         if claims:
             self._wake.set()  # there may be more

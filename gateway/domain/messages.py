@@ -324,12 +324,21 @@ class TurnRecord(msgspec.Struct, frozen=True):
     attempts: int = 0
 
 
+MAX_ATTEMPTS = 3
+"""Maximum number of attempts to complete a step, by as many workers."""
+
+
 class TurnClaim(msgspec.Struct, frozen=True):
     """A turn that this worker has claimed. See `TurnRecord`."""
 
     turn_id: UUID
     epoch: int
     attempts: int
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether the turn fails if this worker dies, too."""
+        return self.attempts == MAX_ATTEMPTS - 1
 
 
 class TurnOutcome(msgspec.Struct, frozen=True):

@@ -226,7 +226,8 @@ class WorkerRepository(Protocol):
         """Claim running turns without a live worker.
 
         A live worker has a lease. A worker of release 0.1.0 has none; its last heartbeat may be `silence` ago. Nothing
-        is claimed without an own lease.
+        is claimed without an own lease. Of the turns in their last attempt, a worker has one at a time: one of them may
+        kill the worker, and the others would fail with it.
         """
         ...
 

@@ -12,7 +12,7 @@ from sqlalchemy import ARRAY, Uuid, bindparam, text
 
 from gateway.domain.errors import ErrorInfo, TurnTakenOver
 from gateway.domain.events import TurnFailed, encode_event
-from gateway.domain.messages import TurnClaim
+from gateway.domain.messages import MAX_ATTEMPTS, TurnClaim
 from gateway.ports.store import WorkerRepository
 from gateway.store.database import Database, encode_jsonb
 from gateway.store.errors import raise_gateway_errors
@@ -49,12 +49,20 @@ _LOCK_OWN_LEASE = text("SELECT id FROM workers WHERE id = :worker_id AND lease_u
 _DELETE_DEAD_WORKERS = text(
     f"DELETE FROM workers WHERE id IN (SELECT id FROM workers WHERE {_DEAD} FOR UPDATE SKIP LOCKED)"
 )
+_LAST_ATTEMPT = MAX_ATTEMPTS - 1
+_NEXT_ATTEMPT = "attempts + (worker_id IS NOT NULL)::int"
 _LOCK_ORPHANS = text(f"""
-SELECT id FROM turns WHERE status = 'running' AND {_WITHOUT_WORKER}
+SELECT id FROM turns WHERE status = 'running' AND {_WITHOUT_WORKER} AND {_NEXT_ATTEMPT} <> {_LAST_ATTEMPT}
 LIMIT {MAX_CLAIMS} FOR NO KEY UPDATE SKIP LOCKED""")
+# A turn that kills its workers has died as often as the turns beside it. Alone, only its own attempts go on.
+_LOCK_LAST_ATTEMPT = text(f"""
+SELECT id FROM turns WHERE status = 'running' AND {_WITHOUT_WORKER} AND {_NEXT_ATTEMPT} = {_LAST_ATTEMPT}
+AND NOT EXISTS (SELECT FROM turns AS own WHERE own.worker_id = :worker_id AND own.status = 'running'
+                AND own.attempts = {_LAST_ATTEMPT})
+LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED""")
 # The condition is checked again in a new snapshot: a worker may have registered and claimed a turn in between.
 _CLAIM = text(f"""
-UPDATE turns SET worker_id = :worker_id, epoch = epoch + 1, attempts = attempts + (worker_id IS NOT NULL)::int
+UPDATE turns SET worker_id = :worker_id, epoch = epoch + 1, attempts = {_NEXT_ATTEMPT}
 WHERE id = ANY(:ids) AND {_WITHOUT_WORKER}
 RETURNING id, epoch, attempts""").bindparams(_IDS)
 _LIST_TURNS = text("SELECT id FROM turns WHERE worker_id = :worker_id AND status = 'running'")
@@ -118,7 +126,10 @@ class WorkerStore(WorkerRepository):
             if (await connection.execute(_LOCK_OWN_LEASE, own)).first() is None:
                 return []
             await connection.execute(_DELETE_DEAD_WORKERS, own | {"silence": silence})
-            ids = list((await connection.execute(_LOCK_ORPHANS)).scalars())
+            ids = [
+                *(await connection.execute(_LOCK_ORPHANS)).scalars(),
+                *(await connection.execute(_LOCK_LAST_ATTEMPT, own)).scalars(),
+            ]
             if not ids:
                 return []
             rows = (await connection.execute(_CLAIM, own | {"ids": ids})).all()

@@ -37,16 +37,22 @@ async def worker(database: Database) -> AsyncGenerator[WorkerStore]:
 
 
 async def insert_turn(
-    db: asyncpg.Connection, worker_id: UUID | None, *, options: str = "{}", status: str = "running"
+    db: asyncpg.Connection,
+    worker_id: UUID | None,
+    *,
+    options: str = "{}",
+    status: str = "running",
+    attempts: int = 0,
 ) -> UUID:
     turn_id = uuid4()
     await db.execute(
-        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options, worker_id)"
-        " VALUES ($1, 'local', $2, 'x', '[]', 'm', '{}', $3, $4)",
+        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options, worker_id,"
+        " attempts) VALUES ($1, 'local', $2, 'x', '[]', 'm', '{}', $3, $4, $5)",
         turn_id,
         status,
         options,
         worker_id,
+        attempts,
     )
     return turn_id
 
@@ -101,6 +107,29 @@ async def test_released_turn_is_claimed_without_an_attempt(worker: WorkerStore, 
         [claim] = await worker.claim_turns(SILENCE)
         assert (claim.epoch, claim.attempts) == (epoch, 0)
         await worker.release_turns([claim.turn_id])
+
+
+async def test_worker_claims_one_turn_in_its_last_attempt_at_a_time(
+    worker: WorkerStore, database: Database, db: asyncpg.Connection
+) -> None:
+    """Turns must not fail with one that kills its workers."""
+    other = WorkerStore(database, uuid4())
+    await other.register(60)
+    suspects = {await insert_turn(db, uuid4(), attempts=1) for _ in range(2)} | {
+        await insert_turn(db, None, attempts=2)
+    }
+    free = {await insert_turn(db, uuid4(), attempts=attempts) for attempts in (0, 2, 3)}
+    claims = await worker.claim_turns(SILENCE)
+    assert sorted(claim.attempts for claim in claims) == [1, 2, 3, 4]
+    [suspect] = {claim.turn_id for claim in claims} - free
+    assert suspect in suspects
+    assert await worker.claim_turns(SILENCE) == []
+    [elsewhere] = await other.claim_turns(SILENCE)
+    assert elsewhere.is_last_attempt
+    await db.execute("UPDATE turns SET attempts = 0 WHERE id = $1", suspect)  # its step is completed
+    [last] = await worker.claim_turns(SILENCE)
+    assert {suspect, elsewhere.turn_id, last.turn_id} == suspects
+    other.close()
 
 
 async def test_worker_without_a_lease_claims_nothing_and_must_register_anew(
