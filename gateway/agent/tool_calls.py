@@ -73,7 +73,8 @@ class ToolCallScheduler:
         self._deferred_may_run = asyncio.Event()
         self._tasks = TaskSet("tool call", log_errors=False)
         self._calls: list[asyncio.Task[None]] = []
-        self._changing: list[asyncio.Task[None]] = []
+        self._last_changing: list[asyncio.Task[None]] = []
+        self._since_changing: list[asyncio.Task[None]] = []
         self.client_calls = 0
 
     def __len__(self) -> int:
@@ -100,10 +101,13 @@ class ToolCallScheduler:
             )
         )
         read_only = spec is None or arguments is None or spec.read_only
-        earlier = list(self._changing if read_only else self._calls)
+        # The last changing call ends after all calls before it. A wait for each of them would cost n^2 callbacks.
+        earlier = self._last_changing if read_only else self._since_changing
+        if not read_only:
+            self._since_changing = []
         task = self._spawn(self._run_call(call, spec, arguments, earlier, deferred=not read_only))
         if not read_only:
-            self._changing.append(task)
+            self._last_changing = [task]
 
     def _emit_client_call(self, call: ToolCall, arguments: JsonObject | None) -> None:
         """Emit a client-side call.
@@ -173,6 +177,7 @@ class ToolCallScheduler:
     def _spawn(self, call: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._tasks.spawn(call)
         self._calls.append(task)
+        self._since_changing.append(task)
         return task
 
     async def _run_call(

@@ -110,6 +110,8 @@ MAX_ANSWER_CHARS = 2_000_000
 
 It is several times that of the longest answer that a model can write.
 """
+MAX_ANSWER_CALLS = 128
+"""Number of tool calls beyond which an answer is refused."""
 _EMPTY_DELTA = _Delta()
 _decode = msgspec.json.Decoder(_Chunk, strict=False).decode
 
@@ -150,13 +152,15 @@ class ChunkReader:
 
     It passes the model's output to a sink. A tool call reaches the sink when the next call begins or the model
     finishes: then its arguments are complete.
-    Text, reasoning and arguments have at most `max_chars` characters together.
+    Text, reasoning and arguments have at most `max_chars` characters together, and the answer has at most
+    `MAX_ANSWER_CALLS` tool calls.
     """
 
     def __init__(self, sink: ModelSink, *, max_chars: int = MAX_ANSWER_CHARS) -> None:
         self._sink = sink
         self._remaining_chars = max_chars
         self._max_chars = max_chars
+        self._remaining_calls = MAX_ANSWER_CALLS
         self._incomplete_line = b""
         self._is_accepted = False
         self._text: list[str] = []
@@ -171,7 +175,7 @@ class ChunkReader:
         """Process the bytes of one read; chunks may be cut anywhere.
 
         Raises:
-            ModelAnswerTooLong: the answer exceeds `max_chars`.
+            ModelAnswerTooLong: the answer exceeds `max_chars` or `MAX_ANSWER_CALLS`.
             ModelError: the stream contains an error or an invalid chunk.
         """
         lines = (self._incomplete_line + data).split(b"\n") if self._incomplete_line else data.split(b"\n")
@@ -272,6 +276,7 @@ class ChunkReader:
         index = delta.index or 0
         call = self._calls.get(index)
         if call is None or call.is_ended_by(delta):
+            self._count_call()
             self._complete_calls()
             call = self._calls[index] = _PartialCall()
         self._count_chars(call.add_delta(delta))
@@ -283,6 +288,7 @@ class ChunkReader:
         """
         if call.output is not None and call.index not in self._emitted_server_calls:
             self._emitted_server_calls.add(call.index)
+            self._count_call()
             self._count_chars(len(call.arguments or "") + len(call.output))
             self._sink.on_server_tool_call(ToolCall("", call.name or call.type, call.arguments or "{}"), call.output)
 
@@ -306,6 +312,11 @@ class ChunkReader:
             self._text.clear()
             self._count_chars(len(text))
             self._sink.on_text(text)
+
+    def _count_call(self) -> None:
+        self._remaining_calls -= 1
+        if self._remaining_calls < 0:
+            raise ModelAnswerTooLong(f"The model's answer contains more than {MAX_ANSWER_CALLS} tool calls.")
 
     def _count_chars(self, count: int) -> None:
         self._remaining_chars -= count

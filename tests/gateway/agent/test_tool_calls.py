@@ -8,6 +8,7 @@ from gateway.agent.tool_calls import ToolCallScheduler
 from gateway.domain.errors import StorageUnavailable
 from gateway.domain.events import ToolCallStarted, ToolFinished
 from gateway.domain.messages import LOCAL_PRINCIPAL, ToolCall
+from tests.call_counter import count_function_calls
 from tests.fakes import GatedToolbox, RecordingTurn, spec
 
 READ, WRITE = spec("read", read_only=True), spec("write")
@@ -150,3 +151,39 @@ async def test_error_of_a_call_ends_the_wait_and_leaves_the_others_to_be_cancell
     assert toolbox.running == {"r1"}
     await scheduler.cancel_calls()
     assert (toolbox.started, toolbox.cancelled) == (["r1"], ["r1"])
+
+
+async def test_changing_call_waits_for_all_earlier_calls_and_reads_only_for_changing_ones() -> None:
+    toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.run_deferred()
+    for name in ("r1", "w1", "r2", "r3", "w2", "w3", "r4"):
+        scheduler.add_call(make_call("read" if name.startswith("r") else "write", name))
+    for group in (["r1"], ["w1"], ["r2", "r3"], ["w2"], ["w3"], ["r4"]):
+        await toolbox.wait_until_started(*group)
+        for name in group:
+            for _ in range(20):  # a call that does not wait would start
+                await asyncio.sleep(0)
+            assert name in toolbox.running
+            assert toolbox.running <= set(group)
+            toolbox.open_gate(name)
+    await scheduler.wait_for_results()
+
+
+async def count_work(calls: int) -> int:
+    """Count the function calls that alternating tool calls cost."""
+    toolbox, turn = GatedToolbox(READ, WRITE), RecordingTurn()
+    scheduler = make_scheduler(toolbox, turn)
+    scheduler.run_deferred()
+    with count_function_calls() as counts:
+        for number in range(calls):
+            toolbox.open_gate(str(number))
+            scheduler.add_call(make_call("write" if number % 2 else "read", str(number)))
+        await scheduler.wait_for_results()
+    assert len(toolbox.started) == calls
+    return counts.total()
+
+
+async def test_cost_of_tool_calls_grows_linearly() -> None:
+    await count_work(1)  # first uses import and cache
+    assert await count_work(400) < 4.5 * await count_work(100)

@@ -1,6 +1,7 @@
 """The stream decoder, with reads cut at every position."""
 
 import json
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -254,3 +255,23 @@ def test_answer_is_refused_when_it_is_too_long(delta: dict[str, object]) -> None
         reader.feed_bytes(payload)
     with pytest.raises(ModelAnswerTooLong):
         reader.feed_bytes(payload)
+
+
+def build_call_deltas(count: int) -> dict[str, object]:
+    return {
+        "tool_calls": [{"index": n, "id": f"c{n}", "function": {"name": "t", "arguments": "{}"}} for n in range(count)]
+    }
+
+
+def build_server_calls(count: int) -> dict[str, object]:
+    return {"executed_tools": [{"index": n, "arguments": "{}", "output": "x"} for n in range(count)]}
+
+
+@pytest.mark.parametrize("build_delta", [build_call_deltas, build_server_calls], ids=["tool calls", "server tools"])
+def test_answer_is_refused_when_it_has_too_many_tool_calls(build_delta: Callable[[int], dict[str, object]]) -> None:
+    sink = Sink()
+    reader = ChunkReader(sink)
+    reader.feed_bytes(sse({"choices": [{"delta": build_delta(128), "finish_reason": "tool_calls"}]}))
+    assert len(sink.output) == 128
+    with pytest.raises(ModelAnswerTooLong, match="contains more than 128 tool calls"):
+        ChunkReader(Sink()).feed_bytes(sse({"choices": [{"delta": build_delta(129)}]}))
