@@ -146,14 +146,17 @@ class TurnClaimer:
 
         They were given up, or their claim was interrupted. A turn whose start is being written enters the runner a
         moment later; so it must be missing twice. A turn whose writes the journal still tries stays, because its next
-        owner could not write, either, and would not know the results in them.
+        owner could not write, either, and would not know the results in them. Each release counts as an attempt: the
+        turn itself may have stalled its worker until the lease ended.
         """
         ownerless = {turn_id for turn_id in await self._workers.list_turns() if not self._runner.is_busy_with(turn_id)}
         if released := ownerless & self._ownerless:
-            await self._workers.release_turns(list(released))
+            await self._workers.release_turns(list(released), is_lost=True)
         self._ownerless = ownerless - released
 
     async def _claim_turns(self) -> None:
+        if not self._lease.is_valid:  # it has ended since the release; a turn could not run, and an attempt would count
+            return
         claims = await self._workers.claim_turns(self._silence)
         for claim in claims:
             if claim.is_last_attempt:

@@ -249,7 +249,9 @@ class TurnUnreadable(GatewayError):
 
 class TooManyAttempts(GatewayError):
     code = "too_many_attempts"
-    default_message = "The worker of this turn died again and again, so the turn was not started once more."
+    default_message = (
+        "The worker of this turn died or lost its lease again and again, so the turn was not started once more."
+    )
 
 
 class ModelError(GatewayError):

@@ -310,7 +310,7 @@ class TurnRecord(msgspec.Struct, frozen=True):
 
     `model` is the model in use, which may be the target of an alias. `caller` is the principal that started the turn,
     if authentication is on. A resumed turn keeps its rights. `epoch` is the number of claims by workers; `attempts`
-    counts those from dead workers since the last completed step.
+    counts the workers that died or lost their lease since the last completed step.
     """
 
     id: UUID

@@ -212,7 +212,7 @@ class WorkerRepository(Protocol):
     async def register(self, seconds: float) -> float:
         """Take a new lease and return its length.
 
-        Stored turns that this worker owned before are released.
+        Stored turns that this worker owned before are released as lost.
         """
         ...
 
@@ -237,8 +237,11 @@ class WorkerRepository(Protocol):
         ...
 
     @abstractmethod
-    async def release_turns(self, turn_ids: list[UUID]) -> None:
-        """Release turns, so that other workers can claim them."""
+    async def release_turns(self, turn_ids: list[UUID], *, is_lost: bool = False) -> None:
+        """Release turns, so that other workers can claim them.
+
+        With `is_lost`, the worker did not hand them over in order, which counts as an attempt of each.
+        """
         ...
 
     @abstractmethod

@@ -77,7 +77,7 @@ class Turn(_Table, table=True):
     of their ids. `parent_id` is the turn whose history this one continues. `busy_conversation_id` is unique: the
     conversation of an unfinished turn, unless the turn is a branch. `sent_messages` is the number of messages from the
     request. `cached`: the answer came from the response cache. `epoch` is the number of claims: a write with an older
-    one is refused. `attempts` counts the claims from workers that did not release the turn, since its last completed
+    one is refused. `attempts` counts the workers that died or lost their lease with the turn, since its last completed
     step. It implements `gateway.ports.store.StoredTurn` without that base class: SQLModel has another metaclass.
     """
 

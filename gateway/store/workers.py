@@ -29,8 +29,8 @@ _RENEW = """
 UPDATE workers SET seen_at = now(), lease_until = now() + make_interval(secs => $2::float8) WHERE id = $1
 RETURNING $2::float8"""
 # Turns that are not stored cannot continue elsewhere: they still run here.
-_RELEASE_ALL = """
-UPDATE turns SET worker_id = NULL
+_RELEASE_LOST = """
+UPDATE turns SET worker_id = NULL, attempts = attempts + 1
 WHERE worker_id = $1 AND status = 'running' AND options->>'store' IS DISTINCT FROM 'false'"""
 _REGISTER = """
 INSERT INTO workers (id, host, pid, lease_until) VALUES ($1, $2, $3, now() + make_interval(secs => $4::float8))
@@ -66,7 +66,9 @@ UPDATE turns SET worker_id = :worker_id, epoch = epoch + 1, attempts = {_NEXT_AT
 WHERE id = ANY(:ids) AND {_WITHOUT_WORKER}
 RETURNING id, epoch, attempts""").bindparams(_IDS)
 _LIST_TURNS = text("SELECT id FROM turns WHERE worker_id = :worker_id AND status = 'running'")
-_RELEASE = text("UPDATE turns SET worker_id = NULL WHERE worker_id = :worker_id AND id = ANY(:ids)").bindparams(_IDS)
+_RELEASE = text("""
+UPDATE turns SET worker_id = NULL, attempts = attempts + CAST(:is_lost AS boolean)::int
+WHERE worker_id = :worker_id AND id = ANY(:ids)""").bindparams(_IDS)
 _DEREGISTER = text("DELETE FROM workers WHERE id = :worker_id")
 # Reads no value of the turn, because one of them cannot be read.
 _END_TURN = f"""
@@ -105,7 +107,7 @@ class WorkerStore(WorkerRepository):
     async def register(self, seconds: float) -> float:
         """See `WorkerRepository.register`."""
         async with self._lend_connection() as connection, connection.transaction():
-            await connection.execute(_RELEASE_ALL, self._worker_id)
+            await connection.execute(_RELEASE_LOST, self._worker_id)
             # Release 0.1.0 judges workers by process id if their host is its own "name boot-id".
             await connection.execute(_REGISTER, self._worker_id, socket.gethostname(), os.getpid(), seconds)
         return seconds
@@ -141,10 +143,11 @@ class WorkerStore(WorkerRepository):
             connection = await session.connection()
             return list((await connection.execute(_LIST_TURNS, {"worker_id": self._worker_id})).scalars())
 
-    async def release_turns(self, turn_ids: list[UUID]) -> None:
+    async def release_turns(self, turn_ids: list[UUID], *, is_lost: bool = False) -> None:
         """See `WorkerRepository.release_turns`."""
+        values = {"worker_id": self._worker_id, "ids": turn_ids, "is_lost": is_lost}
         async with self._database.session() as session:
-            await (await session.connection()).execute(_RELEASE, {"worker_id": self._worker_id, "ids": turn_ids})
+            await (await session.connection()).execute(_RELEASE, values)
 
     async def end_turn(self, claim: TurnClaim, error: ErrorInfo) -> None:
         """See `WorkerRepository.end_turn`."""

@@ -116,6 +116,25 @@ async def test_completed_step_resets_the_attempts(other: Gateway, db: asyncpg.Co
     assert await db.fetchval("SELECT attempts FROM turns") == 0
 
 
+async def test_turn_that_costs_its_worker_the_lease_three_times_fails(
+    database_url: str, slow_simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    """The worker lives and claims its turn again each time."""
+    async with serve_gateway(database_url, slow_simulator, tools_url, heartbeat_seconds=0.2) as gateway:
+        runner, has_epoch = gateway.state.turn_service._runner, "SELECT epoch = $1 FROM turns"
+        async with gateway.stream("count to 5000") as stream:
+            await stream.read_until("text.delta")
+            for takeovers in range(3):
+                await eventually(lambda n=takeovers: [turn.record.epoch for turn in runner._turns.values()] == [n])
+                gateway.state.lease.end()
+                await eventually(lambda n=takeovers: db.fetchval(has_epoch, n + 1), timeout_seconds=30)
+        [end] = (await wait_for_ends(db)).values()
+        [turn_id] = await db.fetchrow("SELECT id::text FROM turns")
+        failed = [event for event in await read_turn_events(gateway, turn_id) if event.type == "turn.failed"]
+    assert end == ("failed", "too_many_attempts")
+    assert [event.data["error"]["code"] for event in failed] == ["too_many_attempts"]
+
+
 async def test_worker_without_a_lease_refuses_new_turns(
     database_url: str, simulator: Simulator, tools_url: str
 ) -> None:

@@ -132,6 +132,19 @@ async def test_worker_claims_one_turn_in_its_last_attempt_at_a_time(
     other.close()
 
 
+async def test_lost_turn_is_claimed_with_an_attempt_however_it_is_released(
+    worker: WorkerStore, db: asyncpg.Connection
+) -> None:
+    await insert_turn(db, None)
+    [claim] = await worker.claim_turns(SILENCE)
+    await worker.release_turns([claim.turn_id], is_lost=True)
+    [claim] = await worker.claim_turns(SILENCE)
+    assert claim.attempts == 1
+    await worker.register(60)
+    [claim] = await worker.claim_turns(SILENCE)
+    assert claim.attempts == 2
+
+
 async def test_worker_without_a_lease_claims_nothing_and_must_register_anew(
     worker: WorkerStore, database: Database, db: asyncpg.Connection
 ) -> None:

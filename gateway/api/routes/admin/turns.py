@@ -52,7 +52,8 @@ async def list_failed_turns(
 ) -> FailedTurnList:
     """The turns that ended last come first.
 
-    `error=too_many_attempts` lists turns that were given up because their workers died again and again. Admins only.
+    `error=too_many_attempts` lists turns that were given up because their workers died or lost their lease again and
+    again. Admins only.
     """
     rows = await turns.list_failed_turns(error, limit=limit, before=before)
     views = [FailedTurnView.model_validate(row, from_attributes=True) for row in rows]
