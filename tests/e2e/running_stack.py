@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import asyncpg
@@ -166,3 +166,38 @@ async def run_stack(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
+
+
+Stack = TypeVar("Stack", bound=RunningStack)
+
+
+@asynccontextmanager
+async def run_serve(
+    kind: type[Stack], directory: Path, *arguments: str, timeout_seconds: float = 300.0, **settings: str
+) -> AsyncGenerator[Stack]:
+    """Run `agent-gateway serve` with its embedded Postgres in `directory`.
+
+    `timeout_seconds` limits each request of its client.
+    """
+    port, data_dir, output = find_free_port(), directory / "data", directory / "output"
+    environment = clean_environment(GATEWAY_PORT=str(port), GATEWAY_DATA_DIR=str(data_dir), **settings)
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            gateway_command("serve", *arguments), cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(timeout_seconds)) as session:
+            running = kind(f"http://127.0.0.1:{port}", session, process, data_dir, 0, environment, output)
+
+            async def is_healthy() -> bool:
+                try:
+                    return (await running.get("/health")).status == 200
+                except aiohttp.ClientConnectionError:
+                    assert process.poll() is None, output.read_text()
+                    return False
+
+            await eventually(is_healthy, timeout_seconds=START_SECONDS)
+            yield running
+    finally:
+        process.kill()
+        process.wait()

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import subprocess
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -12,9 +11,8 @@ from typing import Any
 
 import aiohttp
 
-from tests.e2e.running_stack import ROOT, START_SECONDS, RunningStack, clean_environment, gateway_command
-from tests.eventually import eventually
-from tests.stack import Client, find_free_port
+from tests.e2e.running_stack import RunningStack, run_serve
+from tests.stack import Client
 
 
 class Workers(RunningStack):
@@ -121,36 +119,6 @@ async def run_workers(**settings: str) -> AsyncGenerator[Workers]:
     """Run `serve --workers 2` with a database of its own."""
     with tempfile.TemporaryDirectory(prefix="agw-e2e-", dir="/tmp") as path:
         Path(path).chmod(0o755)
-        port, data_dir, output = find_free_port(), Path(path) / "data", Path(path) / "output"
-        environment = clean_environment(
-            GATEWAY_PORT=str(port),
-            GATEWAY_DATA_DIR=str(data_dir),
-            SHUTDOWN_GRACE_SECONDS="1",
-            HEARTBEAT_TIMEOUT_SECONDS="300",
-            LOG_LEVEL="ERROR",
-            **settings,
-        )
-        with output.open("wb") as out:
-            process = subprocess.Popen(
-                gateway_command("serve", "--workers", "2"),
-                cwd=ROOT,
-                env=environment,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            async with aiohttp.ClientSession() as session:
-                running = Workers(f"http://127.0.0.1:{port}", session, process, data_dir, 0, environment, output)
-
-                async def is_healthy() -> bool:
-                    try:
-                        return (await running.get("/health")).status == 200
-                    except aiohttp.ClientConnectionError:
-                        assert process.poll() is None, output.read_text()
-                        return False
-
-                await eventually(is_healthy, timeout_seconds=START_SECONDS)
-                yield running
-        finally:
-            process.kill()
-            process.wait()
+        settings = {"SHUTDOWN_GRACE_SECONDS": "1", "HEARTBEAT_TIMEOUT_SECONDS": "300", "LOG_LEVEL": "ERROR"} | settings
+        async with run_serve(Workers, Path(path), "--workers", "2", **settings) as running:
+            yield running

@@ -2,53 +2,21 @@
 
 import os
 import signal
-import subprocess
 import tempfile
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
 
-from tests.e2e.running_stack import ROOT, START_SECONDS, RunningStack, clean_environment, gateway_command
+from tests.e2e.running_stack import RunningStack, run_serve
 from tests.eventually import eventually
-from tests.stack import find_free_port
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the processes in /proc")
-
-
-@asynccontextmanager
-async def run_serve(directory: Path) -> AsyncGenerator[RunningStack]:
-    """Run `agent-gateway serve` with its embedded Postgres."""
-    port, data_dir, output = find_free_port(), directory / "data", directory / "output"
-    environment = clean_environment(GATEWAY_PORT=str(port), GATEWAY_DATA_DIR=str(data_dir), HEARTBEAT_SECONDS="0.5")
-    with output.open("wb") as out:
-        process = subprocess.Popen(
-            gateway_command("serve"), cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
-        )
-    try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
-            running = RunningStack(f"http://127.0.0.1:{port}", session, process, data_dir, 0, environment, output)
-
-            async def is_healthy() -> bool:
-                try:
-                    return (await running.get("/health")).status == 200
-                except aiohttp.ClientConnectionError:
-                    assert process.poll() is None, output.read_text()
-                    return False
-
-            await eventually(is_healthy, timeout_seconds=START_SECONDS)
-            yield running
-    finally:
-        process.kill()
-        process.wait()
 
 
 async def test_serve_starts_its_killed_postgres_again() -> None:
     with tempfile.TemporaryDirectory(prefix="agw-e2e-", dir="/tmp") as path:
         Path(path).chmod(0o755)
-        async with run_serve(Path(path)) as gateway:
+        async with run_serve(RunningStack, Path(path), timeout_seconds=60, HEARTBEAT_SECONDS="0.5") as gateway:
             first = await gateway.chat("My name is Ada.", conversation_id="new")
             conversation_id = first.body["conversation_id"]
             async with gateway.stream("count to 100", on_disconnect="continue") as stream:
