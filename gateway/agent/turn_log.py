@@ -11,14 +11,12 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
 from gateway.domain.errors import GatewayError, StorageRefused, StorageUnavailable
-from gateway.domain.events import Delta, Event, JournalEntry, TurnEnd, encode_event
+from gateway.domain.events import TAKEOVER_JUMP, Delta, Event, JournalEntry, TurnEnd, encode_event
 from gateway.ports.journal import EventSource
 
 _DELTAS = Delta.__args__
 _MAX_BATCH = 1_000
 _ENDS = TurnEnd.__args__
-TAKEOVER_JUMP = 10_000
-"""Gap in the event numbers at a takeover. See docs/adr/0010."""
 
 
 class TurnLog(EventSource):

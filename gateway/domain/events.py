@@ -193,6 +193,8 @@ Event = (
 )
 Delta = ReasoningDelta | TextDelta
 TurnEnd = TurnCompleted | TurnFailed | TurnCancelled
+TAKEOVER_JUMP = 10_000
+"""Gap in the event numbers at a takeover. See docs/adr/0010."""
 
 encode_event = msgspec.json.Encoder().encode
 decode_event = msgspec.json.Decoder(Event).decode

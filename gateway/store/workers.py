@@ -11,7 +11,7 @@ import asyncpg
 from sqlalchemy import ARRAY, Uuid, bindparam, text
 
 from gateway.domain.errors import ErrorInfo, TurnTakenOver
-from gateway.domain.events import TurnFailed, encode_event
+from gateway.domain.events import TAKEOVER_JUMP, TurnFailed, encode_event
 from gateway.domain.messages import MAX_ATTEMPTS, TurnClaim
 from gateway.ports.store import WorkerRepository
 from gateway.store.database import Database, encode_jsonb
@@ -19,11 +19,6 @@ from gateway.store.errors import raise_gateway_errors
 from gateway.store.journal.statements import FENCE, INSERT_USAGE
 
 MAX_CLAIMS = 100
-_EVENT_GAP = 10_000
-"""Gap in the event numbers.
-
-The last owner may have shown numbers that were not stored.
-"""
 
 _RENEW = """
 UPDATE workers SET seen_at = now(), lease_until = now() + make_interval(secs => $2::float8) WHERE id = $1
@@ -78,7 +73,7 @@ FROM fence WHERE turns.id = fence.id
 RETURNING turns.*), inserted AS (
 INSERT INTO turn_events (turn_id, first_seq, last_seq, payload)
 SELECT turn.id, seq, seq, $5::text
-FROM turn, (SELECT coalesce(max(last_seq), 0) + {_EVENT_GAP} AS seq FROM turn_events WHERE turn_id = $1) AS next)
+FROM turn, (SELECT coalesce(max(last_seq), 0) + {TAKEOVER_JUMP} AS seq FROM turn_events WHERE turn_id = $1) AS next)
 {INSERT_USAGE}"""
 
 
