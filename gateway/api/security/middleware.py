@@ -30,7 +30,7 @@ from gateway.api.security.permissions import (
 )
 from gateway.common.load import LoadMonitor
 from gateway.config import Settings, is_loopback
-from gateway.domain.errors import Forbidden, GatewayError, Overloaded, WrongHost
+from gateway.domain.errors import Forbidden, GatewayError, WrongHost
 from gateway.domain.messages import Principal
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[[]::1]")
@@ -62,15 +62,11 @@ class SecurityMiddleware:
         if not permission.counted:
             await self._app(scope, receive, send)
             return
-        if permission.starts_turn or permission.route_class == "tools":
-            try:
-                _get_load_monitor(scope).check_capacity()
-            except Overloaded as error:
-                await _send_error(error, scope, receive, send)
-                return
-        if permission.starts_turn:
-            await self._admission_gate.wait_for_admission()
         try:
+            if permission.starts_turn or permission.route_class == "tools":
+                _get_load_monitor(scope).check_capacity()
+            if permission.starts_turn:
+                await self._admission_gate.wait_for_admission()
             source = get_source_address(scope)
             principal = await self._authorize_request(scope, permission, source)
             self._check_origin(scope, principal)
