@@ -208,7 +208,7 @@ class AccessTokenProvider:
     async def _refresh_stored_grant(self, grants: GrantStore, refused_token: str | None) -> None:
         """Refresh the grant while no other worker does.
 
-        A grant that cannot be stored is kept, and stored later.
+        If the database refuses a refreshed grant, this object holds it and stores it at the next use.
         """
         unsaved = self._unsaved
         async with AsyncExitStack() as stack:
