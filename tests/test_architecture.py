@@ -11,13 +11,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("gateway", "gateway_runtime", "tools_server")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASE_IMPORTS = {"gateway.domain", "gateway.common", "gateway.config", "gateway.ports", "gateway_runtime"}
+CONFIG_IMPORTS = {"gateway.config", "gateway.settings"}
+BASE_IMPORTS = {"gateway.domain", "gateway.common", "gateway.ports", "gateway_runtime"} | CONFIG_IMPORTS
 API_IMPORTS = BASE_IMPORTS | {"gateway.agent.service", "gateway.api", "gateway.store", "gateway.wire"}
 ALLOWED_IMPORTS: dict[str, set[str]] = {
     "gateway.domain": {"gateway.domain"},
     "gateway.ports": {"gateway.domain", "gateway.ports"},
-    "gateway.common": {"gateway.domain", "gateway.common", "gateway.config", "gateway_runtime"},
-    "gateway.config": {"gateway.domain", "gateway_runtime"},
+    "gateway.common": {"gateway.domain", "gateway.common", "gateway_runtime"} | CONFIG_IMPORTS,
+    "gateway.config": {"gateway.settings", "gateway_runtime"},
+    "gateway.settings": {"gateway.domain", "gateway.settings", "gateway_runtime"},
     "gateway.llm": BASE_IMPORTS | {"gateway.llm"},
     "gateway.mcp_client": BASE_IMPORTS | {"gateway.mcp_client"},
     "gateway.store": BASE_IMPORTS | {"gateway.store"},
@@ -46,6 +48,7 @@ ALLOWED_LIBRARIES: dict[str, set[str]] = {
     "gateway.ports": DOMAIN_LIBRARIES,
     "gateway.common": COMMON_LIBRARIES,
     "gateway.config": COMMON_LIBRARIES,
+    "gateway.settings": COMMON_LIBRARIES,
 }
 LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "groq": ("gateway.llm.providers",),
@@ -53,7 +56,14 @@ LIBRARY_USERS: dict[str, tuple[str, ...]] = {
     "mcp": ("gateway.mcp_client", "gateway.api.mcp", "tools_server"),
     "sqlmodel": ("gateway.store", "tools_server.tasks"),
     "fastapi": ("gateway.api", "gateway.app"),
-    "starlette": ("gateway.api", "gateway.app", "gateway.wire.sse", "gateway.simulator", "tools_server"),
+    "starlette": (
+        "gateway.api",
+        "gateway.app",
+        "gateway.composition",
+        "gateway.wire.sse",
+        "gateway.simulator",
+        "tools_server",
+    ),
 }
 
 

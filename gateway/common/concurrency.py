@@ -278,7 +278,7 @@ class SupervisedTask:
 class TaskRegistry:
     """The supervised tasks of a process, for `/ready` and for statistics.
 
-    `app.py` makes one and adds to it.
+    `composition.py` makes one and adds to it.
     """
 
     def __init__(self) -> None:

@@ -19,12 +19,12 @@ from uuid_utils.compat import uuid7
 
 from gateway.agent import workers
 from gateway.agent.service import TurnService
-from gateway.app import Llm, Store, Tools, build_agent, build_store
 from gateway.common import lease
 from gateway.common.concurrency import TaskRegistry
 from gateway.common.lease import WorkerLease
 from gateway.common.load import LoadMonitor
 from gateway.common.timeouts import Timeouts
+from gateway.composition import Llm, Store, Tools, build_agent, build_store
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import Message, TurnRequest
 from gateway.llm.catalog import Catalog

@@ -37,10 +37,11 @@ from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
-from gateway.config import Settings, is_loopback
+from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
 from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
+from gateway.settings.values import is_loopback
 
 log = get_logger(__name__)
 

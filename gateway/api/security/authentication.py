@@ -19,10 +19,11 @@ from starlette.datastructures import Headers
 from gateway.api.security.revocation import OpenRequestRegistry
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
-from gateway.config import ConfigError, Settings, is_loopback
+from gateway.config import ConfigError, Settings
 from gateway.domain.bus import BusMessage
 from gateway.domain.errors import NotAuthenticated, StorageUnavailable
 from gateway.domain.messages import LOCAL_PRINCIPAL, Principal
+from gateway.settings.values import is_loopback
 from gateway.store.api_keys import KeyStore, principal_from_key
 from gateway.store.audit import AuditStore
 from gateway.store.models import ApiKey

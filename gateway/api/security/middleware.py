@@ -29,9 +29,10 @@ from gateway.api.security.permissions import (
     require_permission,
 )
 from gateway.common.load import LoadMonitor
-from gateway.config import Settings, is_loopback
+from gateway.config import Settings
 from gateway.domain.errors import Forbidden, GatewayError, WrongHost
 from gateway.domain.messages import Principal
+from gateway.settings.values import is_loopback
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[[]::1]")
 _MAX_ADDRESS_LENGTH = 64

@@ -1,0 +1,1 @@
+"""The settings by topic. `gateway.config.Settings` joins them."""

@@ -1,0 +1,61 @@
+"""Settings of who may use the gateway: keys, tokens, hosts and origins."""
+
+from typing import Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings
+
+from gateway.settings.values import CommaSeparated
+
+MIN_API_KEY_LENGTH = 16
+MIN_JWT_SECRET_LENGTH = 32
+_SHARED_KEY_ALGORITHMS = {"HS256", "HS384", "HS512"}
+_PUBLIC_KEY_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+
+
+class AccessSettings(BaseSettings):
+    """Settings of who may use the gateway: keys, tokens, hosts and origins."""
+
+    gateway_allow_anonymous: bool = False
+    gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
+    api_key: SecretStr | None = None
+    cors_origins: CommaSeparated = ()
+    trusted_hosts: CommaSeparated = ()
+    jwt_secret: SecretStr | None = None
+    jwt_jwks_url: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_algorithms: CommaSeparated = ()
+    jwt_role_claim: str = "role"
+    jwt_scope_claim: str | None = None
+    jwt_leeway_seconds: float = Field(default=10.0, ge=0, le=300)
+
+    @model_validator(mode="after")
+    def _validate_jwt_settings(self) -> Self:
+        """Require an issuer, an audience and fitting algorithms.
+
+        The algorithms must fit the kind of key.
+        """
+        if self.jwt_secret is None and self.jwt_jwks_url is None:
+            return self
+        if self.jwt_secret is not None and self.jwt_jwks_url is not None:
+            raise ValueError("JWT_SECRET and JWT_JWKS_URL: set one of them")
+        if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value()) < MIN_JWT_SECRET_LENGTH:
+            raise ValueError(f"JWT_SECRET: must have at least {MIN_JWT_SECRET_LENGTH} characters")
+        if self.jwt_jwks_url is not None and not self.jwt_jwks_url.startswith(("http://", "https://")):
+            raise ValueError("JWT_JWKS_URL: must start with http:// or https://")
+        if not self.jwt_issuer or not self.jwt_audience:
+            raise ValueError(
+                "JWT_ISSUER and JWT_AUDIENCE: both are required, or tokens for other services would be accepted"
+            )
+        supported = _SHARED_KEY_ALGORITHMS if self.jwt_secret is not None else _PUBLIC_KEY_ALGORITHMS
+        if not set(self.jwt_algorithms) <= supported:
+            raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(supported))} fit this kind of key")
+        return self
+
+    @field_validator("api_key")
+    @classmethod
+    def _validate_api_key_length(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < MIN_API_KEY_LENGTH:
+            raise ValueError(f"must have at least {MIN_API_KEY_LENGTH} characters")
+        return value

@@ -1,0 +1,41 @@
+"""Settings of MCP servers, tools and the agent loop."""
+
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings
+
+from gateway.settings.values import CommaSeparated
+
+
+class AgentSettings(BaseSettings):
+    """Settings of MCP servers, tools and the agent loop."""
+
+    mcp_config: Path | None = None
+    mcp_server_url: str | None = None
+    mcp_session_idle_seconds: float = Field(default=1_800.0, gt=0, le=86_400)
+    mcp_max_sessions: int = Field(default=1_000, ge=1)
+    mcp_max_user_sessions: int = Field(default=100, ge=1)
+    tools_server_port: int = Field(default=8001, ge=0, le=65535)
+    tools_server_secret: SecretStr | None = None
+    tool_timeout: float = Field(default=60.0, gt=0)
+    tool_parallelism: int = Field(default=8, ge=1, le=128)
+    tool_token_budget: int = Field(default=24_000, ge=500)
+    tool_result_max_chars: int = Field(default=32_000, ge=1_000)
+    tools_deny: CommaSeparated = ()
+    agent_timeout: float = Field(default=120.0, gt=0)
+    agent_max_steps: int = Field(default=10, ge=1, le=100)
+    agent_max_tokens: int = Field(default=200_000, ge=1)
+    agent_batch_tool: bool = False
+    agent_system_prompt: str | None = None
+
+    @field_validator("mcp_server_url")
+    @classmethod
+    def _normalize_mcp_server_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be a URL such as http://127.0.0.1:8001/mcp")
+        return urlunsplit(parts._replace(path="/mcp")) if parts.path in ("", "/") else value

@@ -1,0 +1,96 @@
+"""Settings of the process: its address, certificate, workers and logs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Self
+from uuid import UUID
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings
+
+from gateway_runtime.renamed_settings import read_parent_fd
+from gateway_runtime.tls import TlsFiles
+
+
+class ServerSettings(BaseSettings):
+    """Settings of the process: its address, certificate, workers and logs."""
+
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8000, ge=0, le=65535)
+    gateway_data_dir: Path = Path(".data")
+    gateway_public_url: str | None = None
+    gateway_tls_cert_file: Path | None = None
+    gateway_tls_key_file: Path | None = None
+    gateway_tls_key_password: SecretStr | None = None
+    gateway_workers: int = Field(
+        default=1, ge=1, le=64, validation_alias=AliasChoices("GATEWAY_WORKERS", "WEB_CONCURRENCY")
+    )
+    gateway_parent_fd: Annotated[int | None, BeforeValidator(read_parent_fd)] = Field(
+        default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
+    )
+    gateway_worker_id: UUID | None = None
+    shutdown_grace_seconds: float = Field(default=4.0, ge=0, le=300)
+    log_json: bool | None = None
+    log_level: str = "INFO"
+    debug: bool = False
+
+    @field_validator("gateway_public_url")
+    @classmethod
+    def _validate_public_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must be a URL such as https://gateway.example.com")
+        return value
+
+    @model_validator(mode="after")
+    def _validate_certificate_and_key(self) -> Self:
+        has_certificate, has_key = self.gateway_tls_cert_file is not None, self.gateway_tls_key_file is not None
+        if has_key and not has_certificate:
+            raise ValueError("GATEWAY_TLS_CERT_FILE: must be set because GATEWAY_TLS_KEY_FILE is")
+        if has_certificate and not has_key:
+            raise ValueError("GATEWAY_TLS_KEY_FILE: must be set because GATEWAY_TLS_CERT_FILE is")
+        if self.gateway_tls_key_password is not None and not has_key:
+            raise ValueError("GATEWAY_TLS_KEY_PASSWORD: there is no GATEWAY_TLS_KEY_FILE to decrypt")
+        return self
+
+    @field_validator("log_level")
+    @classmethod
+    def _normalize_log_level(cls, value: str) -> str:
+        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+            raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        return value.upper()
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """The certificate and key for https; None for plain http."""
+        if self.gateway_tls_cert_file is None or self.gateway_tls_key_file is None:
+            return None
+        password = self.gateway_tls_key_password.get_secret_value() if self.gateway_tls_key_password else None
+        return TlsFiles(self.gateway_tls_cert_file, self.gateway_tls_key_file, password, "GATEWAY_TLS")
+
+    @property
+    def public_url(self) -> str:
+        """The gateway's URL for browsers, without a trailing slash."""
+        return self.gateway_public_url.rstrip("/") if self.gateway_public_url is not None else self.local_url
+
+    @property
+    def local_host(self) -> str:
+        """The host name that reaches the gateway from this machine."""
+        return "127.0.0.1" if self.gateway_host in ("0.0.0.0", "::") else self.gateway_host  # noqa: S104
+
+    @property
+    def local_url(self) -> str:
+        """The gateway's URL for this machine."""
+        host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
+        return f"{'https' if self.gateway_tls_cert_file else 'http'}://{host}:{self.gateway_port}"
+
+    @property
+    def json_logs(self) -> bool:
+        """Return whether logs are JSON.
+
+        LOG_JSON decides; by default, logs are JSON unless standard error is a terminal.
+        """
+        return not sys.stderr.isatty() if self.log_json is None else self.log_json
+
+    @property
+    def effective_log_level(self) -> str:
+        return "DEBUG" if self.debug else self.log_level
