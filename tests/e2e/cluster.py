@@ -11,6 +11,7 @@ import aiohttp
 
 from tests.e2e.running_stack import ROOT, START_SECONDS, clean_environment, gateway_command
 from tests.eventually import eventually
+from tests.processes import freeze_process
 from tests.stack import SECRET, Client, find_free_port
 
 
@@ -27,7 +28,7 @@ class Worker(Client):
         self.process.wait()
 
     def freeze(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
+        freeze_process(self.process.pid)
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)

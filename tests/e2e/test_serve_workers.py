@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.running_stack import START_SECONDS
 from tests.e2e.running_workers import Workers, read_command_line, run_workers
 from tests.eventually import eventually
+from tests.processes import freeze_process, read_thread_states
 from tests.stack import Stream
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the workers in /proc")
@@ -51,18 +52,12 @@ async def test_sighup_stops_no_worker(workers: Workers) -> None:
     assert workers.process.poll() is None
 
 
-def is_zombie(pid: int) -> bool:
-    """Return whether a process and all of its threads have ended."""
-    has_one_thread = len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
-    return has_one_thread and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-
-
 async def test_killed_worker_is_replaced_while_the_other_serves(workers: Workers) -> None:
     killed, other = workers.pids()
-    workers.process.send_signal(signal.SIGSTOP)  # or the replacement might serve already
+    freeze_process(workers.process.pid)  # or the replacement might serve already
     try:
         os.kill(killed, signal.SIGKILL)
-        await eventually(lambda: is_zombie(killed))  # all of its sockets are closed then
+        await eventually(lambda: read_thread_states(killed) == {"Z"})  # all of its sockets are closed then
         assert await workers.find_workers_of_new_connections(10) == {other}
     finally:
         workers.process.send_signal(signal.SIGCONT)

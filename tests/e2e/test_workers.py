@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.cluster import Cluster
 from tests.e2e.running_stack import RunningStack, run_stack
 from tests.eventually import eventually
+from tests.processes import freeze_process
 from tests.stack import Client, Event, Reply, Stream
 
 TURNS = 50
@@ -155,7 +156,7 @@ async def test_cancel_reaches_a_turn_on_another_worker_by_the_bus(cluster: Clust
 
 async def kill_postgres_until_hand_over(stack: RunningStack, chats: list[asyncio.Task[Reply]]) -> None:
     """Keep Postgres down until the worker has handed turns over."""
-    stack.process.send_signal(signal.SIGSTOP)  # the supervisor, which would restart Postgres too soon
+    freeze_process(stack.process.pid)  # the supervisor, which would restart Postgres too soon
     os.kill(int((stack.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0]), signal.SIGKILL)
 
     def is_handed_over() -> bool:

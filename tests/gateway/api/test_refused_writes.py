@@ -15,6 +15,7 @@ import pytest
 from gateway.simulator import Simulator, SimulatorSettings, serve_simulator
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import join_text, read_turn_events
+from tests.processes import freeze_process
 from tests.stack import Event, Gateway, serve_gateway
 
 RETRY_SECONDS = 2.0
@@ -66,7 +67,7 @@ async def frozen(db: asyncpg.Connection) -> AsyncGenerator[None]:
     postmaster = read_parent(await db.fetchval("SELECT pg_backend_pid()"))
     pids = [postmaster, *list_children(postmaster)]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        freeze_process(pid)
     try:
         yield
     finally:
