@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def freeze_process(pid: int) -> None:
-    """Stop a process and return when none of its threads runs any more.
+    """Stop a process; return when all of its threads have stopped.
 
     Without `/proc`, return at once: the signal may arrive a little later.
     """
@@ -20,7 +20,10 @@ def freeze_process(pid: int) -> None:
 
 
 def read_thread_states(pid: int) -> set[str]:
-    """Read the states of a process's threads: `T` is stopped, `Z` has ended and is not reaped."""
+    """Read the states of a process's threads.
+
+    `T` is stopped; `Z` has ended and is not reaped.
+    """
     states: set[str] = set()
     for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
