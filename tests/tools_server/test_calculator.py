@@ -67,10 +67,14 @@ def test_expression_is_evaluated(expression: str, result: str) -> None:
     ],
 )
 def test_what_would_be_too_much_is_refused_at_once(expression: str) -> None:
-    began = time.thread_time()
-    with pytest.raises(CalculationError):
-        evaluate_expression(expression)
-    assert time.thread_time() - began < 0.1
+    def measure_seconds() -> float:
+        began = time.thread_time()
+        with pytest.raises(CalculationError):
+            evaluate_expression(expression)
+        return time.thread_time() - began
+
+    # The least of three: a garbage collection of the whole test process takes longer.
+    assert min(measure_seconds() for _ in range(3)) < 0.1
 
 
 @pytest.mark.parametrize(
