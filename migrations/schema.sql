@@ -452,6 +452,12 @@ CREATE INDEX ix_conversation_waiters ON conversation_waiters (conversation_id, i
 
 UPDATE alembic_version SET version_num='gateway_0012' WHERE alembic_version.version_num = 'gateway_0011';
 
+-- Running upgrade gateway_0012 -> gateway_0013
+
+ALTER TABLE oauth_grants ADD COLUMN refreshing_until TIMESTAMP WITH TIME ZONE;
+
+UPDATE alembic_version SET version_num='gateway_0013' WHERE alembic_version.version_num = 'gateway_0012';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

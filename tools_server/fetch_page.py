@@ -19,7 +19,7 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 from yarl import URL
 
-from tools_server.public_addresses import Address, is_public
+from gateway_runtime.public_addresses import Address, is_public
 from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 
 log = structlog.stdlib.get_logger(__name__)

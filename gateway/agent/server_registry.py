@@ -160,7 +160,7 @@ class ServerRegistry(ServerAdmin):
         servers = dict(self._file_configs)
         for name, record in self._records.items():
             if record.config is not None and name not in servers:
-                servers[name] = ServerConfig.model_validate({**record.config, "name": name})
+                servers[name] = ServerConfig.model_validate({**record.config, "name": name, "added_at_run_time": True})
             if record.disabled and name in servers:
                 servers[name] = servers[name].model_copy(update={"disabled": True})
         return list(servers.values())

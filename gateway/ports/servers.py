@@ -56,6 +56,8 @@ class ServerConfig(BaseModel):
     as_tools: tuple[Literal["resources", "prompts"], ...] = ()
     idempotency: bool = False
     oauth: OAuthClient | None = None
+    oauth_hosts: tuple[str, ...] = ()
+    added_at_run_time: bool = False
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
     approval: Approval = "never"

@@ -68,6 +68,16 @@ class GrantTransaction(Protocol):
     grant: Grant | None
 
 
+class RefreshClaim(msgspec.Struct, frozen=True):
+    """The right of one worker to refresh a stored grant.
+
+    `version` is the stored form of `grant`, which a sign-in or sign-out changes.
+    """
+
+    grant: Grant | None
+    version: bytes
+
+
 class GrantStore(Protocol):
     """Stores encrypted grants and the sign-ins in progress.
 
@@ -80,7 +90,30 @@ class GrantStore(Protocol):
         ...
 
     @abstractmethod
-    def begin_transaction(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantTransaction]: ...
+    def begin_transaction(self, server: str, owner: str, url: str) -> AbstractAsyncContextManager[GrantTransaction]:
+        """Change a grant.
+
+        The block must wait for nothing but the database.
+        """
+        ...
+
+    @abstractmethod
+    async def claim_refresh(self, server: str, owner: str, url: str, *, seconds: float) -> RefreshClaim | None:
+        """Exclude other workers from refreshing a grant for some seconds.
+
+        None: another worker refreshes it.
+        """
+        ...
+
+    @abstractmethod
+    async def save_refreshed(
+        self, server: str, owner: str, url: str, claim: RefreshClaim, grant: Grant | None
+    ) -> Grant | None:
+        """Store a refreshed grant, end its claim, and return the stored grant.
+
+        A grant that a sign-in or sign-out has changed meanwhile stays as it is.
+        """
+        ...
 
     @abstractmethod
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:

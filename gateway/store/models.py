@@ -390,6 +390,7 @@ class OAuthGrant(_Table, table=True):
     url: str = Field(primary_key=True, sa_type=Text)
     sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     changed_at: datetime | None = Field(default=None, sa_column=_created_at_column())
+    refreshing_until: datetime | None = Field(default=None, sa_column=_time_column())
 
 
 class OAuthSignIn(_Table, table=True):

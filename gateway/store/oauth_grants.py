@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
-from gateway.ports.tools import GrantStore, GrantTransaction
+from gateway.ports.tools import GrantStore, GrantTransaction, RefreshClaim
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
@@ -22,15 +22,13 @@ from gateway.store.models import OAuthGrant, OAuthSignIn
 log = get_logger(__name__)
 
 _SIGN_IN_LIFETIME = timedelta(days=7)
-_TRANSACTION_SECONDS = 20.0
-"""Time limit of a transaction, which may refresh tokens.
-
-The authorization server has 15 seconds to answer, in which other transactions wait for the lock.
-"""
-_LOCK_STATEMENT = text(
-    "SELECT set_config('lock_timeout', :timeout, true),"
-    " set_config('idle_in_transaction_session_timeout', :timeout, true),"
-    " pg_advisory_xact_lock(hashtextextended(:name, 0))"
+_LOCK_STATEMENT = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+# Release 0.1.0 holds this lock while it refreshes a grant.
+_CLAIM_STATEMENT = text(
+    "UPDATE oauth_grants SET refreshing_until = now() + CAST(:duration AS interval)"
+    " WHERE server = :server AND owner = :owner AND url = :url"
+    " AND (refreshing_until IS NULL OR refreshing_until < now())"
+    " AND pg_try_advisory_xact_lock(hashtextextended(:name, 0)) RETURNING sealed"
 )
 
 
@@ -50,13 +48,14 @@ class PostgresGrantStore(GrantStore):
 
     async def get_grant(self, server: str, owner: str, url: str) -> Grant | None:
         async with self._database.session() as session:
-            return self._decrypt(await session.get(OAuthGrant, (server, owner, url)))
+            row = await session.get(OAuthGrant, (server, owner, url))
+        return row and self._decrypt(server, row.sealed)
 
     @asynccontextmanager
     async def begin_transaction(self, server: str, owner: str, url: str) -> AsyncGenerator[PostgresGrantTransaction]:
-        async with self._database.session(seconds=_TRANSACTION_SECONDS) as session:
+        async with self._database.session() as session:
             row = await self._lock_row(session, server, owner, url)
-            before = self._decrypt(row)
+            before = row and self._decrypt(server, row.sealed)
             change = PostgresGrantTransaction(before)
             yield change
             if change.grant == before:
@@ -66,8 +65,32 @@ class PostgresGrantStore(GrantStore):
             else:
                 sealed = self._cipher.encrypt(msgspec.json.encode(change.grant))
                 row = row or OAuthGrant(server=server, owner=owner, url=url, sealed=sealed)
-                row.sealed, row.changed_at = sealed, datetime.now(UTC)
+                row.sealed, row.changed_at, row.refreshing_until = sealed, datetime.now(UTC), None
                 session.add(row)
+
+    async def claim_refresh(self, server: str, owner: str, url: str, *, seconds: float) -> RefreshClaim | None:
+        values = {"server": server, "owner": owner, "url": url, "name": _lock_name(server, owner, url)}
+        async with self._database.session() as session:
+            connection = await session.connection()
+            result = await connection.execute(_CLAIM_STATEMENT, {**values, "duration": timedelta(seconds=seconds)})
+            sealed = result.scalar_one_or_none()
+        return None if sealed is None else RefreshClaim(self._decrypt(server, sealed), sealed)
+
+    async def save_refreshed(
+        self, server: str, owner: str, url: str, claim: RefreshClaim, grant: Grant | None
+    ) -> Grant | None:
+        async with self._database.session() as session:
+            row = await self._lock_row(session, server, owner, url)
+            if row is None or row.sealed != claim.version:
+                return row and self._decrypt(server, row.sealed)
+            if grant is None:
+                await session.delete(row)
+                return None
+            row.refreshing_until = None
+            if grant != claim.grant:
+                row.sealed, row.changed_at = self._cipher.encrypt(msgspec.json.encode(grant)), datetime.now(UTC)
+            session.add(row)
+        return grant
 
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         async with self._database.session() as session:
@@ -82,16 +105,13 @@ class PostgresGrantStore(GrantStore):
         The lock also holds if the row does not exist.
         """
         connection = await session.connection()
-        values = {"name": f"grant {server} {owner} {url}", "timeout": f"{_TRANSACTION_SECONDS:g}s"}
-        await connection.execute(_LOCK_STATEMENT, values)
+        await connection.execute(_LOCK_STATEMENT, {"name": _lock_name(server, owner, url)})
         return await session.get(OAuthGrant, (server, owner, url))
 
-    def _decrypt(self, row: OAuthGrant | None) -> Grant | None:
-        if row is None:
-            return None
-        plain = self._cipher.decrypt(row.sealed)
+    def _decrypt(self, server: str, sealed: bytes) -> Grant | None:
+        plain = self._cipher.decrypt(sealed)
         if plain is None:
-            log.warning("grant_decryption_failed", server=row.server)
+            log.warning("grant_decryption_failed", server=server)
             return None
         return msgspec.json.decode(plain, type=Grant)
 
@@ -164,3 +184,7 @@ class PostgresGrantStore(GrantStore):
 
 def _hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _lock_name(server: str, owner: str, url: str) -> str:
+    return f"grant {server} {owner} {url}"

@@ -24,7 +24,7 @@ from gateway.domain.messages import (
 )
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
-from gateway.ports.tools import ToolCallRequest
+from gateway.ports.tools import RefreshClaim, ToolCallRequest
 
 _NO_INPUT_ID = UUID(int=0)
 ADA = Principal("ada", role="admin")
@@ -46,6 +46,15 @@ class InMemoryGrantStore:
     @asynccontextmanager
     async def begin_transaction(self, server: str, owner: str, url: str) -> AsyncGenerator["InMemoryGrantStore"]:
         yield self
+
+    async def claim_refresh(self, server: str, owner: str, url: str, *, seconds: float) -> RefreshClaim:
+        return RefreshClaim(self.grant, b"")
+
+    async def save_refreshed(
+        self, server: str, owner: str, url: str, claim: RefreshClaim, grant: Grant | None
+    ) -> Grant | None:
+        self.grant = grant
+        return grant
 
     async def delete_grant(self, server: str, owner: str, url: str, *, by: str) -> None:
         self.grant = None

@@ -5,10 +5,10 @@ import socket
 import pytest
 from aiohttp import web
 
+from gateway_runtime.public_addresses import Address
 from tests.call_counter import count_function_calls
 from tests.tools_server.conftest import Handler, closed_port, serve_web
 from tools_server.fetch_page import MAX_BYTES, MAX_CHARACTERS, FetchError, PageFetcher, _extract_text
-from tools_server.public_addresses import Address
 
 ARTICLE = (
     "<html><head><title>Of\n cats</title><script>var secret = 1</script></head><body><nav><a href='/'>Menu</a></nav>"

@@ -10,12 +10,19 @@ from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull,
 from pydantic import AnyUrl, ValidationError
 
 from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
-from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE, HttpsOnlyTransport, InsecureUrl, is_permitted_url
-from gateway.mcp_client.oauth.tokens import INVALID_CLIENT_ERRORS, REQUEST_TIMEOUT_SECONDS, get_expiry
+from gateway.mcp_client.oauth.errors import AuthorizationRefused, InsecureUrl, UnsafeAuthorizationServer
+from gateway.mcp_client.oauth.https_only import (
+    INSUFFICIENT_SCOPE,
+    REQUEST_TIMEOUT_SECONDS,
+    HttpsOnlyTransport,
+    is_permitted_url,
+)
+from gateway.mcp_client.oauth.refresh import INVALID_CLIENT_ERRORS, get_expiry
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import GrantStore
 
 _LEGACY_VERSION = "2025-11-25"
+_PKCE_METHOD = "S256"
 _PROBE: JsonObject = {
     "jsonrpc": "2.0",
     "id": 1,
@@ -38,13 +45,6 @@ def make_client_metadata(callback_url: str, scope: str | None = None) -> OAuthCl
         response_types=["code"],
         scope=scope,
     )
-
-
-class AuthorizationRefused(Exception):
-    """The authorization server sent the user back with an error.
-
-    `str()` is for the person who signs in.
-    """
 
 
 class AuthorizationFlow:
@@ -87,7 +87,7 @@ class AuthorizationFlow:
         The problem is worded for the person who signs in.
         """
         try:
-            transport = HttpsOnlyTransport(self._config.url, self.request.challenge, probing=True)
+            transport = HttpsOnlyTransport(self._config, self.request.challenge, probing=True)
             async with (
                 httpx2.AsyncClient(auth=self._provider, timeout=REQUEST_TIMEOUT_SECONDS, transport=transport) as http,
                 http.stream("POST", self._config.url, json=_PROBE, headers=_PROBE_HEADERS) as response,
@@ -101,7 +101,7 @@ class AuthorizationFlow:
             return "the authorization server does not let clients register: give the entry an `oauth.client_id`"
         except OAuthFlowError as error:
             return f"the authorization failed ({str(error)[:200]})"
-        except (InsecureUrl, AuthorizationRefused) as error:
+        except (InsecureUrl, UnsafeAuthorizationServer, AuthorizationRefused) as error:
             return str(error)
         except (httpx2.HTTPError, ValidationError, ValueError) as error:
             return f"the server or its authorization server cannot be used ({type(error).__name__})"
@@ -115,10 +115,25 @@ class AuthorizationFlow:
     async def _show_page(self, url: str) -> None:
         if not is_permitted_url(url, self._config.url):
             raise InsecureUrl("the authorization server's page is not at an https:// address")
+        self._require_pkce()
         self._state = parse_qs(urlsplit(url).query).get("state", [""])[0]
         await self._grants.expect_callback(self.ticket, self._state)
         if not self.page.done():
             self.page.set_result(url)
+
+    def _require_pkce(self) -> None:
+        """Check that the authorization server declares PKCE, as MCP demands.
+
+        Without PKCE, whoever sees a code can redeem it.
+
+        Raises:
+            UnsafeAuthorizationServer: its metadata does not say so.
+        """
+        metadata = self._provider.context.oauth_metadata
+        if metadata is None or _PKCE_METHOD not in (metadata.code_challenge_methods_supported or ()):
+            raise UnsafeAuthorizationServer(
+                "its authorization server does not declare PKCE: `code_challenge_methods_supported` must contain S256"
+            )
 
     async def _receive_answer(self) -> AuthorizationCodeResult:
         answer = await self._wait_for_callback(self.ticket, self._state)

@@ -4,32 +4,33 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from gateway.mcp_client.http_transport import get_ssl_context
-from gateway.mcp_client.size_limit import SizeLimitingTransport
+from gateway.common.concurrency import Deadline
+from gateway.mcp_client.oauth.address_policy import AddressPolicy, CheckedHttpTransport
+from gateway.mcp_client.oauth.errors import InsecureUrl
+from gateway.mcp_client.size_limit import TOO_LARGE, SizeLimitingTransport
+from gateway.ports.servers import ServerConfig
 
 INSUFFICIENT_SCOPE = "insufficient_scope"
+REQUEST_TIMEOUT_SECONDS = 15.0
+"""Time limit of a request and its whole answer."""
 _MAX_ANSWER_BYTES = 1024 * 1024
 _LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
-
-
-class InsecureUrl(Exception):
-    """A server names an address that the gateway refuses to use.
-
-    `str()` is for the person who signs in.
-    """
+_BODY_HEADERS = ("content-encoding", "content-length", "transfer-encoding")
 
 
 class HttpsOnlyTransport(httpx2.AsyncBaseTransport):
     """Sends requests only to https, or to the server's own host.
 
-    With `probing` the first request is answered as if the server had refused it, since a server need not refuse every
-    request: with `challenge` if that is known, else with the challenge in the server's answer to this request.
+    `AddressPolicy` must permit the address. Reads each answer whole, within a total time limit, except the server's
+    own, which may be an endless stream. With `probing` the first request is answered as if the server had refused it,
+    since a server need not refuse every request: with `challenge` if that is known, else with the challenge in the
+    server's answer to this request.
     """
 
-    def __init__(self, server_url: str, challenge: str | None = None, *, probing: bool = False) -> None:
-        http_transport = httpx2.AsyncHTTPTransport(verify=get_ssl_context())
+    def __init__(self, server: ServerConfig, challenge: str | None = None, *, probing: bool = False) -> None:
+        http_transport = CheckedHttpTransport(AddressPolicy(server))
         self._inner = SizeLimitingTransport(http_transport, _MAX_ANSWER_BYTES, httpx2.ReadError)
-        self._server_url = server_url
+        self._server_url = server.url
         self._challenge = challenge
         self._is_probing = probing
 
@@ -37,18 +38,44 @@ class HttpsOnlyTransport(httpx2.AsyncBaseTransport):
         if not is_permitted_url(str(request.url), self._server_url):
             raise InsecureUrl("the server names an authorization server that is not at an https:// address")
         if not self._is_probing:
-            return await self._inner.handle_async_request(request)
+            return await self._send(request)
         self._is_probing = False
         challenge = self._challenge
         if challenge is None:
-            response = await self._inner.handle_async_request(request)
+            response = await self._send(request)
             await response.aclose()
             challenge = response.headers.get("WWW-Authenticate", "")
         status = 403 if INSUFFICIENT_SCOPE in challenge else 401
         return httpx2.Response(status, request=request, headers={"WWW-Authenticate": challenge} if challenge else None)
 
+    async def _send(self, request: httpx2.Request) -> httpx2.Response:
+        try:
+            async with Deadline.after(REQUEST_TIMEOUT_SECONDS).limit():
+                response = await self._inner.handle_async_request(request)
+                return response if request.url == self._server_url else await _read_answer(response)
+        except TimeoutError:
+            raise httpx2.ReadTimeout("the answer does not arrive in time", request=request) from None
+
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+
+async def _read_answer(response: httpx2.Response) -> httpx2.Response:
+    """Read a body of limited size.
+
+    Raises:
+        httpx2.ReadError: the body is too large.
+    """
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > _MAX_ANSWER_BYTES:
+                raise httpx2.ReadError(TOO_LARGE)
+    finally:
+        await response.aclose()
+    headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in _BODY_HEADERS]
+    return httpx2.Response(response.status_code, headers=headers, content=bytes(body))
 
 
 def is_permitted_url(url: str, server_url: str) -> bool:

@@ -37,9 +37,9 @@ from tests.gateway.mcp_client.test_toolbox import ERAS, call_tool, call_until_an
 from tests.stack import find_free_port, serve_asgi
 
 CIPHER = Cipher("a secret of the tests")
-LONG_WAIT_QUERY = (
-    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-    " AND clock_timestamp() - query_start > interval '1.5 seconds')"
+OPEN_TRANSACTIONS_QUERY = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND state LIKE 'idle in transaction%'"
 )
 
 
@@ -264,7 +264,7 @@ async def test_refreshed_token_that_cannot_be_stored_is_used_and_stored_later(
     exchange = vault.exchange_refresh_token
 
     async def exchange_while_the_database_fails(*arguments: Any) -> OAuthToken:
-        """Cut the transaction that waits for the new token."""
+        """Make the database refuse the new token."""
         await set_connections(postgres, name, allowed=False)
         return await exchange(*arguments)
 
@@ -293,22 +293,28 @@ async def test_slow_authorization_server_refreshes_once_for_all_workers(
 ) -> None:
     """Refresh a token until the other worker has waited for a while.
 
-    The wait exceeds the limits of other transactions.
+    Neither holds a session meanwhile.
     """
     await store_grant(database_url, vault)
-    exchange = vault.exchange_refresh_token
+    exchange, stores = vault.exchange_refresh_token, list[CountingGrantStore]()
+
+    async def has_no_open_transaction() -> bool:
+        return await db.fetchval(OPEN_TRANSACTIONS_QUERY) == 0
 
     async def exchange_slowly(*arguments: Any) -> OAuthToken:
-        await eventually(lambda: db.fetchval(LONG_WAIT_QUERY))
+        lookups = [store.lookups for store in stores]
+        await eventually(lambda: any(store.lookups > before + 5 for store, before in zip(stores, lookups, strict=True)))
+        await eventually(has_no_open_transaction)
         return await exchange(*arguments)
 
     monkeypatch.setattr(vault, "exchange_refresh_token", exchange_slowly)
     server = ServerConfig(name="vault", url=vault.url)
     limits = ConnectionLimits(statement=0.9, lock=0.5, silence=1.0)
     async with (
-        connect_toolbox(database_url, server, limits=limits) as (first, _),
-        connect_toolbox(database_url, server, limits=limits) as (second, _),
+        connect_toolbox(database_url, server, limits=limits) as (first, first_store),
+        connect_toolbox(database_url, server, limits=limits) as (second, second_store),
     ):
+        stores += [first_store, second_store]
         vault.revoke_access()
         calls = (call_tool(toolbox, "vault_whose_vault") for toolbox in (first, second) for _ in range(3))
         assert {get_text(result) for result in await asyncio.gather(*calls)} == {"the vault of gateway"}

@@ -123,15 +123,19 @@ async def test_long_line_is_replaced_by_an_error_if_it_is_a_response(line: str, 
     assert [json.loads(error)["id"] for error in errors] == ([] if expected_id is None else [expected_id])
 
 
+def make_oauth_transport(address: str) -> HttpsOnlyTransport:
+    return HttpsOnlyTransport(ServerConfig(name="vault", url=f"{address}/mcp"))
+
+
 async def test_answer_of_an_authorization_server_is_limited() -> None:
     app = Response(b"x" * 2 * MIB)
-    async with serve_asgi(app) as address, httpx2.AsyncClient(transport=HttpsOnlyTransport(address)) as client:
+    async with serve_asgi(app) as address, httpx2.AsyncClient(transport=make_oauth_transport(address)) as client:
         with pytest.raises(httpx2.ReadError):
             await client.get(address)
 
 
 async def test_long_refusal_is_truncated() -> None:
     app = Response(b"x" * 2 * MIB, status_code=400)
-    async with serve_asgi(app) as address, httpx2.AsyncClient(transport=HttpsOnlyTransport(address)) as client:
+    async with serve_asgi(app) as address, httpx2.AsyncClient(transport=make_oauth_transport(address)) as client:
         response = await client.get(address)
     assert (response.status_code, len(response.content) <= MIB) == (400, True)

@@ -2,7 +2,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tools_server.public_addresses import is_public
+from gateway_runtime.public_addresses import is_public
 
 
 @pytest.mark.parametrize(

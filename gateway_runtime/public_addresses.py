@@ -1,6 +1,6 @@
-"""Public addresses.
+"""Addresses on the public internet.
 
-A tool call may make this server connect to no other addresses.
+Tool calls, and what MCP servers name, may make a server connect to no others.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ _NOT_PUBLIC = tuple(
 
 
 def is_public(address: Address, port: int) -> bool:
-    """Return whether a tool call may connect to an address.
+    """Return whether a stranger may cause a connection to an address.
 
     The address must be globally reachable, and the port a web server's.
     """

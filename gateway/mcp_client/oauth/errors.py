@@ -1,0 +1,16 @@
+"""Errors of a sign-in.
+
+`str()` of each is for the person who signs in.
+"""
+
+
+class InsecureUrl(Exception):
+    """A server names an address that the gateway refuses to use."""
+
+
+class UnsafeAuthorizationServer(Exception):
+    """The authorization server lacks a protection that the gateway requires."""
+
+
+class AuthorizationRefused(Exception):
+    """The authorization server sent the user back with an error."""
