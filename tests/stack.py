@@ -241,15 +241,15 @@ async def serve_gateway(
     **settings: Any,
 ) -> AsyncGenerator[Gateway]:
     """Serve the real gateway with a database, simulator and tool server."""
-    all_settings = _GatewaySettings(
-        database_url=database_url,
-        groq_api_key=SecretStr("simulated"),
-        groq_base_url=simulator.base_url,
-        groq_simulated=True,
-        mcp_server_url=tools_url or "http://127.0.0.1:9/mcp",
-        tools_server_secret=SecretStr(SECRET),
-        **{**PATIENT_SETTINGS, **settings},
-    )
+    defaults: dict[str, Any] = {
+        "groq_api_key": SecretStr("simulated"),
+        "groq_base_url": simulator.base_url,
+        "groq_simulated": True,
+        "mcp_server_url": tools_url or "http://127.0.0.1:9/mcp",
+        "tools_server_secret": SecretStr(SECRET),
+        **PATIENT_SETTINGS,
+    }
+    all_settings = _GatewaySettings(database_url=database_url, **defaults | settings)
     app = create_app(all_settings, timeouts=timeouts)
     timeout = aiohttp.ClientTimeout(total=60)
     async with serve_asgi(app, port, http) as base_url, aiohttp.ClientSession(timeout=timeout) as session:

@@ -25,7 +25,13 @@ from gateway.domain.errors import (
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
 from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
-from gateway.llm.tool_repair.repair import UnrepairableCall, extract_calls, repair_call
+from gateway.llm.tool_repair.repair import (
+    RepairedCall,
+    UnrepairableCall,
+    choose_arguments_text,
+    extract_calls,
+    repair_calls,
+)
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 
 log = get_logger(__name__)
@@ -308,14 +314,18 @@ class _AttemptSink(ModelSink):
         self._output_chars += len(call.arguments)
         if self.problem is not None:
             return  # the step will be retried
-        repaired = repair_call(call.name, call.arguments, self._schemas)
-        if call.name in self._client_tools and (isinstance(repaired, UnrepairableCall) or not repaired.repairs):
-            self._emit_call(call)  # the client checks calls of its own tools
-        elif not isinstance(repaired, UnrepairableCall):
+        for written, repaired in repair_calls(call, self._schemas):
+            self._add_repaired_call(written, repaired)
+
+    def _add_repaired_call(self, call: ToolCall, repaired: RepairedCall | UnrepairableCall) -> None:
+        if self.problem is not None:
+            return
+        if isinstance(repaired, RepairedCall):
             if repaired.repairs:
                 log.info("tool_call_repaired", tool=repaired.name, repairs=repaired.repairs)
-            arguments = msgspec.json.encode(repaired.arguments).decode() if repaired.repairs else call.arguments or "{}"
-            self._emit_call(ToolCall(call.id, repaired.name, arguments))
+            self._emit_call(ToolCall(call.id, repaired.name, choose_arguments_text(call.arguments, repaired)))
+        elif call.name in self._client_tools:
+            self._emit_call(call)  # the client checks calls of its own tools
         elif self._hold_invalid and not self.has_output:
             self.problem = repaired.problem
             self.rejected_text = f"{call.name}({call.arguments})"
@@ -332,7 +342,7 @@ class _AttemptSink(ModelSink):
         The server could not parse it. Return False, and emit none, unless all can be repaired.
         """
         calls = extract_calls(text, self._schemas)
-        results = [repair_call(call.name, call.arguments, self._schemas) for call in calls]
+        results = [result for call in calls for _, result in repair_calls(call, self._schemas)]
         problems = [result.problem for result in results if isinstance(result, UnrepairableCall)]
         if problems or not calls or self.has_calls:
             self.problem = problems[0] if problems else None

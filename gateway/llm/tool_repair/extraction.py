@@ -17,7 +17,7 @@ from gateway.llm.tool_repair.json_repair import (
     is_list,
     is_object,
 )
-from gateway.llm.tool_repair.tool_names import normalize_name, strip_prefixes
+from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, normalize_name, strip_prefixes
 
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "params", "input", "tool_input", "action_input", "__arg1")
 NAME_KEYS = ("name", "tool", "tool_name", "function", "function_name", "recipient_name", "action")
@@ -51,6 +51,13 @@ _LINE_TAIL = re.compile(r"[\s\])},;`]*+(?:<[^<>\n]{1,40}>\s*)*+")
 _FILLER = re.compile(r"(?:\s|```\w*|<[^<>]{1,40}>|\w+ = |print\(|[\[\](),;`}])*+")
 _NAMED = re.compile(rf"[\"'](?:{'|'.join(NAME_KEYS)})[\"']\s*:\s*{_NAME}[\"']")
 _PAYLOAD = re.compile(rf"[\"'](?:{'|'.join(ARGUMENT_KEYS)})[\"']\s*:\s*")
+_CHILD_TAGS = re.compile(
+    r"(?:<(\w[\w.-]{0,127}+)>(?:(?!</\1>|</(?:function|invoke|tool_call)>).)*+</\1>\s*+)++", re.DOTALL
+)
+_CHILD_TAG = re.compile(r"<(\w[\w.-]{0,127}+)>((?:(?!</\1>).)*+)</\1>\s*+", re.DOTALL)
+_PYTHON_LIST = re.compile(r"\[\s{0,20}[A-Za-z_][\w.-]{0,127}+\(")
+_PYTHON_NAME = re.compile(r"[\s,;\[]{0,20}+([A-Za-z_][\w.-]{0,127}+)(?=\()")
+_NEXT_OBJECT = re.compile(r"[\s,;]{0,20}+(?=\{)")
 _MAX_KEY_DISTANCE = 400
 _MAX_LINE_CHARS = 120
 
@@ -143,7 +150,9 @@ class _ToolCallScanner:
             arguments, end = self._read_json_text(body)
         elif self._text.startswith("<parameter", body):
             end = self._find_block_end(body)
-            arguments = self._read_parameter_tags(self._text[body:end])
+            arguments = read_parameter_tags(self._text[body:end]) or self._text[body:end]
+        elif self._is_tool(name) and (children := _CHILD_TAGS.match(self._text, body)):
+            arguments, end = _read_child_tags(children[0]), children.end()
         elif not self._is_tool(name) or not (name.startswith("functions.") or self._begins_line(start)):
             return []
         elif self._text.startswith(("(", ")"), body):
@@ -151,16 +160,25 @@ class _ToolCallScanner:
         else:
             end = self._find_block_end(body)
             arguments = self._text[body:end].strip(" \n\t>/)")
+            if "<" in arguments:
+                arguments = "{"  # tags of an unknown form
             if end == len(self._text) and not self._text.endswith(("/>", ")>")):
                 arguments = "{"  # truncated, so it must not run without arguments
         return [ExtractedCall(start, end, True, name, arguments)]
 
     def _read_block(self, start: int, at: int) -> list[ExtractedCall]:
-        if self._text.startswith(("{", "["), at):
-            return [call._replace(start=start) for call in self._read_json_calls(at, marked=True)]
-        word = _MARK.match(self._text, at)
+        if self._text.startswith(("{", "["), at) and not _PYTHON_LIST.match(self._text, at):
+            return [call._replace(start=start) for call in self._read_json_sequence(at)]
+        calls: list[ExtractedCall] = []
+        while (name := _PYTHON_NAME.match(self._text, at)) and (calls or self._is_tool(name[1])):
+            python_calls = self._read_python_call(start, name[1].removesuffix(".call"), name.end(), marked=True)
+            if not python_calls:
+                break
+            calls += python_calls
+            at = calls[-1].end
+        word = None if calls else _MARK.match(self._text, at)
         if word is None or not word[6]:
-            return []
+            return calls
         body = self._skip_separator(word.end())
         if self._text.startswith("{", body):
             arguments, end = self._read_json_text(body)
@@ -186,6 +204,19 @@ class _ToolCallScanner:
         arguments, end = self._read_bracketed(body)
         return [ExtractedCall(start, end, marked, name, arguments)] if arguments or marked else []
 
+    def _read_json_sequence(self, at: int) -> list[ExtractedCall]:
+        """Read marked calls in one JSON value or several.
+
+        Line breaks, commas or semicolons separate them.
+        """
+        calls = self._read_json_calls(at, marked=True)
+        while calls and (following := _NEXT_OBJECT.match(self._text, calls[-1].end)):
+            more_calls = self._read_json_calls(following.end(), marked=True)
+            if not more_calls:
+                break
+            calls += more_calls
+        return calls
+
     def _read_json_calls(self, start: int, *, marked: bool) -> list[ExtractedCall]:
         """Read the calls in the JSON at a position.
 
@@ -198,8 +229,20 @@ class _ToolCallScanner:
             return []
         # A marked name alone is a call, unless its arguments may have been truncated.
         default = None if not marked else "" if self._text[end - 1] in "}]" else "{"
-        calls = [ExtractedCall(start, end, marked, name, text) for name, text in _list_json_calls(value, default)]
+        found = list(list_json_calls(value, default)) or list(self._list_keyed_calls(value))
+        calls = [ExtractedCall(start, end, marked, name, text) for name, text in found]
         return [call for call in calls if marked or self._is_tool(call.name)]
+
+    def _list_keyed_calls(self, value: object) -> Iterator[tuple[str, str]]:
+        """Yield the calls of a value such as `{"TOOL": {…}}`.
+
+        It may also be a list of them.
+        """
+        for item in value if is_list(value) else [value]:
+            if is_object(item) and len(item) == 1:
+                ((name, arguments),) = item.items()
+                if self._is_tool(name) and is_object(arguments) and not _is_schema(arguments):
+                    yield name, _dump_json(arguments)
 
     def _read_broken_json(self, start: int, *, marked: bool) -> list[ExtractedCall]:
         name = _NAMED.search(self._text, start, start + _MAX_KEY_DISTANCE)
@@ -245,22 +288,6 @@ class _ToolCallScanner:
             self._effort -= parser.at - at
         return None, None
 
-    def _read_parameter_tags(self, body: str) -> str:
-        """Convert parameter tags to a JSON object.
-
-        A body without tags, or with a truncated one, stays as it is.
-        """
-        parameters: dict[str, str] = {}
-        starts = list(_PARAMETER.finditer(body))
-        for i, start in enumerate(starts):
-            limit = starts[i + 1].start() if i + 1 < len(starts) else len(body)
-            end = body.find(_PARAMETER_END, start.end(), limit)
-            if end < 0 and limit == len(body):
-                return body
-            value = body[start.end() : end if end >= 0 else limit]
-            parameters[start[1]] = value.removeprefix("\n").removesuffix("\n")
-        return _dump_json(parameters) if parameters else body
-
     def _read_action_input(self, at: int) -> tuple[str, int]:
         """Read the input of an action.
 
@@ -283,7 +310,9 @@ class _ToolCallScanner:
         return end.start() if end else len(self._text)
 
     def _is_tool(self, name: str) -> bool:
-        return any(normalize_name(candidate) in self._tool_names for candidate in strip_prefixes(name))
+        return is_parallel_wrapper(name) or any(
+            normalize_name(candidate) in self._tool_names for candidate in strip_prefixes(name)
+        )
 
     def _begins_line(self, at: int) -> bool:
         if (
@@ -305,19 +334,19 @@ class _ToolCallScanner:
         return not remainder or remainder[0] in "{[" or self._is_tool(remainder.partition("(")[0].partition("{")[0])
 
 
-def _list_json_calls(value: object, default: str | None) -> Iterator[tuple[str, str]]:
+def list_json_calls(value: object, default: str | None) -> Iterator[tuple[str, str]]:
     """Yield names and argument texts of the calls in a JSON value.
 
     `default` replaces missing arguments.
     """
     if is_list(value):
         for item in value:
-            yield from _list_json_calls(item, default)
+            yield from list_json_calls(item, default)
     if not is_object(value):
         return
     for key in _LIST_KEYS:
         if is_list(value.get(key)):
-            yield from _list_json_calls(value[key], default)
+            yield from list_json_calls(value[key], default)
             return
     for key in CALL_KEYS:
         if is_object(inner := value.get(key)):
@@ -326,6 +355,29 @@ def _list_json_calls(value: object, default: str | None) -> Iterator[tuple[str, 
     arguments: object = next((value[key] or "" for key in ARGUMENT_KEYS if key in value), default)
     if name and (is_object(arguments) or isinstance(arguments, str)) and not _is_schema(arguments):
         yield name, arguments if isinstance(arguments, str) else _dump_json(arguments)
+
+
+def read_parameter_tags(text: str) -> str | None:
+    """Convert parameter tags to a JSON object.
+
+    None for a text that does not begin with one, or has a truncated one.
+    """
+    parameters: dict[str, str] = {}
+    starts = list(_PARAMETER.finditer(text)) if text.lstrip().startswith("<parameter") else []
+    for i, start in enumerate(starts):
+        limit = starts[i + 1].start() if i + 1 < len(starts) else len(text)
+        end = text.find(_PARAMETER_END, start.end(), limit)
+        if end < 0 and limit == len(text):
+            return None
+        value = text[start.end() : end if end >= 0 else limit]
+        parameters[start[1]] = value.removeprefix("\n").removesuffix("\n")
+    return _dump_json(parameters) if parameters else None
+
+
+def _read_child_tags(text: str) -> str:
+    """Convert the tags `<KEY>value</KEY>` to a JSON object."""
+    tags = _CHILD_TAG.finditer(text)
+    return _dump_json({tag[1]: tag[2].removeprefix("\n").removesuffix("\n") for tag in tags})
 
 
 def _is_schema(arguments: object) -> bool:

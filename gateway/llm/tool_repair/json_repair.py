@@ -34,7 +34,8 @@ _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "\n": ""} | {
 # A comment contains a letter, else `7 // 2` would be cut.
 _SPACE = re.compile(r"(?:[\s\ufeff\u200b]|(?://|#)(?=[^\n]{0,99}[^\W\d_])[^\n]*)*+")
 _COMMENT = re.compile(r"\s(?://|#)(?=.{0,99}[^\W\d_])")
-_KEY = re.compile(r"[\w$][\w$.-]*+")
+_KEY = re.compile(r"([\w$][\w$.-]*+)(?:\"(?=\s?:))?")
+_UNCLOSED_KEY = re.compile(r"\"([A-Za-z_]\w{0,127}+)(?=:\s?(?:[\"\[{\d-]|true\b|false\b|null\b))")
 _COLON = re.compile(r"=>|[:=]")
 _EQUALS = re.compile(r"=(?!=)")
 _BARE = re.compile(r"[^\s,:{}\[\]\"'`“”\u2018\u2019«»<][^,:{}\[\]\"'`“”\u2018\u2019«»\n]*+")
@@ -69,6 +70,7 @@ def parse_lenient(text: str, repairs: list[str]) -> object:
         return value
     if len(text) > MAX_LENIENT_CHARS:
         raise JsonRepairError("they are not valid JSON, and too long to be repaired")
+    text = text.replace('<|"|>', '"')
     body = text[_get_match_end(_BEFORE, text) :].rstrip().removesuffix("```").rstrip()
     if body != text.strip():
         repairs.append("what stood around the JSON")
@@ -141,6 +143,7 @@ class LenientJsonParser:
         self.at = at
         self._repairs: list[str] = [] if repairs is None else repairs
         self._closers = ""
+        self._has_stray_bracket = False
 
     def parse_document(self) -> object:
         """Parse the rest of the text as one value.
@@ -153,9 +156,11 @@ class LenientJsonParser:
             self._skip_space()
             if self._at_end:
                 return value
-            if self.parse_value() != value:
+            next_value = self.parse_value()
+            if value and next_value and next_value != value:
                 raise JsonRepairError("they are more than one value: make one call for each")
-            self._add_repair("the same object twice")
+            self._add_repair("the same object twice" if next_value == value else "an empty object")
+            value = value or next_value
 
     def parse_call_arguments(self) -> object:
         """Parse the arguments in a call's brackets.
@@ -252,23 +257,44 @@ class LenientJsonParser:
                 self._add_repair("an extra comma")
             return True
         if self._at_end:
+            if closer and self._has_stray_bracket:
+                raise self._make_truncation_error("after brackets that do not match")
             if closer:
                 self._add_repair("a bracket that was not closed")
             self._closers = self._closers[:-1]
             return False
-        if not self._leave_bracket(closer):
-            raise JsonRepairError(f"the syntax is invalid at {self.text[max(0, self.at - 20) : self.at + 20]!r}")
-        return False
+        if self._leave_bracket(closer):
+            return False
+        if (char := self.text[self.at]) in self._closers[:-1] and char in "}]":
+            self._add_repair("a bracket that was not closed")
+            self._closers = self._closers[:-1]
+            return False
+        if char in "}]" and char not in self._closers:
+            self._has_stray_bracket = True
+            self._add_repair("a bracket that was not opened")
+            self.at += 1
+            return self._parse_separator(closer)
+        raise JsonRepairError(f"the syntax is invalid at {self.text[max(0, self.at - 20) : self.at + 20]!r}")
 
     def _parse_key(self) -> str:
-        if self.text[self.at] in _QUOTES:
-            return self._parse_string()
-        key = _KEY.match(self.text, self.at)
+        start = self.at
+        unclosed_key = _UNCLOSED_KEY.match(self.text, start)
+        if self.text[start] in _QUOTES:
+            try:
+                name = self._parse_string()
+                self._skip_space()
+            except JsonRepairError:
+                if unclosed_key is None:
+                    raise
+            else:
+                if unclosed_key is None or self.text.startswith((":", "="), self.at):
+                    return name
+        key = unclosed_key or _KEY.match(self.text, start)
         if key is None:
-            raise JsonRepairError(f"a key was expected at {self.text[self.at : self.at + 20]!r}")
+            raise JsonRepairError(f"a key was expected at {self.text[start : start + 20]!r}")
         self.at = key.end()
         self._add_repair("a key without quotes")
-        return key[0]
+        return key[1]
 
     def _parse_string(self) -> str:
         start, opener = self.at, self.text[self.at]

@@ -10,9 +10,16 @@ from hashlib import sha256
 
 import msgspec
 
-from gateway.domain.messages import JsonObject, ToolCall, ToolSpec
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, ToolSpec
 from gateway.llm.tool_repair.coercion import SchemaCoercer
-from gateway.llm.tool_repair.extraction import ARGUMENT_KEYS, CALL_KEYS, NAME_KEYS, find_calls
+from gateway.llm.tool_repair.extraction import (
+    ARGUMENT_KEYS,
+    CALL_KEYS,
+    NAME_KEYS,
+    find_calls,
+    list_json_calls,
+    read_parameter_tags,
+)
 from gateway.llm.tool_repair.json_repair import (
     JsonRepairError,
     get_called_name,
@@ -20,8 +27,10 @@ from gateway.llm.tool_repair.json_repair import (
     is_object,
     join_surrogates,
     parse_lenient,
+    parse_strict,
 )
-from gateway.llm.tool_repair.tool_names import matches_tool, normalize_name, resolve_tool_name
+from gateway.llm.tool_repair.markup import normalize_markup
+from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, matches_tool, normalize_name, resolve_tool_name
 
 
 class RepairedCall(msgspec.Struct, frozen=True):
@@ -87,6 +96,38 @@ def repair_call(name: str, arguments: str, schemas: Mapping[str, JsonObject]) ->
     return RepairedCall(tool, coerced_arguments, tuple(dict.fromkeys(repairs + coercer.repairs)))
 
 
+def repair_calls(
+    call: ToolCall, schemas: Mapping[str, JsonObject]
+) -> list[tuple[ToolCall, RepairedCall | UnrepairableCall]]:
+    """Repair a call, or the calls in OpenAI's wrapper around several.
+
+    Return each call as written with its repair.
+    """
+    if call.name in schemas or not is_parallel_wrapper(call.name):
+        return [(call, repair_call(call.name, call.arguments, schemas))]
+    try:
+        found = list(list_json_calls(parse_lenient(join_surrogates(call.arguments), []), ""))
+    except JsonRepairError as error:
+        return [(call, UnrepairableCall(f"The calls in {call.name[:80]} cannot be read: {error}."))]
+    calls = [ToolCall(_derive_id(call.id, number), *parts) for number, parts in enumerate(found)]
+    return [(inner, repair_call(inner.name, inner.arguments, schemas)) for inner in calls] or [
+        (call, repair_call(call.name, call.arguments, schemas))
+    ]
+
+
+def choose_arguments_text(written: str, repaired: RepairedCall) -> str:
+    """Return the text of the arguments that run.
+
+    It is the written one if that is strict JSON of the repaired ones; otherwise, these are encoded.
+    """
+    written, encoded = join_surrogates(written), msgspec.json.encode(repaired.arguments)
+    try:
+        is_equal = msgspec.json.encode(msgspec.json.decode(written)) == encoded
+    except JSON_DECODE_ERRORS:
+        is_equal = False
+    return written if is_equal else encoded.decode()
+
+
 def extract_calls(text: str, names: Collection[str]) -> list[ToolCall]:
     """Extract the calls in a text, with their arguments as written.
 
@@ -94,7 +135,8 @@ def extract_calls(text: str, names: Collection[str]) -> list[ToolCall]:
     tools; without markup, only their names count as calls. The ids of the calls depend on the text alone.
     """
     calls: list[ToolCall] = []
-    for call in find_calls(join_surrogates(text), names):
+    text = join_surrogates(text)
+    for call in find_calls(text, names) or find_calls(normalize_markup(text, names), names):
         digest = sha256(f"{len(calls)}\0{call.name}\0{call.arguments}".encode())
         calls.append(ToolCall(f"call_{digest.hexdigest()[:8]}", call.name, call.arguments))
     return calls
@@ -128,10 +170,17 @@ def _repair_nested_call(
 
     Its arguments are the actual call, as gpt-oss makes them.
     """
-    calls = extract_calls(arguments, schemas) if normalize_name(name) in _GENERIC_NAMES else []
+    if "<" in name and arguments.strip() in ("", "{}", "null"):
+        calls = extract_calls(f"<tool_call>{name}", schemas)  # the name has the arguments in tags
+    else:
+        calls = extract_calls(arguments, schemas) if normalize_name(name) in _GENERIC_NAMES else []
     if len(calls) != 1 or normalize_name(calls[0].name) in _GENERIC_NAMES:
         return None
     return repair_call(calls[0].name, calls[0].arguments, schemas)
+
+
+def _derive_id(call_id: str, number: int) -> str:
+    return call_id if number == 0 else f"call_{sha256(f'{call_id} {number}'.encode()).hexdigest()[:8]}"
 
 
 def _choose_arguments(appended_text: str, arguments: str) -> str:
@@ -152,6 +201,9 @@ def _parse_arguments(text: str, tool: str, coercer: SchemaCoercer, repairs: list
     """
     if (called_name := get_called_name(text)) and not matches_tool(called_name, tool):
         raise JsonRepairError(f"they are a call of {called_name[:80]}")
+    if "<" in text and parse_strict(text) is None and (tags := read_parameter_tags(normalize_markup(text))):
+        repairs.append("tags in place of JSON")
+        text = tags
     value = parse_lenient(text, repairs)
     for _ in range(_MAX_WRAPPERS):
         inner = _unwrap_value(value, tool, coercer, repairs)

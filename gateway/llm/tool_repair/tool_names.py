@@ -14,10 +14,12 @@ _SEPARATORS = re.compile(r"(?<=[^\W_])[\s_.-]+(?=[^\W\d_])|(?<=[^\W\d_])[\s_.-]+
 _RECIPIENT = re.compile(r"\bto=([\w.-]+)")
 _NAME_AND_REST = re.compile(
     r"[\s\"'`<=]*+(?:function[=/(])?(?P<name>[\w./:-]{1,256}+)"
-    r"(?:\[ARGS\]|<\|[^|<>]{0,40}\|?>|\b(?:json|commentary|analysis|final|assistant|code)\b|[\s=>,:)\]\"'`])*+"
+    r"(?:\[ARGS\]|<\|[^|<>]{0,40}\|?>|</[\w|:]{1,40}>|\b(?:json|commentary|analysis|final|assistant|code)\b|[\s=>,:)\]\"'`])*+"
     r"(?P<rest>.*)",
     re.DOTALL,
 )
+_PARALLEL_WRAPPERS = {"multitooluseparallel", "multitooluse", "parallel", "functionsmultitooluseparallel"}
+_WORD_SUFFIX = re.compile(r"(?:commentary|json|analysis|final|code|assistant)$")
 _NUMBER_SUFFIX = re.compile(r":\d+$")
 _PREFIX = re.compile(
     r"(?:functions?|tools?|default_api|api|namespace|assistant|commentary|multi_tool_use)(?:[.:/]|__)"
@@ -29,6 +31,11 @@ _PREFIX = re.compile(
 def normalize_name(name: str) -> str:
     """Remove case and separators: `maxResults`, `max-results` and `max_results` are equal."""
     return _SEPARATORS.sub("", name.strip()).casefold()
+
+
+def is_parallel_wrapper(name: str) -> bool:
+    """Return whether a name is that of OpenAI's wrapper around several calls."""
+    return normalize_name(name) in _PARALLEL_WRAPPERS
 
 
 def strip_prefixes(name: str) -> Iterator[str]:
@@ -62,7 +69,7 @@ def resolve_tool_name(name: str, names: Collection[str]) -> tuple[str, str]:
     match = None if recipient else _NAME_AND_REST.match(name)
     suffix = match["rest"] if match else ""
     bare_name = recipient[1] if recipient else match["name"] if match and suffix[:1] in ("", "{", "(") else ""
-    for candidate in (name, *strip_prefixes(bare_name)):
+    for candidate in (name, *strip_prefixes(bare_name), _WORD_SUFFIX.sub("", bare_name)):
         normalized_name = normalize_name(candidate)
         tools = (
             [candidate] if candidate in names else [tool for tool in names if normalize_name(tool) == normalized_name]
