@@ -38,6 +38,7 @@ from gateway.mcp_client.server_config import ServerConfigFile
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
+from gateway.ports.turns import TurnSlots
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
 from gateway.store.bus import PostgresBus
@@ -118,7 +119,7 @@ async def build_gateway(
             max_memory_bytes=settings.shed_memory_bytes or find_memory_limit(settings.gateway_workers),
         )
         _supervise(load.task, tasks, stack)
-        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load)
+        agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates)
         turn_service = await stack.enter_async_context(agent)
         mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.connector.dsn, load)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
@@ -260,12 +261,13 @@ async def build_agent(
     lease: WorkerLease,
     tasks: TaskRegistry,
     load: LoadMonitor,
+    slots: TurnSlots,
 ) -> AsyncGenerator[TurnService]:
     """Start the runner and its tasks.
 
     On exit, the running turns are handed over to other workers.
     """
-    runner = _build_runner(settings, timeouts, worker_id, store, llm, tools, lease)
+    runner = _build_runner(settings, timeouts, worker_id, store, llm, tools, lease, slots)
     subscriptions = TurnSubscriptions(
         runner, store.turns, store.bus, store.journal, storage_timeout_seconds=settings.storage_retry_seconds
     )
@@ -332,6 +334,7 @@ def _build_runner(
     llm: Llm,
     tools: Tools,
     lease: WorkerLease,
+    slots: TurnSlots,
 ) -> Runner:
     storage = RunnerStorage(
         journal=store.journal,
@@ -353,6 +356,7 @@ def _build_runner(
         toolbox=tools.policy_toolbox,
         budgets=Budgets(store.usage, settings.user_budget, wait_seconds=timeouts.budget_wait),
         lease=lease,
+        slots=slots,
     )
 
 

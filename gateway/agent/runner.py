@@ -39,6 +39,7 @@ from gateway.domain.events import JournalEntry, TurnCompleted, TurnEnd, TurnStar
 from gateway.domain.messages import MAX_ATTEMPTS, Principal, StoredQuestion, TurnOutcome, TurnRecord, TurnRequest
 from gateway.ports.model import ModelCatalog, ModelInfo
 from gateway.ports.tools import Toolbox
+from gateway.ports.turns import TurnSlots
 
 log = get_logger(__name__)
 
@@ -58,8 +59,10 @@ class Runner:
         toolbox: Toolbox,
         budgets: Budgets,
         lease: WorkerLease,
+        slots: TurnSlots,
     ) -> None:
         self._config = config
+        self._slots = slots
         self._loop = loop
         self._storage = storage
         self._models = models
@@ -108,29 +111,41 @@ class Runner:
             raise StorageUnavailable
         model, request, request_warnings = self._resolve_request(request, principal)
         await self._budgets.check_remaining(principal)
-        conversation_id = await open_conversation()
-        record = TurnRecord(
-            id=self._config.create_turn_id(),
-            owner=principal.user,
-            request=request,
-            model=model.id,
-            conversation_id=conversation_id,
-            request_id=request_id,
-            caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
-        )
-        turn = self._create_turn(record, principal, model)
-        selection, tool_warnings = self._tools.select(request, principal, model)
+        turn_id = self._config.create_turn_id()
+        slot = await self._slots.acquire_turn_slot(turn_id, principal)
+        try:
+            record = TurnRecord(
+                id=turn_id,
+                owner=principal.user,
+                request=request,
+                model=model.id,
+                conversation_id=await open_conversation(),
+                request_id=request_id,
+                caller=msgspec.structs.replace(principal, headers={}) if principal.key is not None else None,
+            )
+            turn = self._create_turn(record, principal, model)
+            turn.slot = slot
+            await self._begin_turn(turn, self._select_tools(turn, request_warnings))
+        except BaseException:
+            if slot is not None:
+                slot.release()
+            raise
+        return turn
+
+    def _select_tools(self, turn: ActiveTurn, warnings: tuple[str, ...]) -> ToolSelection:
+        """Select the tools of a new turn, and write its first event."""
+        request, conversation_id = turn.record.request, turn.record.conversation_id
+        selection, tool_warnings = self._tools.select(request, turn.principal, turn.model)
         turn.log.append(
             TurnStarted(
                 turn_id=str(turn.id),
                 conversation_id=str(conversation_id) if conversation_id else None,
-                model=model.id,
+                model=turn.model.id,
                 tools=tuple(spec.name for spec in selection.tools),
-                warnings=(*request.warnings, *request_warnings, *tool_warnings),
+                warnings=(*request.warnings, *warnings, *tool_warnings),
             )
         )
-        await self._begin_turn(turn, selection)
-        return turn
+        return selection
 
     def _resolve_request(
         self, request: TurnRequest, principal: Principal
@@ -309,6 +324,7 @@ class Runner:
                 await self._suspend_turn(turn)
         finally:
             turn.release_waiters()
+            turn.release_slot()
             turn.log.on_failure = None  # ends the reference cycle of turn and log, see docs/adr/0007
             if self._turns.get(turn.id) is turn:  # a suspended turn may run here again
                 del self._turns[turn.id]
@@ -324,6 +340,8 @@ class Runner:
         if turn.takeover_error is not None:
             return turn.record_failure(turn.takeover_error)
         try:
+            if turn.slot is None:
+                turn.slot = await self._slots.wait_for_turn_slot(turn.id, turn.principal)
             async with deadline:
                 context = await self._prompts.build_context(turn.record, turn.principal, turn.model, selection)
                 turn.discard_interrupted_step(self._loop.estimate_interrupted_usage(context, turn))
@@ -353,7 +371,7 @@ class Runner:
 
         From then on it exists only in the database.
         """
-        turn.stage = "finishing"
+        turn.begin_finishing()
         try:
             await turn.journal.suspend_turn(turn.log, turn.transcript.open_input_ids)
         except StorageRefused:
@@ -376,7 +394,7 @@ class Runner:
         If the database refuses the content, store and show a failure without it. If it refuses that as well, or takes
         too long, show no end: the log closes.
         """
-        turn.stage = "finishing"
+        turn.begin_finishing()
         if isinstance(end, TurnCompleted):
             await self._responses.save(turn)
         try:

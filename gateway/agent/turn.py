@@ -46,7 +46,7 @@ from gateway.domain.messages import (
 from gateway.ports.journal import Journal
 from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import QuestionRepository
-from gateway.ports.turns import TurnSpending
+from gateway.ports.turns import TurnSlot, TurnSpending
 
 log = get_logger(__name__)
 
@@ -108,6 +108,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         self._lease = lease
         self._accepted = asyncio.Event()
         self._listeners = 0
+        self.slot: TurnSlot | None = None
 
     @property
     def id(self) -> UUID:
@@ -246,6 +247,18 @@ class ActiveTurn(TurnContext, TurnSpending):
     def release_waiters(self) -> None:
         """Wake the callers of `wait_until_accepted`, because no more output follows."""
         self._accepted.set()
+
+    def begin_finishing(self) -> None:
+        """Release the turn's slot.
+
+        A client that sees the end may send its next request at once.
+        """
+        self.stage = "finishing"
+        self.release_slot()
+
+    def release_slot(self) -> None:
+        if self.slot is not None:
+            self.slot.release()
 
     def add_listener(self) -> None:
         """Count a response that the turn runs for. Only `TurnService.listen_to_turn` does this."""

@@ -1,4 +1,7 @@
-"""A running turn, as tool calls and budgets use it."""
+"""A running turn, as tool calls and budgets use it.
+
+Also the limit on running turns.
+"""
 
 from abc import abstractmethod
 from typing import Protocol
@@ -69,3 +72,33 @@ class TurnSpending(Protocol):
     @property
     @abstractmethod
     def usd(self) -> float: ...
+
+
+class TurnSlot(Protocol):
+    """Slot of a caller for a running turn."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Release the slot. Repeated calls have no effect."""
+        ...
+
+
+class TurnSlots(Protocol):
+    """Limits the turns of a caller that run at once."""
+
+    @abstractmethod
+    async def acquire_turn_slot(self, turn_id: UUID, principal: Principal) -> TurnSlot | None:
+        """Take a slot for a new turn. None: turns are not limited.
+
+        Raises:
+            TooManyStreams: all slots of this caller are taken.
+        """
+        ...
+
+    @abstractmethod
+    async def wait_for_turn_slot(self, turn_id: UUID, principal: Principal) -> TurnSlot | None:
+        """Take a slot for a continued turn, when it is free.
+
+        A slot of the turn that another worker held counts as free.
+        """
+        ...

@@ -46,8 +46,8 @@ class BudgetBody(BudgetView):
 class KeyLimitsView(BaseModel):
     """Rate limits of a key, in addition to those of its owner.
 
-    `requests` counts all requests in any window of `window_seconds`; `streams` counts turns, streams and MCP requests
-    that are open at once.
+    `requests` counts all requests in any window of `window_seconds`. At most `streams` turns may run at once, and, as a
+    separate count, at most so many streams, waiting requests and MCP requests may be open.
     """
 
     requests: int | None = None
@@ -58,8 +58,8 @@ class KeyLimitsView(BaseModel):
 class KeyLimitsBody(KeyLimitsView):
     """Rate limits of a key, in addition to those of its owner.
 
-    `requests` counts all requests in any window of `window_seconds`; `streams` counts turns, streams and MCP requests
-    that are open at once.
+    `requests` counts all requests in any window of `window_seconds`. At most `streams` turns may run at once, and, as a
+    separate count, at most so many streams, waiting requests and MCP requests may be open.
     """
 
     model_config = ConfigDict(extra="forbid")

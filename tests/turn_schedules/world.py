@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 
 from gateway.agent import workers
 from gateway.agent.service import TurnService
+from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.common import lease
 from gateway.common.concurrency import TaskRegistry
 from gateway.common.lease import WorkerLease
@@ -121,6 +122,7 @@ class SimulatedWorker:
                     worker_lease,
                     tasks,
                     LoadMonitor(max_lag_seconds=None, max_memory_bytes=None),
+                    RateLimiter(settings),
                 )
             )
             await self._stop.wait()

@@ -10,6 +10,7 @@ from collections import deque
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import msgspec
 
@@ -20,6 +21,7 @@ from gateway.common.redis import BACKOFF_SECONDS, RedisUnavailable, SharedRedis
 from gateway.config import Settings
 from gateway.domain.errors import RateLimited
 from gateway.domain.messages import Principal
+from gateway.ports.turns import TurnSlot, TurnSlots
 
 if TYPE_CHECKING:
     from gateway.api.rate_limit.redis_windows import RedisMovingWindow
@@ -54,8 +56,8 @@ class RateLimitStatus(msgspec.Struct, frozen=True):
         )
 
 
-class RateLimiter:
-    """Counts requests.
+class RateLimiter(TurnSlots):
+    """Counts requests and running turns.
 
     With Redis, it counts over all workers; without it or while it is unavailable, per worker.
     """
@@ -118,7 +120,7 @@ class RateLimiter:
         return [_RateLimitRule(f"key/{principal.key}", limits.requests, limits.window_seconds), user_rule]
 
     async def acquire_stream_slot(self, principal: Principal | None, source: str) -> AbstractContextManager[None]:
-        """Acquire one of the caller's slots for open streams.
+        """Acquire one of the caller's slots for open requests.
 
         Leaving the context releases it.
 
@@ -127,12 +129,37 @@ class RateLimiter:
         """
         if not self.enabled:
             return nullcontext()
-        limit, owner = self._max_streams, f"source {source}"
-        if principal is not None:
-            owner = f"{principal.key} {principal.user}"
-            key_limit = principal.limits.streams if principal.limits is not None else None
-            limit = limit if key_limit is None else min(limit, key_limit)
-        return await self._stream_limiter.acquire_slot(owner, limit)
+        if principal is None:
+            return await self._stream_limiter.acquire_slot(f"source {source}", self._max_streams)
+        return await self._stream_limiter.acquire_slot(
+            f"{principal.key} {principal.user}", self._get_stream_limit(principal)
+        )
+
+    async def acquire_turn_slot(self, turn_id: UUID, principal: Principal) -> TurnSlot | None:
+        """See `TurnSlots.acquire_turn_slot`."""
+        if not self.enabled:
+            return None
+        limit = self._get_stream_limit(principal)
+        return await self._stream_limiter.acquire_slot(_make_turn_owner(principal), limit, name=turn_id.hex)
+
+    async def wait_for_turn_slot(self, turn_id: UUID, principal: Principal) -> TurnSlot | None:
+        """See `TurnSlots.wait_for_turn_slot`."""
+        if not self.enabled:
+            return None
+        limit = self._get_stream_limit(principal)
+        return await self._stream_limiter.wait_for_slot(_make_turn_owner(principal), limit, name=turn_id.hex)
+
+    def _get_stream_limit(self, principal: Principal) -> int:
+        key_limit = principal.limits.streams if principal.limits is not None else None
+        return self._max_streams if key_limit is None else min(self._max_streams, key_limit)
+
+
+def _make_turn_owner(principal: Principal) -> str:
+    """Name the owner of turn slots.
+
+    Without authentication, a caller could choose another user for each turn, so all of them are one owner.
+    """
+    return "turns anonymous" if principal.key is None else f"turns {principal.key} {principal.user}"
 
 
 class _RateLimitRule(msgspec.Struct, frozen=True):

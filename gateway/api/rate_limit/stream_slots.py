@@ -1,4 +1,4 @@
-"""Limits on the streams that a caller has open at once.
+"""Limits on the open requests and running turns of a caller.
 
 They hold per worker, or over all workers with Redis.
 """
@@ -7,19 +7,23 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import NamedTuple
 from uuid import uuid4
 
-from gateway.common.concurrency import SupervisedTask, TaskSet
+from gateway.common.concurrency import SupervisedTask, TaskSet, wait_or_poll
 from gateway.common.redis import RedisUnavailable, SharedRedis
 from gateway.domain.errors import TooManyStreams
+from gateway.ports.turns import TurnSlot
 
 _LEASE_SECONDS = 30.0
-# Each open stream is a sorted-set member scored by lease expiry; active streams renew it.
+_POLL_SECONDS = 0.5
+# Each slot is a sorted-set member scored by lease expiry; its holder renews it. A turn's slot keeps its name when
+# another worker continues the turn, which thus takes it over.
 _ACQUIRE_SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
+if not redis.call('ZSCORE', KEYS[1], ARGV[2]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[2])
 redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[3] * 1000))
 return 1
@@ -31,24 +35,40 @@ redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 """
 
 
-class StreamSlot:
-    """A caller's slot for one stream; leaving the context releases it."""
+class StreamSlot(TurnSlot):
+    """A caller's slot for one request or turn.
+
+    Leaving the context releases it.
+    """
 
     def __init__(self, release: Callable[[], None]) -> None:
-        self._release = release
+        self._release: Callable[[], None] | None = release
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:
-        self._release()
+        self.release()
+
+    def release(self) -> None:
+        """See `TurnSlot.release`."""
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+
+class _Lease(NamedTuple):
+    """A slot in Redis, named in the set of its owner."""
+
+    owner: str
+    name: str
 
 
 class StreamLimiter:
-    """Counts open streams by caller.
+    """Counts open requests or running turns by caller.
 
     With Redis each slot is also a lease of `lease_seconds`, renewed every `renew_seconds` (by default a third of that)
-    while the stream is open: the slots of a worker that was killed become free when their leases expire.
+    while the slot is held: the slots of a worker that was killed become free when their leases expire.
     """
 
     def __init__(
@@ -62,7 +82,8 @@ class StreamLimiter:
         self._local_counts: Counter[str] = Counter()
         self._redis = redis
         self._lease_seconds = lease_seconds
-        self._owner_by_lease: dict[str, str] = {}
+        self._leases: dict[str, _Lease] = {}
+        self._slot_released = asyncio.Event()
         self._has_leases = asyncio.Event()
         self._renewal = SupervisedTask("stream lease renewal", self._renew_leases)
         self._releases = TaskSet("stream lease release")
@@ -75,8 +96,10 @@ class StreamLimiter:
         await self._renewal.stop()
         await self._releases.stop(None)
 
-    async def acquire_slot(self, owner: str, limit: int) -> StreamSlot:
+    async def acquire_slot(self, owner: str, limit: int, *, name: str | None = None) -> StreamSlot:
         """Take one of the `limit` slots of a caller.
+
+        A slot with the `name` of one that another worker holds replaces it.
 
         Raises:
             TooManyStreams: all slots are taken.
@@ -85,61 +108,74 @@ class StreamLimiter:
             raise _make_too_many_streams(limit)
         self._local_counts[owner] += 1
         try:
-            lease = await self._acquire_lease(owner, limit) if self._redis is not None else None
+            token = None if self._redis is None else await self._acquire_lease(owner, limit, name or uuid4().hex)
         except BaseException:
             self._decrement_local_count(owner)
             raise
-        return StreamSlot(partial(self._release_slot, owner, lease))
+        return StreamSlot(partial(self._release_slot, owner, token))
 
-    def _release_slot(self, owner: str, lease: str | None) -> None:
+    async def wait_for_slot(self, owner: str, limit: int, *, name: str) -> StreamSlot:
+        """Take a slot of a caller as soon as one is free."""
+        while True:
+            self._slot_released.clear()
+            try:
+                return await self.acquire_slot(owner, limit, name=name)
+            except TooManyStreams:
+                await wait_or_poll(self._slot_released, _POLL_SECONDS)
+
+    def _release_slot(self, owner: str, token: str | None) -> None:
         self._decrement_local_count(owner)
-        if lease is not None:
-            self._releases.spawn(self._remove_leases(self._owner_by_lease.pop(lease), lease))
+        self._slot_released.set()
+        if token is not None:
+            lease = self._leases.pop(token)
+            if lease not in self._leases.values():
+                self._releases.spawn(self._remove_leases(owner, lease.name))
 
     def _decrement_local_count(self, owner: str) -> None:
         self._local_counts[owner] -= 1
         if not self._local_counts[owner]:
             del self._local_counts[owner]
 
-    async def _acquire_lease(self, owner: str, limit: int) -> str | None:
-        """Acquire a lease and return its name.
+    async def _acquire_lease(self, owner: str, limit: int, name: str) -> str | None:
+        """Acquire a lease and return its key in `_leases`.
 
         Return None while Redis is unavailable, when this worker counts alone.
 
         Raises:
             TooManyStreams: the caller has `limit` leases at all workers together.
         """
-        lease = uuid4().hex
-        acquire = partial(self._acquire_script, keys=[_make_redis_key(owner)], args=[limit, lease, self._lease_seconds])
+        acquire = partial(self._acquire_script, keys=[_make_redis_key(owner)], args=[limit, name, self._lease_seconds])
         acquired = await self._call_redis(acquire)
         if acquired is None:
             return None
         if not acquired:
             raise _make_too_many_streams(limit)
-        self._owner_by_lease[lease] = owner
+        token = uuid4().hex
+        self._leases[token] = _Lease(owner, name)
         self._has_leases.set()
         self._renewal.start()
-        return lease
+        return token
 
     async def _renew_leases(self) -> None:
         """Renew all leases, while there are any."""
         while True:
-            if not self._owner_by_lease:
+            if not self._leases:
                 self._has_leases.clear()
                 await self._has_leases.wait()
             await asyncio.sleep(self._renew_seconds)
-            leases_by_owner: dict[str, list[str]] = {}
-            for lease, owner in self._owner_by_lease.items():
-                leases_by_owner.setdefault(owner, []).append(lease)
-            for owner, leases in leases_by_owner.items():
-                keys, arguments = [_make_redis_key(owner)], [self._lease_seconds, *leases]
+            names_by_owner: dict[str, list[str]] = {}
+            for lease in self._leases.values():
+                names_by_owner.setdefault(lease.owner, []).append(lease.name)
+            for owner, names in names_by_owner.items():
+                keys, arguments = [_make_redis_key(owner)], [self._lease_seconds, *names]
                 await self._call_redis(partial(self._renew_script, keys=keys, args=arguments))
-                if released := [lease for lease in leases if lease not in self._owner_by_lease]:
+                held = set(self._leases.values())
+                if released := [name for name in names if _Lease(owner, name) not in held]:
                     await self._remove_leases(owner, *released)  # the renewal may have run after their release
 
-    async def _remove_leases(self, owner: str, *leases: str) -> None:
+    async def _remove_leases(self, owner: str, *names: str) -> None:
         assert self._redis is not None
-        await self._call_redis(partial(self._redis.client.zrem, _make_redis_key(owner), *leases), ignore_backoff=True)
+        await self._call_redis(partial(self._redis.client.zrem, _make_redis_key(owner), *names), ignore_backoff=True)
 
     async def _call_redis(self, operation: Callable[[], Awaitable[int]], *, ignore_backoff: bool = False) -> int | None:
         assert self._redis is not None
@@ -154,4 +190,4 @@ def _make_redis_key(owner: str) -> str:
 
 
 def _make_too_many_streams(limit: int) -> TooManyStreams:
-    return TooManyStreams(f"At most {limit} of your requests may run at once.", retry_after=1)
+    return TooManyStreams(f"At most {limit} of your requests or turns may run at once.", retry_after=1)
