@@ -220,7 +220,10 @@ async def build_llm(settings: Settings, tasks: TaskRegistry) -> AsyncGenerator[L
     """Connect to the model server and keep its catalog fresh."""
     upstream, catalog = connect_model_server(settings)
     policy = RetryPolicy(
-        retries=settings.model_retries, delay=settings.model_retry_delay, max_wait=settings.model_retry_max_wait
+        retries=settings.model_retries,
+        delay=settings.model_retry_delay,
+        max_wait=settings.model_retry_max_wait,
+        text_call_chars=settings.model_text_call_chars,
     )
     model = ResilientModel(upstream, catalog, fallbacks=settings.model_fallbacks, policy=policy)
     refresh = SupervisedTask("model catalog", partial(upstream.refresh_catalog_periodically, catalog))

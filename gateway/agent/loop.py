@@ -147,8 +147,10 @@ class AgentLoop:
                 answer, draft = await self._ask_model(
                     model_call, step, turn, calls.add_call, quiet=output_schema is not None
                 )
-                if output_schema is not None and not output_schema.find_problem(draft):
-                    turn.emit(TextDelta(step=step, text=draft))
+                if output_schema is not None:
+                    draft = output_schema.read_answer(draft)
+                    if not output_schema.find_problem(draft):
+                        turn.emit(TextDelta(step=step, text=draft))
                 turn.emit(_step_completed(step, answer))
                 calls.run_deferred()
                 await turn.settle_budget()
@@ -251,6 +253,7 @@ class AgentLoop:
         problem = ""
         for attempt in range(1, _MAX_STRUCTURED_ATTEMPTS + 1):
             answer, text = await self._ask_model(call, step, turn, _ignore_call, quiet=True)
+            text = output_schema.read_answer(text)
             if (problem := output_schema.find_problem(text)) is None:
                 turn.emit(TextDelta(step=step, text=text))
                 turn.emit(_step_completed(step, answer))
@@ -281,6 +284,7 @@ class AgentLoop:
             parameters=context.parameters,
             user=context.principal.user,
             allowed_models=context.principal.models,
+            reads_text_calls=context.response_format is None,
         )
 
     async def _ask_model(

@@ -1,5 +1,7 @@
 """Structured output: OpenAI's `response_format` of the types json_object and json_schema."""
 
+import re
+
 import msgspec
 from jsonschema.exceptions import SchemaError
 
@@ -8,6 +10,7 @@ from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject
 
 _MAX_MESSAGE_LENGTH = 500
+_FENCE = re.compile(r"```[\w-]{0,20}\s((?:(?!```).)*+)```", re.DOTALL)
 
 
 class OutputSchema:
@@ -38,6 +41,18 @@ class OutputSchema:
         except SchemaNotCheckable:
             raise InvalidRequest("response_format: the schema is nested too deeply.", param="response_format") from None
         self._checker = compile_schema(schema)
+
+    def read_answer(self, text: str) -> str:
+        """Return the JSON of an answer.
+
+        It may stand behind a `<think>` block, or in a code fence. An answer without matching JSON is returned as it is.
+        """
+        for candidate in (text, text.rpartition("</think>")[2]):
+            fence = _FENCE.search(candidate)
+            for form in (candidate.strip(), fence[1].strip() if fence else ""):
+                if form and not self.find_problem(form):
+                    return form
+        return text
 
     def find_problem(self, text: str) -> str | None:
         """Return the reason why an answer does not match.

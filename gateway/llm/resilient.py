@@ -32,6 +32,7 @@ from gateway.llm.tool_repair.repair import (
     extract_calls,
     repair_calls,
 )
+from gateway.llm.tool_repair.text_calls import TextCallParser
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 
 log = get_logger(__name__)
@@ -43,12 +44,14 @@ _FEEDBACK = "Your tool call could not be made: {0} Make it again, correctly, or 
 class RetryPolicy(msgspec.Struct, frozen=True):
     """Limits of retries and of the circuit breaker. Times in seconds.
 
-    `retries` follow errors, `repairs` invalid tool calls. The delay doubles from `delay` to `max_wait`. After
+    At most `text_call_chars` of a text are held back while it may be a call; 0: none. `retries` follow errors,
+    `repairs` invalid tool calls. The delay doubles from `delay` to `max_wait`. After
     `failure_threshold` errors in a row, the circuit is open for `open_seconds`, which doubles up to `max_open_seconds`.
     """
 
     retries: int = 2
     repairs: int = 2
+    text_call_chars: int = 2_000
     delay: float = 0.5
     max_wait: float = 10.0
     failure_threshold: int = 5
@@ -191,9 +194,14 @@ class ResilientModel(Model):
             raise ModelUnavailable(
                 "This model keeps failing and is not called for a while.", retry_after=round(wait, 1)
             )
-        native = not call.tools or self._catalog.get_model_info(call.model).tools
+        if not call.tools:
+            complete = self._inner.complete
+        elif self._catalog.get_model_info(call.model).tools:
+            complete = self._complete_native
+        else:
+            complete = self._complete_prompted
         try:
-            answer = await (self._inner.complete(call, attempt) if native else self._complete_prompted(call, attempt))
+            answer = await complete(call, attempt)
         except BaseException as error:
             attempt.record_broken_call(call, error)
             if isinstance(error, ModelError):
@@ -202,6 +210,24 @@ class ResilientModel(Model):
         attempt.usage = attempt.usage + answer.usage
         breaker.record_success()
         return answer
+
+    async def _complete_native(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
+        """Complete a call of a model with native tool calls.
+
+        Some models write a call into their text nevertheless.
+        """
+        if self._policy.text_call_chars == 0 or call.tool_choice == "none" or not call.reads_text_calls:
+            return await self._inner.complete(call, attempt)
+        parser = TextCallParser(attempt, attempt.schemas, self._policy.text_call_chars)
+        try:
+            answer = await self._inner.complete(call, parser)
+        except BaseException:
+            attempt.add_unshown_chars(parser.held_chars)
+            raise
+        if answer.finish_reason == "length":
+            parser.release_text()
+            return answer
+        return msgspec.structs.replace(answer, finish_reason="tool_calls") if parser.finish_text() else answer
 
     async def _complete_prompted(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         """Complete a call of a model with prompted tools.
@@ -265,7 +291,7 @@ class _AttemptSink(ModelSink):
         self.sink = sink
         self.wait_for_capacity = sink.wait_for_capacity
         self._client_tools = {tool.name for tool in tools if tool.client}
-        self._schemas = {tool.name: tool.input_schema for tool in tools}
+        self.schemas = {tool.name: tool.input_schema for tool in tools}
         self.usage = Usage()
         self.begin_attempt(hold_invalid=False)
 
@@ -291,6 +317,10 @@ class _AttemptSink(ModelSink):
         self._output_chars += len(text)
         self.sink.on_reasoning(text)
 
+    def add_unshown_chars(self, count: int) -> None:
+        """Count output that was never shown."""
+        self._output_chars += count
+
     def record_broken_call(self, call: ModelCall, error: BaseException) -> None:
         """Count the estimated usage of a broken-off call.
 
@@ -314,7 +344,7 @@ class _AttemptSink(ModelSink):
         self._output_chars += len(call.arguments)
         if self.problem is not None:
             return  # the step will be retried
-        for written, repaired in repair_calls(call, self._schemas):
+        for written, repaired in repair_calls(call, self.schemas):
             self._add_repaired_call(written, repaired)
 
     def _add_repaired_call(self, call: ToolCall, repaired: RepairedCall | UnrepairableCall) -> None:
@@ -341,8 +371,8 @@ class _AttemptSink(ModelSink):
 
         The server could not parse it. Return False, and emit none, unless all can be repaired.
         """
-        calls = extract_calls(text, self._schemas)
-        results = [result for call in calls for _, result in repair_calls(call, self._schemas)]
+        calls = extract_calls(text, self.schemas)
+        results = [result for call in calls for _, result in repair_calls(call, self.schemas)]
         problems = [result.problem for result in results if isinstance(result, UnrepairableCall)]
         if problems or not calls or self.has_calls:
             self.problem = problems[0] if problems else None

@@ -15,7 +15,7 @@ class ModelCall(msgspec.Struct, frozen=True):
     """A call of a model.
 
     `response_format` has OpenAI's shape and excludes tools. `user` is the caller. `allowed_models` are globs over the
-    models that the caller may use; None: all.
+    models that the caller may use; None: all. `reads_text_calls`: a text that is nothing but tool calls becomes calls.
     """
 
     model: str
@@ -26,6 +26,7 @@ class ModelCall(msgspec.Struct, frozen=True):
     response_format: JsonObject | None = None
     user: str = ""
     allowed_models: tuple[str, ...] | None = None
+    reads_text_calls: bool = True
 
     def estimate_tokens(self) -> int:
         """Estimate the prompt's tokens: an exact count would need each model's tokenizer."""

@@ -44,6 +44,7 @@ class ModelSettings(BaseSettings):
         default=10.0, ge=0, le=600, validation_alias=AliasChoices("MODEL_RETRY_MAX_WAIT", "MODEL_PATIENCE")
     )
     model_queue_seconds: float = Field(default=30.0, ge=0, le=3_600)
+    model_text_call_chars: int = Field(default=2_000, ge=0, le=100_000)
     model_idle_timeout: float = Field(default=60.0, gt=0)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ end of the text: a call between words is an example.
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gateway.llm.tool_repair.json_repair import (
     MAX_LENIENT_CHARS,
@@ -17,6 +17,7 @@ from gateway.llm.tool_repair.json_repair import (
     is_list,
     is_object,
 )
+from gateway.llm.tool_repair.markup import normalize_markup
 from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, normalize_name, strip_prefixes
 
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "params", "input", "tool_input", "action_input", "__arg1")
@@ -49,6 +50,9 @@ _CALL_START = re.compile(r"\(\s*(?:[A-Za-z_]\w*\s*=(?!=)|[\"'{\d])")
 _LINE_HEAD = re.compile(r"[\s\[(`]*+(?:(?:json|python|tool_code)\s)?(?:<[^<>\n]{1,40}>\s*)*+(?:\w+ = )?(?:print\()?")
 _LINE_TAIL = re.compile(r"[\s\])},;`]*+(?:<[^<>\n]{1,40}>\s*)*+")
 _FILLER = re.compile(r"(?:\s|```\w*|<[^<>]{1,40}>|\w+ = |print\(|[\[\](),;`}])*+")
+_MARKUP_ONLY = re.compile(
+    r"(?:\s|```\w*|</?[|/\w:]{1,40}>|\[/?TOOL_CALLS?\]|\b(?:assistant|commentary|analysis|code|json)\b|[\[\](),;`}>])*+"
+)
 _NAMED = re.compile(rf"[\"'](?:{'|'.join(NAME_KEYS)})[\"']\s*:\s*{_NAME}[\"']")
 _PAYLOAD = re.compile(rf"[\"'](?:{'|'.join(ARGUMENT_KEYS)})[\"']\s*:\s*")
 _CHILD_TAGS = re.compile(
@@ -60,6 +64,10 @@ _PYTHON_NAME = re.compile(r"[\s,;\[]{0,20}+([A-Za-z_][\w.-]{0,127}+)(?=\()")
 _NEXT_OBJECT = re.compile(r"[\s,;]{0,20}+(?=\{)")
 _MAX_KEY_DISTANCE = 400
 _MAX_LINE_CHARS = 120
+
+
+CallPlace = Literal["anywhere", "end", "alone"]
+"""Places of calls: among text, behind text, without text."""
 
 
 class ExtractedCall(NamedTuple):
@@ -75,20 +83,39 @@ class ExtractedCall(NamedTuple):
     arguments: str
 
 
-def find_calls(text: str, names: Collection[str]) -> list[ExtractedCall]:
+def find_calls(text: str, names: Collection[str], *, place: CallPlace = "anywhere") -> list[ExtractedCall]:
     """Find the calls in a text, outside of `<think>` blocks.
 
-    A text over the length limit has none.
+    A text over the length limit has none. The markup of a model family is rewritten only if the text has no calls
+    without that.
     """
     if len(text) > MAX_LENIENT_CHARS:
         return []
     answer = text.rfind("</think>") + 1
     text = text[:answer] + text[answer:].partition("<think>")[0]
-    calls = list(_ToolCallScanner(text, names).scan_calls(answer))
+    if not (calls := _scan_text(text, answer, names)):
+        text = text[:answer] + normalize_markup(text[answer:], names)
+        calls = _scan_text(text, answer, names)
+    return calls if place == "anywhere" or _are_at_place(text, calls, place) else []
+
+
+def _scan_text(text: str, at: int, names: Collection[str]) -> list[ExtractedCall]:
+    calls = list(_ToolCallScanner(text, names).scan_calls(at))
     marked_calls = [call for call in calls if call.is_marked]
     if marked_calls or not calls:
         return marked_calls
     return calls if _is_at_text_edge(text, calls) else []
+
+
+def _are_at_place(text: str, calls: list[ExtractedCall], place: CallPlace) -> bool:
+    """Return whether nothing but markup stands behind the calls.
+
+    For `alone`, also not before and between them.
+    """
+    ends = [0, *(call.end for call in calls)]
+    starts = [*(call.start for call in calls), len(text)]
+    parts = [text[end : max(end, start)] for end, start in zip(ends, starts, strict=True)]
+    return all(_MARKUP_ONLY.fullmatch(part) for part in (parts if place == "alone" else parts[-1:]))
 
 
 def _is_at_text_edge(text: str, calls: list[ExtractedCall]) -> bool:

@@ -88,7 +88,9 @@ class PromptedToolCallParser:
 
         The text is emitted if it has no calls. Return whether it had calls.
         """
-        calls: list[ToolCall] = extract_calls(self._held_text, self._tool_names) if self._in_call_block else []
+        calls: list[ToolCall] = []
+        if self._in_call_block:
+            calls = extract_calls(self._held_text, self._tool_names, place="end")
         for call in calls:
             self._sink.on_tool_call(call)
         if self._held_text and not calls:

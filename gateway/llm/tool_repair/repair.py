@@ -16,6 +16,7 @@ from gateway.llm.tool_repair.extraction import (
     ARGUMENT_KEYS,
     CALL_KEYS,
     NAME_KEYS,
+    CallPlace,
     find_calls,
     list_json_calls,
     read_parameter_tags,
@@ -128,15 +129,15 @@ def choose_arguments_text(written: str, repaired: RepairedCall) -> str:
     return written if is_equal else encoded.decode()
 
 
-def extract_calls(text: str, names: Collection[str]) -> list[ToolCall]:
+def extract_calls(text: str, names: Collection[str], *, place: CallPlace = "anywhere") -> list[ToolCall]:
     """Extract the calls in a text, with their arguments as written.
 
-    The text is a server's `failed_generation`, or the output of a model without native calls. `names`: the available
-    tools; without markup, only their names count as calls. The ids of the calls depend on the text alone.
+    The text is a server's `failed_generation`, or the output of a model. `names`: the available tools; without markup,
+    only their names count as calls. `place`: where the calls must stand for any of them to count. The ids of the calls
+    depend on the text alone.
     """
     calls: list[ToolCall] = []
-    text = join_surrogates(text)
-    for call in find_calls(text, names) or find_calls(normalize_markup(text, names), names):
+    for call in find_calls(join_surrogates(text), names, place=place):
         digest = sha256(f"{len(calls)}\0{call.name}\0{call.arguments}".encode())
         calls.append(ToolCall(f"call_{digest.hexdigest()[:8]}", call.name, call.arguments))
     return calls

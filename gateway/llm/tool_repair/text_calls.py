@@ -1,0 +1,120 @@
+"""Tool calls that models with native calls write into their text.
+
+A text becomes calls only if it is nothing but calls of offered tools whose arguments match their schemas.
+"""
+
+import re
+from collections.abc import Mapping
+
+from gateway.domain.messages import JsonObject, ToolCall
+from gateway.llm.tool_repair.json_repair import JsonRepairError
+from gateway.llm.tool_repair.repair import RepairedCall, extract_calls, repair_calls
+from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, resolve_tool_name
+from gateway.ports.model import ModelSink
+
+_MARKERS = (
+    "<tool_call",
+    "<tool_use>",
+    "<toolcall>",
+    "<function",
+    "<invoke",
+    "<use_mcp_tool>",
+    "<|tool",
+    "<\uff5ctool",
+    "<\uff5cdsml\uff5c",
+    "<|python_",
+    "<|start|>",
+    "<|channel|>",
+    "<|start_action|>",
+    "<|action_start|>",
+    "<minimax:tool_call>",
+    "<seed:tool_call>",
+    "<longcat_tool_call>",
+    "[tool_call",
+    "]<]minimax[>[",
+    "functions.",
+    "call:",
+    ">>>",
+    '{"name"',
+    '[{"name"',
+    '{"type":"function"',
+    '{"tool_calls"',
+)
+_MAX_MARKER_LENGTH = max(map(len, _MARKERS))
+_JSON_SPACE = re.compile(r"(?<=[\[{:])\s+")
+_FIRST_NAME = re.compile(r"\s*(?:\[\s*)?\{\s*\"name\"\s*:\s*\"([^\"\\]{0,128})\"|\s*<function=([\w.-]{1,128})[>{(\s]")
+
+
+class TextCallParser:
+    """Sink that holds back a text while it may be a call.
+
+    A text of more than `max_chars`, or one that is no call, is passed on at once. From then on, and for all other
+    output, the callbacks are those of the inner sink, without a call in between for each token, so `ModelSink` with its
+    abstract methods cannot be a base class.
+    """
+
+    def __init__(self, sink: ModelSink, schemas: Mapping[str, JsonObject], max_chars: int) -> None:
+        self._sink = sink
+        self._schemas = schemas
+        self._tags = tuple(f"<{name.lower()}>" for name in schemas)
+        self._max_chars = max_chars
+        self._held_text = ""
+        self._is_name_known = False
+        self.on_text = self._hold_text
+        self.on_tool_call = self._pass_tool_call
+        self.on_accepted = sink.on_accepted
+        self.on_reasoning = sink.on_reasoning
+        self.on_server_tool_call = sink.on_server_tool_call
+        self.on_retry = sink.on_retry
+        self.record_failed_usage = sink.record_failed_usage
+        self.wait_for_capacity = sink.wait_for_capacity
+
+    def _hold_text(self, text: str) -> None:
+        self._held_text += text
+        if len(self._held_text) > self._max_chars or not self._may_be_call():
+            self.release_text()
+
+    def _pass_tool_call(self, call: ToolCall) -> None:
+        self.release_text()
+        self._sink.on_tool_call(call)
+
+    def _may_be_call(self) -> bool:
+        head = _JSON_SPACE.sub("", self._held_text.lstrip()[: 4 * _MAX_MARKER_LENGTH]).lower()
+        if not any(marker.startswith(head[: len(marker)]) for marker in (*_MARKERS, *self._tags)):
+            return False
+        name = None if self._is_name_known else _FIRST_NAME.match(self._held_text)
+        self._is_name_known = self._is_name_known or name is not None
+        return name is None or self._is_tool(name[1] or name[2])
+
+    def _is_tool(self, name: str) -> bool:
+        try:
+            resolve_tool_name(name, self._schemas)
+        except JsonRepairError:
+            return is_parallel_wrapper(name)
+        return True
+
+    def release_text(self) -> None:
+        """Pass on the held text, and hold back nothing any more."""
+        self.on_text, self.on_tool_call = self._sink.on_text, self._sink.on_tool_call
+        text, self._held_text = self._held_text, ""
+        if text:
+            self._sink.on_text(text)
+
+    @property
+    def held_chars(self) -> int:
+        return len(self._held_text)
+
+    def finish_text(self) -> bool:
+        """Emit the held text as calls; if it is none, as text.
+
+        Return whether it was calls.
+        """
+        calls = extract_calls(self._held_text, self._schemas, place="alone")
+        repaired = [result for call in calls for _, result in repair_calls(call, self._schemas)]
+        if not calls or not all(isinstance(result, RepairedCall) for result in repaired):
+            self.release_text()
+            return False
+        self._held_text = ""
+        for call in calls:
+            self._sink.on_tool_call(call)
+        return True
