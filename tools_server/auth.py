@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tools_server.config import Settings
 
 LOCAL_USER = "local"
-_USER_SCOPE_KEY = "tools_server.user"
+USER_SCOPE_KEY = "tools_server.user"
 _ISSUER = "agent-gateway"
 _MAX_USER_LENGTH = 256
 _LEEWAY_SECONDS = 5
@@ -64,7 +64,7 @@ class AuthenticationMiddleware:
             scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if scope["type"] == "http" and scope["path"] != "/health" and not scope["path"].startswith(METADATA_PATH):
             try:
-                scope[_USER_SCOPE_KEY] = await self._authenticate_user(
+                scope[USER_SCOPE_KEY] = await self._authenticate_user(
                     dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
                 )
             except TokenRejected as error:
@@ -187,7 +187,7 @@ def get_request_user(request: object) -> str:
     if request is None:
         return LOCAL_USER
     assert isinstance(request, Request)
-    return request.scope[_USER_SCOPE_KEY]
+    return request.scope[USER_SCOPE_KEY]
 
 
 async def _send_rejection(send: Send, error: TokenRejected, issuer: OAuthIssuer | None) -> None:

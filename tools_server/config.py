@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     tools_server_allowed_origins: CommaSeparated = ()
     tools_server_session_idle_seconds: float = Field(default=1_800.0, gt=0, le=86_400)
     tools_server_max_sessions: int = Field(default=1_000, ge=1)
+    tools_server_max_user_sessions: int = Field(default=100, ge=1)
 
     database_url: str | None = Field(default=None, repr=False)
     postgres_host: str | None = None

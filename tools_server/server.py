@@ -12,6 +12,7 @@ from mcp.server.caching import CacheHint
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp.server.request_state import RequestStateSecurity
+from mcp.server.streamable_http_manager import StreamableHTTPASGIApp
 from mcp.server.subscriptions import ListenHandler
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.types import (
@@ -27,14 +28,17 @@ from mcp.types import (
     Tool,
 )
 from pydantic import ValidationError
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
 from tools_server.config import Settings
 from tools_server.rest import add_rest_routes
+from tools_server.sessions import UserSessionManager
 from tools_server.tasks import tools as task_tools
 from tools_server.tasks.store import TaskStore
 
@@ -66,6 +70,12 @@ class ToolServer(MCPServer[object]):
             return create_options(NotificationOptions(tools_changed=True))
 
         server.create_initialization_options = create_options_with_changes
+
+    def build_http_app(self, settings: Settings, security: TransportSecuritySettings) -> Starlette:
+        """Build the application with bounded sessions of each user."""
+        manager = UserSessionManager(self._lowlevel_server, settings, security)
+        routes = [Route("/mcp", StreamableHTTPASGIApp(manager)), *self._custom_starlette_routes]
+        return Starlette(routes=routes, lifespan=lambda _: manager.run())
 
     def close_listen_streams(self) -> None:
         """End the open listen streams, each with its last message.
@@ -156,12 +166,7 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
             *settings.tools_server_allowed_origins,
         ],
     )
-    app = mcp.streamable_http_app(
-        transport_security=security,
-        host=settings.tools_server_host,
-        session_idle_timeout=settings.tools_server_session_idle_seconds,
-        max_sessions=settings.tools_server_max_sessions,
-    )
+    app = mcp.build_http_app(settings, security)
     add_rest_routes(app)
     app.routes.extend(build_metadata_routes(settings))
     return AuthenticationMiddleware(app, settings)

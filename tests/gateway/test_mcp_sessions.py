@@ -11,6 +11,7 @@ from mcp.server.streamable_http import StreamableHTTPServerTransport
 from gateway.simulator import Simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
+from tests.gateway.api.test_key_permissions import connect_mcp_client
 from tests.gateway.test_mcp_session_forwarding import INITIALIZE_REQUEST, LIST_REQUEST, MCP_HEADERS
 from tests.stack import Gateway, serve_gateway
 
@@ -112,3 +113,33 @@ async def test_sessions_of_other_users_are_not_replaced(database_url: str, simul
             assert (await open_session(gateway, keyring.headers("bob")))[0] == 200
         assert gateway.state.mcp.session_count == 3
         assert await list_tools(gateway, of_ann) == 200
+
+
+async def test_keys_of_a_user_share_the_limit_and_modern_requests_open_no_session(
+    database_url: str, simulator: Simulator
+) -> None:
+    async with serve_gateway(database_url, simulator, None, mcp_max_user_sessions=2) as gateway:
+        keyring = Keyring(gateway)
+        keys = [await keyring.create_key("eve", role="viewer") for _ in range(3)]
+        for key in keys * 3:
+            assert (await open_session(gateway, key))[0] == 200
+        assert gateway.state.mcp.session_count == 2
+        for _ in range(3):
+            async with connect_mcp_client(gateway, keys[0], mode="2026-07-28") as client:
+                await client.list_tools()
+        assert gateway.state.mcp.session_count == 2
+
+
+async def test_forwarded_requests_open_no_session_and_count_for_their_user(
+    database_url: str, simulator: Simulator
+) -> None:
+    async with (
+        serve_gateway(database_url, simulator, None, mcp_max_user_sessions=2) as first,
+        serve_gateway(database_url, simulator, None, mcp_max_user_sessions=2) as second,
+    ):
+        sessions = [(await open_session(first))[1] for _ in range(2)]
+        assert [await list_tools(second, session) for session in sessions] == [200, 200]
+        assert (first.state.mcp.session_count, second.state.mcp.session_count) == (2, 0)
+        assert (await open_session(first))[0] == 200
+        assert [await list_tools(second, session) for session in sessions] == [404, 200]
+        assert (first.state.mcp.session_count, second.state.mcp.session_count) == (2, 0)

@@ -9,6 +9,7 @@ from mcp.types import INVALID_PARAMS, ResourceTemplateReference
 
 from tests.eventually import TIMEOUT_SECONDS, eventually
 from tests.tools_server.conftest import ERAS, NO_DATABASE, connect, serve_tools, settings, text_of
+from tests.tools_server.test_auth import token
 from tools_server.server import ToolServer, create_server
 from tools_server.tasks.store import TaskStore
 
@@ -140,4 +141,45 @@ async def test_legacy_session_left_open_expires_and_sessions_are_bounded() -> No
             await in_use.enter_async_context(http.stream("GET", f"{address}/mcp", headers=session))
         assert (await open_session()).status_code == 503
         await in_use.aclose()
+        await eventually(opens_session)
+
+
+async def test_sessions_of_one_user_leave_room_for_others() -> None:
+    request = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+    }
+    listing = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+    headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+    limits = {"tools_server_max_user_sessions": 2, "tools_server_max_sessions": 3}
+    async with (
+        serve_tools(**limits) as address,
+        httpx2.AsyncClient(timeout=TIMEOUT_SECONDS) as http,
+        AsyncExitStack() as in_use,
+    ):
+
+        async def open_session(user: str) -> tuple[int, dict[str, str]]:
+            own = headers | {"Authorization": f"Bearer {token(sub=user)}"}
+            response = await http.post(f"{address}/mcp", json=request, headers=own)
+            session = response.headers.get("mcp-session-id")
+            return response.status_code, own | ({"Mcp-Session-Id": session} if session else {})
+
+        async def list_tools(session: dict[str, str]) -> int:
+            return (await http.post(f"{address}/mcp", json=listing, headers=session)).status_code
+
+        _, of_ann = await open_session("ann")
+        of_eve = [(await open_session("eve"))[1] for _ in range(5)]
+        assert [await list_tools(session) for session in (of_ann, *of_eve)] == [200, 404, 404, 404, 200, 200]
+        for session in of_eve[3:]:
+            await in_use.enter_async_context(http.stream("GET", f"{address}/mcp", headers=session))
+        assert (await open_session("eve"))[0] == 503
+        assert (await open_session("bob"))[0] == 200  # it replaces the idle session of ann
+        assert await list_tools(of_ann) == 404
+        await in_use.aclose()
+
+        async def opens_session() -> bool:
+            return (await open_session("eve"))[0] == 200
+
         await eventually(opens_session)

@@ -1,6 +1,5 @@
 """Sessions of the legacy protocol, which expire and are bounded in number."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from gateway.common.logging import get_logger
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded, RateLimited
+from gateway_runtime.idle_sessions import find_idle_session
 
 log = get_logger(__name__)
 
@@ -71,24 +71,15 @@ class LegacySessionManager(StreamableHTTPSessionManager):
 
         Return False if none of `sessions` is idle.
         """
-        idle = [(scope.deadline, session) for session in sessions if (scope := self._get_idle_scope(session))]
-        if not idle:
+        session = find_idle_session(sessions, self._server_instances)
+        if session is None:
             return False
-        _, session = min(idle)
         log.info("mcp_session_replaced", sessions=len(self))
         transport = self._server_instances.pop(session)
         self._session_owners.pop(session, None)
         assert transport.idle_scope is not None
         transport.idle_scope.cancel()  # its task then ends, and discards it
         return True
-
-    def _get_idle_scope(self, session: str) -> Any:
-        """The scope that ends an idle session at its deadline.
-
-        None while the session is in use.
-        """
-        scope = self._server_instances[session].idle_scope
-        return None if scope is None or math.isinf(scope.deadline) else scope
 
     async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
         self._on_end(session_id)
