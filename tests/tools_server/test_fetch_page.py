@@ -88,6 +88,12 @@ async def test_text_is_decoded_as_it_was_declared(content_type: str, body: bytes
         "http://[64:ff9b::7f00:1]/",
         "https://192.168.0.1:8443/",
         "http://8.8.8.8:22/",
+        "http://192.0.0.192/opc/v2/instance/",
+        "http://168.63.129.16/?comp=versions",
+        "http://[3fff::1]/",
+        "http://[2001:0:4136:e378:8000:63bf:f7f7:f7f7]/",
+        "http://192.175.48.42/",
+        "http://[2620:4f:8000::42]/",
     ],
 )
 async def test_address_that_is_not_public_is_never_connected_to(url: str) -> None:
