@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
+from gateway_runtime.child_processes import select_variables
 from gateway_runtime.errors import EmbeddedPostgresError
 
 SYSTEM_USER = "agent-gateway-pg"
@@ -64,7 +65,7 @@ class ClusterPaths:
         return subprocess.run(  # noqa: S603
             [str(part) for part in command],
             **self.get_process_options(),
-            input=stdin,
+            input=stdin or "",  # without input the program would inherit this process's standard input
             capture_output=True,
             text=True,
             check=False,
@@ -159,7 +160,8 @@ def _find_system_user(notes: list[str]) -> pwd.struct_passwd:
     useradd = shutil.which("useradd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if useradd is not None:
         command = [useradd, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
-        subprocess.run(command, capture_output=True, check=False)  # noqa: S603
+        env = select_variables(os.environ)
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)  # noqa: S603
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(SYSTEM_USER)
     notes.append(f"The user {SYSTEM_USER} could not be created: Postgres runs as the user nobody.")

@@ -22,12 +22,12 @@ def bind_socket(
     setting: str,
     host_setting: str | None = None,
     shared: bool = False,
-    inheritable: bool = True,
     backlog: int | None = None,
 ) -> socket.socket:
     """Bind a TCP socket, and listen if there is a `backlog`.
 
-    With `shared`, other sockets of this user may bind the same port.
+    With `shared`, other sockets of this user may bind the same port. No child process inherits the socket unless it is
+    in the `pass_fds` of that child's start.
 
     Raises:
         ConfigError: the port is taken (names `setting`), or the address does not belong to this machine (names
@@ -48,7 +48,6 @@ def bind_socket(
         number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (None, "not a host name")
         name = setting if number in (errno.EADDRINUSE, errno.EACCES) else host_setting or setting
         raise ConfigError(f"{name}: cannot listen on {host}:{port}: {reason}") from None
-    listener.set_inheritable(inheritable)
     return listener
 
 
@@ -71,12 +70,10 @@ class SharedPort:
         return self._socket.getsockname()[1]
 
     def create_listener(self) -> socket.socket:
-        """Create the socket that one process inherits."""
+        """Create the socket of one process, for the `pass_fds` of its start."""
         if _KERNEL_BALANCES:
             return bind_socket(self._host, self.port_number, setting=self._setting, shared=True)
-        copy = self._socket.dup()
-        copy.set_inheritable(True)
-        return copy
+        return self._socket.dup()
 
     def close(self) -> None:
         self._socket.close()

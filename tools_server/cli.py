@@ -17,6 +17,7 @@ import structlog
 import typer
 
 from gateway_runtime import embedded_postgres, tls
+from gateway_runtime.child_processes import keep_descriptors_private
 from gateway_runtime.event_loop import event_loop_factory
 from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.postgres_keeper import PostgresKeeper
@@ -39,6 +40,7 @@ def serve(
 ) -> None:
     """Run the tool server: over HTTP at /mcp, or over stdio."""
     signal.signal(signal.SIGTERM, _exit_on_signal)
+    keep_descriptors_private()
     try:
         settings = load_settings()
         configure_logging(json=settings.json_logs, level=settings.effective_log_level)
@@ -161,7 +163,6 @@ def _bind_listener(settings: Settings) -> socket.socket:
         settings.tools_server_port,
         setting="TOOLS_SERVER_PORT",
         host_setting="TOOLS_SERVER_HOST",
-        inheritable=False,
         backlog=_BACKLOG,
     )
 

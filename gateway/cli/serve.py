@@ -25,8 +25,10 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     from gateway.common import logging
     from gateway.mcp_client.server_config import load_servers
     from gateway_runtime import sockets, tls
+    from gateway_runtime.child_processes import keep_descriptors_private
     from gateway_runtime.parent_watchdog import ParentWatchdog
 
+    keep_descriptors_private()
     logging.configure_logging(json=settings.json_logs, level=settings.effective_log_level)
     _log_renamed_settings()
     tls_options = tls.build_server_options(settings.tls_files)

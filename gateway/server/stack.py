@@ -15,6 +15,7 @@ from uuid import UUID
 
 from gateway.config import ConfigError, Settings
 from gateway.mcp_client.server_config import load_servers
+from gateway.server.child_environment import build_simulator_environment, build_tool_server_environment
 from gateway.server.startup_report import report_stack_ready, report_workers_ready
 from gateway.server.supervisor import ManagedProcess, Supervisor
 from gateway_runtime import tls
@@ -51,7 +52,11 @@ def run_stack(settings: Settings) -> int:
         }
         simulators = build_simulator(settings, env, listener)
         tool_server = ManagedProcess(
-            "the tool server", [*_PYTHON_MODULE, "tools_server.cli"], env, stop_rank=1, stop_timeout_seconds=1.5
+            "the tool server",
+            [*_PYTHON_MODULE, "tools_server.cli"],
+            build_tool_server_environment(env),
+            stop_rank=1,
+            stop_timeout_seconds=1.5,
         )
         workers = build_workers(settings, env, port, settings.gateway_workers)
         supervisor = Supervisor(
@@ -99,7 +104,7 @@ def build_simulator(settings: Settings, env: dict[str, str], listener: socket.so
     fd = listener.fileno()
     argv = [*_PYTHON_MODULE, "gateway.simulator", "--fd", str(fd)]
     argv += ["--replay", str(settings.simulator_replay)] if settings.simulator_replay else []
-    return [ManagedProcess("the simulated Groq", argv, env, stop_rank=1, pass_fds=(fd,))]
+    return [ManagedProcess("the simulated Groq", argv, build_simulator_environment(env), stop_rank=1, pass_fds=(fd,))]
 
 
 def build_workers(settings: Settings, env: Mapping[str, str], port: SharedPort, count: int) -> list[ManagedProcess]:

@@ -82,16 +82,19 @@ class RunningStack(Client):
         raise AssertionError(f"no child runs {module}")
 
     def find_descendants(self) -> list[int]:
-        """Return the ids of all processes with the stack's environment."""
-        assignment = f"GATEWAY_DATA_DIR={self.data_dir}".encode()
+        """Return the ids of all processes of the stack.
+
+        Each child gets the stack's `LOGNAME`, except Postgres.
+        """
+        assignment = f"LOGNAME={self.environment['LOGNAME']}".encode()
         pids: list[int] = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                has_data_dir = assignment in (entry / "environ").read_bytes().split(b"\0")
+                has_name = assignment in (entry / "environ").read_bytes().split(b"\0")
                 is_postgres = str(self.data_dir / "postgres").encode() in (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if (has_data_dir or is_postgres) and int(entry.name) != self.process.pid:
+            if (has_name or is_postgres) and int(entry.name) != self.process.pid:
                 pids.append(int(entry.name))
         return pids
 
@@ -131,7 +134,11 @@ async def run_stack(
     port, tools_port = find_free_port(), find_free_port()
     data_dir = directory / "data"
     environment = clean_environment(
-        GATEWAY_PORT=str(port), TOOLS_SERVER_PORT=str(tools_port), GATEWAY_DATA_DIR=str(data_dir), **settings
+        GATEWAY_PORT=str(port),
+        TOOLS_SERVER_PORT=str(tools_port),
+        GATEWAY_DATA_DIR=str(data_dir),
+        LOGNAME=f"agw-{port}",
+        **settings,
     )
     output = directory / "output"
     with output.open("wb") as out:
@@ -180,7 +187,9 @@ async def run_serve(
     `timeout_seconds` limits each request of its client.
     """
     port, data_dir, output = find_free_port(), directory / "data", directory / "output"
-    environment = clean_environment(GATEWAY_PORT=str(port), GATEWAY_DATA_DIR=str(data_dir), **settings)
+    environment = clean_environment(
+        GATEWAY_PORT=str(port), GATEWAY_DATA_DIR=str(data_dir), LOGNAME=f"agw-{port}", **settings
+    )
     with output.open("wb") as out:
         process = subprocess.Popen(
             gateway_command("serve", *arguments), cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT

@@ -1,0 +1,52 @@
+"""Environments of the processes that the gateway starts beside its workers."""
+
+from collections.abc import Mapping
+
+from gateway_runtime.child_processes import select_variables
+
+TOOLS_SERVER_VARIABLES = frozenset(
+    {
+        "BRAVE_API_KEY",
+        "DATABASE_URL",
+        "DEBUG",
+        "GATEWAY_DATA_DIR",
+        "LOG_JSON",
+        "LOG_LEVEL",
+        "POSTGRES_DB",
+        "POSTGRES_HOST",
+        "POSTGRES_PASSWORD",
+        "POSTGRES_PORT",
+        "POSTGRES_USER",
+        "SEARCH_BACKEND",
+        "SEARCH_TIMEOUT",
+        "SEARXNG_URL",
+        "TAVILY_API_KEY",
+        "TOOLS_SERVER_ALLOWED_HOSTS",
+        "TOOLS_SERVER_ALLOWED_ORIGINS",
+        "TOOLS_SERVER_AUDIENCE",
+        "TOOLS_SERVER_HOST",
+        "TOOLS_SERVER_MAX_SESSIONS",
+        "TOOLS_SERVER_OAUTH_ISSUER",
+        "TOOLS_SERVER_OAUTH_JWKS_URL",
+        "TOOLS_SERVER_PORT",
+        "TOOLS_SERVER_PUBLIC_URL",
+        "TOOLS_SERVER_SECRET",
+        "TOOLS_SERVER_SESSION_IDLE_SECONDS",
+        "TOOLS_SERVER_TLS_CERT_FILE",
+        "TOOLS_SERVER_TLS_KEY_FILE",
+        "TOOLS_SERVER_TLS_KEY_PASSWORD",
+    }
+)
+"""The tool server's settings. The supervisor sets GATEWAY_PARENT_FD itself."""
+_PROXY_VARIABLES = frozenset({"ALL_PROXY", "DDGS_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
+"""The tool server's search goes through these."""
+
+
+def build_tool_server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Select the tool server's settings: no keys of models, callers or Redis."""
+    return select_variables(environment, TOOLS_SERVER_VARIABLES | _PROXY_VARIABLES)
+
+
+def build_simulator_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Select the simulator's variables. Its command line has its settings."""
+    return select_variables(environment)
