@@ -32,6 +32,7 @@
      ├─ TooManyAttempts          500 too_many_attempts
      └─ ModelError               502 model_error
          ├─ ModelKeyRefused      502 model_key_refused
+         ├─ ModelNotPermitted    403 model_not_permitted
          ├─ ModelRateLimited     429 model_rate_limited
          ├─ UpstreamRateLimited  429 upstream_rate_limited
          ├─ ModelRequestRefused  400 model_request_refused
@@ -269,6 +270,14 @@ class ModelError(GatewayError):
 class ModelKeyRefused(ModelError):
     code = "model_key_refused"
     default_message = "The model's server refused the gateway's API key. The administrator must check GROQ_API_KEY."
+
+
+class ModelNotPermitted(ModelError):
+    """The gateway's key may not use this model."""
+
+    code = "model_not_permitted"
+    status = 403
+    default_message = "The gateway's key may not use this model."
 
 
 class ModelRateLimited(ModelError):

@@ -22,23 +22,16 @@ from gateway.domain.errors import (
     GatewayError,
     ModelAnswerTooLong,
     ModelError,
-    ModelKeyRefused,
-    ModelNotFound,
     ModelRateLimited,
-    ModelRequestRefused,
     ModelStreamBroken,
     ModelUnavailable,
-    OutputInvalid,
-    PromptTooLong,
-    ToolCallUnreadable,
 )
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message
 from gateway.llm.catalog import Catalog
 from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
-from gateway.llm.rate_limit.token_bucket import parse_duration
 from gateway.llm.recording import Recorder
-from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, UpstreamError, read_whole_answer
-from gateway.llm.tool_repair.json_repair import is_list, is_object
+from gateway.llm.stream import MAX_ANSWER_CHARS, ChunkReader, read_whole_answer
+from gateway.llm.upstream_errors import make_status_error
 from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 from gateway.ports.model_sdk import SdkClient, SdkModule, SdkStatusError
 
@@ -176,6 +169,7 @@ class OpenAICompatibleModel(Model):
         }
         self._stream_class = sdk.AsyncStream[Any]
         self._key_setting = key_setting
+        self._url_setting = key_setting.replace("_API_KEY", "_BASE_URL")
         self._streams_structured_output = streams_structured_output
         self._limiter = options.limiter
         self._queue_seconds = options.queue_seconds
@@ -300,7 +294,13 @@ class OpenAICompatibleModel(Model):
             status_error = cast(SdkStatusError, error)
             if permit is not None:
                 permit.on_response(status_error.response.headers, status_error.status_code)
-            raise self._make_status_error(status_error) from error
+            raise make_status_error(
+                status_error.status_code,
+                status_error.body,
+                status_error.response.headers,
+                key_setting=self._key_setting,
+                url_setting=self._url_setting,
+            ) from error
         except (TimeoutError, sdk.APITimeoutError, httpx.TimeoutException) as error:
             raise ModelUnavailable(
                 "The model's server did not answer in time." if _is_timeout(error) else None
@@ -309,37 +309,6 @@ class OpenAICompatibleModel(Model):
             raise ModelUnavailable from error
         except (httpx.HTTPError, aiohttp.ClientError, sdk.APIError) as error:
             raise ModelStreamBroken from error
-
-    def _make_status_error(self, error: SdkStatusError) -> GatewayError:
-        """Return the gateway's error for an HTTP status.
-
-        It has the server's message only if that helps callers.
-        """
-        status, detail = int(error.status_code), _parse_error_detail(error)
-        wait = parse_duration(error.response.headers.get("retry-after"))
-        log.warning("model_call_rejected", status=status, code=detail.code)
-        if status in (401, 403):
-            return ModelKeyRefused(
-                f"The model's server refused the gateway's key. The administrator must check {self._key_setting}."
-            )
-        if status == 404 or detail.code == "model_decommissioned":
-            return ModelNotFound("The model's server does not know this model.", param="model")
-        if status == 429:
-            return ModelRateLimited(retry_after=wait)
-        if status == 413:
-            return ModelRequestRefused("The request is too large for this model: shorten the messages or the history.")
-        if status in (408, 409, 498) or status >= 500:  # 409: a conflict that ends by itself
-            return ModelUnavailable(retry_after=wait)
-        if detail.code == "context_length_exceeded":
-            return PromptTooLong("The prompt is longer than the model's window.", param="messages")
-        if detail.code == "json_validate_failed":
-            return OutputInvalid()
-        if detail.code == "tool_use_failed":
-            return ToolCallUnreadable(written=detail.failed_generation or "")
-        if 400 <= status < 500:
-            reason = detail.message[:500] or "no reason given"
-            return ModelRequestRefused(f"The model's server refused the request: {reason}")
-        return ModelError()
 
 
 async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: ModelSink) -> None:
@@ -404,21 +373,3 @@ def _is_timeout(error: BaseException) -> bool:
     while error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, TimeoutError)
-
-
-def _parse_error_detail(error: SdkStatusError) -> UpstreamError:
-    """Parse the error object of a response body.
-
-    Servers use several shapes.
-    """
-    body = error.body
-    if is_list(body) and body:
-        body = body[0]
-    if is_object(body):
-        body = body.get("error") or body.get("detail") or body
-    if isinstance(body, str) and not body.lstrip().startswith("<"):  # an HTML page helps no API client
-        return UpstreamError(message=body)
-    try:
-        return msgspec.convert(body, UpstreamError, strict=False)
-    except msgspec.ValidationError:
-        return UpstreamError()

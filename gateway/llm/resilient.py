@@ -16,6 +16,7 @@ import msgspec
 from gateway.common.logging import get_logger
 from gateway.domain.errors import (
     ModelError,
+    ModelNotPermitted,
     ModelRateLimited,
     ModelUnavailable,
     PromptTooLong,
@@ -261,7 +262,7 @@ class ResilientModel(Model):
 
 
 def _is_worth_fallback(error: ModelError) -> bool:
-    return error.retryable or isinstance(error, ModelRateLimited | UpstreamRateLimited)
+    return error.retryable or isinstance(error, ModelNotPermitted | ModelRateLimited | UpstreamRateLimited)
 
 
 def _with_feedback(call: ModelCall, rejected_text: str, problem: str, *, without_tools: bool) -> ModelCall:

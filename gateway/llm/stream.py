@@ -3,18 +3,13 @@
 All chunks of one read are decoded together. See docs/adr/0003.
 """
 
+from typing import Any
+
 import msgspec
 
-from gateway.domain.errors import (
-    ModelAnswerTooLong,
-    ModelError,
-    ModelRateLimited,
-    ModelRequestRefused,
-    ModelStreamBroken,
-    ModelUnavailable,
-    ToolCallUnreadable,
-)
+from gateway.domain.errors import ModelAnswerTooLong, ModelStreamBroken
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, Usage
+from gateway.llm.upstream_errors import make_stream_error
 from gateway.ports.model import ModelAnswer, ModelSink
 
 
@@ -82,26 +77,16 @@ class _WireUsage(msgspec.Struct, gc=False):
         )
 
 
-class UpstreamError(msgspec.Struct, gc=False):
-    """The error object of Groq's bodies, frames and chunks."""
-
-    message: str = ""
-    type: str | None = None
-    code: str | int | None = None
-    status_code: int | None = None
-    failed_generation: str | None = None
-
-
 class _XGroq(msgspec.Struct, gc=False):
     usage: _WireUsage | None = None
-    error: UpstreamError | str | None = None
+    error: Any = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _WireUsage | None = None
     x_groq: _XGroq | None = None
-    error: UpstreamError | str | None = None
+    error: Any = None
 
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -357,21 +342,3 @@ def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
     if choice.message.content:
         sink.on_text(choice.message.content)
     return ModelAnswer(choice.finish_reason or "stop", answer.usage.to_usage() if answer.usage else Usage())
-
-
-def make_stream_error(error: UpstreamError | str) -> ModelError:
-    """Translate an error inside a stream to a gateway error.
-
-    It follows the stream's status 200.
-    """
-    if isinstance(error, str):
-        return ModelStreamBroken()
-    if error.code in ("rate_limit_exceeded", 429) or error.status_code == 429:
-        return ModelRateLimited()
-    if error.code in ("capacity_exceeded", "over_capacity") or (error.status_code or 0) >= 498:
-        return ModelUnavailable()
-    if error.code == "tool_use_failed":
-        return ToolCallUnreadable(written=error.failed_generation or "")
-    if error.status_code == 400:
-        return ModelRequestRefused(f"The model's server refused the request: {error.message[:500]}")
-    return ModelStreamBroken()
