@@ -138,7 +138,7 @@ class AgentLoop:
         """
         if (finish_reason := await self._resume(context, turn)) is not None or turn.transcript.waits_for_input:
             return finish_reason
-        output_schema = OutputSchema(context.response_format) if context.response_format else None
+        output_schema = await OutputSchema.prepare(context.response_format) if context.response_format else None
         step, limit_reached = turn.transcript.steps + 1, "step_limit"
         while step <= self._limits.steps and (context.tools or output_schema is None):
             calls = self._create_scheduler(step, context, turn)
@@ -148,8 +148,8 @@ class AgentLoop:
                     model_call, step, turn, calls.add_call, quiet=output_schema is not None
                 )
                 if output_schema is not None:
-                    draft = output_schema.read_answer(draft)
-                    if not output_schema.find_problem(draft):
+                    draft, problem = await output_schema.read_answer(draft)
+                    if problem is None:
                         turn.emit(TextDelta(step=step, text=draft))
                 turn.emit(_step_completed(step, answer))
                 calls.run_deferred()
@@ -253,8 +253,8 @@ class AgentLoop:
         problem = ""
         for attempt in range(1, _MAX_STRUCTURED_ATTEMPTS + 1):
             answer, text = await self._ask_model(call, step, turn, _ignore_call, quiet=True)
-            text = output_schema.read_answer(text)
-            if (problem := output_schema.find_problem(text)) is None:
+            text, problem = await output_schema.read_answer(text)
+            if problem is None:
                 turn.emit(TextDelta(step=step, text=text))
                 turn.emit(_step_completed(step, answer))
                 await turn.settle_budget()

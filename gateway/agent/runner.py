@@ -15,7 +15,7 @@ from gateway.agent.prompt import PromptBuilder
 from gateway.agent.response_cache import TurnResponseCache
 from gateway.agent.runner_config import RunnerConfig, RunnerStorage
 from gateway.agent.structured_output import OutputSchema
-from gateway.agent.tool_search import ToolSelection, ToolSelector
+from gateway.agent.tool_search import ToolSelection, ToolSelector, check_client_tools
 from gateway.agent.turn import ActiveTurn, HandOverReason
 from gateway.agent.turn_log import TurnLog
 from gateway.common.concurrency import TaskSet
@@ -109,7 +109,7 @@ class Runner:
             raise Overloaded(f"The gateway already runs {self._config.max_turns} turns. Try again shortly.")
         if not self._lease.is_valid:
             raise StorageUnavailable
-        model, request, request_warnings = self._resolve_request(request, principal)
+        model, request, request_warnings = await self._resolve_request(request, principal)
         await self._budgets.check_remaining(principal)
         turn_id = self._config.create_turn_id()
         slot = await self._slots.acquire_turn_slot(turn_id, principal)
@@ -147,13 +147,13 @@ class Runner:
         )
         return selection
 
-    def _resolve_request(
+    async def _resolve_request(
         self, request: TurnRequest, principal: Principal
     ) -> tuple[ModelInfo, TurnRequest, tuple[str, ...]]:
         """Return the model, the request with adapted parameters, and warnings.
 
         Raises:
-            GatewayError: the model, a parameter or the response format cannot be served to this principal.
+            GatewayError: the model, a parameter, a tool or the response format cannot be served to this principal.
         """
         model, model_warnings = self._models.resolve(request.model)
         if not principal.can_use_model(model.id):
@@ -163,7 +163,8 @@ class Runner:
         )
         request = msgspec.structs.replace(request, parameters=parameters)
         if request.response_format is not None:
-            OutputSchema(request.response_format)
+            await OutputSchema.prepare(request.response_format)
+        check_client_tools(request.client_tools)
         return model, request, (*model_warnings, *parameter_warnings)
 
     async def _begin_turn(self, turn: ActiveTurn, selection: ToolSelection) -> None:

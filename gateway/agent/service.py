@@ -11,14 +11,13 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 from uuid import UUID
 
-from jsonschema.exceptions import SchemaError
 from msgspec.structs import replace
 
 from gateway.agent.conversation_queue import ConversationQueue
 from gateway.agent.runner import Runner
+from gateway.agent.structured_output import check_answer_content
 from gateway.agent.subscriptions import INPUT_REQUIRED, TurnSubscription, TurnSubscriptions
 from gateway.agent.turn import ActiveTurn
-from gateway.common.json_schema import SchemaNotCheckable, best_error, compile_schema
 from gateway.common.load import LoadMonitor
 from gateway.config import Settings
 from gateway.domain.bus import BusKind, BusMessage
@@ -365,7 +364,7 @@ class TurnService:
         """
         question = (await self._questions.get_question(turn.id, input_id)).question
         if answer.action == "accept" and question.schema is not None:
-            _check_content(answer.content or {}, question.schema)
+            await check_answer_content(answer.content or {}, question.schema)
         await self._questions.answer_question(turn.id, input_id, answer)
         self._bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
 
@@ -438,13 +437,3 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
             raise error_from_info(ErrorInfo(code=code, message=""))
         case _:
             pass
-
-
-def _check_content(content: JsonObject, schema: JsonObject) -> None:
-    try:
-        error = best_error(compile_schema(schema), content)
-    except (SchemaError, SchemaNotCheckable):
-        raise InvalidRequest("The question's schema is invalid: the question can only be declined.") from None
-    if error is not None:
-        path = ".".join(["content", *map(str, error.absolute_path)])
-        raise InvalidRequest(f"{path}: {str(error.message)[:500]}", param=path)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import msgspec
 
 from gateway.agent.batch_tool import build_batch_spec
+from gateway.common.schema_rules import SchemaTooLarge, measure_value
+from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Principal, ToolResult, ToolSpec, TurnRequest, text_block
 from gateway.ports.model import ModelInfo
 from gateway.ports.tools import Toolbox
@@ -20,6 +22,8 @@ MAX_TOOLS = 128
 _MAX_RESULTS = 10
 _CHARS_PER_TOKEN = 4
 _RESERVED_SHARE = 0.25
+_MAX_CLIENT_NODES = 50_000
+"""Values in the schemas of all client tools of a request."""
 _WORD = re.compile(r"[a-z0-9]+")
 
 
@@ -85,6 +89,23 @@ class ToolSelector:
         if not self._batches or model.parallel_calls or (spec := build_batch_spec(selection.tools)) is None:
             return selection
         return msgspec.structs.replace(selection, tools=(*selection.tools, spec))
+
+
+def check_client_tools(tools: Iterable[ToolSpec]) -> None:
+    """Check the size of the schemas of client tools.
+
+    Raises:
+        InvalidRequest: a schema is too large or nested too deeply, or all of them together are too large.
+    """
+    remaining = _MAX_CLIENT_NODES
+    for tool in tools:
+        try:
+            remaining -= measure_value(tool.input_schema).nodes
+        except SchemaTooLarge as error:
+            raise InvalidRequest(f"tools: the schema of {tool.name!r} is refused: {error}.", param="tools") from None
+        if remaining < 0:
+            message = f"tools: the schemas have more than {_MAX_CLIENT_NODES:,} values together."
+            raise InvalidRequest(message, param="tools")
 
 
 def select_tools(specs: tuple[ToolSpec, ...], *, always: Iterable[str], max_tokens: int) -> ToolSelection:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from gateway.common.json_schema import OperationBudget
 from gateway.common.logging import get_logger
 from gateway.domain.errors import (
     ModelError,
@@ -25,6 +26,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
+from gateway.llm.tool_repair.coercion import MAX_OPERATIONS
 from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
 from gateway.llm.tool_repair.repair import (
     RepairedCall,
@@ -303,6 +305,7 @@ class _AttemptSink(ModelSink):
         self.rejected_text = ""
         self._is_accepted = False
         self._output_chars = 0
+        self._repair_budget = OperationBudget(MAX_OPERATIONS)
 
     def on_accepted(self) -> None:
         self._is_accepted = True
@@ -345,7 +348,7 @@ class _AttemptSink(ModelSink):
         self._output_chars += len(call.arguments)
         if self.problem is not None:
             return  # the step will be retried
-        for written, repaired in repair_calls(call, self.schemas):
+        for written, repaired in repair_calls(call, self.schemas, self._repair_budget):
             self._add_repaired_call(written, repaired)
 
     def _add_repaired_call(self, call: ToolCall, repaired: RepairedCall | UnrepairableCall) -> None:
@@ -373,7 +376,7 @@ class _AttemptSink(ModelSink):
         The server could not parse it. Return False, and emit none, unless all can be repaired.
         """
         calls = extract_calls(text, self.schemas)
-        results = [result for call in calls for _, result in repair_calls(call, self.schemas)]
+        results = [result for call in calls for _, result in repair_calls(call, self.schemas, self._repair_budget)]
         problems = [result.problem for result in results if isinstance(result, UnrepairableCall)]
         if problems or not calls or self.has_calls:
             self.problem = problems[0] if problems else None

@@ -18,10 +18,14 @@ from mcp.types import (
     InputResponses,
 )
 
-from gateway.domain.messages import Answer, PendingInput, Question, StoredQuestion
+from gateway.common.schema_rules import SchemaTooLarge, measure_value
+from gateway.domain.messages import Answer, JsonObject, PendingInput, Question, StoredQuestion
 
 _MAX_QUESTIONS = 10
 _MAX_MESSAGE_LENGTH = 4_000
+_MAX_KEY_LENGTH, _MAX_URL_LENGTH = 200, 4_000
+_MAX_STATE_LENGTH = 1024 * 1024
+_MAX_SCHEMA_NODES, _MAX_SCHEMA_CHARS = 2_000, 64 * 1024
 
 
 class UnsupportedElicitation(Exception):
@@ -40,6 +44,8 @@ def parse_input_request(result: InputRequiredResult) -> PendingInput:
     requests = result.input_requests or {}
     if not requests or len(requests) > _MAX_QUESTIONS:
         raise UnsupportedElicitation(f"The server asked {len(requests)} questions at once, so the call was ended.")
+    if len(result.request_state or "") > _MAX_STATE_LENGTH:
+        raise UnsupportedElicitation("The server's state of the question is too large, so the call was ended.")
     questions = tuple(_parse_question(key, request) for key, request in requests.items())
     return PendingInput(questions, result.request_state)
 
@@ -52,11 +58,23 @@ def _parse_question(key: str, request: InputRequest) -> Question:
 
 
 def _make_question(key: str, params: ElicitRequestParams) -> Question:
+    if len(key) > _MAX_KEY_LENGTH:
+        raise UnsupportedElicitation("The server's question has too long a name, so the call was ended.")
     match params:
         case ElicitRequestFormParams() as form:
+            _check_form_size(form.requested_schema)
             return Question(key, "question", form.message[:_MAX_MESSAGE_LENGTH], form.requested_schema)
         case ElicitRequestURLParams() as page:
+            if len(page.url) > _MAX_URL_LENGTH:
+                raise UnsupportedElicitation("The server's question has too long an address, so the call was ended.")
             return Question(key, "authorization", page.message[:_MAX_MESSAGE_LENGTH], url=page.url)
+
+
+def _check_form_size(schema: JsonObject) -> None:
+    try:
+        measure_value(schema, max_nodes=_MAX_SCHEMA_NODES, max_chars=_MAX_SCHEMA_CHARS)
+    except SchemaTooLarge:
+        raise UnsupportedElicitation("The form of the server's question is too large, so the call was ended.") from None
 
 
 def make_input_responses(answers: Sequence[StoredQuestion]) -> InputResponses | None:
@@ -68,6 +86,9 @@ def make_inline_question(params: ElicitRequestParams) -> Question:
     """The question of a legacy server during a call.
 
     The call stays open until it is answered.
+
+    Raises:
+        UnsupportedElicitation: the question is too large.
     """
     question = _make_question("elicitation", params)
     return msgspec.structs.replace(question, held=True)

@@ -6,24 +6,38 @@ Valid values stay as they are.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from itertools import islice
 from typing import Any, cast
 
 import msgspec
 from jsonschema.exceptions import (
-    SchemaError,
     best_match,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from gateway.common.json_schema import SchemaNotCheckable, check_schema, compile_schema, iterate_errors
+from gateway.common.json_schema import (
+    CompiledSchema,
+    OperationBudget,
+    OperationsExceeded,
+    SchemaNotCheckable,
+    compile_schema,
+)
+from gateway.common.schema_rules import SchemaInvalid
 from gateway.domain.messages import JsonObject
 from gateway.llm.tool_repair.json_repair import JsonRepairError, LenientJsonParser, is_list, is_object
 from gateway.llm.tool_repair.tool_names import normalize_name
 
+MAX_OPERATIONS = 20_000
+"""Operations of all repairs of a model's answer.
+
+They run in the event loop.
+"""
 _MAX_STEPS = 5_000
 _MAX_SCHEMA_DEPTH = 80
 _MAX_PROBLEMS = 3
+_PART_OPERATIONS = 5
 _MAX_SHOWN_CHARS = 200
+_MAX_SHOWN_FIELDS = 50
+_MAX_SIGNATURE_LENGTH = 2_000
 
 _NUMBER = re.compile(r"\s*[+-]?(?:\d{1,18}\.?\d{0,40}|\.\d{1,40})(?:[eE][+-]?\d{1,2})?\s*", re.ASCII)
 _BOOLEAN_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -33,44 +47,65 @@ _NULL_WORDS = ("", "null", "none", "undefined")
 class SchemaCoercer:
     """Coerces arguments to one schema and describes the changes in `repairs`.
 
-    A schema that cannot be checked, because it is invalid or has external references, accepts everything: the tool's
-    server validates the arguments then.
+    A schema that cannot be checked, because it is invalid, has external references or needs more operations than the
+    budget has, accepts everything: the tool's server validates the arguments then.
     """
 
-    def __init__(self, schema: JsonObject) -> None:
+    def __init__(self, schema: JsonObject, budget: OperationBudget | None = None) -> None:
         self.repairs: list[str] = []
         self._schema = schema
-        self._validator = _compile_validator(msgspec.json.encode(schema))
+        self._compiled = _compile_or_none(schema)
+        self._budget = budget or OperationBudget(MAX_OPERATIONS)
         self._steps = 0
+        self._root = self._resolve_root()
+
+    def _resolve_root(self) -> JsonObject:
+        """Return the schema without a reference at its root.
+
+        It is empty if it cannot be checked.
+        """
+        try:
+            return self._resolve_references(self._schema) if self._compiled is not None else {}
+        except OperationsExceeded:
+            self._compiled = None
+            return {}
 
     @property
     def properties(self) -> JsonObject | None:
         """Return the properties by name; None if the schema has none."""
-        return self._resolve_references(self._schema).get("properties") if self._validator else None
+        return self._root.get("properties")
 
     @property
     def required(self) -> list[str]:
-        return list(self._resolve_references(self._schema).get("required", ())) if self._validator else []
+        return list(self._root.get("required", ()))
 
     @property
     def signature(self) -> str:
         """Describe the expected arguments in one line."""
         required_names = self.required
-        fields = [
-            f"{name} ({self._describe_type(schema)}{', required' * (name in required_names)})"
-            for name, schema in (self.properties or {}).items()
-            if is_object(schema)
-        ]
-        return ", ".join(fields) or "no arguments"
+        fields: list[str] = []
+        for name, schema in islice((self.properties or {}).items(), _MAX_SHOWN_FIELDS):
+            if is_object(schema):
+                try:
+                    kind = self._describe_type(schema)
+                except OperationsExceeded:
+                    kind = "any"
+                fields.append(f"{name} ({kind}{', required' * (name in required_names)})")
+        return ", ".join(fields)[:_MAX_SIGNATURE_LENGTH] or "no arguments"
 
     def coerce_arguments(self, arguments: JsonObject) -> JsonObject:
         """Coerce arguments as far as is safe.
 
         No value is invented or truncated.
         """
-        if self._validator is None:
+        if self._compiled is None:
             return arguments
-        coerced_arguments = self._coerce_value(arguments, self._schema, "", 0)
+        try:
+            coerced_arguments = self._coerce_value(arguments, self._schema, "", 0)
+        except OperationsExceeded:
+            self._compiled = None
+            self.repairs.clear()
+            return arguments
         return coerced_arguments if is_object(coerced_arguments) else arguments
 
     def find_problems(self, arguments: JsonObject) -> list[str]:
@@ -78,11 +113,11 @@ class SchemaCoercer:
 
         Empty if the arguments are valid.
         """
-        if self._validator is None:
+        if self._compiled is None:
             return []
         problems: dict[str, None] = {}
         try:
-            for error in iterate_errors(self._validator, arguments):
+            for error in self._compiled.iterate_errors(arguments, self._budget):
                 problems.setdefault(_describe_violation(cast(Any, best_match)([error])))
                 if len(problems) == _MAX_PROBLEMS:
                     break
@@ -114,6 +149,7 @@ class SchemaCoercer:
 
     def _convert_value(self, value: object, schema: JsonObject, path: str, depth: int) -> object:
         if "enum" in schema or "const" in schema:
+            self._budget.spend(1 + len(schema.get("enum", ())) // 2)
             return self._choose_enum_value(value, schema.get("enum", [schema.get("const")]), path)
         best = value
         for kind in _list_types(schema):
@@ -206,9 +242,11 @@ class SchemaCoercer:
     def _rename_keys(self, value: JsonObject, schema: JsonObject, path: str) -> JsonObject:
         """Rename keys that differ from a missing property only in their spelling."""
         properties: JsonObject = schema.get("properties", {})
+        self._budget.spend(1 + len(value) // 8)
         unknown_keys = [key for key in value if key not in properties]
         if not unknown_keys or "patternProperties" in schema or is_object(schema.get("additionalProperties")):
             return value
+        self._budget.spend((len(unknown_keys) + len(properties)) // 2)
         keys = dict(_keep_unique((normalize_name(key), key) for key in unknown_keys))
         missing_names = dict(_keep_unique((normalize_name(name), name) for name in properties if name not in value))
         new_names = {
@@ -242,9 +280,12 @@ class SchemaCoercer:
         return value
 
     def _is_valid(self, value: object, schema: object) -> bool:
-        assert self._validator is not None
+        assert self._compiled is not None
+        self._budget.spend(_PART_OPERATIONS)
         try:
-            return next(iterate_errors(self._validator.evolve(schema=schema), value), None) is None
+            return next(self._compiled.iterate_errors(value, self._budget, schema), None) is None
+        except OperationsExceeded:
+            raise
         except SchemaNotCheckable:
             return False
 
@@ -270,20 +311,18 @@ class SchemaCoercer:
             target: object = self._schema if re.match(r"#(/|$)", reference) else None
             for part in reference[1:].split("/")[1:]:
                 target = target.get(_unescape_pointer(part)) if is_object(target) else None
+            self._budget.spend(1 + (len(schema) + (len(target) if is_object(target) else 0)) // 8)
             siblings = {key: value for key, value in schema.items() if key != "$ref"}
             schema = {**target, **siblings} if is_object(target) else siblings
         return {}
 
 
-@lru_cache(maxsize=512)
-def _compile_validator(schema: bytes) -> Any:
-    """Compile a JSON schema; None if it is invalid."""
-    schema_value = msgspec.json.decode(schema)
+def _compile_or_none(schema: JsonObject) -> CompiledSchema | None:
+    """Compile a JSON schema, once; None if it is invalid."""
     try:
-        check_schema(schema_value)
-    except (SchemaError, SchemaNotCheckable):
+        return compile_schema(schema)
+    except SchemaInvalid:
         return None
-    return compile_schema(schema_value)
 
 
 def _list_types(schema: JsonObject) -> list[str]:
@@ -329,7 +368,7 @@ def _describe_violation(error: Any) -> str:
     value, constraint = error.instance, error.validator_value
     match error.validator:
         case "required":
-            missing_names = ", ".join(name for name in constraint if name not in value)
+            missing_names = ", ".join(name for name in constraint if name not in value)[:_MAX_SIGNATURE_LENGTH]
             parent = f" in {field}" if field else ""
             names = ", ".join(map(str, value))[:_MAX_SHOWN_CHARS] or "nothing"
             return f"required and missing{parent}: {missing_names} (given: {names})"

@@ -10,8 +10,9 @@ from hashlib import sha256
 
 import msgspec
 
+from gateway.common.json_schema import OperationBudget
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, ToolSpec
-from gateway.llm.tool_repair.coercion import SchemaCoercer
+from gateway.llm.tool_repair.coercion import MAX_OPERATIONS, SchemaCoercer
 from gateway.llm.tool_repair.extraction import (
     ARGUMENT_KEYS,
     CALL_KEYS,
@@ -73,18 +74,21 @@ _GENERIC_NAMES = {
 _ENCODED_JSON = re.compile(r"\s*(?:\{|\[\s*\{|\"\s*\{|```|\w+\s*=(?!=))")
 
 
-def repair_call(name: str, arguments: str, schemas: Mapping[str, JsonObject]) -> RepairedCall | UnrepairableCall:
+def repair_call(
+    name: str, arguments: str, schemas: Mapping[str, JsonObject], budget: OperationBudget | None = None
+) -> RepairedCall | UnrepairableCall:
     """Repair a call.
 
-    `schemas`: the input schemas of the available tools by name.
+    `schemas`: the input schemas of the available tools by name. `budget`: the operations left to the calls of the same
+    answer; a call for which they do not suffice is not checked.
     """
     name, arguments = join_surrogates(name), join_surrogates(arguments)
     try:
         tool, appended_text = resolve_tool_name(name, schemas)
     except JsonRepairError as error:
-        return _repair_nested_call(name, arguments, schemas) or UnrepairableCall(str(error))
+        return _repair_nested_call(name, arguments, schemas, budget) or UnrepairableCall(str(error))
     repairs = [] if tool == name else ["the name"]
-    coercer = SchemaCoercer(schemas[tool])
+    coercer = SchemaCoercer(schemas[tool], budget)
     try:
         value = _parse_arguments(_choose_arguments(appended_text, arguments), tool, coercer, repairs)
     except JsonRepairError as error:
@@ -98,21 +102,22 @@ def repair_call(name: str, arguments: str, schemas: Mapping[str, JsonObject]) ->
 
 
 def repair_calls(
-    call: ToolCall, schemas: Mapping[str, JsonObject]
+    call: ToolCall, schemas: Mapping[str, JsonObject], budget: OperationBudget | None = None
 ) -> list[tuple[ToolCall, RepairedCall | UnrepairableCall]]:
     """Repair a call, or the calls in OpenAI's wrapper around several.
 
-    Return each call as written with its repair.
+    Return each call as written with its repair. The calls share the `budget`.
     """
+    budget = budget or OperationBudget(MAX_OPERATIONS)
     if call.name in schemas or not is_parallel_wrapper(call.name):
-        return [(call, repair_call(call.name, call.arguments, schemas))]
+        return [(call, repair_call(call.name, call.arguments, schemas, budget))]
     try:
         found = list(list_json_calls(parse_lenient(join_surrogates(call.arguments), []), ""))
     except JsonRepairError as error:
         return [(call, UnrepairableCall(f"The calls in {call.name[:80]} cannot be read: {error}."))]
     calls = [ToolCall(_derive_id(call.id, number), *parts) for number, parts in enumerate(found)]
-    return [(inner, repair_call(inner.name, inner.arguments, schemas)) for inner in calls] or [
-        (call, repair_call(call.name, call.arguments, schemas))
+    return [(inner, repair_call(inner.name, inner.arguments, schemas, budget)) for inner in calls] or [
+        (call, repair_call(call.name, call.arguments, schemas, budget))
     ]
 
 
@@ -165,7 +170,7 @@ def write_tools_prompt(specs: Sequence[ToolSpec]) -> str:
 
 
 def _repair_nested_call(
-    name: str, arguments: str, schemas: Mapping[str, JsonObject]
+    name: str, arguments: str, schemas: Mapping[str, JsonObject], budget: OperationBudget | None
 ) -> RepairedCall | UnrepairableCall | None:
     """Repair a call of a tool named `json`.
 
@@ -177,7 +182,7 @@ def _repair_nested_call(
         calls = extract_calls(arguments, schemas) if normalize_name(name) in _GENERIC_NAMES else []
     if len(calls) != 1 or normalize_name(calls[0].name) in _GENERIC_NAMES:
         return None
-    return repair_call(calls[0].name, calls[0].arguments, schemas)
+    return repair_call(calls[0].name, calls[0].arguments, schemas, budget)
 
 
 def _derive_id(call_id: str, number: int) -> str:

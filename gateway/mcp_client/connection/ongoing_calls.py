@@ -12,7 +12,7 @@ from gateway.common.concurrency import Deadline, WorkInterrupted, run_until
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.messages import Answer, Question
-from gateway.mcp_client.elicitation import make_elicit_result, make_inline_question
+from gateway.mcp_client.elicitation import UnsupportedElicitation, make_elicit_result, make_inline_question
 from gateway.ports.tools import CallObserver
 
 log = get_logger(__name__)
@@ -53,7 +53,12 @@ class OngoingCalls:
         if call is None or call.observer is None:
             log.info("elicitation_declined", server=self._server, request=str(context.request_id))
             return ElicitResult(action="decline")
-        return make_elicit_result(await call.ask_user(make_inline_question(params)))
+        try:
+            question = make_inline_question(params)
+        except UnsupportedElicitation as error:
+            log.warning("elicitation_refused", server=self._server, reason=str(error))
+            return ElicitResult(action="decline")
+        return make_elicit_result(await call.ask_user(question))
 
     def _find_call(self) -> "_OngoingCall | None":
         """The call that a message belongs to.

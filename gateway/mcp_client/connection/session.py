@@ -9,6 +9,7 @@ from mcp.types import Implementation
 from gateway import __version__
 from gateway.common.concurrency import Deadline
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
+from gateway.mcp_client.connection.output_check import replace_output_check
 from gateway.mcp_client.connection.tool_list import ServerToolList
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.transports import RequestHook, open_transport
@@ -53,6 +54,7 @@ async def open_session(
         async with AsyncExitStack() as stack:
             async with deadline.limit():
                 await stack.enter_async_context(client)
+                replace_output_check(client, config.name, tool_list.find_tool)
                 await tool_list.refresh_tools(client)
             transport.isolate_faults()
             yield client

@@ -1,0 +1,37 @@
+"""Checks the results of tools against their output schemas."""
+
+from collections.abc import Callable
+
+from mcp import Client
+from mcp.types import CallToolResult, Tool
+
+from gateway.common.json_schema import SchemaNotCheckable, compile_schema_off_loop, find_error_off_loop
+from gateway.common.logging import get_logger
+from gateway.common.schema_rules import SchemaInvalid
+
+log = get_logger(__name__)
+
+
+def replace_output_check(client: Client, server: str, find_tool: Callable[[str], Tool | None]) -> None:
+    """Replace the SDK's check of results.
+
+    It runs in the event loop without a bound. A result whose schema cannot be checked is accepted: a server that
+    writes such a schema could as well write none.
+    """
+
+    async def validate_tool_result(name: str, result: CallToolResult) -> None:
+        tool = find_tool(name)
+        if tool is None or tool.output_schema is None:
+            return
+        if result.structured_content is None and "structured_content" not in result.model_fields_set:
+            raise RuntimeError("the result has no structured content")
+        try:
+            schema = await compile_schema_off_loop(tool.output_schema)
+            error = await find_error_off_loop(schema, result.structured_content)
+        except (SchemaInvalid, SchemaNotCheckable) as problem:
+            log.info("mcp_result_not_checked", server=server, tool=name, error=type(problem).__name__)
+            return
+        if error is not None:
+            raise RuntimeError("the structured content does not fit the output schema")
+
+    client.session.validate_tool_result = validate_tool_result
