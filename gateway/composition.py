@@ -89,10 +89,14 @@ class Llm:
 
 @dataclass(frozen=True)
 class Tools:
-    """The MCP servers: `toolbox` connects to them, `policy_toolbox` applies the administrator's policy."""
+    """The MCP servers: `toolbox` connects to them, `policy_toolbox` applies the administrator's policy.
+
+    `host_toolbox` applies it, too, and leaves the servers' content unchanged.
+    """
 
     toolbox: McpToolbox
     policy_toolbox: Toolbox
+    host_toolbox: Toolbox
     registry: ServerRegistry
 
 
@@ -121,7 +125,7 @@ async def build_gateway(
         _supervise(load.task, tasks, stack)
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates)
         turn_service = await stack.enter_async_context(agent)
-        mcp = McpEndpoint(settings, turn_service, tools.policy_toolbox, worker_id, store.database.connector.dsn, load)
+        mcp = McpEndpoint(settings, turn_service, tools.host_toolbox, worker_id, store.database.connector.dsn, load)
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.run_sessions())
         state.settings = settings
@@ -243,6 +247,7 @@ async def build_tools(
     """
     toolbox = McpToolbox(servers, settings, store.servers, store.grants)
     policy_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
+    host_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor, sanitizes=False)
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)
     store.bus.subscribe(BusKind.SERVERS_CHANGED, registry.on_servers_changed)
     store.bus.subscribe(BusKind.GRANTS_CHANGED, lambda _: toolbox.on_grants_changed())
@@ -250,7 +255,7 @@ async def build_tools(
         await toolbox.connect_servers()
         stack.push_async_callback(toolbox.disconnect_servers)
         _supervise(registry.task, tasks, stack)
-        yield Tools(toolbox, policy_toolbox, registry)
+        yield Tools(toolbox, policy_toolbox, host_toolbox, registry)
 
 
 @asynccontextmanager

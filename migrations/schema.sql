@@ -458,6 +458,14 @@ ALTER TABLE oauth_grants ADD COLUMN refreshing_until TIMESTAMP WITH TIME ZONE;
 
 UPDATE alembic_version SET version_num='gateway_0013' WHERE alembic_version.version_num = 'gateway_0012';
 
+-- Running upgrade gateway_0013 -> gateway_0014
+
+ALTER TABLE mcp_tools ADD COLUMN details JSONB;
+
+ALTER TABLE mcp_tools ADD COLUMN details_changed_to JSONB;
+
+UPDATE alembic_version SET version_num='gateway_0014' WHERE alembic_version.version_num = 'gateway_0013';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

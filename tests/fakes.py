@@ -1,6 +1,7 @@
 """A toolbox with gated calls and a turn context without a runner."""
 
 import asyncio
+from collections.abc import Collection
 from uuid import UUID, uuid4
 
 from gateway.agent.loop import TurnContext
@@ -51,7 +52,7 @@ class GatedToolbox:
     def find_tool(self, name: str) -> ToolSpec | None:
         return next((spec for spec in self._specs if spec.name == name), None)
 
-    def get_instructions(self) -> str:
+    def get_instructions(self, servers: Collection[str]) -> str:
         return ""
 
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:

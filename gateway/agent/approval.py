@@ -1,7 +1,9 @@
 """Decides which tool calls a person must approve."""
 
+from gateway.common.sanitize import clean_text
 from gateway.domain.messages import Approval, JsonObject, PendingInput, Question, ToolSpec
 
+_MAX_MESSAGE_LENGTH = 2_000
 _STRICTNESS: dict[Approval, int] = {"never": 0, "destructive": 1, "always": 2}
 
 
@@ -21,4 +23,4 @@ def build_approval_request(spec: ToolSpec, arguments: JsonObject) -> PendingInpu
     """
     schema = {"type": "object", "properties": {"arguments": spec.input_schema}, "additionalProperties": False}
     message = f"May the tool {spec.title or spec.name} of the server {spec.server} run with {arguments}?"
-    return PendingInput((Question("approval", "approval", message[:2_000], schema),))
+    return PendingInput((Question("approval", "approval", clean_text(message, _MAX_MESSAGE_LENGTH), schema),))

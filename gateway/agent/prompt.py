@@ -103,7 +103,8 @@ class PromptBuilder:
         StorageUnavailable: the history cannot be read.
         """
         request, conversation_id = record.request, record.conversation_id
-        instructions = self._toolbox.get_instructions() if any(not spec.client for spec in selection.tools) else ""
+        servers = {spec.server for spec in (*selection.tools, *selection.hidden) if not spec.client}
+        instructions = self._toolbox.get_instructions(servers)
         messages = await self._restore_tool_history(request.messages, record.owner)
         fixed_messages = [build_system_message(self._system_prompt, instructions, request.system), *messages]
         past_messages: tuple[Message, ...] = ()

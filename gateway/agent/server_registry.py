@@ -110,6 +110,9 @@ class ServerRegistry(ServerAdmin):
     async def _publish_change(self) -> None:
         await self._read_rows()
         self._reconcile()
+        self.notify_workers()
+
+    def notify_workers(self) -> None:
         self._bus.publish(BusMessage(BusKind.SERVERS_CHANGED, BusMessage.NO_TURN))
 
     # --- watching
@@ -126,7 +129,7 @@ class ServerRegistry(ServerAdmin):
                     self._rows_read_at = now()
                 except StorageUnavailable:
                     log.warning("server_poll_failed")
-            if changed:
+            if changed or is_notified:
                 self._reconcile()
             await wait_or_poll(self._changed, _FILE_POLL_SECONDS)
 

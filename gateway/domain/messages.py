@@ -132,7 +132,8 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     `name` is unique in the toolbox and valid for Groq; `tool` is the name at the server. A `client` tool has no server:
     the client runs it and sends the result in its next request. A `helper` is a tool that the gateway itself runs:
     `find_tools`, `batch`, the sign-in to a server, and reading a server's resources and prompts. `read_only`,
-    `destructive`, `idempotent` and `open_world` are MCP's annotations, with its defaults.
+    `destructive`, `idempotent` and `open_world` are MCP's annotations, with its defaults. `title`, `description` and
+    `input_schema` of a server's tool are sanitized and cut, for models and people; `definition` has the originals.
     """
 
     name: str
@@ -151,6 +152,8 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):
     helper: bool = False
     deduplicates: bool = False
     """The tool takes effect once per idempotency key."""
+    definition: JsonObject | None = None
+    """The server's own title, description and schemas, in MCP's format."""
 
     @property
     def is_repeatable(self) -> bool:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
+import msgspec
 from mcp.types import Tool
 
 from gateway.common.concurrency import Deadline, LruDict, TaskSet
@@ -13,6 +14,14 @@ from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.ports.servers import ServerConfig
 
 _MAX_PERSONAL_CONNECTIONS = 200
+
+
+class ServerOffer(msgspec.Struct, frozen=True):
+    """A server's tools, and its instructions for models, now."""
+
+    config: ServerConfig
+    tools: tuple[Tool, ...]
+    instructions: str = ""
 
 
 class ConnectionPool:
@@ -39,7 +48,7 @@ class ConnectionPool:
             _MAX_PERSONAL_CONNECTIONS, on_evict=lambda _, connection: self._drain_connection(connection)
         )
         self._uses = count(1)
-        self._last_seen_tools: dict[str, tuple[Tool, ...]] = {}
+        self._last_offers: dict[str, ServerOffer] = {}
 
     def __iter__(self) -> Iterator[ServerConnection]:
         """The shared connections, in the order of the configuration."""
@@ -69,6 +78,7 @@ class ConnectionPool:
         for name, connection in list(self._shared.items()):
             if configs.get(name) != connection.config:
                 self._drain_connection(self._shared.pop(name))
+                self._last_offers.pop(name, None)
                 for key in [key for key in self._personal if key[0] == name]:
                     self._drain_connection(self._personal.pop(key))
         new_names = configs.keys() - self._shared.keys()
@@ -99,13 +109,18 @@ class ConnectionPool:
         connection.last_used = next(self._uses)
         return connection
 
-    def get_tools(self, shared_connection: ServerConnection) -> tuple[Tool, ...] | None:
-        """The tools that a server offers; None if it offers none now.
+    def find_offer(self, server: str) -> ServerOffer | None:
+        """The offer of a server; None without one."""
+        connection = self._shared.get(server)
+        return None if connection is None else self.get_offer(connection)
 
-        Where each user has a connection, these are the tools of the most recently used one.
+    def get_offer(self, shared_connection: ServerConnection) -> ServerOffer | None:
+        """The offer of a server; None if it offers nothing now.
+
+        Where each user has a connection, it is the offer of the most recently used one.
         """
         if shared_connection.is_available or shared_connection.config.share == "all":
-            return shared_connection.tools if shared_connection.is_available else None
+            return _make_offer(shared_connection) if shared_connection.is_available else None
         name = shared_connection.config.name
         personal_connections = [
             connection
@@ -113,8 +128,8 @@ class ConnectionPool:
             if connection.config is shared_connection.config and connection.last_used and connection.tools
         ]
         if personal_connections:
-            self._last_seen_tools[name] = max(personal_connections, key=lambda connection: connection.last_used).tools
-        return self._last_seen_tools.get(name) if shared_connection.needs_sign_in else None
+            self._last_offers[name] = _make_offer(max(personal_connections, key=lambda c: c.last_used))
+        return self._last_offers.get(name) if shared_connection.needs_sign_in else None
 
     def discard_tokens(self) -> None:
         """Read the stored grants again before the next requests."""
@@ -132,3 +147,7 @@ class ConnectionPool:
     async def _drain_and_stop(self, connection: ServerConnection) -> None:
         await connection.drain_and_stop(self._drain_seconds)
         self._open.discard(connection)
+
+
+def _make_offer(connection: ServerConnection) -> ServerOffer:
+    return ServerOffer(connection.config, connection.tools, connection.instructions)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
+from gateway.mcp_client.definition_limits import ListLimit
 from gateway.ports.tools import ItemKind, Toolbox
 
 _MAX_PAGES, _MAX_ITEMS = 100, 1_000
@@ -22,18 +23,23 @@ def supports_listing(capabilities: ServerCapabilities | None, kind: ItemKind) ->
     return bool(capabilities.prompts if kind == "prompts" else capabilities.resources)
 
 
-async def list_items(kind: ItemKind, client: Client) -> list[JsonObject]:
-    """All pages of a list, up to 100 pages or 1,000 items."""
+async def list_items(server: str, kind: ItemKind, client: Client) -> list[JsonObject]:
+    """All pages of a server's list.
+
+    The limits are 100 pages, 1,000 items, and the size of the items.
+    """
     list_methods: dict[ItemKind, Callable[..., Awaitable[Any]]] = {
         "resources": client.list_resources,
         "resource_templates": client.list_resource_templates,
         "prompts": client.list_prompts,
     }
     items: list[JsonObject] = []
+    limit = ListLimit(server)
     cursor: str | None = None
     for _ in range(_MAX_PAGES):
         page = await list_methods[kind](cursor=cursor)
-        items += [_dump_model(item) for item in getattr(page, kind)]
+        dumped_items = (_dump_model(item) for item in getattr(page, kind))
+        items += [item for item in dumped_items if limit.accepts(str(item.get("name")), item)]
         cursor = page.next_cursor
         if cursor is None or len(items) >= _MAX_ITEMS:
             break

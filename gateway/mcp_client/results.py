@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 from mcp.types import CallToolResult
 
+from gateway.common.sanitize import sanitize_text
 from gateway.domain.messages import JsonObject, ToolResult, text_block
-from gateway.mcp_client.sanitize import sanitize_text
 
 _MAX_BLOCKS = 200
 _MAX_BASE64_LENGTH = 256 * 1024
@@ -17,9 +17,7 @@ def truncate_result(result: CallToolResult, max_chars: int) -> ToolResult:
 
     A note marks each cut.
     """
-    blocks: list[JsonObject] = [
-        block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content
-    ]
+    blocks = _dump_blocks(result)
     content: list[JsonObject] = []
     remaining = max_chars
     for block in blocks[:_MAX_BLOCKS]:
@@ -30,6 +28,16 @@ def truncate_result(result: CallToolResult, max_chars: int) -> ToolResult:
         content.append(text_block(f"[cut: {len(blocks)} blocks, the first {_MAX_BLOCKS} are shown]"))
     structured = _drop_large_structure(result.structured_content, max_chars, content)
     return ToolResult(outcome="error" if result.is_error else "ok", content=content, structured=structured)
+
+
+def dump_result(result: CallToolResult) -> ToolResult:
+    """The unchanged result. The transport has bounded its size."""
+    outcome = "error" if result.is_error else "ok"
+    return ToolResult(outcome=outcome, content=_dump_blocks(result), structured=result.structured_content)
+
+
+def _dump_blocks(result: CallToolResult) -> list[JsonObject]:
+    return [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content]
 
 
 def truncate_text(text: str, max_chars: int) -> str:

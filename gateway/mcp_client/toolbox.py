@@ -1,7 +1,7 @@
 """The tools, resources and prompts of all connected servers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 
 import msgspec
@@ -25,6 +25,7 @@ from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.connection.requests import ClientRequest
 from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
+from gateway.mcp_client.instructions import quote_instructions
 from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
 from gateway.mcp_client.repeated_calls import call_with_repeats
@@ -36,9 +37,9 @@ from gateway.mcp_client.resources import (
     request_resource,
     supports_listing,
 )
-from gateway.mcp_client.results import truncate_result
+from gateway.mcp_client.results import dump_result, truncate_result
 from gateway.mcp_client.tool_names import make_exposed_name
-from gateway.mcp_client.tool_specs import MAX_DESCRIPTION_LENGTH, build_specs, make_spec
+from gateway.mcp_client.tool_specs import SpecBuilder, make_spec
 from gateway.ports.servers import ServerConfig, ServerPool
 from gateway.ports.tools import (
     GrantStore,
@@ -80,7 +81,9 @@ class McpToolbox(ServerPool, Toolbox):
         self._specs: tuple[ToolSpec, ...] | None = None
         self._notifier = ChangeNotifier()
         self._pool = ConnectionPool(servers, self._make_connection, drain_seconds=self._timeout)
-        self._checker = DefinitionChecker(definitions, self._pool.get_shared, self.reconcile)
+        self._checker = DefinitionChecker(definitions, self._pool.find_offer, self.reconcile)
+        self._spec_builder = SpecBuilder(self._pool, self._checker)
+        self._uses_instructions = settings.mcp_instructions
         self.sign_in_service = None
         if grants is not None:
             self.sign_in_service = SignInService(grants, settings.public_url, self._find_config)
@@ -90,7 +93,7 @@ class McpToolbox(ServerPool, Toolbox):
         return ServerConnection(
             server,
             signer=self._signer,
-            on_change=partial(self.reconcile, changed_server=server.name if is_shared else None),
+            on_change=partial(self.reconcile, changed_server=server.name),
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_shared else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
             tokens=AccessTokenProvider(
@@ -131,6 +134,7 @@ class McpToolbox(ServerPool, Toolbox):
         """
         if servers is not None:
             self._pool.replace_servers(servers)
+            self._checker.recheck_withheld()
         if changed_server is not None:
             self._checker.request_check(changed_server)
         self._specs = None
@@ -151,7 +155,7 @@ class McpToolbox(ServerPool, Toolbox):
     def list_specs(self) -> tuple[ToolSpec, ...]:
         """See `Toolbox.list_specs`."""
         if self._specs is None:
-            self._specs = build_specs(self._pool, self._checker)
+            self._specs = self._spec_builder.build_specs()
         return self._specs
 
     def find_tool(self, name: str) -> ToolSpec | None:
@@ -165,10 +169,16 @@ class McpToolbox(ServerPool, Toolbox):
     def _sign_in_tools(self) -> list[ToolSpec]:
         return [make_sign_in_tool(connection.config) for connection in self._pool if connection.config.allows_sign_in]
 
-    def get_instructions(self) -> str:
+    def get_instructions(self, servers: Collection[str]) -> str:
         """See `Toolbox.get_instructions`."""
-        texts = (connection.instructions.strip() for connection in self._pool if connection.is_available)
-        return "\n\n".join(text[:MAX_DESCRIPTION_LENGTH] for text in texts if text)
+        if not self._uses_instructions:
+            return ""
+        offers = [self._pool.find_offer(connection.config.name) for connection in self._pool]
+        return quote_instructions(
+            (offer.config.name, offer.instructions)
+            for offer in offers
+            if offer is not None and offer.config.name in servers and not self._checker.withholds_instructions(offer)
+        )
 
     def list_server_statuses(self) -> list[ServerStatus]:
         """See `Toolbox.list_server_statuses`."""
@@ -214,7 +224,9 @@ class McpToolbox(ServerPool, Toolbox):
         except ToolCallError as error:
             question = await self._ask_to_sign_in(connection, principal, error) if error.needs_sign_in else None
             return question or _make_error_result(spec, error)
-        return result if isinstance(result, PendingInput) else truncate_result(result, self._max_result_chars)
+        if isinstance(result, PendingInput):
+            return result
+        return dump_result(result) if request.is_whole else truncate_result(result, self._max_result_chars)
 
     async def _ask_to_sign_in(
         self, connection: ServerConnection, principal: Principal, error: ToolCallError
@@ -251,7 +263,7 @@ class McpToolbox(ServerPool, Toolbox):
     ) -> list[JsonObject]:
         config = shared_connection.config
         connection = self._pool.get_connection(config.name, principal) or shared_connection
-        request = partial(list_items, kind)
+        request = partial(list_items, config.name, kind)
         try:
             items = await connection.send_request(request, principal=principal, timeout=self._timeout)
         except ToolCallError as error:

@@ -199,6 +199,11 @@ class ServerAdmin(Protocol):
         ...
 
     @abstractmethod
+    def notify_workers(self) -> None:
+        """Let every worker compare the servers with their stored configuration and approvals."""
+        ...
+
+    @abstractmethod
     def reload(self) -> None:
         """Read the file and the database now."""
         ...

@@ -1,7 +1,7 @@
 """Tools, resources, prompts and sign-in of the connected MCP servers."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 from uuid import UUID, uuid4, uuid5
@@ -44,14 +44,21 @@ class ServerStatus(msgspec.Struct, frozen=True):
     protocol_version: str | None = None
 
 
+INSTRUCTIONS = ""
+"""Name of a server's instructions among the definitions of its tools."""
+
+
 class ToolDefinitionStore(Protocol):
-    """Stores the first seen definitions of tools, whose descriptions are untrusted input."""
+    """Stores the first seen definitions of tools and instructions.
+
+    They are untrusted input.
+    """
 
     @abstractmethod
-    async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
+    async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject], *, hold_new: bool) -> set[str]:
         """Return the tools whose definition differs from the approved one.
 
-        Store new tools.
+        Store new tools. With `hold_new`, a new tool of a known server is not approved, so it counts as changed.
 
         Raises:
             StorageUnavailable: the database cannot be reached.
@@ -258,7 +265,7 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     """A call of a tool for `principal`.
 
     `answers` are the answers to earlier questions of this call, which may ask again. The server receives
-    `idempotency_key`, by default a random one.
+    `idempotency_key`, by default a random one. The result is cut for a model, unless it `is_whole`, for a host.
     """
 
     spec: ToolSpec
@@ -267,6 +274,7 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     observer: CallObserver | None = None
     answers: Sequence[StoredQuestion] = ()
     idempotency_key: str = msgspec.field(default_factory=lambda: str(uuid4()))
+    is_whole: bool = False
 
 
 class Toolbox(Protocol):
@@ -286,8 +294,8 @@ class Toolbox(Protocol):
         ...
 
     @abstractmethod
-    def get_instructions(self) -> str:
-        """Return the connected servers' instructions for the model; may be empty."""
+    def get_instructions(self, servers: Collection[str]) -> str:
+        """Return these servers' instructions for the model; may be empty."""
         ...
 
     @abstractmethod

@@ -11,13 +11,15 @@ from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.servers import ServerRecord, ServerRepository
-from gateway.ports.tools import ToolDefinitionStore
+from gateway.ports.tools import INSTRUCTIONS, ToolDefinitionStore
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows
 from gateway.store.encryption import Cipher
 from gateway.store.models import McpServerRow, McpToolRow
 
 ENCRYPTED_FIELD = "sealed"
+_DETAIL_FIELDS = ("outputSchema",)
+"""Fields of definitions that release 0.1.0 does not compare."""
 
 
 class ServerStore(ServerRepository, ToolDefinitionStore):
@@ -68,51 +70,95 @@ class ServerStore(ServerRepository, ToolDefinitionStore):
 
     # --- definitions
 
-    async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject]) -> set[str]:
+    async def detect_changes(self, server: str, definitions: Mapping[str, JsonObject], *, hold_new: bool) -> set[str]:
         """See `ToolDefinitionStore.detect_changes`."""
         query = select(McpToolRow).where(McpToolRow.server == server)
+        changed: set[str] = set()
+        new_rows: list[JsonObject] = []
         async with self._database.session() as session:
             rows_by_tool = {row.tool: row for row in (await session.exec(query)).all()}
-            new_rows = [
-                {"server": server, "tool": tool, "definition": definition}
-                for tool, definition in definitions.items()
-                if tool not in rows_by_tool
-            ]
+            is_known = bool(rows_by_tool)
+            for tool, current in definitions.items():
+                definition, details = _split_definition(current)
+                row = rows_by_tool.get(tool)
+                if row is None:
+                    is_held = is_known and hold_new and tool != INSTRUCTIONS
+                    changed |= {tool} if is_held else set()
+                    new_rows.append(_make_row(server, tool, definition, details, is_held=is_held))
+                elif row.definition != definition or row.details not in (details, None):
+                    changed.add(tool)
+                    _record_change(row, definition, details)
+                    session.add(row)
+                elif row.details is None:
+                    row.details = details
+                    session.add(row)
             if new_rows:
                 await session.exec(insert(McpToolRow).values(new_rows).on_conflict_do_nothing())
-            changed = {
-                tool for tool, d in definitions.items() if tool in rows_by_tool and rows_by_tool[tool].definition != d
-            }
-            for tool in changed:
-                row = rows_by_tool[tool]
-                if row.changed_to != definitions[tool]:
-                    row.changed_to, row.changed_at = definitions[tool], func.now()  # type: ignore[assignment]
-                    session.add(row)
         return changed
 
     async def list_changed_definitions(self) -> dict[tuple[str, str], tuple[JsonObject, JsonObject]]:
         """Return the approved and current definition of each changed tool.
 
-        The keys are server and tool.
+        The keys are server and tool. The approved definition of a new tool is empty.
         """
         query = select(McpToolRow).where(col(McpToolRow.changed_to).is_not(None))
         async with self._database.session() as session:
             rows = (await session.exec(query)).all()
-        return {(row.server, row.tool): (row.definition, row.changed_to or {}) for row in rows}
+        return {
+            (row.server, row.tool): (
+                row.definition | (row.details or {}),
+                (row.changed_to or {}) | (row.details_changed_to or {}),
+            )
+            for row in rows
+        }
 
     async def approve_tool(self, server: str, tool: str, *, by: str) -> None:
-        """Approve the current definition of a tool.
+        """Approve the current definition of a tool, or the instructions.
 
         Raises:
-            NotFound: the tool has not changed.
+            NotFound: it has not changed.
         """
         changed_tool = (
             col(McpToolRow.server) == server,
             col(McpToolRow.tool) == tool,
             col(McpToolRow.changed_to).is_not(None),
         )
-        change = update(McpToolRow).where(*changed_tool).values(definition=McpToolRow.changed_to, changed_to=None)
+        approved = {
+            "definition": McpToolRow.changed_to,
+            "details": func.coalesce(McpToolRow.details_changed_to, McpToolRow.details),
+            "changed_to": None,
+            "details_changed_to": None,
+        }
         async with self._database.session() as session:
-            if not await count_changed_rows(session, change):
-                raise NotFound(f"The tool {tool!r} of the server {server!r} has not changed.")
-            session.add(make_audit_entry(by, "tool.approve", f"server {server}", {"tool": tool}))
+            if not await count_changed_rows(session, update(McpToolRow).where(*changed_tool).values(approved)):
+                name = f"The tool {tool!r}" if tool != INSTRUCTIONS else "The text of the instructions"
+                raise NotFound(f"{name} of the server {server!r} has not changed.")
+            action = "tool.approve" if tool != INSTRUCTIONS else "instructions.approve"
+            session.add(make_audit_entry(by, action, f"server {server}", {"tool": tool} if tool else {}))
+
+
+def _split_definition(definition: JsonObject) -> tuple[JsonObject, JsonObject]:
+    """Split a definition into two parts.
+
+    Release 0.1.0 compares the fields of the first one.
+    """
+    details = {name: definition[name] for name in _DETAIL_FIELDS if name in definition}
+    return {name: value for name, value in definition.items() if name not in details}, details
+
+
+def _make_row(server: str, tool: str, definition: JsonObject, details: JsonObject, *, is_held: bool) -> JsonObject:
+    """The row of a new tool, which is approved unless it `is_held`."""
+    return {
+        "server": server,
+        "tool": tool,
+        "definition": {} if is_held else definition,
+        "details": {} if is_held else details,
+        "changed_to": definition if is_held else None,
+        "details_changed_to": details if is_held else None,
+    }
+
+
+def _record_change(row: McpToolRow, definition: JsonObject, details: JsonObject) -> None:
+    if row.changed_to != definition or row.details_changed_to != details:
+        row.changed_to, row.details_changed_to = definition, details
+        row.changed_at = func.now()  # type: ignore[assignment]

@@ -364,7 +364,9 @@ class McpServerRow(_Table, table=True):
 class McpToolRow(_Table, table=True):
     """The first seen or last approved definition of a tool.
 
-    `changed_to` is the current definition, if it differs.
+    The name "" has the instructions of a server. `definition` has the fields that release 0.1.0 compares, `details` the
+    others, or NULL if that release has stored the row. `changed_to` and `details_changed_to` are the current
+    definition, if it differs or was never approved.
     """
 
     __tablename__ = "mcp_tools"
@@ -372,7 +374,11 @@ class McpToolRow(_Table, table=True):
     server: str = Field(primary_key=True, sa_type=Text)
     tool: str = Field(primary_key=True, sa_type=Text)
     definition: JsonObject = Field(sa_column=_json_column(nullable=False))
+    details: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     changed_to: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
+    details_changed_to: JsonObject | None = Field(
+        default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True)
+    )
     first_seen_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     changed_at: datetime | None = Field(default=None, sa_column=_time_column())
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -171,7 +171,7 @@ class ScriptedToolbox:
     def find_tool(self, name: str) -> ToolSpec | None:
         return TOOLS.get(name)
 
-    def get_instructions(self) -> str:
+    def get_instructions(self, servers: Collection[str]) -> str:
         return ""
 
     async def wait_until_connected(self, _seconds: float) -> None:

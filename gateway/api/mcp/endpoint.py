@@ -216,7 +216,8 @@ class McpEndpoint:
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
         key = make_server_key(params, principal)
-        request = ToolCallRequest(spec, params.arguments or {}, principal, host, parse_answers(params), key)
+        arguments, answers = params.arguments or {}, parse_answers(params)
+        request = ToolCallRequest(spec, arguments, principal, host, answers, key, is_whole=True)
         for _ in range(_MAX_ROUNDS):
             result = await self._toolbox.call_tool(request)
             if isinstance(result, ToolResult):

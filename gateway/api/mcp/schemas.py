@@ -24,12 +24,19 @@ _HOST_KEYS = UUID("6b1f0c8e-2d0b-4c55-9d1e-5a1f7f6f0c3a")
 
 
 def to_mcp_tool(spec: ToolSpec) -> t.Tool:
+    """Convert a tool; a server's own title, description and schemas are unchanged."""
+    definition = spec.definition or {
+        "title": spec.title,
+        "description": spec.description,
+        "inputSchema": spec.input_schema,
+        "outputSchema": spec.output_schema,
+    }
     return t.Tool(
         name=spec.name,
-        title=spec.title,
-        description=spec.description,
-        input_schema=spec.input_schema,
-        output_schema=spec.output_schema,
+        title=definition["title"],
+        description=definition["description"],
+        input_schema=definition["inputSchema"],
+        output_schema=definition["outputSchema"],
         annotations=t.ToolAnnotations(
             read_only_hint=spec.read_only,
             destructive_hint=spec.destructive,

@@ -70,6 +70,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("PATCH", "/api/v1/mcp/servers/{name}"): _ADMIN_SERVERS,
     ("DELETE", "/api/v1/mcp/servers/{name}"): _ADMIN_SERVERS,
     ("POST", "/api/v1/mcp/servers/{name}/tools/{tool}/approve"): _ADMIN_SERVERS,
+    ("POST", "/api/v1/mcp/servers/{name}/instructions/approve"): _ADMIN_SERVERS,
     ("POST", "/api/v1/mcp/servers/{name}/sign-in"): RoutePermission("servers", "user"),
     ("DELETE", "/api/v1/mcp/servers/{name}/sign-in"): RoutePermission("servers", "user"),
     ("GET", "/api/v1/mcp/oauth/client.json"): _PUBLIC,

@@ -3,7 +3,7 @@
 It connects, stays connected, reconnects and sends requests.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -27,6 +27,7 @@ from gateway.ports.tools import ServerStatus, ToolCallRequest
 
 _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.2, 5.0
 _STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
+MAX_INSTRUCTIONS_LENGTH = 4_000
 _REFUSED_REASON = "it refuses the credentials that it is sent"
 
 
@@ -65,7 +66,9 @@ class ServerConnection:
         self._protocol_version: str | None = None
         self._status = ConnectionStatus(config.name, on_change)
         self._calls = OngoingCalls(config.name)
-        self._tool_list = ServerToolList(self._status, is_http=config.transport == "http", on_change=on_change)
+        self._tool_list = ServerToolList(
+            config.name, self._status, is_http=config.transport == "http", on_change=on_change
+        )
         self._requests = RequestSender(
             config,
             status=self._status,
@@ -150,7 +153,7 @@ class ServerConnection:
         )
         async with session as client:
             self._protocol_version = client.protocol_version
-            self.instructions = client.instructions or ""
+            self.instructions = (client.instructions or "")[:MAX_INSTRUCTIONS_LENGTH]
             self._status.set_connected(client)
             await self._watch_until_broken(client)
         if not self._is_stopping:
@@ -173,15 +176,6 @@ class ServerConnection:
     def tools(self) -> tuple[Tool, ...]:
         """The tools that were listed last, also while the server is unavailable."""
         return self._tool_list.tools
-
-    @property
-    def unchecked_tools(self) -> set[str]:
-        """See `ServerToolList.unchecked_tools`."""
-        return self._tool_list.unchecked_tools
-
-    def mark_checked(self, tools: Iterable[Tool]) -> None:
-        """See `ServerToolList.mark_checked`."""
-        self._tool_list.mark_checked(tools)
 
     @property
     def is_available(self) -> bool:

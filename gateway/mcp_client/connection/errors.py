@@ -5,6 +5,7 @@ from typing import cast
 import httpx2
 from mcp import MCPError
 
+from gateway.common.sanitize import clean_text
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.size_limit import TOO_LARGE
 
@@ -87,7 +88,7 @@ def describe_error(error: BaseException) -> str:
         case httpx2.HTTPStatusError():
             return f"it answers with the status {error.response.status_code}"
         case MCPError():
-            return f"it answered with an error: {error.message[:200]}"
+            return f"it answered with an error: {clean_text(error.message, 200)}"
         case ValueError() | RuntimeError():
             return "its answer does not fit the protocol"
         case FileNotFoundError() | PermissionError():

@@ -10,6 +10,7 @@ from mcp.types import INVALID_REQUEST, PARSE_ERROR, CallToolResult, InputRequire
 from gateway.common.concurrency import Deadline, wait_or_poll
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
+from gateway.common.sanitize import clean_text
 from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import acting_for
 from gateway.mcp_client.connection.errors import (
@@ -188,7 +189,8 @@ class RequestSender:
         if error.code == CONNECTION_CLOSED:
             return self._translate_closed_connection(error, client)
         refusal = {"code": error.code, "message": error.message[:500], "data": error.data}
-        return ToolCallError(f"The MCP server refused the call: {error.message[:500]}", did_run=False, refusal=refusal)
+        message = f"The MCP server refused the call: {clean_text(error.message, 500)}"
+        return ToolCallError(message, did_run=False, refusal=refusal)
 
     def _translate_closed_connection(self, error: MCPError, client: Client) -> ToolCallError | RequestNotSent:
         unsent = isinstance(error.data, dict) and bool(error.data.get("unsent"))  # pyright: ignore

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Never
 
 from mcp import Client, MCPError
@@ -13,6 +13,7 @@ from mcp.types import METHOD_NOT_FOUND, Tool, ToolListChangedNotification
 from gateway.common.concurrency import Deadline
 from gateway.mcp_client.connection.errors import describe_error, is_grant_unavailable
 from gateway.mcp_client.connection.status import ConnectionStatus
+from gateway.mcp_client.definition_limits import ListLimit
 
 _LIST_TIMEOUT_SECONDS = 60.0
 _POLL_TIMEOUT_SECONDS = 10.0
@@ -30,9 +31,9 @@ The last two are raised when the answer breaks the protocol.
 class ServerToolList:
     """The tools of a server, listed again after announced changes."""
 
-    def __init__(self, status: ConnectionStatus, *, is_http: bool, on_change: Callable[[], None]) -> None:
+    def __init__(self, server: str, status: ConnectionStatus, *, is_http: bool, on_change: Callable[[], None]) -> None:
         self.tools: tuple[Tool, ...] = ()
-        self._checked_tools: dict[str, Tool] = {}
+        self._server = server
         self._status = status
         self._is_http = is_http
         self._on_change = on_change
@@ -45,11 +46,12 @@ class ServerToolList:
             MCPError, TimeoutError, ValueError, RuntimeError: the server does not list them.
         """
         tools: dict[str, Tool] = {}
+        limit = ListLimit(self._server)
         cursor: str | None = None
         async with Deadline.after(_LIST_TIMEOUT_SECONDS).limit():
             for _ in range(_MAX_PAGES):
                 page = await client.list_tools(cursor=cursor, cache_mode="refresh")
-                tools |= {tool.name: tool for tool in page.tools}
+                tools |= {tool.name: tool for tool in page.tools if limit.accepts_tool(tool)}
                 cursor = page.next_cursor
                 if cursor is None or len(tools) >= _MAX_TOOLS:
                     break
@@ -58,17 +60,9 @@ class ServerToolList:
         self._status.tool_count = len(new_tools)
         self._on_change()
 
-    @property
-    def unchecked_tools(self) -> set[str]:
-        """Names of the tools whose current definitions were not compared.
-
-        They are compared with their first seen definitions.
-        """
-        return {tool.name for tool in self.tools if self._checked_tools.get(tool.name) != tool}
-
-    def mark_checked(self, tools: Iterable[Tool]) -> None:
-        """Record that these tools were compared with their first seen definitions."""
-        self._checked_tools = {tool.name: tool for tool in tools}
+    def find_tool(self, name: str) -> Tool | None:
+        """Return the tool of this name, if the server lists it."""
+        return next((tool for tool in self.tools if tool.name == name), None)
 
     async def on_message(self, message: IncomingMessage) -> None:
         """The SDK client's callback for notifications of legacy servers."""

@@ -7,15 +7,18 @@ from gateway.mcp_client.policy.content import ArgumentDepthLimit, RedactingToolb
 from gateway.ports.tools import Toolbox
 
 
-def apply_policy(toolbox: Toolbox, *, deny: tuple[str, ...] = (), redactor: Redactor | None = None) -> Toolbox:
+def apply_policy(
+    toolbox: Toolbox, *, deny: tuple[str, ...] = (), redactor: Redactor | None = None, sanitizes: bool = True
+) -> Toolbox:
     """Wrap a toolbox with every check that all callers must pass.
 
     `deny`: globs over exposed tool names and `server/tool`. Access is checked before content, so that a refused call
     does no work. The built-in tools read through the same permissions, redaction and sanitizing as the API's routes.
+    Without `sanitizes`, servers' own content is unchanged, for hosts of the MCP endpoint.
     """
     redactor = redactor or Redactor()
     toolbox = ServerPermissions(toolbox)
     readable_toolbox = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
     toolbox = BuiltinToolRunner(toolbox, readable_toolbox)
-    toolbox = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
+    toolbox = RedactingToolbox(SanitizingToolbox(toolbox) if sanitizes else toolbox, redactor)
     return ToolDenyList(ToolPermissions(ArgumentDepthLimit(toolbox)), deny)

@@ -7,6 +7,7 @@ import msgspec
 
 from gateway.common.json_schema import MAX_DEPTH, exceeds_depth
 from gateway.common.redaction import Redactor
+from gateway.common.sanitize import sanitize_text, sanitize_value
 from gateway.domain.errors import McpServerError
 from gateway.domain.messages import (
     Answer,
@@ -18,7 +19,6 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
-from gateway.mcp_client.sanitize import sanitize_text, sanitize_value
 from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
 
 

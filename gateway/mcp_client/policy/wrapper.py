@@ -1,5 +1,7 @@
 """A toolbox that delegates to another: base of the policy wrappers."""
 
+from collections.abc import Collection
+
 from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec
 from gateway.ports.tools import ItemKind, ServerStatus, SignIn, Toolbox, ToolCallRequest
 
@@ -16,8 +18,8 @@ class ToolboxWrapper(Toolbox):
     def find_tool(self, name: str) -> ToolSpec | None:
         return self._toolbox.find_tool(name)
 
-    def get_instructions(self) -> str:
-        return self._toolbox.get_instructions()
+    def get_instructions(self, servers: Collection[str]) -> str:
+        return self._toolbox.get_instructions(servers)
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
         return await self._toolbox.call_tool(request)

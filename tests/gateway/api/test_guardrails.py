@@ -12,8 +12,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
 
 from gateway.api.security.middleware import get_source_address
+from gateway.common.sanitize import sanitize_text
 from gateway.config import ConfigError, load_settings
-from gateway.mcp_client.sanitize import sanitize_text
 from gateway.ports.tools import ToolCallRequest
 from gateway.simulator import Fault, Simulator
 from tests.auth_helpers import Keyring

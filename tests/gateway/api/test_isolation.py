@@ -45,6 +45,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("PATCH", "/api/v1/mcp/servers/{name}"): ("admin", {"disabled": True}),
     ("DELETE", "/api/v1/mcp/servers/{name}"): ("admin", None),
     ("POST", "/api/v1/mcp/servers/{name}/tools/{tool}/approve"): ("admin", None),
+    ("POST", "/api/v1/mcp/servers/{name}/instructions/approve"): ("admin", None),
     ("POST", "/api/v1/mcp/servers/{name}/sign-in"): ("creates", None),
     ("DELETE", "/api/v1/mcp/servers/{name}/sign-in"): ("creates", None),
     ("GET", "/api/v1/mcp/resources"): ("shared", None),

@@ -378,4 +378,5 @@ async def test_held_tools_stay_on_offer_while_new_ones_cannot_be_compared(
                 await eventually(lambda: toolbox.list_server_statuses()[0].tools > tools_before)
                 assert toolbox.find_tool("newcomer") is None
                 assert get_text(await call_tool(toolbox, "echo", text="hi")) == "hi"
-            await eventually(lambda: toolbox.find_tool("newcomer"))
+            await eventually(lambda: ("trial", "newcomer") in toolbox.list_changed_tools())
+            assert toolbox.find_tool("newcomer") is None

@@ -115,7 +115,8 @@ async def test_connected_server_provides_tools_instructions_and_status(trial: Tr
         names = [spec.name for spec in toolbox.list_specs()]
         assert names == sorted(names)
         assert {"echo", "crash"} <= set(names)
-        assert toolbox.get_instructions() == "Trial instructions."
+        instructions = toolbox.get_instructions({"trial"})
+        assert (instructions.endswith("> Trial instructions."), toolbox.get_instructions(set())) == (True, "")
         status = toolbox.list_server_statuses()[0]
         assert (status.state, status.tools) == ("up", len(names))
         assert status.protocol_version == ("2026-07-28" if modern else "2025-11-25")

@@ -22,7 +22,8 @@ class AuditView(BaseModel):
     """Entry of the audit log.
 
     `action` is one of key.create, key.revoke, login.refused, login.granted, login.failed, login.forgotten, server.put,
-    server.remove, tool.approve, input.accept, input.decline, input.cancel, conversation.delete and turn.delete.
+    server.remove, tool.approve, instructions.approve, input.accept, input.decline, input.cancel, conversation.delete
+    and turn.delete.
     `login.refused` is an invalid credential of a client; the other logins are sign-ins to MCP servers.
     """
 

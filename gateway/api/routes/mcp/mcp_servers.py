@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
+from gateway.common.sanitize import reveal_text, reveal_value
 from gateway.domain.errors import Forbidden
 from gateway.domain.messages import Approval, JsonObject, Principal
+from gateway.ports.tools import INSTRUCTIONS
 
 router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
 
@@ -54,9 +56,10 @@ class McpServerView(BaseModel):
 
 
 class ChangedTool(BaseModel):
-    """Tool whose definition has changed.
+    """Tool whose definition has changed, or that is new.
 
-    `was` is the approved definition, `now` the current one.
+    `was` is the approved definition, `now` the current one. `was` is empty for a new tool, which waits for approval.
+    Invisible characters are written as escapes such as `\\u200b`.
     """
 
     server: str
@@ -65,11 +68,23 @@ class ChangedTool(BaseModel):
     now: JsonObject
 
 
+class ChangedInstructions(BaseModel):
+    """Instructions of a server that have changed.
+
+    `was` is the approved text, `now` the current one. Invisible characters are written as escapes.
+    """
+
+    server: str
+    was: str
+    now: str
+
+
 class McpServerList(BaseModel):
-    """MCP servers, and tools whose definition has changed."""
+    """MCP servers, and tools and instructions that have changed."""
 
     servers: list[McpServerView]
     changed_tools: list[ChangedTool]
+    changed_instructions: list[ChangedInstructions]
 
 
 class ServerCreate(BaseModel):
@@ -130,12 +145,24 @@ async def list_servers(
             "headers": list(config.headers),
         }
         views.append(McpServerView.model_validate(msgspec.structs.asdict(status) | fields))
-    changed_tools = [
-        ChangedTool(server=server, tool=tool, was=was, now=now)
-        for (server, tool), (was, now) in (await servers.list_changed_definitions()).items()
-        if principal.can_use_server(server)
-    ]
-    return McpServerList(servers=views, changed_tools=changed_tools)
+    changed = {
+        key: (reveal_value(was), reveal_value(now))
+        for key, (was, now) in (await servers.list_changed_definitions()).items()
+        if principal.can_use_server(key[0])
+    }
+    return McpServerList(
+        servers=views,
+        changed_tools=[
+            ChangedTool(server=server, tool=reveal_text(tool), was=was, now=now)
+            for (server, tool), (was, now) in changed.items()
+            if tool != INSTRUCTIONS
+        ],
+        changed_instructions=[
+            ChangedInstructions(server=server, was=was["instructions"], now=now["instructions"])
+            for (server, tool), (was, now) in changed.items()
+            if tool == INSTRUCTIONS
+        ],
+    )
 
 
 @router.post("", summary="Add an MCP server", status_code=201, responses=_ERRORS)
@@ -191,11 +218,27 @@ async def approve_tool(
 ) -> McpServerList:
     """Accept the current definition of a tool.
 
-    With `on_change` `hold`, the tool becomes available again.
+    With `on_change` `hold`, the tool becomes available.
     """
     _require_admin(principal)
     await servers.approve_tool(name, tool, by=principal.user)
     toolbox.recheck_server(name)
+    admin.notify_workers()
+    return await list_servers(principal, admin, servers, toolbox)
+
+
+@router.post("/{name}/instructions/approve", summary="Approve the changed instructions of a server", responses=_ERRORS)
+async def approve_instructions(
+    name: ServerName, principal: PrincipalDep, admin: ServerAdminDep, servers: ServersDep, toolbox: ToolboxDep
+) -> McpServerList:
+    """Accept the current instructions of a server.
+
+    With `on_change` `hold`, models read them from now on.
+    """
+    _require_admin(principal)
+    await servers.approve_tool(name, INSTRUCTIONS, by=principal.user)
+    toolbox.recheck_server(name)
+    admin.notify_workers()
     return await list_servers(principal, admin, servers, toolbox)
 
 

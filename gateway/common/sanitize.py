@@ -1,4 +1,4 @@
-"""Removes invisible characters and terminal sequences from servers' text."""
+"""Removes or reveals invisible characters and terminal sequences in text."""
 
 import re
 from typing import Any, cast
@@ -23,6 +23,9 @@ _UNNEEDED = re.compile(
 )
 
 
+_CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f]|{_WIDTHLESS}|{_UNNEEDED.pattern}")
+
+
 def sanitize_text(text: str) -> str:
     """The text without invisible characters.
 
@@ -40,3 +43,32 @@ def sanitize_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {sanitize_text(name): sanitize_value(item) for name, item in cast(dict[str, Any], value).items()}
     return value
+
+
+def clean_text(text: str, max_length: int) -> str:
+    """The sanitized text, cut to `max_length` characters."""
+    # Cut twice: sanitizing a text of any length would take long, and shortens it.
+    return sanitize_text(text[: 4 * max_length])[:max_length]
+
+
+def reveal_text(text: str) -> str:
+    """The text with invisible characters as escapes.
+
+    An escape is, for example, `\\u200b`. People review such a text.
+    """
+    return _CONTROLS.sub(_escape, text)
+
+
+def reveal_value(value: Any) -> Any:
+    """A JSON value with the invisible characters in it as escapes."""
+    if isinstance(value, str):
+        return reveal_text(value)
+    if isinstance(value, list):
+        return [reveal_value(item) for item in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {reveal_text(name): reveal_value(item) for name, item in cast(dict[str, Any], value).items()}
+    return value
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
