@@ -57,7 +57,7 @@ class OutputSchema:
         return cls(response_format)
 
     async def read_answer(self, text: str) -> tuple[str, str | None]:
-        """Return the JSON of an answer, and the reason why it does not match, if any.
+        """Return the JSON of an answer, and its problem, if any.
 
         It may stand behind a `<think>` block, or in a code fence. An answer without matching JSON is returned as it is.
         A check of many operations runs in a thread.
