@@ -26,6 +26,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.messages import Message, ToolCall, ToolSpec, Usage, matches_any_glob
 from gateway.llm.catalog import Catalog
+from gateway.llm.stream import check_call_count
 from gateway.llm.tool_repair.coercion import MAX_OPERATIONS
 from gateway.llm.tool_repair.prompted_tools import PromptedToolCallParser, move_tools_into_prompt
 from gateway.llm.tool_repair.repair import (
@@ -287,7 +288,7 @@ class _AttemptSink(ModelSink):
 
     It wraps the caller's sink. With `hold_invalid`, a call that cannot be repaired is held back and sets `problem`, so
     that the model is called again; not after text or other calls were shown. Otherwise the call is emitted with its
-    problem, which becomes the tool's error.
+    problem, which becomes the tool's error. It counts the native calls of an attempt together with those in its text.
     """
 
     def __init__(self, sink: ModelSink, tools: tuple[ToolSpec, ...]) -> None:
@@ -306,6 +307,7 @@ class _AttemptSink(ModelSink):
         self._is_accepted = False
         self._output_chars = 0
         self._repair_budget = OperationBudget(MAX_OPERATIONS)
+        self._call_count = 0
 
     def on_accepted(self) -> None:
         self._is_accepted = True
@@ -348,7 +350,10 @@ class _AttemptSink(ModelSink):
         self._output_chars += len(call.arguments)
         if self.problem is not None:
             return  # the step will be retried
-        for written, repaired in repair_calls(call, self.schemas, self._repair_budget):
+        repaired_calls = repair_calls(call, self.schemas, self._repair_budget)
+        self._call_count += len(repaired_calls)
+        check_call_count(self._call_count)
+        for written, repaired in repaired_calls:
             self._add_repaired_call(written, repaired)
 
     def _add_repaired_call(self, call: ToolCall, repaired: RepairedCall | UnrepairableCall) -> None:
@@ -374,8 +379,12 @@ class _AttemptSink(ModelSink):
         """Emit the calls in a text that the server rejected.
 
         The server could not parse it. Return False, and emit none, unless all can be repaired.
+
+        Raises:
+            ModelAnswerTooLong: there are too many calls.
         """
         calls = extract_calls(text, self.schemas)
+        check_call_count(len(calls))
         results = [result for call in calls for _, result in repair_calls(call, self.schemas, self._repair_budget)]
         problems = [result.problem for result in results if isinstance(result, UnrepairableCall)]
         if problems or not calls or self.has_calls:

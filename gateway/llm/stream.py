@@ -145,7 +145,7 @@ class ChunkReader:
         self._sink = sink
         self._remaining_chars = max_chars
         self._max_chars = max_chars
-        self._remaining_calls = MAX_ANSWER_CALLS
+        self._call_count = 0
         self._incomplete_line = b""
         self._is_accepted = False
         self._text: list[str] = []
@@ -299,14 +299,23 @@ class ChunkReader:
             self._sink.on_text(text)
 
     def _count_call(self) -> None:
-        self._remaining_calls -= 1
-        if self._remaining_calls < 0:
-            raise ModelAnswerTooLong(f"The model's answer contains more than {MAX_ANSWER_CALLS} tool calls.")
+        self._call_count += 1
+        check_call_count(self._call_count)
 
     def _count_chars(self, count: int) -> None:
         self._remaining_chars -= count
         if self._remaining_chars < 0:
             raise ModelAnswerTooLong(f"The model's answer is longer than {self._max_chars:,} characters.")
+
+
+def check_call_count(calls: int) -> None:
+    """Check the number of tool calls in an answer.
+
+    Raises:
+        ModelAnswerTooLong: there are more than `MAX_ANSWER_CALLS`.
+    """
+    if calls > MAX_ANSWER_CALLS:
+        raise ModelAnswerTooLong(f"The model's answer contains more than {MAX_ANSWER_CALLS} tool calls.")
 
 
 class _WholeMessage(msgspec.Struct, gc=False):

@@ -8,6 +8,7 @@ from collections.abc import Collection
 import msgspec
 
 from gateway.domain.messages import Message, ToolCall
+from gateway.llm.stream import check_call_count
 from gateway.llm.tool_repair.repair import extract_calls, write_tools_prompt
 from gateway.ports.model import ModelCall, ModelSink
 
@@ -87,10 +88,14 @@ class PromptedToolCallParser:
         """Emit the calls in the held text, or the text itself.
 
         The text is emitted if it has no calls. Return whether it had calls.
+
+        Raises:
+            ModelAnswerTooLong: there are too many calls.
         """
         calls: list[ToolCall] = []
         if self._in_call_block:
             calls = extract_calls(self._held_text, self._tool_names, place="end")
+        check_call_count(len(calls))
         for call in calls:
             self._sink.on_tool_call(call)
         if self._held_text and not calls:

@@ -29,6 +29,34 @@ async def wait_for_ended_turn(db: asyncpg.Connection, turn_id: str) -> Any:
     return await eventually(get_ended_row)
 
 
+def write_calls(count: int) -> str:
+    """Write calls into a model's text."""
+    calls = ", ".join(f'{{"name": "add_task", "arguments": {{"title": "task {n}"}}}}' for n in range(count))
+    return f"<TOOL_CALLS>[{calls}]</TOOL_CALLS>"
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [
+        ("openai/gpt-oss-120b", Fault(kind="malformed_tool_call", failed_generation=write_calls(129))),
+        ("openai/gpt-oss-120b", Fault(kind="malformed_tool_call", failed_generation=write_calls(129), after_chunks=2)),
+        ("groq/compound", Fault(kind="text", text=write_calls(129))),
+        ("groq/compound", Fault(kind="text", text=f"Done: {write_calls(129)}")),
+    ],
+    ids=["rejected", "rejected-midway", "prompted", "prompted-after-text"],
+)
+async def test_calls_written_as_text_count_toward_the_calls_of_an_answer(
+    gateway: Gateway, db: asyncpg.Connection, model: str, fault: Fault
+) -> None:
+    gateway.simulator.faults.add_faults(fault)
+    reply = await gateway.chat_stream("Add the tasks", model=model)
+    turn_id = reply.headers["x-turn-id"]
+    row = await wait_for_ended_turn(db, turn_id)
+    assert (row["status"], json.loads(row["error"])["code"]) == ("failed", "model_answer_too_long")
+    assert await db.fetchval("SELECT count(*) FROM tool_calls") == 0
+    assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "code"),
     [

@@ -10,7 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.domain.errors import GatewayError, ModelRateLimited, ModelStreamBroken, ModelUnavailable, PromptTooLong
+from gateway.domain.errors import (
+    GatewayError,
+    ModelAnswerTooLong,
+    ModelRateLimited,
+    ModelStreamBroken,
+    ModelUnavailable,
+    PromptTooLong,
+)
 from gateway.domain.messages import Message, Parameters, ToolCall, ToolSpec, Usage
 from gateway.llm.catalog import Catalog
 from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
@@ -430,6 +437,30 @@ async def test_model_without_functions_gets_tools_in_the_prompt_and_its_block_is
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert "<TOOL_CALLS>" in messages[2]["content"]
     assert "437" in messages[3]["content"]
+
+
+class MixedModel(Model):
+    """Makes 100 native calls, and `written` ones in its text."""
+
+    def __init__(self, written: int) -> None:
+        self._written = written
+
+    async def complete(self, call: ModelCall, sink: ModelSink) -> ModelAnswer:
+        for number in range(100):
+            sink.on_tool_call(ToolCall(f"c{number}", "calculator", '{"expression":"1"}'))
+        sink.on_text(f"<TOOL_CALLS>[{', '.join([WRITTEN_CALL] * self._written)}]</TOOL_CALLS>")
+        return ModelAnswer("stop", Usage())
+
+    async def check(self) -> str | None:
+        return None
+
+
+async def test_written_calls_are_counted_together_with_native_ones() -> None:
+    call, sink = make_call("What is 23*19?", model=COMPOUND), Sink()
+    await ResilientModel(MixedModel(28), Catalog()).complete(call, sink)
+    assert len(sink.calls) == 128
+    with pytest.raises(ModelAnswerTooLong):
+        await ResilientModel(MixedModel(29), Catalog()).complete(call, Sink())
 
 
 @pytest.mark.parametrize("text", ["a < b and <b>bold</b>", "ends with <TOOL", "<TOOL_CALLS> is how I would do it"])
