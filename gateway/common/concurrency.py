@@ -366,13 +366,13 @@ class BoundedQueue(Generic[T]):
     is being worked on still fills the queue.
 
     `max_size` is in the unit of `size_of`, by default items. The queue becomes full above `max_size`, and stays full
-    until its size is at most half of that.
+    until its size is at most half of that. Items are compared by identity.
     """
 
     def __init__(self, max_size: int, *, size_of: Callable[[T], int] | None = None) -> None:
         self._max_size = max_size
         self._size_of = size_of
-        self._items: list[T] = []
+        self._items: dict[int, tuple[T, int]] = {}
         self._size = 0
         self._has_items = asyncio.Event()
         self._has_capacity = asyncio.Event()
@@ -382,17 +382,22 @@ class BoundedQueue(Generic[T]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        """Iterate over a copy of the items, oldest first."""
-        return iter(self._items.copy())
+        """Iterate over the items, oldest first. The queue must not change meanwhile."""
+        return (item for item, _ in self._items.values())
 
     @property
     def is_full(self) -> bool:
         return not self._has_capacity.is_set()
 
     def put(self, item: T) -> None:
-        """Append an item, also to a full queue."""
-        self._items.append(item)
-        self._size += self._measure(item)
+        """Append an item, also to a full queue.
+
+        An item that is in the queue keeps its place, and its size is measured again.
+        """
+        _, old_size = self._items.get(id(item), (None, 0))
+        size = self._measure(item)
+        self._items[id(item)] = item, size
+        self._size += size - old_size
         if self._size > self._max_size:
             self._has_capacity.clear()
         self._has_items.set()
@@ -403,20 +408,16 @@ class BoundedQueue(Generic[T]):
         Return all items, oldest first. They stay in the queue.
         """
         await self._has_items.wait()
-        return self._items.copy()
+        return list(self)
 
     async def wait_for_capacity(self) -> None:
         """Return when the queue is not full."""
         await self._has_capacity.wait()
 
     def remove(self, items: list[T]) -> None:
-        """Remove items, compared by identity.
-
-        Items that are not in the queue are ignored.
-        """
-        removed_ids = set(map(id, items))
-        self._items = [item for item in self._items if id(item) not in removed_ids]
-        self._size = sum(map(self._measure, self._items))
+        """Remove items. Those that are not in the queue are ignored."""
+        for item in items:
+            self._size -= self._items.pop(id(item), (None, 0))[1]
         if self._size <= self._max_size // 2:
             self._has_capacity.set()
         if not self._items:

@@ -161,6 +161,7 @@ class JournalQueue:
 
     def __init__(self, max_bytes: int) -> None:
         self._waiting: BoundedQueue[PendingWrite] = BoundedQueue(max_bytes, size_of=attrgetter("size"))
+        self._by_source: dict[EventSource, dict[PendingWrite, None]] = {}
         self._in_flight: set[PendingWrite] = set()
         self._suspects: set[EventSource] = set()
         self._on_change: Callable[[], None] = _do_nothing
@@ -186,11 +187,18 @@ class JournalQueue:
 
     def put(self, write: PendingWrite) -> None:
         self._waiting.put(write)
+        self._by_source.setdefault(write.source, {})[write] = None
         self._on_change()
 
     def list_writes(self, source: EventSource | None = None) -> list[PendingWrite]:
-        """List the writes, or those of one turn, oldest first."""
-        return [write for write in self._waiting if source is None or write.source is source]
+        """List the writes, or those of one turn, oldest first.
+
+        Those of one turn are found without a look at the others, because many turns may be given up at once.
+        """
+        return list(self._waiting) if source is None else list(self._by_source.get(source, ()))
+
+    def has_writes(self, turn_id: UUID) -> bool:
+        return any(source.turn_id == turn_id for source in self._by_source)
 
     def list_idle(self) -> list[PendingWrite]:
         """List the writes of the turns that no task is committing."""
@@ -275,11 +283,19 @@ class JournalQueue:
     def finish(self, batch: list[PendingWrite]) -> None:
         """Return a batch, without the writes that are complete."""
         self._in_flight.difference_update(batch)
-        self._waiting.remove([write for write in batch if write.is_complete])
+        for write in batch:
+            if not write.is_complete and write in self._by_source.get(write.source, ()):
+                self._waiting.put(write)  # its size may have changed
+        self.remove([write for write in batch if write.is_complete])
         self._on_change()
 
     def remove(self, writes: list[PendingWrite]) -> None:
         self._waiting.remove(writes)
+        for write in writes:
+            own = self._by_source.get(write.source, {})
+            own.pop(write, None)
+            if not own:
+                self._by_source.pop(write.source, None)
 
 
 def _do_nothing() -> None:

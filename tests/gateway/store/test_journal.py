@@ -14,6 +14,7 @@ from gateway.domain.messages import Message, TurnOutcome, TurnRecord, TurnReques
 from gateway.store.journal import statements
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway_runtime.postgres_connections import PostgresConnector
+from tests.call_counter import count_instructions
 from tests.eventually import eventually
 
 UNREACHABLE = PostgresConnector("postgresql://nobody@127.0.0.1:9/none")
@@ -117,7 +118,7 @@ async def test_write_refused_by_postgres_fails_alone(journal: PostgresJournal, d
     )
     records = [make_record(logs[0].turn_id), unknown_conversation, make_record(logs[2].turn_id)]
     results = await asyncio.gather(*map(journal.begin_turn, records, logs), return_exceptions=True)
-    assert [type(result).__name__ for result in results] == ["NoneType", "StorageRefused", "NoneType"]
+    assert [type(result).__name__ for result in results] == ["NoneType", "NotFound", "NoneType"]
     assert await db.fetchval("SELECT count(*) FROM turns") == 2
 
 
@@ -248,3 +249,24 @@ async def test_locked_turn_does_not_delay_the_others(patient_journal: PostgresJo
             await writes[0]
         assert locked.close_reason == "storage_unavailable"
     await eventually(lambda: db.fetchval("SELECT status = 'completed' FROM turns WHERE id = $1", locked.turn_id))
+
+
+async def count_work_of_giving_up(turns: int) -> int:
+    """Count the instructions of giving up turns with four writes each."""
+    journal = PostgresJournal(UNREACHABLE, uuid4(), retry_seconds=0.02)
+    logs = [TurnLog(uuid4()) for _ in range(turns)]
+    for _ in range(4):
+        for log in logs:
+            log.append(e.TextDelta(step=1, text="x"))
+            journal.flush(log)
+    with count_instructions("gateway/store/journal/", "gateway/common/concurrency") as instructions:
+        journal.start()
+        await eventually(lambda: all(log.failure is not None for log in logs))
+    await journal.stop(0)
+    return instructions.total()
+
+
+async def test_work_of_giving_up_is_proportional_to_the_number_of_turns() -> None:
+    """Otherwise, giving up hundreds of turns blocks all streams of the worker."""
+    small = await count_work_of_giving_up(40)
+    assert await count_work_of_giving_up(320) < 20 * small  # an attempt more or less doubles it at most
