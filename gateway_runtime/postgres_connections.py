@@ -25,6 +25,8 @@ __all__ = ["CLOSE_SECONDS", "ConnectionLimits", "PostgresConnector"]
 CLOSE_SECONDS = 1.0
 """Seconds for a graceful close, before the connection is aborted."""
 _KEEPALIVE_PROBES = 2
+_TRANSACTION_TIMEOUT_VERSION = 17
+"""First major version of PostgreSQL that has transaction_timeout."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class ConnectionLimits:
     lock: float = 3.0
     """PostgreSQL's lock_timeout."""
     silence: float = 8.0
-    """Without an answer or an acknowledgement from the server; longer than `statement`."""
+    """Without an answer or an acknowledgement from the server; longer than `statement`.
+
+    Also the length of a transaction, where PostgreSQL has transaction_timeout.
+    """
 
 
 class PostgresConnector:
@@ -103,6 +108,19 @@ class PostgresConnector:
         event.listen(engine.sync_engine, "checkout", self._reject_unusable_connection)
         return engine
 
+    async def limit_transactions(self, connection: "asyncpg.Connection[asyncpg.Record]", seconds: float) -> None:
+        """Let the server end each transaction after `seconds`.
+
+        Otherwise a client that is cut off midway holds its locks for longer. No effect before PostgreSQL 17.
+        """
+        await connection.execute(self._build_transaction_limit(connection, seconds))
+
+    def _build_transaction_limit(self, connection: "asyncpg.Connection[asyncpg.Record]", seconds: float) -> str:
+        has_setting = connection.get_server_version().major >= _TRANSACTION_TIMEOUT_VERSION
+        if not has_setting or "transaction_timeout" in self._parameters:
+            return ""
+        return f"SET transaction_timeout = {_to_milliseconds(seconds)};"
+
     def distrust_open_connections(self) -> None:
         """Let the pools replace all open connections, because one is silent.
 
@@ -123,7 +141,8 @@ class PostgresConnector:
         async with asyncio.timeout(seconds or None):
             connection = await asyncpg.connect(self.dsn, **options)
             try:
-                await connection.execute(self._set_limits)
+                transaction_limit = self._build_transaction_limit(connection, self.limits.silence)
+                await connection.execute(self._set_limits + transaction_limit)
             except BaseException:
                 connection.terminate()
                 raise

@@ -29,7 +29,13 @@ _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _CUSTOM_PLAN_SETTINGS = text(
     "SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('random_page_cost', '1.1', true)"
 )
-_SET_STATEMENT_TIMEOUT = text("SELECT set_config('statement_timeout', :ms, true)")
+# A transaction_timeout that runs is replaced only if it is switched off first. It exists from PostgreSQL 17 on.
+_SET_TIME_LIMITS = text("""
+    SELECT set_config('statement_timeout', :statement, true),
+           CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL THEN
+               set_config('transaction_timeout', '0', true) || set_config('transaction_timeout', :transaction, true)
+           END
+""")
 _parsed = lru_cache(256)(text)
 DatabaseRow = Sequence[Any]
 
@@ -60,7 +66,7 @@ class Database:
     async def session(self, *, seconds: float | None = None) -> AsyncGenerator[AsyncSession]:
         """A session that commits at the end of the block.
 
-        `seconds`: time limit of the block and of each statement, if they may take longer than usual.
+        `seconds`: time limit of the block, its transaction and each statement, if they may take longer than usual.
 
         Raises:
             GatewayError: see `raise_gateway_errors`.
@@ -69,7 +75,10 @@ class Database:
             async with self._limit_time(seconds), self._sessions() as session:
                 if seconds is not None:
                     connection = await session.connection()
-                    await connection.execute(_SET_STATEMENT_TIMEOUT, {"ms": str(max(1, int(seconds * 1000)))})
+                    # The statement's limit must be shorter, because that of the transaction ends the connection.
+                    statement, margin = max(1, int(seconds * 1000)), 1000 * max(1, int(self.connector.limits.connect))
+                    limits = {"statement": str(statement), "transaction": str(statement + margin)}
+                    await connection.execute(_SET_TIME_LIMITS, limits)
                 yield session
                 await session.commit()
 

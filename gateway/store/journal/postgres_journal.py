@@ -15,7 +15,14 @@ import msgspec
 from gateway.common.concurrency import Deadline, SupervisedTask
 from gateway.common.logging import get_logger
 from gateway.common.redaction import Redactor
-from gateway.domain.errors import Conflict, ConversationBusy, GatewayError, StorageRefused, StorageUnavailable
+from gateway.domain.errors import (
+    Conflict,
+    ConversationBusy,
+    GatewayError,
+    NotFound,
+    StorageRefused,
+    StorageUnavailable,
+)
 from gateway.domain.events import JournalEntry, TurnFailed, encode_event
 from gateway.domain.messages import Message, TurnOutcome, TurnRecord, Usage
 from gateway.ports.journal import EventSource, Journal
@@ -57,6 +64,7 @@ class PostgresJournal(Journal):
         self._worker_id = worker_id
         self._flush_seconds = flush_seconds
         self._timeout_seconds = timeout_seconds
+        self._attempt_seconds = retry_seconds / _ATTEMPTS
         self._redactor = redactor or Redactor()
         self._unredacted: dict[EventSource, list[JournalEntry]] = {}
         self._dirty: dict[EventSource, None] = {}
@@ -65,7 +73,7 @@ class PostgresJournal(Journal):
         policy = CommitPolicy(
             worker_id=worker_id,
             connect=self._connect,
-            attempt_seconds=retry_seconds / _ATTEMPTS,
+            attempt_seconds=self._attempt_seconds,
             retry_seconds=retry_seconds,
             give_up=self._give_up,
             refuse=self._refuse,
@@ -135,7 +143,7 @@ class PostgresJournal(Journal):
         return self._submit(log, statements.build_suspend_row(self._fence(log), open_inputs)).done
 
     def is_writing(self, turn_id: UUID) -> bool:
-        return any(write.source.turn_id == turn_id for write in self._queue.list_writes())
+        return self._queue.has_writes(turn_id)
 
     @property
     def is_unavailable(self) -> bool:
@@ -260,6 +268,7 @@ class PostgresJournal(Journal):
 
     async def _connect(self) -> Connection:
         connection = await self._connector.connect()
+        await self._connector.limit_transactions(connection, self._attempt_seconds)  # each attempt is given up by then
         await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=encode_jsonb, decoder=msgspec.json.decode)
         return connection
 
@@ -275,6 +284,8 @@ def _to_refusal(error: Exception, *, begins: bool) -> GatewayError:
     """
     if isinstance(error, GatewayError):
         return error
+    if begins and isinstance(error, asyncpg.ForeignKeyViolationError):
+        return NotFound("The conversation has been deleted.", param="conversation_id")
     if not isinstance(error, asyncpg.UniqueViolationError):
         return to_gateway_error(error)
     if not begins:

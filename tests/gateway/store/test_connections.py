@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -15,11 +16,13 @@ from gateway.domain.errors import StorageUnavailable
 from gateway.store.bus import PostgresBus
 from gateway.store.database import Database
 from gateway.store.errors import get_sqlstate
+from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway_runtime.postgres_connections import CLOSE_SECONDS, ConnectionLimits, PostgresConnector
 from tests.eventually import eventually
 from tests.postgres_faults import build_url_of_hosts, execute, serve_proxy, set_read_only, start_cluster
 
 SHORT = ConnectionLimits(connect=5, statement=0.5, lock=0.1, silence=1.0)
+LIMITED = ("statement", "transaction")
 STALLED_SECONDS = 30.0
 """Bound of a test that would otherwise wait for ever."""
 
@@ -104,6 +107,40 @@ async def test_long_session_may_take_longer_than_the_usual_limit(database_url: s
     ):
         connection = await session.connection()
         await connection.exec_driver_sql("SELECT pg_sleep(0.4)")
+        values = [(await connection.exec_driver_sql(f"SHOW {name}_timeout")).scalar() for name in LIMITED]
+    assert values == ["1min", "65s"]
+
+
+async def send_statements(connection: asyncpg.Connection) -> None:
+    while True:
+        await connection.execute("SELECT pg_sleep(0.01)")
+
+
+async def test_transaction_that_takes_too_long_is_ended_by_the_server_with_its_locks(
+    database_url: str, db: asyncpg.Connection
+) -> None:
+    """The client sends one statement after another, so it is not idle."""
+    connection = await PostgresConnector(database_url, SHORT).connect()
+    await connection.execute("BEGIN; LOCK TABLE turns")
+    waiting = asyncio.create_task(db.execute("BEGIN; LOCK TABLE turns; COMMIT"))
+    async with asyncio.timeout(STALLED_SECONDS):
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await send_statements(connection)
+        await waiting
+
+
+async def test_commit_that_is_cut_off_midway_holds_its_locks_no_longer_than_an_attempt(
+    database_url: str, db: asyncpg.Connection
+) -> None:
+    limits = ConnectionLimits(statement=50.0, lock=50.0, silence=60.0)  # would hold the lock for a minute
+    async with serve_proxy(database_url) as (proxy, url):
+        journal = PostgresJournal(PostgresConnector(url, limits), uuid4(), retry_seconds=3.0)
+        connection = await journal._connect()
+        await connection.execute("BEGIN; LOCK TABLE turns")
+        proxy.become_silent()
+        async with asyncio.timeout(STALLED_SECONDS):
+            await db.execute("BEGIN; LOCK TABLE turns; COMMIT")
+        connection.terminate()
 
 
 async def test_silent_connection_is_found_and_replaced(database_url: str) -> None:
@@ -182,9 +219,9 @@ async def test_tcp_connection_is_ended_by_the_kernel_without_acknowledgements(da
 
 async def test_server_knows_the_limits_of_a_session(database_url: str) -> None:
     async with open_database(database_url, ConnectionLimits(statement=6, lock=3, silence=8)) as database:
-        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
         values = [(await database.fetch_rows(f"SHOW {name}"))[0][0] for name in names]
-    assert values == ["6s", "3s", "8s"]
+    assert values == ["6s", "3s", "8s", "8s"]
 
 
 async def test_limit_in_the_address_has_precedence(database_url: str) -> None:
