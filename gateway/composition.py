@@ -125,7 +125,9 @@ async def build_gateway(
         _supervise(load.task, tasks, stack)
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates)
         turn_service = await stack.enter_async_context(agent)
-        mcp = McpEndpoint(settings, turn_service, tools.host_toolbox, worker_id, store.database.connector.dsn, load)
+        mcp = McpEndpoint(
+            settings, turn_service, tools.host_toolbox, worker_id, store.database.connector.dsn, load, timeouts
+        )
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.run_sessions())
         state.settings = settings
@@ -207,7 +209,7 @@ async def build_store(
             turns=turns,
             workers=workers,
             conversations=ConversationStore(database, redactor=redactor),
-            usage=UsageStore(database, redactor=redactor),
+            usage=UsageStore(database, worker_id, redactor=redactor),
             questions=QuestionStore(
                 database, worker_id, lifetime=timedelta(days=settings.input_expiry_days), redactor=redactor
             ),

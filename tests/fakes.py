@@ -125,7 +125,7 @@ class RecordingTurn(TurnContext):
     async def wait_until_durable(self) -> None:
         self.log.mark_committed(len(self.log.entries))
 
-    async def require_lease(self) -> None:
+    def require_lease(self) -> None:
         pass
 
     async def wait_for_capacity(self) -> None:

@@ -64,7 +64,12 @@ async def run_batch(arguments: JsonObject, offered: dict[str, ToolSpec], call_to
         return result
 
     calls: list[JsonObject] = arguments["calls"]
-    results = await asyncio.gather(*(run_one(number, call) for number, call in enumerate(calls, start=1)))
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run_one(number, call)) for number, call in enumerate(calls, start=1)]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    results = [task.result() for task in tasks]
     content: list[JsonObject] = []
     for number, (call, result) in enumerate(zip(calls, results, strict=True), start=1):
         content += [text_block(f"{number}. {call['tool']}: {result.outcome}"), *result.content]

@@ -66,11 +66,12 @@ class Budgets:
 
         Raises:
             BudgetExceeded: the budget is used up, or stayed reserved for the whole waiting time.
+            TurnTakenOver: another worker owns the turn.
         """
         if not self.applies_to(turn.principal):
             return
         tokens, usd = _estimate_maximum(call, turn.model)
-        reservation = BudgetReservation(turn.id, turn.tokens, turn.usd, tokens, usd)
+        reservation = BudgetReservation(turn.id, turn.epoch, turn.tokens, turn.usd, tokens, usd)
         lock = self._locks.setdefault(turn.principal.user, _UserLock())
         try:
             async with asyncio.timeout(self._wait_seconds), lock.reservation_lock:
@@ -88,11 +89,14 @@ class Budgets:
         """Release the reservation of a step that has ended.
 
         Only its actual usage counts.
+
+        Raises:
+            TurnTakenOver: another worker owns the turn.
         """
         if not self.applies_to(turn.principal):
             return
         try:
-            await self._ledger.settle(BudgetReservation(turn.id, turn.tokens, turn.usd))
+            await self._ledger.settle(BudgetReservation(turn.id, turn.epoch, turn.tokens, turn.usd))
         except StorageUnavailable:
             log.warning("budget_not_settled", turn_id=str(turn.id))
         if (lock := self._locks.get(turn.principal.user)) is not None:

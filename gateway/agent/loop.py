@@ -285,6 +285,7 @@ class AgentLoop:
             user=context.principal.user,
             allowed_models=context.principal.models,
             reads_text_calls=context.response_format is None,
+            require_lease=turn.require_lease,
         )
 
     async def _ask_model(
@@ -296,7 +297,6 @@ class AgentLoop:
         """
         await turn.wait_for_capacity()
         await turn.reserve_budget(call)
-        await turn.require_lease()
         sink = _StepEventSink(step, turn, add_call, quiet=quiet)
         return await self._model.complete(call, sink), "".join(sink.draft)
 

@@ -196,7 +196,6 @@ class ToolCallScheduler:
             await self._deferred_may_run.wait()
         async with self._slots:
             await self._emitter.wait_until_durable()
-            await self._emitter.require_lease()
             started_at = time.perf_counter()
             result = await self._execute(call, spec, arguments, answers)
             duration_ms = round((time.perf_counter() - started_at) * 1000, 2)
@@ -232,9 +231,17 @@ class ToolCallScheduler:
             return build_approval_request(spec, arguments)
         observer = _EventObserver(call.id, self._emitter)
         tool_answers = [stored for stored in answers or () if stored.question.kind != "approval"]
-        key = make_idempotency_key(self._emitter.id, call.id)
-        request = ToolCallRequest(spec, arguments, self._principal, observer, tool_answers, key)
-        return await self._toolbox.call_tool(request)
+        return await self._toolbox.call_tool(
+            ToolCallRequest(
+                spec,
+                arguments,
+                self._principal,
+                observer,
+                answers=tool_answers,
+                idempotency_key=make_idempotency_key(self._emitter.id, call.id),
+                require_lease=self._emitter.require_lease,
+            )
+        )
 
     async def _run_batch(self, call: ToolCall, arguments: JsonObject) -> ToolResult:
         observer = _EventObserver(call.id, self._emitter)
@@ -242,10 +249,16 @@ class ToolCallScheduler:
         async def call_tool(spec: ToolSpec, batch_arguments: JsonObject, number: int) -> ToolResult | PendingInput:
             if needs_approval(spec, self._approval):
                 return build_approval_request(spec, batch_arguments)
-            key = make_idempotency_key(self._emitter.id, call.id, number)
-            request = ToolCallRequest(spec, batch_arguments, self._principal, observer, idempotency_key=key)
-            await self._emitter.require_lease()
-            return await self._toolbox.call_tool(request)
+            return await self._toolbox.call_tool(
+                ToolCallRequest(
+                    spec,
+                    batch_arguments,
+                    self._principal,
+                    observer,
+                    idempotency_key=make_idempotency_key(self._emitter.id, call.id, number),
+                    require_lease=self._emitter.require_lease,
+                )
+            )
 
         return await run_batch(arguments, self._offered, call_tool, self._limit)
 

@@ -20,7 +20,14 @@ from gateway.common.concurrency import wait_or_poll
 from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
-from gateway.domain.errors import ErrorInfo, GatewayError, StorageRefused, StorageUnavailable, TurnTooLarge
+from gateway.domain.errors import (
+    ErrorInfo,
+    GatewayError,
+    StorageRefused,
+    StorageUnavailable,
+    TurnTakenOver,
+    TurnTooLarge,
+)
 from gateway.domain.events import (
     Event,
     InputRequired,
@@ -115,6 +122,10 @@ class ActiveTurn(TurnContext, TurnSpending):
         return self.record.id
 
     @property
+    def epoch(self) -> int:
+        return self.record.epoch
+
+    @property
     def tokens(self) -> int:
         return self.transcript.usage.total_tokens
 
@@ -159,10 +170,10 @@ class ActiveTurn(TurnContext, TurnSpending):
     async def wait_until_durable(self) -> None:
         await self.journal.flush(self.log)
 
-    async def require_lease(self) -> None:
+    def require_lease(self) -> None:
         if self.is_stored and not self._lease.is_valid:
             self.give_up()
-            await asyncio.get_running_loop().create_future()  # until the cancellation arrives
+            raise TurnTakenOver
 
     async def wait_for_capacity(self) -> None:
         if self.log.size > self._max_bytes:

@@ -174,7 +174,7 @@ class TurnClaimer:
         try:
             if claim.attempts > MAX_ATTEMPTS:  # not even its end could be written by a takeover
                 raise TooManyAttempts
-            await self._questions.expire_inline(claim.turn_id)
+            await self._questions.expire_inline(claim.turn_id, epoch=claim.epoch)
             record, cancel = await self._turns.load_record(claim)
             events = await self._turns.load_journal(claim.turn_id)
             inputs = await self._questions.list_for_turn(claim.turn_id)

@@ -228,10 +228,11 @@ class BudgetReservation(msgspec.Struct, frozen=True):
     """Usage of a running turn and the reservation for its next step.
 
     `tokens` and `usd` are what the turn has used; `step_tokens` and `step_usd` what the next step may use at most. No
-    other sum includes them yet.
+    other sum includes them yet. `epoch` is that of the turn's record.
     """
 
     turn_id: UUID
+    epoch: int
     tokens: int
     usd: float
     step_tokens: int = 0

@@ -186,6 +186,7 @@ class OpenAICompatibleModel(Model):
         async with self._limiter.create_permit(
             call.model, tokens=tokens, user=call.user, max_wait_seconds=self._queue_seconds
         ) as permit:
+            call.require_lease()  # the wait for the permit, or for a retry, may have been long
             is_streamed = call.response_format is None or self._streams_structured_output
             complete = self._complete_streaming if is_streamed else self._complete_structured
             try:

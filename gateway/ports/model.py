@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolCall, ToolChoice, ToolSpec, Usage
+from gateway.ports.start_check import StartCheck, allow_start
 
 _CHARS_PER_TOKEN = 4
 
@@ -16,6 +17,7 @@ class ModelCall(msgspec.Struct, frozen=True):
 
     `response_format` has OpenAI's shape and excludes tools. `user` is the caller. `allowed_models` are globs over the
     models that the caller may use; None: all. `reads_text_calls`: a text that is nothing but tool calls becomes calls.
+    `require_lease` runs right before each request to the model's server.
     """
 
     model: str
@@ -27,6 +29,7 @@ class ModelCall(msgspec.Struct, frozen=True):
     user: str = ""
     allowed_models: tuple[str, ...] | None = None
     reads_text_calls: bool = True
+    require_lease: StartCheck = allow_start
 
     def estimate_tokens(self) -> int:
         """Estimate the prompt's tokens: an exact count would need each model's tokenizer."""

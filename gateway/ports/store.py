@@ -300,8 +300,12 @@ class QuestionRepository(Protocol):
     async def get_answer(self, turn_id: UUID, input_id: UUID) -> Answer | None: ...
 
     @abstractmethod
-    async def expire_inline(self, turn_id: UUID) -> None:
-        """Expire open inline questions, which only the previous worker could deliver."""
+    async def expire_inline(self, turn_id: UUID, *, epoch: int) -> None:
+        """Expire open inline questions, which only the previous worker could deliver.
+
+        Raises:
+            TurnTakenOver: this worker does not own the turn in this epoch.
+        """
         ...
 
     @abstractmethod
@@ -345,7 +349,11 @@ class BudgetTransaction(Protocol):
 
     @abstractmethod
     async def reserve(self, reservation: BudgetReservation, key: str | None) -> None:
-        """Store a reservation, replacing an earlier one of the turn."""
+        """Store a reservation, replacing an earlier one of the turn.
+
+        Raises:
+            TurnTakenOver: this worker does not own the turn in this epoch.
+        """
         ...
 
 
@@ -367,5 +375,8 @@ class BudgetRepository(Protocol):
         """Replace a turn's reservation by its actual usage.
 
         Its step has ended.
+
+        Raises:
+            TurnTakenOver: this worker does not own the turn in this epoch.
         """
         ...

@@ -20,6 +20,7 @@ from gateway.domain.messages import (
     ToolResult,
     ToolSpec,
 )
+from gateway.ports.start_check import StartCheck, allow_start
 
 MAX_OBSERVED_MESSAGES = 500
 """Maximum number of progress and log messages that one call keeps."""
@@ -249,8 +250,12 @@ IDEMPOTENCY_KEY_META = "mcp-agent-gateway/idempotency-key"
 
 Each repetition of the call has the same key, and no other call has it.
 """
+MAX_IDEMPOTENCY_KEY_LENGTH = 200
 IDEMPOTENT_META = "mcp-agent-gateway/idempotent"
 """Name in a tool's `_meta`; true: it takes effect once per key."""
+
+
+_USER_KEYS = UUID("6b1f0c8e-2d0b-4c55-9d1e-5a1f7f6f0c3a")
 
 
 def make_idempotency_key(turn_id: UUID, call_id: str, batched: int | None = None) -> str:
@@ -261,11 +266,20 @@ def make_idempotency_key(turn_id: UUID, call_id: str, batched: int | None = None
     return str(uuid5(turn_id, call_id if batched is None else f"{call_id}\0{batched}"))
 
 
+def make_user_idempotency_key(user: str, key: str) -> str:
+    """Derive the key of a direct call from the user's key.
+
+    Keys of different users differ, and `/mcp` and the HTTP API derive the same.
+    """
+    return str(uuid5(_USER_KEYS, f"{user}\0{key}"))
+
+
 class ToolCallRequest(msgspec.Struct, frozen=True):
     """A call of a tool for `principal`.
 
     `answers` are the answers to earlier questions of this call, which may ask again. The server receives
     `idempotency_key`, by default a random one. The result is cut for a model, unless it `is_whole`, for a host.
+    `require_lease` runs right before each request to the server.
     """
 
     spec: ToolSpec
@@ -275,6 +289,7 @@ class ToolCallRequest(msgspec.Struct, frozen=True):
     answers: Sequence[StoredQuestion] = ()
     idempotency_key: str = msgspec.field(default_factory=lambda: str(uuid4()))
     is_whole: bool = False
+    require_lease: StartCheck = allow_start
 
 
 class Toolbox(Protocol):

@@ -28,10 +28,13 @@ class EventEmitter(Protocol):
         ...
 
     @abstractmethod
-    async def require_lease(self) -> None:
+    def require_lease(self) -> None:
         """Stop the turn if other workers may claim it now.
 
-        Await this right before each model or tool call starts.
+        It is the `StartCheck` of the turn's calls.
+
+        Raises:
+            TurnTakenOver: other workers may claim the turn now.
         """
         ...
 
@@ -64,6 +67,10 @@ class TurnSpending(Protocol):
     @property
     @abstractmethod
     def id(self) -> UUID: ...
+
+    @property
+    @abstractmethod
+    def epoch(self) -> int: ...
 
     @property
     @abstractmethod

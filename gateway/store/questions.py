@@ -7,6 +7,7 @@ import msgspec
 import uuid_utils.compat as uuids
 from sqlalchemy import text, update
 from sqlmodel import col, func, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import Conflict, NotFound
@@ -48,8 +49,7 @@ class QuestionStore(QuestionRepository):
             for q in pending_input.questions
         ]
         async with self._database.session() as session:
-            fence = {"turn_id": turn_id, "worker_id": self._worker_id, "epoch": epoch}
-            await (await session.connection()).execute(_REQUIRE_OWNERSHIP, fence)
+            await self._require_ownership(session, turn_id, epoch)
             for asked in stored:
                 question = self._redactor.redact_strings(msgspec.to_builtins(asked.question))
                 session.add(
@@ -64,6 +64,10 @@ class QuestionStore(QuestionRepository):
                 )
         return [(asked, expires_at) for asked in stored]
 
+    async def _require_ownership(self, session: AsyncSession, turn_id: UUID, epoch: int) -> None:
+        fence = {"turn_id": turn_id, "worker_id": self._worker_id, "epoch": epoch}
+        await (await session.connection()).execute(_REQUIRE_OWNERSHIP, fence)
+
     async def list_for_turn(self, turn_id: UUID) -> list[StoredQuestion]:
         """See `QuestionRepository.list_for_turn`."""
         query = select(TurnInput).where(TurnInput.turn_id == turn_id).order_by(col(TurnInput.id))
@@ -74,7 +78,7 @@ class QuestionStore(QuestionRepository):
         """See `QuestionRepository.get_answer`."""
         return (await self.get_question(turn_id, input_id)).answer
 
-    async def expire_inline(self, turn_id: UUID) -> None:
+    async def expire_inline(self, turn_id: UUID, *, epoch: int) -> None:
         """See `QuestionRepository.expire_inline`."""
         is_inline = (col(TurnInput.turn_id) == turn_id, col(TurnInput.question)["held"].astext == "true")
         answer = Answer("expire", by="gateway")
@@ -85,6 +89,7 @@ class QuestionStore(QuestionRepository):
             .returning(col(TurnInput.id))
         )
         async with self._database.session() as session:
+            await self._require_ownership(session, turn_id, epoch)
             input_ids = (await (await session.connection()).execute(expiration)).scalars().all()
             session.add_all([_decision_entry(turn_id, input_id, answer) for input_id in input_ids])
 

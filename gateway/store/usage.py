@@ -10,15 +10,15 @@ from datetime import date, datetime
 from uuid import UUID
 
 import msgspec
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlmodel import col, func, text
+from sqlmodel import text
 
 from gateway.common.redaction import Redactor
+from gateway.domain.errors import NotFound
 from gateway.domain.messages import BudgetReservation, UsageTotals
 from gateway.ports.store import BudgetRepository, BudgetTransaction
 from gateway.store.database import Database, DatabaseRow
-from gateway.store.models import Feedback
+from gateway.store.journal.statements import FENCE, Fence, Values
 
 _TODAY, _THIS_MONTH = "date_trunc('day', now(), 'UTC')", "date_trunc('month', now(), 'UTC')"
 # One statement, or a turn that ends now could be in both sums or in none.
@@ -40,15 +40,23 @@ _DELETE_ENDED = """
 DELETE FROM budget_holds USING turns
 WHERE budget_holds.owner = :owner AND turns.id = budget_holds.turn_id AND turns.completed_at IS NOT NULL
 """
-_RESERVE = """
+_RESERVE = f"""
+{FENCE}
 INSERT INTO budget_holds (turn_id, owner, key, tokens, usd, step_tokens, step_usd)
-SELECT id, :owner, :key, :tokens, :usd, :step_tokens, :step_usd FROM turns WHERE id = :turn_id
+SELECT id, $4, $5, $6, $7, $8, $9 FROM fence
 ON CONFLICT (turn_id) DO UPDATE
 SET tokens = excluded.tokens, usd = excluded.usd, step_tokens = excluded.step_tokens, step_usd = excluded.step_usd
-"""
-_SETTLE = """
-UPDATE budget_holds SET tokens = :tokens, usd = :usd, step_tokens = :step_tokens, step_usd = :step_usd
-WHERE turn_id = :turn_id
+"""  # noqa: S608
+_SETTLE = f"""
+{FENCE}
+UPDATE budget_holds SET tokens = $4, usd = $5, step_tokens = $6, step_usd = $7 FROM fence WHERE turn_id = fence.id
+"""  # noqa: S608
+_RATE = """
+INSERT INTO turn_feedback (turn_id, owner, rating, comment)
+SELECT id, owner, cast(:rating AS text), cast(:comment AS text) FROM turns
+WHERE id = :turn_id AND owner = :owner FOR KEY SHARE
+ON CONFLICT (turn_id) DO UPDATE SET rating = excluded.rating, comment = excluded.comment, at = now()
+RETURNING at
 """
 _SINCE = "at >= date_trunc('day', now(), 'UTC') - make_interval(days => :days - 1)"
 BY_DAY = f"""
@@ -132,6 +140,11 @@ def _spent_query(owner: str, key: str | None, without: UUID | None = None) -> tu
     return _SPENT.format(usage_key_filter=usage_key_filter, hold_key_filter=hold_key_filter), values
 
 
+def _get_values(reservation: BudgetReservation, worker_id: UUID) -> tuple[Fence, Values]:
+    amounts = (reservation.tokens, reservation.usd, reservation.step_tokens, reservation.step_usd)
+    return Fence(reservation.turn_id, worker_id, reservation.epoch), amounts
+
+
 def _parse_totals(row: DatabaseRow) -> UsageTotals:
     return UsageTotals(int(row[0]), int(row[1]), float(row[2]), float(row[3]), int(row[4]), float(row[5]))
 
@@ -139,8 +152,9 @@ def _parse_totals(row: DatabaseRow) -> UsageTotals:
 class _PostgresBudgetTransaction(BudgetTransaction):
     """See `BudgetTransaction`. The transaction holds the owner's lock."""
 
-    def __init__(self, connection: AsyncConnection, owner: str) -> None:
+    def __init__(self, connection: AsyncConnection, worker_id: UUID, owner: str) -> None:
         self._connection = connection
+        self._worker_id = worker_id
         self._owner = owner
 
     async def get_totals(self, key: str | None = None, *, without: UUID | None = None) -> UsageTotals:
@@ -151,8 +165,8 @@ class _PostgresBudgetTransaction(BudgetTransaction):
     async def reserve(self, reservation: BudgetReservation, key: str | None) -> None:
         """See `BudgetTransaction.reserve`."""
         await self._connection.execute(text(_DELETE_ENDED), {"owner": self._owner})
-        values = msgspec.structs.asdict(reservation) | {"owner": self._owner, "key": key}
-        await self._connection.execute(text(_RESERVE), values)
+        fence, amounts = _get_values(reservation, self._worker_id)
+        await self._connection.exec_driver_sql(_RESERVE, (*fence, self._owner, key, *amounts))
 
 
 class UsageStore(BudgetRepository):
@@ -161,8 +175,9 @@ class UsageStore(BudgetRepository):
     Also computes statistics by day, model and tool, and saves feedback.
     """
 
-    def __init__(self, database: Database, *, redactor: Redactor | None = None) -> None:
+    def __init__(self, database: Database, worker_id: UUID, *, redactor: Redactor | None = None) -> None:
         self._database = database
+        self._worker_id = worker_id
         self._redactor = redactor or Redactor()
 
     async def get_totals(self, owner: str, key: str | None = None) -> UsageTotals:
@@ -177,12 +192,13 @@ class UsageStore(BudgetRepository):
         async with self._database.session() as session:
             connection = await session.connection()
             await connection.execute(text(_LOCK_OWNER), {"owner": owner})
-            yield _PostgresBudgetTransaction(connection, owner)
+            yield _PostgresBudgetTransaction(connection, self._worker_id, owner)
 
     async def settle(self, reservation: BudgetReservation) -> None:
         """See `BudgetRepository.settle`."""
+        fence, amounts = _get_values(reservation, self._worker_id)
         async with self._database.session() as session:
-            await (await session.connection()).execute(text(_SETTLE), msgspec.structs.asdict(reservation))
+            await (await session.connection()).exec_driver_sql(_SETTLE, (*fence, *amounts))
 
     async def aggregate_by_day(self, days: int, owner: str | None = None) -> list[DailyUsage]:
         """Aggregate the last `days` days, newest first.
@@ -210,12 +226,14 @@ class UsageStore(BudgetRepository):
         """Save an owner's feedback on a turn; return the time.
 
         An earlier rating of the owner is replaced.
+
+        Raises:
+            NotFound: the turn was deleted meanwhile.
         """
         comment = comment and self._redactor.redact_text(comment)
-        row = insert(Feedback).values(turn_id=turn_id, owner=owner, rating=rating, comment=comment)
-        changed = {"rating": rating, "comment": comment, "at": func.now()}
-        upsert = row.on_conflict_do_update(index_elements=["turn_id"], set_=changed).returning(col(Feedback.at))
+        values = {"turn_id": turn_id, "owner": owner, "rating": rating, "comment": comment}
         async with self._database.session() as session:
-            saved_at = (await (await session.connection()).execute(upsert)).scalar_one()
-        assert saved_at is not None
+            saved_at = (await (await session.connection()).execute(text(_RATE), values)).scalar()
+        if saved_at is None:
+            raise NotFound(f"There is no turn {str(turn_id)!r}.")
         return saved_at

@@ -141,6 +141,7 @@ class ScriptedModel(Model):
         attempt = self._outside.next_attempt()
         tools = script.steps[step] if step < len(script.steps) else ()
         name = f"model call {attempt} of turn {number} step {step}"
+        call.require_lease()
         self._outside.check_lease(number, name, self._lease)
         sink.on_accepted()
         for chunk in range(script.chunks):
@@ -179,6 +180,7 @@ class ScriptedToolbox:
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult:
         slot = str(request.arguments["slot"])
+        request.require_lease()
         self._outside.check_lease(int(slot.split("/")[0]), f"call {slot}", self._lease)
         await self._outside.take_effect(request)
         await self._outside.wait(f"result of {slot}")

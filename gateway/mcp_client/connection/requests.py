@@ -23,6 +23,7 @@ from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progr
 from gateway.mcp_client.connection.session import HANDSHAKE_SECONDS
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
+from gateway.mcp_client.http.start_check import checking_start
 from gateway.mcp_client.http_transport import CONNECTION_CLOSED
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.ports.servers import ServerConfig
@@ -72,6 +73,7 @@ class RequestSender:
 
         Raises:
             ToolCallError: there is no result.
+            TurnTakenOver: an attempt must not start, see `ToolCallRequest.require_lease`.
         """
         for _ in range(2):
             with contextlib.suppress(RequestNotSent):
@@ -126,7 +128,8 @@ class RequestSender:
         pausable = PausableTimeout(timeout)
         try:
             async with pausable, self._calls.track_call(observer, pausable):
-                with acting_for(request.principal):
+                with acting_for(request.principal), checking_start(request.require_lease):
+                    request.require_lease()
                     result = await client.session.call_tool(
                         tool,
                         request.arguments,

@@ -18,5 +18,6 @@ class BuiltinToolRunner(ToolboxWrapper):
 
     async def call_tool(self, request: ToolCallRequest) -> ToolResult | PendingInput:
         if request.spec.helper and request.spec.tool != SIGN_IN:
+            request.require_lease()
             return await run_builtin_tool(self._content, request.spec, request.arguments, request.principal)
         return await self._toolbox.call_tool(request)

@@ -16,6 +16,7 @@ from gateway.store.database import Database
 from gateway.store.usage import UsageStore
 
 HOUR = 3600.0
+WORKER = uuid4()
 MODEL = ModelInfo("m", context_window=10_000, max_output_tokens=600)
 CALL = ModelCall("m", (Message("user", "Hello"),))
 
@@ -27,6 +28,7 @@ class Spending:
     id: UUID
     principal: Principal
     model: ModelInfo = MODEL
+    epoch: int = 0
     tokens: int = 0
     usd: float = 0.0
 
@@ -48,9 +50,10 @@ class PausingStore(UsageStore):
 async def add_turn(db: asyncpg.Connection) -> Spending:
     turn_id = uuid4()
     await db.execute(
-        "INSERT INTO turns (id, owner, status, prompt, messages, model_name, parameters, options)"
-        " VALUES ($1, 'ada', 'running', 'x', '[]', 'm', '{}', '{}')",
+        "INSERT INTO turns (id, owner, worker_id, status, prompt, messages, model_name, parameters, options)"
+        " VALUES ($1, 'ada', $2, 'running', 'x', '[]', 'm', '{}', '{}')",
         turn_id,
+        WORKER,
     )
     return Spending(turn_id, Principal("ada"))
 
@@ -59,7 +62,7 @@ async def test_step_starts_when_another_settles_while_it_reads_the_totals(
     database_url: str, db: asyncpg.Connection
 ) -> None:
     database = Database(database_url, pool_size=2)
-    store = PausingStore(database)
+    store = PausingStore(database, WORKER)
     budgets = Budgets(store, Budget(tokens_per_day=1_000), wait_seconds=HOUR, poll_seconds=HOUR)
     first, second = await add_turn(db), await add_turn(db)
     await budgets.reserve(first, CALL)

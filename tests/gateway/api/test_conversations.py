@@ -1,12 +1,15 @@
 """Conversations: administration, continuation, branches, and one running turn at a time."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
 
 from gateway.simulator import Fault
+from tests.eventually import eventually
 from tests.stack import Gateway
 
 
@@ -44,6 +47,40 @@ async def test_conversation_is_shown_renamed_exported_and_deleted(gateway: Gatew
     for table in ("turns", "turn_events", "tool_calls", "conversations"):
         assert await db.fetchval(f"SELECT count(*) FROM {table}") == 0
     assert (await send_request(gateway, "GET", path))[0] == 404
+
+
+@asynccontextmanager
+async def delayed_inserts(db: asyncpg.Connection, table: str, delete: str) -> AsyncGenerator[None]:
+    """Delay inserts into a table until a statement has deleted rows."""
+    async with db.transaction():
+        await db.execute(f"LOCK TABLE {table} IN SHARE MODE")
+        yield
+        blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        await eventually(lambda: db.fetchval(blocked))
+        await db.execute(delete)
+
+
+@pytest.mark.parametrize("store", [True, False], ids=["stored", "not stored"])
+async def test_turn_of_a_conversation_that_is_deleted_meanwhile_is_not_found(
+    gateway: Gateway, db: asyncpg.Connection, store: bool
+) -> None:
+    conversation_id, _ = await start_conversation(gateway)
+    async with delayed_inserts(db, "turns", "DELETE FROM conversations"):
+        chat = asyncio.create_task(gateway.chat("Hello", conversation_id=conversation_id, store=store))
+    reply = await chat
+    assert (reply.status, reply.body["error"]["code"]) == (404, "not_found")
+    assert reply.body["error"]["param"] == "conversation_id"
+    assert await db.fetchval("SELECT count(*) FROM turns") == 0
+
+
+async def test_rating_of_a_turn_that_is_deleted_meanwhile_is_not_found(
+    gateway: Gateway, db: asyncpg.Connection
+) -> None:
+    _, turn_id = await start_conversation(gateway)
+    async with delayed_inserts(db, "turn_feedback", "DELETE FROM turns"):
+        rate = asyncio.create_task(gateway.post(f"/api/v1/turns/{turn_id}/feedback", {"rating": "up"}))
+    reply = await rate
+    assert (reply.status, reply.body["error"]["code"]) == (404, "not_found")
 
 
 async def test_deleting_a_conversation_cancels_its_running_turn(workers: list[Gateway], db: asyncpg.Connection) -> None:

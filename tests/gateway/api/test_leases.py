@@ -10,13 +10,14 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from gateway.simulator import Simulator
+from gateway.simulator import Fault, Simulator
 from gateway.store import migrations
 from gateway_runtime.postgres_url import plain_dsn
 from tests.effect_server import CALLS, make_payment_prompt, serve_effects
 from tests.eventually import eventually
 from tests.gateway.api.test_refused_writes import TERMINATE, Outage, read_only
 from tests.gateway.api.test_turns import read_turn_events
+from tests.gateway.mcp_client.test_idempotency_keys import BookingServer, serve_booking
 from tests.postgres_faults import serve_proxy, start_cluster
 from tests.stack import Gateway, serve_gateway
 
@@ -160,6 +161,39 @@ async def test_no_tool_call_starts_after_the_lease(
         assert closing.data["reason"] == "storage_unavailable"
         assert await db.fetchval("SELECT count(*) FROM tools.tasks") == 0
         assert gateway.state.turn_service.running_turns == 0
+
+
+async def test_no_retry_of_a_model_call_starts_after_the_lease(
+    database_url: str, simulator: Simulator, tools_url: str, db: asyncpg.Connection
+) -> None:
+    """The process was frozen between two attempts."""
+    simulator.faults.add_faults(Fault(kind="status", status=503, headers={"retry-after": "3"}))
+    async with serve_gateway(database_url, simulator, tools_url, heartbeat_seconds=20) as gateway:
+        chat = asyncio.create_task(gateway.chat_stream("Hello"))
+        await eventually(lambda: db.fetchval("SELECT count(*) FROM turn_events WHERE payload LIKE '%model.retry%'"))
+        gateway.state.lease._ends_at = 0.0
+        events = (await chat).events
+        assert gateway.state.turn_service.running_turns == 0
+    assert (events[-1].type, events[-1].data["reason"]) == ("stream.closing", "storage_unavailable")
+    assert len(simulator.requests) == 1
+    assert await db.fetchval("SELECT status FROM turns") == "running"  # for any worker to claim
+
+
+async def test_no_repetition_of_a_tool_call_starts_after_the_lease(
+    database_url: str, simulator: Simulator, db: asyncpg.Connection
+) -> None:
+    """The process was frozen between two attempts."""
+    booking = BookingServer()
+    async with (
+        serve_booking(database_url, simulator, booking, heartbeat_seconds=20) as (gateway,),
+        gateway.stream('call book with {"seat": "1"}') as stream,
+    ):
+        booking.answers_to_lose = 9
+        booking.on_loss = lambda: setattr(gateway.state.lease, "_ends_at", 0.0)
+        closing = await stream.read_until("stream.closing")
+    assert closing.data["reason"] == "storage_unavailable"
+    assert len(booking.keys) == 1
+    assert await db.fetchval("SELECT outcome FROM tool_calls") is None
 
 
 async def test_worker_that_is_cut_off_gives_up_first_and_runs_nothing_twice(

@@ -17,6 +17,7 @@ from gateway.domain.errors import (
     ModelStreamBroken,
     ModelUnavailable,
     PromptTooLong,
+    TurnTakenOver,
 )
 from gateway.domain.messages import Message, Parameters, ToolCall, ToolSpec, Usage
 from gateway.llm.catalog import Catalog
@@ -411,6 +412,35 @@ async def test_one_trial_call_follows_an_open_circuit(groq: OpenAICompatibleMode
     )
     assert sum(isinstance(each, ModelAnswer) for each in results) == 1
     assert len(upstream.requests) == 2
+
+
+# --- leases
+
+
+@pytest.mark.parametrize(
+    ("faults", "attempts"),
+    [
+        ([Fault(kind="status", status=500, times=9)], 1),
+        ([Fault(kind="status", status=500, times=9)], 2),
+        ([Fault(kind="status", status=500, times=9)], 3),
+        ([Fault(kind="bad_arguments", times=9)], 1),
+        ([Fault(kind="malformed_tool_call", failed_generation="{{{", times=9)], 2),
+    ],
+    ids=["retry", "second retry", "fallback", "repair", "second repair"],
+)
+async def test_no_attempt_starts_once_the_turn_may_be_claimed(
+    groq: OpenAICompatibleModel, upstream: Simulator, faults: list[Fault], attempts: int
+) -> None:
+    upstream.faults.add_faults(*faults)
+
+    def require_lease() -> None:
+        if len(upstream.requests) == attempts:
+            raise TurnTakenOver
+
+    model = ResilientModel(groq, Catalog(), fallbacks=(QWEN,), policy=FAST)
+    with pytest.raises(TurnTakenOver):
+        await model.complete(make_call("What is 23*19?", require_lease=require_lease), Sink())
+    assert len(upstream.requests) == attempts
 
 
 # --- tools in the prompt

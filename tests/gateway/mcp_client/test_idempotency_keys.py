@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -16,14 +16,16 @@ from mcp.server.mcpserver import Context
 from mcp.types import ToolAnnotations
 from starlette.types import Message, Receive, Scope, Send
 
+from gateway.domain.errors import TurnTakenOver
 from gateway.mcp_client.server_config import ServerConfig
-from gateway.ports.tools import IDEMPOTENCY_KEY_META, IDEMPOTENT_META, make_idempotency_key
+from gateway.ports.tools import IDEMPOTENCY_KEY_META, IDEMPOTENT_META, ToolCallRequest, make_idempotency_key
 from gateway.simulator import Simulator
 from gateway.simulator.faults import Fault
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import read_turn_events
 from tests.gateway.mcp_client.mcp_servers import READ_ONLY, TrialServer
 from tests.gateway.mcp_client.test_toolbox import (
+    ADA,
     ERAS,
     call_tool,
     connect_toolbox,
@@ -41,6 +43,7 @@ class BookingServer(TrialServer):
         super().__init__()
         self.keys: list[object] = []
         self.answers_to_lose = 0
+        self.on_loss: Callable[[], None] = lambda: None
         self.calls_to_hang = 0
         for name, annotations, meta in (
             ("book", None, {IDEMPOTENT_META: True}),
@@ -70,6 +73,7 @@ class BookingServer(TrialServer):
             self.answers_to_lose -= is_lost
             await inner(scope, replay(body, receive), drop if is_lost else send)
             if is_lost:
+                self.on_loss()
                 raise ConnectionError("the answer is lost")
 
         return app
@@ -138,6 +142,27 @@ async def test_call_with_a_lost_answer_is_repeated_with_its_key_if_that_is_safe(
         result = await call_tool(toolbox, tool, seat="1")
         booking.answers_to_lose = 0
     assert (result.outcome, len(booking.keys), len(set(booking.keys))) == (outcome, calls, 1)
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 4])
+async def test_no_attempt_starts_once_the_turn_may_be_claimed(
+    booking: BookingServer, server: ServerConfig, attempts: int
+) -> None:
+    async with connect_toolbox(server) as toolbox:
+        booking.answers_to_lose = 9
+        spec = toolbox.find_tool("book")
+        assert spec is not None
+
+        def require_lease() -> None:
+            if len(booking.keys) == attempts:
+                raise TurnTakenOver
+
+        request = ToolCallRequest(spec, {"seat": "1"}, ADA, require_lease=require_lease)
+        with pytest.raises(TurnTakenOver):
+            await toolbox.call_tool(request)
+        booking.answers_to_lose = 0
+        assert toolbox.list_server_statuses()[0].state == "up"
+    assert len(booking.keys) == attempts
 
 
 async def test_entry_declares_that_all_tools_of_a_server_deduplicate(

@@ -11,11 +11,12 @@ import pytest
 from gateway.agent.turn_log import TurnLog
 from gateway.domain import events as e
 from gateway.domain.errors import TurnTakenOver
-from gateway.domain.messages import PendingInput, Question, text_block
+from gateway.domain.messages import BudgetReservation, PendingInput, Question, text_block
 from gateway.store.database import Database
 from gateway.store.journal import statements
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.questions import QuestionStore
+from gateway.store.usage import UsageStore
 from gateway_runtime.postgres_connections import PostgresConnector
 from tests.conftest import dsn
 from tests.eventually import eventually
@@ -186,3 +187,53 @@ async def test_questions_of_a_stale_owner_are_refused(
     finally:
         await database.close()
     assert await db.fetchval("SELECT count(*) FROM turn_inputs") == 1
+
+
+async def test_stale_worker_expires_no_questions(
+    journal: PostgresJournal, database_url: str, db: asyncpg.Connection
+) -> None:
+    log = await begin_call(journal)
+    database = Database(database_url)
+    questions = QuestionStore(database, WORKER, lifetime=timedelta(days=1))
+    inline = PendingInput((Question("seat", "question", "Which row?", held=True),))
+    try:
+        await questions.save_questions(log.turn_id, "c1", inline, epoch=0)
+        await claim(db, log.turn_id)
+        with pytest.raises(TurnTakenOver):
+            await questions.expire_inline(log.turn_id, epoch=0)
+        assert await db.fetchval("SELECT count(*) FROM turn_inputs WHERE answer IS NULL") == 1
+    finally:
+        await database.close()
+
+
+async def reserve(usage: UsageStore, reservation: BudgetReservation) -> None:
+    async with usage.begin_transaction("local") as transaction:
+        await transaction.reserve(reservation, None)
+
+
+async def test_stale_worker_changes_no_reservation_of_a_budget(
+    journal: PostgresJournal, database_url: str, db: asyncpg.Connection
+) -> None:
+    log = await begin_turn(journal)
+    database = Database(database_url)
+    usage = UsageStore(database, WORKER)
+    own = BudgetReservation(log.turn_id, 0, 10, 0.1, 500, 0.5)
+    try:
+        await reserve(usage, own)
+        await usage.settle(own)
+        for end_ownership in (claim(db, log.turn_id), take_back(db, log.turn_id)):
+            await end_ownership
+            before = await db.fetch("SELECT * FROM budget_holds")
+            assert len(before) == 1
+            for write in (reserve, UsageStore.settle):
+                with pytest.raises(TurnTakenOver):
+                    await write(usage, BudgetReservation(log.turn_id, 0, 99, 9.9, 0, 0.0))
+            assert await db.fetch("SELECT * FROM budget_holds") == before
+        await reserve(usage, BudgetReservation(log.turn_id, 2, 20, 0.2, 500, 0.5))
+        assert await db.fetchval("SELECT tokens FROM budget_holds") == 20
+    finally:
+        await database.close()
+
+
+async def take_back(db: asyncpg.Connection, turn_id: UUID) -> None:
+    await db.execute("UPDATE turns SET worker_id = $2, epoch = epoch + 1 WHERE id = $1", turn_id, WORKER)

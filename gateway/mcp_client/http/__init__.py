@@ -1,0 +1,1 @@
+"""HTTP transports that check and limit the traffic of a connection."""
