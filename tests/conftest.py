@@ -37,6 +37,7 @@ SLOW_TESTS = (
 FAULT_TESTS = (
     "e2e/test_conversation_order.py",
     "e2e/test_leases.py",
+    "e2e/test_mcp_sessions.py",
     "e2e/test_serve.py",
     "e2e/test_workers.py",
     "gateway/api/test_followers.py",
@@ -45,6 +46,7 @@ FAULT_TESTS = (
     "gateway/api/test_unusable_database.py",
     "gateway/mcp_client/test_grants_without_database.py",
     "gateway/store/test_connections.py",
+    "gateway/test_silent_workers.py",
     "gateway_runtime/test_postgres_keeper.py",
     "upgrade/",
 )

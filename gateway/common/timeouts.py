@@ -13,6 +13,10 @@ class Timeouts:
     """Time that a step waits for reserved budget."""
     conversation_busy: float = 120.0
     """Time that a request waits for the earlier turns of its conversation."""
+    forwarding: float = 5.0
+    """Time until another worker's response to a forwarded MCP request begins."""
+    forwarding_silence: float = 45.0
+    """Time between two parts of such a response, whose streams have pings."""
     journal: float = 5.0
     """Time for a turn's start to be committed."""
     key_cache: float = 5.0

@@ -21,6 +21,7 @@
      │   └─ TooManyStreams       429 too_many_streams
      ├─ Overloaded               503 overloaded
      │   ├─ ServerStopping       503 server_stopping
+     │   ├─ SessionUnavailable   503 session_unavailable
      │   └─ StorageUnavailable   503 storage_unavailable
      ├─ ClientGone               499 client_disconnected
      ├─ McpServerError           502 mcp_failed
@@ -187,6 +188,14 @@ class Overloaded(GatewayError):
 class ServerStopping(Overloaded):
     code = "server_stopping"
     default_message = "The gateway is stopping. Try again shortly."
+
+
+class SessionUnavailable(Overloaded):
+    """The worker of an MCP session does not answer."""
+
+    code = "session_unavailable"
+    default_message = "The worker of this MCP session does not answer now. Try again shortly, or open a new session."
+    default_retry_after = 5.0
 
 
 class StorageUnavailable(Overloaded):

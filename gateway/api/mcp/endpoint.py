@@ -37,6 +37,7 @@ from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.load import LoadMonitor
 from gateway.common.logging import get_logger
+from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.domain.errors import Overloaded
 from gateway.domain.messages import JsonObject, Principal, ToolResult
@@ -79,10 +80,11 @@ class McpEndpoint:
         worker_id: UUID,
         database: str,
         load: LoadMonitor,
+        timeouts: Timeouts,
     ) -> None:
         self._settings = settings
         self._load = load
-        self._forwarder = WorkerForwarder(worker_id, database, self)
+        self._forwarder = WorkerForwarder(worker_id, database, self, timeouts)
         self._turn_service = turn_service
         self._toolbox = toolbox
         self._bus = InMemorySubscriptionBus()

@@ -8,6 +8,7 @@ docs/adr/0014.
 import asyncio
 import contextlib
 import hashlib
+import math
 import os
 import re
 import socket
@@ -21,13 +22,15 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
-from gateway.common.concurrency import TaskSet
+from gateway.common.concurrency import Deadline, TaskSet, WorkInterrupted, run_until
+from gateway.common.lease import read_clock
 from gateway.common.logging import get_logger
+from gateway.common.timeouts import Timeouts
+from gateway.domain.errors import ClientGone, SessionUnavailable
 from gateway.domain.messages import Principal
 
 log = get_logger(__name__)
 
-_CONNECT_TIMEOUT_SECONDS = 2.0
 _STALE_SOCKET_SECONDS = 60.0
 _WORKER_NAME = re.compile(r"[0-9a-f]{32}")
 _FORWARDED_SCOPE_KEYS = (
@@ -46,9 +49,16 @@ _FORWARDED_SCOPE_KEYS = (
 
 
 class _ForwardedRequest(msgspec.Struct):
+    """A request to another worker.
+
+    It must not be served after `expires_at`, because then its client has got an error. All workers with a socket run on
+    one machine, so they share the clock of `read_clock`.
+    """
+
     scope: dict[str, object]
     principal: Principal
     body: bytes
+    expires_at: float = math.inf
 
 
 _encode = msgspec.msgpack.encode
@@ -62,8 +72,9 @@ class WorkerForwarder:
     It also serves, with `application`, the requests that other workers forward.
     """
 
-    def __init__(self, worker_id: UUID, database: str, application: ASGIApp) -> None:
+    def __init__(self, worker_id: UUID, database: str, application: ASGIApp, timeouts: Timeouts) -> None:
         self.name = worker_id.hex
+        self._timeouts = timeouts
         database_hash = hashlib.sha256(database.encode()).hexdigest()[:10]
         self._directory = Path(tempfile.gettempdir()) / f"agw-{os.geteuid()}-{database_hash}"
         self._application = application
@@ -89,7 +100,7 @@ class WorkerForwarder:
     def abort_connections(self) -> None:
         """Break off the responses that other workers send."""
         for writer in self._forward_writers:
-            writer.close()
+            writer.transport.abort()
 
     async def close(self) -> None:
         """Break off all forwarded requests, and remove the socket."""
@@ -107,31 +118,73 @@ class WorkerForwarder:
     async def forward_request(self, worker: str, scope: Scope, receive: Receive, send: Send) -> bool:
         """Forward a request to the named worker and relay its response.
 
-        False: the worker is this one or cannot be reached, and nothing was sent to the client.
+        False: the worker is this one or has ended, and nothing was read or sent.
+
+        Raises:
+            SessionUnavailable: the worker did not begin to answer in time.
         """
         if worker == self.name or not _WORKER_NAME.fullmatch(worker):
             return False
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
+            async with Deadline.after(self._timeouts.forwarding).limit():
                 reader, writer = await asyncio.open_unix_connection(self._directory / worker)
-        except (OSError, TimeoutError):
+        except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except OSError as error:  # also a timeout; the socket of a frozen worker takes few connections
+            log.warning("forwarding_failed", worker=worker, error=type(error).__name__)
+            raise SessionUnavailable from None
         self._forward_writers.add(writer)
-        disconnect: asyncio.Task[None] | None = None
         try:
-            body = await _read_body(receive)
-            forwarded_scope = {key: scope[key] for key in _FORWARDED_SCOPE_KEYS if key in scope}
-            await _write_message(writer, _ForwardedRequest(forwarded_scope, scope[PRINCIPAL_SCOPE_KEY], body))
-            disconnect = asyncio.create_task(_close_on_disconnect(receive, writer))
-            return await _relay_response(reader, send)
-        except ConnectionError:
-            return False
+            exchange = self._exchange(scope, await _read_body(receive), reader, writer, send)
+            with contextlib.suppress(WorkInterrupted):
+                await run_until(exchange, _wait_for_disconnect(receive))
         finally:
             self._forward_writers.discard(writer)
-            writer.close()
-            if disconnect is not None:
-                disconnect.cancel()
-                await asyncio.gather(disconnect, return_exceptions=True)
+            writer.transport.abort()  # a graceful close would wait for a frozen worker
+        return True
+
+    async def _exchange(
+        self, scope: Scope, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, send: Send
+    ) -> None:
+        """Send the request, and relay the response.
+
+        A response that breaks off or is silent is ended: its worker has ended or is frozen, or this worker stops.
+
+        Raises:
+            SessionUnavailable: there was no response.
+        """
+        deadline = Deadline.after(self._timeouts.forwarding)
+        request = _ForwardedRequest(
+            {key: scope[key] for key in _FORWARDED_SCOPE_KEYS if key in scope},
+            scope[PRINCIPAL_SCOPE_KEY],
+            body,
+            expires_at=read_clock() + deadline.remaining(),
+        )
+        frame: bytes | None = None
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with deadline.limit():
+                await _write_message(writer, request)
+                frame = await _read_message(reader)
+        if frame is None:
+            log.warning("forwarded_request_unanswered")
+            raise SessionUnavailable
+        has_more = True
+        while frame is not None:
+            message = _decode_message(frame)
+            has_more = message["type"] != "http.response.body" or bool(message.get("more_body", False))
+            await send(message)
+            frame = await self._read_next(reader) if has_more else None
+        if has_more:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _read_next(self, reader: asyncio.StreamReader) -> bytes | None:
+        """Read the next frame; None: the connection has ended, or is silent."""
+        try:
+            async with Deadline.after(self._timeouts.forwarding_silence).limit():
+                return await _read_message(reader)
+        except TimeoutError:
+            log.warning("forwarded_response_silent")
+            return None
 
     # --- server side
 
@@ -141,11 +194,14 @@ class WorkerForwarder:
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         disconnect: asyncio.Task[bytes] | None = None
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_SECONDS):
+            async with Deadline.after(self._timeouts.body + self._timeouts.forwarding).limit():
                 frame = await _read_message(reader)
             if frame is None:
                 return
             request = _decode_request(frame)
+            if read_clock() > request.expires_at:  # this worker was frozen, and the client got an error
+                log.warning("forwarded_request_expired")
+                return
             # The client sends nothing after the request, so this read returns when it disconnects.
             disconnect = asyncio.create_task(reader.read())
             await self._application(
@@ -187,34 +243,25 @@ def _remove_stale_socket(path: Path) -> None:
 
 
 async def _read_body(receive: Receive) -> bytes:
+    """Read a request's whole body.
+
+    Raises:
+        ClientGone: the client has disconnected.
+    """
     parts: list[bytes] = []
-    while (message := await receive())["type"] == "http.request":
+    has_more = True
+    while has_more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGone
         parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            break
+        has_more = message.get("more_body", False)
     return b"".join(parts)
 
 
-async def _close_on_disconnect(receive: Receive, writer: asyncio.StreamWriter) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    writer.close()
-
-
-async def _relay_response(reader: asyncio.StreamReader, send: Send) -> bool:
-    """Relay the response; return whether there was one.
-
-    A response that breaks off is ended, because its worker has ended or this worker stops.
-    """
-    has_begun, has_more = False, True
-    while has_more and (frame := await _read_message(reader)) is not None:
-        message = _decode_message(frame)
-        has_begun = True
-        has_more = message["type"] != "http.response.body" or bool(message.get("more_body", False))
-        await send(message)
-    if has_begun and has_more:
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-    return has_begun
 
 
 def _make_receive(body: bytes, disconnect: "asyncio.Task[bytes]") -> Receive:

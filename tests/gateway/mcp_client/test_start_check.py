@@ -25,7 +25,7 @@ class CountingServer:
 
 
 class TokenTransport(httpx2.AsyncBaseTransport):
-    """Waits for a token before a request, and for another one if it is refused."""
+    """Waits for a token before each attempt of a request."""
 
     def __init__(self) -> None:
         self.waiting = asyncio.Event()
