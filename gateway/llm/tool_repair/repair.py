@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.common.json_schema import OperationBudget
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, ToolSpec
+from gateway.llm.stream import check_call_count
 from gateway.llm.tool_repair.coercion import MAX_OPERATIONS, SchemaCoercer
 from gateway.llm.tool_repair.extraction import (
     ARGUMENT_KEYS,
@@ -107,6 +108,9 @@ def repair_calls(
     """Repair a call, or the calls in OpenAI's wrapper around several.
 
     Return each call as written with its repair. The calls share the `budget`.
+
+    Raises:
+        ModelAnswerTooLong: there are too many calls.
     """
     budget = budget or OperationBudget(MAX_OPERATIONS)
     if call.name in schemas or not is_parallel_wrapper(call.name):
@@ -115,6 +119,7 @@ def repair_calls(
         found = list(list_json_calls(parse_lenient(join_surrogates(call.arguments), []), ""))
     except JsonRepairError as error:
         return [(call, UnrepairableCall(f"The calls in {call.name[:80]} cannot be read: {error}."))]
+    check_call_count(len(found))
     calls = [ToolCall(_derive_id(call.id, number), *parts) for number, parts in enumerate(found)]
     return [(inner, repair_call(inner.name, inner.arguments, schemas, budget)) for inner in calls] or [
         (call, repair_call(call.name, call.arguments, schemas, budget))
