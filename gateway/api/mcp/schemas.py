@@ -1,6 +1,6 @@
 """Conversion of tools, results and questions to the types of MCP."""
 
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid4
 
 import mcp.types as t
 from mcp import MCPError
@@ -16,11 +16,12 @@ from gateway.domain.messages import (
     ToolResult,
     ToolSpec,
 )
-from gateway.ports.tools import IDEMPOTENCY_KEY_META, IDEMPOTENT_META
-
-MAX_IDEMPOTENCY_KEY_LENGTH = 200
-_HOST_KEYS = UUID("6b1f0c8e-2d0b-4c55-9d1e-5a1f7f6f0c3a")
-"""Namespace of the keys that servers receive for the keys of hosts."""
+from gateway.ports.tools import (
+    IDEMPOTENCY_KEY_META,
+    IDEMPOTENT_META,
+    MAX_IDEMPOTENCY_KEY_LENGTH,
+    make_user_idempotency_key,
+)
 
 
 def to_mcp_tool(spec: ToolSpec) -> t.Tool:
@@ -111,4 +112,4 @@ def make_server_key(params: t.CallToolRequestParams, principal: Principal) -> st
         key = parse_idempotency_key(params)
     except InvalidRequest as error:
         raise MCPError(t.INVALID_PARAMS, error.message) from None
-    return str(uuid4() if key is None else uuid5(_HOST_KEYS, f"{principal.user}\0{key}"))
+    return str(uuid4()) if key is None else make_user_idempotency_key(principal.user, key)

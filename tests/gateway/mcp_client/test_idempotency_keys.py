@@ -330,3 +330,29 @@ async def test_key_of_a_host_reaches_the_server_for_its_user_alone(
     first, second, *others = booking.keys
     assert first == second != "k1"
     assert len({first, *others}) == 3
+
+
+async def test_key_of_a_direct_call_reaches_the_server(
+    database_url: str, simulator: Simulator, booking: BookingServer
+) -> None:
+    async with (
+        serve_booking(database_url, simulator, booking) as (gateway,),
+        httpx2.AsyncClient(timeout=30) as http,
+        Client(streamable_http_client(f"{gateway.base_url}/mcp", http_client=http)) as client,
+    ):
+        for key in ("k1", "k1", "k2", None):
+            assert await book_directly(gateway, key) == 200
+        await client.call_tool("book", {"seat": "1"}, meta={IDEMPOTENCY_KEY_META: "k1"})
+        assert [await book_directly(gateway, key) for key in ("", "x" * 201)] == [422, 422]
+    first, second, *others, of_host = booking.keys
+    assert first == second == of_host != "k1"
+    assert len({first, *others}) == 3
+    assert len(booking.keys) == 5
+
+
+async def book_directly(gateway: Gateway, key: str | None) -> int:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    async with gateway.session.post(
+        f"{gateway.base_url}/api/v1/tools/book", json={"seat": "1"}, headers=headers
+    ) as response:
+        return response.status

@@ -3,16 +3,32 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+import msgspec
+from fastapi import APIRouter, Body, Header
 from pydantic import BaseModel
 
 from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.errors import ToolNotFound
 from gateway.domain.messages import JsonObject, Outcome, PendingInput, ToolResult, text_block
-from gateway.ports.tools import ToolCallRequest
+from gateway.ports.tools import (
+    IDEMPOTENCY_KEY_META,
+    MAX_IDEMPOTENCY_KEY_LENGTH,
+    ToolCallRequest,
+    make_user_idempotency_key,
+)
 
 router = APIRouter(prefix="/api/v1", tags=["tools"])
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=MAX_IDEMPOTENCY_KEY_LENGTH,
+        description=f"The server receives a key derived from it and from you as `{IDEMPOTENCY_KEY_META}`.",
+    ),
+]
 
 
 class ToolAnnotationsView(BaseModel):
@@ -112,16 +128,22 @@ async def call_tool(
     principal: PrincipalDep,
     toolbox: ToolboxDep,
     arguments: Annotated[JsonObject, Body(description="Arguments that match the tool's `input_schema`.")],
+    idempotency_key: IdempotencyKey = None,
 ) -> ToolCallResult:
     """Call a tool directly, without a model.
 
-    An error of the tool is a result with status 200.
+    An error of the tool is a result with status 200. To call a tool again without a second effect, repeat the
+    `Idempotency-Key`; the tool must deduplicate.
     """
     spec = toolbox.find_tool(name)
     if spec is None or not principal.can_use_tool(spec):
         raise ToolNotFound(f"There is no tool {name!r}. `GET /api/v1/tools` lists the available tools.")
     started_at = time.perf_counter()
-    result = await toolbox.call_tool(ToolCallRequest(spec, arguments, principal))
+    request = ToolCallRequest(spec, arguments, principal)
+    if idempotency_key is not None:
+        key = make_user_idempotency_key(principal.user, idempotency_key)
+        request = msgspec.structs.replace(request, idempotency_key=key)
+    result = await toolbox.call_tool(request)
     if isinstance(result, PendingInput):
         questions = "; ".join(question.message for question in result.questions)
         note = f"The tool asks: {questions} Direct calls cannot answer questions: pass all arguments, or use a chat."
