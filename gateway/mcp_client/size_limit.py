@@ -1,13 +1,26 @@
 """Limits the size of what an MCP or authorization server answers."""
 
+import json
+import re
 from collections.abc import AsyncGenerator, Callable
 
 import httpx2
+from mcp.types import PARSE_ERROR
+
+from gateway.common.logging import get_logger
+
+log = get_logger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Of a response body and of an event of a stream."""
 TOO_LARGE = "the answer is too large"
 _EVENT_STREAM = "text/event-stream"
+_EDGE_LENGTH = 200
+_RESPONSE_ID = r'"jsonrpc":"2\.0","id":(\d+)'
+_ID_AT_START = re.compile(r"\{" + _RESPONSE_ID + r',"(?:result|error)"')
+_ID_AT_END = re.compile(_RESPONSE_ID + r"\}$")
+_BETWEEN_TOKENS = re.compile(r"\s+(?:data:)?")
+"""White space, and the start of the lines of an event."""
 
 
 class AnswerTooLarge(httpx2.StreamError):
@@ -15,6 +28,53 @@ class AnswerTooLarge(httpx2.StreamError):
 
     The SDK reports a `StreamError` as the result of its own request; another error would end the connection.
     """
+
+
+class MessageBuffer:
+    """The text of one message, in parts.
+
+    Of a message that exceeds `MAX_MESSAGE_BYTES` only the start and the end stay.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self.clear()
+
+    def clear(self) -> None:
+        self._parts.clear()
+        self._length = 0
+        self.start = self.end = ""
+
+    def append(self, text: str) -> None:
+        self._length += len(text)
+        if not self.is_too_large:
+            self._parts.append(text)
+            return
+        if not self.start:
+            self.start = "".join([*self._parts, text[:_EDGE_LENGTH]])[:_EDGE_LENGTH]
+            self._parts.clear()
+        self.end = (self.end + text)[-_EDGE_LENGTH:]
+
+    @property
+    def is_too_large(self) -> bool:
+        return self._length > MAX_MESSAGE_BYTES
+
+    def join(self) -> str:
+        """Join the parts of a message that is not too large."""
+        return "".join(self._parts)
+
+
+def make_too_large_error(start: str, end: str) -> str | None:
+    """Make the error in place of a response that is too large.
+
+    `start` and `end` are its edges, one of which has the id of its request. None: there is no such id.
+    """
+    start, end = (_BETWEEN_TOKENS.sub("", f"\n{edge}") for edge in (start, end))
+    found = _ID_AT_START.match(start) or _ID_AT_END.search(end)
+    log.warning("mcp_message_too_large", has_id=found is not None)
+    if found is None:
+        return None
+    return json.dumps({"jsonrpc": "2.0", "id": int(found[1]), "error": {"code": PARSE_ERROR, "message": TOO_LARGE}})
 
 
 class SizeLimitingTransport(httpx2.AsyncBaseTransport):

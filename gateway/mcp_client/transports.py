@@ -16,6 +16,8 @@ from mcp.client.streamable_http import streamable_http_client
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.mcp_client import size_limit
+from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
+from gateway.mcp_client.http.start_check import StartCheckingTransport
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider, AuthorizedTransport
 from gateway.mcp_client.stdio_lines import limit_stdio_lines
@@ -56,7 +58,8 @@ async def open_transport(
     """
     max_bytes = size_limit.MAX_MESSAGE_BYTES
     http_transport = httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context())
-    authorized_transport = AuthorizedTransport(size_limit.SizeLimitingTransport(http_transport, max_bytes), tokens)
+    limited_transport = size_limit.SizeLimitingTransport(http_transport, max_bytes)
+    authorized_transport = StartCheckingTransport(AuthorizedTransport(limited_transport, tokens))
     match config.transport:
         case "http":
             isolating_transport = FaultIsolatingTransport(authorized_transport)
@@ -69,7 +72,10 @@ async def open_transport(
                 streams = streamable_http_client(config.url, http_client=client, max_sse_event_size=max_bytes)
                 yield OpenTransport(streams, isolating_transport)
         case "sse":
-            yield OpenTransport(_watch_streams(_connect_sse(config, hooks, authorized_transport), on_end))
+            lift_event_limit()
+            yield OpenTransport(
+                _watch_streams(_connect_sse(config, hooks, EventLimitingTransport(authorized_transport)), on_end)
+            )
         case "stdio":
             limit_stdio_lines()
             parameters = StdioServerParameters(command=config.command, args=list(config.args), env=config.env)

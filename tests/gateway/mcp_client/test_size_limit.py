@@ -10,10 +10,11 @@ from anyio import create_memory_object_stream
 from mcp.server.mcpserver import Context
 from mcp.types import ToolAnnotations
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.mcp_client import size_limit
+from gateway.mcp_client.http.event_limit import EventLimitingTransport
 from gateway.mcp_client.oauth.https_only import HttpsOnlyTransport
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.stdio_lines import LineLimitingStream
@@ -88,6 +89,68 @@ async def test_answer_that_is_too_large_fails_only_its_own_call(options: dict[st
         assert get_text(await slow_call) == "done"
         assert toolbox.list_server_statuses()[0].state == "up"
         assert get_text(await call_tool(toolbox, "log_often", length=MIB // 2)) == "logged"
+
+
+async def test_event_of_the_legacy_transport_that_is_too_large_fails_only_its_own_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(size_limit, "MAX_MESSAGE_BYTES", 2 * MIB)
+    server = LargeAnswerServer()
+    async with (
+        serve_asgi(server.mcp.sse_app()) as address,
+        connect_toolbox(
+            ServerConfig(name="t", url=f"{address}/sse", type="sse", prefix=""), tool_result_max_chars=2 * MIB
+        ) as toolbox,
+    ):
+        slow_call = asyncio.create_task(call_tool(toolbox, "slow"))
+        async with asyncio.timeout(30):
+            await server.started.wait()
+        for name in ("repeat", "write_and_repeat"):
+            result = await call_tool(toolbox, name, length=3 * MIB)
+            assert (result.outcome, "is too large" in get_text(result)) == ("error", True), result
+        assert server.effects == 1
+        assert len(get_text(await call_tool(toolbox, "repeat", length=MIB + MIB // 2))) == MIB + MIB // 2
+        server.release.set()
+        assert get_text(await slow_call) == "done"
+        assert toolbox.list_server_statuses()[0].state == "up"
+
+
+EVENT = "event: message\r\ndata: %s\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "expected_id"),
+    [
+        (EVENT % '{"jsonrpc":"2.0","id":3,"result":{"text":"%s"}}', 3),
+        (EVENT % '{"result":{"id":7,"text":"%s"},"jsonrpc":"2.0","id":4}', 4),
+        (
+            EVENT.replace("\r", "") % '{\ndata:   "jsonrpc": "2.0",\ndata:   "id": 5,\ndata:   "result": "%s"\ndata: }',
+            5,
+        ),
+        (EVENT.replace("\r\n", "\r") % '{"jsonrpc":"2.0","id":8,"error":"%s"}', 8),
+        (EVENT % '{"jsonrpc":"2.0","method":"notifications/message","params":{"id":5,"data":"%s"}}', None),
+        (EVENT % '{"jsonrpc":"2.0","id":6,"method":"ping","params":{"data":"%s"}}', None),
+    ],
+    ids=["id-first", "id-last", "several-lines", "carriage-returns", "notification", "request"],
+)
+@pytest.mark.parametrize("chunk_bytes", [1_000, 65_536])
+async def test_large_event_is_replaced_by_an_error_if_it_is_a_response(
+    event: str, expected_id: int | None, chunk_bytes: int
+) -> None:
+    small = EVENT % '{"jsonrpc":"2.0","id":1,"result":{}}'
+    data = (small + event % ("x" * 2 * MIB) + small).encode()
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        chunks = (data[start : start + chunk_bytes] for start in range(0, len(data), chunk_bytes))
+        await StreamingResponse(iter(chunks), media_type="text/event-stream")(scope, receive, send)
+
+    async with (
+        serve_asgi(stream) as address,
+        httpx2.AsyncClient(transport=EventLimitingTransport(httpx2.AsyncHTTPTransport())) as client,
+        client.sse(address) as events,
+    ):
+        ids = [json.loads(event.data)["id"] async for event in events]
+    assert ids == [1, *([] if expected_id is None else [expected_id]), 1]
 
 
 async def test_line_of_a_command_that_is_too_long_fails_only_its_own_call() -> None:
