@@ -33,6 +33,7 @@ from gateway.domain.bus import BusKind, BusMessage
 from gateway.llm.build import connect_model_server
 from gateway.llm.catalog import Catalog
 from gateway.llm.resilient import ResilientModel, RetryPolicy
+from gateway.mcp_client.identity_keys import IdentityKeys
 from gateway.mcp_client.policy.build import apply_policy
 from gateway.mcp_client.server_config import ServerConfigFile
 from gateway.mcp_client.toolbox import McpToolbox
@@ -44,7 +45,7 @@ from gateway.store.audit import AuditStore
 from gateway.store.bus import PostgresBus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
-from gateway.store.encryption import cipher_from_settings
+from gateway.store.encryption import Cipher, load_encryption_secret
 from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
 from gateway.store.journal.ephemeral_journal import EphemeralJournal
@@ -77,6 +78,7 @@ class Store:
     servers: ServerStore
     grants: PostgresGrantStore
     redactor: Redactor
+    identity_keys: IdentityKeys
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ async def build_gateway(
         state.bus = store.bus
         state.mcp = mcp
         state.toolbox = tools.policy_toolbox
+        state.identity_jwks = store.identity_keys.get_jwks()
         state.catalog = llm.catalog
         state.model = llm.model
         state.database = store.database
@@ -192,7 +195,8 @@ async def build_store(
         retry_seconds=settings.storage_retry_seconds,
         redactor=redactor,
     )
-    cipher = cipher_from_settings(settings)
+    secret = load_encryption_secret(settings)
+    cipher = Cipher(secret)
     workers, turns = WorkerStore(database, worker_id), TurnStore(database)
     retention = timedelta(days=settings.journal_retention_days)
     async with AsyncExitStack() as stack:
@@ -218,6 +222,7 @@ async def build_store(
             servers=ServerStore(database, cipher),
             grants=PostgresGrantStore(database, cipher),
             redactor=redactor,
+            identity_keys=IdentityKeys([secret]),
         )
 
 
@@ -247,7 +252,8 @@ async def build_tools(
 
     Changes of their configuration open and close connections.
     """
-    toolbox = McpToolbox(servers, settings, store.servers, store.grants)
+    toolbox = McpToolbox(servers, settings, store.servers, store.grants, identity_keys=store.identity_keys)
+    store.identity_keys.write_jwks_file(settings.gateway_data_dir)
     policy_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor)
     host_toolbox = apply_policy(toolbox, deny=settings.tools_deny, redactor=store.redactor, sanitizes=False)
     registry = ServerRegistry(ServerConfigFile(settings), toolbox, store.servers, store.bus)

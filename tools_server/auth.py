@@ -1,12 +1,12 @@
 """Authentication by a token of the gateway or authorization server.
 
-The authorization server is configured. The token's `sub` is the user. While the server listens on a loopback address,
-callers without a token are `local`.
+The token's `sub` is the user. While the server listens on a loopback address, and no issuer of tokens is configured,
+callers on this machine without a token are `local`.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 
 import jwt
 from jwt.types import Options
@@ -18,16 +18,23 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tools_server.config import Settings
+from tools_server.published_keys import KeysUnavailable, PublishedKeys, UnknownKey
 
 LOCAL_USER = "local"
 USER_SCOPE_KEY = "tools_server.user"
-_ISSUER = "agent-gateway"
+_GATEWAY_ISSUER = "agent-gateway"
 _MAX_USER_LENGTH = 256
 _LEEWAY_SECONDS = 5
-_KEYS_TIMEOUT_SECONDS, _KEYS_LIFETIME_SECONDS = 5, 3600
 _ALGORITHMS = ["RS256", "ES256", "PS256", "EdDSA"]
 # Clients compare issuers as text, so pydantic must not append a slash.
 _URL_ADAPTER = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
+_PROXY_HEADERS = frozenset(
+    (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
+)
+"""Headers that proxies add.
+
+Callers behind a proxy are not on this machine.
+"""
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 
 
@@ -48,15 +55,22 @@ class TokenMissing(TokenRejected):
 class AuthenticationMiddleware:
     """ASGI middleware that verifies the token of every request.
 
-    A loopback server requires none.
+    A loopback server without an issuer of tokens requires none, except from callers behind a proxy.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._secret = settings.tools_server_secret
         self._audience = settings.tools_server_audience
-        self._requires_token = not settings.on_loopback
-        self._oauth_issuer = OAuthIssuer(settings) if settings.tools_server_oauth_issuer else None
+        self._resource_url = settings.resource_url
+        self._requires_token = settings.requires_token
+        self._list_resource_urls = lru_cache(8)(settings.list_resource_urls)
+        self._gateway = TokenIssuer(_GATEWAY_ISSUER, PublishedKeys(settings.gateway_keys), "the gateway")
+        self._oauth_issuer: TokenIssuer | None = None
+        self._metadata_url: str | None = None
+        if (issuer := settings.tools_server_oauth_issuer) is not None:
+            self._oauth_issuer = TokenIssuer(issuer, PublishedKeys(settings.jwks_url), "the authorization server")
+            self._metadata_url = str(build_resource_metadata_url(AnyHttpUrl(settings.resource_url)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -64,83 +78,83 @@ class AuthenticationMiddleware:
             scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if scope["type"] == "http" and scope["path"] != "/health" and not scope["path"].startswith(METADATA_PATH):
             try:
-                scope[USER_SCOPE_KEY] = await self._authenticate_user(
-                    dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-                )
+                port = (scope.get("server") or ("", 0))[1] or 0
+                scope[USER_SCOPE_KEY] = await self._authenticate_user(dict(scope["headers"]), port)
             except TokenRejected as error:
-                await _send_rejection(send, error, self._oauth_issuer)
+                await _send_rejection(send, error, self._metadata_url)
                 return
         await self._app(scope, receive, send)
 
-    async def _authenticate_user(self, authorization: str) -> str:
+    async def _authenticate_user(self, headers: Mapping[bytes, bytes], port: int) -> str:
+        """Return the user of a request that arrived at a port."""
+        authorization = headers.get(b"authorization", b"").decode("latin-1")
         if not authorization:
-            if self._requires_token:
+            if self._requires_token or not _PROXY_HEADERS.isdisjoint(headers):
                 raise TokenMissing("a bearer token is required")
             return LOCAL_USER
         scheme, _, token = authorization.partition(" ")
+        token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise TokenRejected("the Authorization header must be `Bearer` and a token")
-        if self._oauth_issuer is not None and _parse_algorithm(token) != "HS256":
-            return await self._oauth_issuer.verify_token(token.strip())
+        if self._oauth_issuer is not None and _parse_issuer(token) != _GATEWAY_ISSUER:
+            return await self._oauth_issuer.verify_token(token, [self._resource_url])
+        audiences = [self._audience, *self._list_resource_urls(port)]
+        if _parse_algorithm(token) == "HS256":
+            return self._verify_shared_secret_token(token, audiences)
+        return await self._gateway.verify_token(token, audiences)
+
+    def _verify_shared_secret_token(self, token: str, audiences: list[str]) -> str:
+        """Verify a token that is signed with TOOLS_SERVER_SECRET.
+
+        This way is deprecated.
+        """
         if self._secret is None:
             raise TokenRejected("this server has no TOOLS_SERVER_SECRET to verify a token with")
-        return self._verify_shared_secret_token(token.strip(), self._secret.get_secret_value())
-
-    def _verify_shared_secret_token(self, token: str, secret: str) -> str:
-        try:
-            claims = jwt.decode(
-                token,
-                secret,
-                algorithms=["HS256"],
-                audience=self._audience,
-                issuer=_ISSUER,
-                leeway=_LEEWAY_SECONDS,
-                options=_REQUIRED_CLAIMS,
-            )
-        except jwt.ExpiredSignatureError:
-            raise TokenRejected("the token has expired") from None
-        except jwt.InvalidTokenError:
-            raise TokenRejected("the token is not valid") from None
-        return _get_user_claim(claims)
+        return _decode_user(token, self._secret.get_secret_value(), ["HS256"], audiences, _GATEWAY_ISSUER)
 
 
-class OAuthIssuer:
-    """An authorization server.
+class TokenIssuer:
+    """An issuer whose published keys sign tokens for this server.
 
-    Its tokens are accepted if their audience is this server.
+    `name` is for the caller of a request that is refused.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        assert settings.tools_server_oauth_issuer is not None
-        self._issuer = settings.tools_server_oauth_issuer
-        self._resource = settings.resource_url
-        self._keys = jwt.PyJWKClient(settings.jwks_url, lifespan=_KEYS_LIFETIME_SECONDS, timeout=_KEYS_TIMEOUT_SECONDS)
-        self.metadata_url = str(build_resource_metadata_url(AnyHttpUrl(self._resource)))
+    def __init__(self, issuer: str, keys: PublishedKeys, name: str) -> None:
+        self._issuer = issuer
+        self._keys = keys
+        self._name = name
 
-    async def verify_token(self, token: str) -> str:
-        """Return the user of a token.
+    async def verify_token(self, token: str, audiences: list[str]) -> str:
+        """Return the user of a token for one of the audiences.
 
         Raises:
-            TokenRejected: the token is not valid, or the issuer's keys cannot be fetched.
+            TokenRejected: the token is not valid, or the issuer's keys cannot be read.
         """
         try:
-            key = await asyncio.to_thread(self._keys.get_signing_key_from_jwt, token)
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=_ALGORITHMS,
-                audience=self._resource,
-                issuer=self._issuer,
-                leeway=_LEEWAY_SECONDS,
-                options=_REQUIRED_CLAIMS,
-            )
-        except jwt.PyJWKClientConnectionError:
-            raise TokenRejected("the authorization server's keys cannot be fetched now") from None
-        except jwt.ExpiredSignatureError:
-            raise TokenRejected("the token has expired") from None
-        except jwt.PyJWTError:
+            key = await self._keys.find_key(token)
+        except KeysUnavailable:
+            raise TokenRejected(f"the keys of {self._name} cannot be fetched now") from None
+        except (UnknownKey, jwt.PyJWTError):
             raise TokenRejected("the token is not valid") from None
-        return _get_user_claim(claims)
+        return _decode_user(token, key, _ALGORITHMS, audiences, self._issuer)
+
+
+def _decode_user(token: str, key: str | jwt.PyJWK, algorithms: list[str], audiences: list[str], issuer: str) -> str:
+    try:
+        claims = jwt.decode(
+            token,
+            key,
+            algorithms=algorithms,
+            audience=audiences,
+            issuer=issuer,
+            leeway=_LEEWAY_SECONDS,
+            options=_REQUIRED_CLAIMS,
+        )
+    except jwt.ExpiredSignatureError:
+        raise TokenRejected("the token has expired") from None
+    except jwt.PyJWTError:
+        raise TokenRejected("the token is not valid") from None
+    return _get_user_claim(claims)
 
 
 def build_metadata_routes(settings: Settings) -> list[Route]:
@@ -156,7 +170,18 @@ def build_metadata_routes(settings: Settings) -> list[Route]:
 
 def _parse_algorithm(token: str) -> str | None:
     try:
-        return jwt.get_unverified_header(token.strip()).get("alg")
+        return jwt.get_unverified_header(token).get("alg")
+    except jwt.PyJWTError:
+        return None
+
+
+def _parse_issuer(token: str) -> object:
+    """Return the unverified issuer.
+
+    It only selects the keys to verify the token with.
+    """
+    try:
+        return jwt.decode(token, options={"verify_signature": False}).get("iss")
     except jwt.PyJWTError:
         return None
 
@@ -190,10 +215,10 @@ def get_request_user(request: object) -> str:
     return request.scope[USER_SCOPE_KEY]
 
 
-async def _send_rejection(send: Send, error: TokenRejected, issuer: OAuthIssuer | None) -> None:
+async def _send_rejection(send: Send, error: TokenRejected, metadata_url: str | None) -> None:
     body = json.dumps({"error": {"code": "not_authenticated", "message": f"Refused: {error}."}}).encode()
     parameters = [] if isinstance(error, TokenMissing) else ['error="invalid_token"']
-    parameters += [f'resource_metadata="{issuer.metadata_url}"'] if issuer else []
+    parameters += [f'resource_metadata="{metadata_url}"'] if metadata_url else []
     challenge = f"Bearer {', '.join(parameters)}".strip().encode()
     headers = [
         (b"content-type", b"application/json"),

@@ -94,9 +94,7 @@ async def run_server(
         if listener is None:
             await _serve_stdio(mcp, postgres.stop if postgres else None)
         else:
-            if not settings.on_loopback and settings.tools_server_secret is None:
-                reason = "TOOLS_SERVER_SECRET is not set, and TOOLS_SERVER_HOST is not a loopback address"
-                log.warning("all_calls_rejected", reason=reason)
+            _warn_about_tokens(settings)
             if settings.gateway_parent_fd is not None:
                 stop_with_parent(settings.gateway_parent_fd)
             await HttpServer(create_app(mcp, settings), mcp.close_listen_streams, tls_options).serve(sockets=[listener])
@@ -104,6 +102,17 @@ async def run_server(
         migrations.cancel()
         await asyncio.wait([migrations])
         await store.close()
+
+
+def _warn_about_tokens(settings: Settings) -> None:
+    """Log a deprecated setting, and a server that can verify no token."""
+    if settings.tools_server_secret is not None:
+        log.warning("setting_deprecated", setting="TOOLS_SERVER_SECRET", instead="TOOLS_SERVER_GATEWAY_JWKS_URL")
+    keys = settings.gateway_keys
+    has_keys = settings.tools_server_secret is not None or isinstance(keys, str) or keys.exists()
+    if settings.requires_token and settings.tools_server_oauth_issuer is None and not has_keys:
+        reason = f"neither TOOLS_SERVER_GATEWAY_JWKS_URL is set nor does a gateway's {keys} exist"
+        log.warning("all_calls_rejected", reason=reason)
 
 
 async def _log_failure(task: str, coroutine: Coroutine[object, object, None]) -> None:

@@ -22,6 +22,7 @@ __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
 _PLACEHOLDER = re.compile(
     r"<.*>|[.…x*]+|.*change[-_ ]?me.*|(your|my)[-_ ].*|secret|password|example|default", re.IGNORECASE
 )
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -45,7 +46,10 @@ class Settings(BaseSettings):
     tools_server_host: str = "127.0.0.1"
     tools_server_port: int = Field(default=8001, ge=0, le=65535)
     tools_server_secret: SecretStr | None = None
+    tools_server_state_key: SecretStr | None = None
     tools_server_audience: str = "tools-server"
+    tools_server_gateway_jwks_url: str | None = None
+    tools_server_gateway_jwks_file: Path | None = None
     tools_server_oauth_issuer: str | None = None
     tools_server_oauth_jwks_url: str | None = None
     tools_server_public_url: str | None = None
@@ -84,7 +88,7 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("tools_server_secret")
+    @field_validator("tools_server_secret", "tools_server_state_key")
     @classmethod
     def _reject_placeholder_secret(cls, value: SecretStr | None) -> SecretStr | None:
         """Refuse secrets from examples.
@@ -116,7 +120,11 @@ class Settings(BaseSettings):
         return url
 
     @field_validator(
-        "searxng_url", "tools_server_oauth_issuer", "tools_server_oauth_jwks_url", "tools_server_public_url"
+        "searxng_url",
+        "tools_server_gateway_jwks_url",
+        "tools_server_oauth_issuer",
+        "tools_server_oauth_jwks_url",
+        "tools_server_public_url",
     )
     @classmethod
     def _validate_web_address(cls, value: str | None) -> str | None:
@@ -172,6 +180,35 @@ class Settings(BaseSettings):
         scheme = "https" if self.tools_server_tls_cert_file else "http"
         local_url = f"{scheme}://{self.tools_server_host}:{self.tools_server_port}"
         return f"{(self.tools_server_public_url or local_url).rstrip('/').removesuffix('/mcp')}/mcp"
+
+    @property
+    def gateway_keys(self) -> str | Path:
+        """The URL or file of the gateway's public keys.
+
+        By default, the file that a gateway with the same data directory writes.
+        """
+        default_file = self.gateway_data_dir / "identity-jwks.json"
+        return self.tools_server_gateway_jwks_url or self.tools_server_gateway_jwks_file or default_file
+
+    @property
+    def requires_token(self) -> bool:
+        """Whether every caller needs a token.
+
+        On loopback, too, where an issuer of tokens is configured: a proxy may connect from there.
+        """
+        has_issuer = self.tools_server_oauth_issuer is not None or self.tools_server_gateway_jwks_url is not None
+        return has_issuer or self.tools_server_public_url is not None or not self.on_loopback
+
+    def list_resource_urls(self, port: int) -> list[str]:
+        """List the URLs of `/mcp` under every name of this server.
+
+        The server listens on `port`.
+        """
+        hosts = list(self.tools_server_allowed_hosts)
+        if self.on_loopback or not hosts:
+            hosts += LOOPBACK_HOSTS
+        names = [name for host in hosts for name in (host, f"{host}:{port}")]
+        return [self.resource_url, *(f"{scheme}://{name}/mcp" for scheme in ("http", "https") for name in names)]
 
     @property
     def jwks_url(self) -> str:

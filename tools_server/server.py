@@ -36,7 +36,8 @@ from starlette.types import ASGIApp
 
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
-from tools_server.config import Settings
+from tools_server.config import LOOPBACK_HOSTS, Settings
+from tools_server.request_origin import RequestOriginMiddleware
 from tools_server.rest import add_rest_routes
 from tools_server.sessions import UserSessionManager
 from tools_server.tasks import tools as task_tools
@@ -146,9 +147,9 @@ def create_server(settings: Settings, store: TaskStore) -> ToolServer:
 def _make_state_security(settings: Settings) -> RequestStateSecurity:
     """Build the encryption of a question's state for its user.
 
-    With TOOLS_SERVER_SECRET the state is readable after a restart.
+    With TOOLS_SERVER_STATE_KEY or TOOLS_SERVER_SECRET the state is readable after a restart.
     """
-    secret = settings.tools_server_secret
+    secret = settings.tools_server_state_key or settings.tools_server_secret
     key = hashlib.sha256(secret.get_secret_value().encode()).digest() if secret else secrets.token_bytes(32)
     return RequestStateSecurity(
         keys=[key], ttl=STATE_LIFETIME_SECONDS, bind_principal=lambda ctx: get_request_user(ctx.request)
@@ -156,8 +157,8 @@ def _make_state_security(settings: Settings) -> RequestStateSecurity:
 
 
 def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
-    """Create the HTTP application: `/mcp`, `/tools`, `/tools/call` and `/health` behind authentication."""
-    local_hosts = [f"{host}:*" for host in ("127.0.0.1", "localhost", "[::1]")]
+    """Create the HTTP application: `/mcp`, `/tools`, `/tools/call` and `/health`."""
+    local_hosts = [f"{host}:*" for host in LOOPBACK_HOSTS]
     configured_hosts = [form for host in settings.tools_server_allowed_hosts for form in _list_host_forms(host)]
     security = TransportSecuritySettings(
         allowed_hosts=local_hosts + configured_hosts,
@@ -169,7 +170,9 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     app = mcp.build_http_app(settings, security)
     add_rest_routes(app)
     app.routes.extend(build_metadata_routes(settings))
-    return AuthenticationMiddleware(app, settings)
+    return RequestOriginMiddleware(
+        AuthenticationMiddleware(app, settings), hosts=security.allowed_hosts, origins=security.allowed_origins
+    )
 
 
 def _list_host_forms(host: str) -> list[str]:

@@ -16,7 +16,7 @@ from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
 from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
-from gateway.domain.messages import Principal
+from gateway.domain.messages import JsonObject, Principal
 from gateway.ports.model import Model, ModelCatalog
 from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
@@ -72,6 +72,7 @@ ApiKeysDep = Annotated[KeyStore, _depends_on_part("keys")]
 AuditLogDep = Annotated[AuditStore, _depends_on_part("audit")]
 ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
+IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
 CatalogDep = Annotated[ModelCatalog, _depends_on_part("catalog")]
 QuestionsDep = Annotated[QuestionStore, _depends_on_part("questions")]

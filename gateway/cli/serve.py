@@ -30,7 +30,7 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
 
     keep_descriptors_private()
     logging.configure_logging(json=settings.json_logs, level=settings.effective_log_level)
-    _log_renamed_settings()
+    _log_outdated_settings(settings)
     tls_options = tls.build_server_options(settings.tls_files)
     load_servers(settings)
     sockets.raise_open_file_limit()
@@ -84,9 +84,13 @@ def _stop_turns(
     asyncio.run_coroutine_threadsafe(stop(), loop)
 
 
-def _log_renamed_settings() -> None:
+def _log_outdated_settings(settings: Settings) -> None:
     from gateway.common.logging import get_logger
 
+    if settings.tools_server_secret is not None:
+        get_logger(__name__).warning(
+            "setting_deprecated", setting="TOOLS_SERVER_SECRET", instead="/.well-known/jwks.json"
+        )
     for setting in list_renamed_settings():
         get_logger(__name__).warning("setting_renamed", old=setting.old_name, new=setting.new_name)
 

@@ -26,7 +26,7 @@ def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ
     if settings.mcp_config is not None:
         return _read_file(settings.mcp_config, "MCP_CONFIG", environment)
     if settings.mcp_server_url is not None:
-        identity = "gateway" if settings.tools_server_secret else "none"
+        identity = settings.mcp_server_identity or ("gateway" if settings.tools_server_secret else "none")
         return [ServerConfig(name="tools", url=settings.mcp_server_url, prefix="", identity=identity)]
     if DEFAULT_FILE.exists():
         return _read_file(DEFAULT_FILE, "mcp.json", environment)

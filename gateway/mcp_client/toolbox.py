@@ -18,13 +18,14 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.mcp_client.builtin_tools import SIGN_IN, make_sign_in_tool
-from gateway.mcp_client.caller_identity import TokenSigner
+from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.change_notifier import ChangeNotifier
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection.errors import ToolCallError
 from gateway.mcp_client.connection.requests import ClientRequest
 from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
+from gateway.mcp_client.identity_keys import IdentityKeys
 from gateway.mcp_client.instructions import quote_instructions
 from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
@@ -70,10 +71,11 @@ class McpToolbox(ServerPool, Toolbox):
         definitions: ToolDefinitionStore | None = None,
         grants: GrantStore | None = None,
         *,
+        identity_keys: IdentityKeys | None = None,
         grant_max_age_seconds: float = GRANT_MAX_AGE_SECONDS,
     ) -> None:
         secret = settings.tools_server_secret
-        self._signer = TokenSigner(secret.get_secret_value()) if secret else None
+        self._identity = TokenIssuer(identity_keys, secret.get_secret_value() if secret else None)
         self._grants = grants
         self._grant_max_age_seconds = grant_max_age_seconds
         self._timeout = settings.tool_timeout
@@ -92,7 +94,7 @@ class McpToolbox(ServerPool, Toolbox):
         is_shared = principal is None
         return ServerConnection(
             server,
-            signer=self._signer,
+            identity=self._identity,
             on_change=partial(self.reconcile, changed_server=server.name),
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_shared else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,

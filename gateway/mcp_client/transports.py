@@ -16,6 +16,7 @@ from mcp.client.streamable_http import streamable_http_client
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
 from gateway.mcp_client import size_limit
+from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
 from gateway.mcp_client.http.start_check import StartCheckingTransport
 from gateway.mcp_client.http_transport import FaultIsolatingTransport, get_ssl_context
@@ -50,14 +51,20 @@ class OpenTransport:
 
 @asynccontextmanager
 async def open_transport(
-    config: ServerConfig, hooks: list[RequestHook], on_end: Callable[[], None], tokens: AccessTokenProvider
+    config: ServerConfig,
+    hooks: list[RequestHook],
+    on_end: Callable[[], None],
+    tokens: AccessTokenProvider,
+    identity: TokenIssuer,
 ) -> AsyncGenerator[OpenTransport]:
     """Open the transport that the configuration names.
 
     `on_end` is called when the only stream of one ends.
     """
     max_bytes = size_limit.MAX_MESSAGE_BYTES
-    http_transport = httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context())
+    http_transport: httpx2.AsyncBaseTransport = httpx2.AsyncHTTPTransport(limits=_LIMITS, verify=get_ssl_context())
+    if config.identity == "gateway":
+        http_transport = identity.create_transport(http_transport, config.token_audience)
     limited_transport = size_limit.SizeLimitingTransport(http_transport, max_bytes)
     authorized_transport = StartCheckingTransport(AuthorizedTransport(limited_transport, tokens))
     match config.transport:

@@ -30,13 +30,14 @@ class ServerConfig(BaseModel):
 
     `fault` is the reason why it cannot be used; its other fields do not count then. Either `url` (with `type` "sse" for
     legacy servers) or `command` with `args` and `env`. `prefix` starts the names of its tools (None: the server's
-    name). `timeout`: seconds for one call. `identity` "gateway" sends a short-lived token that names the user,
-    "header:NAME" forwards that header of the client's request. `share` "user" opens a connection for each user. `allow`
-    and `deny`: globs over its own tool names. `approval`: the tools whose calls a person must approve. `on_change`
-    "hold": withhold a tool whose definition changes until it is approved. `as_tools`: let the model list and read its
-    resources or prompts. `idempotency`: its tools take effect once per idempotency key, so calls whose outcome is
-    unknown are repeated. Users sign in by OAuth to a server that answers 401, with the client in `oauth` where clients
-    cannot register themselves, unless the entry sets an `Authorization` header.
+    name). `timeout`: seconds for one call. `identity` "gateway" sends a short-lived token that names the user, valid
+    for `audience` (None: the server's own address); "header:NAME" forwards that header of the client's request. `share`
+    "user" opens a connection for each user. `allow` and `deny`: globs over its own tool names. `approval`: the tools
+    whose calls a person must approve. `on_change` "hold": withhold a tool whose definition changes until it is
+    approved. `as_tools`: let the model list and read its resources or prompts. `idempotency`: its tools take effect
+    once per idempotency key, so calls whose outcome is unknown are repeated. Users sign in by OAuth to a server that
+    answers 401, with the client in `oauth` where clients cannot register themselves, unless the entry sets an
+    `Authorization` header.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -51,6 +52,7 @@ class ServerConfig(BaseModel):
     prefix: str | None = Field(default=None, max_length=64)
     timeout: float | None = Field(default=None, gt=0)
     identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
+    audience: str | None = Field(default=None, min_length=1, max_length=2_000)
     share: Literal["all", "user"] = "all"
     on_change: Literal["flag", "hold"] = "flag"
     as_tools: tuple[Literal["resources", "prompts"], ...] = ()
@@ -90,6 +92,15 @@ class ServerConfig(BaseModel):
         """
         has_credentials = any(name.lower() == "authorization" for name in self.headers)
         return self.transport != "stdio" and self.identity == "none" and not has_credentials
+
+    @property
+    def token_audience(self) -> str:
+        """Audience of the identity tokens for this server.
+
+        No other server accepts them.
+        """
+        parts = urlsplit(self.url)
+        return self.audience or f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @property
     def forwarded_header(self) -> str | None:

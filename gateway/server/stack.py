@@ -48,13 +48,12 @@ def run_stack(settings: Settings) -> int:
             "MIGRATE_ON_START": "true",
             "DATABASE_WAIT_SECONDS": _DATABASE_WAIT_SECONDS,
             "TOOLS_SERVER_PORT": str(settings.tools_server_port),
-            "TOOLS_SERVER_SECRET": _load_tools_secret(settings),
         }
         simulators = build_simulator(settings, env, listener)
         tool_server = ManagedProcess(
             "the tool server",
             [*_PYTHON_MODULE, "tools_server.cli"],
-            build_tool_server_environment(env),
+            build_tool_server_environment({**env, "TOOLS_SERVER_STATE_KEY": _load_tools_state_key(settings)}),
             stop_rank=1,
             stop_timeout_seconds=1.5,
         )
@@ -161,10 +160,10 @@ def _bind_simulator_port() -> socket.socket:
     return listener
 
 
-def _load_tools_secret(settings: Settings) -> str:
-    """Return the configured secret, or else the data directory's own.
+def _load_tools_state_key(settings: Settings) -> str:
+    """Return the key that encrypts the tool server's questions.
 
-    The latter survives a restart: stored questions are encrypted with it.
+    It must survive a restart. Earlier releases used TOOLS_SERVER_SECRET, or the file's secret.
     """
     if settings.tools_server_secret is not None:
         return settings.tools_server_secret.get_secret_value()

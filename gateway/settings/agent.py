@@ -14,6 +14,7 @@ class AgentSettings(BaseSettings):
 
     mcp_config: Path | None = None
     mcp_server_url: str | None = None
+    mcp_server_identity: str | None = Field(default=None, pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
     mcp_session_idle_seconds: float = Field(default=1_800.0, gt=0, le=86_400)
     mcp_max_sessions: int = Field(default=1_000, ge=1)
     mcp_max_user_sessions: int = Field(default=100, ge=1)

@@ -32,8 +32,8 @@ class Cipher:
             return None
 
 
-def cipher_from_settings(settings: Settings) -> Cipher:
-    """Build the cipher from GATEWAY_ENCRYPTION_KEY or the data directory's key file.
+def load_encryption_secret(settings: Settings) -> str:
+    """Return GATEWAY_ENCRYPTION_KEY, or the secret in the data directory's key file.
 
     The first start without the setting creates the file.
 
@@ -41,7 +41,7 @@ def cipher_from_settings(settings: Settings) -> Cipher:
         ConfigError: the key file cannot be created or read.
     """
     if settings.gateway_encryption_key is not None:
-        return Cipher(settings.gateway_encryption_key.get_secret_value())
+        return settings.gateway_encryption_key.get_secret_value()
     file = settings.gateway_data_dir / KEY_FILE
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def cipher_from_settings(settings: Settings) -> Cipher:
             pass
         finally:
             draft.unlink()
-        return Cipher(file.read_text().strip())
+        return file.read_text().strip()
     except OSError as error:
         raise ConfigError(
             f"GATEWAY_DATA_DIR: the key file {file} cannot be created or read: {error.strerror}"

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from aiohttp import web
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from gateway.mcp_client.caller_identity import TokenSigner
+from gateway.mcp_client.caller_identity import TokenSigner, sign_with_secret
 from tests.eventually import TIMEOUT_SECONDS, eventually
 from tests.stack import SECRET, find_free_port
 from tools_server.config import Settings
@@ -93,7 +94,7 @@ async def connect(
 
     Each request has a token for the user of `acting_for`.
     """
-    hooks: dict[str, list[Any]] = {"request": [TokenSigner(SECRET).add_token]}
+    hooks: dict[str, list[Any]] = {"request": [make_secret_signer().add_token]}
     async with (
         httpx2.AsyncClient(event_hooks=hooks, headers=headers, timeout=TIMEOUT_SECONDS) as http,
         Client(
@@ -104,6 +105,11 @@ async def connect(
         ) as client,
     ):
         yield client
+
+
+def make_secret_signer() -> TokenSigner:
+    """Sign tokens like a gateway with the deprecated TOOLS_SERVER_SECRET."""
+    return TokenSigner(partial(sign_with_secret, SECRET), "tools-server")
 
 
 def text_of(result: Any) -> str:

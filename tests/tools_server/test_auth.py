@@ -210,3 +210,62 @@ async def test_without_the_authorization_servers_keys_its_tokens_are_refused() -
         response = await post(address, f"Bearer {issued(ec.generate_private_key(ec.SECP256R1()))}")
     assert response.status_code == 401
     assert "cannot be fetched now" in response.json()["error"]["message"]
+
+
+async def call_without_token(address: str, **headers: str) -> list[int]:
+    """Return the status of a call at each path that has tools."""
+    body = {"name": "calculator", "arguments": {"expression": "1+1"}}
+    async with httpx2.AsyncClient(timeout=30, headers=headers) as http:
+        return [
+            (await post(address, **headers)).status_code,
+            (await http.get(f"{address}/tools")).status_code,
+            (await http.post(f"{address}/tools/call", json=body)).status_code,
+        ]
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        {"tools_server_oauth_issuer": "https://login.example"},
+        {"tools_server_gateway_jwks_url": "https://gateway.example/.well-known/jwks.json"},
+        {"tools_server_public_url": "https://tools.example"},
+    ],
+)
+async def test_loopback_caller_needs_a_token_where_an_issuer_is_configured(issuer: dict[str, str]) -> None:
+    """A proxy on this machine passes on the requests of strangers."""
+    async with serve_tools(**issuer) as address:
+        assert await call_without_token(address) == [401, 401, 401]
+        async with httpx2.AsyncClient(timeout=30) as http:
+            assert (await http.get(f"{address}/health")).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+async def test_caller_behind_a_proxy_is_not_local(header: str) -> None:
+    async with serve_tools() as address:
+        assert await call_without_token(address) == [200, 200, 200]
+        assert await call_without_token(address, **{header: "203.0.113.9"}) == [401, 401, 401]
+
+
+async def test_slow_keys_of_an_issuer_block_nobody_else() -> None:
+    """The keys arrive byte by byte, and never end."""
+    was_asked = asyncio.Event()
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        was_asked.set()
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+
+    async with serve_web(drip) as keys, serve_tools(tools_server_gateway_jwks_url=f"{keys}/keys") as address:
+        private = ec.generate_private_key(ec.SECP256R1())
+        bearer = f"Bearer {issued(private, iss='agent-gateway', aud='tools-server')}"
+        waiting = [asyncio.create_task(post(address, bearer)) for _ in range(40)]
+        async with asyncio.timeout(60):
+            await was_asked.wait()
+            assert (await post(address, f"Bearer {token()}")).status_code == 200
+            assert not any(call.done() for call in waiting)
+            responses = await asyncio.gather(*waiting)
+    assert {response.status_code for response in responses} == {401}
+    assert "cannot be fetched now" in responses[0].json()["error"]["message"]

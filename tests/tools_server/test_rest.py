@@ -5,9 +5,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.mcp_client.caller_identity import TokenSigner
-from tests.stack import SECRET
-from tests.tools_server.conftest import serve_tools
+from tests.tools_server.conftest import make_secret_signer, serve_tools
 
 
 async def test_tools_are_listed_as_mcp_describes_them() -> None:
@@ -25,10 +23,10 @@ async def test_calculator_answers_the_curl_line() -> None:
 
 
 async def test_call_is_made_as_the_caller(database_url: str) -> None:
-    signer = TokenSigner(SECRET)
+    signer = make_secret_signer()
     async with serve_tools(database_url=database_url) as address, httpx2.AsyncClient(timeout=30) as client:
         for user in ("ada", "bob"):
-            headers = {"Authorization": f"Bearer {signer._get_token(user)}"}
+            headers = {"Authorization": f"Bearer {signer.get_token(user)}"}
             body = {"name": "add_task", "arguments": {"title": f"of {user}"}}
             await client.post(f"{address}/tools/call", json=body, headers=headers)
             listed = await client.post(f"{address}/tools/call", json={"name": "list_tasks"}, headers=headers)
@@ -59,7 +57,9 @@ async def test_call_is_made_as_the_caller(database_url: str) -> None:
 )
 async def test_bad_call_is_told_what_is_wrong(body: bytes, status: int, code: str | None) -> None:
     async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
-        response = await client.post(f"{address}/tools/call", content=body)
+        response = await client.post(
+            f"{address}/tools/call", content=body, headers={"Content-Type": "application/json"}
+        )
     error: Any = response.json()["error"]
     assert (response.status_code, error["code"]) == (status, code or error["code"])
     assert error["message"]

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 from gateway.api.routes.admin import api_keys, audit, stats
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.legacy import chat as legacy_chat
-from gateway.api.routes.mcp import mcp_resources, mcp_servers, mcp_sign_in
+from gateway.api.routes.mcp import identity_keys, mcp_resources, mcp_servers, mcp_sign_in
 from gateway.api.routes.native import budget, chat, conversations, health, history, models, tools, turns, usage
 from gateway.api.routes.openai import chat_completions, responses
 
@@ -24,6 +24,7 @@ def register_routes(app: FastAPI) -> None:
         mcp_servers,
         mcp_resources,
         mcp_sign_in,
+        identity_keys,
         api_keys,
         budget,
         stats,

@@ -115,6 +115,11 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("POST", "/mcp"): RoutePermission("tools", route_class="mcp"),
     ("DELETE", "/mcp"): RoutePermission("tools", route_class="mcp"),
 }
+PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
+    # MCP servers fetch it, under any name of the gateway.
+    ("GET", "/.well-known/jwks.json"): _UNCOUNTED,
+}
+"""Documents outside the API that are the same for every caller."""
 _PARAMETERS_WITH_SLASHES = {"model"}
 
 
@@ -124,7 +129,7 @@ def find_permission(method: str, path: str) -> RoutePermission | None:
     Return None if no route matches: then the application must not run.
     """
     method = "GET" if method == "HEAD" else method
-    if (permission := ROUTES.get((method, path))) is not None:
+    if (permission := ROUTES.get((method, path)) or PUBLIC_DOCUMENTS.get((method, path))) is not None:
         return permission
     for pattern, permission in _PATTERNS.get(method, ()):
         if pattern.fullmatch(path):
@@ -134,7 +139,7 @@ def find_permission(method: str, path: str) -> RoutePermission | None:
 
 def list_methods(path: str) -> list[str]:
     """List the HTTP methods of a path, sorted."""
-    methods = {method for method, route_path in ROUTES if route_path == path}
+    methods = {method for method, route_path in (*ROUTES, *PUBLIC_DOCUMENTS) if route_path == path}
     methods |= {method for method, patterns in _PATTERNS.items() if any(p.fullmatch(path) for p, _ in patterns)}
     return sorted(methods)
 

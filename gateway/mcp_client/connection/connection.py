@@ -13,7 +13,7 @@ from mcp.types import CallToolResult, ServerCapabilities, Tool
 from gateway.common.concurrency import Backoff, SupervisedTask, wait_or_poll
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import PendingInput, Principal
-from gateway.mcp_client.caller_identity import TokenSigner, acting_for, forward_header
+from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, forward_header
 from gateway.mcp_client.connection.errors import describe_error
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
@@ -45,7 +45,7 @@ class ServerConnection:
         self,
         config: ServerConfig,
         *,
-        signer: TokenSigner | None,
+        identity: TokenIssuer,
         on_change: Callable[[], None],
         connect_timeout_seconds: float = 1.0,
         tokens: AccessTokenProvider,
@@ -60,7 +60,8 @@ class ServerConnection:
         """
         self._tokens = tokens
         self._principal = principal
-        self._hooks: list[RequestHook] = [signer.add_token] if signer and config.identity == "gateway" else []
+        self._identity = identity
+        self._hooks: list[RequestHook] = []
         if (header := config.forwarded_header) is not None:
             self._hooks.append(forward_header(header))
         self._protocol_version: str | None = None
@@ -150,6 +151,7 @@ class ServerConnection:
             calls=self._calls,
             tool_list=self._tool_list,
             on_end=self._status.broken_event.set,
+            identity=self._identity,
         )
         async with session as client:
             self._protocol_version = client.protocol_version

@@ -8,6 +8,7 @@ from mcp.types import Implementation
 
 from gateway import __version__
 from gateway.common.concurrency import Deadline
+from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.output_check import replace_output_check
 from gateway.mcp_client.connection.tool_list import ServerToolList
@@ -28,6 +29,7 @@ async def open_session(
     calls: OngoingCalls,
     tool_list: ServerToolList,
     on_end: Callable[[], None],
+    identity: TokenIssuer,
 ) -> AsyncGenerator[Client]:
     """The SDK's client, connected, with its tools listed.
 
@@ -40,7 +42,7 @@ async def open_session(
         Exception: whatever the transport, the SDK or the server raises, also in exception groups.
     """
     timeout_seconds = _PROCESS_START_SECONDS if config.transport == "stdio" else HANDSHAKE_SECONDS
-    async with open_transport(config, hooks, on_end, tokens) as transport:
+    async with open_transport(config, hooks, on_end, tokens, identity) as transport:
         client = Client(
             transport.streams,
             read_timeout_seconds=HANDSHAKE_SECONDS,

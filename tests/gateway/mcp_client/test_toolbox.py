@@ -214,12 +214,12 @@ async def test_calls_over_a_shared_connection_carry_their_user_token(trial: Tria
         results = await asyncio.gather(*(call_tool(toolbox, "whoami", Principal(user)) for user in users))
     for user, result in zip(users, results, strict=True):
         token = get_text(result).removeprefix("Bearer ")
-        claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="tools-server", issuer="agent-gateway")
+        claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience=trial[1].url, issuer="agent-gateway")
         assert claims["sub"] == user
         assert claims["exp"] - claims["iat"] <= 120
     other_requests = [authorization for method, authorization in trial[0].requests if method != "tools/call"]
     for authorization in filter(None, other_requests[:3]):
-        claims = jwt.decode(authorization[7:], SECRET, algorithms=["HS256"], audience="tools-server")
+        claims = jwt.decode(authorization[7:], SECRET, algorithms=["HS256"], audience=trial[1].url)
         assert claims["sub"] == "agent-gateway"
 
 

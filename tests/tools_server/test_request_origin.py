@@ -1,0 +1,70 @@
+"""Requests of web pages to the tool server on a visitor's machine."""
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.tools_server.conftest import serve_tools
+
+ADD_TASK = json.dumps({"name": "add_task", "arguments": {"title": "written by a page"}})
+EVIL, JSON_TYPE = "https://evil.example", "application/json"
+
+
+async def send(address: str, method: str = "POST", path: str = "/tools/call", **headers: str) -> httpx2.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with httpx2.AsyncClient(timeout=30) as client:
+        return await client.request(method, f"{address}{path}", content=ADD_TASK, headers=named)
+
+
+async def list_tasks(address: str) -> str:
+    async with httpx2.AsyncClient(timeout=30) as client:
+        response = await client.post(f"{address}/tools/call", json={"name": "list_tasks"})
+    return response.json()["result"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": EVIL, "Content_Type": "text/plain"}, 403),
+        ({"Origin": EVIL, "Content_Type": "text/plain;charset=UTF-8"}, 403),
+        ({"Origin": "null", "Content_Type": "text/plain"}, 403),
+        ({"Origin": EVIL, "Content_Type": JSON_TYPE}, 403),
+        ({"Origin": "http://localhost.evil.example", "Content_Type": JSON_TYPE}, 403),
+        ({"Origin": "http://127.0.0.1:8000.evil.example", "Content_Type": JSON_TYPE}, 403),
+        ({"Origin": "http://localhost:1@evil.example", "Content_Type": JSON_TYPE}, 403),
+        ({"Host": "evil.example", "Content_Type": JSON_TYPE}, 421),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content_Type": "text/plain; application/json"}, 415),
+        ({"Content_Type": "application/jsonp"}, 415),
+        ({}, 415),
+    ],
+)
+@pytest.mark.parametrize("path", ["/tools/call", "/mcp"])
+async def test_simple_request_of_a_page_changes_nothing(
+    database_url: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    async with serve_tools(database_url=database_url) as address:
+        response = await send(address, path=path, **headers)
+        error: Any = response.json()["error"]
+        assert (response.status_code, bool(error["message"])) == (status, True)
+        assert "written by a page" not in await list_tasks(address)
+
+
+async def test_own_pages_and_programs_may_call(database_url: str) -> None:
+    async with serve_tools(database_url=database_url, tools_server_allowed_origins="https://app.example") as address:
+        for origin in ("http://localhost:3000", "http://127.0.0.1:6274", "https://app.example"):
+            assert (await send(address, Origin=origin, Content_Type=f"{JSON_TYPE}; charset=utf-8")).status_code == 200
+        assert (await send(address, Content_Type=JSON_TYPE)).status_code == 200
+        assert (await list_tasks(address)).count("written by a page") == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", "/mcp"), ("GET", "/mcp"), ("PUT", "/tools/call"), ("GET", "/tools")]
+)
+async def test_other_methods_check_the_origin_too(method: str, path: str) -> None:
+    async with serve_tools() as address:
+        assert (await send(address, method, path, Origin=EVIL)).status_code == 403
+        assert (await send(address, method, path, Host="evil.example")).status_code == 421

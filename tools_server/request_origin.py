@@ -1,0 +1,66 @@
+"""Rejects requests that a web page could make a browser send.
+
+A browser sends a page's "simple" requests to any address, also to this machine's, without asking the server.
+"""
+
+import json
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_OPEN_PATHS = ("/health", "/.well-known/")
+_BODY_METHODS = ("POST", "PUT", "PATCH")
+
+
+class RequestOriginMiddleware:
+    """ASGI middleware that checks every request's host, origin and content type.
+
+    The host must be allowed, against DNS rebinding. The origin must be allowed or absent. A body must be declared as
+    JSON, which a page of another origin cannot do without a preflight request. A pattern may end with `:*`, for any
+    port.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: list[str], origins: list[str]) -> None:
+        self._app = app
+        self._hosts = [host.lower() for host in hosts]
+        self._origins = [origin.lower() for origin in origins]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith(_OPEN_PATHS):
+            problem = self._find_problem(scope["method"], Headers(scope=scope))
+            if problem is not None:
+                await _send_error(send, *problem)
+                return
+        await self._app(scope, receive, send)
+
+    def _find_problem(self, method: str, headers: Headers) -> tuple[int, str, str] | None:
+        """Return status, code and message of a request that is refused."""
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not _matches_any(hosts[0], self._hosts):
+            return (
+                421,
+                "wrong_host",
+                "Refused: this server does not answer to that Host. See TOOLS_SERVER_ALLOWED_HOSTS.",
+            )
+        if not all(_matches_any(origin, self._origins) for origin in headers.getlist("origin")):
+            message = "Refused: pages of this origin may not call this server. See TOOLS_SERVER_ALLOWED_ORIGINS."
+            return 403, "forbidden", message
+        media_types = [value.partition(";")[0].strip().lower() for value in headers.getlist("content-type")]
+        if method in _BODY_METHODS and media_types != ["application/json"]:
+            return 415, "unsupported_media_type", "Refused: the Content-Type must be application/json."
+        return None
+
+
+def _matches_any(value: str, patterns: list[str]) -> bool:
+    """Whether a host or origin matches a pattern."""
+    value = value.lower()
+    name, separator, port = value.rpartition(":")
+    is_port = bool(separator) and port.isascii() and port.isdigit()
+    return value in patterns or (is_port and f"{name}:*" in patterns)
+
+
+async def _send_error(send: Send, status: int, code: str, message: str) -> None:
+    body = json.dumps({"error": {"code": code, "message": message}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
