@@ -13,6 +13,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field, TypeAdapter
 
+from tools_server.bounded_search import limit_answers
 from tools_server.config import Settings
 from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 
@@ -83,6 +84,7 @@ class DuckDuckGo(SearchBackend):
         from ddgs import DDGS  # pyright: ignore[reportUnknownVariableType]
         from ddgs.exceptions import DDGSException
 
+        limit_answers()
         try:
             client: _DdgsClient = DDGS(timeout=max(1, int(self._timeout)))
             return client.text(query, max_results=limit, backend="duckduckgo")

@@ -17,6 +17,7 @@ import msgspec
 from httpx_aiohttp import HttpxAiohttpClient
 from httpx_aiohttp.transport import AiohttpResponseStream
 
+from gateway.common.concurrency import Deadline
 from gateway.common.logging import get_logger
 from gateway.domain.errors import (
     GatewayError,
@@ -27,6 +28,7 @@ from gateway.domain.errors import (
     ModelUnavailable,
 )
 from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message
+from gateway.llm.bounded_transport import BoundedTransport
 from gateway.llm.catalog import Catalog
 from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
 from gateway.llm.recording import Recorder
@@ -83,6 +85,12 @@ class _HttpClient(HttpxAiohttpClient):
     @property
     def cookies(self) -> httpx.Cookies:  # pyright: ignore[reportIncompatibleMethodOverride] - never assigned
         return self._no_cookies
+
+    def _init_transport(self, *arguments: Any, **options: Any) -> httpx.AsyncBaseTransport:
+        return BoundedTransport(super()._init_transport(*arguments, **options))
+
+    def _init_proxy_transport(self, *arguments: Any, **options: Any) -> httpx.AsyncBaseTransport:
+        return BoundedTransport(super()._init_proxy_transport(*arguments, **options))
 
 
 def _create_http_client(recorder: Recorder | None) -> httpx.AsyncClient:
@@ -256,7 +264,8 @@ class OpenAICompatibleModel(Model):
         async with self._translate_errors():
             # `client.models` would import all resources of the SDK. See docs/adr/0003.
             options = self._request_options | {"timeout": timeout}
-            response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
+            async with Deadline.after(2 * timeout).limit():  # the SDK's timeout is that of each read
+                response = await self._client.get(self._models_url, cast_to=httpx.Response, options=options)
             try:
                 return msgspec.json.decode(response.content, type=_ModelList).data or []
             except JSON_DECODE_ERRORS:
@@ -320,10 +329,9 @@ async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: Mode
     Raises:
         TimeoutError: the answer is complete, but the connection stays open.
     """
-    is_compressed = "content-encoding" in response.headers  # by a proxy that ignores Accept-Encoding
     clock = asyncio.get_running_loop().time
     async with asyncio.timeout(None) as end:
-        async for data in response.aiter_bytes() if is_compressed else response.aiter_raw():
+        async for data in response.aiter_raw():  # decompressed by the transport
             reader.feed_bytes(data)
             await sink.wait_for_capacity()
             if reader.is_complete:
