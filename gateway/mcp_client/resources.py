@@ -1,6 +1,6 @@
 """Requests about resources and prompts; answers are the protocol's JSON."""
 
-import re
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,9 +11,12 @@ from pydantic import BaseModel
 from gateway.domain.errors import NotFound
 from gateway.domain.messages import JsonObject, Principal
 from gateway.mcp_client.definition_limits import ListLimit
+from gateway.mcp_client.uri_templates import UriMatcher
 from gateway.ports.tools import ItemKind, Toolbox
 
 _MAX_PAGES, _MAX_ITEMS = 100, 1_000
+_TEMPLATES_AT_ONCE = 50
+_MAX_URI_LENGTH = 4_000
 
 
 def supports_listing(capabilities: ServerCapabilities | None, kind: ItemKind) -> bool:
@@ -70,23 +73,18 @@ async def find_resource_server(toolbox: Toolbox, uri: str, principal: Principal)
     Raises:
         NotFound: no connected server has it.
     """
+    if len(uri) > _MAX_URI_LENGTH:
+        raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
     for item in await toolbox.list_server_items("resources", principal):
         if item["uri"] == uri:
             return item["server"]
-    for item in await toolbox.list_server_items("resource_templates", principal):
-        if matches_template(uri, item["uriTemplate"]):
+    matcher = UriMatcher(uri)
+    for number, item in enumerate(await toolbox.list_server_items("resource_templates", principal), start=1):
+        if matcher.matches(item["uriTemplate"]):
             return item["server"]
+        if number % _TEMPLATES_AT_ONCE == 0:
+            await asyncio.sleep(0)  # other tasks run
     raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
-
-
-def matches_template(uri: str, template: str) -> bool:
-    """Whether a URI matches a simple URI template.
-
-    `{name}` matches one path segment, `{+name}` any text.
-    """
-    parts = re.split(r"(\{[^{}]*\})", template)
-    pattern = "".join((".+" if p[1:2] in "+#*" else "[^/]+") if p.startswith("{") else re.escape(p) for p in parts)
-    return re.fullmatch(pattern, uri) is not None
 
 
 def _dump_model(model: BaseModel) -> JsonObject:
