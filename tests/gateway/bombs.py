@@ -1,4 +1,4 @@
-"""Compressed bodies that are thousands of times larger when they are decompressed, and their servers."""
+"""Compressed bodies that are thousands of times larger afterwards."""
 
 import gzip
 import tracemalloc
@@ -13,12 +13,12 @@ from tests.tools_server.conftest import serve_web
 
 BOMB_MIB = 256
 MAX_PEAK_MIB = 64
-"""Memory that reading a bomb may take; its body has four times as much."""
+"""Memory that reading a bomb may take, a quarter of its size."""
 
 
 @cache
 def make_bomb(encoding: str, prefix: bytes = b"") -> bytes:
-    """A body of 256 MiB in a few hundred kilobytes, or twice compressed in a few."""
+    """A body of 256 MiB in a few hundred kilobytes."""
     match encoding:
         case "gzip, gzip":
             return gzip.compress(make_bomb("gzip", prefix))

@@ -20,7 +20,7 @@ HOSTILE_TEMPLATES = {
     "segments": "x://" + "{a}a" * 300,
     "adjacent": "x://" + "{+a}" * 400 + "?",
     "mixed": "{+a}" + "{a}/{+b}" * 200,
-    "literal": "x://" + "a" * 1_900 + "{+a}",
+    "literal": "x://" + "a" * 1_900 + "{+a}?",
     "braces": "x://" + "{" * 1_000 + "}" * 900,
 }
 
