@@ -30,13 +30,14 @@ BASE_VARIABLES = frozenset(
         "VIRTUAL_ENV",
     }
 )
-"""Variables that any program of ours may need, and that hold no secret."""
+"""Variables without secrets that any program may need."""
 
 
 def select_variables(environment: Mapping[str, str], names: Collection[str] = ()) -> dict[str, str]:
-    """Select the base variables and the named ones.
+    """Select the base variables and those in `names`.
 
-    `names` are in upper case and match in any case. A child gets nothing else, so it sees no secret of this process that it does not need.
+    `names` are in upper case and match in any case. A child gets nothing else, so it sees no secret that it does not
+    need.
     """
     return {
         name: value
@@ -48,8 +49,8 @@ def select_variables(environment: Mapping[str, str], names: Collection[str] = ()
 def keep_descriptors_private() -> None:
     """Make all inherited file descriptors uninheritable.
 
-    This process got them from its parent. uvloop closes no descriptors in a child: without this, a program that it starts could accept connections on an
-    inherited listening socket.
+    This process got them from its parent. uvloop closes no descriptors in a child: without this, a program that it
+    starts could accept connections on an inherited listening socket.
     """
     for directory in (Path("/proc/self/fd"), Path("/dev/fd")):
         if directory.is_dir():
