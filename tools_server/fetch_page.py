@@ -8,7 +8,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Callable
-from typing import Annotated, Protocol, cast
+from typing import Annotated
 from urllib.parse import urljoin
 
 import aiohttp
@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 from yarl import URL
 
 from gateway_runtime.public_addresses import Address, is_public
+from tools_server.text_extractor import ExtractionFailed, TextExtractor
 from tools_server.thread_pool import BoundedThreadPool, ThreadedResolver
 
 log = structlog.stdlib.get_logger(__name__)
@@ -30,7 +31,6 @@ MAX_BYTES = 2 * 1024 * 1024
 MAX_CHARACTERS = 50_000
 MAX_REDIRECTS = 5
 TOTAL_SECONDS = 20.0
-_MAX_TITLE_LENGTH = 300
 _REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 _READABLE_TYPES = re.compile(r"text/|application/(json|xml|[\w.-]+\+(json|xml))$")
 _DECLARED_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([\w-]{1,40})""", re.IGNORECASE)
@@ -67,7 +67,7 @@ class PageFetcher:
         self._is_allowed = is_allowed
         self._total_seconds = total_seconds
         self._resolver = ThreadedResolver(BoundedThreadPool(8))
-        self._extraction_threads = BoundedThreadPool(2)
+        self._extractor = TextExtractor()
 
     async def fetch_url(self, url: str) -> Page:
         """Fetch a page and extract its text.
@@ -134,7 +134,10 @@ class PageFetcher:
                 raise FetchError(f"it is larger than {MAX_BYTES // 1024 // 1024} MB")
         title, text = None, body.decode(_find_charset(response, bytes(body[:4096])), errors="replace")
         if "html" in response.content_type:
-            title, text = await self._extraction_threads.run_blocking(_extract_text, text)
+            try:
+                title, text = await self._extractor.extract_text(text)
+            except ExtractionFailed:
+                raise FetchError("its text cannot be extracted in time") from None
         return Page(
             url=str(response.url), title=title, text=text[:MAX_CHARACTERS], truncated=len(text) > MAX_CHARACTERS
         )
@@ -163,27 +166,6 @@ def _find_charset(response: aiohttp.ClientResponse, beginning: bytes) -> str:
     declared = _DECLARED_CHARSET.search(beginning)
     charset = response.charset or (declared[1].decode("ascii", "replace") if declared else "utf-8")
     return charset if _CHARSETS.fullmatch(charset) else "utf-8"
-
-
-class _HtmlTree(Protocol):
-    """The part of lxml, which has no types, that this module uses."""
-
-    def findtext(self, path: str) -> str | None: ...
-
-
-def _extract_text(html: str) -> tuple[str | None, str]:
-    """Extract title and main text.
-
-    All of the text is returned if no main text is recognized.
-    """
-    import trafilatura
-
-    tree = trafilatura.load_html(f"<html>{html}</html>")
-    if tree is None:
-        return None, ""
-    title = " ".join((cast(_HtmlTree, tree).findtext(".//title") or "").split())
-    all_text = trafilatura.html2txt(tree)
-    return title[:_MAX_TITLE_LENGTH] or None, trafilatura.extract(tree, include_tables=True) or all_text
 
 
 def register_fetch_page(mcp: MCPServer[object], fetcher: PageFetcher) -> None:

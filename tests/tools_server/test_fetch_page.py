@@ -8,7 +8,8 @@ from aiohttp import web
 from gateway_runtime.public_addresses import Address
 from tests.call_counter import count_function_calls
 from tests.tools_server.conftest import Handler, closed_port, serve_web
-from tools_server.fetch_page import MAX_BYTES, MAX_CHARACTERS, FetchError, PageFetcher, _extract_text
+from tools_server.fetch_page import MAX_BYTES, MAX_CHARACTERS, FetchError, PageFetcher
+from tools_server.page_text import extract_text
 
 ARTICLE = (
     "<html><head><title>Of\n cats</title><script>var secret = 1</script></head><body><nav><a href='/'>Menu</a></nav>"
@@ -224,11 +225,11 @@ async def test_long_text_is_cut() -> None:
 
 @pytest.mark.parametrize("part", ["<script ", "<title>", "<", "<!--", "<style>", "&#", "<div>"])
 async def test_work_for_a_hostile_page_grows_at_most_with_its_length(part: str) -> None:
-    _extract_text(part)  # imports the parser
+    extract_text(part)  # imports the parser
     with count_function_calls() as calls_for_one:
-        _extract_text(part * 1_000)
+        extract_text(part * 1_000)
     with count_function_calls() as calls_for_eight:
-        _extract_text(part * 8_000)
+        extract_text(part * 8_000)
     assert calls_for_one
     assert calls_for_eight.total() < 10 * calls_for_one.total()  # quadratic work would be 64 times as much
     await fetch(answer(part * 50_000))  # in quadratic time within a regular expression it would exceed the test's limit
