@@ -1,4 +1,4 @@
-"""Extracts the text of pages in other processes, which are ended at a deadline."""
+"""Extracts the text of pages in processes with a deadline."""
 
 import asyncio
 import os

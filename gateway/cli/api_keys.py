@@ -10,6 +10,7 @@ import typer
 
 from gateway.cli.errors import report_config_errors
 from gateway.cli.serve import open_postgres, prepare_schema
+from gateway.common.sanitize import escape_for_terminal
 from gateway.config import ConfigError, Settings, load_settings
 from gateway.domain.messages import Area, Budget, KeyLimits
 
@@ -94,7 +95,8 @@ def list_keys(owner: Annotated[str | None, typer.Option(help="Show this owner's 
         is_expired = row.expires_at is not None and row.expires_at <= now
         state = "revoked" if row.revoked_at else "expired" if is_expired else "active"
         last_used = f"{row.last_used_at:%Y-%m-%d %H:%M}" if row.last_used_at else "never used"
-        print(f"{row.prefix}  {row.role:6}  {state:7}  {last_used:16}  {row.owner}  {row.name}")
+        line = f"{row.prefix}  {row.role:6}  {state:7}  {last_used:16}  {row.owner}  {row.name}"
+        print(escape_for_terminal(line.replace("\n", "\\n")))
 
 
 @app.command("revoke")

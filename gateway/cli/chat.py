@@ -13,6 +13,7 @@ from typing import TextIO
 
 import aiohttp
 
+from gateway.common.sanitize import escape_for_terminal
 from gateway.domain.messages import JsonObject
 
 _DIM, _RED, _RESET = "\033[2m", "\033[31m", "\033[0m"
@@ -140,12 +141,14 @@ class ChatTerminal:
                 pass  # events that a terminal does not show
 
     def _write_text(self, text: str) -> None:
+        text = escape_for_terminal(text)
         self._output.write(text)
         self._output.flush()
         self._at_line_start = text.endswith("\n")
 
     def _print_note(self, text: str) -> None:
         self._start_new_line()
+        text = escape_for_terminal(text)
         colour = self._notes.isatty()
         print(f"{_DIM}{text}{_RESET}" if colour else text, file=self._notes, flush=True)
 
@@ -177,7 +180,7 @@ def _read_answer(question: JsonObject, read_line: Callable[[str], str]) -> JsonO
     schema: JsonObject = question["schema"] or {}
     fields: dict[str, JsonObject] = schema.get("properties", {})
     for name, field in fields.items():
-        line = read_line(f"  {field.get('title') or name} (empty: decline): ").strip()
+        line = read_line(f"  {escape_for_terminal(str(field.get('title') or name))} (empty: decline): ").strip()
         if not line:
             return {"action": "decline"}
         content[name] = _parse_value(line, field)
@@ -253,7 +256,8 @@ def _send_prompt(terminal: ChatTerminal, prompt: str) -> int:
     try:
         asyncio.run(terminal.send_prompt(prompt))
     except ChatError as error:
-        print(f"{_RED}{error}{_RESET}" if sys.stderr.isatty() else error, file=sys.stderr)
+        message = escape_for_terminal(str(error))
+        print(f"{_RED}{message}{_RESET}" if sys.stderr.isatty() else message, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import typer
 
+from gateway.common.sanitize import escape_for_terminal
 from gateway.config import ConfigError
 
 
@@ -25,5 +26,5 @@ def report_config_errors(*, parent_fd: int | None = None) -> Generator[None]:
 
             notify_parent(parent_fd, str(error).encode())
         else:
-            print(error, file=sys.stderr)
+            print(escape_for_terminal(str(error)), file=sys.stderr)
         raise typer.Exit(2) from None

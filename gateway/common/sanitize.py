@@ -23,7 +23,8 @@ _UNNEEDED = re.compile(
 )
 
 
-_CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f]|{_WIDTHLESS}|{_UNNEEDED.pattern}")
+_CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]|{_WIDTHLESS}")
+_INVISIBLE = re.compile(f"{_CONTROLS.pattern}|{_UNNEEDED.pattern}")
 
 
 def sanitize_text(text: str) -> str:
@@ -56,7 +57,15 @@ def reveal_text(text: str) -> str:
 
     An escape is, for example, `\\u200b`. People review such a text.
     """
-    return _CONTROLS.sub(_escape, text)
+    return _INVISIBLE.sub(_escape, text)
+
+
+def escape_for_terminal(text: str) -> str:
+    """The text with control characters and direction marks as escapes.
+
+    Line feeds and tabs stay. A terminal would obey the others: they set its title or its clipboard, or hide text.
+    """
+    return text if text.isascii() and text.isprintable() else _CONTROLS.sub(_escape, text.replace("\r\n", "\n"))
 
 
 def reveal_value(value: Any) -> Any:

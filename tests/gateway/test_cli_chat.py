@@ -1,14 +1,18 @@
 """Tests of `agent-gateway chat` against a real gateway."""
 
+import asyncio
 import io
+import json
 from collections.abc import Callable
 
 import asyncpg
 import pytest
+from aiohttp import web
 
-from gateway.cli.chat import ChatError, ChatTerminal
+from gateway.cli.chat import ChatError, ChatTerminal, _send_prompt
 from gateway.simulator import Fault
 from tests.stack import Gateway, find_free_port
+from tests.tools_server.conftest import serve_web
 
 
 class ChatSession:
@@ -76,3 +80,69 @@ async def test_failed_turn_is_reported_with_its_error_code(gateway: Gateway) -> 
 async def test_unreachable_gateway_is_a_clear_error() -> None:
     with pytest.raises(ChatError, match="No gateway answers at"):
         await ChatSession(f"http://127.0.0.1:{find_free_port()}").terminal.send_prompt("Hello")
+
+
+OSC_52 = "\x1b]52;c;aGFja2Vk\x07"
+HIDDEN = f"{OSC_52}\x9b31m\u202e\u200b\x08\r\x7f"
+
+
+def has_control_characters(session: ChatSession) -> bool:
+    shown = session.output.getvalue() + session.notes.getvalue() + "".join(session.prompts)
+    return any(char in shown for char in "\x1b\x07\x08\x7f\x9b\r\u202e\u200b")
+
+
+async def test_control_characters_of_models_do_not_reach_the_terminal(gateway: Gateway) -> None:
+    calls = [{"name": f"no{HIDDEN}tool", "arguments": json.dumps({f"a{HIDDEN}": HIDDEN}, ensure_ascii=False)}]
+    gateway.simulator.faults.add_faults(
+        Fault(kind="text", text=f"Answer {HIDDEN} and\r\nmore.", match="Answer me"),
+        Fault(kind="tool_calls", calls=calls, match="Call it", times=3),
+    )
+    session = ChatSession(gateway.base_url)
+    await session.terminal.send_prompt("Answer me")
+    assert r"\x1b]52;c;aGFja2Vk\x07" in session.output.getvalue()
+    assert "more." in session.output.getvalue()
+    await session.terminal.send_prompt("Call it")
+    assert "→ no" in session.notes.getvalue()
+    assert not has_control_characters(session)
+
+
+async def test_control_characters_of_a_hostile_gateway_do_not_reach_the_terminal() -> None:
+    question = {
+        "type": "input.required",
+        "input_id": "1",
+        "kind": "question",
+        "message": f"Who?{HIDDEN}",
+        "schema": {"properties": {"name": {"title": f"Name{HIDDEN}"}}},
+    }
+    events = [
+        {"type": "turn.started", "conversation_id": None, "warnings": [f"Beware{HIDDEN}"]},
+        {"type": "model.retry", "reason": f"Again{HIDDEN}"},
+        {"type": "tool.result", "outcome": "ok", "content": [{"text": f"Text{HIDDEN}"}], "duration_ms": 1},
+        question,
+        {"type": "text.delta", "text": f"Text{HIDDEN}"},
+        {"type": "turn.failed", "error": {"message": f"Failed{HIDDEN}", "code": "code"}},
+    ]
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/input"):
+            return web.json_response({"error": {"message": f"No{HIDDEN}", "code": f"c{HIDDEN}"}}, status=409)
+        frames = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+        return web.Response(text=frames, headers={"X-Turn-Id": "1"})
+
+    async with serve_web(answer) as url:
+        session = ChatSession(url, "Ada")
+        code = await asyncio.to_thread(_send_prompt, session.terminal, "Hello")
+    assert code == 1
+    assert session.prompts
+    assert not has_control_characters(session)
+
+
+async def test_control_characters_of_an_error_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": f"No{HIDDEN}", "code": "code"}}, status=500)
+
+    async with serve_web(answer) as url:
+        assert await asyncio.to_thread(_send_prompt, ChatSession(url).terminal, "Hello") == 1
+    shown = capsys.readouterr().err
+    assert r"No\x1b]52" in shown
+    assert not any(char in shown for char in "\x1b\x07\x9b\u202e")

@@ -90,3 +90,12 @@ async def test_revoking_an_unknown_key_is_an_error(database_url: str) -> None:
 def test_invalid_key_options_are_reported_one_per_line(arguments: tuple[str, ...], options: list[str]) -> None:
     result = CliRunner().invoke(app, ["keys", "create", "--owner", "ada", *arguments])
     assert (result.exit_code, [line.partition(":")[0] for line in result.output.splitlines()]) == (2, options)
+
+
+async def test_control_characters_in_the_name_of_a_key_do_not_reach_the_terminal(
+    gateway: Gateway, database_url: str
+) -> None:
+    await gateway.post("/api/v1/keys", {"owner": "root", "role": "admin", "name": "x\x1b]52;c;aGk=\x07\u202e"})
+    listed = await run_keys_command(database_url, "list")
+    assert r"x\x1b]52;c;aGk=\x07\u202e" in listed
+    assert "\x1b" not in listed
