@@ -23,6 +23,7 @@ from gateway.agent.workers import LeaseTiming, TurnClaimer, WorkerHeartbeat
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import Authenticator
+from gateway.common.cached_value import CachedValue
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.lease import WorkerLease
 from gateway.common.load import LoadMonitor, find_memory_limit
@@ -154,12 +155,28 @@ async def build_gateway(
         state.catalog = llm.catalog
         state.model = llm.model
         state.database = store.database
-        state.storage_health = StorageHealth(store.database, store.journal, lambda: lease.is_valid)
+        state.storage_health = _build_storage_health(settings, timeouts, store, lease, stack)
+        state.model_health = CachedValue(llm.model.check, timeouts.model_health)
         state.tasks = tasks
         state.load = load
         state.started_at = time.monotonic()
         state.stop = partial(_stop, mcp, turn_service)
         yield
+
+
+def _build_storage_health(
+    settings: Settings, timeouts: Timeouts, store: Store, lease: WorkerLease, stack: AsyncExitStack
+) -> StorageHealth:
+    assert settings.postgres_url is not None
+    health = StorageHealth(
+        settings.postgres_url,
+        store.journal,
+        lambda: lease.is_valid,
+        limits=store.database.connector.limits,
+        max_age_seconds=timeouts.health,
+    )
+    stack.push_async_callback(health.close)
+    return health
 
 
 async def _stop(mcp: McpEndpoint, turn_service: TurnService, grace_seconds: float) -> None:

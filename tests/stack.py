@@ -27,7 +27,7 @@ from tools_server.tasks.store import TaskStore
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 JsonObject = dict[str, Any]
-TIMEOUTS = Timeouts(journal=30.0, mcp_connect=30.0)
+TIMEOUTS = Timeouts(journal=30.0, mcp_connect=30.0, health=0.0, model_health=0.0)
 """Long enough for a stalled machine; the defaults fit production."""
 PATIENT_SETTINGS = {
     "model_retry_delay": 0.01,

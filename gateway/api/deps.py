@@ -13,6 +13,7 @@ from fastapi.params import Depends as Dependency
 
 from gateway.agent.service import TurnService
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
+from gateway.common.cached_value import CachedValue
 from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
@@ -74,6 +75,7 @@ ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations"
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
 IdentityJwksDep = Annotated[JsonObject, _depends_on_part("identity_jwks")]
 ModelDep = Annotated[Model, _depends_on_part("model")]
+ModelHealthDep = Annotated[CachedValue[str | None], _depends_on_part("model_health")]
 CatalogDep = Annotated[ModelCatalog, _depends_on_part("catalog")]
 QuestionsDep = Annotated[QuestionStore, _depends_on_part("questions")]
 ServerAdminDep = Annotated[ServerAdmin, _depends_on_part("registry")]

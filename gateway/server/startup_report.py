@@ -32,7 +32,7 @@ async def report_stack_ready(
     """
     url = settings.local_url
     context = tls.build_client_context(settings.tls_files)
-    problems = await _wait_until_ready(settings.local_host, settings.gateway_port, context, degraded_after_seconds)
+    problems = await _wait_until_ready(settings, context, degraded_after_seconds)
     seconds = time.monotonic() - started_at
     addresses = {"groq": settings.groq_base_url, "openai": settings.openai_base_url}
     upstream = (
@@ -78,7 +78,7 @@ def list_scaling_notes(settings: Settings, count: int) -> list[str]:
 
 
 async def _wait_until_ready(
-    host: str, port: int, context: ssl.SSLContext | None, degraded_after_seconds: float
+    settings: Settings, context: ssl.SSLContext | None, degraded_after_seconds: float
 ) -> list[str]:
     """Wait until the gateway is ready; return the problems that prevent it.
 
@@ -86,7 +86,7 @@ async def _wait_until_ready(
     """
     started_at = time.monotonic()
     while True:
-        response = await _get_ready(host, port, context)
+        response = await _get_ready(settings, context)
         waited = time.monotonic() - started_at
         if response is not None and response.get("status") == "ready":
             return []
@@ -101,16 +101,24 @@ def _list_problems(response: JsonObject) -> list[str]:
     if "status" not in response:  # an error, such as that of TRUSTED_HOSTS without this machine's address
         return [f"/ready was answered with an error: {response.get('error', {}).get('message', response)}"]
     names = ("database", "model", "background_tasks")
-    checks = [f"{name.replace('_', ' ')}: {response[name]['reason']}" for name in names if not response[name]["ok"]]
+    problems = [
+        f"{name.replace('_', ' ')}: {response[name]['reason'] or 'not ready'}"
+        for name in names
+        if not response[name]["ok"]
+    ]
     unavailable = [server for server in response["mcp_servers"] if server["state"] not in ("up", "disabled")]
-    return checks + [f"MCP server {server['name']}: {server['reason'] or server['state']}" for server in unavailable]
+    problems += [f"MCP server {server['name']}: {server['reason'] or server['state']}" for server in unavailable]
+    return problems or [f"{response['status']}: /ready shows the reasons to an admin's key"]
 
 
-async def _get_ready(host: str, port: int, context: ssl.SSLContext | None) -> JsonObject | None:
+async def _get_ready(settings: Settings, context: ssl.SSLContext | None) -> JsonObject | None:
+    host, port, key = settings.local_host, settings.gateway_port, settings.api_key
+    credential = f"X-API-Key: {key.get_secret_value()}\r\n" if key else ""
     try:
         async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
-            writer.write(f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+            head = f"GET /ready HTTP/1.1\r\nHost: {host}:{port}\r\n{credential}Connection: close\r\n\r\n"
+            writer.write(head.encode())
             response = await reader.read()
             writer.close()
             return json.loads(response.split(b"\r\n\r\n", 1)[1])

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -40,6 +41,7 @@ Authenticated requests have it in their ASGI scope.
 """
 STATIC_KEY_NAME = "API_KEY"
 _STOP_SECONDS = 2.0
+_IS_OPEN_SECONDS = 1.0
 _EXISTENCE_CACHE_SECONDS = 1.0
 _USE_RECORD_INTERVAL_SECONDS = 60.0
 _MAX_CACHED_KEYS = 10_000
@@ -99,7 +101,7 @@ class Authenticator:
         """
         if not self._requires_credential and not await self._key_cache.has_stored_keys():
             return LOCAL_PRINCIPAL
-        credential = headers.get("x-api-key") or _parse_bearer_token(headers)
+        credential = _get_credential(headers)
         if not credential:
             raise NotAuthenticated
         try:
@@ -107,6 +109,18 @@ class Authenticator:
         except NotAuthenticated as error:
             self._audit_failed_login(source, credential, error)
             raise
+
+    async def is_open(self) -> bool:
+        """Return whether no credential is required.
+
+        If the database does not answer in a second, return the last known state; False if there is none.
+        """
+        if self._requires_credential:
+            return False
+        with suppress(StorageUnavailable, TimeoutError):
+            async with asyncio.timeout(_IS_OPEN_SECONDS):
+                return not await self._key_cache.has_stored_keys()
+        return self._key_cache.is_known_empty
 
     async def _resolve_credential(self, credential: str) -> Principal:
         """Return the principal of a credential.
@@ -157,6 +171,11 @@ class ApiKeyCache:
         self._generation += 1
         self._by_hash.clear()
         self._counted_at = float("-inf")
+
+    @property
+    def is_known_empty(self) -> bool:
+        """Whether the last count, still valid, found no key."""
+        return not self._has_keys and self._counted_at != float("-inf")
 
     async def has_stored_keys(self) -> bool:
         """Return whether there is a stored key.
@@ -263,6 +282,14 @@ def reject_open_gateway(settings: Settings, *, stored_keys: bool) -> None:
             f"GATEWAY_HOST: {settings.gateway_host} can be reached from other machines: set API_KEY or JWT_SECRET, "
             "make a key with `agent-gateway keys create`, or set GATEWAY_ALLOW_ANONYMOUS=true if that is what you want"
         )
+
+
+def has_credential(headers: Headers) -> bool:
+    return bool(_get_credential(headers))
+
+
+def _get_credential(headers: Headers) -> str:
+    return headers.get("x-api-key") or _parse_bearer_token(headers)
 
 
 def _parse_bearer_token(headers: Headers) -> str:

@@ -4,6 +4,7 @@ They are checked before the body is read. The middleware is pure ASGI, because o
 chunk of a body. See docs/adr/0005.
 """
 
+import asyncio
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -19,7 +20,7 @@ from gateway.api.http.request_context import HEADERS_SCOPE_KEY
 from gateway.api.http.unicode_check import reject_lone_surrogates
 from gateway.api.rate_limit.admission import AdmissionGate
 from gateway.api.rate_limit.limiter import RateLimiter
-from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator, has_credential
 from gateway.api.security.permissions import (
     ANYONE,
     RouteClass,
@@ -31,11 +32,12 @@ from gateway.api.security.permissions import (
 from gateway.common.load import LoadMonitor
 from gateway.config import Settings
 from gateway.domain.errors import Forbidden, GatewayError, WrongHost
-from gateway.domain.messages import Principal
+from gateway.domain.messages import LOCAL_PRINCIPAL, Principal
 from gateway.settings.values import is_loopback
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[[]::1]")
 _MAX_ADDRESS_LENGTH = 64
+_IDENTIFY_SECONDS = 2.0
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _STREAMING_CLASSES: tuple[RouteClass, ...] = ("chat", "mcp")
 
@@ -61,6 +63,8 @@ class SecurityMiddleware:
         route_permission = find_permission(scope["method"], scope["path"])
         permission = route_permission or ANYONE
         if not permission.counted:
+            if permission.detailed and (caller := await self._identify_caller(scope)) is not None:
+                scope[PRINCIPAL_SCOPE_KEY] = caller
             await self._app(scope, receive, send)
             return
         try:
@@ -88,6 +92,22 @@ class SecurityMiddleware:
             open_requests = _get_authenticator(scope).open_requests
             with slot, open_requests.cancel_on_revocation(principal, receive) as revocable_receive:
                 await self._app(scope, reject_lone_surrogates(revocable_receive), send)
+
+    async def _identify_caller(self, scope: Scope) -> Principal | None:
+        """Return the caller of a route that shows more to admins.
+
+        None: the caller is unknown, or cannot be determined in time. A request with a credential counts like any other,
+        so that keys cannot be guessed here without limit.
+        """
+        authenticator = _get_authenticator(scope)
+        try:
+            async with asyncio.timeout(_IDENTIFY_SECONDS):
+                if has_credential(Headers(scope=scope)):
+                    return await self._authorize_request(scope, ANYONE, get_source_address(scope))
+                self._check_host(scope)
+                return LOCAL_PRINCIPAL if await authenticator.is_open() else None
+        except (GatewayError, TimeoutError):
+            return None
 
     async def _authorize_request(self, scope: Scope, permission: RoutePermission, source: str) -> Principal | None:
         """Return the principal of a request.

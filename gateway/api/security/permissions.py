@@ -17,7 +17,8 @@ class RoutePermission(NamedTuple):
     """Requirements of a route.
 
     `area` None: any credential is sufficient. `public`: no credential is required. `counted`: requests count against
-    rate limits. `starts_turn`: requests pass the admission gate.
+    rate limits. `starts_turn`: requests pass the admission gate. `detailed`: an uncounted route that shows more to
+    admins; requests with a credential count.
     """
 
     area: Area | None
@@ -26,6 +27,7 @@ class RoutePermission(NamedTuple):
     public: bool = False
     counted: bool = True
     starts_turn: bool = False
+    detailed: bool = False
 
 
 _ROLE_RANKS: dict[UserRole, int] = {"viewer": 0, "user": 1, "admin": 2}
@@ -45,7 +47,7 @@ _ADMIN = RoutePermission("admin", "admin")
 
 ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/health"): _UNCOUNTED,
-    ("GET", "/ready"): _UNCOUNTED,
+    ("GET", "/ready"): _UNCOUNTED._replace(detailed=True),
     ("GET", "/docs"): _PUBLIC,
     ("GET", "/docs/oauth2-redirect"): _PUBLIC,
     ("GET", "/redoc"): _PUBLIC,

@@ -298,7 +298,8 @@ async def test_unreachable_database_at_startup_is_a_503_and_fails_readiness(
         assert (reply.status, reply.body["error"]["code"]) == (503, "storage_unavailable")
         ready = await gateway.get("/ready")
         assert ready.status == 503
-        assert ready.body["database"] == {"ok": False, "reason": "the database does not answer"}
+        # Whether there are keys is unknown, so the caller may not see reasons.
+        assert (ready.body["database"], ready.body["mcp_servers"]) == ({"ok": False, "reason": None}, [])
         assert (await gateway.get("/health")).status == 200
 
 

@@ -3,13 +3,12 @@
 import asyncio
 import time
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from gateway import __version__
 from gateway.api.deps import (
-    ConversationsDep,
-    ModelDep,
+    ModelHealthDep,
     SettingsDep,
     StartTimeDep,
     StorageHealthDep,
@@ -18,7 +17,8 @@ from gateway.api.deps import (
     TurnServiceDep,
 )
 from gateway.api.routes.native.tools import ServerView
-from gateway.domain.errors import StorageUnavailable
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
+from gateway.domain.messages import Principal
 
 router = APIRouter(tags=["health"])
 
@@ -39,7 +39,10 @@ class Health(BaseModel):
 
 
 class Check(BaseModel):
-    """Result of a check. `reason` is null if `ok` is true."""
+    """Result of a check.
+
+    `reason` is null if `ok` is true, and for callers who are not admins.
+    """
 
     ok: bool
     reason: str | None = None
@@ -49,7 +52,8 @@ class Readiness(BaseModel):
     """Readiness of this worker.
 
     `status` is `ready`, `degraded` (the model or an MCP server is unavailable) or `unavailable` (the database does not
-    accept writes, a background task that every turn needs has failed, or the worker is stopping).
+    accept writes, a background task that every turn needs has failed, or the worker is stopping). Only admins see
+    reasons and MCP servers.
     """
 
     status: str
@@ -62,18 +66,12 @@ class Readiness(BaseModel):
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Check that the process is alive")
-async def health(
-    conversation_store: ConversationsDep, turn_service: TurnServiceDep, started_at: StartTimeDep
-) -> Health:
+async def health(storage: StorageHealthDep, turn_service: TurnServiceDep, started_at: StartTimeDep) -> Health:
     """Answer 200 while the process runs.
 
-    The database need not be reachable.
+    The database need not be reachable. The number of conversations may be a second old.
     """
-    try:
-        async with asyncio.timeout(1):
-            conversations = await conversation_store.count_conversations()
-    except (StorageUnavailable, TimeoutError):
-        conversations = None
+    conversations = await storage.count_conversations()
     return Health(
         status="healthy",
         version=__version__,
@@ -87,9 +85,10 @@ async def health(
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Check that the worker is ready", responses={503: {"model": Readiness}})
 async def ready(
+    request: Request,
     response: Response,
     storage: StorageHealthDep,
-    model_server: ModelDep,
+    model_health: ModelHealthDep,
     toolbox: ToolboxDep,
     turn_service: TurnServiceDep,
     tasks: TasksDep,
@@ -97,15 +96,16 @@ async def ready(
 ) -> Readiness:
     """Answer 503 if turns cannot be stored or run.
 
-    If only the model or an MCP server is unavailable, the status code is 200.
+    If only the model or an MCP server is unavailable, the status code is 200. The state of the database may be a second
+    old, that of the model ten seconds. Only admins, with their credential, see reasons and MCP servers.
     """
-    database, model = await asyncio.gather(storage.find_problem(), model_server.check())
+    database, model = await asyncio.gather(storage.find_problem(), model_health.get())
     servers = [ServerView.model_validate(server, from_attributes=True) for server in toolbox.list_server_statuses()]
     dependencies_up = model is None and all(server.state in ("up", "disabled") for server in servers)
     down_tasks = tasks.down_vital_tasks
     if database is not None or down_tasks or turn_service.is_stopping:
         response.status_code = 503
-    return Readiness(
+    readiness = Readiness(
         status="unavailable" if response.status_code == 503 else "ready" if dependencies_up else "degraded",
         database=Check(ok=database is None, reason=database),
         model=Check(ok=model is None, reason=model),
@@ -113,3 +113,14 @@ async def ready(
         simulated=settings.groq_simulated,
         mcp_servers=servers,
     )
+    return readiness if _is_admin(request.scope.get(PRINCIPAL_SCOPE_KEY)) else _without_details(readiness)
+
+
+def _is_admin(principal: Principal | None) -> bool:
+    return principal is not None and principal.role == "admin" and principal.has_scope("admin")
+
+
+def _without_details(readiness: Readiness) -> Readiness:
+    """Leave out reasons, and the names, addresses and errors of MCP servers."""
+    checks = {name: Check(ok=getattr(readiness, name).ok) for name in ("database", "model", "background_tasks")}
+    return readiness.model_copy(update={**checks, "mcp_servers": []})
