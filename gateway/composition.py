@@ -21,6 +21,7 @@ from gateway.agent.service import TurnService
 from gateway.agent.subscriptions import TurnSubscriptions
 from gateway.agent.workers import LeaseTiming, TurnClaimer, WorkerHeartbeat
 from gateway.api.mcp.endpoint import McpEndpoint
+from gateway.api.mcp.question_state import QuestionStates
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import Authenticator
 from gateway.common.cached_value import CachedValue
@@ -79,6 +80,7 @@ class Store:
     servers: ServerStore
     grants: PostgresGrantStore
     redactor: Redactor
+    cipher: Cipher
     identity_keys: IdentityKeys
 
 
@@ -129,7 +131,14 @@ async def build_gateway(
         agent = build_agent(settings, timeouts, worker_id, store, llm, tools, lease, tasks, load, rates)
         turn_service = await stack.enter_async_context(agent)
         mcp = McpEndpoint(
-            settings, turn_service, tools.host_toolbox, worker_id, store.database.connector.dsn, load, timeouts
+            settings,
+            turn_service,
+            tools.host_toolbox,
+            worker_id,
+            store.database.connector.dsn,
+            load,
+            timeouts,
+            QuestionStates(store.cipher),
         )
         tools.toolbox.subscribe_to_changes(mcp.notify_tools_changed)
         await stack.enter_async_context(mcp.run_sessions())
@@ -239,6 +248,7 @@ async def build_store(
             servers=ServerStore(database, cipher),
             grants=PostgresGrantStore(database, cipher),
             redactor=redactor,
+            cipher=cipher,
             identity_keys=IdentityKeys([secret]),
         )
 

@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
 
 from gateway.agent.service import TurnService
-from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
+from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
 from gateway.common.cached_value import CachedValue
 from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
@@ -70,6 +70,7 @@ def _depends_on_part(name: str) -> Dependency:
 
 PrincipalDep = Annotated[Principal, Depends(_resolve_principal)]
 ApiKeysDep = Annotated[KeyStore, _depends_on_part("keys")]
+AuthenticatorDep = Annotated[Authenticator, _depends_on_part("auth")]
 AuditLogDep = Annotated[AuditStore, _depends_on_part("audit")]
 ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]

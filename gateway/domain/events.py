@@ -89,12 +89,13 @@ class ToolFinished(_Event, frozen=True, kw_only=True, tag="tool.result"):
 class InputRequired(_Event, frozen=True, kw_only=True, tag="input.required"):
     """The call waits for a person.
 
-    `schema` describes an accepted answer, or `url` is the page to visit.
+    `schema` describes an accepted answer, or `url` is the page to visit: of the gateway itself (`authorization`, a
+    sign-in), or a page that the MCP server names (`url`).
     """
 
     input_id: str
     call_id: str
-    kind: Literal["question", "approval", "authorization"]
+    kind: Literal["question", "approval", "authorization", "url"]
     message: str
     schema: JsonObject | None = None
     url: str | None = None

@@ -375,13 +375,14 @@ class Question(msgspec.Struct, frozen=True):
     """Question that a call must have answered before it continues.
 
     `schema` describes the content of an answer. `key` is the name that the MCP server gave the question; `url` is a
-    page to visit instead of an answer with content. `held`: the server keeps its call open for the answer (inline
+    page to visit instead of an answer with content: the gateway's own with kind `authorization`, a page that the
+    server names with kind `url`. `held`: the server keeps its call open for the answer (inline
     elicitation), so only the worker that made the call can deliver it. `login` is the MCP server that the user must
     sign in to.
     """
 
     key: str
-    kind: Literal["question", "approval", "authorization"]
+    kind: Literal["question", "approval", "authorization", "url"]
     message: str
     schema: JsonObject | None = None
     url: str | None = None

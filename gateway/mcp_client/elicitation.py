@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from mcp.types import (
@@ -67,7 +68,24 @@ def _make_question(key: str, params: ElicitRequestParams) -> Question:
         case ElicitRequestURLParams() as page:
             if len(page.url) > _MAX_URL_LENGTH:
                 raise UnsupportedElicitation("The server's question has too long an address, so the call was ended.")
-            return Question(key, "authorization", page.message[:_MAX_MESSAGE_LENGTH], url=page.url)
+            if not _is_web_address(page.url):
+                raise UnsupportedElicitation("The server's question leads to no web page, so the call was ended.")
+            return Question(key, "url", page.message[:_MAX_MESSAGE_LENGTH], url=page.url)
+
+
+def _is_web_address(url: str) -> bool:
+    """Whether a person may safely be sent to a URL.
+
+    Only http and https, since a client may open the URL as it is (`javascript:`, `file:`, `data:`). No user or
+    password, which disguise the host, and no characters that a browser removes or shows as others.
+    """
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
+    is_plain = url.isascii() and url.isprintable() and not any(character in url for character in ' \\"<>^`{|}')
+    return is_plain and parts.scheme in ("http", "https") and has_host and "@" not in parts.netloc
 
 
 def _check_form_size(schema: JsonObject) -> None:

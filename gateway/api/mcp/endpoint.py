@@ -32,6 +32,7 @@ from gateway.agent.service import TurnService
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
+from gateway.api.mcp.question_state import QuestionStates
 from gateway.api.mcp.schemas import make_server_key, parse_answers, to_call_result, to_input_required, to_mcp_tool
 from gateway.api.mcp.session_forwarding import WorkerForwarder
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY
@@ -81,8 +82,10 @@ class McpEndpoint:
         database: str,
         load: LoadMonitor,
         timeouts: Timeouts,
+        question_states: QuestionStates,
     ) -> None:
         self._settings = settings
+        self._question_states = question_states
         self._load = load
         self._forwarder = WorkerForwarder(worker_id, database, self, timeouts)
         self._turn_service = turn_service
@@ -218,14 +221,15 @@ class McpEndpoint:
         if spec is None or not principal.can_use_tool(spec):
             raise MCPError(t.INVALID_PARAMS, f"Unknown tool: {params.name[:200]}")
         key = make_server_key(params, principal)
-        arguments, answers = params.arguments or {}, parse_answers(params)
+        state = self._question_states.open(params.request_state, spec.name, principal)
+        arguments, answers = params.arguments or {}, parse_answers(params, state)
         request = ToolCallRequest(spec, arguments, principal, host, answers, key, is_whole=True)
         for _ in range(_MAX_ROUNDS):
             result = await self._toolbox.call_tool(request)
             if isinstance(result, ToolResult):
                 return to_call_result(result)
             if not ctx.session.can_send_request:
-                return to_input_required(result)
+                return to_input_required(self._question_states.seal(result, spec.name, principal))
             answers = [await host.collect_answer(question, result.state) for question in result.questions]
             request = msgspec.structs.replace(request, answers=answers)
         raise MCPError(t.INTERNAL_ERROR, f"The tool asked questions more than {_MAX_ROUNDS} times.")

@@ -75,13 +75,16 @@ def to_input_required(pending: PendingInput) -> t.InputRequiredResult:
     return t.InputRequiredResult.model_validate(fields)
 
 
-def parse_answers(params: t.CallToolRequestParams) -> list[StoredQuestion]:
-    """Parse the answers of the host's user."""
+def parse_answers(params: t.CallToolRequestParams, state: str | None) -> list[StoredQuestion]:
+    """Parse the answers of the host's user.
+
+    `state` is that of the server that asked.
+    """
     answers: list[StoredQuestion] = []
     for key, response in (params.input_responses or {}).items():
         if isinstance(response, t.ElicitResult):
             question, answer = Question(key, "question", ""), Answer(response.action, response.content)
-            answers.append(StoredQuestion(UUID(int=0), "", question, params.request_state, answer))
+            answers.append(StoredQuestion(UUID(int=0), "", question, state, answer))
     return answers
 
 

@@ -99,7 +99,7 @@ class Authenticator:
             NotAuthenticated: the request has no credential, or an invalid one.
             StorageUnavailable: the stored keys cannot be read.
         """
-        if not self._requires_credential and not await self._key_cache.has_stored_keys():
+        if not await self.requires_credential():
             return LOCAL_PRINCIPAL
         credential = _get_credential(headers)
         if not credential:
@@ -121,6 +121,14 @@ class Authenticator:
             async with asyncio.timeout(_IS_OPEN_SECONDS):
                 return not await self._key_cache.has_stored_keys()
         return self._key_cache.is_known_empty
+
+    async def requires_credential(self) -> bool:
+        """Return whether callers need a credential.
+
+        Raises:
+            StorageUnavailable: the stored keys cannot be read.
+        """
+        return self._requires_credential or await self._key_cache.has_stored_keys()
 
     async def _resolve_credential(self, credential: str) -> Principal:
         """Return the principal of a credential.

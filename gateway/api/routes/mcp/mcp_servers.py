@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.common.sanitize import reveal_text, reveal_value
-from gateway.domain.errors import Forbidden
+from gateway.domain.errors import Forbidden, NotFound
 from gateway.domain.messages import Approval, JsonObject, Principal
 from gateway.ports.tools import INSTRUCTIONS
 
@@ -174,6 +174,8 @@ async def add_server(
     The server's tools are available as soon as its state is `up`.
     """
     _require_admin(principal)
+    if not principal.can_use_server(body.name):
+        raise Forbidden("Your key does not permit a server of this name.")
     config = body.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     await admin.add_server(body.name, config, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
@@ -193,6 +195,7 @@ async def switch_server(
     It may be a server from the configuration file. Active calls finish first.
     """
     _require_admin(principal)
+    _require_permitted(name, principal)
     await admin.set_disabled(name, disabled=body.disabled, by=principal.user)
     return await list_servers(principal, admin, servers, toolbox)
 
@@ -204,6 +207,7 @@ async def remove_server(name: ServerName, principal: PrincipalDep, admin: Server
     Active calls finish first.
     """
     _require_admin(principal)
+    _require_permitted(name, principal)
     await admin.remove_server(name, by=principal.user)
 
 
@@ -221,6 +225,7 @@ async def approve_tool(
     With `on_change` `hold`, the tool becomes available.
     """
     _require_admin(principal)
+    _require_permitted(name, principal)
     await servers.approve_tool(name, tool, by=principal.user)
     toolbox.recheck_server(name)
     admin.notify_workers()
@@ -236,6 +241,7 @@ async def approve_instructions(
     With `on_change` `hold`, models read them from now on.
     """
     _require_admin(principal)
+    _require_permitted(name, principal)
     await servers.approve_tool(name, INSTRUCTIONS, by=principal.user)
     toolbox.recheck_server(name)
     admin.notify_workers()
@@ -245,3 +251,9 @@ async def approve_instructions(
 def _require_admin(principal: Principal) -> None:
     if principal.role != "admin":
         raise Forbidden("Only admins may change MCP servers.")
+
+
+def _require_permitted(name: str, principal: Principal) -> None:
+    """Report a server outside the key's allow list as not found."""
+    if not principal.can_use_server(name):
+        raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")

@@ -5,16 +5,21 @@ The API, and the pages for the user's browser.
 
 from html import escape
 from typing import Annotated
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Cookie, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 
-from gateway.api.deps import PrincipalDep, SettingsDep, ToolboxDep
+from gateway.api.deps import AuthenticatorDep, PrincipalDep, SettingsDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
+from gateway.api.security.authentication import Authenticator
+from gateway.api.security.middleware import get_source_address
 from gateway.common.urls import strip_url_secrets
-from gateway.domain.errors import GatewayError, NotFound
+from gateway.domain.errors import Forbidden, GatewayError, NotFound
 from gateway.domain.messages import JsonObject, Principal
+from gateway.ports.tools import Toolbox
 
 router = APIRouter(tags=["MCP servers"])
 
@@ -34,6 +39,11 @@ _PAGE = """\
 button{{font:inherit;padding:.5em 1.5em}}</style>
 <h1>{title}</h1><p>{text}</p>{more}</html>
 """
+_CREDENTIAL_FIELD = """\
+<p><label>Your key or token for the gateway:<br>
+<input type="password" name="credential" required autocomplete="off" size="40"></label></p>
+"""
+_MAX_FORM_BYTES = 32 * 1024
 ServerName = Annotated[str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Ticket = Annotated[str, Query(max_length=100)]
 _ERRORS: dict[int | str, JsonObject] = {
@@ -73,7 +83,7 @@ async def sign_out(name: ServerName, principal: PrincipalDep, toolbox: ToolboxDe
 
 def _require_reachable(name: str, principal: Principal) -> None:
     if not principal.can_use_server(name):
-        raise NotFound(f"The MCP server {name[:100]!r} was not found.", param="name")
+        raise NotFound(f"There is no MCP server {name[:100]!r}.", param="name")
 
 
 @router.get(f"{_COOKIE_PATH}/client.json", include_in_schema=False)
@@ -83,10 +93,11 @@ async def get_client_document(toolbox: ToolboxDep) -> JsonObject:
 
 
 @router.get(f"{_COOKIE_PATH}/start", response_class=HTMLResponse, include_in_schema=False)
-async def show_start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
+async def show_start_page(ticket: Ticket, toolbox: ToolboxDep, auth: AuthenticatorDep) -> HTMLResponse:
     """Show the server and the user of a sign-in.
 
-    The user confirms both, so that a link cannot trick a user into signing in for another user.
+    The user confirms both, with a key of the gateway, so that a link cannot trick a user into signing in for another
+    user.
     """
     try:
         request = await toolbox.sign_in.get_request(ticket)
@@ -95,18 +106,23 @@ async def show_start_page(ticket: Ticket, toolbox: ToolboxDep) -> HTMLResponse:
     users = f"the gateway's user {request.owner}" if request.owner else "all users of the gateway"
     server = f"{request.server} ({strip_url_secrets(request.url)})"
     text = f"{request.by} requested that the agent gateway may use the MCP server {server} for {users}."
+    field = _CREDENTIAL_FIELD if await auth.requires_credential() else ""
     return _render_page(
-        f"Sign in to {request.server}?", text, more='<form method="post"><button>Sign in</button></form>'
+        f"Sign in to {request.server}?", text, more=f'<form method="post">{field}<button>Sign in</button></form>'
     )
 
 
 @router.post(f"{_COOKIE_PATH}/start", response_class=Response, include_in_schema=False)
-async def start_sign_in(ticket: Ticket, toolbox: ToolboxDep, settings: SettingsDep) -> Response:
+async def start_sign_in(
+    ticket: Ticket, request: Request, toolbox: ToolboxDep, settings: SettingsDep, auth: AuthenticatorDep
+) -> Response:
     """Redirect to the authorization server.
 
-    The cookie binds the callback to this browser.
+    The form proves that the browser is that of the user who asked for the sign-in. The cookie binds the callback to
+    this browser.
     """
     try:
+        await _require_requester(ticket, request, toolbox, auth)
         url = await toolbox.sign_in.begin_sign_in(ticket)
     except GatewayError as error:
         return _render_page("The sign-in cannot start", error.message, status=error.status)
@@ -132,6 +148,26 @@ async def finish_sign_in(
         page = _render_page("Signed in", "You can close this page. The conversation continues automatically.")
     page.delete_cookie(_COOKIE, path=_COOKIE_PATH)
     return page
+
+
+async def _require_requester(ticket: str, request: Request, toolbox: Toolbox, auth: Authenticator) -> None:
+    """Check that the user who asked for the sign-in sends the request.
+
+    The credential is in the form, or in the headers, where a proxy adds it.
+
+    Raises:
+        NotAuthenticated: the request has no credential, or an invalid one.
+        Forbidden: the credential is that of another user.
+    """
+    if not await auth.requires_credential():
+        return
+    sign_in = await toolbox.sign_in.get_request(ticket)
+    form = parse_qs((await request.body())[:_MAX_FORM_BYTES].decode("utf-8", "replace"))
+    credential = form.get("credential", [""])[0].strip()
+    headers = Headers({"x-api-key": credential}) if credential else request.headers
+    principal = await auth.authenticate_request(headers, get_source_address(request.scope))
+    if principal.user != sign_in.by:
+        raise Forbidden("Another user of the gateway asked for this sign-in. Ask for one of your own.")
 
 
 def _render_page(title: str, text: str, *, more: str = "", status: int = 200) -> HTMLResponse:

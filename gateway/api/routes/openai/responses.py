@@ -48,7 +48,8 @@ async def create_response(
         part = answered_part + 1
     else:
         specs = tuple(spec for spec in get_toolbox(request).list_specs() if principal.can_use_tool(spec))
-        urls = {server.name: server.url for server in get_toolbox(request).list_server_statuses()}
+        servers = get_toolbox(request).list_server_statuses()
+        urls = {server.name: server.url for server in servers if principal.can_use_server(server.name)}
         turn_request = body.to_turn_request(specs=specs, urls=urls, idempotency_key=idempotency_key)
         turn = await start_turn(turn_request, request, principal)
     create_writer = partial(_create_writer, turn, request, part)
