@@ -186,7 +186,7 @@ class JsonBackend(SearchBackend):
             raise SearchFailed(
                 "the search engine cannot be reached from here; the network may be unavailable"
             ) from None
-        except (aiohttp.ClientError, OSError, ValueError):
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError):
             raise SearchFailed("the search engine's answer could not be read") from None
 
 

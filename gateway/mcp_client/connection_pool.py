@@ -21,7 +21,8 @@ class ServerOffer(msgspec.Struct, frozen=True):
 
     config: ServerConfig
     tools: tuple[Tool, ...]
-    instructions: str = ""
+    instructions: str | None = None
+    """None if they are unknown: those of a personal connection may concern its user only."""
 
 
 class ConnectionPool:
@@ -120,7 +121,9 @@ class ConnectionPool:
         Where each user has a connection, it is the offer of the most recently used one.
         """
         if shared_connection.is_available or shared_connection.config.share == "all":
-            return _make_offer(shared_connection) if shared_connection.is_available else None
+            if not shared_connection.is_available:
+                return None
+            return ServerOffer(shared_connection.config, shared_connection.tools, shared_connection.instructions)
         name = shared_connection.config.name
         personal_connections = [
             connection
@@ -128,7 +131,8 @@ class ConnectionPool:
             if connection.config is shared_connection.config and connection.last_used and connection.tools
         ]
         if personal_connections:
-            self._last_offers[name] = _make_offer(max(personal_connections, key=lambda c: c.last_used))
+            last_used = max(personal_connections, key=lambda connection: connection.last_used)
+            self._last_offers[name] = ServerOffer(last_used.config, last_used.tools)
         return self._last_offers.get(name) if shared_connection.needs_sign_in else None
 
     def discard_tokens(self) -> None:
@@ -147,7 +151,3 @@ class ConnectionPool:
     async def _drain_and_stop(self, connection: ServerConnection) -> None:
         await connection.drain_and_stop(self._drain_seconds)
         self._open.discard(connection)
-
-
-def _make_offer(connection: ServerConnection) -> ServerOffer:
-    return ServerOffer(connection.config, connection.tools, connection.instructions)

@@ -110,7 +110,8 @@ class DefinitionChecker:
         assert self._store is not None
         holds = offer.config.on_change == "hold"
         definitions = {tool.name: _dump_definition(tool) for tool in offer.tools}
-        definitions[INSTRUCTIONS] = {"instructions": _make_storable(offer.instructions)}
+        if offer.instructions is not None:
+            definitions[INSTRUCTIONS] = {"instructions": _make_storable(offer.instructions)}
         changed_tools = await self._store.detect_changes(server, definitions, hold_new=holds)
         for tool in sorted(changed_tools - self._changed_tools.get(server, set())):
             log.warning("tool_definition_changed", server=server, tool=tool or "(instructions)", held=holds)

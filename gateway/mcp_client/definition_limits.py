@@ -1,8 +1,10 @@
 """Bounds of what an MCP server may list: tools, resources and prompts."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import mcp.client.session
+from mcp.shared.inbound import find_invalid_x_mcp_header
 from mcp.types import Tool
 
 from gateway.common.logging import get_logger
@@ -14,7 +16,7 @@ log = get_logger(__name__)
 MAX_ITEM_NODES, MAX_ITEM_CHARS = 25_000, 512 * 1024
 MAX_LIST_NODES, MAX_LIST_CHARS = 200_000, 8 * 1024 * 1024
 MAX_TOOL_NAME_LENGTH = 256
-_MAX_LOGGED_LENGTH = 100
+_MAX_LOGGED_LENGTH, _MAX_LOGGED_ITEMS = 100, 5
 
 
 class ListLimit:
@@ -27,13 +29,13 @@ class ListLimit:
         self._server = server
         self._remaining_nodes = MAX_LIST_NODES
         self._remaining_chars = MAX_LIST_CHARS
+        self._refused = 0
 
     def accepts_tool(self, tool: Tool) -> bool:
         """Return whether a tool may be offered."""
         name = tool.name
         if not 0 < len(name) <= MAX_TOOL_NAME_LENGTH or any(ord(char) < 32 for char in name):
-            log.warning("mcp_definition_refused", server=self._server, item=_shorten(name), reason="its name")
-            return False
+            return self._refuse(name, "its name")
         icons = [icon.src for icon in tool.icons or ()]
         title = tool.annotations.title if tool.annotations else None
         parts = [
@@ -47,12 +49,32 @@ class ListLimit:
         try:
             size = measure_value(item, max_nodes=nodes, max_chars=chars)
         except SchemaTooLarge as error:
-            log.warning("mcp_definition_refused", server=self._server, item=_shorten(name), reason=str(error))
-            return False
+            return self._refuse(name, str(error))
         self._remaining_nodes -= size.nodes
         self._remaining_chars -= size.chars
         return True
 
+    def _refuse(self, name: str, reason: str) -> Literal[False]:
+        self._refused += 1
+        if self._refused <= _MAX_LOGGED_ITEMS:
+            item = clean_text(name, _MAX_LOGGED_LENGTH)
+            log.warning("mcp_definition_refused", server=self._server, item=item, reason=reason)
+        return False
 
-def _shorten(name: str) -> str:
-    return clean_text(name, _MAX_LOGGED_LENGTH)
+
+def limit_header_search() -> None:
+    """Make the SDK search only schemas of a bounded size for `x-mcp-header`.
+
+    It searches each listed schema before anything can leave a tool out, in the event loop.
+    """
+    mcp.client.session.find_invalid_x_mcp_header = (  # pyright: ignore[reportPrivateImportUsage]
+        _find_invalid_header
+    )
+
+
+def _find_invalid_header(input_schema: object) -> str | None:
+    try:
+        measure_value(input_schema, max_nodes=MAX_ITEM_NODES, max_chars=MAX_ITEM_CHARS)
+    except SchemaTooLarge as error:
+        return str(error)
+    return find_invalid_x_mcp_header(input_schema)

@@ -177,7 +177,7 @@ class McpToolbox(ServerPool, Toolbox):
             return ""
         offers = [self._pool.find_offer(connection.config.name) for connection in self._pool]
         return quote_instructions(
-            (offer.config.name, offer.instructions)
+            (offer.config.name, offer.instructions or "")
             for offer in offers
             if offer is not None and offer.config.name in servers and not self._checker.withholds_instructions(offer)
         )

@@ -344,6 +344,7 @@ RESPONDERS: tuple[Responder, ...] = (
 
 # Parsing and formatting.
 
+_MAX_GENERATED_PARTS = 10_000
 
 _TASK_LINE = re.compile(r"^\W*#(\d+)\W+(?:\[?(?:pending|completed)\]?\W+)?(.+?)\s*$", re.MULTILINE)
 
@@ -375,36 +376,54 @@ def _generate_arguments(schema: JsonObject, prompt: str) -> JsonObject:
     return cast(JsonObject, arguments) if isinstance(arguments, dict) else {}
 
 
-def _generate_value(schema: JsonObject, prompt: str) -> object:
-    """Generate a value that fits a JSON schema.
+def _generate_value(schema: object, prompt: str) -> object:
+    """Generate a value that fits a JSON schema."""
+    return _ValueGenerator(prompt).generate(schema)
 
-    The value is an example, the default, the first choice, or a simple value.
+
+class _ValueGenerator:
+    """Generates a value that fits a JSON schema.
+
+    The value is an example, the default, the first choice, or a simple value. It has a bounded number of parts.
     """
-    for key in ("const", "default"):
-        if key in schema:
-            return schema[key]
-    for key in ("examples", "enum"):
-        if schema.get(key):
-            return schema[key][0]
-    for key in ("anyOf", "oneOf", "allOf"):
-        if schema.get(key):
-            return _generate_value(schema[key][0], prompt)
-    kind: str | list[str] = schema.get("type", "object" if "properties" in schema else "string")
-    kinds = [kind] if isinstance(kind, str) else kind
-    match kinds[0]:
-        case "object":
-            names = schema.get("required", list(schema.get("properties", {})))
-            return {name: _generate_value(schema.get("properties", {}).get(name, {}), prompt) for name in names}
-        case "array":
-            return [_generate_value(schema.get("items", {}), prompt) for _ in range(schema.get("minItems", 1))]
-        case "integer" | "number":
-            return schema.get("minimum", 1)
-        case "boolean":
-            return True
-        case "null":
-            return None
-        case _:
-            return _shorten_text(prompt)[: schema.get("maxLength", 200)] or "text"
+
+    def __init__(self, prompt: str) -> None:
+        self._text = _shorten_text(prompt)
+        self._remaining_parts = _MAX_GENERATED_PARTS
+
+    def generate(self, schema: object) -> object:
+        self._remaining_parts -= 1
+        if not isinstance(schema, dict) or self._remaining_parts < 0:
+            return "text"
+        keywords = cast(JsonObject, schema)
+        for key in ("const", "default"):
+            if key in keywords:
+                return keywords[key]
+        for key in ("examples", "enum"):
+            if keywords.get(key):
+                return keywords[key][0]
+        for key in ("anyOf", "oneOf", "allOf"):
+            if keywords.get(key):
+                return self.generate(keywords[key][0])
+        kind: str | list[str] = keywords.get("type", "object" if "properties" in keywords else "string")
+        return self._generate_by_type(kind if isinstance(kind, str) else kind[0], keywords)
+
+    def _generate_by_type(self, kind: str, schema: JsonObject) -> object:
+        match kind:
+            case "object":
+                properties: JsonObject = schema.get("properties", {})
+                return {name: self.generate(properties.get(name, {})) for name in schema.get("required", properties)}
+            case "array":
+                count = min(int(schema.get("minItems", 1)), max(self._remaining_parts, 0))
+                return [self.generate(schema.get("items", {})) for _ in range(count)]
+            case "integer" | "number":
+                return schema.get("minimum", 1)
+            case "boolean":
+                return True
+            case "null":
+                return None
+            case _:
+                return self._text[: schema.get("maxLength", 200)] or "text"
 
 
 def _shorten_text(text: str, max_length: int = 80) -> str:

@@ -12,6 +12,7 @@ from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.output_check import replace_output_check
 from gateway.mcp_client.connection.tool_list import ServerToolList
+from gateway.mcp_client.definition_limits import limit_header_search
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.transports import RequestHook, open_transport
 from gateway.ports.servers import ServerConfig
@@ -41,6 +42,7 @@ async def open_session(
     Raises:
         Exception: whatever the transport, the SDK or the server raises, also in exception groups.
     """
+    limit_header_search()
     timeout_seconds = _PROCESS_START_SECONDS if config.transport == "stdio" else HANDSHAKE_SECONDS
     async with open_transport(config, hooks, on_end, tokens, identity) as transport:
         client = Client(

@@ -9,6 +9,7 @@ from mcp.client.auth import OAuthClientProvider, OAuthFlowError, OAuthRegistrati
 from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from pydantic import AnyUrl, ValidationError
 
+from gateway.common.sanitize import clean_text
 from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
 from gateway.mcp_client.oauth.errors import AuthorizationRefused, InsecureUrl, UnsafeAuthorizationServer
 from gateway.mcp_client.oauth.https_only import (
@@ -100,7 +101,7 @@ class AuthorizationFlow:
         except OAuthRegistrationError:
             return "the authorization server does not let clients register: give the entry an `oauth.client_id`"
         except OAuthFlowError as error:
-            return f"the authorization failed ({str(error)[:200]})"
+            return f"the authorization failed ({clean_text(str(error), 200)})"
         except (InsecureUrl, UnsafeAuthorizationServer, AuthorizationRefused) as error:
             return str(error)
         except (httpx2.HTTPError, ValidationError, ValueError) as error:

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from gateway.agent.structured_output import check_answer_content
 from gateway.common.json_schema import CompiledSchema, OperationBudget, OperationsExceeded
+from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import ToolSpec
 from gateway.llm.tool_repair.repair import RepairedCall, repair_call
+from gateway.mcp_client.server_config import ServerConfig
 from gateway.simulator import Fault, Simulator
 from tests.call_counter import count_function_calls
 from tests.gateway.mcp_client.hostile_server import HostileServer, make_tool
+from tests.gateway.mcp_client.test_toolbox import connect_toolbox
 from tests.stack import Gateway, serve_asgi, serve_gateway
 
 MAX_CALLS_IN_LOOP = 500_000
@@ -162,3 +166,44 @@ def test_schema_is_compiled_once() -> None:
         repair_call("t", '{"p1": "x"}', {"t": spec.input_schema})
     assert not any("check_keywords" in name for _, name in calls)
     assert calls.total() < 1_000
+
+
+async def test_simulator_generates_a_bounded_answer(shared_gateway: Gateway) -> None:
+    schema: Any = {"type": "string"}
+    for _ in range(5):
+        schema = {"type": "array", "minItems": 1_000_000_000, "items": schema}
+    with count_function_calls() as calls:
+        reply = await shared_gateway.chat("Hello", response_format=make_response_format(schema))
+    assert reply.status in (200, 502)
+    assert calls.total() < 2 * MAX_CALLS_IN_LOOP
+
+
+@pytest.mark.parametrize("name", ["references", "unevaluated", "branches", "anchors"])
+async def test_answer_to_an_expensive_question_does_not_occupy_the_event_loop(name: str) -> None:
+    with count_function_calls() as calls, pytest.raises(InvalidRequest):
+        await check_answer_content(VALUE, EXPENSIVE_SCHEMAS[name])
+    assert calls.total() < MAX_CALLS_IN_LOOP
+
+
+async def test_question_with_a_large_form_ends_the_call(database_url: str, simulator: Simulator) -> None:
+    server = HostileServer(make_tool("t"))
+    server.question = {"type": "object", **MANY_PROPERTIES}
+    simulator.faults.add_faults(Fault(kind="tool_calls", calls=[{"name": "t", "arguments": "{}"}]))
+    async with (
+        serve_asgi(server.create_app()) as url,
+        serve_gateway(database_url, simulator, f"{url}/mcp") as gateway,
+    ):
+        reply = await gateway.chat_stream("Call the tool")
+    assert reply.get_event_data("input.required") == []
+    [result] = reply.get_event_data("tool.result")
+    assert "too large" in result["content"][0]["text"]
+
+
+async def test_list_of_large_schemas_does_not_occupy_the_event_loop() -> None:
+    large = {"type": "object", "properties": {f"p{i}": {} for i in range(100_000)}}
+    server = HostileServer(*(make_tool(f"t{i}", input_schema=large) for i in range(4)), make_tool("small"))
+    async with serve_asgi(server.create_app(json_response=True)) as url:
+        with count_function_calls() as calls:
+            async with connect_toolbox(ServerConfig(name="t", url=f"{url}/mcp", prefix="")) as toolbox:
+                assert [spec.name for spec in toolbox.list_specs()] == ["small"]
+    assert sum(count for (_, name), count in calls.items() if "_walk_schema" in name) < 100_000

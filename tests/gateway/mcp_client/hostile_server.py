@@ -21,6 +21,7 @@ class HostileServer:
         self.tools = list(tools)
         self.pages: list[list[t.Tool]] | None = None
         self.result = t.CallToolResult(content=[t.TextContent(type="text", text="done")])
+        self.question: dict[str, Any] | None = None
         self.resources: list[t.Resource] = []
         self.templates: list[t.ResourceTemplate] = []
         self.calls: list[dict[str, Any]] = []
@@ -50,10 +51,14 @@ class HostileServer:
         next_cursor = str(index + 1) if index + 1 < len(self.pages) else None
         return t.ListToolsResult(tools=self.pages[index], next_cursor=next_cursor)
 
-    async def _call_tool(self, _ctx: Any, params: t.CallToolRequestParams) -> t.CallToolResult:
+    async def _call_tool(self, _ctx: Any, params: t.CallToolRequestParams) -> t.CallToolResult | t.InputRequiredResult:
         await asyncio.sleep(0)
         self.calls.append(params.arguments or {})
-        return self.result
+        if self.question is None or params.input_responses:
+            return self.result
+        form = {"mode": "form", "message": "Well?", "requestedSchema": self.question}
+        requests = {"q": {"method": "elicitation/create", "params": form}}
+        return t.InputRequiredResult.model_validate({"resultType": "input_required", "inputRequests": requests})
 
     async def _list_resources(self, _ctx: Any, _params: Any) -> t.ListResourcesResult:
         return t.ListResourcesResult(resources=self.resources)
