@@ -61,10 +61,14 @@ class GatedToolbox:
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         raise NotFound
 
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> JsonObject:
         raise NotFound
 
-    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+    async def complete_argument(
+        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+    ) -> JsonObject:
         raise NotFound
 
     def list_server_statuses(self) -> list[ServerStatus]:

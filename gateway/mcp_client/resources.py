@@ -18,6 +18,9 @@ _MAX_PAGES, _MAX_ITEMS = 100, 1_000
 _TEMPLATES_AT_ONCE = 50
 _MAX_URI_LENGTH = 4_000
 
+ITEM_NAME_FIELDS: dict[ItemKind, str] = {"resources": "uri", "resource_templates": "uriTemplate", "prompts": "name"}
+"""Field of each kind of item that allow and deny lists match."""
+
 
 def supports_listing(capabilities: ServerCapabilities | None, kind: ItemKind) -> bool:
     """Whether a server declares any items of this kind."""

@@ -31,6 +31,7 @@ from gateway.mcp_client.oauth.sign_in import SignInService
 from gateway.mcp_client.oauth.tokens import GRANT_MAX_AGE_SECONDS, AccessTokenProvider, get_grant_owner
 from gateway.mcp_client.repeated_calls import call_with_repeats
 from gateway.mcp_client.resources import (
+    ITEM_NAME_FIELDS,
     find_resource_server,
     list_items,
     request_completion,
@@ -271,6 +272,8 @@ class McpToolbox(ServerPool, Toolbox):
         except ToolCallError as error:
             log.warning("mcp_not_listed", server=config.name, kind=kind, reason=str(error))
             return []
+        name_field = ITEM_NAME_FIELDS[kind]
+        items = [item for item in items if config.permits_tool(item[name_field])]
         if kind == "prompts":
             prefix = config.name if config.prefix is None else config.prefix
             items = [
@@ -282,6 +285,9 @@ class McpToolbox(ServerPool, Toolbox):
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         """See `Toolbox.read_resource`."""
         name = server or await find_resource_server(self, uri, principal)
+        connection = self._pool.get_connection(name, principal)
+        if connection is not None and not connection.config.permits_tool(uri):
+            raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri")
         try:
             return await self._request_from_server(name, partial(request_resource, uri), principal)
         except McpServerError as error:
@@ -290,31 +296,35 @@ class McpToolbox(ServerPool, Toolbox):
                 raise NotFound(f"No such resource: {uri[:200]!r}.", param="uri") from None
             raise
 
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> JsonObject:
         """See `Toolbox.get_prompt`."""
-        prompt = await self._find_prompt(name, principal, param="name")
+        prompt = await self._find_prompt(name, principal, server, param="name")
         return await self._request_from_server(
             prompt["server"], partial(request_prompt, prompt["prompt"], arguments), principal
         )
 
-    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+    async def complete_argument(
+        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+    ) -> JsonObject:
         """See `Toolbox.complete_argument`."""
         if ref.get("type") == "ref/prompt":
-            prompt = await self._find_prompt(str(ref.get("name")), principal, param="ref")
-            server, ref = prompt["server"], ref | {"name": prompt["prompt"]}
+            prompt = await self._find_prompt(str(ref.get("name")), principal, server, param="ref")
+            name, ref = prompt["server"], ref | {"name": prompt["prompt"]}
         else:
-            server = await self._find_template_server(ref.get("uri"), principal)
-        return await self._request_from_server(server, partial(request_completion, ref, argument), principal)
+            name = await self._find_template_server(ref.get("uri"), principal, server)
+        return await self._request_from_server(name, partial(request_completion, ref, argument), principal)
 
-    async def _find_prompt(self, name: str, principal: Principal, param: str) -> JsonObject:
+    async def _find_prompt(self, name: str, principal: Principal, server: str | None, *, param: str) -> JsonObject:
         for prompt in await self.list_server_items("prompts", principal):
-            if prompt["name"] == name:
+            if prompt["name"] == name and server in (None, prompt["server"]):
                 return prompt
         raise NotFound(f"There is no prompt {name[:200]!r}.", param=param)
 
-    async def _find_template_server(self, uri: object, principal: Principal) -> str:
+    async def _find_template_server(self, uri: object, principal: Principal, server: str | None) -> str:
         for template in await self.list_server_items("resource_templates", principal):
-            if template["uriTemplate"] == uri:
+            if template["uriTemplate"] == uri and server in (None, template["server"]):
                 return template["server"]
         raise NotFound(f"There is no resource template {str(uri)[:200]!r}.", param="ref")
 

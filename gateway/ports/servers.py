@@ -32,12 +32,12 @@ class ServerConfig(BaseModel):
     legacy servers) or `command` with `args` and `env`. `prefix` starts the names of its tools (None: the server's
     name). `timeout`: seconds for one call. `identity` "gateway" sends a short-lived token that names the user, valid
     for `audience` (None: the server's own address); "header:NAME" forwards that header of the client's request. `share`
-    "user" opens a connection for each user. `allow` and `deny`: globs over its own tool names. `approval`: the tools
-    whose calls a person must approve. `on_change` "hold": withhold a tool whose definition changes until it is
-    approved. `as_tools`: let the model list and read its resources or prompts. `idempotency`: its tools take effect
-    once per idempotency key, so calls whose outcome is unknown are repeated. Users sign in by OAuth to a server that
-    answers 401, with the client in `oauth` where clients cannot register themselves, unless the entry sets an
-    `Authorization` header.
+    "user" opens a connection for each user. `allow` and `deny`: globs over its own names of tools and prompts, and over
+    URIs of resources. `approval`: the tools whose calls a person must approve. `on_change` "hold": withhold a tool
+    whose definition changes until it is approved. `as_tools`: let the model list and read its resources or prompts.
+    `idempotency`: its tools take effect once per idempotency key, so calls whose outcome is unknown are repeated. Users
+    sign in by OAuth to a server that answers 401, with the client in `oauth` where clients cannot register themselves,
+    unless the entry sets an `Authorization` header.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -108,7 +108,7 @@ class ServerConfig(BaseModel):
         return self.identity.removeprefix("header:") if self.identity.startswith("header:") else None
 
     def permits_tool(self, tool: str) -> bool:
-        """Whether the gateway may offer this tool; `deny` wins."""
+        """Whether the gateway may offer this tool, prompt or resource; `deny` wins."""
         return _matches_any(tool, self.allow) and not _matches_any(tool, self.deny)
 
 

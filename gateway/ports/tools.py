@@ -339,12 +339,19 @@ class Toolbox(Protocol):
         ...
 
     @abstractmethod
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
-        """Return a prompt's messages in MCP's format. Raises the errors of `read_resource`."""
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        """Return a prompt's messages in MCP's format.
+
+        Without `server`, from the first server that lists it. Raises the errors of `read_resource`.
+        """
         ...
 
     @abstractmethod
-    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
+    async def complete_argument(
+        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+    ) -> JsonObject:
         """Complete an argument of a prompt or resource template.
 
         Raises the errors of `read_resource`.

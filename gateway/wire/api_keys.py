@@ -122,7 +122,9 @@ class NewKeyBody(BaseModel):
     scopes: list[Area] | None = Field(default=None, max_length=len(get_args(Area)))
     models: GlobList = Field(default=None, description="Globs that match ids of models.")
     servers: GlobList = Field(default=None, description="Globs that match names of MCP servers.")
-    tools: GlobList = Field(default=None, description="Globs that match names of tools.")
+    tools: GlobList = Field(
+        default=None, description="Globs that match names of tools and prompts, and URIs of resources."
+    )
     budget: BudgetBody | None = None
     limits: KeyLimitsBody | None = None
     expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None

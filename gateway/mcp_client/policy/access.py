@@ -3,10 +3,25 @@
 from fnmatch import fnmatchcase
 
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import JsonObject, PendingInput, Principal, ToolResult, ToolSpec, text_block
+from gateway.domain.messages import (
+    JsonObject,
+    PendingInput,
+    Principal,
+    ToolResult,
+    ToolSpec,
+    matches_any_glob,
+    text_block,
+)
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
-from gateway.mcp_client.resources import find_resource_server
+from gateway.mcp_client.resources import ITEM_NAME_FIELDS, find_resource_server
 from gateway.ports.tools import ItemKind, Toolbox, ToolCallRequest
+
+_READERS: dict[ItemKind, tuple[str, ...]] = {
+    "resources": ("list_resources", "read_resource"),
+    "resource_templates": ("list_resources", "read_resource"),
+    "prompts": ("list_prompts", "get_prompt"),
+}
+"""Names of the built-in tools that read items of each kind."""
 
 
 class ToolDenyList(ToolboxWrapper):
@@ -53,42 +68,78 @@ class ToolPermissions(ToolboxWrapper):
         return await self._toolbox.call_tool(request)
 
 
-class ServerPermissions(ToolboxWrapper):
-    """Limits resources, prompts and completions to the caller's servers.
+class ItemPermissions(ToolboxWrapper):
+    """Limits resources, prompts and completions to the caller's allow lists.
 
-    Items of other servers are reported as not found.
+    Globs of tools are compared with the URI of a resource, the pattern of a template and the exposed name of a prompt;
+    those of `deny` also with `server/…`. A list that permits a server's built-in tool for reading permits its items.
+    Other items are reported as not found.
     """
+
+    def __init__(self, toolbox: Toolbox, deny: tuple[str, ...]) -> None:
+        super().__init__(toolbox)
+        self._deny = deny
 
     async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
         items = await self._toolbox.list_server_items(kind, principal)
-        return [item for item in items if principal.can_use_server(item["server"])]
+        if self._permits_everything(principal):
+            return items
+        return [item for item in items if self._may_use_item(kind, item, principal)]
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
-        if principal.servers is not None:
+        if not self._permits_everything(principal):
             server = server or await find_resource_server(self, uri, principal)
             if not principal.can_use_server(server):
                 raise NotFound(f"There is no MCP server {server[:100]!r}.", param="server")
+            if not self._may_use_item("resources", {"server": server, "uri": uri}, principal):
+                raise NotFound(f"No connected server has the resource {uri[:200]!r}.", param="uri")
         return await self._toolbox.read_resource(uri, principal, server)
 
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
-        await self._require_prompt(name, principal)
-        return await self._toolbox.get_prompt(name, arguments, principal)
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        if not self._permits_everything(principal):
+            server = await self._find_prompt_server(name, principal)
+        return await self._toolbox.get_prompt(name, arguments, principal, server)
 
-    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        if ref.get("type") == "ref/prompt":
-            await self._require_prompt(str(ref.get("name")), principal)
-        elif principal.servers is not None:
-            templates = await self.list_server_items("resource_templates", principal)
-            if all(template["uriTemplate"] != ref.get("uri") for template in templates):
-                raise NotFound(f"There is no resource template {str(ref.get('uri'))[:200]!r}.", param="ref")
-        return await self._toolbox.complete_argument(ref, argument, principal)
+    async def complete_argument(
+        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        if not self._permits_everything(principal):
+            is_prompt = ref.get("type") == "ref/prompt"
+            find_server = self._find_prompt_server if is_prompt else self._find_template_server
+            server = await find_server(str(ref.get("name" if is_prompt else "uri")), principal)
+        return await self._toolbox.complete_argument(ref, argument, principal, server)
 
-    async def _require_prompt(self, name: str, principal: Principal) -> None:
-        if principal.servers is None:
-            return
-        prompts = await self.list_server_items("prompts", principal)
-        if all(prompt["name"] != name for prompt in prompts):
-            raise NotFound(f"There is no prompt {name[:200]!r}.", param="name")
+    def _permits_everything(self, principal: Principal) -> bool:
+        return principal.can_use_all_tools and not self._deny
+
+    def _may_use_item(self, kind: ItemKind, item: JsonObject, principal: Principal) -> bool:
+        server = item["server"]
+        name = item[ITEM_NAME_FIELDS[kind]]
+        names = (name, f"{server}/{item.get('prompt', name)}")
+        if any(fnmatchcase(name, glob) for glob in self._deny for name in names):
+            return False
+        if not principal.can_use_server(server):
+            return False
+        return matches_any_glob(name, principal.tools) or self._may_use_reader(kind, server, principal)
+
+    def _may_use_reader(self, kind: ItemKind, server: str, principal: Principal) -> bool:
+        readers = _READERS[kind]
+        specs = (spec for spec in self._toolbox.list_specs() if spec.helper and spec.server == server)
+        return any(spec.tool in readers and principal.can_use_tool(spec) for spec in specs)
+
+    async def _find_prompt_server(self, name: str, principal: Principal) -> str:
+        for prompt in await self.list_server_items("prompts", principal):
+            if prompt["name"] == name:
+                return prompt["server"]
+        raise NotFound(f"There is no prompt {name[:200]!r}.", param="name")
+
+    async def _find_template_server(self, uri: str, principal: Principal) -> str:
+        for template in await self.list_server_items("resource_templates", principal):
+            if template["uriTemplate"] == uri:
+                return template["server"]
+        raise NotFound(f"There is no resource template {uri[:200]!r}.", param="ref")
 
 
 def _denied_result(spec: ToolSpec) -> ToolResult:

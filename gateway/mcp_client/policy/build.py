@@ -1,7 +1,7 @@
 """The order of the policy wrappers: the one place that composes them."""
 
 from gateway.common.redaction import Redactor
-from gateway.mcp_client.policy.access import ServerPermissions, ToolDenyList, ToolPermissions
+from gateway.mcp_client.policy.access import ItemPermissions, ToolDenyList, ToolPermissions
 from gateway.mcp_client.policy.builtin import BuiltinToolRunner
 from gateway.mcp_client.policy.content import ArgumentDepthLimit, RedactingToolbox, SanitizingToolbox
 from gateway.ports.tools import Toolbox
@@ -17,7 +17,7 @@ def apply_policy(
     Without `sanitizes`, servers' own content is unchanged, for hosts of the MCP endpoint.
     """
     redactor = redactor or Redactor()
-    toolbox = ServerPermissions(toolbox)
+    toolbox = ItemPermissions(toolbox, deny)
     readable_toolbox = RedactingToolbox(SanitizingToolbox(toolbox), redactor)
     toolbox = BuiltinToolRunner(toolbox, readable_toolbox)
     toolbox = RedactingToolbox(SanitizingToolbox(toolbox) if sanitizes else toolbox, redactor)

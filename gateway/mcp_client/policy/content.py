@@ -51,11 +51,15 @@ class RedactingToolbox(ToolboxWrapper):
         )
         return await self._toolbox.call_tool(redacted_request)
 
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
-        return await self._toolbox.get_prompt(name, self._redactor.redact_value(arguments), principal)
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        return await self._toolbox.get_prompt(name, self._redactor.redact_value(arguments), principal, server)
 
-    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        return await self._toolbox.complete_argument(ref, self._redactor.redact_value(argument), principal)
+    async def complete_argument(
+        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        return await self._toolbox.complete_argument(ref, self._redactor.redact_value(argument), principal, server)
 
 
 class SanitizingToolbox(ToolboxWrapper):
@@ -75,8 +79,10 @@ class SanitizingToolbox(ToolboxWrapper):
         except McpServerError as error:
             raise McpServerError(sanitize_text(error.message)) from None
 
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
-        return sanitize_value(await self._toolbox.get_prompt(name, arguments, principal))
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        return sanitize_value(await self._toolbox.get_prompt(name, arguments, principal, server))
 
 
 class _RedactingObserver(CallObserver):

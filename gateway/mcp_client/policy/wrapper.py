@@ -30,11 +30,15 @@ class ToolboxWrapper(Toolbox):
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         return await self._toolbox.read_resource(uri, principal, server)
 
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> JsonObject:
-        return await self._toolbox.get_prompt(name, arguments, principal)
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        return await self._toolbox.get_prompt(name, arguments, principal, server)
 
-    async def complete_argument(self, ref: JsonObject, argument: JsonObject, principal: Principal) -> JsonObject:
-        return await self._toolbox.complete_argument(ref, argument, principal)
+    async def complete_argument(
+        self, ref: JsonObject, argument: JsonObject, principal: Principal, server: str | None = None
+    ) -> JsonObject:
+        return await self._toolbox.complete_argument(ref, argument, principal, server)
 
     def list_server_statuses(self) -> list[ServerStatus]:
         return self._toolbox.list_server_statuses()

@@ -50,7 +50,9 @@ class FakeToolbox(ToolboxWrapper):
         self.calls.append((uri, server))
         return {"contents": [{"text": TEXT_WITH_HIDDEN_CHARACTER}]}
 
-    async def get_prompt(self, name: str, arguments: dict[str, str], principal: Principal) -> Any:
+    async def get_prompt(
+        self, name: str, arguments: dict[str, str], principal: Principal, server: str | None = None
+    ) -> Any:
         self.calls.append((name, arguments))
         return {"messages": [TEXT_WITH_HIDDEN_CHARACTER]}
 
