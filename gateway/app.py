@@ -60,6 +60,8 @@ def create_app(
         description="Chat API with Groq's models and the tools of all connected MCP servers. Every turn is stored.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own pages load their scripts from another host
+        redoc_url=None,
     )
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout_seconds=timeouts.body)
     app.add_middleware(SecurityMiddleware, settings=settings)

@@ -21,6 +21,7 @@ STARTED_SCOPE_KEY = "gateway.begun"
 """Scope key that is present once the response has begun."""
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
+"""Pages with a policy of their own."""
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),

@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 
+from gateway.api.documentation import pages
 from gateway.api.routes.admin import api_keys, audit, stats
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.legacy import chat as legacy_chat
@@ -37,4 +38,5 @@ def register_routes(app: FastAPI) -> None:
         app.router.routes.extend(module.router.routes)
     for prefix in chat_completions.PREFIXES:
         app.include_router(chat_completions.router, prefix=prefix, include_in_schema=prefix == "/v1")
+    app.router.routes.extend(pages.router.routes)
     app.router.routes.extend(legacy_chat.message_router.routes)  # matches every remaining path under /api/

@@ -118,6 +118,7 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("DELETE", "/mcp"): RoutePermission("tools", route_class="mcp"),
 }
 PUBLIC_DOCUMENTS: dict[tuple[str, str], RoutePermission] = {
+    ("GET", "/docs/assets/{name}"): _PUBLIC,
     # MCP servers fetch it, under any name of the gateway.
     ("GET", "/.well-known/jwks.json"): _UNCOUNTED,
 }
@@ -173,6 +174,6 @@ def _compile_pattern(path: str) -> re.Pattern[str]:
 
 
 _PATTERNS: dict[str, list[tuple[re.Pattern[str], RoutePermission]]] = {}
-for (_method, _path), _permission in ROUTES.items():
+for (_method, _path), _permission in (ROUTES | PUBLIC_DOCUMENTS).items():
     if "{" in _path:
         _PATTERNS.setdefault(_method, []).append((_compile_pattern(_path), _permission))

@@ -1,0 +1,1 @@
+"""The interactive documentation, which loads nothing from other hosts."""
