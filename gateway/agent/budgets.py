@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from gateway.common.concurrency import wait_or_poll
 from gateway.common.logging import get_logger
-from gateway.domain.errors import BudgetExceeded, StorageUnavailable
+from gateway.domain.errors import BudgetExceeded, StorageInternalError, StorageUnavailable
 from gateway.domain.messages import Budget, BudgetReservation, Principal, Usage, UsageTotals
 from gateway.ports.model import ModelCall, ModelInfo
 from gateway.ports.store import BudgetRepository
@@ -67,6 +67,7 @@ class Budgets:
         Raises:
             BudgetExceeded: the budget is used up, or stayed reserved for the whole waiting time.
             TurnTakenOver: another worker owns the turn.
+            StorageInternalError: the budget cannot be read, although the database answers.
         """
         if not self.applies_to(turn.principal):
             return
@@ -97,8 +98,8 @@ class Budgets:
             return
         try:
             await self._ledger.settle(BudgetReservation(turn.id, turn.epoch, turn.tokens, turn.usd))
-        except StorageUnavailable:
-            log.warning("budget_not_settled", turn_id=str(turn.id))
+        except (StorageUnavailable, StorageInternalError) as error:
+            log.warning("budget_not_settled", turn_id=str(turn.id), code=error.code)
         if (lock := self._locks.get(turn.principal.user)) is not None:
             lock.settled.set()
 

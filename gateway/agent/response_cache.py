@@ -13,7 +13,7 @@ from gateway.agent.tool_search import ToolSelection
 from gateway.agent.turn import ActiveTurn
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
-from gateway.domain.errors import StorageUnavailable
+from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import CachedAnswer, JsonObject, Message, ToolSpec, Usage
 from gateway.ports.store import ResponseCache
@@ -136,7 +136,7 @@ class TurnResponseCache:
             return None  # a resumed turn has called the model already
         try:
             answer = await self._responses.find_answer(turn.record.owner, turn.cache_key, ttl)
-        except StorageUnavailable:
+        except GatewayError:
             log.warning("response_cache_unavailable", turn_id=str(turn.id))
             return None
         if answer is None:
@@ -159,5 +159,5 @@ class TurnResponseCache:
         try:
             async with asyncio.timeout(_SAVE_TIMEOUT_SECONDS):
                 await self._responses.save_answer(turn.record.owner, turn.cache_key, turn.id, ttl)
-        except (StorageUnavailable, TimeoutError):
+        except (GatewayError, TimeoutError):
             log.warning("response_not_cached", turn_id=str(turn.id))

@@ -24,11 +24,11 @@ from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.bus import BusKind, BusMessage
 from gateway.domain.errors import (
+    WRITE_REFUSALS,
     Forbidden,
     GatewayError,
     Overloaded,
     ServerStopping,
-    StorageRefused,
     StorageUnavailable,
     TooManyAttempts,
     TurnLost,
@@ -281,8 +281,8 @@ class Runner:
         try:
             await self._storage.workers.release_turns(remaining)
             await self._storage.workers.deregister()
-        except StorageUnavailable:
-            log.warning("turn_release_failed", turns=len(remaining))
+        except GatewayError as error:
+            log.warning("turn_release_failed", turns=len(remaining), code=error.code)
         for turn_id in remaining:
             self._storage.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn_id))
 
@@ -375,8 +375,8 @@ class Runner:
         turn.begin_finishing()
         try:
             await turn.journal.suspend_turn(turn.log, turn.transcript.open_input_ids)
-        except StorageRefused:
-            await self._finish_turn(turn, turn.drop_refused_content())
+        except WRITE_REFUSALS as refusal:
+            await self._finish_turn(turn, turn.drop_refused_content(refusal))
             return
         except (StorageUnavailable, TurnTakenOver) as error:
             log.warning("turn_not_suspended", turn_id=str(turn.id), code=error.code)
@@ -386,8 +386,8 @@ class Runner:
         try:
             if await self._storage.questions.wake_if_answered(turn.id, turn.transcript.open_input_ids):
                 self._storage.bus.publish(BusMessage(BusKind.TURN_RUNNABLE, turn.id))
-        except StorageUnavailable:
-            log.warning("turn_wake_failed", turn_id=str(turn.id))
+        except GatewayError as error:
+            log.warning("turn_wake_failed", turn_id=str(turn.id), code=error.code)
 
     async def _finish_turn(self, turn: ActiveTurn, end: TurnEnd) -> None:
         """Store the turn's end, then show it.
@@ -400,8 +400,8 @@ class Runner:
             await self._responses.save(turn)
         try:
             outcome = await self._store_end(turn, end)
-        except StorageRefused:
-            end = turn.drop_refused_content(all_steps=True)
+        except WRITE_REFUSALS as refusal:
+            end = turn.drop_refused_content(refusal, all_steps=True)
             try:
                 outcome = await self._store_end(turn, end)
             except GatewayError as error:
@@ -426,7 +426,7 @@ class Runner:
         """Store the turn's end with its outcome.
 
         Raises:
-            StorageRefused: the database refuses the content.
+            StorageRefused, StorageInternalError: the database refuses the content.
             StorageUnavailable, TurnTakenOver: this worker cannot store it. The log is closed.
         """
         turn.log.append(end)

@@ -419,18 +419,14 @@ def _check_continues(turn: TurnHandle, listener: TurnListener) -> None:
 
     Raises:
         ServerStopping: this worker stops.
-        StorageRefused: the turn's end cannot be stored.
+        StorageRefused, GatewayError: the turn's end cannot be stored.
         StorageUnavailable, TurnNotStored, JournalExpired, GatewayError: the turn's end cannot be read.
     """
     match listener.close_reason:
-        case ServerStopping.code:
-            raise ServerStopping
-        case JournalExpired.code:
-            raise JournalExpired
+        case ServerStopping.code | JournalExpired.code | StorageRefused.code | GatewayError.code as code:
+            raise error_from_info(ErrorInfo(code=code, message=""))
         case StorageUnavailable.code if not listener.is_local or not turn.is_stored:
             raise StorageUnavailable("The database cannot be reached, so the end of this turn cannot be read.")
-        case StorageRefused.code:
-            raise StorageRefused
         case _ if not turn.is_stored:
             raise TurnNotStored
         case str(code) if not listener.is_local:

@@ -21,6 +21,7 @@ from gateway.common.lease import WorkerLease
 from gateway.common.logging import get_logger
 from gateway.common.pausable_timeout import PausableTimeout
 from gateway.domain.errors import (
+    WRITE_REFUSALS,
     ErrorInfo,
     GatewayError,
     StorageRefused,
@@ -296,7 +297,7 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     def _on_log_failure(self, error: GatewayError) -> None:
         """Stop the turn, because its events cannot be stored."""
-        self.cancel("storage_refused" if isinstance(error, StorageRefused) and self.log.has_begun else "handed_over")
+        self.cancel("storage_refused" if isinstance(error, WRITE_REFUSALS) and self.log.has_begun else "handed_over")
 
     def give_up(self) -> None:
         """Stop without an end.
@@ -360,8 +361,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         self.failure = error
         return TurnFailed(error=error.to_error_info(), saved=self._get_saved_part())
 
-    def drop_refused_content(self, *, all_steps: bool = False) -> TurnFailed:
-        """Return to the stored events, and build the turn's failure.
+    def drop_refused_content(self, error: GatewayError, *, all_steps: bool = False) -> TurnFailed:
+        """Return to the stored events, and build the turn's failure `error`.
 
         The database refuses the content of the others. Clients discard the step of which they may have seen more; with
         `all_steps`, everything.
@@ -375,8 +376,8 @@ class ActiveTurn(TurnContext, TurnSpending):
         interrupted = self._find_interrupted_step()
         steps = {*self.transcript.list_steps()} if all_steps else set[int]()
         for step in sorted(steps | ({interrupted} if interrupted is not None else set())):
-            self._discard_step(step, StorageRefused.code)
-        return self.record_failure(StorageRefused())
+            self._discard_step(step, error.code)
+        return self.record_failure(error)
 
     def build_cancelled_event(self) -> TurnCancelled | TurnFailed | None:
         """Build the end of a cancelled turn.
@@ -387,7 +388,7 @@ class ActiveTurn(TurnContext, TurnSpending):
         if self.cancel_reason == "handed_over":
             return None
         if self.cancel_reason == "storage_refused":
-            return self.drop_refused_content()
+            return self.drop_refused_content(self.log.failure or StorageRefused())
         self.discard_interrupted_step()
         error = ErrorInfo(code=self.cancel_reason, message=_CANCEL_MESSAGES[self.cancel_reason])
         return TurnCancelled(error=error, saved=self._get_saved_part())

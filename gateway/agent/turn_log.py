@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from uuid import UUID
 
-from gateway.domain.errors import GatewayError, StorageRefused, StorageUnavailable
+from gateway.domain.errors import WRITE_REFUSALS, GatewayError, StorageUnavailable
 from gateway.domain.events import TAKEOVER_JUMP, Delta, Event, JournalEntry, TurnEnd, encode_event
 from gateway.ports.journal import EventSource
 
@@ -96,7 +96,7 @@ class TurnLog(EventSource):
             return
         self.failure = error
         self._undurable.append((sys.maxsize, len(self.entries)))  # no later entry becomes visible
-        if not (isinstance(error, StorageRefused) and self.has_begun):
+        if not (isinstance(error, WRITE_REFUSALS) and self.has_begun):
             self.close(StorageUnavailable.code)
         if self.on_failure is not None:
             self.on_failure(error)

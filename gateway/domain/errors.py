@@ -1,6 +1,7 @@
 """Errors that callers of the gateway receive.
 
     GatewayError                 500 internal_error
+     ├─ StorageInternalError     500 internal_error
      ├─ InvalidRequest           422 invalid_request
      │   ├─ PayloadTooLarge      413 payload_too_large
      │   ├─ UnsupportedParameter 422 unsupported_parameter
@@ -106,6 +107,19 @@ class StorageRefused(InvalidRequest):
 
     code = "storage_refused"
     default_message = "The database refuses to store the content."
+
+
+class StorageInternalError(GatewayError):
+    """A statement or the schema is wrong.
+
+    A repetition fails again.
+
+    Clients receive it as any other internal error.
+    """
+
+
+WRITE_REFUSALS = (StorageRefused, StorageInternalError)
+"""Errors of a write that no repetition can store."""
 
 
 class NotAuthenticated(GatewayError):
@@ -358,7 +372,7 @@ def error_from_info(info: ErrorInfo) -> GatewayError:
 
 
 def _errors_by_code(kind: type[GatewayError]) -> dict[str, type[GatewayError]]:
-    kinds = {kind.code: kind}
+    kinds: dict[str, type[GatewayError]] = {}
     for child in kind.__subclasses__():
         kinds |= _errors_by_code(child)
-    return kinds
+    return kinds | {kind.code: kind}  # a subclass may have the same code

@@ -4,7 +4,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from gateway.common.logging import get_logger
-from gateway.domain.errors import Conflict, GatewayError, StorageRefused, StorageUnavailable, TurnTakenOver
+from gateway.domain.errors import (
+    Conflict,
+    GatewayError,
+    StorageInternalError,
+    StorageRefused,
+    StorageUnavailable,
+    TurnTakenOver,
+)
 from gateway_runtime.postgres_errors import (
     TAKEN_OVER_SQLSTATE,
     StorageFailure,
@@ -34,6 +41,7 @@ _ERRORS: dict[StorageFailure, type[GatewayError]] = {
     StorageFailure.CONTENT: StorageRefused,
     StorageFailure.CONFLICT: Conflict,
     StorageFailure.TAKEN_OVER: TurnTakenOver,
+    StorageFailure.INTERNAL: StorageInternalError,
 }
 
 
@@ -51,6 +59,8 @@ def to_gateway_error(error: BaseException) -> GatewayError:
     }
     if failure is StorageFailure.UNAVAILABLE:
         log.warning("database_unreachable", **fields)
+    elif failure is StorageFailure.INTERNAL:
+        log.error("database_statement_failed", exc_info=error, **fields)
     else:
         log.info("database_refused", failure=failure.value, **fields)
     return _ERRORS[failure]()
@@ -67,6 +77,7 @@ def raise_gateway_errors() -> Generator[None]:
         StorageRefused: the database refuses a value.
         Conflict: a row with this key exists.
         TurnTakenOver: another worker owns the turn.
+        StorageInternalError: the statement or the schema is wrong.
     """
     try:
         yield

@@ -1,33 +1,55 @@
 """Check whether turns can be stored."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from sqlmodel import text
 
 from gateway.common.cached_value import CachedValue
-from gateway.domain.errors import GatewayError
-from gateway.ports.journal import Journal
+from gateway.domain.errors import GatewayError, StorageInternalError
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.errors import get_sqlstate
+from gateway.store.journal.postgres_journal import PostgresJournal
+from gateway.store.models import Turn
 from gateway_runtime.postgres_connections import ConnectionLimits
 
 CHECK_SECONDS = 2.0
 COUNT_SECONDS = 1.0
-# The writes of every turn and of the heartbeat, for no row. PostgreSQL refuses each like a real one if the server is
-# read-only, a privilege is missing or a table is locked.
-_PROBE = """
-WITH
-new_conversation AS (INSERT INTO conversations (id) SELECT id FROM conversations WHERE false),
-new_turn AS (INSERT INTO turns (id) SELECT id FROM turns WHERE false),
-changed_turn AS (UPDATE turns SET status = status WHERE false),
-new_events AS (INSERT INTO turn_events (payload) SELECT payload FROM turn_events WHERE false),
-new_call AS (INSERT INTO tool_calls (outcome) SELECT outcome FROM tool_calls WHERE false),
-changed_call AS (UPDATE tool_calls SET outcome = outcome WHERE false),
-new_usage AS (INSERT INTO turn_usage (turn_id) SELECT turn_id FROM turn_usage WHERE false),
-new_worker AS (INSERT INTO workers (id) SELECT id FROM workers WHERE false),
-changed_worker AS (UPDATE workers SET seen_at = seen_at WHERE false),
-dead_worker AS (DELETE FROM workers WHERE false)
-SELECT 1"""
+_WRITTEN_TABLES = (
+    "conversations",
+    "conversation_waiters",
+    "turns",
+    "turn_events",
+    "turn_inputs",
+    "tool_calls",
+    "turn_usage",
+    "budget_holds",
+    "workers",
+)
+_SPILLED_ROWS = 30_000
+
+
+def _list_zero_row_writes() -> Iterator[str]:
+    """List the writes of turns and of the heartbeat, without rows.
+
+    PostgreSQL refuses each like a real one if the server is read-only, a table, a column or a privilege is missing, or
+    a table is locked.
+    """
+    for name in _WRITTEN_TABLES:
+        table = Turn.metadata.tables[name]
+        columns = [column.name for column in table.columns if column.computed is None and column.identity is None]
+        names = ", ".join(columns)
+        yield f"new_{name} AS (INSERT INTO {name} ({names}) SELECT {names} FROM {name} WHERE false)"  # noqa: S608
+        yield f"changed_{name} AS (UPDATE {name} SET {columns[0]} = {columns[0]} WHERE false)"  # noqa: S608
+    yield "dead_worker AS (DELETE FROM workers WHERE false)"
+
+
+# A write for no row needs no space. The rows of a function that exceed work_mem do: they go to a temporary file.
+_LIMIT_MEMORY = text("SELECT set_config('work_mem', '64kB', true)")
+_PROBE = text(
+    f"WITH {', '.join(_list_zero_row_writes())} SELECT count(*) FROM generate_series(1, {_SPILLED_ROWS})"  # noqa: S608
+)
 
 
 class StorageHealth:
@@ -40,7 +62,7 @@ class StorageHealth:
     def __init__(
         self,
         url: str,
-        journal: Journal,
+        journal: PostgresJournal,
         has_lease: Callable[[], bool],
         *,
         limits: ConnectionLimits,
@@ -64,6 +86,8 @@ class StorageHealth:
         problem = await self._problem.get()
         if problem is not None:
             return problem
+        if (sqlstate := self._journal.recent_refusal) is not None:
+            return f"the database has refused a write (SQLSTATE {sqlstate})"
         if self._journal.is_unavailable:
             return "the journal cannot be written"
         return None if self._has_lease() else "the worker could not renew its lease"
@@ -78,9 +102,11 @@ class StorageHealth:
     async def _probe_database(self) -> str | None:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                await self._database.fetch_rows(_PROBE)
+                await self._probe()
         except TimeoutError:
             return "the database does not answer"
+        except StorageInternalError as error:
+            return f"the database does not fit this release (SQLSTATE {get_sqlstate(error.__cause__)})"
         except GatewayError as error:
             sqlstate = get_sqlstate(error.__cause__)
             return f"the database refuses writes (SQLSTATE {sqlstate})" if sqlstate else "the database does not answer"
@@ -92,3 +118,9 @@ class StorageHealth:
                 return await self._conversations.count_conversations()
         except (GatewayError, TimeoutError):
             return None
+
+    async def _probe(self) -> None:
+        async with self._database.session() as session:
+            connection = await session.connection()
+            await connection.execute(_LIMIT_MEMORY)
+            await connection.execute(_PROBE)

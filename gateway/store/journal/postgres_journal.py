@@ -150,6 +150,11 @@ class PostgresJournal(Journal):
         return self._writer.unavailable_since is not None
 
     @property
+    def recent_refusal(self) -> str | None:
+        """SQLSTATE code of a recent write, if resources were insufficient."""
+        return self._writer.recent_refusal or self._slow_writer.recent_refusal
+
+    @property
     def is_backlogged(self) -> bool:
         return self._queue.is_full
 

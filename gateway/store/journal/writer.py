@@ -33,6 +33,13 @@ _MIN_BACKOFF_SECONDS = 0.05
 _MAX_BACKOFF_SECONDS = 1.0
 _TIMEOUT_SQLSTATES = ("57014", "55P03")
 """Cancelled, for example by statement_timeout, and lock_timeout."""
+_INSUFFICIENT_RESOURCES = "53"
+"""Class of SQLSTATE codes, for example 53100 (disk full).
+
+Only some writes meet them; an empty commit does not.
+"""
+_TOO_MANY_CONNECTIONS = "53300"
+"""The exception: a new connection meets it as well."""
 _ENDS_OF_CONNECTION = ("08", "57")
 """Classes of SQLSTATE codes that leave the result of a commit unknown."""
 _get_size = attrgetter("size")
@@ -68,6 +75,7 @@ class JournalWriter:
         """Start of the last successful attempt."""
         self.unavailable_since: float | None = None
         """Start of the first failed attempt; None after a commit."""
+        self._refusal: tuple[str, float] | None = None
         self._queue = queue
         self._policy = policy
         self._connection: Connection | None = None
@@ -96,6 +104,18 @@ class JournalWriter:
             else:
                 await self._has_changed.wait()
 
+    @property
+    def recent_refusal(self) -> str | None:
+        """SQLSTATE code of the last write, if resources were insufficient.
+
+        None after `retry_seconds`.
+        """
+        if self._refusal is None:
+            return None
+        sqlstate, refused_at = self._refusal
+        is_recent = asyncio.get_running_loop().time() - refused_at < self._policy.retry_seconds
+        return sqlstate if is_recent else None
+
     def request_probe(self) -> None:
         """Test soon, also without a write, if the database is available."""
         self._is_probe_requested = True
@@ -117,7 +137,8 @@ class JournalWriter:
             self._handle_success(batch, started_at)
 
     def _handle_success(self, batch: list[PendingWrite], started_at: float) -> None:
-        del batch
+        if batch:
+            self._refusal = None
         self.succeeded_at = started_at
         self.unavailable_since = None
         self._is_probe_requested = False
@@ -134,6 +155,9 @@ class JournalWriter:
             writes=len(batch),
         )
         self.disconnect()
+        sqlstate = get_sqlstate(error) or ""
+        if batch and sqlstate.startswith(_INSUFFICIENT_RESOURCES) and sqlstate != _TOO_MANY_CONNECTIONS:
+            self._refusal = sqlstate, asyncio.get_running_loop().time()
         for write in batch:
             write.attempted_at = started_at
             if write.refused_at is None:

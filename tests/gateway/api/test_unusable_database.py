@@ -81,6 +81,21 @@ async def fill_disk(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
+async def refuse_rows_for_lack_of_space(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
+    """Let a trigger refuse each row with a full disk."""
+    await execute(
+        cluster.build_url(),
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN RAISE EXCEPTION ''could not extend file'' USING ERRCODE = ''53100''; END'",
+        "CREATE TRIGGER full_disk BEFORE INSERT ON turns FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    try:
+        yield
+    finally:
+        await execute(cluster.build_url(), "DROP FUNCTION refuse CASCADE")
+
+
+@asynccontextmanager
 async def use_up_connections(cluster: EmbeddedPostgres) -> AsyncGenerator[None]:
     """Occupy all connections, those of the gateway included."""
     async with AsyncExitStack() as stack:
@@ -169,6 +184,38 @@ async def test_unusable_database_fails_readiness_and_new_turns_until_it_recovers
             assert (await gateway.get("/health")).status == 200
         await eventually(lambda: is_ready(gateway))
         assert (await gateway.chat("Hello", conversation_id="new")).status == 200
+
+
+async def test_worker_whose_write_was_refused_for_lack_of_space_is_not_ready_until_it_recovers(
+    cluster: EmbeddedPostgres, restricted_url: str, simulator: Simulator
+) -> None:
+    async with serve_gateway(
+        restricted_url, simulator, None, timeouts=TIMEOUTS_OF_TURNS, storage_retry_seconds=3
+    ) as gateway:
+        await eventually(lambda: is_ready(gateway))
+        async with refuse_rows_for_lack_of_space(cluster):
+            assert_unavailable(await gateway.chat("Hello"))
+            ready = await gateway.get("/ready")
+            assert (ready.status, ready.body["status"]) == (503, "unavailable")
+            assert "SQLSTATE 53100" in ready.body["database"]["reason"]
+            assert (await gateway.get("/health")).status == 200
+        await eventually(lambda: is_ready(gateway))
+        assert (await gateway.chat("Hello")).status == 200
+
+
+async def test_write_that_succeeds_again_makes_the_worker_ready_at_once(
+    cluster: EmbeddedPostgres, restricted_url: str, simulator: Simulator
+) -> None:
+    async with serve_gateway(
+        restricted_url, simulator, None, timeouts=TIMEOUTS_OF_TURNS, storage_retry_seconds=600
+    ) as gateway:
+        await eventually(lambda: is_ready(gateway))
+        async with refuse_rows_for_lack_of_space(cluster):
+            assert_unavailable(await gateway.chat("Hello"))
+            assert not await is_ready(gateway)
+        assert not await is_ready(gateway)
+        assert (await gateway.chat("Hello")).status == 200
+        assert await is_ready(gateway)
 
 
 @pytest.mark.parametrize(

@@ -2,41 +2,94 @@ import asyncpg
 import pytest
 from asyncpg import exceptions
 from sqlalchemy import exc
+from structlog.testing import capture_logs
 
-from gateway.domain.errors import Conflict, GatewayError, StorageRefused, StorageUnavailable, TurnTakenOver
+from gateway.domain.errors import (
+    Conflict,
+    GatewayError,
+    StorageInternalError,
+    StorageRefused,
+    StorageUnavailable,
+    TurnTakenOver,
+)
 from gateway.store.database import Database
-from gateway.store.errors import TAKEN_OVER_SQLSTATE, StorageFailure, classify_error, is_database_error
+from gateway.store.errors import TAKEN_OVER_SQLSTATE, StorageFailure, classify_error, get_sqlstate, is_database_error
+from tests.postgres_faults import execute
 
 UNAVAILABLE_CLASSES = (
-    # statement not complete, connection, triggered action, feature, transaction, authorization
-    *("03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "24", "25", "26", "27", "28", "2B"),
-    # routines, savepoints, catalog, rollback, syntax and privileges, resources, state, operator, system, unknown
-    *("2D", "2F", "34", "38", "39", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58", "72", "F0", "HV", "XX", "QQ"),
+    "08",  # connection exception
+    "25",  # invalid transaction state
+    "26",  # invalid SQL statement name
+    "28",  # invalid authorization specification
+    "3D",  # invalid catalog name
+    "40",  # transaction rollback
+    "53",  # insufficient resources
+    "55",  # object not in prerequisite state
+    "57",  # operator intervention
+    "58",  # system error
 )
-CONTENT_CLASSES = ("21", "22", "23", "44", "54")
+CONTENT_CLASSES = (
+    "21",  # cardinality violation
+    "22",  # data exception
+    "23",  # integrity constraint violation
+    "44",  # WITH CHECK OPTION violation
+    "54",  # program limit exceeded
+)
+INTERNAL_CLASSES = (
+    "03",  # SQL statement not yet complete
+    "09",  # triggered action exception
+    "0A",  # feature not supported
+    "0B",  # invalid transaction initiation
+    "0F",  # locator exception
+    "0L",  # invalid grantor
+    "0P",  # invalid role specification
+    "0Z",  # diagnostics exception
+    "10",  # XQuery error
+    "20",  # case not found
+    "24",  # invalid cursor state
+    "27",  # triggered data change violation
+    "2B",  # dependent privilege descriptors still exist
+    "2D",  # invalid transaction termination
+    "2F",  # SQL routine exception
+    "34",  # invalid cursor name
+    "38",  # external routine exception
+    "39",  # external routine invocation exception
+    "3B",  # savepoint exception
+    "3F",  # invalid schema name
+    "42",  # syntax error or access rule violation
+    "72",  # snapshot failure
+    "F0",  # configuration file error
+    "HV",  # foreign data wrapper error
+    "P0",  # PL/pgSQL error
+    "XX",  # internal error
+    "QQ",  # unknown
+)
 ERRORS = {
     StorageFailure.UNAVAILABLE: StorageUnavailable,
     StorageFailure.CONTENT: StorageRefused,
     StorageFailure.CONFLICT: Conflict,
     StorageFailure.TAKEN_OVER: TurnTakenOver,
+    StorageFailure.INTERNAL: StorageInternalError,
 }
 EXPECTED_FAILURES = {
     **{f"{code}000": StorageFailure.UNAVAILABLE for code in UNAVAILABLE_CLASSES},
     **{f"{code}000": StorageFailure.CONTENT for code in CONTENT_CLASSES},
+    **{f"{code}000": StorageFailure.INTERNAL for code in INTERNAL_CLASSES},
     "23502": StorageFailure.CONTENT,
     "23505": StorageFailure.CONFLICT,
     "23514": StorageFailure.CONTENT,
     "23P01": StorageFailure.CONFLICT,
     "25006": StorageFailure.UNAVAILABLE,
     "42501": StorageFailure.UNAVAILABLE,
+    "42601": StorageFailure.INTERNAL,
+    "42703": StorageFailure.INTERNAL,
+    "42P01": StorageFailure.INTERNAL,
+    "42P05": StorageFailure.UNAVAILABLE,
     "53100": StorageFailure.UNAVAILABLE,
     "53300": StorageFailure.UNAVAILABLE,
     "57014": StorageFailure.UNAVAILABLE,
     "57P03": StorageFailure.UNAVAILABLE,
-    "P0000": StorageFailure.UNAVAILABLE,
     "P0001": StorageFailure.CONTENT,
-    "P0002": StorageFailure.UNAVAILABLE,
-    "P0003": StorageFailure.UNAVAILABLE,
     "P0004": StorageFailure.CONTENT,
     TAKEN_OVER_SQLSTATE: StorageFailure.TAKEN_OVER,
 }
@@ -68,9 +121,10 @@ async def test_every_sqlstate_of_postgres_becomes_the_expected_error(database_ur
     try:
         for sqlstate in sorted(sqlstates):
             expected = find_expected_failure(sqlstate)
-            with pytest.raises(GatewayError) as raised:
+            with capture_logs() as logs, pytest.raises(GatewayError) as raised:
                 await database.fetch_rows(f"DO 'BEGIN RAISE EXCEPTION USING ERRCODE = ''{sqlstate}''; END'")
-            if type(raised.value) is not ERRORS[expected]:
+            has_traceback = any(isinstance(entry.get("exc_info"), Exception) for entry in logs)
+            if type(raised.value) is not ERRORS[expected] or has_traceback is not (expected is StorageFailure.INTERNAL):
                 wrong[sqlstate] = raised.value.code
     finally:
         await database.close()
@@ -89,6 +143,37 @@ async def test_every_error_in_a_session_becomes_the_expected_error(database_url:
         for sqlstate in ("25006", "22001", "23505", TAKEN_OVER_SQLSTATE):
             with pytest.raises(ERRORS[find_expected_failure(sqlstate)]):
                 await raise_in_session(database, sqlstate)
+    finally:
+        await database.close()
+
+
+async def test_refused_login_is_an_outage_whatever_its_code(database_url: str) -> None:
+    database = Database(f"{database_url}&unknown_setting=1")
+    try:
+        with pytest.raises(StorageUnavailable) as raised:
+            await database.fetch_rows("SELECT 1")
+    finally:
+        await database.close()
+    assert get_sqlstate(raised.value.__cause__) == "42704"
+
+
+async def test_statement_that_a_change_of_the_schema_invalidates_succeeds_when_it_is_repeated(
+    database_url: str,
+) -> None:
+    database = Database(database_url, pool_size=1)
+
+    async def read() -> int:
+        async with database.session() as session:
+            return len((await (await session.connection()).exec_driver_sql("SELECT * FROM changing")).keys())
+
+    try:
+        async with database.session() as session:
+            await (await session.connection()).exec_driver_sql("CREATE TABLE changing (id int)")
+        assert await read() == 1
+        await execute(database_url, "ALTER TABLE changing ADD COLUMN more int")
+        with pytest.raises(StorageUnavailable):
+            await read()
+        assert await read() == 2
     finally:
         await database.close()
 
