@@ -12,7 +12,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 _MAX_DOCUMENT_BYTES = 1024 * 1024
 _FETCH_TIMEOUT_SECONDS, _LIFETIME_SECONDS, _MIN_INTERVAL_SECONDS = 5.0, 3600.0, 5.0
-_UNUSABLE_DOCUMENT_ERRORS = (jwt.PyJWTError, ValueError, TypeError, AttributeError, LookupError)
+_UNUSABLE_DOCUMENT_ERRORS = (jwt.PyJWTError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
 
 class KeysUnavailable(Exception):

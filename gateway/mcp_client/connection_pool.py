@@ -22,7 +22,10 @@ class ServerOffer(msgspec.Struct, frozen=True):
     config: ServerConfig
     tools: tuple[Tool, ...]
     instructions: str | None = None
-    """None if they are unknown: those of a personal connection may concern its user only."""
+    """Instructions of a shared connection.
+
+    Those of a personal one may concern its user only.
+    """
 
 
 class ConnectionPool:

@@ -115,3 +115,23 @@ async def test_results_of_duckduckgo_are_read(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(Duckduckgo, "search_url", url)
         [result] = await DuckDuckGo(30).search_web("cats", 5)
     assert (result.title, result.url, result.snippet) == ("Cats", "http://example.org/", "About café cats")
+
+
+async def test_deeply_nested_answers_of_peers_are_errors() -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text="[" * 200_000 + "]" * 200_000, content_type="application/json")
+
+    async with serve_web(answer) as url:
+        with pytest.raises(JwksUnavailable):
+            await JwksCache(url, timeout_seconds=30).get_key("a")
+        api = SearchApi(url=url, method="GET", query_parameter="q", results_path=("results",), snippet_key="content")
+        with pytest.raises(SearchFailed):
+            await JsonBackend(api, timeout=30).search_web("cats", 5)
+        model = create_openai_model(ModelServerOptions(api_key="key-of-ours", base_url=f"{url}/v1"))
+        with pytest.raises(GatewayError):
+            await model.list_models()
+        with pytest.raises(GatewayError):
+            await model.complete(STRUCTURED_CALL, Sink())
+        await model.close()
+        async with connect_toolbox(ServerConfig(name="t", url=f"{url}/mcp")) as toolbox:
+            assert toolbox.list_server_statuses()[0].state == "down"

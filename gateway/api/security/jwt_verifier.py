@@ -21,7 +21,7 @@ log = get_logger(__name__)
 _MAX_DOCUMENT_BYTES = 1024 * 1024
 _MAX_USER_LENGTH = 200
 _MAX_TOKEN_LENGTH = 16 * 1024
-_INVALID_DOCUMENT_ERRORS = (ValueError, TypeError, AttributeError, LookupError)
+_INVALID_DOCUMENT_ERRORS = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 """Errors that PyJWT raises for a document that is not a JWKS."""
 _ROLES: tuple[UserRole, ...] = ("admin", "user", "viewer")
 

@@ -172,5 +172,5 @@ async def _request_refresh(grant: Grant, refresh_token: str, endpoint: str, serv
 def _parse_oauth_error(response: httpx2.Response) -> str:
     try:
         return str(response.json().get("error", ""))[:100]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ""
