@@ -14,7 +14,7 @@ from gateway.common.schema_rules import SchemaTooLarge, measure_value
 log = get_logger(__name__)
 
 MAX_ITEM_NODES, MAX_ITEM_CHARS = 25_000, 512 * 1024
-MAX_LIST_NODES, MAX_LIST_CHARS = 200_000, 8 * 1024 * 1024
+MAX_LIST_NODES, MAX_LIST_CHARS = 100_000, 8 * 1024 * 1024
 MAX_TOOL_NAME_LENGTH = 256
 _MAX_LOGGED_LENGTH, _MAX_LOGGED_ITEMS = 100, 5
 

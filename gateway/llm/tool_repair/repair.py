@@ -247,9 +247,12 @@ def _unwrap_value(value: object, tool: str, coercer: SchemaCoercer, repairs: lis
     name = next((value[key] for key in value if key.lower() in NAME_KEYS and isinstance(value[key], str)), None)
     if coercer.properties.keys() & value.keys() and not (name and matches_tool(name, tool)):
         return value
+    unusual_keys = [key for key in value if key.lower() not in _WRAPPER_KEYS]
+    if len(unusual_keys) > 1:
+        return value
     for key, inner in value.items():
-        other_keys = {other.lower() for other in value if other != key} - _WRAPPER_KEYS
-        if other_keys or key in coercer.properties or not (is_object(inner) or isinstance(inner, str)):
+        is_alone = unusual_keys in ([], [key])
+        if not is_alone or key in coercer.properties or not (is_object(inner) or isinstance(inner, str)):
             continue
         if key.lower() in ARGUMENT_KEYS:
             if name and not matches_tool(name, tool):

@@ -207,3 +207,15 @@ async def test_list_of_large_schemas_does_not_occupy_the_event_loop() -> None:
             async with connect_toolbox(ServerConfig(name="t", url=f"{url}/mcp", prefix="")) as toolbox:
                 assert [spec.name for spec in toolbox.list_specs()] == ["small"]
     assert sum(count for (_, name), count in calls.items() if "_walk_schema" in name) < 100_000
+
+
+@pytest.mark.parametrize("value", ["{}", '"text"', "1", '[{"a": 1}]'])
+def test_work_for_the_arguments_of_a_model_grows_at_most_with_their_length(value: str) -> None:
+    schemas: Any = {"t": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}}
+    totals: list[int] = []
+    for count in (2_000, 16_000):
+        arguments = "{" + ", ".join(f'"k{i}": {value}' for i in range(count)) + "}"
+        with count_function_calls() as calls:
+            repair_call("t", arguments, schemas)
+        totals.append(calls.total())
+    assert totals[1] < 10 * totals[0]  # quadratic work would be 64 times as much
