@@ -24,6 +24,14 @@ It is several times what a takeover takes.
 _SILENCE_SECONDS = 25.0
 """Time without a ping after which a client reconnects."""
 _PAUSE_SECONDS = 0.5
+_DEADLY_EVERY, _MANY_EVERY, _HUGE_EVERY = 97, 61, 41
+"""Number of turns from one turn of a kind to the next.
+
+A deadly turn kills the workers that run it, one asks for too many calls, and one for a result near or over the limit.
+"""
+_MANY_CALLS = 140
+_HUGE_KILOBYTES = (8000, 8100, 8300, 12_000)
+"""Half the sizes of answers around the limit of 16 MiB."""
 
 
 @dataclass
@@ -71,6 +79,7 @@ class ChaosClients:
     def __init__(self, stack: ChaosStack, seed: int) -> None:
         self.turns: list[ShownTurn] = []
         self.refusals: Counter[int] = Counter()
+        self.kinds: Counter[str] = Counter()
         self.hung = 0
         self.is_closing = False
         self._stack = stack
@@ -93,6 +102,16 @@ class ChaosClients:
 
     def _make_prompt(self) -> str:
         self._orders += 1
+        if self._orders % _DEADLY_EVERY == 0:
+            self.kinds["deadly turn"] += 1
+            return "call kill_client {}"
+        if self._orders % _MANY_EVERY == 0:
+            self.kinds["many calls"] += 1
+            calls = " and ".join(f'pay {{"order": "{self._orders}-{n}"}}' for n in range(_MANY_CALLS))
+            return f"call in parallel {calls}"
+        if self._orders % _HUGE_EVERY == 0:
+            self.kinds["huge result"] += 1
+            return f'call report {{"kilobytes": {self._random.choice(_HUGE_KILOBYTES)}}}'
         if self._orders % 2:
             return f"count to {self._random.randint(40, 160)}"
         calls = " then ".join(f'pay {{"order": "{self._orders}-{n}"}}' for n in range(self._random.randint(1, 3)))

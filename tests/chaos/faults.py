@@ -11,6 +11,8 @@ from contextlib import suppress
 from tests.chaos.stack import ROLE, ChaosProcess, ChaosStack
 
 _MIN_FREE_BYTES = 4096
+_FULL_BYTES = 256 * 1024
+"""Free bytes below which no worker may be ready."""
 Fault = Callable[[], Awaitable[None]]
 
 
@@ -22,6 +24,8 @@ class ChaosFaults:
 
     def __init__(self, stack: ChaosStack, seed: int, *, disk: bool) -> None:
         self.counts: Counter[str] = Counter()
+        self.ready_while_full = 0
+        self.unready_while_full = 0
         self._stack = stack
         self._random = random.Random(seed)
         self._process_faults: dict[str, Fault] = {
@@ -147,7 +151,20 @@ class ChaosFaults:
                 while True:
                     file.write(b"\0" * _MIN_FREE_BYTES)
             await self._wait(1, 15)
+            await self._check_readiness()
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(ballast)
             await self._stack.start_postgres()
+
+    async def _check_readiness(self) -> None:
+        """Count the workers that are ready although the disk is full."""
+        before = self._measure_free_bytes()
+        answers = await asyncio.gather(*(self._stack.is_ready(worker) for worker in self._stack.workers))
+        if max(before, self._measure_free_bytes()) < _FULL_BYTES:
+            self.ready_while_full += sum(answers)
+            self.unready_while_full += len(answers) - sum(answers)
+
+    def _measure_free_bytes(self) -> int:
+        state = os.statvfs(self._stack.directory)
+        return state.f_bavail * state.f_frsize

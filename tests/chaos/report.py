@@ -10,11 +10,15 @@ from tests.chaos.faults import ChaosFaults
 from tests.chaos.stack import ChaosProcess, ChaosStack
 
 _POLL_SECONDS = 1.0
+_SAMPLE_SECONDS = 60.0
 _GRACE_SECONDS = 60.0
 
 
 async def measure_memory(stack: ChaosStack, warm_seconds: float) -> None:
-    """Note the memory of each worker process some time after its start."""
+    """Note the memory of each worker process.
+
+    The first value follows some time after the start.
+    """
     started: dict[str, tuple[int, float]] = {}
     loop = asyncio.get_running_loop()
     while True:
@@ -22,8 +26,10 @@ async def measure_memory(stack: ChaosStack, warm_seconds: float) -> None:
             starts, since = started.get(worker.name, (0, 0.0))
             if starts != worker.starts:
                 started[worker.name] = (worker.starts, loop.time())
-            elif worker.warm_bytes is None and loop.time() - since > warm_seconds:
-                worker.warm_bytes = worker.measure_bytes()
+            elif loop.time() - since > warm_seconds + _SAMPLE_SECONDS * len(worker.samples):
+                size = worker.measure_bytes()
+                worker.samples.append(size or 0)
+                worker.warm_bytes = worker.warm_bytes or size
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -50,6 +56,7 @@ class ChaosReport:
         hung = self._clients.hung + sum(not turn.has_ended for turn in self._clients.turns)
         doubled = self._list_doubled()
         print(f"faults: {dict(sorted(self._faults.counts.items()))}")
+        print(f"turns that do harm: {dict(sorted(self._clients.kinds.items()))}")
         if not self._has_small_disk:
             print("no disk was filled: this system does not allow mounts")
         print(f"turns shown to clients: {len(self._clients.turns)}; refused requests: {dict(self._clients.refusals)}")
@@ -64,7 +71,9 @@ class ChaosReport:
         print(f"shown and lost texts: {len(lost)}")
         print(f"turns left unfinished: {unfinished}")
         print(f"streams hung: {hung}")
-        return int(bool(doubled or lost or unfinished or hung))
+        ready = self._faults.ready_while_full
+        print(f"workers ready while the disk was full: {ready} of {ready + self._faults.unready_while_full}")
+        return int(bool(doubled or lost or unfinished or hung or ready))
 
     async def _wait_for_unfinished(self) -> int:
         """Count the turns that do not end in time."""
@@ -113,4 +122,4 @@ async def _find_loss(connection: Any, turn: ShownTurn) -> str | None:
 
 def _describe_memory(worker: ChaosProcess) -> str:
     end = worker.measure_bytes()
-    return " -> ".join("?" if size is None else f"{size / 1_048_576:.0f} MB" for size in (worker.warm_bytes, end))
+    return " ".join(["?" if not size else f"{size / 1_048_576:.0f}" for size in (*worker.samples, end)]) + " MB"

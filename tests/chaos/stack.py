@@ -15,6 +15,7 @@ import asyncpg
 from gateway_runtime import embedded_postgres
 from gateway_runtime.embedded_postgres import EmbeddedPostgres
 from gateway_runtime.postgres_url import list_hosts, plain_dsn
+from tests.chaos.effects import IMMORTAL
 from tests.chaos.proxy import DatabaseProxy
 from tests.e2e.running_stack import ROOT, clean_environment, gateway_command
 from tests.eventually import eventually
@@ -41,6 +42,8 @@ class ChaosProcess:
         self.url = url
         self.starts = 0
         self.warm_bytes: int | None = None
+        self.samples: list[int] = []
+        """Resident memory since `warm_bytes`, by the minute."""
         self._argv = argv
         self._settings = settings
         self._output = output
@@ -73,6 +76,7 @@ class ChaosProcess:
                 if self._process is None or self._process.poll() is not None:
                     self.starts += 1
                     self.warm_bytes = None
+                    self.samples = []
                     environment = clean_environment(**self._settings)
                     self._process = subprocess.Popen(
                         self._argv, cwd=ROOT, env=environment, stdout=output, stderr=output
@@ -144,19 +148,21 @@ class ChaosStack:
             "HEARTBEAT_TIMEOUT_SECONDS": "5",
             "LOG_LEVEL": "WARNING",
         }
+        if number == 0:
+            settings[IMMORTAL] = "1"
         log = self.directory / f"worker{number}.log"
         url = f"http://127.0.0.1:{port}"
         self.workers.append(ChaosProcess(f"worker {number}", gateway_command("serve"), url, log, **settings))
 
     async def wait_until_ready(self, worker: ChaosProcess) -> None:
-        async def is_ready() -> bool:
-            try:
-                async with self.session.get(f"{worker.url}/ready") as response:
-                    return response.status == 200
-            except (aiohttp.ClientError, TimeoutError):
-                return False
+        await eventually(lambda: self.is_ready(worker), timeout_seconds=_START_SECONDS)
 
-        await eventually(is_ready, timeout_seconds=_START_SECONDS)
+    async def is_ready(self, worker: ChaosProcess) -> bool:
+        try:
+            async with self.session.get(f"{worker.url}/ready") as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def execute(self, *statements: str) -> None:
         """Execute statements as the administrator, also while the database is read-only."""
