@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from gateway.settings.values import CommaSeparated
+from gateway_runtime.placeholders import is_placeholder
 
 MIN_API_KEY_LENGTH = 16
 MIN_JWT_SECRET_LENGTH = 32
@@ -56,6 +57,8 @@ class AccessSettings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _validate_api_key_length(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < MIN_API_KEY_LENGTH:
+        secret = value.get_secret_value() if value is not None else None
+        # Placeholders have a clearer message, which `Settings` adds.
+        if secret is not None and len(secret) < MIN_API_KEY_LENGTH and not is_placeholder(secret):
             raise ValueError(f"must have at least {MIN_API_KEY_LENGTH} characters")
         return value

@@ -1,5 +1,7 @@
 """Binds the state of a server's question to its user."""
 
+import base64
+
 import mcp.types as t
 import msgspec
 from mcp import MCPError
@@ -38,7 +40,7 @@ class QuestionStates:
         """
         if sealed is None:
             return None
-        plain = self._cipher.decrypt(sealed.encode())
+        plain = self._cipher.decrypt(sealed.encode()) if _is_canonical(sealed) else None
         try:
             opened = None if plain is None else msgspec.json.decode(plain, type=_SealedState)
         except msgspec.ValidationError:  # the cipher also encrypts other things
@@ -46,3 +48,14 @@ class QuestionStates:
         if opened is None or (opened.user, opened.tool) != (principal.user, tool):
             raise MCPError(t.INVALID_PARAMS, "The requestState is not valid: call the tool again.")
         return opened.state
+
+
+def _is_canonical(sealed: str) -> bool:
+    """Whether a text is base64 as the cipher writes it.
+
+    Decoding ignores characters after the padding.
+    """
+    try:
+        return base64.urlsafe_b64encode(base64.urlsafe_b64decode(sealed)).decode() == sealed
+    except ValueError:
+        return False

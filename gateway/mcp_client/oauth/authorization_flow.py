@@ -9,6 +9,7 @@ from mcp.client.auth import OAuthClientProvider, OAuthFlowError, OAuthRegistrati
 from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from pydantic import AnyUrl, ValidationError
 
+from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
 from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
 from gateway.mcp_client.oauth.errors import AuthorizationRefused, InsecureUrl, UnsafeAuthorizationServer
@@ -21,6 +22,8 @@ from gateway.mcp_client.oauth.https_only import (
 from gateway.mcp_client.oauth.refresh import INVALID_CLIENT_ERRORS, get_expiry
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import GrantStore
+
+log = get_logger(__name__)
 
 _LEGACY_VERSION = "2025-11-25"
 _PKCE_METHOD = "S256"
@@ -125,12 +128,16 @@ class AuthorizationFlow:
     def _require_pkce(self) -> None:
         """Check that the authorization server declares PKCE, as MCP demands.
 
-        Without PKCE, whoever sees a code can redeem it.
+        Without PKCE, whoever sees a code can redeem it. Protocol 2025-03-26 has servers without metadata, which cannot
+        declare it: the administrator's file may name one.
 
         Raises:
             UnsafeAuthorizationServer: its metadata does not say so.
         """
         metadata = self._provider.context.oauth_metadata
+        if metadata is None and not self._config.added_at_run_time:
+            log.warning("pkce_not_declared", server=self._config.name)
+            return
         if metadata is None or _PKCE_METHOD not in (metadata.code_challenge_methods_supported or ()):
             raise UnsafeAuthorizationServer(
                 "its authorization server does not declare PKCE: `code_challenge_methods_supported` must contain S256"

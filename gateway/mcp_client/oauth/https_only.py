@@ -81,8 +81,10 @@ async def _read_answer(response: httpx2.Response) -> httpx2.Response:
 def is_permitted_url(url: str, server_url: str) -> bool:
     """Whether a URL is https, or http on the server's own host.
 
-    All loopback addresses count as one host.
+    All loopback addresses count as one host. A user or password disguises the host, unless the server's URL has it too.
     """
     parts, server = urlsplit(url), urlsplit(server_url)
+    if "@" in parts.netloc and parts.netloc != server.netloc:
+        return False
     is_loopback = {parts.hostname, server.hostname} <= _LOOPBACK_HOSTS
     return parts.scheme == "https" or (parts.scheme == "http" and (is_loopback or parts.hostname == server.hostname))

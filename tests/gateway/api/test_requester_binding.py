@@ -141,7 +141,15 @@ async def test_question_at_mcp_is_answered_only_by_its_user(keyring: Keyring) ->
     state = asked["requestState"]
     assert "Ada" not in state
     answer = {"inputResponses": {"sure": {"action": "accept", "content": {"sure": True}}}}
-    for forged in (state[:-4] + "AAAA", "the state of Ada's question", "\u00e9"):
+    for forged in (
+        state[:-4] + "AAAA",
+        state + "x",
+        state + "=",
+        "x" + state,
+        f" {state}",
+        "the state of Ada's question",
+        "\u00e9",
+    ):
         assert "error" in await call_wipe(keyring, "ada", requestState=forged, **answer)
     assert (await call_wipe(keyring, "mallory", requestState=state, **answer))["error"]["code"] == -32602
     result = (await call_wipe(keyring, "ada", requestState=state, **answer))["result"]

@@ -56,11 +56,12 @@ async def victim() -> AsyncGenerator[Victim]:
 
 @asynccontextmanager
 async def serve_hostile(
-    metadata_url: str | None = None, redirect: str | None = None, **metadata: Any
+    metadata_url: str | None = None, redirect: str | None = None, is_legacy: bool = False, **metadata: Any
 ) -> AsyncGenerator[str]:
     """Serve an MCP server that demands OAuth; yield its URL.
 
     `metadata_url`: where it says its resource metadata is. `redirect`: where its own resource metadata redirects to.
+    `is_legacy`: it has no metadata at all.
     `metadata` changes the metadata of its authorization server; None removes a field.
     """
 
@@ -94,12 +95,15 @@ async def serve_hostile(
     async def register(request: Request) -> Response:
         return JSONResponse({**await request.json(), "client_id": "gateway"}, 201)
 
+    descriptions = [
+        Route("/.well-known/oauth-protected-resource/mcp", describe_resource),
+        Route("/.well-known/oauth-authorization-server", describe_issuer),
+    ]
     app = Starlette(
         routes=[
             Route("/mcp", refuse, methods=["GET", "POST", "DELETE"]),
-            Route("/.well-known/oauth-protected-resource/mcp", describe_resource),
-            Route("/.well-known/oauth-authorization-server", describe_issuer),
             Route("/register", register, methods=["POST"]),
+            *([] if is_legacy else descriptions),
         ]
     )
     async with serve_asgi(app) as address:
@@ -149,6 +153,11 @@ HOSTILE_METADATA = {
     "resource-metadata": lambda victim: {"metadata_url": f"{victim.get_url()}/latest/meta-data"},
     "resource-metadata-http": lambda victim: {"metadata_url": f"{victim.get_url(scheme='http')}/latest/meta-data"},
     "resource-metadata-by-name": lambda victim: {"metadata_url": f"{victim.get_url('localhost')}/latest/meta-data"},
+    "user-information": lambda victim: {"metadata_url": f"https://127.0.0.1:80@127.0.0.1:{victim.port}/latest"},
+    "mapped-address": lambda victim: {"metadata_url": f"{victim.get_url('[::ffff:127.0.0.1]')}/latest"},
+    "short-address": lambda victim: {"metadata_url": f"{victim.get_url('127.1')}/latest"},
+    "number": lambda victim: {"metadata_url": f"{victim.get_url('2130706433')}/latest"},
+    "any-address": lambda victim: {"metadata_url": f"{victim.get_url('0.0.0.0')}/latest"},
     "issuer": lambda victim: {"issuer": victim.get_url()},
     "registration-endpoint": lambda victim: {"registration_endpoint": f"{victim.get_url()}/register"},
 }
@@ -201,6 +210,14 @@ async def test_internal_server_of_the_file_signs_in_at_its_own_host(serve: Serve
     async with serve_hostile() as url, serve(url=url) as gateway:
         status, location = await start_sign_in(gateway)
     assert (status, urlsplit(location).path) == (303, "/authorize")
+
+
+async def test_server_added_at_run_time_without_metadata_is_refused(serve: Serve) -> None:
+    """Protocol 2025-03-26 has servers without metadata, which cannot declare PKCE."""
+    async with serve_hostile(is_legacy=True) as url, serve() as gateway:
+        assert (await gateway.post("/api/v1/mcp/servers", {"name": "hostile", "url": url})).status == 201
+        status, page = await start_sign_in(gateway)
+    assert (status, "PKCE" in page) == (502, True), page
 
 
 @pytest.mark.parametrize("methods", [None, [], ["plain"]])
