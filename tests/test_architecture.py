@@ -1,6 +1,7 @@
 """Tests of the imports that each module is allowed."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,3 +184,34 @@ def test_database_connections_are_opened_in_one_module(path: Path) -> None:
     assert "asyncpg.connect(" not in source
     assert "create_pool" not in names
     assert "create_async_engine" not in source
+
+
+TRANSACTIONS = {"session", "transaction", "begin_transaction", "_open_session"}
+"""Methods whose block is a transaction of the database."""
+IN_TRANSACTION = re.compile(r"\b(session|connection|transaction)\b")
+
+
+def list_foreign_waits(tree: ast.Module) -> Iterator[int]:
+    """List the lines that await something else than the database in a transaction."""
+    for block in ast.walk(tree):
+        if isinstance(block, ast.AsyncWith) and TRANSACTIONS & {_get_method(item) for item in block.items}:
+            for node in (node for statement in block.body for node in ast.walk(statement)):
+                if isinstance(node, ast.Await) and not IN_TRANSACTION.search(ast.unparse(node)):
+                    yield node.lineno
+                if isinstance(node, ast.AsyncWith | ast.AsyncFor):
+                    yield node.lineno
+
+
+def _get_method(item: ast.withitem) -> str | None:
+    call = item.context_expr
+    return call.func.attr if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_transaction_waits_for_nothing_but_the_database(path: Path) -> None:
+    assert list(list_foreign_waits(ast.parse(path.read_text()))) == []
+
+
+def test_wait_for_something_else_in_a_transaction_is_found() -> None:
+    code = "async def f():\n async with database.session() as session:\n  await session.exec(q)\n  await http.post(u)"
+    assert list(list_foreign_waits(ast.parse(code))) == [4]
