@@ -8,7 +8,6 @@ import hashlib
 import os
 import pwd
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import TypedDict
 
 from gateway_runtime.child_processes import select_variables
 from gateway_runtime.errors import EmbeddedPostgresError
+from gateway_runtime.private_files import check_private_directory, make_data_directory
 
 SYSTEM_USER = "agent-gateway-pg"
 SYSTEM_HOME = Path("/var/lib/agent-gateway")
@@ -51,7 +51,7 @@ class ClusterPaths:
         self.notes: list[str] = []
         self.user = _find_system_user(self.notes) if os.geteuid() == 0 else None
         requested = requested.expanduser().absolute()
-        requested.mkdir(parents=True, exist_ok=True)
+        make_data_directory(requested)
         self.directory = self._choose_data_directory(requested)
         self.programs = self._find_programs()
         self.cluster = self.directory / "postgres"
@@ -94,7 +94,7 @@ class ClusterPaths:
             return requested
         digest = hashlib.sha256(str(requested).encode()).hexdigest()[:8]
         directory = _find_system_home() / f"{requested.parent.name or 'data'}-{digest}"
-        directory.mkdir(parents=True, exist_ok=True)
+        make_data_directory(directory)
         assert self.user is not None
         self.notes.append(
             f"Postgres does not run as root, and its user {self.user.pw_name} cannot enter {requested}. "
@@ -141,12 +141,12 @@ class ClusterPaths:
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
             self.change_owner(directory)
-        status = directory.lstat()
-        owner = self.user.pw_uid if self.user else os.geteuid()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
+        try:
+            check_private_directory(directory, self.user.pw_uid if self.user else os.geteuid())
+        except OSError:
             raise EmbeddedPostgresError(
                 f"{directory} is not a private directory of the gateway's user: remove it, or set GATEWAY_DATA_DIR."
-            )
+            ) from None
         return directory
 
 

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from gateway_runtime.cluster_paths import SOCKET_NAME, ClusterPaths
 from gateway_runtime.errors import EmbeddedPostgresError
+from gateway_runtime.private_files import open_private
 
 __all__ = [
     "DATABASE_NAME",
@@ -221,7 +222,7 @@ def _start_process(paths: ClusterPaths, settings: Mapping[str, str]) -> subproce
     """Start Postgres and wait until it accepts connections."""
     flags = [part for name, value in {**_SETTINGS, **settings}.items() for part in ("-c", f"{name}={value}")]
     log_file = paths.directory / "postgres-start.log"
-    with log_file.open("wb") as output:
+    with open(log_file, "wb", opener=open_private) as output:
         process = subprocess.Popen(  # noqa: S603
             [str(paths.programs / "postgres"), "-D", str(paths.cluster), "-k", str(paths.sockets), *flags],
             **paths.get_process_options(),
@@ -312,7 +313,7 @@ def _accepts_connections(sockets: Path) -> bool:
 @contextlib.contextmanager
 def _lock_directory(directory: Path) -> Generator[None]:
     """Let one process at a time decide whether to start Postgres."""
-    with (directory / ".postgres.lock").open("w") as file:
+    with open(directory / ".postgres.lock", "w", opener=open_private) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gateway.common.logging import get_logger
 from gateway.domain.messages import JsonObject
+from gateway_runtime.private_files import make_data_directory, open_private
 
 log = get_logger(__name__)
 
@@ -62,8 +63,9 @@ class IdentityKeys:
         """
         draft = directory / f"{JWKS_FILE}.{os.getpid()}"
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self.get_jwks()))
+            make_data_directory(directory)
+            with open(draft, "w", opener=open_private) as output:  # who writes to it could mint tokens
+                output.write(json.dumps(self.get_jwks()))
             draft.replace(directory / JWKS_FILE)
         except OSError as error:
             log.info("identity_keys_not_written", error=type(error).__name__)

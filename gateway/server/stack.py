@@ -6,7 +6,6 @@ Everything on this machine, or several gateway workers on one port.
 import asyncio
 import contextlib
 import os
-import secrets
 import socket
 import sys
 import time
@@ -20,6 +19,7 @@ from gateway.server.startup_report import report_stack_ready, report_workers_rea
 from gateway.server.supervisor import ManagedProcess, Supervisor
 from gateway_runtime import tls
 from gateway_runtime.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, find_cluster
+from gateway_runtime.private_files import load_or_create_secret
 from gateway_runtime.sockets import SharedPort, bind_socket
 
 _PYTHON_MODULE = (sys.executable, "-m")
@@ -167,9 +167,7 @@ def _load_tools_state_key(settings: Settings) -> str:
     """
     if settings.tools_server_secret is not None:
         return settings.tools_server_secret.get_secret_value()
-    file = settings.gateway_data_dir / "tools-secret"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(32))
-    return file.read_text()
+    try:
+        return load_or_create_secret(settings.gateway_data_dir / "tools-secret")[0]
+    except OSError as error:
+        raise ConfigError(f"GATEWAY_DATA_DIR: {error}") from None

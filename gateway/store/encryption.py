@@ -2,12 +2,11 @@
 
 import base64
 import hashlib
-import os
-import secrets
 
 from cryptography.fernet import Fernet, InvalidToken
 
 from gateway.config import ConfigError, Settings
+from gateway_runtime.private_files import load_or_create_secret
 
 KEY_FILE = "encryption.key"
 
@@ -44,18 +43,7 @@ def load_encryption_secret(settings: Settings) -> str:
         return settings.gateway_encryption_key.get_secret_value()
     file = settings.gateway_data_dir / KEY_FILE
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as output:
-            output.write(secrets.token_urlsafe(32))
-        try:
-            os.link(draft, file)  # of several processes, the first to link the file determines the key
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-        return file.read_text().strip()
+        return load_or_create_secret(file)[0]
     except OSError as error:
         raise ConfigError(
             f"GATEWAY_DATA_DIR: the key file {file} cannot be created or read: {error.strerror}"

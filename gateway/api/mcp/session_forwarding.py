@@ -12,7 +12,7 @@ import math
 import os
 import re
 import socket
-import stat
+import struct
 import tempfile
 import time
 from pathlib import Path
@@ -28,10 +28,13 @@ from gateway.common.logging import get_logger
 from gateway.common.timeouts import Timeouts
 from gateway.domain.errors import ClientGone, SessionUnavailable
 from gateway.domain.messages import Principal
+from gateway_runtime.private_files import check_private_directory
 
 log = get_logger(__name__)
 
 _STALE_SOCKET_SECONDS = 60.0
+_CREDENTIALS = struct.Struct("3i")
+"""C's `struct ucred`: process, user and group."""
 _WORKER_NAME = re.compile(r"[0-9a-f]{32}")
 _FORWARDED_SCOPE_KEYS = (
     "type",
@@ -126,9 +129,14 @@ class WorkerForwarder:
         if worker == self.name or not _WORKER_NAME.fullmatch(worker):
             return False
         try:
+            check_private_directory(self._directory, os.geteuid())
             async with Deadline.after(self._timeouts.forwarding).limit():
                 reader, writer = await asyncio.open_unix_connection(self._directory / worker)
+            _check_peer(writer)
         except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except PermissionError as error:  # another user would get the caller's key
+            log.error("forwarding_socket_foreign", directory=str(self._directory), error=str(error))
             return False
         except OSError as error:  # also a timeout; the socket of a frozen worker takes few connections
             log.warning("forwarding_failed", worker=worker, error=type(error).__name__)
@@ -194,6 +202,7 @@ class WorkerForwarder:
     async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         disconnect: asyncio.Task[bytes] | None = None
         try:
+            _check_peer(writer)
             async with Deadline.after(self._timeouts.body + self._timeouts.forwarding).limit():
                 frame = await _read_message(reader)
             if frame is None:
@@ -209,6 +218,8 @@ class WorkerForwarder:
                 _make_receive(request.body, disconnect),
                 _make_send(writer),
             )
+        except PermissionError as error:
+            log.error("forwarding_socket_foreign", directory=str(self._directory), error=str(error))
         except TimeoutError:
             log.warning("forwarded_request_timed_out")
         finally:
@@ -224,11 +235,27 @@ class WorkerForwarder:
         """
         with contextlib.suppress(FileExistsError):
             self._directory.mkdir(mode=0o700)
-        status = self._directory.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise PermissionError(f"{self._directory} is not a private directory of this user")
+        check_private_directory(self._directory, os.geteuid())
         for path in self._directory.iterdir():
             _remove_stale_socket(path)
+
+
+def _check_peer(writer: asyncio.StreamWriter) -> None:
+    """Check that a connection's other end is a process of this user.
+
+    Where the system does not report it, the directory's owner and mode must suffice.
+
+    Raises:
+        PermissionError: another user serves the socket; the connection is closed.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        return
+    with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as connection:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(credentials)
+    if user != os.geteuid():
+        writer.transport.abort()
+        raise PermissionError(f"the other end of the socket is a process of user {user}")
 
 
 def _remove_stale_socket(path: Path) -> None:
