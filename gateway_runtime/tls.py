@@ -37,11 +37,14 @@ class TlsFiles:
     password: str | None
     setting_prefix: str
 
-    def check_and_build_options(self, report_doubt: Callable[[str], object] | None = None) -> TlsOptions:
+    def check_and_build_options(
+        self, report_doubt: Callable[[str], object] | None = None, *, allow_expired: bool = True
+    ) -> TlsOptions:
         """Check the files and return uvicorn's options.
 
         `report_doubt` gets a message about files that work and are probably a mistake: an expired certificate, or a
-        password for a key that is not encrypted. Without it, they are errors.
+        password for a key that is not encrypted. Without it, they are errors. An expired certificate is an error also
+        without `allow_expired`.
 
         Raises:
             ConfigError: a file cannot be read or used, or certificate and key do not match.
@@ -50,18 +53,33 @@ class TlsFiles:
         certificate = self._load_certificate()
         if certificate.not_valid_after_utc < datetime.now(UTC):
             expired = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-            report_doubt(f"{self.setting_prefix}_CERT_FILE: {self.cert}: the certificate expired on {expired}")
+            report_expiry = report_doubt if allow_expired else _raise_config_error
+            report_expiry(f"{self.setting_prefix}_CERT_FILE: {self.cert}: the certificate expired on {expired}")
         if self._load_key(report_doubt).public_key() != certificate.public_key():
             raise ConfigError(
                 f"{self.setting_prefix}_KEY_FILE: {self.key} is not the key of the certificate in {self.cert}"
             )
+        self.build_server_context()
+        return {"ssl_certfile": self.cert, "ssl_keyfile": self.key, "ssl_keyfile_password": self.password}
+
+    def build_server_context(self) -> ssl.SSLContext:
+        """Build a TLS context with the certificate and its issuers.
+
+        Raises:
+            ConfigError: OpenSSL cannot use the files.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # An empty password instead of none: without one OpenSSL asks at the terminal.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, self.password or "")
-        except (ssl.SSLError, ValueError) as error:  # ValueError: a password over 1024 bytes
-            reason = error.reason.replace("_", " ").lower() if isinstance(error, ssl.SSLError) else str(error)
+            context.load_cert_chain(self.cert, self.key, self.password or "")
+        except OSError as error:
+            if not isinstance(error, ssl.SSLError):
+                raise ConfigError(f"{self.setting_prefix}_CERT_FILE: cannot be read: {error.strerror}") from None
+            reason = (error.reason or "unknown error").replace("_", " ").lower()
             raise ConfigError(f"{self.setting_prefix}_CERT_FILE: {self.cert} cannot be used: {reason}") from None
-        return {"ssl_certfile": self.cert, "ssl_keyfile": self.key, "ssl_keyfile_password": self.password}
+        except ValueError as error:  # a password over 1024 bytes
+            raise ConfigError(f"{self.setting_prefix}_CERT_FILE: {self.cert} cannot be used: {error}") from None
+        return context
 
     def build_client_context(self) -> ssl.SSLContext:
         """Build a TLS context for clients on this machine.
@@ -107,6 +125,33 @@ class TlsFiles:
             if self.password:
                 raise ConfigError(f"{self.setting_prefix}_KEY_PASSWORD: does not open {self.key}") from None
             raise ConfigError(f"{self.setting_prefix}_KEY_FILE: {self.key} holds no private key in PEM") from None
+
+
+class ReloadableCertificate:
+    """The certificate of a listening server, which can be replaced.
+
+    `context` is the server's. Each handshake uses the newest certificate; established connections are not touched.
+    """
+
+    def __init__(
+        self, files: TlsFiles, context: ssl.SSLContext, report_doubt: Callable[[str], object] | None = None
+    ) -> None:
+        self._files = files
+        self._current = context
+        self._report_doubt = report_doubt
+        context.sni_callback = self._use_current
+
+    def reload(self) -> None:
+        """Read the files again.
+
+        Raises:
+            ConfigError: they cannot be used; the certificate so far stays in use.
+        """
+        self._files.check_and_build_options(self._report_doubt, allow_expired=False)
+        self._current = self._files.build_server_context()
+
+    def _use_current(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = self._current
 
 
 def build_server_options(files: TlsFiles | None, report_doubt: Callable[[str], object] | None = None) -> TlsOptions:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -28,13 +28,13 @@ class Certificate:
 
 
 def create_certificate(
-    directory: Path, *, name: str = "localhost", days: float = 1, password: str | None = None
+    directory: Path, *, name: str = "localhost", days: float = 1, password: str | None = None, rsa_key: bool = False
 ) -> Certificate:
     """Create a self-signed certificate for `name` and 127.0.0.1.
 
     It expires in `days` days.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = rsa.generate_private_key(65_537, 2048) if rsa_key else ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     expires_at = datetime.now(UTC) + timedelta(days=days)
     certificate = (

@@ -23,7 +23,7 @@ from gateway_runtime.parent_watchdog import stop_with_parent
 from gateway_runtime.postgres_keeper import PostgresKeeper
 from gateway_runtime.sockets import bind_socket
 from tools_server.config import ConfigError, Settings, list_renamed_settings, load_settings
-from tools_server.http_server import HttpServer
+from tools_server.http_server import HttpServer, log_tls_doubt
 from tools_server.log import configure_logging
 
 if TYPE_CHECKING:
@@ -46,21 +46,13 @@ def serve(
         configure_logging(json=settings.json_logs, level=settings.effective_log_level)
         for setting in list_renamed_settings():
             log.warning("setting_renamed", old=setting.old_name, new=setting.new_name)
-        tls_options = tls.build_server_options(None if stdio else settings.tls_files, _log_tls_doubt)
+        tls_options = tls.build_server_options(None if stdio else settings.tls_files, log_tls_doubt)
         listener = None if stdio else _bind_listener(settings)
         with run_embedded_postgres(settings) as postgres, asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(run_server(settings, postgres, listener, tls_options))
     except (ConfigError, embedded_postgres.EmbeddedPostgresError) as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(2) from None
-
-
-def _log_tls_doubt(message: str) -> None:
-    """Log a doubt about the TLS files.
-
-    Version 0.1.0 served with such files; the gateway refuses them.
-    """
-    log.warning("tls_files_doubtful", problem=message)
 
 
 def _exit_on_signal(_number: int, _frame: object) -> None:
@@ -97,7 +89,10 @@ async def run_server(
             _warn_about_tokens(settings)
             if settings.gateway_parent_fd is not None:
                 stop_with_parent(settings.gateway_parent_fd)
-            await HttpServer(create_app(mcp, settings), mcp.close_listen_streams, tls_options).serve(sockets=[listener])
+            app = create_app(mcp, settings)
+            server = HttpServer(app, mcp.close_listen_streams, tls_options, settings.tls_files)
+            server.reload_certificate_at_hangup()
+            await server.serve(sockets=[listener])
     finally:
         migrations.cancel()
         await asyncio.wait([migrations])

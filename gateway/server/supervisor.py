@@ -57,6 +57,7 @@ class ManagedProcess:
     port: SharedPort | None = None
     replaceable: bool = False
     is_ready: bool = False
+    reload_pending: bool = False
     worker_id: UUID | None = None
     process: asyncio.subprocess.Process | None = None
     parent_socket: socket.socket | None = None
@@ -156,6 +157,8 @@ class Supervisor:
         for worker in self._workers:
             if worker.is_ready:
                 _send_signal(worker, signal.SIGHUP)
+            else:  # it may have read the old files already
+                worker.reload_pending = True
 
     def _finish(self, code: int, reason: str = "") -> None:
         if reason and not self._stop.is_set():
@@ -196,6 +199,9 @@ class Supervisor:
         if message != READY:
             return message.decode()
         process.is_ready = True
+        if process.reload_pending:
+            process.reload_pending = False
+            _send_signal(process, signal.SIGHUP)
         if all(worker.is_ready for worker in self._workers):
             self.ready.set()
         await self.ready.wait()

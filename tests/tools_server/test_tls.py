@@ -1,5 +1,7 @@
 """The tool server over https."""
 
+import asyncio
+import signal
 import ssl
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from gateway.simulator import Simulator
 from gateway_runtime import tls
 from tests.certificates import create_certificate
 from tests.stack import serve_gateway
-from tests.tools_server.conftest import run_tools_server
+from tests.tools_server.conftest import ToolServerProcess, run_tools_server
 from tools_server.config import ConfigError, load_settings
 
 
@@ -58,6 +60,39 @@ async def test_doubtful_tls_files_are_logged_and_served(
     assert ended.code == 0
     assert '"event": "tls_files_doubtful"' in ended.stderr
     assert problem.format(cert=made.cert) in ended.stderr
+
+
+async def test_certificate_is_read_again_at_sighup_and_a_bad_one_is_refused(tmp_path: Path) -> None:
+    made = create_certificate(tmp_path)
+
+    async def reload(server: ToolServerProcess, event: str) -> None:
+        assert server.process.stderr is not None
+        server.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(60):
+            while event not in (line := (await server.process.stderr.readline()).decode()):
+                assert line, "the tool server has ended"
+
+    async def get_health(trusted: ssl.SSLContext) -> int:
+        async with httpx2.AsyncClient(timeout=30, verify=trusted) as http:
+            return (await http.get(f"{server.address}/health")).status_code
+
+    async with run_tools_server(**made.to_settings("TOOLS_SERVER")) as server:
+        server.address = server.address.replace("http://", "https://")
+        old = ssl.create_default_context(cafile=str(made.cert))
+        await server.ready(old)
+        async with httpx2.AsyncClient(timeout=30, verify=old) as opened:
+            assert (await opened.get(f"{server.address}/health")).status_code == 200
+            create_certificate(tmp_path, rsa_key=True)
+            new = ssl.create_default_context(cafile=str(made.cert))
+            await reload(server, "tls_certificate_reloaded")
+            assert await get_health(new) == 200
+            with pytest.raises(httpx2.ConnectError):
+                await get_health(old)
+            assert (await opened.get(f"{server.address}/health")).status_code == 200  # over its old connection
+        made.key.write_text("none")
+        await reload(server, "tls_certificate_refused")
+        assert await get_health(new) == 200
+        assert (await server.end()).code == 0
 
 
 def _without_verification() -> ssl.SSLContext:
