@@ -15,6 +15,7 @@ from gateway.settings.server import ServerSettings
 from gateway.settings.storage import StorageSettings
 from gateway_runtime.errors import ConfigError
 from gateway_runtime.placeholders import is_placeholder
+from gateway_runtime.private_files import read_secret
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings
 
 __all__ = ["ConfigError", "Settings", "list_renamed_settings", "load_settings"]
@@ -58,9 +59,29 @@ def load_settings(**overrides: object) -> Settings:
         ConfigError: a value is not valid. The message names each variable and its problem.
     """
     try:
-        return Settings(**overrides)  # pyright: ignore[reportArgumentType] - pydantic checks the values
+        settings = Settings(**overrides)  # pyright: ignore[reportArgumentType] - pydantic checks the values
+        if (key := _read_api_key_file(settings)) is not None:
+            return Settings(**{**overrides, "api_key": SecretStr(key)})  # pyright: ignore[reportArgumentType]
+        return settings
     except ValidationError as error:
         raise ConfigError("\n".join(_format_problem(problem) for problem in error.errors())) from None
+
+
+def _read_api_key_file(settings: Settings) -> str | None:
+    """Read the key of API_KEY_FILE.
+
+    Return None without that file, and where API_KEY or GATEWAY_ALLOW_ANONYMOUS is set.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    file = settings.api_key_file
+    if settings.api_key is not None or settings.gateway_allow_anonymous or file is None or not file.exists():
+        return None
+    try:
+        return read_secret(file)
+    except OSError as error:
+        raise ConfigError(f"API_KEY_FILE: cannot read {file}: {error.strerror}") from None
 
 
 def list_renamed_settings() -> list[RenamedSetting]:

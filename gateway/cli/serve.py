@@ -3,15 +3,18 @@
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.config import Settings, list_renamed_settings
+from gateway.config import ConfigError, Settings, list_renamed_settings
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from gateway_runtime.parent_watchdog import ParentWatchdog
+    from gateway_runtime.tls import ReloadableCertificate, TlsOptions
 
 
 async def serve_gateway(settings: Settings, fd: int | None) -> None:
@@ -40,11 +43,9 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
         listener = sockets.socket_from_fd(fd)
     # Imported here because it takes more than a second: errors in the settings above are reported at once.
     gc.disable()  # a collection during the imports finds no garbage
-    import uvicorn
-
-    from gateway.api.http.protocol import HttpProtocol
     from gateway.api.security.authentication import reject_open_gateway
     from gateway.app import create_app, reload_servers, stop_gateway
+    from gateway.cli.first_key import ensure_api_key
     from gateway.server.http_server import GatewayHttpServer
 
     gc.freeze()
@@ -52,26 +53,66 @@ async def serve_gateway(settings: Settings, fd: int | None) -> None:
     watchdog = ParentWatchdog(settings.gateway_parent_fd) if settings.gateway_parent_fd is not None else None
     with open_postgres(settings) as url:
         await prepare_schema(settings, url)
-        reject_open_gateway(settings, stored_keys=await _has_stored_keys(url))
+        stored_keys = await _has_stored_keys(url)
+        settings = ensure_api_key(settings, stored_keys=stored_keys)
+        reject_open_gateway(settings, stored_keys=stored_keys)
         async with _open_model_server(settings, url) as complete_settings:
             wait_until_served = watchdog.wait_until_all_ready if watchdog and fd is not None else None
             app = create_app(complete_settings, wait_until_served=wait_until_served)
             loop = asyncio.get_running_loop()
-
-            loop.add_signal_handler(signal.SIGHUP, lambda: reload_servers(app))
-            config = uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
-                server_header=False,
-                http=HttpProtocol,
-                ws="none",
-                **tls_options,
-            )
+            config = _build_server_config(app, settings, tls_options)
+            certificate = _watch_certificate(settings, config)
+            loop.add_signal_handler(signal.SIGHUP, partial(_reload, partial(reload_servers, app), certificate))
             stop = partial(stop_gateway, app, settings.shutdown_grace_seconds)
             server = GatewayHttpServer(config, lambda: _stop_turns(stop, loop, watchdog))
             await server.serve(sockets=[listener])
+
+
+def _build_server_config(
+    app: Callable[..., Awaitable[None]], settings: Settings, tls_options: "TlsOptions"
+) -> "uvicorn.Config":
+    import uvicorn
+
+    from gateway.api.http.protocol import HttpProtocol
+
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
+        server_header=False,
+        http=HttpProtocol,
+        ws="none",
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),  # without it uvicorn trusts each program on this machine
+        **tls_options,
+    )
+
+
+def _watch_certificate(settings: Settings, config: "uvicorn.Config") -> "ReloadableCertificate | None":
+    from gateway_runtime.tls import ReloadableCertificate
+
+    if settings.tls_files is None:
+        return None
+    config.load()
+    assert config.ssl is not None
+    return ReloadableCertificate(settings.tls_files, config.ssl)
+
+
+def _reload(reload_servers: Callable[[], None], certificate: "ReloadableCertificate | None") -> None:
+    """Read the configuration of the MCP servers and the certificate again."""
+    from gateway.common.logging import get_logger
+
+    log = get_logger(__name__)
+    reload_servers()
+    if certificate is None:
+        return
+    try:
+        certificate.reload()
+    except ConfigError as error:
+        log.error("tls_certificate_refused", problem=str(error))
+    else:
+        log.info("tls_certificate_reloaded")
 
 
 def _stop_turns(

@@ -1,8 +1,9 @@
 """Settings of who may use the gateway: keys, tokens, hosts and origins."""
 
+from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
 from gateway.settings.values import CommaSeparated
@@ -20,8 +21,12 @@ class AccessSettings(BaseSettings):
     gateway_allow_anonymous: bool = False
     gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
     api_key: SecretStr | None = None
+    api_key_file: Path | None = None
     cors_origins: CommaSeparated = ()
     trusted_hosts: CommaSeparated = ()
+    trusted_proxies: CommaSeparated = Field(
+        default=(), validation_alias=AliasChoices("TRUSTED_PROXIES", "FORWARDED_ALLOW_IPS")
+    )
     jwt_secret: SecretStr | None = None
     jwt_jwks_url: str | None = None
     jwt_issuer: str | None = None

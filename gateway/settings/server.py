@@ -17,6 +17,7 @@ class ServerSettings(BaseSettings):
 
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(default=8000, ge=0, le=65535)
+    gateway_bind: str | None = None
     gateway_data_dir: Path = Path(".data")
     gateway_public_url: str | None = None
     gateway_tls_cert_file: Path | None = None
@@ -82,6 +83,25 @@ class ServerSettings(BaseSettings):
         """The gateway's URL for this machine."""
         host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
         return f"{'https' if self.gateway_tls_cert_file else 'http'}://{host}:{self.gateway_port}"
+
+    @property
+    def bind_host(self) -> str | None:
+        """The host part of GATEWAY_BIND; None without it.
+
+        A container's port is published at that address of its host. A port alone is published at all addresses.
+        """
+        if self.gateway_bind is None:
+            return None
+        return self.gateway_bind.rpartition(":")[0].strip("[]") or "0.0.0.0"  # noqa: S104
+
+    @property
+    def published_url(self) -> str:
+        """The URL at GATEWAY_BIND, else the local one."""
+        if self.gateway_bind is None or self.bind_host is None:
+            return self.local_url
+        host = "127.0.0.1" if self.bind_host in ("0.0.0.0", "::") else self.bind_host  # noqa: S104
+        scheme = "https" if self.gateway_tls_cert_file else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.gateway_bind.rpartition(':')[2]}"
 
     @property
     def json_logs(self) -> bool:

@@ -46,6 +46,8 @@ _EXISTENCE_CACHE_SECONDS = 1.0
 _USE_RECORD_INTERVAL_SECONDS = 60.0
 _MAX_CACHED_KEYS = 10_000
 _MAX_AUDITED_FAILURES_PER_SECOND = 20
+_MAX_AUDITED_FAILURES = 60
+_AUDITED_FAILURE_SECONDS = 300.0
 
 
 class Authenticator:
@@ -225,13 +227,16 @@ class ApiKeyCache:
 class FailedLoginAudit:
     """Records failed logins in the audit log.
 
-    It writes one row per second and source, and twenty per second in all.
+    It writes one row per second and source, and not so many in all that they could fill the log: 60 at first, then one
+    more every five minutes.
     """
 
     def __init__(self, audit: AuditStore, *, now: Callable[[], float] = time.monotonic) -> None:
         self._audit = audit
         self._now = now
-        self._second = 0
+        self._second: int = 0
+        self._rows_left: float = _MAX_AUDITED_FAILURES
+        self._counted_at = now()
         self._sources: set[str] = set()
         self._omitted = 0
 
@@ -240,13 +245,19 @@ class FailedLoginAudit:
 
         The next row has the number of failures without one.
         """
-        second = int(self._now())
+        now = self._now()
+        gained = (now - self._counted_at) / _AUDITED_FAILURE_SECONDS
+        self._rows_left = min(_MAX_AUDITED_FAILURES, self._rows_left + gained)
+        self._counted_at = now
+        second = int(now)
         if second != self._second:
             self._second, self._sources = second, set()
-        if source in self._sources or len(self._sources) >= _MAX_AUDITED_FAILURES_PER_SECOND:
+        is_full = len(self._sources) >= _MAX_AUDITED_FAILURES_PER_SECOND or self._rows_left < 1
+        if source in self._sources or is_full:
             self._omitted += 1
             return False
         self._sources.add(source)
+        self._rows_left -= 1
         return True
 
     async def record_failure(self, source: str, credential: str, reason: str) -> None:
@@ -274,21 +285,35 @@ def _create_jwt_verifier(settings: Settings) -> "JwtVerifier | None":
 
 def allows_anonymous(settings: Settings) -> bool:
     """Return whether the gateway may serve callers without a credential."""
-    return is_loopback(settings.gateway_host) or settings.gateway_allow_anonymous
+    is_published = settings.bind_host is not None and not is_loopback(settings.bind_host)
+    return not is_published and (is_loopback(settings.gateway_host) or settings.gateway_allow_anonymous)
 
 
 def reject_open_gateway(settings: Settings, *, stored_keys: bool) -> None:
-    """Reject a configuration that lets anyone on the network in.
+    """Reject a configuration that lets anyone in.
 
-    Without a credential, every caller that reaches the port could use the model's key and the tools.
+    Without a credential, every caller that reaches the port could use the model's key and the tools: a program on the
+    network, or a page of any origin in a browser on this machine.
 
     Raises:
-        ConfigError: the gateway would listen beyond this machine without requiring a credential.
+        ConfigError: callers beyond this machine, or pages of any origin, would need no credential.
     """
-    if settings.api_key is None and not accepts_jwt(settings) and not stored_keys and not allows_anonymous(settings):
+    if settings.api_key is not None or accepts_jwt(settings) or stored_keys:
+        return
+    if settings.bind_host is not None and not is_loopback(settings.bind_host):
+        raise ConfigError(
+            f"GATEWAY_BIND: {settings.gateway_bind} can be reached from other machines: set API_KEY or JWT_SECRET, or "
+            "make a key with `agent-gateway keys create`. GATEWAY_ALLOW_ANONYMOUS does not apply there"
+        )
+    if not allows_anonymous(settings):
         raise ConfigError(
             f"GATEWAY_HOST: {settings.gateway_host} can be reached from other machines: set API_KEY or JWT_SECRET, "
             "make a key with `agent-gateway keys create`, or set GATEWAY_ALLOW_ANONYMOUS=true if that is what you want"
+        )
+    if open_origins := {"*", "null"} & set(settings.cors_origins):
+        raise ConfigError(
+            f"CORS_ORIGINS: {open_origins.pop()} lets every web page use a gateway that requires no credential: list "
+            "the origins, or set API_KEY or JWT_SECRET, or make a key with `agent-gateway keys create`"
         )
 
 

@@ -7,7 +7,7 @@ chunk of a body. See docs/adr/0005.
 import asyncio
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -38,6 +38,8 @@ from gateway.settings.values import is_loopback
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[[]::1]")
 _MAX_ADDRESS_LENGTH = 64
 _IDENTIFY_SECONDS = 2.0
+_IPV6_PREFIX_BITS = 64
+_NAT64 = IPv6Network("64:ff9b::/96")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _STREAMING_CLASSES: tuple[RouteClass, ...] = ("chat", "mcp")
 
@@ -180,8 +182,9 @@ def _parse_host(header: str) -> str:
 
 
 def get_source_address(scope: Scope) -> str:
-    """Return the IP address that a request comes from, in canonical form.
+    """Return the network address that a request comes from, in canonical form.
 
+    An IPv6 address becomes its /64, which one host can use as a whole.
     A missing or invalid address, for example in a forged `X-Forwarded-For`, becomes "unknown": otherwise a client could
     evade its rate limit with another value in each request.
     """
@@ -196,7 +199,17 @@ def _normalize_address(host: str) -> str:
         address = ip_address(host)
     except ValueError:
         return "unknown"
-    return str(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else str(address)
+    if isinstance(address, IPv6Address):
+        embedded = _extract_embedded_ipv4(address)
+        return str(embedded or IPv6Network((address, _IPV6_PREFIX_BITS), strict=False))
+    return str(address)
+
+
+def _extract_embedded_ipv4(address: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address in a mapped, 6to4 or NAT64 address."""
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 async def _send_error(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -199,6 +199,17 @@ async def test_failed_login_audit_is_limited_per_second_and_source(keyring: Keyr
     assert audit.should_record("here")
 
 
+async def test_rows_of_failed_logins_have_a_budget(keyring: Keyring) -> None:
+    """Count the rows of a day, with a new source each second."""
+    clock = [0.0]
+    audit = FailedLoginAudit(keyring.gateway.state.audit, now=lambda: clock[0])
+    rows = 0
+    for second in range(86_400):
+        clock[0] = float(second)
+        rows += audit.should_record(f"source {second}")
+    assert 60 + 287 <= rows <= 60 + 288
+
+
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "not cached"])
 async def test_unknown_and_nearly_correct_keys_are_rejected_by_the_same_calls(keyring: Keyring, cached: bool) -> None:
     secret = keyring.secrets["root"]
@@ -251,6 +262,15 @@ async def test_failed_logins_are_audited_once_per_second_without_the_secret(
         ({"jwt_secret": SecretStr("s" * 32), "jwt_issuer": "i", "jwt_audience": "a"}, False, False),
         ({"gateway_allow_anonymous": True}, False, False),
         ({"gateway_host": "127.0.0.1"}, False, False),
+        ({"gateway_allow_anonymous": True, "gateway_bind": "127.0.0.1:8000"}, False, False),
+        ({"gateway_allow_anonymous": True, "gateway_bind": "[::1]:8000"}, False, False),
+        ({"gateway_allow_anonymous": True, "gateway_bind": "0.0.0.0:8000"}, False, True),
+        ({"gateway_allow_anonymous": True, "gateway_bind": "[::]:8000"}, False, True),
+        ({"gateway_allow_anonymous": True, "gateway_bind": "192.168.0.5:8000"}, False, True),
+        ({"gateway_allow_anonymous": True, "gateway_bind": "8000"}, False, True),
+        ({"gateway_allow_anonymous": True, "gateway_bind": ":8000"}, False, True),
+        ({"gateway_host": "127.0.0.1", "gateway_bind": "0.0.0.0:8000"}, False, True),
+        ({"gateway_allow_anonymous": True, "gateway_bind": "0.0.0.0:8000"}, True, False),
     ],
 )
 def test_gateway_on_a_public_address_requires_authentication(
