@@ -466,6 +466,14 @@ ALTER TABLE mcp_tools ADD COLUMN details_changed_to JSONB;
 
 UPDATE alembic_version SET version_num='gateway_0014' WHERE alembic_version.version_num = 'gateway_0013';
 
+-- Running upgrade gateway_0014 -> gateway_0015
+
+ALTER TABLE api_keys ADD COLUMN made_with TEXT;
+
+CREATE INDEX ix_api_keys_made_with ON api_keys (made_with);
+
+UPDATE alembic_version SET version_num='gateway_0015' WHERE alembic_version.version_num = 'gateway_0014';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

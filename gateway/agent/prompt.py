@@ -105,7 +105,7 @@ class PromptBuilder:
         request, conversation_id = record.request, record.conversation_id
         servers = {spec.server for spec in (*selection.tools, *selection.hidden) if not spec.client}
         instructions = self._toolbox.get_instructions(servers)
-        messages = await self._restore_tool_history(request.messages, record.owner)
+        messages = await self._restore_tool_history(request.messages, principal)
         fixed_messages = [build_system_message(self._system_prompt, instructions, request.system), *messages]
         past_messages: tuple[Message, ...] = ()
         if request.parent_turn_id is not None or (conversation_id is not None and request.conversation_id != "new"):
@@ -123,7 +123,7 @@ class PromptBuilder:
             response_format=request.response_format,
         )
 
-    async def _restore_tool_history(self, messages: tuple[Message, ...], owner: str) -> tuple[Message, ...]:
+    async def _restore_tool_history(self, messages: tuple[Message, ...], principal: Principal) -> tuple[Message, ...]:
         """Insert the tool calls that the gateway ran into a chat's messages.
 
         Clients with tools of their own send the whole chat each time, without the gateway's calls.
@@ -132,7 +132,7 @@ class PromptBuilder:
         all_turn_ids = [turn_id for message_turn_ids in turn_ids for turn_id in message_turn_ids if turn_id is not None]
         if not all_turn_ids:
             return messages
-        added_messages = await self._conversations.load_added_messages(all_turn_ids, owner)
+        added_messages = await self._conversations.load_added_messages(all_turn_ids, principal)
         restored_messages: list[Message] = []
         for message, message_turn_ids in zip(messages, turn_ids, strict=True):
             turn_messages = added_messages.get(

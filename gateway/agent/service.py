@@ -395,7 +395,7 @@ class TurnService:
     async def _find_started(self, request: TurnRequest, principal: Principal) -> TurnHandle | None:
         if request.idempotency_key is None:
             return None
-        stored_turn = await self._turns.find_by_idempotency_key(principal.user, request.idempotency_key)
+        stored_turn = await self._turns.find_by_idempotency_key(principal, request.idempotency_key)
         return None if stored_turn is None else _FollowedTurn(stored_turn)
 
 

@@ -1,4 +1,4 @@
-"""`agent-gateway keys`: create, list and revoke API keys."""
+"""`agent-gateway keys`: create, list, rotate and revoke API keys."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _OPTION_NAMES = {"scopes": "scope", "models": "model", "servers": "server", "tools": "tool"}
 
-app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, rotate and revoke API keys.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -101,13 +101,30 @@ def list_keys(owner: Annotated[str | None, typer.Option(help="Show this owner's 
 
 @app.command("revoke")
 def revoke_key(prefix: Annotated[str, typer.Argument(help="Prefix of the key, as `list` shows it.")]) -> None:
-    """Revoke a key."""
+    """Revoke a key, and all keys made with it."""
 
     async def revoke_by_prefix(store: "KeyStore") -> None:
         await store.revoke_key(await store.get_by_prefix(prefix), by="cli")
 
     _run_with_key_store(revoke_by_prefix)
     print(f"{prefix} is revoked.")
+
+
+@app.command("rotate")
+def rotate_key(
+    prefix: Annotated[str, typer.Argument(help="Prefix of the key, as `list` shows it.")],
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, max=720, help="Hours for which the old key stays valid.")
+    ] = 24.0,
+) -> None:
+    """Create a successor, and let the old key expire."""
+
+    async def rotate_by_prefix(store: "KeyStore") -> str:
+        key = await store.get_by_prefix(prefix)
+        return (await store.rotate_key(key, timedelta(hours=overlap_hours), by="cli"))[1]
+
+    secret = _run_with_key_store(rotate_by_prefix)
+    print(f"{secret}\n\nThe successor of {prefix}, which expires in {overlap_hours:g} hours. It is shown this once.")
 
 
 def _validate_key(**values: object) -> None:

@@ -111,8 +111,8 @@ class ConversationRepository(Protocol):
         ...
 
     @abstractmethod
-    async def load_added_messages(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
-        """Load the messages that completed turns of an owner added.
+    async def load_added_messages(self, turn_ids: list[UUID], principal: Principal) -> dict[UUID, tuple[Message, ...]]:
+        """Load the messages that completed turns of the caller added.
 
         The messages of their requests are not included.
         """
@@ -153,8 +153,12 @@ class TurnRepository(Protocol):
         ...
 
     @abstractmethod
-    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> StoredTurn | None:
-        """Return the turn that an idempotency key of the owner has started."""
+    async def find_by_idempotency_key(self, principal: Principal, idempotency_key: str) -> StoredTurn | None:
+        """Return the turn that an idempotency key of the user has started.
+
+        Raises:
+            Conflict: the caller may not read this turn.
+        """
         ...
 
     @abstractmethod

@@ -12,7 +12,7 @@ from sqlmodel import col, func, or_, select, text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.domain.bus import BusKind, BusMessage
-from gateway.domain.errors import NotFound
+from gateway.domain.errors import Conflict, NotAuthenticated, NotFound
 from gateway.domain.messages import Budget, KeyLimits, Principal, UserRole
 from gateway.store.audit import make_audit_entry
 from gateway.store.bus import CHANNEL
@@ -20,6 +20,7 @@ from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import ApiKey
 
 KEY_PREFIX = "agw_"
+_EXPIRES_LATER = col(ApiKey.expires_at) > func.now()
 _TOUCH_INTERVAL = timedelta(minutes=1)
 _CHANGE_MESSAGE = msgspec.json.encode(BusMessage(BusKind.KEYS_CHANGED, BusMessage.NO_TURN)).decode()
 
@@ -51,36 +52,60 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create_key(self, new: NewKey, *, by: str) -> tuple[ApiKey, str]:
+    async def create_key(self, new: NewKey, *, by: str, made_with: str | None = None) -> tuple[ApiKey, str]:
         """Create a key; return its row and its secret.
 
-        The secret is not stored.
+        The secret is not stored. `made_with` names the credential of the creator.
+
+        Raises:
+            NotAuthenticated: the creator's key has been revoked.
         """
-        prefix = KEY_PREFIX + secrets.token_hex(4)
-        secret = f"{prefix}_{secrets.token_urlsafe(32)}"
-        row = ApiKey(
-            id=UUID(int=uuids.uuid7().int),
-            hash=hash_secret(secret),
-            prefix=prefix,
-            name=new.name,
-            owner=new.owner,
-            role=new.role,
-            scopes=_to_list(new.scopes),
-            models=_to_list(new.models),
-            servers=_to_list(new.servers),
-            tools=_to_list(new.tools),
-            budget=None if new.budget is None else msgspec.to_builtins(new.budget),
-            limits=None if new.limits is None else msgspec.to_builtins(new.limits),
-            created_by=by,
-            created_at=datetime.now(UTC),
-            expires_at=new.expires_at,
-        )
-        detail = msgspec.to_builtins(new) | {"prefix": prefix}
+        row, secret = _build_key(new, by, made_with)
         async with self._database.session() as session:
-            session.add(row)
-            session.add(make_audit_entry(by, "key.create", f"key {prefix}", detail))
-            await _notify_change(session)
+            await self._add_key(session, row, new)
         return row, secret
+
+    async def rotate_key(
+        self, key: ApiKey, overlap: timedelta, *, by: str, made_with: str | None = None
+    ) -> tuple[ApiKey, str]:
+        """Create a successor; return its row and its secret.
+
+        It has the same properties. The old key expires after `overlap`, if not before.
+
+        Raises:
+            NotAuthenticated: the creator's key has been revoked.
+            Conflict: the old key has been revoked or has expired.
+        """
+        new = _get_properties(key)
+        row, secret = _build_key(new, by, made_with)
+        is_active = (col(ApiKey.revoked_at).is_(None), or_(col(ApiKey.expires_at).is_(None), _EXPIRES_LATER))
+        end = func.least(ApiKey.expires_at, func.now() + overlap)  # ignores null
+        retirement = update(ApiKey).where(col(ApiKey.id) == key.id, *is_active).values(expires_at=end)
+        async with self._database.session() as session:
+            await self._add_key(session, row, new)
+            if not await count_changed_rows(session, retirement):
+                raise Conflict("This key has been revoked or has expired.")
+            detail = {"owner": key.owner, "successor": row.prefix, "made_with": made_with, "overlap": str(overlap)}
+            session.add(make_audit_entry(by, "key.rotate", f"key {key.prefix}", detail))
+        return row, secret
+
+    async def _add_key(self, session: AsyncSession, row: ApiKey, new: NewKey) -> None:
+        """Add a key.
+
+        The maker's key is locked, so that its revocation finds this key.
+
+        Raises:
+            NotAuthenticated: the maker's key has been revoked.
+        """
+        if row.made_with is not None and row.made_with.startswith(KEY_PREFIX):
+            is_active = (ApiKey.prefix == row.made_with, col(ApiKey.revoked_at).is_(None))
+            lock = select(ApiKey.id).where(*is_active).with_for_update(read=True)
+            if (await session.exec(lock)).first() is None:
+                raise NotAuthenticated("This API key has been revoked.")
+        session.add(row)
+        detail = msgspec.to_builtins(new) | {"prefix": row.prefix, "made_with": row.made_with}
+        session.add(make_audit_entry(row.created_by, "key.create", f"key {row.prefix}", detail))
+        await _notify_change(session)
 
     async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
         """List the keys, newest first; with `owner`, only the owner's."""
@@ -118,15 +143,28 @@ class KeyStore:
         return row
 
     async def revoke_key(self, key: ApiKey, *, by: str) -> None:
-        """Revoke a key.
+        """Revoke a key, and all keys made with it.
 
-        A key that is already revoked stays as it is.
+        Keys that are already revoked stay as they are.
         """
-        active_key = (col(ApiKey.id) == key.id, col(ApiKey.revoked_at).is_(None))
         async with self._database.session() as session:
-            revocation = update(ApiKey).where(*active_key).values(revoked_at=func.now())
-            if await count_changed_rows(session, revocation):
+            is_active = col(ApiKey.revoked_at).is_(None)
+            revocation = update(ApiKey).where(col(ApiKey.id) == key.id, is_active).values(revoked_at=func.now())
+            changed = bool(await count_changed_rows(session, revocation))
+            if changed:
                 session.add(make_audit_entry(by, "key.revoke", f"key {key.prefix}", {"owner": key.owner}))
+            makers = [key.prefix]
+            # One statement per generation: each sees keys that were committed before it locked their makers.
+            while makers:
+                descendants = update(ApiKey).where(col(ApiKey.made_with).in_(makers), is_active)
+                revoking = descendants.values(revoked_at=func.now()).returning(col(ApiKey.prefix), col(ApiKey.owner))
+                rows = (await (await session.connection()).execute(revoking)).all()
+                for prefix, owner in rows:
+                    detail = {"owner": owner, "made_with_revoked": key.prefix}
+                    session.add(make_audit_entry(by, "key.revoke", f"key {prefix}", detail))
+                makers = [row[0] for row in rows]
+                changed = changed or bool(rows)
+            if changed:
                 await _notify_change(session)
 
     # --- authentication
@@ -183,6 +221,37 @@ def principal_from_key(key: ApiKey) -> Principal:
         },
         Principal,
     )
+
+
+def _build_key(new: NewKey, by: str, made_with: str | None) -> tuple[ApiKey, str]:
+    """Build a key's row, and its secret."""
+    prefix = KEY_PREFIX + secrets.token_hex(4)
+    secret = f"{prefix}_{secrets.token_urlsafe(32)}"
+    row = ApiKey(
+        id=UUID(int=uuids.uuid7().int),
+        hash=hash_secret(secret),
+        prefix=prefix,
+        name=new.name,
+        owner=new.owner,
+        role=new.role,
+        scopes=_to_list(new.scopes),
+        models=_to_list(new.models),
+        servers=_to_list(new.servers),
+        tools=_to_list(new.tools),
+        budget=None if new.budget is None else msgspec.to_builtins(new.budget),
+        limits=None if new.limits is None else msgspec.to_builtins(new.limits),
+        created_by=by,
+        made_with=made_with,
+        created_at=datetime.now(UTC),
+        expires_at=new.expires_at,
+    )
+    return row, secret
+
+
+def _get_properties(key: ApiKey) -> NewKey:
+    """The properties of a key, for its successor."""
+    fields = {name: getattr(key, name) for name in NewKey.__struct_fields__ if name != "expires_at"}
+    return msgspec.structs.replace(msgspec.convert(fields, NewKey), expires_at=key.expires_at)
 
 
 def _to_list(values: tuple[str, ...] | None) -> list[str] | None:

@@ -10,6 +10,7 @@ from sqlmodel import col, func, select
 from gateway.common.redaction import Redactor
 from gateway.domain.errors import ConversationBusy, InvalidRequest, NotFound
 from gateway.domain.messages import Message, Principal, TurnRequest
+from gateway.domain.reading import get_reader_key
 from gateway.ports.store import ConversationRepository, ConversationState
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, decode_json
@@ -32,6 +33,9 @@ _ANCESTORS = """
 _OPEN = """
     WITH conversation AS (
         SELECT id FROM conversations WHERE id = :conversation_id AND owner = :owner
+          AND (cast(:reader_key AS text) IS NULL OR NOT EXISTS (
+            SELECT FROM turns WHERE conversation_id = :conversation_id
+                AND caller->>'key' IS DISTINCT FROM cast(:reader_key AS text)))
     ), busy AS (
         SELECT turns.id, turns.status FROM conversation JOIN turns ON turns.busy_conversation_id = conversation.id
     ), ahead AS (
@@ -87,6 +91,7 @@ class ConversationStore(ConversationRepository):
             _OPEN,
             conversation_id=_parse_id(request.conversation_id),
             owner=principal.user,
+            reader_key=get_reader_key(principal),
             worker_id=worker_id,
             ticket=ticket,
             wait_seconds=wait_seconds,
@@ -107,9 +112,11 @@ class ConversationStore(ConversationRepository):
         rows = await self._database.fetch_rows(_ANCESTORS, turn_id=turn_id, max_turns=self._max_turns)
         return [msgspec.convert(decode_json(row[0]), tuple[Message, ...]) for row in rows]
 
-    async def load_added_messages(self, turn_ids: list[UUID], owner: str) -> dict[UUID, tuple[Message, ...]]:
+    async def load_added_messages(self, turn_ids: list[UUID], principal: Principal) -> dict[UUID, tuple[Message, ...]]:
         """See `ConversationRepository.load_added_messages`."""
-        query = select(Turn).where(col(Turn.id).in_(turn_ids), Turn.owner == owner, Turn.status == "completed")
+        query = select(Turn).where(col(Turn.id).in_(turn_ids), Turn.owner == principal.user, Turn.status == "completed")
+        if (reader_key := get_reader_key(principal)) is not None:
+            query = query.where(col(Turn.caller)["key"].astext == reader_key)
         async with self._database.session() as session:
             turns = (await session.exec(query)).all()
         return {turn.id: msgspec.convert(turn.messages[turn.sent_messages :], tuple[Message, ...]) for turn in turns}
@@ -131,6 +138,8 @@ class ConversationStore(ConversationRepository):
 
     async def _get_parent(self, turn_id: UUID, principal: Principal) -> Turn:
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
+        if (reader_key := get_reader_key(principal)) is not None:
+            query = query.where(col(Turn.caller)["key"].astext == reader_key)
         async with self._database.session() as session:
             turn = (await session.exec(query)).first()
         if turn is None:

@@ -317,7 +317,7 @@ class ApiKey(_Table, table=True):
 
     The hash is SHA-256: a fast hash suffices for 256 random bits. See docs/adr/0020. The prefix identifies the key. A
     revoked key keeps its row. `scopes`, `models`, `servers` and `tools` are lists; null allows everything. `created_by`
-    is a user.
+    is a user, `made_with` the prefix of the key that made this one.
     """
 
     __tablename__ = "api_keys"
@@ -325,6 +325,7 @@ class ApiKey(_Table, table=True):
         Index("ux_api_keys_hash", "hash", unique=True),
         Index("ux_api_keys_prefix", "prefix", unique=True),
         Index("ix_api_keys_owner", "owner", text("id DESC")),
+        Index("ix_api_keys_made_with", "made_with"),
     )
 
     id: UUID = Field(primary_key=True)
@@ -340,6 +341,7 @@ class ApiKey(_Table, table=True):
     budget: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     limits: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     created_by: str = Field(sa_type=Text)
+    made_with: str | None = Field(default=None, sa_type=Text)
     created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     expires_at: datetime | None = Field(default=None, sa_column=_time_column())
     last_used_at: datetime | None = Field(default=None, sa_column=_time_column())

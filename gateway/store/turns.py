@@ -12,9 +12,10 @@ from sqlmodel import col, func, select
 
 from gateway.common.logging import get_logger
 from gateway.domain import events as e
-from gateway.domain.errors import ErrorInfo, NotFound, StorageUnavailable, TurnUnreadable
+from gateway.domain.errors import Conflict, ErrorInfo, NotFound, StorageUnavailable, TurnUnreadable
 from gateway.domain.events import JournalEntry, decode_event
 from gateway.domain.messages import Outcome, Principal, TurnClaim, TurnRecord, TurnRequest, Usage
+from gateway.domain.reading import get_reader_key
 from gateway.ports.store import TurnRepository
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, DatabaseRow, count_changed_rows
@@ -47,9 +48,11 @@ class TurnStore(TurnRepository):
         """Return a turn of the principal.
 
         Raises:
-            NotFound: the principal has no such turn.
+            NotFound: the principal has no such turn, or may not read it.
         """
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == principal.user)
+        if (reader_key := get_reader_key(principal)) is not None:
+            query = query.where(col(Turn.caller)["key"].astext == reader_key)
         async with self._database.session() as session:
             turn = (await session.exec(query)).first()
         if turn is None:
@@ -62,11 +65,15 @@ class TurnStore(TurnRepository):
         async with self._database.session() as session:
             return list((await session.exec(query.order_by(col(ToolCallRow.started_at)))).all())
 
-    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Turn | None:
+    async def find_by_idempotency_key(self, principal: Principal, idempotency_key: str) -> Turn | None:
         """See `TurnRepository.find_by_idempotency_key`."""
-        query = select(Turn).where(Turn.owner == owner, Turn.idempotency_key == idempotency_key)
+        query = select(Turn).where(Turn.owner == principal.user, Turn.idempotency_key == idempotency_key)
         async with self._database.session() as session:
-            return (await session.exec(query)).first()
+            turn = (await session.exec(query)).first()
+        reader_key = get_reader_key(principal)
+        if turn is not None and reader_key is not None and (turn.caller or {}).get("key") != reader_key:
+            raise Conflict("A turn of another key has this idempotency key.")
+        return turn
 
     async def delete_turn(self, turn_id: UUID, *, by: str) -> None:
         """Delete a turn with its events, calls and questions.

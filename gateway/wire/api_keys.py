@@ -72,7 +72,8 @@ class KeyLimitsBody(KeyLimitsView):
 class KeyView(BaseModel):
     """Stored key.
 
-    `prefix` is its beginning. Null as `scopes` or as an allow list permits everything.
+    `prefix` is its beginning. Null as `scopes` or as an allow list permits everything. `made_with` is the credential
+    that made it: the prefix of a key, `API_KEY` or `jwt`; null for the command line. It is revoked with that key.
     """
 
     id: UUID
@@ -87,6 +88,7 @@ class KeyView(BaseModel):
     budget: BudgetView | None
     limits: KeyLimitsView | None
     created_by: str
+    made_with: str | None = None
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
@@ -128,3 +130,14 @@ class NewKeyBody(BaseModel):
     budget: BudgetBody | None = None
     limits: KeyLimitsBody | None = None
     expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None
+
+
+class RotationBody(BaseModel):
+    """Rotation of a key.
+
+    The old key stays valid for `overlap_seconds`, so that its users can change to the new one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    overlap_seconds: int = Field(default=86_400, ge=0, le=30 * 86_400)

@@ -58,6 +58,18 @@ async def test_cli_key_is_required_immediately_and_can_be_revoked(
     assert "revoked" in await run_keys_command(database_url, "list", "--owner", "ada")
 
 
+async def test_cli_rotates_a_key_with_an_overlap(gateway: Gateway, database_url: str) -> None:
+    secret = (await run_keys_command(database_url, "create", "--owner", "ada")).split()[0]
+    successor = (await run_keys_command(database_url, "rotate", secret[:12])).split()[0]
+    await wait_until_unauthorized(gateway)
+    for each in (secret, successor):
+        assert (await gateway.get("/v1/models", headers={"X-API-Key": each})).status == 200
+    await run_keys_command(database_url, "rotate", secret[:12], "--overlap-hours", "0")
+    await wait_until_unauthorized(gateway, headers={"X-API-Key": secret})
+    assert (await gateway.get("/v1/models", headers={"X-API-Key": successor})).status == 200
+    assert "expired" in await run_keys_command(database_url, "rotate", secret[:12], code=2)
+
+
 async def test_cli_key_can_have_limits_and_a_budget(database_url: str, db: asyncpg.Connection) -> None:
     limits = ("--requests=5", "--window-seconds=10", "--streams=2")
     budget = ("--tokens-per-day=1000", "--usd-per-month=0.5")

@@ -44,6 +44,7 @@ _CALL = RoutePermission("tools", "user", "tools")
 _SERVERS = RoutePermission("servers")
 _ADMIN_SERVERS = RoutePermission("servers", "admin")
 _ADMIN = RoutePermission("admin", "admin")
+MANAGE_KEYS = RoutePermission("keys", "user")
 
 ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/health"): _UNCOUNTED,
@@ -91,8 +92,10 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/admin/turns"): _ADMIN,
     ("GET", "/api/v1/audit"): _ADMIN,
     ("GET", "/api/v1/keys"): RoutePermission("keys"),
-    ("POST", "/api/v1/keys"): RoutePermission("keys", "user"),
-    ("DELETE", "/api/v1/keys/{key_id}"): RoutePermission("keys", "user"),
+    ("POST", "/api/v1/keys"): MANAGE_KEYS,
+    # The routes check `MANAGE_KEYS` for other keys: a key may revoke or rotate itself without this scope.
+    ("DELETE", "/api/v1/keys/{key_id}"): RoutePermission(None, "user"),
+    ("POST", "/api/v1/keys/{key_id}/rotate"): RoutePermission(None, "user"),
     ("POST", "/v1/chat/completions"): _START_TURN,
     ("GET", "/v1/models"): ANYONE,
     ("GET", "/v1/models/{model}"): ANYONE,

@@ -62,6 +62,7 @@ ROUTE_KINDS: dict[tuple[str, str], tuple[RouteKind, Any]] = {
     ("GET", "/api/v1/keys"): ("own list", None),
     ("POST", "/api/v1/keys"): ("creates", {}),
     ("DELETE", "/api/v1/keys/{key_id}"): ("owned", None),
+    ("POST", "/api/v1/keys/{key_id}/rotate"): ("owned", {}),
     ("POST", "/v1/chat/completions"): ("creates", CHAT_BODY),
     ("GET", "/v1/models"): ("shared", None),
     ("GET", "/v1/models/{model}"): ("shared", None),

@@ -1,6 +1,7 @@
 """`/api/v1/keys`: API keys. Admins manage all keys, other users their own."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import cast
 from uuid import UUID
 
 import msgspec
@@ -8,12 +9,12 @@ from fastapi import APIRouter, Response
 
 from gateway.api.deps import ApiKeysDep, PrincipalDep
 from gateway.api.http.errors import ErrorBody
-from gateway.api.security.permissions import role_at_most
+from gateway.api.security.permissions import MANAGE_KEYS, require_permission, role_at_most
 from gateway.domain.errors import Forbidden, InvalidRequest
 from gateway.domain.messages import Area, Budget, JsonObject, KeyLimits, Principal, UserRole
 from gateway.store.api_keys import KEY_PREFIX, NewKey
 from gateway.store.models import ApiKey
-from gateway.wire.api_keys import CreatedKey, KeyList, KeyView, NewKeyBody
+from gateway.wire.api_keys import CreatedKey, KeyList, KeyView, NewKeyBody, RotationBody
 
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"])
 
@@ -43,15 +44,71 @@ async def create_key(body: NewKeyBody, principal: PrincipalDep, keys: ApiKeysDep
         max_expires_at = (await keys.get_by_prefix(principal.key)).expires_at
         if max_expires_at is not None and (new.expires_at is None or new.expires_at > max_expires_at):
             new = msgspec.structs.replace(new, expires_at=max_expires_at)
-    row, secret = await keys.create_key(new, by=principal.user)
-    return CreatedKey.model_validate(KeyView.model_validate(row, from_attributes=True).model_dump() | {"key": secret})
+    row, secret = await keys.create_key(new, by=principal.user, made_with=principal.key)
+    return _view_created_key(row, secret)
 
 
 @router.delete("/{key_id}", summary="Revoke a key", status_code=204, responses=_NOT_FOUND)
 async def revoke_key(key_id: UUID, principal: PrincipalDep, keys: ApiKeysDep) -> None:
-    """Revoke a key on every worker. The key stays in the list."""
+    """Revoke a key, and all keys made with it, on every worker.
+
+    The keys stay in the list. A key may revoke itself. A key with scopes, allow lists, a budget or limits may revoke no
+    other; others may revoke keys of their owner whose role is not higher.
+    """
     key: ApiKey = await keys.get_key(key_id, _owner_filter(principal))
+    _require_power_over(key, principal)
     await keys.revoke_key(key, by=principal.user)
+
+
+@router.post(
+    "/{key_id}/rotate",
+    summary="Rotate a key",
+    status_code=201,
+    responses={**_NOT_FOUND, 409: {"model": ErrorBody, "description": "The key has been revoked or has expired"}},
+)
+async def rotate_key(
+    key_id: UUID, body: RotationBody, principal: PrincipalDep, keys: ApiKeysDep, response: Response
+) -> CreatedKey:
+    """Create a successor, and let the old key expire.
+
+    The properties are the same. Both keys are valid for `overlap_seconds` (a day). Only this response shows the new
+    secret. The same keys may be rotated as revoked, except that a key with its own budget or limits may not rotate
+    itself.
+    """
+    response.headers["Cache-Control"] = "no-store"
+    key = await keys.get_key(key_id, _owner_filter(principal))
+    _require_power_over(key, principal)
+    _reject_allowance(principal)
+    overlap = timedelta(seconds=body.overlap_seconds)
+    row, secret = await keys.rotate_key(key, overlap, by=principal.user, made_with=principal.key)
+    return _view_created_key(row, secret)
+
+
+def _require_power_over(key: ApiKey, principal: Principal) -> None:
+    """Check that the caller may revoke or rotate a key.
+
+    Raises:
+        Forbidden: the caller's credential is narrower than the key, or does not permit the management of keys.
+    """
+    if principal.key == key.prefix:
+        return
+    require_permission(principal, MANAGE_KEYS)
+    lists = (principal.models, principal.servers, principal.tools, principal.budget, principal.limits)
+    is_stored = principal.key is not None and principal.key.startswith(KEY_PREFIX)
+    is_narrow = any(value is not None for value in lists) or (is_stored and principal.scopes is not None)
+    if principal.scopes is not None and (key.scopes is None or not set(key.scopes) <= set(principal.scopes)):
+        is_narrow = True
+    if is_narrow or not role_at_most(cast(UserRole, key.role), principal.role):
+        raise Forbidden("Your key is restricted, so it may revoke or rotate only itself.")
+
+
+def _reject_allowance(creator: Principal) -> None:
+    if creator.budget is not None or creator.limits is not None:
+        raise Forbidden("A key with its own budget or limits may not create keys.")
+
+
+def _view_created_key(row: ApiKey, secret: str) -> CreatedKey:
+    return CreatedKey.model_validate(KeyView.model_validate(row, from_attributes=True).model_dump() | {"key": secret})
 
 
 def _owner_filter(principal: Principal) -> str | None:
@@ -68,8 +125,7 @@ def _build_new_key(body: NewKeyBody, creator: Principal) -> NewKey:
     owner = body.owner or creator.user
     if owner != creator.user and creator.role != "admin":
         raise Forbidden("Only admins may create keys for other users.")
-    if creator.budget is not None or creator.limits is not None:
-        raise Forbidden("A key with its own budget or limits may not create keys.")
+    _reject_allowance(creator)
     role: UserRole = body.role or ("user" if role_at_most("user", creator.role) else creator.role)
     if not role_at_most(role, creator.role):
         raise Forbidden(f"The role {creator.role} may not create a key for the role {role}.")

@@ -21,9 +21,9 @@ ActionFilter = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$"
 class AuditView(BaseModel):
     """Entry of the audit log.
 
-    `action` is one of key.create, key.revoke, login.refused, login.granted, login.failed, login.forgotten, server.put,
-    server.remove, tool.approve, instructions.approve, input.accept, input.decline, input.cancel, conversation.delete
-    and turn.delete.
+    `action` is one of key.create, key.rotate, key.revoke, login.refused, login.granted, login.failed, login.forgotten,
+    server.put, server.remove, tool.approve, instructions.approve, input.accept, input.decline, input.cancel,
+    conversation.delete, turn.delete, user.erase and user.export.
     `login.refused` is an invalid credential of a client; the other logins are sign-ins to MCP servers.
     """
 
