@@ -164,6 +164,14 @@ async def test_silent_database_is_answered_in_time(database_url: str) -> None:
             await store.close()
 
 
+async def test_wrong_schema_is_an_error_without_details(tools: str, db: asyncpg.Connection) -> None:
+    async with connect(tools, "auto") as client:
+        await db.execute("ALTER TABLE tools.tasks RENAME COLUMN title TO gone")
+        assert await say(client, "add_task", title="buy milk") == "Error executing tool add_task"
+        await db.execute("ALTER TABLE tools.tasks RENAME COLUMN gone TO title")
+        assert await say(client, "add_task", title="buy milk") == "Added task #1: buy milk"
+
+
 async def test_unknown_number_is_answered_with_those_there_are(tools: str) -> None:
     async with connect(tools, "auto") as client:
         await say(client, "add_task", title="buy milk")
