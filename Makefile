@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test test-quick test-all schedules chaos check format lock audit schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: run test test-quick test-all schedules chaos check format lock audit sbom image-digests schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -46,14 +46,28 @@ format: .venv/.dev
 
 # The lock files contain versions and hashes but no URLs, so they work with any mirror of the package index.
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
+LOCK_TOOLS := pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 lock: | $(UV)
 	$(UV) $(LOCK) --extra dev -o requirements-dev.lock
 	$(UV) $(LOCK) -c requirements-dev.lock -o requirements.lock
+	$(UV) $(LOCK_TOOLS) requirements-uv.in -o requirements-uv.lock
+	$(UV) $(LOCK_TOOLS) requirements-tools.in -o requirements-tools.lock
 
 # Checks the locked packages for published vulnerabilities. Needs the JSON API of the package index (or of OSV, with
 # ARGS="-s osv"). With --strict, it fails if a package cannot be checked.
-audit: | $(UV)
-	$(UV) tool run --quiet pip-audit -r requirements.lock --require-hashes --disable-pip --strict $(ARGS)
+audit: .tools/.installed
+	.tools/bin/pip-audit -r requirements.lock --require-hashes --disable-pip --strict $(ARGS)
+
+# The bill of materials of the locked packages, with their hashes: CycloneDX 1.6 in build/sbom.json. An image's system
+# packages are listed by `docker buildx build --sbom=true`.
+sbom: .tools/.installed
+	@mkdir -p build
+	.tools/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json requirements.lock
+
+# Pins the images of the Dockerfile and compose.yaml to the digests that Docker Hub has for their tags. Needs network
+# access, and no container engine.
+image-digests:
+	$(PYTHON) packaging/image_digests.py $(ARGS)
 
 # The combined result of all migrations, for a new embedded Postgres. A test fails if the file is out of date.
 schema: .venv/.dev
@@ -68,8 +82,8 @@ previous-release: .venv/.dev
 	$(BIN)/python packaging/previous_release.py $(abspath $(UV)) $(PYTHON)
 
 # Installs the hooks of .pre-commit-config.yaml in this clone: ruff and the import rules run before each commit.
-pre-commit: .venv/.dev | $(UV)
-	$(UV) tool run --quiet pre-commit install
+pre-commit: .venv/.dev .tools/.installed
+	.tools/bin/pre-commit install
 
 # Only the official MCP conformance suite; `make test-all` includes it after `make node`.
 conformance: .venv/.dev node
@@ -100,11 +114,18 @@ figures: .venv/.dev
 	$(BIN)/python -m benchmarks.code_figures $(ARGS)
 
 clean:
-	rm -rf .venv .uv .bench .data .upgrade tests/node/node_modules
+	rm -rf .venv .uv .tools .bench .data .upgrade tests/node/node_modules
 
-.uv/bin/uv:
+.uv/bin/uv: requirements-uv.lock
 	$(PYTHON) -m venv .uv
-	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@touch $@
+
+# Tools that are no libraries of the project, so their requirements do not limit the project's.
+.tools/.installed: requirements-tools.lock | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools
+	$(UV) pip install --quiet --python .tools/bin/python --require-hashes -r requirements-tools.lock
+	@touch $@
 
 .venv/bin/python: | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
