@@ -15,6 +15,8 @@ from gateway.ports.servers import ServerConfig, ServerConfigSource
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 DEFAULT_FILE = Path("mcp.json")
+_LEGACY_AUDIENCE = "tools-server"
+"""Audience that a tool server of release 0.1.0 expects."""
 
 
 def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[ServerConfig]:
@@ -26,8 +28,12 @@ def load_servers(settings: Settings, environment: Mapping[str, str] = os.environ
     if settings.mcp_config is not None:
         return _read_file(settings.mcp_config, "MCP_CONFIG", environment)
     if settings.mcp_server_url is not None:
-        identity = settings.mcp_server_identity or ("gateway" if settings.tools_server_secret else "none")
-        return [ServerConfig(name="tools", url=settings.mcp_server_url, prefix="", identity=identity)]
+        identity, audience = settings.mcp_server_identity or "none", None
+        if settings.mcp_server_identity is None and settings.tools_server_secret is not None:
+            identity, audience = "gateway", _LEGACY_AUDIENCE
+        return [
+            ServerConfig(name="tools", url=settings.mcp_server_url, prefix="", identity=identity, audience=audience)
+        ]
     if DEFAULT_FILE.exists():
         return _read_file(DEFAULT_FILE, "mcp.json", environment)
     return []

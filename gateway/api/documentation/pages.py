@@ -23,6 +23,7 @@ _HEADERS = {
         "form-action 'self'; frame-ancestors 'none'"
     )
 }
+_METHODS = ["GET", "HEAD"]
 _ASSET_HEADERS = {"Cache-Control": "public, max-age=3600"}
 _PAGE = """\
 <!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -42,25 +43,25 @@ _REDOC = _PAGE.format(
 _OAUTH2_REDIRECT = _PAGE.format(head="", body='<script src="assets/oauth2-redirect.js"></script>')
 
 
-@router.get("/docs", response_class=HTMLResponse)
+@router.api_route("/docs", methods=_METHODS, response_class=HTMLResponse)
 async def show_swagger_ui() -> HTMLResponse:
     """Show the OpenAPI document in Swagger UI."""
     return HTMLResponse(_SWAGGER_UI, headers=_HEADERS)
 
 
-@router.get("/docs/oauth2-redirect", response_class=HTMLResponse)
+@router.api_route("/docs/oauth2-redirect", methods=_METHODS, response_class=HTMLResponse)
 async def show_oauth2_redirect() -> HTMLResponse:
     """Return the page that ends a sign-in of Swagger UI."""
     return HTMLResponse(_OAUTH2_REDIRECT, headers=_HEADERS)
 
 
-@router.get("/redoc", response_class=HTMLResponse)
+@router.api_route("/redoc", methods=_METHODS, response_class=HTMLResponse)
 async def show_redoc() -> HTMLResponse:
     """Show the OpenAPI document in Redoc."""
     return HTMLResponse(_REDOC, headers=_HEADERS)
 
 
-@router.get("/docs/assets/{name}", response_class=Response)
+@router.api_route("/docs/assets/{name}", methods=_METHODS, response_class=Response)
 async def get_asset(name: str) -> FileResponse:
     """Return a file of the pages."""
     if name not in _MEDIA_TYPES:

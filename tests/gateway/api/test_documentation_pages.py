@@ -31,6 +31,8 @@ async def test_page_loads_only_files_of_the_gateway(shared_gateway: Gateway, pag
     url = f"{shared_gateway.base_url}{page}"
     status, media_type, policy, body = await fetch(shared_gateway, url)
     assert (status, media_type) == (200, "text/html")
+    async with shared_gateway.session.head(url) as response:
+        assert response.status == 200
     addresses = ADDRESS.findall(body.decode())
     assert len(addresses) == number
     for address in addresses:

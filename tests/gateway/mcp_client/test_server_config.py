@@ -81,6 +81,19 @@ def test_servers_come_from_url_setting_or_default_file(tmp_path: Path, monkeypat
     assert load_servers(Settings(_env_file=None))[0].name == "one"  # type: ignore[call-arg]
 
 
+def test_identity_at_the_only_server_follows_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = "a secret of the tests, which is deprecated"
+    for settings, expected in (
+        ({"mcp_server_identity": "gateway"}, ("gateway", "http://h/mcp")),
+        ({"tools_server_secret": secret}, ("gateway", "tools-server")),  # as in release 0.1.0
+        ({"tools_server_secret": secret, "mcp_server_identity": "none"}, ("none", "http://h/mcp")),
+    ):
+        settings |= {"mcp_server_url": "http://user:pw@h?x=1"}
+        (server,) = load_servers(Settings(_env_file=None, **settings))  # type: ignore[call-arg,arg-type]
+        assert (server.identity, server.token_audience) == expected
+
+
 @pytest.mark.parametrize(
     ("prefix", "tool", "expected"),
     [
