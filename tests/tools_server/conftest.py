@@ -34,6 +34,8 @@ ROOT = Path(__file__).parent.parent.parent
 NO_DATABASE = "postgresql+asyncpg://postgres@127.0.0.1:9/none"
 ERAS = ["auto", "legacy"]
 
+_START_SECONDS = 45.0
+"""Timeout of a process, which imports much before it serves."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -161,7 +163,7 @@ class ToolServerProcess:
                 assert response.status_code == 200
                 return True
 
-            await eventually(healthy)
+            await eventually(healthy, timeout_seconds=_START_SECONDS)
 
     async def end(self, by: signal.Signals | None = signal.SIGTERM) -> Ended:
         """Send the signal, if any, and wait until the process has ended."""
