@@ -13,6 +13,7 @@ from gateway.agent.batch_tool import BATCH, run_batch
 from gateway.agent.tool_search import FIND_TOOLS, search_tools
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
+from gateway.common.sanitize import clean_text
 from gateway.domain.events import Event, InputResolved, ToolCallStarted, ToolFinished, ToolLog, ToolProgress
 from gateway.domain.messages import (
     JSON_DECODE_ERRORS,
@@ -39,6 +40,8 @@ from gateway.ports.tools import (
 from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
+
+_MAX_LOGGED_NAME_LENGTH = 100
 
 
 class ToolCallScheduler:
@@ -202,7 +205,8 @@ class ToolCallScheduler:
         if isinstance(result, PendingInput):
             await self._emitter.ask_questions(call.id, result)
             return
-        log.info("tool_called", tool=call.name, outcome=result.outcome, duration_ms=duration_ms)
+        name = spec.name if spec is not None else clean_text(call.name, _MAX_LOGGED_NAME_LENGTH)
+        log.info("tool_called", tool=name, outcome=result.outcome, duration_ms=duration_ms)
         self._emitter.emit(
             ToolFinished(
                 call_id=call.id,

@@ -20,6 +20,8 @@ from gateway.ports.tools import Toolbox
 FIND_TOOLS = "find_tools"
 MAX_TOOLS = 128
 _MAX_RESULTS = 10
+_MAX_SEARCHED_CHARS = 1_000
+"""Of each description."""
 _CHARS_PER_TOKEN = 4
 _RESERVED_SHARE = 0.25
 _MAX_CLIENT_NODES = 50_000
@@ -135,7 +137,11 @@ def search_tools(query: str, hidden: tuple[ToolSpec, ...]) -> ToolResult:
     """
     words = set(_split_words(query))
     documents = [
-        (spec, Counter(_split_words(f"{spec.name} {spec.title or ''}")), set(_split_words(spec.description)))
+        (
+            spec,
+            Counter(_split_words(f"{spec.name} {spec.title or ''}")),
+            set(_split_words(spec.description[:_MAX_SEARCHED_CHARS])),
+        )
         for spec in hidden
     ]
     rarity = {

@@ -12,6 +12,7 @@ from mcp.types import Tool
 
 from gateway.common.concurrency import SupervisedTask
 from gateway.common.logging import get_logger
+from gateway.common.sanitize import clean_text
 from gateway.domain.errors import GatewayError, StorageRefused
 from gateway.domain.messages import JsonObject
 from gateway.mcp_client.connection_pool import ServerOffer
@@ -20,6 +21,7 @@ from gateway.ports.tools import INSTRUCTIONS, ToolDefinitionStore
 log = get_logger(__name__)
 
 _RETRY_SECONDS = 1.0
+_MAX_LOGGED_LENGTH = 100
 _COMPARED_FIELDS = ("name", "title", "description", "inputSchema", "annotations", "outputSchema")
 
 
@@ -114,7 +116,8 @@ class DefinitionChecker:
             definitions[INSTRUCTIONS] = {"instructions": _make_storable(offer.instructions)}
         changed_tools = await self._store.detect_changes(server, definitions, hold_new=holds)
         for tool in sorted(changed_tools - self._changed_tools.get(server, set())):
-            log.warning("tool_definition_changed", server=server, tool=tool or "(instructions)", held=holds)
+            name = clean_text(tool, _MAX_LOGGED_LENGTH) or "(instructions)"
+            log.warning("tool_definition_changed", server=server, tool=name, held=holds)
         self._changed_tools[server] = changed_tools
         self._checked_offers[server] = offer
         self._on_checked()

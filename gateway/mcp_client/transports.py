@@ -15,6 +15,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from gateway.common.concurrency import TaskSet
 from gateway.common.logging import get_logger
+from gateway.common.sanitize import clean_text
 from gateway.mcp_client import size_limit
 from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.http.event_limit import EventLimitingTransport, lift_event_limit
@@ -161,4 +162,4 @@ async def _copy_lines(reader: asyncio.StreamReader, server: str) -> None:
         except ValueError:  # the line is longer than the limit: its buffered part is dropped
             continue
         if text := line.decode(errors="replace").rstrip():
-            log.info("mcp_server_stderr", server=server, line=text[:_MAX_LOG_LINE_LENGTH])
+            log.info("mcp_server_stderr", server=server, line=clean_text(text, _MAX_LOG_LINE_LENGTH))

@@ -7,6 +7,7 @@ from mcp.types import CallToolResult, Tool
 
 from gateway.common.json_schema import SchemaNotCheckable, compile_schema_off_loop, find_error_off_loop
 from gateway.common.logging import get_logger
+from gateway.common.sanitize import clean_text
 from gateway.common.schema_rules import SchemaInvalid
 
 log = get_logger(__name__)
@@ -29,7 +30,7 @@ def replace_output_check(client: Client, server: str, find_tool: Callable[[str],
             schema = await compile_schema_off_loop(tool.output_schema)
             error = await find_error_off_loop(schema, result.structured_content)
         except (SchemaInvalid, SchemaNotCheckable) as problem:
-            log.info("mcp_result_not_checked", server=server, tool=name, error=type(problem).__name__)
+            log.info("mcp_result_not_checked", server=server, tool=clean_text(name, 100), error=type(problem).__name__)
             return
         if error is not None:
             raise RuntimeError("the structured content does not fit the output schema")

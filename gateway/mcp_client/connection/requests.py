@@ -149,7 +149,9 @@ class RequestSender:
         except UnsupportedElicitation as error:
             raise ToolCallError(str(error), did_run=False) from error
         except (RuntimeError, ValueError) as error:  # raised by the SDK for a result that breaks its own schema
-            log.warning("mcp_bad_result", server=self._config.name, tool=tool, error=type(error).__name__)
+            log.warning(
+                "mcp_bad_result", server=self._config.name, tool=clean_text(tool, 100), error=type(error).__name__
+            )
             raise ToolCallError(
                 "The server's result does not fit the tool's own output schema.", did_run=True
             ) from error

@@ -19,7 +19,10 @@ from gateway.domain.messages import (
     text_block,
 )
 from gateway.mcp_client.policy.wrapper import ToolboxWrapper
-from gateway.ports.tools import CallObserver, Toolbox, ToolCallRequest
+from gateway.ports.tools import CallObserver, ItemKind, Toolbox, ToolCallRequest
+
+_IDENTIFIERS = ("server", "uri", "uriTemplate", "prompt")
+"""Fields of items that requests must repeat exactly."""
 
 
 class ArgumentDepthLimit(ToolboxWrapper):
@@ -72,6 +75,13 @@ class SanitizingToolbox(ToolboxWrapper):
             return PendingInput(tuple(_sanitize_question(question) for question in result.questions), result.state)
         content, structured = sanitize_value(result.content), sanitize_value(result.structured)
         return msgspec.structs.replace(result, content=content, structured=structured)
+
+    async def list_server_items(self, kind: ItemKind, principal: Principal) -> list[JsonObject]:
+        items = await self._toolbox.list_server_items(kind, principal)
+        return [
+            {name: value if name in _IDENTIFIERS else sanitize_value(value) for name, value in item.items()}
+            for item in items
+        ]
 
     async def read_resource(self, uri: str, principal: Principal, server: str | None = None) -> JsonObject:
         try:

@@ -198,7 +198,12 @@ def make_hidden_tool() -> t.Tool:
 async def test_hidden_characters_and_long_texts_of_definitions_do_not_reach_the_model_or_a_person(
     database_url: str, simulator: Simulator, tmp_path: Path, log_text: io.StringIO
 ) -> None:
-    server = HostileServer(make_hidden_tool(), instructions=f"Words{HIDDEN}.")
+    server = HostileServer(
+        make_hidden_tool(),
+        make_tool("odd\u202e\u200b", output_schema={"type": "string"}),
+        instructions=f"Words{HIDDEN}.",
+    )
+    server.resources = [t.Resource(uri="x://a", name=f"Resource{HIDDEN}", description=f"Text{HIDDEN}")]
     server.result.structured_content = {}
     entry = {"approval": "always"}
     arguments = json.dumps({"name": "x", "kind": "one"})
@@ -206,11 +211,16 @@ async def test_hidden_characters_and_long_texts_of_definitions_do_not_reach_the_
     async with serve_hostile(database_url, simulator, tmp_path, {"evil": (server, entry)}) as gateway:
         reply = await gateway.chat_stream("Call the tool")
         listed = (await gateway.get("/api/v1/tools")).body
+        resources = (await gateway.get("/api/v1/mcp/resources")).body
+        odd_name = next(tool["name"] for tool in listed["tools"] if "odd" in tool["name"])
+        await gateway.post(f"/api/v1/tools/{odd_name}", {})  # its result does not fit its schema, which is logged
     [question] = reply.get_event_data("input.required")
-    for shown in (simulator.requests[0], question, listed, log_text.getvalue()):
+    log_lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
+    assert any(line["event"] == "mcp_bad_result" for line in log_lines)
+    for shown in (simulator.requests[0], question, listed, resources, log_lines):
         assert not has_hidden_characters(shown)
     assert "The tool" in question["message"]
-    [tool] = simulator.requests[0]["tools"]
+    tool = next(tool for tool in simulator.requests[0]["tools"] if tool["function"]["name"] == "evil_t")
     assert len(json.dumps(tool)) < 10_000
     assert tool["function"]["description"].startswith("Do it.")
     assert tool["function"]["parameters"]["properties"]["name"]["description"].startswith("Namey")
