@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from gateway import __version__
 from gateway.api.http import errors, openapi
-from gateway.api.http.body_limit import BodyLimitMiddleware
+from gateway.api.http.request_body import RequestBodyMiddleware
 from gateway.api.http.request_context import RequestContextMiddleware
 from gateway.api.mcp.endpoint import McpRoute
 from gateway.api.rate_limit.limiter import RATE_HEADERS
@@ -63,7 +63,7 @@ def create_app(
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
     )
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout_seconds=timeouts.body)
+    app.add_middleware(RequestBodyMiddleware, settings=settings, timeout_seconds=timeouts.body)
     app.add_middleware(SecurityMiddleware, settings=settings)
     app.add_middleware(errors.ServerErrorMiddleware)
     if settings.cors_origins:

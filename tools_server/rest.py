@@ -19,7 +19,6 @@ _META = {
     "io.modelcontextprotocol/clientInfo": {"name": "plain-http", "version": "1"},
     "io.modelcontextprotocol/clientCapabilities": {},
 }
-_MAX_BODY_BYTES = 1024 * 1024
 
 
 class _ContentBlock(TypedDict, total=False):
@@ -95,13 +94,9 @@ async def _parse_tool_call(request: Request) -> tuple[str, dict[str, object]]:
     """Parse the tool's name and arguments from the body.
 
     Raises:
-        _RequestError: the body is too large, not JSON, or has other fields.
+        _RequestError: the body is not JSON, or has other fields.
     """
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise _RequestError(413, "payload_too_large", f"The body is larger than {_MAX_BODY_BYTES:,} bytes.")
+    body = await request.body()
     example = '{"name": "calculator", "arguments": {"expression": "5*9"}}'
     try:
         call: object = json.loads(body)

@@ -37,6 +37,7 @@ from starlette.types import ASGIApp
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
 from tools_server.config import LOOPBACK_HOSTS, Settings
+from tools_server.request_body import RequestBodyMiddleware
 from tools_server.request_origin import RequestOriginMiddleware
 from tools_server.rest import add_rest_routes
 from tools_server.sessions import UserSessionManager
@@ -171,7 +172,9 @@ def create_app(mcp: ToolServer, settings: Settings) -> ASGIApp:
     add_rest_routes(app)
     app.routes.extend(build_metadata_routes(settings))
     return RequestOriginMiddleware(
-        AuthenticationMiddleware(app, settings), hosts=security.allowed_hosts, origins=security.allowed_origins
+        AuthenticationMiddleware(RequestBodyMiddleware(app), settings),
+        hosts=security.allowed_hosts,
+        origins=security.allowed_origins,
     )
 
 

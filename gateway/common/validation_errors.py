@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _UNKNOWN_FIELD = "extra_forbidden"
-_VALIDATOR_ERROR = "value_error"
+_VALIDATOR_ERRORS = ("value_error", "unknown_fields")
 
 
 def describe_problem(problem: Mapping[str, Any], location: Sequence[int | str]) -> tuple[str, str]:
@@ -17,7 +17,7 @@ def describe_problem(problem: Mapping[str, Any], location: Sequence[int | str]) 
     if problem["type"] == _UNKNOWN_FIELD:
         return path, "unknown field"
     reason = str(problem["msg"])
-    if problem["type"] != _VALIDATOR_ERROR:
+    if problem["type"] not in _VALIDATOR_ERRORS:
         return path, reason
     reason = reason.removeprefix("Value error, ")
     field, separator, field_reason = reason.partition(": ")

@@ -4,12 +4,13 @@ from datetime import UTC, datetime
 from typing import Annotated, get_args
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from gateway.domain.messages import Area, UserRole
+from gateway.wire.request_model import ItemList, RequestModel
 
 Glob = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
-GlobList = Annotated[list[Glob] | None, Field(max_length=200)]
+GlobList = Annotated[ItemList[Glob] | None, Field(max_length=200)]
 UserName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@+-]{1,128}$")]
 TokenLimit = Annotated[int | None, Field(ge=0, le=10**15)]
 CostLimit = Annotated[float | None, Field(ge=0, le=10**9, allow_inf_nan=False)]
@@ -32,10 +33,8 @@ class BudgetView(BaseModel):
     usd_per_month: float | None = None
 
 
-class BudgetBody(BudgetView):
+class BudgetBody(RequestModel, BudgetView):
     """Limits on usage per day and per month (UTC)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     tokens_per_day: TokenLimit = None
     tokens_per_month: TokenLimit = None
@@ -55,14 +54,12 @@ class KeyLimitsView(BaseModel):
     streams: int | None = None
 
 
-class KeyLimitsBody(KeyLimitsView):
+class KeyLimitsBody(RequestModel, KeyLimitsView):
     """Rate limits of a key, in addition to those of its owner.
 
     `requests` counts all requests in any window of `window_seconds`. At most `streams` turns may run at once, and, as a
     separate count, at most so many streams, waiting requests and MCP requests may be open.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     requests: int | None = Field(default=None, ge=1, le=10**6)
     window_seconds: int = Field(default=60, ge=1, le=86_400)
@@ -110,18 +107,16 @@ class CreatedKey(KeyView):
     key: str
 
 
-class NewKeyBody(BaseModel):
+class NewKeyBody(RequestModel):
     """Key to create.
 
     Only admins may set `owner`. Omitted fields default to the rights of the creator.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     name: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$")
     owner: UserName | None = None
     role: UserRole | None = Field(default=None, description="Default: user, or the creator's role if lower.")
-    scopes: list[Area] | None = Field(default=None, max_length=len(get_args(Area)))
+    scopes: ItemList[Area] | None = Field(default=None, max_length=len(get_args(Area)))
     models: GlobList = Field(default=None, description="Globs that match ids of models.")
     servers: GlobList = Field(default=None, description="Globs that match names of MCP servers.")
     tools: GlobList = Field(
@@ -132,12 +127,10 @@ class NewKeyBody(BaseModel):
     expires_at: Annotated[datetime, AfterValidator(_to_utc)] | None = None
 
 
-class RotationBody(BaseModel):
+class RotationBody(RequestModel):
     """Rotation of a key.
 
     The old key stays valid for `overlap_seconds`, so that its users can change to the new one.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     overlap_seconds: int = Field(default=86_400, ge=0, le=30 * 86_400)

@@ -9,16 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, Parameters, TurnRequest
 from gateway.ports.listener import EventListener
+from gateway.wire.request_model import ItemList, RequestModel
 from gateway.wire.turn_summary import TurnSummary
 
 _encode = msgspec.json.Encoder().encode
 
 
-class _LegacyBody(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class LegacyStreamRequest(_LegacyBody):
+class LegacyStreamRequest(RequestModel):
     """Body of `POST /stream`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "What is 23*19?"}]})
@@ -30,13 +27,13 @@ class LegacyStreamRequest(_LegacyBody):
         return TurnRequest((Message("user", self.prompt),), self.model or "")
 
 
-class Hyperparameters(_LegacyBody):
+class Hyperparameters(RequestModel):
     """Sampling parameters of the model."""
 
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1, le=32_000)
-    stop: str | list[str] | None = Field(
+    stop: str | ItemList[str] | None = Field(
         default=None, description="Up to four texts at which generation stops.", max_length=4
     )
     top_k: int | None = Field(default=None, ge=0)
@@ -49,7 +46,7 @@ class Hyperparameters(_LegacyBody):
         return msgspec.convert(self.model_dump() | {"stop": stop}, Parameters)
 
 
-class LegacyChatStreamRequest(_LegacyBody):
+class LegacyChatStreamRequest(RequestModel):
     """Body of `POST /api/chat/stream`.
 
     Hyperparameters that the model does not support are dropped.
@@ -76,7 +73,7 @@ class LegacyChatStreamRequest(_LegacyBody):
         )
 
 
-class LegacyChatRequest(_LegacyBody):
+class LegacyChatRequest(RequestModel):
     """Body of `POST /api/{user_id}/chat`."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"message": "Add a task to buy milk"}]})

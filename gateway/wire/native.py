@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Message, Parameters, ToolCall, TurnRequest
 from gateway.ports.listener import EventListener
+from gateway.wire.request_model import ItemList, RequestModel
 from gateway.wire.sse import DONE, format_event, format_unnumbered_event
 from gateway.wire.turn_summary import TurnSummary
 
@@ -34,16 +35,14 @@ class NativeToolCall(BaseModel):
     function: NativeFunctionCall
 
 
-class NativeMessage(BaseModel):
+class NativeMessage(RequestModel):
     """Chat message in the shape of OpenAI's API."""
 
-    model_config = ConfigDict(extra="forbid")
-
     role: Literal["system", "user", "assistant", "tool"]
-    content: MessageText | list[JsonObject] | None = Field(
+    content: MessageText | ItemList[JsonObject] | None = Field(
         default=None, description="Text, or a list of content parts."
     )
-    tool_calls: list[NativeToolCall] | None = None
+    tool_calls: ItemList[NativeToolCall] | None = None
     tool_call_id: str | None = Field(default=None, max_length=128)
     name: str | None = Field(default=None, max_length=128)
 
@@ -65,18 +64,16 @@ class NamedToolChoice(BaseModel):
     function: ToolFunctionName
 
 
-class CacheOptions(BaseModel):
+class CacheOptions(RequestModel):
     """Options of the response cache.
 
     The stored answer to an equal request is returned if it is at most `ttl` seconds old.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     ttl: int = Field(ge=1, le=30 * 24 * 3600, description="Maximum age in seconds.")
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(RequestModel):
     """A user request with its options."""
 
     model_config = ConfigDict(
@@ -84,12 +81,12 @@ class ChatRequest(BaseModel):
         json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is 23*19?"}]}]},
     )
 
-    messages: list[NativeMessage] = Field(min_length=1, description="New messages, oldest first.")
+    messages: ItemList[NativeMessage] = Field(min_length=1, description="New messages, oldest first.")
     model: str | None = Field(default=None, min_length=1, max_length=200, description="Default: GROQ_DEFAULT_MODEL.")
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = Field(default=None, description="Maximum tokens that the model generates in one step.")
-    stop: str | list[str] | None = Field(default=None, description="Up to four texts at which generation stops.")
+    stop: str | ItemList[str] | None = Field(default=None, description="Up to four texts at which generation stops.")
     seed: int | None = None
     response_format: JsonObject | None = Field(
         default=None,
@@ -108,7 +105,7 @@ class ChatRequest(BaseModel):
         description="Drop parameters that the model does not support, with a warning, instead of answering 422.",
     )
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    tools: list[str] | None = Field(
+    tools: ItemList[str] | None = Field(
         default=None, max_length=128, description="Names of the allowed tools. Default: all."
     )
     conversation_id: str | None = Field(default=None, description='An id, or "new". Default: no conversation.')

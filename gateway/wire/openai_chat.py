@@ -25,6 +25,7 @@ from gateway.domain.messages import (
 )
 from gateway.ports.listener import EventListener
 from gateway.wire.native import CacheOptions
+from gateway.wire.request_model import ItemList, RequestModel, limit_entries
 from gateway.wire.sse import DONE
 from gateway.wire.turn_summary import ToolCallSummary, TurnSummary
 
@@ -43,11 +44,7 @@ _encode = msgspec.json.Encoder().encode
 _encode_arguments = msgspec.json.Encoder(order="sorted").encode
 
 
-class _ChatCompletionModel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class FunctionCallBody(_ChatCompletionModel):
+class FunctionCallBody(RequestModel):
     """Function that a tool call names, with its arguments as JSON text."""
 
     name: str = Field(max_length=128)
@@ -62,13 +59,13 @@ class ToolCallBody(BaseModel):
     function: FunctionCallBody
 
 
-class MessageBody(_ChatCompletionModel):
+class MessageBody(RequestModel):
     """Message of a conversation. All fields of an answer's message are accepted."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[JsonObject] | None = None
+    content: str | ItemList[JsonObject] | None = None
     name: str | None = Field(default=None, max_length=128)
-    tool_calls: list[ToolCallBody] | None = None
+    tool_calls: ItemList[ToolCallBody] | None = None
     tool_call_id: str | None = Field(default=None, max_length=128)
     refusal: object = None
     annotations: object = None
@@ -92,7 +89,7 @@ class MessageBody(_ChatCompletionModel):
         return Message(role, self.content, calls, self.tool_call_id, self.name)
 
 
-class FunctionBody(_ChatCompletionModel):
+class FunctionBody(RequestModel):
     """Definition of a client tool. `parameters` is a JSON schema."""
 
     name: ToolName
@@ -101,7 +98,7 @@ class FunctionBody(_ChatCompletionModel):
     strict: bool | None = None
 
 
-class ToolBody(_ChatCompletionModel):
+class ToolBody(RequestModel):
     """Tool that the client runs."""
 
     type: Literal["function"]
@@ -112,30 +109,30 @@ class ToolBody(_ChatCompletionModel):
         return build_client_tool(function.name, function.description, function.parameters)
 
 
-class NamedFunction(_ChatCompletionModel):
+class NamedFunction(RequestModel):
     """Name of a tool."""
 
     name: str
 
 
-class NamedChoice(_ChatCompletionModel):
+class NamedChoice(RequestModel):
     """Choice of a tool that the model must call."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class StreamOptions(_ChatCompletionModel):
+class StreamOptions(RequestModel):
     """Options of a stream. `include_obfuscation` is ignored."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class GatewayOptions(_ChatCompletionModel):
+class GatewayOptions(RequestModel):
     """Options of the gateway, beyond OpenAI's format."""
 
-    tools: Literal["all", "none"] | list[str] = Field(default="all", description="Gateway tools that may be used.")
+    tools: Literal["all", "none"] | ItemList[str] = Field(default="all", description="Gateway tools that may be used.")
     conversation_id: str | None = Field(default=None, description='An id, or "new". Default: no conversation.')
     parent_turn_id: UUID | None = Field(
         default=None,
@@ -149,7 +146,7 @@ class GatewayOptions(_ChatCompletionModel):
     cache: CacheOptions | None = None
 
 
-class ChatCompletionRequest(_ChatCompletionModel):
+class ChatCompletionRequest(RequestModel):
     """Request in OpenAI's format.
 
     Some fields are accepted and ignored, for example `service_tier`.
@@ -160,7 +157,7 @@ class ChatCompletionRequest(_ChatCompletionModel):
         json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "What is 23*19?"}]}]},
     )
 
-    messages: list[MessageBody] = Field(min_length=1)
+    messages: ItemList[MessageBody] = Field(min_length=1)
     model: str | None = Field(default=None, min_length=1, max_length=200)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -169,26 +166,26 @@ class ChatCompletionRequest(_ChatCompletionModel):
     max_tokens: int | None = Field(
         default=None, ge=1, validation_alias=AliasChoices("max_completion_tokens", "max_tokens")
     )
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: str | Annotated[ItemList[str], Field(max_length=4)] | None = None
     seed: int | None = None
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, ge=0, le=2)
     reasoning_effort: Literal["none", "default", "minimal", "low", "medium", "high"] | None = None
-    tools: list[ToolBody] | None = Field(default=None, max_length=128)
+    tools: ItemList[ToolBody] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: JsonObject | None = None
     user: str | None = Field(default=None, max_length=256)
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: Annotated[dict[str, str], Field(max_length=16), limit_entries(16)] | None = None
     store: bool | None = Field(default=None, description="If false, no text is stored.")
     x_gateway: GatewayOptions = GatewayOptions()
     n: Literal[1] | None = Field(default=None, description="Only one choice is supported.")
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0), limit_entries(0)] | None = None
+    modalities: ItemList[Literal["text"]] | None = None
     service_tier: object = None
     safety_identifier: object = None
     prompt_cache_key: object = None

@@ -4,23 +4,20 @@ Gateway tools appear as MCP tools of the gateway's servers.
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 from uuid import UUID
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.openai_chat import ToolName, build_client_tool
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
+from gateway.wire.request_model import ItemList, RequestModel, limit_entries
 
 _CLIENT_CALL_ID = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
-
-
-class _StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class _InputItem(BaseModel):
@@ -34,7 +31,7 @@ class MessageItem(_InputItem):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[JsonObject]
+    content: str | ItemList[JsonObject]
 
 
 class FunctionCallItem(_InputItem):
@@ -51,7 +48,7 @@ class FunctionCallOutputItem(_InputItem):
 
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1, max_length=128)
-    output: str | list[JsonObject]
+    output: str | ItemList[JsonObject]
 
 
 class McpCallItem(_InputItem):
@@ -83,14 +80,25 @@ class IgnoredItem(_InputItem):
     type: Literal["reasoning", "mcp_list_tools", "mcp_approval_request"]
 
 
-TypedItem = Annotated[
+def _add_default_type(item: object) -> object:
+    """Make an item without a type a message.
+
+    The type alone then selects the model of an item.
+    """
+    if not isinstance(item, dict):
+        return item
+    fields = cast(JsonObject, item)
+    return fields if "type" in fields else {**fields, "type": "message"}
+
+
+InputItem = Annotated[
     MessageItem | FunctionCallItem | FunctionCallOutputItem | McpCallItem | ApprovalItem | IgnoredItem,
     Field(discriminator="type"),
+    BeforeValidator(_add_default_type),
 ]
-InputItem = TypedItem | MessageItem
 
 
-class FunctionTool(_StrictModel):
+class FunctionTool(RequestModel):
     """Tool that the client runs."""
 
     type: Literal["function"]
@@ -100,42 +108,42 @@ class FunctionTool(_StrictModel):
     strict: bool | None = None
 
 
-class ToolNames(_StrictModel):
+class ToolNames(RequestModel):
     """Filter that selects tools by name, by `read_only`, or by both."""
 
-    tool_names: list[str] | None = None
+    tool_names: ItemList[str] | None = None
     read_only: bool | None = None
 
 
-class ApprovalFilter(_StrictModel):
+class ApprovalFilter(RequestModel):
     """Tools whose calls always or never need approval."""
 
     always: ToolNames | None = None
     never: ToolNames | None = None
 
 
-class McpTool(_StrictModel):
+class McpTool(RequestModel):
     """MCP server of the gateway, selected by its name."""
 
     type: Literal["mcp"]
     server_label: str = Field(max_length=128)
     server_url: str | None = Field(default=None, description="Must be the configured URL of the server.")
     server_description: str | None = None
-    allowed_tools: list[str] | ToolNames | None = None
+    allowed_tools: ItemList[str] | ToolNames | None = None
     require_approval: Literal["always", "never"] | ApprovalFilter | None = None
 
 
 Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
 
 
-class FunctionChoice(_StrictModel):
+class FunctionChoice(RequestModel):
     """Choice of a client tool that the model must call."""
 
     type: Literal["function"]
     name: str
 
 
-class McpChoice(_StrictModel):
+class McpChoice(RequestModel):
     """Choice of a gateway tool that the model must call."""
 
     type: Literal["mcp"]
@@ -150,7 +158,7 @@ class Reasoning(BaseModel):
     summary: object = None
 
 
-class TextFormat(_StrictModel):
+class TextFormat(RequestModel):
     """Format of the answer.
 
     Text, any JSON object, or JSON that matches a schema.
@@ -163,20 +171,20 @@ class TextFormat(_StrictModel):
     strict: bool | None = None
 
 
-class TextOptions(_StrictModel):
+class TextOptions(RequestModel):
     """Options of the answer's text. `verbosity` is ignored."""
 
     format: TextFormat | None = None
     verbosity: object = None
 
 
-class ConversationRef(_StrictModel):
+class ConversationRef(RequestModel):
     """Conversation to continue."""
 
     id: str
 
 
-class ResponseRequest(_StrictModel):
+class ResponseRequest(RequestModel):
     """Request in OpenAI's format.
 
     Some fields are accepted and ignored, for example `service_tier`.
@@ -184,7 +192,7 @@ class ResponseRequest(_StrictModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"input": "What is 23*19?"}]})
 
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[ItemList[InputItem], Field(min_length=1)]
     model: str | None = Field(default=None, min_length=1, max_length=200)
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -192,8 +200,8 @@ class ResponseRequest(_StrictModel):
     stream: bool | None = None
     background: bool | None = None
     store: bool | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    tools: list[Tool] | None = Field(default=None, max_length=128)
+    metadata: Annotated[dict[str, str], Field(max_length=16), limit_entries(16)] | None = None
+    tools: ItemList[Tool] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | McpChoice | None = None
     parallel_tool_calls: bool | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -415,7 +423,7 @@ def _add_call(messages: list[Message], call: ToolCall) -> None:
         messages.append(Message("assistant", None, (call,)))
 
 
-def _parse_content(content: str | list[JsonObject]) -> str | list[JsonObject]:
+def _parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObject]:
     """Convert content parts to the format of chat completions.
 
     If all parts are text, the result is one text.

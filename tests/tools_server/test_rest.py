@@ -69,3 +69,16 @@ async def test_token_is_demanded_as_of_any_other_request() -> None:
     async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
         response = await client.get(f"{address}/tools", headers={"Authorization": "Bearer nonsense"})
     assert response.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/tools/call", "/mcp"])
+async def test_body_of_many_values_is_rejected_by_the_tool_server(path: str) -> None:
+    """The SDK would describe each of the 20,000 wrong arguments."""
+    arguments = {f"k{number}": 1 for number in range(20_000)}
+    params = {"name": "plan_day", "arguments": arguments}
+    body = params if path == "/tools/call" else {"jsonrpc": "2.0", "id": 1, "method": "prompts/get", "params": params}
+    async with serve_tools() as address, httpx2.AsyncClient(timeout=30) as client:
+        headers = {"Accept": "application/json, text/event-stream"}
+        response = await client.post(f"{address}{path}", json=body, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
+        assert (await client.post(f"{address}{path}", content=b" " * 2_000_000)).status_code in (403, 413, 415)

@@ -17,12 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.http.errors import error_response, http_error
 from gateway.api.http.request_context import HEADERS_SCOPE_KEY
-from gateway.api.http.unicode_check import reject_lone_surrogates
 from gateway.api.rate_limit.admission import AdmissionGate
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator, has_credential
 from gateway.api.security.permissions import (
     ANYONE,
+    PERMISSION_SCOPE_KEY,
     RouteClass,
     RoutePermission,
     find_permission,
@@ -63,7 +63,7 @@ class SecurityMiddleware:
             await self._app(scope, receive, send)
             return
         route_permission = find_permission(scope["method"], scope["path"])
-        permission = route_permission or ANYONE
+        permission = scope[PERMISSION_SCOPE_KEY] = route_permission or ANYONE
         if not permission.counted:
             if permission.detailed and (caller := await self._identify_caller(scope)) is not None:
                 scope[PRINCIPAL_SCOPE_KEY] = caller
@@ -89,11 +89,11 @@ class SecurityMiddleware:
             status = 405 if list_methods(scope["path"]) else 404
             await http_error(Request(scope), HTTPException(status))(scope, receive, send)
         elif slot is None:
-            await self._app(scope, reject_lone_surrogates(receive), send)
+            await self._app(scope, receive, send)
         else:
             open_requests = _get_authenticator(scope).open_requests
             with slot, open_requests.cancel_on_revocation(principal, receive) as revocable_receive:
-                await self._app(scope, reject_lone_surrogates(revocable_receive), send)
+                await self._app(scope, revocable_receive, send)
 
     async def _identify_caller(self, scope: Scope) -> Principal | None:
         """Return the caller of a route that shows more to admins.

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 from gateway.domain.errors import Forbidden
 from gateway.domain.messages import Area, Principal, UserRole
 
+PERMISSION_SCOPE_KEY = "gateway.permission"
+"""Scope key of the `RoutePermission` of a request."""
 RouteClass = Literal["chat", "tools", "mcp", "api"]
 
 

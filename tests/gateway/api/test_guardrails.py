@@ -180,11 +180,11 @@ def build_nested_value(depth: int) -> Any:
 async def test_too_deeply_nested_values_are_rejected(shared_gateway: Gateway) -> None:
     deep_reply, flat_reply = [
         (await shared_gateway.post("/api/v1/tools/calculator", {"expression": build_nested_value(n)})).body
-        for n in (300, 50)
+        for n in (110, 50)
     ]
     assert (deep_reply["outcome"], "100 deep" in deep_reply["content"][0]["text"]) == ("error", True)
     assert "deep" not in flat_reply["content"][0]["text"]
-    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": build_nested_value(300)}}}
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": build_nested_value(110)}}}
     reply = await shared_gateway.chat("Hello", response_format=schema)
     assert (reply.status, reply.body["error"]["param"]) == (422, "response_format")
 

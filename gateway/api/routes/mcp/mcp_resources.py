@@ -3,12 +3,14 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from gateway.api.deps import PrincipalDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
 from gateway.domain.messages import JsonObject
+from gateway.wire.request_model import RequestModel, limit_entries
 
+_MAX_ARGUMENTS = 100
 router = APIRouter(prefix="/api/v1/mcp", tags=["MCP servers"])
 
 _ERRORS: dict[int | str, JsonObject] = {
@@ -33,12 +35,10 @@ class PromptList(BaseModel):
     prompts: list[JsonObject]
 
 
-class PromptArguments(BaseModel):
+class PromptArguments(RequestModel):
     """Arguments of a prompt."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    arguments: dict[str, str] = Field(default_factory=dict)
+    arguments: Annotated[dict[str, str], limit_entries(_MAX_ARGUMENTS)] = Field(default_factory=dict)
 
 
 @router.get("/resources", summary="List the resources of the MCP servers")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from gateway.api.deps import PrincipalDep, ServerAdminDep, ServersDep, ToolboxDep
 from gateway.api.http.errors import ErrorBody
@@ -12,6 +12,7 @@ from gateway.common.sanitize import reveal_text, reveal_value
 from gateway.domain.errors import Forbidden, NotFound
 from gateway.domain.messages import Approval, JsonObject, Principal
 from gateway.ports.tools import INSTRUCTIONS
+from gateway.wire.request_model import ItemList, RequestModel, limit_entries
 
 router = APIRouter(prefix="/api/v1/mcp/servers", tags=["MCP servers"])
 
@@ -87,32 +88,28 @@ class McpServerList(BaseModel):
     changed_instructions: list[ChangedInstructions]
 
 
-class ServerCreate(BaseModel):
+class ServerCreate(RequestModel):
     """MCP server to connect to over HTTP.
 
     Commands are not accepted, and environment variables are not expanded.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     url: str = Field(max_length=2_000)
     type: Literal["http", "sse"] = "http"
-    headers: dict[str, str] = Field(default_factory=dict, max_length=50)
+    headers: Annotated[dict[str, str], limit_entries(50)] = Field(default_factory=dict, max_length=50)
     prefix: str | None = Field(default=None, max_length=64)
     timeout: float | None = Field(default=None, gt=0, le=3_600)
-    allow: list[str] = Field(default=["*"], max_length=200)
-    deny: list[str] = Field(default=[], max_length=200)
+    allow: ItemList[str] = Field(default=["*"], max_length=200)
+    deny: ItemList[str] = Field(default=[], max_length=200)
     approval: Approval = "never"
     share: Literal["all", "user"] = "all"
     on_change: Literal["flag", "hold"] = "flag"
     idempotency: bool = False
 
 
-class ServerPatch(BaseModel):
+class ServerPatch(RequestModel):
     """Change of an MCP server."""
-
-    model_config = ConfigDict(extra="forbid")
 
     disabled: bool
 

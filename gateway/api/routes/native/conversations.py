@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from gateway.agent.service import TurnService
 from gateway.api.deps import ConversationsDep, PrincipalDep, TurnServiceDep
@@ -13,6 +13,7 @@ from gateway.api.http.errors import ErrorBody
 from gateway.domain.messages import JsonObject, Principal
 from gateway.store.conversations import ConversationStore
 from gateway.store.models import Conversation, Turn
+from gateway.wire.request_model import RequestModel
 
 router = APIRouter(prefix="/api/v1/conversations", tags=["conversations"])
 
@@ -66,10 +67,8 @@ class ConversationDetail(ConversationView):
     messages: list[object]
 
 
-class ConversationChange(BaseModel):
+class ConversationChange(RequestModel):
     """New title of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
 
     title: str = Field(min_length=1, max_length=1_000, description="The first 80 characters are stored.")
 

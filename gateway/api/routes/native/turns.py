@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from gateway.api.deps import PrincipalDep, QuestionsDep, TurnsDep, TurnServiceDep, UsageDep
 from gateway.api.http.errors import ErrorBody
@@ -16,6 +16,7 @@ from gateway.domain.messages import Answer, JsonObject, Principal
 from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
 from gateway.wire.native import stream_events
+from gateway.wire.request_model import RequestModel
 
 router = APIRouter(prefix="/api/v1/turns", tags=["turns"])
 
@@ -162,10 +163,8 @@ async def cancel_turn(
     return await _build_view(turn_id, principal, turns, questions)
 
 
-class FeedbackBody(BaseModel):
+class FeedbackBody(RequestModel):
     """Rating of a turn, with an optional comment."""
-
-    model_config = ConfigDict(extra="forbid")
 
     rating: Literal["up", "down"]
     comment: str | None = Field(default=None, max_length=4_000)

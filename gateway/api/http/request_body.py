@@ -1,0 +1,76 @@
+"""Limits on the bodies of requests, checked before a route decodes them."""
+
+import json
+import re
+
+import msgspec
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.api.http.errors import error_response
+from gateway.api.security.permissions import PERMISSION_SCOPE_KEY, RoutePermission
+from gateway.config import Settings
+from gateway.domain.messages import JSON_DECODE_ERRORS
+from gateway_runtime.request_body import BODY_METHODS, BodyRejected, check_body, read_body, replay_body
+
+MAX_SMALL_BODY_BYTES = 256 * 1024
+"""Maximum of bodies that start no turn and call no tool."""
+_SURROGATES = (b"\\ud", b"\\uD", b"\xed", b"\x00")
+# A surrogate as an escape or as bytes that are not valid UTF-8.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+
+
+class RequestBodyMiddleware:
+    """Reads request bodies and rejects those that are too costly to decode.
+
+    Bytes, items and depth are bounded: decoding and validating would otherwise take seconds and gigabytes. A body must
+    arrive within `timeout_seconds`. A lone surrogate (`"\\ud800"`), which Python decodes, is invalid JSON: Postgres,
+    MCP servers and UTF-8 encoders reject it.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, timeout_seconds: float = 60.0) -> None:
+        self._app = app
+        self._max_turn_bytes = settings.max_body_bytes
+        self._max_tool_bytes = min(settings.max_body_bytes, settings.max_tool_body_bytes)
+        self._max_small_bytes = min(settings.max_body_bytes, MAX_SMALL_BODY_BYTES)
+        self._max_items = settings.max_body_items
+        self._timeout_seconds = timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in BODY_METHODS:
+            await self._app(scope, receive, send)
+            return
+        permission: RoutePermission | None = scope.get(PERMISSION_SCOPE_KEY)
+        try:
+            body = await read_body(
+                receive,
+                scope["headers"],
+                max_bytes=self._get_max_bytes(permission),
+                timeout_seconds=self._timeout_seconds,
+            )
+            if body:
+                is_mcp = permission is not None and permission.route_class == "mcp"
+                await check_body(body, max_items=self._max_items, mcp=is_mcp)
+                _reject_lone_surrogates(body)
+        except BodyRejected as error:
+            response = error_response(Request(scope), error.status, error.code, error.message)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, replay_body(body, receive), send)
+
+    def _get_max_bytes(self, permission: RoutePermission | None) -> int:
+        if permission is None:
+            return self._max_small_bytes
+        if permission.starts_turn:
+            return self._max_turn_bytes
+        return self._max_tool_bytes if permission.area == "tools" else self._max_small_bytes
+
+
+def _reject_lone_surrogates(body: bytes) -> None:
+    if not any(mark in body for mark in _SURROGATES):  # ten times as fast as the pattern
+        return
+    if b"\x00" in body or _SURROGATE.search(body):
+        try:
+            msgspec.json.decode(body.decode(json.detect_encoding(body)))
+        except JSON_DECODE_ERRORS:
+            raise BodyRejected(422, "invalid_request", "The body is not valid JSON.") from None
