@@ -11,7 +11,8 @@ import structlog
 log = structlog.stdlib.get_logger(__name__)
 
 _MAX_DOCUMENT_BYTES = 1024 * 1024
-_FETCH_TIMEOUT_SECONDS, _LIFETIME_SECONDS, _MIN_INTERVAL_SECONDS = 5.0, 3600.0, 5.0
+_FETCH_TIMEOUT_SECONDS, _LIFETIME_SECONDS = 5.0, 3600.0
+_MIN_INTERVAL_SECONDS, _MIN_FIRST_INTERVAL_SECONDS = 5.0, 0.5
 _UNUSABLE_DOCUMENT_ERRORS = (jwt.PyJWTError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
 
@@ -27,8 +28,8 @@ class PublishedKeys:
     """The keys of a JWKS document.
 
     It is at a URL or in a file. Keys are read again after an hour, or when a token names an unknown key, at most every
-    five seconds. All requests wait for the same read, which has a total time limit. While it fails, the known keys stay
-    valid.
+    five seconds, and twice a second until the first read succeeds (a gateway may start later). All requests wait for
+    the same read, which has a total time limit. While it fails, the known keys stay valid.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -57,7 +58,8 @@ class PublishedKeys:
         A read starts unless the last one was a moment ago.
         """
         if self._reading is None or self._reading.done():
-            if time.monotonic() - self._attempted_at < _MIN_INTERVAL_SECONDS:
+            interval = _MIN_INTERVAL_SECONDS if self._keys else _MIN_FIRST_INTERVAL_SECONDS
+            if time.monotonic() - self._attempted_at < interval:
                 return
             self._reading = asyncio.create_task(self._replace_keys(), name="published keys")
         await asyncio.wait({self._reading})
