@@ -4,9 +4,11 @@ A real stdio server reports what it inherited.
 """
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,25 @@ def list_listening_sockets() -> set[str]:
     return {f"socket:[{line[9]}]" for line in lines if line[3] == "0A"}
 
 
+def list_holders(port: int) -> set[int]:
+    """List the processes that hold a listening socket of a port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    links = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")}
+    assert links
+    return {int(entry.parent.name) for entry in Path("/proc").glob("[0-9]*/fd") if _read_links(entry) & links}
+
+
+def _read_links(directory: Path) -> set[str]:
+    links: set[str] = set()
+    try:
+        for name in os.listdir(directory):
+            with suppress(FileNotFoundError):
+                links.add(os.readlink(directory / name))
+    except (FileNotFoundError, PermissionError, ProcessLookupError):  # the process has ended, or is another user's
+        return set()
+    return links
+
+
 def check_descriptors(report: dict[str, list[str]]) -> None:
     """Check that the server has no socket of the gateway.
 
@@ -91,6 +112,7 @@ async def test_stdio_servers_of_several_workers_inherit_no_socket(directory: Pat
         for pid in workers.pids():
             async with workers.connect_to_worker(pid) as client:
                 check_descriptors(await call_report(client))
+        assert list_holders(workers.port) == workers.pids()
 
 
 async def test_children_see_no_secret_that_they_do_not_need(directory: Path) -> None:
@@ -102,6 +124,7 @@ async def test_children_see_no_secret_that_they_do_not_need(directory: Path) -> 
     async with run_stack(directory, **SECRETS, **settings) as stack:
         report = await call_report(stack)
         check_descriptors(report)
+        assert list_holders(int(stack.base_url.rpartition(":")[2])) == {stack.find_child("gateway.cli")}
         simulator, tool_server = stack.find_child("gateway.simulator"), stack.find_child("tools_server.cli")
         postmaster = int((stack.data_dir / "postgres" / "postmaster.pid").read_text().split("\n")[0])
         children = {

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
@@ -188,6 +189,61 @@ async def test_any_origin_with_a_key_is_accepted(directory: Path) -> None:
     service = GatewayService(directory, CORS_ORIGINS="*")
     async with service.run():
         assert await service.get_status("/api/v1/models") == 401
+
+
+async def test_services_work_together(database_url: str, directory: Path) -> None:
+    """Run migration, tool server and gateway with a real Postgres."""
+    gateway_port, tools_port = find_free_port(), find_free_port()
+    replacements = {
+        "postgresql://gateway:" + DOTENV["POSTGRES_PASSWORD"] + "@postgres:5432/agent_gateway": database_url,
+        "http://gateway:8000/": f"http://127.0.0.1:{gateway_port}/",
+        "tools:8001": f"127.0.0.1:{tools_port}",
+        "/home/gateway/data": str(directory / "volume"),
+    }
+
+    def start(service: str, **more: str) -> "subprocess.Popen[bytes]":
+        options = COMPOSE["services"][service]
+        environment = (
+            read_environment(service, DOTENV) if "environment" in options else read_environment("gateway", DOTENV)
+        )
+        for name, value in environment.items():
+            for old, new in replacements.items():
+                value = value.replace(old, new)
+            environment[name] = value
+        environment.pop("REDIS_URL", None)
+        command = options.get("command", ["agent-gateway", "serve"])
+        module = {"agent-gateway": "gateway.cli", "tools-server": "tools_server.cli"}[command[0]]
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *command[1:]],
+            cwd=ROOT,
+            env=clean_environment(**{name: value for name, value in environment.items() if value}, **more),
+        )
+
+    assert start("migrate").wait(120) == 0
+    data = str(directory / "volume")
+    tools = start("tools", TOOLS_SERVER_PORT=str(tools_port), GATEWAY_DATA_DIR=str(directory / "empty"))
+    gateway = start("gateway", GATEWAY_PORT=str(gateway_port), GATEWAY_DATA_DIR=data, RATE_LIMIT_ENABLED="false")
+    try:
+        key_file = directory / "volume" / "api-key"
+        await eventually(key_file.exists, timeout_seconds=START_SECONDS)
+        async with aiohttp.ClientSession(headers={"X-API-Key": key_file.read_text()}) as session:
+
+            async def calculate() -> Any:
+                url = f"http://127.0.0.1:{gateway_port}/api/v1/tools/calculator"
+                try:
+                    async with session.post(url, json={"expression": "23*19"}) as response:
+                        return (await response.json())["structured"]["result"] if response.status == 200 else None
+                except aiohttp.ClientConnectionError:
+                    return None
+
+            assert await eventually(calculate, timeout_seconds=START_SECONDS) == 437
+            call = {"name": "calculator", "arguments": {"expression": "1+1"}}
+            async with session.post(f"http://127.0.0.1:{tools_port}/tools/call", json=call) as response:
+                assert response.status == 401  # the tool server is not open either
+    finally:
+        for process in (gateway, tools):
+            process.terminate()
+            process.wait(30)
 
 
 def test_redis_requires_its_password_and_shows_it_in_no_process_list(directory: Path) -> None:

@@ -105,3 +105,29 @@ async def test_shared_port_in_use_is_a_config_error(port: SharedPort) -> None:
     listener.listen()
     with listener, pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port.port_number}: Address already"):
         SharedPort("127.0.0.1", port.port_number, setting="GATEWAY_PORT")
+
+
+async def test_hangup_reaches_a_worker_that_is_not_ready_yet(port: SharedPort, tmp_path: Path) -> None:
+    """The worker may have read the old certificate already."""
+    go, started, reloaded = tmp_path / "go", tmp_path / "started", tmp_path / "reloaded"
+    code = (
+        "import os, pathlib, signal, time;"
+        f"signal.signal(signal.SIGHUP, lambda *_: pathlib.Path({str(reloaded)!r}).touch());"
+        f"pathlib.Path({str(started)!r}).touch()\n"
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        f"{READY_AND_WAIT}\n"
+        f"while not os.path.exists({str(reloaded)!r}): time.sleep(0.01)\n"
+        "time.sleep(600)"
+    )
+    worker = make_worker(port, code)
+    supervisor = Supervisor([worker], None, stop_on_hangup=False)
+    running = asyncio.create_task(supervisor.run())
+    try:
+        await eventually(started.exists)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await eventually(lambda: worker.reload_pending)
+        go.touch()
+        await eventually(reloaded.exists)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await running == STOPPED
