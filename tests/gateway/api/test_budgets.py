@@ -13,6 +13,7 @@ from gateway.domain.messages import Budget
 from gateway.simulator import Fault, Simulator, SimulatorSettings, serve_simulator
 from tests.auth_helpers import Keyring
 from tests.eventually import eventually
+from tests.gateway.mcp_client.test_idempotency_keys import BookingServer, serve_booking
 from tests.stack import TIMEOUTS, Gateway, serve_gateway
 
 PROMPT_WITH_TOOL = "Add a task to rest"
@@ -153,6 +154,25 @@ async def test_running_step_reserves_its_maximum_cost_until_it_ends(
             assert (await gateway.post(f"/api/v1/turns/{turn_id}/cancel", None)).status == 200
         assert (await waiting_request).status == 200
         assert (await gateway.get("/api/v1/budget")).body["user"]["tokens_set_aside"] == 0
+
+
+@pytest.mark.parametrize("store", [True, False], ids=["stored", "not stored"])
+async def test_worker_that_lost_the_turn_reserves_nothing_and_calls_no_model(
+    database_url: str, simulator: Simulator, db: asyncpg.Connection, store: bool
+) -> None:
+    booking = BookingServer()
+    async with serve_booking(database_url, simulator, booking, budget_tokens_per_day=1_000_000) as (gateway,):
+        async with gateway.stream("call slow {}", store=store) as stream:
+            async with asyncio.timeout(30):
+                await booking.started.wait()
+            await db.execute("UPDATE turns SET epoch = epoch + 1, worker_id = gen_random_uuid()")
+            await db.execute("UPDATE budget_holds SET tokens = 77, step_tokens = 7")  # by the new owner
+            booking.release.set()
+            closing = await stream.read_until("stream.closing")
+        await eventually(lambda: not gateway.state.turn_service.running_turns)
+    assert closing.data["reason"] == "storage_unavailable"
+    assert len(simulator.requests) == 1
+    assert tuple(await db.fetchrow("SELECT tokens, step_tokens FROM budget_holds") or ()) == (77, 7)
 
 
 async def test_reservation_of_a_dead_worker_is_released(
