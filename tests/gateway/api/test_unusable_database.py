@@ -148,6 +148,10 @@ async def is_ready(gateway: Gateway) -> bool:
     return (await gateway.get("/ready")).status == 200
 
 
+async def is_unready(gateway: Gateway) -> bool:
+    return not await is_ready(gateway)
+
+
 def assert_unavailable(reply: Reply) -> None:
     assert (reply.status, reply.body["error"]["code"]) == (503, StorageUnavailable.code)
     assert int(reply.headers["Retry-After"]) >= 1
@@ -247,7 +251,7 @@ async def test_finished_turns_can_be_read_from_a_read_only_database(
     async with serve_gateway(restricted_url, simulator, None) as gateway:
         turn_id = (await gateway.chat("Hello")).body["turn_id"]
         async with make_read_only(cluster):
-            assert not await is_ready(gateway)
+            await eventually(lambda: is_unready(gateway))  # open sessions notice the reload later
             turn = await gateway.get(f"/api/v1/turns/{turn_id}")
             assert (turn.status, turn.body["status"]) == (200, "completed")
 
