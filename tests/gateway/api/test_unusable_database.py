@@ -176,6 +176,7 @@ async def test_unusable_database_fails_readiness_and_new_turns_until_it_recovers
         await eventually(lambda: is_ready(gateway))
         assert (await gateway.chat("Hello")).status == 200
         async with make_fault(cluster):
+            await eventually(lambda: is_unready(gateway))  # open sessions notice a reload later
             ready = await gateway.get("/ready")
             assert (ready.status, ready.body["status"]) == (503, "unavailable")
             assert reason in ready.body["database"]["reason"]
