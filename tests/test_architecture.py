@@ -192,7 +192,7 @@ IN_TRANSACTION = re.compile(r"\b(session|connection|transaction)\b")
 
 
 def list_foreign_waits(tree: ast.Module) -> Iterator[int]:
-    """List the lines that await something else than the database in a transaction."""
+    """List the lines that await something foreign in a transaction."""
     for block in ast.walk(tree):
         if isinstance(block, ast.AsyncWith) and TRANSACTIONS & {_get_method(item) for item in block.items}:
             for node in (node for statement in block.body for node in ast.walk(statement)):
