@@ -253,9 +253,12 @@ class AgentLoop:
         problem = ""
         for attempt in range(1, _MAX_STRUCTURED_ATTEMPTS + 1):
             answer, text = await self._ask_model(call, step, turn, _ignore_call, quiet=True)
-            text, problem = await output_schema.read_answer(text)
-            if problem is None:
-                turn.emit(TextDelta(step=step, text=text))
+            is_refused = answer.finish_reason == "refusal"
+            if not is_refused:
+                text, problem = await output_schema.read_answer(text)
+                if problem is None:
+                    turn.emit(TextDelta(step=step, text=text))
+            if is_refused or problem is None:
                 turn.emit(_step_completed(step, answer))
                 await turn.settle_budget()
                 return answer.finish_reason
@@ -298,7 +301,10 @@ class AgentLoop:
         await turn.wait_for_capacity()
         await turn.reserve_budget(call)
         sink = _StepEventSink(step, turn, add_call, quiet=quiet)
-        return await self._model.complete(call, sink), "".join(sink.draft)
+        answer = await self._model.complete(call, sink)
+        if sink.is_refused:
+            answer = msgspec.structs.replace(answer, finish_reason="refusal")
+        return answer, "".join(sink.draft)
 
 
 class _StepEventSink(ModelSink):
@@ -306,6 +312,7 @@ class _StepEventSink(ModelSink):
 
     def __init__(self, step: int, turn: TurnContext, add_call: Callable[[ToolCall], None], *, quiet: bool) -> None:
         self.draft: list[str] = []
+        self.is_refused = False
         self._quiet = quiet
         self._step = step
         self._turn = turn
@@ -320,6 +327,10 @@ class _StepEventSink(ModelSink):
             self.draft.append(text)
             return
         self._turn.emit(TextDelta(step=self._step, text=text))
+
+    def on_refusal(self, text: str) -> None:
+        self.is_refused = True
+        self._turn.emit(TextDelta(step=self._step, text=text, refusal=True))
 
     def on_reasoning(self, text: str) -> None:
         self._turn.emit(ReasoningDelta(step=self._step, text=text))
@@ -354,6 +365,7 @@ def _step_completed(step: int, answer: ModelAnswer) -> StepCompleted:
         usage=answer.usage,
         cost_usd=answer.cost_usd,
         tokens_per_second=answer.usage.tokens_per_second,
+        warning=answer.warning or msgspec.UNSET,
     )
 
 

@@ -38,8 +38,14 @@ class ReasoningDelta(_Event, frozen=True, kw_only=True, tag="reasoning.delta"):
 
 
 class TextDelta(_Event, frozen=True, kw_only=True, tag="text.delta"):
+    """A piece of the answer.
+
+    `refusal` is set in the words by which a model refuses to answer.
+    """
+
     step: int
     text: str
+    refusal: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
@@ -117,7 +123,7 @@ class TurnResumed(_Event, frozen=True, kw_only=True, tag="turn.resumed"):
 class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
     """End of a step's model stream: its tool calls are final.
 
-    `cost_usd` is None if the price of the model is unknown.
+    `cost_usd` is None if the price of the model is unknown. `warning` tells people what was odd about the answer.
     """
 
     step: int
@@ -125,6 +131,7 @@ class StepCompleted(_Event, frozen=True, kw_only=True, tag="step.completed"):
     usage: Usage
     cost_usd: float | None = None
     tokens_per_second: float | None = None
+    warning: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelRetry(_Event, frozen=True, kw_only=True, tag="model.retry"):

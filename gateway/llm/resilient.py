@@ -42,6 +42,7 @@ from gateway.ports.model import Model, ModelAnswer, ModelCall, ModelSink
 log = get_logger(__name__)
 
 _MAX_FEEDBACK_CHARS = 4_000
+_EMPTY_ANSWER = "The model's answer is empty: it has neither text nor tool calls."
 _FEEDBACK = "Your tool call could not be made: {0} Make it again, correctly, or answer without it."
 
 
@@ -162,6 +163,7 @@ class ResilientModel(Model):
 
     async def _complete_with_retries(self, call: ModelCall, attempt: "_AttemptSink") -> ModelAnswer:
         failures = repairs = 0
+        is_asked_again = False
         while True:
             attempt.begin_attempt(hold_invalid=repairs < self._policy.repairs)
             try:
@@ -182,11 +184,19 @@ class ResilientModel(Model):
                 await asyncio.sleep(wait)
                 continue
             if answer is not None and problem is None:
-                return answer
+                if attempt.has_output or answer.finish_reason != "stop":
+                    return answer
+                if is_asked_again:
+                    return msgspec.structs.replace(answer, warning=_EMPTY_ANSWER)
+                is_asked_again = True
+                attempt.sink.on_retry("empty_answer", 1, discard=attempt.has_reasoning)
+                continue
             repairs += 1
             if attempt.has_calls or repairs > self._policy.repairs + 1:
                 raise ToolCallUnreadable
-            attempt.sink.on_retry(ToolCallUnreadable.code, repairs, discard=attempt.has_output or attempt.has_reasoning)
+            # Clients cannot take back text that was shown, so it stands.
+            discard = attempt.has_reasoning and not attempt.has_output
+            attempt.sink.on_retry(ToolCallUnreadable.code, repairs, discard=discard)
             log.warning("invalid_tool_call_retried", model=call.model, attempt=repairs)
             call = _with_feedback(
                 call, attempt.rejected_text, problem or "", without_tools=repairs > self._policy.repairs
@@ -211,7 +221,7 @@ class ResilientModel(Model):
             if isinstance(error, ModelError):
                 breaker.record_failure() if error.retryable else breaker.record_success()
             raise
-        attempt.usage = attempt.usage + answer.usage
+        attempt.usage = attempt.usage + (answer.usage if answer.usage.total_tokens else attempt.estimate_usage(call))
         breaker.record_success()
         return answer
 
@@ -318,10 +328,19 @@ class _AttemptSink(ModelSink):
         self._output_chars += len(text)
         self.sink.on_text(text)
 
+    def on_refusal(self, text: str) -> None:
+        self.has_output = True
+        self._output_chars += len(text)
+        self.sink.on_refusal(text)
+
     def on_reasoning(self, text: str) -> None:
         self.has_reasoning = True
         self._output_chars += len(text)
         self.sink.on_reasoning(text)
+
+    def estimate_usage(self, call: ModelCall) -> Usage:
+        """Estimate the usage of a call whose server reports none."""
+        return call.estimate_usage(self._output_chars)
 
     def add_unshown_chars(self, count: int) -> None:
         """Count output that was never shown."""
@@ -359,15 +378,19 @@ class _AttemptSink(ModelSink):
     def _add_repaired_call(self, call: ToolCall, repaired: RepairedCall | UnrepairableCall) -> None:
         if self.problem is not None:
             return
+        if call.problem:
+            repaired = UnrepairableCall(f"The call of {call.name[:80] or 'a tool'} was not made: {call.problem}")
         if isinstance(repaired, RepairedCall):
             if repaired.repairs:
                 log.info("tool_call_repaired", tool=repaired.name, repairs=repaired.repairs)
             self._emit_call(ToolCall(call.id, repaired.name, choose_arguments_text(call.arguments, repaired)))
-        elif call.name in self._client_tools:
+        elif call.name in self._client_tools and not call.problem:
             self._emit_call(call)  # the client checks calls of its own tools
         elif self._hold_invalid and not self.has_output:
             self.problem = repaired.problem
             self.rejected_text = f"{call.name}({call.arguments})"
+        elif call.name in self._client_tools:
+            log.info("cut_tool_call_dropped", tool=call.name)
         else:
             self._emit_call(ToolCall(call.id, call.name, call.arguments, repaired.problem))
 

@@ -3,91 +3,22 @@
 All chunks of one read are decoded together. See docs/adr/0003.
 """
 
-from typing import Any
-
-import msgspec
-
-from gateway.domain.errors import ModelAnswerTooLong, ModelStreamBroken
-from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, ToolCall, Usage
+from gateway.domain.errors import ModelAnswerTooLong, ModelStreamBroken, ToolCallUnreadable
+from gateway.domain.messages import JSON_DECODE_ERRORS, ToolCall, Usage
+from gateway.llm.call_parts import CallJoiner
+from gateway.llm.chunks import (
+    Choice,
+    Chunk,
+    Delta,
+    ServerToolCall,
+    ToolCallDelta,
+    decode_chunk,
+    read_odd_chunk,
+    read_usage,
+)
+from gateway.llm.tool_repair.json_repair import join_surrogates
 from gateway.llm.upstream_errors import make_stream_error
 from gateway.ports.model import ModelAnswer, ModelSink
-
-
-class _Function(msgspec.Struct, gc=False):
-    name: str | None = None
-    arguments: str | JsonObject | None = None
-
-
-class _ToolCallDelta(msgspec.Struct, gc=False):
-    index: int | None = 0
-    id: str | None = None
-    function: _Function | None = None
-
-
-class _ServerToolCall(msgspec.Struct, gc=False):
-    index: int = 0
-    type: str = "tool"
-    name: str | None = None
-    arguments: str | None = None
-    output: str | None = None
-
-
-class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[_ToolCallDelta] | None = None
-    executed_tools: list[_ServerToolCall] | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _PromptTokensDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _CompletionTokensDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: int | None = None
-
-
-class _WireUsage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-    total_tokens: int | None = 0
-    queue_time: float | None = None
-    completion_time: float | None = None
-    total_time: float | None = None
-    prompt_tokens_details: _PromptTokensDetails | None = None
-    completion_tokens_details: _CompletionTokensDetails | None = None
-
-    def to_usage(self) -> Usage:
-        prompt_details, completion_details = self.prompt_tokens_details, self.completion_tokens_details
-        return Usage(
-            prompt_tokens=self.prompt_tokens or 0,
-            completion_tokens=self.completion_tokens or 0,
-            total_tokens=self.total_tokens or 0,
-            cached_tokens=(prompt_details and prompt_details.cached_tokens) or 0,
-            reasoning_tokens=(completion_details and completion_details.reasoning_tokens) or 0,
-            queue_time=self.queue_time or 0.0,
-            model_time=self.total_time or 0.0,
-            generation_time=self.completion_time or 0.0,
-        )
-
-
-class _XGroq(msgspec.Struct, gc=False):
-    usage: _WireUsage | None = None
-    error: Any = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    usage: _WireUsage | None = None
-    x_groq: _XGroq | None = None
-    error: Any = None
-
 
 _MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_ANSWER_CHARS = 2_000_000
@@ -97,47 +28,34 @@ It is several times that of the longest answer that a model can write.
 """
 MAX_ANSWER_CALLS = 128
 """Number of tool calls beyond which an answer is refused."""
-_EMPTY_DELTA = _Delta()
-_decode = msgspec.json.Decoder(_Chunk, strict=False).decode
-
-
-class _PartialCall:
-    __slots__ = ("arguments", "id", "name")
-
-    def __init__(self) -> None:
-        self.id = ""
-        self.name = ""
-        self.arguments: list[str] = []
-
-    def is_ended_by(self, delta: _ToolCallDelta) -> bool:
-        """Whether the delta begins another call.
-
-        Some servers send no index, or repeat the name in each delta.
-        """
-        return bool(self.id and delta.id and delta.id != self.id and delta.function and delta.function.name)
-
-    def add_delta(self, delta: _ToolCallDelta) -> int:
-        """Add a part of the call; return its length in characters."""
-        self.id = delta.id or self.id
-        if (function := delta.function) is None:
-            return 0
-        name = function.name if function.name and function.name != self.name else ""
-        self.name += name
-        arguments = function.arguments or ""
-        text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-        self.arguments.append(text)
-        return len(name) + len(text)
-
-    def to_tool_call(self) -> ToolCall:
-        return ToolCall(self.id, self.name, "".join(self.arguments))
+_EMPTY_DELTA = Delta()
+_FINISH_REASONS = {
+    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete", "completed", "done"), "stop"),
+    **dict.fromkeys(("tool_calls", "tool_use", "function_call", "tool_call"), "tool_calls"),
+    **dict.fromkeys(
+        ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "token_limit"),
+        "length",
+    ),
+    **dict.fromkeys(
+        ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "sensitive", "refusal"),
+        "content_filter",
+    ),
+    **dict.fromkeys(("malformed_function_call", "unexpected_tool_call"), "malformed_call"),
+    **dict.fromkeys(
+        ("error", "network_error", "server_error", "abort", "aborted", "cancelled", "canceled", "timeout", "failed"),
+        "broken",
+    ),
+    "insufficient_system_resource": "broken",
+    "null": "",
+    "none": "",
+}
 
 
 class ChunkReader:
     """Incremental parser of one stream.
 
-    It passes the model's output to a sink. A tool call reaches the sink when the next call begins or the model
-    finishes: then its arguments are complete.
-    Text, reasoning and arguments have at most `max_chars` characters together, and the answer has at most
+    It passes the model's output to a sink. The tool calls reach it at the end: before, any part may still belong to any
+    call. Text, reasoning and arguments have at most `max_chars` characters together, and the answer has at most
     `MAX_ANSWER_CALLS` tool calls.
     """
 
@@ -150,7 +68,9 @@ class ChunkReader:
         self._is_accepted = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: dict[int, _PartialCall] = {}
+        self._calls = CallJoiner()
+        self._half = ""
+        self._may_have_halves = False
         self._emitted_server_calls: set[int] = set()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
@@ -172,6 +92,25 @@ class ChunkReader:
                 self._read_payload(line[5:])
         self._flush_text()
 
+    def read_whole_body(self, body: bytes) -> None:
+        """Read an answer that was not streamed.
+
+        Without a finish reason, it has stopped.
+
+        Raises:
+            ModelStreamBroken: the body is not a valid answer.
+            ModelError: the body is an error.
+        """
+        try:
+            chunk = decode_chunk(body)
+        except JSON_DECODE_ERRORS:
+            chunk = read_odd_chunk(body)
+            self._may_have_halves = True
+        if chunk is None or not (chunk.choices or chunk.error):
+            raise ModelStreamBroken
+        self._read_chunk(chunk)
+        self._finish_reason = self._finish_reason or "stop"
+
     @property
     def is_complete(self) -> bool:
         """Whether the model has finished.
@@ -190,83 +129,112 @@ class ChunkReader:
         return self._is_accepted
 
     def finish_answer(self) -> ModelAnswer:
-        """Return the end of the answer.
+        """Emit the calls, and return the end of the answer.
 
         Raises:
-            ModelStreamBroken: the stream ended without a finish reason.
+            ModelStreamBroken: the stream ended without a finish reason, or with one that means a failure.
+            ToolCallUnreadable: the server could not read the model's call.
         """
         if self._incomplete_line.startswith(b"data:"):
             self._read_payload(self._incomplete_line[5:])
-            self._flush_text()
-        if self._finish_reason is None:
+        elif not self._is_accepted and self._incomplete_line.lstrip().startswith(b"{"):
+            self.read_whole_body(self._incomplete_line)  # instead of a stream
+        self._flush_text(is_end=True)
+        reason = self._finish_reason
+        if reason is None or reason == "broken":
             raise ModelStreamBroken
-        return ModelAnswer(self._finish_reason, self._usage or Usage())
+        if reason == "malformed_call":
+            raise ToolCallUnreadable
+        calls = self._calls.take_calls(is_cut=reason == "length")
+        for call in calls:
+            self._sink.on_tool_call(call)
+        if reason in ("stop", "tool_calls"):
+            reason = "tool_calls" if calls else "stop"
+        return ModelAnswer(reason, self._usage or Usage())
 
     def _read_payload(self, payload: bytes) -> None:
         try:
-            chunk = _decode(payload)
+            chunk = decode_chunk(payload)
         except JSON_DECODE_ERRORS:
-            match payload.strip():
-                case b"[DONE]":
-                    self.is_done = True
-                    return
-                case b"":
-                    return
-                case _:
-                    self._flush_text()
-                    raise ModelStreamBroken("The model's server sent an invalid stream chunk.") from None
+            chunk = self._read_odd_payload(payload.strip())
+            if chunk is None:
+                return
         if self._is_accepted and chunk.x_groq is None and chunk.usage is None and chunk.error is None and chunk.choices:
             self._read_choice(chunk.choices[0])  # nearly all chunks: skips the checks for errors and usage
         else:
             self._read_chunk(chunk)
 
-    def _read_chunk(self, chunk: _Chunk) -> None:
+    def _read_odd_payload(self, payload: bytes) -> Chunk | None:
+        """Read a payload of an unexpected form.
+
+        None: it is the end, a text that keeps the connection alive, or anything odd behind the finish reason.
+
+        Raises:
+            ModelStreamBroken: it is invalid JSON.
+        """
+        if payload == b"[DONE]":
+            self.is_done = True
+            return None
+        chunk = read_odd_chunk(payload)
+        if chunk is None and payload.startswith((b"{", b"[")) and not self.is_complete:
+            self._flush_text()
+            raise ModelStreamBroken("The model's server sent an invalid stream chunk.")
+        self._may_have_halves = True
+        return chunk
+
+    def _read_chunk(self, chunk: Chunk) -> None:
         extra = chunk.x_groq
         error = chunk.error or (extra and extra.error)
-        if error is not None:
+        if error and not self.is_complete:
             self._flush_text()
             raise make_stream_error(error)
         if not self._is_accepted:
             self._is_accepted = True
             self._sink.on_accepted()
-        if extra is not None and extra.usage is not None:
-            self._usage = extra.usage.to_usage()
-        elif chunk.usage is not None:
-            self._usage = chunk.usage.to_usage()
-        if chunk.choices:
-            self._read_choice(chunk.choices[0])
+        choice = chunk.choices[0] if chunk.choices else None
+        usage = read_usage(extra and extra.usage, chunk.usage, choice and choice.usage)
+        self._usage = usage or self._usage
+        if choice is not None:
+            self._read_choice(choice)
 
-    def _read_choice(self, choice: _Choice) -> None:
-        delta = choice.delta or _EMPTY_DELTA
+    def _read_choice(self, choice: Choice) -> None:
+        delta = choice.delta or choice.message or _EMPTY_DELTA
         if delta.content:
             self._text.append(delta.content)
         if delta.reasoning:
             self._reasoning.append(delta.reasoning)
         elif delta.reasoning_content:
             self._reasoning.append(delta.reasoning_content)
+        if delta.refusal:
+            self._flush_text()
+            self._count_chars(len(delta.refusal))
+            self._sink.on_refusal(delta.refusal)
         if delta.tool_calls:
             self._flush_text()
-            for call_delta in delta.tool_calls:
-                self._add_call_delta(call_delta)
+            for part in delta.tool_calls:
+                self._add_call_part(part)
         if delta.executed_tools:
             self._flush_text()
             for server_call in delta.executed_tools:
                 self._emit_server_tool_call(server_call)
-        if choice.finish_reason:
-            self._finish_reason = choice.finish_reason
+        if choice.finish_reason or choice.usage is not None:
+            self._read_end(choice)
+
+    def _read_end(self, choice: Choice) -> None:
+        self._usage = read_usage(choice.usage) or self._usage
+        written = (choice.finish_reason or "").lower()
+        reason = _FINISH_REASONS.get(written, "broken" if "error" in written else "stop") if written else ""
+        if reason:
+            self._finish_reason = reason
             self._flush_text()
-            self._complete_calls()
 
-    def _add_call_delta(self, delta: _ToolCallDelta) -> None:
-        index = delta.index or 0
-        call = self._calls.get(index)
-        if call is None or call.is_ended_by(delta):
+    def _add_call_part(self, part: ToolCallDelta) -> None:
+        count = len(self._calls)
+        self._count_chars(self._calls.add_part(part))
+        if len(self._calls) > count:
             self._count_call()
-            self._complete_calls()
-            call = self._calls[index] = _PartialCall()
-        self._count_chars(call.add_delta(delta))
 
-    def _emit_server_tool_call(self, call: _ServerToolCall) -> None:
+    def _emit_server_tool_call(self, call: ServerToolCall) -> None:
         """Emit a server-side tool's call once, with its output.
 
         The call is emitted when the output has arrived.
@@ -277,16 +245,14 @@ class ChunkReader:
             self._count_chars(len(call.arguments or "") + len(call.output))
             self._sink.on_server_tool_call(ToolCall("", call.name or call.type, call.arguments or "{}"), call.output)
 
-    def _complete_calls(self) -> None:
-        calls, self._calls = self._calls, {}
-        for _, call in sorted(calls.items()):
-            self._sink.on_tool_call(call.to_tool_call())
-
-    def _flush_text(self) -> None:
+    def _flush_text(self, *, is_end: bool = False) -> None:
         """Pass the collected output to the sink.
 
         Reasoning comes before text, as the model writes them.
         """
+        if self._may_have_halves:
+            self._reasoning = [join_surrogates("".join(self._reasoning))] if self._reasoning else []
+            self._text = self._join_halves(self._text, is_end=is_end)
         if self._reasoning:
             reasoning = "".join(self._reasoning)
             self._reasoning.clear()
@@ -297,6 +263,16 @@ class ChunkReader:
             self._text.clear()
             self._count_chars(len(text))
             self._sink.on_text(text)
+
+    def _join_halves(self, texts: list[str], *, is_end: bool) -> list[str]:
+        """Join the halves of a surrogate pair that two chunks contain.
+
+        The first half waits for the second one.
+        """
+        text = self._half + "".join(texts)
+        self._half = text[-1] if text[-1:] >= "\ud800" and text[-1:] <= "\udbff" and not is_end else ""
+        text = join_surrogates(text.removesuffix(self._half) if self._half else text)
+        return [text] if text else []
 
     def _count_call(self) -> None:
         self._call_count += 1
@@ -318,36 +294,16 @@ def check_call_count(calls: int) -> None:
         raise ModelAnswerTooLong(f"The model's answer contains more than {MAX_ANSWER_CALLS} tool calls.")
 
 
-class _WholeMessage(msgspec.Struct, gc=False):
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class _WholeChoice(msgspec.Struct, gc=False):
-    message: _WholeMessage
-    finish_reason: str | None = None
-
-
-class _WholeAnswer(msgspec.Struct, gc=False):
-    choices: list[_WholeChoice]
-    usage: _WireUsage | None = None
-
-
 def read_whole_answer(body: bytes, sink: ModelSink) -> ModelAnswer:
     """Pass an answer that was not streamed to the sink.
 
     Raises:
         ModelStreamBroken: the body is not a valid answer.
+        ModelError: the body is an error.
     """
-    try:
-        answer = msgspec.json.decode(body, type=_WholeAnswer)
-        choice = answer.choices[0]
-    except (*JSON_DECODE_ERRORS, IndexError):
-        raise ModelStreamBroken from None
-    sink.on_accepted()
-    if reasoning := choice.message.reasoning or choice.message.reasoning_content:
-        sink.on_reasoning(reasoning)
-    if choice.message.content:
-        sink.on_text(choice.message.content)
-    return ModelAnswer(choice.finish_reason or "stop", answer.usage.to_usage() if answer.usage else Usage())
+    reader = ChunkReader(sink)
+    if body.lstrip().startswith(b"data:"):
+        reader.feed_bytes(body)  # some servers always stream
+    else:
+        reader.read_whole_body(body)
+    return reader.finish_answer()

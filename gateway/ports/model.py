@@ -48,12 +48,14 @@ class ModelCall(msgspec.Struct, frozen=True):
 class ModelAnswer(msgspec.Struct, frozen=True):
     """The end of a model's answer.
 
-    Its text and its calls went to the sink. `cost_usd` is None if the price of the model is unknown.
+    Its text and its calls went to the sink. `finish_reason` is `stop`, `tool_calls`, `length` or `content_filter`.
+    `cost_usd` is None if the price of the model is unknown. `warning` tells people what was odd.
     """
 
     finish_reason: str
     usage: Usage
     cost_usd: float | None = None
+    warning: str = ""
 
 
 class ModelSink(Protocol):
@@ -77,6 +79,11 @@ class ModelSink(Protocol):
     def on_text(self, text: str) -> None: ...
     @abstractmethod
     def on_reasoning(self, text: str) -> None: ...
+
+    @abstractmethod
+    def on_refusal(self, text: str) -> None:
+        """The model refused to answer, in these words."""
+        ...
 
     @abstractmethod
     def on_tool_call(self, call: ToolCall) -> None:

@@ -3,7 +3,7 @@
 A writer folds the turn's events from the first event on, so numbers and ids are the same on every read.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import assert_never
 from uuid import UUID
 
@@ -11,10 +11,13 @@ import msgspec
 
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, ToolSpec, Usage
-from gateway.ports.listener import EventFold, EventListener
-from gateway.wire.openai_chat import format_arguments, get_created_at
+from gateway.ports.listener import EventFold
+from gateway.wire.openai_chat_answers import format_arguments, get_created_at
 from gateway.wire.openai_response_ids import format_approval_id, format_response_id
 
+_INCOMPLETE_REASONS = dict.fromkeys(("length", "step_limit", "token_limit"), "max_output_tokens") | {
+    "content_filter": "content_filter"
+}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -174,8 +177,8 @@ class ResponseWriter(EventFold):
                 return self._discard_step(event.step) if event.discard else []
             case e.TurnCompleted():
                 self._usage = event.usage
-                if event.finish_reason in ("length", "step_limit", "token_limit"):
-                    self._incomplete = {"reason": "max_output_tokens"}
+                if reason := _INCOMPLETE_REASONS.get(event.finish_reason):
+                    self._incomplete = {"reason": reason}
                     return [*self._close_item(), *self._end_response("incomplete")]
                 return [*self._close_item(), *self._end_response("completed")]
             case e.TurnFailed():
@@ -267,7 +270,10 @@ class ResponseWriter(EventFold):
         return [*events, self._new_item_event("reasoning_text.delta", item, content_index=0, delta=event.text)]
 
     def _write_text(self, event: e.TextDelta) -> list[JsonObject]:
+        is_refusal = event.refusal is True
         open_, events = self._get_open_item("message", event.step)
+        if open_ is not None and (open_["content"][0]["type"] == "refusal") != is_refusal:
+            open_, events = None, self._close_item()
         item: JsonObject = open_ or {}
         if open_ is None:
             item = {
@@ -278,8 +284,10 @@ class ResponseWriter(EventFold):
                 "status": "in_progress",
             }
             part: JsonObject = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            events += self._open_item(item, event.step, part)
+            events += self._open_item(item, event.step, {"type": "refusal", "refusal": ""} if is_refusal else part)
         self._text_parts.append(event.text)
+        if is_refusal:
+            return [*events, self._new_item_event("refusal.delta", item, content_index=0, delta=event.text)]
         delta = self._new_item_event("output_text.delta", item, content_index=0, delta=event.text, logprobs=[])
         return [*events, delta]
 
@@ -300,10 +308,13 @@ class ResponseWriter(EventFold):
         if item is None:
             return []
         part: JsonObject = item["content"][0]
-        part["text"] = text = "".join(self._text_parts)
+        text = "".join(self._text_parts)
+        part["refusal" if part["type"] == "refusal" else "text"] = text
         item["status"] = status
         self._text_parts = []
-        if item["type"] == "message":
+        if part["type"] == "refusal":
+            done = self._new_item_event("refusal.done", item, content_index=0, refusal=text)
+        elif item["type"] == "message":
             done = self._new_item_event("output_text.done", item, content_index=0, text=text, logprobs=[])
         else:
             done = self._new_item_event("reasoning_text.done", item, content_index=0, text=text)
@@ -402,9 +413,15 @@ class ResponseWriter(EventFold):
         ]
 
     def _discard_step(self, step: int) -> list[JsonObject]:
-        """Remove the output of a step that is retried."""
+        """End the output of a step that is retried.
+
+        It stays: clients have seen it, and they find items by their index.
+        """
         events = self._close_item("incomplete")
-        self._output = [item for item in self._output if self._steps[item["id"]] != step]
+        for item in self._output:
+            if self._steps[item["id"]] == step and item.get("status") == "in_progress":
+                item["status"] = "incomplete"
+                events.append(self._finish_item(item))
         return events
 
 
@@ -416,33 +433,3 @@ def _build_usage(usage: Usage) -> JsonObject:
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,
     }
-
-
-def format_sse(event: JsonObject) -> bytes:
-    """Format an event of the Responses API as SSE."""
-    return b"event: %s\ndata: %s\n\n" % (event["type"].encode(), _encode(event))
-
-
-async def stream_response(
-    listener: EventListener,
-    *,
-    writer: ResponseWriter,
-    after: int = -1,
-) -> AsyncGenerator[bytes]:
-    """Stream the response's events after number `after`, until it ends.
-
-    `listener` must start at the turn's first event.
-    """
-
-    def format_frames(events: list[JsonObject]) -> bytes:
-        return b"".join(format_sse(event) for event in events if event["sequence_number"] > after)
-
-    async for batch in listener:
-        yield format_frames([event for entry in batch for event in writer.write_event(entry.event)])
-        if writer.has_ended:
-            return
-    reason = listener.close_reason or "server_stopping"
-    if reason == "input_required":
-        yield format_frames(writer.end_for_input())
-    else:
-        yield format_frames(writer.write_error(reason, f"The stream ended before the answer: {reason}."))

@@ -37,12 +37,14 @@ class TurnSummary(EventFold):
         self.inputs: dict[str, e.InputRequired] = {}
         self.usage = Usage()
         self._text: dict[int, list[str]] = {}
+        self._refusal: dict[int, list[str]] = {}
         self._reasoning: dict[int, list[str]] = {}
+        self._step_warnings: list[str] = []
 
     def apply(self, event: e.Event) -> None:
         match event:
             case e.TextDelta():
-                self._text.setdefault(event.step, []).append(event.text)
+                (self._refusal if event.refusal is True else self._text).setdefault(event.step, []).append(event.text)
             case e.ReasoningDelta():
                 self._reasoning.setdefault(event.step, []).append(event.text)
             case e.TurnStarted():
@@ -57,9 +59,12 @@ class TurnSummary(EventFold):
                 call.content, call.structured = event.content, event.structured
             case e.StepCompleted():
                 self.usage = self.usage + event.usage
+                if isinstance(event.warning, str):
+                    self._step_warnings.append(event.warning)
             case e.ModelRetry():
                 if event.discard:
                     self._text.pop(event.step, None)
+                    self._refusal.pop(event.step, None)
                     self._reasoning.pop(event.step, None)
                     self.calls = {i: call for i, call in self.calls.items() if call.step != event.step}
             case e.TurnCompleted():
@@ -96,8 +101,17 @@ class TurnSummary(EventFold):
 
     @property
     def response(self) -> str:
-        """The text of the last step that has text."""
-        return self.step_texts[-1] if self.step_texts else ""
+        """The text of the last step that has text, or the refusal."""
+        return self.step_texts[-1] if self.step_texts else self.refusal or ""
+
+    @property
+    def refusal(self) -> str | None:
+        """The words by which the model refused to answer."""
+        return "\n\n".join("".join(parts) for _, parts in sorted(self._refusal.items())) or None
+
+    @property
+    def warnings(self) -> list[str]:
+        return [*(self.started.warnings if self.started else ()), *self._step_warnings]
 
     @property
     def reasoning(self) -> str | None:

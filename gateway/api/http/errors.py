@@ -16,7 +16,7 @@ from gateway.common.logging import get_logger, request_id
 from gateway.common.validation_errors import describe_problem
 from gateway.domain.errors import ErrorInfo, GatewayError, InvalidRequest, PayloadTooLarge, ServerStopping
 from gateway.domain.messages import JsonObject
-from gateway.wire.openai_chat import build_error_body
+from gateway.wire.openai_chat_answers import build_error_body
 
 log = get_logger(__name__)
 

@@ -57,6 +57,7 @@ class PromptedToolCallParser:
         self._in_call_block = False
         self.on_accepted = sink.on_accepted
         self.on_reasoning = sink.on_reasoning
+        self.on_refusal = sink.on_refusal
         self.on_tool_call = sink.on_tool_call
         self.on_server_tool_call = sink.on_server_tool_call
         self.on_retry = sink.on_retry

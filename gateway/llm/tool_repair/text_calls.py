@@ -64,6 +64,7 @@ class TextCallParser:
         self.on_tool_call = self._pass_tool_call
         self.on_accepted = sink.on_accepted
         self.on_reasoning = sink.on_reasoning
+        self.on_refusal = sink.on_refusal
         self.on_server_tool_call = sink.on_server_tool_call
         self.on_retry = sink.on_retry
         self.record_failed_usage = sink.record_failed_usage

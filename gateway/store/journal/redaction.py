@@ -80,8 +80,10 @@ def redact_entries(fresh: list[JournalEntry], redactor: Redactor) -> list[Journa
     return redacted_entries
 
 
-def _delta_key(event: e.Event) -> tuple[type[e.Event], int] | None:
-    return (type(event), event.step) if isinstance(event, e.TextDelta | e.ReasoningDelta) else None
+def _delta_key(event: e.Event) -> tuple[type[e.Event], int, bool] | None:
+    if isinstance(event, e.TextDelta | e.ReasoningDelta):
+        return type(event), event.step, isinstance(event, e.TextDelta) and event.refusal is True
+    return None
 
 
 def _replace_event(entry: JournalEntry, event: e.Event) -> JournalEntry:

@@ -20,8 +20,7 @@ from tests.stack import Gateway, serve_asgi, serve_gateway
 CORPUS: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "llm" / "malformed_calls.json").read_text(encoding="utf-8")
 )
-# Half a surrogate pair makes a chunk of the stream invalid JSON.
-ENTRIES: list[dict[str, Any]] = [entry for entry in CORPUS["entries"] if entry["id"] != "arguments-half-surrogate"]
+ENTRIES: list[dict[str, Any]] = CORPUS["entries"]
 CLIENT_TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in CORPUS["schemas"].items()
 ]

@@ -45,6 +45,7 @@ class Sink:
     def __init__(self) -> None:
         self.text = ""
         self.reasoning = ""
+        self.refusal = ""
         self.calls: list[ToolCall] = []
         self.server_calls: list[tuple[str, str]] = []
         self.retries: list[tuple[str, bool, str | None]] = []
@@ -56,6 +57,9 @@ class Sink:
 
     def on_text(self, text: str) -> None:
         self.text += text
+
+    def on_refusal(self, text: str) -> None:
+        self.refusal += text
 
     def on_reasoning(self, text: str) -> None:
         self.reasoning += text

@@ -181,7 +181,7 @@ def test_null_fields_are_ignored() -> None:
     )
     answer = reader.finish_answer()
     assert sink.output == [("text", "a"), ToolCall("x", "f", "")]
-    assert (answer.finish_reason, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("tool_calls", 7, 0)
+    assert (answer.finish_reason, answer.usage.prompt_tokens, answer.usage.total_tokens) == ("tool_calls", 7, 7)
     assert read_whole_answer(b'{"choices":[{"message":{"content":null}}],"usage":null}', sink).usage.total_tokens == 0
 
 
@@ -201,6 +201,7 @@ def test_tool_calls_in_formats_of_other_servers_are_separated(parts: list[dict[s
         sink = Sink()
         reader = ChunkReader(sink)
         reader.feed_bytes(sse(*chunks, delta(finish="tool_calls")))
+        reader.finish_answer()
         assert sink.output == expected
 
 
@@ -272,6 +273,7 @@ def test_answer_is_refused_when_it_has_too_many_tool_calls(build_delta: Callable
     sink = Sink()
     reader = ChunkReader(sink)
     reader.feed_bytes(sse({"choices": [{"delta": build_delta(128), "finish_reason": "tool_calls"}]}))
+    reader.finish_answer()
     assert len(sink.output) == 128
     with pytest.raises(ModelAnswerTooLong, match="contains more than 128 tool calls"):
         ChunkReader(Sink()).feed_bytes(sse({"choices": [{"delta": build_delta(129)}]}))

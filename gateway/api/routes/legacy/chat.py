@@ -22,7 +22,7 @@ from gateway.wire.legacy import (
     stream_legacy_frames,
     stream_plain_text,
 )
-from gateway.wire.openai_chat import ChunkWriter, format_json_line, stream_chunks
+from gateway.wire.openai_chat_answers import ChunkWriter, format_json_line, stream_chunks
 
 router = APIRouter(tags=["legacy"])
 message_router = APIRouter(tags=["legacy"])

@@ -11,7 +11,8 @@ from gateway.api.turn_responses import IdempotencyKey, start_turn, stream_turn, 
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.messages import JsonObject
 from gateway.ports.model import ModelInfo
-from gateway.wire.openai_chat import ChatCompletionRequest, ChunkWriter, build_completion, stream_chunks
+from gateway.wire.openai_chat import ChatCompletionRequest
+from gateway.wire.openai_chat_answers import ChunkWriter, build_completion, stream_chunks
 
 router = APIRouter(tags=["OpenAI"])
 PREFIXES = ("/v1", "/openai/v1")

@@ -15,8 +15,9 @@ from gateway.domain.errors import NotFound
 from gateway.domain.messages import Answer, JsonObject
 from gateway.wire.openai_response_ids import parse_response_id
 from gateway.wire.openai_response_input import build_input_list
-from gateway.wire.openai_response_items import ResponseContext, ResponseWriter, stream_response
+from gateway.wire.openai_response_items import ResponseContext, ResponseWriter
 from gateway.wire.openai_response_request import ResponseRequest
+from gateway.wire.openai_response_stream import stream_response
 
 router = APIRouter(prefix="/v1/responses", tags=["OpenAI"])
 

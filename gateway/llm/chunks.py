@@ -1,0 +1,222 @@
+"""Chunks of a chat-completions stream, and their figures of usage.
+
+Chunks of the expected form are decoded by msgspec. Others are read leniently: one odd field does not cost the answer.
+"""
+
+import json
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Usage
+from gateway.llm.tool_repair.json_repair import is_list, is_object
+
+_T = TypeVar("_T")
+
+
+class FunctionDelta(msgspec.Struct, gc=False):
+    """A part of a call's name and arguments."""
+
+    name: str | None = None
+    arguments: str | JsonObject | None = None
+
+
+class ToolCallDelta(msgspec.Struct, gc=False):
+    """A part of a tool call."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionDelta | None = None
+    extra_content: Any = None
+
+
+class ServerToolCall(msgspec.Struct, gc=False):
+    """A call that the model's server made itself."""
+
+    index: int = 0
+    type: str = "tool"
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """A part of a message, or a whole one."""
+
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+    executed_tools: list[ServerToolCall] | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """The first choice of a chunk. Some servers send a whole `message`."""
+
+    delta: Delta | None = None
+    finish_reason: str | None = None
+    message: Delta | None = None
+    usage: Any = None
+
+
+class XGroq(msgspec.Struct, gc=False):
+    """Groq's own members of a chunk."""
+
+    usage: Any = None
+    error: Any = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """Chunk of a stream, or a whole answer."""
+
+    choices: list[Choice] | None = None
+    usage: Any = None
+    x_groq: XGroq | None = None
+    error: Any = None
+
+
+decode_chunk = msgspec.json.Decoder(Chunk, strict=False).decode
+
+
+def read_odd_chunk(payload: bytes) -> Chunk | None:
+    """Read a chunk that `decode_chunk` rejects.
+
+    Members of unexpected types are left out. None: the payload is no JSON object.
+    """
+    try:
+        # Other than msgspec, `json` accepts half a surrogate pair.
+        body = json.loads(payload)
+    except (*JSON_DECODE_ERRORS, ValueError):
+        return None
+    if not is_object(body):
+        return None
+    choices = body.get("choices")
+    x_groq = body.get("x_groq")
+    extra: JsonObject = x_groq if is_object(x_groq) else {}
+    return Chunk(
+        choices=[_read_choice(choice) for choice in choices if is_object(choice)] if is_list(choices) else None,
+        usage=body.get("usage"),
+        x_groq=XGroq(extra.get("usage"), extra.get("error")) if extra else None,
+        error=body.get("error"),
+    )
+
+
+def _read_choice(choice: JsonObject) -> Choice:
+    delta, message = choice.get("delta"), choice.get("message")
+    return Choice(
+        delta=_read_delta(delta) if is_object(delta) else None,
+        finish_reason=_get_text(choice, "finish_reason"),
+        message=_read_delta(message) if is_object(message) else None,
+        usage=choice.get("usage"),
+    )
+
+
+def _read_delta(delta: JsonObject) -> Delta:
+    text, thoughts = _read_content(delta.get("content"))
+    calls, executed = delta.get("tool_calls"), delta.get("executed_tools")
+    return Delta(
+        content=text,
+        reasoning=thoughts or _get_text(delta, "reasoning"),
+        reasoning_content=_get_text(delta, "reasoning_content"),
+        refusal=_get_text(delta, "refusal"),
+        tool_calls=[_read_call(call) for call in calls if is_object(call)] if is_list(calls) else None,
+        executed_tools=_convert(executed, list[ServerToolCall]) if is_list(executed) else None,
+    )
+
+
+def _read_content(content: object) -> tuple[str | None, str | None]:
+    """Return the text and the thoughts of a content.
+
+    It may be a list of parts.
+    """
+    if not is_list(content):
+        return (content if isinstance(content, str) else None), None
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif is_object(part):
+            thought = part.get("thinking")
+            if thought is not None:
+                thoughts.append(_read_content(thought)[0] or "")
+            elif isinstance(text := part.get("text"), str):
+                (thoughts if part.get("type") == "thinking" else texts).append(text)
+    return "".join(texts) or None, "".join(thoughts) or None
+
+
+def _read_call(call: JsonObject) -> ToolCallDelta:
+    function, index = call.get("function"), call.get("index")
+    if is_object(function):
+        arguments = function.get("arguments")
+        part = FunctionDelta(
+            _get_text(function, "name"),
+            arguments if arguments is None or isinstance(arguments, str) else json.dumps(arguments),
+        )
+    else:
+        part = None
+    return ToolCallDelta(
+        index=index if isinstance(index, int) else None,
+        id=_get_text(call, "id"),
+        function=part,
+        extra_content=call.get("extra_content"),
+    )
+
+
+def _get_text(body: JsonObject, name: str) -> str | None:
+    value = body.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _convert(value: object, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        return None
+
+
+def read_usage(*bodies: object) -> Usage | None:
+    """Read the first figures of usage that are not all zero."""
+    for body in bodies:
+        if is_object(body):
+            usage = _build_usage(body)
+            if usage.total_tokens:
+                return usage
+    return None
+
+
+def _build_usage(body: JsonObject) -> Usage:
+    prompt = _get_count(body, "prompt_tokens", "input_tokens")
+    completion = _get_count(body, "completion_tokens", "output_tokens")
+    cached = _get_count(body.get("prompt_tokens_details"), "cached_tokens") or _get_count(body, "cached_tokens")
+    if cached > prompt:
+        prompt += cached  # this server counts cached tokens beside the others
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=max(_get_count(body, "total_tokens"), prompt + completion),
+        cached_tokens=cached,
+        reasoning_tokens=_get_count(body.get("completion_tokens_details"), "reasoning_tokens"),
+        queue_time=_get_seconds(body, "queue_time"),
+        model_time=_get_seconds(body, "total_time"),
+        generation_time=_get_seconds(body, "completion_time"),
+    )
+
+
+def _get_count(body: object, *names: str) -> int:
+    """Return the largest of the counts, which are never negative."""
+    return int(max((_get_number(body, name) for name in names), default=0.0))
+
+
+def _get_seconds(body: JsonObject, name: str) -> float:
+    return _get_number(body, name)
+
+
+def _get_number(body: object, name: str) -> float:
+    value = body.get(name) if is_object(body) else None
+    if isinstance(value, str):
+        value = _convert(value, float)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e15:
+        return 0.0
+    return cast(float, value)
