@@ -42,12 +42,14 @@ from gateway.mcp_client.toolbox import McpToolbox
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import Toolbox
 from gateway.ports.turns import TurnSlots
+from gateway.store.admin.audit_chain import AuditChain
+from gateway.store.admin.user_data import UserDataStore, delete_old_turns_forever
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
 from gateway.store.bus import PostgresBus
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
-from gateway.store.encryption import Cipher, load_encryption_secret
+from gateway.store.encryption import Cipher, load_encryption_secrets
 from gateway.store.health import StorageHealth
 from gateway.store.history import HistoryStore
 from gateway.store.journal.ephemeral_journal import EphemeralJournal
@@ -77,6 +79,7 @@ class Store:
     questions: QuestionStore
     keys: KeyStore
     audit: AuditStore
+    user_data: UserDataStore
     servers: ServerStore
     grants: PostgresGrantStore
     redactor: Redactor
@@ -147,6 +150,8 @@ async def build_gateway(
         state.rates = rates
         state.keys = store.keys
         state.audit = store.audit
+        state.audit_chain = AuditChain(store.database)
+        state.user_data = store.user_data
         state.turn_service = turn_service
         state.turns = store.turns
         state.lease = lease
@@ -221,13 +226,16 @@ async def build_store(
         retry_seconds=settings.storage_retry_seconds,
         redactor=redactor,
     )
-    secret = load_encryption_secret(settings)
-    cipher = Cipher(secret)
+    secrets = load_encryption_secrets(settings)
+    cipher = Cipher(*secrets)
     workers, turns = WorkerStore(database, worker_id), TurnStore(database)
-    retention = timedelta(days=settings.journal_retention_days)
+    retention, user_data = timedelta(days=settings.journal_retention_days), UserDataStore(database)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         _supervise(SupervisedTask("journal retention", partial(prune_forever, turns, retention)), tasks, stack)
+        if settings.turn_retention_days is not None:
+            retain = partial(delete_old_turns_forever, user_data, timedelta(days=settings.turn_retention_days))
+            _supervise(SupervisedTask("turn retention", retain), tasks, stack)
         stack.callback(workers.close)
         journal.start()
         tasks.add(*journal.tasks)
@@ -245,11 +253,12 @@ async def build_store(
             ),
             keys=KeyStore(database),
             audit=AuditStore(database),
+            user_data=user_data,
             servers=ServerStore(database, cipher),
             grants=PostgresGrantStore(database, cipher),
             redactor=redactor,
             cipher=cipher,
-            identity_keys=IdentityKeys([secret]),
+            identity_keys=IdentityKeys(secrets),
         )
 
 

@@ -474,6 +474,53 @@ CREATE INDEX ix_api_keys_made_with ON api_keys (made_with);
 
 UPDATE alembic_version SET version_num='gateway_0015' WHERE alembic_version.version_num = 'gateway_0014';
 
+-- Running upgrade gateway_0015 -> gateway_0016
+
+ALTER TABLE audit_log ADD COLUMN seq BIGINT;
+
+ALTER TABLE audit_log ADD COLUMN hash TEXT;
+
+CREATE FUNCTION audit_log_entry(entry audit_log) RETURNS text LANGUAGE sql STABLE AS $$
+        SELECT jsonb_build_object(
+            'seq', entry.seq, 'id', entry.id, 'actor', entry.actor, 'action', entry.action, 'subject', entry.subject,
+            'detail', entry.detail, 'at', to_char(entry.at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        )::text $$;
+
+CREATE FUNCTION audit_log_hash(previous text, entry audit_log) RETURNS text LANGUAGE sql STABLE AS $$
+        SELECT encode(sha256(convert_to(coalesce(previous, repeat('0', 64)) || audit_log_entry(entry), 'UTF8')), 'hex')
+        $$;
+
+ALTER TABLE audit_log DISABLE TRIGGER audit_log_append_only;
+
+DO $$
+        DECLARE entry audit_log; previous text; number bigint = 0;
+        BEGIN
+            FOR entry IN SELECT * FROM audit_log ORDER BY id LOOP
+                number = number + 1;
+                entry.seq = number;
+                previous = audit_log_hash(previous, entry);
+                UPDATE audit_log SET seq = number, hash = previous WHERE id = entry.id;
+            END LOOP;
+        END $$;
+
+ALTER TABLE audit_log ENABLE TRIGGER audit_log_append_only;
+
+CREATE UNIQUE INDEX ux_audit_log_seq ON audit_log (seq);
+
+CREATE FUNCTION audit_log_chain() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE last record;
+        BEGIN
+            PERFORM pg_advisory_xact_lock(hashtextextended('audit_log chain', 0));
+            SELECT seq, hash INTO last FROM audit_log WHERE seq IS NOT NULL ORDER BY seq DESC LIMIT 1;
+            NEW.seq = coalesce(last.seq, 0) + 1;
+            NEW.hash = audit_log_hash(last.hash, NEW);
+            RETURN NEW;
+        END $$;
+
+CREATE TRIGGER audit_log_chain BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION audit_log_chain();
+
+UPDATE alembic_version SET version_num='gateway_0016' WHERE alembic_version.version_num = 'gateway_0015';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

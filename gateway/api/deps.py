@@ -21,6 +21,8 @@ from gateway.domain.messages import JsonObject, Principal
 from gateway.ports.model import Model, ModelCatalog
 from gateway.ports.servers import ServerAdmin
 from gateway.ports.tools import Toolbox
+from gateway.store.admin.audit_chain import AuditChain
+from gateway.store.admin.user_data import UserDataStore
 from gateway.store.api_keys import KeyStore
 from gateway.store.audit import AuditStore
 from gateway.store.conversations import ConversationStore
@@ -71,6 +73,7 @@ def _depends_on_part(name: str) -> Dependency:
 PrincipalDep = Annotated[Principal, Depends(_resolve_principal)]
 ApiKeysDep = Annotated[KeyStore, _depends_on_part("keys")]
 AuthenticatorDep = Annotated[Authenticator, _depends_on_part("auth")]
+AuditChainDep = Annotated[AuditChain, _depends_on_part("audit_chain")]
 AuditLogDep = Annotated[AuditStore, _depends_on_part("audit")]
 ConversationsDep = Annotated[ConversationStore, _depends_on_part("conversations")]
 HistoryDep = Annotated[HistoryStore, _depends_on_part("history")]
@@ -88,6 +91,7 @@ TasksDep = Annotated[TaskRegistry, _depends_on_part("tasks")]
 ToolboxDep = Annotated[Toolbox, _depends_on_part("toolbox")]
 TurnServiceDep = Annotated[TurnService, _depends_on_part("turn_service")]
 TurnsDep = Annotated[TurnStore, _depends_on_part("turns")]
+UserDataDep = Annotated[UserDataStore, _depends_on_part("user_data")]
 UsageDep = Annotated[UsageStore, _depends_on_part("usage")]
 UsageReportsDep = Annotated[UsageReports, _depends_on_part("usage_reports")]
 

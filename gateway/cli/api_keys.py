@@ -1,6 +1,5 @@
 """`agent-gateway keys`: create, list, rotate and revoke API keys."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
@@ -8,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 import msgspec
 import typer
 
+from gateway.cli.database import run_with_database
 from gateway.cli.errors import report_config_errors
-from gateway.cli.serve import open_postgres, prepare_schema
 from gateway.common.sanitize import escape_for_terminal
-from gateway.config import ConfigError, Settings, load_settings
+from gateway.config import ConfigError
 from gateway.domain.messages import Area, Budget, KeyLimits
 
 if TYPE_CHECKING:
@@ -177,21 +176,6 @@ def _to_optional_tuple(values: list[str] | None) -> tuple[str, ...] | None:
 
 def _run_with_key_store(function: "Callable[[KeyStore], Awaitable[T]]") -> T:
     """Run a function with the key store of the configured database."""
-    from gateway.domain.errors import GatewayError
-    from gateway.store import database
     from gateway.store.api_keys import KeyStore
 
-    async def run_with_database(settings: Settings, url: str) -> T:
-        await prepare_schema(settings, url)
-        key_database = database.Database(url, pool_size=1)
-        try:
-            return await function(KeyStore(key_database))
-        except GatewayError as error:
-            raise ConfigError(error.message) from None
-        finally:
-            await key_database.close()
-
-    with report_config_errors():
-        settings = load_settings()
-        with open_postgres(settings) as url:
-            return asyncio.run(run_with_database(settings, url))
+    return run_with_database(lambda database, _settings: function(KeyStore(database)))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import api_keys
+from gateway.cli import api_keys, audit, users
 from gateway.cli.errors import report_config_errors
 from gateway.cli.serve import open_postgres, serve_gateway
 from gateway.config import load_settings
@@ -19,6 +19,8 @@ app = typer.Typer(
 db = typer.Typer(help="Manage the database schema.", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(api_keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(users.app, name="users")
 
 
 @app.command("up")
@@ -95,6 +97,27 @@ def upgrade_database() -> None:
             asyncio.run(database.wait_until_ready(url, settings.database_wait_seconds))
             migrations.upgrade_schema(url)
     print("The database is up to date.")
+
+
+@db.command("reencrypt")
+def reencrypt_secrets() -> None:
+    """Encrypt all stored secrets with the current key.
+
+    Afterwards the old keys can be removed from the settings.
+    """
+    from gateway.cli.database import run_with_database
+    from gateway.store.admin import reencryption
+    from gateway.store.encryption import Cipher, load_encryption_secrets
+
+    result = run_with_database(
+        lambda database, settings: reencryption.reencrypt_secrets(
+            database, Cipher(*load_encryption_secrets(settings)), by="cli"
+        )
+    )
+    print(f"{result.encrypted} secrets are encrypted with the current key.")
+    for name in result.unreadable:
+        print(f"No configured key decrypts the {name}.")
+    raise typer.Exit(1 if result.unreadable else 0)
 
 
 def main() -> None:

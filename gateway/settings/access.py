@@ -1,10 +1,10 @@
 """Settings of who may use the gateway: keys, tokens, hosts and origins."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, NoDecode
 
 from gateway.settings.values import CommaSeparated
 from gateway_runtime.placeholders import is_placeholder
@@ -20,6 +20,7 @@ class AccessSettings(BaseSettings):
 
     gateway_allow_anonymous: bool = False
     gateway_encryption_key: SecretStr | None = Field(default=None, min_length=16)
+    gateway_encryption_old_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     api_key: SecretStr | None = None
     api_key_file: Path | None = None
     cors_origins: CommaSeparated = ()
@@ -58,6 +59,11 @@ class AccessSettings(BaseSettings):
         if not set(self.jwt_algorithms) <= supported:
             raise ValueError(f"JWT_ALGORITHMS: only {', '.join(sorted(supported))} fit this kind of key")
         return self
+
+    @field_validator("gateway_encryption_old_keys", mode="before")
+    @classmethod
+    def _split_old_keys(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("api_key")
     @classmethod

@@ -32,6 +32,7 @@ class StorageSettings(BaseSettings):
     storage_retry_seconds: float = Field(default=10.0, gt=0, le=600)
     journal_retention_days: float = Field(default=30.0, gt=0)
     input_expiry_days: float = Field(default=7.0, gt=0)
+    turn_retention_days: float | None = Field(default=None, gt=0)
     heartbeat_seconds: float = Field(default=2.0, gt=0, le=60)
     heartbeat_timeout_seconds: float | None = Field(default=None, gt=0, le=600)
     redaction_rules: Path | None = None

@@ -82,9 +82,9 @@ class KeyStore:
         end = func.least(ApiKey.expires_at, func.now() + overlap)  # ignores null
         retirement = update(ApiKey).where(col(ApiKey.id) == key.id, *is_active).values(expires_at=end)
         async with self._database.session() as session:
-            await self._add_key(session, row, new)
             if not await count_changed_rows(session, retirement):
                 raise Conflict("This key has been revoked or has expired.")
+            await self._add_key(session, row, new)
             detail = {"owner": key.owner, "successor": row.prefix, "made_with": made_with, "overlap": str(overlap)}
             session.add(make_audit_entry(by, "key.rotate", f"key {key.prefix}", detail))
         return row, secret
@@ -105,7 +105,7 @@ class KeyStore:
         session.add(row)
         detail = msgspec.to_builtins(new) | {"prefix": row.prefix, "made_with": row.made_with}
         session.add(make_audit_entry(row.created_by, "key.create", f"key {row.prefix}", detail))
-        await _notify_change(session)
+        await notify_key_change(session)
 
     async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
         """List the keys, newest first; with `owner`, only the owner's."""
@@ -165,7 +165,7 @@ class KeyStore:
                 makers = [row[0] for row in rows]
                 changed = changed or bool(rows)
             if changed:
-                await _notify_change(session)
+                await notify_key_change(session)
 
     # --- authentication
 
@@ -258,6 +258,7 @@ def _to_list(values: tuple[str, ...] | None) -> list[str] | None:
     return None if values is None else list(values)
 
 
-async def _notify_change(session: AsyncSession) -> None:
+async def notify_key_change(session: AsyncSession) -> None:
+    """Notify all workers at the commit."""
     notify = text("SELECT pg_notify(:channel, :payload)")
     await (await session.connection()).execute(notify, {"channel": CHANNEL, "payload": _CHANGE_MESSAGE})

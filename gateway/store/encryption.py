@@ -3,7 +3,7 @@
 import base64
 import hashlib
 
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from gateway.config import ConfigError, Settings
 from gateway_runtime.private_files import load_or_create_secret
@@ -12,10 +12,13 @@ KEY_FILE = "encryption.key"
 
 
 class Cipher:
-    """Fernet (AES-128-CBC with HMAC-SHA-256) with a key derived from a secret."""
+    """Fernet (AES-128-CBC with HMAC-SHA-256) with keys derived from secrets.
 
-    def __init__(self, secret: str) -> None:
-        self._fernet = Fernet(base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()))
+    The first secret encrypts; all of them decrypt.
+    """
+
+    def __init__(self, *secrets: str) -> None:
+        self._fernet = MultiFernet([_derive_key(secret) for secret in secrets])
 
     def encrypt(self, plain: bytes) -> bytes:
         return self._fernet.encrypt(plain)
@@ -31,20 +34,27 @@ class Cipher:
             return None
 
 
-def load_encryption_secret(settings: Settings) -> str:
-    """Return GATEWAY_ENCRYPTION_KEY, or the secret in the data directory's key file.
+def _derive_key(secret: str) -> Fernet:
+    return Fernet(base64.urlsafe_b64encode(hashlib.sha256(secret.encode()).digest()))
 
-    The first start without the setting creates the file.
+
+def load_encryption_secrets(settings: Settings) -> list[str]:
+    """Return the current secret, then older ones that still decrypt.
+
+    They are GATEWAY_ENCRYPTION_KEY, or the lines of the data directory's key file, and GATEWAY_ENCRYPTION_OLD_KEYS. The
+    first start without the setting creates the file.
 
     Raises:
         ConfigError: the key file cannot be created or read.
     """
+    older = [secret.get_secret_value() for secret in settings.gateway_encryption_old_keys]
     if settings.gateway_encryption_key is not None:
-        return settings.gateway_encryption_key.get_secret_value()
+        return [settings.gateway_encryption_key.get_secret_value(), *older]
     file = settings.gateway_data_dir / KEY_FILE
     try:
-        return load_or_create_secret(file)[0]
+        lines = load_or_create_secret(file)[0].splitlines()
     except OSError as error:
         raise ConfigError(
             f"GATEWAY_DATA_DIR: the key file {file} cannot be created or read: {error.strerror}"
         ) from None
+    return [*(line.strip() for line in lines if line.strip()), *older]

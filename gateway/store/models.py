@@ -295,13 +295,17 @@ class CachedResponse(_Table, table=True):
 
 
 class AuditLog(_Table, table=True):
-    """An entry of the audit log. A trigger forbids changes and deletions."""
+    """An entry of the audit log. A trigger forbids changes and deletions.
+
+    Another trigger sets `seq`, the number of the entry, and `hash`, which also covers the hash before it.
+    """
 
     __tablename__ = "audit_log"
     __table_args__ = (
         Index("ix_audit_log_subject", "subject"),
         Index("ix_audit_log_actor", "actor", text("id DESC")),
         Index("ix_audit_log_action", "action", text("id DESC")),
+        Index("ux_audit_log_seq", "seq", unique=True),
     )
 
     id: UUID = Field(primary_key=True)
@@ -310,6 +314,8 @@ class AuditLog(_Table, table=True):
     action: str = Field(sa_type=Text)
     subject: str = Field(sa_type=Text)
     detail: JsonObject = Field(sa_column=_json_column(nullable=False))
+    seq: int | None = Field(default=None, sa_column=Column(BigInteger, nullable=True))
+    hash: str | None = Field(default=None, sa_type=Text)
 
 
 class ApiKey(_Table, table=True):

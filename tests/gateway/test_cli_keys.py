@@ -18,11 +18,16 @@ from tests.stack import Gateway
 
 async def run_keys_command(database_url: str, *arguments: str, code: int = 0) -> str:
     """Run `agent-gateway keys …` and return its output."""
+    return await run_command(database_url, "keys", *arguments, code=code)
+
+
+async def run_command(database_url: str, *arguments: str, code: int = 0, **settings: str) -> str:
+    """Run `agent-gateway …` and return its output."""
     process = await asyncio.to_thread(
         subprocess.run,
-        gateway_command("keys", *arguments),
+        gateway_command(*arguments),
         cwd=ROOT,
-        env=clean_environment(DATABASE_URL=database_url),
+        env=clean_environment(DATABASE_URL=database_url, **settings),
         capture_output=True,
         text=True,
         check=False,

@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from gateway.api.documentation import pages
-from gateway.api.routes.admin import api_keys, audit, stats
+from gateway.api.routes.admin import api_keys, audit, stats, user_data
 from gateway.api.routes.admin import turns as admin_turns
 from gateway.api.routes.legacy import chat as legacy_chat
 from gateway.api.routes.mcp import identity_keys, mcp_resources, mcp_servers, mcp_sign_in
@@ -31,6 +31,7 @@ def register_routes(app: FastAPI) -> None:
         stats,
         admin_turns,
         audit,
+        user_data,
         legacy_chat,
         responses,
     ):

@@ -92,7 +92,10 @@ ROUTES: dict[tuple[str, str], RoutePermission] = {
     ("GET", "/api/v1/budget"): _READ,
     ("GET", "/api/v1/admin/stats"): _ADMIN,
     ("GET", "/api/v1/admin/turns"): _ADMIN,
+    ("GET", "/api/v1/admin/user-data"): _ADMIN,
+    ("DELETE", "/api/v1/admin/user-data"): _ADMIN,
     ("GET", "/api/v1/audit"): _ADMIN,
+    ("GET", "/api/v1/audit/export"): _ADMIN,
     ("GET", "/api/v1/keys"): RoutePermission("keys"),
     ("POST", "/api/v1/keys"): MANAGE_KEYS,
     # The routes check `MANAGE_KEYS` for other keys: a key may revoke or rotate itself without this scope.

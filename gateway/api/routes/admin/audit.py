@@ -5,9 +5,10 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from gateway.api.deps import AuditLogDep, PrincipalDep
+from gateway.api.deps import AuditChainDep, AuditLogDep, PrincipalDep
 from gateway.domain.messages import JsonObject
 
 router = APIRouter(prefix="/api/v1/audit", tags=["audit"])
@@ -23,7 +24,7 @@ class AuditView(BaseModel):
 
     `action` is one of key.create, key.rotate, key.revoke, login.refused, login.granted, login.failed, login.forgotten,
     server.put, server.remove, tool.approve, instructions.approve, input.accept, input.decline, input.cancel,
-    conversation.delete, turn.delete, user.erase and user.export.
+    conversation.delete, turn.delete, user.erase, user.export and secrets.reencrypt.
     `login.refused` is an invalid credential of a client; the other logins are sign-ins to MCP servers.
     """
 
@@ -61,3 +62,22 @@ async def list_audit(
     rows = await audit_log.list_entries(limit=limit, before=before, actor=actor, action=action)
     views = [AuditView.model_validate(row, from_attributes=True) for row in rows]
     return AuditList(items=views, next=views[-1].id if len(views) == limit else None)
+
+
+@router.get(
+    "/export",
+    summary="Export the audit log",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-ndjson": {}}}},
+)
+async def export_audit(
+    _principal: PrincipalDep,
+    chain: AuditChainDep,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Number of the last entry of the previous export.")] = 0,
+) -> StreamingResponse:
+    """All entries as JSON lines, oldest first.
+
+    Each line has `entry`, its `hash`, and the `previous` hash, which it covers. `agent-gateway audit verify` finds
+    changed and missing entries.
+    """
+    return StreamingResponse(chain.export_lines(after), media_type="application/x-ndjson")

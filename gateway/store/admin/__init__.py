@@ -1,0 +1,1 @@
+"""Upkeep by administrators: audit export, user data, re-encryption."""
