@@ -36,6 +36,7 @@ SLOW_TESTS = (
 """Tests that start processes or databases of their own."""
 FAULT_TESTS = (
     "e2e/test_conversation_order.py",
+    "e2e/test_full_disk.py",
     "e2e/test_leases.py",
     "e2e/test_mcp_sessions.py",
     "e2e/test_serve.py",

@@ -5,7 +5,6 @@ Prints counts at the end; the exit code is 1 if a promise of docs/durability.md 
 
 import argparse
 import asyncio
-import os
 import shutil
 import subprocess
 import sys
@@ -13,12 +12,11 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.clients import ChaosClients, create_session
+from tests.chaos.disk import enter_namespace, mount_small_disk
 from tests.chaos.faults import ChaosFaults
 from tests.chaos.report import ChaosReport, measure_memory
 from tests.chaos.stack import ChaosStack
 
-_DISK_MB = 320
-_IN_NAMESPACE = "CHAOS_IN_NAMESPACE"
 _WARM_SECONDS = 15.0
 _GRACE_SECONDS = 120.0
 
@@ -31,11 +29,11 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--keep", type=Path, help="copy the logs of all processes to this directory")
     options = parser.parse_args()
-    _enter_namespace()
+    enter_namespace("tests.chaos")
     with tempfile.TemporaryDirectory(prefix="agw-chaos-", dir="/tmp") as name:
         directory = Path(name)
         directory.chmod(0o755)
-        disk = _mount_small_disk(directory / "disk")
+        disk = mount_small_disk(directory / "disk")
         try:
             return asyncio.run(_run(options, directory / "disk", has_small_disk=disk))
         finally:
@@ -45,28 +43,6 @@ def main() -> int:
                     shutil.copy(log, options.keep)
             if disk:
                 subprocess.run(["umount", "-l", str(directory / "disk")], check=False)
-
-
-def _enter_namespace() -> None:
-    """Enter a mount namespace, if the system allows it."""
-    if os.environ.get(_IN_NAMESPACE) or shutil.which("unshare") is None:
-        return
-    command = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "--map-current-user", "-m", "--keep-caps"]
-    if subprocess.run([*command, "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0:
-        os.environ[_IN_NAMESPACE] = "1"
-        os.execvp(command[0], [*command, sys.executable, "-m", "tests.chaos", *sys.argv[1:]])
-
-
-def _mount_small_disk(path: Path) -> bool:
-    """Mount a small file system.
-
-    Return whether the system allows it.
-    """
-    path.mkdir()
-    if not os.environ.get(_IN_NAMESPACE):
-        return False
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m,mode=755", "tmpfs", str(path)]
-    return subprocess.run(mount, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 async def _run(options: argparse.Namespace, directory: Path, *, has_small_disk: bool) -> int:

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from tests.chaos.disk import fill_disk
 from tests.chaos.stack import ROLE, ChaosProcess, ChaosStack
 
-_MIN_FREE_BYTES = 4096
 _FULL_BYTES = 256 * 1024
 """Free bytes below which no worker may be ready."""
 Fault = Callable[[], Awaitable[None]]
@@ -144,12 +144,7 @@ class ChaosFaults:
         """
         ballast = self._stack.directory / "database" / "ballast"
         try:
-            with suppress(OSError), ballast.open("wb", buffering=0) as file:
-                while True:
-                    file.write(b"\0" * 1_048_576)
-            with suppress(OSError), ballast.open("ab", buffering=0) as file:
-                while True:
-                    file.write(b"\0" * _MIN_FREE_BYTES)
+            fill_disk(ballast)
             await self._wait(1, 15)
             await self._check_readiness()
         finally:
