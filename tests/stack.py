@@ -15,11 +15,11 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.datastructures import State
 
-from gateway.api.http.protocol import HttpProtocol
 from gateway.app import create_app
 from gateway.common.timeouts import Timeouts
 from gateway.config import Settings
 from gateway.simulator import Simulator
+from gateway_runtime.http_protocol import HttpProtocol
 from tools_server.config import Settings as ToolsSettings
 from tools_server.server import create_app as create_tools_app
 from tools_server.server import create_server

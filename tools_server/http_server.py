@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 
 from gateway_runtime.errors import ConfigError
+from gateway_runtime.http_protocol import HttpProtocol
 from gateway_runtime.tls import ReloadableCertificate, TlsFiles, TlsOptions
 
 _GRACE_SECONDS = 0.5
@@ -50,6 +51,8 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=HttpProtocol,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

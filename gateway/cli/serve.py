@@ -73,15 +73,17 @@ def _build_server_config(
 ) -> "uvicorn.Config":
     import uvicorn
 
-    from gateway.api.http.protocol import HttpProtocol
+    from gateway_runtime.connection_limits import ConnectionLimits
+    from gateway_runtime.http_protocol import limit_connections
 
+    limits = ConnectionLimits(settings.max_connections, settings.max_source_connections, settings.trusted_proxies)
     return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds) + 2,
         server_header=False,
-        http=HttpProtocol,
+        http=limit_connections(limits),
         ws="none",
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),  # without it uvicorn trusts each program on this machine

@@ -23,6 +23,8 @@ class LimitSettings(BaseSettings):
     budget_usd_per_day: float | None = Field(default=None, ge=0)
     budget_usd_per_month: float | None = Field(default=None, ge=0)
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    max_connections: int = Field(default=10_000, ge=10)
+    max_source_connections: int = Field(default=1_000, ge=10)
     max_tool_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     max_body_items: int = Field(default=50_000, ge=1_000)
     max_messages: int = Field(default=500, ge=1)

@@ -1,5 +1,6 @@
 """A user's history: lists of turns, newest first, and full-text search."""
 
+import re
 from datetime import datetime
 from uuid import UUID
 
@@ -46,6 +47,8 @@ SELECT {_COLUMNS}, rank,
                    'StartSel=<mark>, StopSel=</mark>, MaxFragments=2, MaxWords=24, MinWords=8') AS snippet
 FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
 """  # noqa: S608
+_REPEATED_NEGATIONS = re.compile(r"-(?:[\W_]*-)+")
+_MAX_HYPHENS = 25
 _LAST_ID = UUID(int=2**128 - 1)
 
 
@@ -112,14 +115,14 @@ class HistoryStore:
         """
         await self._check_language(lang)
         rank, turn_id = after or (None, None)
-        values = {"owner": principal.user, "query": _replace_nul(query), "lang": lang}
+        values = {"owner": principal.user, "query": _clean_query(query), "lang": lang}
         page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
         return [SearchHit(*row) for row in await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)]
 
     async def count_matches(self, principal: Principal, query: str, *, lang: str) -> int:
         """Count all matching turns."""
         await self._check_language(lang)
-        values = {"owner": principal.user, "query": _replace_nul(query), "lang": lang}
+        values = {"owner": principal.user, "query": _clean_query(query), "lang": lang}
         [(number,)] = await self._database.fetch_rows(COUNT, custom_plan=True, **values)
         return int(number)
 
@@ -131,5 +134,10 @@ class HistoryStore:
             raise InvalidRequest(f"lang: {lang[:50]!r} is not one of {', '.join(sorted(languages))}.", param="lang")
 
 
-def _replace_nul(query: str) -> str:
-    return query.replace("\x00", " ")
+def _clean_query(query: str) -> str:
+    """Return a query that Postgres accepts.
+
+    It takes a hyphen for a negation, and its stack has room for 32 negations of a negation.
+    """
+    query = _REPEATED_NEGATIONS.sub("-", query.replace("\x00", " "))
+    return query if query.count("-") <= _MAX_HYPHENS else query.replace("-", " ")

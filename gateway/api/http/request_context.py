@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.common.logging import get_logger, request_id
 from gateway.wire.sse import WRITE_SCOPE_KEY
+from gateway_runtime.http_protocol import get_security_headers
 
 log = get_logger("gateway.access")
 
@@ -22,20 +23,7 @@ STARTED_SCOPE_KEY = "gateway.begun"
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc")
 """Pages with a policy of their own."""
-_SECURITY_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-)
-_API_HEADERS = (*_SECURITY_HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
-_HSTS_HEADER = (b"strict-transport-security", b"max-age=31536000")
 _DEBUG_LEVEL_PATHS = ("/health", "/ready")
-
-
-def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the security headers of every response: no sniffing, no framing."""
-    headers = _SECURITY_HEADERS if page else _API_HEADERS
-    return (*headers, _HSTS_HEADER) if over_tls else headers
 
 
 class RequestContextMiddleware:

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.api.http.protocol import MAX_HEAD_BYTES, HttpProtocol
 from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.llm.catalog import Catalog
 from gateway.simulator import Simulator
+from gateway_runtime.http_protocol import MAX_HEAD_BYTES, HttpProtocol
 from tests.stack import TIMEOUTS, Gateway, Reply, serve_gateway
 
 HOST = b"Host: localhost\r\n"

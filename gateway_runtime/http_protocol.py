@@ -1,0 +1,207 @@
+"""uvicorn's HTTP/1.1 protocol with limits, for the gateway and the tool server.
+
+Request heads, connections and what waits for a slow reader are bounded. Invalid requests get error responses.
+"""
+
+import asyncio
+import json
+from http import HTTPStatus
+
+import structlog
+import uuid_utils
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway_runtime.connection_limits import ConnectionLimits, get_connection_source
+
+log = structlog.stdlib.get_logger(__name__)
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_PIPELINED_REQUESTS = 16
+MIN_WRITTEN_BYTES = 256 * 1024
+"""Bytes that a client must read in each `write_timeout_seconds`."""
+_HEAD_TIMEOUT_SECONDS = 20.0
+_WRITE_TIMEOUT_SECONDS = 30.0
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_API_HEADERS = (*_SECURITY_HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
+_HSTS_HEADER = (b"strict-transport-security", b"max-age=31536000")
+
+
+def get_security_headers(*, over_tls: bool, page: bool = False) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the security headers of every response: no sniffing, no framing."""
+    headers = _SECURITY_HEADERS if page else _API_HEADERS
+    return (*headers, _HSTS_HEADER) if over_tls else headers
+
+
+class RequestRefused(Exception):
+    """Error in a parser callback: the request is answered with 400."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """HTTP/1.1 connection with limits.
+
+    uvicorn accepts heads and trailers of any size and duration, any number of connections and of pipelined requests,
+    several Host headers, and waits without end for a client that does not read. It answers malformed requests itself,
+    without middleware.
+    """
+
+    head_timeout_seconds = _HEAD_TIMEOUT_SECONDS
+    write_timeout_seconds = _WRITE_TIMEOUT_SECONDS
+    limits = ConnectionLimits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._unparsed_bytes = 0
+        self._unsent_bytes = 0
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        source = get_connection_source(self.client[0] if self.client else None)
+        excess = self.limits.find_excess(source)
+        self._counted_source = source if excess is None else None
+        if excess is None:
+            self.limits.add(source)
+            self._start_head_timer()
+        elif excess == "source":
+            self._reject_request(429, "too_many_connections", "Too many connections are open from your address.")
+        else:
+            self._reject_request(503, "too_many_connections", "Too many connections are open.")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        self._stop_write_timer()
+        if self._counted_source is not None:
+            self.limits.remove(self._counted_source)
+            self._counted_source = None
+        super().connection_lost(exc)
+
+    # --- slow readers
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_write_timer()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_close()
+
+    def _watch_close(self) -> None:
+        """Limit the time in which a closing connection sends its last bytes."""
+        if self.transport.is_closing():
+            self._start_write_timer()
+
+    def _start_write_timer(self) -> None:
+        if self._write_timer is None:
+            self._unsent_bytes = self.transport.get_write_buffer_size()
+            self._write_timer = self.loop.call_later(self.write_timeout_seconds, self._on_write_timeout)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _on_write_timeout(self) -> None:
+        self._write_timer = None
+        if self._unsent_bytes - self.transport.get_write_buffer_size() >= MIN_WRITTEN_BYTES:
+            self._start_write_timer()
+            return
+        log.info("slow_reader_disconnected", unsent_bytes=self._unsent_bytes)
+        self.transport.abort()
+
+    # --- request heads
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > MAX_HEAD_BYTES:
+            self._reject_request(431, "head_too_large", f"The request head exceeds {MAX_HEAD_BYTES:,} bytes.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._head_timer is None:
+            self._start_head_timer()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_timer is not None:  # else this is a trailer, which must not change a checked request
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_head_timer()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self._requires_host()):
+            raise RequestRefused("a request has one Host header")  # RFC 9112, section 3.2
+        if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
+            raise RequestRefused("too many requests wait for their responses")
+        super().on_headers_complete()
+
+    def _requires_host(self) -> bool:
+        assert self.parser is not None
+        return self.parser.get_http_version() == "1.1"
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unparsed_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._reject_request(400, "invalid_http", "The request is not valid HTTP.")
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_head_timeout)
+
+    def _stop_head_timer(self) -> None:
+        self._unparsed_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_head_timeout(self) -> None:
+        if self._unparsed_bytes:
+            message = f"The request head did not arrive within {self.head_timeout_seconds:g} seconds."
+            self._reject_request(408, "request_timeout", message)
+        else:  # an idle connection, without a request to answer
+            self.transport.close()
+
+    def _reject_request(self, status: int, code: str, message: str) -> None:
+        """Send an error response and close the connection.
+
+        The response is left out while another one is being sent.
+        """
+        self._stop_head_timer()
+        request_id = str(uuid_utils.uuid7())
+        log.info("request_rejected", code=code, status=status, request_id=request_id)
+        if not self.cycle or self.cycle.response_complete:
+            body = json.dumps({"error": {"code": code, "message": message, "request_id": request_id}}).encode()
+            headers = [
+                *self.server_state.default_headers,
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+                (b"x-request-id", request_id.encode()),
+                *get_security_headers(over_tls=self.scheme == "https"),
+            ]
+            start = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
+            self.transport.write(b"\r\n".join([start, *map(b": ".join, headers), b"", body]))
+        self.transport.close()
+        self._watch_close()
+
+
+def limit_connections(limits: ConnectionLimits) -> type[HttpProtocol]:
+    """Return a protocol whose connections count in `limits`."""
+    return type("LimitedHttpProtocol", (HttpProtocol,), {"limits": limits})

@@ -1,0 +1,183 @@
+"""Connections: their number, their Host headers, and clients that do not read."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from gateway.simulator import Simulator
+from gateway_runtime import http_protocol
+from gateway_runtime.connection_limits import ConnectionLimits, get_connection_source
+from gateway_runtime.http_protocol import HttpProtocol, limit_connections
+from tests.eventually import eventually
+from tests.gateway.api.test_protocol import assert_refusal, parse_reply, repeat_over_limit, send_raw
+from tests.stack import Gateway, serve_asgi, serve_gateway
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class _ToolServer:
+    """The address of the tool server, for `send_raw`."""
+
+    def __init__(self, url: str) -> None:
+        self.base_url = url
+
+
+@pytest.mark.parametrize("server", ["gateway", "tool server"])
+async def test_request_has_one_host_header(shared_gateway: Gateway, tools_url: str, server: str) -> None:
+    target: Any = shared_gateway if server == "gateway" else _ToolServer(tools_url)
+    for hosts in (b"Host: localhost\r\nHost: evil.example\r\n", b"Host: localhost\r\nhost: localhost\r\n", b""):
+        request = b"GET /health HTTP/1.1\r\n" + hosts + b"Connection: close\r\n\r\n"
+        assert_refusal(parse_reply(await send_raw(target, request)), 400, "invalid_http")
+    assert b" 200 " in await send_raw(target, HEALTH)
+
+
+async def test_tool_server_bounds_request_heads_before_authentication(tools_url: str) -> None:
+    target: Any = _ToolServer(tools_url)
+    for start, chunk in (
+        (b"GET /mcp HTTP/1.1\r\nX-A: ", b"a"),
+        (b"GET /mcp HTTP/1.1\r\n", b"X-A: a\r\n"),
+        (b"GET /", b"a"),
+    ):
+        assert_refusal(parse_reply(await send_raw(target, start, *repeat_over_limit(chunk))), 431, "head_too_large")
+
+
+async def test_own_process_of_the_tool_server_uses_the_protocol() -> None:
+    from tools_server.http_server import HttpServer
+
+    assert issubclass(HttpServer(lambda *_: None, lambda: None).config.http, HttpProtocol)  # type: ignore[arg-type]
+
+
+async def test_flood_of_pipelined_requests_closes_the_connection(shared_gateway: Gateway) -> None:
+    answer = await send_raw(shared_gateway, REQUEST * 5_000)
+    assert answer.count(b"HTTP/1.1 ") <= http_protocol.MAX_PIPELINED_REQUESTS + 1
+
+
+@contextlib.asynccontextmanager
+async def open_connections(base_url: str, count: int) -> AsyncGenerator[list[asyncio.StreamReader]]:
+    url = urlsplit(base_url)
+    pairs = [await asyncio.open_connection(url.hostname, url.port) for _ in range(count)]
+    try:
+        yield [reader for reader, _ in pairs]
+    finally:
+        for _, writer in pairs:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "status"),
+    [
+        (ConnectionLimits(max_total=100, max_per_source=5), 429),
+        (ConnectionLimits(max_total=5, max_per_source=100), 503),
+        (ConnectionLimits(max_total=5, max_per_source=1, trusted=["127.0.0.0/8"]), 503),
+    ],
+    ids=["source", "total", "proxy"],
+)
+async def test_connections_are_bounded_and_their_slots_become_free(
+    database_url: str, simulator: Simulator, limits: ConnectionLimits, status: int
+) -> None:
+    async with serve_gateway(database_url, simulator, None, http=limit_connections(limits)) as gateway:
+        async with open_connections(gateway.base_url, 5):
+            await eventually(lambda: limits.find_excess("127.0.0.1") is not None)
+            assert_refusal(parse_reply(await send_raw(gateway, HEALTH)), status, "too_many_connections")
+        await eventually(lambda: limits.find_excess("127.0.0.1") is None)
+        assert b" 200 " in await send_raw(gateway, HEALTH)
+
+
+def test_addresses_of_one_network_are_one_source() -> None:
+    assert get_connection_source("2001:db8:1:2::5") == get_connection_source("2001:db8:1:2:ffff::")
+    assert get_connection_source("2001:db8:1:2::5") != get_connection_source("2001:db8:1:3::5")
+    assert get_connection_source("::ffff:192.0.2.1") == get_connection_source("192.0.2.1")
+    assert get_connection_source("fe80::1%eth0") == "fe80::/64"
+    assert get_connection_source(None) == "unknown"
+
+
+class _ImpatientProtocol(HttpProtocol):
+    write_timeout_seconds = 0.2
+
+
+def open_slow_reader(base_url: str) -> socket.socket:
+    """Open a connection that can receive little before the client reads."""
+    url = urlsplit(base_url)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    client.connect((url.hostname, url.port))
+    return client
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+@pytest.mark.parametrize("more_body", [True, False])
+async def test_client_that_does_not_read_is_disconnected(keep_alive: bool, more_body: bool) -> None:
+    disconnected = asyncio.Event()
+
+    async def send_much(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a" * 16_000_000, "more_body": more_body})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        disconnected.set()
+
+    limits = ConnectionLimits()
+    protocol = type("_Protocol", (_ImpatientProtocol,), {"limits": limits})
+    async with serve_asgi(send_much, http=protocol) as url:
+        client = open_slow_reader(url)
+        try:
+            request = REQUEST if keep_alive else HEALTH
+            await asyncio.to_thread(client.sendall, request)
+            await asyncio.wait_for(disconnected.wait(), 10)
+            await eventually(lambda: not limits._counts)
+        finally:
+            client.close()
+
+
+async def test_client_that_reads_slowly_but_steadily_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4_000_000
+
+    async def send_much(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"a" * size})
+
+    def read_slowly() -> int:
+        total = 0
+        while chunk := client.recv(100_000):
+            total += len(chunk)
+        return total
+
+    monkeypatch.setattr(http_protocol, "MIN_WRITTEN_BYTES", 1)
+    async with serve_asgi(send_much, http=_ImpatientProtocol) as url:
+        client = open_slow_reader(url)
+        try:
+            await asyncio.to_thread(client.sendall, HEALTH)
+            assert await asyncio.to_thread(read_slowly) > size
+        finally:
+            client.close()
+
+
+async def test_search_of_many_operators_is_answered(shared_gateway: Gateway) -> None:
+    queries = (
+        "-" * 50,
+        "- " * 50,
+        '-"' * 50,
+        "-a " * 200,
+        '"' * 99,
+        "or " * 300,
+        "--- a",
+        "-(" * 50,
+        "!" * 50,
+        "a" + "-" * 900,
+    )
+    for query in queries:
+        for path in ("/api/v1/search", "/search"):
+            for lang in ("simple", "english"):
+                url = f"{shared_gateway.base_url}{path}"
+                options = {"query": query, "lang": lang, "total": "true"}
+                async with shared_gateway.session.get(url, params=options) as response:
+                    assert response.status == 200, (query, lang, await response.text())
