@@ -124,7 +124,8 @@ async def test_large_schema_of_a_client_tool_is_refused(shared_gateway: Gateway)
         body = {"model": "openai/gpt-oss-20b", "messages": [{"role": "user", "content": "Hello"}], "tools": tools}
         with count_function_calls() as calls:
             reply = await shared_gateway.post("/v1/chat/completions", body)
-        assert (reply.status, reply.body["error"]["param"]) == (400, "tools"), reply.body
+        # All values of the second body together are too many for any body.
+        assert (reply.status, reply.body["error"]["param"]) == (400, "tools" if len(tools) == 1 else None), reply.body
         assert calls.total() < MAX_CALLS_IN_LOOP
 
 
