@@ -24,7 +24,6 @@ from gateway.api.mcp.endpoint import McpEndpoint
 from gateway.api.mcp.question_state import QuestionStates
 from gateway.api.rate_limit.limiter import RateLimiter
 from gateway.api.security.authentication import Authenticator
-from gateway.common.cached_value import CachedValue
 from gateway.common.concurrency import SupervisedTask, TaskRegistry
 from gateway.common.lease import WorkerLease
 from gateway.common.load import LoadMonitor, find_memory_limit
@@ -62,6 +61,7 @@ from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
 from gateway.store.workers import WorkerStore
+from gateway_runtime.cached_value import CachedValue
 from gateway_runtime.postgres_connections import ConnectionLimits
 
 

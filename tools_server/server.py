@@ -34,6 +34,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from gateway_runtime.cached_value import CachedValue
 from tools_server import calculator, fetch_page, web_search
 from tools_server.auth import AuthenticationMiddleware, build_metadata_routes, get_request_user
 from tools_server.config import LOOPBACK_HOSTS, Settings
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from mcp.server.models import InitializationOptions
 
 VERSION = "0.2.0"
+_HEALTH_SECONDS = 1.0
 STATE_LIFETIME_SECONDS = 30 * 86_400.0
 INSTRUCTIONS = """\
 calculator is exact: use it for all arithmetic. web_search finds pages, fetch_page reads one. The task tools keep the \
@@ -207,10 +209,11 @@ def _register_completion(mcp: ToolServer) -> None:
 
 def _register_health(mcp: ToolServer, store: TaskStore) -> None:
     started_at = time.monotonic()
+    reachable = CachedValue(store.is_reachable, _HEALTH_SECONDS)  # many requests take one connection of the pool
 
     @mcp.custom_route("/health", methods=["GET"])
     async def get_health(_request: Request) -> JSONResponse:
-        database = await store.is_reachable()
+        database = await reachable.get()
         uptime = round(time.monotonic() - started_at, 1)
         status = "healthy" if database else "degraded"
         return JSONResponse({"status": status, "version": VERSION, "uptime_seconds": uptime, "database": database})

@@ -16,6 +16,7 @@ from gateway.domain import events as e
 from gateway.domain.errors import GatewayError
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import CachedAnswer, JsonObject, Message, ToolSpec, Usage
+from gateway.domain.reading import get_reader_key
 from gateway.ports.store import ResponseCache
 from gateway.ports.turns import EventEmitter
 
@@ -29,11 +30,12 @@ def cache_key(context: ModelContext) -> bytes:
     """Hash everything that the answer depends on; equal requests have equal keys.
 
     That is the model, messages with system prompt and history, parameters, tool definitions, response format,
-    approvals and forwarded headers. The caller is not included.
+    approvals and forwarded headers. The caller is only included if it may not read the turns of other keys.
     """
+    headers, reader_key = context.principal.headers, get_reader_key(context.principal)
     fields = msgspec.structs.asdict(context) | {
         "messages": list(_without_ids(context.messages)),
-        "principal": context.principal.headers,
+        "principal": headers if reader_key is None else (headers, reader_key),
     }
     return hashlib.sha256(_encode(fields)).digest()
 

@@ -13,7 +13,6 @@ from fastapi.params import Depends as Dependency
 
 from gateway.agent.service import TurnService
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
-from gateway.common.cached_value import CachedValue
 from gateway.common.concurrency import TaskRegistry, WorkInterrupted, run_until
 from gateway.config import Settings
 from gateway.domain.errors import ClientGone
@@ -33,6 +32,7 @@ from gateway.store.questions import QuestionStore
 from gateway.store.turns import TurnStore
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
+from gateway_runtime.cached_value import CachedValue
 
 T = TypeVar("T")
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 
 from sqlmodel import text
 
-from gateway.common.cached_value import CachedValue
 from gateway.domain.errors import GatewayError, StorageInternalError
 from gateway.store.conversations import ConversationStore
 from gateway.store.database import Database
 from gateway.store.errors import get_sqlstate
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.models import Turn
+from gateway_runtime.cached_value import CachedValue
 from gateway_runtime.postgres_connections import ConnectionLimits
 
 CHECK_SECONDS = 2.0

@@ -214,3 +214,11 @@ async def test_chat_only_key_repeats_and_continues_its_own_turns(keyring: Keyrin
     response = (await gateway.post("/v1/responses", {"input": "hello"}, headers=headers)).body
     more = {"input": "and more", "previous_response_id": response["id"]}
     assert (await gateway.post("/v1/responses", more, headers=headers)).status == 200
+
+
+async def test_chat_only_key_gets_no_cached_answer_of_another_key(keyring: Keyring) -> None:
+    body = {"messages": [{"role": "user", "content": "What is 2+2?"}], "cache": {"ttl": 600}}
+    wide = await keyring.create_key("ada")
+    narrow = await keyring.create_key("ada", scopes=("chat",))
+    replies = [await keyring.gateway.post("/api/v1/chat", body, headers=headers) for headers in (wide, narrow) * 2]
+    assert [reply.headers["X-Gateway-Cache"] for reply in replies] == ["miss", "miss", "hit", "hit"]
