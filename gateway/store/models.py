@@ -27,7 +27,6 @@ from sqlmodel import Field, SQLModel
 from gateway.domain.messages import JsonObject
 
 T = TypeVar("T")
-
 # A tsvector holds at most 1 MB, so only the first 50,000 characters of prompt and response are searchable.
 SEARCH_TEXT = "to_tsvector('simple'::regconfig, \"left\"(prompt, 50000) || ' ' || \"left\"(response, 50000))"
 
@@ -295,10 +294,7 @@ class CachedResponse(_Table, table=True):
 
 
 class AuditLog(_Table, table=True):
-    """An entry of the audit log. A trigger forbids changes and deletions.
-
-    Another trigger sets `seq`, the number of the entry, and `hash`, which also covers the hash before it.
-    """
+    """An entry of the audit log. Triggers forbid changes, and set `seq` and `hash`."""
 
     __tablename__ = "audit_log"
     __table_args__ = (
