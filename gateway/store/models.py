@@ -294,7 +294,7 @@ class CachedResponse(_Table, table=True):
 
 
 class AuditLog(_Table, table=True):
-    """An entry of the audit log. Triggers forbid changes, and set `seq` and `hash`."""
+    """Entry of the audit log, which triggers protect, number and chain."""
 
     __tablename__ = "audit_log"
     __table_args__ = (
