@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 PACKAGES := gateway gateway_runtime tools_server
 
-.PHONY: run test test-quick test-all schedules chaos check format lock audit sbom image-digests schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
+.PHONY: run test test-quick test-all schedules chaos fuzz check format lock audit sbom image-digests schema node previous-release pre-commit conformance mcpb docs release-schemas bench bench-quick figures clean
 
 run: .venv/.run
 	@exec $(BIN)/agent-gateway up
@@ -32,6 +32,10 @@ schedules: .venv/.dev
 # Random faults of real processes for ten minutes; prints counts of broken promises. ARGS="--minutes 1 --seed 2".
 chaos: .venv/.dev
 	PYTHONPATH=. $(BIN)/python -m tests.chaos $(ARGS)
+
+# Random bytes of ten seeds to both servers, with lag and memory watched, and Schemathesis over every route.
+fuzz: .venv/.dev
+	FUZZ_SEEDS=$(or $(FUZZ_SEEDS),10) $(BIN)/pytest tests/fuzz tests/gateway/api/test_contract.py $(ARGS)
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -25,6 +25,7 @@ TESTS = Path(__file__).parent
 NODE_TESTS = ("e2e/test_conformance.py", "e2e/test_hosts.py", "e2e/test_inspector.py", "e2e/test_node_clients.py")
 SLOW_TESTS = (
     "e2e/",
+    "fuzz/",
     "gateway/api/test_contract.py",
     "gateway/store/test_migrations.py",
     "gateway/test_cli_keys.py",
@@ -41,6 +42,7 @@ FAULT_TESTS = (
     "e2e/test_mcp_sessions.py",
     "e2e/test_serve.py",
     "e2e/test_workers.py",
+    "fuzz/",
     "gateway/api/test_followers.py",
     "gateway/api/test_leases.py",
     "gateway/api/test_refused_writes.py",

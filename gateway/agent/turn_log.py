@@ -16,6 +16,9 @@ from gateway.ports.journal import EventSource
 
 _DELTAS = Delta.__args__
 _MAX_BATCH = 1_000
+_MAX_BATCH_BYTES = 256 * 1024
+_SMALL_BATCH = 16
+"""Events whose bytes are not counted, to keep tokens cheap."""
 _ENDS = TurnEnd.__args__
 
 
@@ -154,6 +157,8 @@ class TurnLog(EventSource):
         read_count = _index_after(self.entries, after)
         while True:
             visible = min(self.visible_count, read_count + _MAX_BATCH)
+            if visible - read_count > _SMALL_BATCH:
+                visible = self._limit_bytes(read_count, visible)
             if visible > read_count:
                 batch = self.entries[read_count:visible]
                 read_count += len(batch)
@@ -165,6 +170,18 @@ class TurnLog(EventSource):
                 return
             else:
                 await self._wait_for_change()
+
+    def _limit_bytes(self, start: int, end: int) -> int:
+        """Return the end of a batch within `_MAX_BATCH_BYTES`.
+
+        A batch has at least one entry.
+        """
+        size = 0
+        for index in range(start, end):
+            size += len(self.entries[index].data)
+            if size > _MAX_BATCH_BYTES and index > start:
+                return index
+        return end
 
     def _wait_for_change(self) -> asyncio.Future[None]:
         reader = asyncio.get_running_loop().create_future()

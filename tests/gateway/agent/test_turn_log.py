@@ -87,3 +87,13 @@ async def test_take_unwritten_returns_each_entry_once() -> None:
     assert [entry.seq for entry in first + log.take_unwritten()] == [1, 2, 3]
     assert log.take_unwritten() == []
     assert isinstance(first[0], JournalEntry)
+
+
+async def test_batch_of_a_slow_reader_is_bounded_in_bytes() -> None:
+    log = TurnLog(uuid4())
+    for _ in range(400):
+        log.append(TextDelta(step=1, text="a" * 10_000))
+    log.close("done")
+    batches = [batch async for batch in log.follow()]
+    assert sum(map(len, batches)) == 400
+    assert max(sum(len(entry.data) for entry in batch) for batch in batches) <= 16 * 10_100 + 256 * 1024

@@ -1,0 +1,1 @@
+"""Fuzzing of both servers over HTTP."""

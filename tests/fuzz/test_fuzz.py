@@ -1,0 +1,67 @@
+"""Tests that send random bytes to both servers."""
+
+import asyncio
+import os
+import tracemalloc
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from gateway.api.security.permissions import ROUTES
+from gateway.simulator import Simulator
+from tests.fuzz.http_bytes import generate_requests, send_requests
+from tests.stack import serve_gateway
+
+SEEDS = range(int(os.environ.get("FUZZ_SEEDS", "1")))
+REQUESTS = 600
+MAX_LAG_SECONDS = 2.0
+"""Maximum lag, which also a loaded machine may cause."""
+MAX_MEMORY_BYTES = 64 * 1024 * 1024
+GATEWAY_PATHS = sorted({path.encode() for _, path in ROUTES})
+TOOL_SERVER_PATHS = [b"/health", b"/tools", b"/tools/call", b"/mcp", b"/.well-known/oauth-protected-resource/mcp"]
+_INTERVAL_SECONDS = 0.02
+
+
+@asynccontextmanager
+async def watch_loop() -> AsyncGenerator[None]:
+    """Check this event loop's lag and the peak of memory."""
+    longest = 0.0
+
+    async def measure() -> None:
+        nonlocal longest
+        loop = asyncio.get_running_loop()
+        while True:
+            expected = loop.time() + _INTERVAL_SECONDS
+            await asyncio.sleep(_INTERVAL_SECONDS)
+            longest = max(longest, loop.time() - expected)
+
+    tracemalloc.start()
+    task = asyncio.create_task(measure())
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= MAX_MEMORY_BYTES
+        assert longest <= MAX_LAG_SECONDS
+    finally:
+        task.cancel()
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("server", ["gateway", "tool server"])
+async def test_random_bytes_cause_no_server_error_lag_or_growth(
+    database_url: str, simulator: Simulator, tools_url: str, server: str, seed: int
+) -> None:
+    async with serve_gateway(database_url, simulator, tools_url, rate_limit_enabled=False) as gateway:
+        tools = urlsplit(tools_url)
+        url = gateway.base_url if server == "gateway" else f"http://{tools.netloc}"
+        paths = GATEWAY_PATHS if server == "gateway" else TOOL_SERVER_PATHS
+        await gateway.get("/openapi.json")  # built once, at the first request
+        async with watch_loop():
+            report = await send_requests(url, generate_requests(seed, REQUESTS, paths))
+        assert report.server_errors == []
+        assert sum(report.statuses.values()) == REQUESTS
+        assert report.statuses.get("400", 0) > 0
+        assert (await gateway.get("/health")).status == 200
