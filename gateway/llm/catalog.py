@@ -3,6 +3,7 @@
 It merges Groq's models of autumn 2026 with the server's own list.
 """
 
+import sys
 from collections.abc import Mapping
 
 import msgspec
@@ -12,6 +13,8 @@ from gateway.domain.messages import JsonObject, Parameters
 from gateway.ports.model import ModelCatalog, ModelInfo
 
 _REASONING_LEVELS = ("low", "medium", "high")
+_EXTREME_EFFORTS = {"minimal": 0, "xhigh": -1, "max": -1}
+"""Efforts that few models know, and the position of the nearest level."""
 _PENALTIES = ("top_k", "repetition_penalty", "frequency_penalty", "presence_penalty")
 _GPT_OSS_UNSUPPORTED = (*_PENALTIES, "reasoning_format")
 _COMPOUND_UNSUPPORTED = (*_PENALTIES, "reasoning_effort", "reasoning_format", "include_reasoning")
@@ -148,7 +151,12 @@ class Catalog(ModelCatalog):
         limit = entry.max_completion_tokens or default.max_output_tokens
         if existing is None and not entry.max_completion_tokens:
             limit = min(limit, window)
-        return msgspec.structs.replace(default, context_window=window, max_output_tokens=limit)
+        told = {
+            "context_window": entry.context_window or entry.max_model_len,
+            "max_output_tokens": entry.max_completion_tokens,
+        }
+        assumed = tuple(name for name in default.assumed if not told[name])
+        return msgspec.structs.replace(default, context_window=window, max_output_tokens=limit, assumed=assumed)
 
     def _make_default_info(self, model: str, owned_by: str | None = None) -> ModelInfo:
         return ModelInfo(
@@ -157,6 +165,7 @@ class Catalog(ModelCatalog):
             max_output_tokens=_DEFAULT_MAX_OUTPUT_TOKENS,
             owned_by=owned_by,
             not_taken=self._unsupported_parameters,
+            assumed=("context_window", "max_output_tokens"),
         )
 
     def list_models(self) -> list[ModelInfo]:
@@ -184,7 +193,7 @@ class Catalog(ModelCatalog):
         self, parameters: Parameters, model: ModelInfo, *, drop: bool
     ) -> tuple[Parameters, tuple[str, ...]]:
         """See `ModelCatalog.adapt_parameters`. Values that have no effect are dropped without a warning."""
-        warnings: list[str] = []
+        parameters, warnings = _map_effort(parameters, model)
         cleared_fields: dict[str, None] = {}
         for name in parameters.__struct_fields__:
             value = getattr(parameters, name)
@@ -205,6 +214,16 @@ class Catalog(ModelCatalog):
         return msgspec.structs.replace(parameters, **cleared_fields), tuple(warnings)
 
 
+def _map_effort(parameters: Parameters, model: ModelInfo) -> tuple[Parameters, list[str]]:
+    """Replace an unknown effort by the nearest level, with a warning."""
+    effort, levels = parameters.reasoning_effort, model.reasoning_efforts or _REASONING_LEVELS
+    if effort not in _EXTREME_EFFORTS or effort in levels or "reasoning_effort" in model.not_taken:
+        return parameters, []
+    nearest = levels[_EXTREME_EFFORTS[effort]]
+    warning = f"reasoning_effort={effort} was replaced by {nearest}: the model {model.id!r} has no such level."
+    return msgspec.structs.replace(parameters, reasoning_effort=nearest), [warning]
+
+
 def _describe_correction(name: str, parameters: Parameters, model: ModelInfo) -> str | None:
     """Return how to correct an unsupported parameter that is set.
 
@@ -218,6 +237,8 @@ def _describe_correction(name: str, parameters: Parameters, model: ModelInfo) ->
     match name:
         case "max_tokens":
             limit = model.max_output_tokens
+            if "max_output_tokens" in model.assumed:
+                limit = sys.maxsize if "context_window" in model.assumed else model.context_window
             return None if 1 <= (parameters.max_tokens or 0) <= limit else f"it must be from 1 to {limit}"
         case "stop":
             sequences = len(parameters.stop or ())

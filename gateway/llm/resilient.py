@@ -266,7 +266,7 @@ class ResilientModel(Model):
     def _check_context_window(self, call: ModelCall) -> None:
         info = self._catalog.get_model_info(call.model)
         tokens = call.estimate_tokens()
-        if tokens >= info.context_window:
+        if tokens >= info.context_window and "context_window" not in info.assumed:
             raise PromptTooLong(
                 f"The prompt has about {tokens:,} tokens. The context window of {info.id!r} holds "
                 f"{info.context_window:,} tokens, including the answer. Shorten the messages.",

@@ -113,7 +113,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """An available model. Windows in tokens; prices in USD per million tokens.
 
     `tools`: supports native tool calls; without them, the model writes calls into its text. `parallel_calls`: makes
-    several calls in one step. `not_taken`: parameters that its server rejects.
+    several calls in one step. `not_taken`: parameters that its server rejects. `assumed`: limits that nobody told; they
+    serve as estimates and are not enforced.
     """
 
     id: str
@@ -129,6 +130,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     parallel_calls: bool = True
     strict_schema: bool = False
     not_taken: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def calculate_cost(self, usage: Usage) -> float | None:
         """Return the cost of the tokens in USD.

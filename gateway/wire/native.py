@@ -92,7 +92,7 @@ class ChatRequest(RequestModel):
         default=None,
         description="`json_object` or `json_schema`, as in OpenAI's API. Works with tools and with streaming.",
     )
-    reasoning_effort: Literal["none", "default", "low", "medium", "high"] | None = None
+    reasoning_effort: Literal["none", "default", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
     include_reasoning: bool | None = None
     top_k: int | None = Field(default=None, ge=0)

@@ -152,7 +152,7 @@ class ChatCompletionRequest(RequestModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, ge=0, le=2)
-    reasoning_effort: Literal["none", "default", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: Literal["none", "default", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     tools: ItemList[ToolBody] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -191,7 +191,7 @@ class ChatCompletionRequest(RequestModel):
             top_p=self.top_p,
             max_tokens=self.max_tokens,
             stop=stop or None,
-            reasoning_effort="low" if self.reasoning_effort == "minimal" else self.reasoning_effort,
+            reasoning_effort=self.reasoning_effort,
             seed=self.seed,
             parallel_tool_calls=self.parallel_tool_calls,
             top_k=self.top_k,

@@ -154,7 +154,7 @@ class McpChoice(RequestModel):
 class Reasoning(BaseModel):
     """Options for reasoning models. `summary` is ignored."""
 
-    effort: Literal["none", "default", "minimal", "low", "medium", "high"] | None = None
+    effort: Literal["none", "default", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: object = None
 
 
@@ -257,7 +257,7 @@ class ResponseRequest(RequestModel):
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=self.max_output_tokens,
-            reasoning_effort="low" if effort == "minimal" else effort,
+            reasoning_effort=effort,
             parallel_tool_calls=self.parallel_tool_calls,
         )
         selected, approve = self._select_tools(specs, urls)
