@@ -418,22 +418,6 @@ class StoredQuestion(msgspec.Struct, frozen=True):
     answer: Answer | None = None
 
 
-class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """OAuth 2.1 tokens of one owner for a protected MCP server.
-
-    The gateway itself owns shared ones. `client` is the registration at the authorization server (RFC 7591);
-    `expires_at` is in seconds since the epoch.
-    """
-
-    client: JsonObject
-    access_token: str | None = None
-    refresh_token: str | None = None
-    expires_at: float | None = None
-    scope: str | None = None
-    token_endpoint: str | None = None
-    resource: str | None = None
-
-
 class AuthorizationRequest(msgspec.Struct, frozen=True):
     """A started sign-in to an MCP server.
 

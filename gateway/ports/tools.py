@@ -8,10 +8,10 @@ from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
+from gateway.domain.grants import Grant
 from gateway.domain.messages import (
     Answer,
     AuthorizationRequest,
-    Grant,
     JsonObject,
     PendingInput,
     Principal,

@@ -12,7 +12,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
 from gateway.domain.errors import NotFound
-from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
+from gateway.domain.grants import Grant
+from gateway.domain.messages import AuthorizationRequest, JsonObject
 from gateway.ports.tools import GrantStore, GrantTransaction, RefreshClaim
 from gateway.store.audit import make_audit_entry
 from gateway.store.database import Database, count_changed_rows

@@ -12,10 +12,10 @@ import httpx2
 
 from gateway.config import Settings
 from gateway.domain.errors import GatewayError
+from gateway.domain.grants import Grant
 from gateway.domain.messages import (
     Answer,
     AuthorizationRequest,
-    Grant,
     PendingInput,
     Principal,
     Question,

@@ -11,7 +11,8 @@ from pydantic import AnyUrl, ValidationError
 
 from gateway.common.logging import get_logger
 from gateway.common.sanitize import clean_text
-from gateway.domain.messages import AuthorizationRequest, Grant, JsonObject
+from gateway.domain.grants import Grant
+from gateway.domain.messages import AuthorizationRequest, JsonObject
 from gateway.mcp_client.oauth.errors import AuthorizationRefused, InsecureUrl, UnsafeAuthorizationServer
 from gateway.mcp_client.oauth.https_only import (
     INSUFFICIENT_SCOPE,

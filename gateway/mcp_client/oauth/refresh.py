@@ -15,7 +15,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from gateway.common.concurrency import Backoff, Deadline
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError
-from gateway.domain.messages import Grant
+from gateway.domain.grants import Grant
 from gateway.mcp_client.oauth.https_only import REQUEST_TIMEOUT_SECONDS, HttpsOnlyTransport
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import GrantStore, RefreshClaim

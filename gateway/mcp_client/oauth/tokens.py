@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from gateway.common.concurrency import Backoff, Deadline, TaskSet
 from gateway.common.logging import get_logger
 from gateway.domain.errors import GatewayError
-from gateway.domain.messages import Grant, Principal
+from gateway.domain.grants import Grant
+from gateway.domain.messages import Principal
 from gateway.mcp_client.connection.errors import GrantUnavailable
 from gateway.mcp_client.oauth.https_only import INSUFFICIENT_SCOPE
 from gateway.mcp_client.oauth.refresh import GrantRefresher, must_refresh

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.simulator import Simulator
 from tests.gateway.api.test_upstream_errors import PROVIDERS, find_calls
 from tests.scripted_model import (
     USAGE,
@@ -17,7 +18,7 @@ from tests.scripted_model import (
     stream_deltas,
     stream_text,
 )
-from tests.stack import Gateway, Reply, ServeSharedGateway
+from tests.stack import Gateway, Reply, ServeSharedGateway, serve_gateway
 
 PURGE = {
     "type": "function",
@@ -433,3 +434,57 @@ async def test_output_indexes_of_a_response_only_grow(
         event["output_index"]: event["item"]["id"] for event in events if event["type"] == "response.output_item.done"
     }
     assert [item["id"] for item in output] == [done[index] for index in range(len(added))]
+
+
+async def test_one_system_message_goes_upstream(gateway: Gateway, model: ScriptedModelServer) -> None:
+    roles = ("system", "user", "developer", "system", "user")
+    messages = [{"role": role, "content": f"{role} {number}"} for number, role in enumerate(roles)]
+    model.script_answers()
+    await gateway.post("/v1/chat/completions", {"messages": messages})
+    sent = model.requests[0]["messages"]
+    assert [message["role"] for message in sent] == ["system", "user", "user"]
+    assert all(text in sent[0]["content"] for text in ("system 0", "developer 2", "system 3"))
+
+
+@pytest.mark.parametrize("effort", ["minimal", "xhigh", "max"])
+async def test_effort_beyond_the_list_is_replaced_with_a_warning(
+    gateway: Gateway, model: ScriptedModelServer, effort: str
+) -> None:
+    model.script_answers()
+    body = await complete(gateway, reasoning_effort=effort)
+    sent = model.requests[0]["reasoning_effort"]
+    if gateway.state.settings.provider == "groq":
+        assert sent == {"minimal": "low"}.get(effort, "high")
+        assert effort in body["x_gateway"]["warnings"][0]
+    else:  # nobody told what this model takes
+        assert sent == effort
+
+
+async def test_long_ids_of_calls_are_shortened_for_the_models_server(
+    gateway: Gateway, model: ScriptedModelServer
+) -> None:
+    long_id, own_id = "call_" + "x" * 60, "functions.purge:0"
+    calls = [
+        {"id": call_id, "type": "function", "function": {"name": "purge", "arguments": "{}"}}
+        for call_id in (long_id, own_id)
+    ]
+    results = [{"role": "tool", "tool_call_id": call_id, "content": "done"} for call_id in (long_id, own_id)]
+    messages = [{"role": "user", "content": "Run it."}, {"role": "assistant", "tool_calls": calls}, *results]
+    model.script_answers()
+    await complete(gateway, messages=messages, tools=[PURGE])
+    sent = model.requests[0]["messages"][-3:]
+    ids = [call["id"] for call in sent[0]["tool_calls"]]
+    assert ids == [message["tool_call_id"] for message in sent[1:]]
+    assert len(ids[0]) <= 40
+    assert ids[1] == own_id
+
+
+async def test_limit_that_no_server_told_is_not_enforced(
+    database_url: str, simulator: Simulator, model: ScriptedModelServer
+) -> None:
+    settings: dict[str, Any] = PROVIDERS["openai"](model.url)
+    async with serve_gateway(database_url, simulator, None, **settings) as gateway:
+        model.script_answers()
+        await complete(gateway, model="a-model-of-nobody", max_tokens=32_000)
+    sent = model.requests[0]
+    assert 32_000 in (sent.get("max_tokens"), sent.get("max_completion_tokens"))

@@ -11,7 +11,8 @@ import pytest
 from mcp.shared.auth import OAuthClientInformationFull
 from pydantic import AnyUrl
 
-from gateway.domain.messages import Grant, Principal, ToolResult
+from gateway.domain.grants import Grant
+from gateway.domain.messages import Principal, ToolResult
 from gateway.ports.tools import ToolCallRequest
 from gateway.simulator import Simulator
 from tests.eventually import eventually

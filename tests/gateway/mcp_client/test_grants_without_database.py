@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 
 from gateway.config import Settings
 from gateway.domain.errors import StorageUnavailable
-from gateway.domain.messages import Grant
+from gateway.domain.grants import Grant
 from gateway.mcp_client.server_config import ServerConfig
 from gateway.mcp_client.toolbox import McpToolbox
 from gateway.store import migrations

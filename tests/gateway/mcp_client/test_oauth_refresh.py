@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from aiohttp import web
 
-from gateway.domain.messages import Grant
+from gateway.domain.grants import Grant
 from gateway.mcp_client.oauth import refresh
 from gateway.mcp_client.oauth.refresh import GrantRefresher
 from gateway.ports.servers import ServerConfig

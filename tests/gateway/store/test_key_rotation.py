@@ -5,7 +5,7 @@ from pathlib import Path
 import asyncpg
 
 from gateway.config import load_settings
-from gateway.domain.messages import Grant
+from gateway.domain.grants import Grant
 from gateway.store.admin.reencryption import reencrypt_secrets
 from gateway.store.database import Database
 from gateway.store.encryption import KEY_FILE, Cipher, load_encryption_secrets

@@ -1,0 +1,21 @@
+"""Grants of MCP servers that require a sign-in."""
+
+import msgspec
+
+from gateway.domain.messages import JsonObject
+
+
+class Grant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """OAuth 2.1 tokens of one owner for a protected MCP server.
+
+    The gateway itself owns shared ones. `client` is the registration at the authorization server (RFC 7591);
+    `expires_at` is in seconds since the epoch.
+    """
+
+    client: JsonObject
+    access_token: str | None = None
+    refresh_token: str | None = None
+    expires_at: float | None = None
+    scope: str | None = None
+    token_endpoint: str | None = None
+    resource: str | None = None
