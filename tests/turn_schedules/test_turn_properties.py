@@ -25,7 +25,7 @@ MAX_WORKERS = 4
 MAX_TURNS = 4
 PARTS = ("", "", "turn.completed", "tool.call", ".1 ")
 """Texts of the rows that are refused."""
-REFUSALS = ("25006", "42501", "53100", "55P03", "57014", "22P05", "23514")
+REFUSALS = ("25006", "42501", "53100", "55P03", "57014", "22P05", "23514", "42703")
 SCRIPTS = st.builds(
     Script,
     steps=st.lists(st.lists(st.sampled_from(sorted(TOOLS)), min_size=1, max_size=2).map(tuple), max_size=2).map(tuple),
