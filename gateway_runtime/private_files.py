@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 _FILE_MODE = 0o600
 _OTHERS = 0o077
@@ -32,7 +33,7 @@ def open_private(path: str, flags: int) -> int:
     """
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
     status = os.fstat(descriptor)
-    if status.st_mode & _OTHERS and status.st_uid == os.geteuid():
+    if stat.S_ISREG(status.st_mode) and status.st_mode & _OTHERS and status.st_uid == os.geteuid():
         os.fchmod(descriptor, _FILE_MODE)
     return descriptor
 
@@ -81,3 +82,8 @@ def check_private_directory(directory: Path, owner: int) -> None:
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & _OTHERS:
         raise PermissionError(f"{directory} is not a private directory of its user")
+
+
+def create_private(path: Path) -> BinaryIO:
+    """Create or empty a file that only this user can read."""
+    return open(path, "wb", opener=open_private)

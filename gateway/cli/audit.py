@@ -22,9 +22,10 @@ def export_log(
 ) -> None:
     """Write the entries as JSON lines, chained by hash."""
     from gateway.store.admin.audit_chain import AuditChain
+    from gateway_runtime.private_files import create_private
 
     async def export(database: "Database", _settings: Settings) -> None:
-        with output.open("wb") if output else sys.stdout.buffer as file:
+        with create_private(output) if output else sys.stdout.buffer as file:
             async for lines in AuditChain(database).export_lines(after):
                 file.write(lines)
 

@@ -24,9 +24,10 @@ def export_user(
 ) -> None:
     """Write everything that is stored of a user as JSON lines."""
     from gateway.store.admin.user_data import UserDataStore
+    from gateway_runtime.private_files import create_private
 
     async def export(database: "Database", _settings: Settings) -> None:
-        with output.open("wb") if output else sys.stdout.buffer as file:
+        with create_private(output) if output else sys.stdout.buffer as file:
             async for lines in UserDataStore(database).export_lines(user, by="cli"):
                 file.write(lines)
 

@@ -9,7 +9,7 @@ from gateway.llm.chunks import ToolCallDelta
 from gateway.llm.tool_repair.json_repair import is_object
 
 _MAX_CHECKS = 64
-CUT_PROBLEM = "it was cut off at the token limit before its arguments were complete; make it shorter."
+CUT_PROBLEM = "it was cut off before its arguments were complete; make it shorter."
 
 
 class _OpenCall:
@@ -49,7 +49,7 @@ class _OpenCall:
         if not name:
             return False
         has_new_id = bool(part.id and self.id and part.id != self.id)
-        if name != self.name and has_new_id:
+        if has_new_id and (name != self.name or (part.index is None and not self.arguments)):
             return True
         return bool(text or has_new_id or name != self.name) and self.is_complete and not self.is_repeated(name, text)
 
@@ -93,10 +93,11 @@ class CallJoiner:
 
     def _find_call(self, part: ToolCallDelta, name: str, text: str) -> _OpenCall:
         last = self._calls[-1] if self._calls else None
-        known = self._by_index.get(part.index) if part.index is not None else last
+        same = next((call for call in self._calls if call.id == part.id), None) if part.id else None
+        known = self._by_index.get(part.index) if part.index is not None else same or last
         if known is not None:
             call = None if known.begins_anew(part, name, text) else known
-        elif part.id and (same := next((call for call in self._calls if call.id == part.id), None)) is not None:
+        elif same is not None:
             call = None if name and (name != same.name or same.is_complete) else same
         elif last is not None and not name and not (part.id and last.is_complete):
             call = last  # an index without a name: this server counts parts
@@ -112,12 +113,14 @@ class CallJoiner:
     def take_calls(self, *, is_cut: bool) -> list[ToolCall]:
         """Return the calls in the order in which they began, each once.
 
-        With `is_cut`, the answer reached its token limit: a call without complete arguments has a problem.
+        With `is_cut`, the answer reached its token limit or a filter: a call without complete arguments has a problem,
+        also one with an empty object, which some servers send before the arguments.
         """
         calls: dict[tuple[str, str, str], ToolCall] = {}
         for call in self._calls:
             if call.name or call.text:
-                problem = CUT_PROBLEM if is_cut and not call.is_complete else ""
+                is_open = not call.is_complete or not msgspec.json.decode(call.text)
+                problem = CUT_PROBLEM if is_cut and is_open else ""
                 key = (call.id or str(len(calls)), call.name, call.text)
                 calls.setdefault(key, ToolCall(call.id, call.name, call.text, problem))
         self._calls, self._by_index = [], {}

@@ -117,8 +117,8 @@ def _read_delta(delta: JsonObject) -> Delta:
     calls, executed = delta.get("tool_calls"), delta.get("executed_tools")
     return Delta(
         content=text,
-        reasoning=thoughts or _get_text(delta, "reasoning"),
-        reasoning_content=_get_text(delta, "reasoning_content"),
+        reasoning=thoughts or _join_texts(delta.get("reasoning")),
+        reasoning_content=_join_texts(delta.get("reasoning_content")),
         refusal=_get_text(delta, "refusal"),
         tool_calls=[_read_call(call) for call in calls if is_object(call)] if is_list(calls) else None,
         executed_tools=_convert(executed, list[ServerToolCall]) if is_list(executed) else None,
@@ -130,6 +130,8 @@ def _read_content(content: object) -> tuple[str | None, str | None]:
 
     It may be a list of parts.
     """
+    if is_object(content):
+        content = [content]
     if not is_list(content):
         return (content if isinstance(content, str) else None), None
     texts: list[str] = []
@@ -144,6 +146,10 @@ def _read_content(content: object) -> tuple[str | None, str | None]:
             elif isinstance(text := part.get("text"), str):
                 (thoughts if part.get("type") == "thinking" else texts).append(text)
     return "".join(texts) or None, "".join(thoughts) or None
+
+
+def _join_texts(content: object) -> str | None:
+    return "".join(text for text in _read_content(content) if text) or None
 
 
 def _read_call(call: JsonObject) -> ToolCallDelta:
@@ -184,6 +190,26 @@ def read_usage(*bodies: object) -> Usage | None:
             if usage.total_tokens:
                 return usage
     return None
+
+
+def merge_usage(first: Usage | None, second: Usage | None) -> Usage | None:
+    """Join the figures of two chunks.
+
+    Each may have a part of them, or the figures so far.
+    """
+    if first is None or second is None:
+        return first or second
+    prompt = max(first.prompt_tokens, second.prompt_tokens)
+    completion = max(first.completion_tokens, second.completion_tokens)
+    total = max(first.total_tokens, second.total_tokens, prompt + completion)
+    return msgspec.structs.replace(
+        second,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=total,
+        cached_tokens=max(first.cached_tokens, second.cached_tokens),
+        reasoning_tokens=max(first.reasoning_tokens, second.reasoning_tokens),
+    )
 
 
 def _build_usage(body: JsonObject) -> Usage:

@@ -13,6 +13,7 @@ from gateway.llm.chunks import (
     ServerToolCall,
     ToolCallDelta,
     decode_chunk,
+    merge_usage,
     read_odd_chunk,
     read_usage,
 )
@@ -145,7 +146,7 @@ class ChunkReader:
             raise ModelStreamBroken
         if reason == "malformed_call":
             raise ToolCallUnreadable
-        calls = self._calls.take_calls(is_cut=reason == "length")
+        calls = self._calls.take_calls(is_cut=reason in ("length", "content_filter"))
         for call in calls:
             self._sink.on_tool_call(call)
         if reason in ("stop", "tool_calls"):
@@ -193,7 +194,7 @@ class ChunkReader:
             self._sink.on_accepted()
         choice = chunk.choices[0] if chunk.choices else None
         usage = read_usage(extra and extra.usage, chunk.usage, choice and choice.usage)
-        self._usage = usage or self._usage
+        self._usage = merge_usage(self._usage, usage)
         if choice is not None:
             self._read_choice(choice)
 
@@ -221,10 +222,10 @@ class ChunkReader:
             self._read_end(choice)
 
     def _read_end(self, choice: Choice) -> None:
-        self._usage = read_usage(choice.usage) or self._usage
+        self._usage = merge_usage(self._usage, read_usage(choice.usage))
         written = (choice.finish_reason or "").lower()
         reason = _FINISH_REASONS.get(written, "broken" if "error" in written else "stop") if written else ""
-        if reason:
+        if reason and not (reason == "broken" and self._finish_reason):  # the answer was complete before
             self._finish_reason = reason
             self._flush_text()
 

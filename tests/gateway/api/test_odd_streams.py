@@ -97,6 +97,15 @@ JOINED: dict[str, tuple[list[Any], list[str]]] = {
         [part(1, "B", "purge", '{"filter":'), part(0, "A", "purge", A), part(1, arguments='"b"}')],
         [B, A],
     ),
+    "no index, interleaved by id": (
+        [
+            part(None, "A", "purge", ""),
+            part(None, "B", "purge", ""),
+            part(None, "A", None, A),
+            part(None, "B", None, B),
+        ],
+        [A, B],
+    ),
     "new id with each part": (
         [part(0, "A1", "purge", ""), part(0, "A2", "purge", '{"filter":'), part(0, "A3", "purge", '"a"}')],
         [A],
@@ -161,10 +170,11 @@ CUT = {
     "inside an argument": '{"expression":"1+',
     "behind its members": '{"expression":"1+1"',
     "behind its name": "",
+    "with an empty object": "{}",
 }
 
 
-@pytest.mark.parametrize("finish_reason", ["length", "max_tokens", "model_context_window_exceeded"])
+@pytest.mark.parametrize("finish_reason", ["length", "max_tokens", "model_context_window_exceeded", "content_filter"])
 @pytest.mark.parametrize("arguments", CUT.values(), ids=CUT)
 async def test_call_that_was_cut_never_runs_and_the_model_is_told(
     gateway: Gateway, model: ScriptedModelServer, arguments: str, finish_reason: str
@@ -273,6 +283,12 @@ USAGES: dict[str, tuple[ScriptedAnswer, int]] = {
         ),
         600,
     ),
+    "in two halves": (
+        stream_usage(
+            {"choices": [], "usage": {"prompt_tokens": 100}}, {"choices": [], "usage": {"completion_tokens": 500}}
+        ),
+        600,
+    ),
     "texts": (stream_usage({"choices": [], "usage": {"prompt_tokens": "100", "completion_tokens": "500"}}), 600),
     "other names": (stream_usage({"choices": [], "usage": {"input_tokens": 100, "output_tokens": 500}}), 600),
     "cached beside": (
@@ -317,6 +333,17 @@ ODD: dict[str, tuple[ScriptedAnswer, str]] = {
             {"content": [{"type": "text", "text": "Hi"}]},
         ),
         "Hi",
+    ),
+    "content as one part": (stream_deltas({"content": {"type": "text", "text": "Hi"}}), "Hi"),
+    "reasoning as an object": (stream_deltas({"reasoning": {"text": "hm"}}, {"content": "Hi"}), "Hi"),
+    "finish reason of a failure behind the finish": (
+        stream_chunks(
+            [
+                {"choices": [{"delta": {"content": "A"}, "finish_reason": "stop"}]},
+                {"choices": [{"delta": {}, "finish_reason": "error"}]},
+            ]
+        ),
+        "A",
     ),
     "halves of a pair": (stream_deltas({"content": "a\ud83d"}, {"content": "\ude00b"}), "a\U0001f600b"),
     "half of a pair": (stream_deltas({"content": "a\ud83d"}, {"content": "b"}), "a\ufffdb"),
