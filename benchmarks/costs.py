@@ -94,7 +94,7 @@ LABELS = {
     "worker_mb": "memory: MB per worker that has served requests",
     "stream_kb": "memory: kB per open stream",
     "worker_connections": "connections to Postgres per worker, under these loads",
-    "max_worker_connections": "maximum of these connections (`DATABASE_POOL_SIZE` 5, twice; journal, 2; lease; bus)",
+    "max_worker_connections": "maximum of these connections (`DATABASE_POOL_SIZE` 5, twice; journal, 2; lease; bus; health checks, 2)",
     "worker_files": "open files per worker",
     "stream_files": "open files per stream",
 }
@@ -247,7 +247,7 @@ async def measure_costs() -> Costs:
     }
     counts = {
         "worker_connections": int(max(cost.growth["connections"] for cost in (turn, burst, paced, tool))),
-        "max_worker_connections": 2 * 5 + 4,
+        "max_worker_connections": 2 * 5 + 6,
         "worker_files": files,
     }
     rounded: dict[str, float] = {name: float(f"{value:.3g}") for name, value in costs.items()}
