@@ -60,6 +60,7 @@ def create_app(
         description="Chat API with Groq's models and the tools of all connected MCP servers. Every turn is stored.",
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url=None,  # `install_openapi` serves the document
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
     )

@@ -58,7 +58,6 @@ async def test_random_bytes_cause_no_server_error_lag_or_growth(
         tools = urlsplit(tools_url)
         url = gateway.base_url if server == "gateway" else f"http://{tools.netloc}"
         paths = GATEWAY_PATHS if server == "gateway" else TOOL_SERVER_PATHS
-        await gateway.get("/openapi.json")  # built once, at the first request
         async with watch_loop():
             report = await send_requests(url, generate_requests(seed, REQUESTS, paths))
         assert report.server_errors == []

@@ -1,6 +1,9 @@
 """Adds credentials and the errors of middleware to the OpenAPI document."""
 
-from fastapi import FastAPI
+import asyncio
+
+import msgspec
+from fastapi import FastAPI, Request, Response
 
 from gateway.api.security.permissions import ROUTES
 from gateway.domain.messages import JsonObject
@@ -53,15 +56,30 @@ _CREDENTIALS = {
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Complete the OpenAPI document of `app` when it is first requested."""
+    """Complete the OpenAPI document of `app`, and serve it at `/openapi.json`.
+
+    It is built at the first request, in a thread: that takes a few tenths of a second.
+    """
     generate = app.openapi
+    lock = asyncio.Lock()
+    bodies: list[bytes] = []
 
     def openapi() -> JsonObject:
         if app.openapi_schema is None:
             _complete_document(generate())
         return generate()
 
+    def build_body() -> bytes:
+        return msgspec.json.encode(app.openapi())
+
+    async def get_document(_: Request) -> Response:
+        async with lock:
+            if not bodies:
+                bodies.append(await asyncio.to_thread(build_body))
+        return Response(bodies[0], media_type="application/json")
+
     app.openapi = openapi
+    app.add_route("/openapi.json", get_document, include_in_schema=False)
 
 
 def _complete_document(document: JsonObject) -> None:
