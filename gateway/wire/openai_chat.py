@@ -3,7 +3,7 @@
 The gateway's own fields are in `x_gateway`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -19,6 +19,7 @@ from gateway.domain.messages import (
     TurnRequest,
 )
 from gateway.wire.native import CacheOptions
+from gateway.wire.openai_refusals import refuse_unsupported_chat
 from gateway.wire.request_model import ItemList, RequestModel, limit_entries
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -173,6 +174,11 @@ class ChatCompletionRequest(RequestModel):
     verbosity: object = None
     reasoning_format: Literal["parsed", "raw", "hidden"] | None = None
     include_reasoning: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        return refuse_unsupported_chat(data)
 
     @model_validator(mode="after")
     def _validate_storage_options(self) -> "ChatCompletionRequest":

@@ -4,16 +4,17 @@ Gateway tools appear as MCP tools of the gateway's servers.
 """
 
 import re
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gateway.common.urls import strip_url_secrets
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolCall, ToolChoice, ToolSpec, TurnRequest
 from gateway.wire.openai_chat import ToolName, build_client_tool
+from gateway.wire.openai_refusals import refuse_unsupported_response
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
 from gateway.wire.request_model import ItemList, RequestModel, limit_entries
 
@@ -219,6 +220,11 @@ class ResponseRequest(RequestModel):
     prompt_cache_key: object = None
     prompt_cache_retention: object = None
     top_logprobs: Literal[0] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        return refuse_unsupported_response(data)
 
     @property
     def approvals(self) -> list[ApprovalItem]:

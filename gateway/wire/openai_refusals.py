@@ -1,0 +1,126 @@
+"""Fields of OpenAI's documented requests that are not supported.
+
+Each refusal names the field and what to send instead.
+"""
+
+from typing import Any, cast
+
+from gateway.domain.errors import UnsupportedParameter
+from gateway.domain.messages import JsonObject
+
+_CHAT_FIELDS = {
+    "functions": "send the functions as tools of the type function",
+    "function_call": "send tool_choice",
+    "audio": "answers are text: leave it out",
+    "prediction": "leave it out",
+    "web_search_options": "use the search tool of a connected MCP server",
+}
+_RESPONSE_FIELDS = {
+    "prompt": "stored prompts are unknown here: send their text as instructions and input",
+    "context_management": "leave it out: old turns are left out where a conversation is longer than the model's window",
+}
+_MAX_BIASES = 300
+"""More are refused by their number."""
+_NO_PROBABILITIES = "leave it out: answers have no probabilities"
+_ITEM_ADVICE = {
+    "item_reference": "send previous_response_id, or the item itself",
+    "file_search_call": "leave it out",
+    "web_search_call": "leave it out",
+}
+_ITEM_TYPES = {
+    "message",
+    "function_call",
+    "function_call_output",
+    "mcp_call",
+    "mcp_approval_response",
+    "mcp_approval_request",
+    "mcp_list_tools",
+    "reasoning",
+}
+
+
+def refuse_unsupported_chat(body: Any) -> Any:
+    """Refuse what chat completions do not support.
+
+    Of two equal limits of tokens, one is kept.
+
+    Raises:
+        UnsupportedParameter: the request needs something that is not supported.
+    """
+    if not isinstance(body, dict):
+        return body
+    fields = cast(JsonObject, body)
+    fields = _refuse_fields(fields, _CHAT_FIELDS)
+    if isinstance(count := fields.get("n"), int) and count > 1:
+        raise _make_error("n", "one request gives one answer: send the request again for another")
+    if fields.get("logprobs") is True:
+        raise _make_error("logprobs", _NO_PROBABILITIES)
+    _refuse_probabilities(fields)
+    if isinstance(bias := fields.get("logit_bias"), dict) and 0 < len(cast(JsonObject, bias)) <= _MAX_BIASES:
+        raise _make_error("logit_bias", "leave it out, or name the words in an instruction")
+    if "audio" in _list_values(fields.get("modalities")):
+        raise _make_error("modalities", 'answers are text: send ["text"]')
+    _refuse_tool_types(fields, {"function"})
+    return _join_limits(fields)
+
+
+def refuse_unsupported_response(body: Any) -> Any:
+    """Refuse what the Responses API does not support.
+
+    Raises:
+        UnsupportedParameter: the request needs something that is not supported.
+    """
+    if not isinstance(body, dict):
+        return body
+    fields = cast(JsonObject, body)
+    fields = _refuse_fields(fields, _RESPONSE_FIELDS)
+    _refuse_probabilities(fields)
+    for number, item in enumerate(_list_values(fields.get("input"))):
+        kind = cast(JsonObject, item).get("type", "message") if isinstance(item, dict) else "message"
+        if isinstance(kind, str) and kind not in _ITEM_TYPES:
+            advice = _ITEM_ADVICE.get(kind, "send messages, function calls and their outputs")
+            raise _make_error(f"input.{number}.type", advice, f"items of the type {kind[:80]!r} are not supported")
+    _refuse_tool_types(fields, {"function", "mcp"})
+    return fields
+
+
+def _refuse_fields(fields: JsonObject, advice: dict[str, str]) -> JsonObject:
+    """Refuse fields that are set, and leave out those that are null."""
+    for name in advice:
+        if fields.get(name) is not None:
+            raise _make_error(name, advice[name])
+    return {name: value for name, value in fields.items() if name not in advice}
+
+
+def _refuse_probabilities(fields: JsonObject) -> None:
+    if isinstance(count := fields.get("top_logprobs"), int) and count > 0:
+        raise _make_error("top_logprobs", _NO_PROBABILITIES)
+
+
+def _refuse_tool_types(fields: JsonObject, supported: set[str]) -> None:
+    for number, tool in enumerate(_list_values(fields.get("tools"))):
+        kind = cast(JsonObject, tool).get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind not in supported:
+            types = " or ".join(sorted(supported))
+            problem = f"tools of the type {kind[:80]!r} are not supported"
+            raise _make_error(f"tools.{number}.type", f"send tools of the type {types}", problem)
+
+
+def _join_limits(fields: JsonObject) -> JsonObject:
+    """Keep one of two equal limits of tokens."""
+    old, new = fields.get("max_tokens"), fields.get("max_completion_tokens")
+    if "max_tokens" not in fields or "max_completion_tokens" not in fields:
+        return fields
+    if old is not None and new is not None and old != new:
+        problem = "max_tokens and max_completion_tokens differ"
+        raise _make_error("max_tokens", "send max_completion_tokens alone", problem)
+    limit = new if new is not None else old
+    return {name: value for name, value in fields.items() if name != "max_tokens"} | {"max_completion_tokens": limit}
+
+
+def _list_values(value: object) -> list[Any]:
+    return cast(list[Any], value) if isinstance(value, list) else []
+
+
+def _make_error(name: str, advice: str, problem: str = "is not supported") -> UnsupportedParameter:
+    return UnsupportedParameter(f"{name}: {problem}; {advice}.", param=name)

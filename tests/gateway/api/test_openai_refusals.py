@@ -1,0 +1,67 @@
+"""Tests of refusals of OpenAI's documented fields."""
+
+from typing import Any
+
+import pytest
+
+from tests.stack import Gateway
+
+MESSAGES = [{"role": "user", "content": "Hello."}]
+CHAT: dict[str, tuple[dict[str, Any], str, str]] = {
+    "different limits": ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "max_completion_tokens alone"),
+    "several answers": ({"n": 2}, "n", "again"),
+    "probabilities": ({"logprobs": True}, "logprobs", "leave it out"),
+    "best probabilities": ({"top_logprobs": 2}, "top_logprobs", "leave it out"),
+    "biases": ({"logit_bias": {"1": 2}}, "logit_bias", "leave it out"),
+    "functions": ({"functions": [{"name": "f"}]}, "functions", "tools"),
+    "function call": ({"function_call": "auto"}, "function_call", "tool_choice"),
+    "audio": ({"modalities": ["text", "audio"]}, "modalities", '["text"]'),
+    "voice": ({"audio": {"voice": "x", "format": "wav"}}, "audio", "leave it out"),
+    "prediction": ({"prediction": {"type": "content", "content": "x"}}, "prediction", "leave it out"),
+    "web search": ({"web_search_options": {}}, "web_search_options", "MCP server"),
+    "custom tool": ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0.type", "function"),
+}
+RESPONSES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "item reference": ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type", "previous_response_id"),
+    "unknown item": ({"input": [*MESSAGES, {"type": "computer_call"}]}, "input.1.type", "messages"),
+    "stored prompt": ({"input": "x", "prompt": {"id": "p"}}, "prompt", "instructions"),
+    "context management": ({"input": "x", "context_management": []}, "context_management", "leave it out"),
+    "probabilities": ({"input": "x", "top_logprobs": 2}, "top_logprobs", "leave it out"),
+    "web search": ({"input": "x", "tools": [{"type": "web_search"}]}, "tools.0.type", "function or mcp"),
+}
+
+
+@pytest.mark.parametrize(("body", "param", "advice"), CHAT.values(), ids=CHAT)
+async def test_chat_completion_field_is_refused_with_what_to_send(
+    shared_gateway: Gateway, body: dict[str, Any], param: str, advice: str
+) -> None:
+    reply = await shared_gateway.post("/v1/chat/completions", {"messages": MESSAGES, **body})
+    error = reply.body["error"]
+    assert (reply.status, error["code"], error["param"]) == (400, "unsupported_parameter", param)
+    assert error["message"].startswith(f"{param}: ")
+    assert advice in error["message"]
+
+
+@pytest.mark.parametrize(("body", "param", "advice"), RESPONSES.values(), ids=RESPONSES)
+async def test_response_field_is_refused_with_what_to_send(
+    shared_gateway: Gateway, body: dict[str, Any], param: str, advice: str
+) -> None:
+    reply = await shared_gateway.post("/v1/responses", body)
+    error = reply.body["error"]
+    assert (reply.status, error["code"], error["param"]) == (400, "unsupported_parameter", param)
+    assert error["message"].startswith(f"{param}: ")
+    assert advice in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"max_tokens": 50, "max_completion_tokens": 50},
+        {"max_tokens": 50, "max_completion_tokens": None},
+        {"max_tokens": None, "max_completion_tokens": 50},
+        {"n": 1, "logprobs": False, "top_logprobs": 0, "logit_bias": {}, "functions": None},
+    ],
+)
+async def test_field_that_changes_nothing_is_taken(shared_gateway: Gateway, body: dict[str, Any]) -> None:
+    reply = await shared_gateway.post("/v1/chat/completions", {"messages": MESSAGES, **body})
+    assert reply.status == 200, reply.body
