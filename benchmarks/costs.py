@@ -94,7 +94,8 @@ LABELS = {
     "worker_mb": "memory: MB per worker that has served requests",
     "stream_kb": "memory: kB per open stream",
     "worker_connections": "connections to Postgres per worker, under these loads",
-    "max_worker_connections": "maximum of these connections (`DATABASE_POOL_SIZE` 5, twice; journal, 2; lease; bus; health checks, 2)",
+    "max_worker_connections": "maximum of these connections (`DATABASE_POOL_SIZE` 5, twice; journal, 2; lease; bus; "
+    "health checks, 2)",
     "worker_files": "open files per worker",
     "stream_files": "open files per stream",
 }
