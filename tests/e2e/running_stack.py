@@ -1,5 +1,6 @@
 """`agent-gateway up` as a user starts it, in its own directory."""
 
+import asyncio
 import os
 import signal
 import ssl
@@ -208,5 +209,9 @@ async def run_serve(
             await eventually(is_healthy, timeout_seconds=START_SECONDS)
             yield running
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # unlike a killed process, it stops its Postgres before the directory is removed
+        try:
+            await asyncio.to_thread(process.wait, 30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
