@@ -1,7 +1,5 @@
 """Joins the parts of tool calls in a stream."""
 
-from typing import Any
-
 import msgspec
 
 from gateway.domain.messages import JSON_DECODE_ERRORS, ToolCall
@@ -13,14 +11,13 @@ CUT_PROBLEM = "it was cut off before its arguments were complete; make it shorte
 
 
 class _OpenCall:
-    __slots__ = ("_checks", "arguments", "chars", "extra", "id", "name")
+    __slots__ = ("_checks", "arguments", "chars", "id", "name")
 
     def __init__(self) -> None:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
         self.chars = 0
-        self.extra: Any = None
         self._checks = 0
 
     @property
@@ -79,7 +76,6 @@ class CallJoiner:
         text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
         call = self._find_call(part, name, text)
         call.id = call.id or part.id or ""
-        call.extra = part.extra_content if part.extra_content is not None else call.extra
         if name and call.chars and call.is_repeated(name, text) and call.is_complete:
             return len(text)
         count = len(text)

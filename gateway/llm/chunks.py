@@ -27,7 +27,6 @@ class ToolCallDelta(msgspec.Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: FunctionDelta | None = None
-    extra_content: Any = None
 
 
 class ServerToolCall(msgspec.Struct, gc=False):
@@ -166,7 +165,6 @@ def _read_call(call: JsonObject) -> ToolCallDelta:
         index=index if isinstance(index, int) else None,
         id=_get_text(call, "id"),
         function=part,
-        extra_content=call.get("extra_content"),
     )
 
 
@@ -224,19 +222,15 @@ def _build_usage(body: JsonObject) -> Usage:
         total_tokens=max(_get_count(body, "total_tokens"), prompt + completion),
         cached_tokens=cached,
         reasoning_tokens=_get_count(body.get("completion_tokens_details"), "reasoning_tokens"),
-        queue_time=_get_seconds(body, "queue_time"),
-        model_time=_get_seconds(body, "total_time"),
-        generation_time=_get_seconds(body, "completion_time"),
+        queue_time=_get_number(body, "queue_time"),
+        model_time=_get_number(body, "total_time"),
+        generation_time=_get_number(body, "completion_time"),
     )
 
 
 def _get_count(body: object, *names: str) -> int:
     """Return the largest of the counts, which are never negative."""
     return int(max((_get_number(body, name) for name in names), default=0.0))
-
-
-def _get_seconds(body: JsonObject, name: str) -> float:
-    return _get_number(body, name)
 
 
 def _get_number(body: object, name: str) -> float:

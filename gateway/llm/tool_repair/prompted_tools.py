@@ -43,18 +43,16 @@ def _write_as_text(message: Message, tool_names: dict[str, str]) -> Message:
     return Message(role="assistant", content=f"{message.text}\n<TOOL_CALLS>[{calls}]</TOOL_CALLS>".strip())
 
 
-class PromptedToolCallParser:
-    """Sink that holds back text from a call marker on.
+class TextHolder:
+    """Base of sinks that hold back text.
 
-    It parses that text at the end. The other callbacks are those of the inner sink, without a call in between for each
-    token, so `ModelSink` with its abstract methods cannot be a base class.
+    The other callbacks are those of the inner sink, without a call in between for each token, so `ModelSink` with its
+    abstract methods cannot be a base class.
     """
 
-    def __init__(self, sink: ModelSink, names: Collection[str]) -> None:
+    def __init__(self, sink: ModelSink) -> None:
         self._sink = sink
-        self._tool_names = names
         self._held_text = ""
-        self._in_call_block = False
         self.on_accepted = sink.on_accepted
         self.on_reasoning = sink.on_reasoning
         self.on_refusal = sink.on_refusal
@@ -63,6 +61,18 @@ class PromptedToolCallParser:
         self.on_retry = sink.on_retry
         self.record_failed_usage = sink.record_failed_usage
         self.wait_for_capacity = sink.wait_for_capacity
+
+
+class PromptedToolCallParser(TextHolder):
+    """Sink that holds back text from a call marker on.
+
+    It parses that text at the end.
+    """
+
+    def __init__(self, sink: ModelSink, names: Collection[str]) -> None:
+        super().__init__(sink)
+        self._tool_names = names
+        self._in_call_block = False
 
     def on_text(self, text: str) -> None:
         self._held_text += text

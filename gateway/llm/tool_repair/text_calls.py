@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from gateway.domain.messages import JsonObject, ToolCall
 from gateway.llm.tool_repair.json_repair import JsonRepairError
+from gateway.llm.tool_repair.prompted_tools import TextHolder
 from gateway.llm.tool_repair.repair import RepairedCall, extract_calls, repair_calls
 from gateway.llm.tool_repair.tool_names import is_parallel_wrapper, resolve_tool_name
 from gateway.ports.model import ModelSink
@@ -45,30 +46,21 @@ _JSON_SPACE = re.compile(r"(?<=[\[{:])\s+")
 _FIRST_NAME = re.compile(r"\s*(?:\[\s*)?\{\s*\"name\"\s*:\s*\"([^\"\\]{0,128})\"|\s*<function=([\w.-]{1,128})[>{(\s]")
 
 
-class TextCallParser:
+class TextCallParser(TextHolder):
     """Sink that holds back a text while it may be a call.
 
-    A text of more than `max_chars`, or one that is no call, is passed on at once. From then on, and for all other
-    output, the callbacks are those of the inner sink, without a call in between for each token, so `ModelSink` with its
-    abstract methods cannot be a base class.
+    A text of more than `max_chars`, or one that is no call, is passed on at once. From then on, all callbacks are those
+    of the inner sink.
     """
 
     def __init__(self, sink: ModelSink, schemas: Mapping[str, JsonObject], max_chars: int) -> None:
-        self._sink = sink
+        super().__init__(sink)
         self._schemas = schemas
         self._tags = tuple(f"<{name.lower()}>" for name in schemas)
         self._max_chars = max_chars
-        self._held_text = ""
         self._is_name_known = False
         self.on_text = self._hold_text
         self.on_tool_call = self._pass_tool_call
-        self.on_accepted = sink.on_accepted
-        self.on_reasoning = sink.on_reasoning
-        self.on_refusal = sink.on_refusal
-        self.on_server_tool_call = sink.on_server_tool_call
-        self.on_retry = sink.on_retry
-        self.record_failed_usage = sink.record_failed_usage
-        self.wait_for_capacity = sink.wait_for_capacity
 
     def _hold_text(self, text: str) -> None:
         self._held_text += text
