@@ -104,7 +104,7 @@ class PromptBuilder:
         """
         request, conversation_id = record.request, record.conversation_id
         servers = {spec.server for spec in (*selection.tools, *selection.hidden) if not spec.client}
-        instructions = self._toolbox.get_instructions(servers)
+        instructions = self._toolbox.get_instructions(servers) if servers else ""
         messages = await self._restore_tool_history(request.messages, principal)
         fixed_messages = [build_system_message(self._system_prompt, instructions, request.system), *messages]
         past_messages: tuple[Message, ...] = ()

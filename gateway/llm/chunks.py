@@ -4,7 +4,7 @@ Chunks of the expected form are decoded by msgspec. Others are read leniently: o
 """
 
 import json
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
@@ -12,6 +12,8 @@ from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Usage
 from gateway.llm.tool_repair.json_repair import is_list, is_object
 
 _T = TypeVar("_T")
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=10**15)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e15)]
 
 
 class FunctionDelta(msgspec.Struct, gc=False):
@@ -64,6 +66,27 @@ class XGroq(msgspec.Struct, gc=False):
 
     usage: Any = None
     error: Any = None
+
+
+class _TokenDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Count | None = None
+    reasoning_tokens: _Count | None = None
+
+
+class _UsageFigures(msgspec.Struct, gc=False):
+    """Figures of usage as OpenAI and Groq send them."""
+
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    total_tokens: _Count
+    prompt_tokens_details: _TokenDetails | None = None
+    completion_tokens_details: _TokenDetails | None = None
+    queue_time: _Seconds | None = None
+    total_time: _Seconds | None = None
+    completion_time: _Seconds | None = None
+    cached_tokens: None = None
+    input_tokens: None = None
+    output_tokens: None = None
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -183,8 +206,8 @@ def _convert(value: object, kind: type[_T]) -> _T | None:
 def read_usage(*bodies: object) -> Usage | None:
     """Read the first figures of usage that are not all zero."""
     for body in bodies:
-        if is_object(body):
-            usage = _build_usage(body)
+        if body is not None and is_object(body):
+            usage = _build_usual_usage(body) or _build_usage(body)
             if usage.total_tokens:
                 return usage
     return None
@@ -196,7 +219,7 @@ def merge_usage(first: Usage | None, second: Usage | None) -> Usage | None:
     Each may have a part of them, or the figures so far.
     """
     if first is None or second is None:
-        return first or second
+        return second if first is None else first
     prompt = max(first.prompt_tokens, second.prompt_tokens)
     completion = max(first.completion_tokens, second.completion_tokens)
     total = max(first.total_tokens, second.total_tokens, prompt + completion)
@@ -210,7 +233,34 @@ def merge_usage(first: Usage | None, second: Usage | None) -> Usage | None:
     )
 
 
+def _build_usual_usage(body: JsonObject) -> Usage | None:
+    """Build the usage from figures of the usual form, in few steps.
+
+    None: the figures have another form.
+    """
+    try:
+        figures = msgspec.convert(body, _UsageFigures)
+    except msgspec.ValidationError:
+        return None
+    prompt, completion = figures.prompt_tokens, figures.completion_tokens
+    details, completion_details = figures.prompt_tokens_details, figures.completion_tokens_details
+    cached = (details and details.cached_tokens) or 0
+    if cached > prompt or prompt + completion > figures.total_tokens:
+        return None
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=figures.total_tokens,
+        cached_tokens=cached,
+        reasoning_tokens=(completion_details and completion_details.reasoning_tokens) or 0,
+        queue_time=figures.queue_time or 0.0,
+        model_time=figures.total_time or 0.0,
+        generation_time=figures.completion_time or 0.0,
+    )
+
+
 def _build_usage(body: JsonObject) -> Usage:
+    """Build the usage from figures of any form."""
     prompt = _get_count(body, "prompt_tokens", "input_tokens")
     completion = _get_count(body, "completion_tokens", "output_tokens")
     cached = _get_count(body.get("prompt_tokens_details"), "cached_tokens") or _get_count(body, "cached_tokens")

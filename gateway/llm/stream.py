@@ -193,8 +193,8 @@ class ChunkReader:
             self._is_accepted = True
             self._sink.on_accepted()
         choice = chunk.choices[0] if chunk.choices else None
-        usage = read_usage(extra and extra.usage, chunk.usage, choice and choice.usage)
-        self._usage = merge_usage(self._usage, usage)
+        if extra is not None or chunk.usage is not None:
+            self._usage = merge_usage(self._usage, read_usage(extra and extra.usage, chunk.usage))
         if choice is not None:
             self._read_choice(choice)
 
@@ -222,7 +222,8 @@ class ChunkReader:
             self._read_end(choice)
 
     def _read_end(self, choice: Choice) -> None:
-        self._usage = merge_usage(self._usage, read_usage(choice.usage))
+        if choice.usage is not None:
+            self._usage = merge_usage(self._usage, read_usage(choice.usage))
         written = (choice.finish_reason or "").lower()
         reason = _FINISH_REASONS.get(written, "broken" if "error" in written else "stop") if written else ""
         if reason and not (reason == "broken" and self._finish_reason):  # the answer was complete before

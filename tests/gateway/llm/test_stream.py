@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.domain.errors import (
     ModelAnswerTooLong,
@@ -14,6 +16,7 @@ from gateway.domain.errors import (
     ModelUnavailable,
 )
 from gateway.domain.messages import ToolCall
+from gateway.llm.chunks import read_usage
 from gateway.llm.stream import ChunkReader, read_whole_answer
 
 
@@ -277,3 +280,22 @@ def test_answer_is_refused_when_it_has_too_many_tool_calls(build_delta: Callable
     assert len(sink.output) == 128
     with pytest.raises(ModelAnswerTooLong, match="contains more than 128 tool calls"):
         ChunkReader(Sink()).feed_bytes(sse({"choices": [{"delta": build_delta(129)}]}))
+
+
+_COUNTS = st.one_of(st.integers(0, 20), st.integers(0, 10**6))
+
+
+@given(prompt=_COUNTS, completion=_COUNTS, total=_COUNTS, cached=st.none() | _COUNTS, reasoning=st.none() | _COUNTS)
+def test_usage_of_the_usual_form_is_read_as_that_of_any_other(
+    prompt: int, completion: int, total: int, cached: int | None, reasoning: int | None
+) -> None:
+    """Figures that are strings are not of the usual form."""
+    usage: dict[str, object] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": total,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "queue_time": 0.25,
+    }
+    assert read_usage(usage) == read_usage(usage | {"completion_tokens": str(completion)})
