@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from fastapi import Depends, Request
 from fastapi.params import Depends as Dependency
+from starlette.datastructures import Headers
 
 from gateway.agent.service import TurnService
 from gateway.api.security.authentication import PRINCIPAL_SCOPE_KEY, Authenticator
@@ -51,11 +52,15 @@ def get_toolbox(request: Request) -> Toolbox:
 
 def get_principal(request: Request) -> Principal:
     """Return the authenticated caller, with the request headers that MCP servers receive."""
-    principal: Principal = request.scope[PRINCIPAL_SCOPE_KEY]
-    if not (names := get_toolbox(request).get_forwarded_headers()):
+    return add_forwarded_headers(request.scope[PRINCIPAL_SCOPE_KEY], request.headers, get_toolbox(request))
+
+
+def add_forwarded_headers(principal: Principal, headers: Headers, toolbox: Toolbox) -> Principal:
+    """Return the principal with the request headers that any MCP server receives."""
+    if not (names := toolbox.get_forwarded_headers()):
         return principal
-    headers = {name: value for name in names if (value := request.headers.get(name)) is not None}
-    return msgspec.structs.replace(principal, headers=headers)
+    forwarded = {name: value for name in names if (value := headers.get(name)) is not None}
+    return msgspec.structs.replace(principal, headers=forwarded)
 
 
 async def _resolve_principal(request: Request) -> Principal:

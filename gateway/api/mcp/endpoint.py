@@ -29,6 +29,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import __version__
 from gateway.agent.service import TurnService
+from gateway.api.deps import add_forwarded_headers
 from gateway.api.mcp.ask_agent import ASK_AGENT, ask_agent, may_ask_agent
 from gateway.api.mcp.host import HOST_GONE, Context, HostObserver, get_principal, mcp_errors
 from gateway.api.mcp.legacy_sessions import LegacySessionManager
@@ -112,7 +113,7 @@ class McpEndpoint:
         session, _, worker = Headers(scope=scope).get(_SESSION_HEADER, "").rpartition("-")
         if session and await self._forwarder.forward_request(worker, scope, receive, send):
             return
-        principal: Principal = scope[PRINCIPAL_SCOPE_KEY]
+        principal = add_forwarded_headers(scope[PRINCIPAL_SCOPE_KEY], Headers(scope=scope), self._toolbox)
         # httptools keeps trailing blanks of values; with them, `Mcp-Name` would not match the name in the body.
         headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         if session and worker == self._forwarder.name:
@@ -121,7 +122,8 @@ class McpEndpoint:
         user = AuthenticatedUser(
             AccessToken(token="", client_id=principal.key or "", scopes=[], subject=principal.user)
         )
-        await self._app({**scope, "user": user, "headers": headers}, receive, self._add_worker_name(send))
+        caller = {"user": user, PRINCIPAL_SCOPE_KEY: principal}
+        await self._app({**scope, **caller, "headers": headers}, receive, self._add_worker_name(send))
 
     def _add_worker_name(self, send: Send) -> Send:
         async def send_with_worker_name(message: AsgiMessage) -> None:

@@ -53,6 +53,7 @@ async def open_session(
             elicitation_callback=calls.on_elicit,
             log_level="info",
             client_info=Implementation(name="agent-gateway", version=__version__),
+            cache=None,  # users share the connection, and answers may be private to one of them
         )
         deadline = Deadline.after(timeout_seconds)
         async with AsyncExitStack() as stack:

@@ -1,0 +1,114 @@
+"""An MCP server that sends exactly the JSON that a test says, valid or not."""
+
+import asyncio
+import inspect
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from gateway.simulator import Simulator
+from tests.eventually import eventually
+from tests.stack import Gateway, serve_asgi, serve_gateway
+
+JsonObject = dict[str, Any]
+Answer = JsonObject | Callable[[JsonObject, Request], Any]
+"""A result, or a function of the parameters and the request that returns one."""
+METHOD_NOT_FOUND = {"code": -32601, "message": "Method not found"}
+
+
+def make_raw_tool(name: Any, **fields: Any) -> JsonObject:
+    return {"name": name, "inputSchema": {"type": "object"}, **fields}
+
+
+class RawServer:
+    """Answers each method as `answers` says; other methods are not found.
+
+    A modern server answers `server/discover`, a legacy one `initialize`. A modern result gets the members that the
+    protocol requires, unless the answer has them.
+    """
+
+    def __init__(self, *tools: Any, modern: bool = True, **answers: Answer) -> None:
+        self.modern = modern
+        self.tools = list(tools)
+        self.capabilities: JsonObject = {"tools": {"listChanged": True}, "resources": {}, "prompts": {}}
+        self.answers: dict[str, Answer] = {
+            "tools/list": lambda _params, _request: {"tools": self.tools},
+            "tools/call": lambda params, _request: {"content": [{"type": "text", "text": params["name"]}]},
+            **{method.replace("__", "/"): answer for method, answer in answers.items()},
+        }
+        self.calls: list[tuple[str, JsonObject]] = []
+        """Method and parameters of each request."""
+        self.streams: list[asyncio.Queue[JsonObject]] = []
+
+    def count(self, method: str) -> int:
+        return sum(called == method for called, _ in self.calls)
+
+    def notify(self) -> None:
+        """Announce a change of the tools on every open stream."""
+        for stream in self.streams:
+            stream.put_nowait({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await (await self._respond(Request(scope, receive)))(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        if request.method == "GET" and not self.modern:
+            return StreamingResponse(self._stream_events(), media_type="text/event-stream")
+        if request.method != "POST":
+            return Response(status_code=405)
+        message = await request.json()
+        if "id" not in message:
+            return Response(status_code=202)
+        method, params = message["method"], message.get("params") or {}
+        self.calls.append((method, params))
+        result = await self._answer(method, params, request)
+        outcome = {"error": METHOD_NOT_FOUND} if result is None else {"result": result}
+        return JSONResponse({"jsonrpc": "2.0", "id": message["id"], **outcome})
+
+    async def _stream_events(self) -> AsyncGenerator[str]:
+        stream: asyncio.Queue[JsonObject] = asyncio.Queue()
+        self.streams.append(stream)
+        while True:
+            yield f"event: message\ndata: {json.dumps(await stream.get())}\n\n"
+
+    async def _answer(self, method: str, params: JsonObject, request: Request) -> JsonObject | None:
+        if method == "initialize" and not self.modern:
+            info = {"name": "raw", "version": "1"}
+            return {"protocolVersion": "2025-11-25", "capabilities": self.capabilities, "serverInfo": info}
+        hints: JsonObject = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if self.modern else {}
+        if method == "server/discover" and self.modern:
+            return {**hints, "supportedVersions": ["2026-07-28"], "capabilities": self.capabilities}
+        answer = self.answers.get(method)
+        result: Any = answer(params, request) if callable(answer) else answer
+        if inspect.isawaitable(result):
+            result = await result
+        return result and {**hints, **result}
+
+
+@asynccontextmanager
+async def serve_raw(
+    database_url: str,
+    simulator: Simulator,
+    tmp_path: Path,
+    servers: dict[str, tuple[RawServer, JsonObject]],
+    **settings: Any,
+) -> AsyncGenerator[Gateway]:
+    """Serve a gateway with raw servers, each with its entry in the file; wait until all are up."""
+    async with AsyncExitStack() as stack:
+        entries: dict[str, JsonObject] = {}
+        for name, (server, entry) in servers.items():
+            address = await stack.enter_async_context(serve_asgi(server))
+            entries[name] = {"url": f"{address}/mcp", **entry}
+        file = tmp_path / "mcp.json"
+        file.write_text(json.dumps({"mcpServers": entries}))
+        own = {"mcp_config": file, "gateway_data_dir": tmp_path, **settings}
+        gateway = await stack.enter_async_context(serve_gateway(database_url, simulator, None, **own))
+        await eventually(lambda: all(status.state == "up" for status in gateway.state.toolbox.list_server_statuses()))
+        yield gateway
