@@ -6,6 +6,7 @@ from functools import partial
 
 import msgspec
 
+from gateway.common.concurrency import LruDict
 from gateway.common.logging import get_logger
 from gateway.config import Settings
 from gateway.domain.errors import McpServerError, NotFound, StorageUnavailable
@@ -22,6 +23,7 @@ from gateway.mcp_client.caller_identity import TokenIssuer
 from gateway.mcp_client.change_notifier import ChangeNotifier
 from gateway.mcp_client.connection.connection import ServerConnection
 from gateway.mcp_client.connection.errors import ToolCallError
+from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.requests import ClientRequest
 from gateway.mcp_client.connection_pool import ConnectionPool
 from gateway.mcp_client.definition_check import DefinitionChecker
@@ -56,6 +58,7 @@ from gateway.ports.tools import (
 log = get_logger(__name__)
 
 _CONNECT_TIMEOUT_SECONDS, _PERSONAL_CONNECT_TIMEOUT_SECONDS = 1.0, 15.0
+_MAX_MEMORIES = 1_000
 _UNKNOWN_RESOURCE_CODES = (-32002, -32602)  # of legacy servers, and of modern ones
 
 
@@ -83,6 +86,7 @@ class McpToolbox(ServerPool, Toolbox):
         self._max_result_chars = settings.tool_result_max_chars
         self._specs: tuple[ToolSpec, ...] | None = None
         self._notifier = ChangeNotifier()
+        self._memories: LruDict[tuple[object, ...], ConnectionMemory] = LruDict(_MAX_MEMORIES)
         self._pool = ConnectionPool(servers, self._make_connection, drain_seconds=self._timeout)
         self._checker = DefinitionChecker(definitions, self._pool.find_offer, self.reconcile)
         self._spec_builder = SpecBuilder(self._pool, self._checker)
@@ -99,6 +103,7 @@ class McpToolbox(ServerPool, Toolbox):
             on_change=partial(self.reconcile, changed_server=server.name),
             connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS if is_shared else _PERSONAL_CONNECT_TIMEOUT_SECONDS,
             principal=principal,
+            memory=self._find_memory(server),
             tokens=AccessTokenProvider(
                 self._grants,
                 server,
@@ -106,6 +111,14 @@ class McpToolbox(ServerPool, Toolbox):
                 max_age_seconds=self._grant_max_age_seconds,
             ),
         )
+
+    def _find_memory(self, server: ServerConfig) -> ConnectionMemory:
+        """Return the memory that all connections to this server share."""
+        key = (server.name, server.url, server.command, server.args)
+        memory = self._memories.get(key)
+        if memory is None:
+            memory = self._memories[key] = ConnectionMemory()
+        return memory
 
     def _find_config(self, name: str) -> ServerConfig | None:
         connection = self._pool.get_shared(name)

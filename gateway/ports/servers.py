@@ -53,6 +53,7 @@ class ServerConfig(BaseModel):
     timeout: float | None = Field(default=None, gt=0)
     identity: str = Field(default="none", pattern=r"^(none|gateway|header:[A-Za-z0-9-]{1,64})$")
     audience: str | None = Field(default=None, min_length=1, max_length=2_000)
+    protocol: Literal["auto", "legacy", "2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"] = "auto"
     share: Literal["all", "user"] = "all"
     on_change: Literal["flag", "hold"] = "flag"
     as_tools: tuple[Literal["resources", "prompts"], ...] = ()

@@ -3,6 +3,7 @@
 It connects, stays connected, reconnects and sends requests.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from functools import partial
@@ -15,17 +16,24 @@ from gateway.common.urls import strip_url_secrets
 from gateway.domain.messages import PendingInput, Principal
 from gateway.mcp_client.caller_identity import TokenIssuer, acting_for, forward_header
 from gateway.mcp_client.connection.errors import describe_error
+from gateway.mcp_client.connection.negotiation import ConnectionMemory
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.requests import ClientRequest, RequestSender, T
 from gateway.mcp_client.connection.session import open_session
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.connection.tool_list import ServerToolList
+from gateway.mcp_client.connection.watch import ServerWatch
 from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.transports import RequestHook
 from gateway.ports.servers import ServerConfig
 from gateway.ports.tools import ServerStatus, ToolCallRequest
 
-_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.2, 5.0
+_MIN_BACKOFF_SECONDS = 0.2
+_MAX_BACKOFF_SECONDS = {"http": 5.0, "sse": 5.0, "stdio": 60.0}
+"""Longest pause before an attempt.
+
+A session at least as long resets the pause.
+"""
 _STOP_SECONDS, _STOP_UNCONNECTED_SECONDS = 5.0, 0.1
 MAX_INSTRUCTIONS_LENGTH = 4_000
 _REFUSED_REASON = "it refuses the credentials that it is sent"
@@ -50,6 +58,7 @@ class ServerConnection:
         connect_timeout_seconds: float = 1.0,
         tokens: AccessTokenProvider,
         principal: Principal | None = None,
+        memory: ConnectionMemory | None = None,
     ) -> None:
         self.config = config
         self.instructions = ""
@@ -67,9 +76,9 @@ class ServerConnection:
         self._protocol_version: str | None = None
         self._status = ConnectionStatus(config.name, on_change)
         self._calls = OngoingCalls(config.name)
-        self._tool_list = ServerToolList(
-            config.name, self._status, is_http=config.transport == "http", on_change=on_change
-        )
+        self._tool_list = ServerToolList(config.name, self._status, on_change=on_change)
+        self._memory = memory or ConnectionMemory()
+        self._watch = ServerWatch(self._tool_list, self._status, self._calls, is_http=config.transport == "http")
         self._requests = RequestSender(
             config,
             status=self._status,
@@ -121,29 +130,41 @@ class ServerConnection:
         return run_identified
 
     async def _run_forever(self) -> None:
-        backoff = Backoff(_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
+        max_seconds = _MAX_BACKOFF_SECONDS[self.config.transport]
+        backoff = Backoff(_MIN_BACKOFF_SECONDS, max_seconds)
         while not self._is_stopping:
             self._status.broken_event.clear()
+            self._memory.begin_attempt()
+            retries_at_once = False
             try:
-                await self._connect_and_watch()
-                backoff.reset()
+                if await self._connect_and_watch() >= max_seconds:
+                    backoff.reset()
             except Exception as error:  # noqa: BLE001 - whatever ends a session, also a group, is followed by a retry
-                if self._tokens.is_refused:
-                    self._status.set_unavailable(_REFUSED_REASON, "needs_auth")
-                else:
-                    self._status.set_unavailable(describe_error(error))
+                retries_at_once = self._on_failed_attempt(error)
             finally:
                 self._status.set_disconnected()
-                self._status.attempted_event.set()
-            if not self._is_stopping:
+                if not retries_at_once:
+                    self._status.attempted_event.set()
+            if not self._is_stopping and not retries_at_once:
                 self._status.retry_event.clear()
                 await wait_or_poll(self._status.retry_event, backoff.next_delay())
 
-    async def _connect_and_watch(self) -> None:
+    def _on_failed_attempt(self, error: Exception) -> bool:
+        """Show the reason, and return whether to try again at once."""
+        if self._tokens.is_refused:
+            self._status.set_unavailable(_REFUSED_REASON, "needs_auth")
+            return False
+        if self._memory.on_failed():
+            return True
+        self._status.set_unavailable(describe_error(error))
+        return False
+
+    async def _connect_and_watch(self) -> float:
         """Stay connected until the session breaks or must be closed.
 
-        All of it runs in the owner task.
+        Returns the seconds of the session. All of it runs in the owner task.
         """
+        clock = asyncio.get_running_loop().time
         session = open_session(
             self.config,
             hooks=self._hooks,
@@ -152,18 +173,21 @@ class ServerConnection:
             tool_list=self._tool_list,
             on_end=self._status.broken_event.set,
             identity=self._identity,
+            memory=self._memory,
         )
         async with session as client:
             self._protocol_version = client.protocol_version
             self.instructions = (client.instructions or "")[:MAX_INSTRUCTIONS_LENGTH]
             self._status.set_connected(client)
+            connected_at = clock()
             await self._watch_until_broken(client)
         if not self._is_stopping:
             cause = "its process ended" if self.config.transport == "stdio" else "the connection broke"
             self._status.set_unavailable(f"the server forgot the session, or {cause}")
+        return clock() - connected_at
 
     async def _watch_until_broken(self, client: Client) -> None:
-        run = self._on_behalf(partial(self._tool_list.watch_forever, client))
+        run = self._on_behalf(partial(self._watch.watch_forever, client))
         watcher = SupervisedTask(f"mcp watch {self.config.name}", run)
         watcher.start()
         try:

@@ -32,6 +32,11 @@ class OngoingCalls:
         """A context manager around one call."""
         return _OngoingCall(observer, timeout, self._calls)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is in progress."""
+        return not self._calls
+
     async def wait_until_idle(self, seconds: float) -> None:
         """Wait until no call is in progress, at most `seconds`."""
         with contextlib.suppress(TimeoutError):

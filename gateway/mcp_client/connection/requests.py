@@ -20,7 +20,6 @@ from gateway.mcp_client.connection.errors import (
     is_grant_unavailable,
 )
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls, make_progress_callback
-from gateway.mcp_client.connection.session import HANDSHAKE_SECONDS
 from gateway.mcp_client.connection.status import ConnectionStatus
 from gateway.mcp_client.elicitation import UnsupportedElicitation, make_input_responses, parse_input_request
 from gateway.mcp_client.http.start_check import checking_start
@@ -34,6 +33,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 ClientRequest = Callable[[Client], Awaitable[T]]
 
+_RECONNECT_SECONDS = 10.0
 _NO_TIMEOUT_SECONDS = 30 * 86400.0  # the SDK's own timeout cannot be paused
 _LOST_SESSION_MESSAGES = ("Session not found", "Session terminated")
 _PARSE_ERROR_PREFIX = "Failed to parse"
@@ -164,7 +164,7 @@ class RequestSender:
         """
         self._status.attempted_event.clear()
         self._status.retry_event.set()
-        await wait_or_poll(self._status.attempted_event, HANDSHAKE_SECONDS)
+        await wait_or_poll(self._status.attempted_event, _RECONNECT_SECONDS)
         if self._status.state == "needs_auth":
             raise self._unauthorized_error()
 

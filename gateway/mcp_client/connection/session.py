@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from mcp import Client
 from mcp.types import Implementation
@@ -9,6 +10,7 @@ from mcp.types import Implementation
 from gateway import __version__
 from gateway.common.concurrency import Deadline
 from gateway.mcp_client.caller_identity import TokenIssuer
+from gateway.mcp_client.connection.negotiation import ConnectionMemory, NegotiatingClient, negotiate_protocol
 from gateway.mcp_client.connection.ongoing_calls import OngoingCalls
 from gateway.mcp_client.connection.output_check import replace_output_check
 from gateway.mcp_client.connection.tool_list import ServerToolList
@@ -17,8 +19,8 @@ from gateway.mcp_client.oauth.tokens import AccessTokenProvider
 from gateway.mcp_client.transports import RequestHook, open_transport
 from gateway.ports.servers import ServerConfig
 
-HANDSHAKE_SECONDS = 10.0
-_PROCESS_START_SECONDS = 60.0
+START_SECONDS = 60.0
+"""Time limit of a start: process, handshake and first list of tools."""
 
 
 @asynccontextmanager
@@ -31,23 +33,23 @@ async def open_session(
     tool_list: ServerToolList,
     on_end: Callable[[], None],
     identity: TokenIssuer,
+    memory: ConnectionMemory,
 ) -> AsyncGenerator[Client]:
     """The SDK's client, connected, with its tools listed.
 
     Enter and exit in the same task.
 
-    The client probes `server/discover` and falls back to the legacy handshake. `on_end` is called when the only stream
-    of a transport ends. From the yield on, a failed HTTP exchange fails its own request and no longer the session.
+    `on_end` is called when the only stream of a transport ends. From the yield on, a failed HTTP exchange fails its own
+    request and no longer the session.
 
     Raises:
         Exception: whatever the transport, the SDK or the server raises, also in exception groups.
     """
     limit_header_search()
-    timeout_seconds = _PROCESS_START_SECONDS if config.transport == "stdio" else HANDSHAKE_SECONDS
     async with open_transport(config, hooks, on_end, tokens, identity) as transport:
-        client = Client(
+        client = NegotiatingClient(
             transport.streams,
-            read_timeout_seconds=HANDSHAKE_SECONDS,
+            read_timeout_seconds=START_SECONDS,
             message_handler=tool_list.on_message,
             logging_callback=calls.on_log,
             elicitation_callback=calls.on_elicit,
@@ -55,11 +57,13 @@ async def open_session(
             client_info=Implementation(name="agent-gateway", version=__version__),
             cache=None,  # users share the connection, and answers may be private to one of them
         )
-        deadline = Deadline.after(timeout_seconds)
+        client.negotiate = partial(negotiate_protocol, config=config, memory=memory)
+        deadline = Deadline.after(START_SECONDS)
         async with AsyncExitStack() as stack:
             async with deadline.limit():
                 await stack.enter_async_context(client)
                 replace_output_check(client, config.name, tool_list.find_tool)
                 await tool_list.refresh_tools(client)
+            memory.on_connected(is_legacy=client.session.initialize_result is not None)
             transport.isolate_faults()
             yield client

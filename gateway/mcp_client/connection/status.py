@@ -87,6 +87,9 @@ class ConnectionStatus:
 
     def _set_state(self, state: ConnectionState, reason: str | None = None) -> None:
         if state == self.state:
+            if reason != self.reason:
+                self.reason = reason
+                log.info("mcp_server_reason", server=self._server, state=state, reason=reason)
             return
         self.state, self.reason, self.since = state, reason, datetime.now(UTC)
         write = log.info if state == "up" else log.warning
