@@ -30,12 +30,14 @@ class ScriptedAnswer:
 class ScriptedModelServer:
     """A model server that sends its answers in their order.
 
-    Without another answer it says "All done." `requests` has the decoded bodies of all requests.
+    Without another answer it says "All done." `requests` has the decoded bodies of all requests. `models` is its list
+    of models.
     """
 
     def __init__(self) -> None:
         self.answers: deque[ScriptedAnswer] = deque()
         self.requests: list[dict[str, Any]] = []
+        self.models: list[dict[str, Any]] = []
         self.url = ""
 
     def script_answers(self, *answers: ScriptedAnswer) -> None:
@@ -60,14 +62,14 @@ class ScriptedModelServer:
         return response
 
     async def _list_models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": []})
+        return web.json_response({"object": "list", "data": self.models})
 
 
 @asynccontextmanager
 async def serve_scripted_model() -> AsyncGenerator[ScriptedModelServer]:
     """Serve a scripted model; `url` is its base address, for either provider."""
     server = ScriptedModelServer()
-    app = web.Application()
+    app = web.Application(client_max_size=8 * 1024 * 1024)
     app.router.add_post("/{path:.*}", server._complete)  # pyright: ignore[reportPrivateUsage]
     app.router.add_get("/{path:.*}", server._list_models)  # pyright: ignore[reportPrivateUsage]
     async with TestServer(app) as running:

@@ -337,7 +337,7 @@ class _StepEventSink(ModelSink):
 
     def on_tool_call(self, call: ToolCall) -> None:
         if not call.id or self._turn.transcript.knows_call(call.id):
-            call = msgspec.structs.replace(call, id=f"call_{uuid4().hex}")
+            call = msgspec.structs.replace(call, id=f"call_{uuid4().hex}", model_id=call.id)
         self._add_call(call)
 
     def on_server_tool_call(self, call: ToolCall, output: str) -> None:

@@ -48,7 +48,7 @@ def _without_ids(messages: Iterable[Message]) -> Iterable[Message]:
     numbers: dict[str | None, str] = {None: ""}
     for message in messages:
         calls = tuple(
-            msgspec.structs.replace(call, id=numbers.setdefault(call.id, str(len(numbers))))
+            msgspec.structs.replace(call, id=numbers.setdefault(call.id, str(len(numbers))), model_id="")
             for call in message.tool_calls
         )
         yield msgspec.structs.replace(

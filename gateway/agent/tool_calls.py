@@ -41,6 +41,7 @@ from gateway.ports.turns import EventEmitter
 
 log = get_logger(__name__)
 
+_MAX_CLIENT_CALL_ID_LENGTH = 128
 _MAX_LOGGED_NAME_LENGTH = 100
 
 
@@ -86,24 +87,27 @@ class ToolCallScheduler:
     def add_call(self, call: ToolCall) -> None:
         """Emit a call and start it when it may run.
 
-        The gateway does not run client-side calls.
+        The gateway does not run client-side calls. Their clients do not see those that have a problem.
         """
         spec = self._offered.get(call.name)
         arguments = _parse_arguments(call.arguments)
-        if spec is not None and spec.client:
+        is_runnable = arguments is not None and not call.problem
+        if spec is not None and spec.client and not call.problem:
             self._emit_client_call(call, arguments)
             return
         self._emitter.emit(
             ToolCallStarted(
                 step=self._step,
                 call_id=call.id,
-                server=spec.server if spec else None,
+                server=(spec.server or None) if spec else None,
                 tool=call.name,
                 arguments=call.arguments if arguments is None else arguments,
-                needs_approval=spec is not None and arguments is not None and needs_approval(spec, self._approval),
+                needs_approval=spec is not None and is_runnable and needs_approval(spec, self._approval),
+                extra_content=msgspec.UNSET if call.extra_content is None else call.extra_content,
+                model_id=call.model_id or msgspec.UNSET,
             )
         )
-        read_only = spec is None or arguments is None or spec.read_only
+        read_only = spec is None or not is_runnable or spec.read_only
         # The last changing call ends after all calls before it. A wait for each of them would cost n^2 callbacks.
         earlier = self._last_changing if read_only else self._since_changing
         if not read_only:
@@ -115,17 +119,24 @@ class ToolCallScheduler:
     def _emit_client_call(self, call: ToolCall, arguments: JsonObject | None) -> None:
         """Emit a client-side call.
 
-        Its id contains the turn's id, which the client returns with the result.
+        Its id contains the turn's id, which the client returns with the result. Of a turn that is not stored, nothing
+        could be restored by it, so the client gets the model's own id.
         """
         self.client_calls += 1
+        call_id = format_client_call_id(self._emitter.id, self._step, self.client_calls)
+        if not self._emitter.is_stored and len(call.id) <= _MAX_CLIENT_CALL_ID_LENGTH:
+            call_id = call.id
+        own_id = call.model_id or call.id
         self._emitter.emit(
             ToolCallStarted(
                 step=self._step,
-                call_id=format_client_call_id(self._emitter.id, self._step, self.client_calls),
+                call_id=call_id,
                 server=None,
                 tool=call.name,
                 arguments=call.arguments if arguments is None else arguments,
                 client=True,
+                extra_content=msgspec.UNSET if call.extra_content is None else call.extra_content,
+                model_id=own_id if own_id != call_id else msgspec.UNSET,
             )
         )
 

@@ -20,6 +20,7 @@ LOST_RESULT_TEXT = "The outcome of this call is not known: the turn was interrup
 class _Step:
     def __init__(self) -> None:
         self.text: list[str] = []
+        self.refusal: list[str] = []
         self.calls: dict[str, e.ToolCallStarted] = {}
         self.results: dict[str, e.ToolFinished] = {}
         self.completion: e.StepCompleted | None = None
@@ -29,11 +30,11 @@ class _Step:
 
         A missing result gets a placeholder.
         """
-        text = "".join(self.text)
-        if not self.calls:
-            return [Message(role="assistant", content=text)] if text else []
-        calls = tuple(ToolCall(c.call_id, c.tool, _encode_arguments(c)) for c in self.calls.values())
-        message = Message(role="assistant", content=text or None, tool_calls=calls)
+        text, refusal = "".join(self.text), "".join(self.refusal)
+        if not self.calls and not text and not refusal:
+            return []
+        calls = tuple(_build_call(call) for call in self.calls.values())
+        message = Message(role="assistant", content=text or None, tool_calls=calls, refusal=refusal or None)
         return [message, *(self._result_message(call_id) for call_id, call in self.calls.items() if not call.client)]
 
     def _result_message(self, call_id: str) -> Message:
@@ -61,7 +62,8 @@ class Transcript(EventFold):
     def apply(self, event: e.Event) -> None:
         match event:
             case e.TextDelta():
-                self._get_step(event.step).text.append(event.text)
+                step = self._get_step(event.step)
+                (step.refusal if event.refusal is True else step.text).append(event.text)
             case e.ReasoningDelta():
                 self.reasoning_chars += len(event.text)
             case e.ToolCallStarted() if event.hosted:
@@ -129,7 +131,7 @@ class Transcript(EventFold):
     @property
     def response(self) -> str:
         """The text of the last step that has text."""
-        texts = ("".join(step.text) for _, step in sorted(self._steps.items(), reverse=True))
+        texts = ("".join(step.text or step.refusal) for _, step in sorted(self._steps.items(), reverse=True))
         return next((text for text in texts if text), "")
 
     @property
@@ -192,7 +194,7 @@ class Transcript(EventFold):
         """Count the characters that the model has written in an incomplete step."""
         partial = self._steps.get(step, _Step())
         calls = sum(len(str(call.arguments)) for call in partial.calls.values())
-        return self.reasoning_chars + sum(map(len, partial.text)) + calls
+        return self.reasoning_chars + sum(map(len, (*partial.text, *partial.refusal))) + calls
 
     def last_step(self) -> e.StepCompleted | None:
         """Return the event that completed the last step, if it is complete."""
@@ -220,7 +222,7 @@ class Transcript(EventFold):
         return any(call.client for call in self._steps[step].calls.values())
 
     def step_text(self, step: int) -> str:
-        return "".join(self._steps[step].text)
+        return "".join(self._steps[step].text or self._steps[step].refusal)
 
     def knows_call(self, call_id: str) -> bool:
         return call_id in self._call_steps
@@ -235,6 +237,12 @@ class Transcript(EventFold):
 def _add_cost(cost: float | None, more: float | None) -> float | None:
     """Add two costs; None if either is unknown."""
     return None if cost is None or more is None else round(cost + more, 9)
+
+
+def _build_call(call: e.ToolCallStarted) -> ToolCall:
+    extra_content = None if call.extra_content is msgspec.UNSET else call.extra_content
+    model_id = call.model_id if isinstance(call.model_id, str) else ""
+    return ToolCall(call.call_id, call.tool, _encode_arguments(call), extra_content=extra_content, model_id=model_id)
 
 
 def _encode_arguments(call: e.ToolCallStarted) -> str:

@@ -136,10 +136,6 @@ class ActiveTurn(TurnContext, TurnSpending):
 
     @property
     def is_stored(self) -> bool:
-        """True if the turn is stored.
-
-        Another worker can resume a stored turn, and clients can read it later.
-        """
         return self.record.request.store
 
     # --- what the agent loop calls

@@ -53,7 +53,8 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
 
     `arguments` is the model's text if that is not a JSON object. The gateway does not run a `client` call: the turn
     ends with the finish reason `tool_calls`, and the client sends the result in a later request. A `hosted` call was
-    run by the model's server.
+    run by the model's server. `model_id` is the model's own id of the call if it is not `call_id`; the model's server
+    gets it back, and `extra_content` with it.
     """
 
     step: int
@@ -64,6 +65,8 @@ class ToolCallStarted(_Event, frozen=True, kw_only=True, tag="tool.call"):
     client: bool = False
     hosted: bool = False
     needs_approval: bool = False
+    extra_content: Any = msgspec.UNSET
+    model_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolProgress(_Event, frozen=True, kw_only=True, tag="tool.progress"):

@@ -93,23 +93,27 @@ def matches_any_glob(name: str, globs: tuple[str, ...] | None) -> bool:
 LOCAL_PRINCIPAL = Principal(user="local", role="admin")
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tool call as the model wrote it.
 
     `arguments` is text that is usually, but not always, a JSON object. `problem` tells the model why the call cannot be
-    made.
+    made. The model's server gets `extra_content` back as it came, for example a signature of the model's thoughts, and
+    `model_id`, the model's own id, in place of an `id` that the gateway chose.
     """
 
     id: str
     name: str
     arguments: str
     problem: str = ""
+    extra_content: Any = None
+    model_id: str = ""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """A chat message in OpenAI's shape.
 
-    `content` is text, a list of content parts, or None with tool calls.
+    `content` is text, a list of content parts, or None with tool calls or with a `refusal`, the words by which the
+    model refused to answer.
     """
 
     role: Role
@@ -117,13 +121,14 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    refusal: str | None = None
 
     @property
     def text(self) -> str:
-        """Text of the content, without parts of other types."""
+        """Text of the content, without parts of other types, or the refusal."""
         if isinstance(self.content, list):
             return "\n".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
-        return self.content or ""
+        return self.content or self.refusal or ""
 
 
 class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True, dict=True):

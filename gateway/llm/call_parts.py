@@ -1,5 +1,7 @@
 """Joins the parts of tool calls in a stream."""
 
+from typing import Any
+
 import msgspec
 
 from gateway.domain.messages import JSON_DECODE_ERRORS, ToolCall
@@ -11,13 +13,14 @@ CUT_PROBLEM = "it was cut off before its arguments were complete; make it shorte
 
 
 class _OpenCall:
-    __slots__ = ("_checks", "arguments", "chars", "id", "name")
+    __slots__ = ("_checks", "arguments", "chars", "extra_content", "id", "name")
 
     def __init__(self) -> None:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
         self.chars = 0
+        self.extra_content: Any = None
         self._checks = 0
 
     @property
@@ -53,6 +56,12 @@ class _OpenCall:
     def is_repeated(self, name: str, text: str) -> bool:
         return name == self.name and len(text) == self.chars and text == self.text
 
+    def add_extra_content(self, content: Any) -> int:
+        """Join the members of all parts; return the length of these."""
+        is_joined = is_object(self.extra_content) and is_object(content)
+        self.extra_content = self.extra_content | content if is_joined else content
+        return len(msgspec.json.encode(content))
+
 
 class CallJoiner:
     """Joins parts of calls by their index.
@@ -76,9 +85,10 @@ class CallJoiner:
         text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
         call = self._find_call(part, name, text)
         call.id = call.id or part.id or ""
+        extra_count = 0 if part.extra_content is None else call.add_extra_content(part.extra_content)
         if name and call.chars and call.is_repeated(name, text) and call.is_complete:
-            return len(text)
-        count = len(text)
+            return len(text) + extra_count
+        count = len(text) + extra_count
         if name != call.name:
             call.name += name
             count += len(name)
@@ -118,6 +128,7 @@ class CallJoiner:
                 is_open = not call.is_complete or not msgspec.json.decode(call.text)
                 problem = CUT_PROBLEM if is_cut and is_open else ""
                 key = (call.id or str(len(calls)), call.name, call.text)
-                calls.setdefault(key, ToolCall(call.id, call.name, call.text, problem))
+                if key not in calls or calls[key].extra_content is None:
+                    calls[key] = ToolCall(call.id, call.name, call.text, problem, call.extra_content)
         self._calls, self._by_index = [], {}
         return list(calls.values())

@@ -24,11 +24,15 @@ class FunctionDelta(msgspec.Struct, gc=False):
 
 
 class ToolCallDelta(msgspec.Struct, gc=False):
-    """A part of a tool call."""
+    """A part of a tool call.
+
+    `extra_content` is what the server wants back with the call, such as a signature of the model's thoughts.
+    """
 
     index: int | None = None
     id: str | None = None
     function: FunctionDelta | None = None
+    extra_content: Any = None
 
 
 class ServerToolCall(msgspec.Struct, gc=False):
@@ -188,6 +192,7 @@ def _read_call(call: JsonObject) -> ToolCallDelta:
         index=index if isinstance(index, int) else None,
         id=_get_text(call, "id"),
         function=part,
+        extra_content=call.get("extra_content"),
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any, cast
 
 import aiohttp
@@ -28,7 +27,7 @@ from gateway.domain.errors import (
     ModelStreamBroken,
     ModelUnavailable,
 )
-from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject, Message
+from gateway.domain.messages import JSON_DECODE_ERRORS, JsonObject
 from gateway.llm.bounded_transport import BoundedTransport
 from gateway.llm.catalog import Catalog
 from gateway.llm.rate_limit.limiter import ModelRateLimiter, RateLimitPermit
@@ -46,7 +45,6 @@ MAX_CONNECTIONS, MAX_IDLE_CONNECTIONS = 2_000, 200
 _EXPECTED_ANSWER_TOKENS = 1_024
 _MAX_BODY_BYTES = 4 * MAX_ANSWER_CHARS
 _CLOSE_WAIT_SECONDS = 0.2
-_MAX_CALL_ID_LENGTH = 40
 _USAGE_WAIT_SECONDS = 1.0
 """Seconds to wait for the usage after the finish reason.
 
@@ -340,65 +338,6 @@ async def _feed_stream(response: httpx.Response, reader: ChunkReader, sink: Mode
                 wait = _CLOSE_WAIT_SECONDS if reader.is_done or reader.has_usage else _USAGE_WAIT_SECONDS
                 when = clock() + wait
                 end.reschedule(when if (set_when := end.when()) is None else min(set_when, when))
-
-
-def make_chat_body(call: ModelCall) -> JsonObject:
-    """Build the request fields that all servers share.
-
-    Equal calls give equal bytes, for the prompt cache.
-    """
-    body: JsonObject = {
-        "model": call.model,
-        "messages": [make_message_body(message) for message in join_system_messages(call.messages)],
-    }
-    if call.tools:
-        body["tools"] = [tool.function_json for tool in call.tools]
-        if call.tool_choice is not None:
-            body["tool_choice"] = call.tool_choice
-    if call.response_format is not None:
-        body["response_format"] = call.response_format
-    parameters: JsonObject = msgspec.to_builtins(call.parameters)
-    return body | parameters
-
-
-def join_system_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Join all system messages to one at the beginning.
-
-    The chat templates of some models refuse a second one.
-    """
-    system_messages = [message for message in messages if message.role == "system"]
-    if not system_messages or (len(system_messages) == 1 and messages[0].role == "system"):
-        return messages
-    texts = dict.fromkeys(message.text for message in system_messages)
-    others = (message for message in messages if message.role != "system")
-    return (Message("system", "\n\n".join(filter(None, texts))), *others)
-
-
-def _shorten_call_id(call_id: str) -> str:
-    """Return an id that model servers accept: OpenAI refuses longer ones."""
-    return call_id if len(call_id) <= _MAX_CALL_ID_LENGTH else f"call_{sha256(call_id.encode()).hexdigest()[:32]}"
-
-
-def make_message_body(message: Message) -> JsonObject:
-    """Build a message with the fields that Groq accepts.
-
-    Groq rejects unknown fields and unexpected nulls.
-    """
-    body: JsonObject = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        body["tool_calls"] = [
-            {
-                "id": _shorten_call_id(call.id),
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.role == "tool":
-        body["tool_call_id"] = _shorten_call_id(message.tool_call_id or "")
-    elif message.name is not None:
-        body["name"] = message.name
-    return body
 
 
 def _is_timeout(error: BaseException) -> bool:

@@ -383,16 +383,17 @@ class _AttemptSink(ModelSink):
         if isinstance(repaired, RepairedCall):
             if repaired.repairs:
                 log.info("tool_call_repaired", tool=repaired.name, repairs=repaired.repairs)
-            self._emit_call(ToolCall(call.id, repaired.name, choose_arguments_text(call.arguments, repaired)))
+            arguments = choose_arguments_text(call.arguments, repaired)
+            self._emit_call(msgspec.structs.replace(call, name=repaired.name, arguments=arguments))
         elif call.name in self._client_tools and not call.problem:
             self._emit_call(call)  # the client checks calls of its own tools
         elif self._hold_invalid and not self.has_output:
             self.problem = repaired.problem
             self.rejected_text = f"{call.name}({call.arguments})"
-        elif call.name in self._client_tools:
-            log.info("cut_tool_call_dropped", tool=call.name)
+        elif call.name in self._client_tools and not self.has_output:
+            log.info("cut_tool_call_dropped", tool=call.name)  # the model was told before
         else:
-            self._emit_call(ToolCall(call.id, call.name, call.arguments, repaired.problem))
+            self._emit_call(msgspec.structs.replace(call, problem=repaired.problem))
 
     def _emit_call(self, call: ToolCall) -> None:
         self.has_output = self.has_calls = True

@@ -19,6 +19,15 @@ class EventEmitter(Protocol):
     @abstractmethod
     def id(self) -> UUID: ...
 
+    @property
+    @abstractmethod
+    def is_stored(self) -> bool:
+        """True if the turn is stored.
+
+        Another worker can resume a stored turn, and clients can read it later.
+        """
+        ...
+
     @abstractmethod
     def emit(self, event: Event) -> None: ...
 

@@ -127,6 +127,8 @@ class TurnStore(TurnRepository):
             step += 1
             if message.get("content"):
                 events.append(e.TextDelta(step=step, text=message["content"]))
+            if message.get("refusal"):
+                events.append(e.TextDelta(step=step, text=message["refusal"], refusal=True))
             for call in (calls[call["id"]] for call in message.get("tool_calls") or () if call["id"] in calls):
                 events += _rebuild_call_events(call, step)
         usage = msgspec.convert(turn.usage or {}, Usage)

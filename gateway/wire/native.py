@@ -28,11 +28,18 @@ class NativeFunctionCall(BaseModel):
 
 
 class NativeToolCall(BaseModel):
-    """Tool call of an earlier answer."""
+    """Tool call of an earlier answer.
+
+    The model's server may need its `extra_content`.
+    """
 
     id: str = Field(min_length=1, max_length=128)
     type: Literal["function"] = "function"
     function: NativeFunctionCall
+    extra_content: object = None
+
+    def to_tool_call(self) -> ToolCall:
+        return ToolCall(self.id, self.function.name, self.function.arguments, extra_content=self.extra_content)
 
 
 class NativeMessage(RequestModel):
@@ -47,7 +54,7 @@ class NativeMessage(RequestModel):
     name: str | None = Field(default=None, max_length=128)
 
     def to_message(self) -> Message:
-        calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
+        calls = tuple(call.to_tool_call() for call in self.tool_calls or ())
         return Message(self.role, self.content, calls, self.tool_call_id, self.name)
 
 
@@ -260,7 +267,7 @@ def build_chat_response(turn: TurnSummary) -> ChatResponse:
         cached=end.cached if end else False,
         steps=turn.steps,
         duration_ms=end.duration_ms if end else None,
-        warnings=list(turn.started.warnings),
+        warnings=turn.warnings,
     )
 
 

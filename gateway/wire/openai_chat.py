@@ -33,11 +33,18 @@ class FunctionCallBody(RequestModel):
 
 
 class ToolCallBody(BaseModel):
-    """Tool call of an earlier answer. Additional fields are ignored."""
+    """Tool call of an earlier answer.
+
+    Send it back as it came: the model's server may need `extra_content`. Additional fields are ignored.
+    """
 
     id: str = Field(min_length=1, max_length=128)
     type: Literal["function"] = "function"
     function: FunctionCallBody
+    extra_content: object = None
+
+    def to_tool_call(self) -> ToolCall:
+        return ToolCall(self.id, self.function.name, self.function.arguments, extra_content=self.extra_content)
 
 
 class MessageBody(RequestModel):
@@ -48,7 +55,7 @@ class MessageBody(RequestModel):
     name: str | None = Field(default=None, max_length=128)
     tool_calls: ItemList[ToolCallBody] | None = None
     tool_call_id: str | None = Field(default=None, max_length=128)
-    refusal: object = None
+    refusal: str | None = None
     annotations: object = None
     audio: object = None
     function_call: None = None
@@ -58,16 +65,16 @@ class MessageBody(RequestModel):
 
     @model_validator(mode="after")
     def _validate_content(self) -> "MessageBody":
-        if self.content is None and not self.tool_calls:
+        if self.content is None and not self.tool_calls and not self.refusal:
             raise ValueError("content: must not be null")
         if self.role == "tool" and not self.tool_call_id:
             raise ValueError("tool_call_id: required for the role tool")
         return self
 
     def to_message(self) -> Message:
-        calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in self.tool_calls or ())
+        calls = tuple(call.to_tool_call() for call in self.tool_calls or ())
         role: Role = "system" if self.role == "developer" else self.role
-        return Message(role, self.content, calls, self.tool_call_id, self.name)
+        return Message(role, self.content, calls, self.tool_call_id, self.name, self.refusal or None)
 
 
 class FunctionBody(RequestModel):

@@ -81,7 +81,9 @@ def _describe_tool_call(call: ToolCallSummary) -> JsonObject:
 
 
 def _build_client_call(call: ToolCallSummary) -> JsonObject:
-    return {"id": call.id, "type": "function", "function": {"name": call.tool, "arguments": format_arguments(call)}}
+    function = {"name": call.tool, "arguments": format_arguments(call)}
+    body: JsonObject = {"id": call.id, "type": "function", "function": function}
+    return body if call.extra_content is None else body | {"extra_content": call.extra_content}
 
 
 def format_arguments(call: ToolCallSummary | e.ToolCallStarted) -> str:
@@ -130,7 +132,7 @@ class ChunkWriter:
         self._extended = extended
         self._turn = TurnSummary()
         self._head: JsonObject = {}
-        self._last_step = 0
+        self._last_step = self._last_refused_step = 0
         self._client_calls = 0
 
     def write_event(self, event: e.Event) -> list[JsonObject]:
@@ -144,7 +146,9 @@ class ChunkWriter:
                 self._head = build_chunk_header(event.turn_id, event.model, "chat.completion.chunk")
                 return [self._build_chunk({"role": "assistant", "content": ""})]
             case e.TextDelta() if event.refusal is True:
-                return [self._build_chunk({"refusal": event.text})]
+                separator = "\n\n" if self._last_refused_step not in (0, event.step) else ""
+                self._last_refused_step = event.step
+                return [self._build_chunk({"refusal": separator + event.text})]
             case e.TextDelta():
                 separator = "\n\n" if self._last_step not in (0, event.step) else ""
                 self._last_step = event.step
@@ -152,8 +156,7 @@ class ChunkWriter:
             case e.ReasoningDelta():
                 return [self._build_chunk({"reasoning": event.text})] if self._extended else []
             case e.ToolCallStarted() if event.client:
-                function = {"name": event.tool, "arguments": format_arguments(event)}
-                call = {"index": self._client_calls, "id": event.call_id, "type": "function", "function": function}
+                call = {"index": self._client_calls, **_build_client_call(self._turn.calls[event.call_id])}
                 self._client_calls += 1
                 return [self._build_chunk({"tool_calls": [call]})]
             case e.ToolCallStarted() | e.ToolFinished() | e.InputRequired() | e.ModelRetry():

@@ -1,8 +1,10 @@
-"""Input items of a stored response, for the Responses API."""
+"""Input items of the Responses API, also those of a stored response."""
 
 from uuid import UUID
 
+from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import JsonObject
+from gateway.wire.request_model import ItemList
 
 
 def build_input_list(turn_id: UUID, messages: list[JsonObject]) -> JsonObject:
@@ -16,7 +18,7 @@ def build_input_list(turn_id: UUID, messages: list[JsonObject]) -> JsonObject:
             output = {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
             items.append(output)
             continue
-        if message.get("content") is not None:
+        if message.get("content") is not None or message.get("refusal"):
             items.append({"type": "message", "role": message["role"], "content": _to_parts(message)})
         for call in message.get("tool_calls") or ():
             fields = {"call_id": call["id"], "name": call["name"], "arguments": call["arguments"]}
@@ -27,8 +29,31 @@ def build_input_list(turn_id: UUID, messages: list[JsonObject]) -> JsonObject:
 
 
 def _to_parts(message: JsonObject) -> list[JsonObject]:
-    content = message["content"]
     kind = "output_text" if message["role"] == "assistant" else "input_text"
+    if refusal := message.get("refusal"):
+        return [{"type": "refusal", "refusal": refusal}]
+    content = message["content"]
     if isinstance(content, str):
         return [{"type": kind, "text": content}]
     return [{"type": kind, "text": part["text"]} if part["type"] == "text" else part for part in content]
+
+
+def parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObject]:
+    """Convert content parts to the format of chat completions.
+
+    If all parts are text, the result is one text.
+    """
+    if isinstance(content, str):
+        return content
+    parts: list[JsonObject] = []
+    for part in content:
+        match part:
+            case {"type": "input_text" | "output_text" | "text", "text": str(text)}:
+                parts.append({"type": "text", "text": text})
+            case {"type": "refusal", "refusal": str(text)}:
+                parts.append({"type": "text", "text": text})
+            case {"type": "input_image", "image_url": str(url)}:
+                parts.append({"type": "image_url", "image_url": {"url": url}})
+            case _:
+                raise InvalidRequest(f"input: content of type {part.get('type')!r} is not supported.", param="input")
+    return "\n".join(p["text"] for p in parts) if all(p["type"] == "text" for p in parts) else parts

@@ -66,7 +66,7 @@ class ResponseWriter(EventFold):
     def build_response(self) -> JsonObject:
         """Build the response in its current state."""
         if self._open is not None:
-            self._open["content"][0]["text"] = "".join(self._text_parts)
+            self._set_text(self._open)
         response: JsonObject = {
             "id": format_response_id(self._turn_id, self._part),
             "object": "response",
@@ -308,8 +308,7 @@ class ResponseWriter(EventFold):
         if item is None:
             return []
         part: JsonObject = item["content"][0]
-        text = "".join(self._text_parts)
-        part["refusal" if part["type"] == "refusal" else "text"] = text
+        text = self._set_text(item)
         item["status"] = status
         self._text_parts = []
         if part["type"] == "refusal":
@@ -323,6 +322,11 @@ class ResponseWriter(EventFold):
             self._new_item_event("content_part.done", item, content_index=0, part=dict(part)),
             self._finish_item(item),
         ]
+
+    def _set_text(self, item: JsonObject) -> str:
+        part: JsonObject = item["content"][0]
+        text = part["refusal" if part["type"] == "refusal" else "text"] = "".join(self._text_parts)
+        return text
 
     def _write_call(self, event: e.ToolCallStarted) -> list[JsonObject]:
         self._calls[event.call_id] = (event, None)
@@ -340,6 +344,8 @@ class ResponseWriter(EventFold):
             "arguments": "",
             "status": "in_progress",
         }
+        if event.extra_content is not msgspec.UNSET:
+            item["extra_content"] = event.extra_content
         added = self._add_item(item, event.step)
         item |= {"arguments": arguments, "status": "completed"}
         return [

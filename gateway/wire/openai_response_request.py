@@ -16,6 +16,7 @@ from gateway.domain.messages import JsonObject, Message, Parameters, Role, ToolC
 from gateway.wire.openai_chat import ToolName, build_client_tool
 from gateway.wire.openai_refusals import refuse_unsupported_response
 from gateway.wire.openai_response_ids import APPROVAL_ID_PATTERN, parse_approval_id, parse_response_id
+from gateway.wire.openai_response_input import parse_content
 from gateway.wire.request_model import ItemList, RequestModel, limit_entries
 
 _CLIENT_CALL_ID = re.compile(r"call_[0-9a-f]{32}_\d+_\d+")
@@ -36,12 +37,13 @@ class MessageItem(_InputItem):
 
 
 class FunctionCallItem(_InputItem):
-    """Call of a client tool."""
+    """Call of a client tool. The model's server may need its `extra_content`."""
 
     type: Literal["function_call"]
     call_id: str = Field(min_length=1, max_length=128)
     name: str = Field(max_length=128)
     arguments: str = "{}"
+    extra_content: object = None
 
 
 class FunctionCallOutputItem(_InputItem):
@@ -405,11 +407,12 @@ def to_messages(items: str | list[InputItem]) -> list[Message]:
         match item:
             case MessageItem():
                 role: Role = "system" if item.role == "developer" else item.role
-                messages.append(Message(role, _parse_content(item.content)))
+                messages.append(Message(role, parse_content(item.content)))
             case FunctionCallItem():
-                _add_call(messages, ToolCall(item.call_id, item.name, item.arguments))
+                call = ToolCall(item.call_id, item.name, item.arguments, extra_content=item.extra_content)
+                _add_call(messages, call)
             case FunctionCallOutputItem():
-                output = item.output if isinstance(item.output, str) else _parse_content(item.output)
+                output = item.output if isinstance(item.output, str) else parse_content(item.output)
                 messages.append(Message("tool", output, tool_call_id=item.call_id))
             case McpCallItem() if not restores_history:
                 messages.append(Message("assistant", None, (ToolCall(item.id, item.name, item.arguments),)))
@@ -427,24 +430,3 @@ def _add_call(messages: list[Message], call: ToolCall) -> None:
         messages[-1] = msgspec.structs.replace(messages[-1], tool_calls=(*messages[-1].tool_calls, call))
     else:
         messages.append(Message("assistant", None, (call,)))
-
-
-def _parse_content(content: str | ItemList[JsonObject]) -> str | ItemList[JsonObject]:
-    """Convert content parts to the format of chat completions.
-
-    If all parts are text, the result is one text.
-    """
-    if isinstance(content, str):
-        return content
-    parts: list[JsonObject] = []
-    for part in content:
-        match part:
-            case {"type": "input_text" | "output_text" | "text", "text": str(text)}:
-                parts.append({"type": "text", "text": text})
-            case {"type": "refusal", "refusal": str(text)}:
-                parts.append({"type": "text", "text": text})
-            case {"type": "input_image", "image_url": str(url)}:
-                parts.append({"type": "image_url", "image_url": {"url": url}})
-            case _:
-                raise InvalidRequest(f"input: content of type {part.get('type')!r} is not supported.", param="input")
-    return "\n".join(p["text"] for p in parts) if all(p["type"] == "text" for p in parts) else parts

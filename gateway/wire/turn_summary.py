@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import assert_never
 
+import msgspec
+
 from gateway.domain import events as e
 from gateway.domain.messages import JsonObject, Usage
 from gateway.ports.listener import EventFold
@@ -18,6 +20,7 @@ class ToolCallSummary:
     tool: str
     arguments: JsonObject | str
     client: bool
+    extra_content: object = None
     outcome: str | None = None
     content: list[JsonObject] = field(default_factory=list[JsonObject])
     structured: object = None
@@ -51,7 +54,13 @@ class TurnSummary(EventFold):
                 self.started = event
             case e.ToolCallStarted():
                 self.calls[event.call_id] = ToolCallSummary(
-                    event.call_id, event.step, event.server, event.tool, event.arguments, event.client
+                    event.call_id,
+                    event.step,
+                    event.server,
+                    event.tool,
+                    event.arguments,
+                    event.client,
+                    None if event.extra_content is msgspec.UNSET else event.extra_content,
                 )
             case e.ToolFinished():
                 call = self.calls[event.call_id]
@@ -119,7 +128,9 @@ class TurnSummary(EventFold):
 
     @property
     def steps(self) -> int:
-        return self.end.steps if isinstance(self.end, e.TurnCompleted) else len(self._text)
+        return (
+            self.end.steps if isinstance(self.end, e.TurnCompleted) else len(self._text.keys() | self._refusal.keys())
+        )
 
     @property
     def client_calls(self) -> list[ToolCallSummary]:

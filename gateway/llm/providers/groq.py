@@ -1,11 +1,15 @@
 """Client of Groq and of the simulator, which has Groq's wire format."""
 
+from functools import partial
+
 import groq
 
 from gateway.domain.messages import JsonObject
-from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel, make_chat_body
+from gateway.llm.chat_body import make_chat_body
+from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.ports.model import ModelCall
 
+GROQ_BASE_URL = "https://api.groq.com"
 _ROOT = "/openai/v1"
 
 
@@ -14,16 +18,22 @@ def create_groq_model(options: ModelServerOptions) -> OpenAICompatibleModel:
 
     The `base_url` does not include `/openai/v1`.
     """
-    client = groq.AsyncGroq(**options.make_client_arguments(groq))
-    return OpenAICompatibleModel(client, groq, make_request_body, options, root=_ROOT, key_setting="GROQ_API_KEY")
+    return OpenAICompatibleModel(
+        groq.AsyncGroq(**options.make_client_arguments(groq)),
+        groq,
+        partial(make_request_body, official=options.base_url == GROQ_BASE_URL),
+        options,
+        root=_ROOT,
+        key_setting="GROQ_API_KEY",
+    )
 
 
-def make_request_body(call: ModelCall) -> JsonObject:
+def make_request_body(call: ModelCall, *, official: bool) -> JsonObject:
     """Build the body of a call.
 
     Groq names the limit of output tokens `max_completion_tokens`.
     """
-    body = make_chat_body(call)
+    body = make_chat_body(call, official=official)
     if "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     return body

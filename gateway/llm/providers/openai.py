@@ -8,7 +8,8 @@ from functools import partial
 import openai
 
 from gateway.domain.messages import JsonObject
-from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel, make_chat_body
+from gateway.llm.chat_body import make_chat_body
+from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
 from gateway.ports.model import ModelCall
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
@@ -32,7 +33,7 @@ def create_openai_model(options: ModelServerOptions) -> OpenAICompatibleModel:
 
 def make_request_body(call: ModelCall, *, official: bool) -> JsonObject:
     """Build the body of a call. Only OpenAI itself (`official`) knows `max_completion_tokens`."""
-    body = make_chat_body(call) | {"stream_options": {"include_usage": True}}
+    body = make_chat_body(call, official=official) | {"stream_options": {"include_usage": True}}
     if official and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     if not body.get("tools"):

@@ -121,6 +121,7 @@ def repair_calls(
         return [(call, UnrepairableCall(f"The calls in {call.name[:80]} cannot be read: {error}."))]
     check_call_count(len(found))
     calls = [ToolCall(_derive_id(call.id, number), *parts) for number, parts in enumerate(found)]
+    calls[:1] = [msgspec.structs.replace(first, extra_content=call.extra_content) for first in calls[:1]]
     return [(inner, repair_call(inner.name, inner.arguments, schemas, budget)) for inner in calls] or [
         (call, repair_call(call.name, call.arguments, schemas, budget))
     ]

@@ -1,7 +1,7 @@
 """Applies the administrator's redaction rules to stored turns. See docs/adr/0012."""
 
 from itertools import groupby
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 
@@ -93,7 +93,9 @@ def _replace_event(entry: JournalEntry, event: e.Event) -> JournalEntry:
 def _redact_event(event: e.Event, redactor: Redactor) -> e.Event:
     match event:
         case e.ToolCallStarted():
-            return msgspec.structs.replace(event, arguments=redactor.redact_value(event.arguments))
+            arguments = redactor.redact_value(event.arguments)
+            extra_content = _redact_extra_content(event.extra_content, redactor, msgspec.UNSET)
+            return msgspec.structs.replace(event, arguments=arguments, extra_content=extra_content)
         case e.ToolFinished():
             content, structured = redactor.redact_blocks(event.content), redactor.redact_value(event.structured)
             return msgspec.structs.replace(event, content=content, structured=structured)
@@ -131,12 +133,26 @@ def _redact_message(message: Message, redactor: Redactor) -> Message:
     content = redactor.redact_value(message.content)
     calls = tuple(
         msgspec.structs.replace(
-            call, arguments=_redact_arguments(call.arguments, redactor), problem=redactor.redact_text(call.problem)
+            call,
+            arguments=_redact_arguments(call.arguments, redactor),
+            problem=redactor.redact_text(call.problem),
+            extra_content=_redact_extra_content(call.extra_content, redactor, None),
         )
         for call in message.tool_calls
     )
     name = message.name and redactor.redact_text(message.name)
-    return msgspec.structs.replace(message, content=content, tool_calls=calls, name=name)
+    refusal = message.refusal and redactor.redact_text(message.refusal)
+    return msgspec.structs.replace(message, content=content, tool_calls=calls, name=name, refusal=refusal)
+
+
+def _redact_extra_content(content: Any, redactor: Redactor, missing: Any) -> Any:
+    """Drop the extra content that a rule matches.
+
+    A changed signature is worth nothing.
+    """
+    if content is None or content is msgspec.UNSET:
+        return content
+    return content if redactor.redact_value(content) == content else missing
 
 
 def _redact_tool(spec: ToolSpec, redactor: Redactor) -> ToolSpec:

@@ -187,19 +187,32 @@ async def test_call_that_was_cut_never_runs_and_the_model_is_told(
 
 
 @pytest.mark.parametrize("arguments", CUT.values(), ids=CUT)
-async def test_cut_call_of_a_clients_tool_never_reaches_the_client(
+async def test_cut_call_of_a_clients_tool_never_reaches_the_client_and_the_model_is_told(
     gateway: Gateway, model: ScriptedModelServer, arguments: str
 ) -> None:
-    cut = stream_parts(part(0, "A", "purge", arguments or ""), finish_reason="length")
-    spoken = stream_deltas(
-        {"content": "Look: "}, {"tool_calls": [part(0, "A", "purge", arguments)]}, finish_reason="length"
-    )
-    for answers, text in ([cut], "All done."), ([spoken], "Look: "):
-        model.script_answers(*answers)
+    cut = stream_parts(part(0, "A", "purge", arguments), finish_reason="length")
+    call = {"tool_calls": [part(0, "A", "purge", arguments)]}
+    spoken = stream_deltas({"content": "Look:"}, call, finish_reason="length")
+    for answer, text in (cut, "All done."), (spoken, "Look:\n\nAll done."):
+        model.script_answers(answer)
         choice = (await complete(gateway, tools=[PURGE]))["choices"][0]
         assert "tool_calls" not in choice["message"]
         assert choice["message"]["content"] == text
-    assert choice["finish_reason"] == "length"
+        assert "cut off" in str(model.requests[1]["messages"])
+        model.script_answers(answer)
+        chunks = await stream_completion(gateway, tools=[PURGE])
+        assert join_content(chunks) == text
+        assert not any("tool_calls" in chunk["choices"][0]["delta"] for chunk in chunks)
+
+
+async def test_client_keeps_the_whole_call_beside_one_that_was_cut(
+    gateway: Gateway, model: ScriptedModelServer
+) -> None:
+    parts = [[part(0, "A", "purge", A), part(1, "B", "purge", '{"filter":"b"')]]
+    model.script_answers(stream_parts(*parts, finish_reason="length"))
+    choice = (await complete(gateway, tools=[PURGE]))["choices"][0]
+    assert [call["function"]["arguments"] for call in choice["message"]["tool_calls"]] == [A]
+    assert choice["finish_reason"] == "tool_calls"
 
 
 BROKEN = ["error", "network_error", "abort", "insufficient_system_resource", "upstream_error"]
@@ -503,12 +516,17 @@ async def test_long_ids_of_calls_are_shortened_for_the_models_server(
     assert ids[1] == own_id
 
 
-async def test_limit_that_no_server_told_is_not_enforced(
+async def test_only_limits_that_a_server_told_are_enforced(
     database_url: str, simulator: Simulator, model: ScriptedModelServer
 ) -> None:
+    long_prompt = [{"role": "user", "content": "word " * 70_000}] * 2
+    model.models = [{"id": "a-small-model", "context_window": 131_072}, {"id": "a-model-of-nobody"}]
     settings: dict[str, Any] = PROVIDERS["openai"](model.url)
     async with serve_gateway(database_url, simulator, None, **settings) as gateway:
         model.script_answers()
-        await complete(gateway, model="a-model-of-nobody", max_tokens=32_000)
-    sent = model.requests[0]
-    assert 32_000 in (sent.get("max_tokens"), sent.get("max_completion_tokens"))
+        await complete(gateway, model="a-model-of-nobody", max_tokens=320_000, messages=long_prompt)
+        assert model.requests[0]["messages"][-2:] == long_prompt
+        assert model.requests[0]["max_tokens"] == 320_000
+        error = await complete(gateway, model="a-small-model", messages=long_prompt, expect=400)
+        assert error["error"]["code"] == "prompt_too_long"
+        assert len(model.requests) == 1

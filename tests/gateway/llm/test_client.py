@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -10,8 +11,9 @@ from aiohttp.test_utils import TestServer
 from multidict import CIMultiDictProxy
 
 from gateway.domain.errors import ModelError, ModelRequestRefused, ModelUnavailable
-from gateway.domain.messages import JsonObject, Message
+from gateway.domain.messages import JsonObject, Message, ToolCall
 from gateway.llm.client import ModelServerOptions, OpenAICompatibleModel
+from gateway.llm.providers import groq, openai
 from gateway.llm.providers.groq import create_groq_model
 from gateway.llm.providers.openai import create_openai_model
 from gateway.ports.model import ModelCall
@@ -227,3 +229,12 @@ async def test_reason_of_a_rejection_is_read_from_any_format(
         with pytest.raises(ModelRequestRefused, match=f"refused the request: {reason}$"):
             await model.complete(ModelCall(model="m", messages=(Message("user", "Hello"),)), Sink())
         await model.close()
+
+
+@pytest.mark.parametrize("make_body", [groq.make_request_body, openai.make_request_body])
+def test_providers_themselves_get_no_extra_content_that_they_would_reject(make_body: Any) -> None:
+    call = ToolCall("a", "f", "{}", extra_content={"google": {"thought_signature": "x"}})
+    model_call = ModelCall("m", (Message("user", "Hi."), Message("assistant", None, (call,))))
+    bodies = [make_body(model_call, official=official) for official in (True, False)]
+    sent = [body["messages"][1]["tool_calls"][0].get("extra_content") for body in bodies]
+    assert sent == [None, call.extra_content]

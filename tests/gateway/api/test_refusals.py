@@ -1,0 +1,61 @@
+"""Tests of a model's refusals that are read again."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.gateway.api.test_odd_streams import REFUSAL, complete
+from tests.gateway.api.test_upstream_errors import PROVIDERS
+from tests.scripted_model import ScriptedModelServer, serve_scripted_model
+from tests.stack import Gateway, ServeSharedGateway
+
+USER = {"role": "user", "content": "Help me."}
+WORDS = "I cannot help."
+PARTS = [{"type": "refusal", "refusal": WORDS}]
+
+
+@pytest.fixture(scope="module")
+async def model() -> AsyncGenerator[ScriptedModelServer]:
+    async with serve_scripted_model() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+async def gateway(serve_shared_gateway: ServeSharedGateway, model: ScriptedModelServer) -> Gateway:
+    settings: dict[str, Any] = PROVIDERS["openai"](model.url)
+    return await serve_shared_gateway(**settings)
+
+
+async def test_refusal_stays_one_when_only_the_stored_turn_is_left(
+    gateway: Gateway, model: ScriptedModelServer, db: asyncpg.Connection
+) -> None:
+    model.script_answers(REFUSAL)
+    first = (await gateway.post("/v1/responses", {"input": "Help me.", "tools": []})).body
+    before = (await gateway.get(f"/v1/responses/{first['id']}")).body
+    await db.execute("DELETE FROM turn_events")
+    after = (await gateway.get(f"/v1/responses/{first['id']}")).body
+    assert [item["content"] for item in after["output"]] == [PARTS]
+    assert after["output"] == before["output"]
+    assert after["status"] == before["status"] == "completed"
+
+
+async def test_refusal_is_part_of_the_history(gateway: Gateway, model: ScriptedModelServer) -> None:
+    model.script_answers(REFUSAL)
+    first = (await gateway.post("/v1/responses", {"input": "Help me.", "tools": []})).body
+    model.script_answers()
+    await gateway.post("/v1/responses", {"input": "Why?", "tools": [], "previous_response_id": first["id"]})
+    assert model.requests[0]["messages"][-2] == {"role": "assistant", "content": WORDS}
+
+
+async def test_client_can_send_a_refusal_back(gateway: Gateway, model: ScriptedModelServer) -> None:
+    model.script_answers(REFUSAL)
+    message = (await complete(gateway, messages=[USER]))["choices"][0]["message"]
+    assert (message["content"], message["refusal"]) == (None, WORDS)
+    model.script_answers()
+    turn = await complete(gateway, messages=[USER, message, {"role": "user", "content": "Why?"}])
+    assert model.requests[0]["messages"][-2] == {"role": "assistant", "content": WORDS}
+    response_id = turn["id"].replace("chatcmpl-", "resp_")
+    items = (await gateway.get(f"/v1/responses/{response_id}/input_items")).body["data"]
+    assert [item["content"] for item in items if item["role"] == "assistant"] == [PARTS]
