@@ -314,9 +314,9 @@ class QuestionRepository(Protocol):
 
     @abstractmethod
     async def wake_if_answered(self, turn_id: UUID, open_inputs: list[UUID]) -> bool:
-        """Resume a suspended turn whose open question has been answered.
+        """Resume a suspended turn that need not wait.
 
-        Return whether one of `open_inputs` has an answer.
+        Return whether one of `open_inputs` has an answer, or the turn is to be cancelled.
         """
         ...
 

@@ -1,11 +1,12 @@
 """Questions of turns and their answers. The audit log records each decision."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import uuid_utils.compat as uuids
-from sqlalchemy import text, update
+from sqlalchemy import ColumnElement, Select, or_, text, update
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -18,6 +19,7 @@ from gateway.store.database import Database, count_changed_rows
 from gateway.store.models import AuditLog, Turn, TurnInput
 
 MAX_EXPIRED = 100
+_IS_OPEN = col(Turn.status).in_(("running", "waiting"))
 # The same fence as that of the journal's statements.
 _REQUIRE_OWNERSHIP = text(
     "SELECT coalesce((SELECT id FROM turns WHERE id = :turn_id AND worker_id = :worker_id AND epoch = :epoch"
@@ -96,13 +98,10 @@ class QuestionStore(QuestionRepository):
     async def wake_if_answered(self, turn_id: UUID, open_inputs: list[UUID]) -> bool:
         """See `QuestionRepository.wake_if_answered`."""
         answered = select(TurnInput.id).where(col(TurnInput.id).in_(open_inputs), col(TurnInput.answer).is_not(None))
-        waiting = (
-            col(Turn.id) == turn_id,
-            col(Turn.worker_id).is_(None),
-            col(Turn.status).in_(("running", "waiting")),
-        )
+        waiting = (col(Turn.id) == turn_id, col(Turn.worker_id).is_(None), _IS_OPEN)
         async with self._database.session() as session:
-            wake = update(Turn).where(*waiting, answered.exists()).values(status="running")
+            is_due = or_(col(Turn.cancel_requested), answered.exists())
+            wake = update(Turn).where(*waiting, is_due).values(status="running")
             return bool(await count_changed_rows(session, wake))
 
     async def get_question(self, turn_id: UUID, input_id: UUID) -> StoredQuestion:
@@ -117,63 +116,63 @@ class QuestionStore(QuestionRepository):
     async def answer_question(self, turn_id: UUID, input_id: UUID, answer: Answer) -> None:
         """See `QuestionRepository.answer_question`."""
         answer = msgspec.structs.replace(answer, content=self._redactor.redact_value(answer.content))
-        open_ = select(Turn.id).where(Turn.id == turn_id, col(Turn.status).in_(("running", "waiting")))
-        undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None), open_.exists())
-        decision = update(TurnInput).where(*undecided).values(answer=msgspec.to_builtins(answer))
-        waiting = update(Turn).where(col(Turn.id) == turn_id, col(Turn.status) == "waiting").values(status="running")
+        undecided = (col(TurnInput.id) == input_id, col(TurnInput.answer).is_(None))
         async with self._database.session() as session:
-            if not await count_changed_rows(session, decision):
+            turn_ids = await _lock_turns(session, select(Turn.id).where(Turn.id == turn_id, _IS_OPEN))
+            if not await _answer_questions(session, answer, turn_ids, *undecided):
                 raise Conflict(
                     "This question is already answered, has expired, or its turn has ended.", param="input_id"
                 )
-            await session.exec(waiting)
-            session.add(_decision_entry(turn_id, input_id, answer))
 
     async def answer_sign_in(self, server: str, owner: str) -> list[UUID]:
         """See `QuestionRepository.answer_sign_in`."""
         asked = col(TurnInput.question)["login"].astext == server
-        turns = select(Turn.id).where(col(Turn.status).in_(("running", "waiting")))
+        undecided = (asked, col(TurnInput.answer).is_(None))
+        turns = select(Turn.id).where(_IS_OPEN, col(Turn.id).in_(select(TurnInput.turn_id).where(*undecided)))
         if owner:
             turns = turns.where(Turn.owner == owner)
         answer = Answer("accept", by=owner or "gateway")
-        answering = (
-            update(TurnInput)
-            .where(asked, col(TurnInput.answer).is_(None), col(TurnInput.turn_id).in_(turns))
-            .values(answer=msgspec.to_builtins(answer))
-            .returning(col(TurnInput.turn_id), col(TurnInput.id))
-        )
         async with self._database.session() as session:
-            rows = (await (await session.connection()).execute(answering)).all()
-            turn_ids = [row[0] for row in rows]
-            await session.exec(
-                update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
-            )
-            session.add_all([_decision_entry(row[0], row[1], answer) for row in rows])
-        return turn_ids
+            return await _answer_questions(session, answer, await _lock_turns(session, turns), *undecided)
 
     async def expire_overdue(self) -> list[UUID]:
         """See `QuestionRepository.expire_overdue`."""
-        overdue = (
-            select(TurnInput.id)
-            .where(col(TurnInput.answer).is_(None), col(TurnInput.expires_at) < func.now())
-            .limit(MAX_EXPIRED)
-            .with_for_update(skip_locked=True)
-        )
-        answer = Answer("expire", by="gateway")
-        expiring = (
-            update(TurnInput)
-            .where(col(TurnInput.id).in_(overdue))
-            .values(answer=msgspec.to_builtins(answer))
-            .returning(col(TurnInput.turn_id), col(TurnInput.id))
-        )
+        overdue = (col(TurnInput.answer).is_(None), col(TurnInput.expires_at) < func.now())
+        turns = select(Turn.id).where(col(Turn.id).in_(select(TurnInput.turn_id).where(*overdue).limit(MAX_EXPIRED)))
         async with self._database.session() as session:
-            rows = (await (await session.connection()).execute(expiring)).all()
-            turn_ids = [row[0] for row in rows]
-            await session.exec(
-                update(Turn).where(col(Turn.id).in_(turn_ids), col(Turn.status) == "waiting").values(status="running")
-            )
-            session.add_all([_decision_entry(row[0], row[1], answer) for row in rows])
-        return turn_ids
+            turn_ids = await _lock_turns(session, turns, skip_locked=True)
+            return await _answer_questions(session, Answer("expire", by="gateway"), turn_ids, *overdue)
+
+
+async def _lock_turns(session: AsyncSession, turns: Select[Any], *, skip_locked: bool = False) -> list[UUID]:
+    """Lock the turns, and return their ids.
+
+    An answer locks its turn before its question, as the writes of a turn do. Without the lock, a turn that is being
+    suspended may see no answer, and the answer no suspended turn: nobody would continue it.
+    """
+    locked = turns.order_by(col(Turn.id)).with_for_update(key_share=True, skip_locked=skip_locked, of=Turn)
+    return list((await (await session.connection()).execute(locked)).scalars())
+
+
+async def _answer_questions(
+    session: AsyncSession, answer: Answer, turn_ids: list[UUID], *conditions: ColumnElement[bool]
+) -> list[UUID]:
+    """Store the answer to questions of locked turns.
+
+    Return the turns that continue.
+    """
+    answering = (
+        update(TurnInput)
+        .where(col(TurnInput.turn_id).in_(turn_ids), *conditions)
+        .values(answer=msgspec.to_builtins(answer))
+        .returning(col(TurnInput.turn_id), col(TurnInput.id))
+    )
+    rows = (await (await session.connection()).execute(answering)).all()
+    answered = [row[0] for row in rows]
+    waiting = (col(Turn.id).in_(answered), col(Turn.status) == "waiting")
+    await session.exec(update(Turn).where(*waiting).values(status="running"))
+    session.add_all([_decision_entry(row[0], row[1], answer) for row in rows])
+    return answered
 
 
 def _stored_question(row: TurnInput) -> StoredQuestion:

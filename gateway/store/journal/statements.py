@@ -106,7 +106,7 @@ EDIT_CALL = f"{FENCE} UPDATE tool_calls SET arguments = $5 FROM fence WHERE turn
 RESET_ATTEMPTS = f"{FENCE} UPDATE turns SET attempts = 0 FROM fence WHERE turns.id = fence.id AND attempts > 0"
 SUSPEND_TURN = f"""
 {FENCE}
-UPDATE turns SET worker_id = NULL, status = CASE WHEN EXISTS (
+UPDATE turns SET worker_id = NULL, status = CASE WHEN cancel_requested OR EXISTS (
     SELECT FROM turn_inputs WHERE turn_inputs.id = ANY($4::uuid[]) AND answer IS NOT NULL
 ) THEN 'running' ELSE 'waiting' END
 FROM fence WHERE turns.id = fence.id"""

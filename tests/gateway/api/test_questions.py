@@ -10,7 +10,9 @@ import asyncpg
 import pytest
 
 from gateway.domain.messages import JsonObject
+from gateway.ports.journal import EventSource
 from gateway.simulator import Fault, Simulator
+from gateway.store.journal.postgres_journal import PostgresJournal
 from tests.eventually import eventually
 from tests.gateway.api.test_turns import join_text, read_turn_events
 from tests.stack import Event, Gateway, Reply, serve_gateway
@@ -226,6 +228,59 @@ async def test_turn_answered_before_it_is_suspended_is_followed_to_its_end(
     assert (await send_answer(gateway, turn_id, question["input_id"], "accept")).status == 200
     get_only_event(await follower, "turn.completed")
     suspended.set()
+
+
+def hold_suspension(monkeypatch: pytest.MonkeyPatch, until: asyncio.Event) -> None:
+    suspend = PostgresJournal.suspend_turn
+
+    async def suspend_late(journal: PostgresJournal, log: EventSource, open_inputs: list[UUID]) -> None:
+        await until.wait()
+        await suspend(journal, log, open_inputs)
+
+    monkeypatch.setattr(PostgresJournal, "suspend_turn", suspend_late)
+
+
+async def count_lock_waits(db: asyncpg.Connection) -> int:
+    return await db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+
+
+async def test_answer_that_is_stored_while_its_turn_is_suspended_continues_the_turn(
+    gateway: Gateway, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_suspend = asyncio.Event()
+    hold_suspension(monkeypatch, may_suspend)
+    async with gateway.stream("Add a task to buy milk", approval="always", on_disconnect="continue") as stream:
+        turn_id = stream.response.headers["X-Turn-Id"]
+        question = (await stream.read_until("input.required")).data
+        async with db.transaction():
+            await db.execute("LOCK TABLE audit_log IN SHARE MODE")  # holds the answer before its commit
+            answer = asyncio.create_task(send_answer(gateway, turn_id, question["input_id"], "accept"))
+            await eventually(lambda: count_lock_waits(db))
+            may_suspend.set()
+
+            async def is_suspending() -> bool:
+                status = await db.fetchval("SELECT status FROM turns WHERE id = $1::uuid", turn_id)
+                return status == "waiting" or await count_lock_waits(db) == 2
+
+            await eventually(is_suspending)
+        assert (await answer).status == 200
+    get_only_event(await read_to_end(gateway, turn_id), "turn.completed")
+
+
+async def test_turn_cancelled_while_it_is_suspended_ends(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_suspend = asyncio.Event()
+    hold_suspension(monkeypatch, may_suspend)
+    async with gateway.stream("Add a task to buy milk", approval="always", on_disconnect="continue") as stream:
+        turn_id = stream.response.headers["X-Turn-Id"]
+        await stream.read_until("input.required")
+        # As another worker does, whose message is lost.
+        await gateway.state.turns.request_cancel(UUID(turn_id))
+        may_suspend.set()
+
+    async def is_cancelled() -> bool:
+        return (await gateway.get(f"/api/v1/turns/{turn_id}")).body["status"] == "cancelled"
+
+    await eventually(is_cancelled)
 
 
 async def test_turn_that_asks_again_waits_for_the_second_answer(gateway: Gateway, db: asyncpg.Connection) -> None:
