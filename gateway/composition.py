@@ -216,10 +216,15 @@ async def build_store(
         lock=settings.database_lock_timeout_seconds,
         silence=settings.database_silence_timeout_seconds,
     )
-    database = Database(settings.postgres_url, pool_size=settings.database_pool_size, limits=limits)
+    database = Database(
+        settings.postgres_url,
+        direct_url=settings.database_direct_url,
+        pool_size=settings.database_pool_size,
+        limits=limits,
+    )
     redactor = load_rules(settings.redaction_rules)
     journal = PostgresJournal(
-        database.connector,
+        database.direct,
         worker_id,
         flush_seconds=settings.journal_flush_ms / 1000,
         timeout_seconds=timeouts.journal,
@@ -243,7 +248,7 @@ async def build_store(
         yield Store(
             database=database,
             journal=journal,
-            bus=PostgresBus(database.connector),
+            bus=PostgresBus(database.direct),
             turns=turns,
             workers=workers,
             conversations=ConversationStore(database, redactor=redactor),

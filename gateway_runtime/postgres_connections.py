@@ -8,7 +8,7 @@ that accepts writes.
 import asyncio
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import asyncpg
@@ -17,8 +17,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from gateway_runtime import postgres_url
+from gateway_runtime.postgres_address.tls import build_system_tls
 from gateway_runtime.postgres_errors import is_database_error, must_reconnect
+from gateway_runtime.postgres_url import PostgresAddress, parse_address
 
 __all__ = ["CLOSE_SECONDS", "ConnectionLimits", "PostgresConnector"]
 
@@ -49,21 +50,24 @@ class ConnectionLimits:
 class PostgresConnector:
     """Opens connections to the PostgreSQL of one address.
 
-    `url` is an address for asyncpg or SQLAlchemy. With several hosts, the parameter `target_session_attrs` is
-    `read-write` unless the address says otherwise.
+    With several hosts, the parameter `target_session_attrs` is `read-write` unless the address says otherwise. Where a
+    pooler serves each transaction over another connection, settings are made anew in each transaction, in the same
+    round trip as its BEGIN, and no statement is prepared by name. There, a statement with parameters must be part of a
+    transaction.
 
     Raises:
         ValueError: `url` is not an address of PostgreSQL.
     """
 
     def __init__(self, url: str, limits: ConnectionLimits = ConnectionLimits()) -> None:
-        self.dsn = postgres_url.plain_dsn(url)
-        self.limits = limits
-        self._hosts = postgres_url.list_hosts(url)
+        self.address = parse_address(url)
+        self.dsn = self.address.to_dsn()
+        self.limits = replace(limits, connect=self.address.connect_timeout or limits.connect)
+        self._hosts = self.address.hosts
         self._next_host = 0
         self._distrusted_until = 0.0
-        self._parameters = postgres_url.list_parameters(self.dsn)
-        self._set_limits = _build_set_statements(limits, self._parameters)
+        self._parameters = self.address.parameters
+        self._set_limits = _build_set_statements(limits, self.address)
         self._connection_class = _build_connection_class(limits.silence)
 
     @property
@@ -84,7 +88,10 @@ class PostgresConnector:
             "command_timeout": (self.limits.silence if command_seconds is None else command_seconds) or None,
             "server_settings": {} if "application_name" in self._parameters else {"application_name": "agent-gateway"},
             "connection_class": self._connection_class,
+            "ssl": build_system_tls(self._parameters),
         }
+        if self.address.is_pooled:
+            options["statement_cache_size"] = 0
         seconds = (seconds or self.limits.connect) / len(self._hosts)
         if not self.has_several_hosts:
             return await self._open_connection(seconds, options)
@@ -97,12 +104,10 @@ class PostgresConnector:
 
         Its commands have no time limit of their own; the caller limits each use as a whole.
         """
-        engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=lambda: self.connect(command_seconds=0),
-            hide_parameters=True,
-            **options,
-        )
+        connect: dict[str, Any] = {"async_creator_fn": lambda: self.connect(command_seconds=0)}
+        if self.address.is_pooled:
+            connect |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+        engine = create_async_engine("postgresql+asyncpg://", connect_args=connect, hide_parameters=True, **options)
         event.listen(engine.sync_engine, "handle_error", _invalidate_unusable_connection)
         event.listen(engine.sync_engine, "connect", _note_opening)
         event.listen(engine.sync_engine, "checkout", self._reject_unusable_connection)
@@ -119,7 +124,7 @@ class PostgresConnector:
         has_setting = connection.get_server_version().major >= _TRANSACTION_TIMEOUT_VERSION
         if not has_setting or "transaction_timeout" in self._parameters:
             return ""
-        return f"SET transaction_timeout = {_to_milliseconds(seconds)};"
+        return _build_set_statement("transaction_timeout", _to_milliseconds(seconds), self.address.is_pooled)
 
     def distrust_open_connections(self) -> None:
         """Let the pools replace all open connections, because one is silent.
@@ -139,10 +144,13 @@ class PostgresConnector:
 
     async def _open_connection(self, seconds: float, options: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
         async with asyncio.timeout(seconds or None):
-            connection = await asyncpg.connect(self.dsn, **options)
+            connection: Any = await asyncpg.connect(self.address.to_login_dsn(), **options)
             try:
-                transaction_limit = self._build_transaction_limit(connection, self.limits.silence)
-                await connection.execute(self._set_limits + transaction_limit)
+                statements = self._set_limits + self._build_transaction_limit(connection, self.limits.silence)
+                if self.address.is_pooled:
+                    connection.transaction_settings = statements
+                else:
+                    await connection.execute(statements)
             except BaseException:
                 connection.terminate()
                 raise
@@ -169,22 +177,38 @@ class PostgresConnector:
         raise next((error for error in errors if not isinstance(error, is_read_only)), errors[0])
 
 
-def _build_set_statements(limits: ConnectionLimits, parameters: dict[str, str]) -> str:
-    """Build the SQL that sets the limits of a session.
+def _build_set_statements(limits: ConnectionLimits, address: PostgresAddress) -> str:
+    """Build the SQL that makes the settings of a session.
 
+    Behind a pooler, they are those of a transaction.
     Limits in the address have precedence. They are not startup parameters, because PgBouncer refuses most of those.
     """
     probe_seconds = _get_probe_seconds(limits.silence)
-    settings = {
+    settings: dict[str, int | str] = {
         "statement_timeout": _to_milliseconds(limits.statement),
         "lock_timeout": _to_milliseconds(limits.lock),
         "idle_in_transaction_session_timeout": _to_milliseconds(limits.silence),
-        "tcp_user_timeout": _to_milliseconds(limits.silence),
-        "tcp_keepalives_idle": probe_seconds,
-        "tcp_keepalives_interval": probe_seconds,
-        "tcp_keepalives_count": _KEEPALIVE_PROBES,
     }
-    return "".join(f"SET {name} = {value};" for name, value in settings.items() if name not in parameters)
+    if not address.is_pooled:  # these are of the server's connection, which is the pooler's
+        settings |= {
+            "tcp_user_timeout": _to_milliseconds(limits.silence),
+            "tcp_keepalives_idle": probe_seconds,
+            "tcp_keepalives_interval": probe_seconds,
+            "tcp_keepalives_count": _KEEPALIVE_PROBES,
+        }
+    settings |= {name: value for name, value in address.session_settings.items() if name != "application_name"}
+    return "".join(_build_set_statement(name, value, address.is_pooled) for name, value in settings.items())
+
+
+def _build_set_statement(name: str, value: int | str, is_local: bool) -> str:
+    """Build the SQL for one setting.
+
+    Its value may be any text, such as a list of schemas.
+    """
+    if isinstance(value, int):
+        return f"SET {'LOCAL ' if is_local else ''}{name} = {value};"
+    name, value = (text.replace("'", "''") for text in (name, value))
+    return f"SELECT set_config('{name}', '{value}', {'true' if is_local else 'false'});"
 
 
 def _to_milliseconds(seconds: float) -> int:
@@ -203,9 +227,17 @@ def _build_connection_class(silence: float) -> "type[asyncpg.Connection[asyncpg.
     """Build asyncpg's connection with limits for its socket and for its end."""
 
     class LimitedConnection(asyncpg.Connection):
+        transaction_settings = ""
+        """SQL that follows the BEGIN of each transaction."""
+
         def __init__(self, protocol: Any, transport: asyncio.Transport, *arguments: Any) -> None:
             super().__init__(protocol, transport, *arguments)
             _set_socket_options(transport.get_extra_info("socket"), silence)
+
+        async def execute(self, query: str, *arguments: Any, timeout: float | None = None) -> str:
+            if self.transaction_settings and query.startswith("BEGIN"):
+                query = f"{query};{self.transaction_settings}"
+            return await super().execute(query, *arguments, timeout=timeout)
 
         async def close(self, *, timeout: float | None = None) -> None:
             """Close the connection, or abort it if the server is silent."""

@@ -34,9 +34,15 @@ LIST_PREVIOUS_HEADS = (
     f" FROM unnest(ARRAY{list(PREVIOUS_HEADS)}) AS previous (version_num) WHERE {HAS_SUCCESSOR}"
 )
 
+FIND_MISSING_SCHEMA = """
+SELECT name FROM (
+    SELECT trim(split_part(regexp_replace(current_setting('search_path'), '^ *"[$]user" *,', ''), ',', 1)) AS name
+) AS first WHERE name <> '"$user"' AND to_regnamespace(name) IS NULL
+"""
+
 
 def get_url() -> str:
-    url = config.attributes.get("url") or load_settings().postgres_url
+    url = config.attributes.get("url") or load_settings().direct_postgres_url
     if url is None:
         raise SystemExit("Set DATABASE_URL (or POSTGRES_HOST …), or run `agent-gateway db upgrade`.")
     return url
@@ -47,8 +53,19 @@ def include_name(name: str | None, kind: str, _parents: object) -> bool:
 
 
 def change_version_table(connection: Connection, statement: str) -> None:
-    if connection.scalar(text("SELECT to_regclass('public.alembic_version') IS NOT NULL")):
+    if connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL")):
         connection.execute(text(statement))
+    connection.commit()
+
+
+def create_schema(connection: Connection) -> None:
+    """Create the first schema of the search path, if it is missing.
+
+    PostgreSQL would create the tables in the next one.
+    """
+    schema = connection.scalar(text(FIND_MISSING_SCHEMA))
+    if schema is not None:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
     connection.commit()
 
 
@@ -56,6 +73,7 @@ def run_migrations(connection: Connection) -> None:
     """Run the migrations under a lock: several processes may migrate at once."""
     connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK_ID})
     connection.commit()
+    create_schema(connection)
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,

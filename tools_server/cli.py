@@ -81,7 +81,9 @@ async def run_server(
     url = settings.postgres_url or (postgres.server.build_url() if postgres else "")
     store = TaskStore(url)
     mcp = create_server(settings, store)
-    migrations = asyncio.create_task(_log_failure("migrations", upgrade_when_available(url)))
+    migrations = asyncio.create_task(
+        _log_failure("migrations", upgrade_when_available(settings.direct_postgres_url or url))
+    )
     try:
         if listener is None:
             await _serve_stdio(mcp, postgres.stop if postgres else None)

@@ -3,17 +3,15 @@
 import ipaddress
 import re
 import sys
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import quote
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway_runtime.errors import ConfigError
-from gateway_runtime.postgres_url import list_hosts
+from gateway_runtime.postgres_address.settings import PostgresSettings
 from gateway_runtime.renamed_settings import RenamedSetting, find_renamed_settings, read_parent_fd
 from gateway_runtime.tls import TlsFiles
 
@@ -33,7 +31,7 @@ Old names are still accepted.
 """
 
 
-class Settings(BaseSettings):
+class Settings(PostgresSettings):
     """Settings of the tool server.
 
     The environment variable of a field's name sets it, or an alias that the field lists.
@@ -62,12 +60,6 @@ class Settings(BaseSettings):
     tools_server_max_sessions: int = Field(default=1_000, ge=1)
     tools_server_max_user_sessions: int = Field(default=100, ge=1)
 
-    database_url: str | None = Field(default=None, repr=False)
-    postgres_host: str | None = None
-    postgres_port: int = Field(default=5432, ge=1, le=65535)
-    postgres_user: str = "postgres"
-    postgres_password: SecretStr | None = None
-    postgres_db: str = "agent_gateway"
     gateway_data_dir: Path = Path(".data")
     gateway_parent_fd: Annotated[int | None, BeforeValidator(read_parent_fd)] = Field(
         default=None, ge=0, validation_alias=AliasChoices("GATEWAY_PARENT_FD", "GATEWAY_LIFELINE")
@@ -103,21 +95,6 @@ class Settings(BaseSettings):
     @classmethod
     def _normalize_log_level(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
-
-    @field_validator("database_url")
-    @classmethod
-    def _normalize_database_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        scheme, _, rest = value.partition("://")
-        url = f"postgresql+asyncpg://{rest}"
-        try:
-            list_hosts(url)
-        except ValueError:
-            scheme = ""
-        if scheme.split("+")[0] not in ("postgres", "postgresql"):
-            raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/database")
-        return url
 
     @field_validator(
         "searxng_url",
@@ -163,16 +140,6 @@ class Settings(BaseSettings):
             password.get_secret_value() if password else None,
             "TOOLS_SERVER_TLS",
         )
-
-    @cached_property
-    def postgres_url(self) -> str | None:
-        """SQLAlchemy's URL of Postgres, with asyncpg; None where the embedded Postgres serves."""
-        if self.database_url is not None or self.postgres_host is None:
-            return self.database_url
-        password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
-        hosts = ",".join(f"{host.strip()}:{self.postgres_port}" for host in self.postgres_host.split(","))
-        database = quote(self.postgres_db, safe="")
-        return f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}@{hosts}/{database}"
 
     @property
     def resource_url(self) -> str:

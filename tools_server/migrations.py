@@ -78,11 +78,9 @@ async def _is_current(url: str) -> bool:
     """
     connection = await PostgresConnector(url).connect(seconds=3)
     try:
-        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return False
-        return await connection.fetchval(
-            "SELECT $1 IN (SELECT version_num FROM public.alembic_version)", find_head_revision()
-        )
+        return await connection.fetchval("SELECT $1 IN (SELECT version_num FROM alembic_version)", find_head_revision())
     finally:
         await connection.close()
 

@@ -36,7 +36,7 @@ def run_everything() -> None:
         if settings.postgres_url is not None:
             from gateway.store import database
 
-            asyncio.run(database.wait_until_ready(settings.postgres_url, settings.database_wait_seconds))
+            asyncio.run(database.wait_for_addresses(settings.postgres_url, settings))
         code = run_stack(settings)
     raise typer.Exit(code)
 
@@ -94,8 +94,9 @@ def upgrade_database() -> None:
     with report_config_errors():
         settings = load_settings()
         with open_postgres(settings) as url:
-            asyncio.run(database.wait_until_ready(url, settings.database_wait_seconds))
-            migrations.upgrade_schema(url)
+            direct_url = asyncio.run(database.wait_for_addresses(url, settings))
+            with database.raise_database_error(direct_url):
+                migrations.upgrade_schema(direct_url)
     print("The database is up to date.")
 
 

@@ -147,15 +147,16 @@ async def prepare_schema(settings: Settings, url: str) -> None:
         DatabaseError: the database does not answer in time, or its schema is out of date.
     """
     from gateway.store import database, migrations
+    from gateway.store.health import check_writes
 
-    await database.wait_until_ready(url, settings.database_wait_seconds)
-    with database.raise_database_error(url):
-        missing = await migrations.list_missing_migrations(url)
-    if not missing:
-        return
-    if not settings.migrate_on_start and settings.postgres_url is not None:
-        raise database.DatabaseError("DATABASE_URL: the schema is not up to date: run `agent-gateway db upgrade`")
-    await asyncio.to_thread(migrations.upgrade_schema, url)
+    direct_url = await database.wait_for_addresses(url, settings)
+    with database.raise_database_error(direct_url):
+        missing = await migrations.list_missing_migrations(direct_url)
+        if missing and (settings.migrate_on_start or settings.postgres_url is None):
+            await asyncio.to_thread(migrations.upgrade_schema, direct_url)
+        elif missing:
+            raise database.DatabaseError("DATABASE_URL: the schema is not up to date: run `agent-gateway db upgrade`")
+    await check_writes(url)
 
 
 async def _has_stored_keys(url: str) -> bool:

@@ -7,6 +7,7 @@ from gateway_runtime.child_processes import select_variables
 TOOLS_SERVER_VARIABLES = frozenset(
     {
         "BRAVE_API_KEY",
+        "DATABASE_DIRECT_URL",
         "DATABASE_URL",
         "DEBUG",
         "GATEWAY_DATA_DIR",

@@ -133,7 +133,7 @@ def _build_release(settings: Settings, env: Mapping[str, str]) -> Callable[[UUID
         from gateway.store.worker_release import release_dead_worker
 
         async with asyncio.timeout(_RELEASE_TIMEOUT_SECONDS):
-            await release_dead_worker(settings.postgres_url or env["DATABASE_URL"], worker_id)
+            await release_dead_worker(settings.direct_postgres_url or env["DATABASE_URL"], worker_id)
 
     return release_worker
 

@@ -2,25 +2,18 @@
 
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings
+from pydantic import Field, model_validator
 
 from gateway.settings.values import is_loopback
 from gateway_runtime.placeholders import is_placeholder
-from gateway_runtime.postgres_url import list_hosts
+from gateway_runtime.postgres_address.settings import PostgresSettings
+from gateway_runtime.postgres_url import parse_address
 
 
-class StorageSettings(BaseSettings):
+class StorageSettings(PostgresSettings):
     """Settings of Postgres, the journal and the leases of workers."""
 
-    database_url: str | None = Field(default=None, repr=False)
-    postgres_host: str | None = None
-    postgres_port: int = 5432
-    postgres_user: str = "postgres"
-    postgres_password: SecretStr | None = None
-    postgres_db: str = "agent_gateway"
     database_pool_size: int = Field(default=5, ge=1, le=200)
     database_wait_seconds: float = Field(default=5.0, ge=0)
     database_statement_timeout_seconds: float = Field(default=6.0, ge=0, le=600)
@@ -42,8 +35,9 @@ class StorageSettings(BaseSettings):
         """Refuse a placeholder password, except for a database on this machine."""
         if (url := self.postgres_url) is None:
             return self
-        is_remote = any(host and not host.startswith("/") and not is_loopback(host) for host, _ in list_hosts(url))
-        if is_remote and is_placeholder(unquote(urlsplit(url).password or "")):
+        address = parse_address(url)
+        is_remote = any(host and not host.startswith("/") and not is_loopback(host) for host, _ in address.hosts)
+        if is_remote and is_placeholder(address.password or ""):
             setting = "DATABASE_URL: its password" if self.database_url is not None else "POSTGRES_PASSWORD:"
             raise ValueError(
                 f"{setting} is a placeholder: set one of your own, for example from `openssl rand -hex 32`"
@@ -63,21 +57,6 @@ class StorageSettings(BaseSettings):
             raise ValueError(f"HEARTBEAT_TIMEOUT_SECONDS: must be at least {2 * interval:g}, twice HEARTBEAT_SECONDS")
         return self
 
-    @field_validator("database_url")
-    @classmethod
-    def _normalize_database_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        scheme, separator, rest = value.partition("://")
-        url = f"postgresql+asyncpg://{rest}"
-        try:
-            list_hosts(url)
-        except ValueError:
-            separator = ""
-        if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
-            raise ValueError("must be a PostgreSQL URL such as postgresql://user:password@host:5432/database")
-        return url
-
     @model_validator(mode="after")
     def _validate_database_timeouts(self) -> Self:
         """Require PostgreSQL to end a statement before the gateway closes the connection."""
@@ -87,17 +66,3 @@ class StorageSettings(BaseSettings):
                 "DATABASE_STATEMENT_TIMEOUT_SECONDS: must be shorter than DATABASE_SILENCE_TIMEOUT_SECONDS"
             )
         return self
-
-    @property
-    def postgres_url(self) -> str | None:
-        """SQLAlchemy's URL of Postgres, with asyncpg; None where the embedded Postgres serves."""
-        if self.database_url is not None:
-            return self.database_url
-        if self.postgres_host is None:
-            return None
-        password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
-        hosts = ",".join(f"{host.strip()}:{self.postgres_port}" for host in self.postgres_host.split(","))
-        return (
-            f"postgresql+asyncpg://{quote(self.postgres_user, safe='')}{password}"
-            f"@{hosts}/{quote(self.postgres_db, safe='')}"
-        )

@@ -16,11 +16,12 @@ from sqlmodel import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.common.logging import get_logger
-from gateway.config import ConfigError
+from gateway.config import ConfigError, Settings
 from gateway.domain.errors import GatewayError
 from gateway.store.errors import get_driver_error, is_database_error, raise_gateway_errors
+from gateway.store.start.checks import find_problem, is_temporary
 from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
-from gateway_runtime.postgres_url import list_parameters, mask_password
+from gateway_runtime.postgres_url import mask_password
 
 log = get_logger(__name__)
 
@@ -51,11 +52,15 @@ class Database:
     """The engine and its short sessions.
 
     A session must not stay open while a response streams. Each use of the database ends after `limits.silence` seconds,
-    including the wait for a connection.
+    including the wait for a connection. `direct` opens the connections that last: those of the bus, the journal and the
+    lease. They bypass a pooler, which shares its connections by transactions.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 5, limits: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self, url: str, *, direct_url: str | None = None, pool_size: int = 5, limits: ConnectionLimits | None = None
+    ) -> None:
         self.connector = PostgresConnector(url, limits or ConnectionLimits())
+        self.direct = PostgresConnector(direct_url, self.connector.limits) if direct_url else self.connector
         self.engine: AsyncEngine = self.connector.create_engine(
             pool_size=pool_size, max_overflow=pool_size, pool_timeout=5, json_serializer=encode_jsonb
         )
@@ -92,9 +97,10 @@ class Database:
             GatewayError: see `raise_gateway_errors`.
         """
         with raise_gateway_errors():
+            needs_transaction = custom_plan or self.connector.address.is_pooled
             async with (
                 self._limit_time(),
-                self.engine.begin() if custom_plan else self._autocommit.connect() as connection,
+                self.engine.begin() if needs_transaction else self._autocommit.connect() as connection,
             ):
                 if custom_plan:
                     await connection.execute(_CUSTOM_PLAN_SETTINGS)
@@ -138,43 +144,67 @@ def encode_jsonb(value: object) -> str:
 
 
 @contextmanager
-def raise_database_error(url: str) -> Generator[None]:
+def raise_database_error(url: str, *, setting: str = "DATABASE_URL") -> Generator[None]:
     """Raise errors of the database at `url` as errors for the terminal.
 
     Raises:
         DatabaseError: the database refuses a statement or cannot be reached.
     """
     try:
-        with raise_gateway_errors():
-            yield
-    except GatewayError as error:
-        cause = get_driver_error(error.__cause__ or error)
-        raise DatabaseError(
-            f"DATABASE_URL: {mask_password(url)} cannot be used: {str(cause) or type(cause).__name__}"
-        ) from None
+        yield
+    except Exception as error:
+        if not isinstance(error, GatewayError) and not is_database_error(error):
+            raise
+        cause = get_driver_error(error.__cause__ if isinstance(error, GatewayError) and error.__cause__ else error)
+        raise DatabaseError(f"{setting}: {mask_password(url)} cannot be used: {_describe(cause)}") from None
 
 
-async def wait_until_ready(url: str, seconds: float) -> None:
-    """Wait until the database accepts a login.
+def _describe(error: BaseException) -> str:
+    """Return the first line of an error, or its name."""
+    name = type(error).__name__
+    return name if isinstance(error, TimeoutError) else str(error).partition("\n")[0] or name
+
+
+async def wait_for_addresses(url: str, settings: Settings) -> str:
+    """Wait for all configured addresses; return the one without a pooler.
 
     Raises:
-        DatabaseError: the database refuses the login (password, unknown database), or cannot be reached in `seconds`.
+        DatabaseError: see `wait_until_ready`.
+    """
+    await wait_until_ready(url, settings.database_wait_seconds)
+    if settings.database_direct_url is None:
+        return url
+    await wait_until_ready(settings.database_direct_url, settings.database_wait_seconds, setting="DATABASE_DIRECT_URL")
+    return settings.database_direct_url
+
+
+async def wait_until_ready(url: str, seconds: float, *, setting: str = "DATABASE_URL") -> None:
+    """Wait until the database accepts a login, and check it.
+
+    Raises:
+        DatabaseError: the database refuses the login (password, unknown database), cannot be reached in `seconds`, has
+            another encoding than UTF8, or a pooler in transaction mode answers that the settings do not name.
     """
     connector = PostgresConnector(url)
-    may_be_created = list_parameters(connector.dsn).get("host") is not None  # the embedded Postgres, at its first start
+    may_be_created = connector.address.hosts[0][0].startswith("/")  # the embedded Postgres, at its first start
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
             connection = await connector.connect(seconds=max(1.0, min(5.0, seconds)))
-            await connection.close()
-            return
-        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            if asyncio.get_running_loop().time() >= deadline or not may_be_created:
-                raise DatabaseError(f"DATABASE_URL: {mask_password(url)} refuses the login: {error}") from None
+            break
         except Exception as error:
             if not is_database_error(error):
                 raise
-            if asyncio.get_running_loop().time() >= deadline:
-                reason = type(error).__name__ if isinstance(error, TimeoutError) else str(error)
-                raise DatabaseError(f"DATABASE_URL: {mask_password(url)} cannot be reached: {reason}") from None
+            is_late = asyncio.get_running_loop().time() >= deadline
+            if isinstance(error, asyncpg.PostgresError) and not is_temporary(error) and (is_late or not may_be_created):
+                raise DatabaseError(f"{setting}: {mask_password(url)} refuses the login: {_describe(error)}") from None
+            if is_late:
+                raise DatabaseError(f"{setting}: {mask_password(url)} cannot be reached: {_describe(error)}") from None
         await asyncio.sleep(0.05)
+    try:
+        with raise_database_error(url, setting=setting):
+            problem = await find_problem(connector, connection)
+    finally:
+        connection.terminate()
+    if problem is not None:
+        raise DatabaseError(f"{setting}: {mask_password(url)} {problem}")

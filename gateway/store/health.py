@@ -7,7 +7,7 @@ from sqlmodel import text
 
 from gateway.domain.errors import GatewayError, StorageInternalError
 from gateway.store.conversations import ConversationStore
-from gateway.store.database import Database
+from gateway.store.database import Database, raise_database_error
 from gateway.store.errors import get_sqlstate
 from gateway.store.journal.postgres_journal import PostgresJournal
 from gateway.store.models import Turn
@@ -50,6 +50,27 @@ _LIMIT_MEMORY = text("SELECT set_config('work_mem', '64kB', true)")
 _PROBE = text(
     f"WITH {', '.join(_list_zero_row_writes())} SELECT count(*) FROM generate_series(1, {_SPILLED_ROWS})"  # noqa: S608
 )
+
+
+async def check_writes(url: str) -> None:
+    """Check that this role may write what turns need.
+
+    Raises:
+        DatabaseError: it may not, or a table or column is missing.
+    """
+    database = Database(url, pool_size=1)
+    try:
+        with raise_database_error(url):
+            await _write_no_rows(database)
+    finally:
+        await database.close()
+
+
+async def _write_no_rows(database: Database) -> None:
+    async with database.session() as session:
+        connection = await session.connection()
+        await connection.execute(_LIMIT_MEMORY)
+        await connection.execute(_PROBE)
 
 
 class StorageHealth:
@@ -102,7 +123,7 @@ class StorageHealth:
     async def _probe_database(self) -> str | None:
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                await self._probe()
+                await _write_no_rows(self._database)
         except TimeoutError:
             return "the database does not answer"
         except StorageInternalError as error:
@@ -118,9 +139,3 @@ class StorageHealth:
                 return await self._conversations.count_conversations()
         except (GatewayError, TimeoutError):
             return None
-
-    async def _probe(self) -> None:
-        async with self._database.session() as session:
-            connection = await session.connection()
-            await connection.execute(_LIMIT_MEMORY)
-            await connection.execute(_PROBE)

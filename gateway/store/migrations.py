@@ -47,9 +47,9 @@ async def list_missing_migrations(url: str) -> list[str]:
     """
     connection = await PostgresConnector(url).connect()
     try:
-        if await connection.fetchval("SELECT to_regclass('public.alembic_version')") is None:
+        if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return sorted(list_heads())
-        rows = await connection.fetch("SELECT version_num FROM public.alembic_version")
+        rows = await connection.fetch("SELECT version_num FROM alembic_version")
         return sorted(list_heads() - {row["version_num"] for row in rows})
     finally:
         await connection.close()

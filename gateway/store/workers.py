@@ -160,7 +160,7 @@ class WorkerStore(WorkerRepository):
         connection, self._connection = self._connection, None
         with raise_gateway_errors():
             if connection is None or connection.is_closed():
-                connection = await self._database.connector.connect()
+                connection = await self._database.direct.connect()
             try:
                 yield connection
             except BaseException:

@@ -1,0 +1,1 @@
+"""Checks of a database before the gateway serves."""

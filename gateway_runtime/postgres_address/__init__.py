@@ -1,0 +1,1 @@
+"""Parts of an address of PostgreSQL: its parameters and its TLS context."""
