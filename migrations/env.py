@@ -4,6 +4,8 @@ import asyncio
 import zlib
 
 from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from alembic.script.revision import RevisionMap
 from sqlalchemy import pool, text
 from sqlalchemy.engine import Connection
 from sqlmodel import SQLModel
@@ -11,11 +13,13 @@ from sqlmodel import SQLModel
 import gateway.store.models  # noqa: F401
 import tools_server.tasks.models  # noqa: F401
 from gateway.config import load_settings
+from gateway.store.migrations import list_heads
 from gateway_runtime.postgres_connections import ConnectionLimits, PostgresConnector
 
 config = context.config
 LOCK_ID = zlib.crc32(b"agent-gateway migrations")
 SCHEMAS = {"public", "tools"}
+MERGE_REVISION = "merged"
 PREVIOUS_HEADS = ("gateway_0010", "tools_0001")
 """Heads of the previous release.
 
@@ -52,6 +56,31 @@ def include_name(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "schema" or name is None or name in SCHEMAS
 
 
+def hide_merge_revision() -> None:
+    """Hide the merge revision from every command except those to `head`.
+
+    With it, `tools@head` would include the gateway's tables, and each head of a branch would be out of date.
+    """
+    destination = context._proxy.context_opts.get("destination_rev")
+    if destination in ("head", MERGE_REVISION, ("head",), (MERGE_REVISION,)):
+        return
+    load_revisions = context.script._load_revisions
+    context.script.revision_map = RevisionMap(
+        lambda: (script for script in load_revisions() if script.revision != MERGE_REVISION)
+    )
+
+
+def list_branch_heads(*, ctx: MigrationContext, step: MigrationInfo, **_: object) -> None:
+    """List the branches' heads instead of the merge revision.
+
+    It runs in the transaction of the merge. A version table that lists the merge revision would hide later revisions of
+    the branches, which the merge revision then includes.
+    """
+    if MERGE_REVISION in step.up_revision_ids:
+        ctx.execute(f"INSERT INTO alembic_version SELECT unnest(ARRAY{sorted(list_heads())})")
+        ctx.execute(f"DELETE FROM alembic_version WHERE version_num = '{MERGE_REVISION}'")  # noqa: S608
+
+
 def change_version_table(connection: Connection, statement: str) -> None:
     if connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL")):
         connection.execute(text(statement))
@@ -81,6 +110,7 @@ def run_migrations(connection: Connection) -> None:
         include_name=include_name,
         compare_server_default=False,
         transaction_per_migration=True,
+        on_version_apply=list_branch_heads,
     )
     change_version_table(connection, HIDE_PREVIOUS_HEADS)
     with context.begin_transaction():
@@ -99,8 +129,11 @@ async def run_online() -> None:
     await engine.dispose()
 
 
+hide_merge_revision()
 if context.is_offline_mode():
-    context.configure(url=get_url(), target_metadata=SQLModel.metadata, literal_binds=True)
+    context.configure(
+        url=get_url(), target_metadata=SQLModel.metadata, literal_binds=True, on_version_apply=list_branch_heads
+    )
     with context.begin_transaction():
         context.run_migrations()
         context.execute(LIST_PREVIOUS_HEADS)
