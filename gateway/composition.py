@@ -57,6 +57,7 @@ from gateway.store.mcp_servers import ServerStore
 from gateway.store.oauth_grants import PostgresGrantStore
 from gateway.store.questions import QuestionStore
 from gateway.store.response_cache import ResponseCacheStore
+from gateway.store.search.indexer import SearchIndexer
 from gateway.store.turns import TurnStore, prune_forever
 from gateway.store.usage import UsageStore
 from gateway.store.usage_report import UsageReports
@@ -242,6 +243,7 @@ async def build_store(
             retain = partial(delete_old_turns_forever, user_data, timedelta(days=settings.turn_retention_days))
             _supervise(SupervisedTask("turn retention", retain), tasks, stack)
         stack.callback(workers.close)
+        _supervise(SearchIndexer(database).task, tasks, stack)
         journal.start()
         tasks.add(*journal.tasks)
         stack.push_async_callback(journal.stop)

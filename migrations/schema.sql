@@ -521,6 +521,16 @@ CREATE TRIGGER audit_log_chain BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE F
 
 UPDATE alembic_version SET version_num='gateway_0016' WHERE alembic_version.version_num = 'gateway_0015';
 
+-- Running upgrade gateway_0016 -> gateway_0017
+
+ALTER TABLE turns ADD COLUMN search_terms TSVECTOR;
+
+CREATE INDEX ix_turns_search_terms ON turns USING gin (search_terms);
+
+CREATE INDEX ix_turns_without_terms ON turns (owner, id DESC) WHERE search_terms IS NULL;
+
+UPDATE alembic_version SET version_num='gateway_0017' WHERE alembic_version.version_num = 'gateway_0016';
+
 INSERT INTO alembic_version SELECT version_num FROM unnest(ARRAY['gateway_0010', 'tools_0001']) AS previous (version_num) WHERE EXISTS (SELECT FROM alembic_version AS newer WHERE newer.version_num > previous.version_num AND split_part(newer.version_num, '_', 1) = split_part(previous.version_num, '_', 1));
 
 COMMIT;

@@ -405,6 +405,7 @@ class ActiveTurn(TurnContext, TurnSpending):
             cost_usd=transcript.cost_usd,
             first_token_ms=self.first_token_ms,
             cached=self.is_cached,
+            prompt=self.record.request.prompt,
         )
 
     def _get_saved_part(self) -> Literal["text", "prompt", "nothing"]:

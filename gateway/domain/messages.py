@@ -353,7 +353,7 @@ class TurnClaim(msgspec.Struct, frozen=True):
 class TurnOutcome(msgspec.Struct, frozen=True):
     """End of a turn as it is stored.
 
-    `messages` are those of the request and those that the turn added.
+    `messages` are those of the request and those that the turn added. `prompt` is that of the request, if known.
     """
 
     status: Literal["completed", "failed", "cancelled"]
@@ -367,6 +367,7 @@ class TurnOutcome(msgspec.Struct, frozen=True):
     cost_usd: float | None = None
     first_token_ms: float | None = None
     cached: bool = False
+    prompt: str | None = None
 
 
 class CachedAnswer(msgspec.Struct, frozen=True):

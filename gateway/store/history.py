@@ -1,6 +1,8 @@
 """A user's history: lists of turns, newest first, and full-text search."""
 
+import asyncio
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -8,7 +10,9 @@ import msgspec
 
 from gateway.domain.errors import InvalidRequest
 from gateway.domain.messages import Principal
-from gateway.store.database import Database
+from gateway.store.database import Database, DatabaseRow
+from gateway.store.search.query import SearchQuery, parse_query
+from gateway.store.search.snippet import SnippetMarker
 
 MAX_RANKED = 500
 """Number of newest matches that are ranked.
@@ -16,39 +20,49 @@ MAX_RANKED = 500
 It bounds the cost of a search. See docs/adr/0009.
 """
 
-# One index without stemming ('simple') serves every language: for a language, the stems of the query's words are
-# matched as prefixes. A query without words matches nothing.
-_WORDS = "websearch_to_tsquery('simple', :query)"
-_STEMS = (
-    "regexp_replace(websearch_to_tsquery(cast(:lang AS regconfig), :query)::text, "
-    r"'''(?=\s|\)|$)', ''':*', 'g')::tsquery"
-)
-# All functions are immutable, so a custom plan has the query as a constant and knows how common its words are. See
-# docs/adr/0009.
-_QUERY = f"({_WORDS} || CASE cast(:lang AS regconfig) WHEN 'simple'::regconfig THEN ''::tsquery ELSE {_STEMS} END)"
-_MATCH = f"FROM turns WHERE owner = :owner AND search @@ {_QUERY}"
 _COLUMNS = "id, conversation_id, prompt, response, model_name, status, created_at"
 PAGE = (
     f"SELECT {_COLUMNS} FROM turns WHERE owner = :owner AND id < :before ORDER BY id DESC LIMIT :limit OFFSET :offset"  # noqa: S608
 )
 TOTAL = "SELECT count(*) FROM turns WHERE owner = :owner"
-COUNT = f"SELECT count(*) {_MATCH}"
+# A turn without terms runs, or ended in an older release and waits for `SearchIndexer`. Its words are those of
+# PostgreSQL's parser without stemming ('simple'); for a language, the stems of the query match as prefixes.
+_WORDS = "websearch_to_tsquery('simple', :query)"
+_STEMS = (
+    "regexp_replace(websearch_to_tsquery(cast(:lang AS regconfig), :query)::text, "
+    r"'''(?=\s|\)|$)', ''':*', 'g')::tsquery"
+)
+# All functions are immutable, so a custom plan has the queries as constants and knows how common their words are. See
+# docs/adr/0009.
+_OLD_QUERY = f"({_WORDS} || CASE cast(:lang AS regconfig) WHEN 'simple'::regconfig THEN ''::tsquery ELSE {_STEMS} END)"
+_QUERY = "cast(:terms AS tsquery)"
+_MATCH = f"FROM turns WHERE owner = :owner AND search_terms @@ {_QUERY}"
+_OLD_MATCH = f"FROM turns WHERE owner = :owner AND search_terms IS NULL AND search @@ {_OLD_QUERY}"
+COUNT = f"SELECT (SELECT count(*) {_MATCH}) + (SELECT count(*) {_OLD_MATCH})"
 SEARCH = f"""
 WITH hits AS MATERIALIZED (
     SELECT id, rank FROM (
-        SELECT id, ts_rank_cd(search, {_QUERY}) AS rank
-        FROM (SELECT id, search {_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED}) AS newest
+        SELECT id, CASE WHEN is_old THEN ts_rank_cd(vector, {_OLD_QUERY}) ELSE ts_rank_cd(vector, {_QUERY}) END AS rank
+        FROM (
+            (SELECT id, search_terms AS vector, false AS is_old {_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED})
+            UNION ALL
+            (SELECT id, search AS vector, true AS is_old {_OLD_MATCH} ORDER BY id DESC LIMIT {MAX_RANKED})
+            ORDER BY id DESC LIMIT {MAX_RANKED}
+        ) AS newest
     ) AS ranked
     WHERE cast(:after_id AS uuid) IS NULL OR (rank, id) < (cast(:after_rank AS float4), cast(:after_id AS uuid))
     ORDER BY rank DESC, id DESC LIMIT :limit OFFSET :offset
 )
-SELECT {_COLUMNS}, rank,
-       ts_headline(cast(:lang AS regconfig), "left"(prompt || ' ' || response, 20000), {_QUERY},
-                   'StartSel=<mark>, StopSel=</mark>, MaxFragments=2, MaxWords=24, MinWords=8') AS snippet
-FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
+SELECT {_COLUMNS}, rank FROM hits JOIN turns USING (id) ORDER BY rank DESC, id DESC
 """  # noqa: S608
+# The words keep their accents here, because a stemmer knows them with accents.
+_FIND_STEMS = """
+SELECT word, tsvector_to_array(to_tsvector(cast(:lang AS regconfig), word)) FROM unnest(cast(:words AS text[])) AS word
+"""
 _REPEATED_NEGATIONS = re.compile(r"-(?:[\W_]*-)+")
 _MAX_HYPHENS = 25
+_MAX_SNIPPET_CHARS = 400_000
+"""Characters of a page that are searched for words to mark."""
 _LAST_ID = UUID(int=2**128 - 1)
 
 
@@ -113,25 +127,48 @@ class HistoryStore:
         Raises:
             InvalidRequest: PostgreSQL does not support the language.
         """
-        await self._check_language(lang)
+        parsed = parse_query(query)
+        stems = await self._find_stems(parsed, lang)
         rank, turn_id = after or (None, None)
-        values = {"owner": principal.user, "query": _clean_query(query), "lang": lang}
         page = {"limit": limit, "offset": offset, "after_rank": rank, "after_id": turn_id}
-        return [SearchHit(*row) for row in await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)]
+        values = _build_values(principal, query, lang, parsed.format_tsquery(stems))
+        rows = await self._database.fetch_rows(SEARCH, custom_plan=True, **values, **page)
+        snippets = await asyncio.to_thread(_build_snippets, SnippetMarker(parsed, stems), rows)
+        return [SearchHit(*row, snippet=snippet) for row, snippet in zip(rows, snippets, strict=True)]
 
     async def count_matches(self, principal: Principal, query: str, *, lang: str) -> int:
         """Count all matching turns."""
-        await self._check_language(lang)
-        values = {"owner": principal.user, "query": _clean_query(query), "lang": lang}
+        parsed = parse_query(query)
+        terms = parsed.format_tsquery(await self._find_stems(parsed, lang))
+        values = _build_values(principal, query, lang, terms)
         [(number,)] = await self._database.fetch_rows(COUNT, custom_plan=True, **values)
         return int(number)
 
-    async def _check_language(self, lang: str) -> None:
+    async def _find_stems(self, query: SearchQuery, lang: str) -> dict[str, list[str]] | None:
+        """Find the stems of the query's words; None without a language.
+
+        Raises:
+            InvalidRequest: PostgreSQL does not support the language.
+        """
         if lang == "simple":
-            return
+            return None
+        await self._check_language(lang)
+        rows = await self._database.fetch_rows(_FIND_STEMS, lang=lang, words=query.list_words())
+        return {word: stems for word, stems in rows}  # noqa: C416 - `dict` has no type for these rows
+
+    async def _check_language(self, lang: str) -> None:
         languages = {str(row[0]) for row in await self._database.fetch_rows("SELECT cfgname FROM pg_ts_config")}
         if lang not in languages:
             raise InvalidRequest(f"lang: {lang[:50]!r} is not one of {', '.join(sorted(languages))}.", param="lang")
+
+
+def _build_values(principal: Principal, query: str, lang: str, terms: str) -> dict[str, object]:
+    return {"owner": principal.user, "query": _clean_query(query), "lang": lang, "terms": terms}
+
+
+def _build_snippets(marker: SnippetMarker, rows: Sequence[DatabaseRow]) -> list[str]:
+    max_length = _MAX_SNIPPET_CHARS // max(1, len(rows))
+    return [marker.build_snippet(f"{prompt} {response}"[:max_length]) for _, _, prompt, response, *_ in rows]
 
 
 def _clean_query(query: str) -> str:

@@ -39,12 +39,12 @@ def _time_column() -> Column[datetime]:
     return Column(DateTime(timezone=True), nullable=True)
 
 
-def _number_column(kind: type[TypeEngine[T]]) -> Column[T]:
-    return Column(kind, nullable=False, server_default="0")
+def _number_column(kind: type[TypeEngine[T]], default: str = "0") -> Column[T]:
+    return Column(kind, nullable=False, server_default=text(default))
 
 
-def _json_column(*, nullable: bool = True) -> Column[object]:
-    return Column(JSONB, nullable=nullable)
+def _json_column(*, nullable: bool = True, none_as_null: bool = False) -> Column[object]:
+    return Column(JSONB(none_as_null=none_as_null), nullable=nullable)
 
 
 class _Table(SQLModel):
@@ -90,6 +90,8 @@ class Turn(_Table, table=True):
         Index("ux_turns_busy", "busy_conversation_id", unique=True),
         Index("ux_turns_idempotency", "owner", "idempotency_key", unique=True),
         Index("ix_turns_search", "search", postgresql_using="gin"),
+        Index("ix_turns_search_terms", "search_terms", postgresql_using="gin"),
+        Index("ix_turns_without_terms", "owner", text("id DESC"), postgresql_where=text("search_terms IS NULL")),
     )
 
     id: UUID = Field(primary_key=True)
@@ -123,15 +125,14 @@ class Turn(_Table, table=True):
     error: JsonObject | None = Field(default=None, sa_column=_json_column())
     request_id: str | None = Field(default=None, sa_type=Text)
     idempotency_key: str | None = Field(default=None, sa_type=Text)
-    cancel_requested: bool = Field(
-        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false"))
-    )
+    cancel_requested: bool = Field(default=False, sa_column=_number_column(Boolean, "false"))
     created_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     completed_at: datetime | None = Field(default=None, sa_column=_time_column())
     caller: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     first_token_ms: float | None = None
     duration_ms: float | None = None
     search: str | None = Field(default=None, sa_column=Column(TSVECTOR, Computed(SEARCH_TEXT, persisted=True)))
+    search_terms: str | None = Field(default=None, sa_column=Column(TSVECTOR, nullable=True))
 
     @property
     def store(self) -> bool:
@@ -380,9 +381,7 @@ class McpToolRow(_Table, table=True):
     definition: JsonObject = Field(sa_column=_json_column(nullable=False))
     details: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
     changed_to: JsonObject | None = Field(default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True))
-    details_changed_to: JsonObject | None = Field(
-        default=None, sa_column=Column(JSONB(none_as_null=True), nullable=True)
-    )
+    details_changed_to: JsonObject | None = Field(default=None, sa_column=_json_column(none_as_null=True))
     first_seen_at: datetime | None = Field(default=None, sa_column=_created_at_column())
     changed_at: datetime | None = Field(default=None, sa_column=_time_column())
 

@@ -61,7 +61,7 @@ class EphemeralJournal(Journal):
 
     def finish_turn(self, log: EventSource, outcome: TurnOutcome) -> asyncio.Future[None]:
         """See `Journal.finish_turn`."""
-        statistics = msgspec.structs.replace(outcome, messages=(), response="")
+        statistics = msgspec.structs.replace(outcome, messages=(), response="", prompt="")
         done = self._journal.finish_turn(NullEventSource(log.turn_id, log.epoch), statistics)
         done.add_done_callback(lambda stored: self._show_end(log, stored))
         return done

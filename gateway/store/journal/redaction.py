@@ -39,9 +39,12 @@ def redact_record(turn: TurnRecord, redactor: Redactor) -> TurnRecord:
 def redact_outcome(end: TurnOutcome, redactor: Redactor) -> TurnOutcome:
     """Redact the outcome of a turn."""
     redactor = redactor.with_shared_budget()
-    messages, response = _redact_messages(end.messages, redactor), redactor.redact_text(end.response)
     return msgspec.structs.replace(
-        end, messages=messages, response=response, error=end.error and _redact_error(end.error, redactor)
+        end,
+        messages=_redact_messages(end.messages, redactor),
+        response=redactor.redact_text(end.response),
+        error=end.error and _redact_error(end.error, redactor),
+        prompt=end.prompt and redactor.redact_text(end.prompt),
     )
 
 

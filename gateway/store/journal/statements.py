@@ -10,10 +10,12 @@ import msgspec
 from gateway.domain import events as e
 from gateway.domain.events import JournalEntry
 from gateway.domain.messages import Parameters, TurnOutcome, TurnRecord
+from gateway.store.search.vector import build_search_vector
 
 Values = tuple[object, ...]
 Row = tuple[str, Values]
 """A statement and its parameters."""
+_MAX_INDEXED_LENGTH = 4_000
 _Events = tuple[int, int, str] | tuple[None, None, None]
 
 
@@ -98,7 +100,7 @@ FINISH_TURN = f"""
 {FENCE}, turn AS (
 UPDATE turns SET status = $7, response = $8, messages = $9, finish_reason = $10, usage = $11, cost_usd = $12,
                  steps = $13, error = $14, completed_at = $15, first_token_ms = $16, duration_ms = $17, cached = $18,
-                 busy_conversation_id = NULL
+                 busy_conversation_id = NULL, search_terms = $19::text::tsvector
 FROM fence WHERE turns.id = fence.id
 RETURNING turns.*), inserted AS ({_insert_events_sql(4, "turn")})
 {INSERT_USAGE}"""
@@ -183,8 +185,19 @@ def build_finish_row(fence: Fence, outcome: TurnOutcome) -> Row:
         outcome.first_token_ms,
         outcome.duration_ms,
         outcome.cached,
+        _build_search_terms(outcome),
     )
     return FINISH_TURN, values
+
+
+def _build_search_terms(outcome: TurnOutcome) -> str | None:
+    """Build the terms of a short turn.
+
+    Those of a long one take milliseconds, so `SearchIndexer` adds them.
+    """
+    if outcome.prompt is None or len(outcome.prompt) + len(outcome.response) > _MAX_INDEXED_LENGTH:
+        return None
+    return build_search_vector(outcome.prompt, outcome.response)
 
 
 def build_release_row(fence: Fence) -> Row:

@@ -135,28 +135,36 @@ async def test_only_the_newest_matches_are_ranked(gateway: Gateway, db: asyncpg.
     assert match["prompt"] == "camel camel camel, the oldest"
 
 
+# Terms as the application finds them, but for those of the user "old", whose turns are of an older release.
+INSERT_MANY = """
+INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options, search_terms)
+SELECT uuidv7(), owner, 'completed', prompt, response, '[]', 'm', '{}', '{}',
+       CASE WHEN owner = 'local' THEN to_tsvector('simple', prompt || ' ' || response) END
+FROM (SELECT CASE WHEN n % 2 = 0 THEN 'local' ELSE 'old' END, 'prompt number ' || n / 2, 'answer ' || md5(n::text)
+      FROM generate_series(1, 100000) AS n) AS turn (owner, prompt, response)
+"""
+
+
+async def explain_search(database: Database, owner: str, word: str) -> str:
+    values = {"lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}"
+    rows = await database.fetch_rows(statement, custom_plan=True, owner=owner, query=word, terms=f"'{word}'", **values)
+    return json.dumps(rows[0][0])
+
+
 async def test_search_reads_only_the_ranked_rows_of_a_hundred_thousand_turns(
     database_url: str, db: asyncpg.Connection
 ) -> None:
-    await db.execute(
-        "INSERT INTO turns (id, owner, status, prompt, response, messages, model_name, parameters, options)"
-        " SELECT uuidv7(), 'local', 'completed', 'prompt number ' || n, 'answer ' || md5(n::text), '[]', 'm',"
-        " '{}', '{}' FROM generate_series(1, 100000) AS n"
-    )
+    await db.execute(INSERT_MANY)
     await db.execute("VACUUM ANALYZE turns")
     database = Database(database_url)
-    values = {"owner": "local", "lang": "simple", "limit": 20, "offset": 0, "after_rank": None, "after_id": None}
-    plans: dict[str, str] = {}
     try:
-        for word in ("777", "prompt"):
-            plan_rows = await database.fetch_rows(
-                f"EXPLAIN (ANALYZE, FORMAT JSON) {SEARCH}", custom_plan=True, query=word, **values
-            )
-            plans[word] = json.dumps(plan_rows[0][0])
+        for owner, index in (("local", '"ix_turns_search_terms"'), ("old", '"ix_turns_search"')):
+            rare, common = [await explain_search(database, owner, word) for word in ("777", "prompt")]
+            assert index in rare
+            assert index not in common  # in every turn, so the newest turns are read in order
+            for plan in (rare, common):
+                assert '"Seq Scan"' not in plan
+                assert max(map(float, re.findall(r'"Actual Rows": ([0-9.]+)', plan))) <= MAX_RANKED
     finally:
         await database.close()
-    assert '"ix_turns_search"' in plans["777"]
-    assert '"ix_turns_search"' not in plans["prompt"]  # in every turn, so the newest turns are read in order
-    for plan in plans.values():
-        assert '"Seq Scan"' not in plan
-        assert max(map(float, re.findall(r'"Actual Rows": ([0-9.]+)', plan))) <= MAX_RANKED

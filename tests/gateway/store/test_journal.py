@@ -31,7 +31,7 @@ def make_turn_started(turn_id: UUID) -> e.TurnStarted:
 
 def make_outcome(response: str = "437") -> TurnOutcome:
     messages = (Message("user", "What is 23*19?"), Message("assistant", response))
-    return TurnOutcome("completed", messages, response, 1, Usage(1, 2, 3), 12.5, finish_reason="stop")
+    return TurnOutcome("completed", messages, response, 1, Usage(1, 2, 3), 12.5, finish_reason="stop", prompt="")
 
 
 TURN_END = e.TurnCompleted(finish_reason="stop", usage=Usage(), steps=1, duration_ms=1.0)

@@ -1,0 +1,1 @@
+"""Full-text search: terms, queries and snippets."""

@@ -1,0 +1,59 @@
+"""Terms of a turn as a vector of PostgreSQL.
+
+The positions are those of the words, and of the characters in scripts without spaces. Such a run has a pair of
+characters at each position, and the last character alone, so a run of any length is found as a phrase of pairs.
+"""
+
+from gateway.store.search.terms import fold_word, list_terms
+
+MAX_TEXT_LENGTH = 50_000
+"""Searchable characters of a prompt or a response."""
+MAX_VECTOR_BYTES = 1_000_000
+"""Limit of a vector, of which PostgreSQL refuses 2^20 bytes.
+
+Further terms are left out.
+"""
+_MAX_POSITION = 16_383
+_MAX_POSITIONS = 255
+"""PostgreSQL ignores further positions of a term."""
+_ENTRY_BYTES = 4
+
+
+def build_search_vector(*texts: str) -> str:
+    """Build a vector, in PostgreSQL's text form, from texts.
+
+    Positions beyond PostgreSQL's last one start again at 1, so that phrases are found everywhere.
+    """
+    words: dict[str, list[int]] = {}
+    lexemes: dict[str, list[int]] = {}
+    position = 1
+    for text in texts:
+        for kind, term in list_terms(text[:MAX_TEXT_LENGTH]):
+            if kind == "run":
+                for index in range(len(term)):
+                    lexemes.setdefault(term[index : index + 2], []).append(position + index)
+                position += len(term)
+            else:
+                words.setdefault(term, []).append(position)
+                position += 1
+    for word, positions in words.items():  # each word is folded once
+        for lexeme in fold_word(word):
+            lexemes.setdefault(lexeme, []).extend(positions)
+    return _format_vector(lexemes)
+
+
+def _format_vector(lexemes: dict[str, list[int]]) -> str:
+    """Format lexemes.
+
+    They have only letters, marks, digits and symbols, so none needs an escape.
+    """
+    size = 0
+    entries: list[str] = []
+    for lexeme, positions in lexemes.items():
+        size += len(lexeme.encode()) + _ENTRY_BYTES + 2 * len(positions)
+        if size > MAX_VECTOR_BYTES:
+            break
+        if len(positions) > _MAX_POSITIONS or max(positions) > _MAX_POSITION:
+            positions = [(position - 1) % _MAX_POSITION + 1 for position in positions[:_MAX_POSITIONS]]
+        entries.append(f"{lexeme}:{','.join(map(str, positions))}")
+    return " ".join(entries)
